@@ -142,7 +142,10 @@ class Catalog(Installed):
                     part.unlink()
 
     def download(self, entry: Entry, *, progress: Callable[[Progress], object] | None = None) -> None:
-        """Download a version from the list that was read last; see `pull`."""
+        """Download a version from the list that was read last; see `pull`.
+
+        Raises StoreError if another process or thread downloads.
+        """
         with self.store.downloading():
             download(self.source(), self.store, entry, progress)
             self._tidy()

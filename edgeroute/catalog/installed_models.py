@@ -187,13 +187,19 @@ class Installed:
         return new
 
     def refuse(self, name: str, version: str, why: str) -> None:
-        """Record that updates are not to try this version again, with the reason."""
+        """Record that updates are not to try this version again, with the reason.
+
+        Also ends a try under way. Raises ModelMissing if no version is active.
+        """
         with self.store.pointing():
             old = self.active(name)
             self.store.point(name, old._replace(refused=_refused_with(old, version, why), tried=""))
 
     def mark(self, name: str, **changes: Any) -> None:
-        """Set fields of the stored `Pointer`, other than its versions: the progress of an update."""
+        """Set fields of the stored `Pointer`, other than its versions: the progress of an update.
+
+        Raises ModelMissing if no version is active.
+        """
         with self.store.pointing():
             self.store.point(name, self.active(name)._replace(**changes))
 

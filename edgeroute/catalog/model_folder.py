@@ -104,11 +104,14 @@ class Store:
         return self._pointers.held(TURN_S)
 
     def version(self, name: str, version: str) -> Path:
-        """Return the path of a version's folder, which may not exist."""
+        """Return the path of a version's folder, which may not exist. Raises CatalogError for an invalid name or version."""
         return self.folder / "versions" / checked_name(name) / checked_version(version)
 
     def pointer_file(self, name: str) -> Path:
-        """Return the path of the file that names the active version: the model's path for a router."""
+        """Return the path of the file that names the active version: the model's path for a router.
+
+        Raises CatalogError for an invalid name.
+        """
         return self.folder / f"{checked_name(name)}{SUFFIX}"
 
     def entry(self, name: str, version: str) -> Entry:
@@ -139,7 +142,7 @@ class Store:
         return sorted(names | {path.name for path in (self.folder / "versions").glob("*") if path.is_dir()})
 
     def pointer(self, name: str) -> Pointer | None:
-        """Return which version is active; None: none."""
+        """Return which version is active; None: none. Raises as `pointer`."""
         return pointer(self.pointer_file(name))
 
     def point(self, name: str, new: Pointer) -> None:
@@ -167,7 +170,10 @@ class Store:
         return problems
 
     def remove(self, name: str, version: str) -> None:
-        """Delete a version: its entry first, so that a partly deleted folder is no version."""
+        """Delete a version: its entry first, so that a partly deleted folder is no version.
+
+        Raises StoreError if it cannot be deleted. A missing one is ignored.
+        """
         folder = self.version(name, version)
         with translate_os_errors(folder):
             (folder / ENTRY).unlink(missing_ok=True)

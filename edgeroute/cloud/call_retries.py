@@ -62,7 +62,10 @@ class Retries:
         self._most, self._until, self._exchange, self._way, self._shown = most, until, exchange, way, shown
 
     async def call(self, once: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of the first attempt that succeeds; raise the last error."""
+        """Return the result of the first attempt that succeeds; raise the last error.
+
+        Waits between attempts. Other errors than CloudError are not retried.
+        """
         try:
             return await once()
         except CloudError as e:

@@ -168,7 +168,7 @@ class Rows:
         return self._until - min(SPARE_S, SPARE * max(0.0, self._until - monotonic()))
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the inputs that have no result yet."""
+        """Yield the inputs that have no result yet. Lazily: a row whose result is set meanwhile is skipped."""
         return (x for row, x in enumerate(self._inputs) if len(self.found) == row)
 
     def __enter__(self) -> None:

@@ -127,7 +127,7 @@ class InThread:
         return next(body, None)
 
     async def sleep(self, seconds: float) -> None:
-        """Block before a retry; a stop request ends the wait."""
+        """Block before a retry; a stop request ends the wait. Returns at once after it."""
         (sleep if self.cancel is None else self.cancel.wait)(seconds)
 
 
@@ -224,7 +224,10 @@ class HttpClient(ForkSafe):
             raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
 
     async def _exchange(self, call: Call, until: float, exchange: Exchange, way: CallSender) -> Reply:
-        """Send a call, with retries, and return its reply; a probe's failure becomes a reply of status 0."""
+        """Send a call, with retries, and return its reply; a probe's failure becomes a reply of status 0.
+
+        Each attempt is accounted for.
+        """
 
         async def once() -> Reply:
             if (cancel := way.cancel) is not None:
@@ -268,7 +271,10 @@ class HttpClient(ForkSafe):
             self.received += size
 
     def _book_reply(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
-        """Account for a reply, and return it if it is a success, or answers a probe; raise Refused."""
+        """Account for a reply, and return it if it is a success, or answers a probe; raise Refused.
+
+        A probe's missing route counts as an answer.
+        """
         size, exchange.status = len(reply.body), reply.status
         with self._lock:
             self.received += size
@@ -286,7 +292,7 @@ class HttpClient(ForkSafe):
         return good
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. Those of an event loop are closed without waiting."""
         self.channels.close()
         self.channels_async.abandon()
 

@@ -143,7 +143,10 @@ class Guard(ForkSafe):
         raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code, wait_s=rejection.wait_s)
 
     def probe(self) -> Exchange:
-        """Return an exchange without user data, for `check` and probes. It costs bytes, and is always admitted."""
+        """Return an exchange without user data, for `check` and probes. It costs bytes, and is always admitted.
+
+        Closing it frees its place.
+        """
         exchange = Exchange(self, "", None, NO_DATA)
         self.rules.under_way.add(exchange.slot)
         return exchange
@@ -171,7 +174,10 @@ class Guard(ForkSafe):
             self.watcher.closed(self)
 
     def probe_failed(self, wait_s: float | None = None) -> None:
-        """Record a failed probe, or one that could not be sent. wait_s: the hold that the endpoint requested, seconds."""
+        """Record a failed probe, or one that could not be sent. wait_s: the hold that the endpoint requested, seconds.
+
+        The breaker then opens for longer.
+        """
         with self.lock:
             self.rules.probe_ended(monotonic(), random.random(), ok=False, wait_s=wait_s)  # noqa: S311
 
@@ -215,6 +221,8 @@ class Guard(ForkSafe):
 
     def succeeded(self, took_s: float | None, moved: int | None = None) -> None:
         """Record a success, which may close the breaker.
+
+        The watcher is notified then.
 
         Args:
             took_s: latency, if it is to be counted.

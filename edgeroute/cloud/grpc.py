@@ -190,7 +190,10 @@ class OpenInferenceGrpc(ServedModel):
         return {**about, "inputs": _listed(metadata.inputs), "outputs": _listed(metadata.outputs)}
 
     def _infer(self, feed: Feed) -> Call:
-        """Return the call of `ModelInfer` for a feed, with raw tensors."""
+        """Return the call of `ModelInfer` for a feed, with raw tensors.
+
+        Raise BadInput for an array that the protocol does not have.
+        """
         request = self._messages["Request"](model_name=self.model, model_version=self.pinned or "")
         parts = list[Any]()
         for name, array in feed.items():

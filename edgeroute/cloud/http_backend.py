@@ -57,7 +57,10 @@ class HttpBackend(AbandonedRuns):
         self.reader.served = lambda: getattr(endpoint, "served_labels", None)
 
     def _pack(self, inputs: list[Any], exchange: Exchange) -> list[Any]:
-        """Return the inputs encoded; by a ladder's best rung that is predicted to arrive in time, which the exchange records."""
+        """Return the inputs encoded; by a ladder's best rung that is predicted to arrive in time, which the exchange records.
+
+        Without a deadline the best rung, unless better ones were late.
+        """
         ladder = self._ladder
         if ladder is None:
             return self.endpoint.pack(inputs)  # type: ignore[no-any-return]
@@ -160,7 +163,10 @@ class HttpBackend(AbandonedRuns):
         return None
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
-        """Yield the answer's pieces, or the whole answer if the endpoint has none, and return the prediction; blocks."""
+        """Yield the answer's pieces, or the whole answer if the endpoint has none, and return the prediction; blocks.
+
+        Closing it early closes the connection.
+        """
         if self._speak is None:
             return (yield from one_piece(self.run([x], until, cancel, exchange)[0]))
         pieces = speeches.stream_call(self.client, partial(self._speak, x), until, exchange, cancel)
@@ -208,7 +214,10 @@ class HttpBackend(AbandonedRuns):
         return self.reader.read_many(self.client.run(talk(), until, exchange), 1)[0]
 
     def ready(self, until: float) -> None:
-        """Ping the endpoint, blocking; raise CloudError if it is not ready."""
+        """Ping the endpoint, blocking; raise CloudError if it is not ready.
+
+        The ping is admitted whatever the breaker's state, and costs bytes.
+        """
         with self.guard.probe() as exchange:
             self.client.run(self.endpoint.ping(), until, exchange)
 

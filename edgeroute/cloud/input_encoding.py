@@ -36,7 +36,8 @@ MOST_DEEP = 50
 def answer_fields(prediction: Prediction) -> dict[str, Any]:
     """Return an answer in JSON types: `value`, `confidence` (null: there is none), and `outputs`, if they are a few numbers.
 
-    No function of the application is called, and no long value converted: safe on an event loop, and before a deadline.
+    No function of the application is called, and no long value converted: safe on an event loop, and before a deadline. A value
+    that is too long, deep or of another type becomes null.
     """
     value, confidence, outputs = prediction
     converted = to_json_types(value) if _room(value, MOST_VALUE, MOST_DEEP) >= 0 else None
@@ -84,7 +85,7 @@ def _room(value: Any, left: int, deep: int) -> int:
 
 
 def split_answers(inputs: Sequence[Any]) -> tuple[list[Any], list[Mapping[str, Any] | None] | None]:
-    """Return the inputs without the edge's answers, and these answers; None: there are none."""
+    """Return the inputs without the edge's answers, and these answers; None: there are none. The inputs as a new list."""
     if not inputs or type(inputs[0]) is not Escalated:
         return list(inputs), None
     edges = [escalated.edge for escalated in inputs]

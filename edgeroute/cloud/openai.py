@@ -56,7 +56,10 @@ _STATUS = {
 
 
 def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address) -> CloudError:
-    """Return the exception for a reply that is no success; almost nothing of the server's text is quoted."""
+    """Return the exception for a reply that is no success; almost nothing of the server's text is quoted.
+
+    Raises AssertionError for a success.
+    """
     try:
         check_status(reply, where, sent, address)
     except Refused as e:
@@ -251,7 +254,10 @@ class OpenAIChat(OneByOne):
             raise BadReply(f"{self.where}: there is no model {self.model!r}: it has {there}")
 
     def _models(self) -> Talk:
-        """Yield the call for the list of models, and return its reply; None: the server has no list."""
+        """Yield the call for the list of models, and return its reply; None: the server has no list.
+
+        Raises Unreachable without a reply, Refused for other statuses.
+        """
         reply = yield Call("GET", f"{self._base}/models", probe=True)
         if not reply.status:
             raise Unreachable(bytes(reply.body).decode())
@@ -300,7 +306,10 @@ class OpenAIChat(OneByOne):
         return (yield from self._answered(head, call))
 
     def _answered(self, head: Head, call: Call) -> AnswerStream[Prediction]:
-        """Yield the steps of reading a reply, streamed or not, and return the answer."""
+        """Yield the steps of reading a reply, streamed or not, and return the answer.
+
+        Leading white space is shown with the first text. An error has the answer so far as `partial`.
+        """
         if head.status not in SUCCESS:
             raise refusal((yield from read_short(head, SHORT)), call.body, self.where, self.model, self.address)
         kind = head.headers.get("content-type", "").lower()
@@ -358,7 +367,10 @@ class OpenAIChat(OneByOne):
         return prediction
 
     def _at_once(self, reply: Reply, call: Call) -> AnswerStream[Prediction]:
-        """Yield the tokens and the text of a reply that is not streamed, and return the answer."""
+        """Yield the tokens and the text of a reply that is not streamed, and return the answer.
+
+        Raises BadReply or Refused; an error within the answer has `partial`.
+        """
         document = loads(reply.body, self.where)
         if not isinstance(document, dict):
             raise BadReply(f"{self.where} gave a reply that is not a completion: a {type(document).__name__}")

@@ -106,7 +106,7 @@ class OpenInference(ServedModel):
     identity = identity
 
     def health(self) -> Talk:
-        """Yield a call for the model's readiness, `GET .../ready`."""
+        """Yield a call for the model's readiness, `GET .../ready`. Raises Refused if it is not ready."""
         yield Call("GET", f"{self.path}/ready")
 
     def ping(self) -> Talk:
@@ -147,7 +147,8 @@ class OpenInference(ServedModel):
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
         """Probe for binary tensors, and set `binary`.
 
-        True after a reply; False after an error, unless the server is busy, or after the second silence.
+        True after a reply; False after an error, unless the server is busy, or after the second silence. Gives up after `TRIES`
+        silences.
         """
         if self._tries == TRIES:  # the last probe was cancelled while waiting, which counts as no reply
             self.binary = False
@@ -189,7 +190,10 @@ class OpenInference(ServedModel):
         return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
     def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
-        """Return the call for a feed in any form: with files, with the edge's answers, in JSON or binary."""
+        """Return the call for a feed in any form: with files, with the edge's answers, in JSON or binary.
+
+        Raise BadInput for text that JSON cannot carry, if not binary.
+        """
         edges = feed.edges if isinstance(feed, Feed) else None
         if binary and edges is None and not getattr(feed, "coded", None):
             return self._in_bytes(feed)

@@ -156,14 +156,17 @@ class StreamAttempt:
     def heard(self, given: Head | bytes | None) -> AnswerPiece | Read | None:
         """Advance the speech by received bytes, None at the end. Return a piece to show, a read, or None: the speech has ended.
 
-        After a piece, call it with None.
+        After a piece, call it with None. Counts the bytes.
         """
         if type(given) is bytes:
             self.received += len(given)
         return self._step(self._speech.send, given)
 
     def failed(self, error: CloudError, read: Read) -> AnswerPiece | Read | None:
-        """Advance the speech by a failure to read, which becomes its error unless the answer is whole. Return its next step."""
+        """Advance the speech by a failure to read, which becomes its error unless the answer is whole. Return its next step.
+
+        A late piece within the answer becomes Unreachable, since the answer broke off.
+        """
         if read.over:
             return self._step(self._speech.send, None)
         if self._begun and isinstance(error, TimedOut):
@@ -174,7 +177,10 @@ class StreamAttempt:
         return self._step(self._speech.throw, error)
 
     def _step(self, move: Any, given: Any) -> AnswerPiece | Read | None:
-        """Advance the speech, storing token counts, results and errors. Return its next step; None: it has ended."""
+        """Advance the speech, storing token counts, results and errors. Return its next step; None: it has ended.
+
+        A CloudError is stored in `error`, not raised.
+        """
         try:
             step = move(given)
             while type(step) is Tokens:
@@ -191,7 +197,7 @@ class StreamAttempt:
         return step  # type: ignore[no-any-return]
 
     def limit(self, read: Read) -> float:
-        """Return the instant by which the next bytes must come."""
+        """Return the instant by which the next bytes must come. A step with progress begins the time for the next anew."""
         if read.over:
             self._over = min(self._over, monotonic() + LINGER_S)
             return min(self._over, self._until)
@@ -323,7 +329,7 @@ async def run(
 def _account_for(
     client: HttpClient, speaking: StreamAttempt, exchange: Exchange, error: BaseException | None, *, cut: bool
 ) -> None:
-    """Account for an attempt that has ended: complete, by an error, or abandoned."""
+    """Account for an attempt that has ended: complete, by an error, or abandoned. Ends the speech."""
     speaking.close()
     client.count_received(speaking.received)
     exchange.after_attempt(speaking.received, error, cut=cut and error is not None, tokens=speaking.tokens())

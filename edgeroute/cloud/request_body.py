@@ -95,6 +95,8 @@ def to_json(value: Any, whose: str = "the input") -> bytes:
 def _strict(value: Any, whose: str, place: str) -> Any:
     """Return a value in JSON's types; raise BadInput with the place of a part that has none.
 
+    Numeric keys become text.
+
     Args:
         value: the value.
         whose: name of the whole value, for the error.
@@ -287,7 +289,10 @@ class Body:
         return encoded
 
     def _fields(self, filled: _Filling) -> Iterator[tuple[str, Any]]:
-        """Yield name and value of each field: text, or for a multipart body a `File`."""
+        """Yield name and value of each field: text, or for a multipart body a `File`.
+
+        Raise BadInput for a key that is no field's name.
+        """
         template = self._template
         if isinstance(template, dict):
             for name, parts in template.items():
@@ -513,7 +518,7 @@ class _Filling:
 
 
 def _item(container: Any, key: str, where: str) -> Any:
-    """Return the item of a mapping or list under a key; raise BadInput if there is none."""
+    """Return the item of a mapping or list under a key; raise BadInput if there is none. A list takes an index."""
     if isinstance(container, Mapping):
         if key in container:
             return container[key]

@@ -279,7 +279,7 @@ class Turns:
             return turn.rejection if turn.done else why
 
     def _drop(self, turn: Turn) -> None:
-        """Give up a turn, and the place that it may just have got."""
+        """Give up a turn, and the place that it may just have got. The next one is admitted."""
         with self._lock:
             self.waiting.pop(turn, None)
         self._rules.leave(turn.slot)
@@ -466,7 +466,10 @@ class Exchange:
 
     @property
     def spent(self) -> Spent:
-        """Bytes and cost so far."""
+        """Bytes and cost so far.
+
+        Energy is estimated from calls and bytes; with the codec, and if the edge's answer went along.
+        """
         terms, mb = self._guard.rules.terms, (self.sent + self.received) / MB
         joules = max(1, self._made) * terms.joules_per_call + mb * terms.joules_per_mb
         return new(Spent, (self.sent, self.received, self.usd, joules, self.codec, self.edge))
@@ -608,7 +611,7 @@ class Exchange:
         raise self._held(rejection.code, rejection.text, rejection.wait_s)
 
     def _give_back(self) -> None:
-        """Return the cost of booked calls that were not made."""
+        """Return the cost of booked calls that were not made. A no-op after the first time."""
         cost, self._paid = self._guard.rules.cost(0, self._paid), 0
         self.usd -= cost.usd
         self._guard.spending.settle(cost, Cost(), process.now())
@@ -669,7 +672,7 @@ class Exchange:
             self._guard.spending.settle(Cost(booked), Cost(usd), process.now())
 
     def overdue(self) -> None:
-        """Record that the deadline has passed during an attempt, which is a fault already."""
+        """Record that the deadline has passed during an attempt, which is a fault already. A no-op if none is open."""
         if self._open:
             self._open = False
             self._overdue()

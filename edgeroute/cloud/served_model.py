@@ -290,7 +290,10 @@ class ServedModel(ABC):
         )
 
     def _feed(self, inputs: list[Any]) -> Feed:
-        """Return the tensors of a request for inputs: preprocessed, stacked or encoded, with the card's constants."""
+        """Return the tensors of a request for inputs: preprocessed, stacked or encoded, with the card's constants.
+
+        Raise BadInput for inputs that do not fit.
+        """
         assert self.inputs is not None, "_meet comes first"
         feed, taken = Feed(), self._sources
         inputs, edges = split_answers(inputs)

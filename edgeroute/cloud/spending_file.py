@@ -215,7 +215,7 @@ class SharedSpending:
         return Rejection(cast("HeldCode", kind), f"{kind}: what is spent could not be written ahead, see the log")
 
     def keep(self) -> None:
-        """Have the spending so far written soon."""
+        """Have the spending so far written soon. Without waiting."""
         self._account.put()
 
     def close(self) -> None:

@@ -93,7 +93,7 @@ def zeros_like_row(array: Array) -> Array:
 
 
 def to_bytes(array: Array, datatype: str) -> memoryview | bytes:
-    """Return the bytes of a tensor."""
+    """Return the bytes of a tensor. BF16 is rounded; texts have their length in front."""
     if datatype == TEXTS:
         texts = [item.encode() if isinstance(item, str) else item for item in array.flat]
         return b"".join(part for item in texts for part in (len(item).to_bytes(_LENGTH, "little"), item))
@@ -120,6 +120,8 @@ def to_json_values(array: Array, datatype: str) -> list[Any]:
 
 def decode_tensor(tensor: Tensor, shape: tuple[int, ...]) -> Array:
     """Return a reply's tensor as an array.
+
+    Binary data is not copied.
 
     Args:
         tensor: the tensor.

@@ -99,7 +99,10 @@ IMPOSSIBLE: Final = "log-probabilities of its tokens above 0, or NaN"
 
 
 def impossible(logprobs: Iterable[float]) -> bool:
-    """Return True if a log-probability is NaN, or above 0 by more than rounding: then there is no confidence."""
+    """Return True if a log-probability is NaN, or above 0 by more than rounding: then there is no confidence.
+
+    False for no tokens.
+    """
     return not all(logprob <= SUM_SLACK for logprob in logprobs)
 
 

@@ -176,7 +176,7 @@ def plain(value: Any) -> Any:
 
 
 def percent(number: float) -> str:
-    """Return a hint for a number that is meant in per cent; empty if it is not."""
+    """Return a hint for a number that is meant in per cent; empty if it is not. Only for 1 to 100."""
     return f" ({number:g} % is {number / 100:g})" if 1 < number <= 100 else ""  # noqa: PLR2004 - a hundred per cent
 
 

@@ -69,7 +69,7 @@ def checked_kind(kind: str | None) -> str | None:
 
 
 def bounded(score: str | Score) -> bool:
-    """Return True if confidences by this score are from 0 to 1."""
+    """Return True if confidences by this score are from 0 to 1. False for `energy`, and for functions."""
     return isinstance(score, str) and score != "energy"
 
 

@@ -46,7 +46,7 @@ def open_s(nominal_s: Numbers, jitter: Numbers) -> Numbers:
 
 
 def grown_s(nominal_s: Numbers) -> Numbers:
-    """Return the next nominal opening time, seconds."""
+    """Return the next nominal opening time, seconds. Doubled, up to `MOST_S`."""
     return least(2 * nominal_s, MOST_S)
 
 
@@ -150,7 +150,7 @@ class Breaker:
         return bool(due(self._due, self._held, now))
 
     def probe_begun(self, now: float) -> None:
-        """Record that a probe was sent."""
+        """Record that a probe was sent. It counts as lost after `PROBE_LOST_S`."""
         self.state, self._due = "half-open", now + PROBE_LOST_S
 
     def probe_ended(self, now: float, ok: bool, jitter: float) -> None:
@@ -185,7 +185,7 @@ class Breaker:
 
 
 def _seconds(wait_s: float) -> str:
-    """Return a wait in words."""
+    """Return a wait in words. At least 0.1 s."""
     return f"{round(max(wait_s, 0.1), 1):g} s"
 
 
@@ -203,7 +203,7 @@ def affords(left: Numbers) -> Numbers:
 
 
 def earned(left: Numbers) -> Numbers:
-    """Return the balance after one more success."""
+    """Return the balance after one more success. At most `CAP`."""
     return least(left + 1, CAP)
 
 

@@ -242,7 +242,7 @@ def _degraded(plan: Plan, log: Sequence[Mark]) -> str:
 
 
 def _failed(mark: Mark) -> str:
-    """Return the code of a failure."""
+    """Return the code of a failure. `failed` for an error without a code."""
     return Failure.of(mark.detail).code or "failed"
 
 

@@ -246,7 +246,7 @@ class _Window:
         self.total = sum(self.booked.values()) + sum(self.loaded.values())  # summed anew, so that rounding errors do not add up
 
     def book(self, amount: float) -> None:
-        """Add to the current bucket."""
+        """Add to the current bucket. Call `roll` before."""
         self.booked[self.current] = self.booked.get(self.current, 0.0) + amount
         self.total += amount
 

@@ -85,7 +85,7 @@ class CallableModel:
                 self.stream = self._stream_async
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
-        """Call the function once per input; return a list of its results."""
+        """Call the function once per input; return a list of its results. A stop request is ignored."""
         return [self._result(self.function(x)) for x in inputs]
 
     def _run_escalated(self, inputs: list[Any], edges: Sequence[Mapping[str, Any] | None]) -> Any:
@@ -122,7 +122,7 @@ class CallableModel:
         return [result[:2] if type(result) is Prediction else result for result in results]
 
     async def _stream_async(self, x: Any, cancel: StopToken | None = None) -> AsyncGenerator[Any, None]:  # noqa: ARG002
-        """Yield the function's pieces for one input."""
+        """Yield the function's pieces for one input. Closed early, it closes the function's generator."""
         async with aclosing(self.function(x)) as pieces:
             async for piece in pieces:
                 yield piece

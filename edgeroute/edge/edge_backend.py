@@ -73,7 +73,10 @@ def current_turn(name: str) -> Turn:
 
 
 def in_new_session(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function as the first call of a new session, and return its result."""
+    """Call a function as the first call of a new session, and return its result.
+
+    In a copy of the context, so that the caller's session stays.
+    """
     context = copy_context()
     context.run(TURN.set, Turn({}))
     return context.run(function, *arguments)
@@ -287,7 +290,7 @@ class EdgeBackend(AbandonedRuns):
             self.unloaded, self.loading = True, False
 
     def unload(self) -> None:
-        """Free the model as `close` does, until `load`; a run in between loads it."""
+        """Free the model as `close` does, until `load`; a run in between loads it. Without a `close` only the mark is set."""
         self.unloaded = True
         self.close()
 
@@ -304,7 +307,10 @@ class EdgeBackend(AbandonedRuns):
             self.loading = False
 
     def close(self) -> None:
-        """Free the model once no run is in progress: a native runtime would crash the process."""
+        """Free the model once no run is in progress: a native runtime would crash the process.
+
+        Deferred to the end of the last run, without waiting. A no-op for a model without `close`.
+        """
         if self._close is not None:
             self._close()
 

@@ -84,7 +84,7 @@ class _Reader:
         self.position += count
 
     def number(self, kind: str) -> Any:
-        """Return the next number, of this type of `struct`."""
+        """Return the next number, of this type of `struct`. Raises _Damaged if the file ends before."""
         return struct.unpack("<" + kind, self.bytes(struct.calcsize("<" + kind)))[0]
 
     def text(self) -> str:

@@ -210,7 +210,7 @@ class _Session:
                     thing.close()
 
     def _stop(self, options: Any) -> None:
-        """Ask Java to terminate a run."""
+        """Ask Java to terminate a run. Detaches the thread."""
         with _STOP_LOCK:  # the other one is the run's
             options.setTerminate(True)
         self.bridge.release()

@@ -246,7 +246,7 @@ class Interpreters:
         return [port.as_elements(feed[port.name]) for port in self._inputs]
 
     def new(self) -> Worker:
-        """Make another interpreter, which is not in the pool."""
+        """Make another interpreter, which is not in the pool. Waits while the process forks."""
         with no_fork.lock:
             return self._make()
 

@@ -224,7 +224,7 @@ class LocalServer:
         return value
 
     def _exchange(self, method: str, path: str, body: bytes, cancel: StopToken | None) -> Any:
-        """Return the context manager of one request to the server."""
+        """Return the context manager of one request to the server. Raises PolicyError without a key that is to be sent."""
         limits: dict[str, Any] = {"timeout_s": self._timeout_s, "most": self._most, "cancel": cancel}
         return exchange(self._local, method, path, body, self._headers(), **limits)
 

@@ -167,7 +167,10 @@ _METHODS: tuple[Name, ...] = ("close", "load", "run_escalated", "run_feed", "run
 
 
 def member(model: EdgeModel, name: Name) -> Any:
-    """Return an optional member of a model, or its default if the model lacks it or has None."""
+    """Return an optional member of a model, or its default if the model lacks it or has None.
+
+    A falsy value is returned itself.
+    """
     value = getattr(model, name, None)
     return DEFAULTS[name] if value is None else value
 

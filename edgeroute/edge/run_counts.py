@@ -92,7 +92,7 @@ class Runs(ForkSafe):
         return self._count < self._most and not self._freeing
 
     def _try_enter(self) -> bool:
-        """Count a run if one may begin now; return True if so."""
+        """Count a run if one may begin now; return True if so. Never blocks."""
         with self._free:
             free = self._is_free()
             self._count += free

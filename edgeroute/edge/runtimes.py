@@ -272,7 +272,7 @@ class Ensemble:
         return [(int(i) if self.labels is None else self.labels[i], float(c)) for i, c in zip(best, sure, strict=True)]
 
     def load(self) -> None:
-        """Load all models."""
+        """Load all models. Models without a `load` are skipped."""
         for model in self.models:
             if (load_it := member(model, "load")) is not None:
                 load_it()

@@ -420,7 +420,7 @@ class Line:
         self.opened = True
 
     def _secure(self, context: ssl.SSLContext, host: str, pins: frozenset[bytes] = frozenset()) -> Steps[None]:
-        """Do a TLS handshake on the present layer, and put TLS above it."""
+        """Do a TLS handshake on the present layer, and put TLS above it. Raises as `handshake`."""
         layer = Tls(self._layer, context, host)
         yield from layer.handshake(pins)
         self._layer = layer

@@ -52,7 +52,7 @@ class Sockets:
         self._sockets: list[socket.socket] = []
 
     def begin(self, until: float, cancel: StopToken | None) -> None:  # noqa: ARG002 - of threads
-        """Set the time limit of a call."""
+        """Set the time limit of a call. Stop requests are ignored here."""
         self.until = until
 
     def late(self) -> NoReturn:
@@ -116,7 +116,7 @@ class BlockingSockets(Sockets):
         return left_s
 
     def cut(self) -> None:
-        """Shut all sockets down, and wake the call; called from another thread."""
+        """Shut all sockets down, and wake the call; called from another thread. The call then raises."""
         for sock in tuple(self._sockets):
             with contextlib.suppress(OSError):  # not ssl's own shutdown: after it data would be sent unencrypted
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -130,7 +130,8 @@ class BlockingSockets(Sockets):
     def connect(self, host: str, port: int) -> socket.socket:
         """Resolve the host, and return a socket connected to the first address that accepts; blocks (RFC 8305).
 
-        The next address is tried when one fails, or in parallel after `STAGGER_S`.
+        The next address is tried when one fails, or in parallel after `STAGGER_S`. The sockets of the other addresses are closed.
+        A stop request raises ConnectionAbortedError.
 
         Raises:
             OSError: no address accepts; the first one's error.

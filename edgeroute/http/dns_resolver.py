@@ -80,7 +80,7 @@ class Lookup:
             wake()
 
     def patience_s(self) -> float:
-        """Return the seconds until the earlier addresses are to be used; inf if there are none."""
+        """Return the seconds until the earlier addresses are to be used; inf if there are none. Below 0 once that has come."""
         return self.begun + PATIENCE_S - monotonic() if self.earlier else inf
 
     def addresses(self) -> list[SocketAddress]:

@@ -230,7 +230,10 @@ class Address:
         return headers
 
     def secrets(self) -> list[str]:
-        """Return the values of the headers that are credentials: `Authorization`, and those given as a `Secret`."""
+        """Return the values of the headers that are credentials: `Authorization`, and those given as a `Secret`.
+
+        Raises PolicyError if one is not set.
+        """
         return [value for name, value in self.headers() if name in self._credentials]
 
     def credentials(self) -> list[str]:

@@ -407,7 +407,7 @@ class Reading:
         self._check(self._size)
 
     def _check(self, size: int) -> None:
-        """Give up a body whose size exceeds the limit."""
+        """Give up a body whose size exceeds the limit. Raises BadReply for a success, or without a head."""
         if size > self._limit:
             self.leave(BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)"))
 

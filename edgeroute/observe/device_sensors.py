@@ -153,7 +153,10 @@ def period_s(sensors: Sensors, usual_s: float) -> float:
 
 
 def read() -> Reading:
-    """Read the sensors of this device. Takes some tenths of a millisecond; never raises."""
+    """Read the sensors of this device. Takes some tenths of a millisecond; never raises.
+
+    May block for another thread's reading, for a limited time.
+    """
     return system_sensors()()
 
 

@@ -116,7 +116,7 @@ class EndpointHealth(ForkSafe):
         return monotonic() < self._linked_at + NEWS_S
 
     def close(self) -> None:
-        """End the network monitor; later events start none, and send no probes."""
+        """End the network monitor; later events start none, and send no probes. Waits for its callback in progress."""
         with self._lock:
             self._closed, watch, self._watch = True, self._watch, None
         if watch is not None:

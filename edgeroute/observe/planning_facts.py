@@ -296,6 +296,8 @@ class Observer(ForkSafe):
     def book(self, power_w: float | None, now_s: float) -> None:
         """Add the energy of the edges' runs since the last booking to the spending.
 
+        Nothing is added while it is not known.
+
         Args:
             power_w: power of the device now, watts; None: unknown.
             now_s: monotonic.

@@ -353,7 +353,10 @@ class Counts(ForkSafe):
             self.degraded += answered_by is not None and not accepted
 
     def count_unsure(self, edges: Iterable[Unsure]) -> None:
-        """Count edges that were skipped because their confidence, known before the run, was below their thresholds."""
+        """Count edges that were skipped because their confidence, known before the run, was below their thresholds.
+
+        They count as judged, below the threshold.
+        """
         with self._lock:
             for planned, confidence in edges:
                 leg = self._legs[planned.name]

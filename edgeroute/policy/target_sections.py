@@ -118,7 +118,7 @@ class Cloud(Target):
     view: Text | None = Field(None, description=VIEW)
 
     def make(self, folder: Path) -> Any:
-        """Make the endpoint."""
+        """Make the endpoint. Opens no connection. Raises PolicyError."""
         return self.endpoint(self.url, **self.resolved(folder))
 
 

@@ -233,7 +233,7 @@ class OpenTelemetry(Instrument):
         self._open[began.id] = _OpenSpan(span, begun_ns, context.get_current(), began.batch)
 
     def request_left(self, identity: str) -> None:
-        """End the request's span as cancelled: nobody waits for an answer any more."""
+        """End the request's span as cancelled: nobody waits for an answer any more. A no-op if it is not open."""
         if (opened := self._take_open(identity)) is not None:
             opened.span.set_attribute("error.type", "cancelled")
             opened.span.end()

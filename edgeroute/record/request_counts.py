@@ -181,7 +181,7 @@ class Tally(ForkSafe, Instrument):
         self._queue(self._tried, (ended.target, code if known else "error", ended.took_s, ended.tokens))
 
     def limit_hit(self, target: str, code: str) -> None:
-        """Queue the call that was not made for counting."""
+        """Queue the call that was not made for counting. Unknown codes count as `other`."""
         self._queue(self._limits, (target, code if code in CODES else "other"))
 
     def outbox_changed(self, identity: str, what: str) -> None:  # noqa: ARG002 - each is counted alike

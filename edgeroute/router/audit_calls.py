@@ -73,7 +73,10 @@ class AuditCalls:
         return lambda: legs.run(start)
 
     def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
-        """Copy the input, and return a function that runs the hidden edges of its plan and the one on trial, and blocks."""
+        """Copy the input, and return a function that runs the hidden edges of its plan and the one on trial, and blocks.
+
+        A failed run is logged, and returned as one without an answer. Raises what copying raises.
+        """
         copied, trial = request._replace(inputs=call_contained(copy_input, request.inputs)), request.snapshot.hidden
         parts = [self._alone(copied, copied.plan.shadow_legs)] if copied.plan.shadow_legs else []
         if trial is not None:

@@ -275,6 +275,8 @@ class BaseRouter(Generic[V]):
     def fingerprints(self, edge: int = 0) -> dict[str, str]:
         """Return the fingerprints that a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.
 
+        Raises IndexError for another number. Reads files.
+
         Args:
             edge: index of the edge model, from 0.
         """
@@ -299,7 +301,7 @@ class BaseRouter(Generic[V]):
         return "" if self._file is None else self._file.path.name
 
     def _close(self) -> None:
-        """Close the iterators over live sources, the policy file and the engine."""
+        """Close the iterators over live sources, the policy file and the engine. Blocks; never raises."""
         for updates in [] if self._live is None else list_weakset(self._live):
             updates.router_closed()
         _close(self.engine, self._file)

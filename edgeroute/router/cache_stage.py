@@ -145,7 +145,7 @@ class Caching(Part):
         return entries  # type: ignore[no-any-return]
 
     def _looks_until(self, request: Request) -> float:
-        """Return the instant at which the call goes on without the cache's result."""
+        """Return the instant at which the call goes on without the cache's result. inf without a deadline."""
         return INF if request.until == INF else request.begun + SHARE * request.plan.deadline_s
 
     def _look_up(

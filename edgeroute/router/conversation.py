@@ -88,6 +88,8 @@ class Conversation(History):
     def stream(self, turn: Any, **options: Any) -> Stream:
         """Return the answer to the next turn in pieces; the turn is added to the messages once the last piece was yielded.
 
+        Left early, the turn is not added.
+
         Args:
             turn: as for `infer`.
             options: options of `Router.stream`.

@@ -27,7 +27,7 @@ SHORTEST: Final = 17
 SHORTEST_ANSWER: Final = 36
 """Minimum bytes of an answer that identifies a conversation: all models greet alike."""
 LONG: Final = 64
-"""Minimum bytes of an earlier message of a turn, or of two successive ones, that identify it; a shorter one may be an instruction."""
+"""Minimum bytes of an earlier message of a turn, or of two in a row, that identify it; a shorter one may be an instruction."""
 LONGEST_RUN: Final = 64
 """Maximum segments of a run, unless a part or a message begins with the run; a long conversation has shorter runs."""
 MOST_COMPARED: Final = 4_000

@@ -102,7 +102,7 @@ class Sensing:
                 self._load(freed)
 
     def _load(self, freed: list[EdgeBackend]) -> None:
-        """Load models that were freed; meanwhile calls go to the next target."""
+        """Load models that were freed; meanwhile calls go to the next target. Errors are logged."""
         for backend in freed:
             call_quietly(backend.load, "loading an edge model again")
         self._engine.observe()
@@ -419,7 +419,7 @@ class Engine(ForkSafe):
         return stays_on_device(policy, observer.facts)
 
     def read_sensors(self) -> None:
-        """Read the device's sensors, apply the rules in force, and have them read from now on."""
+        """Read the device's sensors, apply the rules in force, and have them read from now on. Blocks for them."""
         self.sensing.read()
         SAMPLER.add(self)
 
@@ -440,13 +440,13 @@ class Engine(ForkSafe):
             self.queue.delivery.wake(now=self.health.outage_was_local())
 
     def note(self, what: str, identity: str) -> None:
-        """Count and report an event (`queued`, `late`, ...) of a request in the outbox."""
+        """Count and report an event (`queued`, `late`, ...) of a request in the outbox. Other events are only reported."""
         if what in {"queued", "late"}:
             self.counts.note(what)
         self.instruments.outbox_changed(identity, what)
 
     def on_late(self, function: Callable[..., object]) -> None:
-        """Register a function for late answers."""
+        """Register a function for late answers. Later calls take the slower path."""
         self.late.on_late(function)
         self.plain = False
 

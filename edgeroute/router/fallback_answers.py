@@ -351,7 +351,7 @@ class LateReplies(ForkSafe):
                 log.exception("a callback for late answers failed at %s", late.id)
 
     def close(self) -> None:
-        """Ignore all further replies; wait for the one that is being stored."""
+        """Ignore all further replies; wait for the one that is being stored. Blocks for that one."""
         self._closed = True
         with self._storing:
             pass

@@ -231,7 +231,10 @@ class LegTask:
         self.token()
 
     def _measure(self) -> None:
-        """Report the seconds of a completed run, once; the walk, which stopped the leg, ignores its event."""
+        """Report the seconds of a completed run, once; the walk, which stopped the leg, ignores its event.
+
+        A no-op while it runs, or if it failed.
+        """
         measured, self._measured = self._measured, None
         if measured is not None and self._took_s is not None:
             measured(self._backend.name, self._took_s)

@@ -155,7 +155,7 @@ class OfflineQueue:
         return len(self._storing)
 
     def expect(self, identity: str) -> None:
-        """Announce that `store` will be called for this id."""
+        """Announce that `store` will be called for this id. Late answers for it wait until then."""
         self._storing[identity] = Future()
 
     def once_stored(self, identity: str, job: Callable[[], object]) -> None:

@@ -534,7 +534,7 @@ def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
 
 
 def clear_plans(snapshot: Snapshot) -> None:
-    """Delete the stored plans of a snapshot, after facts have changed."""
+    """Delete the stored plans of a snapshot, after facts have changed. Also those of its edge on trial."""
     for policy in (snapshot, snapshot.trial):
         if policy is not None:
             policy.plans.clear()

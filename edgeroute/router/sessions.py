@@ -71,7 +71,10 @@ class States(ForkSafe):
         self._states = {}
 
     def close(self) -> None:
-        """Discard the states and refuse further calls. The router stays open."""
+        """Discard the states and refuse further calls. The router stays open.
+
+        Raises nothing while a call is under way, whose state is dropped.
+        """
         self._closed = True
         self.reset()
 

@@ -83,7 +83,7 @@ class _Tally:
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any]) -> _Tally:
-        """Return the sums from a dump."""
+        """Return the sums from a dump. Raises KeyError, TypeError or ValueError for another form."""
         return cls(dumped["sums"], Latency.load(dumped["latency"]))
 
     def add(self, seen: Seen) -> None:
@@ -233,7 +233,10 @@ class RunningTrial(ForkSafe):
         self._look()
 
     def add_comparison(self, *, differs: bool, b: bool) -> None:
-        """Add a comparison by an audit, or of a hidden cloud's answer with that of the one in use; may stop the trial."""
+        """Add a comparison by an audit, or of a hidden cloud's answer with that of the one in use; may stop the trial.
+
+        For a hidden one the test bets against no difference at all.
+        """
         with self._lock:
             self._tallies[b].compare(differs=differs)
             if not self.trial.shown:
@@ -385,7 +388,7 @@ class Trials(ForkSafe, parts.Part):
         return snapshot, ""
 
     def add_comparison(self, name: str, *, agrees: bool) -> None:
-        """Add an audited answer of an edge model."""
+        """Add an audited answer of an edge model. A no-op for an edge without a trial."""
         if self._edge is not None and name in self._edge.names:
             self._edge.add_comparison(differs=not agrees, b=name == EDGE_TRIAL)
 

@@ -243,7 +243,7 @@ class Journal(ForkSafe):
                     os.close(full)
 
     def _renumber(self) -> None:
-        """Rename each file to the next number; the oldest is overwritten."""
+        """Rename each file to the next number; the oldest is overwritten. Raises FileNotFoundError without a present file."""
         for n in range(self._keep - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 _numbered(self.path, n).replace(_numbered(self.path, n + 1))
@@ -342,7 +342,7 @@ def _numbered(path: Path, n: int) -> Path:
 
 
 def _is_before(time_s: Any, since: float) -> bool:
-    """Return True if a record's time is a number before `since`."""
+    """Return True if a record's time is a number before `since`. False without a number."""
     return isinstance(time_s, int | float) and time_s < since
 
 

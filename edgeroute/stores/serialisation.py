@@ -26,7 +26,7 @@ def is_array(x: Any) -> bool:
 
 
 def to_npy(x: Any) -> bytes:
-    """Return an array as the bytes of a .npy file."""
+    """Return an array as the bytes of a .npy file. Raises ValueError for arrays of objects."""
     to = io.BytesIO()
     np.save(to, x, allow_pickle=False)
     return to.getvalue()

@@ -30,7 +30,10 @@ class _NoFork:
         self.lock = threading.RLock()
 
     def before_fork(self) -> None:
-        """Acquire the lock, waiting at most 10 s, so that a holder that hangs does not prevent the fork."""
+        """Acquire the lock, waiting at most 10 s, so that a holder that hangs does not prevent the fork.
+
+        Then the fork goes on without it.
+        """
         self.lock.acquire(timeout=10.0)
 
     def in_parent(self) -> None:
@@ -95,7 +98,7 @@ def import_tool(name: str) -> ModuleType:
 
 
 def _import_whole(name: str) -> ModuleType:
-    """Import a module while holding the lock that forks wait for, and record its name."""
+    """Import a module while holding the lock that forks wait for, and record its name. Raises ImportError."""
     with no_fork.lock:
         module = import_module(name)
     _loaded.add(name)

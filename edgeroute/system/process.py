@@ -169,7 +169,7 @@ class Shared(ForkSafe, Generic[K, T]):
             return self._held.setdefault(key, candidate)
 
     def put(self, key: K, thing: T) -> None:
-        """Store an object for the key in place of any other."""
+        """Store an object for the key in place of any other. It is referred to weakly."""
         self._held[key] = thing
 
 

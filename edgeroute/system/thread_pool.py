@@ -181,7 +181,10 @@ class ThreadPool(ForkSafe):
 
 
 def _await_native() -> None:
-    """Close the pools with native jobs at Python's exit, and wait for their threads up to `EXIT_S` seconds in all."""
+    """Close the pools with native jobs at Python's exit, and wait for their threads up to `EXIT_S` seconds in all.
+
+    Ctrl-C ends the wait.
+    """
     until = time.monotonic() + EXIT_S
     with contextlib.suppress(KeyboardInterrupt):  # whoever does not want to wait
         for pool in list_weakset(_native):

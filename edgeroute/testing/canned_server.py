@@ -42,7 +42,7 @@ class Listener(ABC):
         return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        """Close all connections, the listener and the thread."""
+        """Close all connections, the listener and the thread. Blocks. A no-op the second time."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._ended.set)
             self._thread.join()
@@ -111,7 +111,7 @@ class Listener(ABC):
         """Handle one connection until it ends."""
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop from another thread, wait for it, and return its result."""
+        """Run a coroutine on the loop from another thread, wait for it, and return its result. Its exception is raised."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def __enter__(self) -> Self:
@@ -128,7 +128,7 @@ async def turns() -> None:
 
 
 async def finish(writer: asyncio.StreamWriter) -> None:
-    """Flush and close a connection (FIN)."""
+    """Flush and close a connection (FIN). Errors of the system are ignored."""
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()

@@ -243,7 +243,10 @@ class Checks(Running):
                 break
 
     def refuses(self, bad: Sequence[Any]) -> Iterator[str]:
-        """Check that input that the model cannot take raises `BadInput`, by each way and in a batch."""
+        """Check that input that the model cannot take raises `BadInput`, by each way and in a batch.
+
+        Only inputs in `bad` have to be refused.
+        """
         derived = [(x, False) for x in bad_of(self._samples[0])]
         for x, must in [*((x, True) for x in bad), *derived]:
             for many, rows in ((True, [x]), (False, [x]), (True, [*self.samples, x])):

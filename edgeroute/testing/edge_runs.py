@@ -30,7 +30,7 @@ class Token(StopToken):
         self.taken = threading.Event()
 
     def on_ask(self, hook: Callable[[], object] | None) -> None:
-        """Set the function that a stop request calls, and record that in `taken`."""
+        """Set the function that a stop request calls, and record that in `taken`. Runs it at once if the request came before."""
         super().on_ask(hook)
         self.taken.set()
 

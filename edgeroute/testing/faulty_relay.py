@@ -66,7 +66,10 @@ class Relay(Listener):
         self._do(switch())
 
     def cut(self) -> None:
-        """End all present connections, as a link does that goes down; with `refuse` before it, no new one begins."""
+        """End all present connections, as a link does that goes down; with `refuse` before it, no new one begins.
+
+        Blocks until that is done.
+        """
 
         async def end() -> None:
             await turns()

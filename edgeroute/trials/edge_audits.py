@@ -603,7 +603,7 @@ class Auditor(ForkSafe):
                 log.warning("an audit could not be noted: %s", what)
 
     def _note(self) -> None:
-        """Store the monitors' states for later runs."""
+        """Store the monitors' states for later runs. A no-op without a store."""
         if self._kept is not None:
             for name, watch in self._watches.items():
                 self._kept.put(f"audit:{name}", watch.dump())

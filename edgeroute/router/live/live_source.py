@@ -94,7 +94,7 @@ class Mailbox(Generic[T]):
         return got
 
     def end(self, error: BaseException | None = None) -> None:
-        """Mark the source as ended, and ring."""
+        """Mark the source as ended, and ring. Items that it has stay."""
         self.error, self.ended = error, True
         self.ring()
 
@@ -243,7 +243,7 @@ class DirectCall:
         self._call = call
 
     def poll(self) -> Answer | None:
-        """Run the call, blocking, and return its answer."""
+        """Run the call, blocking, and return its answer. Raises the error of the call."""
         return self._call()
 
     def close(self) -> None:

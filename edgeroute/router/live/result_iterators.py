@@ -93,7 +93,7 @@ class LiveIterator(Generic[U]):
         self._reader, self._source = reader, None
 
     def router_closed(self) -> None:
-        """End the iteration with `Closed`, as the router was closed; from any thread."""
+        """End the iteration with `Closed`, as the router was closed; from any thread. Waiting items are dropped."""
         self._router_closed = True
         self._mailbox.close()
         self._mailbox.ring()

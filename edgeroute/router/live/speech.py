@@ -423,7 +423,7 @@ class AudioFlow:
             segment.call.close()
 
     def _barge_in(self, at_s: float) -> BargeIn:
-        """Cancel the calls of segments before an instant. Return the event."""
+        """Cancel the calls of segments before an instant. Return the event. The current segment's call goes on."""
         earlier = [asked for asked in self._flights if asked.segment.start_s < at_s]
         for asked in earlier:
             self._flights.remove(asked)

@@ -164,12 +164,15 @@ class Cache(ForkSafe):
             return CacheStats(*counts, self._recent.size)
 
     def flush(self) -> None:
-        """Write pending entries to disk now; usually a thread writes them within moments."""
+        """Write pending entries to disk now; usually a thread writes them within moments.
+
+        Blocks. Entries that cannot be written are dropped.
+        """
         if self._disk is not None:
             self._disk.flush()
 
     def close(self) -> None:
-        """Write pending entries to disk and close it; a later call opens it again."""
+        """Write pending entries to disk and close it; a later call opens it again. Blocks."""
         if self._disk is not None:
             self._disk.close()
 

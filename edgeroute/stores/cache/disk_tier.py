@@ -125,7 +125,7 @@ class Disk(ForkSafe):
             self._begun = False  # no thread is to be had: the next put tries again, and close writes what waits
 
     def flush(self) -> None:
-        """Write pending entries in the caller's thread; drop them while the disk rests."""
+        """Write pending entries in the caller's thread; drop them while the disk rests. Blocks for another flush."""
         with self._turn:
             while batch := self._next():
                 if not self._writes.now:

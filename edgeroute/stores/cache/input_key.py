@@ -142,7 +142,7 @@ def fingerprint(thing: object) -> str:
 
 
 def _file(path: Path) -> str:
-    """Return the hash of a file's content."""
+    """Return the hash of a file's content. Raises OSError."""
     stat = path.stat()
     return _content(path, stat.st_mtime_ns, stat.st_size)
 

@@ -133,7 +133,10 @@ def longest(attempts: int, spread_s: float = 0.0) -> float:
 
 
 def backoff(attempts: int, spread_s: float = 0.0) -> float:
-    """Draw a back-off after so many failures, seconds: full jitter, so that devices do not return at once."""
+    """Draw a back-off after so many failures, seconds: full jitter, so that devices do not return at once.
+
+    From 0 to `longest`.
+    """
     return random.uniform(0, longest(attempts, spread_s))  # noqa: S311 - a jitter, not a secret
 
 
@@ -196,7 +199,7 @@ class Delivery(ForkSafe):
         outbox.listen(self.loop.nudge)
 
     def start(self) -> None:
-        """Start the delivering thread."""
+        """Start the delivering thread. Another process may hold the lock: then it polls."""
         self.loop.start()
 
     def wake(self, *, now: bool = False) -> None:

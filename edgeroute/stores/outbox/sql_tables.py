@@ -272,13 +272,13 @@ def total_bytes(c: sqlite3.Connection) -> int:
 
 
 def counts(c: sqlite3.Connection) -> dict[str, int]:
-    """Return the counters, by name."""
+    """Return the counters, by name. Damaged counters are left out."""
     numbers = {name: n for name, n in c.execute("SELECT name, n FROM outbox_counts") if isinstance(n, int)}
     return {**numbers, "bytes": total_bytes(c)}
 
 
 def add_count(c: sqlite3.Connection, name: str, n: int = 1) -> None:
-    """Add `n` to the counter of this name."""
+    """Add `n` to the counter of this name. A damaged counter begins at 0 again."""
     if n:
         known = "CASE WHEN typeof(n) = 'integer' THEN n ELSE 0 END"  # else damaged
         added = f"INSERT INTO outbox_counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = {known} + excluded.n"  # noqa: S608 - a constant

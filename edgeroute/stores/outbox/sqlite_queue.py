@@ -209,7 +209,7 @@ class Listing(ForkSafe):
         return int(n)
 
     def states(self, names: Iterable[str]) -> dict[str, State]:
-        """Return id -> state of the entries with these ids."""
+        """Return id -> state of the entries with these ids. Unknown ids are left out."""
         with self._transaction() as c:
             rows = (c.execute("SELECT id, state FROM outbox_entries WHERE id = ?", (name,)).fetchone() for name in names)
             return dict(row for row in rows if row is not None)
@@ -336,7 +336,10 @@ class Outbox(Listing):
         return len(self._group)
 
     def listen(self, f: Callable[[], object]) -> None:
-        """Register a function to call when this process adds something to deliver or to pass to the callback."""
+        """Register a function to call when this process adds something to deliver or to pass to the callback.
+
+        Called in the thread that adds it; its exceptions pass.
+        """
         self._listeners.append(f)
 
     def spread_for(self, since: float | None) -> float:
@@ -371,7 +374,10 @@ class Outbox(Listing):
         return self._group.put(entries, refuse)
 
     def _write(self, entries: Sequence[Waiting]) -> list[Put]:
-        """Store requests in one transaction, evicting others if needed, and notify the listeners."""
+        """Store requests in one transaction, evicting others if needed, and notify the listeners.
+
+        A known id is not stored again.
+        """
         now_s = self.clock()
         with self._transaction(now_s) as c:
             puts = [self._insert(c, now_s, entry) for entry in entries]
@@ -461,16 +467,19 @@ class Outbox(Listing):
         return True
 
     def failed(self, name: str, error: str, ready_at: float) -> None:
-        """Record a failed attempt of a waiting request; the next is not before `ready_at` (Unix time)."""
+        """Record a failed attempt of a waiting request; the next is not before `ready_at` (Unix time).
+
+        A no-op unless it is waiting.
+        """
         self._change("attempts = attempts + 1, error = ?, ready_at = ?", (_text(error), ready_at), name)
 
     def postpone(self, name: str, ready_at: float) -> None:
-        """Delay the callback for this answer until `ready_at` (Unix time)."""
+        """Delay the callback for this answer until `ready_at` (Unix time). A no-op unless it is answered."""
         with self._transaction() as c:
             c.execute("UPDATE outbox_entries SET ready_at = ? WHERE id = ? AND state = 'answered'", (ready_at, name))
 
     def bury(self, name: str, error: str) -> None:
-        """Make a waiting entry a dead letter."""
+        """Make a waiting entry a dead letter. Counts the attempt, and a dead letter; a no-op unless it waits."""
         change = "state = 'dead', attempts = attempts + 1, error = ?, since = ?"
         self._change(change, (_text(error), self.clock()), name, count="dead")
 
@@ -483,7 +492,10 @@ class Outbox(Listing):
         self._notify()
 
     def withdraw(self, name: str) -> bool:
-        """Delete a request whose answer came in time. Return False if it is gone, or answered: then the callback comes."""
+        """Delete a request whose answer came in time. Return False if it is gone, or answered: then the callback comes.
+
+        Counts it.
+        """
         with self._transaction() as c:
             there = c.execute("DELETE FROM outbox_entries WHERE id = ? AND state != 'answered'", (name,)).rowcount
             add_count(c, "withdrawn", there)
@@ -508,7 +520,7 @@ class Outbox(Listing):
         return n
 
     def drop(self, names: Iterable[str]) -> int:
-        """Delete the entries with these ids, in any state, and return their number."""
+        """Delete the entries with these ids, in any state, and return their number. Counts them; unknown ids are ignored."""
         with self._transaction() as c:
             n = sum(c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,)).rowcount for name in names)
             add_count(c, "dropped_by_hand", n)
