@@ -227,7 +227,7 @@ class Certificate(NamedTuple):
         """Write the certificate as JSON, replacing an existing file atomically.
 
         Raises:
-            OSError: the file cannot be written.
+            StoreError: the file cannot be written.
         """
         replace_file(Path(path), json.dumps(self.as_dict(), indent=2) + "\n")
 

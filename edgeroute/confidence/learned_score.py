@@ -25,7 +25,7 @@ import numpy as np
 
 from edgeroute.confidence.learned_features import PER_CLASS, Array, Foreign, names, of_logits, of_row, text_features
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
-from edgeroute.errors import BadReply, ModelError, ModelMissing, PolicyError, StoreError
+from edgeroute.errors import BadReply, ModelError, ModelMissing, PolicyError
 from edgeroute.system.process import replace_file
 
 # Blend of two scores: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.
@@ -321,10 +321,7 @@ class Learned:
         Raises:
             StoreError: the file cannot be written.
         """
-        try:
-            replace_file(Path(path), _json(self.data))
-        except OSError as e:
-            raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+        replace_file(Path(path), _json(self.data))
 
     @classmethod
     def load(cls, path: Path | str) -> Learned:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.core.error_codes import class_name, error_message
+from edgeroute.errors import StoreError
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.log_filter import Failures
 
@@ -302,17 +303,20 @@ def replace_file(path: Path, text: str) -> None:
     not flushed to the disk.
 
     Raises:
-        OSError: the file cannot be written.
+        StoreError: the file cannot be written.
     """
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    path = Path(os.path.realpath(path))
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    if path.exists():
-        new.chmod(path.stat().st_mode & 0o777)
-    new.replace(path)
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        target = Path(os.path.realpath(path))
+        new = target.with_name(target.name + ".new")
+        new.write_text(text, encoding="utf-8")
+        if target.exists():
+            new.chmod(target.stat().st_mode & 0o777)
+        new.replace(target)
+    except OSError as e:
+        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
 
 
 class _Short(Repr):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute.errors import BadInput, StoreError
+from edgeroute.errors import BadInput
+from edgeroute.system.process import replace_file
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.status import show_arms, trials_of
 from edgeroute.tools.cli.tables_and_options import Json, console, table
@@ -20,19 +21,14 @@ if TYPE_CHECKING:
 
 Devices = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="DEVICE...", help="Output of `edgeroute status --json`, one device a line or file; or state folders.",
-        show_default=False,
-    ),
-]  # fmt: skip
+    typer.Argument(metavar="DEVICE...", help="Output of `edgeroute status --json`, one device a line or file; or state folders."),
+]
 
 
 def arms(
     devices: Devices,
     *,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.", show_default=False)
-    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.")] = None,
     as_json: Json = False,
 ) -> int:
     """Compare the arms of a trial over many devices, and report whether the one on trial is worse than allowed.
@@ -41,7 +37,7 @@ def arms(
     trial is stopped on a device.
     """
     from edgeroute.tools.measure.fleet_trial import compare
-    from edgeroute.tools.measure.report.report_page import basis
+    from edgeroute.tools.measure.report.report_page import basis, document, fleets_page
 
     trials: dict[tuple[str, str], list[Device]] = {}
     for path in devices:
@@ -53,7 +49,7 @@ def arms(
     fleets = [(compare(devices), len(devices)) for devices in trials.values() or [[]]]
     pages = [(fleet, basis(count, sum(arm.requests for arm in fleet.arms))) for fleet, count in fleets]
     if report is not None:
-        _write(report, pages)
+        replace_file(report, document(fleets_page(pages)))
     stops = any(fleet.worse or (fleet.settings.side == "cloud" and fleet.arms[1].stopped) for fleet, _ in fleets)
     if as_json:
         print(json.dumps({"trials": [{"devices": count, **fleet.as_dict()} for fleet, count in fleets]}, allow_nan=False))
@@ -117,21 +113,6 @@ def _trials(origin: str, status: Any) -> Iterator[Device]:
             raise BadInput(f"{origin}: the settings of its trial cannot be read")
         name = stored_settings.get("device")
         yield Device(origin, None if name is None else str(name), settings, device_arms)
-
-
-def _write(report: Path, pages: Sequence[tuple[Fleet, str]]) -> None:
-    """Write the report as an HTML page, replacing the file.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    from edgeroute.system.process import replace_file
-    from edgeroute.tools.measure.report.report_page import document, fleets_page
-
-    try:
-        replace_file(report, document(fleets_page(pages)))
-    except OSError as e:
-        raise StoreError(f"{report} cannot be written: {e.strerror or e}") from e
 
 
 def _show(fleet: Fleet, summary: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.errors import PolicyError, StoreError
+from edgeroute.errors import PolicyError
 from edgeroute.tools.cli.example_options import (
     DataClass,
     DataOrNone,
@@ -25,7 +25,7 @@ from edgeroute.tools.cli.example_options import (
     read_examples,
 )
 from edgeroute.tools.cli.exit_codes import OK, TOO_FEW, line
-from edgeroute.tools.cli.tables_and_options import Json, Policy, console, pairs, share, table
+from edgeroute.tools.cli.tables_and_options import Json, Policy, console, of_share, pairs, share, table
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, Kind
@@ -40,27 +40,14 @@ def calibrate(
     *,
     policy: Policy,
     data: DataOrNone = None,
-    max_loss: Annotated[
-        float | None,
-        typer.Option(parser=share, metavar="SHARE", help="Accuracy lost against the cloud, as in 1%.", show_default=False),
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(
-            parser=share, metavar="SHARE", help="Wrong answers among those accepted on the edge, as in 5%.", show_default=False
-        ),
-    ] = None,
-    max_defer: Annotated[
-        float | None, typer.Option(parser=share, metavar="SHARE", help="Inputs that are deferred, as in 20%.", show_default=False)
-    ] = None,
+    max_loss: Annotated[float | None, of_share("Accuracy lost against the cloud, as in 1%.")] = None,
+    max_error: Annotated[float | None, of_share("Wrong answers among those accepted on the edge, as in 5%.")] = None,
+    max_defer: Annotated[float | None, of_share("Inputs that are deferred, as in 20%.")] = None,
     sure: Annotated[
         str, typer.Option(metavar="SHARE", help="Confidence level of the guarantee. With --max-defer also `average`.")
     ] = "95%",
     metric: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Name of the metric of graded answers, as in F1, for the guarantee.", show_default=False
-        ),
+        str, typer.Option(metavar="NAME", help="Name of the metric of graded answers, as in F1, for the guarantee.")
     ] = "",
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Find a threshold for each class; all guarantees hold at once.")
@@ -162,10 +149,7 @@ def calibrate(
         lines["score"] = path_in_policy(policy, saved)
     elif score is not None:
         lines["score"] = str(result.score)
-    try:
-        result.certificate.save(path)
-    except OSError as e:
-        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+    result.certificate.save(path)
     if as_json:
         certificate = result.certificate.as_dict()
         print(json.dumps({"certificate": certificate, "path": str(path), "policy": lines, "notes": [*result.notes]}))

@@ -29,9 +29,7 @@ def check(*, policy: Policy, as_json: Json = False) -> int:
 
 
 def decide(
-    given: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="A .npy, .npz, .png or .jpg file, or `-` for stdin.", show_default=False)
-    ],
+    given: Annotated[Path, typer.Argument(metavar="INPUT", help="A .npy, .npz, .png or .jpg file, or `-` for stdin.")],
     *,
     policy: Policy,
     index: Annotated[int, typer.Option(min=0, help="The row of an .npz file, or the line of JSON.")] = 0,
@@ -60,9 +58,7 @@ def decide(
 
 
 def docs(
-    name: Annotated[
-        str | None, typer.Argument(metavar="PAGE", help="Page to print; default: list all.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="PAGE", help="Page to print; default: list all.")] = None,
     *,
     as_json: Json = False,
 ) -> int:

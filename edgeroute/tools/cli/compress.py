@@ -32,7 +32,7 @@ Data = Annotated[
         ".npy, .png, .jpg, folders of them, or `-`.",
     ),
 ]  # fmt: skip
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="The new model.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="The new model.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 
 
@@ -107,8 +107,7 @@ def prune(
     *,
     data: Data,
     sparsity: Annotated[
-        float,
-        typer.Option("--sparsity", "-s", parser=share, metavar="SHARE", help="Share to remove: 0.5 or 50%.", show_default=False),
+        float, typer.Option("--sparsity", "-s", parser=share, metavar="SHARE", help="Share to remove: 0.5 or 50%.")
     ],
     out: Out = None,
     structured: Annotated[
@@ -118,7 +117,6 @@ def prune(
         str | None,
         typer.Option(
             metavar="MODULE:FUNCTION",
-            show_default=False,
             help="Function of the pruned model's path, inputs and labels, which trains the file in place.",
         ),
     ] = None,

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import typer
 
 from edgeroute.tools.cli.exit_codes import OK
-from edgeroute.tools.cli.tables_and_options import Json, seconds, share
+from edgeroute.tools.cli.tables_and_options import Json, of_share, of_time
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
@@ -34,14 +34,9 @@ LAST = 5
 
 def demo(
     *,
-    n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Number of images; default: all, 500 with --rtt.", show_default=False)
-    ] = None,
-    rtt: Annotated[
-        float | None,
-        typer.Option(parser=seconds, metavar="TIME", help="Time to add to each round trip, as in 80ms.", show_default=False),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="The folder with Fashion-MNIST's t10k-*.gz.", show_default=False)] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Number of images; default: all, 500 with --rtt.")] = None,
+    rtt: Annotated[float | None, of_time("Time to add to each round trip, as in 80ms.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder with Fashion-MNIST's t10k-*.gz.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -49,9 +44,7 @@ def demo(
             show_default="edgeroute-demo",
         ),
     ] = None,
-    max_defer: Annotated[
-        float, typer.Option(parser=share, metavar="SHARE", help="Largest share that may be deferred.", show_default="20%")
-    ] = 0.2,
+    max_defer: Annotated[float, of_share("Largest share that may be deferred.", "20%")] = 0.2,
     as_json: Json = False,
 ) -> int:
     """Start a cloud on this machine, route images through it, and show the gain."""

@@ -27,9 +27,7 @@ def evaluate(
     *,
     policy: Policy,
     data: Data,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.", show_default=False)
-    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.")] = None,
     no_cloud: Annotated[bool, typer.Option("--no-cloud", help="Run the edge alone: nothing leaves the device.")] = False,
     every: Every = 1,
     edge: EdgeNumber = 0,
@@ -37,10 +35,8 @@ def evaluate(
     batch: Annotated[
         int, typer.Option(min=1, help="Inputs in one request to the cloud. With more than one its latency is not measured.")
     ] = 1,
-    edge_usd: Annotated[
-        float | None, typer.Option(min=0, help="Cost of a run of the edge, for the break-even.", show_default=False)
-    ] = None,
-    edge_joules: Annotated[float | None, typer.Option(min=0, help="Energy of a run of the edge.", show_default=False)] = None,
+    edge_usd: Annotated[float | None, typer.Option(min=0, help="Cost of a run of the edge, for the break-even.")] = None,
+    edge_joules: Annotated[float | None, typer.Option(min=0, help="Energy of a run of the edge.")] = None,
     as_json: Json = False,
 ) -> int:
     """Evaluate the policy's threshold on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.

@@ -18,11 +18,11 @@ DATA = (
     ".npz, .npy, .png and .jpg files and folders of them, .jsonl with prompts, or `-` for stdin; "
     "or .npz files with edge_logits, cloud_logits and labels, recorded."
 )
-Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
-DataOrNone = Annotated[list[Path] | None, typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
+Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA)]
+DataOrNone = Annotated[list[Path] | None, typer.Option("--data", "-d", metavar="FILE", help=DATA)]
 Every = Annotated[int, typer.Option(min=1, help="Take only each N-th example: the frames of a film are too similar.")]
 EdgeNumber = Annotated[int, typer.Option("--edge", min=0, help="Index of the edge model, from 0, if there are several.")]
-DataClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="Data class of the inputs.", show_default=False)]
+DataClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="Data class of the inputs.")]
 TRUST = "taken on trust: the outputs are recorded, and nothing shows if they come from the policy's models"
 
 

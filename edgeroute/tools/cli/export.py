@@ -13,7 +13,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.tools.cli.exit_codes import OK, exits
-from edgeroute.tools.cli.tables_and_options import Json, seconds, share
+from edgeroute.tools.cli.tables_and_options import Json, of_time, share
 
 if TYPE_CHECKING:
     from edgeroute.tools.export.exported_models import Subject
@@ -21,16 +21,13 @@ if TYPE_CHECKING:
 export = typer.Typer(name="export", no_args_is_help=True, help="Export models for Triton, Ray Serve, KServe or Kubernetes.")
 
 Models = Annotated[list[Path], typer.Argument(metavar="MODEL...", help=".onnx files, each with its card beside it.")]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The new folder.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The new folder.")]
 Names = Annotated[
     list[str] | None,
     typer.Option("--name", metavar="NAME", help="Name of a model on the server, for each in turn.", show_default="the card's"),
 ]
 Most = Annotated[int, typer.Option("--max-batch", min=1, max=4096, metavar="N", help="Most rows of one run.")]
-Wait = Annotated[
-    float | None,
-    typer.Option("--wait", parser=seconds, metavar="TIME", help="Time that a request waits for others.", show_default="2ms"),
-]
+Wait = Annotated[float | None, of_time("Time that a request waits for others.", "2ms")]
 Force = Annotated[bool, typer.Option("--force", help="Replace all of an earlier export.")]
 Queue = Annotated[int, typer.Option(min=1, metavar="N", help="Most waiting requests; further ones are refused (503).")]
 Replicas = Annotated[str, typer.Option("--replicas", metavar="LOW-HIGH", help="Least and most replicas.")]
@@ -90,12 +87,7 @@ def ray(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(
-            "--split",
-            metavar="NAME=MODEL:SHARE,...",
-            help="A/B or canary: models that answer callers of NAME.",
-            show_default=False,
-        ),
+        typer.Option("--split", metavar="NAME=MODEL:SHARE,...", help="A/B or canary: models that answer callers of NAME."),
     ] = None,
     force: Force = False,
     as_json: Json = False,

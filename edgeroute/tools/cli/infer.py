@@ -13,7 +13,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.tools.cli.exit_codes import FAILED, NO_ANSWER, OK, code_of, line
-from edgeroute.tools.cli.tables_and_options import Json, Policy, seconds
+from edgeroute.tools.cli.tables_and_options import Json, Policy, of_time
 
 if TYPE_CHECKING:
     from edgeroute.observe.router_stats import Stats
@@ -103,9 +103,7 @@ def infer(
     *,
     policy: Policy,
     mode: Annotated[str | None, typer.Option(help="Instead of the policy's.")] = None,
-    deadline: Annotated[
-        float | None, typer.Option(parser=seconds, metavar="TIME", help="Instead of the policy's, as in 300ms.")
-    ] = None,
+    deadline: Annotated[float | None, of_time("Instead of the policy's, as in 300ms.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs to answer together.")] = 1,
     as_json: Json = False,
 ) -> int:

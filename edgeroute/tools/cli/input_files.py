@@ -80,13 +80,13 @@ def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: Non
     """
     suffix = _suffix(path)
     if path == STDIN and not suffix:
-        return _json_lines(_piped())
+        return _lines(path, ())
     if path.is_dir() or suffix not in SUFFIXES:
         if not path.exists():
             raise BadInput(f"{path}: there is no such file")
         raise BadInput(f"{path}: expected {', '.join(SUFFIXES)}, or a folder with such files")
     if suffix == ".jsonl":
-        return _prompts(path, keys)
+        return _lines(path, keys)
     with _reading(path):
         if suffix in IMAGES:
             return [Item(str(path), _image(path, keys) if keys else _pixels(path))]
@@ -155,28 +155,14 @@ def _open(path: Path) -> IO[bytes]:
     return io.BytesIO(_piped()) if path == STDIN else path.open("rb")
 
 
-def _json_lines(text: bytes) -> list[Item]:
-    """Parse the lines of stdin as inputs, without empty ones; raise `BadInput` if one is no JSON or there are none."""
-    items = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                items.append(Item(f"-:{number}", _value(json.loads(line))))
-            except (ValueError, RecursionError) as e:
-                raise BadInput(f"-:{number}: expected an input as JSON, or a {', '.join(SUFFIXES)} file: {_why(e)}") from e
-    if not items:
-        raise BadInput("-: there is nothing on stdin: expected a line of JSON for each input, or a .npy, .npz, .png or .jpg file")
-    return items
-
-
-def _prompts(path: Path, keys: Sequence[str]) -> list[Item]:
-    """Parse the lines of a .jsonl file as prompts with label and group, or as inputs; with keys all are inputs.
+def _lines(path: Path, keys: Sequence[str]) -> list[Item]:
+    """Parse the lines of stdin as inputs, and of a .jsonl file as prompts with label and group, or as inputs.
 
     Raises:
         BadInput: a line is no JSON, has an empty prompt, or there are none.
     """
     with _reading(path):
-        text = path.read_bytes()
+        text = _piped() if path == STDIN else path.read_bytes()
     items = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -184,12 +170,14 @@ def _prompts(path: Path, keys: Sequence[str]) -> list[Item]:
         where = f"{path}:{number}"
         try:
             data = json.loads(line)
+            plain = path == STDIN or keys or not isinstance(data, dict) or {"prompt", "messages"}.isdisjoint(data)
+            x = _value(data) if plain else None
         except (ValueError, RecursionError) as e:
-            raise BadInput(f"{where}: expected an input as JSON: {_why(e)}") from e
-        if keys or not isinstance(data, dict) or not {"prompt", "messages"} & {*data}:
-            items.append(Item(where, _value(data)))
-        else:
-            items.append(Item(where, prompt_of(data, where), data.get("label"), data.get("group")))
+            other = f", or a {', '.join(SUFFIXES)} file" if path == STDIN else ""
+            raise BadInput(f"{where}: expected an input as JSON{other}: {_why(e)}") from e
+        items.append(Item(where, x) if plain else Item(where, prompt_of(data, where), data.get("label"), data.get("group")))
+    if not items and path == STDIN:
+        raise BadInput("-: there is nothing on stdin: expected a line of JSON for each input, or a .npy, .npz, .png or .jpg file")
     if not items:
         raise BadInput(f"{path} has no lines")
     return items

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.tools.cli.exit_codes import FAILED, OK
-from edgeroute.tools.cli.tables_and_options import Json, seconds
+from edgeroute.tools.cli.tables_and_options import Json, of_time
 
 if TYPE_CHECKING:
     from edgeroute.tools.cli.inspect_report import Report
@@ -31,18 +31,13 @@ def inspect(
         typer.Option(
             metavar="FILE",
             help="Input: .npy, .npz (for several inputs, by name), .png, .jpg, or - for stdin. Sent if MODEL is a URL.",
-            show_default=False,
         ),
     ] = None,
     index: Annotated[int, typer.Option(min=0, help="The row of an .npz file.")] = 0,
     write: Annotated[bool, typer.Option("--write", help="Write the card, NAME.json beside the model.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing card.")] = False,
-    timeout: Annotated[
-        float, typer.Option(parser=seconds, metavar="TIME", help="Limit for the runs, or the endpoint.", show_default="10s")
-    ] = "10s",  # type: ignore[assignment]  # the parser's
-    key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Environment variable with the endpoint's key.", show_default=False)
-    ] = None,
+    timeout: Annotated[float, of_time("Limit for the runs, or the endpoint.", "10s")] = "10s",  # type: ignore[assignment]  # the parser's
+    key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the endpoint's key.")] = None,
     as_json: Json = False,
 ) -> int:
     """Show a model's inputs and outputs, which facts are certain, guessed and open, and write its card."""

@@ -21,21 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = ["models"]
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")]
 Store = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder of the device's models.")]
-Version = Annotated[str | None, typer.Option("--version", metavar="VERSION", help="Version of the model.", show_default=False)]
-From = Annotated[
-    str | None, typer.Option("--from", metavar="WHERE", help="Catalog, a folder or https://...; remembered.", show_default=False)
-]
+Version = Annotated[str | None, typer.Option("--version", metavar="VERSION", help="Version of the model.")]
+From = Annotated[str | None, typer.Option("--from", metavar="WHERE", help="Catalog, a folder or https://...; remembered.")]
 Root = Annotated[
-    Path | None,
-    typer.Option(
-        "--root", metavar="FILE", help="The publisher's root.json: whose signatures count; remembered.", show_default=False
-    ),
+    Path | None, typer.Option("--root", metavar="FILE", help="The publisher's root.json: whose signatures count; remembered.")
 ]
 Authority = Annotated[
-    Path | None,
-    typer.Option("--ca", metavar="FILE", help="Certificate authorities for HTTPS, instead of the system's.", show_default=False),
+    Path | None, typer.Option("--ca", metavar="FILE", help="Certificate authorities for HTTPS, instead of the system's.")
 ]
 STORE = Path("model-store")
 
@@ -236,11 +230,11 @@ def keygen(
     *,
     keys: Keys = KEYS,
     rotate: Annotated[
-        Path | None, typer.Option("--rotate", metavar="DIR", help="Replace the keys by those in this folder.", show_default=False)
+        Path | None, typer.Option("--rotate", metavar="DIR", help="Replace the keys by those in this folder.")
     ] = None,
     catalog: CatalogFolder = CATALOG,
     as_json: Json = False,
-) -> int:  # fmt: skip
+) -> int:
     """Create a publisher's keys: root.pem, to be stored offline, and models.pem, which signs the lists of models.
 
     With --rotate none are created: the existing keys in that folder sign the catalog from now on.
@@ -264,20 +258,17 @@ def publish(
     catalog: CatalogFolder = CATALOG,
     keys: Keys = KEYS,
     certificate: Annotated[
-        Path | None, typer.Option("--certificate", metavar="FILE", help="Certificate of its threshold.", show_default=False)
+        Path | None, typer.Option("--certificate", metavar="FILE", help="Certificate of its threshold.")
     ] = None,
-    canaries: Annotated[
-        Path | None,
-        typer.Option("--canaries", metavar="FILE", help="Inputs and answers to try (.npz).", show_default=False),
-    ] = None,
+    canaries: Annotated[Path | None, typer.Option("--canaries", metavar="FILE", help="Inputs and answers to try (.npz).")] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Run the model here on the canary inputs, and take its answers as right.")
     ] = False,
-    requires: Annotated[str, typer.Option("--requires", metavar="VERSION", help="Lowest edgeroute.", show_default=False)] = "",
-    notes: Annotated[str, typer.Option("--notes", metavar="TEXT", help="Text for people.", show_default=False)] = "",
+    requires: Annotated[str, typer.Option("--requires", metavar="VERSION", help="Lowest edgeroute.")] = "",
+    notes: Annotated[str, typer.Option("--notes", metavar="TEXT", help="Text for people.")] = "",
     days: Days = 30,
     as_json: Json = False,
-) -> int:  # fmt: skip
+) -> int:
     """Add a version of a model to a catalog, created if missing, and sign it."""
     from tempfile import TemporaryDirectory
 
@@ -305,7 +296,7 @@ def sign(
     keys: Keys = KEYS,
     days: Days = 30,
     withdraw: Annotated[
-        list[str] | None, typer.Option("--withdraw", metavar="NAME=VERSION", help="Remove it from the list.", show_default=False)
+        list[str] | None, typer.Option("--withdraw", metavar="NAME=VERSION", help="Remove it from the list.")
     ] = None,
     as_json: Json = False,
 ) -> int:

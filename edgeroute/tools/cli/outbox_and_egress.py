@@ -26,13 +26,9 @@ if TYPE_CHECKING:
 MOST_ROWS = 500
 """Most entries to show, the latest."""
 
-PolicyOption = Annotated[
-    Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy with the state folder.", show_default=False)
-]
-StateOption = Annotated[
-    Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of a policy.", show_default=False)
-]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids as `list` shows them.", show_default=False)]
+PolicyOption = Annotated[Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy with the state folder.")]
+StateOption = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of a policy.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids as `list` shows them.")]
 
 outbox = typer.Typer(
     name="outbox",
@@ -48,7 +44,7 @@ def list_entries(
     policy: PolicyOption = None,
     state: StateOption = None,
     state_is: Annotated[
-        Literal["waiting", "answered", "dead"] | None, typer.Option(help="Show only entries in this state.", show_default=False)
+        Literal["waiting", "answered", "dead"] | None, typer.Option(help="Show only entries in this state.")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -124,8 +120,7 @@ def drop(
 def export(
     *,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="New file, which only you may read, instead of stdout.", show_default=False),
+        Path | None, typer.Option(metavar="FILE", help="New file, which only you may read, instead of stdout.")
     ] = None,
     policy: PolicyOption = None,
     state: StateOption = None,
@@ -257,12 +252,8 @@ def egress(
     since: Annotated[
         float | None, typer.Option(parser=parse_time, metavar="WHEN", help="Show attempts from then on: 1h (ago), or 2026-11-24.")
     ] = None,
-    data_class: Annotated[
-        str | None, typer.Option("--class", metavar="NAME", help="Show only this data class.", show_default=False)
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Show only destinations that contain this text.", show_default=False)
-    ] = None,
+    data_class: Annotated[str | None, typer.Option("--class", metavar="NAME", help="Show only this data class.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="TEXT", help="Show only destinations that contain this text.")] = None,
     as_json: Json = False,
 ) -> int:
     """Show the egress ledger: each attempt to send, with time, destination, bytes, data class and rule."""

@@ -141,19 +141,7 @@ class Memory:
 
     def save(self) -> None:
         """Replace the file by the present values."""
-        write(self._path, json.dumps({"looks": self.looks, "switch": self.switch}, indent=2) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    try:
-        replace_file(path, text)
-    except OSError as e:
-        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+        replace_file(self._path, json.dumps({"looks": self.looks, "switch": self.switch}, indent=2) + "\n")
 
 
 def hash_of(path: Path) -> str:
@@ -191,7 +179,7 @@ def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, m
     if text is None:
         return False
     _try(policy, text)
-    write(backup_path(policy), old)
+    replace_file(backup_path(policy), old)
     memory.switch = {
         "at": process.now(), "certificate": certificate.checksum, "trial": trial, "before": hash_of(backup_path(policy)),
         "after": sha256(text.replace("\n", os.linesep).encode()).hexdigest(),
@@ -199,7 +187,7 @@ def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, m
     memory.save()
     if hash_of(policy) != before:
         raise PolicyError(f"{policy} was changed meanwhile: nothing was switched")
-    write(policy, text)
+    replace_file(policy, text)
     return True
 
 
@@ -215,7 +203,7 @@ def roll_back(policy: Path, memory: Memory) -> None:
         raise PolicyError(f"{old} is not the policy before the switch any more: put the model that you trust in {policy} by hand")
     memory.switch["rolled_back"] = process.now()
     memory.save()
-    write(policy, old.read_text(encoding="utf-8"))
+    replace_file(policy, old.read_text(encoding="utf-8"))
 
 
 def alarm(folder: Path, checksum: str) -> str:
@@ -238,7 +226,7 @@ def _try(policy: Path, text: str) -> None:
         PolicyError: it is invalid, or the certificate does not hold for its models.
     """
     trial = policy.with_name(f".{policy.stem}-trial{policy.suffix}")
-    write(trial, text)
+    replace_file(trial, text)
     try:
         with plain_router(trial, state=None, uncalibrated="error"):
             pass

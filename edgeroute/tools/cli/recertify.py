@@ -16,7 +16,7 @@ from edgeroute.tools.cli.calibrate import path_in_policy, proper_share
 from edgeroute.tools.cli.example_options import plain_router
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.outbox_and_egress import local_time, state_folder
-from edgeroute.tools.cli.tables_and_options import Json, Policy, share
+from edgeroute.tools.cli.tables_and_options import Json, Policy, of_share
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
@@ -42,22 +42,13 @@ def recertify(
     *,
     policy: Policy,
     max_loss: Annotated[
-        float | None,
-        typer.Option(
-            parser=share, metavar="SHARE", help="Share of answers that may differ from the cloud's, as in 1%.",
-            show_default="as the certificate in use",
-        ),
+        float | None, of_share("Share of answers that may differ from the cloud's, as in 1%.", "as the certificate in use")
     ] = None,
-    sure: Annotated[
-        float | None,
-        typer.Option(
-            parser=share, metavar="SHARE", help="Confidence level of the guarantee.", show_default="as the certificate in use"
-        ),
-    ] = None,
+    sure: Annotated[float | None, of_share("Confidence level of the guarantee.", "as the certificate in use")] = None,
     force: Annotated[bool, typer.Option("--force", help="Also roll back a policy that was edited after the switch.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     as_json: Json = False,
-) -> int:  # fmt: skip
+) -> int:
     """Put a hidden edge on [trial] in force once its certificate holds, by the audit log; roll it back after an alarm.
 
     One step per run, for cron or a timer. Exit code 5: more audits are needed.
@@ -85,7 +76,8 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
 
     A policy that was edited since is refused; with `force` it is copied to `POLICY.edited` before.
     """
-    from edgeroute.tools.cli.policy_switch import alarm, backup_path, hash_of, roll_back, write
+    from edgeroute.system.process import replace_file
+    from edgeroute.tools.cli.policy_switch import alarm, backup_path, hash_of, roll_back
 
     switch, now = memory.switch, hash_of(policy)
     if not switch or now == switch["before"] or not (why := alarm(home, switch["certificate"])):
@@ -99,7 +91,7 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
         return Step("refused", text, NOT_READY)
     if not dry_run:
         if now != switch["after"]:
-            write(edited, policy.read_text(encoding="utf-8"))
+            replace_file(edited, policy.read_text(encoding="utf-8"))
         roll_back(policy, memory)
     return Step(
         "rolled_back", f"{_would(dry_run)}rolled back to the policy before the switch of {local_time(switch['at'])}: {why}"
@@ -246,10 +238,7 @@ def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memo
     if dry_run:
         return Step("switched", f"{result} {_would(dry_run)}switched", OK, more)
     threshold = path_in_policy(policy, path)
-    try:
-        certificate.save(path)
-    except OSError as e:
-        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+    certificate.save(path)
     if not switch(policy, threshold, certificate, digest, memory):
         text = f"{result} {path} is written; {policy} is not rewritten in its format: {instruction(threshold)}"
         return Step("by_hand", text, OK, more)

@@ -16,7 +16,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.tools.cli.exit_codes import OK, TOO_FEW, line
-from edgeroute.tools.cli.tables_and_options import Json, seconds, share
+from edgeroute.tools.cli.tables_and_options import Json, of_share, of_time, share
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.logs import Price
@@ -133,48 +133,31 @@ def replay(
         typer.Argument(
             metavar="FILE",
             help="Trace of a router, with its rotated files; with --from one or more files of a log; or `-` for stdin.",
-            show_default=False,
         ),
     ],
     *,
     policy: Annotated[
-        Path | None, typer.Option("--policy", "-p", metavar="FILE", help="Policy for the replay of a trace.", show_default=False)
+        Path | None, typer.Option("--policy", "-p", metavar="FILE", help="Policy for the replay of a trace.")
     ] = None,
     network: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            show_default=False,
             help="wifi, 4g, 3g, edge, satellite, offline or flapping, with typical figures. Without it: as recorded.",
         ),
     ] = None,
     server_time: Annotated[
-        float | None,
-        typer.Option(
-            parser=seconds,
-            metavar="TIME",
-            show_default=False,
-            help="With a network, an endpoint's time for an answer. Without it: as its fastest recorded one.",
-        ),
+        float | None, of_time("With a network, an endpoint's time for an answer. Without it: as its fastest recorded one.")
     ] = None,
-    battery: Annotated[
-        float | None,
-        typer.Option(
-            parser=share, metavar="SHARE", help="Charge of the battery at the first request, as 20%.", show_default=False
-        ),
-    ] = None,
+    battery: Annotated[float | None, of_share("Charge of the battery at the first request, as 20%.")] = None,
     battery_wh: Annotated[float, typer.Option(min=0, help="Watt hours of a full battery.")] = 10.0,
     idle_watts: Annotated[float, typer.Option(min=0, help="Base load of the device.")] = 0.0,
     edge_joules: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            show_default=False,
-            help="Energy of a run of the edge model. Without it: as recorded, where the router knew it.",
-        ),
+        typer.Option(min=0, help="Energy of a run of the edge model. Without it: as recorded, where the router knew it."),
     ] = None,
     thermal: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="cool, warm or hot: how the edge slows down with time.")
+        str | None, typer.Option(metavar="NAME", help="cool, warm or hot: how the edge slows down with time.")
     ] = None,
     keep_mode: Annotated[bool, typer.Option("--keep-mode", help="Keep each request's recorded mode.")] = False,
     keep_deadline: Annotated[bool, typer.Option("--keep-deadline", help="Keep each request's recorded deadline.")] = False,
@@ -184,7 +167,6 @@ def replay(
         typer.Option(
             "--from",
             help="Estimate the savings of a certified threshold, from requests that two models answered.",
-            show_default=False,
             rich_help_panel=LOG,
         ),
     ] = None,

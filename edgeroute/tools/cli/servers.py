@@ -27,7 +27,6 @@ def serve(
         typer.Argument(
             metavar="MODEL...",
             help="Model files, each with its card beside it; `fashion`, which comes with edgeroute; module:name in Python.",
-            show_default=False,
         ),
     ],
     *,
@@ -96,13 +95,9 @@ def gateway(
 
 # Sources of `dashboard` and `top`: trace file, state folder and policy, written by another process.
 
-Watched = Annotated[
-    Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy of the router to watch.", show_default=False)
-]
-Record = Annotated[Path | None, typer.Option(metavar="FILE", help="The trace file, instead of the policy's.", show_default=False)]
-State = Annotated[
-    Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of the policy's.", show_default=False)
-]
+Watched = Annotated[Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy of the router to watch.")]
+Record = Annotated[Path | None, typer.Option(metavar="FILE", help="The trace file, instead of the policy's.")]
+State = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of the policy's.")]
 
 
 def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -> Monitor:

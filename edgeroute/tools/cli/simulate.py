@@ -10,13 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgeroute.tools.cli.exit_codes import OK, exits
-from edgeroute.tools.cli.tables_and_options import Json, console, seconds, share, table
+from edgeroute.tools.cli.tables_and_options import Json, console, of_share, of_time, seconds, table
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.fleet.fleet_simulation import Result
@@ -123,15 +124,16 @@ def simulated_time(text: str) -> float:
     return time_s
 
 
+def _of_device(text: str, default: str, low: float = 0, high: float = 1e6) -> Any:
+    """Return an option about the state of the devices, a number from low to high. text: its help."""
+    return typer.Option(min=low, max=high, help=text, show_default=default, rich_help_panel=STATE)
+
+
+_simulated = partial(of_time, parser=simulated_time)
 PerMinute = Annotated[float, typer.Option(min=0.001, help="Requests per minute of each device.")]
-Defer = Annotated[
-    float, typer.Option(parser=share, metavar="SHARE", help="Share of requests that the edge defers.", show_default="10%")
-]
-Length = Annotated[float | None, typer.Option(parser=simulated_time, metavar="TIME", help="Simulated time.", show_default="15m")]
-Timeout = Annotated[
-    float | None,
-    typer.Option(parser=simulated_time, metavar="TIME", help="Timeout of the cloud in the devices' policy.", show_default="2s"),
-]
+Defer = Annotated[float, of_share("Share of requests that the edge defers.", "10%")]
+Length = Annotated[float | None, _simulated("Simulated time.", "15m")]
+Timeout = Annotated[float | None, _simulated("Timeout of the cloud in the devices' policy.", "2s")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random numbers; the same seed gives the same results.")]
 
 
@@ -151,9 +153,7 @@ def fleet(
             show_default="1.5x",
         ),
     ] = None,
-    outage: Annotated[
-        float | None, typer.Option(parser=simulated_time, metavar="TIME", help="Length of the outage.", show_default="10s")
-    ] = None,
+    outage: Annotated[float | None, _simulated("Length of the outage.", "10s")] = None,
     outage_is: Annotated[
         Literal["silent", "refused"], typer.Option(help="During the outage there is no reply, or connections are refused.")
     ] = "silent",
@@ -162,25 +162,10 @@ def fleet(
     offline: Annotated[
         Literal["edge", "queue"], typer.Option(help="`offline` in the devices' policy; queue: an outbox.")
     ] = "edge",
-    spread: Annotated[
-        float | None,
-        typer.Option(parser=simulated_time, metavar="TIME", help="`spread` of the devices' outboxes.", show_default="60s"),
-    ] = None,
-    queue: Annotated[
-        float | None,
-        typer.Option(
-            parser=simulated_time, metavar="TIME", help="Longest wait in the cloud: it refuses others (503).", show_default="10s"
-        ),
-    ] = None,
-    retry_after: Annotated[
-        float | None, typer.Option(parser=simulated_time, metavar="TIME", help="Retry-After of its 503.", show_default="nothing")
-    ] = None,
-    together: Annotated[
-        float,
-        typer.Option(
-            parser=share, metavar="SHARE", help="Share of devices that ask in the outage's first second.", show_default="0%"
-        ),
-    ] = 0.0,
+    spread: Annotated[float | None, _simulated("`spread` of the devices' outboxes.", "60s")] = None,
+    queue: Annotated[float | None, _simulated("Longest wait in the cloud: it refuses others (503).", "10s")] = None,
+    retry_after: Annotated[float | None, _simulated("Retry-After of its 503.", "nothing")] = None,
+    together: Annotated[float, of_share("Share of devices that ask in the outage's first second.", "0%")] = 0.0,
     seed: Seed = 0,
     policy: Annotated[
         Path | None,
@@ -188,41 +173,19 @@ def fleet(
             "--policy",
             "-p",
             metavar="FILE",
-            show_default=False,
             rich_help_panel=STATE,
             help="The devices' policy: its rules react to their battery, heat and load. Without it devices have no state.",
         ),
     ] = None,
     battery: Annotated[
         float | None,
-        typer.Option(
-            parser=share,
-            metavar="SHARE",
-            rich_help_panel=STATE,
-            show_default=False,
-            help="Charge of the average device at the start. Without it devices are on mains.",
-        ),
+        of_share("Charge of the average device at the start. Without it devices are on mains.", rich_help_panel=STATE),
     ] = None,
-    battery_wh: Annotated[
-        float | None, typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="10", help="Capacity of the battery, Wh.")
-    ] = None,
-    idle_watts: Annotated[
-        float | None, typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="1", help="Power of an idle device, W.")
-    ] = None,
-    edge_joules: Annotated[
-        float | None,
-        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="0.1", help="Energy of a run of the edge, J."),
-    ] = None,
-    edge_time: Annotated[
-        float | None,
-        typer.Option(
-            parser=simulated_time, metavar="TIME", rich_help_panel=STATE, show_default="50ms", help="Time of a run of the edge."
-        ),
-    ] = None,
-    ambient: Annotated[
-        float | None,
-        typer.Option(min=-100, max=100, rich_help_panel=STATE, show_default="25", help="Ambient temperature, Celsius."),
-    ] = None,
+    battery_wh: Annotated[float | None, _of_device("Capacity of the battery, Wh.", "10")] = None,
+    idle_watts: Annotated[float | None, _of_device("Power of an idle device, W.", "1")] = None,
+    edge_joules: Annotated[float | None, _of_device("Energy of a run of the edge, J.", "0.1")] = None,
+    edge_time: Annotated[float | None, _simulated("Time of a run of the edge.", "50ms", rich_help_panel=STATE)] = None,
+    ambient: Annotated[float | None, _of_device("Ambient temperature, Celsius.", "25", -100, 100)] = None,
     as_json: Json = False,
 ) -> int:
     """Simulate an outage of a fleet's cloud, with and without each mechanism that protects the cloud.
@@ -453,15 +416,8 @@ def load(
     ] = None,
     length: Length = None,
     timeout: Timeout = None,
-    queue: Annotated[
-        float | None,
-        typer.Option(
-            parser=simulated_time, metavar="TIME", help="Longest wait in the cloud: it refuses others (503).", show_default="1s"
-        ),
-    ] = None,
-    retry_after: Annotated[
-        float | None, typer.Option(parser=simulated_time, metavar="TIME", help="Retry-After of its 503.", show_default="1s")
-    ] = None,
+    queue: Annotated[float | None, _simulated("Longest wait in the cloud: it refuses others (503).", "1s")] = None,
+    retry_after: Annotated[float | None, _simulated("Retry-After of its 503.", "1s")] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> int:

@@ -186,15 +186,19 @@ def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
 
 
 @contextmanager
-def workplace(out: Path) -> Iterator[Path]:
-    """Provide a temporary folder on the disk of the result; deleted with all in it at the end of the `with` block.
+def workplace(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Provide a temporary folder on the disk of the result, and in it the path for the new model, in a folder of its own.
+
+    All is deleted at the end of the `with` block.
 
     Raises:
         StoreError: the disk is full, or may not be written to.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
-            yield Path(folder)
+            new = Path(folder) / "made" / out.name
+            new.parent.mkdir()
+            yield Path(folder), new
     except OSError as e:
         if isinstance(e, StoreError) or e.errno is None:
             raise

@@ -356,9 +356,7 @@ def prune(
     name_nodes(graph)
     model, original, notes = load_original(path, held_out)
     layers = (_prune_channels if structured else _prune_weights)(graph, sparsity, path)
-    with workplace(path_out) as folder:
-        pruned = folder / "made" / path_out.name
-        pruned.parent.mkdir()
+    with workplace(path_out) as (_, pruned):
         large = bool(external_data(path))
         package().save(graph, str(pruned), save_as_external_data=large, location=f"{path_out.name}.data" if large else None)
         if finetune is not None:

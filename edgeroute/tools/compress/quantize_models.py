@@ -47,9 +47,7 @@ def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *,
     if not path.exists():
         raise ModelMissing(f"there is no model at {path}")
     card = Card.beside(path)
-    with workplace(out) as folder:
-        quantised = folder / "made" / out.name
-        quantised.parent.mkdir()
+    with workplace(out) as (_, quantised):
         step, notes = tool(path, quantised, used)
         if quantised.is_file():
             write_card(quantised, card, step)
@@ -212,9 +210,7 @@ def quantize(
         return quantize_other(path, path_out, used, held_out, fp16=fp16, keep_float=keep_float)
     model, original, notes = load_original(path, held_out)
     layers: tuple[Layer, ...] = ()
-    with workplace(path_out) as folder:
-        quantised = folder / "made" / path_out.name
-        quantised.parent.mkdir()
+    with workplace(path_out) as (folder, quantised):
         if fp16:
             from edgeroute.tools.compress.onnx_conversion import convert
 

@@ -265,7 +265,7 @@ class Script:
         """
         if self._open and any(mark.detail is _OPEN for mark in outcome.log):
             for unfinished in self._calls.values():
-                unfinished.gate.dropped(unfinished, outcome.ended)
+                unfinished.gate.schedule(outcome.ended, "dropped", unfinished)
             self._calls.clear()
             raise Unknown(self._open)
         if self._calls:
@@ -289,13 +289,13 @@ class Script:
         tally.calls += 1
         took_s = time - call.begun
         if kind in ANSWERED:
-            call.gate.answered(call, time, took_s)
+            call.gate.schedule(time, "answered", call, took_s)
         elif kind == "failed":
-            call.gate.failed(call, time, took_s, Failure.of(detail))
+            call.gate.schedule(time, "failed", call, (took_s, Failure.of(detail)))
         elif kind == "timeout":
-            call.gate.overdue(call, time, took_s)
+            call.gate.schedule(time, "overdue", call, took_s)
         else:
-            call.gate.dropped(call, time)
+            call.gate.schedule(time, "dropped", call)
 
 
 class RecordedError(EdgerouteError):

@@ -98,7 +98,7 @@ class Gate:
         self._events: list[tuple[float, int, News, Hashable, Any]] = []
         self._count = 0
         for time in () if link else past.back:
-            self._push(time, "back")
+            self.schedule(time, "back")
 
     def enter(self, slot: Hashable, cost: Cost, now: float) -> Rejection | None:
         """Admit a request, which occupies the slot until its end, and book its cost; or return why it is rejected.
@@ -116,24 +116,15 @@ class Gate:
             self.rules.leave(slot)
         return rejection
 
-    def answered(self, slot: Hashable, at_s: float, took_s: float) -> None:
-        """Schedule the answer of a call for that time."""
-        self._push(at_s, "answered", slot, took_s)
+    def schedule(self, time: float, what: News, slot: Hashable = None, detail: Any = None) -> None:
+        """Schedule an event, such as the end of a call; it takes effect once a request comes at its time or later.
 
-    def failed(self, slot: Hashable, at: float, took_s: float, failure: Failure) -> None:
-        """Schedule the failure of a call."""
-        self._push(at, "failed", slot, (took_s, failure))
-
-    def overdue(self, slot: Hashable, at: float, took_s: float) -> None:
-        """Schedule the timeout of a call at its deadline."""
-        self._push(at, "overdue", slot, took_s)
-
-    def dropped(self, slot: Hashable, at: float) -> None:
-        """Schedule the cancellation of a call whose answer was no longer needed."""
-        self._push(at, "dropped", slot)
-
-    def _push(self, time: float, what: News, slot: Hashable = None, detail: Any = None) -> None:
-        """Schedule an event."""
+        Args:
+            time: its time.
+            what: kind of the event.
+            slot: slot of the call that ends.
+            detail: seconds that an answered or overdue call took; of a failed one also its failure.
+        """
         self._count += 1
         heappush(self._events, (time, self._count, what, slot, detail))
 
@@ -179,7 +170,7 @@ class Gate:
             took_s = took_s if took_s <= self.link.left_s(now) else None
         else:
             took_s = 0.0 if self.past.away(now) is None else None
-        self._push(now + (took_s or 0.0), "probed", None, took_s is not None)
+        self.schedule(now + (took_s or 0.0), "probed", None, took_s is not None)
 
     @property
     def opened(self) -> int:

@@ -92,7 +92,7 @@ class Tensors:
                 raise HTTPException(
                     413, f"the JSON has more than {self.max_json_bytes} bytes: send tensors of this size as binary"
                 )
-            ask = await self.calls.parse(body, partial(_read, length=length, inputs=inputs))
+            ask = await self.calls.parse(body, partial(protocol.read, length=length, inputs=inputs, outputs=OUTPUTS))
             rows = _rows(ask.feed)
             with self.calls.place():
                 work = self.routing.infer_many(rows, wanted) if len(rows) > 1 else self._one(rows[0], wanted)
@@ -158,11 +158,6 @@ def _inputs_of(model: Any) -> tuple[TensorSpec, ...]:
     return tuple(accepted) if all(spec.dtype in NAMES for spec in accepted) else ()
 
 
-def _read(body: bytes, length: str | None, inputs: Sequence[TensorSpec]) -> protocol.Ask:
-    """Parse the body of an infer request; raise `BadInput` if it does not fit."""
-    return protocol.read(body, length, inputs, OUTPUTS)
-
-
 def _rows(feed: Mapping[str, Array]) -> list[Any]:
     """Split a request's tensors into one router input per row: an array, or name -> array if there are several tensors.
 
@@ -181,21 +176,14 @@ def _outputs(answers: Sequence[Answer[Any]]) -> dict[str, Array]:
     """Return the answers as output tensors, one row each; a missing confidence is NaN."""
     confidences = [confidence_of(answer) for answer in answers]
     return {
-        "label": _texts([_label(answer.value) for answer in answers]),
+        "label": np.array([_label(answer.value) for answer in answers], object),
         "confidence": np.array([np.nan if x is None else x for x in confidences], np.float32),
-        "source": _texts([answer.source for answer in answers]),
+        "source": np.array([answer.source for answer in answers], object),
         "degraded": np.array([answer.degraded for answer in answers], bool),
-        "reason": _texts([clean(answer.reason, REASON) for answer in answers]),
+        "reason": np.array([clean(answer.reason, REASON) for answer in answers], object),
     }
 
 
 def _label(value: Any) -> str:
     """Return an answer's value as text; any other value as JSON."""
     return value if isinstance(value, str) else json_dumps(to_json_types(value)).decode()
-
-
-def _texts(texts: list[str]) -> Array:
-    """Return texts as an array of objects, [n]."""
-    array = np.empty(len(texts), object)
-    array[:] = texts
-    return array

@@ -387,11 +387,6 @@ def reply(data: Any, status: int = 200, headers: Mapping[str, str] | None = None
     return Response(dumps(data), status, headers, "application/json")
 
 
-def _error_reply(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a JSON response with an error message."""
-    return reply({"error": message}, status, headers)
-
-
 async def _http(request: Request, e: HTTPException) -> Response:
     """Reply to Starlette's HTTP errors, with clearer messages for a wrong method and an unknown path."""
     message, path = e.detail, request.url.path
@@ -399,34 +394,19 @@ async def _http(request: Request, e: HTTPException) -> Response:
         message = f"{path} does not take {request.method}, only {(e.headers or {}).get('Allow', 'others')}"
     elif message == "Not Found":  # Starlette's text
         message = f"there is nothing at {path}: a model is at /v2/models/NAME, and takes POST at /v2/models/NAME/infer"
-    return _error_reply(e.status_code, message, e.headers)
+    return reply({"error": message}, e.status_code, e.headers)
 
 
-async def _bad_input(_: Request, e: BadInput) -> Response:
-    """Reply 400."""
-    return _error_reply(400, f"bad request: {e}")
+async def _other(_: Request, e: Exception) -> Response:
+    """Reply to any other error: 400 to a bad input, 503 (with the model's load) for a full queue, else 500."""
+    if isinstance(e, BadInput):
+        return reply({"error": f"bad request: {e}"}, 400)
+    if isinstance(e, Full):
+        return reply({"error": str(e)}, 503, {"Retry-After": "1", **e.headers})
+    fault = f"a fault of the server, not of the request: {type(e).__name__}; its log has the rest"
+    failed = f"the server's model failed, the request keeps the protocol: {e}"
+    return reply({"error": failed if isinstance(e, ModelError) else fault}, 500)
 
 
-async def _queue_full(_: Request, e: Full) -> Response:
-    """Reply 503 with Retry-After and the model's load."""
-    return _error_reply(503, str(e), {"Retry-After": "1", **e.headers})
-
-
-async def _model_failed(_: Request, e: ModelError) -> Response:
-    """Reply 500 for a failed model."""
-    return _error_reply(500, f"the server's model failed, the request keeps the protocol: {e}")
-
-
-async def _unexpected(_: Request, e: Exception) -> Response:
-    """Reply 500 for an unexpected exception, without details."""
-    return _error_reply(500, f"a fault of the server, not of the request: {type(e).__name__}; its log has the rest")
-
-
-FAULTS: dict[Any, Any] = {
-    HTTPException: _http,
-    BadInput: _bad_input,
-    Full: _queue_full,
-    ModelError: _model_failed,
-    Exception: _unexpected,
-}
+FAULTS: dict[Any, Any] = {HTTPException: _http, **dict.fromkeys((BadInput, Full, ModelError, Exception), _other)}
 """Exception -> its handler."""

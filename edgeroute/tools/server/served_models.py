@@ -283,17 +283,13 @@ async def watch(served: Iterable[Served], notify: Notify) -> None:
         return
     period = notify.watchdog_s / BEATS
     while True:
-        dead = [probe.served.name for probe, alive in zip(probes, await _probe_all(probes, period), strict=True) if not alive]
+        alive = await asyncio.gather(*(probe.run(period) for probe in probes))
+        dead = [probe.served.name for probe, answers in zip(probes, alive, strict=True) if not answers]
         if dead:
             notify.status(f"no answer from {', '.join(dead)}")
         else:
             notify.alive()
         await asyncio.sleep(period)
-
-
-async def _probe_all(probes: list[_Probe], seconds: float) -> list[bool]:
-    """Probe all models at once; return for each whether it answers."""
-    return await asyncio.gather(*(probe.run(seconds) for probe in probes))
 
 
 class _Probe:

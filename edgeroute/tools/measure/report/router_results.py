@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from os import PathLike
@@ -16,7 +15,7 @@ from edgeroute.confidence.learned_score import Learned
 from edgeroute.confidence.scores import Score
 from edgeroute.core.answer_reasons import finite
 from edgeroute.core.routing_policy import INF
-from edgeroute.errors import RuntimeMissing, StoreError
+from edgeroute.errors import RuntimeMissing
 from edgeroute.system.process import replace_file
 from edgeroute.tools.measure.certification import verdicts
 from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
@@ -130,8 +129,7 @@ class EvaluationResult:
             StoreError: the file cannot be written.
         """
         page = self.html()
-        with _writing(path):
-            replace_file(Path(path), page)
+        replace_file(Path(path), page)
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
@@ -197,8 +195,7 @@ class CalibrationResult:
         """
         file = Path(path)
         lines = {"threshold": file.name}
-        with _writing(file):
-            self.certificate.save(file)
+        self.certificate.save(file)
         if self.fitted is not None:
             beside = file.with_suffix(".score.json")
             self.fitted.save(beside)
@@ -234,12 +231,3 @@ def _cell(make_page: Callable[[bool], Page]) -> str:
     except RuntimeMissing:
         page = make_page(False)
     return cell(page, f"edgeroute-{uuid4().hex[:12]}")
-
-
-@contextmanager
-def _writing(path: str | PathLike[str]) -> Iterator[None]:
-    """Raise `OSError` in the `with` block as `StoreError`."""
-    try:
-        yield
-    except OSError as e:
-        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
