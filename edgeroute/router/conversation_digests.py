@@ -92,7 +92,10 @@ class Conversation(NamedTuple):
 
 
 def _segments(text: str) -> list[bytes]:
-    """Return the contents of a text's sentences and lines: without white space, punctuation, case and compatibility forms."""
+    """Return the contents of a text's sentences and lines: without white space, punctuation, case and compatibility forms.
+
+    Pieces without content are left out.
+    """
     pieces = _BORDERS.split(normalize("NFKC", text).casefold())
     return [content.encode() for piece in pieces if (content := _FORM.sub("", piece))]
 
@@ -101,7 +104,10 @@ def _segments(text: str) -> list[bytes]:
 
 
 def is_conversation(x: Any, depth: int = 0) -> bool:
-    """Return True if an input is a message, a list of messages or of texts, or a request with messages or a prompt."""
+    """Return True if an input is a message, a list of messages or of texts, or a request with messages or a prompt.
+
+    A text or bytes alone are none; what is nested too deeply counts as one.
+    """
     if depth > DEEPEST:
         return True
     if type(x) in SCALARS or isinstance(x, str | bytes):
@@ -152,7 +158,10 @@ class _Reader:
         self._left = MOST_LEAVES
 
     def messages(self, x: Any, depth: int) -> list[Message]:
-        """Return the messages of a conversation; what else is in a request is the content of a system's message."""
+        """Return the messages of a conversation; what else is in a request is the content of a system's message.
+
+        A text is one message without a role.
+        """
         if isinstance(x, str):
             return [self._message("", x)]
         if _is_message(x):
@@ -179,7 +188,7 @@ class _Reader:
         return found
 
     def _read_message(self, value: Any) -> Message:
-        """Return a value that has the form of a message as one."""
+        """Return a value that has the form of a message as one. Its role defaults to "user"."""
         fields = _fields(value) or {}
         names = (fields.get(key) for key in ("role", "from", "type"))
         role = next((_plain(name).lower() for name in names if name), "user")
@@ -192,7 +201,10 @@ class _Reader:
         return message
 
     def _read(self, value: Any, message: Message, key: str, depth: int) -> None:
-        """Add the content of a value under a key to a message."""
+        """Add the content of a value under a key to a message.
+
+        Skips None and form keys; sets `unknown` for what is too deep, too much or of an unknown form.
+        """
         self._left -= 1
         if depth > DEEPEST or self._left < 0:
             self.unknown = True
@@ -223,7 +235,10 @@ class _Reader:
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:
-    """Return the items of a mapping, or the public attributes of an object; None if it has none."""
+    """Return the items of a mapping, or the public attributes of an object; None if it has none.
+
+    Private names and callables are left out; a collection without `content` has none.
+    """
     if isinstance(value, Mapping):
         return value
     if isinstance(value, Collection) and not hasattr(value, "content"):
@@ -250,14 +265,20 @@ def _read_text(text: str, message: Message, key: str) -> None:
 
 
 def _decoded(data: str) -> bytes:
-    """Return the bytes of Base64 in either alphabet, with or without padding and line breaks."""
+    """Return the bytes of Base64 in either alphabet, with or without padding and line breaks.
+
+    Other characters are dropped, as is a last one too few for a byte.
+    """
     plain = _NOT_BASE64.sub("", data.replace("-", "+").replace("_", "/"))
     plain = plain[: len(plain) - (len(plain) % 4 == 1)]
     return binascii.a2b_base64(plain + "=" * (-len(plain) % 4))
 
 
 def _flattened(value: Any) -> str:
-    """Return the arguments of a call, or their JSON, as one text that does not depend on the order of keys."""
+    """Return the arguments of a call, or their JSON, as one text that does not depend on the order of keys.
+
+    What JSON cannot have is written with `repr`.
+    """
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
             value = json.loads(value)
@@ -296,7 +317,7 @@ def chains(spoken: Iterable[Message]) -> Iterator[bytes]:
 
 
 def _pairs(spoken: list[Message]) -> Iterator[bytes]:
-    """Yield the digests of two successive messages each, unless they are short."""
+    """Yield the digests of two successive messages each, unless they are short. Shorter together than `LONG`, they give none."""
     contents = [(m.content, b"".join(m.media)) for m in spoken]
     for (first, a), (second, b) in pairwise(contents):
         if len(first) + len(second) >= LONG:
@@ -304,7 +325,10 @@ def _pairs(spoken: list[Message]) -> Iterator[bytes]:
 
 
 def chain_digests(conversation: Conversation) -> list[bytes]:
-    """Return the digests to store of a call that merely stays: by them alone a continuation is recognised."""
+    """Return the digests to store of a call that merely stays: by them alone a continuation is recognised.
+
+    They are those of the whole and of the last pair of messages, if long enough.
+    """
     spoken = conversation.spoken
     return [*filter(None, [*chains(spoken)][-1:]), *[*_pairs(spoken)][-1:]]
 
@@ -358,13 +382,19 @@ def _identifying(messages: list[Message], is_shared: Any = lambda _: False) -> I
 
 
 def shared_digests(conversation: Conversation) -> list[bytes]:
-    """Return the digests of the texts of a call that leaves the device, so that what calls have in common binds none of them."""
+    """Return the digests of the texts of a call that leaves the device, so that what calls have in common binds none of them.
+
+    At most `MOST_BOUND`; short texts are left out.
+    """
     contents = (content for m in conversation.messages for text in m.texts if len(content := b"".join(text)) >= SHORTEST)
     return [*map(text_digest, islice(contents, MOST_BOUND))]
 
 
 def answer_digests(answer: str, begun: bytes = b"") -> list[bytes]:
-    """Return the digests to store of an answer, and of the answer after the beginning that the call gave."""
+    """Return the digests to store of an answer, and of the answer after the beginning that the call gave.
+
+    Short ones give none.
+    """
     content = b"".join(_segments(answer))
     contents = {content, begun + content}
     long = [text_digest(content) for content in contents if len(content) >= SHORTEST_ANSWER]
