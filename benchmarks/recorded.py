@@ -18,7 +18,8 @@ from zlib import crc32
 import numpy as np
 
 from edgeroute.confidence import crossfit
-from edgeroute.confidence.learned_score import expit, irls, with_constant
+from edgeroute.confidence.learned_score import expit, with_constant
+from edgeroute.tools.measure.score_fitting import irls
 from edgeroute.tools.replay.logs import Read, read_pairs
 
 Array = np.ndarray[Any, np.dtype[Any]]
