@@ -18,7 +18,7 @@ from specialist import CASES
 from validity import EPS, scenarios
 
 from edgeroute.confidence import deferral_curve, msp
-from edgeroute.confidence.binomial_tests import needed
+from edgeroute.confidence.binomial_tests import least_n
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.score_fitting import fit
 
@@ -84,7 +84,7 @@ def how_many_examples(draws: int = size(100, 1)) -> Found:
     for axes, (key, title) in zip(panels, {"C": "strong edge", "A": "typical edge"}.items(), strict=True):
         scenario = told[key]
         for eps, colour in losses.items():
-            least = needed(eps, 0.05)
+            least = least_n(eps, 0.05)
             means: dict[int, float] = {}
             for n in sorted({*sizes, least}):
                 if n < least:

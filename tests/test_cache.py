@@ -35,7 +35,7 @@ from edgeroute.stores.cache import Entry, Flights, digest, fingerprint
 from edgeroute.stores.cache import disk_tier as disk_module
 from edgeroute.stores.cache import lru_table as recent
 from edgeroute.stores.cache.cache_entry import private_copy
-from edgeroute.stores.cache.input_key import encoded
+from edgeroute.stores.cache.input_key import encode_buffers
 from edgeroute.stores.cache.lru_table import Recent
 from edgeroute.stores.sqlite_file import Database
 
@@ -167,7 +167,7 @@ inputs = st.recursive(
 @given(st.binary(max_size=4), inputs)
 def test_an_input_can_be_read_back_from_its_encoding(prefix, x):
     """The encoding loses neither type nor length nor bits, so no two inputs have the same."""
-    assert decoded(b"".join(bytes(memoryview(part)) for part in encoded(prefix, x))) == (prefix, canon(x))
+    assert decoded(b"".join(bytes(memoryview(part)) for part in encode_buffers(prefix, x))) == (prefix, canon(x))
 
 
 @settings(max_examples=draws(400), deadline=None, suppress_health_check=[HealthCheck.too_slow])

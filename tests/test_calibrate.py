@@ -197,7 +197,7 @@ def test_relative_by_the_book(given_, eps, sure):
     """The blocks before the first that is not rejected, counted by hand."""
     score, edge, cloud = given_
     n, delta = len(score), round(1 - sure, 12)
-    assume(n >= exact.needed(eps, delta))
+    assume(n >= exact.least_n(eps, delta))
     certificate = quietly(score, edge, cloud, max_loss=eps, sure=sure)
     if certificate.method == "CP-harm":
         limit = exact.most(n, eps, delta)
@@ -215,11 +215,11 @@ def test_selective_by_the_book(given_, alpha, sure):
     """From where enough are accepted, until the wrong ones among them are too many."""
     score, edge, _ = given_
     n, delta = len(score), round(1 - sure, 12)
-    assume(n >= exact.needed(alpha, delta))
+    assume(n >= exact.least_n(alpha, delta))
     begins, left = {}, 0.0
     for rate, later in itertools.pairwise([*fixed_sequence.STARTS, 1.0]):
         left += fixed_sequence.STARTS[rate]
-        begin = max(exact.needed(alpha, delta * left), math.ceil(rate * n))
+        begin = max(exact.least_n(alpha, delta * left), math.ceil(rate * n))
         if begin < later * n or later == 1:  # else its part of the risk waits for the next
             begins[begin], left = begins.get(begin, 0.0) + left, 0.0
     risk, kept, top = 0.0, 0, 0

@@ -502,7 +502,7 @@ def test_each_router_has_its_own_limits(make, tmp_path):
 def test_what_others_have_recorded_is_added_once(tmp_path):
     """Another router reads the file again: it has records that the first one did not find."""
     user, other = Paid(), Paid()
-    first = KeyValueStore.shared(tmp_path / "state.db", user)
+    first = KeyValueStore.shared_store(tmp_path / "state.db", user)
     mine = SharedSpending(Spending(Limits(usd_per_day=9)), first)
     mine.add(Cost(usd=1.0), process.now())
     with contextlib.closing(KeyValueStore(tmp_path / "state.db")) as store:  # another process
@@ -511,7 +511,7 @@ def test_what_others_have_recorded_is_added_once(tmp_path):
         its.close()
     assert mine.spent().usd == 1
     for _ in range(2):
-        second = SharedSpending(Spending(Limits(usd_per_day=5)), KeyValueStore.shared(tmp_path / "state.db", other))
+        second = SharedSpending(Spending(Limits(usd_per_day=5)), KeyValueStore.shared_store(tmp_path / "state.db", other))
         assert second.recall()
         assert mine.spent().usd == second.spent().usd == 3
     child = os.fork()
@@ -521,13 +521,13 @@ def test_what_others_have_recorded_is_added_once(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
     for each in (user, other):
         first.leave(each)
-    assert KeyValueStore.shared(tmp_path / "state.db", user) is not first
+    assert KeyValueStore.shared_store(tmp_path / "state.db", user) is not first
 
 
 def test_threads_of_two_routers(tmp_path):
     """They reserve from one account: 1,000 of 3,200 calls fit."""
     users = [Paid() for _ in range(2)]
-    stores = [KeyValueStore.shared(tmp_path / "state.db", user) for user in users]
+    stores = [KeyValueStore.shared_store(tmp_path / "state.db", user) for user in users]
     both = [SharedSpending(Spending(Limits(usd_per_day=10)), store) for store in stores]
     granted = []
 

@@ -129,7 +129,7 @@ def alarmed(home, path, *, audits=True):
             if watch.alarm:
                 break
         assert watch.alarm
-    store = KeyValueStore.shared(home / "state" / "state.db", watch)
+    store = KeyValueStore.shared_store(home / "state" / "state.db", watch)
     store.put("audit:edge", watch.dump())
     store.leave(watch)
 

@@ -583,9 +583,9 @@ def test_answers_are_of_their_rows():
     assert answers.to_store("c", 1, asked=False)["value"] == "z"
     assert answers.to_store("c", 2, asked=True)["value"] == "z"
     assert answers.to_store("b", 1, asked=True)["value"] == "y"
-    assert [answers.all_attached(leg) for leg in (1, 2)] == [False, None]
+    assert [answers.all_have_answers(leg) for leg in (1, 2)] == [False, None]
     answers.attach(2, (0, 1), ["A", "B"])
-    assert answers.all_attached(2)
+    assert answers.all_have_answers(2)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

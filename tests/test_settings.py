@@ -44,7 +44,7 @@ from edgeroute.policy import policy_keys as keys
 from edgeroute.policy import units_as_text as units
 from edgeroute.policy.derived_sections import Section as Base
 from edgeroute.policy.derived_sections import configures
-from edgeroute.policy.schema import linked
+from edgeroute.policy.schema import link_pages
 from edgeroute.system.class_signatures import check_units
 
 ROOT = Path(__file__).parents[1]
@@ -1064,7 +1064,7 @@ def test_the_document_has_every_key_under_its_section():
     for section, models in keys.SECTIONS.items():
         text = "".join(part for part in parts if part.startswith(f"`[{section}]`"))
         for key, field in ((key, field) for model in models for key, field in model.model_fields.items()):
-            meaning = re.escape(linked(field.description))
+            meaning = re.escape(link_pages(field.description))
             assert re.search(rf"^\* `{key}`(?: \(.*\))?: {meaning}$", text, re.MULTILINE), (section, key)
 
 

@@ -70,7 +70,7 @@ class Catalog(Installed):
 
         For a caller that has the turn to download.
         """
-        source, root = self.source(), self._trusted()
+        source, root = self.source(), self._read_root()
         text = download_index(source, self.store.folder / "metadata", root)
         listed = entries(text)
         with translate_os_errors(self.store.folder):
@@ -98,7 +98,7 @@ class Catalog(Installed):
             self._source = source_of(known["source"], verify=known.get("verify", True), patience_s=self._patience_s)
         return self._source
 
-    def _trusted(self) -> bytes:
+    def _read_root(self) -> bytes:
         """Read the root metadata to trust.
 
         Raises:

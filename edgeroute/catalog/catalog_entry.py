@@ -28,7 +28,7 @@ def checked_name(name: object) -> str:
         CatalogError: it is not.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name) or _RESERVED.fullmatch(name):
-        raise CatalogError(f"{_quoted(name)} is not a model's name: use up to 64 small letters, digits, - and _")
+        raise CatalogError(f"{_quote(name)} is not a model's name: use up to 64 small letters, digits, - and _")
     return name
 
 
@@ -40,7 +40,7 @@ def checked_version(version: object) -> str:
     """
     fits = isinstance(version, str) and VERSION.fullmatch(version)
     if not fits or not isinstance(version, str) or version.endswith(".") or _RESERVED.fullmatch(version):
-        raise CatalogError(f"{_quoted(version)} is not a version: use up to 64 letters, digits, and . _ + -")
+        raise CatalogError(f"{_quote(version)} is not a version: use up to 64 letters, digits, and . _ + -")
     return version
 
 
@@ -51,14 +51,14 @@ def checked_path(path: object) -> str:
         CatalogError: it leads out of the folder, or is not valid on some system.
     """
     if not isinstance(path, str) or not path or len(path) > LONGEST:
-        raise CatalogError(f"{_quoted(path)} is not a file's path: use 1 to {LONGEST} characters")
+        raise CatalogError(f"{_quote(path)} is not a file's path: use 1 to {LONGEST} characters")
     if path.casefold() == "entry.json":
         raise CatalogError(f"{path} is reserved: a device stores a file of its own under this name")
     for part in path.split("/"):
         if part in {"", ".", ".."}:
-            raise CatalogError(f"{_quoted(path)}: a path in a catalog is relative, and stays in the folder of its version")
+            raise CatalogError(f"{_quote(path)}: a path in a catalog is relative, and stays in the folder of its version")
         if _FORBIDDEN.search(part) or part[-1] in ". " or _RESERVED.fullmatch(part) or not part.isprintable():
-            raise CatalogError(f"{_quoted(path)}: {_quoted(part)} is not a valid file name on every system")
+            raise CatalogError(f"{_quote(path)}: {_quote(part)} is not a valid file name on every system")
     return path
 
 
@@ -70,23 +70,23 @@ def check_distinct(paths: Iterable[str]) -> None:
     """
     files, folders = dict[str, str](), dict[str, str]()
     for path in paths:
-        same = _folded(path)
+        same = _fold_case(path)
         if same in files:
-            raise CatalogError(f"{_quoted(files[same])} and {_quoted(path)} are the same file on systems that ignore capitals")
+            raise CatalogError(f"{_quote(files[same])} and {_quote(path)} are the same file on systems that ignore capitals")
         files[same] = path
         parts = same.split("/")
         folders |= {"/".join(parts[:i]): path for i in range(1, len(parts))}
     for folder, path in folders.items():
         if folder in files:
-            raise CatalogError(f"{_quoted(files[folder])} is a file, and a folder of {_quoted(path)}")
+            raise CatalogError(f"{_quote(files[folder])} is a file, and a folder of {_quote(path)}")
 
 
-def _folded(path: str) -> str:
+def _fold_case(path: str) -> str:
     """Return a path in the form in which paths of one file are equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
-def _quoted(value: object) -> str:
+def _quote(value: object) -> str:
     """Return an untrusted value for a message: ASCII, truncated."""
     return ascii(value)[:80]
 

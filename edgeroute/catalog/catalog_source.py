@@ -149,7 +149,7 @@ class Web:
         client, web = self._http_client(), import_late("httpx")
         ask = {"Range": f"bytes={begin}-", "If-Range": tag} if begin and tag else {}
         url = self._url + quote(path)
-        with self._errors_translated(path, web):
+        with self._translate_errors(path, web):
             for _ in range(MOST_REDIRECTS + 1):
                 with self._send(client, url, ask) as reply:
                     if reply.is_redirect:
@@ -220,7 +220,7 @@ class Web:
                 since, got = monotonic(), 0
 
     @contextmanager
-    def _errors_translated(self, path: str, web: Any) -> Iterator[None]:
+    def _translate_errors(self, path: str, web: Any) -> Iterator[None]:
         """Translate exceptions of httpx, and of a client that the timer closed, to CatalogAway."""
         try:
             yield

@@ -85,9 +85,9 @@ class Installed:
             ModelMissing: the version is not on the device.
             CatalogError: a file is damaged.
         """
-        return self._verified(name, version or self.active(name).version)
+        return self._verify_entry(name, version or self.active(name).version)
 
-    def _verified(self, name: str, version: str) -> Entry:
+    def _verify_entry(self, name: str, version: str) -> Entry:
         """Return the entry of a version, after checking its files. Raises as `verify` does."""
         entry = self.store.entry(name, version)
         if (entry.name, entry.version) != (name, version):
@@ -152,7 +152,7 @@ class Installed:
 
         Raises as `activate` does.
         """
-        _checked_requires(self._verified(name, version))
+        _checked_requires(self._verify_entry(name, version))
         old = Pointer("")
         with suppress(CatalogError):  # it is damaged: this is how it is repaired
             old = self.store.pointer(name) or old
@@ -181,7 +181,7 @@ class Installed:
             old = self.active(name)
             if not old.previous:
                 raise ModelMissing(f"{self.store.folder}: there was no version of {name} before {old.version}")
-            self._verified(name, old.previous)
+            self._verify_entry(name, old.previous)
             new = Pointer(old.previous, "", old.pinned, _refused_with(old, old.version, why or "rolled back by hand"))
             self.store.point(name, new)
         return new
@@ -257,7 +257,7 @@ class Installed:
         try:
             now = self.store.pointer(name)
             if now is not None:
-                self._verified(name, now.version)
+                self._verify_entry(name, now.version)
         except (CatalogError, ModelMissing) as e:
             problems.append(str(e))
         active = now or Pointer("")

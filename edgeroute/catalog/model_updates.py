@@ -165,7 +165,7 @@ class Updater:
         if entry.version in dict(now.refused):
             why = dict(now.refused)[entry.version]
             return Step("nothing", f"{self.name} {entry.version} is not tried again: {why}", entry.version)
-        self.catalog.download(entry, progress=self._downloaded)
+        self.catalog.download(entry, progress=self._on_download)
         self.catalog.mark(self.name, tried=entry.version)
         before = self._run_counts()
         try:
@@ -183,7 +183,7 @@ class Updater:
         self._usual, self._base = before[1] / max(1, before[0]), self._run_counts()
         return Step("updated", f"{self.name} {entry.version} is active, on trial for {self._runs:,} runs", entry.version)
 
-    def _downloaded(self, progress: Progress) -> None:
+    def _on_download(self, progress: Progress) -> None:
         """Pass on the progress of a download; raise CatalogAway to stop it once this updater is closed."""
         if self._stop.is_set():
             raise CatalogAway(f"the download of {self.name} was stopped, since this updater was closed; the next one resumes it")

@@ -323,14 +323,14 @@ class FunctionBackend(AbandonedRuns):
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
-            result = join_result(self._returned(self._ask(x)))
+            result = join_result(self._check_result(self._ask(x)))
         except BaseException as e:
             exchange.after_attempt(0, e)
             raise
         exchange.after_attempt(0)
         return result
 
-    def _returned(self, result: Any) -> Any:
+    def _check_result(self, result: Any) -> Any:
         """Return the function's result; raise BadReply if a plain function returned a coroutine. The coroutine is closed."""
         kind = type(result)
         if kind in (CoroutineType, AsyncGeneratorType):
@@ -387,7 +387,7 @@ class FunctionBackend(AbandonedRuns):
         """
         exchange.before_attempt(0, until)
         try:
-            result = self._returned(self._ask(x))
+            result = self._check_result(self._ask(x))
             if isinstance(result, Generator):
                 prediction = yield from read_pieces(result, self.reader.read_answer)
             else:

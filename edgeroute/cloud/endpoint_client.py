@@ -195,7 +195,7 @@ class HttpClient(ForkSafe):
         OURS.set(True)
         try:
             while True:
-                call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
+                call = _with_key(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
                 try:
                     reply = await self._exchange(call, until, exchange, way)
                 except Refused as e:
@@ -279,7 +279,7 @@ class HttpClient(ForkSafe):
         with self._lock:
             self.received += size
         if HEADER in reply.headers:
-            exchange.reported(reply.headers)
+            exchange.record_load(reply.headers)
         try:
             good = check_status(reply, self.endpoint.where, call.body, self.endpoint.address)
         except CloudError as e:
@@ -302,7 +302,7 @@ class HttpClient(ForkSafe):
         self.close()
 
 
-def _keyed(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
+def _with_key(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
     """Return the call with its idempotency key, by which a server can detect a repetition.
 
     Probes, GETs and calls without identity are unchanged; later calls are numbered.

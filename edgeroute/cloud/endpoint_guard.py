@@ -100,23 +100,23 @@ class Guard(ForkSafe):
         Raises:
             Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave, or by `prepay`.
         """
-        exchange, rejection = self._entered(permit, identity, calls)
+        exchange, rejection = self._enter(permit, identity, calls)
         if rejection is None:
             return exchange
         if isinstance(rejection, Crowded) and until > monotonic():
             rejection = self.turns.wait(exchange.slot, calls, until, stop, rejection)
-        return self._admitted(exchange, rejection)
+        return self._admit(exchange, rejection)
 
     async def enter_async(self, permit: Permit, identity: str, calls: int, until: float) -> Exchange:
         """Admit one request of `calls` calls, on an event loop; see `enter`. Cancelling gives the turn up."""
-        exchange, rejection = self._entered(permit, identity, calls)
+        exchange, rejection = self._enter(permit, identity, calls)
         if rejection is None:
             return exchange
         if isinstance(rejection, Crowded) and until > monotonic():
             rejection = await self.turns.wait_async(exchange.slot, calls, until, rejection)
-        return self._admitted(exchange, rejection)
+        return self._admit(exchange, rejection)
 
-    def _entered(self, permit: Permit, identity: str, calls: int) -> tuple[Exchange, Rejection | None]:
+    def _enter(self, permit: Permit, identity: str, calls: int) -> tuple[Exchange, Rejection | None]:
         """Return a new exchange, and the reason why it is not admitted now; None: it is.
 
         Behind those that wait it is rejected, which counts.
@@ -130,7 +130,7 @@ class Guard(ForkSafe):
             rules.rejected += bool(ahead)
         return exchange, rejection
 
-    def _admitted(self, exchange: Exchange, rejection: Rejection | None) -> Exchange:
+    def _admit(self, exchange: Exchange, rejection: Rejection | None) -> Exchange:
         """Return an admitted exchange; for a rejected one report it, start a probe if one is due, and raise Held."""
         if rejection is None:
             return exchange
@@ -310,10 +310,10 @@ class Egress:
 
     @property
     def asks(self) -> bool:
-        """True if `prepared` calls functions of the application, which may block."""
+        """True if `prepare_inputs` calls functions of the application, which may block."""
         return self.consent is not None or self.redact is not None
 
-    def prepared(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
+    def prepare_inputs(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
         """Return the inputs to send: copied and redacted, after consent.
 
         Without redaction the inputs are returned themselves, not copied.

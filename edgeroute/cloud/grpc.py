@@ -152,7 +152,7 @@ class OpenInferenceGrpc(ServedModel):
 
     def health(self) -> Talk:
         """Yield a call of `ModelReady`; raise Refused if the model is not ready."""
-        reply = yield self._asked("ModelReady")
+        reply = yield self._model_call("ModelReady")
         if not self._read("Ready", reply).ready:
             raise Refused(f"{self.where} answered that the model is not ready", status=503)
 
@@ -161,7 +161,7 @@ class OpenInferenceGrpc(ServedModel):
         yield from self.health()
         yield from self._meet()
 
-    def _asked(self, method: str) -> Call:
+    def _model_call(self, method: str) -> Call:
         """Return the call of a method whose message has the model's name and version alone."""
         body = self._messages["Name"](name=self.model, version=self.pinned or "").SerializeToString()
         return Call("GET", f"{SERVICE}/{method}", body=body)
@@ -179,7 +179,7 @@ class OpenInferenceGrpc(ServedModel):
 
     def _describe(self) -> Call:
         """Return the call for the model's metadata."""
-        return self._asked("ModelMetadata")
+        return self._model_call("ModelMetadata")
 
     def _description(self, reply: Reply) -> dict[str, Any]:
         """Return the metadata in a reply, as the JSON of the protocol over HTTP has it. Raise BadReply for too many tensors."""
@@ -187,7 +187,7 @@ class OpenInferenceGrpc(ServedModel):
         if max(len(metadata.inputs), len(metadata.outputs)) > MOST_TENSORS:
             raise BadReply(f"{self.where} describes more than {MOST_TENSORS} tensors")
         about = {"name": metadata.name, "versions": list(metadata.versions), "platform": metadata.platform}
-        return {**about, "inputs": _listed(metadata.inputs), "outputs": _listed(metadata.outputs)}
+        return {**about, "inputs": _descriptions(metadata.inputs), "outputs": _descriptions(metadata.outputs)}
 
     def _infer(self, feed: Feed) -> Call:
         """Return the call of `ModelInfer` for a feed, with raw tensors.
@@ -207,7 +207,7 @@ class OpenInferenceGrpc(ServedModel):
         body = with_raw(request.SerializeToString(), parts)
         return Call("POST", f"{SERVICE}/ModelInfer", body=body, max_reply=self._limit(len(array)))
 
-    def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
+    def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
         """Return the model's version, and the tensors, of a reply; raise Invalid."""
         response = self._read("Response", reply)
         if len(response.outputs) > MOST_TENSORS:
@@ -231,6 +231,6 @@ class OpenInferenceGrpc(ServedModel):
             yield Tensor(output.name, output.datatype, output.shape, data)
 
 
-def _listed(tensors: Any) -> list[dict[str, Any]]:
+def _descriptions(tensors: Any) -> list[dict[str, Any]]:
     """Return tensors' descriptions in JSON types."""
     return [{"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)} for tensor in tensors]

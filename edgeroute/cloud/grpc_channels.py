@@ -87,7 +87,7 @@ class _Channels(ForkSafe):
         if code is _CODES.DEADLINE_EXCEEDED and until - monotonic() < EARLY_S:
             raise TimedOut(f"{origin} did not answer in time")
         if code is _CODES.UNAVAILABLE and text.startswith(LOST):
-            raise self._lost(text)
+            raise self._lost_call_error(text)
         status = STATUSES.get(code, 500)
         if code is _CODES.RESOURCE_EXHAUSTED and _TOO_LONG in text:
             if f"vs. {self._longest})" in text:  # of this side, which old versions do not say otherwise
@@ -99,7 +99,7 @@ class _Channels(ForkSafe):
         body = json.dumps({"error": {"status": code.name, "message": text}}).encode()
         return Reply(status, {**headers, "content-type": "application/json"}, body)
 
-    def _lost(self, text: str) -> CloudError:
+    def _lost_call_error(self, text: str) -> CloudError:
         """Return the error for a call without a reply; not retriable if its cause is permanent."""
         why = [reason for reason in REASONS if reason in text]
         hint = " (is this its gRPC port?)" if "Failed parsing HTTP/2" in why else ""

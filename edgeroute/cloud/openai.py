@@ -269,7 +269,7 @@ class OpenAIChat(OneByOne):
         Raises:
             BadReply: the reply is no completion, or has no text.
         """
-        speech = self._answered(Head(reply.status, reply.headers), Call("POST", self._base, tokens=Tokens()))
+        speech = self._read_answer(Head(reply.status, reply.headers), Call("POST", self._base, tokens=Tokens()))
         given: bytes | None = bytes(reply.body)
         try:
             step = next(speech)
@@ -300,10 +300,10 @@ class OpenAIChat(OneByOne):
         """
         if call.tokens is None:  # it was stored in the outbox
             with suppress(ValueError, RecursionError, TypeError, AttributeError):
-                call = call._replace(tokens=_expected(json_loads(call.body)))
+                call = call._replace(tokens=_estimate_tokens(json_loads(call.body)))
         head = yield call
         assert type(head) is Head, "a call is answered with the head of its reply"
-        return (yield from self._answered(head, call))
+        return (yield from self._read_answer(head, call))
 
     def _answered(self, head: Head, call: Call) -> AnswerStream[Prediction]:
         """Yield the steps of reading a reply, streamed or not, and return the answer.
@@ -338,7 +338,7 @@ class OpenAIChat(OneByOne):
                     if event.strip() == b"[DONE]":
                         over = True
                         break
-                    text = self._added(gathered, event, call, sure)
+                    text = self._add_event(gathered, event, call, sure)
                     progress |= gathered.progress
                     if text and (shown or text.strip()):
                         yield AnswerPiece(blank + text, sure.value)
@@ -356,7 +356,7 @@ class OpenAIChat(OneByOne):
                 came = self._answer(gathered.reply())
                 e.partial = None if is_silent(came.value, came.outputs) else came
                 raise
-        if (tokens := _counted(gathered.usage)) is not None:
+        if (tokens := _count_usage(gathered.usage)) is not None:
             yield tokens
         while over and (yield OVER) is not None:
             pass
@@ -380,7 +380,7 @@ class OpenAIChat(OneByOne):
         guess = Tokens(
             0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
         )
-        yield _counted(document.get("usage")) or guess
+        yield _count_usage(document.get("usage")) or guess
         choice = document["choices"][0]
         if is_error(choice.get("finish_reason")):
             e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
@@ -393,7 +393,7 @@ class OpenAIChat(OneByOne):
             yield AnswerPiece(prediction.value, None)
         return prediction
 
-    def _added(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
+    def _add_event(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
         """Add an event to the answer. Return the text that it brings.
 
         Raise BadReply for an event that is no completion, or the server's error.
@@ -445,7 +445,7 @@ class OpenAIChat(OneByOne):
         if self._stream:
             request |= {"stream": True, **({"stream_options": {"include_usage": True}} if self._usage else {})}
         try:
-            tokens = _expected(request)
+            tokens = _estimate_tokens(request)
         except BadInput as e:
             raise BadInput(f"{self.where}: {e}") from e
         kind = ("Content-Type", "application/json")
@@ -455,7 +455,7 @@ class OpenAIChat(OneByOne):
         return f"OpenAIChat({self.address.origin + self._base!r}, model={self.model!r})"
 
 
-def _counted(usage: Any) -> Tokens | None:
+def _count_usage(usage: Any) -> Tokens | None:
     """Return the tokens in a reply's `usage`; None: the server did not count them."""
     if not isinstance(usage, Mapping):
         return None
@@ -484,7 +484,7 @@ def _most(given: Any) -> int:
     return ceil(most) if most > 0 else EXPECTED
 
 
-def _expected(request: Mapping[str, Any]) -> Tokens:
+def _estimate_tokens(request: Mapping[str, Any]) -> Tokens:
     """Return an estimate of the tokens of a request and of its answer.
 
     Raise BadInput as `_most`. A part that is no text counts `PART` tokens.

@@ -254,7 +254,7 @@ class OpenInference(ServedModel):
             head.setdefault("parameters", {})[PARAMETER] = answers_json(edges)
         return json_dumps(head)
 
-    def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
+    def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
         """Return the model's version, and the tensors, of a reply; raise Invalid.
 
         Sizes are checked against the body; other errors mean a damaged reply.

@@ -292,7 +292,7 @@ async def run(
                 body = way.body(response)
                 exchange.status = response.status
                 if HEADER in response.headers:
-                    exchange.reported(response.headers)
+                    exchange.record_load(response.headers)
                 step = speaking.opened(Head(response.status, response.headers))
                 while step is not None:
                     if type(step) is AnswerPiece:

@@ -73,7 +73,7 @@ def to_json(value: Any, whose: str = "the input") -> bytes:
 
     def listed(part: Any) -> Any:
         """Return the JSON form of a part of a foreign type, or note it and raise TypeError."""
-        converted = _listed(part)
+        converted = _to_json_form(part)
         if converted is part:
             refused.append(part)
             raise TypeError
@@ -117,7 +117,7 @@ def _strict(value: Any, whose: str, place: str) -> Any:
             if not isinstance(key, str | int):
                 raise BadInput(f"{whose} has a key of the type {class_name(key)}{_there(place)}, and JSON's keys are text")
         return {str(key): _strict(part, whose, f"{place}.{key}") for key, part in value.items()}
-    converted = _listed(value)
+    converted = _to_json_form(value)
     if converted is value:
         raise BadInput(
             f"{whose} {'has' if place else 'is'} {description_of(value)}{_there(place)}, which JSON does not have{advice(value)}"
@@ -138,7 +138,7 @@ def _there(place: str) -> str:
     return f" at {clean(place[1:], 80)!r}" if place else ""
 
 
-def _listed(value: Any) -> Any:
+def _to_json_form(value: Any) -> Any:
     """Return the JSON form of a value of a foreign type, such as an array's numbers; the value itself if there is none."""
     if isinstance(value, np.ndarray):
         return value.tolist() if value.dtype.kind in "biufUO" else value
@@ -179,9 +179,9 @@ def multipart(fields: list[tuple[str, Any]]) -> tuple[str, bytes]:
     boundary = os.urandom(16).hex()
     parts: list[Any] = []
     for name, value in fields:
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{_quoted(name)}"'
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{_escape_quotes(name)}"'
         if isinstance(value, File):
-            head += f'; filename="{_quoted(value.filename)}"\r\nContent-Type: {value.kind}'
+            head += f'; filename="{_escape_quotes(value.filename)}"\r\nContent-Type: {value.kind}'
             content = value.content
         else:
             content = value.encode("utf-8", "surrogatepass")
@@ -190,7 +190,7 @@ def multipart(fields: list[tuple[str, Any]]) -> tuple[str, bytes]:
     return f"multipart/form-data; boundary={boundary}", b"".join(parts)
 
 
-def _quoted(name: str) -> str:
+def _escape_quotes(name: str) -> str:
     """Return a name with its quotes escaped."""
     return name.replace('"', "%22")  # there is no line break in it: that is refused
 
@@ -353,7 +353,7 @@ class _Parser:
         if self._values > MAX_VALUES or deep > MAX_NESTED:
             raise PolicyError(f"body: more than {MAX_VALUES} values, or {MAX_NESTED} levels")
         if isinstance(given, str):
-            return self._parsed(given, place)
+            return self._parse_text(given, place)
         if given is None or isinstance(given, bool | int) or (isinstance(given, float) and abs(given) < np.inf):
             return given
         if isinstance(given, Mapping):
@@ -366,12 +366,12 @@ class _Parser:
 
     def _key(self, key: Any, place: str) -> str:
         """Return a key; raise PolicyError if it has placeholders."""
-        parsed = self._parsed(key, place) if isinstance(key, str) else None
+        parsed = self._parse_text(key, place) if isinstance(key, str) else None
         if not isinstance(parsed, str):
             raise PolicyError(f"{_at(place)}: a key is text without placeholders, not {clean(key, 40)!r}")
         return parsed
 
-    def _parsed(self, text: str, place: str) -> Any:
+    def _parse_text(self, text: str, place: str) -> Any:
         """Return a text without placeholders, its only placeholder, or a list of its parts.
 
         A doubled brace is one. Raise PolicyError for a single brace.
@@ -468,7 +468,7 @@ class _Filling:
     def value(self, template: Any) -> Any:
         """Return the template's filled value: of JSON types, arrays, bytes, or other types of the input."""
         if isinstance(template, Placeholder):
-            return self._picked(template)
+            return self._pick_value(template)
         if isinstance(template, _Text):
             return "".join(part if isinstance(part, str) else self._part(part) for part in template.parts)
         if isinstance(template, dict):
@@ -479,10 +479,10 @@ class _Filling:
 
     def _part(self, placeholder: Placeholder) -> str:
         """Return a placeholder's value as a part of a text. Raise BadInput for another type than text or number."""
-        picked = self._picked(placeholder)
+        picked = self._pick_value(placeholder)
         return "" if picked is None and placeholder.edge else scalar(picked, f"{placeholder.text} is a part of a text")
 
-    def _picked(self, placeholder: Placeholder) -> Any:
+    def _pick_value(self, placeholder: Placeholder) -> Any:
         """Return a placeholder's value, after its filters; raise BadInput if the input lacks it.
 
         An edge's answer that is missing is empty, or null by `json`.

@@ -211,7 +211,7 @@ class Turns:
             while not turn.done and (left_s := until - monotonic()) > 0 and not (stop is not None and stop.asked):
                 if not awake.wait(min(left_s, LOOK_S)):
                     self.advance()
-            return self._left(turn, why)
+            return self._remove_turn(turn, why)
         except BaseException:
             self._drop(turn)
             raise
@@ -248,7 +248,7 @@ class Turns:
                 finally:
                     alarm.cancel()
                 self.advance()
-            return self._left(turn, why)
+            return self._remove_turn(turn, why)
         except BaseException:
             self._drop(turn)
             raise
@@ -271,7 +271,7 @@ class Turns:
             self.waiting[turn] = None
         self.advance()
 
-    def _left(self, turn: Turn, why: Rejection) -> Rejection | None:
+    def _remove_turn(self, turn: Turn, why: Rejection) -> Rejection | None:
         """Remove a turn after its wait. Return None if it was admitted, else the reason. Counts one that gave up as rejected."""
         with self._lock:
             self.waiting.pop(turn, None)
@@ -513,7 +513,7 @@ class Exchange:
                 guard.spending.settle(cost, Cost(), process.now())
                 if not (again or probe):
                     guard.count_rejected("ledger")
-                raise self._held("ledger", f"what is not in the egress ledger does not leave ({e})") from e
+                raise self._rejection_error("ledger", f"what is not in the egress ledger does not leave ({e})") from e
         if self._unpaid:
             self._unpaid = False
             self._made += 1
@@ -525,7 +525,7 @@ class Exchange:
         self._size = size
         self.begun, self._until, self._open, self._going = monotonic(), until, True, True
 
-    def reported(self, headers: Mapping[str, str]) -> None:
+    def record_load(self, headers: Mapping[str, str]) -> None:
         """Record the endpoint's load from a reply's headers, and notify the watcher of a change.
 
         Ignored if there is no valid report.
@@ -608,7 +608,7 @@ class Exchange:
         guard = self._guard
         if guard.report is not None:
             guard.report.held(guard.name, rejection.code)
-        raise self._held(rejection.code, rejection.text, rejection.wait_s)
+        raise self._rejection_error(rejection.code, rejection.text, rejection.wait_s)
 
     def _give_back(self) -> None:
         """Return the cost of booked calls that were not made. A no-op after the first time."""
@@ -616,7 +616,7 @@ class Exchange:
         self.usd -= cost.usd
         self._guard.spending.settle(cost, Cost(), process.now())
 
-    def _held(self, code: HeldCode, text: str, wait_s: float = 0.0) -> Held:
+    def _rejection_error(self, code: HeldCode, text: str, wait_s: float = 0.0) -> Held:
         """Return the error for a rejection."""
         again = self._attempts > 0
         return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again, wait_s=wait_s)

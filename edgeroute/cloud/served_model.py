@@ -171,7 +171,7 @@ class ServedModel(ABC):
         """Return the call for tensors, in the order of the inputs."""
 
     @abstractmethod
-    def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
+    def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
         """Return the version that answered, and the tensors, of a reply of at most `most` values.
 
         Raises:
@@ -264,7 +264,7 @@ class ServedModel(ABC):
         if self.pinned is None and isinstance(versions, list) and len(versions) == 1:
             self.version = str(versions[0])
         self.datatypes = {str(t["name"]): str(t["datatype"]) for t in metadata["inputs"]}
-        self._described = _hashed(metadata)
+        self._described = _hash_metadata(metadata)
         self.served_labels = labels_in(metadata)
         self.inputs, self.outputs, self._changed = inputs, outputs, False
         return metadata.get("platform")
@@ -306,7 +306,7 @@ class ServedModel(ABC):
         for spec, prepare, plain in taken.given:
             rows = inputs
             if len(taken.given) > 1 or (inputs and isinstance(inputs[0], dict)):
-                rows = [_one(x, spec.name) for x in inputs]
+                rows = [_named_item(x, spec.name) for x in inputs]
             if self.payload is not None:
                 encode(feed, self.payload, rows, spec, prepare)
             else:
@@ -336,7 +336,7 @@ class ServedModel(ABC):
         most = max(MAX_VALUES, min(self._numbers(count) or 0, self.address.max_reply_bytes) + MAX_VALUES // 10)
         wrong, came = None, 0
         try:
-            version, tensors = self._opened(reply, most)
+            version, tensors = self._open_reply(reply, most)
             if self.pinned is None and version not in (None, ""):
                 self.version = str(version)
             outputs = dict[str, Array]()
@@ -443,7 +443,7 @@ def _shown(version: str, address: Address) -> str:
     return sha256(version.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _hashed(metadata: dict[str, Any]) -> str:
+def _hash_metadata(metadata: dict[str, Any]) -> str:
     """Return a hash of a model's name, platform and tensors, from its metadata. Invalid tensors are left out."""
     parts: list[Any] = [str(metadata.get("name")), str(metadata.get("platform") or "")]
     for key in ("inputs", "outputs"):
@@ -452,7 +452,7 @@ def _hashed(metadata: dict[str, Any]) -> str:
     return sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _one(x: Any, name: str) -> Any:
+def _named_item(x: Any, name: str) -> Any:
     """Return a named item of an input; raise BadInput if there is none."""
     if not isinstance(x, dict) or name not in x:
         raise BadInput(f"the endpoint needs an input {name!r}; there is {sorted(x) if isinstance(x, dict) else type(x).__name__}")

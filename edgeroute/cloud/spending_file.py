@@ -78,7 +78,7 @@ class EarlierSpending:
         with lock:
             self._read_at, self._spending.unknown = INF, ""
             for instant in [*_set_aside(store.path), *([] if damaged_at is None else [damaged_at])]:
-                self._lost(instant, f"{store.path} was damaged")
+                self._mark_unknown(instant, f"{store.path} was damaged")
             for i, (name, text, updated) in enumerate(rows):
                 if name != own_name and name not in self.known:
                     self.known.add(name)
@@ -99,10 +99,10 @@ class EarlierSpending:
             here, now_began = process.boot_clock()
             return self._spending.load(dumped, process.now(), now_began - began if boot and boot == here else 0.0)
         except (ValueError, TypeError, AttributeError, RecursionError):
-            self._lost(updated, f"the record {name} is damaged")
+            self._mark_unknown(updated, f"the record {name} is damaged")
             return True
 
-    def _lost(self, instant: float, why: str) -> None:
+    def _mark_unknown(self, instant: float, why: str) -> None:
         """Count spending as unknown since an instant, and log the reason. Ignored for what no limit counts any more."""
         if instant > process.now() - MOST_S:
             self._spending.mark_unknown_until(min(instant, process.now()), f"what was spent is not known, since {why}")

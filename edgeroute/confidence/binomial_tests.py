@@ -25,7 +25,7 @@ WIDE = 8
 """Standard deviations, plus as many counts, beyond which a tail is neglected: it is less than 1e-14."""
 
 
-def needed(rate: float, delta: float) -> int:
+def least_n(rate: float, delta: float) -> int:
     """Return the smallest n at which zero events in n reject a rate at level `delta`: ceil(log delta / log(1 - rate))."""
     return ceil(log(delta) / log1p(-rate))
 

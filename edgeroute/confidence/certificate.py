@@ -333,11 +333,11 @@ def _differing_parts(calibrated: str, used: str) -> tuple[str, str]:
         while min(map(len, words)) > 1 and words[0][end] == words[1][end]:
             for part in words:
                 part.pop(end)
-    then, here = (" ".join(map(_shortened, part)) for part in words)
+    then, here = (" ".join(map(_shorten, part)) for part in words)
     return (then, here) if then != here else (calibrated, used)
 
 
-def _shortened(word: str) -> str:
+def _shorten(word: str) -> str:
     """Return a word of a fingerprint shortened to its end."""
     return word if len(word) <= 16 else f"...{word[-12:]}"  # noqa: PLR2004 - short enough to read
 

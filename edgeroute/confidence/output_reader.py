@@ -114,7 +114,9 @@ class Reader:
         self._bounded = bounded(score)
         self._logits = kind in {"probabilities", "label+probabilities"} and getattr(score, "of_logits", False)
         """True if the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
-        self._special = {"label+probabilities": self._labelled, "value": self._value, "boxes": self._boxes}.get(kind or "")
+        self._special = {"label+probabilities": self._labelled_prediction, "value": self._value, "boxes": self._boxes}.get(
+            kind or ""
+        )
         self._seen = kind not in {None, "logits"}
         """True once outputs have been checked for probabilities that are taken for logits."""
         fast = kind in {None, "logits"} and isinstance(score, str) and self.labels is not None
@@ -310,10 +312,10 @@ class Reader:
         if self.kind is None and len(row) > 1 and (parts := label_and_probabilities(row)) is not None:
             p = parts[1]
             if isinstance(p, Mapping) or sum_to_one(as_array(p).tolist()):
-                return self._labelled(row)
+                return self._labelled_prediction(row)
         return None
 
-    def _labelled(self, row: Any) -> Prediction:
+    def _labelled_prediction(self, row: Any) -> Prediction:
         """Return the prediction for a label and the probabilities of all classes; the label is the value.
 
         Raise `wrong` for other outputs.

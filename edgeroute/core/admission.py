@@ -228,7 +228,7 @@ class RetryBudget:
     def success(self) -> None:
         """Record a successful attempt, which earns a tenth of a retry."""
         if self._left < CAP:
-            self._left = earned(self._left)
+            self._left = balance_after_success(self._left)
 
 
 class Rate:

@@ -213,7 +213,7 @@ def reason_code(plan: Plan, outcome: Outcome) -> str:
     """
     log, i = outcome.log, outcome.leg
     if not outcome.accepted or i is None:
-        return "left" if type(outcome) is Left else _degraded(plan, log)
+        return "left" if type(outcome) is Left else _degraded_reason(plan, log)
     away = plan.legs[i].permit is not None
     if len(log) > ALONE or plan.unsure:  # few
         if plan.unsure and away:
@@ -222,13 +222,13 @@ def reason_code(plan: Plan, outcome: Outcome) -> str:
             if mark.kind == "below":
                 return "below"
             if mark.kind == "failed":
-                return _failed(mark)
+                return _failure_code(mark)
         if i and any(mark.kind == "cancelled" for mark in log):
             return "faster"
     return "first" if away else "stays" if plan.stays else "confident"
 
 
-def _degraded(plan: Plan, log: Sequence[Mark]) -> str:
+def _degraded_reason(plan: Plan, log: Sequence[Mark]) -> str:
     """Return why the best answer so far stands: code of the last target that did not answer, else `busy` or `below`.
 
     Codes: `deadline`, or a failure's own.
@@ -237,7 +237,7 @@ def _degraded(plan: Plan, log: Sequence[Mark]) -> str:
         if mark.kind == "timeout":
             return "deadline"
         if mark.kind == "failed":
-            return _failed(mark)
+            return _failure_code(mark)
     return "busy" if plan.skipped else "below"
 
 

@@ -228,11 +228,11 @@ def problem(rule: Rule) -> str:
         if not _number(value) or (kind.share and not 0 <= value <= 1) or (rule.of == "power" and value < 0):
             return f"{name} of {rule.of} is {_unit(rule.of)}, not {_shown(value)}"
     if kind.low and not rule.enter < rule.ends:
-        return _apart(rule, "more")
-    return "" if kind.low or rule.ends < rule.enter else _apart(rule, "less")
+        return _wrong_side_message(rule, "more")
+    return "" if kind.low or rule.ends < rule.enter else _wrong_side_message(rule, "less")
 
 
-def _apart(rule: Rule, sign: str) -> str:
+def _wrong_side_message(rule: Rule, sign: str) -> str:
     """Return the message for a rule whose `leave` is on the wrong side of `enter`."""
     enter, leave = amount(rule.of, rule.enter or 0.0), amount(rule.of, rule.ends)
     return f"a rule of {rule.of} ends at {sign} than it begins at, or it would flicker: leave is {leave}, and enter is {enter}"

@@ -399,14 +399,14 @@ class Report(NamedTuple):
         return min(CAP, used + waits / QUEUE_S)
 
 
-def faded(load: Numbers, age_s: Numbers) -> Numbers:
+def fade_load(load: Numbers, age_s: Numbers) -> Numbers:
     """Return the rest of a load after `age_s` seconds without a report: halved each `HALF_S`, and 0 from `STALE_S` on."""
-    return load * _left(age_s)
+    return load * _weight_left(age_s)
 
 
-def averaged(load: Numbers, age_s: Numbers, reported: Numbers) -> Numbers:
+def average_load(load: Numbers, age_s: Numbers, reported: Numbers) -> Numbers:
     """Return the load after a report, `age_s` seconds after the last. The report weighs at least a quarter, for bursts."""
-    return load + (least(reported, CAP) - load) * most(1 - _left(age_s), 0.25)
+    return load + (least(reported, CAP) - load) * most(1 - _weight_left(age_s), 0.25)
 
 
 def share_to_keep(load: Numbers) -> Numbers:
@@ -414,7 +414,7 @@ def share_to_keep(load: Numbers) -> Numbers:
     return (most(least((load - FROM) / SPAN * MOST, MOST), 0.0) / STEP + 1e-9) // 1 * STEP
 
 
-def _left(age_s: Numbers) -> Numbers:
+def _weight_left(age_s: Numbers) -> Numbers:
     """Return the weight of a report of this age."""
     return (age_s < STALE_S) * 0.5 ** (most(age_s, 0.0) / HALF_S)
 
@@ -436,12 +436,12 @@ class Load:
         if not (isfinite(load) and load >= 0):
             return False
         before = rounded_share_to_keep(self.at(now))
-        self._value, self._at = averaged(self._value, now - self._at, load), max(now, self._at)
+        self._value, self._at = average_load(self._value, now - self._at, load), max(now, self._at)
         return rounded_share_to_keep(self.at(now)) != before
 
     def at(self, now: float) -> float:
         """Return the load at an instant; 0: none was reported, or long ago."""
-        return float(faded(self._value, now - self._at))
+        return float(fade_load(self._value, now - self._at))
 
 
 def rounded_share_to_keep(load: float) -> float:

@@ -58,7 +58,7 @@ class Pace:
         return float(2 ** (ceil(log2(max(stale_s + SLACK * self.edge_s, 1e-3)) * 4) / 4))
 
 
-def outdated(frame: Taken, *, now: float, scene: int, refined: int, stale_s: float | None) -> Outdated:
+def why_outdated(frame: Taken, *, now: float, scene: int, refined: int, stale_s: float | None) -> Outdated:
     """Return why the refinement of a frame is of no use at the instant `now`; empty: it is of use.
 
     Args:
@@ -91,10 +91,10 @@ def distance(a: Sequence[float], b: Sequence[float]) -> float:
     """Return the mean absolute difference of two signatures; inf if they differ in length. NaN equals only NaN."""
     if len(a) != len(b):
         return inf
-    return sum(_apart(x, y) for x, y in zip(a, b, strict=True)) / len(a) if a else 0.0
+    return sum(_difference(x, y) for x, y in zip(a, b, strict=True)) / len(a) if a else 0.0
 
 
-def _apart(x: float, y: float) -> float:
+def _difference(x: float, y: float) -> float:
     """Return the absolute difference of two numbers; 0 for two NaN, inf for one."""
     if x == y or (isnan(x) and isnan(y)):
         return 0.0
@@ -170,9 +170,9 @@ class Speech:
             return Began(self._start)
         self._quiet = 0 if probability >= self._off else self._quiet + 1
         if self._quiet >= self._hangover:
-            return self._ended(window + 1, cut=False)
+            return self._end_segment(window + 1, cut=False)
         if window + 1 - self._start >= self._most:
-            return self._ended(window + 1, cut=True)
+            return self._end_segment(window + 1, cut=True)
         return None
 
     def finish(self) -> Ended | None:
@@ -180,9 +180,9 @@ class Speech:
 
         Audio too short to begin a segment gives none.
         """
-        return None if self._start is None or self._start >= self._next else self._ended(self._next, cut=False)
+        return None if self._start is None or self._start >= self._next else self._end_segment(self._next, cut=False)
 
-    def _ended(self, end: int, *, cut: bool) -> Ended:
+    def _end_segment(self, end: int, *, cut: bool) -> Ended:
         """End the present segment, and return its event; after a cut the next segment begins where this one ended."""
         assert self._start is not None, "speech has begun"
         ended = Ended(self._start, end, cut)

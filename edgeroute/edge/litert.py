@@ -355,7 +355,7 @@ class LiteRTModel(ModelFile):
         if self.on_downgrade == "record" and self.delegates:
             self.load()
         return {
-            "runtime": self.runtime or _installed() or "litert", "delegates": [base_name(name) for name in self._used],
+            "runtime": self.runtime or _installed_runtime() or "litert", "delegates": [base_name(name) for name in self._used],
             "delegate_options": self.delegate_options, "signature": self.signature, "output": self.output,
         }  # fmt: skip
 
@@ -581,7 +581,7 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def _installed() -> str | None:
+def _installed_runtime() -> str | None:
     """Return the installed runtime, LiteRT if both are; None: neither is."""
     return next((name for name, package in RUNTIMES.items() if _is_installed(package)), None)
 
@@ -592,7 +592,7 @@ def _runtime(wanted: str | None) -> tuple[str, Any]:
     Raises:
         RuntimeMissing: it is not installed, does not work with this numpy, or cannot be imported.
     """
-    name = wanted or _installed()
+    name = wanted or _installed_runtime()
     if name is None or not _is_installed(RUNTIMES[name]):
         what = "neither LiteRT nor tflite-runtime is" if name is None else f"{_NAMES[name]} is not"
         raise RuntimeMissing(f"{what} installed: pip install 'edgeroute[{name or 'litert'}]'")

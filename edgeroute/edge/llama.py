@@ -387,9 +387,9 @@ class LlamaModel(LoadsLate):
 
         if not cancel.asked:
             engine.stream(request, chat, on_piece)
-        return [self._whole(gathered, request, is_request=isinstance(x, Mapping))]
+        return [self._prediction_of(gathered, request, is_request=isinstance(x, Mapping))]
 
-    def _whole(self, gathered: Gathered, request: Mapping[str, Any], *, is_request: bool) -> Prediction:
+    def _prediction_of(self, gathered: Gathered, request: Mapping[str, Any], *, is_request: bool) -> Prediction:
         """Return the prediction of a whole reply.
 
         Raises:
@@ -445,7 +445,7 @@ class LlamaModel(LoadsLate):
         finally:
             left.set()
             thread.join()
-        return self._whole(gathered, request, is_request=isinstance(x, Mapping))
+        return self._prediction_of(gathered, request, is_request=isinstance(x, Mapping))
 
 
 def _too_nested(grammar: str) -> bool:

@@ -39,7 +39,7 @@ def external_data(model: Path) -> list[Path]:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for match in _LOCATION.finditer(data):
                 name = data[match.end() : match.end() + _number(match[1])]
-                path = _beside(model.parent, name)
+                path = _file_in_folder(model.parent, name)
                 if path is not None:
                     paths[path] = None
     except (OSError, ValueError):  # there is no file, or it is empty: `load` reports it
@@ -52,7 +52,7 @@ def _number(varint: bytes) -> int:
     return sum((byte & 0x7F) << 7 * i for i, byte in enumerate(varint))
 
 
-def _beside(folder: Path, name: bytes) -> Path | None:
+def _file_in_folder(folder: Path, name: bytes) -> Path | None:
     """Return the path of an existing file in the folder or below; None: there is none of this name, or it lies elsewhere."""
     try:
         path = folder / name.decode()

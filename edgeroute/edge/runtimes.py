@@ -81,7 +81,7 @@ def fresh_runtimes() -> Iterator[None]:
 
 def suffixes() -> list[str]:
     """Return all suffixes that have a runtime, sorted, those of installed packages too."""
-    known = {*BUILT_IN, *_registered, *_installed()} - {ACTIVE}
+    known = {*BUILT_IN, *_registered, *_plugin_runtimes()} - {ACTIVE}
     return sorted(suffix for suffix in known if suffix.startswith("."))
 
 
@@ -100,7 +100,7 @@ def suffix_of(path: str | PathLike[str]) -> str | None:
         return SCHEMES[0]
     name = PurePath(fspath(path)).name.lower()
     built_in = {suffix for suffix in BUILT_IN if suffix.startswith(".")}
-    for known in ({*built_in, *_registered}, _installed):
+    for known in ({*built_in, *_registered}, _plugin_runtimes):
         matches = [suffix for suffix in (known() if callable(known) else known) if name.endswith(suffix) and name != suffix]
         if matches:
             return max(matches, key=len)
@@ -116,7 +116,7 @@ def target_of(suffix: str) -> str:
     target = _registered.get(suffix) or BUILT_IN.get(suffix)
     if target is not None:
         return target
-    targets = _installed().get(suffix, ())
+    targets = _plugin_runtimes().get(suffix, ())
     if len(targets) > 1:
         raise PolicyError(
             f"{len(targets)} installed packages have a runtime for {suffix}, {' and '.join(targets)}: choose one by"
@@ -137,7 +137,7 @@ def class_of(suffix: str) -> Any:
     return attribute(target_of(suffix), f"the runtime for {suffix}")
 
 
-def _installed() -> dict[str, tuple[str, ...]]:
+def _plugin_runtimes() -> dict[str, tuple[str, ...]]:
     """Return suffix -> targets by the entry points of installed packages; searched once, when no other runtime fits."""
     targets_by_suffix: dict[str, tuple[str, ...]] = {}
     for name, targets in plugin_targets(GROUP).items():

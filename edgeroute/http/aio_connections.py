@@ -235,7 +235,7 @@ class AsyncConnections(Pool):
         Raises:
             CloudError: there is no reply in time, or no valid one.
         """
-        return await self._sent(call, until)
+        return await self._send_alone(call, until)
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call, until: float) -> AsyncIterator[AsyncResponse]:

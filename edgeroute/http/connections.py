@@ -275,7 +275,7 @@ class Connection:
             self._line = line = Line(self._wire)
         return line
 
-    def _failed(self, e: Exception, reading: Reading) -> CloudError:
+    def _cloud_error(self, e: Exception, reading: Reading) -> CloudError:
         """Return the CloudError for an exception during a call.
 
         Stale if the connection had served before, and nothing of this reply has come.
@@ -297,7 +297,7 @@ class Connection:
         line, reading = self._usable_line(), self._wire.reading(call)
         try:
             if not line.opened:
-                self._sock = sock = await self._connected(line)
+                self._sock = sock = await self._connected_socket(line)
                 self._poll = Poll(sock)
                 await self._pump(line.open())
             self.sockets.doing = "take the request"
@@ -305,7 +305,7 @@ class Connection:
         except CloudError:
             raise
         except (OSError, Malformed) as e:
-            raise self._failed(e, reading) from e
+            raise self._cloud_error(e, reading) from e
         return reading
 
     async def more(self, reading: Reading) -> None:
@@ -317,7 +317,7 @@ class Connection:
         except CloudError:
             raise
         except (OSError, Malformed) as e:
-            raise self._failed(e, reading) from e
+            raise self._cloud_error(e, reading) from e
 
     async def _pump(self, steps: Steps[T]) -> T:
         """Send and receive what the steps yield, and return their result.
@@ -344,7 +344,7 @@ class Connection:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
-    async def _connected(self, line: Line) -> socket.socket:
+    async def _connected_socket(self, line: Line) -> socket.socket:
         """Return a socket connected to the line's host; overridden."""
         raise NotImplementedError
 
@@ -400,7 +400,7 @@ class Pool(ForkSafe):
         self._wire = Wire(address)
         self._closed = False
 
-    async def _sent(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
+    async def _send_alone(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Send the call on a connection of its own, and return the reply.
 
         A connection that cannot be reused is closed. Raises CloudError.
@@ -454,7 +454,7 @@ class Connections(Pool):
         Raises:
             CloudError: there is no reply in time, no valid one, or the call was cancelled.
         """
-        return settle(self._sent(call, until, cancel))
+        return settle(self._send_alone(call, until, cancel))
 
     @contextlib.contextmanager
     def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[Response]:
@@ -545,7 +545,7 @@ class ThreadConnection(Connection):
 
     sockets: BlockingSockets
 
-    async def _connected(self, line: Line) -> socket.socket:
+    async def _connected_socket(self, line: Line) -> socket.socket:
         """Return a socket connected to the line's host, blocking."""
         return self.sockets.connect(*line.there)
 

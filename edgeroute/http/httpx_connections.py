@@ -84,7 +84,7 @@ class Carrier(ForkSafe):
         timeout = left_s if limited and left_s != INF else None
         return client.build_request(call.method, url, content=call.body or None, headers=headers, timeout=timeout)
 
-    def redirected(self, client: Any, response: Any) -> Any:
+    def redirect_request(self, client: Any, response: Any) -> Any:
         """Return the request of a redirect, if the client follows redirects and the host stays the same; else None.
 
         The input and the credentials go only to the host that the policy names. None too for another scheme or port.
@@ -237,7 +237,7 @@ class HttpxConnections(Carrier):
         """
         for _ in range(client.max_redirects + 1):
             response = client.send(request, stream=True, follow_redirects=False)
-            request = self.redirected(client, response)
+            request = self.redirect_request(client, response)
             if request is None:
                 break
             response.close()
@@ -368,7 +368,7 @@ class AsyncHttpxConnections(Carrier):
         """Send a request, follow redirects within the host, and return the last response, unread."""
         for _ in range(client.max_redirects + 1):
             response = await client.send(request, stream=True, follow_redirects=False)
-            request = self.redirected(client, response)
+            request = self.redirect_request(client, response)
             if request is None:
                 break
             await response.aclose()

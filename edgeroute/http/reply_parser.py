@@ -64,9 +64,9 @@ class Parser(Protocol):
 
     @property
     def wrong(self) -> str:
-        """Fault in the chunks, after the parts that `chunked` returned last; empty: none."""
+        """Fault in the chunks, after the parts that `parse_chunks` returned last; empty: none."""
 
-    def chunked(self, data: bytes) -> list[bytes]:
+    def parse_chunks(self, data: bytes) -> list[bytes]:
         """Parse more of a chunked body, and return the parts of the body in it. Sets `ended`, `surplus` and `wrong`."""
 
 
@@ -95,7 +95,7 @@ class Llhttp:
             raise Malformed(wrong or "illegal head of a reply")
         return Head(self._parser.get_http_version(), self._parser.get_status_code(), _headers(data))
 
-    def chunked(self, data: bytes) -> list[bytes]:
+    def parse_chunks(self, data: bytes) -> list[bytes]:
         """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`.
 
         A fault after the end is `surplus`.
@@ -148,7 +148,7 @@ class H11:
             raise Malformed("illegal head of a reply")
         return Head(event.http_version.decode(), event.status_code, _headers(data))
 
-    def chunked(self, data: bytes) -> list[bytes]:
+    def parse_chunks(self, data: bytes) -> list[bytes]:
         """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`.
 
         A fault is stored in `wrong`, with the parts before it returned.
@@ -390,7 +390,7 @@ class Reading:
         if not data:
             raise Malformed(_INCOMPLETE)
         self._beyond += len(data)
-        self._add(self._parser.chunked(data))
+        self._add(self._parser.parse_chunks(data))
         if self._parser.wrong and not self.ended:
             raise Malformed(self._parser.wrong)
         if self._parser.ended:

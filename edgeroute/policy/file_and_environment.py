@@ -95,7 +95,7 @@ class Environment(File):
         self._counts = {section: len(value) if isinstance(value := file.get(section, []), list) else 1 for section in LISTS}
         self._broken = {name for name in SECTIONS if not isinstance(file.get(name, {}), dict | list if name in LISTS else dict)}
         self._sections: dict[str, Mapping[str, Any]] = {}
-        named = set(_named(file))
+        named = set(_named_secrets(file))
         for name, text in sorted(os.environ.items()):
             if name.upper().startswith(PREFIX) and name not in named and not _KUBERNETES.fullmatch(name):
                 self._sections = self._sections or _sections(file)
@@ -209,7 +209,7 @@ def _by_number(value: Any) -> Any:
     return {"0": value} if isinstance(value, dict) else value
 
 
-def _named(data: Any) -> Iterator[str]:
+def _named_secrets(data: Any) -> Iterator[str]:
     """Yield the variables that the policy itself names as secrets."""
     if isinstance(data, dict):
         if isinstance(data.get("env"), str):
@@ -217,7 +217,7 @@ def _named(data: Any) -> Iterator[str]:
         data = list(data.values())
     if isinstance(data, list):
         for value in data:
-            yield from _named(value)
+            yield from _named_secrets(value)
 
 
 def _without_nulls(data: Any) -> Any:

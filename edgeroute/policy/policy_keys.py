@@ -21,7 +21,7 @@ from edgeroute.policy.contradictions import Wrong, contradictions
 from edgeroute.policy.derived_sections import Section, configures
 from edgeroute.policy.runtime_sections import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Limits, Outbox, Rule, Telemetry, Trace, at
-from edgeroute.policy.target_sections import CLOUDS, AnyCloud, Edge, Target, grouped
+from edgeroute.policy.target_sections import CLOUDS, AnyCloud, Edge, Target, group_variants
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
 from edgeroute.system.late_imports import load_plugin
@@ -150,7 +150,7 @@ class Settings(Top):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _whole(cls, data: Any, inner: Any) -> Any:
+    def _validate(cls, data: Any, inner: Any) -> Any:
         """Validate, and raise `Wrong` with the contradictions beside the errors in single keys, at which pydantic would stop."""
         problems = contradictions(data)
         try:
@@ -177,10 +177,10 @@ class Settings(Top):
             ModelError: a card or score is invalid.
             PolicyError: a certificate is missing or invalid.
         """
-        with _named("score"):
+        with _under_key("score"):
             score, key = _score(self.score, folder)
-        with _named("threshold"):
-            threshold = _certified(self.threshold, folder)
+        with _under_key("threshold"):
+            threshold = _with_certificates(self.threshold, folder)
         tried = [setting.cloud for setting in self.trial if setting.cloud is not None]
         proper = [section for section in self.cloud if section.name not in tried]
         by_name = {section.name: section for section in self.cloud}
@@ -194,11 +194,13 @@ class Settings(Top):
             if setting.edge is None:
                 trials.append(setting.make(cloud=next(endpoints)))
                 continue
-            with _named("trial.edge"):
+            with _under_key("trial.edge"):
                 section = for_file(self.edge[0], setting.edge, folder) if isinstance(setting.edge, str) else setting.edge
-            with _named("trial.threshold"):
+            with _under_key("trial.threshold"):
                 trials.append(
-                    setting.make(edge=_make_or_reuse(section, folder, key), threshold=_certified(setting.threshold, folder))
+                    setting.make(
+                        edge=_make_or_reuse(section, folder, key), threshold=_with_certificates(setting.threshold, folder)
+                    )
                 )
             views[trial.EDGE_TRIAL] = section.view
         clouds = clouds[: len(proper)]
@@ -209,7 +211,7 @@ class Settings(Top):
             "threshold": threshold,
             "score": score,
             "state": state if self.state else None,
-            "edge": grouped(edges, self.edge),
+            "edge": group_variants(edges, self.edge),
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
             "trial": trials or None,
             "limits": self.limits.make() if self.limits else None,
@@ -230,7 +232,7 @@ _made: Shared[tuple[Any, ...], Any] = Shared()
 
 
 @contextmanager
-def _named(key: str) -> Iterator[None]:
+def _under_key(key: str) -> Iterator[None]:
     """Raise an error from within the block again, of the same type, with a key in front of its text."""
     try:
         yield
@@ -248,13 +250,13 @@ PARTS = "edgeroute.parts"
 """Group of the entry points by which an installed package adds parts: `name = "module:Class"`."""
 
 
-def _certified(threshold: Any, folder: Path) -> Any:
+def _with_certificates(threshold: Any, folder: Path) -> Any:
     """Return the threshold with each path of a certificate replaced by the certificate, read from its file.
 
     Raises PolicyError as `Certificate.load`.
     """
     if isinstance(threshold, list):
-        return [_certified(item, folder) for item in threshold]
+        return [_with_certificates(item, folder) for item in threshold]
     if not isinstance(threshold, str):
         return threshold
     from edgeroute.confidence.certificate import Certificate

@@ -44,7 +44,7 @@ class Registered(Model):
         return self.model_dump(by_alias=True, exclude_unset=True, exclude={*Model.model_fields})
 
 
-def registered(path: object) -> type[Registered] | None:
+def registered_section(path: object) -> type[Registered] | None:
     """Return the section type for such a model file; None: `targets.Edge`, or there is no runtime. May import the runtime.
 
     Raises:
@@ -64,7 +64,7 @@ def all_registered() -> dict[str, type[Registered]]:
     sections: dict[str, type[Registered]] = {}
     for suffix in (*suffixes(), SCHEMES[0]):
         try:
-            section = registered(suffix if suffix in SCHEMES else f"model{suffix}")
+            section = registered_section(suffix if suffix in SCHEMES else f"model{suffix}")
         except EdgerouteError as e:
             log.warning("the keys for a model in %s are not known: %s", suffix, e)
             continue
@@ -132,7 +132,7 @@ def _by_runtime(data: Any, built_in: Any) -> Any:
     A runtime that cannot be imported is a problem of `path`.
     """
     try:
-        section = registered(data.get("path") if isinstance(data, dict) else None)
+        section = registered_section(data.get("path") if isinstance(data, dict) else None)
     except (ModelMissing, CatalogError, StoreError) as e:  # said where the model is made, unless its keys have to be known before
         try:
             return built_in(data)
@@ -159,10 +159,10 @@ def for_file(section: Target, path: str, folder: Path) -> Target:
 
     Raises:
         PolicyError: one of them has a value that this runtime does not take.
-        ModelMissing, CatalogError, StoreError, RuntimeMissing: as `registered`.
+        ModelMissing, CatalogError, StoreError, RuntimeMissing: as `registered_section`.
     """
     with paths_from(folder):
-        kind = registered(path) or Edge
+        kind = registered_section(path) or Edge
     aliases = {field.alias or name: name for name, field in kind.model_fields.items()}
     if type(section) is kind:
         given = section.model_dump(by_alias=True, exclude_unset=True)

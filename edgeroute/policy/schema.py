@@ -15,7 +15,7 @@ from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.errors import EdgerouteError
 from edgeroute.policy.derived_sections import text_of
 from edgeroute.policy.policy_keys import LISTS, SECTIONS, Settings
-from edgeroute.policy.runtime_sections import Registered, all_registered, registered
+from edgeroute.policy.runtime_sections import Registered, all_registered, registered_section
 from edgeroute.policy.target_sections import Cloud
 
 VARIANTS = {
@@ -94,7 +94,7 @@ def keys_of(paths: Iterable[object]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for path in paths:
         try:
-            section = registered(path)
+            section = registered_section(path)
         except EdgerouteError:  # said where the section is validated
             continue
         properties |= {} if section is None else _runtime("", section)["properties"]
@@ -120,7 +120,7 @@ def reference() -> str:
         _list(document, {*document["properties"]} - {*SECTIONS}, set()),
     ]
     for name, models in SECTIONS.items():
-        described = linked(document["properties"][name]["description"])
+        described = link_pages(document["properties"][name]["description"])
         kinds = [document["$defs"][model.__name__] for model in models]
         common = {key for key, value in kinds[0]["properties"].items() if all(k["properties"].get(key) == value for k in kinds)}
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
@@ -131,12 +131,12 @@ def reference() -> str:
             parts += [text for runtime in runtimes for text in _for_models(runtime, listed)]
         for i, kind in enumerate(kinds if several else ()):
             protocol = kind["properties"]["protocol"]["const"]
-            parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{linked(kind["description"])}\n']
+            parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{link_pages(kind["description"])}\n']
             parts += [_list(kind, {*kind["properties"]} - common - ({"protocol"} if i else set()), listed)]
     return "\n".join(parts)
 
 
-def linked(text: str) -> str:
+def link_pages(text: str) -> str:
     """Return a description with the pages that it names as links: `(rules.md)` becomes `([rules](rules.md))`."""
     return re.sub(r"(?<!\])\(([a-z-]+)\.md(#[a-z-]+)?\)", r"([\1](\1.md\2))", text)
 
@@ -145,7 +145,7 @@ def _for_models(runtime: str, listed: set[str]) -> list[str]:
     """Return the keys of `[edge]` for the model files of a built-in runtime."""
     suffixes = sorted(suffix for suffix, target in BUILT_IN.items() if target == runtime)
     address = suffixes[0] in SCHEMES
-    section = registered(suffixes[0] if address else f"model{suffixes[0]}")
+    section = registered_section(suffixes[0] if address else f"model{suffixes[0]}")
     assert section is not None, "ONNX Runtime has the section Edge"
     document = _runtime(suffixes[0], section)
     for value in document["properties"].values():
@@ -160,7 +160,7 @@ def _list(section: Mapping[str, Any], keys: set[str], listed: set[str]) -> str:
     rows, named = [], []
     for key, value in section["properties"].items():
         if key in keys:
-            shown, meaning = _shown(value, required=key in section.get("required", ())), linked(value["description"])
+            shown, meaning = _shown(value, required=key in section.get("required", ())), link_pages(value["description"])
             known = f"{key}{value.get('default')}: {meaning}"
             named += [f"`{key}`"] if known in listed else []
             rows += [] if known in listed else [f"* `{key}`{shown}: {meaning}"]

@@ -16,7 +16,7 @@ from edgeroute.core import spending_limits as spending
 from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.derived_sections import Section, configures
-from edgeroute.policy.units_as_text import SHARE, Duration, expected, share, text
+from edgeroute.policy.units_as_text import SHARE, Duration, expected_error, share, text
 from edgeroute.policy.value_types import Flag, Text, Texts, message_error, not_only_cloud
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
@@ -190,7 +190,7 @@ def _level(value: Any, info: ValidationInfo) -> float | None:
     if OF[of].share:
         return share(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:  # noqa: PLR2004 - nor a NaN
-        raise expected(_WORDS[of])
+        raise expected_error(_WORDS[of])
     return float(value)
 
 

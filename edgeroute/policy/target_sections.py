@@ -53,26 +53,26 @@ class Target(Section, ABC):
 
     def files(self) -> list[str]:
         """Return the paths of the files that the section names."""
-        return [str(path) for value in self.given().values() for path in _listed(value) if isinstance(path, Path)]
+        return [str(path) for value in self.given().values() for path in _as_list(value) if isinstance(path, Path)]
 
     def resolved(self, folder: Path) -> dict[str, Any]:
         """Return argument -> value of the keys that are set; relative paths start from `folder`."""
-        return {name: _resolved(value, folder) for name, value in self.given().items()}
+        return {name: _resolve_paths(value, folder) for name, value in self.given().items()}
 
     @abstractmethod
     def make(self, folder: Path) -> Any:
         """Make the object for the router's argument; relative paths start from `folder`."""
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """Return a value as a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _resolved(value: Any, folder: Path) -> Any:
+def _resolve_paths(value: Any, folder: Path) -> Any:
     """Return a value with each path made absolute."""
     if isinstance(value, list | tuple):
-        return type(value)([_resolved(item, folder) for item in value])
+        return type(value)([_resolve_paths(item, folder) for item in value])
     return at(folder, str(value)) if isinstance(value, Path) else value
 
 
@@ -221,7 +221,7 @@ else:
     AnyCloud = Annotated[Union[tuple(_TAGGED)], Discriminator(_protocol)]  # noqa: UP007 - of a tuple
 
 
-def grouped(models: list[Any], sections: Sequence[Any]) -> Any:
+def group_variants(models: list[Any], sections: Sequence[Any]) -> Any:
     """Return the router's `edge` from models and their sections; neighbouring variants of one group become one `Variants`.
 
     None for no models.

@@ -28,7 +28,7 @@ def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "1
     """
     match = re.fullmatch(DURATION, value) if isinstance(value, str) else None
     if match is None:
-        raise expected(words, _near(value, _times, DURATION))
+        raise expected_error(words, _near(value, _times, DURATION))
     number, unit = float(match[1]), match[2]
     return number / 1000 if unit == "ms" else number * SECONDS[unit]
 
@@ -36,7 +36,7 @@ def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "1
 def span(value: Any) -> float:
     """Parse a duration above 0 to seconds."""
     if not (seconds := duration(value)):
-        raise expected("a duration of more than 0")
+        raise expected_error("a duration of more than 0")
     return seconds
 
 
@@ -44,7 +44,7 @@ def period(value: Any) -> float:
     """Parse a duration from a second to a minute to seconds. Raises PydanticCustomError outside of it."""
     words = 'a duration from "1s" to "60s"'
     if not 1 <= (seconds := duration(value, words=words)) <= 60:  # noqa: PLR2004 - said in the words
-        raise expected(words)
+        raise expected_error(words)
     return seconds
 
 
@@ -56,9 +56,9 @@ def size(value: Any) -> int:
     """
     match = re.fullmatch(SIZE, value) if isinstance(value, str) else None
     if match is None:
-        raise expected('a size such as "512KB" or "16MiB"', _near(value, _sizes, SIZE))
+        raise expected_error('a size such as "512KB" or "16MiB"', _near(value, _sizes, SIZE))
     if not (count := round(float(match[1]) * BYTES[match[2]])):
-        raise expected("a size of a byte or more")
+        raise expected_error("a size of a byte or more")
     return count
 
 
@@ -72,11 +72,11 @@ def share(value: Any) -> float:
         return float(value)
     match = re.fullmatch(SHARE, value) if isinstance(value, str) else None
     if match is None:
-        raise expected('a share such as "1%" or 0.01', _near(value, _shares, SHARE))
+        raise expected_error('a share such as "1%" or 0.01', _near(value, _shares, SHARE))
     return float(match[1]) / 100
 
 
-def expected(words: str, hint: str = "") -> PydanticCustomError:
+def expected_error(words: str, hint: str = "") -> PydanticCustomError:
     """Return the error for an unexpected value; the value itself is added where the message is written."""
     return PydanticCustomError("expected", "expected {words}", {"words": words, "hint": hint})
 

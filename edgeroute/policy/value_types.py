@@ -22,7 +22,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.http.messages import Secret, bare
 from edgeroute.http.prices_and_pins import checked_pins
 from edgeroute.policy.contradictions import quote_value
-from edgeroute.policy.units_as_text import DURATION, duration, expected, text
+from edgeroute.policy.units_as_text import DURATION, duration, expected_error, text
 
 
 def with_message(words: str) -> WrapValidator:
@@ -32,7 +32,7 @@ def with_message(words: str) -> WrapValidator:
         try:
             return inner(value)
         except ValidationError:
-            raise expected(words) from None
+            raise expected_error(words) from None
 
     return WrapValidator(check)
 
@@ -52,7 +52,7 @@ def not_only_cloud(value: Any) -> Any:
 def _model(path: str) -> str:
     """Return the path of a model file if a runtime has its suffix. Raises PydanticCustomError otherwise."""
     if suffix_of(path) is None:
-        raise expected(f"a file that ends in {' or '.join(suffixes())}")
+        raise expected_error(f"a file that ends in {' or '.join(suffixes())}")
     return path
 
 
@@ -62,7 +62,7 @@ def _providers(value: Any) -> list[Any]:
     Raises PydanticCustomError for others.
     """
     if not isinstance(value, list) or not value:
-        raise expected('a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]')
+        raise expected_error('a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]')
     try:
         providers.parse_providers(value)
     except PolicyError as e:
@@ -90,7 +90,9 @@ def _url(url: str) -> str:
         known = False
     if not known:
         words = "an address that begins with http:// or https://"
-        raise expected(words) if repr(url) == bare(url) else message_error(f"expected {words}")  # else it may be a key or a token
+        raise (
+            expected_error(words) if repr(url) == bare(url) else message_error(f"expected {words}")
+        )  # else it may be a key or a token
     return url
 
 
@@ -132,13 +134,13 @@ def _thresholds(value: Any) -> Any:
 
 def _no_threshold() -> NoReturn:
     """Raise the error for an invalid threshold."""
-    raise expected("a number, the path of a certificate (.json), or a list with one of them for each edge model")
+    raise expected_error("a number, the path of a certificate (.json), or a list with one of them for each edge model")
 
 
 def _verify(value: bool | str) -> bool | Path:
     """Return a boolean or a path; refuse a word such as "yes"."""
     if isinstance(value, str) and value.lower() in {"yes", "no", "true", "false", "on", "off"}:
-        raise expected(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
+        raise expected_error(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
     return value if isinstance(value, bool) else Path(value)
 
 

@@ -141,7 +141,7 @@ FIXED = frozenset(
 """Headers that no instrument may set."""
 
 
-def _checked(headers: Mapping[str, str]) -> dict[str, str]:
+def _check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Return an instrument's headers, after checking them.
 
     Raises:
@@ -225,7 +225,7 @@ class Instruments(Instrument):
         headers: dict[str, str] = {}
 
         def add(method: Callable[..., Mapping[str, str] | None]) -> None:
-            headers.update(_checked(method(began) or {}))
+            headers.update(_check_headers(method(began) or {}))
 
         for method in self._methods["attempt_began"]:
             call_logged(partial(add, method), FAILED, "attempt_began")

@@ -227,7 +227,7 @@ class Prometheus(Tally):
     """Methods return at once: a call needs no thread for them."""
 
     def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "", device: bool = True) -> None:
-        installed()
+        check_installed()
         if not _encodable(router):
             raise PolicyError(f"router= is a text that UTF-8 has, as in Prometheus(router='camera'), not {router!a:.60}")
         super().__init__()
@@ -260,23 +260,23 @@ def metrics(router: Measured, accept: str = "") -> Exposition:
     Raises:
         RuntimeMissing: `prometheus_client` is not installed.
     """
-    installed()
+    check_installed()
     instrument = of_router(router)
     if instrument is None:
         page = Page()
         of_status(page, router.status(), "")
         return shown(page, accept)
-    return _encoded(instrument.registry, accept)
+    return _encode(instrument.registry, accept)
 
 
 def shown(page: Page, accept: str = "") -> Exposition:
     """Return a page of metrics as body and content type of a reply."""
     registry = CollectorRegistry()
     registry.register(_PageCollector(page))
-    return _encoded(registry, accept)
+    return _encode(registry, accept)
 
 
-def _encoded(registry: CollectorRegistry, accept: str) -> Exposition:
+def _encode(registry: CollectorRegistry, accept: str) -> Exposition:
     """Return a registry's metrics in the format that the client accepts."""
     encoder, content_type = choose_encoder(accept)
     return Exposition(encoder(registry), content_type)
@@ -288,7 +288,7 @@ def of_router(router: Measured) -> Prometheus | None:
     return next((instrument for instrument in parts.instruments.all if isinstance(instrument, Prometheus)), None)
 
 
-def installed() -> None:
+def check_installed() -> None:
     """Check that `prometheus_client` is installed.
 
     Raises:

@@ -62,7 +62,7 @@ class Trace(Instrument):
         if reading is not None and (known := {name: value for name, value in reading._asdict().items() if value is not None}):
             line["reading"] = {"age_s": round(ended.reading_age_s, 6), **known}
         if self.inputs:
-            line["input"] = _encoded(ended.inputs)
+            line["input"] = _encode_input(ended.inputs)
         self._write(line)
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ def _with_joules(line: Mapping[str, Any], edge_w: float) -> list[dict[str, Any]]
     return events
 
 
-def _encoded(x: Any) -> dict[str, str] | None:
+def _encode_input(x: Any) -> dict[str, str] | None:
     """Return an input as JSON: type and base64; None if it cannot be stored."""
     from edgeroute.stores.serialisation import encode_input
 

@@ -21,7 +21,7 @@ from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, check_all
-from edgeroute.router.event_loop_threads import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submitted
+from edgeroute.router.event_loop_threads import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
 from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.preflight import Check, Decision, decide
@@ -194,7 +194,7 @@ class Loop:
         returned, if it is not needed and no thread is free. Exceptions pass.
         """
         threads = self.engine.local_threads
-        done = submitted(threads.submit_later if needed and until < INF else threads.submit, call)
+        done = submit_call(threads.submit_later if needed and until < INF else threads.submit, call)
         if done is None:
             return call() if needed else late
         await asyncio.wait([done], timeout=None if until == INF else max(0.0, until - monotonic()))
@@ -325,7 +325,7 @@ class AsyncRouter(BaseRouter[V]):
         from edgeroute.router.live.asyncio_source import frames_of
         from edgeroute.router.live.frames import FrameSettings
 
-        return self._watched(frames_of(self, source, FrameSettings(**settings).check()))
+        return self._watch(frames_of(self, source, FrameSettings(**settings).check()))
 
     @like(Router.audio)
     def audio(self, chunks: Any, **settings: Any) -> AsyncAudio:
@@ -336,7 +336,7 @@ class AsyncRouter(BaseRouter[V]):
         from edgeroute.router.live.asyncio_source import audio_of
         from edgeroute.router.live.speech import AudioSettings
 
-        return self._watched(audio_of(self, chunks, AudioSettings(**settings).check()))
+        return self._watch(audio_of(self, chunks, AudioSettings(**settings).check()))
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
         """Return a conversation that stores its messages, like `Router.conversation`."""

@@ -81,7 +81,7 @@ class AuditCalls:
         parts = [self._alone(copied, copied.plan.shadow_legs)] if copied.plan.shadow_legs else []
         if trial is not None:
             parts.append(self._alone(copied._replace(snapshot=trial), (shadow_leg(0, trial.targets[0], trial.policy),)))
-        return lambda: [run for legs in parts for run in _rehearsed(legs)]
+        return lambda: [run for legs in parts for run in _rehearse(legs)]
 
     def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
         """Return the executor of these legs on that input, for which nobody waits."""
@@ -90,7 +90,7 @@ class AuditCalls:
         return LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads)
 
 
-def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
+def _rehearse(legs: LegExecutor) -> list[ShadowRun]:
     """Run the edges of a plan until one's answer would be accepted; failures are logged. Blocks.
 
     An input that an edge rejects ends the runs.

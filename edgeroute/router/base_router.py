@@ -306,7 +306,7 @@ class BaseRouter(Generic[V]):
             updates.router_closed()
         _close(self.engine, self._file)
 
-    def _watched(self, updates: W) -> W:
+    def _watch(self, updates: W) -> W:
         """Register an iterator over a live source, to end when the router is closed, and return it."""
         live: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
         live.add(updates)

@@ -69,8 +69,8 @@ class Caching(Part):
         leads: list[tuple[int, Request, Flight | None]] = []
         follows: list[tuple[int, Request, Flight]] = []
         try:
-            keyed = [self._keyed(given) for given in requests]
-            fetched = yield from self._fetched([request for request, _ in keyed])
+            keyed = [self._with_key(given) for given in requests]
+            fetched = yield from self._fetch_entries([request for request, _ in keyed])
             for i, (request, prefix) in enumerate(keyed):
                 answer, flight = yield from self._look_up(request, prefix, fetched, proceed)
                 if answer is not None:
@@ -87,7 +87,7 @@ class Caching(Part):
                     # another call than the batch's, with other rows: to an endpoint its id is the idempotency key
                     alone.append((i, request._replace(batch=f"{request.batch}-again" if request.batch else ""), None))
                 else:
-                    results[i] = self._shared(request, *shared)
+                    results[i] = self._share_answer(request, *shared)
             yield from self._run_leads(alone, results, proceed)
         finally:
             for _, _, flight in leads:
@@ -119,7 +119,7 @@ class Caching(Part):
             else:
                 flight.failed()  # followers may have more time, and have ids of their own
 
-    def _keyed(self, request: Request) -> tuple[Request, bytes]:
+    def _with_key(self, request: Request) -> tuple[Request, bytes]:
         """Return the request with its cache key, and the key's prefix; without a key if it is not to be cached.
 
         Not cached are classes in `never`, and calls of a session.
@@ -130,7 +130,7 @@ class Caching(Part):
         prefix = snapshot.prefixes.of(plan)
         return request._replace(key=digest(prefix, request.inputs)), prefix
 
-    def _fetched(self, requests: Sequence[Request]) -> Steps[dict[bytes, Entry]]:
+    def _fetch_entries(self, requests: Sequence[Request]) -> Steps[dict[bytes, Entry]]:
         """Return the entries on disk for the requests' keys; nothing if they do not come within the share of the deadline.
 
         An edge that needs the rest of the deadline must not wait for a disk.
@@ -224,7 +224,7 @@ class Caching(Part):
         edge_s = max((plan.facts.reserves.get(leg.name, INF) for leg in plan.legs if leg.permit is None), default=INF)
         return max(0.0, whole_s - (edge_s if edge_s < INF else whole_s / 2) - (monotonic() - request.begun))
 
-    def _shared(self, request: Request, leader: str, cached: CachedEntry) -> Answer:
+    def _share_answer(self, request: Request, leader: str, cached: CachedEntry) -> Answer:
         """Count a shared answer, and return it as this request's.
 
         Args:

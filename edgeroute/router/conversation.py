@@ -28,7 +28,7 @@ class History:
     def _with_turn(self, turn: Any, options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return the messages with the next turn, and the call's options, restricted to the edge if the conversation stays.
 
-        Sets `stays`. The turn is copied; the messages stay as they are until `_answered`.
+        Sets `stays`. The turn is copied; the messages stay as they are until `_append_answer`.
 
         Raises:
             BadInput: the turn is no text, content or message.

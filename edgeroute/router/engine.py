@@ -31,7 +31,14 @@ from edgeroute.router.call_stages import Proceed, Result, Steps, compose, walk_s
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallback_answers import Fallback, LateReplies
 from edgeroute.router.leg_execution import LegExecutor, Walked
-from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, backends_by_spec, calibrated_target, clear_plans, served
+from edgeroute.router.policy_snapshot import (
+    PolicyArguments,
+    Snapshot,
+    backends_by_spec,
+    calibrated_target,
+    clear_plans,
+    served_identities,
+)
 from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
@@ -402,7 +409,7 @@ class Engine(ForkSafe):
             clear_plans(snapshot)
         for changed in self.changed:
             changed(snapshot)
-        if monotonic() >= self.refresh_at or (self.refresh_at < INF and served(snapshot) != self.served):
+        if monotonic() >= self.refresh_at or (self.refresh_at < INF and served_identities(snapshot) != self.served):
             self.refresh_thresholds()
 
     def stays_on_device(self, *, read: bool = False) -> str:
@@ -426,7 +433,7 @@ class Engine(ForkSafe):
     def refresh_thresholds(self) -> None:
         """Update thresholds and labels in the snapshot, after an alarm or a certificate's expiry."""
         with self.refreshing:
-            self.served = served(self.snapshot)
+            self.served = served_identities(self.snapshot)
             snapshot = effective_snapshot(self.snapshot, self.auditor)
             if snapshot.trial is not None:
                 snapshot = snapshot._replace(trial=effective_snapshot(snapshot.trial, self.auditor))

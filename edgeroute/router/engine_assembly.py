@@ -95,7 +95,7 @@ def assemble(
     if folder is not None:
         from edgeroute.stores.key_value_store import KeyValueStore  # imports SQLite, only if there is something to store
 
-        store = KeyValueStore.shared(folder / "state.db", counts)
+        store = KeyValueStore.shared_store(folder / "state.db", counts)
     spending = engine.spending = SharedSpending(Spending(limits or Limits()), store)
     sinks = [*instruments]
     if trace is not None:

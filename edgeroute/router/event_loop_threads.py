@@ -24,7 +24,7 @@ async def in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Call
     Raises:
         Held: no thread is free; counted at the guard.
     """
-    done = submitted(threads.submit, call)
+    done = submit_call(threads.submit, call)
     if done is None:
         backend.guard.count_rejected("threads")
         raise Held(f"{backend.name} was not asked: no thread is free", code="threads")
@@ -33,11 +33,11 @@ async def in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Call
 
 async def in_edge_thread(threads: ThreadPool, call: Callable[[], T]) -> T:
     """Return the result of `call` (an edge's view of an input), run in a thread for edges, or here if none is free."""
-    done = submitted(threads.submit, call)
+    done = submit_call(threads.submit, call)
     return call() if done is None else await done
 
 
-def submitted(submit: Callable[[Callable[[], object]], bool], call: Callable[[], T]) -> asyncio.Future[T] | None:
+def submit_call(submit: Callable[[Callable[[], object]], bool], call: Callable[[], T]) -> asyncio.Future[T] | None:
     """Submit `call` to a pool of threads. Return a future of its result; None: there is no thread.
 
     asyncio's own executor is not used, since it is shared: hanging name look-ups may fill it. The result of a cancelled waiter is

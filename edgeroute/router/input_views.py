@@ -112,11 +112,11 @@ class TargetViews:
         except BadInput:
             raise
         except Exception as e:
-            raise _failed(target, error_text(e)) from e
+            raise _view_error(target, error_text(e)) from e
         if any(hasattr(type(seen), name) for name in ("__next__", "__anext__", "__await__")):
             if inspect.iscoroutine(seen):
                 seen.close()
-            raise _failed(target, f"it returned a {class_name(seen)}, which can be read only once")
+            raise _view_error(target, f"it returned a {class_name(seen)}, which can be read only once")
         return seen
 
 
@@ -125,7 +125,7 @@ def _same(view: View | None, other: View | None) -> bool:
     return view is other or (isinstance(view, str) and isinstance(other, str) and view == other)
 
 
-def _failed(target: Target, why: str) -> Exception:
+def _view_error(target: Target, why: str) -> Exception:
     """Return the error for a view that failed: ModelError on the device, Held for a cloud."""
     if target.side == "edge":
         error = ModelError(f"the view for {target.name} failed ({why})")
@@ -223,7 +223,7 @@ class EdgeAnswers:
         answer = self._answers.get(row)
         return _as_json(answer)
 
-    def all_attached(self, leg: int) -> bool | None:
+    def all_have_answers(self, leg: int) -> bool | None:
         """Return True if all inputs of a leg were sent with the edge's answer, False if not; None: the leg takes none."""
         along = self._sent.get(leg)
         return None if along is None else None not in along.values()

@@ -332,7 +332,7 @@ class LegExecutor:
                     return ended
                 start = fit.start
             if leg.permit is not None:
-                inputs = self._prepared(start, leg.permit, backend, stop)
+                inputs = self._prepare_inputs(start, leg.permit, backend, stop)
                 with self._exchange(
                     start, backend.guard.enter(leg.permit, self._id, *self._calls_and_patience(start, backend), stop)
                 ) as (
@@ -397,7 +397,7 @@ class LegExecutor:
                 if self.edge is not None:
                     self.edge.note(start.rows, answers)
             else:
-                inputs = await prepare(partial(self._prepared, start, permit, backend))
+                inputs = await prepare(partial(self._prepare_inputs, start, permit, backend))
                 if (load := backend.load) is not None:
                     await off_loop(load)  # not on the loop, where it would hold up everybody
                 entered = await backend.guard.enter_async(permit, self._id, *self._calls_and_patience(start, backend))
@@ -424,7 +424,7 @@ class LegExecutor:
         leg = self.plan.legs[start.leg]
         return (leg.permit is not None and self.egress.asks) or self.inputs.blocks(leg.target)
 
-    def _prepared(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None = None) -> list[Any]:
+    def _prepare_inputs(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None = None) -> list[Any]:
         """Return the inputs to send to a cloud: after view, consent and redaction, with the edge's answers if it takes them.
 
         Raises:
@@ -434,7 +434,7 @@ class LegExecutor:
             seen = self.inputs.of(self.plan.legs[start.leg].target, start.rows)
             if stop is not None and stop.asked:
                 raise Held(f"{backend.name} was not asked: its answer is not needed any more", code="stopped")  # noqa: TRY301
-            sent = self.egress.prepared(seen, permit, backend.where)
+            sent = self.egress.prepare_inputs(seen, permit, backend.where)
             return self.edge.attach(start.leg, start.rows, sent) if self.edge is not None and backend.sends_edge else sent
         except Held as e:
             backend.guard.count_rejected(e.code)
@@ -458,7 +458,7 @@ class LegExecutor:
         Stores it in `exchanges`. No deadline where late answers are wanted.
         """
         self.exchanges[start.leg] = entered
-        entered.edge = None if self.edge is None else self.edge.all_attached(start.leg)
+        entered.edge = None if self.edge is None else self.edge.all_have_answers(start.leg)
         entered.wanted_by = -INF if self.floor else self.until
         until, refuses = INF if self.late is not None else self.until, None
         if self._cache is not None and self._key is not None:

@@ -192,9 +192,9 @@ class OfflineQueue:
             for identity in ids:
                 self.forget(identity)
             raise
-        return Storing(ids, notes, self._store(jobs), self._failed)
+        return Storing(ids, notes, self._store(jobs), self._report_failure)
 
-    def _failed(self, identity: str, note: str) -> None:
+    def _report_failure(self, identity: str, note: str) -> None:
         """Log and report a request that is not on disk, though its answer promised that it is being queued."""
         log.error("%s was being queued when its deadline came, and is %s", identity, note)
         self._router.note("not queued", identity)
@@ -318,7 +318,7 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
     backend = cast("CloudBackend", request.snapshot.backends[target])
     seen = request.snapshot.views.of(targets[target], target, job.x) if legs is None else None
     seen = seen if legs is None else legs.inputs.for_outbox(request.id, target, job.x)
-    (x,) = request.snapshot.egress.prepared([seen], allowed, backend.where)
+    (x,) = request.snapshot.egress.prepare_inputs([seen], allowed, backend.where)
     exchange = None if legs is None or tried else legs.exchanges.get(job.leg)
     edge = None
     if legs is not None and legs.edge is not None:

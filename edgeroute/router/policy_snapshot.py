@@ -562,7 +562,7 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
         redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
         prints["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
         prints["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
-        if served_text := served(snapshot):
+        if served_text := served_identities(snapshot):
             prints["served"] = served_text
     for number, backend in enumerate(snapshot.backends):
         if (
@@ -576,7 +576,7 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
     return prints
 
 
-def served(snapshot: Snapshot) -> str:
+def served_identities(snapshot: Snapshot) -> str:
     """Return the identities of the clouds' models, as reported by their servers; empty: none is reported."""
     identities = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.proper]
     return " ".join(text or "-" for text in identities) if any(identities) else ""
@@ -628,7 +628,9 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
     if snapshot.policy.no_confidence != "defer":
         raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
     used = {"earlier": "", **fingerprints(snapshot, i)}
-    return BoundCertificate(certificate, used, INF if max_age_s is None else max_age_s / DAY_S, partial(served, snapshot))
+    return BoundCertificate(
+        certificate, used, INF if max_age_s is None else max_age_s / DAY_S, partial(served_identities, snapshot)
+    )
 
 
 def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate | None]) -> None:

@@ -135,14 +135,14 @@ class CallInputs:
         entry = self._seen.get((row, cell))
         if entry is None:
             with self._locks[cell]:
-                entry = self._seen.get((row, cell)) or self._computed(views, target, row)
+                entry = self._seen.get((row, cell)) or self._compute_view(views, target, row)
                 self._seen[row, cell] = entry
         seen, error = entry
         if error is not None:
             raise error
         return seen
 
-    def _computed(self, views: TargetViews, target: int, row: int) -> tuple[Any, Exception | None]:
+    def _compute_view(self, views: TargetViews, target: int, row: int) -> tuple[Any, Exception | None]:
         """Compute a view. Return (view, None) or (None, exception)."""
         try:
             return views.of(self._targets[target], target, self._inputs[row]), None

@@ -49,7 +49,9 @@ class Router(BaseRouter[V]):
 
     def _spawner(self) -> Spawn:
         """Return a function that executes steps in a thread for clouds."""
-        return lambda engine, steps: engine.cloud_threads.submit(lambda: _whole(pump(steps, engine)))  # they may hang on a cloud
+        return lambda engine, steps: engine.cloud_threads.submit(
+            lambda: _run_pump(pump(steps, engine))
+        )  # they may hang on a cloud
 
     def infer(
         self,
@@ -84,7 +86,7 @@ class Router(BaseRouter[V]):
             for ended in engine.ended:
                 ended(request, result)
         else:
-            (result,) = _whole(pump(engine.steps([request]), engine))
+            (result,) = _run_pump(pump(engine.steps([request]), engine))
         if type(result) is Answer:
             return result
         return answer_of(result)
@@ -107,9 +109,9 @@ class Router(BaseRouter[V]):
             BadInput: the edge model cannot take it.
             NoAnswer, CloudError, ModelError, PolicyError: as `infer`.
         """
-        return self._refined(x, mode, deadline, data_class)
+        return self._refine_steps(x, mode, deadline, data_class)
 
-    def _refined(
+    def _refine_steps(
         self,
         x: Any,
         mode: Mode | None,
@@ -144,7 +146,7 @@ class Router(BaseRouter[V]):
         if not length(batch):
             return []
         engine = self.engine
-        return [answer_of(r) for r in _whole(pump(engine.steps(engine.rows(batch, mode, deadline, data_class)), engine))]
+        return [answer_of(r) for r in _run_pump(pump(engine.steps(engine.rows(batch, mode, deadline, data_class)), engine))]
 
     def stream(
         self,
@@ -265,7 +267,7 @@ class Router(BaseRouter[V]):
         settings = FrameSettings(
             max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
         ).check()
-        return self._watched(frames_of(self, source, settings))
+        return self._watch(frames_of(self, source, settings))
 
     def audio(
         self,
@@ -328,7 +330,7 @@ class Router(BaseRouter[V]):
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
             deadline, data_class,
         ).check()  # fmt: skip
-        return self._watched(audio_of(self, chunks, settings))
+        return self._watch(audio_of(self, chunks, settings))
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Return a conversation that stores its messages: `talk.infer("Hello")`. After a turn that may not leave, all stay."""
@@ -497,7 +499,7 @@ class Router(BaseRouter[V]):
 
     def _run(self, steps: Steps[T]) -> T:
         """Execute steps in this thread, and return their result."""
-        return _whole(pump(steps, self.engine))
+        return _run_pump(pump(steps, self.engine))
 
     def close(self) -> None:
         """Stop threads and connections. Never raises."""
@@ -570,10 +572,10 @@ def _execute(step: Step, engine: Engine, ring: Callable[[], object] | None) -> G
     if type(step) is Pause:
         return sleep(step.seconds) if step.seconds else None  # threads take turns by themselves
     assert type(step) is Block, "there is no other step"
-    return _blocked(step, engine)
+    return _run_block(step, engine)
 
 
-def _blocked(step: Block, engine: Engine) -> Any:
+def _run_block(step: Block, engine: Engine) -> Any:
     """Execute a `Block`: with a deadline in another thread; here if it is needed and too many wait for one.
 
     Returns `late` if there is no thread for one that is not needed, or the time is over; the call goes on then.
@@ -588,7 +590,7 @@ def _blocked(step: Block, engine: Engine) -> Any:
         return step.late
 
 
-def _whole(shown: Generator[Any, None, T]) -> T:
+def _run_pump(shown: Generator[Any, None, T]) -> T:
     """Run a pump, ignoring what it yields, and return its result."""
     try:
         while True:

@@ -138,11 +138,11 @@ class Parts:
         parts = [part for part in self.all if overrides(part, event)]
         if event == "choose" and (other := next((part for part in parts if not own(part)), None)):
             raise PolicyError(f"the part {name_of(other)} has a method choose, which decides what is sent: no other package may")
-        return tuple(_contained(part, event) for part in parts)
+        return tuple(_contained_method(part, event) for part in parts)
 
     def named(self, event: str) -> dict[str, Method]:
         """Return part's name -> overridden method for an event, of other packages' parts."""
-        return {name_of(part): _contained(part, event) for part in self.all if overrides(part, event) and not own(part)}
+        return {name_of(part): _contained_method(part, event) for part in self.all if overrides(part, event) and not own(part)}
 
     def figures(self) -> dict[str, Any]:
         """Return fields of `Stats`: those of this package's parts, and as `parts` the figures of all others.
@@ -175,7 +175,7 @@ def overrides(part: Part, event: str) -> bool:
     return getattr(getattr(part, event), "__func__", None) is not getattr(Part, event)
 
 
-def _contained(part: Part, event: str) -> Method:
+def _contained_method(part: Part, event: str) -> Method:
     """Return the part's method. That of another package's part logs exceptions, and returns None then; but `check` raises.
 
     At most one line a minute is logged.

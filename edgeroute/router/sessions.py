@@ -143,9 +143,9 @@ class Session(States):
 
     def refine(self, x: Any, **options: Unpack[CallOptions]) -> Generator[Answer, None, None]:
         """Yield the answers to the next input, as `Router.refine`. Closed early, it leaves the state unchanged."""
-        return self._refined(self._router.refine(x, **options))
+        return self._refine_steps(self._router.refine(x, **options))
 
-    def _refined(self, answers: Generator[Answer, None, None]) -> Generator[Answer, None, None]:
+    def _refine_steps(self, answers: Generator[Answer, None, None]) -> Generator[Answer, None, None]:
         """Yield the answers of a router's generator, run within this session."""
         with self._turn() as turn, closing(answers):
             while (answer := _next(turn, answers)) is not _END:

@@ -246,8 +246,8 @@ class Journal(ForkSafe):
         """Rename each file to the next number; the oldest is overwritten. Raises FileNotFoundError without a present file."""
         for n in range(self._keep - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
-                _numbered(self.path, n).replace(_numbered(self.path, n + 1))
-        self.path.replace(_numbered(self.path, 1))
+                _rotated_path(self.path, n).replace(_rotated_path(self.path, n + 1))
+        self.path.replace(_rotated_path(self.path, 1))
 
     def _drop(self) -> None:
         """Close the descriptor, if open."""
@@ -301,7 +301,7 @@ class Reading:
             }
             numbers |= {1, *(n + 1 for n in numbers)}
             # newest first: a file that is rotated meanwhile is met again under its new name, so none is missed
-            for path in [self._path, *(_numbered(self._path, n) for n in sorted(numbers))]:
+            for path in [self._path, *(_rotated_path(self._path, n) for n in sorted(numbers))]:
                 with contextlib.suppress(FileNotFoundError):
                     file = stack.enter_context(path.open("rb"))
                     if (which := _file_identity(os.fstat(file.fileno()))) not in seen:
@@ -336,7 +336,7 @@ def _file_identity(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _numbered(path: Path, n: int) -> Path:
+def _rotated_path(path: Path, n: int) -> Path:
     """Return the path of the n-th rotated file."""
     return path.with_name(f"{path.name}.{n}")
 

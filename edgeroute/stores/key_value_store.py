@@ -71,7 +71,7 @@ class KeyValueStore(ForkSafe):
             self._fresh = {}
 
     @classmethod
-    def shared(cls, path: Path, user: object) -> KeyValueStore:
+    def shared_store(cls, path: Path, user: object) -> KeyValueStore:
         """Return the process-wide store of this file, created at the first call, and register `user` with it until `leave`."""
         key = os.path.realpath(path)
         with _shared.lock:
@@ -103,14 +103,14 @@ class KeyValueStore(ForkSafe):
         if fresh is not None:
             return json.loads(fresh[0])
         rows = self._rows("SELECT value FROM kept WHERE name = ?", (name,))
-        return next(self._parsed((name, text) for (text,) in rows), None)
+        return next(self._parse_values((name, text) for (text,) in rows), None)
 
     def others(self, prefix: str, mine: str) -> list[Any]:
         """Return the values of all names that begin with `prefix`, except `mine`. Damaged values are deleted."""
         with self._lock:
             fresh = {name: text for name, (text, _) in self._fresh.items() if name.startswith(prefix)}
         stored = dict(self._rows(f"SELECT name, value FROM kept WHERE {_MATCH}", (len(prefix), prefix)))  # noqa: S608 - constants
-        return list(self._parsed((name, text) for name, text in (stored | fresh).items() if name != mine))
+        return list(self._parse_values((name, text) for name, text in (stored | fresh).items() if name != mine))
 
     def drop(self, name: str, why: object) -> None:
         """Delete a damaged value from memory and file, and log a warning with the reason. A failing disk is logged only."""
@@ -252,7 +252,7 @@ class KeyValueStore(ForkSafe):
                     self._thread = None
                     return
 
-    def _parsed(self, texts: Iterable[tuple[str, Any]]) -> Iterator[Any]:
+    def _parse_values(self, texts: Iterable[tuple[str, Any]]) -> Iterator[Any]:
         """Yield the values of (name, JSON) pairs; delete those that cannot be parsed."""
         for name, text in texts:
             try:

@@ -21,10 +21,10 @@ def hints(of: Callable[..., Any]) -> dict[str, Any]:
     init = getattr(of, "__init__", None) if isinstance(of, type) else None
     source: Any = of if init in (None, object.__init__) else init
     names = dict(vars(sys.modules.get(source.__module__, sys)))
-    return {name: _evaluated(text, names) for name, text in getattr(source, "__annotations__", {}).items()}
+    return {name: _evaluate_type(text, names) for name, text in getattr(source, "__annotations__", {}).items()}
 
 
-def _evaluated(text: Any, names: dict[str, Any]) -> Any:
+def _evaluate_type(text: Any, names: dict[str, Any]) -> Any:
     """Return a type that is written as text; names that are not known count as `Any`, and are added to `names`."""
 
     def holder() -> None: ...
@@ -34,7 +34,7 @@ def _evaluated(text: Any, names: dict[str, Any]) -> Any:
         return get_type_hints(holder, globalns=names, include_extras=True)["type"]
     except NameError as e:  # a name that is imported for type checkers alone
         names[str(e.name)] = Any
-        return _evaluated(text, names)
+        return _evaluate_type(text, names)
     except (AttributeError, TypeError):
         return Any
 

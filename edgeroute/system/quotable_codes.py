@@ -59,7 +59,7 @@ def quote(reply: bytes, sent: bytes, secrets: Iterable[str]) -> str:
     codes = [text for text in islice(_texts(error, _DEEP), _MANY) if _CODE.fullmatch(text)]
     if not codes:
         return ""
-    known = _sent(sent, secrets)
+    known = _sent_words(sent, secrets)
     return ", ".join(dict.fromkeys(code for code in codes if not _shows(code, known)))
 
 
@@ -68,7 +68,7 @@ def quoted_names(names: Iterable[str], secrets: Iterable[str]) -> str:
 
     At most `_MANY`; one text stands for those left out.
     """
-    known = _sent(b"", secrets)
+    known = _sent_words(b"", secrets)
     first = list(islice(names, _MANY))
     quoted = [name for name in first if _NAME.fullmatch(name) and not _shows(name, known)]
     return ", ".join(quoted + ["one that is not quoted"] * (len(first) > len(quoted)))
@@ -93,7 +93,7 @@ def _shows(code: str, sent: tuple[str, set[str]]) -> bool:
     return any(word in together or any(map(word.__contains__, pieces)) for word in words if word not in _COMMON)
 
 
-def _sent(body: bytes, secrets: Iterable[str]) -> tuple[str, set[str]]:
+def _sent_words(body: bytes, secrets: Iterable[str]) -> tuple[str, set[str]]:
     """Return the letters and digits of a request, and its words; of tensors as bytes, which have no words, the secrets' alone."""
     words = _words([body.decode("utf-8", "replace"), *secrets])
     try:

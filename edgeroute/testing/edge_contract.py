@@ -225,7 +225,7 @@ class Checks(Running):
         if member(self.model, "stream") is None:
             return
         for i, x in enumerate(self.samples):
-            pieces, reply = self.streamed(x)
+            pieces, reply = self.run_stream(x)
             if not self._same(reply, self.truth[i]) or not equal(join_pieces(pieces), self.truth[i].value, self.rtol):
                 yield f"run gives {shown(self.truth[i])} for sample {i}, and stream {shown(reply)} in {pieces!r}: make them alike"
                 break
@@ -250,11 +250,11 @@ class Checks(Running):
         derived = [(x, False) for x in bad_of(self._samples[0])]
         for x, must in [*((x, True) for x in bad), *derived]:
             for many, rows in ((True, [x]), (False, [x]), (True, [*self.samples, x])):
-                if problem := self._refused([copy_input(row) for row in rows], many=many, must=must, what=short(x)):
+                if problem := self._refusal_problem([copy_input(row) for row in rows], many=many, must=must, what=short(x)):
                     yield problem
                     break
 
-    def _refused(self, rows: list[Any], *, many: bool, must: bool, what: str) -> str:
+    def _refusal_problem(self, rows: list[Any], *, many: bool, must: bool, what: str) -> str:
         """Return the problem with how the model takes a bad input; empty if there is none. `must`: it has to raise `BadInput`.
 
         An error other than BadInput counts only if `must`, or for a model with stricter rules.
@@ -278,7 +278,7 @@ class Checks(Running):
         x = with_nan(copy_input(self._samples[0]))
         if x is None:
             return
-        if problem := self._refused([x], many=True, must=False, what="an input with NaN"):
+        if problem := self._refusal_problem([x], many=True, must=False, what="an input with NaN"):
             yield problem
             return
         with suppress(Exception):
@@ -333,7 +333,7 @@ class Checks(Running):
             for early in (True, False):
                 stopped, stop = self._run(self.samples[0], many=many, early=early)
                 stop()
-                yield from self._ended(stopped)
+                yield from self._check_end(stopped)
                 if problem := self._next_right():
                     yield f"after a run was stopped {problem}: a stop is for one run alone"
                     return
@@ -352,9 +352,9 @@ class Checks(Running):
             if not self._same(answer, self.truth[1]):
                 yield f"beside a run stopped at its deadline sample 1 got {shown(answer)}, and alone {shown(self.truth[1])}"
                 return
-            yield from self._ended(left)
+            yield from self._check_end(left)
 
-    def _ended(self, stopped: Future[list[Prediction]]) -> Iterator[str]:
+    def _check_end(self, stopped: Future[list[Prediction]]) -> Iterator[str]:
         """Check how a run ended that was asked to stop. Any error but BadInput is fine."""
         try:
             (answer,) = self.wait(stopped, "a run that was told to stop")

@@ -83,7 +83,7 @@ class Running:
         assert self.backend.run_async is not None, "it is asked of a model that is awaited"
         return await self.backend.run_async(inputs, many)
 
-    def streamed(self, x: Any) -> tuple[list[Any], Prediction]:
+    def run_stream(self, x: Any) -> tuple[list[Any], Prediction]:
         """Run a stream to its end. Return its pieces, and the whole prediction."""
         pieces: list[Any] = []
         if self._loop is not None:

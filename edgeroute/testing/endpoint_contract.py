@@ -110,7 +110,7 @@ class _Checks:
         self.reader = HttpBackend(self.endpoint.name, self.endpoint, "msp", None).reader
         self.alone = bool(getattr(self.endpoint, "one_by_one", False))
 
-    def _talked(self, talk: Talk, server: Server | None = None) -> tuple[list[Call], Any]:
+    def _hold_talk(self, talk: Talk, server: Server | None = None) -> tuple[list[Call], Any]:
         """Hold a talk with a server to its end. Return its calls, and its result.
 
         Raises what the talk raises, and RuntimeError after `MOST_CALLS` calls.
@@ -131,7 +131,7 @@ class _Checks:
 
     def _answers(self, inputs: list[Any]) -> tuple[list[Call], list[Prediction]]:
         """Hold a talk about inputs. Return its calls, and the predictions."""
-        calls, outputs = self._talked(self.endpoint.talk(inputs))
+        calls, outputs = self._hold_talk(self.endpoint.talk(inputs))
         self.bodies |= {bytes(call.body) for call in calls if call.body and not call.probe}
         return calls, self.reader.read_many(outputs, len(inputs))
 
@@ -161,7 +161,7 @@ class _Checks:
             bodies.append(bytes((reply := self.server(call)).body))
             return reply
 
-        self._talked(self.endpoint.talk([x]), server)
+        self._hold_talk(self.endpoint.talk([x]), server)
         return bodies
 
     def batch(self) -> Iterator[str]:
@@ -209,7 +209,7 @@ class _Checks:
         for place, call in enumerate(calls):
             for body in (*DAMAGED, self.server(call).body[:-1]):
                 try:
-                    new_calls, outputs = self._talked(self.endpoint.talk(self.samples[:1]), self._spoilt(place, body))
+                    new_calls, outputs = self._hold_talk(self.endpoint.talk(self.samples[:1]), self._spoilt(place, body))
                     (answer,) = self.reader.read_many(outputs, 1)
                     if len(new_calls) == len(calls) == 1 and body in UNREADABLE:  # else it may have recovered
                         taken.append((body, answer))
@@ -238,7 +238,7 @@ class _Checks:
         """Check that an input that cannot be encoded raises BadInput."""
         for x in self.bad:
             try:
-                self._talked(self.endpoint.talk([x]))
+                self._hold_talk(self.endpoint.talk([x]))
             except BadInput as e:  # noqa: PERF203 - each input by itself
                 self.texts.append(str(e))
             except Exception as e:  # noqa: BLE001 - whatever an endpoint raises
@@ -256,7 +256,7 @@ class _Checks:
     def probes(self) -> Iterator[str]:
         """Check that `ping` and `health` end, call the server, and send no input."""
         for name, talk in (("ping", self.endpoint.ping), ("health", self.endpoint.health)):
-            calls, _ = self._talked(talk())
+            calls, _ = self._hold_talk(talk())
             if not calls:
                 yield f"{name} asks nothing, so it cannot tell whether the server is there"
             if any(self._quotes(call) for call in calls):

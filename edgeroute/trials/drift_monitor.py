@@ -117,9 +117,9 @@ class DriftMonitor:
         self._wrong.append(not agrees)
         if confidence is not None:
             self._accepted.append(float(confidence))
-        if self._audit.labelled or not self._tested(float(not agrees), counted=counted):
+        if self._audit.labelled or not self._add_to_test(float(not agrees), counted=counted):
             return False
-        self._alarmed(
+        self._raise_alarm(
             f"of the last {len(self._wrong)} audited answers {sum(self._wrong)} differ from the cloud's, "
             f"and at most {self.limit:.2%} should"
         )
@@ -140,7 +140,7 @@ class DriftMonitor:
         self.labelled += 1
         self._right.append((edge, cloud))
         errors = self.promise.certificate.kind == "max_error"
-        if not self._tested(1 - edge if errors else (1 + cloud - edge) / 2, counted=counted):
+        if not self._add_to_test(1 - edge if errors else (1 + cloud - edge) / 2, counted=counted):
             return False
         of_edge, of_cloud = (sum(side) / len(self._right) for side in zip(*self._right, strict=True))
         text = f"of the last {len(self._right)} audited answers with a label {of_edge:.1%} are right"
@@ -149,10 +149,10 @@ class DriftMonitor:
             if errors
             else f"{of_cloud:.1%} of the cloud's, and {self.limit:.2%} is the most that may be lost"
         )
-        self._alarmed(f"{text}, {'and ' if errors else ''}{most}")
+        self._raise_alarm(f"{text}, {'and ' if errors else ''}{most}")
         return True
 
-    def _tested(self, x: float, *, counted: bool) -> bool:
+    def _add_to_test(self, x: float, *, counted: bool) -> bool:
         """Add a value to the test of the audits. Return True if that raises its alarm.
 
         Nothing is added if it is not counted, there is no test, or it has alarmed already.
@@ -217,7 +217,7 @@ class DriftMonitor:
         alarm_text = "" if self.alarm is None else self.alarm.what
         return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, alarm_text, self.labelled)
 
-    def _alarmed(self, what: str) -> None:
+    def _raise_alarm(self, what: str) -> None:
         """Record an alarm of the audits, and raise the threshold as the settings say.
 
         `tell` for a certificate of deferrals. Then a new test begins.
@@ -228,11 +228,11 @@ class DriftMonitor:
         if action == "defer":
             self.at_least = INF
         elif action == "raise":
-            self.at_least = self._raised()
+            self.at_least = self._next_bound()
             self._accepted.clear()
             self._audits = self._new()
 
-    def _raised(self) -> float:
+    def _next_bound(self) -> float:
         """Return the next lower bound of the threshold, with half of the accepted answers below it; inf if that is not known.
 
         Not above the highest threshold at which the promise was certified, where what is accepted may be worse; if there is an

@@ -86,7 +86,7 @@ def check_trials(given: Trial | Sequence[Trial] | None) -> tuple[Trial, ...]:
     for trial in trials:
         if not isinstance(trial, Trial):
             raise PolicyError(f"trial= takes an edgeroute.Trial or a list of them, not {type(trial).__name__}")
-    trials = tuple(map(_checked, trials))
+    trials = tuple(map(_check_trial, trials))
     if sum(trial.side == "edge" for trial in trials) > 1:
         raise PolicyError("trial: one edge model is on trial at a time, and there are several")
     if fsum(trial.share or 0.0 for trial in trials if trial.side == "cloud" and trial.shown) > 1 + 1e-9:
@@ -94,7 +94,7 @@ def check_trials(given: Trial | Sequence[Trial] | None) -> tuple[Trial, ...]:
     return trials
 
 
-def _checked(trial: Trial) -> Trial:
+def _check_trial(trial: Trial) -> Trial:
     """Check one trial, and return it with its defaults filled in.
 
     Raises PolicyError if a setting is out of range, or does not fit its side.

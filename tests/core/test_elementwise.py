@@ -26,7 +26,7 @@ def test_one_or_many(rows):
         (admission.due, (a, b, now)),
         (admission.held_until, (a, b, now)),
         (admission.affords, (a,)),
-        (admission.earned, (a,)),
+        (admission.balance_after_success, (a,)),
     ):
         each = [formula(*one) for one in zip(*[argument.tolist() for argument in arguments], strict=True)]
         assert formula(*arguments).tolist() == each

@@ -20,8 +20,8 @@ from edgeroute.core.live_decisions import (
     Taken,
     distance,
     next_display,
-    outdated,
     scene_of,
+    why_outdated,
 )
 
 
@@ -109,11 +109,11 @@ def test_a_frames_deadline_is_just_beyond_its_use(edge_s, stale_s):
 def test_why_a_refinement_is_of_no_use():
     """The scene has changed, a newer frame was refined, or it is too late."""
     now = {"now": 2.0, "scene": 1, "refined": 4, "stale_s": 1.0}
-    assert outdated(Taken(5, 1.5, 1), **now) == ""
-    assert outdated(Taken(5, 1.5, 0), **now) == "scene"
-    assert outdated(Taken(3, 1.5, 1), **now) == "newer"
-    assert outdated(Taken(5, 0.9, 1), **now) == "late"
-    assert outdated(Taken(5, 0.9, 1), **{**now, "stale_s": None}) == ""
+    assert why_outdated(Taken(5, 1.5, 1), **now) == ""
+    assert why_outdated(Taken(5, 1.5, 0), **now) == "scene"
+    assert why_outdated(Taken(3, 1.5, 1), **now) == "newer"
+    assert why_outdated(Taken(5, 0.9, 1), **now) == "late"
+    assert why_outdated(Taken(5, 0.9, 1), **{**now, "stale_s": None}) == ""
 
 
 def heard(probabilities, **changed):

@@ -9,7 +9,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from edgeroute.core.live_decisions import Display, Pace, Scene, Taken, next_display, outdated, scene_of
+from edgeroute.core.live_decisions import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError, check_number
 from edgeroute.router.argument_checks import check_seconds
@@ -373,7 +373,7 @@ class FrameFlow:
         """
         scene = asked.taken.scene if self._settings.scene is None or asked.taken.scene == UNKNOWN else self._scene.number
         until = self._cloud_until if asked.taken.scene == UNKNOWN else self._refined_until
-        why = outdated(asked.taken, now=now, scene=scene, refined=until, stale_s=self._settings.stale)
+        why = why_outdated(asked.taken, now=now, scene=scene, refined=until, stale_s=self._settings.stale)
         if why in {"newer", "scene"} or (why and not asked.ends):
             self._flights.remove(asked)
             self._outdated += 1

@@ -66,7 +66,7 @@ class Bell:
         """Return a call of a router, to be polled; `alone`: of its edge only."""
         if alone:
             return DirectCall(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class))
-        return PolledCall(router._refined(x, mode, deadline, data_class, self.ring))  # noqa: SLF001 - a part of it
+        return PolledCall(router._refine_steps(x, mode, deadline, data_class, self.ring))  # noqa: SLF001 - a part of it
 
 
 class LiveIterator(Generic[U]):

@@ -29,7 +29,7 @@ def digest(prefix: bytes, x: Any) -> bytes | None:
     be mutated after the call.
     """
     try:
-        parts = encoded(prefix, x)
+        parts = encode_buffers(prefix, x)
     except (TypeError, RecursionError):  # RecursionError: nested too deeply, or self-referential
         return None
     h = sha256()
@@ -38,7 +38,7 @@ def digest(prefix: bytes, x: Any) -> bytes | None:
     return h.digest()
 
 
-def encoded(prefix: bytes, x: Any) -> list[Any]:
+def encode_buffers(prefix: bytes, x: Any) -> list[Any]:
     """Return the encoding of prefix and input as buffers; large ones are views of the input.
 
     Raises:

@@ -76,22 +76,24 @@ class Heads:
         """
         select = f"SELECT {LISTED} FROM outbox_entries WHERE state = ? AND target = ? AND data_class IS ?"  # noqa: S608 - a constant
         if after is None:
-            return self._listed(f"{select} ORDER BY ready_at, seq LIMIT ?", state, *lane, n)
+            return self._checked_entries(f"{select} ORDER BY ready_at, seq LIMIT ?", state, *lane, n)
         due_s, seq = after
-        same_time = self._listed(f"{select} AND ready_at = ? AND seq > ? ORDER BY seq LIMIT ?", state, *lane, due_s, seq, n)
+        same_time = self._checked_entries(
+            f"{select} AND ready_at = ? AND seq > ? ORDER BY seq LIMIT ?", state, *lane, due_s, seq, n
+        )
         more = f"{select} AND ready_at > ? ORDER BY ready_at, seq LIMIT ?"
-        return same_time + self._listed(more, state, *lane, due_s, n - len(same_time))
+        return same_time + self._checked_entries(more, state, *lane, due_s, n - len(same_time))
 
     def check(self, state: State, lane: Lane) -> None:
         """Raise Damaged if the entry of a lane with the latest due time is unreadable: a bad time sorts last."""
         by = "ORDER BY ready_at DESC, seq DESC LIMIT 1"
         where = f"state = ? AND target = ? AND data_class IS ? {by}"
-        self._listed(f"SELECT {LISTED} FROM outbox_entries WHERE {where}", state, *lane)  # noqa: S608 - a constant
+        self._checked_entries(f"SELECT {LISTED} FROM outbox_entries WHERE {where}", state, *lane)  # noqa: S608 - a constant
 
     def oldest(self, target: str, *states: State) -> Listed | None:
         """Return the entry of a target, in one of these states, that was put first; None if there is none."""
         select = f"SELECT {LISTED} FROM outbox_entries WHERE state = ? AND target = ? ORDER BY seq LIMIT 1"  # noqa: S608 - a constant
-        rows = [row for state in states for row in self._listed(select, state, target)]
+        rows = [row for state in states for row in self._checked_entries(select, state, target)]
         return min(rows, default=None)
 
     def check_states(self) -> None:
@@ -100,7 +102,7 @@ class Heads:
         bounds = ["", "answered", "dead", "waiting", None]
         none += [f"state > '{a}'" + ("" if b is None else f" AND state < '{b}'") for a, b in pairwise(bounds)]
         for where in (*none, "state = ''"):
-            self._listed(f"SELECT {LISTED} FROM outbox_entries WHERE {where} LIMIT 1")  # noqa: S608 - constants
+            self._checked_entries(f"SELECT {LISTED} FROM outbox_entries WHERE {where} LIMIT 1")  # noqa: S608 - constants
 
     def newest(self) -> int:
         """Return the last sequence number; 0 if there are no entries."""
@@ -134,7 +136,7 @@ class Heads:
                 raise Damaged(f"its target or data class is {value!r}", row[2])
         return Lane(*row[:2])
 
-    def _listed(self, statement: str, *values: object) -> list[Listed]:
+    def _checked_entries(self, statement: str, *values: object) -> list[Listed]:
         """Return the entries of a query, checked."""
         return [read_checked(row) for row in self._c.execute(statement, values)]
 

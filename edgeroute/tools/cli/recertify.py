@@ -217,10 +217,10 @@ def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, flo
         value: share of answers that may differ.
         risk: risk of the promise, over all looks.
     """
-    from edgeroute.confidence.binomial_tests import needed
+    from edgeroute.confidence.binomial_tests import least_n
 
     look_risk = risk / 2 ** (len(looks) + 1)
-    return max(needed(value, look_risk), ceil(GROWTH * looks[-1]) if looks else 0), look_risk
+    return max(least_n(value, look_risk), ceil(GROWTH * looks[-1]) if looks else 0), look_risk
 
 
 def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memory, judged: Step, *, dry_run: bool) -> Step:

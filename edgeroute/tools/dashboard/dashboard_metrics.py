@@ -13,7 +13,7 @@ from edgeroute.core.device_rules import Reading
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Limits
 from edgeroute.observe.router_stats import AuditStats, LegStats, Stats, Status
-from edgeroute.record.prometheus import installed, shown
+from edgeroute.record.prometheus import check_installed, shown
 from edgeroute.tools.dashboard.monitor import OLD_S, Monitor
 from edgeroute.tools.replay.trace_reader import MOST
 
@@ -32,7 +32,7 @@ def route(monitor: Monitor) -> BaseRoute:
     Raises:
         RuntimeMissing: `prometheus_client` is not installed.
     """
-    installed()  # raise now, not at the first scrape
+    check_installed()  # raise now, not at the first scrape
 
     def metrics(request: Request) -> Response:  # no coroutine function, so that Starlette calls it in a thread
         """Render the metrics in the format that the scraper accepts."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeroute.confidence.binomial_tests import Floats, Ints, needed, upper
+from edgeroute.confidence.binomial_tests import Floats, Ints, least_n, upper
 from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEnough
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import INF
@@ -295,7 +295,7 @@ def certificate_of(
     in_groups = group_ids if kind == "max_loss" else None
     sizes = {label: len(rows) if in_groups is None else len(np.bincount(in_groups)) for label, rows in each.items()}
     risk = None if delta is None else delta / len(each)
-    enough = ceil(1 / value) - 1 if risk is None else needed(value, risk)
+    enough = ceil(1 / value) - 1 if risk is None else least_n(value, risk)
     too_few = {label for label, size in sizes.items() if size < enough}
     if len(too_few) == len(sizes):
         what = "groups" if group_ids is not None else "examples" if per_class is None else "examples of one predicted class"

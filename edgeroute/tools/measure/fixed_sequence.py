@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeroute.confidence.binomial_tests import Floats, Ints, d_limits, lr_limits, most, most_of_each, needed
+from edgeroute.confidence.binomial_tests import Floats, Ints, d_limits, least_n, lr_limits, most, most_of_each
 from edgeroute.confidence.certificate import Kind
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import PolicyError
@@ -258,7 +258,7 @@ def accept_selective(wrong: Ints, m: Ints, n: int, alpha: float, delta: float) -
     parts, spare = dict[int, float](), 0.0
     for rate, after in zip(STARTS, [*list(STARTS)[1:], 1.0], strict=True):
         spare += STARTS[rate]
-        start = max(needed(alpha, delta * spare), ceil(rate * n))
+        start = max(least_n(alpha, delta * spare), ceil(rate * n))
         if start < after * n or after == 1:  # else so few would prove nothing at this part of the risk
             block = int(np.searchsorted(m, start))
             parts[block] = parts.get(block, 0.0) + spare

@@ -57,7 +57,7 @@ class Setup(NamedTuple):
             PolicyError: one message with all problems.
         """
         from edgeroute import policy
-        from edgeroute.policy.target_sections import grouped
+        from edgeroute.policy.target_sections import group_variants
 
         path = Path(path)
         sections = policy.load(path)
@@ -67,7 +67,7 @@ class Setup(NamedTuple):
             arguments.pop(name, None)
         limits, metered = arguments.pop("limits"), arguments.pop("metered")
         edges = [_edge(section, path.parent) for section in sections.edge]
-        arguments |= {"edge": grouped(edges, sections.edge), "uncalibrated": "tell"}
+        arguments |= {"edge": group_variants(edges, sections.edge), "uncalibrated": "tell"}
         snapshot = build(PolicyArguments(**arguments), _no_guard)
         return cls.of(snapshot, limits or Limits(), metered=metered, cached=sections.cache is not None)
 

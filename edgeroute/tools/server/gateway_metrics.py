@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeroute.record.prometheus import Measured, installed, metrics
+from edgeroute.record.prometheus import Measured, check_installed, metrics
 
 
 class Metrics:
@@ -16,7 +16,7 @@ class Metrics:
     """
 
     def __init__(self, router: Measured) -> None:
-        installed()  # raise now, not at the first scrape
+        check_installed()  # raise now, not at the first scrape
         self.router = router
 
     def page(self, request: Request) -> Response:

@@ -55,7 +55,7 @@ class Devices:
         was_open = np.asarray(self.state[who] != CLOSED)
         self._faults[who], self._next_s[who] = 0, admission.FIRST_S
         self.state[who], self.due[who] = CLOSED, np.inf
-        self.left[who] = admission.earned(self.left[who])
+        self.left[who] = admission.balance_after_success(self.left[who])
         return was_open
 
     def fault(self, who: Ints, at: Floats) -> None:
@@ -271,12 +271,12 @@ class Reported:
 
     def add(self, who: Ints, times: Floats, reports: Floats) -> None:
         """Record reports. Of several of one device in a step the last counts."""
-        self._load[who] = estimates.averaged(self._load[who], times - self._at[who], reports)
+        self._load[who] = estimates.average_load(self._load[who], times - self._at[who], reports)
         self._at[who] = np.maximum(self._at[who], times)
 
     def kept(self, who: Ints, times: Floats) -> Floats:
         """Return the share of their deferrals that these devices answer themselves; 0 without a report."""
-        return np.asarray(estimates.share_to_keep(estimates.faded(self._load[who], times - self._at[who])), np.float64)
+        return np.asarray(estimates.share_to_keep(estimates.fade_load(self._load[who], times - self._at[who])), np.float64)
 
 
 class Places:
