@@ -305,7 +305,7 @@ class OpenAIChat(OneByOne):
         assert type(head) is Head, "a call is answered with the head of its reply"
         return (yield from self._read_answer(head, call))
 
-    def _answered(self, head: Head, call: Call) -> AnswerStream[Prediction]:
+    def _read_answer(self, head: Head, call: Call) -> AnswerStream[Prediction]:
         """Yield the steps of reading a reply, streamed or not, and return the answer.
 
         Leading white space is shown with the first text. An error has the answer so far as `partial`.

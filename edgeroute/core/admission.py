@@ -202,7 +202,7 @@ def affords(left: Numbers) -> Numbers:
     return left >= RETRY
 
 
-def earned(left: Numbers) -> Numbers:
+def balance_after_success(left: Numbers) -> Numbers:
     """Return the balance after one more success. At most `CAP`."""
     return least(left + 1, CAP)
 

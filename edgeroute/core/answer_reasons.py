@@ -241,7 +241,7 @@ def _degraded_reason(plan: Plan, log: Sequence[Mark]) -> str:
     return "busy" if plan.skipped else "below"
 
 
-def _failed(mark: Mark) -> str:
+def _failure_code(mark: Mark) -> str:
     """Return the code of a failure. `failed` for an error without a code."""
     return Failure.of(mark.detail).code or "failed"
 

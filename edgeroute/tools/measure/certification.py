@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import Floats, Ints, needed, upper
+from edgeroute.confidence.binomial_tests import Floats, Ints, least_n, upper
 from edgeroute.confidence.certificate import Certificate, Kind, digest
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.core.routing_policy import INF
@@ -168,7 +168,7 @@ def compare_edges(
 
     def lowest(score: Floats, agrees: Floats) -> float:
         """Return the lowest threshold that keeps the promise on the earlier half; inf if there is none."""
-        if half < needed(value, risk):
+        if half < least_n(value, risk):
             return INF
         return lowest_threshold("max_loss", value, risk, score[:half], agrees[:half], None).threshold
 
