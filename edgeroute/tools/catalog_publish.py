@@ -308,7 +308,7 @@ def _signing() -> Any:
 
 
 def catalog_json(listed: tuple[Entry, ...]) -> bytes:
-    """Return the text of a catalog with these entries."""
+    """Return a catalog with these entries as JSON, encoded."""
     return json.dumps({"format": FORMAT, "models": [entry.json() for entry in listed]}, indent=1).encode()
 
 
@@ -319,6 +319,7 @@ def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], An
 
     Raises:
         CatalogError: the answers are neither labels nor numbers.
+        OSError: the file cannot be written.
     """
     import numpy as np
 

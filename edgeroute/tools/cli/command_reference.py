@@ -71,10 +71,8 @@ class Parameter(NamedTuple):
         """Help text, with the default."""
         text = self.info.help or ""
         default = self.info.show_default if isinstance(self.info.show_default, str) else self.default
-        if (
-            not self.info.show_default or default == "" or isinstance(default, bool | NoneType | list | tuple | type)
-        ):  # `empty` is a type
-            return text
+        if not self.info.show_default or default == "" or isinstance(default, bool | NoneType | list | tuple | type):
+            return text  # a parameter without a default has `empty`, a type
         return f"{text} Default: `{default.value if isinstance(default, Enum) else default}`."
 
 

@@ -149,6 +149,8 @@ def compare_edges(
     one nearest to the certificate's, and no better, is tested on the later half at its part of the risk. An edge in use that
     loses more than the promise, beyond chance, is taken at a threshold that keeps the promise.
 
+    Without such requests it is not better, and the shares are NaN.
+
     Args:
         trial: audits of the edge on trial.
         edge: audits of the edge in use.

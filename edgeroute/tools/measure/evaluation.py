@@ -81,7 +81,9 @@ COMPARED = 20
 
 
 def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints | None = None) -> list[str]:
-    """Return warnings about a cloud that is never right, or right less often than the edge beyond noise (a sign test, 97.5 %).
+    """Return warnings about a cloud that is never right, or less often than the edge beyond noise (a sign test, 97.5 %).
+
+    Empty if there is nothing to warn of.
 
     Args:
         edge: [n], correctness of the edge, 0..1.
@@ -101,7 +103,10 @@ def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints |
 
 
 def chance_doubts(examples: Examples) -> list[str]:
-    """Return a warning about a cloud that is right no more often than its answers, shuffled, would be (Cohen's kappa <= 0)."""
+    """Return a warning about a cloud that is right no more often than its answers, shuffled, would be (Cohen's kappa <= 0).
+
+    Empty without labels or cloud answers, for few examples, and where one class is the only label.
+    """
     right = examples.cloud_correct
     if right is None or len(right) < COMPARED:
         return []

@@ -369,12 +369,14 @@ LARGEST = 1e100
 
 
 def is_table(given: Any) -> bool:
-    """Return True for features with names, rather than logits."""
+    """Return True for features with names: a mapping, or a list of mappings; False for logits."""
     return isinstance(given, Mapping) or (isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Mapping))
 
 
 def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]:
     """Return a table's names, the number of columns of each, and all columns [n, k]; the base score comes first.
+
+    Columns of the base score come first in the names, too.
 
     Raises:
         PolicyError: it is not a table, its columns differ in length, or it has no column of the base score.

@@ -15,7 +15,7 @@ from edgeroute.confidence.certificate import NotEnough
 from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
-from edgeroute.tools.measure.calibration import calibrate
+from edgeroute.tools.measure.calibration import calibrate, least_deferral
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share
 from edgeroute.tools.replay.logs.answer_pairs import FORMATS, Pairs, Read, read_pairs
 from edgeroute.tools.replay.logs.lines_and_tables import Left
@@ -130,7 +130,8 @@ def _saving(pairs: Pairs, max_loss: float, sure: float) -> Saving:
         try:
             certificate = calibrate(score, pairs.edge, pairs.cloud, max_loss=max_loss, sure=sure, name="recorded confidence")
         except NotEnough as e:
-            text = f"{e} (requests that both models answered{_left_out_text(pairs.left_out)})"
+            left_out = "".join(f"; {reason.requests:,} left out: {reason.why}" for reason in pairs.left_out)
+            text = f"{e} (requests that both models answered{left_out})"
             raise NotEnough(text, needed=e.needed, missing=e.missing) from e
     cloud = np.ones(n) if pairs.cloud is None else pairs.cloud
     gain = cloud - pairs.edge
@@ -152,7 +153,7 @@ def _saving(pairs: Pairs, max_loss: float, sure: float) -> Saving:
         deferral_interval=certificate.deferral_interval if accepted.any() else (1.0, 1.0),
         loss=float(gain[accepted].sum()) / n,
         plug_in=_plug_in(score, gain, max_loss),
-        least=_least(gain, max_loss),
+        least=least_deferral("max_loss", max_loss, pairs.edge, cloud),
         area=None if isnan(area) else area,
         by_chance=by_chance,
         unscored=float(np.isnan(score).mean()),
@@ -174,13 +175,6 @@ def _plug_in(score: Floats, gain: Floats, max_loss: float) -> float:
     order, ends = _blocks(score)
     good = np.flatnonzero(np.cumsum(gain[order])[ends] <= max_loss * len(gain) + 1e-9)
     return 1 - (int(ends[good[-1]]) + 1) / len(gain) if good.size else 1.0
-
-
-def _least(gain: Floats, max_loss: float) -> float:
-    """Return the deferral of a perfect score: the largest gains are deferred first, until the loss is within the limit."""
-    largest = np.sort(gain)[::-1]
-    lost = largest.sum() - np.append(0, largest.cumsum())
-    return int((lost <= max_loss * len(gain) + 1e-9).argmax()) / len(gain)
 
 
 def _area(score: Floats, gain: Floats) -> tuple[float, bool]:
@@ -216,11 +210,6 @@ def _money(score: Floats, accepted: Any, usd: tuple[Floats, Floats], sure: float
     off = [float(np.abs(saved(np.bincount(rng.integers(0, n, n), minlength=n)) - here).max()) for _ in range(DRAWS)]
     share, spread = 1 - spent / total, float(np.quantile(off, sure))
     return Money(total, spent, share, (share - spread, min(1.0, share + spread)))
-
-
-def _left_out_text(left: Sequence[Left]) -> str:
-    """Return the skipped records in short."""
-    return "".join(f"; {reason.requests:,} left out: {reason.why}" for reason in left)
 
 
 def _share(value: float) -> str:
