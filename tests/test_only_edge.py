@@ -13,7 +13,7 @@ from live import until
 from netns import Namespace, needs_namespaces
 
 import edgeroute
-from edgeroute import Audit, Cache, Egress, Instrument, Outbox, PlainJson, PolicyError, Reading, Rule
+from edgeroute import Audit, Cache, Egress, Instrument, MayNotLeave, Outbox, PlainJson, PolicyError, Reading, Rule
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
 from edgeroute.router.audit_calls import AuditCalls
@@ -289,3 +289,15 @@ def test_such_a_rule_needs_an_edge():
     """Nobody can be kept at home without one."""
     with pytest.raises(PolicyError, match="only_edge"):
         Threads(cloud=lambda x: x, rules=LOW_RULE)
+
+
+@pytest.mark.parametrize("way", ["calibrate", "evaluate"])
+@pytest.mark.parametrize("how", ["mode", "rule"])
+def test_nothing_is_calibrated_or_evaluated(way, how):
+    """Both send every example, and neither has a mode of its own."""
+    given = {"mode": "only_edge"} if how == "mode" else {"rules": LOW_RULE, "sensors": lambda: LOW}
+    with CannedServer(GOOD) as server, Threads(unsure, PlainJson(server.url), threshold=0.8, **given) as router:
+        labels = ["edge"] * 40
+        with pytest.raises(MayNotLeave, match="the mode is only_edge"):
+            router.evaluate(range(40), labels) if way == "evaluate" else router.calibrate(range(40), labels, max_loss=0.5)
+        assert server.requests == []

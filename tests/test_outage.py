@@ -936,3 +936,21 @@ def test_a_function_that_does_not_come_back(make, due):
     finally:
         gate.set()
     client.idle()
+
+
+@pytest.mark.parametrize("reply", [HTML, http_reply(b'{"status": "maintenance"}')], ids=["portal", "other JSON"])
+def test_a_batch_to_a_captive_portal(make, reply):
+    """Rows are sent one by one: after as many unreadable replies in a row as open the breaker, the others are not sent."""
+    with CannedServer(reply) as server:
+        router = make(unsure, PlainJson(server.url, retries=0))
+        for _ in range(2):
+            assert {answer.source for answer in router.infer_many([DATUM] * 50)} == {"edge"}
+        assert sum(DATUM.encode() in request for request in server.requests) == FAULTS
+
+
+def test_unreadable_replies_to_some_rows(make):
+    """Between good ones they cost their own rows alone, however many there are."""
+    replies = iter([GOOD if row % 3 == 0 else HTML for row in range(30)])
+    with CannedServer(lambda _: next(replies)) as server:
+        answers = make(unsure, PlainJson(server.url, retries=0)).infer_many([DATUM] * 30)
+        assert [answer.source for answer in answers] == ["cloud" if row % 3 == 0 else "edge" for row in range(30)]

@@ -149,8 +149,8 @@ SPARE, SPARE_S = 0.05, 0.05
 class Rows:
     """Collector of a batch's predictions: `for x in rows: with rows: ...`; an exception takes the place of a row's prediction.
 
-    A fault of the endpoint (it is down, late, or rejected by a limit) also fails the remaining rows, without a call. The
-    exception is raised if there is no other row, or none before it.
+    A fault of the endpoint (it is down, late, or rejected by a limit) also fails the remaining rows, without a call, and so do
+    unreadable replies in a row that open the breaker. The exception is raised if there is no other row, or none before it.
     """
 
     def __init__(self, exchange: Exchange, inputs: list[Any], until: float) -> None:
@@ -176,12 +176,15 @@ class Rows:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is None:
+            self._exchange.unreadable = 0
             return False
         if len(self._inputs) == 1 or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
             return False
         of_input = _of_the_input(error)
         if not of_input or isinstance(error, BadReply):
             self._exchange.failure = error
+        if isinstance(error, BadReply):
+            of_input = not self._exchange.enough_unreadable()
         if of_input:
             self.append(error)
         elif self.found:

@@ -126,7 +126,12 @@ class Breaker:
 
     def most(self, now: float) -> float:
         """Return how many requests may be under way: inf at an endpoint known to be well, else the faults left until it opens."""
-        return INF if not self._faults and now < self._well_until else max(1, FAULTS - self._faults)
+        return INF if not self._faults and now < self._well_until else self.faults_left
+
+    @property
+    def faults_left(self) -> int:
+        """Number of faults in a row after which the breaker is open; 1 at least."""
+        return max(1, FAULTS - self._faults)
 
     def fault(self, now: float, jitter: float) -> None:
         """Record a failed request that is the endpoint's fault; open the breaker after enough of them.

@@ -135,9 +135,11 @@ class DirectCalls:
         Runs and sends nothing.
 
         Raises:
-            MayNotLeave: the egress rules forbid them.
+            MayNotLeave: the egress rules forbid them, or the mode in force is only_edge.
             PolicyError: there is no cloud.
         """
+        if why := self._engine.stays_on_device(read=True):
+            raise MayNotLeave(f"every example is sent to the cloud, and nothing leaves the device: the mode is {why}")
         try:
             return make_plan(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class)
         except MayNotLeave as e:
