@@ -50,7 +50,7 @@ def inspect_gguf(path: Path) -> Report:
         "vocabulary": f"{about.tokens:,} tokens" if about.tokens else "",
         "chat_template": "yes" if about.template else "none",
         "license": about.license,
-        "card_there": _existing_card(path),
+        "card_there": _existing_card(path)[0],
     }
     report = Report(str(path), {name: fact for name, fact in facts.items() if fact}, card={"sha256": facts["sha256"]})
     report.inputs = [(TensorSpec("a prompt, messages or a request", "text", ()), "given")]
@@ -64,16 +64,21 @@ def inspect_gguf(path: Path) -> Report:
     return report
 
 
-def _existing_card(path: Path) -> str:
-    """Return a text about the card beside the model; empty if there is none."""
-    card = path.with_suffix(".json")
-    if not card.exists():
-        return ""
+def _existing_card(path: Path, *specs: Sequence[TensorSpec]) -> tuple[str, Card | None]:
+    """Return a text about the card beside the model ("" without one), and the card if it is valid.
+
+    specs: the model's inputs, and its outputs, which the card must fit; none: they are unknown.
+    """
+    file = card_path(path)
+    if not file.exists():
+        return "", None
     try:
-        Card.read(card)
-    except EdgerouteError as e:
-        return f"{card.name} is there, and wrong: {e}"
-    return f"{card.name} is there"
+        card = Card.read(file)
+        if specs:
+            Inputs(card, *specs)
+    except (EdgerouteError, ValueError) as e:
+        return f"{file.name} is there, and wrong: {error_text(e)}", None
+    return f"{file.name} is there", card
 
 
 # Runs of a model file without its card, for a limited time, and in a thread so that Ctrl-C acts meanwhile.
@@ -275,25 +280,14 @@ class _Inspection:
         producer, _ = self.model.metadata
         facts = {"sha256": new_card["sha256"]} if "sha256" in new_card else {}
         facts.update({"producer": quoted(producer)} if producer else {})
-        existing, old = self._existing_card()
+        existing, old = _existing_card(self.path, self.model.inputs, self.model.outputs)
+        existing += "; all below is guessed without it" if old is not None else ""
         facts.update({"card_there": existing} if existing else {})
         return Report(
             str(self.path), facts, [(guess.spec, guess.role) for guess in self.inputs],
             [(spec, "read" if spec in self.read else "state") for spec in self.model.outputs], findings, self.notes,
             "" if self.sample is None else str(self.sample.path), self._sample_answers(ways, new_card, old), new_card,
         )  # fmt: skip
-
-    def _existing_card(self) -> tuple[str, Card | None]:
-        """Return a text about the card beside the model, and the card if it is valid."""
-        path = card_path(self.path)
-        if not path.exists():
-            return "", None
-        try:
-            old = Card.read(path)
-            Inputs(old, self.model.inputs, self.model.outputs)
-        except (EdgerouteError, ValueError) as e:
-            return f"{path.name} is there, and wrong: {error_text(e)}", None
-        return f"{path.name} is there; all below is guessed without it", old
 
     def _labels(self, findings: list[Finding]) -> tuple[list[Finding], list[str]]:
         """Answer the question for class names by the file's metadata. Return the findings and names; [] if it has none."""
