@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from commands import cli
 
 from edgeroute import BadInput, OnnxModel, Options, Router
 from edgeroute.confidence import calibrate
+from edgeroute.confidence.certificate import BoundCertificate, effective_target, ladder_targets
+from edgeroute.core.routing_policy import Target
 from edgeroute.tools.server.serve_app import app
 
 SMALL = [[2, 0.4, 0], [0, 2, 0.4], [0.4, 0, 2], [1.5, -1.5, 0.5], [0.5, 1, -1.5]]
@@ -66,8 +71,11 @@ def test_a_later_edge_is_calibrated_on_what_reaches_it(home):
     with Router(edges, is_right, threshold=[first, second.certificate], options=Options(uncalibrated="error")) as router:
         answers = [router.infer(one) for one in x[:200]]
     assert {answer.source for answer in answers} == {"edge", "cloud"}
-    labels = {first.label, second.certificate.label}
-    assert all(routes.label(answer, answer.leg) in labels for answer in answers if answer.source == "edge")
+    most = 0.03 + 0.03 * first.deferral_interval[1]
+    label = f"loss <= {math.ceil(most * 1e4) / 100:g} % of all edge models together, 85 % sure"
+    assert {routes.label(answer, answer.leg) for answer in answers if answer.source == "edge"} == {label}
+    with Router(edges, is_right, threshold=[first, 0.5]) as router:
+        assert router.engine.snapshot.targets[0].label == f"{first.label}, of this edge model alone"
 
 
 def test_where_nothing_reaches_it(home):
@@ -108,7 +116,65 @@ def test_the_command_line(home, serving):
     assert "the edge models before it keep them" in said["notes"][0]
     assert "and that the edge models before it defer: " in said["certificate"]["guarantee"]
     _, out, _ = cli("check", "--policy", policy('["0.json", "1.json"]'))
-    assert out.count("certified, loss <= 3 %, 95 % sure") == 2, out
+    assert len(re.findall(r"certified, loss <= [345]\.\d+ % of all edge models together, 85 % sure", out)) == 2, out
+
+
+def promise(value=0.01, rate=0.3, **more):
+    """A certificate whose deferral rate is at most that, bound to nothing, which is compared with nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = calibrate(np.linspace(0, 1, 2000), np.ones(2000, bool), max_loss=value)
+    return BoundCertificate(made._replace(deferral_interval=(0.0, rate), **more), {}, math.inf)
+
+
+def labels(*given):
+    """The labels of a ladder: of each edge its group and its certificate, or None."""
+    bound = [certificate for _, certificate in given]
+    targets = [Target(f"edge-{i}", "edge", 0.5, group=group) for i, (group, _) in enumerate(given)]
+    cloud = Target("cloud", "cloud", None)
+    made = ladder_targets([*map(effective_target, targets, bound), cloud], [*bound, None])
+    assert made[-1] == cloud
+    return [target.label for target in made[:-1]]
+
+
+def test_what_is_quoted_of_a_ladder():
+    """The bound of all edges together; what is not of a loss, or does not hold, leaves the others to speak for themselves."""
+    one = promise()
+    whole = "of all edge models together"
+    assert labels(("", one)) == [one.certificate.label]
+    assert labels(("", one), ("", one)) == [f"loss <= 1.3 % {whole}, 85 % sure"] * 2
+    assert labels(("", one), ("", one), ("", promise(0.02))) == [f"loss <= 1.48 % {whole}, 75 % sure"] * 3
+    assert labels(("a", one), ("a", promise(0.02, 0.5))) == [one.certificate.label, promise(0.02).certificate.label]
+    assert labels(("a", one), ("a", promise(0.02, 0.5)), ("", one)) == [f"loss <= 2.5 % {whole}, 75 % sure"] * 3
+    f1 = promise(metric="F1")
+    assert labels(("", f1), ("", f1)) == [f"F1 loss <= 0.013 {whole}, 85 % sure"] * 2
+    alone = f"{one.certificate.label}, of this edge model alone"
+    for other in (promise(kind="max_error"), promise(metric="F1"), promise(date="2001-01-01")._replace(max_age_days=1.0), None):
+        assert labels(("", one), ("", other))[0] == alone
+    assert labels(("", None), ("", promise(kind="max_error")))[1] == promise(kind="max_error").certificate.label
+    risky = promise(sure=0.5)
+    assert labels(("", risky), ("", risky)) == [f"{risky.certificate.label}, of this edge model alone"] * 2
+
+
+@pytest.mark.slow
+def test_the_ladder_loses_no_more_than_it_quotes():
+    """Over 300 calibrations of both edges; the bound of one edge is exceeded by the two in many of them."""
+    x, y = drawn(200_000, 5)
+    (first, first_right), (second, second_right) = (judged(weights, x, y) for weights in (SMALL, LARGER))
+    rng, broken, above_one = np.random.default_rng(6), 0, 0
+    right = np.ones(len(x), bool)
+    for _ in range(300):
+        rows = rng.integers(0, len(x), 3000)
+        one = calibrate(first[rows], first_right[rows], right[rows], max_loss=0.02)
+        rows = rows[first[rows] < one.threshold]
+        two = calibrate(second[rows], second_right[rows], right[rows], max_loss=0.02)
+        by_first = first >= one.threshold
+        by_second = ~by_first & (second >= two.threshold)
+        loss = (by_first & ~first_right).mean() + (by_second & ~second_right).mean()
+        broken += loss > 0.02 + 0.02 * one.deferral_interval[1]
+        above_one += loss > 0.02
+    assert broken <= 300 * 0.15
+    assert above_one > 300 * 0.15
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ Also here: the comparison of a certificate with the setup in use, and the thresh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date as day
 from datetime import datetime, timezone
+from math import ceil
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -387,3 +388,50 @@ def effective_target(target: Target, promise: BoundCertificate | None, alarm: st
         thresholds={label: certificate.raised(at_least, label) for label in certificate.thresholds},
         label=certificate.label if broken is None else f"uncalibrated: {broken}",
     )
+
+
+def ladder_targets(targets: Sequence[Target], promises: Sequence[BoundCertificate | None]) -> list[Target]:
+    """Return the targets with labels about all edge models together, where several may answer: a copy.
+
+    Each certificate bounds the loss on inputs that reach its edge model. The whole loses at most the sum of these bounds, each
+    times the share of inputs that reaches the model: the upper bounds of the deferral rates before it, multiplied. All of this
+    holds jointly with a risk of at most the sum of the risks. If a model has no such certificate that holds, the labels of the
+    others say that they are about one model alone.
+
+    Args:
+        targets: targets in the order in which they are tried, as `effective_target` returns them.
+        promises: certificate of each.
+    """
+    edges = [(target, promise) for target, promise in zip(targets, promises, strict=True) if target.side == "edge"]
+    steps = list[list[tuple[Target, BoundCertificate | None]]]()
+    for target, promise in edges:
+        if steps and target.group and target.group == steps[-1][0][0].group:  # one of several that take each other's place
+            steps[-1].append((target, promise))
+        else:
+            steps.append([(target, promise)])
+    by_loss = [target for target, promise in edges if _is_loss(target, promise)]
+    if len(steps) < 2 or not by_loss:  # noqa: PLR2004 - a ladder
+        return list(targets)
+    loss, reach, risk = 0.0, 1.0, 0.0
+    metrics = set[str]()
+    for step in steps if len(by_loss) == len(edges) else ():
+        certificates = [promise.certificate for _, promise in step if promise is not None]
+        metrics |= {certificate.metric for certificate in certificates}
+        loss += reach * max(certificate.value for certificate in certificates)
+        reach *= max(certificate.deferral_interval[1] for certificate in certificates)
+        times = 1 if step is steps[-1] else 2  # its loss, and its deferral rate
+        risk += times * sum(1 - (certificate.sure or 0) for certificate in certificates)
+    if len(metrics) == 1 and risk < 1:
+        (metric,) = metrics
+        bound = ceil(loss * 1e4 - 1e-6) / 1e4
+        most = f"{metric} loss <= {bound:g}" if metric else f"loss <= {_percent(bound)}"
+        label = f"{most} of all edge models together, {_percent(1 - risk)} sure"
+        return [target._replace(label=label) if target in by_loss else target for target in targets]
+    return [
+        target._replace(label=f"{target.label}, of this edge model alone") if target in by_loss else target for target in targets
+    ]
+
+
+def _is_loss(target: Target, promise: BoundCertificate | None) -> bool:
+    """Return True if a target's label is about a loss, and holds."""
+    return promise is not None and promise.certificate.kind == "max_loss" and target.label == promise.certificate.label

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgeroute.confidence.certificate import effective_target
+from edgeroute.confidence.certificate import effective_target, ladder_targets
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode
@@ -150,7 +150,8 @@ def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
         if (effective.threshold, effective.thresholds) != (given.threshold, given.thresholds):
             by = target.group
             moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
-    return snapshot if tuple(targets) == snapshot.targets else snapshot._replace(targets=tuple(targets), plans={})
+    labelled = tuple(ladder_targets(targets, snapshot.certificates))
+    return snapshot if labelled == snapshot.targets else snapshot._replace(targets=labelled, plans={})
 
 
 log = logging.getLogger("edgeroute")

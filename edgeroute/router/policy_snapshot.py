@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
 from edgeroute.cloud.cloud_backend import CloudBackend, Function, FunctionBackend
 from edgeroute.cloud.endpoint_guard import Egress
-from edgeroute.confidence.certificate import BoundCertificate, effective_target
+from edgeroute.confidence.certificate import BoundCertificate, effective_target, ladder_targets
 from edgeroute.confidence.input_score import InputScore
 from edgeroute.confidence.output_forms import SLACK
 from edgeroute.confidence.output_reader import bounded
@@ -418,7 +418,10 @@ def _build_without_edge_trial(
                 "trial: no certificate is for the endpoint on trial, and uncalibrated is 'error': try it with shown=False"
             )
     if promised:
-        snapshot = snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
+        snapshot = snapshot._replace(
+            certificates=certificates,
+            targets=tuple(ladder_targets([*map(effective_target, targets, certificates)], certificates)),
+        )
     return snapshot
 
 
