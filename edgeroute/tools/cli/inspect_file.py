@@ -75,7 +75,7 @@ def _existing_card(path: Path, *specs: Sequence[TensorSpec]) -> tuple[str, Card 
     try:
         card = Card.read(file)
         if specs:
-            Inputs(card, *specs)
+            Inputs(card, specs[0], specs[1])
     except (EdgerouteError, ValueError) as e:
         return f"{file.name} is there, and wrong: {error_text(e)}", None
     return f"{file.name} is there", card
