@@ -24,7 +24,7 @@ from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, R
 from edgeroute.errors import StoreError
 from edgeroute.router import private_conversations
 from edgeroute.router.conversation_digests import bound_digests, looked_up, read_conversation, text_digest
-from edgeroute.router.private_conversations import UNKNOWN, WHY, Digests
+from edgeroute.router.private_conversations import UNKNOWN, WHY, Digests, within
 from edgeroute.stores.sqlite_file import Database
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
@@ -665,3 +665,24 @@ def test_a_conversation_in_itself_ends():
         content = content[0]
     assert read_conversation(loop).unknown
     assert read_conversation([{"role": "user", "content": deep}]).unknown
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_with_a_key_binds_within_it(call):
+    """Of the client or the conversation; one without a key binds all."""
+    sent = []
+    router = Threads(lambda _: (f"{SECRET} Less sugar.", 0.1), lambda x: sent.append(x) or "so", threshold=0.5,
+                     egress=Egress(**EGRESS))  # fmt: skip
+    try:
+        answer = None
+        with within("client 1"):
+            answer = ask(router, call, [user(SECRET)], data_class="medical")
+            assert stays(ask(router, call, [user("Well"), user(SECRET)]))
+            assert stays(ask(router, call, [assistant(answer.value), user("And?")]))
+        with within("client 2"):
+            assert ask(router, call, [user("Well"), user(SECRET)]).source == "cloud"
+        ask(router, call, [user("This one is everybody's secret")], data_class="medical")
+        with within("client 2"):
+            assert stays(ask(router, call, [user("Well"), user("This one is everybody's secret")]))
+    finally:
+        router.close()

@@ -134,6 +134,13 @@ def test_a_conversation_that_had_to_stay():
             assert (stays["edgeroute"]["source"], far.requests) == ("edge", [])
             assert WHY in stays["edgeroute"]["reason"]
             assert ask(HELLO)["edgeroute"]["source"] == "cloud"
+            keyed = [{"role": "user", "content": "my other number is 8765 4321"}]
+            ask(keyed, **{"x-edgeroute-data-class": "private", "x-edgeroute-conversation": "one"})
+            sources = [
+                ask([*keyed, {"role": "user", "content": "twice?"}], **{"x-edgeroute-conversation": key})["edgeroute"]["source"]
+                for key in ("one", "two")
+            ]
+            assert sources == ["edge", "cloud"]
 
 
 def test_what_the_cache_has():

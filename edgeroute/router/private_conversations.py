@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -286,9 +286,28 @@ WRITTEN_S: Final = 0.5
 """Maximum time for which an answer waits for that, seconds."""
 MUTE: Final = SCALARS | {str, np.ndarray}
 """Types of inputs that have no messages, or of which none is compared."""
-SCOPE: ContextVar[bytes] = ContextVar("edgeroute_conversation", default=b"")
-"""Key of the client or conversation within which this task's or thread's private calls bind; empty: they bind all calls."""
+_SCOPE: ContextVar[bytes] = ContextVar("edgeroute_conversation", default=b"")
+"""Digest of the key given to `bind_within`; empty: none."""
 _MARK: Final = b"any"
+"""Stored with each call that may not leave, so that it is known that there was one."""
+
+
+def bind_within(key: str) -> Token[bytes]:
+    """Let calls of this task or thread that may not leave bind only calls with the same key, from now on; see `within`."""
+    return _SCOPE.set(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).digest())
+
+
+@contextmanager
+def within(key: str) -> Iterator[None]:
+    """Let the calls in the `with` block that may not leave bind only calls with the same key, of a conversation or a client.
+
+    Calls without a key bind all.
+    """
+    token = bind_within(key)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
 
 
 class PrivateConversations(Part):
@@ -322,7 +341,7 @@ class PrivateConversations(Part):
         conversation = read_conversation(x)
         if conversation is None:
             return ""
-        scope, begun = SCOPE.get(), None
+        scope, begun = _SCOPE.get(), None
         if private:
             last = conversation.messages[-1] if conversation.messages else None
             begun = last.content if last is not None and last.role in ANSWER_ROLES else b""
@@ -358,7 +377,7 @@ class PrivateConversations(Part):
         if request.id in self.awaited:
             begun, prediction = self.awaited.pop(request.id, None), outcome.prediction
             if begun is not None and prediction is not None and isinstance(prediction.value, str):
-                scope = SCOPE.get()
+                scope = _SCOPE.get()
                 self._digests.add([_within(digest, scope) for digest in answer_digests(prediction.value, begun)])
         elif type(request.inputs) not in MUTE and any(
             mark.kind == "start" and request.plan.legs[mark.leg].permit is not None for mark in outcome.log

@@ -20,6 +20,7 @@ from edgeroute.core.egress import Rules
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import MODES, Mode
 from edgeroute.errors import BadInput, PolicyError, nearest
+from edgeroute.router.private_conversations import bind_within
 from edgeroute.tools.server.body_reader import CLOSE, Bodies
 from edgeroute.tools.server.error_replies import Busy, Fault
 
@@ -102,7 +103,7 @@ async def _disconnected(receive: Receive) -> None:
 # Options of one request, from its headers `x-edgeroute-...`. Unknown names are refused: a typo must not let data leave.
 
 PREFIX = b"x-edgeroute-"
-NAMES = ("mode", "deadline", "first-token", "data-class")
+NAMES = ("mode", "deadline", "first-token", "data-class", "conversation")
 LONGEST = 200
 """Most characters of a value."""
 MOST_S = 86400.0
@@ -158,6 +159,8 @@ def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
     if data_class is not None and data_class not in classes and rules.unknown_class == "deny":
         hint = nearest(data_class, sorted(classes)) if classes else "it has no classes, see [egress]"
         raise BadInput(f"x-edgeroute-data-class is {clean(data_class, 40)!r}, which the policy does not name: {hint}")
+    if key := texts.get("conversation"):
+        bind_within(key)  # each request has a task of its own
     return Options(
         mode, _seconds("deadline", texts), _seconds("first-token", texts), data_class
     )  # fmt: skip
