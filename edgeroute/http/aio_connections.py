@@ -348,7 +348,7 @@ class _Connection(Connection):
             raise error
         return result  # type: ignore[return-value]  # there is one, or the error
 
-    async def _connected(self, line: Line) -> socket.socket:
+    async def _connected_socket(self, line: Line) -> socket.socket:
         """Return a socket connected to the line's host. Raises TimedOut or OSError."""
         return await self._in_time(self.sockets.connect(*line.there))
 
