@@ -69,6 +69,8 @@ def publish(
 ) -> Entry:
     """Copy a new version of a model into a catalog, created if missing, and sign the catalog.
 
+    Files of the version that no list has, of an interrupted run, are replaced.
+
     Args:
         catalog: folder of the catalog.
         name: name of the model.

@@ -88,7 +88,11 @@ GRACE_S = 1.0
 
 
 class Model:
-    """Model file, loaded without its card. A model that this system cannot run raises the reason at each run."""
+    """Model file, loaded without its card. A model that this system cannot run raises the reason at each run.
+
+    Raises:
+        ModelError: the model cannot be loaded, or declares no inputs and outputs.
+    """
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.seconds = seconds

@@ -220,7 +220,7 @@ def alarm(folder: Path, checksum: str) -> str:
 
 
 def _try(policy: Path, text: str) -> None:
-    """Build a router from the text, in a temporary file in the policy's folder, since its paths are relative to that.
+    """Build a router from the text, in a temporary file in the policy's folder, since its paths are relative to that; delete it.
 
     Raises:
         PolicyError: it is invalid, or the certificate does not hold for its models.

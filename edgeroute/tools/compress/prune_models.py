@@ -182,6 +182,8 @@ class Channels:
     def _cuts_at_binary(self, node: Any, positions: dict[str, Position], keep: Array) -> list[Cut]:
         """Return the rows that an operator of two inputs loses: the same channels, or the channels and a constant.
 
+        Adds the channels' position in the output to `positions`.
+
         Raises:
             Whole: the channels meet others.
         """
@@ -200,7 +202,7 @@ class Channels:
         return cuts
 
     def _cuts_at_layer(self, node: Any, positions: dict[str, Position], position: Position, keep: Array) -> list[Cut]:
-        """Return the rows that a Conv, Gemm or MatMul loses; a depthwise Conv carries the channels on.
+        """Return the rows that a Conv, Gemm or MatMul loses; a depthwise Conv carries the channels on, in `positions`.
 
         Raises:
             Whole: they cannot be followed through it.

@@ -38,6 +38,11 @@ def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *,
     """Quantise a .tflite model to static int8, or a .mlpackage to int8 weights, write and measure it; see `quantize`.
 
     A model that does not run here is measured by its size alone, with a note.
+
+    Raises:
+        ModelError: the file has another suffix, or cannot be quantised.
+        ModelMissing: there is no such file.
+        PolicyError: `fp16` or `keep_float` is set.
     """
     tool = _TOOLS.get(path.suffix.lower())
     if tool is None:

@@ -192,7 +192,11 @@ def calibration(
     policy: str,
     groups: Any = None,
 ) -> Steps[CalibrationResult]:
-    """Collect examples and find the lowest threshold with the guarantee; see `Router.calibrate`."""
+    """Collect examples and find the lowest threshold with the guarantee; see `Router.calibrate`.
+
+    Raises:
+        PolicyError: the arguments exclude each other, or labels or a cloud are missing for the guarantee.
+    """
     check_number("batch", batch, least=1, whole=True)
     if groups is not None and want.per_class:
         raise PolicyError("per_class and groups exclude each other: a group may have several classes")

@@ -482,7 +482,7 @@ class _Reply(NamedTuple):
 
 
 def _reaches(calls: DirectCalls, i: int, x: Any) -> Steps[bool]:
-    """Return True if the edge models before it defer input number `i`; runs them."""
+    """Run the edge models before it on input number `i`, and return True if they all defer it; raise an error of one."""
     for number in calls.before:
         walk = yield from calls.run(x, number)
         if walk.outcome.prediction is None:
@@ -621,7 +621,7 @@ def _stack(outputs: Sequence[Any]) -> Floats | None:
 
 
 def _as_logits(reader: Reader, outputs: Floats | None) -> Floats | None:
-    """Return outputs for fitting a score: probabilities as logarithms, as the deployed score computes them, others as given."""
+    """Return outputs for fitting a score: probabilities as logarithms, as in the deployed score; others, and None, as given."""
     if outputs is None or reader.kind != "probabilities":
         return outputs
     return np.log(np.maximum(outputs, SMALLEST))

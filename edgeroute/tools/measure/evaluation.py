@@ -214,7 +214,7 @@ class Cost(NamedTuple):
 
     @property
     def break_even(self) -> float | None:
-        """Deferral rate below which the cascade costs less than the cloud alone; 0 or less: never.
+        """Deferral rate below which the cascade costs less than the cloud alone; 0 or less: never; None: unknown.
 
         The edge is always paid, the cloud only when deferred: 1 - edge / cloud.
         """

@@ -37,7 +37,7 @@ ORDER_SEED = 0x0BE7_71D6_5EED
 
 
 def accept_betting(after: Floats, of: Ints, ends: Ints, n: int, eps: float, delta: float) -> int:
-    """Return the number of leading blocks that pass the betting test of max_loss.
+    """Return the number of leading blocks that pass the betting test of max_loss, in a random order of units, always the same.
 
     Args:
         after: [k], for each example in order of acceptance, the loss of its unit once it is accepted, -1..1.

@@ -243,7 +243,10 @@ def _knots(values: Array) -> list[float]:
 
 
 def _crossvalidate(examples: _Examples, ridge: Sequence[float], folds: int, seed: int) -> tuple[Array, Array]:
-    """Return held-out area parts and negative log-likelihoods of each example, [1 + ridges, n] each; msp alone first."""
+    """Return held-out area parts and negative log-likelihoods of each example, [1 + ridges, n] each; msp alone first.
+
+    The folds are drawn at random by the seed, alike in harms and wins.
+    """
     n = len(examples.gain)
     fold = np.empty(n, np.int64)
     fold[np.lexsort((np.random.default_rng(seed).permutation(n), examples.gain))] = (

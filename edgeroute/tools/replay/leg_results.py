@@ -194,7 +194,7 @@ class Script:
         return event
 
     def _enter(self, i: int, gate: Gate, now: float, sent: float, received: float) -> Rejection | None:
-        """Book the call, or return why it is rejected. The rows of a batch are one call, unless each takes its own."""
+        """Book the call and return None, or return why it is rejected. A batch's rows are one call, unless each takes its own."""
         key = self._request.batch, gate.name
         shared = bool(key[0]) and key in self._batches
         is_own_call = not shared or gate.port.one_by_one

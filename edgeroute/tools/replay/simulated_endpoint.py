@@ -101,7 +101,7 @@ class Gate:
             self.schedule(time, "back")
 
     def enter(self, slot: Hashable, cost: Cost, now: float) -> Rejection | None:
-        """Admit a request, which occupies the slot until its end, and book its cost; or return why it is rejected.
+        """Admit a request, which occupies the slot until its end, book its cost and return None; or return why it is rejected.
 
         A rejected request may start a probe.
         """
@@ -129,7 +129,7 @@ class Gate:
         heappush(self._events, (time, self._count, what, slot, detail))
 
     def _catch_up(self, now: float) -> None:
-        """Apply all scheduled events up to `now`."""
+        """Apply all scheduled events up to `now`, with random waits of the breaker."""
         events, rules = self._events, self.rules
         while events and events[0][0] <= now:
             time, _, what, slot, detail = heappop(events)

@@ -206,7 +206,7 @@ class Batcher:
         return batch
 
     def _run(self, batch: list[_Job]) -> Sequence[Tensors | ModelError]:
-        """Run a batch in the thread and return a result or error per request; never raises.
+        """Run a batch in the thread and return a result or error per request; logs a failure, never raises.
 
         If the merged run fails, each request runs alone, so that one cannot fail the others.
         """

@@ -96,7 +96,7 @@ class Completion:
         return body
 
     def begin(self) -> bytes:
-        """Choose the stream's id and return its first chunk, with the role; empty for a text completion.
+        """Draw the stream's id at random and return its first chunk, with the role; empty for a text completion.
 
         Call it before `piece` and `end`.
         """

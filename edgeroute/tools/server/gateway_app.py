@@ -75,7 +75,7 @@ class Completions:
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, request: CompletionRequest, wanted: Options, send: Send) -> None:
-        """Send the answer as server-sent events.
+        """Send the answer as server-sent events; log an unexpected error.
 
         Waits for the first piece before the head is sent: until then an error gets a status; later it becomes an event.
         """

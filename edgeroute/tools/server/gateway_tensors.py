@@ -78,7 +78,12 @@ class Tensors:
         return reply({"name": name, "ready": True})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle POST .../infer: read the request, route each row, and reply; nothing if the client disconnects."""
+        """Handle POST .../infer: read the request, route each row, and reply; nothing if the client disconnects.
+
+        Raises:
+            HTTPException: 404, 413, 415, 429 or 503, before anything is routed.
+            BadInput: the request, or an option in a header, is invalid.
+        """
         name, headers = self._model_name(scope), dict(scope["headers"])
         plain_body(headers)
         wanted = options(scope["headers"], self.routing.rules)

@@ -183,7 +183,11 @@ def platform_of(model: EdgeModel) -> str:
 
 
 class Served:
-    """Served model: its metadata, its decoders and its batch queue."""
+    """Served model: its metadata, its decoders and its batch queue.
+
+    Raises:
+        ModelError: the model cannot be loaded, or has inputs that are no numbers.
+    """
 
     def __init__(self, model: EdgeModel, *, max_batch: int, queue: int) -> None:
         self.model = tensor_model(model)
