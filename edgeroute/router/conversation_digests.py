@@ -55,6 +55,8 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*\s*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
 SCALARS: Final = frozenset({int, float, complex, bool, type(None), bytes, bytearray, memoryview, range})
 """Types whose values have no messages."""
+_OF_ANSWER: Final = b"answer"
+"""End of a short answer's digest: other messages alone are compared with it."""
 _PLAIN: Final = (int, float, complex, PurePath, UUID, date, Decimal)
 
 
@@ -398,7 +400,7 @@ def answer_digests(answer: str, begun: bytes = b"") -> list[bytes]:
     content = b"".join(_segments(answer))
     contents = {content, begun + content}
     long = [text_digest(content) for content in contents if len(content) >= SHORTEST_ANSWER]
-    return long + [_digest(b"answer", text_digest(content)) for content in contents if len(content) >= SHORTEST]
+    return long + [text_digest(content) + _OF_ANSWER for content in contents if len(content) >= SHORTEST]
 
 
 def looked_up(conversation: Conversation) -> Iterator[bytes]:
@@ -449,4 +451,4 @@ def _runs(flow: list[_Segment]) -> Iterator[bytes]:
             if size >= SHORTEST:
                 yield (digest := running.digest())
                 if not first.is_answer:
-                    yield _digest(b"answer", digest)
+                    yield digest + _OF_ANSWER

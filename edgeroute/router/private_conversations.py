@@ -38,7 +38,7 @@ from edgeroute.router.conversation_digests import (
 )
 from edgeroute.router.request import Request
 from edgeroute.router.router_parts import Part
-from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import now
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class Digests(ForkSafe):
 
     _lock = per_process(threading.RLock)
     _reading, _writing = per_process(threading.RLock), per_process(threading.Lock)
+    _is_late = initially(False)
+    """True while a thread waits for the disk longer than its call."""
 
     def __init__(self, path: Path | None, submit: Submit = _run_here) -> None:
         self.path, self._submit = path, submit
@@ -104,7 +106,7 @@ class Digests(ForkSafe):
         """Keyed digest -> day, of those in the file."""
         self._key, self._last_id = b"", 0
         self._stamp: tuple[object, ...] = ()
-        self._read_at, self._is_late, self._is_logged = -INF, False, False
+        self._read_at, self._is_logged = -INF, False
         self.blind, self.is_failing = "", False
         self.read()
 
@@ -138,8 +140,7 @@ class Digests(ForkSafe):
         today = int(now() / _DAY_S)
         with self._lock:
             for digest in digests:
-                self._unwritten.pop(digest, None)
-                self._unwritten[digest] = today
+                _put(self._unwritten, digest, today)
             _limit(self._unwritten)
         if self._database is not None:
             self._submit(self.save)
@@ -221,8 +222,8 @@ class Digests(ForkSafe):
             query = "SELECT id, digest, day FROM digests WHERE id > ? ORDER BY id"
             with self._lock:
                 for last_id, digest, day in cast("list[tuple[int, bytes, int]]", database.read(query, (self._last_id,))):
-                    self._known.pop(digest, None)
-                    self._known[digest], self._last_id = day, last_id
+                    _put(self._known, digest, day)
+                    self._last_id = last_id
                 _limit(self._known)
         elif path.exists():
             return "another process has locked it"
@@ -245,8 +246,7 @@ class Digests(ForkSafe):
             if key != self._key:  # the rest is read with the next look-up
                 self._key, self._last_id, self._known = key, 0, OrderedDict()
             for digest, day in rows:
-                self._known.pop(digest, None)
-                self._known[digest] = day
+                _put(self._known, digest, day)
             _limit(self._known)
             for raw, day in days.items():
                 if self._unwritten.get(raw) == day:
@@ -256,6 +256,12 @@ class Digests(ForkSafe):
 def _keyed(digest: bytes, key: bytes) -> bytes:
     """Return the digest as it is in the file with this key."""
     return blake2b(digest, key=key, digest_size=16).digest()
+
+
+def _put(digests: OrderedDict[bytes, int], digest: bytes, day: int) -> None:
+    """Store a digest as the newest; an interrupt loses none."""
+    digests[digest] = day
+    digests.move_to_end(digest)
 
 
 def _limit(digests: OrderedDict[bytes, int]) -> None:
