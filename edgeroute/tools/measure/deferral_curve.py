@@ -87,10 +87,8 @@ def grades(answers: Array) -> Array:
 
 # Quality of a score's ranking: the normalised area under its deferral curve, with a confidence interval.
 
-LEAST = 3
-"""Least harms and wins together for an interval."""
 EVENTS = 20
-"""Least harms and wins together for a warning: with fewer, an area says little."""
+"""Least harms and wins together for an area: with fewer, intervals miss it too often (.167 of draws at 12)."""
 LOW = 0.1
 """An area below this whose interval includes 0 counts as no better than chance."""
 
@@ -106,12 +104,12 @@ class Area(NamedTuple):
 
     @property
     def by_chance(self) -> bool:
-        """True if there were enough examples, and the area may still be that of a random score, or a worse one."""
-        return self.low <= 0 and self.value < LOW and self.events >= EVENTS
+        """True if the area may be that of a random score, or a worse one; False without an area."""
+        return self.low <= 0 and self.value < LOW
 
 
 def measured_area(score: Array, edge_correct: Array, cloud_correct: Array, groups: Ints | None = None) -> Area:
-    """Return the area of a score, with an interval by the delta method; all NaN with fewer than three harms and wins.
+    """Return the area of a score, with an interval by the delta method; all NaN with fewer than `EVENTS` harms and wins.
 
     Each event counts as about one observation, so the interval is as wide as Student's t for so many.
 
@@ -130,7 +128,7 @@ def measured_area(score: Array, edge_correct: Array, cloud_correct: Array, group
     events = float(np.abs(gain).sum())
     influence, best = (_influence(by, gain) for by in (s, -gain))
     oracle = float(best.mean())
-    if oracle <= 0 or events < LEAST:
+    if oracle <= 0 or events < EVENTS:
         return Area(nan, nan, nan, events)
     value = float(influence.mean()) / oracle
     ratio_influence: Array = (influence - value * best) / oracle  # its mean is 0
