@@ -40,7 +40,7 @@ def kind(request):
 @pytest.fixture(autouse=True)
 def told(monkeypatch):
     """As in a new process: nothing was said yet."""
-    monkeypatch.setattr(base, "_told", threading.Event())  # private: what is said once in a process was not said yet
+    monkeypatch.setattr(base, "_warned", threading.Event())  # private: what is said once in a process was not said yet
 
 
 @pytest.fixture

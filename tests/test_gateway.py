@@ -358,7 +358,7 @@ def test_a_fault_of_its_own(caplog, monkeypatch):
     def failed(self, answer):
         raise ZeroDivisionError(answer.value)
 
-    monkeypatch.setattr(Completion, "whole", failed)
+    monkeypatch.setattr(Completion, "body", failed)
     with serving(AsyncRouter(edge)) as url:
         reply = httpx.post(f"{url}/v1/chat/completions", json=ask("a secret"), timeout=LONG)
     assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal")

@@ -37,7 +37,7 @@ class Loop(ForkSafe):
 
     Args:
         name: name of the thread.
-        place: path of the lock file. The system releases the lock when the process ends, `kill -9` included.
+        lock_path: path of the lock file. The system releases the lock when the process ends, `kill -9` included.
         step: function that returns the seconds until the next call; its exceptions are logged.
         poll_s: maximum seconds between calls, to notice other processes' writes and to take over the lock.
         busy: returns True while the lock must still be held after `close()`.
@@ -48,9 +48,9 @@ class Loop(ForkSafe):
     _thread: threading.Thread | None = initially(None)
 
     def __init__(
-        self, name: str, place: Path, step: Callable[[], float], *, poll_s: float, busy: Callable[[], bool] = lambda: False
+        self, name: str, lock_path: Path, step: Callable[[], float], *, poll_s: float, busy: Callable[[], bool] = lambda: False
     ) -> None:
-        self._name, self.lock, self._step, self.poll_s, self._busy = name, ProcessLock(place), step, poll_s, busy
+        self._name, self.lock, self._step, self.poll_s, self._busy = name, ProcessLock(lock_path), step, poll_s, busy
         self._begun = self._closed = False
 
     @property
