@@ -85,7 +85,7 @@ def parts(rng, text):
     return rng.choice([
         text, [part(text)], [text], {"text": text}, [part(text, cache_control={"type": "ephemeral"})], [part(text, annotations=[])],
         [part(text[:cut]), part(text[cut:])], [part("please answer"), part(text)], [part(text), part("again please")],
-        f"{text}\n\nAnd drink?", f"And this: {text}. And drink?", [SimpleNamespace(type="text", text=text)],
+        f"{text}\n\nAnd drink?", f"1) {text}", f"<p>{text}</p>", f"I said, {text}", text.encode(), f"And this: {text}. And drink?", [SimpleNamespace(type="text", text=text)],
     ])  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def contained(rng, messages):
     return rng.choice([
         messages, tuple(messages), collections.deque(messages, 50), collections.UserList(messages), Chat(messages),
         {"messages": messages, "temperature": 0}, {"messages": collections.deque(messages)}, SimpleNamespace(messages=messages),
-        {"model": "m", "input": messages}, {"contents": messages}, dict(enumerate(messages)).values(), [messages], objects,
+        {"model": "m", "input": messages}, {"body": {"messages": messages}}, {"chat": messages}, ("m", messages), {"contents": messages}, dict(enumerate(messages)).values(), [messages], objects,
         collections.OrderedDict(messages=messages), collections.ChainMap({"messages": messages}),
         {"messages": [{"role": "user", "content": "fix this"}], "prediction": {"type": "content", "content": messages}},
     ])  # fmt: skip

@@ -9,12 +9,14 @@ from __future__ import annotations
 import binascii
 import json
 import re
+from collections import UserList, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
 from decimal import Decimal
 from enum import Enum
 from hashlib import blake2b
+from html import unescape
 from itertools import islice, pairwise
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple
@@ -26,8 +28,10 @@ SHORTEST: Final = 17
 """Minimum bytes of content of a text that identifies a conversation; shorter ones, such as "yes", are in too many."""
 SHORTEST_ANSWER: Final = 36
 """Minimum bytes of an answer that identifies a conversation: all models greet alike."""
-LONG: Final = 64
-"""Minimum bytes of an earlier message of a turn, or of two in a row, that identify it; a shorter one may be an instruction."""
+LONG: Final = 48
+"""Minimum bytes of an earlier message of a turn that identify a conversation; a shorter one may be an instruction."""
+LONG_PAIR: Final = 64
+"""Minimum bytes of two messages in a row that identify a conversation that merely stays."""
 LONGEST_RUN: Final = 64
 """Maximum segments of a run, unless a part or a message begins with the run; a long conversation has shorter runs."""
 MOST_COMPARED: Final = 4_000
@@ -48,7 +52,7 @@ _FORM_KEYS: Final = frozenset(
     {"role", "type", "from", "id", "tool_call_id", "tool_use_id", "call_id", "detail", "mime_type", "media_type"}
 )
 _MESSAGE_NAMES: Final = ("role", "type", "content", "parts", "text", "tool_calls", "function_call", *REQUEST_KEYS)
-_BORDERS: Final = re.compile(r"""[\n\r.!?;:"\u201c\u201d\u201e\u00ab\u00bb\u3002|]+""")
+_BORDERS: Final = re.compile(r"""[\n\r.,!?;:"()<>\u201c\u201d\u201e\u00ab\u00bb\u3001\u3002\u060c\u2013\u2014|]+| - """)
 _FORM: Final = re.compile(r"[\W_]+")
 _DATA_URL: Final = re.compile(r"data:([^,\s]{0,200}),([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*\s*")
@@ -98,17 +102,22 @@ def _segments(text: str) -> list[bytes]:
 
     Pieces without content are left out.
     """
-    pieces = _BORDERS.split(normalize("NFKC", text).casefold())
+    pieces = _BORDERS.split(normalize("NFKC", unescape(text) if "&" in text else text).casefold())
     return [content.encode() for piece in pieces if (content := _FORM.sub("", piece))]
 
 
 # Reading an input.
 
 
-def is_conversation(x: Any, depth: int = 0) -> bool:
-    """Return True if an input is a message, a list of messages or of texts, or a request with messages or a prompt.
+def is_conversation(x: Any, depth: int = 0, *, texts: bool = True) -> bool:
+    """Return True if an input is a message, a list of messages or of texts, or has one of these or a prompt.
 
     A text or bytes alone are none; what is nested too deeply counts as one.
+
+    Args:
+        x: the input.
+        depth: number of containers around it.
+        texts: True if a list of texts counts.
     """
     if depth > DEEPEST:
         return True
@@ -116,17 +125,28 @@ def is_conversation(x: Any, depth: int = 0) -> bool:
         return False
     if (dtype := getattr(x, "dtype", None)) is not None and not isinstance(x, Mapping):
         return bool(getattr(dtype, "hasobject", False)) and is_conversation(x.tolist(), depth + 1)
-    if _is_message(x):
-        return True
-    requested = (x.get(key) if isinstance(x, Mapping) else getattr(x, key, None) for key in REQUEST_KEYS)
-    if any(isinstance(value, str) or (value is not None and is_conversation(value, depth + 1)) for value in requested):
+    if _is_message(x) or _requested(x, depth):
         return True
     if isinstance(x, Mapping) or not isinstance(x, Collection):
         return False
     kinds = {*map(type, x)}
     if kinds and all(issubclass(kind, str) for kind in kinds):
-        return True
-    return not kinds <= SCALARS and any(is_conversation(value, depth + 1) for value in x)
+        return texts
+    return not kinds <= SCALARS and any(is_conversation(value, depth + 1, texts=texts) for value in x)
+
+
+def _requested(x: Any, depth: int) -> dict[Any, Any]:
+    """Return the items of a request, or attributes, that have its messages: by their names, or else by their form."""
+    asked = {key: x.get(key) if isinstance(x, Mapping) else getattr(x, key, None) for key in REQUEST_KEYS}
+    asked = {key: v for key, v in asked.items() if isinstance(v, str) or (v is not None and is_conversation(v, depth + 1))}
+    if asked:
+        return asked
+    items = x if isinstance(x, Mapping) else getattr(x, "__dict__", {})
+    return {
+        key: value
+        for key, value in items.items()
+        if isinstance(value, Mapping | list | tuple | deque | UserList) and is_conversation(value, depth + 1, texts=False)
+    }
 
 
 def read_conversation(x: Any) -> Conversation | None:
@@ -170,7 +190,8 @@ class _Reader:
             return [self._read_message(x)]
         if hasattr(x, "dtype"):
             x = x.tolist()
-        if isinstance(x, Collection) and not isinstance(x, Mapping) and not hasattr(x, "messages"):
+        asked = _requested(x, depth)
+        if not asked and isinstance(x, Collection):
             found: list[Message] = []
             for value in x:
                 if depth < DEEPEST and not isinstance(value, str) and is_conversation(value):
@@ -179,14 +200,13 @@ class _Reader:
                     found.append(self._message("", value))
             return found
         fields = _fields(x) or {}
-        asked = {key: fields[key] for key in REQUEST_KEYS if key in fields}
         found = [self._message("system", {key: value for key, value in fields.items() if key not in asked})]
         for value in asked.values():
-            is_text = isinstance(value, str)
-            if is_text or (depth < DEEPEST and is_conversation(value)):
-                found += [self._message("user", value)] if is_text else self.messages(value, depth + 1)
-            else:
-                found.append(self._message("system", value))
+            if isinstance(value, str):
+                found.append(self._message("user", value))
+            elif depth < DEEPEST:
+                found += self.messages(value, depth + 1)
+        self.unknown = self.unknown or depth >= DEEPEST
         return found
 
     def _read_message(self, value: Any) -> Message:
@@ -221,6 +241,8 @@ class _Reader:
             _read_text(str(value), message, key)
         elif isinstance(value, bytes | bytearray | memoryview):
             message.media.append(_digest(b"media", bytes(value)))
+            with suppress(UnicodeDecodeError):
+                message.texts.append(_segments(bytes(value).decode()))
         elif isinstance(value, _PLAIN):
             message.beside.append(_segments(f"{key} {value}"))
         elif callable(getattr(value, "tobytes", None)) or callable(getattr(value, "numpy", None)):
@@ -322,7 +344,7 @@ def _pairs(spoken: list[Message]) -> Iterator[bytes]:
     """Yield the digests of two successive messages each, unless they are short. Shorter together than `LONG`, they give none."""
     contents = [(m.content, b"".join(m.media)) for m in spoken]
     for (first, a), (second, b) in pairwise(contents):
-        if len(first) + len(second) >= LONG:
+        if len(first) + len(second) >= LONG_PAIR:
             yield _digest(b"pair", _digest(b"", first, a), _digest(b"", second, b))
 
 
