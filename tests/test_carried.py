@@ -439,7 +439,7 @@ def test_what_is_no_pin(pin):
 
 def test_a_pin_is_of_tls():
     """Without it, it would be no protection."""
-    with pytest.raises(PolicyError, match="no https"):
+    with pytest.raises(PolicyError, match="needs an https"):
         Address("http://a", pin=OTHER)
 
 

@@ -129,7 +129,7 @@ def test_certificates_are_of_the_floor(kind, tmp_path):
     audit = {"audit": Audit(share=1), "state": tmp_path}
 
     def edge(picture):
-        return "edge", 0.1 + float(picture.flat[0]) / 1000
+        return 0.5, 0.1 + float(picture.flat[0]) / 1000
 
     with CannedServer(answered) as server, kind(edge, cloud(server.url), threshold=0.05, **audit) as router:
         measured(router, 1e9)

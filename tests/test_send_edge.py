@@ -290,7 +290,7 @@ def test_calibrate_and_evaluate_ask_as_requests_do(kind):
 
 def test_another_score_is_the_one_that_is_sent():
     """`calibrate(score=)` is bound to that score, and so the confidences are by it; a score cannot be fitted at the same time."""
-    heard, logits = Heard(), lambda x: np.array([x[0], 0, 0], np.float32)
+    heard, logits = Heard(lambda x, edge: 0), lambda x: np.array([x[0], 0, 0], np.float32)
     with Router(logits, heard.cloud(), threshold=0.99) as router:
         inputs = [x(n / 50) for n in range(300)]
         router.infer(inputs[10])
