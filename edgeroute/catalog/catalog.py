@@ -84,7 +84,7 @@ class Catalog(Installed):
         return listed
 
     def source(self) -> Source:
-        """Return the source, the given one or that of the last `refresh`.
+        """Return the source: the given one, or that of the last `refresh`, which is stored for later calls.
 
         Raises:
             PolicyError: there is neither.

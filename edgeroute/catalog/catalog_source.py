@@ -234,7 +234,7 @@ class Web:
             raise CatalogAway(f"{self.where} does not answer within {self._patience_s + CONNECT_S:g} s") from e
 
     def close(self) -> None:
-        """Close connections. A later `open` connects again."""
+        """Close the HTTP client, whose errors are suppressed. A later `open` makes a new one."""
         client, self._client = self._client, None
         if client is not None:
             with suppress(Exception):
@@ -272,7 +272,7 @@ def _checked_address(url: str) -> str:
 
 
 def _is_this_device(host: str) -> bool:
-    """Return True if a host is this device itself."""
+    """Return True if a host is "localhost" or a loopback address; False for other names, which are not resolved."""
     if host == "localhost":
         return True
     try:
@@ -363,7 +363,7 @@ def _updater(client: Any) -> Any:
 
 
 def _fetcher(client: Any, problems: Any) -> Callable[[Source], Any]:
-    """Return a class through which TUF reads files from a `Source`."""
+    """Return a class through which TUF reads files from a `Source`, its errors as TUF's; a missing file counts as status 404."""
 
     class Fetcher(client.FetcherInterface):  # type: ignore[misc]  # imported late
         def __init__(self, source: Source) -> None:

@@ -166,7 +166,7 @@ def _copy_blocks(blocks: Iterable[bytes], out: IO[bytes], end: int, file: FileEn
 
 
 def _drop(part: Path) -> None:
-    """Delete a partial file and its tag."""
+    """Delete a partial file and its tag; errors of the disk are suppressed."""
     for path in (part, part.with_name(part.name + ".tag")):
         with suppress(OSError):
             path.unlink(missing_ok=True)

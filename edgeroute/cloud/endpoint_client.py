@@ -297,7 +297,7 @@ class HttpClient(ForkSafe):
         self.channels_async.abandon()
 
     async def aclose(self) -> None:
-        """Close the connections on the event loop, and wait for that."""
+        """Close the connections of the running event loop and wait for that, then `close` all others."""
         await self.channels_async.close()
         self.close()
 

@@ -266,6 +266,6 @@ class HttpBackend(AbandonedRuns):
             self._client.close()
 
     async def aclose(self) -> None:
-        """Close the connections, including asyncio's."""
+        """Close the connections, and wait for those of the running event loop."""
         if self._client is not None:
             await self._client.aclose()

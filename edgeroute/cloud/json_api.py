@@ -141,7 +141,11 @@ class PlainJson(OneByOne):
         return Call("POST", self.address.path or "/", [("Content-Type", kind)], body)
 
     def _numbers(self, document: Any, path: str) -> Any:
-        """Return the array [classes] at a path; raise BadReply if it is none, is empty, or has NaN or infinity."""
+        """Return the numbers at a path, [classes], as float32; from a single number too, and without batch axes of 1.
+
+        Raises:
+            BadReply: texts, truth values, no numbers, NaN, or infinity. Minus infinity is valid: the logarithm of 0.
+        """
         picked, array = self._pick(document, path), None
         with suppress(TypeError, ValueError, OverflowError):  # none is chained: it quotes what is no number
             given = np.atleast_1d(picked)

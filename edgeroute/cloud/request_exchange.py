@@ -475,9 +475,9 @@ class Exchange:
 
     @property
     def spent(self) -> Spent:
-        """Bytes and cost so far.
+        """Bytes, cost and energy so far, with the codec, and if the edge's answer went along.
 
-        Energy is estimated from calls and bytes; with the codec, and if the edge's answer went along.
+        Energy is estimated from calls and bytes.
         """
         terms, mb = self._guard.rules.terms, (self.sent + self.received) / MB
         joules = max(1, self._made) * terms.joules_per_call + mb * terms.joules_per_mb

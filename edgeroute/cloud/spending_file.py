@@ -89,9 +89,9 @@ class EarlierSpending:
         return True
 
     def _load(self, name: str, text: str, updated: float) -> bool:
-        """Add one process's record. Return True if it still counts.
+        """Add one process's record. Return True if any of its spending still counts towards a window.
 
-        A damaged one counts as still counting, and its amount as unknown.
+        True too for a damaged one, whose amount is unknown.
         """
         try:
             dumped = json.loads(text)
@@ -103,20 +103,23 @@ class EarlierSpending:
             return True
 
     def _mark_unknown(self, instant: float, why: str) -> None:
-        """Count spending as unknown since an instant, and log the reason. Ignored for what no limit counts any more."""
+        """Count the spending until an instant (at most now) as unknown, and log the reason.
+
+        Does neither if no limit reaches back that far.
+        """
         if instant > process.now() - MOST_S:
             self._spending.mark_unknown_until(min(instant, process.now()), f"what was spent is not known, since {why}")
             self._say(why)
 
     def _unreadable(self, lock: Lock, what: str) -> None:
-        """Count spending as unknown while the file cannot be read, and log the reason."""
+        """Count spending as unknown until the file is read, schedule the next attempt, and log the reason."""
         with lock:
             self._read_at = monotonic() + AGAIN_S
             self._spending.unknown = f"what was spent is not known: {what}"
         self._say(what)
 
     def _say(self, what: str) -> None:
-        """Log a new reason, if there are limits."""
+        """Log a reason, unless it was the last one logged or there are no limits."""
         if self._spending.limits != Limits() and what != self._said:
             self._said = what
             log.error("nothing that has a limit is sent, since what was spent is not known: %s", what)
@@ -139,7 +142,10 @@ class EarlierSpending:
 
 
 def _set_aside(path: Path) -> list[float]:
-    """Return the instants at which damaged files of this path were renamed, seconds since 1970, sorted."""
+    """Return the instants at which damaged files of this path were renamed, seconds since 1970, sorted.
+
+    Files that cannot be read are left out.
+    """
     instants = []
     with contextlib.suppress(OSError):
         for aside in path.parent.glob(f"{path.name}.corrupt-*"):
@@ -306,7 +312,7 @@ class _Account(ForkSafe):
         return True
 
     def put(self, *, advance: bool = True) -> None:
-        """Give the record to the store, if there is one; the store writes the latest later."""
+        """Put the record, with an advance for spending to come, in the store, if there is one; the store writes it later."""
         if self.store is None:
             return
         with self.lock:

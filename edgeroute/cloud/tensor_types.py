@@ -150,7 +150,10 @@ def decode_tensor(tensor: Tensor, shape: tuple[int, ...]) -> Array:
 
 
 def _numbers(data: Any, dtype: np.dtype[Any]) -> Array:
-    """Return the numbers of a JSON list, flat. Raise Invalid for texts, or what numpy raises."""
+    """Return the numbers of a JSON list, flat; floats that are too large become infinity.
+
+    Raises Invalid for texts, and numpy's errors: of integers that are too large, for example.
+    """
     array = np.array(data)
     if array.dtype.kind in "US":
         raise Invalid("text instead of numbers")

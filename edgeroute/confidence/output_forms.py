@@ -69,7 +69,7 @@ def looks_like_probabilities(z: list[Any]) -> bool:
 
 
 def sum_to_one(z: list[Any]) -> bool:
-    """Return True if numbers are from 0 to 1 and sum to 1."""
+    """Return True if two or more numbers are from 0 to 1 and sum to 1."""
     return len(z) > 1 and min(z) >= 0 and abs(sum(z) - 1) < SUM_SLACK
 
 

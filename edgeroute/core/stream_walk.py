@@ -321,7 +321,7 @@ class StreamState:
         return min(plan.facts.reserves.get(leg.name, INF), plan.deadline_s / 2)
 
     def early(self, i: int) -> bool:
-        """Return True if the leg may be decided within its answer: its threshold does not depend on the answer."""
+        """Return True if the leg may be decided within its answer: it is judged, no standby, and has a single threshold."""
         leg = self.legs[i]
         return self.judged(i) and not leg.standby and not leg.thresholds
 

@@ -118,7 +118,7 @@ class CoreMLModel(ModelFile):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The compute units, which compute in different precision, and the output that is read."""
+        """The runtime, the compute units, which compute in different precision, and the output that is read."""
         return {"runtime": "coreml", "compute_units": self.compute_units, "output": self.output}
 
     def _open(self) -> Any:

@@ -80,7 +80,7 @@ class JavaOnnxModel(ModelFile):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The provider, which is the CPU's, and the output that is read."""
+        """The runtime, the provider, which is the CPU's, and the output that is read."""
         return {"runtime": "onnxruntime-java", "providers": ["CPUExecutionProvider"], "output": self.output}
 
     def _open(self) -> _Session:

@@ -251,7 +251,7 @@ class Interpreters:
             return self._make()
 
     def take(self) -> Worker:
-        """Take an idle interpreter out of the pool, its variables reset if need be, or make one.
+        """Remove an idle interpreter from the pool and return it, its variables reset if need be, or make one.
 
         The caller appends it to `idle` later. Never waits for a run.
         """

@@ -288,7 +288,7 @@ class LlamaModel(LoadsLate):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that an answer depends on.
+        """The runtime, chat template and chat settings on which an answer depends, besides the model file.
 
         Threads, batches and slots are not included: they change the order of sums, and so the last digits at most.
         """

@@ -99,7 +99,7 @@ class LocalServer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that an answer depends on, as far as it is known here: address, model's name, and settings of requests."""
+        """The address, the model's name and the chat settings on which an answer depends, as far as they are known here."""
         return {"server": self._local.origin + self._local.base, "model": self._model, **self._chat.settings}
 
     def load(self) -> None:

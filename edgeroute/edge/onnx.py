@@ -263,7 +263,7 @@ class OnnxModel(ModelFile):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The output that is read, and the providers with the options that change outputs, such as a precision.
+        """The runtime, the output that is read, and the providers with the options that change outputs, such as a precision.
 
         Where a downgrade is allowed, reading this loads the model. Threads are not included: they change the order of sums, and
         so the last digits at most.

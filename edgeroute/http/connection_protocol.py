@@ -189,7 +189,10 @@ class Tls:
         return (bool(data) and heard(data)) or heard(b"")
 
     def surplus(self) -> bool:
-        """Return True if decrypted bytes are left to read, or the stream has ended in those received."""
+        """Return True if decrypted bytes are left to read, or the stream has ended or broken in those received.
+
+        Reads a byte of them, so the connection must not be used again after True.
+        """
         try:
             self._object.read(1)
         except ssl.SSLWantReadError:

@@ -77,7 +77,7 @@ class Sockets:
                 self.drop(other)
 
     def drop(self, sock: socket.socket) -> None:
-        """Close one socket."""
+        """Close one socket, and disown it if it is owned by this object."""
         sock.close()
         with contextlib.suppress(ValueError):
             self._sockets.remove(sock)

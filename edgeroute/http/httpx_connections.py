@@ -198,7 +198,8 @@ class HttpxConnections(Carrier):
         """Send the call, and yield the reply once its head has come; blocks. See `Connections.open`.
 
         At the end the response is closed, also if its body was not read. The client is made at the first call; one that `close`
-        found in use is closed after the last call.
+        found in use is closed after the last call. A cancel before the call raises Unreachable; a later one cuts the response,
+        but not the wait for its head.
         """
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more")
@@ -328,7 +329,7 @@ class AsyncHttpxConnections(Carrier):
     async def open(self, call: Call, until: float) -> AsyncIterator[AsyncHttpxResponse]:
         """Send the call, and yield the reply once its head has come. See `AsyncConnections.open`.
 
-        A client of another loop is replaced by a new one.
+        At the end the response is closed, errors suppressed. A client of another loop is replaced by a new one, and not closed.
         """
         client, loop = self.given or self.own, asyncio.get_running_loop()
         if client is None or (self.given is None and self._loop is not loop):  # one of another loop cannot be used here

@@ -205,7 +205,10 @@ class Journal(ForkSafe):
             turn.leave()
 
     def _current(self, more: int) -> tuple[int, int]:
-        """Return the descriptor and size of the file that has room for `more` bytes; reopen or rotate it if needed."""
+        """Return the descriptor and size of the file that has room for `more` bytes; reopen or rotate it if needed.
+
+        It is reopened if another process has deleted or rotated it.
+        """
         try:
             stat = os.stat(self._text)  # noqa: PTH116 - see there
         except FileNotFoundError:
@@ -250,7 +253,7 @@ class Journal(ForkSafe):
         self.path.replace(_rotated_path(self.path, 1))
 
     def _drop(self) -> None:
-        """Close the descriptor, if open."""
+        """Close the descriptor, if open; errors of the disk are suppressed."""
         fd, self._fd = self._fd, None
         if fd is not None:
             with contextlib.suppress(OSError):

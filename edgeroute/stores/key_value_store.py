@@ -97,7 +97,10 @@ class KeyValueStore(ForkSafe):
             self.flush()
 
     def get(self, name: str) -> Any | None:
-        """Return the value of a name; None if there is none or it cannot be read. A damaged value is deleted."""
+        """Return the value of a name, also one not written to the file yet; None if there is none or it cannot be read.
+
+        A damaged value is deleted.
+        """
         with self._lock:
             fresh = self._fresh.get(name)
         if fresh is not None:
@@ -106,7 +109,10 @@ class KeyValueStore(ForkSafe):
         return next(self._parse_values((name, text) for (text,) in rows), None)
 
     def others(self, prefix: str, mine: str) -> list[Any]:
-        """Return the values of all names that begin with `prefix`, except `mine`. Damaged values are deleted."""
+        """Return the values of all names that begin with `prefix`, except `mine`; also those not written to the file yet.
+
+        Damaged values are deleted; those of a file that cannot be read are left out.
+        """
         with self._lock:
             fresh = {name: text for name, (text, _) in self._fresh.items() if name.startswith(prefix)}
         stored = dict(self._rows(f"SELECT name, value FROM kept WHERE {_MATCH}", (len(prefix), prefix)))  # noqa: S608 - constants

@@ -180,7 +180,7 @@ class Database(ForkSafe):
         return self._reader
 
     def _drop_reader(self) -> None:
-        """Close the read-only connection, if open."""
+        """Close the read-only connection, if open; errors of SQLite are suppressed."""
         if self._reader is not None:
             self._opened.discard(self._reader)
             with contextlib.suppress(sqlite3.Error):
@@ -293,7 +293,7 @@ class Database(ForkSafe):
         return aside if aside.exists() else None
 
     def _drop(self) -> None:
-        """Close the connection, if open."""
+        """Close the connection, if open; errors of SQLite are suppressed."""
         if self._connection is not None:
             self._opened.discard(self._connection)
             with contextlib.suppress(sqlite3.Error):

@@ -25,7 +25,7 @@ def hints(of: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _evaluate_type(text: Any, names: dict[str, Any]) -> Any:
-    """Return a type that is written as text; names that are not known count as `Any`, and are added to `names`."""
+    """Return a type that is written as text; unknown names count as `Any`, and are added to `names`; invalid types are `Any`."""
 
     def holder() -> None: ...
 

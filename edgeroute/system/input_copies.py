@@ -142,7 +142,10 @@ def _fill(copied: Any, items: Iterator[Any] | None, pairs: Iterator[tuple[Any, A
 
 
 def _copy_view(x: memoryview) -> memoryview:
-    """Return a memoryview of copied bytes with the format and shape of `x`, from which models read the dtype and the axes."""
+    """Return a memoryview of copied bytes with the format and shape of `x`, from which models read the dtype and the axes.
+
+    Read-only if `x` is. Formats that no view can be cast to are copied by numpy.
+    """
     try:
         whole: Any = memoryview(bytearray(x.tobytes()))
         copied = whole.cast(x.format, x.shape)

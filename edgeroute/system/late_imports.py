@@ -37,7 +37,7 @@ class _NoFork:
         self.lock.acquire(timeout=10.0)
 
     def in_parent(self) -> None:
-        """Release the lock in the parent."""
+        """Release the lock in the parent; a no-op if it was not obtained in time."""
         with contextlib.suppress(RuntimeError):  # the timeout had passed
             self.lock.release()
 

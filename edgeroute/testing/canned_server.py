@@ -101,8 +101,8 @@ class Listener(ABC):
         task.add_done_callback(ended)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Handle one connection; ignore errors that mean its end."""
-        # else the peer has gone, or this server closes: the connection ends
+        """Serve one connection; suppress socket errors, a truncated request, a head that is too long, and cancellation."""
+        # the peer has gone, or this server closes
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             await self._serve(reader, writer)
 
@@ -178,17 +178,17 @@ class CannedServer(Listener):
                 raise TimeoutError(f"after {timeout_s} s: {len(self.requests)} requests, {self.hung_up} connections hung up")
 
     def shut(self) -> None:
-        """Hold replies back: requests are received, and wait until `open`."""
+        """Hold replies back: requests are received, and wait until `open`. Returns before the loop has done so."""
         self._loop.call_soon_threadsafe(self._gate.clear)
 
     def open(self) -> None:
-        """Send the replies that `shut` has held back, and those from now on."""
+        """Send the replies that `shut` has held back, and those from now on. Returns before the loop has done so."""
         self._loop.call_soon_threadsafe(self._gate.set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read requests and send replies until the connection ends.
+        """Read requests, record them in `requests`, and send replies until the connection ends, or once if `close` is set.
 
-        A `None` in place of bytes waits until the client hangs up.
+        Replies wait while shut. A `None` in place of bytes waits until the client hangs up, which is counted in `hung_up`.
         """
         while True:
             try:

@@ -184,7 +184,7 @@ class Checks(Running):
             self.wait(self.thread(lambda: (load(), load())), "load, called twice,")
 
     def runs(self) -> Iterator[str]:
-        """Check that each sample gets an answer, the same each time; store the answers for later checks."""
+        """Run each sample twice, store the first answers in `truth` for later checks, and yield the first difference."""
         self.truth = [self.ask([x])[0] for x in self.samples]
         for i, x in enumerate(self.samples):
             (again,) = self.ask([x])
@@ -193,7 +193,10 @@ class Checks(Running):
                 return
 
     def batch(self) -> Iterator[str]:
-        """Check batches of 0, 1 and n."""
+        """Check an empty batch, and all samples as one batch in two orders, which must answer as each sample alone.
+
+        Stops at the first difference in a batch.
+        """
         try:
             if answers := self.ask([]):
                 yield f"it has {len(answers)} outputs for an empty batch: give none, or raise BadInput"
@@ -292,7 +295,10 @@ class Checks(Running):
                 yield f"NaN in one row of a batch makes {shown(beside)} of another row's {shown(self.truth[0])}"
 
     def threads(self) -> Iterator[str]:
-        """Check that two runs at once, in threads or as tasks, do not mix."""
+        """Check that two runs at once, in threads or as tasks, do not mix; yields the first problem, such as an error.
+
+        Meanwhile threads of the whole process switch more often.
+        """
         samples, interval = self.samples[:2], sys.getswitchinterval()
         ready, wrong = threading.Barrier(2), list[str]()
 
@@ -339,7 +345,10 @@ class Checks(Running):
                     return
 
     def deadline(self) -> Iterator[str]:
-        """Check that a run left behind at its deadline does not disturb the next, which begins beside it."""
+        """Check that a run left behind at its deadline does not disturb the next, which begins beside it; three times.
+
+        Yields at most one difference or error of the next run, and then stops.
+        """
         for _ in range(3):
             left, stop = self._run(self.samples[0])
             beside, _ = self._run(self.samples[1])
@@ -403,7 +412,7 @@ class Checks(Running):
             yield f"after a fork, in the parent, {problem}"
 
     def _child(self, write: int) -> None:
-        """Run a sample in the child, write the problem to the pipe, and exit the process. Never returns."""
+        """Run a sample in the child, write the problem (empty: none) to the pipe, and exit the process with 0. Never returns."""
         problem = ""
         try:
             if not self.awaited:

@@ -84,7 +84,7 @@ class Running:
         return await self.backend.run_async(inputs, many)
 
     def run_stream(self, x: Any) -> tuple[list[Any], Prediction]:
-        """Run a stream to its end. Return its pieces, and the whole prediction."""
+        """Run a stream to its end, in a thread or as a task; blocks. Return its pieces, and the whole prediction."""
         pieces: list[Any] = []
         if self._loop is not None:
             return pieces, self.wait(self.task(self.backend.stream_async(x, pieces.append)), "a stream")
@@ -100,7 +100,7 @@ class Running:
         return pieces, self.wait(self.thread(pull), "a stream")
 
     def thread(self, call: Callable[[], Any], name: str = "edge-contract-run") -> Future[Any]:
-        """Call a function in a new thread. Return the future of its result."""
+        """Call a function in a new daemon thread. Return the future of its result or exception."""
         done: Future[Any] = Future()
 
         def work() -> None:

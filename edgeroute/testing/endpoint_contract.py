@@ -96,7 +96,10 @@ class _Checks:
         return [copy_input(x) for x in self._samples]
 
     def members(self) -> Iterator[str]:
-        """Check that the endpoint has the members that the router reads. Stops at the first that the other checks need."""
+        """Check that the endpoint has the members that the router reads, and store its reader for later checks.
+
+        Stops at the first that the other checks need.
+        """
         lacking = [name for name in ("talk", "encode", "decode", "ping", "health") if not hasattr(self.endpoint, name)]
         lacking += [name for name in ("name", "where", "labels", "kind", "address") if not hasattr(self.endpoint, name)]
         if lacking:

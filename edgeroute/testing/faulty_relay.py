@@ -99,7 +99,10 @@ class Relay(Listener):
             await asyncio.gather(*ways, return_exceptions=True)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connected: float, *, down: bool) -> None:
-        """Forward one direction, pipelined: reading continues while earlier data is delayed. A reset of one side is passed on."""
+        """Forward one direction to its end, pipelined: reading continues while earlier data is delayed.
+
+        An end (FIN) is passed on as one, any error of reading as a reset.
+        """
         under_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(QUEUE)
         writer.transport.set_write_buffer_limits(0)  # drained means sent
 
@@ -162,7 +165,7 @@ class Relay(Listener):
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close a connection with a reset (RST)."""
+    """Close a connection with a reset (RST); without one if the system refuses the option."""
     with contextlib.suppress(OSError):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     writer.transport.abort()

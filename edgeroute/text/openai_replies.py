@@ -67,7 +67,10 @@ class Events:
         return complete
 
     def _lf(self, part: bytes) -> bytes:
-        """Return the bytes with LF at the end of each line. A CR at their end may be the first half of a CRLF."""
+        """Return the bytes with LF at the end of each line.
+
+        A CR at their end is noted, since an LF at the beginning of the next bytes belongs to it, and is dropped there.
+        """
         if not part:
             return part
         if self._cr:
@@ -103,7 +106,10 @@ class Events:
             complete.append(value)
 
     def end(self) -> list[bytes]:
-        """Return the data of the last event, after the last bytes: some servers end without an empty line."""
+        """Return the data of an event that no empty line has ended, as a list, and discard what was buffered.
+
+        Call it after the last bytes: some servers end so.
+        """
         complete: list[bytes] = []
         self._line(b"".join(self._parts), complete)
         self._line(b"", complete)
@@ -207,7 +213,7 @@ def _begins_another_call(call: Mapping[str, Any], call_id: Any, function: Mappin
 
 
 def _is_whole(arguments: str) -> bool:
-    """Return True if arguments are a complete JSON object."""
+    """Return True if arguments are a complete JSON object, nested no deeper than Python can parse."""
     try:
         return isinstance(json.loads(arguments), dict)
     except (RecursionError, ValueError):
@@ -276,9 +282,10 @@ class Gathered:
         """True if the last piece brought anything: text, thoughts, tool calls, tokens, the end, or token counts."""
 
     def add(self, chunk: Mapping[str, Any]) -> Piece | None:
-        """Add a piece. Return its text with the log-probabilities of its tokens; None if it has neither, or is an error.
+        """Add a chunk. Return its text with all pending log-probabilities; None without text (if eager: both) and at errors.
 
-        Updates `progress`; an error is stored in `error`.
+        Log-probabilities without text wait for the next piece. Updates `progress`; an error is stored in `error`. Thoughts,
+        refusals, calls of tools, usage and the finish reason are stored too.
         """
         if chunk.get("error") is not None or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)

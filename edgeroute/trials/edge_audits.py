@@ -127,7 +127,10 @@ class Sampler(ForkSafe):
         return 1 if share >= 1 else 1 + int(log1p(-random.random()) / log1p(-share))  # noqa: S311
 
     def _probability(self, number: int) -> float:
-        """Return the probability of this request's audit, or 0 if it is not drawn. While audits wait, halves the probability."""
+        """Draw this request at random: return the probability of its audit, or 0 if it is not drawn.
+
+        While many audits wait, the share is halved; `CALM` requests later, with none waiting, it is doubled again.
+        """
         waiting = self._waiting()
         if waiting // self._full > self._halvings:
             self._halvings, self._changed = waiting // self._full, number

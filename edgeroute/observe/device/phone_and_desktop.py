@@ -52,7 +52,10 @@ class Others:
         return fields
 
     def _by_psutil(self) -> dict[str, Measurement]:
-        """Return battery, mains, cpu and memory by psutil; fields that fail have the error as the reason."""
+        """Return battery, mains, cpu and memory by psutil. cpu is unknown the first time: the call only starts the measurement.
+
+        After an error, which is not raised, the fields from there on have it as the reason.
+        """
         fields, psutil = dict[str, Measurement](), self._psutil
         try:
             battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None

@@ -151,7 +151,7 @@ def check_function(name: str, value: object) -> None:
 
 
 def check_drop(drop: object) -> None:
-    """Raise PolicyError if `drop` has no valid value."""
+    """Raise PolicyError unless `drop` is "oldest" or "never"."""
     if drop not in {"oldest", "never"}:
         raise PolicyError(f'drop= takes "oldest" (a live source) or "never" (a recording), not {drop!r:.40}')
 

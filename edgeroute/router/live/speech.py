@@ -191,9 +191,7 @@ class Listener:
         return self.windows * self._window_s
 
     def hear(self, chunk: Any) -> Iterator[Segment]:
-        """Yield the segments that end within a chunk.
-
-        Samples that fill no window wait for the next chunk.
+        """Yield the segments that end within a chunk; samples that fill no window are stored for the next chunk.
 
         Args:
             chunk: float32 or int16, [samples] or [samples, channels], or bytes of int16.
@@ -443,7 +441,10 @@ class AudioFlow:
             self._current = _PendingSegment(got.item, self._begin(got.item.audio, full, self._settings.deadline))
 
     def _first(self, asked: _PendingSegment) -> Utterance | None:
-        """Return the first answer to a segment; None: not yet. Raises the error of the call."""
+        """Return the first answer to a segment and count it; None: not yet. Raises the error of the call.
+
+        After an answer or an error no segment is current; a provisional answer is awaited further, among `_flights`.
+        """
         try:
             answer = asked.call.poll()
         except BaseException:
@@ -459,7 +460,7 @@ class AudioFlow:
         return _utterance(asked.segment, answer, changed=True)
 
     def _final(self, asked: _PendingSegment) -> Utterance:
-        """Return a later answer to a segment, or raise its error."""
+        """Return a later answer to a segment, or raise its error. A final one is counted; another is awaited further."""
         assert asked.ready is not None, "it has come"
         if isinstance(asked.ready, BaseException):
             raise asked.ready

@@ -59,7 +59,7 @@ class Loop(ForkSafe):
         return self._closed
 
     def start(self) -> None:
-        """Start the thread, unless it runs."""
+        """Mark the loop as begun, and nudge it: starts the thread, or wakes it. No thread starts after `close`."""
         self._begun = True
         self.nudge()
 
@@ -199,7 +199,7 @@ class Delivery(ForkSafe):
         outbox.listen(self.loop.nudge)
 
     def start(self) -> None:
-        """Start the delivering thread. Another process may hold the lock: then it polls."""
+        """Start the delivering thread, or wake it. While another process holds the lock, it polls."""
         self.loop.start()
 
     def wake(self, *, now: bool = False) -> None:

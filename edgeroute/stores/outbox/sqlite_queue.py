@@ -425,7 +425,10 @@ class Outbox(Listing):
         return Put(stored=True, dropped=tuple(name for _, name in gone))
 
     def _total(self, c: sqlite3.Connection, more: int) -> int:
-        """Return the size of all entries; a suspicious count is recounted before something is refused or evicted for it."""
+        """Return the size of all entries; recount it if `more` does not fit and it is above the last plausible total.
+
+        So nothing is refused or evicted for a damaged count. A recount updates the plausible total.
+        """
         total = total_bytes(c)
         if total + more > self.max_bytes and total > self._plausible:
             total = recount(c)

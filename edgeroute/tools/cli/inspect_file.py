@@ -401,7 +401,10 @@ class _Inspection:
 
     # --------------------------------------------------------------------------------------------------- zeros and random
     def _try_inputs(self, ways: Sequence[Way]) -> None:
-        """Run the model on zeros and random numbers; store outputs row by row, the batch axis, and notes."""
+        """Run the model on zeros and random numbers; store outputs row by row, the batch axis, and notes.
+
+        Stops at the first zeros that it takes; errors of its runs are not raised: the last is noted if none succeeds.
+        """
         for way in ways:
             self._store_rows(way.raw or {}, 1)
         counts = list[int]()

@@ -15,6 +15,8 @@ from edgeroute.tools.cli.exit_codes import NOT_READY, OK, exits
 from edgeroute.tools.cli.tables_and_options import Json, Policy, table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgeroute.catalog import Catalog
     from edgeroute.catalog.file_downloads import Progress
     from edgeroute.catalog.model_folder import Pointer
@@ -185,8 +187,8 @@ def _catalog(store: Path, source: str | None = None, root: Path | None = None, c
     return Made(store, source, root=root, verify=True if ca is None else ca)
 
 
-def _progress_printer() -> Any:
-    """Return a function that shows progress in the terminal's last line, on stderr."""
+def _progress_printer() -> Callable[[Progress], None]:
+    """Return a function that prints a download's percentage on stderr when it changes, over the line before."""
     last = -1
 
     def show(progress: Progress) -> None:

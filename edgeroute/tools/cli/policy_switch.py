@@ -89,7 +89,7 @@ def _json(text: str, threshold: str) -> str:
 
 
 def _toml(text: str, threshold: str) -> str:
-    """Return a policy in TOML with the hidden edge on trial as its edge, and this threshold; comments stay.
+    """Return a policy in TOML without its trial: the edge on trial is its edge, with this threshold; comments stay.
 
     Raises:
         RuntimeMissing: tomlkit is not installed.

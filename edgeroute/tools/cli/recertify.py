@@ -182,7 +182,9 @@ def _judge(
 def _compare_with_edge(
     router: Router, home: Path, trial: Audited, certificate: Certificate, value: float, risk: float
 ) -> tuple[bool, str]:
-    """Return True if audits of the same requests show that the trial is better than the edge in use, and that in words.
+    """Return True if audits of the same requests show that the trial is better than the edge in use, and the reason in words.
+
+    False too if the edge in use has no usable audits.
 
     Better: it defers fewer requests, which is also what calls of the same cloud cost; where the policy's certificate limits
     deferrals, it loses fewer answers, and keeps that limit.

@@ -31,7 +31,7 @@ LOG = "A foreign log"
 def _price(text: str) -> Price:
     """Parse `0.002`, dollars a request, or `0.15/0.60`, dollars a million tokens of prompt and completion.
 
-    All else is refused.
+    Raises BadParameter for all else, as negative numbers.
     """
     from edgeroute.tools.replay.logs import Price
 

@@ -238,7 +238,10 @@ def measure_model(
 
 
 def measure_both(model: EdgeModel, path: Path, original: Answers, held_out: Examples) -> tuple[Measured, Measured]:
-    """Load the new model, run and time it in turns with the original, and return both measurements."""
+    """Load the new model, run and time it in turns with the original, and return the measurements (original, new).
+
+    The new model is not closed.
+    """
     new = load(path)
     new_answers = answers(new, held_out.inputs)
     times = time_models([model, new], held_out.inputs)

@@ -37,7 +37,7 @@ from edgeroute.tools.compress.onnx_graphs import put, target, workplace, write_c
 def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *, fp16: bool, keep_float: int) -> Result:
     """Quantise a .tflite model to static int8, or a .mlpackage to int8 weights, write and measure it; see `quantize`.
 
-    A model that does not run here is measured by its size alone, with a note.
+    A model that does not run here is measured by its size alone, with the error as a note; BadInput is raised.
 
     Raises:
         ModelError: the file has another suffix, or cannot be quantised.

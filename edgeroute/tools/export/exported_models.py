@@ -217,7 +217,7 @@ class Subject:
 
     @property
     def prepared(self) -> bool:
-        """True if the card has preprocessing."""
+        """True if any input is scaled, rearranged, flattened or cast before the model."""
         return any(
             spec["factor"] is not None or spec["axes"] is not None or spec["flat"] is not None for spec in self.inputs
         ) or any(spec["dtype"] != spec["tensor"]["dtype"] for spec in self.inputs)

@@ -275,7 +275,7 @@ class Parts:
         return outputs[0]["name"] if fits else None
 
     def _parameters(self) -> list[dict[str, Any]]:
-        """Return the description of the model as parameters."""
+        """Return the model's name, description, kind, labels and sha256 as parameters of Triton, without empty ones."""
         about = self.one.about()
         known = {key: about[key] for key in ("name", "description", "kind", "labels", "sha256") if about[key]}
         texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in known.items()}

@@ -186,7 +186,10 @@ def _is_single(spec: TensorSpec, inputs: Sequence[TensorSpec]) -> bool:
 
 
 def _state_guess(spec: TensorSpec, pair: Pair) -> InputGuess:
-    """Return the guess of an input that takes an output of the run before."""
+    """Return a guess of role "state" for an input that takes an output of the run before.
+
+    Its one finding has the paired output, with the certainty and grounds of the pair.
+    """
     finding = Finding(
         f"state.{quoted(spec.name)}", f"{quoted(pair.output)} is fed back as {quoted(spec.name)}", pair.sure, pair.grounds
     )

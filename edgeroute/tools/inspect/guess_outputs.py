@@ -109,7 +109,7 @@ def _name_of(row: Row, part: Any) -> str:
 
 
 def _are_probabilities(part: Any) -> bool:
-    """Return True if numbers, or the values of a mapping, sum to one; raise if they are no numbers."""
+    """Return True if two or more numbers, or the values of a mapping, are from 0 to 1 and sum to 1; raise if any is no number."""
     numbers = list(part.values()) if isinstance(part, Mapping) else as_array(part).reshape(-1).tolist()
     return sum_to_one([float(v) for v in numbers])
 

@@ -139,7 +139,10 @@ class Script:
         return self._edge(i, leg, seen, now) if leg.permit is None else self._cloud(i, leg, seen, now)
 
     def _edge(self, i: int, leg: Leg, seen: Seen | None, now: float) -> Event:
-        """Return the event of an edge, by its record, slowed by heat; raise `Unknown` if it did not run."""
+        """Return Done or Failed (fatal for a bad input) by the edge's record, slowed by heat; raise `Unknown` without one.
+
+        A leg that had not ended in the record fails a little later, which `_open` notes: `end` then raises `Unknown`.
+        """
         if seen is None or seen.away:
             raise Unknown(NOT_RUN.format(leg.name))
         end = now + (seen.took_s * heat(self._course, now).times if self._course else seen.took_s)
@@ -171,7 +174,10 @@ class Script:
         raise Unknown(NO_CLASS.format(leg.name))
 
     def _cloud(self, i: int, leg: Leg, seen: Seen | None, now: float) -> Event:
-        """Return the event of a cloud: rejected by its gate, or answered."""
+        """Return Done or Failed for a cloud: withheld as recorded, rejected by its gate, called, or late for its timeout.
+
+        Books a call that is sent, and stores it for `end`.
+        """
         gate = self._gates[leg.name]
         if seen is not None and not seen.away:
             seen = None
@@ -194,7 +200,10 @@ class Script:
         return event
 
     def _enter(self, i: int, gate: Gate, now: float, sent: float, received: float) -> Rejection | None:
-        """Book the call and return None, or return why it is rejected. A batch's rows are one call, unless each takes its own."""
+        """Book the call, store it for `end` and return None, or return why it is rejected.
+
+        The rows of a batch are one call, and share its rejection, unless each takes its own.
+        """
         key = self._request.batch, gate.name
         shared = bool(key[0]) and key in self._batches
         is_own_call = not shared or gate.port.one_by_one
@@ -216,7 +225,9 @@ class Script:
         return rejection
 
     def _answer(self, i: int, gate: Gate, seen: Seen | None, now: float, sent: float, received: float) -> Event:
-        """Return the event of a call that is sent: as recorded, or estimated (counted), at random from longer latencies.
+        """Return Done or Failed for a call that is sent: as recorded, or estimated (counted), at random from longer latencies.
+
+        If nothing longer is recorded, it fails after the recorded time, which `_open` notes: `end` then raises `Unknown`.
 
         Raises:
             Unknown: the endpoint has no recorded answer.
@@ -243,7 +254,10 @@ class Script:
         return Failed(i, _OPEN, now + seen.took_s + SLACK_S)
 
     def _over_network(self, i: int, gate: Gate, seen: Seen | None, now: float, sent: float, received: float) -> Event:
-        """Return the event of a call over the simulated network, at random; counted as estimated."""
+        """Return Done or Failed for a call over the simulated network, its time drawn at random and counted as estimated.
+
+        Without a network it fails at once, and one that is lost during the call means a timeout.
+        """
         assert gate.link is not None, "there is one"
         left_s = gate.link.left_s(now)
         if not left_s:

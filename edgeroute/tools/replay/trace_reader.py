@@ -423,7 +423,10 @@ class _Reader:
         self.requests.append(new(Request, fields))
 
     def _sense(self, record: Mapping[str, Any], begun: float) -> None:
-        """Add the record's sensor reading at its time, but after the end of a record with another reading."""
+        """Append the record's sensor reading at `begun` minus its age; a changed one not before the end of the latest record.
+
+        An equal one is appended if it is newer. A record without a reading is ignored.
+        """
         sensors = record.get("reading") or {}
         values = {name: checked_number(sensors[name]) for name in Reading._fields if sensors.get(name) is not None}
         if not values:

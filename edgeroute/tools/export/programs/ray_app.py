@@ -63,7 +63,8 @@ class Models:
     def _request_function(self, model: Model) -> Any:
         """Return an async function that answers one request of a model, sharing runs between requests at the same time.
 
-        The function raises `BadInput`; it returns any other error as text.
+        The function returns (result, size of the batch, seconds of the run): an error as its text, of a bad input with size 0.
+        Runs set the load, and count failures in a row.
         """
         most, wait_s = self._batch
 

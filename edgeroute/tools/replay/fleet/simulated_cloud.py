@@ -89,7 +89,10 @@ class Cloud:
         return np.minimum(ends, until), verdicts
 
     def _serve(self, arrivals: Floats) -> Floats:
-        """Return the time at which each is served; inf: rejected, since the queue is full."""
+        """Queue arrivals behind the earlier ones, and return when each is done; inf: rejected, since the queue is full.
+
+        Updates when the cloud is free; its queue is empty after the outage.
+        """
         if not self._emptied and arrivals[0] >= self._scenario.back_at_s:
             self._free_at, self._emptied = self._scenario.back_at_s, True
         done_at = self._in_turn(arrivals)

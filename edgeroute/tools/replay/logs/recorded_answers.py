@@ -254,7 +254,9 @@ def _dicts(values: Any) -> Iterator[dict[str, Any]]:
 
 
 def litellm_answer(record: Mapping[str, Any], options: Options) -> Answer:
-    """Read an answer from a payload, or from an object that has it as its `standard_logging_object`.
+    """Return a payload's request key, model, digest of the answer, confidence, score, cost and tokens; texts are discarded.
+
+    Takes a payload, or an object that has it as its `standard_logging_object`.
 
     Raises:
         Skip: it cannot be used.
@@ -285,7 +287,9 @@ ASKED: Final = ("messages", "input", "prompt")
 
 
 def openai_answer(record: Mapping[str, Any], options: Options) -> Answer:
-    """Read an answer from a line: {custom_id, response: {status_code, body}, error}, {request, response}, or a completion.
+    """Return a line's request key, model, digest of the answer, confidence, score and tokens; texts are discarded.
+
+    Takes {custom_id, response: {status_code, body}, error}, {request, response}, or a completion.
 
     Raises:
         Skip: it cannot be used.
