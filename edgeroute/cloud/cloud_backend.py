@@ -153,8 +153,10 @@ class Rows:
     unreadable replies in a row that open the breaker. The exception is raised if there is no other row, or none before it.
     """
 
-    def __init__(self, exchange: Exchange, inputs: list[Any], until: float) -> None:
-        self._exchange, self._inputs, self._until = exchange, inputs, until
+    def __init__(self, exchange: Exchange, guard: Guard, inputs: list[Any], until: float) -> None:
+        self._exchange, self._guard, self._inputs, self._until = exchange, guard, inputs, until
+        self._unreadable = False
+        """True if the reply to the row before could not be read."""
         self.found: list[Any] = []
         self.append = self.found.append
 
@@ -176,7 +178,9 @@ class Rows:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is None:
-            self._exchange.unreadable = 0
+            if self._unreadable:
+                self._unreadable = False
+                self._guard.succeeded(None)
             return False
         if len(self._inputs) == 1 or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
             return False
@@ -184,7 +188,9 @@ class Rows:
         if not of_input or isinstance(error, BadReply):
             self._exchange.failure = error
         if isinstance(error, BadReply):
-            of_input = not self._exchange.enough_unreadable()
+            if self._unreadable:
+                self._guard.failed()  # the first or last one of them is counted at the end of the exchange
+            self._unreadable, of_input = True, self._guard.rules.breaker.faults_left > 1
         if of_input:
             self.append(error)
         elif self.found:
@@ -315,7 +321,7 @@ class FunctionBackend(AbandonedRuns):
 
         A row's error takes its place, if it is about the input.
         """
-        rows = Rows(exchange, inputs, until)
+        rows = Rows(exchange, self.guard, inputs, until)
         for x in rows:
             with rows:
                 rows.append(self.reader.read_many([self._answer(self._call(x, until, exchange))], 1)[0])
@@ -349,7 +355,7 @@ class FunctionBackend(AbandonedRuns):
 
     async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         """Call the coroutine function for each input, and return the predictions."""
-        rows = Rows(exchange, inputs, until)
+        rows = Rows(exchange, self.guard, inputs, until)
         for x in rows:
             with rows:
                 pieces = [piece async for piece in self._pieces_async(x, until, exchange)]

@@ -157,9 +157,9 @@ class HttpBackend(AbandonedRuns):
     def _rows(self, exchange: Exchange, inputs: list[Any], until: float) -> Rows | None:
         """Return the collector of rows if each input takes a call of its own; None: one call takes all."""
         if self._speak is not None:
-            return Rows(exchange, inputs, until)
+            return Rows(exchange, self.guard, inputs, until)
         if len(inputs) > 1 and self.calls(2) > 1:
-            return Rows(exchange, inputs, min(until, monotonic() + self.patience_s))
+            return Rows(exchange, self.guard, inputs, min(until, monotonic() + self.patience_s))
         return None
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:

@@ -395,8 +395,7 @@ class Exchange:
     __slots__ = (
         "__weakref__", "_admitted", "_again", "_attempts", "_going", "_guard", "_made", "_moved", "_number", "_open", "_paid",
         "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge",
-        "ended", "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "unreadable", "usd",
-        "wanted_by",
+        "ended", "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -415,8 +414,6 @@ class Exchange:
         """True if the breaker counts its result."""
         self.failure: BaseException | None = None
         """Exception that ended it, although some of its calls have answered."""
-        self.unreadable = 0
-        """Number of the latest rows of a batch in a row whose replies cannot be read."""
         self.wanted_by = INF
         """Instant by which its answer is of use, though it may go on; -inf: it is one that certificates are about."""
         self.codec = ""
@@ -461,17 +458,11 @@ class Exchange:
             self._guard.succeeded(self._took_s, self._moved)
         elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably
             self._open = False
-            for _ in range(max(1, self.unreadable)):
-                self._guard.failed()
+            self._guard.failed()
         if self._guard.turns.waiting:
             self._guard.turns.advance()
         if self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
             self.overdue()
-
-    def enough_unreadable(self) -> bool:
-        """Count an unreadable reply to a row of a batch. Return True if the latest ones in a row open the breaker."""
-        self.unreadable += 1
-        return self.counts and self.unreadable >= self._guard.rules.breaker.faults_left
 
     @property
     def spent(self) -> Spent:
