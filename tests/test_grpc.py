@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -464,6 +465,43 @@ def test_a_fork(server):
         [sys.executable, "-W", "ignore", "-c", FORK, server.url], check=True, capture_output=True, text=True, timeout=2 * LONG
     )
     assert done.stdout.split() == ["cloud"] * 3
+
+
+GOAWAY = """
+import logging, sys
+import numpy as np
+from edgeroute import OpenInferenceGrpc, Router
+logging.disable(logging.CRITICAL)
+cloud = OpenInferenceGrpc(sys.argv[1], model="m", kind="value", retries=0)
+with Router(lambda _: ("edge", 0.1), cloud, threshold=0.5, deadline=30) as router:
+    print(router.infer(np.ones(3, "float32")).source)
+"""
+
+
+def test_a_servers_words_are_not_printed():
+    """gRPC's core would print the debug text of a GOAWAY, which may repeat a key and an input."""
+
+    def frame(kind, payload=b""):
+        return struct.pack(">I", len(payload))[1:] + bytes([kind, 0]) + bytes(4) + payload
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(frame(4))
+            connection.recv(65_536)
+            connection.recv(65_536)
+            connection.sendall(frame(7, struct.pack(">II", 0, 11) + b"Bearer sk-TOPSECRET") * 20)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        environ = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+        done = subprocess.run(
+            [sys.executable, "-c", GOAWAY, url], check=True, capture_output=True, text=True, timeout=2 * LONG, env=environ
+        )
+        thread.join(LONG)
+    assert (done.stdout, done.stderr) == ("edge\n", "")
 
 
 def test_errors_have_types(server):

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import uvicorn
-from both import running
+from both import LONG, running
 from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -619,6 +619,31 @@ def test_merged_rows_that_do_not_split():
         return found
 
     assert asyncio.run(main()) == [[[0]], [[1]], [[2]]]
+
+
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, KeyboardInterrupt, type("PanicException", (BaseException,), {})])
+def test_a_panic_of_the_model(error):
+    """What is no Exception, as a panic of an extension in Rust, is the error of its request; the next one is answered."""
+    model = Fake()
+    model.gate.set()
+
+    def run(feed):
+        if feed["x"][0, 0] == 0:
+            raise error
+        return feed["x"]
+
+    model.run_feed = run
+
+    async def main():
+        batcher = Batcher(model, model.outputs, max_batch=8, queue=8)
+        with pytest.raises(ModelError):
+            await batcher.submit({"x": np.zeros((1, 1), np.float32)}, 1)
+        futures = [batcher.submit({"x": np.full((1, 1), i, np.float32)}, 1) for i in range(3)]
+        found = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), LONG)
+        batcher.close()
+        return [type(each) if isinstance(each, Exception) else each["y"].tolist() for each in found]
+
+    assert asyncio.run(main()) == [ModelError, [[1]], [[2]]]
 
 
 def test_queue_full():

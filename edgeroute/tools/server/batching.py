@@ -165,12 +165,19 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
     async def _drain(self) -> None:
-        """Run batches until the queue is empty: resolve each request's future and count successes and failures."""
+        """Run batches until the queue is empty: resolve each request's future and count successes and failures.
+
+        Whatever a run raises is the error of its requests: the queue goes on.
+        """
         loop = asyncio.get_running_loop()
         while batch := self._take():
             full = min(1.0, sum(job.rows for job in batch) / self.max_batch) if self.merges else 1.0
             self._meter.level(full, monotonic())
-            results = await loop.run_in_executor(self._thread, self._run, batch)
+            try:
+                results = await loop.run_in_executor(self._thread, self._run, batch)
+            except Exception as e:  # noqa: BLE001 - no memory, or the thread is shut down
+                _log.error("%s failed: %s", self.model.name, e)
+                results = [ModelError(f"{self.model.name} could not be run ({type(e).__name__})")] * len(batch)
             for job, result in zip(batch, results, strict=True):
                 if isinstance(result, ModelError):
                     self.failed += 1
@@ -255,7 +262,7 @@ class Batcher:
             return {name: _tensor(output) for name, output in named.items()}
         except ModelError:
             raise
-        except Exception as e:  # any exception is the model's failure
+        except BaseException as e:  # also a panic of an extension, and what would be Ctrl-C elsewhere: this thread gets none
             _log.exception("%s failed", self.model.name)
             raise ModelError(f"{self.model.name} failed with {type(e).__name__}; the server's log has the rest") from e
 
