@@ -15,7 +15,7 @@ from commands import cli
 from edgeroute import AsyncRouter, Egress, Function, Limits, Options, PolicyError, Router, Trace, Trial, Unreachable
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.routing_policy import Policy, Target
-from edgeroute.core.sequential_tests import ArmTest
+from edgeroute.core.sequential_tests import UnitArmTest
 from edgeroute.router.trial_arms import RunningTrial
 from edgeroute.testing import FakeModel
 
@@ -351,15 +351,17 @@ def test_a_batch_is_one_observation_of_the_guardrail():
     """Its rows fail together, so that as one each they would be evidence that is not there."""
     clouds = {"cloud": always("cat"), "next": Function(lambda x: ("dog" if x % 2 else "cat", 1.0))}
     arms = tried(clouds, {"next": 0.5}, by=lambda x: x)
-    errors, differs = (ArmTest(margin, 0.05 / 2) for margin in (0.02, 0.1))
+    errors, differs = (UnitArmTest(margin, 0.05 / 2) for margin in (0.02, 0.1))
     with router_of(arms) as router:
         for i in range(20):
             leg = router.infer_many([*range(i, i + 100)])[0].leg
-            errors.add(0.0, b=leg == "next")
-            differs.add(0.5 * (leg == "next"), b=leg == "next")
+            errors.add(0.0, b=leg == "next", unit=str(i))
+            differs.add(0.5 * (leg == "next"), b=leg == "next", unit=str(i))
         told, tests = arms_of(router), router.engine.trials.dump()[0]["tests"]
-    assert (tests["more_errors"], tests["more_differs"]) == (errors.dump(), differs.dump())
-    assert differs.pairs > 3
+    assert [tests[name]["tests"] for name in ("more_errors", "more_differs")] == [
+        one.dump()["tests"] for one in (errors, differs)
+    ]
+    assert differs.dump()["tests"][0]["pairs"] > 3
     assert told["cloud"].requests + told["next"].requests == 2000
     assert told["next"].compared == told["next"].requests
     assert told["next"].differs.share == 0.5

@@ -1,6 +1,7 @@
 """Trials of an edge: a stable share of requests or devices, statistics of each arm, the guardrail, and promotion."""
 
 import asyncio
+import contextlib
 import json
 import threading
 from time import sleep
@@ -68,6 +69,29 @@ def test_equal_keys_are_in_one_arm(two):
     assert arms() == one
     assert 5 < one.count("c") < 35
     assert arms("other") != one
+
+
+def test_users_are_the_units_of_the_guardrail(two, client, tmp_path):
+    """A user who asks often bets as often as others: one alone stops nothing, a hundred do; also after a restart."""
+
+    def failing(x):
+        raise RuntimeError("broken")
+
+    trial = Trial(failing, share=0.5, by=lambda x: x[0])
+    with client(two[0], trial=trial, state=tmp_path) as router:
+        for i in (1, 2, 3, 4):
+            for _ in range(200):
+                with contextlib.suppress(RuntimeError):
+                    router.infer(np.array([i, 0, 0, 0], np.float32))
+        assert not router.stats().arms[1].stopped
+        units = router.engine.trials.dump()[0]["tests"]["more_errors"]["units"]
+        assert len(units) == 4
+    with client(two[0], trial=trial, state=tmp_path) as router:
+        assert router.engine.trials.dump()[0]["tests"]["more_errors"]["units"] == units
+        for i in range(100, 200):
+            with contextlib.suppress(RuntimeError):
+                router.infer(np.array([i, 0, 0, 0], np.float32))
+        assert "more requests that its edge model failed on" in router.stats().arms[1].stopped
 
 
 def test_a_share_of_the_devices(two):

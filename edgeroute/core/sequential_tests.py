@@ -138,8 +138,12 @@ class ArmTest:
     @property
     def p(self) -> float:
         """Anytime-valid p-value: one over the wealth, 1 at most. The wealth is the present one, so that p may rise again."""
-        wealth = sum(self._wealth) / len(_RATES)
-        return 1.0 if wealth <= 1 else 1 / wealth
+        return 1.0 if self.wealth <= 1 else 1 / self.wealth
+
+    @property
+    def wealth(self) -> float:
+        """Present wealth of all bets, averaged over their rates; 1 before the first."""
+        return sum(self._wealth) / len(_RATES)
 
     def dump(self) -> dict[str, object]:
         """Return the state in JSON types."""
@@ -177,3 +181,92 @@ class ArmTest:
         self._wealth = [min(MOST, had * (1 + rate * over)) for had, rate in zip(self._wealth, _RATES, strict=True)]
         self.pairs += 1
         self.alarmed = self.alarmed or sum(self._wealth) / len(_RATES) >= self._limit
+
+
+EACH: Final = 8
+"""Number of values of a unit whose mean is bet on."""
+PERIOD: Final = 1000
+"""Number of values in the first period of a `UnitArmTest`; each further one has twice as many."""
+UNITS: Final = 2000
+"""Most units that bet in a period; later ones are left out."""
+
+
+class UnitArmTest:
+    """Test as of `ArmTest` for values that come in units, such as users, of which each is in one arm.
+
+    The values of a unit depend on each other, and units differ, so a unit is one observation. In each period it bets at most
+    twice, in two tests whose wealths are averaged: with its first value, and with the mean of its first `EACH`. Each period
+    begins anew, so that a change is seen also of units that have bet; the first has half of the risk, each further one half of
+    the rest.
+
+    Not synchronised: threads that share it need a lock.
+
+    Args:
+        margin: by how much the mean of B's units may exceed that of A's, 0..1, exclusive of 1.
+        alpha: probability of a false alarm, over all time; more than 0, less than 1.
+
+    Raises:
+        ValueError: `margin` or `alpha` is out of range.
+    """
+
+    __slots__ = ("_alpha", "_margin", "_period", "_tests", "_units", "_values", "alarmed")
+
+    def __init__(self, margin: float, alpha: float) -> None:
+        self._margin, self._alpha = margin, alpha
+        self.alarmed = False
+        """True once the evidence of a period suffices."""
+        self._begin(0)
+
+    def _begin(self, period: int) -> None:
+        """Begin a period: no unit has bet."""
+        self._period, self._values = period, 0
+        self._units: dict[str, list[float]] = {}
+        self._tests = ArmTest(self._margin, self._alpha), ArmTest(self._margin, self._alpha)
+
+    @property
+    def p(self) -> float:
+        """Anytime-valid p-value of this period, with its part of the risk; 1 at most."""
+        wealth, factor = (self._tests[0].wealth + self._tests[1].wealth) / 2, 2.0 ** (self._period + 1)
+        return 1.0 if wealth <= factor else factor / wealth
+
+    def add(self, x: float, *, b: bool, unit: str) -> None:
+        """Add a value, 0..1, of a unit in arm B or A, and bet if it is the unit's first in this period or completes its mean."""
+        if self._values >= PERIOD * 2**self._period:
+            self._begin(self._period + 1)
+        self._values += 1
+        if len(self._units) >= UNITS and unit not in self._units:
+            return
+        sums = self._units.setdefault(unit, [0.0, 0.0])
+        if sums[0] >= EACH:
+            return
+        sums[0] += 1
+        sums[1] += x
+        if sums[0] == 1:
+            self._tests[0].add(x, b=b)
+        if sums[0] == EACH:
+            self._tests[1].add(sums[1] / EACH, b=b)
+        self.alarmed = self.alarmed or self.p <= self._alpha
+
+    def dump(self) -> dict[str, object]:
+        """Return the state in JSON types."""
+        tests, units = [test.dump() for test in self._tests], {unit: sums[:] for unit, sums in self._units.items()}
+        return {"period": self._period, "values": self._values, "units": units, "tests": tests, "alarmed": self.alarmed}
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Replace the state by that of a dump.
+
+        Raises:
+            ValueError: not a dump; the state is that of a new test, or in part that of the dump.
+        """
+        try:
+            period, values, alarmed = dumped["period"], dumped["values"], dumped["alarmed"]
+            units = {str(unit): [count + 0.0, total + 0.0] for unit, (count, total) in dumped["units"].items()}
+            first, second = dumped["tests"]
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            raise ValueError(f"not a dump of a test of units: {e!r}") from e
+        if not (type(period) is type(values) is int and 0 <= period < 64 and type(alarmed) is bool):  # noqa: PLR2004 - 2**64 values
+            raise ValueError(f"not a dump of a test of units: {period}, {values}, {alarmed}")
+        self._begin(period)
+        for test, state in zip(self._tests, (first, second), strict=True):
+            test.load(state)
+        self._values, self._units, self.alarmed = values, units, alarmed

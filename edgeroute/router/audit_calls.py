@@ -230,10 +230,10 @@ def edge_fingerprints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
     return by_name if snapshot.trial is None else {**by_name, snapshot.trial.targets[0].name: fingerprints(snapshot.trial, 0)}
 
 
-def _report_comparison(engine: Engine, name: str, *, agrees: bool) -> None:
+def _report_comparison(engine: Engine, name: str, *, agrees: bool, request: str) -> None:
     """Report a comparison to the trials, if there are any."""
     if engine.trials is not None:
-        engine.trials.add_comparison(name, agrees=agrees)
+        engine.trials.add_comparison(name, agrees=agrees, request=request)
 
 
 def _auditor(engine: Engine, audit: Audit) -> Auditor:

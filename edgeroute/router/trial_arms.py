@@ -16,7 +16,7 @@ from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.sequential_tests import ArmTest
+from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Outcome, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
 from edgeroute.edge.model_members import member
@@ -39,6 +39,8 @@ RISK = 0.05
 """Probability that an interval misses the truth."""
 MOST_HIDDEN = 8
 """Concurrent calls of hidden clouds; further ones are left out."""
+MOST_UNITS = 4096
+"""Recent requests whose users are remembered for audits that come later."""
 AWAY = {"breaker", "retry_after"}
 """Codes of calls that were not made because of the endpoint's own faults."""
 
@@ -174,14 +176,35 @@ class RunningTrial(ForkSafe):
         self.of: list[Any] = [trial.side, trial.shown, *names, *prints, trial.salt, *numbers]
         """Identity of the figures; equal after JSON. Shares may change: a canary's grows."""
         self._tests, self._tallies = self._new_tests(), (_Tally(), _Tally())
+        self._units: dict[str, str] = {}
+        """Id of a recent request -> digest of its user's key."""
         self._limit = 0.0 if free <= 0 else (trial.share or 0.0) / free
         self._said = set[str]()
         self._fixed = None if trial.device is None else self._in_arm(trial.device)
 
-    def _new_tests(self) -> dict[str, ArmTest]:
-        """Return new tests of the guardrail."""
-        kinds = TESTS[self.trial.side, self.trial.shown]
-        return {kind: ArmTest(min(getattr(self.trial, kind), 0.999), self.trial.alpha / len(kinds)) for kind in kinds}
+    def _new_tests(self) -> dict[str, ArmTest | UnitArmTest]:
+        """Return new tests of the guardrail: of requests, or of the users whose key decides the arm."""
+        kinds, made = TESTS[self.trial.side, self.trial.shown], UnitArmTest if self._by_user else ArmTest
+        return {kind: made(min(getattr(self.trial, kind), 0.999), self.trial.alpha / len(kinds)) for kind in kinds}
+
+    @property
+    def _by_user(self) -> bool:
+        """True if requests are in an arm by their user's key, and are shown to the user."""
+        return self.trial.by is not None and self.trial.device is None and self.trial.shown
+
+    def _draw_user(self, key: object, identity: str) -> bool:
+        """Return True if a user's key is in the trial's arm, and remember a digest of it as the unit of the request."""
+        if self._by_user:
+            unit = sha256(f"{self.trial.salt}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+            with self._lock:
+                self._units[identity] = unit
+                if len(self._units) > MOST_UNITS:
+                    del self._units[next(iter(self._units))]
+        return self._in_arm(key)
+
+    def _unit(self, identity: str) -> str:
+        """Return the digest of the user's key of a request, or of the batch of a row; empty: it is not known."""
+        return self._units.get(identity) or self._units.get(identity.rpartition(".")[0], "")
 
     def _in_arm(self, key: object) -> bool:
         """Return True if the salted hash of the key lies in the trial's share: the same for a key every time.
@@ -203,7 +226,7 @@ class RunningTrial(ForkSafe):
             turn = TURN.get()
             return self._in_arm(identity if turn is None else turn.stream or identity)
         try:
-            return call_contained(lambda value: self._in_arm(by(value)), x)
+            return call_contained(lambda value: self._draw_user(by(value), identity), x)
         except Exception as e:  # noqa: BLE001 - the application's function
             self.log_once(f"by failed, so the request is in the arm of {self.names[0]}", e)
             return False
@@ -214,7 +237,7 @@ class RunningTrial(ForkSafe):
             self._said.add(text)
             log.error("trial of %s: %s (said once)", self.names[1], text, exc_info=error)
 
-    def count(self, rows: Iterable[Seen]) -> None:
+    def count(self, rows: Iterable[Seen], request: str = "") -> None:
         """Add the outcomes of a request, or of the rows of a batch, which are in one arm; may stop the trial.
 
         For the guardrail a batch is one observation: its rows fail together, and the tests are of independent ones.
@@ -224,15 +247,16 @@ class RunningTrial(ForkSafe):
             return
         b = rows[0].name == self.names[1]
         with self._lock:
+            unit = self._unit(request)
             for seen in rows:
                 self._tallies[b].add(seen)
             if self.trial.shown:
-                self._bet(ERRORS, [seen.failed for seen in rows], b=b)
-                self._bet(DEFERRED, [seen.deferred for seen in rows], b=b)
-                self._bet(DIFFERS, [seen.differs for seen in rows if seen.differs is not None], b=b)
+                self._bet(ERRORS, [seen.failed for seen in rows], b=b, unit=unit)
+                self._bet(DEFERRED, [seen.deferred for seen in rows], b=b, unit=unit)
+                self._bet(DIFFERS, [seen.differs for seen in rows if seen.differs is not None], b=b, unit=unit)
         self._look()
 
-    def add_comparison(self, *, differs: bool, b: bool) -> None:
+    def add_comparison(self, *, differs: bool, b: bool, request: str = "") -> None:
         """Add a comparison by an audit, or of a hidden cloud's answer with that of the one in use; may stop the trial.
 
         For a hidden one the test bets against no difference at all.
@@ -241,7 +265,7 @@ class RunningTrial(ForkSafe):
             self._tallies[b].compare(differs=differs)
             if not self.trial.shown:
                 self._bet(DIFFERS, [False], b=False)  # so the test is of one mean against the margin
-            self._bet(DIFFERS, [differs], b=b)
+            self._bet(DIFFERS, [differs], b=b, unit=self._unit(request))
         self._look()
 
     def called(self, took_s: float | None) -> None:
@@ -249,10 +273,16 @@ class RunningTrial(ForkSafe):
         with self._lock:
             self._tallies[1].add(Seen(self.names[1], took_s is None, False, None, took_s, None))
 
-    def _bet(self, kind: str, values: Sequence[bool], *, b: bool) -> None:
-        """Add the mean of values to a test. A no-op without values or such a test."""
-        if values and kind in self._tests:
-            self._tests[kind].add(sum(values) / len(values), b=b)
+    def _bet(self, kind: str, values: Sequence[bool], *, b: bool, unit: str = "") -> None:
+        """Add the mean of values to a test. A no-op without values or such a test, or if the user is not known any more."""
+        test = self._tests.get(kind)
+        if not values or test is None:
+            return
+        mean = sum(values) / len(values)
+        if isinstance(test, ArmTest):
+            test.add(mean, b=b)
+        elif unit:
+            test.add(mean, b=b, unit=unit)
 
     def _look(self) -> None:
         """Stop the trial once a test has enough evidence, and raise the alarm. A trial stops once, and for good."""
@@ -387,10 +417,10 @@ class Trials(ForkSafe, parts.Part):
                 return snapshot, "" if running.stopped else running.names[1]
         return snapshot, ""
 
-    def add_comparison(self, name: str, *, agrees: bool) -> None:
+    def add_comparison(self, name: str, *, agrees: bool, request: str = "") -> None:
         """Add an audited answer of an edge model. A no-op for an edge without a trial."""
         if self._edge is not None and name in self._edge.names:
-            self._edge.add_comparison(differs=not agrees, b=name == EDGE_TRIAL)
+            self._edge.add_comparison(differs=not agrees, b=name == EDGE_TRIAL, request=request)
 
     def walked(self, walks: Sequence[Walked]) -> None:
         """Count a request, or the rows of a batch, and call hidden clouds in threads for those that are drawn. Never raises."""
@@ -401,7 +431,7 @@ class Trials(ForkSafe, parts.Part):
         try:
             if self._edge is not None:
                 seen = [walk_result for request, outcome, _ in rows if (walk_result := _of_edge(request, outcome)) is not None]
-                self._edge.count(walk_result for walk_result in seen if walk_result.name in self._edge.names)
+                self._edge.count((one for one in seen if one.name in self._edge.names), rows[0][0].id)
             if self._clouds:
                 self._of_clouds(rows)
         except Exception:
@@ -411,7 +441,7 @@ class Trials(ForkSafe, parts.Part):
         """Count the outcomes of clouds' calls, and call hidden clouds for those that are drawn."""
         outcomes = [(row[0], seen) for row in rows if (seen := self._of_cloud(*row)) is not None]
         for running in self._clouds:
-            running.count(seen for _, seen in outcomes if seen.name in running.names)
+            running.count((seen for _, seen in outcomes if seen.name in running.names), rows[0][0].id)
             if running.trial.shown or running.stopped:
                 continue
             for request, seen in outcomes:

@@ -287,7 +287,7 @@ class Auditor(ForkSafe):
         alarm: called with an edge model's name and the alarm's text.
         journal: receives a line per comparison; None: none is written.
         store: state that outlives the process; None: there is none.
-        compared: called with an edge model's name, and `agrees=`, for each of its answers that was compared.
+        compared: called with an edge model's name, `agrees=` and `request=`, its id, for each of its answers that was compared.
 
     Attributes:
         sampler: draws requests.
@@ -585,7 +585,7 @@ class Auditor(ForkSafe):
                     if len(self._unlabelled) > UNLABELLED_MOST:
                         del self._unlabelled[next(iter(self._unlabelled))]
                 if self._compared is not None and not more:
-                    self._compared(leg.name, agrees=agrees)
+                    self._compared(leg.name, agrees=agrees, request=identity)
                 counted = drawn.counted and leg.threshold == watch.threshold  # else another threshold accepted it
                 if watch.add_comparison(confidence if known else None, agrees=agrees, counted=counted):
                     self._report(leg.name, watch)
