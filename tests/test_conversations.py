@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
 from edgeroute.errors import StoreError
-from edgeroute.router import private_conversations
+from edgeroute.router import conversation_digests, private_conversations
 from edgeroute.router.conversation_digests import bound_digests, looked_up, read_conversation, text_digest
 from edgeroute.router.private_conversations import UNKNOWN, WHY, Digests, within
 from edgeroute.stores.sqlite_file import Database
@@ -686,3 +686,48 @@ def test_a_call_with_a_key_binds_within_it(call):
             assert stays(ask(router, call, [user("Well"), user("This one is everybody's secret")]))
     finally:
         router.close()
+
+
+@pytest.mark.parametrize("damage", ["UPDATE key SET key = 7", "UPDATE digests SET day = 'x'"])
+def test_damaged_rows_keep_all_conversations(tmp_path, damage, caplog):
+    """A key that is none, and a day that is none: calls are answered, and what they say is known to this process."""
+    options = {"threshold": 0.5, "state": tmp_path, "egress": Egress(**EGRESS)}
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        router.infer([user(SECRET)], data_class="medical")
+    with contextlib.closing(sqlite3.connect(tmp_path / "conversations.db", isolation_level=None)) as connection:
+        connection.execute(damage)
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        assert router.infer([user("What is the capital of France?")]).reason_code == "stays"
+        assert router.infer([user(SECRET)], data_class="medical").source == "edge"
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="the lines are traced")
+def test_an_interrupt_at_any_line_loses_nothing(tmp_path):
+    """Ctrl-C within a call: later calls are answered, stay and leave as before."""
+    files = {private_conversations.__file__, conversation_digests.__file__}
+    options = {"threshold": 0.5, "deadline": 5.0, "state": tmp_path, "egress": Egress(**EGRESS)}
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        for n in itertools.count(1):
+            lines = itertools.count(1)
+
+            def interrupt(frame, event, _, n=n, lines=lines):
+                if frame.f_code.co_filename in files and event == "line" and next(lines) == n:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+                return interrupt
+
+            sys.settrace(interrupt)
+            try:
+                router.infer([user(f"{SECRET} {n}")], data_class="medical")
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+            finally:
+                sys.settrace(None)
+            if n % 7 == 0:
+                router.infer([user(f"{SECRET} {n}")], data_class="medical")
+                assert stays(router.infer([user("Well"), user(f"{SECRET} {n}")])), n
+                assert router.infer([user(f"What is the capital of country {n}?")]).source == "cloud", n
+        assert n > 100

@@ -88,7 +88,6 @@ class Digests(ForkSafe):
         is_failing: True if the last attempt to write failed.
     """
 
-    _lock = per_process(threading.RLock)
     _reading, _writing = per_process(threading.RLock), per_process(threading.Lock)
     _is_late = initially(False)
     """True while a thread waits for the disk longer than its call."""
@@ -138,10 +137,9 @@ class Digests(ForkSafe):
     def add(self, digests: Iterable[bytes]) -> None:
         """Store digests in memory at once, and have a thread write them. Beyond the limits the oldest are deleted."""
         today = int(now() / _DAY_S)
-        with self._lock:
-            for digest in digests:
-                _put(self._unwritten, digest, today)
-            _limit(self._unwritten)
+        for digest in digests:
+            _put(self._unwritten, digest, today)
+        _limit(self._unwritten)
         if self._database is not None:
             self._submit(self.save)
 
@@ -157,7 +155,7 @@ class Digests(ForkSafe):
             while self._unwritten:
                 self._write(self._database)
             self.is_failing = False
-        except (StoreError, OSError) as e:
+        except (StoreError, OSError, TypeError, ValueError) as e:  # the latter: the key is damaged
             self.is_failing = True
             if not self._is_logged:
                 self._is_logged = True
@@ -217,14 +215,17 @@ class Digests(ForkSafe):
         rows = database.read("SELECT key, (SELECT max(id) FROM digests) FROM key", ())
         if rows:
             key, newest = cast("tuple[bytes, int | None]", rows[0])
+            if not isinstance(key, bytes) or not 0 < len(key) <= blake2b.MAX_KEY_SIZE:
+                return "its key is damaged"
             if key != self._key or (newest or 0) < self._last_id:  # another file, or an older one
                 self._key, self._last_id, self._known = key, 0, OrderedDict()
             query = "SELECT id, digest, day FROM digests WHERE id > ? ORDER BY id"
-            with self._lock:
-                for last_id, digest, day in cast("list[tuple[int, bytes, int]]", database.read(query, (self._last_id,))):
-                    _put(self._known, digest, day)
-                    self._last_id = last_id
-                _limit(self._known)
+            for last_id, digest, day in cast("list[tuple[int, bytes, int]]", database.read(query, (self._last_id,))):
+                if not isinstance(day, int):
+                    return "a row is damaged"
+                _put(self._known, digest, day)
+                self._last_id = last_id
+            _limit(self._known)
         elif path.exists():
             return "another process has locked it"
         elif self._known:  # it was deleted
@@ -234,15 +235,14 @@ class Digests(ForkSafe):
 
     def _write(self, database: Database) -> None:
         """Write the digests that are in memory alone, and delete the oldest in the file beyond the limits."""
-        with self._lock:
-            days = dict(self._unwritten)
+        days = self._unwritten.copy()
         with database.transaction() as connection:
             (key,) = connection.execute("SELECT key FROM key").fetchone()
             rows = [(_keyed(digest, key), day) for digest, day in days.items()]
             connection.executemany("INSERT OR REPLACE INTO digests (digest, day) VALUES (?, ?)", rows)
             limits = (int(now() / _DAY_S) - DAYS, MOST)
             connection.execute("DELETE FROM digests WHERE day < ? OR id <= (SELECT max(id) FROM digests) - ?", limits)
-        with self._lock:
+        with self._reading:
             if key != self._key:  # the rest is read with the next look-up
                 self._key, self._last_id, self._known = key, 0, OrderedDict()
             for digest, day in rows:
@@ -250,7 +250,7 @@ class Digests(ForkSafe):
             _limit(self._known)
             for raw, day in days.items():
                 if self._unwritten.get(raw) == day:
-                    del self._unwritten[raw]
+                    self._unwritten.pop(raw, None)
 
 
 def _keyed(digest: bytes, key: bytes) -> bytes:
@@ -259,15 +259,17 @@ def _keyed(digest: bytes, key: bytes) -> bytes:
 
 
 def _put(digests: OrderedDict[bytes, int], digest: bytes, day: int) -> None:
-    """Store a digest as the newest; an interrupt loses none."""
+    """Store a digest as the newest. No lock is held, which an interrupt might leave locked, and each step is one call into C."""
     digests[digest] = day
-    digests.move_to_end(digest)
+    with suppress(KeyError):  # another thread has deleted it
+        digests.move_to_end(digest)
 
 
 def _limit(digests: OrderedDict[bytes, int]) -> None:
     """Delete the oldest digests beyond `MOST`."""
-    while len(digests) > MOST:
-        digests.popitem(last=False)
+    with suppress(KeyError):  # other threads have emptied it
+        while len(digests) > MOST:
+            digests.popitem(last=False)
 
 
 def _stamp(path: Path) -> tuple[object, ...]:
