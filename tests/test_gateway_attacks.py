@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,11 +14,15 @@ from draws import draws
 from gateways import CHAT, LONG, connected, post, raw, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
 
-from edgeroute import AsyncRouter, PolicyError
-from edgeroute.tools.server import gateway_requests
+from edgeroute import AsyncRouter, BadInput, PolicyError
+from edgeroute.tools.server import client_keys, gateway_requests
 from edgeroute.tools.server import uvicorn_host as host
-from edgeroute.tools.server.access import Guard
+from edgeroute.tools.server.access import Calls, Guard
+from edgeroute.tools.server.body_reader import Bodies
+from edgeroute.tools.server.error_replies import Busy
+from edgeroute.tools.server.gateway_app import app
 
 CHATS = "/v1/chat/completions"
 
@@ -271,21 +276,169 @@ def test_a_client_that_does_not_read(monkeypatch):
         assert closed.wait(LONG)
 
 
+ASKED = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def ask(connection, rest=b"\r\n"):
+    """The status of a request on a connection that stays open."""
+    connection.sendall(ASKED + rest)
+    said = b""
+    while not said.endswith(b"]}"):
+        said += connection.recv(65536)
+    return status(said)
+
+
 def test_many_connections(monkeypatch):
-    """As many as are allowed; further ones are told to come again, and have room once others have gone."""
+    """As many as are allowed: a further one takes the place of the one that was idle longest."""
     monkeypatch.setattr(host, "MOST_CONNECTIONS", 8)
-    with serving(AsyncRouter(edge)) as url:
-        with contextlib.ExitStack() as stack:
-            for _ in range(8):
-                one = stack.enter_context(connected(url))
-                one.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                assert status(one.recv(65536)) == [200]
-            reply = b""
-            with connected(url) as more, contextlib.suppress(ConnectionResetError):
-                reply = more.recv(65536)
-            assert status(reply) == [503]
-            assert b"Retry-After" in reply
-        reply = b""
-        while status(reply) != [200]:
-            with contextlib.suppress(ConnectionResetError):
-                reply = raw(url, post(CHATS, CHAT, "Connection: close"))
+    with serving(AsyncRouter(edge)) as url, contextlib.ExitStack() as stack:
+        many = [stack.enter_context(connected(url)) for _ in range(8)]
+        assert [ask(one) for one in many] == [[200]] * 8
+        assert status(raw(url, ASKED + b"Connection: close\r\n\r\n")) == [200]
+        with contextlib.suppress(ConnectionResetError):
+            assert many[0].recv(65536) == b""
+        assert ask(many[-1]) == [200]
+
+
+def test_many_connections_in_use(monkeypatch):
+    """A further one is told to come again: no answer is cut for it."""
+    monkeypatch.setattr(host, "MOST_CONNECTIONS", 2)
+    left, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(_):
+        begun.release()
+        left.wait(LONG)
+        return "ok", 0.9
+
+    with serving(AsyncRouter(slow)) as url, contextlib.ExitStack() as stack:
+        stack.callback(left.set)
+        using = [stack.enter_context(connected(url)) for _ in range(2)]
+        for one in using:
+            one.sendall(post(CHATS, CHAT, "Connection: close"))
+            assert begun.acquire(timeout=LONG)
+        with connected(url) as more:
+            reply = more.recv(65536)
+        assert (status(reply), b"Retry-After" in reply) == ([503], True)
+        left.set()
+        assert {one.recv(65536)[:12] for one in using} == {b"HTTP/1.1 200"}
+
+
+def test_strangers_and_those_who_have_the_token(monkeypatch):
+    """Connections without the token make room for others, end soon when idle, and never displace those that showed it."""
+    monkeypatch.setattr(host, "MOST_CONNECTIONS", 4)
+    monkeypatch.setattr(host, "STRANGER_S", 0.2)
+    token = b"Authorization: Bearer s3cret\r\n\r\n"
+    with serving(AsyncRouter(edge), token="s3cret") as url, contextlib.ExitStack() as stack:
+        known = stack.enter_context(connected(url))
+        assert ask(known, token) == [200]
+        for _ in range(12):  # heads that do not end
+            stack.enter_context(connected(url)).sendall(ASKED)
+        idle = stack.enter_context(connected(url))
+        idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert status(b"".join(iter(lambda: idle.recv(65536), b""))) == [200]  # it ends long before a known one would
+        assert ask(known, token) == [200]
+
+
+def test_a_share_for_each_peer(monkeypatch):
+    """One address of another machine holds neither all places nor all connections; this machine's programs share one address."""
+    calls = Calls(Bodies(1, 1, 1.0), 4)
+    far, here = {"client": ("192.0.2.1", 1)}, {"client": ("127.0.0.1", 1)}
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(calls.place(far))
+        with pytest.raises(Busy):
+            stack.enter_context(calls.place(far))
+        stack.enter_context(calls.place(here))
+        with pytest.raises(Busy):
+            stack.enter_context(calls.place(here))
+    assert calls.running == 0
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(calls.place(here))
+
+
+def test_large_bodies_leave_room():
+    """The memory of all bodies is never taken by large ones alone; one alone may have it."""
+    bodies = Bodies(1_000_000, 1_000_000, LONG)
+
+    async def held(size):
+        async def receive():
+            return {"type": "http.request", "body": b"x" * size}
+
+        with bodies.open_body() as body:
+            await body.read(b"", receive)
+            return bodies.held
+
+    assert asyncio.run(held(1_000_000)) == 1_000_000
+    bodies.held = 850_000
+    assert asyncio.run(held(60_000)) == 910_000
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(held(100_000))
+    assert (caught.value.status_code, bodies.held) == (503, 850_000)
+
+
+def test_a_head_that_comes_at_once(url):
+    """Counts to the limit, too."""
+    assert status(raw(url, ASKED + b"X: " + b"x" * (host.HEAD_BYTES + 100) + b"\r\nConnection: close\r\n\r\n")) in ([431], [400])
+
+
+RANGES = {
+    "temperature": ([0, 2, 0.5], [-0.1, 2.1, True, "1", [], 1e300]),
+    "top_p": ([0.1, 1], [1.5, -1]),
+    "frequency_penalty": ([-2, 2], [3]),
+    "presence_penalty": ([-2, 2], [-3]),
+    "max_tokens": ([1, 4096], [0, -1, 131_073, 1.5, "7", True]),
+    "max_completion_tokens": ([1, 131_072], [0, 10**9]),
+    "seed": ([0, -1, 2**63 - 1], [1.5, True]),
+    "stop": (["x", ["a", "b"]], ["", "x" * 257, ["x"] * 17, [1], {}]),
+    "logit_bias": ([{}, {"5": -100}], [{"a": 1}, {"5": 101}, [], {str(i): 0 for i in range(301)}]),
+    "tools": ([[{"type": "function", "function": {"name": "f", "parameters": {"properties": {"pattern": {"type": "string"}}}}}]],
+              [{}, [{"pattern": "(a+)+"}], [{}] * 129, ["x" * (128 << 10)]]),
+    "tool_choice": (["auto", {"type": "function", "function": {"name": "f"}}], ["x", 1, [], {"a": "x" * 1025}]),
+    "parallel_tool_calls": ([True, False], [1, "true"]),
+    "response_format": (
+        [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": {"enum": ["a"] * 128, "maxItems": 1000}}}],
+        ["json", {"enum": ["a"] * 129}, {"a": {"pattern": "a*"}}, {"a": {"maxLength": 1001}}, {"a": {"minItems": -1}},
+         {"$ref": "http://a/b"}, {"a": "x" * (32 << 10)}, json.loads('{"a":' * 17 + "1" + "}" * 17)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", client_keys.KEYS)
+def test_ranges(key):
+    """Each declared key takes what is in its range, and refuses the rest by its text."""
+    good, bad = RANGES[key]
+    for value in good:
+        assert client_keys.client_keys({key: value}, (), ()) == {key: value}
+    for value in bad:
+        with pytest.raises(BadInput, match=rf'{key} takes .*\[gateway\] allow = \["{key}"\]'):
+            client_keys.client_keys({key: value}, (), ())
+        assert client_keys.client_keys({key: value}, (), [key]) == {key: value}
+    assert client_keys.client_keys({key: None}, (), ()) == {}
+
+
+def test_many_messages(url):
+    """Are refused before a model's template is rendered: messages, and parts of them."""
+    for messages in (
+        [{"role": "user", "content": "a"}] * 2049,
+        [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2049}],
+    ):
+        reply = httpx.post(url + CHATS, json={**CHAT, "messages": messages}, timeout=LONG)
+        assert (reply.status_code, "more than 2048" in reply.text) == (400, True)
+
+
+def test_what_cannot_be_allowed():
+    """A key that the gateway handles itself."""
+    router = AsyncRouter(edge)
+    with pytest.raises(PolicyError, match="stream"):
+        app(router, allow=["stream"])
+    asyncio.run(router.close())
+
+
+def test_the_page_lists_the_keys():
+    """As they are declared."""
+    page = (Path(__file__).parent.parent / "docs" / "gateway.md").read_text()
+    lines = "".join(f"{key}: {allowed.text}\n" for key, allowed in client_keys.KEYS.items())
+    assert f"```text\n{lines}```" in page
+    for number in (client_keys.MOST_LEVELS, client_keys.MOST_ENTRIES, f"{client_keys.MOST_LENGTH:,}"):
+        assert str(number) in page

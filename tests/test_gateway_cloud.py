@@ -36,12 +36,53 @@ def test_what_leaves(monkeypatch):
             reply = httpx.post(url + CHATS, json={**CHAT, "temperature": 0.5, "user": "u"}, headers=headers, timeout=LONG)
         head, _, body = far.requests[0].partition(b"\r\n\r\n")
     sent = json.loads(body)
-    assert (sent["model"], sent["messages"], sent["temperature"], sent["user"]) == ("far-model", HELLO, 0.5, "u")
+    assert (sent["model"], sent["messages"], sent["temperature"]) == ("far-model", HELLO, 0.5)
+    assert "user" not in sent
     assert b"Bearer key-of-the-cloud" in head
     assert not any(word in far.requests[0] for word in (b"token-of", b"own=1", b"x-edgeroute", b'edgeroute"'))
     told = reply.json()
     assert (told["model"], told["usage"]["total_tokens"], told["edgeroute"]["source"]) == ("edgeroute", 9, "cloud")
     assert "key-of" not in reply.text
+
+
+def test_what_does_not_leave():
+    """Keys that choose another model, address, key or price, under any spelling; and what a message has beside its content."""
+    odd = [
+        "models", "route", "provider", "plugins", "api_base", "base_url", "api_key", "extra_headers", "fallbacks", "service_tier",
+        "web_search_options", "min_tokens", "ignore_eos", "reasoning_effort", "model ", "Model", "N", "n ", "num_return_sequences",
+        "modalities", "chat_template", "guided_regex", "logits_processors", "samplers", "grammar", "json_schema", "mirostat",
+    ]  # fmt: skip
+    hello = [
+        {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}], "prefix": True}
+    ]
+    with CannedServer(sse_reply(PARIS)) as far, serving(router(far, edge=None), allow=["min_tokens"]) as url:
+
+        def ask(**more):
+            return httpx.post(url + CHATS, json={**CHAT, **more}, timeout=LONG)
+
+        for key in set(odd) - {"min_tokens"}:
+            reply = ask(**{key: 1})
+            assert reply.status_code == 400
+            message = reply.json()["error"]["message"]
+            assert repr(key) in message
+            assert f'[gateway] allow = ["{key}"]' in message
+        assert far.requests == []
+        more = {"store": True, "metadata": {"a": "b"}, "functions": None, "min_tokens": 5, "messages": hello}
+        assert ask(**more).status_code == 200
+        sent = json.loads(far.requests[0].partition(b"\r\n\r\n")[2])
+    assert set(sent) == {"model", "messages", "min_tokens", "stream", "stream_options"}
+    assert sent["messages"] == [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+
+
+def test_what_is_booked():
+    """The price of what a client asks for, before it is sent: a day's limit holds whatever the policy's own `max_tokens` are."""
+    with CannedServer(sse_reply(PARIS)) as far:
+        cloud = OpenAIChat(far.url, model="far-model", max_tokens=16, usd_per_million_output_tokens=10.0, retries=0)
+        with serving(AsyncRouter(cloud=cloud, limits=Limits(usd_per_day=1.0))) as url:
+            for key in ("max_tokens", "max_completion_tokens"):
+                assert httpx.post(url + CHATS, json={**CHAT, key: 120_000}, timeout=LONG).status_code == 503
+            assert far.requests == []
+            assert httpx.post(url + CHATS, json={**CHAT, "max_tokens": 50_000}, timeout=LONG).status_code == 200
 
 
 def test_its_stream():

@@ -15,10 +15,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from edgeroute.confidence.first_tokens import Prefix, Rule, token_logprobs
+from edgeroute.confidence.first_tokens import Prefix, Rule
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import FOREIGN, clean
-from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, LoadOptions
@@ -368,24 +367,25 @@ class LlamaModel(LoadsLate):
     def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
         """Answer one input; return a list of one prediction, as `run`.
 
-        A stop request ends the generation and raises ModelError; with tools it comes too late.
+        A stop request ends the generation and raises ModelError.
         """
         request, chat = self._request(x)
         engine = self._session or self.load()
-        if cancel is None or request.get("tools"):  # with tools llama.cpp gives no log-probabilities in pieces
+        if cancel is None and not request.get("tools"):  # with tools pieces have the log-probabilities of fewer tokens
             reply = engine.whole(request, chat)
             if "error" in reply:
                 raise failure(reply["error"], self.name, own=isinstance(x, Mapping), sent=request)
             return [answer(reply, self._chat.rule, self.name)]
         gathered = Gathered()
-        cancel.on_ask(lambda: None)  # each piece is followed by a look at it
+        if cancel is not None:
+            cancel.on_ask(lambda: None)  # each piece is followed by a look at it
 
         def on_piece(chunk: Mapping[str, Any]) -> bool:
             """Add a piece; return True if the generation is to stop."""
             gathered.add(chunk)
-            return cancel.asked
+            return cancel is not None and cancel.asked
 
-        if not cancel.asked:
+        if cancel is None or not cancel.asked:
             engine.stream(request, chat, on_piece)
         return [self._prediction_of(gathered, request, is_request=isinstance(x, Mapping))]
 
@@ -404,16 +404,12 @@ class LlamaModel(LoadsLate):
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
         """Yield the answer to one input in pieces, and return the prediction; closing the generator stops the generation.
 
-        The generation runs in a thread of its own. With tools the answer is one piece.
+        The generation runs in a thread of its own.
 
         Raises:
             BadInput, Unfit, ModelError: as `run`.
         """
         request, chat = self._request(x)
-        if request.get("tools"):
-            (prediction,) = self.run_one(x, cancel)
-            yield Piece(prediction.value, token_logprobs(prediction.outputs))
-            return prediction
         engine = self._session or self.load()
         pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
         left, gathered = threading.Event(), Gathered(eager=isinstance(self.score, Prefix))

@@ -83,6 +83,11 @@ class _ExitGuard(ForkSafe):
     def __init__(self) -> None:
         atexit.register(self.stop)
 
+    @property
+    def running(self) -> bool:
+        """True while a generation is in progress."""
+        return self._count > 0
+
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
         """Count a generation for the time of the block."""
@@ -193,6 +198,8 @@ class XLlama:
         Returns None for these.
         """
         more = {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
+        if hear is not None and request.get("tools"):  # its own key: OpenAI's is refused with tools in pieces
+            more = {"n_probs": 1}
         try:
             with EXIT_GUARD.run():
                 return self._generate({**request, **more}, chat, hear)

@@ -20,7 +20,7 @@ from edgeroute.errors import EdgerouteError
 from edgeroute.policy.contradictions import Wrong, contradictions
 from edgeroute.policy.derived_sections import Section, configures
 from edgeroute.policy.runtime_sections import ByRuntime, for_file
-from edgeroute.policy.single_sections import Audit, Cache, Egress, Limits, Outbox, Rule, Telemetry, Trace, at
+from edgeroute.policy.single_sections import Audit, Cache, Egress, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.target_sections import CLOUDS, AnyCloud, Edge, Target, group_variants
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
@@ -73,6 +73,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "rule": (Rule,),
     "trace": (Trace,),
     "telemetry": (Telemetry,),
+    "gateway": (Gateway,),
 }
 """Types of a section; if there are several, its key `protocol` selects one."""
 LISTS = ("edge", "cloud", "trial", "rule")
@@ -132,6 +133,7 @@ class Settings(Top):
     rule: Annotated[list[Rule], IN_ORDER] = []
     trace: Trace | None = None
     telemetry: Telemetry | None = None
+    gateway: Gateway | None = None
     parts: dict[str, dict[str, Any]] = Field(
         {}, description="Parts that installed packages bring, each a section `[parts.NAME]` with the part's own keys (extend.md)."
     )

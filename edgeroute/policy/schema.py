@@ -246,8 +246,8 @@ with Router.from_policy("policy.toml", watch=True) as router:
     answer = router.infer(image, data_class="product")
 ```
 
-* **`watch=True`**: a change of the file takes effect a second later, except for `state`, `[cache]`, `[outbox]`, `[trace]` and
-  `[telemetry]`.
+* **`watch=True`**: a change of the file takes effect a second later, except for `state`, `[cache]`, `[outbox]`, `[trace]`,
+  `[telemetry]` and `[gateway]`.
 * **Arguments of the program**, as in `Router.from_policy("policy.toml", edge=model)`, replace the file's; the file need not
   have an edge, cloud or threshold then.
 * **Several models or endpoints** are several sections, `[[edge]]` and `[[cloud]]`, in the order in which they are asked.

@@ -17,7 +17,7 @@ from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.derived_sections import Section, configures
 from edgeroute.policy.units_as_text import SHARE, Duration, expected_error, share, text
-from edgeroute.policy.value_types import Flag, Text, Texts, message_error, not_only_cloud
+from edgeroute.policy.value_types import AnyTexts, Flag, Text, Texts, message_error, not_only_cloud
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
 from edgeroute.trials import drift_monitor as drift
@@ -172,6 +172,15 @@ class Telemetry(Section):
 
             instruments.append(RequestLog())
         return instruments
+
+
+class Gateway(Section):
+    """Requests of the gateway's clients (gateway.md); read at its start."""
+
+    allow: AnyTexts = Field(
+        [],
+        description="Further keys of a request that reach the model and the cloud, with any value.",
+    )
 
 
 # Sections `[[rule]]`: what changes while the device is short of something, or hot.

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import os
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,14 +22,21 @@ from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import MODES, Mode
 from edgeroute.errors import BadInput, PolicyError, nearest
 from edgeroute.router.private_conversations import bind_within
-from edgeroute.tools.server.body_reader import CLOSE, Bodies
+from edgeroute.tools.server.body_reader import CLOSE, LARGE, Bodies
 from edgeroute.tools.server.error_replies import Busy, Fault
 
 # Calls in progress: their number, their bodies, and cancellation when the client disconnects.
 
 T = TypeVar("T")
-LARGE = 1 << 16
-"""Bytes from which a body is parsed in a thread: the event loop goes on meanwhile."""
+
+
+PEER_SHARE = 0.75
+"""Most calls and most connections of one address of another machine, as a share of all."""
+
+
+def peer_of(client: Any) -> str:
+    """Return the address of a peer, which has a share; empty for this machine, whose programs have one address."""
+    return "" if client is None or is_loopback(client[0]) else str(client[0])
 
 
 class Calls:
@@ -42,6 +50,7 @@ class Calls:
     def __init__(self, bodies: Bodies, most: int) -> None:
         self.bodies, self.most = bodies, most
         self.running = 0
+        self._peers = Counter[str]()
         self._parser = ThreadPoolExecutor(1, "edgeroute-gateway-json")  # one: parsed JSON takes several times its size
 
     def close(self) -> None:
@@ -49,19 +58,24 @@ class Calls:
         self._parser.shutdown(wait=False)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one of the places during the `with` block; does not wait for one.
+    def place(self, scope: Scope) -> Iterator[None]:
+        """Hold one of the places for a request during the `with` block; does not wait for one.
 
         Raises:
-            Busy: all places are taken.
+            Busy: all places are taken, or the peer's share of them.
         """
-        if self.running >= self.most:
-            raise Busy(self.most)
+        peer = peer_of(scope.get("client"))
+        share = max(1, int(self.most * PEER_SHARE)) if peer else self.most
+        if self.running >= self.most or self._peers[peer] >= share:
+            raise Busy(min(self.running, share))
         self.running += 1
+        self._peers[peer] += 1
         try:
             yield
         finally:
             self.running -= 1
+            self._peers[peer] -= 1
+            self._peers += Counter()  # drops the peers without a call
 
     async def parse(self, body: bytes, read: Callable[[bytes], T]) -> T:
         """Apply `read` to a body, in the parser thread if the body is large."""
@@ -232,6 +246,8 @@ def _is_address(name: str, version: int) -> bool:
 
 # Access: requests of web pages, for other hosts' names, and without the token are refused before a body is read.
 
+STRANGER = "edgeroute.stranger"
+"""Key of a request's scope: True if it showed no token, where one is needed."""
 OPEN = ("/v2/health/live", "/v2/health/ready")
 """Paths that need no token: they tell only that the gateway is alive."""
 SIMPLE = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
@@ -302,10 +318,13 @@ class Guard:
             return Fault(403, f"this {what} takes no requests from web pages: send them from a program", "web_page", CLOSE)
         if scope["method"] == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() in SIMPLE:
             return Fault(415, "send the body as application/json", "unsupported_media_type", CLOSE)
-        if self._token is None or scope["path"] in self._open:
+        if self._token is None:
             return None
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
+            scope[STRANGER] = True
+            if scope["path"] in self._open:
+                return None
             message = "the token is missing or wrong: send Authorization: Bearer TOKEN, as OPENAI_API_KEY does"
             return Fault(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer", **CLOSE})
         return None

@@ -11,6 +11,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeroute.tools.server.oip_messages import reply
 
+LARGE = 1 << 16
+"""Bytes from which a body is large: parsed in a thread, and without a part of the total that is kept for smaller ones."""
+LARGE_SHARE = 0.9
+"""Most memory of all bodies while a large one comes, as a share of the total."""
 CLOSE = {"Connection": "close"}
 TWO_LENGTHS = "bad request: Content-Length and Transfer-Encoding contradict each other: send one"
 _BUSY = "the requests in progress are too large together: try again later"
@@ -72,7 +76,7 @@ class Body:
             self.size += len(parts[-1])
             self._bodies.held += len(parts[-1])
             self._check(self.size)
-            if self._bodies.held > self._bodies.total:
+            if self._bodies.held > self._bodies.total * (LARGE_SHARE if LARGE < self.size < self._bodies.held else 1):
                 raise HTTPException(503, _BUSY, {"Retry-After": "1"})
             more = message.get("more_body", False)
         return parts[0] if len(parts) == 1 else b"".join(parts)

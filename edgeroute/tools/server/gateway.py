@@ -73,6 +73,10 @@ def gateway(
     router: Any = policy
     names_all = [*names]
     if isinstance(policy, str | Path):
+        from edgeroute.policy import load
+
+        section = load(Path(policy)).gateway
+        limits = {"allow": section.allow if section else (), **limits}
         router = router_of(policy, metrics=metrics, instruments=instruments)
         stem = Path(policy).stem
         names_all += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []

@@ -24,7 +24,7 @@ from edgeroute.tools.server.access import Calls, Guard, Options, checked_token, 
 from edgeroute.tools.server.body_reader import Bodies
 from edgeroute.tools.server.completion_format import Completion, Routing, error_event, headers_of
 from edgeroute.tools.server.error_replies import HANDLERS, fault_of
-from edgeroute.tools.server.gateway_requests import CompletionRequest, missing, parse_json, read_request
+from edgeroute.tools.server.gateway_requests import OURS, CompletionRequest, missing, parse_json, read_request
 from edgeroute.tools.server.gateway_tensors import Tensors
 from edgeroute.tools.server.oip_messages import reply
 
@@ -43,8 +43,8 @@ class Completions:
     Plain ASGI, so that a client's disconnect cancels its request.
     """
 
-    def __init__(self, routing: Routing, calls: Calls, names: Collection[str], *, chat: bool) -> None:
-        self.routing, self.calls, self.names, self.chat = routing, calls, names, chat
+    def __init__(self, routing: Routing, calls: Calls, names: Collection[str], allow: Collection[str], *, chat: bool) -> None:
+        self.routing, self.calls, self.names, self.allow, self.chat = routing, calls, names, allow, chat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the request, ask the router, and send the reply, whole or as a stream; nothing if the client disconnects.
@@ -60,9 +60,10 @@ class Completions:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
-            request = read_request(await self.calls.parse(body, parse_json), chat=self.chat, names=self.names)
+            read = partial(_parsed, chat=self.chat, names=self.names, allow=self.allow)
+            request = await self.calls.parse(body, read)
             del body
-            with self.calls.place():
+            with self.calls.place(scope):
                 respond = self._stream if request.stream else self._whole
                 await unless_left(respond(request, wanted, send), receive)
 
@@ -102,6 +103,11 @@ class Completions:
                 log.exception("a stream failed")
             await send(_part(error_event(fault_of(e).openai())))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _parsed(body: bytes, **options: Any) -> CompletionRequest:
+    """Parse and validate a body; `options` as of `read_request`."""
+    return read_request(parse_json(body), **options)
 
 
 def _head(headers: dict[str, str]) -> dict[str, Any]:
@@ -155,6 +161,7 @@ def app(
     max_bodies_bytes: int = 128 << 20,
     body_timeout_s: float = 30.0,
     metrics: bool = False,
+    allow: Collection[str] = (),
 ) -> Starlette:
     """Build the ASGI application that serves a router. The application closes the router when it shuts down.
 
@@ -169,9 +176,11 @@ def app(
         max_bodies_bytes: bytes of all bodies in progress; a request that exceeds them gets 503 and Retry-After.
         body_timeout_s: time for a request's body to arrive; later it gets 408.
         metrics: True serves `/metrics` for Prometheus, under the same access rules as the other paths.
+        allow: keys of a request that clients may send, and with any value, beside those in `client_keys.KEYS`.
 
     Raises:
-        PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1.
+        PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1, a key in `allow`
+            that the gateway handles itself.
     """
     limits = {
         "max_concurrent": max_concurrent, "max_body_bytes": max_body_bytes, "max_json_bytes": max_json_bytes,
@@ -186,6 +195,8 @@ def app(
             raise PolicyError(f"{name!r} cannot be a model's name: it is empty, or has what a path cannot have")
     if token is not None:
         checked_token(token)
+    if taken := {*OURS} & {*allow}:
+        raise PolicyError(f"allow has {', '.join(sorted(taken))}, which the gateway handles itself: leave that out")
     calls = Calls(Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_concurrent)
     routing, models = Routing(router), Models(names_all)
     tensors = Tensors(routing, calls, names_all, max_json_bytes)
@@ -200,8 +211,8 @@ def app(
             await router.close()
 
     routes = [
-        Route("/v1/chat/completions", Completions(routing, calls, names_all, chat=True), methods=["POST"]),
-        Route("/v1/completions", Completions(routing, calls, names_all, chat=False), methods=["POST"]),
+        Route("/v1/chat/completions", Completions(routing, calls, names_all, allow, chat=True), methods=["POST"]),
+        Route("/v1/completions", Completions(routing, calls, names_all, allow, chat=False), methods=["POST"]),
         Route("/v1/models", models.all),
         Route("/v1/models/{name}", models.describe_model),
         Route("/v2", tensors.server),

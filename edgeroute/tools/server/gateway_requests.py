@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.process import json_loads
+from edgeroute.tools.server.client_keys import client_keys, client_messages
 
 DEEPEST = 100
 """Most levels of lists and objects within each other."""
@@ -17,15 +18,15 @@ MOST_SIGNS = 1_000_000
 """Most commas and brackets in a body before it is parsed: each value takes some 60 bytes. A long text may have many, too."""
 MOST_VALUES = 50_000
 """Most values in a parsed body: legs copy their input, and the event loop waits for that."""
-OURS = ("model", "stream", "stream_options", "n", "best_of", "echo", "logprobs", "top_logprobs")
-"""Keys that the gateway handles; they are not passed to the router."""
+OURS = ("model", "stream", "stream_options", "n", "best_of", "echo", "logprobs", "top_logprobs", "messages", "prompt")
+"""Keys that the gateway handles itself."""
 
 
 class CompletionRequest(NamedTuple):
     """Validated request for a chat or text completion."""
 
     x: dict[str, Any]
-    """Input for the router: the body without the keys in `OURS`."""
+    """Input for the router: messages or prompt, and the keys that a client may send."""
     chat: bool
     model: str
     """Model name as the client wrote it."""
@@ -68,13 +69,16 @@ def _check(data: Any) -> None:
         level = [part for part in children if isinstance(part, dict | list)]
 
 
-def read_request(body: Mapping[str, Any], *, chat: bool, names: Collection[str]) -> CompletionRequest:
+def read_request(
+    body: Mapping[str, Any], *, chat: bool, names: Collection[str], allow: Collection[str] = ()
+) -> CompletionRequest:
     """Validate a parsed body and return the request for the router, without the gateway's own keys, in a copy.
 
     Args:
         body: the parsed JSON.
         chat: True for `/v1/chat/completions`.
         names: names of the model.
+        allow: keys that clients may send beside those in `client_keys.KEYS`.
 
     Raises:
         BadInput: the request has an unsupported or invalid option.
@@ -93,15 +97,8 @@ def read_request(body: Mapping[str, Any], *, chat: bool, names: Collection[str])
             raise BadInput(f"{key} is {clean(body[key], 20)}: a router gives one answer, so send 1 or leave it out")
     if body.get("echo"):
         raise BadInput("echo is not supported: the answer has no prompt in it")
-    x = {key: value for key, value in body.items() if key not in OURS}
-    if chat:
-        x.pop("prompt", None)
-        messages = x.get("messages")
-        if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-            raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
-    else:
-        x.pop("messages", None)
-        x["prompt"] = _prompt(x.get("prompt"))
+    x = {"messages": client_messages(body.get("messages"))} if chat else {"prompt": _prompt(body.get("prompt"))}
+    x |= client_keys(body, OURS, allow)
     logprobs = body.get("logprobs")
     return CompletionRequest(
         x, chat, model, stream, bool(options.get("include_usage")), logprobs is not None and logprobs is not False

@@ -99,7 +99,7 @@ class Tensors:
                 )
             ask = await self.calls.parse(body, partial(protocol.read, length=length, inputs=inputs, outputs=OUTPUTS))
             rows = _rows(ask.feed)
-            with self.calls.place():
+            with self.calls.place(scope):
                 work = self.routing.infer_many(rows, wanted) if len(rows) > 1 else self._one(rows[0], wanted)
                 answers = await unless_left(work, receive)
             if answers is LEFT:

@@ -7,15 +7,19 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeroute.errors import PolicyError
 from edgeroute.system.forks import ForkSafe
+from edgeroute.tools.server.access import PEER_SHARE, STRANGER, peer_of
+from edgeroute.tools.server.oip_messages import reply
 from edgeroute.tools.server.systemd_notices import BEATS, Notify
 
 HEAD_S = 10.0
@@ -25,9 +29,12 @@ HEAD_BYTES = 1 << 16
 TAKEN_S = 30.0
 """Time for a client to read once a write waits for it, seconds."""
 MOST_CONNECTIONS = 500
-"""Most connections at a time; further ones get 503 with Retry-After. Fewer than the files that a process may have open."""
+"""Most connections at a time: an idle one is closed for a further one, or else that gets 503 with Retry-After. Fewer than the
+files that a process may have open."""
 KEEP_ALIVE_S = 75
 """Time an idle connection stays open, seconds: a router may call rarely, and a new connection costs it round trips."""
+STRANGER_S = 5
+"""The same for a connection on which no token was shown, where one is needed, seconds."""
 GRACE_S = 5
 """Time for requests in progress to finish at shutdown, seconds."""
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -44,15 +51,36 @@ class Connection(H11Protocol):
 
     _head: asyncio.TimerHandle | None = None
     _taken: asyncio.TimerHandle | None = None
+    stranger = True
+    """True until a request was answered that needed no token, or showed the right one."""
+    idle_since = 0.0
+    """Time of the loop since which no request is in progress, seconds."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Start the timer (10 s) of the first head; with too many connections reply 503 and close."""
+        """Start the timer (10 s) of the first head. With too many connections close an idle one, or this one after a 503."""
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
+        self.app, self.idle_since = _with_short_head(self.app), self.loop.time()
+        address, everyone = peer_of(self.client), cast("set[Any]", self.connections)
+        peers = [one for one in everyone if peer_of(one.client) == address] if address else []
+        if (len(peers) > MOST_CONNECTIONS * PEER_SHARE and not _close_idle(peers, self)) or (
+            len(everyone) > MOST_CONNECTIONS and not _close_idle(everyone, self)
+        ):
             transport.write(_BUSY)
             transport.close()
         else:
             self._head = self.loop.call_later(HEAD_S, transport.abort)
+
+    def on_response_complete(self) -> None:
+        """Choose how long the idle connection stays open: shorter without the token."""
+        self.stranger = bool(self.scope.get(STRANGER))
+        self.timeout_keep_alive = STRANGER_S if self.stranger else KEEP_ALIVE_S
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def idle(self) -> bool:
+        """True while no request is in progress; a head that has begun is none yet."""
+        return self.cycle is None or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         """Stop the timer once a head is complete, or start it at the first byte of the next."""
@@ -81,6 +109,30 @@ class Connection(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+
+def _close_idle(connections: Collection[Any], newest: Connection) -> bool:
+    """Abort the connection that was idle longest, first of those without the token. Return False if none is idle."""
+    idle = [one for one in connections if one is not newest and one.idle and not one.transport.is_closing()]
+    if not idle:
+        return False
+    oldest = min(idle, key=lambda one: (not one.stranger, one.idle_since))
+    newest.server_state.connections.discard(oldest)
+    oldest.transport.abort()
+    return True
+
+
+def _with_short_head(app: Any) -> Any:
+    """Return the application behind a check of the head's size: the parser's limit does not count a head that came at once."""
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and sum(map(len, chain(*scope["headers"])), len(scope["raw_path"])) > HEAD_BYTES:
+            app_or_fault: Any = reply({"error": f"the head has more than {HEAD_BYTES} bytes"}, 431, {"Connection": "close"})
+        else:
+            app_or_fault = app
+        await app_or_fault(scope, receive, send)
+
+    return checked
 
 
 async def notify_alive(status: str, notify: Notify) -> None:
