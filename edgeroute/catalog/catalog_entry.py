@@ -22,7 +22,7 @@ _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
 
 def checked_name(name: object) -> str:
-    """Return the name if it is a valid model name.
+    """Return the name if it is a valid model name: 1 to 64 small letters, digits, - and _, not reserved by Windows.
 
     Raises:
         CatalogError: it is not.
@@ -33,7 +33,7 @@ def checked_name(name: object) -> str:
 
 
 def checked_version(version: object) -> str:
-    """Return the version if it is a valid one.
+    """Return the version if it is valid: 1 to 64 letters, digits, and . _ + -, no dot at its end, not reserved by Windows.
 
     Raises:
         CatalogError: it is not.
@@ -161,7 +161,7 @@ def read_entry(data: Any) -> Entry:
 
 
 def _read(data: Mapping[str, Any], name: str, version: str) -> Entry:
-    """Return an entry whose name and version are checked, after checking the other fields."""
+    """Return an entry whose name and version are checked, after checking the other fields; raise CatalogError."""
     listed = data.get("files")
     if not isinstance(listed, list) or not 0 < len(listed) <= MOST_FILES:
         raise CatalogError(f"files has to be a list of 1 to {MOST_FILES} files")

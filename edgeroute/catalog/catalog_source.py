@@ -75,7 +75,10 @@ class Folder:
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:  # noqa: ARG002 - the size and hash tell
-        """Open a file at a byte offset. See `Source.open`."""
+        """Open a file at a byte offset. See `Source.open`, whose errors are raised.
+
+        The file is closed at the end of the block; `tag` is ignored.
+        """
         if not self.path.is_dir():
             raise CatalogAway(f"{self.where}: there is no such folder now")
         try:
@@ -144,7 +147,7 @@ class Web:
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:
         """Request a file, or the rest of it from `begin` on; follow redirects on the same server. See `Source.open`.
 
-        A range is requested only with a strong `tag`; without it the file comes from its start.
+        A range is requested only with a strong `tag`; without it the file comes from its start. Raises CatalogError.
         """
         client, web = self._http_client(), import_late("httpx")
         ask = {"Range": f"bytes={begin}-", "If-Range": tag} if begin and tag else {}
@@ -254,12 +257,10 @@ def source_of(where: str | Path, *, verify: bool | str | Path = True, patience_s
 
 
 def _checked_address(url: str) -> str:
-    """Return the address with a slash at its end.
-
-    http:// is for this device alone.
+    """Return the address with a slash at its end: https://, or http:// of this device itself.
 
     Raises:
-        PolicyError: it is not an address, or is not safe.
+        PolicyError: another scheme or device, or a user, password, query or fragment.
     """
     parts = urlsplit(url)
     if parts.username or parts.password or parts.query or parts.fragment:

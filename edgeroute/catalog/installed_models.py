@@ -267,7 +267,7 @@ class Installed:
 
 
 def _checked_requires(entry: Entry) -> Entry:
-    """Return an entry that this edgeroute can run.
+    """Return the entry unchanged if this edgeroute meets its `requires`.
 
     Raises:
         CatalogError: it needs a newer one.

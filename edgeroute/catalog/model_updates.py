@@ -191,7 +191,10 @@ class Updater:
             self._progress(progress)
 
     def _check_reloads(self) -> None:
-        """Reload the router without the new version. Raise if that fails too: then the version is not at fault."""
+        """Reload the router without the new version.
+
+        If that fails too, the version is not at fault: its mark `tried` is cleared, and the error raised.
+        """
         try:
             self.router.reload()
         except EdgerouteError:

@@ -73,9 +73,9 @@ class ReplyReader(Reader):
         return super()._read(row)
 
     def _check_pair(self, value: Any, sure: Any) -> None:
-        """Raise BadReply if a value and its confidence are no answer.
+        """Raise BadReply for a value of None, an invalid confidence, or a value that is none of the labels, if there are labels.
 
-        Texts and numbers are compared with the labels; of values of other types none is a label.
+        A value of another type than texts and numbers is no label, but passes with a custom score.
         """
         if value is None:
             raise BadReply("the answer has no value (null)")
@@ -105,7 +105,11 @@ class ReplyReader(Reader):
             raise BadReply("the answer's confidence is NaN or infinity")
 
     def _check_row(self, row: Any) -> None:
-        """Raise BadReply if an array of outputs is no answer."""
+        """Raise BadReply for outputs that are empty, hold NaN or infinity, or are all minus infinity.
+
+        Also for several dimensions beside labels (a batch axis of 1 is allowed), and for numbers that are no probabilities where
+        the kind says so. Other types pass.
+        """
         plain = type(row) is np.ndarray and row.dtype.kind != "O"
         array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:

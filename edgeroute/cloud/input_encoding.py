@@ -270,7 +270,7 @@ def encode_inputs(
 ) -> list[Packed]:
     """Return the inputs, each encoded; inputs that are encoded already are returned unchanged.
 
-    The other arguments, and the errors, are those of `encode`.
+    The other arguments, and the errors, are those of `encode`. Raises BadInput with the tensor's name.
 
     Args:
         codec: encodes each input.

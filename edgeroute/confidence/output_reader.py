@@ -224,7 +224,8 @@ class Reader:
     def _large(self, row: Any, first: Any) -> Prediction:
         """Return the prediction for outputs that are not a short row of floats.
 
-        Empty outputs, other shapes and types are the value themselves, without confidence unless by a custom score.
+        Empty outputs, other shapes and types are the value themselves, without confidence unless by a custom score. Empty
+        outputs beside labels raise BadReply.
         """
         array = as_array(first)
         if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f":  # noqa: PLR2004 - with its batch axis

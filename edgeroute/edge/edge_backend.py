@@ -137,7 +137,7 @@ class EdgeBackend(AbandonedRuns):
         return self.reader.read_many(self._run(inputs, cancel), len(inputs))
 
     def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
-        """Run one input, by the model's `run_one` if it has one."""
+        """Run one input, by the model's `run_one` if it has one; return the prediction."""
         return self.reader.read_one(self._one(x, cancel))
 
     def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
@@ -342,7 +342,7 @@ class InputScoredBackend(EdgeBackend):
         return [self._with_confidence(p, x) for p, x in zip(super().run(inputs, cancel), inputs, strict=True)]
 
     def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
-        """Run one input; return the prediction with the input's confidence."""
+        """Run one input; return the prediction with the confidence by the input, in place of its own."""
         return self._with_confidence(super().run_one(x, cancel), x)
 
     def stream(self, x: Any, cancel: StopToken | None) -> Pieces:

@@ -106,7 +106,7 @@ class JavaOnnxModel(ModelFile):
             bridge.release()
 
     def _open_session(self, bridge: _Bridge) -> _Session:
-        """Open a session through the bridge. The caller holds the lock."""
+        """Open a session and store its inputs and outputs; raise RuntimeMissing. The caller holds the lock."""
         try:
             environment = bridge.find(f"{_JAVA}OrtEnvironment").getEnvironment()
         except Exception as e:

@@ -482,7 +482,10 @@ class LiteRTModel(ModelFile):
         ports = {port.name: port for port in worker.inputs}
 
         def spec(port: Port) -> TensorSpec:
-            """Return the specification of an input or output."""
+            """Return the specification of an input or output, of a quantised one as its callers pass it.
+
+            Raises ModelError for a type other than numbers and bools.
+            """
             if np.dtype(port.dtype).kind not in "biuf" and (port.name in ports or self.output in (None, port.name)):
                 raise ModelError(f"{self.path}: its {port.name} is of the type {port.dtype}, which is not supported")
             entry = None if port.name in states else self.card.of(port.name)

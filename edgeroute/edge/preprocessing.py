@@ -475,7 +475,7 @@ def _affine(gives: TensorSpec, scale: float, mean: Any, std: Any, axis: int | No
     rank, dtype = len(gives.shape), np.dtype(gives.dtype)
 
     def spread(name: str, value: Any) -> Array:
-        """Return a scalar, or the values for each channel along its axis."""
+        """Return a scalar, or the values for each channel along its axis; raise ValueError for another number of values."""
         array = np.asarray(value, np.float64)
         if array.size == 1:
             return array.reshape(())

@@ -45,7 +45,7 @@ class Runs(ForkSafe):
         """Return a function that waits for a turn, calls `run(x, cancel)`, and ends the turn."""
 
         def counting(x: Any, cancel: StopToken | None = None) -> Any:
-            """Run once a turn has come."""
+            """Wait for a turn, run the input, and give the turn back; raises what waiting and the run raise."""
             self._enter(cancel)
             try:
                 return run(x, cancel)

@@ -72,7 +72,7 @@ class AsyncSockets(Sockets):
         self._alarm, self._rings_at = None, INF
 
     def _ring(self) -> None:
-        """End the wait with None if its time is over; else set the alarm again."""
+        """End the wait with None if its time is over; else set the alarm again. A no-op if nothing waits."""
         self._no_alarm()
         waiting = self._waiting
         if waiting is None or waiting.done():

@@ -370,7 +370,7 @@ class Reading:
     def _feed_body(self, data: bytes) -> None:
         """Parse bytes of the body by its framing: a length, chunks, or until the connection ends.
 
-        Bytes behind its end are dropped, and the connection is not reused.
+        Bytes behind its end are dropped, and the connection is not reused. Raises Malformed, also at an end that comes too early.
         """
         left = self._left
         if left is not None:
@@ -444,7 +444,7 @@ def _status_line(data: bytes, end: int) -> bytes:
 
 
 def _check_head(head: Head) -> None:
-    """Raise Malformed for another version of HTTP, or for status 101."""
+    """Raise Malformed for another version of HTTP than 1.0 and 1.1, or for status 101."""
     if head.version not in {"1.0", "1.1"}:
         raise Malformed("illegal status line (another version of HTTP)")
     if head.status == 101:  # noqa: PLR2004 - Switching Protocols
@@ -452,14 +452,14 @@ def _check_head(head: Head) -> None:
 
 
 def _check_repeated(headers: list[tuple[str, str]]) -> None:
-    """Raise Malformed if a header of the framing is repeated."""
+    """Raise Malformed if there are several Content-Length or Transfer-Encoding headers."""
     names = [name for name, _ in headers]
     if names.count("content-length") > 1 or names.count("transfer-encoding") > 1:
         raise Malformed("illegal reply (several lengths or codings)")
 
 
 def _check_framing(head: Head, coded: str | None, length: str | None) -> None:
-    """Raise Malformed if the headers of the framing contradict each other, or are invalid."""
+    """Raise Malformed for an invalid length, and for a coding beside a length, other than chunked, or in HTTP/1.0."""
     if coded is not None and (length is not None or coded.lower() != "chunked" or head.version != "1.1"):
         raise Malformed("illegal reply (a transfer coding beside a length, or an unknown one)")
     if length is not None and not _LENGTH.fullmatch(length):

@@ -78,7 +78,10 @@ def _hedge(value: Any) -> float | str:
 
 
 def _url(url: str) -> str:
-    """Return an endpoint's address if it is valid; errors do not quote possible secrets."""
+    """Return an endpoint's address unchanged if it is http:// or https:// with a host, and has no user, query or fragment.
+
+    Errors do not quote possible secrets.
+    """
     if "@" in url or "%40" in url:
         raise message_error("the address carries a user or password: give it as api_key or in headers")
     if "?" in url or "#" in url:

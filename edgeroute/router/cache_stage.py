@@ -98,7 +98,7 @@ class Caching(Part):
     def _run_leads(
         self, leads: Sequence[tuple[int, Request, Flight | None]], results: list[Result | None], proceed: Proceed
     ) -> Steps[None]:
-        """Run the leading requests, and write their results into `results`."""
+        """Run the leading requests, write their results into `results`, and settle their flights, which store the answers."""
         if not leads:
             return
         walk_results = yield from proceed([request for _, request, _ in leads])

@@ -135,7 +135,7 @@ def _view_error(target: Target, why: str) -> Exception:
 
 
 def _check(key: Any, view: Any) -> None:
-    """Raise PolicyError unless a view is a key or a plain function."""
+    """Raise PolicyError unless a view is a text that is not empty, or a function that is no coroutine or generator function."""
     if isinstance(view, str) and view:
         return
     if not callable(view):

@@ -137,10 +137,10 @@ def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | Non
 
 
 def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
-    """Raise PolicyError for a policy that contradicts itself, or these targets.
+    """Raise PolicyError for a policy with an invalid value, or one that needs targets that are not among these.
 
     Raises:
-        PolicyError: with the contradiction.
+        PolicyError: with the value, and for a device rule its key.
     """
     for name, value, kind in (
         ("uncalibrated", uncalibrated, Uncalibrated),
@@ -173,7 +173,7 @@ def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrat
 
 
 def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> None:
-    """Raise PolicyError if a mode or rule needs targets that do not exist."""
+    """Raise PolicyError if a mode or rule needs an edge, a cloud or (`small_model`) several edges that do not exist."""
     for side in NEEDS.get(then, ()):
         if not (edges if side == "edge" else clouds):
             raise PolicyError(f"{what} needs {side}=, and there is none")
@@ -457,7 +457,7 @@ class _Draft:
         """Number of a target -> the certificate that its threshold comes from."""
 
     def _add(self, spec: tuple[Any, ...], target: Target, backend: Any) -> None:
-        """Add a target with its backend; a reusable backend takes precedence."""
+        """Append a target with its backend; a known backend of the same spec takes its place."""
         self.specs.append(spec)
         self.targets.append(target)
         self.backends.append(self._known.get(_key(spec)) or backend)

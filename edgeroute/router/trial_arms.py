@@ -89,7 +89,7 @@ class _Tally:
         return cls(dumped["sums"], Latency.load(dumped["latency"]))
 
     def add(self, seen: Seen) -> None:
-        """Add a request's outcome. Unknown parts are left out."""
+        """Add a request's outcome to the sums. Parts that are None are left out."""
         added: dict[str, float] = {"requests": 1, "failed": seen.failed, "deferred": seen.deferred}
         if seen.took_s is not None:
             self._latency.add(seen.took_s)
@@ -102,7 +102,7 @@ class _Tally:
             self._sums[name] += value
 
     def compare(self, *, differs: bool) -> None:
-        """Add a comparison."""
+        """Count a comparison of two answers, and that they differ."""
         self._sums["compared"] += 1
         self._sums["differ"] += differs
 
@@ -269,7 +269,7 @@ class RunningTrial(ForkSafe):
         self._look()
 
     def called(self, took_s: float | None) -> None:
-        """Add a call of a hidden cloud; None: it failed."""
+        """Add a call of a hidden cloud to the tally of arm B; None: it failed."""
         with self._lock:
             self._tallies[1].add(Seen(self.names[1], took_s is None, False, None, took_s, None))
 

@@ -62,7 +62,10 @@ def _copy(x: Any, memo: Memo) -> Any:
 
 
 def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
-    """Return the copy of an object that is no plain list, dict or tuple, by the first way that its type offers."""
+    """Return the copy of an object that is no plain list, dict or tuple, by the first way that its type offers.
+
+    A function without a state of its own is returned itself. Raises TypeError for what cannot be copied.
+    """
     if kind is bytearray or kind is array:
         return x[:]
     if kind is memoryview:

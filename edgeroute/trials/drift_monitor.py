@@ -331,7 +331,7 @@ def limit(promise: BoundCertificate) -> float | None:
 
 
 def check_audit(audit: Audit) -> None:
-    """Raise PolicyError if these settings are invalid."""
+    """Raise PolicyError if a number is out of range, `labelled` is no bool, or `on_alarm` is not "tell", "raise" or "defer"."""
     check_units(Audit, audit._asdict(), "audit: ")
     if type(audit.labelled) is not bool:
         raise PolicyError(f"audit: labelled is True or False, not {audit.labelled!r}")

@@ -71,7 +71,7 @@ class AsyncBell:
         return TaskCall(router.refine(x, mode=mode, deadline=deadline, data_class=data_class), self)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a coroutine in a task that ends with the iterator."""
+        """Start a coroutine as a task of the running loop, stored in `tasks` until it ends, and return the task."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

@@ -227,7 +227,7 @@ def read_late(row: Sequence[Any]) -> Late:
 
 
 def _check(entry: Waiting | Listed, names: str, kind: type) -> None:
-    """Raise Damaged unless the named fields are of exactly this type, and texts are valid."""
+    """Raise Damaged unless the fields named in `names`, apart by spaces, are of exactly this type, and texts are valid UTF-8."""
     for name in names.split():
         value = getattr(entry, name)
         if type(value) is not kind:
@@ -237,7 +237,7 @@ def _check(entry: Waiting | Listed, names: str, kind: type) -> None:
 
 
 def _check_one_of(value: str, known: Sequence[str], what: str) -> None:
-    """Raise Damaged unless the value is a known one."""
+    """Raise Damaged unless the value is among `known`."""
     if value not in known:
         raise Damaged(f"its {what} is {value!r}")
 
@@ -249,13 +249,13 @@ def _check_class(data_class: object) -> None:
 
 
 def _check_size(size: int) -> None:
-    """Raise Damaged for a size that is negative or too large."""
+    """Raise Damaged unless the size is from 0 to `MOST_BYTES`."""
     if size != size_of(size):
         raise Damaged(f"its bytes are {size}")
 
 
 def _check_times(entry: Waiting | Listed, names: str) -> None:
-    """Raise Damaged unless the named fields are floats of a plausible time."""
+    """Raise Damaged unless the named fields are floats between -`FAR_S` and `FAR_S`."""
     for name in names.split():
         if not _is_instant(value := getattr(entry, name)):
             raise Damaged(f"its {name} is {value!r}")
@@ -277,12 +277,12 @@ def is_whole(text: str) -> bool:
 
 
 def _is_instant(value: object) -> bool:
-    """Return True for a plausible timestamp."""
+    """Return True for a float between -`FAR_S` and `FAR_S`, seconds since 1970."""
     return isinstance(value, float) and -FAR_S < value < FAR_S
 
 
 def size_of(value: object) -> int:
-    """Return the size of an entry, bytes; 0 if it is damaged."""
+    """Return the size of an entry, bytes; 0 unless it is an integer from 0 to `MOST_BYTES`."""
     return value if isinstance(value, int) and 0 <= value <= MOST_BYTES else 0
 
 

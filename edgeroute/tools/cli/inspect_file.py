@@ -320,7 +320,7 @@ class _Inspection:
         return ways if any(way.raw is not None for way in ways) else [plain, *ways]
 
     def _way(self, about: str, preprocess: dict[str, Any] | None, x: Any) -> Way:
-        """Run the sample with a preprocessing, and return the outputs or the error."""
+        """Run the sample with a preprocessing, and return the outputs, or the text of an EdgerouteError or ValueError."""
         try:
             missing = [guess.spec.name for guess in self.inputs if guess.role == "constant" and guess.value is None]
             if missing:

@@ -49,10 +49,10 @@ class Batching(NamedTuple):
     gpu: bool = False
 
     def check(self) -> None:
-        """Validate the values.
+        """Check that the values are ones that a server accepts.
 
         Raises:
-            PolicyError: a value that no server accepts.
+            PolicyError: a batch, wait, queue or number of instances is out of range.
         """
         if not 1 <= self.most <= MOST_BATCH:
             raise PolicyError(f"a batch must have 1 to {MOST_BATCH} rows, not {self.most}")

@@ -72,7 +72,10 @@ def rows(
 
 
 def _length(X: Any) -> int:  # noqa: N803
-    """Return the number of inputs; raise `BadInput` if X has no valid form, or its columns differ in length."""
+    """Return the number of inputs of X, a sequence or array, or a mapping of columns, by its columns' length.
+
+    Raises `BadInput` for all else, as iterators, and for columns that differ in length.
+    """
     if is_read_once(X):
         raise BadInput(f"{WANTED}; not an iterator ({class_name(X)}), which can be read only once: pass list(X)")
     if isinstance(X, Mapping):
@@ -84,7 +87,7 @@ def _length(X: Any) -> int:  # noqa: N803
 
 
 def _length_of(column: Any, name: str) -> int:
-    """Return the length of a column; raise `BadInput` if it has no valid form."""
+    """Return the length of a sequence or array; raise `BadInput` for all else, as texts, sets, mappings and pandas objects."""
     if hasattr(column, "iloc"):
         raise BadInput(f"{name} is a {class_name(column)}: pass its values, as {name}.to_numpy()")
     plain = isinstance(column, str | bytes | bytearray | os.PathLike | AbstractSet | Mapping)

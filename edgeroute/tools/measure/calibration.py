@@ -65,10 +65,10 @@ def _is_share(value: object) -> bool:
 
 
 def checked_metric(metric: str) -> str:
-    """Return the validated name of a grade, which is shown in sentences and terminals.
+    """Return the name of a grade unchanged, which is shown in sentences and terminals.
 
     Raises:
-        PolicyError: it is no short text on one line.
+        PolicyError: it is no text, has more than `LONGEST` or unprintable characters, or spaces around it.
     """
     if not isinstance(metric, str) or not metric.isprintable() or metric != metric.strip() or len(metric) > LONGEST:
         shown = repr(metric) if isinstance(metric, str) else type(metric).__name__

@@ -592,7 +592,10 @@ class _CloudAnswers:
 
 
 def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
-    """Decode recorded outputs; raise `BadInput` if they have no valid form, are probabilities, or all without an answer."""
+    """Decode recorded outputs [n, classes]; raise `BadInput` for another form, or if no row has an answer.
+
+    Also for probabilities where the reader expects logits.
+    """
     array = np.asarray(outputs)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:  # noqa: PLR2004 - examples and classes
         raise BadInput(f"{what}: expected numbers [n, classes], found {array.dtype} {list(array.shape)}")

@@ -196,7 +196,7 @@ class Past:
         self._times: list[float] = []
 
     def add(self, seen: Seen, time: float) -> None:
-        """Add the result of a call that ended at that time."""
+        """Add the result of a call that ended at that time: an answer, or a failure. Others, and most holds, are ignored."""
         if seen.what in ANSWERED:
             self.latencies.append(seen.took_s)
             self._sizes[0].append(seen.sent_bytes)

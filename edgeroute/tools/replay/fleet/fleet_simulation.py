@@ -293,7 +293,7 @@ class Fleet:
         self, who: Ints, times: Floats, kind: float, requested_at: Floats | None = None, failed: Floats | float = 0.0,
         rank: Floats | float = 0.0,
     ) -> None:  # fmt: skip
-        """Add first attempts to the current step, with their time limits."""
+        """Append attempts to the current step, with the time limit of their kind; requested at their times unless given."""
         if len(who):
             rows = np.zeros((len(who), 11))
             rows[:, WHO], rows[:, AT], rows[:, KIND], rows[:, FAILED] = who, times, kind, failed
@@ -447,7 +447,7 @@ class Fleet:
             self._store(who, times, self._since[who], self._failed[who].astype(np.float64))
 
     def _store(self, who: Ints, due: Floats, queued_at: Floats, failed: Floats) -> None:
-        """Add requests to the outboxes."""
+        """Queue requests in the outboxes of their devices, each due at its time."""
         np.add.at(self._boxed, who, 1)
         np.minimum.at(self._since, who, queued_at)
         self._stored.put(np.column_stack((who, due, failed, self._woken[who], queued_at)), due)
