@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import ssl
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -67,6 +69,11 @@ class Source(Protocol):
         """Close connections. A later `open` connects again."""
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for a writer, as a pipe would have it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 class Folder:
     """Catalog in a folder, such as a USB stick or a network drive."""
 
@@ -82,12 +89,14 @@ class Folder:
         if not self.path.is_dir():
             raise CatalogAway(f"{self.where}: there is no such folder now")
         try:
-            file = (self.path / path).open("rb")
+            file = open(self.path / path, "rb", opener=_open_at_once)  # noqa: SIM115 - closed below
         except (FileNotFoundError, NotADirectoryError) as e:
             raise Missing(f"{self.where} has no {path}") from e
         except OSError as e:
             raise CatalogAway(f"{self.where}: {path} cannot be read: {e.strerror}") from e
         with file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise CatalogAway(f"{self.where}: {path} is no file")
             file.seek(begin)
             yield Piece(begin, "", self._blocks(file, path))
 

@@ -26,6 +26,11 @@ UNFREED_SESSIONS: list[Any] = []
 """Sessions of the parent of a forked process, which are never freed."""
 
 
+MOST_FILLED = 1 << 16
+"""Maximum copies of an input with which a batch of fixed size is filled up."""
+NO_BATCH = 'if that is no batch axis, its card says so: "batch": "none"'
+
+
 class LoadsLate(ForkSafe, ABC):
     """Model in a file with its card, which is loaded at the first run.
 
@@ -133,7 +138,10 @@ class ModelFile(LoadsLate):
         if not self.folders and self.path.is_dir():
             raise ModelError(f"{self.path} cannot be read: it is a folder")
         self.fingerprint = checked_sha256(self.path, self._expected)
-        return self._open()
+        try:
+            return self._open()
+        except UnicodeDecodeError as e:
+            raise ModelError(f"{self.path} is damaged: a name in it is no UTF-8") from e
 
     @abstractmethod
     def _open(self) -> Any:
@@ -205,12 +213,13 @@ class ModelFile(LoadsLate):
             BadInput: one of these inputs does not fit; the message has its number.
         """
         group = inputs[start : start + size]
+        if size - len(group) > MOST_FILLED:
+            raise BadInput(f"{self.path} takes {size} inputs at a time by its first axis, and {len(group)} are given; {NO_BATCH}")
         try:
             return [rows[: len(group)] for rows in self._rows(group + group[-1:] * (size - len(group)), cancel)]
         except BadInput as e:
             if size > 1:
-                axis = f'its batch axis is fixed at {size}; if that is no batch axis, its card says so: "batch": "none"'
-                raise BadInput(f"{e}; {axis}") from None
+                raise BadInput(f"{e}; its batch axis is fixed at {size}; {NO_BATCH}") from None
             raise BadInput(f"input {start} of the batch: {e}") from None
 
     def feed(self, inputs: list[Any]) -> dict[str, Array]:

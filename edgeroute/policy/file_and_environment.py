@@ -266,8 +266,15 @@ def _without_groups(edges: Any, path: Path) -> Any:
     return flat
 
 
-def _toml(text: str) -> Any:
+MOST_PARTS = 64
+"""Maximum parts of a dotted key."""
+_LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){{{MOST_PARTS}}}""")
+
+
+def parse_toml(text: str) -> Any:
     """Parse TOML; raise ValueError with a message that quotes no value."""
+    if _LONG_KEY.search(text):  # each part is a section within the one before, and parsing takes memory by the square of them
+        raise ValueError(f"is not TOML of a policy: a key has more than {MOST_PARTS} parts")
     try:
         return tomllib.loads(text)
     except ValueError as e:
@@ -412,5 +419,5 @@ def _place(error: ValueError | RecursionError) -> str:
     return str(error)
 
 
-_FORMATS = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
+_FORMATS = {".toml": parse_toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
 """Suffix -> parser."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class TensorModel:
         Raises:
             PolicyError: the model fails on zeros.
         """
-        zeros = {spec.name: np.zeros([max(1, size) for size in spec.shape], spec.dtype) for spec in self.inputs}
+        zeros = make_zeros(self.name, self.inputs)
         try:
             outputs = self.run_feed(zeros)
         except EdgerouteError:
@@ -296,12 +297,24 @@ async def watch(served: Iterable[Served], notify: Notify) -> None:
         await asyncio.sleep(period)
 
 
+MOST_ZEROS = 1 << 28
+"""Maximum elements of the inputs of a model that is served: it is run on zeros."""
+
+
+def make_zeros(name: str, specs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """Return zeros for each input, of size 1 where an axis is dynamic. Raise PolicyError for inputs that are too large."""
+    shapes = [[max(1, size) for size in spec.shape] for spec in specs]
+    if sum(map(prod, shapes)) > MOST_ZEROS:
+        raise PolicyError(f"{name} cannot be served: its inputs have more than {MOST_ZEROS} elements")
+    return {spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}
+
+
 class _Probe:
     """Health probe of one served model, which runs it on zeros."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
-        self.zeros = {spec.name: np.zeros([max(1, size) for size in spec.shape], spec.dtype) for spec in served.inputs}
+        self.zeros = make_zeros(served.name, served.inputs)
         self.takes_zeros: bool | None = None
         self._runs = -1
 
