@@ -126,6 +126,8 @@ def _on_disk(entry: Entry, part: Path) -> Iterator[None]:
 def _resume(source: Source, entry: Entry, file: FileEntry, part: Path, report: Callable[[int], object]) -> bool:
     """Download one file, from where it broke off. Return True if it is whole and verified, False if it broke off again.
 
+    Its tag is stored beside the part, for the next time.
+
     Raises:
         CatalogError: the whole file has another size or hash; it is deleted.
     """

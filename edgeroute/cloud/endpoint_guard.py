@@ -154,7 +154,8 @@ class Guard(ForkSafe):
     def check_health(self) -> None:
         """Send a probe, blocking, and record its result. Call it once per `Watcher.probe`.
 
-        Never raises an Exception. An endpoint without a health check counts as well.
+        Never raises an Exception: any failure counts as a failed probe. An endpoint without a health check counts as well, and so
+        nothing is sent.
         """
         ok, wait_s = False, None
         try:

@@ -443,7 +443,10 @@ def _constant(name: str, part: Any, kind: str) -> Any:
 
 
 def _file(name: str, part: dict[str, Any]) -> File:
-    """Return a file's template from its table; raise PolicyError."""
+    """Return a file's template from its table {file, filename, type}; raise PolicyError for other keys or values.
+
+    Without `filename` the field's name; without `type` that of unknown bytes.
+    """
     place = f"body.{clean(name, 40)}"
     for key in part:
         if key not in FILE_KEYS:

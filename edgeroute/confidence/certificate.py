@@ -124,7 +124,7 @@ class Certificate(NamedTuple):
 
     @property
     def guarantee(self) -> str:
-        """Guarantee in one sentence."""
+        """Guarantee in one sentence, with its confidence level and the examples on which it rests."""
         text = self._main_clause
         if self.thresholds:
             text += ", in each class that the edge predicts, all at once"
@@ -142,7 +142,7 @@ class Certificate(NamedTuple):
 
     @property
     def _main_clause(self) -> str:
-        """Main clause of the guarantee."""
+        """Main clause of the guarantee, by kind, metric and agreement."""
         share = _percent(self.value)
         if self.kind == "max_defer":
             return f"at most {share} of the inputs are deferred to the cloud"

@@ -211,7 +211,7 @@ def amount(of: str, value: float) -> str:
 
 
 def problem(rule: Rule) -> str:
-    """Return what is wrong with a rule, in words; empty: nothing."""
+    """Return the first fault of a rule's `of`, `then`, `hold_s`, `enter` or `leave`, in words; empty: there is none."""
     kind = OF.get(rule.of) if isinstance(rule.of, str) else None
     if kind is None:
         return f"of is one of {', '.join(OF)}, not {_shown(rule.of)}"

@@ -258,7 +258,7 @@ def names_of(providers: Sequence[Provider]) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of a list of providers."""
+    """Return the JSON Schema of a list of providers: short names, full names, and tables of either with options."""
     types = {bool: "boolean", int: "integer", str: "string", Path: "string"}
     native = {"type": "object", "description": "Options by ONNX Runtime's own names, unchecked."}
     tables = []

@@ -85,7 +85,7 @@ class Page:
 
 
 def of_tally(page: Page, tallied: Tallied, router: str) -> None:
-    """Add a tally's counts to the page."""
+    """Add a tally's counts and histograms to the page, labelled with the router's name."""
     for kind, count in tallied.requests.items():
         labels = {"source": kind.source, "leg": kind.leg, "reason": kind.reason, "degraded": str(kind.degraded).lower()}
         page.counter("requests", "Requests, by what answered and why", count, router=router, **labels)

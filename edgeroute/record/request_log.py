@@ -32,7 +32,7 @@ class RequestLog(Instrument):
         self.level = level
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Log the request's end. Texts and inputs are left out."""
+        """Log the request's end at `level`: the error's code, or the answer's route, confidence and latency; no texts."""
         if not log.isEnabledFor(self.level):
             return
         answer = ended.answer

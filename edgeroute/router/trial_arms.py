@@ -114,7 +114,7 @@ class _Tally:
         return Interval(mean, max(0.0, mean - error), mean + error)
 
     def stats(self, arm: str, side: str, model: str, share: float, stopped: str, *, shown: bool) -> ArmStats:
-        """Return the statistics of the arm."""
+        """Return the statistics of the arm, with intervals: deferrals and the loss for an edge, the cost for a cloud."""
         requests, failed, away, compared, differ = (int(self._sums[name]) for name in _SUMS[:5])
         deferred = loss = usd = None
         if side == "edge":
@@ -285,7 +285,7 @@ class RunningTrial(ForkSafe):
             test.add(mean, b=b, unit=unit)
 
     def _look(self) -> None:
-        """Stop the trial once a test has enough evidence, and raise the alarm. A trial stops once, and for good."""
+        """Stop the trial once a test has enough evidence, log that, and call the alarm. A trial stops once, and for good."""
         for kind, test in self._tests.items():
             if test.alarmed and not self.stopped:
                 a, b = self.names
@@ -480,7 +480,7 @@ class Trials(ForkSafe, parts.Part):
     def _hidden(self, running: RunningTrial, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
         """Call a hidden cloud in a thread, and compare its answer, unless too many calls are under way.
 
-        The call is without effect on the answer; failures of the endpoint itself count.
+        The call is without effect on the answer; failures of the endpoint itself count, and exceptions of the job are logged.
         """
         name, legs = running.names[1], request.plan.legs
         target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)

@@ -219,7 +219,7 @@ class Checks(Running):
                     return
 
     def ways(self) -> Iterator[str]:
-        """Check that `run_one` and `stream` answer as `run` does."""
+        """Check that `run_one` and `stream`, and its pieces joined, answer as `run` did; yields one difference of each."""
         for i, x in enumerate(self.samples):
             (answer,) = self.ask([x], many=False)
             if not self._same(answer, self.truth[i]):

@@ -133,7 +133,7 @@ class Running:
             raise Hangs(f"{what} does not end within {self.timeout_s:g} s") from e
 
     def end(self) -> None:
-        """Close the model and end the loop. Errors of closing are ignored."""
+        """Close the model, errors of which are ignored, and stop the loop; blocks for that up to `timeout_s`."""
         with suppress(Exception):  # what it raises was said by a check
             self.backend.close()
         if self._loop is not None:

@@ -181,7 +181,7 @@ class _Checks:
                 )
 
     def beside(self) -> Iterator[str]:
-        """Check two talks in turns, as in two threads."""
+        """Check that two talks whose calls alternate answer as each did alone; one that never ends is not reported here."""
         talks = [self.endpoint.talk([x]) for x in self.samples[:2]]
         answers: dict[int, Any] = {}
         replies: list[Reply | None] = [None, None]

@@ -350,9 +350,9 @@ class Delivery(ForkSafe):
             self._paused[lane] = monotonic() + pause_s, row
 
     def _store_outcome(self, write: Callable[[], object]) -> None:
-        """Store an outcome, retrying while the disk fails; meanwhile the request's slot is not reused.
+        """Store an outcome, retrying while the disk fails, which is logged; meanwhile the request's slot is not reused.
 
-        Gives up once the delivery is stopped.
+        Discards the outcome once the delivery is stopped.
         """
         while True:
             try:

@@ -403,7 +403,7 @@ class Window:
 
 
 def policy_summary(snapshot: Snapshot) -> dict[str, Any]:
-    """Return the policy in force as plain data."""
+    """Return the mode, limits, data classes, rules and thresholds of the policy in force, in JSON types."""
     policy, egress = snapshot.policy, snapshot.policy.rules
     return {
         "mode": policy.mode, "offline": policy.offline,

@@ -102,7 +102,7 @@ def _splits(splits: Mapping[str, Mapping[str, float]], models: Sequence[Subject]
 def _config(
     args: dict[str, Any], queue: int, low: int, high: int, target: int, splits: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """Return the contents of `serve.yaml`."""
+    """Return the contents of `serve.yaml`: an ingress, and models that scale from `low` to `high` replicas."""
     scaling = {
         "min_replicas": low, "max_replicas": high, "target_ongoing_requests": target, "metrics_interval_s": 1.0,
         "look_back_period_s": LOOK_BACK_S, "upscale_delay_s": 3.0, "downscale_delay_s": 60.0,

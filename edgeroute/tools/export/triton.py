@@ -204,7 +204,7 @@ class Parts:
         return parts
 
     def _model_config(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the configuration of the model itself."""
+        """Return the configuration of the model itself: backend, tensors, instances, batching, parameters and warm-up."""
         native = {"backend": "onnxruntime", "default_model_filename": FILE}
         config = {
             "name": self.runs, **({"backend": "python"} if self.backend == "python" else native), "max_batch_size": self.most,

@@ -86,7 +86,7 @@ class InputGuess(NamedTuple):
 
     @property
     def written(self) -> dict[str, Any]:
-        """Entry of this input in a card."""
+        """Entry of this input in a card: name, shape, dtype, layout, batch and constant, as far as they are known."""
         spec = self.spec
         entry: dict[str, Any] = {"name": spec.name, "shape": list(spec.shape)}
         if spec.dtype != "object":

@@ -175,7 +175,7 @@ def _label_output(first: Array, arrays: Sequence[Array]) -> list[Finding]:
 
 
 def _number_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
-    """Return the findings about an output of one number per input."""
+    """Return the finding about an output of one number per input, by its name and range: a class's, open, or a regression's."""
     values = [float(array.reshape(-1)[0]) for array in arrays]
     span = f"{min(values):.4g} to {max(values):.4g}"
     if not _LOGITS.isdisjoint(words(name)):

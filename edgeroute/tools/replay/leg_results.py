@@ -289,7 +289,10 @@ class Script:
             self._calls.clear()
 
     def _settle(self, call: Call, kind: Kind, time: float, detail: Any, tally: Tally) -> None:
-        """Report the result of a call to its gate, and book its costs."""
+        """Schedule the result of a call at its gate, and book its costs in the tally; those of an answer in the spending too.
+
+        A call shared by the rows of a batch adds bytes and costs alone.
+        """
         usd, joules = call.cost.usd, call.cost.joules
         tally.sent_bytes += call.sent
         if kind in ANSWERED:

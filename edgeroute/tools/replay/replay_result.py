@@ -101,7 +101,7 @@ class Replay(NamedTuple):
         return "\n".join([*_table(self.recorded, self.replayed), "", *self._lines()])
 
     def _lines(self) -> list[str]:
-        """Return the text below the table."""
+        """Return the text below the table: changed routes, unknowns, endpoints, battery, estimates and assumptions."""
         of, values = self.replayed.requests, self.values
         lines = [f"{self.changed:,} of {of:,} requests would have gone another way"]
         for change in self.examples:

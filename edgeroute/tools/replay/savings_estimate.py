@@ -223,7 +223,7 @@ def _between(interval: tuple[float, float]) -> str:
 
 
 def _lines(result: Saving) -> list[str]:
-    """Return the result as lines of text."""
+    """Return the result as lines of text: certified savings or none, money, caveats and assumptions."""
     names = f"{clean(result.edge_model)} (edge) and {clean(result.cloud_model)} (cloud)"
     lines = [f"{result.n:,} requests that both answered: {names}"]
     if result.cloud_correct is None:

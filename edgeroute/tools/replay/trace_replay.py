@@ -362,7 +362,7 @@ class _Run:
         return f"{', '.join(open_names)} does not answer" if open_names else ""
 
     def _result(self, empty: float | None) -> Replay:
-        """Return the result of the replay."""
+        """Return the result of the replay. `empty`: when the battery ran empty; None: by its base load after the last request."""
         trace, tally = self.trace, self.tally
         last = trace.requests[-1]
         span_s = last.begun + last.latency_s

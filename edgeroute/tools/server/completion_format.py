@@ -76,7 +76,7 @@ class Completion:
         self._chunk: dict[str, Any] = {**self._whole, "object": chunk}
 
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
-        """Return the body of a reply that is not streamed."""
+        """Return the body of a reply that is not streamed, with the origin of the answer as `edgeroute`."""
         reply = _reply(answer)
         choice = _choice(reply)
         text, content = _text(answer, choice), dict[str, Any]()

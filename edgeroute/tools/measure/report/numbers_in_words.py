@@ -197,7 +197,7 @@ def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, 
 
 
 def _measured(certificate: Certificate, measured: Verdict) -> str:
-    """Return a verdict's measured value in words."""
+    """Return a verdict's measured value and interval in words, with the value that the certificate allows."""
     value, low, high = (
         f"{round(share * 100, 2) + 0.0:.2f}" for share in (measured.measured, measured.low, measured.high)
     )  # no -0.00
