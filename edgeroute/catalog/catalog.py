@@ -151,7 +151,7 @@ class Catalog(Installed):
             self._tidy()
 
     def close(self) -> None:
-        """Close connections."""
+        """Close the source's connections; a later call opens them again."""
         if self._source is not None:
             self._source.close()
 

@@ -66,7 +66,7 @@ class Source(Protocol):
         """
 
     def close(self) -> None:
-        """Close connections. A later `open` connects again."""
+        """Close the connections, never raising. A later `open` connects again."""
 
 
 def _open_at_once(path: str, flags: int) -> int:

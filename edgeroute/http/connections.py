@@ -83,7 +83,7 @@ class Sockets:
             self._sockets.remove(sock)
 
     def close(self) -> None:
-        """Close all sockets."""
+        """Close all sockets and disown them; later ones may be opened."""
         for sock in tuple(self._sockets):
             self.drop(sock)
 

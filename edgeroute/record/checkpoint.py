@@ -81,7 +81,10 @@ class Checkpoint:
                 self.store.put(f"endpoint:{backend.where}", known)
 
     def close(self, clouds: Iterable[CloudBackend]) -> None:
-        """Store everything, and wait until it is written."""
+        """Store the exact counts and spending, wait until they are written, and leave the store.
+
+        The store's file is closed if nobody else uses it.
+        """
         self._note(clouds)
         self.spending.close()
         self.store.leave(self._counts)

@@ -66,7 +66,7 @@ class Trace(Instrument):
         self._write(line)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file if this object opened it; one that the caller passed stays open."""
         if self._close is not None:
             self._close()
 

@@ -220,7 +220,7 @@ class PolicyFile:
         return changed
 
     def close(self) -> None:
-        """Stop watching."""
+        """Have the watching thread end, without waiting: a reload that has begun goes on."""
         self._stop.set()
 
 

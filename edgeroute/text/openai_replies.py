@@ -352,7 +352,7 @@ class Gathered:
         return self._finish_reason is not None
 
     def end(self) -> None:
-        """Mark the reply as complete, as is known from elsewhere. An end that came before stays."""
+        """Set the finish reason to "stop", as an end is known from elsewhere. One that came before stays."""
         self._finish_reason = self._finish_reason or "stop"
 
     def reply(self) -> dict[str, Any]:

@@ -279,7 +279,7 @@ class FrameFlow:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Cancel the calls under way."""
+        """Discard the frames under way, and cancel their calls."""
         pending = [*self._flights, *([] if self._current is None else [self._current])]
         self._flights, self._current = [], None
         for frame in pending:

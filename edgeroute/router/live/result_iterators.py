@@ -45,7 +45,7 @@ class Flow(Protocol[U]):
         """Return the next item at this instant, or the instant until which to wait; None: the end."""
 
     def close(self) -> None:
-        """Cancel the calls under way."""
+        """Discard the items under way, and cancel their calls."""
 
 
 class Bell:

@@ -414,7 +414,7 @@ class AudioFlow:
         )
 
     def close(self) -> None:
-        """Cancel the calls under way."""
+        """Discard the segments under way, and cancel their calls."""
         pending = [*self._flights, *([] if self._current is None else [self._current])]
         self._flights, self._current = [], None
         for segment in pending:

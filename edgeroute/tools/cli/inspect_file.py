@@ -144,7 +144,7 @@ class Model:
         self.until = monotonic() + self.seconds
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model by its `close`; a no-op for a model without one."""
         if (close := member(self.model, "close")) is not None:
             close()
 

@@ -115,7 +115,7 @@ def _silence_native_code() -> None:
 
     llama.cpp quotes grammars and schemas of clients there, with line breaks that would forge records of the log.
     """
-    if sys.stderr is not sys.__stderr__ or sys.stderr.fileno() != 2:  # noqa: PLR2004 - replaced by a program that calls this
+    if sys.__stderr__ is None or sys.stderr is not sys.__stderr__ or sys.stderr.fileno() != 2:  # noqa: PLR2004 - replaced by a program that calls this
         return
     sys.stderr.flush()
     sys.stderr = open(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")  # noqa: SIM115, PTH123

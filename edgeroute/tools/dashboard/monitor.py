@@ -119,7 +119,7 @@ class TraceFile:
         return self._tail.error
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a later read opens it again, and goes on."""
         self._tail.close()
 
 

@@ -113,7 +113,7 @@ class TensorModel:
         return _joined_rows(parts)[:count]
 
     def close(self) -> None:
-        """Stop the event loop of a model with a coroutine function."""
+        """Stop the event loop of a model with a coroutine function, without waiting; does not free the model."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
@@ -242,7 +242,7 @@ class Served:
         return {**self.about, "name": name, "inputs": takes}
 
     def close(self) -> None:
-        """Shut down the model's threads without waiting for the run in progress."""
+        """Shut down the model's threads without waiting for the run in progress. The model itself is not freed."""
         self.batcher.close()
         self.model.close()
 
