@@ -57,7 +57,10 @@ class ReplyReader(Reader):
         return super().read_many(outputs, count)
 
     def _read(self, row: Any) -> Prediction:
-        """Check one row of outputs, and return its prediction. Raise BadReply for one that cannot be an answer."""
+        """Check one row of outputs, and return its prediction. Raise BadReply for one that cannot be an answer.
+
+        Takes a `Prediction`, a pair (value, confidence), an array, or outputs by name; the form of boxes is checked later.
+        """
         if type(row) is Prediction:
             self._check_pair(row.value, row.confidence)
         elif type(row) is tuple and self.kind != "label+probabilities":
@@ -353,7 +356,10 @@ class FunctionBackend(AbandonedRuns):
         return result
 
     def _answer(self, result: Any) -> Any:
-        """Return a result for the reader: a bare value without a kind gets no confidence; outputs are unchanged."""
+        """Return a function's result for the reader: a tuple, list or array unchanged, a bare value as (value, None).
+
+        With a kind other than "answers" a bare value is unchanged too.
+        """
         as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
         return result if as_it_is else (result, None)
 

@@ -49,7 +49,7 @@ def answer_fields(prediction: Prediction) -> dict[str, Any]:
 
 
 def _short(numbers: Any) -> Any:
-    """Return numbers with the digits of a float32."""
+    """Return a number, or the numbers of nested lists, with the digits of a float32; other values unchanged."""
     if isinstance(numbers, list):
         return [_short(number) for number in numbers]
     return float(f"{numbers:.7g}") if isinstance(numbers, float) else numbers

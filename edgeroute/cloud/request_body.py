@@ -126,7 +126,7 @@ def _strict(value: Any, whose: str, place: str) -> Any:
 
 
 def _missing(value: Any) -> str:
-    """Return a text for the part of a number or array that JSON would write as null; empty: none."""
+    """Return "a masked array" or "NaN or infinity" if JSON would write a part of a number or array as null; else ""."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         return "a masked array"
     floats = isinstance(value, float | np.floating) or (isinstance(value, np.ndarray) and value.dtype.kind == "f")
@@ -150,7 +150,7 @@ def _to_json_form(value: Any) -> Any:
 
 
 def description_of(value: Any) -> str:
-    """Return a description of a value, without quoting it."""
+    """Return the length of a text or bytes, the dtype and shape of an array, or else the type, in words; never the content."""
     if isinstance(value, str):
         return f"text of {len(value)} characters"
     if isinstance(value, BYTES):
@@ -161,7 +161,7 @@ def description_of(value: Any) -> str:
 
 
 def advice(value: Any) -> str:
-    """Return a hint at what to write instead of a value."""
+    """Return a hint at what to write instead of bytes, a path, a picture, or another value that JSON does not have."""
     if isinstance(value, BYTES):
         return ': give the endpoint a body, as in body={"image": "{input|base64}"}'
     if isinstance(value, os.PathLike):

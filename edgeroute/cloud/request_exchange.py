@@ -110,7 +110,7 @@ def _flat(text: str) -> dict[str, Any]:
 
 
 def _number(given: Any) -> float | None:
-    """Return a plausible number of 0 or more; None for other values."""
+    """Return a number, or text of one, from 0 to `LARGEST` as a float; None for other values."""
     if isinstance(given, bool) or not isinstance(given, int | float | str) or (isinstance(given, str) and len(given) > 40):  # noqa: PLR2004 - longer than any number
         return None
     try:

@@ -56,7 +56,7 @@ def have_boxes(outputs: Mapping[Any, Any]) -> bool:
 
 
 def boxes_without_batch(kind: str | None, outputs: Any) -> bool:
-    """Return True for a detector's outputs for one picture that have no batch axis."""
+    """Return True for outputs by name that are boxes of one picture without a batch axis, if the kind allows boxes."""
     return kind in {None, "boxes"} and type(outputs) is not np.ndarray and isinstance(outputs, Mapping) and are_boxes(outputs)
 
 

@@ -81,7 +81,7 @@ def text_of(x: Any) -> str:
 
 
 def _parts(content: Any) -> list[str]:
-    """Return the texts of a message's content. Parts without text are left out."""
+    """Return the texts of a message's content, a text or a list of parts. Parts without text, and all else, are left out."""
     if isinstance(content, str):
         return [content]
     parts = content if isinstance(content, list | tuple) else ()

@@ -181,7 +181,7 @@ def percent(number: float) -> str:
 
 
 def form_of(value: Any) -> str:
-    """Return a description of a value's type and shape, without its content."""
+    """Return a value's type in words, with the length of a mapping, tuple or list, or the shape of an array; no content."""
     if isinstance(value, Mapping):
         return f"a mapping of {len(value)}"
     shape = getattr(value, "shape", None)

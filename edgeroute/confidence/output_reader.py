@@ -161,7 +161,10 @@ class Reader:
         return self._read(result)
 
     def _read(self, row: Any) -> Prediction:
-        """Return the prediction for one input's outputs, without batch axis."""
+        """Return the prediction for one input's outputs, without batch axis: array, list, number, or the first output by name.
+
+        Takes (value, confidence) and a `Prediction` too. Raises BadReply.
+        """
         if self._special is not None:
             return self._special(row)
         if type(row) is tuple:

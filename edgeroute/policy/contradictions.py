@@ -176,7 +176,7 @@ def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _released(edges: Any) -> bool:
-    """Return True if a model is of a catalog: it may come with its certificate."""
+    """Return True if any model's path ends in .active: it is of a catalog, and may come with its certificate."""
     several = edges.values() if isinstance(edges, dict) else edges if isinstance(edges, list) else ()
     return any(isinstance(edge, dict) and str(edge.get("path")).lower().endswith(".active") for edge in several)
 

@@ -210,7 +210,7 @@ def _by_number(value: Any) -> Any:
 
 
 def _named_secrets(data: Any) -> Iterator[str]:
-    """Yield the variables that the policy itself names as secrets."""
+    """Yield the values of all keys `env` in the policy, at any depth: the variables that it names as secrets."""
     if isinstance(data, dict):
         if isinstance(data.get("env"), str):
             yield data["env"]
@@ -221,7 +221,10 @@ def _named_secrets(data: Any) -> Iterator[str]:
 
 
 def _without_nulls(data: Any) -> Any:
-    """Return data without keys whose value is null; raise ValueError for text that is not valid."""
+    """Return a copy of data without keys whose value is null, at any depth, but not within `body`, which may send null.
+
+    Raises ValueError for text that is not valid.
+    """
     if isinstance(data, dict):
         return {
             _text(str(key)): value if key == "body" else _without_nulls(value)  # a body may send null

@@ -70,7 +70,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _resolve_paths(value: Any, folder: Path) -> Any:
-    """Return a value with each path made absolute."""
+    """Return a value with each `Path`, also in lists and tuples, made absolute from the folder; others unchanged."""
     if isinstance(value, list | tuple):
         return type(value)([_resolve_paths(item, folder) for item in value])
     return at(folder, str(value)) if isinstance(value, Path) else value

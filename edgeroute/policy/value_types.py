@@ -126,7 +126,7 @@ def _score(value: Any) -> str:
 
 
 def _thresholds(value: Any) -> Any:
-    """Return thresholds: numbers, paths of certificates, or a list of them. Lists in a list are refused."""
+    """Return thresholds: numbers as floats, paths of certificates (.json), or a list of them; raise for all else."""
     if isinstance(value, list) and value and not any(isinstance(item, list) for item in value):
         return [_thresholds(item) for item in value]
     if isinstance(value, str) and re.fullmatch(_JSON, value):

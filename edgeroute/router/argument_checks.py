@@ -105,7 +105,7 @@ FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _hears(instrument: Any) -> bool:
-    """Return True if an object has a method of an instrument."""
+    """Return True if an object, which is no class, has a method of an instrument."""
     return not isinstance(instrument, type) and any(hasattr(instrument, event) for event in EVENTS)
 
 

@@ -162,7 +162,7 @@ def read_conversation(x: Any) -> Conversation | None:
 
 
 def _is_message(value: Any) -> bool:
-    """Return True if a value has the form of a message."""
+    """Return True if a value has the keys or attributes of a message: content, or role and parts; as a mapping any of them."""
     if isinstance(value, Mapping):
         return any(key in value for key in ("role", "content", "parts")) or ("from" in value and "value" in value)
     return hasattr(value, "content") or (hasattr(value, "role") and hasattr(value, "parts"))

@@ -230,7 +230,7 @@ class EdgeAnswers:
 
 
 def _as_json(answer: Prediction | None) -> dict[str, Any] | None:
-    """Return an edge's answer in JSON types, for a cloud that takes it."""
+    """Return an edge's answer in JSON types, for a cloud that takes it; None without one."""
     from edgeroute.cloud.input_encoding import answer_fields
 
     return None if answer is None else answer_fields(answer)

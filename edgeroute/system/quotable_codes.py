@@ -75,7 +75,7 @@ def quoted_names(names: Iterable[str], secrets: Iterable[str]) -> str:
 
 
 def _texts(error: Any, deep: int) -> Iterator[str]:
-    """Yield the texts in the known fields of an error."""
+    """Yield the texts in the known fields of an error, and of the first errors in it, `deep` levels down."""
     if isinstance(error, dict):
         yield from (code for name in FIELDS if isinstance(code := error.get(name), str))
         parts = [error.get(name) for name in WITHIN]

@@ -140,7 +140,7 @@ def dumps(message: Mapping[str, Any], indent: str = "") -> str:
 
 
 def _value(value: Any) -> str:
-    """Write a plain value as text."""
+    """Return a value in protobuf text: a `Word` bare, booleans in lower case, texts quoted."""
     if isinstance(value, Word):
         return value.text
     if isinstance(value, bool):

@@ -118,7 +118,7 @@ class TensorModel:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _by_name(self, results: Any) -> dict[str, Array]:
-        """Return the outputs of a run as arrays by name; raise `ModelError` if they are no tensors."""
+        """Return the outputs of a run, by name, or rows of one output, as arrays by name; raise `ModelError` for other rows."""
         if isinstance(results, Mapping):
             return {str(name): np.asarray(array) for name, array in results.items()}
         if not isinstance(results, np.ndarray) and any(
