@@ -167,7 +167,7 @@ class Tally(ForkSafe, Instrument):
         return name if len(self._requests) < MOST and len(self._legs) < MOST else OTHER
 
     def _endpoint(self, name: str) -> str:
-        """Return the endpoint's name, or `other` if there are too many."""
+        """Return the endpoint's name, which is remembered; or `OTHER` for a new one once `MOST` are."""
         if name not in self._names and len(self._names) >= MOST:
             return OTHER
         self._names.add(name)

@@ -206,7 +206,7 @@ class _Checks:
                     yield f"a talk gets {shown(truth)}, and decode of the reply to encode's call {shown(answer)}"
 
     def damaged(self) -> Iterator[str]:
-        """Check each reply in turn replaced by a damaged one; a talk may recover."""
+        """Check each reply in turn replaced by a damaged one; a talk may recover. Stores the texts of its errors in `texts`."""
         calls, _ = self._answers(self.samples[:1])
         taken = list[tuple[bytes, Prediction]]()
         for place, call in enumerate(calls):

@@ -388,7 +388,10 @@ class AudioFlow:
         return event
 
     def _step(self) -> Utterance | BargeIn | float | None:
-        """Return the next event, or the instant until which to wait for it; None: the end."""
+        """Advance the calls, begin the next segment, and return the next event, or the instant to wait for; None: the end.
+
+        A returned event is removed. Raises the error of a call.
+        """
         if self._barged:
             return self._barge_in(self._barged.popleft())
         for asked in self._flights:

@@ -296,7 +296,10 @@ class Guard:
         await self.app(scope, receive, send)
 
     def _fault(self, scope: Scope) -> Fault | None:
-        """Return the reason to refuse a request, in this order: doubled headers, host, web page, form, token; None if allowed."""
+        """Return the reason to refuse a request, in this order: doubled headers, host, web page, form, token; None if allowed.
+
+        A client without the token is marked in `scope` as a stranger; it may still use the open paths.
+        """
         headers: dict[bytes, bytes] = {}
         what = self._what
         for name, value in scope["headers"]:
