@@ -542,6 +542,8 @@ def test_plain_ping():
     """A path that must answer 200; else any reply to OPTIONS will do."""
     assert next(PlainJson("http://h/p", ping_path="/health").ping())[:2] == ("GET", "/health")
     calls, _ = run(PlainJson("http://h/p").ping(), said(b"", 405))
+    with pytest.raises(Refused, match="503"):
+        run(PlainJson("http://h/p").ping(), said(b"", 503))
     assert calls[0][:2] == ("OPTIONS", "/p")
     assert calls[0].probe
     with pytest.raises(Unreachable, match="reset"):

@@ -16,8 +16,10 @@ import pytest
 from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 from lazily import Later, needs
 
-from edgeroute import AsyncRouter, BadInput, Egress, Piece, PolicyError, Prediction, Prefix
+from edgeroute import AsyncRouter, BadInput, Egress, NoAnswer, Piece, PolicyError, Prediction, Prefix
+from edgeroute.errors import Unfit
 from edgeroute.tools.server.completion_format import Completion
+from edgeroute.tools.server.error_replies import fault_of
 from edgeroute.tools.server.gateway_app import app
 
 needs("openai")
@@ -486,3 +488,29 @@ def test_the_first_piece_of_a_sure_edge_does_not_wait_for_its_end():
         seen.set()
         rest = [chunk.choices[0].delta.content for chunk in pieces]
     assert (first, rest) == (["", "it ", "is "], ["so", None])
+
+
+def test_log_probabilities_of_a_text():
+    """Have OpenAI's older form, which differs from that of chats."""
+    content = [
+        {"token": "on", "logprob": -0.1, "top_logprobs": [{"token": "on", "logprob": -0.1}]},
+        {"token": "ce", "logprob": -0.2},
+    ]
+    reply = {"choices": [{"index": 0, "text": "once", "logprobs": {"content": content}, "finish_reason": "stop"}]}
+    with serving(AsyncRouter(Replies(reply))) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        logprobs = client.completions.create(model="edgeroute", prompt="x", logprobs=1).choices[0].logprobs
+    assert (logprobs.tokens, logprobs.token_logprobs, logprobs.text_offset) == (["on", "ce"], [-0.1, -0.2], [0, 2])
+    assert logprobs.top_logprobs == [{"on": -0.1}, {}]
+
+
+@pytest.mark.parametrize("error", [Unfit("too long"), NoAnswer("none", {"edge": Unfit("too long")})])
+def test_an_input_that_no_model_takes(error):
+    """Is the client's to change: 400."""
+    assert fault_of(error).status == 400
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 10**400}, {"deadline": 10**400}])
+def test_numbers_above_any_float(wrong):
+    """Are no thresholds and no times."""
+    with pytest.raises(PolicyError):
+        AsyncRouter(edge, cloud, **{"threshold": 0.5, **wrong})

@@ -9,6 +9,7 @@ import random
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import routes
@@ -26,6 +27,7 @@ from edgeroute import (
     OpenAIChat,
     Outbox,
     PolicyError,
+    Refused,
     Router,
 )
 from edgeroute.cloud import reply_pieces as speaking
@@ -804,3 +806,23 @@ def test_whatever_comes_is_an_answer_or_an_error_of_the_endpoint():
         assert read.confidence is None or read.confidence != read.confidence or 0 <= read.confidence <= 1
         assert truncated(read.outputs) in {"", "cut", "length", "content_filter", "other"}
     assert answers > 300
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 10**12, "completion_tokens": 1}, {"completion_tokens": 10**15}])
+def test_a_usage_beyond_reason(usage):
+    """Counts as estimated: it does not spend a day's limit."""
+    body = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": usage}
+    with CannedServer(http_reply(json.dumps(body).encode(), headers=JSON)) as server:
+        cloud = OpenAIChat(server.url, model="m", stream=False, retries=0, usd_per_million_input_tokens=1.0)
+        with Router(None, cloud, limits=Limits(usd_per_day=1.0)) as router:
+            assert [router.infer(x).source for x in ("a", "b")] == ["cloud", "cloud"]
+
+
+@pytest.mark.parametrize("status", [203, 205, 206])
+def test_a_success_that_a_proxy_changed(status):
+    """Is none: what it has is not the whole answer of the endpoint."""
+    body = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
+    with CannedServer(http_reply(json.dumps(body).encode(), status=status, headers=JSON)) as server, ExitStack() as stack:
+        router = stack.enter_context(Router(None, OpenAIChat(server.url, model="m", stream=False, retries=0)))
+        with pytest.raises(Refused, match=str(status)):
+            router.infer("a")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.cloud_backend import Escalated, checked_flag
-from edgeroute.cloud.endpoint import OneByOne, Talk, loads
+from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads
 from edgeroute.cloud.request_body import MAX_BODY, Body, BodyType, to_json
 from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
@@ -96,6 +96,7 @@ class PlainJson(OneByOne):
 
         Raises:
             Unreachable: no reply came.
+            Refused: the server, or a proxy before it, failed.
         """
         if self.ping_path is not None:
             yield Call("GET", self.ping_path)
@@ -103,6 +104,8 @@ class PlainJson(OneByOne):
         reply = yield Call("OPTIONS", self.address.path or "/", probe=True)
         if not reply.status:
             raise Unreachable(bytes(reply.body).decode())
+        if reply.status in _FAILED:
+            check_status(reply, self.where, b"", self.address)
 
     def health(self) -> Talk:
         """Yield a call that checks that the server is there; see `ping`."""
@@ -179,6 +182,8 @@ class PlainJson(OneByOne):
 
 
 _MISSING = object()
+_FAILED = {500, 502, 503, 504}
+"""HTTP statuses of OPTIONS by which a server does not work; others may refuse the method alone."""
 
 _DEFAULT: tuple[Any, ...] = ("{input}", {"input": "{input}"})
 _WITH_EDGE = {**_DEFAULT[1], "edge": "{edge}"}

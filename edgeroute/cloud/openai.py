@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_like
 from edgeroute.cloud.reply_pieces import (
+    DONE,
     OVER,
     PROGRESS,
     READ,
@@ -134,6 +135,8 @@ EXPECTED = 512
 """Tokens of an answer to book ahead if its maximum length is unknown."""
 MOST_TOKENS = 1_000_000_000
 """Maximum tokens of an answer in a request: a larger number is a mistake."""
+MARGIN = 200_000
+"""Tokens, beside ten times those expected, beyond which a server's count is not believed: thoughts and images take many."""
 LETTERS, PART = 3, 1000
 """Estimates where tokens are not counted yet: bytes of text per token, and tokens for an image or another part of a message."""
 
@@ -356,9 +359,9 @@ class OpenAIChat(OneByOne):
                 came = self._answer(gathered.reply())
                 e.partial = None if is_silent(came.value, came.outputs) else came
                 raise
-        if (tokens := _count_usage(gathered.usage)) is not None:
+        if (tokens := _count_usage(gathered.usage, call.tokens)) is not None:
             yield tokens
-        while over and (yield OVER) is not None:
+        while over and (yield DONE) is not None:
             pass
         prediction = self._answer(gathered.reply())
         self._check_said(prediction)
@@ -380,7 +383,7 @@ class OpenAIChat(OneByOne):
         guess = Tokens(
             0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
         )
-        yield _count_usage(document.get("usage")) or guess
+        yield _count_usage(document.get("usage"), call.tokens) or guess
         choice = document["choices"][0]
         if is_error(choice.get("finish_reason")):
             e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
@@ -455,13 +458,15 @@ class OpenAIChat(OneByOne):
         return f"OpenAIChat({self.address.origin + self._base!r}, model={self.model!r})"
 
 
-def _count_usage(usage: Any) -> Tokens | None:
-    """Return the tokens in a reply's `usage`; None: the server did not count them."""
+def _count_usage(usage: Any, expected: Tokens | None) -> Tokens | None:
+    """Return the tokens in a reply's `usage`; None: the server did not count them, or far more than were expected."""
     if not isinstance(usage, Mapping):
         return None
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     known = [count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None for count in counts]
-    return None if known == [None, None] else Tokens(known[0] or 0, known[1] or 0)
+    tokens = Tokens(known[0] or 0, known[1] or 0)
+    beyond = expected is not None and any(count > 10 * guess + MARGIN for count, guess in zip(tokens, expected, strict=True))
+    return None if known == [None, None] or beyond else tokens
 
 
 def _most(given: Any) -> int:

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 # It returns the whole answer, as a talk returns one of its outputs. It has no retries and no clock.
 
 T = TypeVar("T")
-LINGER_S = 3.0
-"""Maximum seconds to wait for the rest after a whole answer: token counts, and the end, which keeps the connection."""
+LINGER_S = 0.5
+"""Maximum seconds to wait for token counts after a whole answer; a fifth of it for the end of the reply, which keeps the
+connection."""
 LINE = 1 << 16
 """Maximum bytes of a first line that is waited for."""
 
@@ -53,7 +54,8 @@ class Read(NamedTuple):
     progress: bool = False
     """True if the last bytes were a part of the answer, so that the time for the next ones begins anew."""
     over: bool = False
-    """True if the answer is whole: the rest is not waited for long, and a failure there is no fault."""
+    """True if the answer is whole: the rest is not waited for long, and a failure there is no fault. With `progress`: nothing
+    but the end is missing."""
 
 
 @final
@@ -65,7 +67,7 @@ class AnswerPiece(NamedTuple):
     """Confidence of the answer so far; None: none."""
 
 
-READ, PROGRESS, OVER = Read(), Read(progress=True), Read(over=True)
+READ, PROGRESS, OVER, DONE = Read(), Read(progress=True), Read(over=True), Read(progress=True, over=True)
 AnswerStream: TypeAlias = Generator[Call | Read | AnswerPiece | Tokens, Head | bytes | None, T]
 
 
@@ -199,7 +201,7 @@ class StreamAttempt:
     def limit(self, read: Read) -> float:
         """Return the instant by which the next bytes must come. A step with progress begins the time for the next anew."""
         if read.over:
-            self._over = min(self._over, monotonic() + LINGER_S)
+            self._over = min(self._over, monotonic() + LINGER_S / (5 if read.progress else 1))
             return min(self._over, self._until)
         if read.progress:
             self._begun = True

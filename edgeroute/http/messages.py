@@ -40,8 +40,8 @@ class Call(NamedTuple):
     """Expected tokens: their price is booked before the request is sent, and corrected by the reply's count; None: no tokens."""
 
 
-SUCCESS = range(200, 300)
-"""HTTP statuses of a success."""
+SUCCESS = frozenset(range(200, 300)) - {203, 205, 206}
+"""HTTP statuses of a success; not of a reply that a proxy changed (203), emptied (205) or cut (206)."""
 
 
 class Reply(NamedTuple):

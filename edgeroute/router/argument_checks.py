@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
-from math import isnan
+from math import inf
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -149,6 +149,11 @@ def check_types(given: Mapping[str, Any]) -> None:
         check_seconds("hedge_after", given.get("hedge_after"), least=True)
 
 
+def is_float(value: Any) -> bool:
+    """Return True if a real number is a float's: no NaN, and no whole number above the largest float."""
+    return abs(value) <= sys.float_info.max or value in (inf, -inf)
+
+
 def check_seconds(name: str, value: Any, *, least: bool = False) -> None:
     """Check a number of seconds; None counts as not given.
 
@@ -162,7 +167,7 @@ def check_seconds(name: str, value: Any, *, least: bool = False) -> None:
     """
     if value is None:
         return
-    number = isinstance(value, Real) and not isinstance(value, bool) and not isnan(value)
+    number = isinstance(value, Real) and not isinstance(value, bool) and is_float(value)
     if not number or not (value >= 0 if least else value > 0):
         quoted = value if isinstance(value, Real) else f"a {type(value).__name__}"
         wanted = "seconds, a number of 0 or more" if least else "seconds, a number of more than 0"

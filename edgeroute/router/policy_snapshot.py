@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -41,6 +40,7 @@ from edgeroute.edge.model_members import member, stamps
 from edgeroute.edge.runtimes import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
+from edgeroute.router.argument_checks import is_float
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
 from edgeroute.router.input_views import TargetViews, View, check_send_edge
 from edgeroute.system.process import sha256
@@ -203,8 +203,8 @@ def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | 
     for value in values:
         if hasattr(value, "guarantee"):  # a certificate
             continue
-        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
-            raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, Real) or not is_float(value):
+            raise PolicyError(f"a threshold is a number or a certificate, not {value!r:.80}")
     return [value if hasattr(value, "guarantee") else float(value) for value in values]
 
 

@@ -171,7 +171,7 @@ def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None
         if not texts_only and isinstance(kind, str) and kind != "text":
             continue
         if kind != "text":
-            raise Unfit(f"message {i} has {clean(kind, 40)} in it, and a text model on the device takes text alone")
+            raise Unfit(f"message {i} has a part of another type than text, and a text model on the device takes text alone")
         if not isinstance(part.get("text"), str):
             raise BadInput(f"a part of message {i} is of the type text, and has none")
 

@@ -6,9 +6,10 @@ Also `Routing`, the gateway's calls of the router.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite
+from itertools import accumulate
 from time import time
 from typing import Any
 
@@ -22,6 +23,7 @@ from edgeroute.tools.server.access import Options
 from edgeroute.tools.server.gateway_requests import CompletionRequest
 from edgeroute.types import Answer
 
+MOST_FLOAT = sys.float_info.max
 REASON = 400
 """Most characters of a reason, in a header and in the body."""
 DONE = b"data: [DONE]\n\n"
@@ -30,7 +32,9 @@ DONE = b"data: [DONE]\n\n"
 def confidence_of(answer: Answer[Any]) -> float | None:
     """Return the answer's confidence as a float; None if there is none or it is not finite."""
     confidence = answer.confidence
-    return float(confidence) if isinstance(confidence, float | int) and isfinite(confidence) else None
+    if not isinstance(confidence, float | int) or not abs(confidence) <= MOST_FLOAT:  # an int may be above any float
+        return None
+    return float(confidence)
 
 
 def origin_of(answer: Answer[Any]) -> dict[str, Any]:
@@ -134,8 +138,20 @@ class Completion:
         return f"{'chatcmpl' if self.request.chat else 'cmpl'}-{identity}"
 
     def _logprobs(self, choice: Mapping[str, Any]) -> Any:
-        """Return the choice's logprobs if the request asked for them, else None."""
-        return choice.get("logprobs") if self.request.logprobs else None
+        """Return the choice's logprobs in OpenAI's form of chats or of texts if the request asked for them, else None."""
+        logprobs = choice.get("logprobs") if self.request.logprobs else None
+        content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+        if self.request.chat or not isinstance(content, list):
+            return logprobs
+        tokens = [str(token.get("token", "")) for token in content]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [token.get("logprob") for token in content],
+            "top_logprobs": [
+                {top.get("token", ""): top.get("logprob") for top in token.get("top_logprobs") or ()} for token in content
+            ],
+            "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
+        }
 
     def _text_chunk(self, text: str) -> dict[str, Any]:
         """Return the object of a chunk with this text."""

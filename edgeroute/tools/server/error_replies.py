@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgeroute.core.error_codes import Failure, clean
-from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError
+from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit
 from edgeroute.tools.server.oip_messages import reply
 
 AGAIN = {"Retry-After": "1"}
@@ -48,7 +48,7 @@ def fault_of(error: BaseException) -> Fault:
     """Translate an exception to its `Fault`; an unexpected exception becomes a 500 without details."""
     if isinstance(error, HTTPException):
         return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
-    if isinstance(error, BadInput):
+    if isinstance(error, BadInput | Unfit):
         return Fault(400, f"bad request: {clean(error)}", "bad_input")
     if isinstance(error, PolicyError):
         return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
@@ -68,7 +68,7 @@ def _fault_without_answer(error: EdgerouteError, errors: list[BaseException]) ->
 
     400 if each leg refused this input, since another attempt would not change that.
     """
-    if errors and all(isinstance(e, BadInput) or Failure.of(e).of_the_input for e in errors):
+    if errors and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors):
         return Fault(400, f"bad request: {clean(error)}", "bad_input")
     waits = [wait for e in errors if (wait := getattr(e, "retry_after_s", None) or getattr(e, "wait_s", None))]
     seconds = min(MOST_WAIT_S, max(1, ceil(max(waits, default=1))))
