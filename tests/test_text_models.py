@@ -14,7 +14,7 @@ from both import LONG
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
-from edgeroute import BadInput, LlamaModel, NoAnswer, PolicyError, Prefix, Router  # noqa: E402
+from edgeroute import BadInput, LlamaModel, ModelError, NoAnswer, PolicyError, Prefix, Router  # noqa: E402
 from edgeroute.core.error_codes import Failure  # noqa: E402
 from edgeroute.errors import Unfit  # noqa: E402
 from edgeroute.testing import CannedServer, http_reply  # noqa: E402
@@ -116,12 +116,12 @@ def test_what_the_model_cannot_take_is_deferred(tiny, x, code):
 
 
 def test_tools_are_no_mistake_in_a_stream(tiny):
-    """llama.cpp gives no log-probabilities with tools in pieces: so it is one piece, with its confidence."""
+    """An answer with tools comes in pieces with their log-probabilities, so that it can be stopped within."""
     x = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS}
     with Router(LlamaModel(tiny, max_tokens=8, decide_after=2), cloud, threshold=0.0) as router:
         with router.stream(x, deadline=LONG) as stream:
             pieces = list(stream)
-        assert (len(pieces), stream.answer.source) == (1, "edge")
+        assert (len(pieces) > 1, stream.answer.source) == (True, "edge")
         assert stream.answer.confidence == pytest.approx(router.infer(x, deadline=LONG).confidence)
 
 
@@ -189,3 +189,22 @@ def test_a_real_model_decides_within_its_answer(smollm):
             decided = next(event for event in stream.answer.trace["events"] if event["what"] == "decided")
             assert decided["confidence"] == pytest.approx(confidence, rel=0.05)
             assert decided["at_s"] < stream.answer.trace["latency_s"]
+
+
+def test_tools_are_stopped_within_an_answer(tiny):
+    """A deadline or a client that leaves ends a generation with tools, too, at its next token."""
+    x = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS}
+    looks = []
+
+    class AskedLater:
+        def on_ask(self, call):
+            """Nothing has to be woken."""
+
+        @property
+        def asked(self):
+            looks.append(None)
+            return len(looks) > 3
+
+    with pytest.raises(ModelError, match="stopped"):
+        LlamaModel(tiny, max_tokens=200).run_one(x, AskedLater())
+    assert len(looks) < 100
