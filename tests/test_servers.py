@@ -196,8 +196,9 @@ def test_many_at_once(server, way):
     """On one event loop: each gets its own answer."""
 
     async def main():
-        cloud = endpoint(server, way, output="scores", labels=NAMES, version=None if server.name in NO_VERSIONS else "1")
-        async with AsyncRouter(unsure, cloud, threshold=0.5) as router:
+        version = None if server.name in NO_VERSIONS else "1"
+        cloud = endpoint(server, way, output="scores", labels=NAMES, version=version, timeout=LONG)  # a busy machine needs it
+        async with AsyncRouter(unsure, cloud, threshold=0.5, deadline=LONG) as router:
             rows = [ROWS[i % 3] for i in range(64)]
             answers = await asyncio.gather(*map(router.infer, rows))
             assert [a.value for a in answers] == [NAMES[i % 3] for i in range(64)], {a.reason for a in answers}
