@@ -197,7 +197,7 @@ def test_many_at_once(server, way):
 
     async def main():
         version = None if server.name in NO_VERSIONS else "1"
-        cloud = endpoint(server, way, output="scores", labels=NAMES, version=version, timeout=LONG)  # a busy machine needs it
+        cloud = endpoint(server, way, output="scores", labels=NAMES, version=version, timeout_s=LONG)  # a busy machine needs it
         async with AsyncRouter(unsure, cloud, threshold=0.5, deadline=LONG) as router:
             rows = [ROWS[i % 3] for i in range(64)]
             answers = await asyncio.gather(*map(router.infer, rows))
