@@ -27,8 +27,8 @@ from edgeroute import Audit, Router
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.stores.journal import read
-from edgeroute.trials.drift_monitor import DriftMonitor
 from edgeroute.trials.edge_audits import Sampler
+from edgeroute.trials.guarantee_monitor import DriftMonitor
 
 MOST = size(200_000, 200)
 """Requests after which a run without an alarm is cut off."""

@@ -17,7 +17,7 @@ from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
 from edgeroute.observe.device.load_and_memory import Gpu, Load, Memory
 from edgeroute.observe.device.power import Battery, Power
 from edgeroute.observe.device.temperature import Thermal, Throttling
-from edgeroute.observe.link_monitor import Links
+from edgeroute.observe.network_routes import Links
 
 TREES = Path(__file__).resolve().parent.parent / "tests" / "device_trees"
 SECONDS = size(20.0, 0.2)

@@ -50,13 +50,13 @@ from edgeroute.record.request_log import RequestLog as RequestLog
 from edgeroute.record.trace import Trace as Trace
 from edgeroute.router.async_router import AsyncRouter as AsyncRouter
 from edgeroute.core.routing_policy import Options as Options
-from edgeroute.router.live.speech import BargeIn as BargeIn, Utterance as Utterance
+from edgeroute.router.live.speech_flow import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router
 from edgeroute.router.streams import AsyncStream as AsyncStream, Stream as Stream
 from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
 from edgeroute.stores.outbox import Outbox as Outbox
-from edgeroute.trials.drift_monitor import Audit as Audit
+from edgeroute.trials.guarantee_monitor import Audit as Audit
 from edgeroute.trials.trial_setting import Trial as Trial
 from edgeroute.types import (
     Answer as Answer,

@@ -23,7 +23,7 @@ from edgeroute.router.async_router import Loop
 from edgeroute.router.leg_execution import LegExecutor
 from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply
-from edgeroute.tools.measure.collect_examples import DirectCalls, collect
+from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""

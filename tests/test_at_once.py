@@ -23,9 +23,9 @@ from tiny import linear
 from edgeroute import Closed, Limits, Outbox, Prediction, Router, StoreError
 from edgeroute.cloud import spending_file as earlier
 from edgeroute.core.spending_limits import Spending
-from edgeroute.edge.run_counts import runs_of
+from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.http.messages import Address, Call
-from edgeroute.observe import link_monitor as network
+from edgeroute.observe import network_routes as network
 from edgeroute.router import base_router as methods
 from edgeroute.router import policy_reload as reload
 from edgeroute.stores import key_value_store as keyvalue

@@ -23,7 +23,7 @@ from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.outbox import Waiting
 from edgeroute.system import process
 from edgeroute.tools.measure.certification import audited_examples, fit_score
-from edgeroute.tools.measure.collect_examples import DirectCalls, label_values, recorded_examples
+from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, label_values, recorded_examples
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]

@@ -19,7 +19,7 @@ from live import Feed, live, until
 
 from edgeroute import AsyncRouter, BadInput, Closed, Egress, NoAnswer, PlainJson, PolicyError, Router
 from edgeroute.router.live import live_source as mailboxes
-from edgeroute.router.live.asyncio_source import AsyncBell
+from edgeroute.router.live.asyncio_iterators import AsyncBell
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, signature_of
 from edgeroute.router.live.live_source import Mailbox
 from edgeroute.router.live.result_iterators import Bell

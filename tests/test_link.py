@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 from netns import LONG, Namespace, needs_namespaces
 
-from edgeroute.observe import endpoint_health as health
-from edgeroute.observe import link_monitor as link
-from edgeroute.observe.link_monitor import NetworkMonitor
+from edgeroute.observe import endpoint_probing as health
+from edgeroute.observe import network_routes as link
+from edgeroute.observe.network_routes import NetworkMonitor
 
 WATCH = """
 import sys, threading
-from edgeroute.observe.link_monitor import NetworkMonitor
+from edgeroute.observe.network_routes import NetworkMonitor
 
 calls = []
 def on_up():

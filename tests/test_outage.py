@@ -22,7 +22,7 @@ from edgeroute import AsyncRouter, Egress, Function, Limits, MayNotLeave, OpenIn
 from edgeroute.cloud import endpoint_guard as guards
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS, Admission
-from edgeroute.observe.link_monitor import NetworkMonitor
+from edgeroute.observe.network_routes import NetworkMonitor
 from edgeroute.stores.journal import read
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 

@@ -18,7 +18,7 @@ from edgeroute import policy as settings
 from edgeroute.edge import model_members as members
 from edgeroute.edge import runtimes
 from edgeroute.edge.model_members import DEFAULTS, EdgeMembers
-from edgeroute.edge.run_counts import runs_of
+from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.edge.runtimes import load
 from edgeroute.testing import fresh_runtimes
 from edgeroute.tools.server.serve import named_model

@@ -40,7 +40,7 @@ from edgeroute import (
 from edgeroute.cloud.cloud_backend import Escalated
 from edgeroute.cloud.input_encoding import MOST_OUTPUTS, MOST_VALUE, PARAMETER, answer_fields
 from edgeroute.core.plan import plan
-from edgeroute.router.input_views import EdgeAnswers
+from edgeroute.router.target_views import EdgeAnswers
 from edgeroute.system.late_imports import package_folder
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve_app import app

@@ -42,10 +42,10 @@ from edgeroute.edge.runtimes import suffixes
 from edgeroute.policy import file_and_environment as sources
 from edgeroute.policy import policy_keys as keys
 from edgeroute.policy import units_as_text as units
-from edgeroute.policy.derived_sections import Section as Base
-from edgeroute.policy.derived_sections import configures
 from edgeroute.policy.schema import link_pages
-from edgeroute.system.class_signatures import check_units
+from edgeroute.policy.sections_from_classes import Section as Base
+from edgeroute.policy.sections_from_classes import configures
+from edgeroute.system.declared_settings import check_units
 
 ROOT = Path(__file__).parents[1]
 URL = "http://h/v2/models/m"

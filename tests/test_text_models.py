@@ -18,7 +18,7 @@ from edgeroute import BadInput, LlamaModel, ModelError, NoAnswer, PolicyError, P
 from edgeroute.core.error_codes import Failure  # noqa: E402
 from edgeroute.errors import Unfit  # noqa: E402
 from edgeroute.testing import CannedServer, http_reply  # noqa: E402
-from edgeroute.text.openai_replies import failure  # noqa: E402
+from edgeroute.text.read_openai_replies import failure  # noqa: E402
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
 IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]

@@ -32,10 +32,20 @@ from edgeroute.core.units import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
 from edgeroute.http.messages import SUCCESS, Address, Call, Reply
-from edgeroute.system.class_signatures import check_units
+from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import json_dumps, json_loads
-from edgeroute.text.openai_replies import FIELDS, LONG, Events, Gathered, RunningConfidence, answer, is_error, is_piece, is_silent
-from edgeroute.text.openai_requests import Chat
+from edgeroute.text.build_openai_requests import Chat
+from edgeroute.text.read_openai_replies import (
+    FIELDS,
+    LONG,
+    Events,
+    Gathered,
+    RunningConfidence,
+    answer,
+    is_error,
+    is_piece,
+    is_silent,
+)
 
 # Errors of a language model behind OpenAI's API (key, model, length, rate) as exceptions.
 

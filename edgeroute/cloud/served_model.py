@@ -18,9 +18,9 @@ from edgeroute.cloud.input_encoding import Choose, Feed, encode, encode_inputs, 
 from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decode_tensor, shape_of, spec_of, stack_inputs, wrong_with
 from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
+from edgeroute.edge.card_inputs import constant
 from edgeroute.edge.input_tensors import Plain
 from edgeroute.edge.model_card import Array, Card
-from edgeroute.edge.model_inputs import constant
 from edgeroute.edge.preprocessing import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
 from edgeroute.http.messages import Address, Call, Reply

@@ -1,7 +1,7 @@
 """Units of settings.
 
 The signature of a class declares a setting once: its name, its unit, its default, and a line of the docstring. The check of the
-class's arguments (`edgeroute.system.class_signatures`) and its section in policies (`edgeroute.policy.derived_sections`)
+class's arguments (`edgeroute.system.declared_settings`) and its section in policies (`edgeroute.policy.sections_from_classes`)
 read that.
 """
 

@@ -22,7 +22,7 @@ from edgeroute.core.stream_walk import Pieces, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable_model import gather
 from edgeroute.edge.model_members import check_model, feed_of, fingerprint, has_async_runs, member
-from edgeroute.edge.run_counts import runs_of
+from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.process import AbandonedRuns
@@ -197,7 +197,7 @@ class EdgeBackend(AbandonedRuns):
             load()
         card = member(self.model, "card")
         if card is not None:
-            from edgeroute.edge.model_inputs import batch_axis_problem
+            from edgeroute.edge.card_inputs import batch_axis_problem
 
             if text := batch_axis_problem(card, member(self.model, "inputs")):
                 raise ModelError(f"{self.where}: {text}")

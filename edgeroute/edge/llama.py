@@ -26,8 +26,8 @@ from edgeroute.edge.model_file import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.system.forks import initially
 from edgeroute.system.late_imports import import_late
-from edgeroute.text.openai_replies import Gathered, answer, failure
-from edgeroute.text.openai_requests import Chat, checked_score
+from edgeroute.text.build_openai_requests import Chat, checked_score
+from edgeroute.text.read_openai_replies import Gathered, answer, failure
 from edgeroute.types import StopToken
 
 # Trial of a .gguf file's chat template in a process of its own, as llama.cpp's template engine can end its process.

@@ -22,7 +22,7 @@ from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.system.process import list_weakset
-from edgeroute.text.openai_replies import TOO_LONG, Gathered
+from edgeroute.text.read_openai_replies import TOO_LONG, Gathered
 
 OnPiece = Callable[[Mapping[str, Any]], bool]
 """Function that takes each piece of a reply, and returns True to stop the generation."""

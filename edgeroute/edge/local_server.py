@@ -15,8 +15,8 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import ModelError, PolicyError, check_number
 from edgeroute.http.loopback_client import SHORT, Head, Local, exchange
 from edgeroute.system.process import json_loads
-from edgeroute.text.openai_replies import Gathered, answer, events, failure
-from edgeroute.text.openai_requests import Chat, checked_score
+from edgeroute.text.build_openai_requests import Chat, checked_score
+from edgeroute.text.read_openai_replies import Gathered, answer, events, failure
 from edgeroute.types import StopToken
 
 OK, UNAUTHORIZED, FORBIDDEN, MISSING, LOADING = 200, 401, 403, 404, 503

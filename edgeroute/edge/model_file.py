@@ -13,10 +13,10 @@ import numpy as np
 from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.confidence.scores import Score
+from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.edge_backend import current_turn
 from edgeroute.edge.input_tensors import MakePrepare, Plain
 from edgeroute.edge.model_card import Array, Card, checked_sha256
-from edgeroute.edge.model_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process

@@ -14,7 +14,7 @@ import numpy as np
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_members import check_model, has_async_runs, is_model, member
-from edgeroute.edge.run_counts import runs_of
+from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.errors import BadReply, PolicyError, nearest
 from edgeroute.system.late_imports import attribute, call_factory, plugin_targets
 from edgeroute.types import EdgeModel, StopToken

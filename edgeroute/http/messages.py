@@ -19,7 +19,7 @@ from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.units import Size, Timeout, Whole
 from edgeroute.errors import PolicyError
 from edgeroute.http.prices_and_pins import checked_pins, checked_terms
-from edgeroute.system.class_signatures import check_units
+from edgeroute.system.declared_settings import check_units
 
 
 class Call(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeroute.core.routing_policy import Terms
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.class_signatures import check_units
+from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import sha256
 
 

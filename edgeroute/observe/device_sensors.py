@@ -69,7 +69,7 @@ class DeviceSensors(ForkSafe):
         from edgeroute.observe.device.load_and_memory import Gpu, Load, Memory
         from edgeroute.observe.device.power import Battery, Power
         from edgeroute.observe.device.temperature import Thermal, Throttling
-        from edgeroute.observe.link_monitor import Links
+        from edgeroute.observe.network_routes import Links
 
         this_device = os.fspath(root) == "/"
         files = Files(root)

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from edgeroute.errors import nearest
 from edgeroute.policy.contradictions import Key, Problem, kind_text, quote_value
-from edgeroute.policy.derived_sections import Section
 from edgeroute.policy.policy_keys import SECTIONS, Settings
+from edgeroute.policy.sections_from_classes import Section
 from edgeroute.policy.target_sections import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCloud
 from edgeroute.system.late_imports import plugin_targets
 

@@ -18,8 +18,8 @@ from edgeroute.core.routing_policy import Offline, Options, PolicyMode
 from edgeroute.edge.model_members import is_model, stamps
 from edgeroute.errors import EdgerouteError
 from edgeroute.policy.contradictions import Wrong, contradictions
-from edgeroute.policy.derived_sections import Section, configures
-from edgeroute.policy.runtime_sections import ByRuntime, for_file
+from edgeroute.policy.edge_runtime_sections import ByRuntime, for_file
+from edgeroute.policy.sections_from_classes import Section, configures
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.target_sections import CLOUDS, AnyCloud, Edge, Target, group_variants
 from edgeroute.policy.units_as_text import Duration

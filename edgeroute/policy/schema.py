@@ -13,9 +13,9 @@ from pydantic_core import core_schema
 
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.errors import EdgerouteError
-from edgeroute.policy.derived_sections import text_of
+from edgeroute.policy.edge_runtime_sections import Registered, all_registered, registered_section
 from edgeroute.policy.policy_keys import LISTS, SECTIONS, Settings
-from edgeroute.policy.runtime_sections import Registered, all_registered, registered_section
+from edgeroute.policy.sections_from_classes import text_of
 from edgeroute.policy.target_sections import Cloud
 
 VARIANTS = {

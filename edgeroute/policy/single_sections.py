@@ -15,12 +15,12 @@ from edgeroute.core import device_rules as rules
 from edgeroute.core import spending_limits as spending
 from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
-from edgeroute.policy.derived_sections import Section, configures
+from edgeroute.policy.sections_from_classes import Section, configures
 from edgeroute.policy.units_as_text import SHARE, Duration, expected_error, share, text
 from edgeroute.policy.value_types import AnyTexts, Flag, Text, Texts, message_error, not_only_cloud
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
-from edgeroute.trials import drift_monitor as drift
+from edgeroute.trials import guarantee_monitor as drift
 
 if TYPE_CHECKING:
     from edgeroute.record.instruments import Instrument

@@ -21,7 +21,7 @@ from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import Variants, is_address, load
 from edgeroute.errors import PolicyError
 from edgeroute.http.messages import Address
-from edgeroute.policy.derived_sections import Kind, Section, configures
+from edgeroute.policy.sections_from_classes import Kind, Section, configures
 from edgeroute.policy.single_sections import at
 from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body, message_error
 from edgeroute.system.late_imports import load_plugin, plugin_targets

@@ -11,7 +11,7 @@ from typing import Any
 from edgeroute.core.units import Count, Share, Size
 from edgeroute.record.instruments import Instrument, RequestEnded
 from edgeroute.system import process
-from edgeroute.system.class_signatures import check_units
+from edgeroute.system.declared_settings import check_units
 
 
 class Trace(Instrument):

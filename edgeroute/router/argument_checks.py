@@ -16,7 +16,7 @@ from edgeroute.core.routing_policy import Options
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import PolicyError
 from edgeroute.record.instruments import Instrument
-from edgeroute.system.class_signatures import check_units
+from edgeroute.system.declared_settings import check_units
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def checked_options(options: Options | None) -> Options:
 
 
 CLASSES: Mapping[str, tuple[str, str]] = {
-    "audit": ("edgeroute.trials.drift_monitor", "Audit"),
+    "audit": ("edgeroute.trials.guarantee_monitor", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
     "egress": ("edgeroute.cloud.endpoint_guard", "Egress"),
     "limits": ("edgeroute.core.spending_limits", "Limits"),

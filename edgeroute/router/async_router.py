@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.router.conversation import AsyncConversation
-    from edgeroute.router.live.asyncio_source import AsyncAudio, AsyncFrames
+    from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
     from edgeroute.router.sessions import AsyncSession
     from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
@@ -322,7 +322,7 @@ class AsyncRouter(BaseRouter[V]):
 
         The source may be an async iterable, which is read in a task.
         """
-        from edgeroute.router.live.asyncio_source import frames_of
+        from edgeroute.router.live.asyncio_iterators import frames_of
         from edgeroute.router.live.frames import FrameSettings
 
         return self._watch(frames_of(self, source, FrameSettings(**settings).check()))
@@ -333,8 +333,8 @@ class AsyncRouter(BaseRouter[V]):
 
         The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
         """
-        from edgeroute.router.live.asyncio_source import audio_of
-        from edgeroute.router.live.speech import AudioSettings
+        from edgeroute.router.live.asyncio_iterators import audio_of
+        from edgeroute.router.live.speech_flow import AudioSettings
 
         return self._watch(audio_of(self, chunks, AudioSettings(**settings).check()))
 

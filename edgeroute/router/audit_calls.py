@@ -21,8 +21,8 @@ from edgeroute.trials.shadow_runs import ShadowRun
 
 if TYPE_CHECKING:
     from edgeroute.router.trial_arms import Trials
-    from edgeroute.trials.drift_monitor import Audit
     from edgeroute.trials.edge_audits import Auditor
+    from edgeroute.trials.guarantee_monitor import Audit
 
 
 class AuditCalls:
@@ -120,7 +120,7 @@ def effective_audit(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
     None stays None otherwise.
     """
     if audit is None and (snapshot.policy.mode == "shadow" or snapshot.hidden is not None):
-        from edgeroute.trials.drift_monitor import Audit as Made
+        from edgeroute.trials.guarantee_monitor import Audit as Made
 
         share = next((t.share for t in snapshot.trials if t.side == "edge"), None)
         return Made(share=1.0 if snapshot.policy.mode == "shadow" or share is None else share)

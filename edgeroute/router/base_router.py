@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from edgeroute.router.router_parts import Part
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
-    from edgeroute.trials.drift_monitor import Audit
+    from edgeroute.trials.guarantee_monitor import Audit
     from edgeroute.trials.trial_setting import Trial
 
 log = logging.getLogger("edgeroute")

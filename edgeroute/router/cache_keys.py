@@ -11,7 +11,7 @@ from edgeroute.core.walk import Prediction, acceptable
 
 if TYPE_CHECKING:
     from edgeroute.core.plan import Plan
-    from edgeroute.router.input_views import TargetViews
+    from edgeroute.router.target_views import TargetViews
     from edgeroute.stores.cache import Entry
     from edgeroute.types import Backend
 

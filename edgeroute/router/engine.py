@@ -22,7 +22,7 @@ from edgeroute.core.walk import Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held, StoreError
 from edgeroute.observe.device_sensors import SAMPLER
-from edgeroute.observe.endpoint_health import EndpointHealth
+from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import EASES_S, Observer
 from edgeroute.observe.router_stats import Counts, Seen, Stats, Status
 from edgeroute.router.argument_checks import check_seconds

@@ -14,7 +14,7 @@ from edgeroute.core.routing_policy import Offline
 from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
-from edgeroute.observe.endpoint_health import EndpointHealth
+from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import Observer
 from edgeroute.observe.router_stats import Counts
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgeroute.record.trace import Trace
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
-    from edgeroute.trials.drift_monitor import Audit
+    from edgeroute.trials.guarantee_monitor import Audit
 
 EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
 """Maximum threads: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies."""

@@ -18,9 +18,9 @@ from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new
 from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
-from edgeroute.router.input_views import EdgeAnswers
+from edgeroute.router.leg_inputs import CallInputs
 from edgeroute.router.request import Request
-from edgeroute.router.request_inputs import CallInputs
+from edgeroute.router.target_views import EdgeAnswers
 from edgeroute.system.process import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 

@@ -26,7 +26,7 @@ from edgeroute.system.log_filter import call_quietly
 from edgeroute.system.process import file_stamp
 
 if TYPE_CHECKING:
-    from edgeroute.trials.drift_monitor import Audit
+    from edgeroute.trials.guarantee_monitor import Audit
 
 
 # Replacement of the policy in force of a running router, which reuses models and connections of the old one.

@@ -42,7 +42,7 @@ from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
 from edgeroute.router.argument_checks import is_float
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
-from edgeroute.router.input_views import TargetViews, View, check_send_edge
+from edgeroute.router.target_views import TargetViews, View, check_send_edge
 from edgeroute.system.process import sha256
 from edgeroute.trials.trial_setting import EDGE_TRIAL, Trial, check_trials
 from edgeroute.types import Backend

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from edgeroute.router.conversation import Conversation
     from edgeroute.router.live.frames import Drop, Signature
     from edgeroute.router.live.result_iterators import Audio, Frames
-    from edgeroute.router.live.speech import Vad
+    from edgeroute.router.live.speech_flow import Vad
     from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.sessions import Session
     from edgeroute.router.streams import Stream
     from edgeroute.router.warm_up import Warmed, Warming
-    from edgeroute.tools.measure.report.progress import Progress
+    from edgeroute.tools.measure.report.progress_bar import Progress
     from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
 T = TypeVar("T")
@@ -324,7 +324,7 @@ class Router(BaseRouter[V]):
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
         from edgeroute.router.live.result_iterators import audio_of
-        from edgeroute.router.live.speech import AudioSettings
+        from edgeroute.router.live.speech_flow import AudioSettings
 
         settings = AudioSettings(
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,

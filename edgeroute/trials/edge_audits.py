@@ -21,7 +21,7 @@ from edgeroute.observe.router_stats import AuditStats, ShadowStats
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import call_contained
-from edgeroute.trials.drift_monitor import Audit, DriftMonitor, check_audit
+from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow_runs import UNHEARD, Background, Job, ShadowRun, Tally
 
 if TYPE_CHECKING:

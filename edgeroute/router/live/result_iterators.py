@@ -15,7 +15,7 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import BadInput, Closed
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
 from edgeroute.router.live.live_source import Call, DirectCall, Kind, Mailbox, PolledCall, fill, items, kind_of
-from edgeroute.router.live.speech import (
+from edgeroute.router.live.speech_flow import (
     WAITING,
     AudioFlow,
     AudioSettings,

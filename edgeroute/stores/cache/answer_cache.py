@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 from edgeroute.core.units import Bytes, Seconds
 from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.disk_tier import Disk
-from edgeroute.stores.cache.lru_table import Recent
+from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.stores.cache.semantic_cache import Semantic
-from edgeroute.system.class_signatures import check_units
+from edgeroute.system.declared_settings import check_units
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.process import now
 

@@ -50,7 +50,7 @@ from edgeroute.stores.outbox.sql_tables import (
 )
 from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file import Database
-from edgeroute.system.class_signatures import check_units
+from edgeroute.system.declared_settings import check_units
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import now, to_json_types
 

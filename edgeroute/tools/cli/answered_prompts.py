@@ -20,7 +20,7 @@ from edgeroute.tools.cli.input_files import files, prompt_of
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
-    from edgeroute.tools.measure.collect_examples import DirectCalls
+    from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
 SIDES = ("edge", "cloud")
 
@@ -52,7 +52,7 @@ def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
     Raises:
         BadInput: a line is invalid, only some have grades, or the answers of a side are never a label.
     """
-    from edgeroute.tools.measure.collect_examples import check_possible
+    from edgeroute.tools.measure.collect_edge_and_cloud import check_possible
 
     json_files = [path for path in files(paths) if path.suffix.lower() == ".jsonl"]
     lines = [_line(f"{path}:{n}", text) for path in json_files for n, text in _numbered_lines(path)][::every]

@@ -102,7 +102,7 @@ def calibrate(
     from edgeroute.edge.model_members import member
     from edgeroute.tools.cli.answered_prompts import grade_prompts, read_prompts
     from edgeroute.tools.cli.graded_answers import certify_graded, only_graded, read_graded
-    from edgeroute.tools.measure.collect_examples import DirectCalls
+    from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     result: CalibrationResult | CertifiedGraded
     want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
@@ -231,7 +231,7 @@ def _calibrate_recorded(
     from edgeroute.tools.cli.outbox_and_egress import state_folder
     from edgeroute.tools.measure.calibrate_steps import certify_examples, checked_request
     from edgeroute.tools.measure.certification import audited_examples
-    from edgeroute.tools.measure.collect_examples import DirectCalls, recorded_examples
+    from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
 
     options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
     target = checked_request(**options)

@@ -76,7 +76,7 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
     from edgeroute.models import fashion
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.demo_report import SLACK, Report, Run, choose, measure, sweep, test_images, validation
-    from edgeroute.tools.measure.report.progress import bar
+    from edgeroute.tools.measure.report.progress_bar import bar
 
     pair = fashion()
     folder = pair.edge.parent

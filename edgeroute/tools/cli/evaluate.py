@@ -100,7 +100,7 @@ def _may_write(report: Path) -> None:
 def _evaluate_recorded(router: Router, recorded: FileExamples, edge: int, **costs: float | None) -> EvaluationResult:
     """Evaluate recorded outputs."""
     from edgeroute.tools.measure.calibrate_steps import answer_notes, check_threshold, evaluate_examples
-    from edgeroute.tools.measure.collect_examples import DirectCalls, recorded_examples
+    from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.router_results import EvaluationResult
 
     calls = DirectCalls(router.engine, edge)

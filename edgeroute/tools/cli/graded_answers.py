@@ -14,7 +14,7 @@ from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.cli.example_options import TRUST
 from edgeroute.tools.cli.input_files import by_name, files
 from edgeroute.tools.measure.calibration import certificate_of
-from edgeroute.tools.measure.collect_examples import DirectCalls
+from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
 NAMES = ("edge_scores", "cloud_scores", "confidence", "groups")
 

@@ -110,7 +110,7 @@ def infer(
     """Answer inputs. A failed input does not stop the others."""
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.input_files import files, read_inputs
-    from edgeroute.tools.measure.report.progress import bar
+    from edgeroute.tools.measure.report.progress_bar import bar
 
     tally, failures = Tally(), list[EdgerouteError]()
     paths = files(given)

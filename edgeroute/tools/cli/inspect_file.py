@@ -15,10 +15,10 @@ from edgeroute.confidence.detector_boxes import are_boxes
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.error_codes import error_text
 from edgeroute.edge import gguf_format as gguf
+from edgeroute.edge.card_inputs import Inputs
 from edgeroute.edge.edge_backend import in_new_session
 from edgeroute.edge.input_tensors import shape_text
 from edgeroute.edge.model_card import Card, card_path, sha256_of
-from edgeroute.edge.model_inputs import Inputs
 from edgeroute.edge.model_members import feed_of, member
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing

@@ -12,8 +12,8 @@ from edgeroute.cloud.tensor_types import DTYPES
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.error_codes import error_text
 from edgeroute.core.routing_policy import Options
+from edgeroute.edge.card_inputs import Inputs
 from edgeroute.edge.model_card import Card
-from edgeroute.edge.model_inputs import Inputs
 from edgeroute.errors import BadInput, CloudError, EdgerouteError
 from edgeroute.http.messages import Reply, Secret
 from edgeroute.router.router import Router

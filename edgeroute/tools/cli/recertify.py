@@ -142,7 +142,7 @@ def _judge(
     from edgeroute.core.routing_policy import INF
     from edgeroute.tools.measure.calibrate_steps import certify_examples, checked_request
     from edgeroute.tools.measure.certification import audited_examples
-    from edgeroute.tools.measure.collect_examples import DirectCalls
+    from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
     from edgeroute.trials.trial_setting import EDGE_TRIAL
 
     calls = DirectCalls(router.engine, 0, of=router.engine.snapshot.hidden)
@@ -190,7 +190,7 @@ def _compare_with_edge(
     deferrals, it loses fewer answers, and keeps that limit.
     """
     from edgeroute.tools.measure.certification import audited_examples, compare_edges
-    from edgeroute.tools.measure.collect_examples import DirectCalls
+    from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     calls = DirectCalls(router.engine)
     target, bound = router.engine.snapshot.targets[calls.number], router.engine.snapshot.certificates[calls.number]

@@ -236,7 +236,7 @@ def simulate_clients(
     from concurrent.futures import ProcessPoolExecutor, wait
     from multiprocessing import active_children, get_context
 
-    from edgeroute.tools.measure.report.progress import bar
+    from edgeroute.tools.measure.report.progress_bar import bar
 
     quiet = (signal.SIGINT, signal.SIG_IGN)
     processes = ProcessPoolExecutor(

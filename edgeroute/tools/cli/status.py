@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgeroute.core.spending_limits import Limits
     from edgeroute.observe.router_stats import ShadowStats
     from edgeroute.router.policy_snapshot import Snapshot
-    from edgeroute.trials.drift_monitor import Audit
+    from edgeroute.trials.guarantee_monitor import Audit
 
 
 # Reading a router's state.db, without changing it, also while another process writes it.
@@ -371,7 +371,7 @@ def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | 
 
     The stored counts are left out if they belong to another certificate.
     """
-    from edgeroute.trials.drift_monitor import DriftMonitor
+    from edgeroute.trials.guarantee_monitor import DriftMonitor
 
     certificate = None if promise is None else promise.certificate
     fits = dumped is not None and certificate is not None and dumped.get("certificate") == certificate.checksum

@@ -16,9 +16,9 @@ import numpy as np
 
 from edgeroute.cloud.openinference import NAMES
 from edgeroute.core.error_codes import clean
+from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.input_tensors import row_shape
 from edgeroute.edge.model_card import sha256_of
-from edgeroute.edge.model_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.onnx import OnnxModel, external_data, spec_of
 from edgeroute.edge.preprocessing import Picture, Preprocess
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing, StoreError

@@ -23,9 +23,9 @@ from edgeroute.router.request import is_read_once, read_once_error
 from edgeroute.system import process
 from edgeroute.tools.measure.calibration import checked_target
 from edgeroute.tools.measure.certification import Fit, certify
-from edgeroute.tools.measure.collect_examples import DirectCalls, collect
+from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect
 from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
-from edgeroute.tools.measure.report.progress import Progress, show_progress
+from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
 if TYPE_CHECKING:

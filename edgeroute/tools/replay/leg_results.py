@@ -14,7 +14,7 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, new
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
-from edgeroute.tools.replay.simulated_endpoint import Gate
+from edgeroute.tools.replay.network_and_admission import Gate
 from edgeroute.tools.replay.trace_reader import ANSWERED, Request, Seen, Tally
 
 # Device model: battery and thermal throttling.

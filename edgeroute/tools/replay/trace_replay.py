@@ -20,9 +20,9 @@ from edgeroute.observe.planning_facts import READS_S, unsure_share
 from edgeroute.observe.router_stats import Counts
 from edgeroute.router.drivers import virtual_time as virtual
 from edgeroute.tools.replay.leg_results import THERMAL, Battery, Script, Unknown, heat
+from edgeroute.tools.replay.network_and_admission import NETWORKS, SERVER_S, Gate, Link
 from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Replay, Values, goes_by_energy, joules
 from edgeroute.tools.replay.replay_setup import Port, Setup
-from edgeroute.tools.replay.simulated_endpoint import NETWORKS, SERVER_S, Gate, Link
 from edgeroute.tools.replay.trace_reader import ANSWERED, Past, Recording, Request, Tally, read, without_gc
 
 # Driver for the walk of a replayed request.

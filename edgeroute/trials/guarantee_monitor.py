@@ -16,7 +16,7 @@ from edgeroute.core.units import Count, Share
 from edgeroute.errors import PolicyError
 from edgeroute.observe.router_stats import AuditStats
 from edgeroute.system import process
-from edgeroute.system.class_signatures import check_units
+from edgeroute.system.declared_settings import check_units
 
 SHOWN = 50
 """Number of audits that an alarm reports."""

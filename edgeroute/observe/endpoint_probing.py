@@ -13,7 +13,7 @@ from edgeroute.system.process import LINUX
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.observe.link_monitor import NetworkMonitor
+    from edgeroute.observe.network_routes import NetworkMonitor
     from edgeroute.system.thread_pool import ThreadPool
 
 log = logging.getLogger("edgeroute")
@@ -67,7 +67,7 @@ class EndpointHealth(ForkSafe):
         with self._lock:
             if self._watch is not None or self._closed:
                 return
-            from edgeroute.observe.link_monitor import NetworkMonitor
+            from edgeroute.observe.network_routes import NetworkMonitor
 
             self._watch = NetworkMonitor(self.link_up)
             if not LINUX:

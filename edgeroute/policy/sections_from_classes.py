@@ -47,7 +47,7 @@ from edgeroute.policy.value_types import (
     Verify,
     Whole,
 )
-from edgeroute.system.class_signatures import argument_texts, hints, unit_of
+from edgeroute.system.declared_settings import argument_texts, hints, unit_of
 
 S = TypeVar("S", bound=BaseModel)
 WORDS = {"; None:": "; without it:", "None:": "Without it:", "inf:": "Without it:", ", seconds": "", ", 0..1": "", "docs/": ""}

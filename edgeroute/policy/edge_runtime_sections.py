@@ -22,7 +22,7 @@ from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyE
 from edgeroute.policy.contradictions import quote_value
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
 from edgeroute.policy.target_sections import Edge, Model, Target
-from edgeroute.system.class_signatures import argument_texts, hints
+from edgeroute.system.declared_settings import argument_texts, hints
 
 log = logging.getLogger("edgeroute")
 WRITTEN = ".onnx"
