@@ -329,7 +329,7 @@ def test_a_frame_whose_refinement_is_outdated_is_counted(make):
 def ahead(monkeypatch):
     """So many seconds is the clock ahead for whoever asks for the next update."""
     seconds = [0.0]
-    for module in ("result_iterators", "asyncio_source"):
+    for module in ("result_iterators", "asyncio_iterators"):
         monkeypatch.setattr(f"edgeroute.router.live.{module}.monotonic", lambda: monotonic() + seconds[0])
     return seconds
 

@@ -25,6 +25,7 @@ from edgeroute.edge.model_members import check_model, feed_of, fingerprint, has_
 from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, ModelError
+from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import AbandonedRuns
 from edgeroute.types import EdgeModel, StopToken
 
@@ -196,11 +197,10 @@ class EdgeBackend(AbandonedRuns):
         if load is not None:
             load()
         card = member(self.model, "card")
-        if card is not None:
-            from edgeroute.edge.card_inputs import batch_axis_problem
-
-            if text := batch_axis_problem(card, member(self.model, "inputs")):
-                raise ModelError(f"{self.where}: {text}")
+        if card is not None and (
+            text := import_late("edgeroute.edge.card_inputs").batch_axis_problem(card, member(self.model, "inputs"))
+        ):
+            raise ModelError(f"{self.where}: {text}")
         outputs = self._run_zeros(min(PROBE_S, until - monotonic()))
         if outputs is None:
             return

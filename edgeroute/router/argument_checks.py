@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
-from math import inf
+from math import isnan
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -151,7 +151,10 @@ def check_types(given: Mapping[str, Any]) -> None:
 
 def is_float(value: Any) -> bool:
     """Return True if a real number is a float's: no NaN, and no whole number above the largest float."""
-    return abs(value) <= sys.float_info.max or value in (inf, -inf)
+    try:
+        return not isnan(value)
+    except OverflowError:
+        return False
 
 
 def check_seconds(name: str, value: Any, *, least: bool = False) -> None:

@@ -12,6 +12,7 @@ from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Done, Event, Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
+from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import call_contained
 
 if TYPE_CHECKING:
@@ -231,9 +232,7 @@ class EdgeAnswers:
 
 def _as_json(answer: Prediction | None) -> dict[str, Any] | None:
     """Return an edge's answer in JSON types, for a cloud that takes it; None without one."""
-    from edgeroute.cloud.input_encoding import answer_fields
-
-    return None if answer is None else answer_fields(answer)
+    return None if answer is None else import_late("edgeroute.cloud.input_encoding").answer_fields(answer)
 
 
 def check_send_edge(

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
 from functools import partial
-from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
 from reprlib import Repr
@@ -68,8 +67,10 @@ def _orjson() -> Any:
     """Return the module orjson, which the first call imports; None if it is not installed."""
     global orjson  # noqa: PLW0603 - the module is imported once
     if orjson is NotImplemented:
+        from edgeroute.system.late_imports import import_late  # a fork waits for it: no child finds a lock of an import
+
         try:
-            orjson = import_module("orjson")
+            orjson = import_late("orjson")
         except ImportError:
             orjson = None
     return orjson
@@ -381,9 +382,10 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 def sha256(data: bytes = b"") -> hashlib._Hash:
     """Return a SHA-256 hash object over data. The first call imports hashlib, which takes 3 ms, as OpenSSL comes with it."""
-    from hashlib import sha256 as new
+    from edgeroute.system.late_imports import import_late
 
-    return new(data)
+    digest: hashlib._Hash = import_late("hashlib").sha256(data)
+    return digest
 
 
 def file_sha256(path: Path) -> str:
