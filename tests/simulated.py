@@ -24,8 +24,6 @@ import time
 import traceback
 from pathlib import Path
 
-from both import flat
-
 MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty")
 NAMES = {
     os: "fork forkpty register_at_fork getuid geteuid getgid fchown chown O_NOFOLLOW O_DIRECTORY O_CLOEXEC posix_fallocate pread "
@@ -284,6 +282,8 @@ def a_corrupt_file():
 
 def battery():
     import logging
+
+    from both import flat  # it imports edgeroute, for the system that is simulated by then
 
     from edgeroute import Reading, Router, Rule
 
