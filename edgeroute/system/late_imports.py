@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -13,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing, nearest
-from edgeroute.system.process import log
+
+log = logging.getLogger("edgeroute")
 
 # Imports on first use.
 
@@ -109,7 +111,7 @@ def _import(name: str) -> None:
     """Import a module in a thread of its own. An exception is only logged: `import_late` raises it again."""
     try:
         _import_whole(name)
-    except BaseException:  # noqa: BLE001 - raised again where it was asked for
+    except BaseException:
         log.debug("%s cannot be imported", name, exc_info=True)
 
 

@@ -343,6 +343,14 @@ def test_with_restart_an_edge_is_shown_while_it_is_judged():
     assert (outcome.leg, outcome.accepted, effects[-1]) == (1, True, Cancel(0))
 
 
+def test_with_restart_an_edge_that_is_shown_is_not_begun_anew_when_the_cloud_fails():
+    """It is the only leg left, and goes on."""
+    happens = {"edge": [(0.1, "a"), (0.3, "b"), (0.4, [0.1])], "cloud": [(0.2, OSError("away"))]}
+    outcome, heard = run(made(hedge_after=0.0), happens, restart=True)
+    assert heard == [("edge", "a"), ("edge", "b")]
+    assert (outcome.leg, outcome.accepted) == (0, False)
+
+
 @pytest.mark.parametrize("ends", [(0.3, [0.1]), (3.0, [0.1])])
 def test_with_restart_a_cloud_that_breaks_off_gives_way_to_the_edge(ends):
     """Its answer, or what it has of it so far, from the beginning."""
