@@ -16,13 +16,14 @@ from datetime import date
 from decimal import Decimal
 from enum import Enum
 from hashlib import blake2b
-from html import unescape
 from itertools import islice, pairwise
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple
 from unicodedata import normalize
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
+
+from edgeroute.system.late_imports import import_late
 
 SHORTEST: Final = 17
 """Minimum bytes of content of a text that identifies a conversation; shorter ones, such as "yes", are in too many."""
@@ -102,7 +103,7 @@ def _segments(text: str) -> list[bytes]:
 
     Pieces without content are left out.
     """
-    pieces = _BORDERS.split(normalize("NFKC", unescape(text) if "&" in text else text).casefold())
+    pieces = _BORDERS.split(normalize("NFKC", import_late("html").unescape(text) if "&" in text else text).casefold())
     return [content.encode() for piece in pieces if (content := _FORM.sub("", piece))]
 
 
