@@ -84,6 +84,8 @@ def test_the_house_is_drawn_from_the_design(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "website"))
     draw = importlib.import_module("draw")
     for name, drawn in draw.STILL.items():
+        if drawn.__name__ == "confidence" and not (ROOT / "models" / "fashion").exists():  # the tests stand beside a wheel
+            continue
         assert (ROOT / "docs" / "figures" / f"{name}.svg").read_text(encoding="utf-8") == str(drawn()), name
     monkeypatch.setattr(draw, "FLOORS", draw.FLOORS[::-1])
     with pytest.raises(ValueError, match="not down"):
