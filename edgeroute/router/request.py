@@ -75,7 +75,7 @@ class Request(NamedTuple):
     batch: str = ""
     """Id of the batch to which the row belongs; empty: no batch."""
     shows: Shows = ""
-    """What the caller gets before the final answer: nothing, a provisional answer, its pieces, or pieces that may begin anew."""
+    """Output before the final answer: none, a provisional answer, its pieces, or pieces that may begin anew."""
     first_token_s: float = INF
     key: bytes | None = None
     """Cache key; None: not cached."""

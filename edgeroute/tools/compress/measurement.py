@@ -29,7 +29,7 @@ class Measured(NamedTuple):
     bytes: int
     """Bytes of the file and of the weights beside it."""
     packed_bytes: int
-    """The same compressed by zlib: the cost of a download."""
+    """Size of the file compressed by zlib, bytes: the cost of a download."""
     median_s: float | None
     """Median time of a run of one input on one thread, seconds; None: it does not run on this machine."""
     accuracy: float | None

@@ -38,7 +38,7 @@ UNARY = {"Abs", "Cast", "Ceil", "Clip", "Dropout", "Elu", "Erf", "Exp", "Floor",
 BINARY = {"Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub"}
 POOLS = {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool", "GlobalLpPool"}
 ALIGNED = 8
-"""Of 16 channels or more, a multiple of this stays: kernels are optimised for it."""
+"""Divisor of the channels that stay, of 16 or more: kernels are optimised for it."""
 
 
 class Whole(Exception):

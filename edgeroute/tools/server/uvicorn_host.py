@@ -34,7 +34,7 @@ files that a process may have open."""
 KEEP_ALIVE_S = 75
 """Time an idle connection stays open, seconds: a router may call rarely, and a new connection costs it round trips."""
 STRANGER_S = 5
-"""The same for a connection on which no token was shown, where one is needed, seconds."""
+"""Keep-alive of a connection without a token, where one is needed, seconds."""
 GRACE_S = 5
 """Time for requests in progress to finish at shutdown, seconds."""
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
