@@ -28,9 +28,14 @@ JUNK = (
     "edgeroute/core/__pycache__/plan.cpython-311.pyc", "docs/__pycache__/x.pyc", "tests/__pycache__/x.pyc", ".venv/lib/tests/test_x.py",
     "venv/lib/docs/x.md", "venv/lib/edgeroute/x.py", "shared/models/x.onnx", ".env", "android_demo/.flet/storage/data/outbox.db",
     "android_demo/build/apk/app.apk", ".examples/ar/lib/x.py", "build/lib/edgeroute/x.py", "dist/old.whl", ".coverage.host.1",
-    ".mypy_cache/3.11/x.json", "models/fashion/.DS_Store",
+    ".mypy_cache/3.11/x.json", "models/fashion/.DS_Store", "examples/policies/state/outbox.db", "examples/policies/state/cache-key",
 )  # fmt: skip
 """What lies about in a folder that is worked in."""
+UNTRACKED = (
+    "docs/notes.md", "examples/policies/my device [1].toml", "models/fashion/secret.key", "edgeroute/tools/draft.py", "tests/test_draft.py",
+    "edgeroute/drafts/deep/x.py",
+)  # fmt: skip
+"""What nobody has committed, and no .gitignore names."""
 
 
 def tracked() -> list[str]:
@@ -50,13 +55,15 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """A copy of the project, worked in."""
+    """A clone of the project, worked in."""
     tree = tmp_path_factory.mktemp("tree")
     for name in tracked():
         if (ROOT / name).exists():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
-    for name in JUNK:
+    subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
+    subprocess.run(["git", "add", "--all"], cwd=tree, check=True)
+    for name in JUNK + UNTRACKED:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("junk")
     return tree
@@ -123,6 +130,46 @@ def test_a_wheel_of_the_source_is_that_of_the_tree(tree, built):
     (one,) = again.glob("*.whl")
     assert one.name == built[1].name
     assert one.read_bytes() == built[1].read_bytes()
+
+
+@pytest.fixture
+def unpacked(built, tmp_path):
+    """The folder of an unpacked source distribution, which has no git."""
+    with tarfile.open(built[0]) as archive:
+        archive.extractall(tmp_path, **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
+    (folder,) = tmp_path.iterdir()
+    return folder
+
+
+def test_ignored_files_are_left_out_where_there_is_no_git(built, unpacked):
+    """A wheel is built from an unpacked source distribution, too, in which somebody has tried the policies."""
+    state = unpacked / "examples" / "policies" / "state"
+    state.mkdir()
+    (state / "cache-key").write_text("junk")
+    run("build", "--no-isolation", "--wheel", cwd=unpacked)
+    (wheel,) = (unpacked / "dist").glob("*.whl")
+    assert wheel.read_bytes() == built[1].read_bytes()
+
+
+def test_a_clone_that_git_cannot_read_builds_nothing(unpacked):
+    """Which of its files are tracked is not known, and the error gives the next step."""
+    (unpacked / ".git").write_text("gitdir: elsewhere\n")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel"]
+    done = subprocess.run(command, cwd=unpacked, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "git cannot list the untracked files" in done.stdout + done.stderr
+    assert not list((unpacked / "dist").glob("*.whl"))
+
+
+def test_an_editable_install_reads_the_clone(tree):
+    """Nothing is copied: a wheel of it has a path and the metadata."""
+    program = "from hatchling.build import build_editable; print(build_editable('dist/editable'))"
+    (tree / "dist" / "editable").mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", program], cwd=tree, check=True, capture_output=True, timeout=300)
+    (one,) = (tree / "dist" / "editable").glob("*.whl")
+    with zipfile.ZipFile(one) as archive:
+        (path,) = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert archive.read(path).decode().strip() == str(tree)
 
 
 def test_nothing_of_this_machine_is_in_them(wheel, built):
