@@ -96,9 +96,7 @@ models: $(VENV)/models.installed
 
 ## docs              writes what is generated in docs/
 docs: $(VENV)/test.installed
-	$(BIN)/python -c "from pathlib import Path; from edgeroute.policy import reference; Path('docs/policy.md').write_text(reference())"
-	$(BIN)/python -c "from pathlib import Path; from edgeroute.tools.cli.app import app; from edgeroute.tools.cli.command_reference import reference; Path('docs/commands.md').write_text(reference(app))"
-	$(BIN)/python -c "from pathlib import Path; from edgeroute.tools.cli.command_reference import card_tables; p = Path('docs/cards.md'); p.write_text(p.read_text().partition('### At the top')[0] + card_tables())"
+	$(BIN)/python website/reference_pages.py
 
 ## site              builds the documentation as a site, in build/site; warnings are errors
 site: .site/made

@@ -18,10 +18,10 @@ from edgeroute.policy.contradictions import Wrong, given_by_program
 from edgeroute.policy.error_messages import explain
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
 from edgeroute.policy.policy_keys import Settings
-from edgeroute.policy.schema import reference, schema
+from edgeroute.policy.schema import schema
 from edgeroute.policy.single_sections import paths_from
 
-__all__ = ["Settings", "load", "reference", "schema"]
+__all__ = ["Settings", "load", "schema"]
 
 
 def load(path: str | Path, given: Collection[str] = ()) -> Settings:

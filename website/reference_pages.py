@@ -1,19 +1,32 @@
-"""Text of docs/commands.md: every command with its arguments and options, from the command functions."""
+"""Writes what is generated in docs/: `python website/reference_pages.py`, or `make docs`.
+
+commands.md has every command with its arguments and options, from the command functions; policy.md the keys of a policy below its
+heading "Keys", from their JSON Schema; cards.md the tables of a card's keys, from the card's own.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import typer
+from sheet import ROOT
 from typer.models import ArgumentInfo, OptionInfo
 
 from edgeroute.edge import model_card as card
+from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
+from edgeroute.policy import schema
+from edgeroute.policy.edge_runtime_sections import registered_section
+from edgeroute.policy.policy_keys import SECTIONS
+from edgeroute.policy.schema import runtime_schema
+from edgeroute.tools.cli.app import app
 
 HEAD = """\
 # Commands
@@ -76,7 +89,7 @@ class Parameter(NamedTuple):
         return f"{text} Default: `{default.value if isinstance(default, Enum) else default}`."
 
 
-def reference(app: typer.Typer) -> str:
+def commands_page() -> str:
     """Return docs/commands.md: options of many commands, then each command; options described before are only named."""
     commands = [*_commands(app, "edgeroute")]
     counts = Counter(_row(parameter) for _, _, parameters in commands for parameter in parameters)
@@ -148,3 +161,108 @@ def card_tables() -> str:
         rows += [f"* For readers alone: {', '.join(f'`{key}`' for key in free)}."] if free else []
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
+
+
+KEYS_BEGIN = "## Keys"
+"""Heading of docs/policy.md below which its text is generated."""
+CARD_BEGIN = "### At the top"
+"""Likewise of docs/cards.md."""
+
+
+def policy_keys() -> str:
+    """Return the keys of a policy with types, defaults and meanings, as Markdown: docs/policy.md from `KEYS_BEGIN` on."""
+    document = schema(built_in=True)
+    parts = [
+        f"{KEYS_BEGIN}\n\n### At the top of the file\n",
+        _key_list(document, {*document["properties"]} - {*SECTIONS}, set()),
+    ]
+    for name, models in SECTIONS.items():
+        described = link_pages(document["properties"][name]["description"])
+        kinds = [document["$defs"][model.__name__] for model in models]
+        common = {key for key, value in kinds[0]["properties"].items() if all(k["properties"].get(key) == value for k in kinds)}
+        several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
+        listed = set[str]()
+        parts += [f"### `[{name}]`\n\n{described}{several}\n", _key_list(kinds[0], common, listed)]
+        if name == "edge":
+            runtimes = dict.fromkeys(target for suffix, target in sorted(BUILT_IN.items()) if suffix not in {".onnx", ACTIVE})
+            parts += [text for runtime in runtimes for text in _runtime_keys(runtime, listed)]
+        for i, kind in enumerate(kinds if several else ()):
+            protocol = kind["properties"]["protocol"]["const"]
+            parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{link_pages(kind["description"])}\n']
+            parts += [_key_list(kind, {*kind["properties"]} - common - ({"protocol"} if i else set()), listed)]
+    return "\n".join(parts)
+
+
+def link_pages(text: str) -> str:
+    """Return a description with the pages that it names as links: `(rules.md)` becomes `([rules](rules.md))`."""
+    return re.sub(r"(?<!\])\(([a-z-]+)\.md(#[a-z-]+)?\)", r"([\1](\1.md\2))", text)
+
+
+def _runtime_keys(runtime: str, listed: set[str]) -> list[str]:
+    """Return the keys of `[edge]` for the model files of a built-in runtime."""
+    suffixes = sorted(suffix for suffix, target in BUILT_IN.items() if target == runtime)
+    address = suffixes[0] in SCHEMES
+    section = registered_section(suffixes[0] if address else f"model{suffixes[0]}")
+    assert section is not None, "ONNX Runtime has the section Edge"
+    document = runtime_schema(suffixes[0], section)
+    for value in document["properties"].values():
+        text = value["description"].replace("; None:", "; without it:").replace("None:", "Without it:")
+        value["description"] = text[:1].upper() + text[1:]
+    what = "the address of a server" if address else f"a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model"
+    return [f"### `[edge]` with {what}\n", _key_list(document, {*document["properties"]}, listed)]
+
+
+def _key_list(section: Mapping[str, Any], keys: set[str], listed: set[str]) -> str:
+    """Return these keys as a list. A key that `listed` has with the same default and meaning is only named; others are added."""
+    rows, named = [], []
+    for key, value in section["properties"].items():
+        if key in keys:
+            shown, meaning = _key_type(value, required=key in section.get("required", ())), link_pages(value["description"])
+            known = f"{key}{value.get('default')}: {meaning}"
+            named += [f"`{key}`"] if known in listed else []
+            rows += [] if known in listed else [f"* `{key}`{shown}: {meaning}"]
+            listed.add(known)
+    return "\n".join([*rows, *([f"* As above: {', '.join(named)}."] if named else []), ""])
+
+
+def _key_type(value: Mapping[str, Any], *, required: bool) -> str:
+    """Return type and default of a key in parentheses; text is not named, nor a type that the default shows."""
+    default = "required" if required else f"default {_code(value['default'])}" if value.get("default") not in (None, "") else ""
+    kind = _type_words(value)
+    plain = kind == "text" or (default.startswith("default") and "`" not in kind)
+    parts = [part for part in ("" if plain else kind, default) if part]
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _type_words(value: Mapping[str, Any]) -> str:
+    """Return the words for a key's type."""
+    if "$ref" in value:
+        return "table"
+    if "anyOf" in value and "title" not in value:
+        return " or ".join(_type_words(option) for option in value["anyOf"])
+    if "enum" in value or "const" in value:
+        return ", ".join(map(_code, value.get("enum") or [value["const"]]))
+    if value.get("type") == "array":
+        return f"list of {_type_words(value['items'])}s"
+    return str(value.get("title") or _JSON_WORDS.get(value["type"], value["type"]))
+
+
+_JSON_WORDS = {"string": "text", "integer": "whole number", "boolean": "true, false", "object": "table"}
+
+
+def _code(value: Any) -> str:
+    """Return a value as JSON in backquotes."""
+    return f"`{json.dumps(value)}`"
+
+
+def pages() -> dict[str, str]:
+    """Return name -> text of each page of docs/ that is generated, or whose end is."""
+    texts = {"commands.md": commands_page()}
+    for page, begin, end in (("policy.md", KEYS_BEGIN, policy_keys()), ("cards.md", CARD_BEGIN, card_tables())):
+        texts[page] = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(begin)[0] + end
+    return texts
+
+
+if __name__ == "__main__":
+    for page, text in pages().items():
+        (ROOT / "docs" / page).write_text(text, encoding="utf-8")
