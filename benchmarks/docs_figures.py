@@ -18,8 +18,8 @@ from specialist import CASES
 from validity import EPS, scenarios
 
 from edgeroute.confidence import deferral_curve, msp
-from edgeroute.confidence.binomial_tests import least_n
 from edgeroute.tools.measure.calibration import calibrate
+from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.score_fitting import fit
 
 STYLE = {"svg.hashsalt": "edgeroute", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "path.simplify": True}

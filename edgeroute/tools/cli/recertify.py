@@ -219,7 +219,7 @@ def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, flo
         value: share of answers that may differ.
         risk: risk of the promise, over all looks.
     """
-    from edgeroute.confidence.binomial_tests import least_n
+    from edgeroute.tools.measure.critical_counts import least_n
 
     look_risk = risk / 2 ** (len(looks) + 1)
     return max(least_n(value, look_risk), ceil(GROWTH * looks[-1]) if looks else 0), look_risk

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeroute.confidence.binomial_tests import Floats, Ints, least_n, upper
+from edgeroute.confidence.binomial_tests import Floats, Ints, upper
 from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEnough
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import PolicyError
 from edgeroute.system.process import now
+from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.deferral_curve import Area, grades, measured_area
 from edgeroute.tools.measure.evaluation import reference_doubts
 from edgeroute.tools.measure.fixed_sequence import Step, lowest_threshold, one_of_each

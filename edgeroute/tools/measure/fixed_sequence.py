@@ -1,4 +1,4 @@
-"""Fixed-sequence testing of candidate thresholds (risk control), by betting, or by the exact tests of binomial_tests.py.
+"""Fixed-sequence testing of candidate thresholds (risk control), by betting, or by the exact tests of critical_counts.py.
 
 Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis "the
 guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no correction for
@@ -19,10 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeroute.confidence.binomial_tests import Floats, Ints, d_limits, least_n, lr_limits, most, most_of_each
+from edgeroute.confidence.binomial_tests import Floats, Ints, most
 from edgeroute.confidence.certificate import Kind
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import PolicyError
+from edgeroute.tools.measure.critical_counts import d_limits, least_n, lr_limits, most_of_each
 
 # Test by betting that a mean loss is below a limit, whatever the losses' sizes (Waudby-Smith and Ramdas, 2024).
 #

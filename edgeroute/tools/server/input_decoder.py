@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from copy import copy
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.cloud.codecs import unflac, unzstd
+from edgeroute.cloud.codecs import check_sound, check_zstd, own_zstd
 from edgeroute.cloud.tensor_types import DTYPES
 from edgeroute.edge.input_tensors import Array, row_shape, shape_text
 from edgeroute.edge.model_card import Card
 from edgeroute.edge.preprocessing import MOST_PIXELS, Layouts, Preprocess, picture_for
 from edgeroute.errors import BadInput
+from edgeroute.system.late_imports import import_late
 from edgeroute.types import TensorSpec
 
 MOST_FILES = 1024
@@ -119,7 +121,7 @@ class Decoder:
         dtype = np.dtype(spec.dtype)
         if (size := prod(shape) * dtype.itemsize) > MOST_BYTES:
             raise BadInput(f"{spec.name}: a row of {size} bytes is too large: at most {MOST_BYTES}")
-        array = np.frombuffer(unzstd(data, size), dtype.newbyteorder("<")).reshape(shape)
+        array = np.frombuffer(_unzstd(data, size), dtype.newbyteorder("<")).reshape(shape)
         if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
             raise BadInput(f"{spec.name}: a BOOL is one byte, 0 or 1; there are others")
         return array.astype(dtype, copy=False)
@@ -129,12 +131,52 @@ class Decoder:
         spec = self.spec
         if not self._takes_audio():
             raise BadInput(f"{spec.name}: the model takes no audio: {shape_text(self._row)} {spec.dtype}")
-        decoded = unflac(data, "int16" if spec.dtype == "int16" else "float32", MOST_BYTES // 8)
+        decoded = _unflac(data, "int16" if spec.dtype == "int16" else "float32", MOST_BYTES // 8)
         samples = decoded[:, 0] if len(self._row) == 1 and decoded.shape[1] == 1 else decoded
         if not self._fits(samples.shape):
             raise BadInput(f"{spec.name}: the model takes {shape_text(self._row)} samples, and not {shape_text(samples.shape)}")
         row: Array = samples.astype(spec.dtype, copy=False)
         return row
+
+
+def _unzstd(data: bytes, size: int) -> bytes:
+    """Return the decompressed bytes, exactly `size`; no more are ever decompressed.
+
+    Raises:
+        BadInput: the data is no zstd, or of another size.
+        RuntimeMissing: there is no zstd module.
+    """
+    check_zstd()
+    try:
+        if (module := own_zstd()) is not None:
+            content: bytes = import_late(module).ZstdDecompressor().decompress(data, max_length=size + 1)
+        else:
+            with import_late("zstandard").ZstdDecompressor().stream_reader(io.BytesIO(data)) as reader:
+                content = reader.read(size + 1)
+    except Exception as e:  # each of them has its own
+        raise BadInput(f"these {len(data)} bytes are no zstd") from e
+    if len(content) != size:
+        raise BadInput(f"these {len(data)} bytes of zstd are not {size} bytes of a tensor")
+    return content
+
+
+def _unflac(data: bytes, dtype: str, most: int) -> Array:
+    """Return the samples [n, channels] of a FLAC file, int16 or floats.
+
+    Raises:
+        BadInput: the data is no FLAC, is cut off, or has more than `most` numbers.
+        RuntimeMissing: soundfile is not installed.
+    """
+    check_sound()
+    try:
+        with import_late("soundfile").SoundFile(io.BytesIO(data)) as file:
+            if file.format == "FLAC" and 0 < file.frames * file.channels <= most:
+                samples: Array = file.read(file.frames, dtype=dtype, always_2d=True)
+                if len(samples) == file.frames:  # a header may promise more
+                    return samples
+    except RuntimeError as e:  # soundfile's
+        raise BadInput(f"these {len(data)} bytes are no FLAC") from e
+    raise BadInput(f"these {len(data)} bytes are no FLAC, are cut off, or have more than {most} samples")
 
 
 def widen(array: Array, spec: TensorSpec, scale: Any, offset: Any) -> Array:
