@@ -7,7 +7,7 @@ import time
 import numpy as np
 from figures import MODELS, Figure, medians, size, table, timed
 
-from edgeroute import Prometheus, Router, metrics
+from edgeroute import Options, Prometheus, Router, metrics
 
 SCRAPES, MEANS = size(50, 1), size(30, 1)
 
@@ -23,7 +23,7 @@ def figures() -> list[Figure]:
     for name, edge in (("a callable", lambda _: ("edge", 1.0)), ("the shipped model", MODELS / "edge.int8.onnx")):
         with (
             Router(edge=edge, cloud=never, threshold=0.0) as plain,
-            Router(edge=edge, cloud=never, threshold=0.0, instruments=[Prometheus()]) as counted,
+            Router(edge=edge, cloud=never, threshold=0.0, options=Options(instruments=[Prometheus()])) as counted,
         ):
             times = medians({"plain": plain.infer, "counted": counted.infer}, images)
             found.append(timed(f"accepted `infer` of {name}, metrics on", times["counted"], times["plain"], 5))

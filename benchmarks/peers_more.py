@@ -21,6 +21,7 @@ from edgeroute import (
     Cache,
     Function,
     Limits,
+    Options,
     Outbox,
     Piece,
     PlainJson,
@@ -300,7 +301,7 @@ def watched() -> str:
     spans, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     instruments = [edgeroute.Prometheus(), edgeroute.OpenTelemetry(tracer_provider=provider)]
-    with Router(lambda _: SURE, threshold=0.5, instruments=instruments) as router:
+    with Router(lambda _: SURE, threshold=0.5, options=Options(instruments=instruments)) as router:
         router.infer(1)
         page = edgeroute.metrics(router)[0]
     return yes(b"edgeroute_requests_total" in page and spans.get_finished_spans())

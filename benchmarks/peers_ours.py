@@ -174,7 +174,7 @@ def shadow() -> str:
 def by_device() -> str:
     """A rule on the charge."""
     rules, sensors = [Rule("battery", "only_edge", enter=0.2)], lambda: Reading(battery=0.15)
-    with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8, rules=rules, options=Options(sensors=sensors)) as router:
+    with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8, options=Options(sensors=sensors, rules=rules)) as router:
         answer = router.infer(1)
     return yes(answer.source == "edge" and "battery below 20%" in answer.reason)
 

@@ -65,7 +65,7 @@ def sources(root: str | Path) -> dict[str, float]:
 def share(every_s: float = 1.0, seconds: float = SECONDS) -> float:
     """Share of a core that a router takes which has no requests and reads this machine's sensors."""
     sensors = DeviceSensors(every_s=every_s)
-    with Router(lambda _: ("edge", 0.9), None, rules=[Rule("battery", "only_edge", 0.2)], options=Options(sensors=sensors)):
+    with Router(lambda _: ("edge", 0.9), None, options=Options(sensors=sensors, rules=[Rule("battery", "only_edge", 0.2)])):
         time.sleep(every_s)
         begun, cpu = time.monotonic(), time.process_time()
         time.sleep(seconds)

@@ -285,14 +285,16 @@ def battery():
 
     from both import flat  # it imports edgeroute, for the system that is simulated by then
 
-    from edgeroute import Reading, Router, Rule
+    from edgeroute import Options, Reading, Router, Rule
 
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("edgeroute").addHandler(handler)
     try:
-        with Router(unsure, lambda _: ("b", 0.9), threshold=0.8, rules=[Rule("battery", "only_edge", 0.2)]) as router:
+        with Router(
+            unsure, lambda _: ("b", 0.9), threshold=0.8, options=Options(rules=[Rule("battery", "only_edge", 0.2)])
+        ) as router:
             assert router.infer(1).value == "b"
             lines = router.check().lines
     finally:

@@ -20,7 +20,7 @@ from both import LONG, GatedServer
 from test_connections import connected_to, in_thread
 from tiny import linear
 
-from edgeroute import Closed, Limits, Outbox, Prediction, Router, StoreError
+from edgeroute import Closed, Limits, Options, Outbox, Prediction, Router, StoreError
 from edgeroute.cloud import spending_file as earlier
 from edgeroute.core.spending_limits import Spending
 from edgeroute.edge.runs_under_way import runs_of
@@ -520,7 +520,7 @@ def test_a_dashboard_that_is_closed_as_it_starts(monkeypatch):
         on_ready("http://a")
 
     monkeypatch.setattr(run, "serve", serve)
-    with Router(lambda x: (x, 1.0), instruments=[dashboard]) as router:
+    with Router(lambda x: (x, 1.0), options=Options(instruments=[dashboard])) as router:
         assert dashboard.serve(router) == "http://a"
         assert ended == ["ended"]
 

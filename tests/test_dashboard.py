@@ -39,6 +39,7 @@ from edgeroute import (
     Held,
     Limits,
     NoAnswer,
+    Options,
     PolicyError,
     Reading,
     Router,
@@ -555,7 +556,7 @@ def test_a_router_in_this_process():
             held.pop()
 
     dashboard = Dashboard()
-    with Router(edge, Function(cloud, usd_per_call=0.25), threshold=0.5, instruments=[dashboard]) as router:
+    with Router(edge, Function(cloud, usd_per_call=0.25), threshold=0.5, options=Options(instruments=[dashboard])) as router:
         url, _, token = dashboard.serve(router).partition("/#token=")
         with pytest.raises(PolicyError, match="already"):
             dashboard.serve(router)
@@ -593,7 +594,7 @@ def test_a_socket_that_an_event_loop_uses_is_closed_in_the_child():
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_child_of_a_fork_does_not_keep_the_port():
     """The parent's page works on, and with its end nobody listens there, although the child lives."""
-    with Router(edge, threshold=0.5, instruments=[dashboard := Dashboard()]) as router:
+    with Router(edge, threshold=0.5, options=Options(instruments=[dashboard := Dashboard()])) as router:
         url, _, token = dashboard.serve(router).partition("/#token=")
         reads, writes = os.pipe()
         child = os.fork()
@@ -615,7 +616,7 @@ def test_the_child_of_a_fork_does_not_keep_the_port():
 def test_metrics_on_the_dashboard():
     """Behind its token, of the same router."""
     pytest.importorskip("prometheus_client")
-    with Router(edge, threshold=0.5, instruments=[dashboard := Dashboard()]) as router:
+    with Router(edge, threshold=0.5, options=Options(instruments=[dashboard := Dashboard()])) as router:
         router.infer(0.9)
         url, _, token = dashboard.serve(router, metrics=True).partition("/#token=")
         assert httpx.get(f"{url}/metrics", timeout=LONG).status_code == 401
@@ -634,7 +635,7 @@ def test_a_router_on_an_event_loop():
     dashboard = Dashboard()
 
     async def run():
-        async with AsyncRouter(edge, threshold=0.5, instruments=[dashboard]) as router:
+        async with AsyncRouter(edge, threshold=0.5, options=Options(instruments=[dashboard])) as router:
             url, _, token = dashboard.serve(router).partition("/#token=")
             for _ in range(3):
                 await router.infer(0.9)
@@ -660,7 +661,7 @@ def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
 
     monkeypatch.setattr(inside, "MOST", 10)
     ended = inside.AnswerFeed()
-    with Router(edge, threshold=0.5, instruments=[dashboard := Dashboard()]) as router:
+    with Router(edge, threshold=0.5, options=Options(instruments=[dashboard := Dashboard()])) as router:
         router.infer(0.9)
         assert counted(*dashboard.serve(router).split("/#token=")) == (0, 0)
     records = []
@@ -669,7 +670,7 @@ def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
         def request_ended(self, one):
             ended.add(one)
 
-    with Router(edge, threshold=0.5, instruments=[Keeps()], trace=records.append) as router:
+    with Router(edge, threshold=0.5, options=Options(instruments=[Keeps()]), trace=records.append) as router:
         for _ in range(25):
             router.infer(0.9)
     taken = [*ended.take()]
@@ -698,7 +699,7 @@ def test_values_do_not_wait_for_the_dashboard():
         def request_ended(self, one):
             ended.add(one)
 
-    with Router(sees, cloud, threshold=0.5, instruments=[Keeps()], trace=records.append) as router:
+    with Router(sees, cloud, threshold=0.5, options=Options(instruments=[Keeps()]), trace=records.append) as router:
         for x in (0.9, 0.2, 0.9):
             router.infer(x)
         gc.collect()

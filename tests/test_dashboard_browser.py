@@ -10,7 +10,7 @@ import pytest
 from lazily import Later, needs
 from watched import EVIL, LONG
 
-from edgeroute import Audit, CallableModel, Egress, Function, Limits, Router, Unreachable
+from edgeroute import Audit, CallableModel, Egress, Function, Limits, Options, Router, Unreachable
 from edgeroute.tools.dashboard.in_process import Dashboard
 
 needs("playwright", "uvicorn")
@@ -51,7 +51,7 @@ def served(tmp_path_factory):
     dashboard = Dashboard()
     with Router(
         model, endpoint, threshold=certificate, state=tmp_path_factory.mktemp("state"), audit=Audit(share=1.0, scene=1),
-        instruments=[dashboard], limits=Limits(usd_per_day=100), egress=Egress(may_leave=[EVIL], never_leave=["b"]),
+        options=Options(instruments=[dashboard]), limits=Limits(usd_per_day=100), egress=Egress(may_leave=[EVIL], never_leave=["b"]),
     ) as router:  # fmt: skip
         address = dashboard.serve(router)
         for i in range(300):

@@ -65,7 +65,7 @@ def cloud(x):
 def test_it_has_the_numbers_of_the_instrument():
     """Under the same names and labels, of single requests, batches, failures, what was held, the cache, and the device."""
     records = []
-    with Router(edge, Function(cloud, usd_per_call=0.25), threshold=0.5, trace=records.append, instruments=[Prometheus()], cache=Cache(), limits=Limits(calls_per_minute=6), rules=[Rule("battery", "prefer_edge", enter=0.2)], options=Options(sensors=lambda: Reading(battery=0.1, mains=False))) as router:  # fmt: skip
+    with Router(edge, Function(cloud, usd_per_call=0.25), threshold=0.5, trace=records.append, cache=Cache(), limits=Limits(calls_per_minute=6), options=Options(sensors=lambda: Reading(battery=0.1, mains=False), instruments=[Prometheus()], rules=[Rule("battery", "prefer_edge", enter=0.2)])) as router:  # fmt: skip
         for x in (0.9, 0.2, 0.2, 0.05, 0, 0.6, -1, 0.03, -2, 0.95, 0.4):
             router.infer(x)  # who gets an exception is not in a trace
         router.infer_many([0.7, 0.3, 0.35, 0.71])
@@ -92,7 +92,7 @@ def test_it_has_the_numbers_of_the_instrument():
 def test_a_rule_is_in_force_as_long_as_the_trace_is_fresh():
     """An old record does not say what is in force now; a state that has it does."""
     records = []
-    with Router(edge, cloud, threshold=0.5, trace=records.append, rules=[Rule("battery", "prefer_edge", enter=0.2)], options=Options(sensors=lambda: Reading(battery=0.1, mains=False))) as router:  # fmt: skip
+    with Router(edge, cloud, threshold=0.5, trace=records.append, options=Options(sensors=lambda: Reading(battery=0.1, mains=False), rules=[Rule("battery", "prefer_edge", enter=0.2)])) as router:  # fmt: skip
         router.infer(0.9)
     (record,) = records
     (rule,) = [key for key in of_records([record]) if key[0] == "edgeroute_rule"]
@@ -113,7 +113,7 @@ def test_what_a_stale_answer_hides():
         return "cloud", 0.9
 
     with Router(
-        edge, Function(asked), threshold=0.5, trace=records.append, instruments=[Prometheus()], cache=Cache(ttl_s=0), offline="stale"
+        edge, Function(asked), threshold=0.5, trace=records.append, options=Options(instruments=[Prometheus()]), cache=Cache(ttl_s=0), offline="stale"
     ) as router:  # fmt: skip
         router.infer(0.2)
         away.append(True)
@@ -156,7 +156,7 @@ def test_the_dashboard_of_grafana():
         {"target": "edge", "audited": 7, "disagreed": 1, "limit": 0.1, "evidence": 1.0, "alarm": None}],
     }  # fmt: skip
     records = []
-    with Router(edge, cloud, threshold=0.5, trace=records.append, limits=Limits(calls_per_minute=1), rules=[Rule("battery", "prefer_edge", enter=0.2)], options=Options(sensors=lambda: Reading(battery=0.1, temperature_c=40.0, power_w=3.0, mains=False))) as router:  # fmt: skip
+    with Router(edge, cloud, threshold=0.5, trace=records.append, limits=Limits(calls_per_minute=1), options=Options(sensors=lambda: Reading(battery=0.1, temperature_c=40.0, power_w=3.0, mains=False), rules=[Rule("battery", "prefer_edge", enter=0.2)])) as router:  # fmt: skip
         for x in (0.9, 0.2, 0.3):
             router.infer(x)
     there = {key[0] for key in of_records(records, state=lambda: state)}

@@ -56,7 +56,7 @@ def test_sensors_are_not_read_for_each_request(monkeypatch):
     """In a thousand requests within the period they are read once."""
     monkeypatch.setattr("edgeroute.observe.planning_facts.READS_S", 3600.0)
     device = Device(battery=0.1)
-    with Router(unsure, cloud, threshold=0.5, rules=[LOW], options=Options(sensors=device)) as router:
+    with Router(unsure, cloud, threshold=0.5, options=Options(sensors=device, rules=[LOW])) as router:
         for _ in range(1000):
             assert router.infer(1).source == "edge"
         assert device.reads == 1

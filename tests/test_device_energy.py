@@ -61,9 +61,8 @@ def test_the_edges_energy_is_fitted_and_the_cheaper_side_is_first(price, first, 
         spin,
         cloud,
         threshold=0.5,
-        rules=[FRUGAL],
         state=tmp_path / "state",
-        options=Options(sensors=lambda: Reading(power_w=5.0)),
+        options=Options(sensors=lambda: Reading(power_w=5.0), rules=[FRUGAL]),
     ) as router:
         assert any("it is not known what energy a call of edge" in step for step in router.decide(0.9).steps)
         metered(router)
@@ -83,7 +82,7 @@ def test_without_a_sensor_there_is_no_energy():
     """It is left off, and the order stays as it is."""
     cloud = Function(lambda _: ("cloud", 0.9), joules_per_call=1.0)
     rule = Rule("load", "cheapest_energy", enter=0.1)
-    with Router(spin, cloud, threshold=0.5, rules=[rule], options=Options(sensors=lambda: Reading(cpu=0.9))) as router:
+    with Router(spin, cloud, threshold=0.5, options=Options(sensors=lambda: Reading(cpu=0.9), rules=[rule])) as router:
         for _ in range(2 * ENOUGH_READINGS):
             router.infer(0.9)
             router.engine.read_sensors()
@@ -217,7 +216,7 @@ def recorded():
     """A trace of 60 requests, whose runs take 0.02 J or so each; every third is deferred, for 1 J."""
     records = []
     cloud = Function(lambda _: ("cloud", 0.9), joules_per_call=1.0)
-    with Router(spin, cloud, threshold=0.5, rules=[FRUGAL], trace=records.append, options=Options(sensors=once())) as router:
+    with Router(spin, cloud, threshold=0.5, trace=records.append, options=Options(sensors=once(), rules=[FRUGAL])) as router:
         metered(router)
         before = len(records)
         for i in range(60):

@@ -115,7 +115,7 @@ def test_a_share_that_is_none_is_not_known(battery, caplog):
     """Per cent, say: 15 would be far above 20 %, and -5 below. It is said, and what else was read counts."""
     rules = [Rule("battery", "only_edge", 0.2), Rule("heat", "only_edge", 80)]
     sensors = lambda: Reading(battery=battery, temperature_c=90)  # noqa: E731 - short
-    with Router(unsure, cloud, threshold=0.5, rules=rules, options=Options(sensors=sensors)) as router:
+    with Router(unsure, cloud, threshold=0.5, options=Options(sensors=sensors, rules=rules)) as router:
         assert routes.rules(router.infer(1)) == [("heat", "only_edge")]
         assert router.engine.observer.reading.battery is None
     assert [record.message for record in caplog.records if "shares from 0 to 1" in record.message] == [
@@ -132,7 +132,7 @@ def test_check_shows_the_rules_and_what_is_not_known():
         Rule("throttled", "only_edge"),
     ]
     with Router(
-        sure, cloud, threshold=0.5, rules=rules, options=Options(sensors=Device(battery=0.1, temperature_c=50))
+        sure, cloud, threshold=0.5, options=Options(sensors=Device(battery=0.1, temperature_c=50), rules=rules)
     ) as router:
         lines = "\n".join(router.check().lines)
     assert "rule: battery below 20% until 25%: only_edge (in force)" in lines
@@ -316,7 +316,7 @@ def test_mistakes_in_a_policy_file(tmp_path, wrong, says):
 def test_other_rules_over_a_trace_with_readings(tmp_path):
     """A trace has the readings of its time, so rules that were not there then can be replayed; by the same step."""
     device, records = Device(temperature_c=50), []
-    with Router(sure, cloud, threshold=0.5, rules=[LOW], trace=records.append, options=Options(sensors=device)) as router:
+    with Router(sure, cloud, threshold=0.5, trace=records.append, options=Options(sensors=device, rules=[LOW])) as router:
         for i in range(40):
             device.says = Reading(battery=0.9, temperature_c=50 + i)
             now_it_reads(router, device)
@@ -335,7 +335,7 @@ def test_other_rules_over_a_trace_with_readings(tmp_path):
 def test_a_replay_of_the_same_rules_changes_nothing(tmp_path):
     """Each request has the rules in force that it had."""
     device, path = Device(battery=0.5), tmp_path / "trace.jsonl"
-    with Router(unsure, cloud, threshold=0.5, rules=[LOW], trace=path, options=Options(sensors=device)) as router:
+    with Router(unsure, cloud, threshold=0.5, trace=path, options=Options(sensors=device, rules=[LOW])) as router:
         for charge in (0.3, 0.21, 0.19, 0.21, 0.24, 0.26, 0.21, 0.1, 0.3):
             device.says = Reading(battery=charge)
             now_it_reads(router, device)

@@ -291,7 +291,7 @@ def test_ctrl_c_gets_through_metered_and_sensors():
     ):
         router.infer("x")
     with pytest.raises(KeyboardInterrupt):
-        Router(sure, None, rules=[Rule("battery", "only_edge", 0.2)], options=Options(sensors=hook))
+        Router(sure, None, options=Options(sensors=hook, rules=[Rule("battery", "only_edge", 0.2)]))
 
 
 @pytest.mark.parametrize("given", ["high", [0.5, 0.5], object(), 1j])

@@ -26,6 +26,7 @@ from edgeroute import (
     Egress,
     Limits,
     NoAnswer,
+    Options,
     Outbox,
     PlainJson,
     PolicyError,
@@ -160,10 +161,10 @@ def test_the_devices_own_sensors(monkeypatch):
         return Reading(battery=0.7)
 
     monkeypatch.setattr("edgeroute.observe.planning_facts.read", sensors)
-    with Router(sure, None, instruments=[Prometheus()]) as router:
+    with Router(sure, None, options=Options(instruments=[Prometheus()])) as router:
         assert read.wait(LONG)
         assert router.engine.observer.wanted
-    with Router(sure, None, instruments=[Prometheus(device=False)]) as router:
+    with Router(sure, None, options=Options(instruments=[Prometheus(device=False)])) as router:
         assert not router.engine.observer.wanted
 
 
@@ -239,8 +240,8 @@ def test_a_name_that_no_page_can_have_is_refused(name):
 def test_one_instrument_of_two_routers():
     """Counts both together, and is there until the last of them is closed."""
     both = Prometheus(device=False)
-    with Router(sure, None, instruments=[both]) as left:
-        with Router(sure, None, instruments=[both]) as right:
+    with Router(sure, None, options=Options(instruments=[both])) as left:
+        with Router(sure, None, options=Options(instruments=[both])) as right:
             right.infer(GOOD)
         left.infer(GOOD)
         assert one(scraped(left), "requests_total") == 2
@@ -271,7 +272,7 @@ def test_openmetrics(make):
 
 def test_many_threads_and_a_scraper():
     """No request is lost, counted while it is scraped; the buckets of a histogram and its count agree."""
-    with Router(sure, None, instruments=[Prometheus()]) as router:
+    with Router(sure, None, options=Options(instruments=[Prometheus()])) as router:
         gate = threading.Barrier(5)
 
         def ask():
@@ -496,7 +497,7 @@ IMAGE = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28],
 
 def test_the_gateway_has_it_where_it_is_asked_for():
     """Behind the same guard as everything else."""
-    router = AsyncRouter(sure, None, instruments=[Prometheus()])
+    router = AsyncRouter(sure, None, options=Options(instruments=[Prometheus()]))
     with (
         serving(router, token="t" * 20, metrics=True) as url,
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {'t' * 20}"}, timeout=LONG) as client,
@@ -561,7 +562,7 @@ def test_no_web_page_reads_the_servers_metrics(host, fashion):
 OFF = """
 import edgeroute
 from edgeroute import OpenTelemetry, Prometheus, Router, RuntimeMissing, metrics
-with Router(lambda _: ("a", 1.0), instruments=[]) as router:
+with Router(lambda _: ("a", 1.0)) as router:
     router.infer(0)
     for name, make in (("prometheus", Prometheus), ("otel", OpenTelemetry), ("prometheus", lambda: metrics(router))):
         try:

@@ -233,7 +233,7 @@ def send(queue, entry):
 
 OfflineQueue.send = send
 if "rules" in policy:
-    policy |= {"rules": [Rule("battery", "only_edge", 0.5)], "options": Options(sensors=lambda: Reading(0.1))}
+    policy = {"options": Options(rules=[Rule("battery", "only_edge", 0.5)], sensors=lambda: Reading(0.1))}
 arguments = dict(
     edge=lambda x: ("edge", 0.9 if x % 2 else 0.1), cloud=PlainJson(url, retries=0), threshold=0.8, offline="queue",
     state=folder, outbox=Outbox(folder + "/outbox.db", spread_s=0.0), audit=Audit(share=1.0), **policy,

@@ -21,6 +21,7 @@ from edgeroute import (
     NoAnswer,
     OpenAIChat,
     OpenTelemetry,
+    Options,
     Outbox,
     PlainJson,
     PolicyError,
@@ -126,13 +127,13 @@ def test_a_request_in_the_span_of_its_caller(seen):
     """A server's span, say: in threads as in tasks."""
     tracer = seen.provider.get_tracer("caller")
     spans = OpenTelemetry(tracer_provider=seen.provider)
-    with Router(unsure, FakeCloud(["cloud"]), threshold=0.5, instruments=[spans]) as router:
+    with Router(unsure, FakeCloud(["cloud"]), threshold=0.5, options=Options(instruments=[spans])) as router:
         with tracer.start_as_current_span("caller"):
             router.infer("x")
         router.infer("y")
 
     async def ask():
-        async with AsyncRouter(unsure, FakeCloud(["cloud"]), threshold=0.5, instruments=[spans]) as router:
+        async with AsyncRouter(unsure, FakeCloud(["cloud"]), threshold=0.5, options=Options(instruments=[spans])) as router:
             with tracer.start_as_current_span("caller"):
                 await asyncio.gather(router.infer("x"), router.infer("y"))
 
@@ -344,7 +345,9 @@ def test_a_caller_that_leaves(seen):
     spans = OpenTelemetry(tracer_provider=seen.provider)
 
     async def leave(server):
-        async with AsyncRouter(unsure, PlainJson(server.url, retries=0), threshold=0.5, instruments=[spans]) as router:
+        async with AsyncRouter(
+            unsure, PlainJson(server.url, retries=0), threshold=0.5, options=Options(instruments=[spans])
+        ) as router:
             task = asyncio.ensure_future(router.infer("x"))
             await asyncio.to_thread(server.wait_for, lambda: bool(server.requests))
             task.cancel()
@@ -361,7 +364,7 @@ def test_a_caller_that_leaves(seen):
         yield "one"
         yield "two"
 
-    with Router(pieces, None, instruments=[spans]) as router:
+    with Router(pieces, None, options=Options(instruments=[spans])) as router:
         with router.stream("x") as stream:
             next(iter(stream))
         assert not spans.under_way
@@ -372,7 +375,9 @@ def test_without_a_provider(make):
     """The API alone does nothing, at no harm, and no headers are sent."""
     with (
         CannedServer(GOOD) as server,
-        Router(unsure, PlainJson(server.url), threshold=0.5, instruments=[OpenTelemetry(propagate=True)]) as router,
+        Router(
+            unsure, PlainJson(server.url), threshold=0.5, options=Options(instruments=[OpenTelemetry(propagate=True)])
+        ) as router,
     ):
         assert router.infer("x").source == "cloud"
     assert header(server.requests[0], "traceparent") is None

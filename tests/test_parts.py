@@ -7,7 +7,7 @@ import logging
 import pytest
 from both import CALLS, ask, makes
 
-from edgeroute import PolicyError, Router, RuntimeMissing
+from edgeroute import Options, PolicyError, Router, RuntimeMissing
 from edgeroute.policy import load, schema
 from edgeroute.router.router_parts import Part
 from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
@@ -291,9 +291,9 @@ def test_a_part_that_answers_itself(make):
 def test_one_name_each():
     """Figures and state go by it."""
     with pytest.raises(PolicyError, match="two have the name 'Fails'"):
-        Router(lambda _: ("edge", 0.9), threshold=0.5, parts=[Fails(), Fails()])
+        Router(lambda _: ("edge", 0.9), threshold=0.5, options=Options(parts=[Fails(), Fails()]))
     with pytest.raises(PolicyError, match="not the class Fails"):
-        Router(lambda _: ("edge", 0.9), threshold=0.5, parts=[Fails])
+        Router(lambda _: ("edge", 0.9), threshold=0.5, options=Options(parts=[Fails]))
 
 
 def test_check_refuses_a_policy():
@@ -305,7 +305,7 @@ def test_check_refuses_a_policy():
             raise PolicyError("no cloud is wanted here")
 
     with pytest.raises(PolicyError, match="no cloud is wanted here"):
-        Router(lambda _: ("edge", 0.9), lambda _: ("cloud", 0.9), threshold=0.5, parts=[Refuses()])
+        Router(lambda _: ("edge", 0.9), lambda _: ("cloud", 0.9), threshold=0.5, options=Options(parts=[Refuses()]))
 
 
 def test_no_other_package_decides_what_is_sent():
@@ -317,7 +317,7 @@ def test_no_other_package_decides_what_is_sent():
             return snapshot, ""
 
     with pytest.raises(PolicyError, match="the part Chooses has a method choose, which decides what is sent"):
-        Router(lambda _: ("edge", 0.9), threshold=0.5, parts=[Chooses()])
+        Router(lambda _: ("edge", 0.9), threshold=0.5, options=Options(parts=[Chooses()]))
 
 
 def test_a_part_that_does_nothing_costs_nothing(make):

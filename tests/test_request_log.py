@@ -14,7 +14,7 @@ import pytest
 from both import sure
 from commands import ROOT, started
 
-from edgeroute import BadInput, RequestLog, Router
+from edgeroute import BadInput, Options, RequestLog, Router
 from edgeroute.record.request_log import JsonFormatter
 from edgeroute.testing import FakeCloud
 
@@ -35,7 +35,7 @@ def test_a_record_for_each_request(caplog):
             raise BadInput(SECRET)
         return x, 0.1
 
-    with Router(edge, FakeCloud([SECRET, OSError(SECRET)]), threshold=0.5, instruments=[RequestLog()]) as router:
+    with Router(edge, FakeCloud([SECRET, OSError(SECRET)]), threshold=0.5, options=Options(instruments=[RequestLog()])) as router:
         answers = [router.infer(SECRET), router.infer(SECRET)]
         with pytest.raises(BadInput):
             router.infer("bad")
@@ -52,7 +52,7 @@ def test_a_record_for_each_request(caplog):
 def test_a_level_that_is_off(caplog):
     """Nothing is made of the request then."""
     caplog.set_level(logging.WARNING, "edgeroute.requests")
-    with Router(sure, None, instruments=[RequestLog()]) as router:
+    with Router(sure, None, options=Options(instruments=[RequestLog()])) as router:
         router.infer("x")
     assert not caplog.records
 
@@ -79,7 +79,7 @@ def test_any_record_as_json():
 def test_a_confidence_that_json_lacks(caplog, confidence):
     """Is left out: NaN would be no JSON."""
     caplog.set_level(logging.INFO, "edgeroute.requests")
-    with Router(lambda _: ("a", confidence), None, instruments=[RequestLog()]) as router:
+    with Router(lambda _: ("a", confidence), None, options=Options(instruments=[RequestLog()])) as router:
         router.infer("x")
     assert "confidence" not in made(caplog.records[-1])
 
@@ -93,10 +93,10 @@ def ended(process):
 
 TEXT = """
 import logging
-from edgeroute import RequestLog, Router
+from edgeroute import Options, RequestLog, Router
 from edgeroute.tools.cli.tables_and_options import set_up_logging
 set_up_logging("text")
-with Router(lambda _: ("ok", 0.9), instruments=[RequestLog()]) as router:
+with Router(lambda _: ("ok", 0.9), options=Options(instruments=[RequestLog()])) as router:
     print(router.infer(0).id)
 logging.getLogger("edgeroute").warning("no request")
 """

@@ -14,7 +14,7 @@ from catalogs import FIRST, LABELS, SECOND, Publisher
 from commands import cli
 from test_recertify import until
 
-from edgeroute import AsyncRouter, Audit, Cache, PolicyError, Router, Trial, Variants
+from edgeroute import AsyncRouter, Audit, Cache, Options, PolicyError, Router, Trial, Variants
 
 X = np.array([1, 0, 0, 0], np.float32)
 
@@ -195,7 +195,9 @@ def test_audits_compare_each_arm(two):
             alarms.append((target, text))
 
     audit = Audit(share=1.0, scene=1)
-    with Router(two[0], cloud, threshold=0.5, audit=audit, instruments=[Sink()], trial=Trial(two[1], share=0.5)) as router:
+    with Router(
+        two[0], cloud, threshold=0.5, audit=audit, options=Options(instruments=[Sink()]), trial=Trial(two[1], share=0.5)
+    ) as router:
 
         def stopped():
             for _ in range(20):

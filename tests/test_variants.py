@@ -72,7 +72,7 @@ def test_each_has_a_certificate_of_its_own():
         assert router.evaluate(inputs, labels, edge=1)
     device = Device(cpu=0.95)
     with Router(
-        pair, lambda x: (int(x > 0.5), 1.0), threshold=made, rules=[BUSY], options=Options(uncalibrated="error", sensors=device)
+        pair, lambda x: (int(x > 0.5), 1.0), threshold=made, options=Options(uncalibrated="error", sensors=device, rules=[BUSY])
     ) as router:
         judged = routes.judged(router.infer(0.99), "edge int8")
         assert judged == ("accepted", pytest.approx(0.97, abs=0.005), made[1].threshold, made[1].label)
@@ -207,7 +207,7 @@ def test_replay_picks_them_as_well(tmp_path):
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY)
     with Router(
-        Variants(fp32=fp32, int8=int8), cloud, threshold=[0.8, 0.9], rules=[BUSY], trace=path, options=Options(sensors=device)
+        Variants(fp32=fp32, int8=int8), cloud, threshold=[0.8, 0.9], trace=path, options=Options(sensors=device, rules=[BUSY])
     ) as router:
         for load_ in (0.5, 0.95, 0.85, 0.7, 0.95):
             device.says = Reading(cpu=load_)

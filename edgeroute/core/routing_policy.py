@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from edgeroute.core.device_rules import Reading, Rule
@@ -119,6 +119,9 @@ class Options(NamedTuple):
         sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
         sensors_every: time between two readings of the sensors, 1 to 60 s (sensors.md). None: `every_s` of the sensors, or 10 s.
         views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
+        rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
+        instruments: receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
+        parts: further parts, the outermost first (`edgeroute.router.router_parts.Part`).
     """
 
     hedge_after: float | str | None = None
@@ -131,3 +134,6 @@ class Options(NamedTuple):
     sensors: Callable[[], Reading] | None = None
     sensors_every: Patience | None = None
     views: Mapping[str, str | Callable[[Any], Any]] | None = None
+    rules: Sequence[Rule] | None = None
+    instruments: Sequence[Any] = ()
+    parts: Sequence[Any] = ()

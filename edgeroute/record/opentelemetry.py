@@ -178,7 +178,7 @@ S = 1_000_000_000
 
 
 class OpenTelemetry(Instrument):
-    """Spans for `Router(..., instruments=[OpenTelemetry()])`, by the conventions for HTTP clients and for generative AI.
+    """Spans for `Options(instruments=[OpenTelemetry()])`, by the conventions for HTTP clients and for generative AI.
 
     A span for each request, in the caller's; in it one for each run of an edge and each attempt to call an endpoint. A request
     sent later, from the outbox, has a span of its own, linked to the original request's. Spans have no input, answer, header or

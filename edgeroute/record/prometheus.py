@@ -208,7 +208,7 @@ class Measured(Protocol):
 
 
 class Prometheus(Tally):
-    """Counts of what a router does, for Prometheus: `Router(..., instruments=[Prometheus()])`.
+    """Counts of what a router does, for Prometheus: `Options(instruments=[Prometheus()])`.
 
     `metrics(router)` returns the page to scrape. The metrics and their labels are in docs/observe.md. No label has a text of a
     user or of a server in it.

@@ -34,12 +34,9 @@ if TYPE_CHECKING:
 
     from edgeroute.cloud.endpoint_guard import Egress
     from edgeroute.confidence.certificate import Certificate
-    from edgeroute.core.device_rules import Rule
-    from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.router.argument_checks import Cloud, Edge
     from edgeroute.router.policy_reload import PolicyFile
-    from edgeroute.router.router_parts import Part
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
     from edgeroute.trials.guarantee_monitor import Audit
@@ -82,11 +79,8 @@ class BaseRouter(Generic[V]):
         outbox: Outbox | None = None,
         audit: Audit | None = None,
         trial: Trial | Sequence[Trial] | None = None,
-        rules: Sequence[Rule] | None = None,
         state: str | Path | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
-        instruments: Sequence[Instrument] = (),
-        parts: Sequence[Part] = (),
         options: Options | None = None,
     ) -> None:
         """Make a router; nothing is loaded and nothing is sent yet.
@@ -110,12 +104,9 @@ class BaseRouter(Generic[V]):
             trial: a `Trial`, or a list of them: another edge model or endpoint for a share of the requests, shown or hidden.
             cache: a `Cache` of answers.
             outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
-            rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
             state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
-            instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
             trace: receiver of each answer's trace: a function, the path of a file of JSON lines, or a `Trace`.
-            parts: further parts, the outermost first (`edgeroute.router.router_parts.Part`).
-            options: an `Options`: hedging, views, sensors, and other settings that few programs change.
+            options: an `Options`: hedging, views, sensors and their rules, instruments, and what else few programs change.
 
         Raises:
             PolicyError: the arguments are invalid together.
@@ -124,8 +115,7 @@ class BaseRouter(Generic[V]):
         self.engine = assemble(
             self._spawner(), awaits=self._awaits, edge=edge, cloud=cloud, threshold=threshold, score=score, mode=mode,
             deadline=deadline, offline=offline, egress=egress, limits=limits, cache=cache, outbox=outbox, audit=audit,
-            trial=trial, rules=rules, state=state, trace=trace, instruments=instruments, parts=parts,
-            **checked_options(options)._asdict(),
+            trial=trial, state=state, trace=trace, **checked_options(options)._asdict(),
         )  # fmt: skip
 
     def _spawner(self) -> Spawn:

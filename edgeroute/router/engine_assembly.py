@@ -67,7 +67,7 @@ def assemble(
         awaits: True if edges may be asynchronous.
         offline: see `Router`, as for all that follow.
         limits: see `Router`.
-        metered: see `Options`.
+        metered: see `Options`, as for `sensors`, `instruments` and `parts`.
         cache: see `Router`.
         outbox: see `Router`.
         audit: see `Router`.

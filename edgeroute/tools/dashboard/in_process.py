@@ -83,7 +83,7 @@ class Dashboard(ForkSafe, Instrument):
 
     ```
     dashboard = Dashboard()
-    router = Router(..., instruments=[dashboard])
+    router = Router(..., options=Options(instruments=[dashboard]))
     print(dashboard.serve(router))
     ```
     """
