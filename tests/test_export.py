@@ -26,8 +26,8 @@ from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyErro
 from edgeroute.edge.preprocessing import Picture
 from edgeroute.http.messages import Reply
 from edgeroute.tools.export.exported_models import PROGRAMS, Subject, new_folder, server_name
+from edgeroute.tools.export.kserve import Cluster, object_name
 from edgeroute.tools.export.kserve import kserve as export_kserve
-from edgeroute.tools.export.kubernetes import Cluster, object_name
 from edgeroute.tools.export.programs.arms import arm_of, checked_shares
 from edgeroute.tools.export.ray import ray as export_ray
 from edgeroute.tools.export.triton import Batching

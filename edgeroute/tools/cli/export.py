@@ -130,8 +130,8 @@ def kserve(
     as_json: Json = False,
 ) -> int:
     """Write a model repository, an InferenceService for KServe, and plain objects of Kubernetes."""
+    from edgeroute.tools.export.kserve import Cluster
     from edgeroute.tools.export.kserve import kserve as write
-    from edgeroute.tools.export.kubernetes import Cluster
     from edgeroute.tools.export.triton import Batching
 
     batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, gpu=gpu > 0)

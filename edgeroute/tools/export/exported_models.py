@@ -1,4 +1,4 @@
-"""Common parts of exports: the loaded and checked model, the output folder, protobuf text and YAML."""
+"""Common parts of exports: the loaded and checked model, the output folder, templates and protobuf text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,15 +22,14 @@ from edgeroute.edge.input_tensors import row_shape
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.onnx import OnnxModel, external_data, spec_of
 from edgeroute.edge.preprocessing import Picture, Preprocess
-from edgeroute.errors import ModelError, PolicyError, RuntimeMissing, StoreError
-from edgeroute.system.late_imports import import_late
+from edgeroute.errors import ModelError, PolicyError, StoreError
 from edgeroute.types import TensorSpec
 
 # The folder of an export: written beside its destination, and moved there once complete.
 
 MARK = "edgeroute-export.json"
 """File in each export that describes it; a folder without it is never replaced."""
-PROGRAMS = Path(__file__).parent / "programs"
+PROGRAMS, TEMPLATES = Path(__file__).parent / "programs", Path(__file__).parent / "templates"
 
 
 @contextmanager
@@ -99,6 +99,12 @@ def write(path: Path, text: str) -> None:
     """Write a text file with Unix line ends, and create the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def filled(template: str, raw: Mapping[str, str] | None = None, **values: object) -> str:
+    """Return a template with these values in place of its names, as JSON, which is YAML too; those of `raw` as they are."""
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    return Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(texts, **raw or {})
 
 
 def programs(folder: Path, names: Mapping[str, str]) -> None:
@@ -341,22 +347,3 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "resize": list(to) if isinstance(to, tuple) else to, "crop": None if picture.crop is None else list(picture.crop),
         "filter": picture.filter,
     }  # fmt: skip
-
-
-# YAML for servers.
-
-
-def yaml_of(*documents: Any, head: str = "") -> str:
-    """Return documents as YAML, in the order of their keys. `head`: comment lines at the top.
-
-    Raises:
-        RuntimeMissing: PyYAML is not installed.
-    """
-    try:
-        yaml = import_late("yaml")
-    except ImportError as e:
-        raise RuntimeMissing("PyYAML is not installed: pip install 'edgeroute[yaml]'") from e
-    # repeated objects are written out again: anchors are hard to read
-    dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
-    text: str = yaml.dump_all(documents, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120)
-    return head + text

@@ -1,26 +1,66 @@
 """Export for KServe (`edgeroute export kserve`): an InferenceService with its ServingRuntime, or plain Kubernetes objects.
 
-Both serve the models with Triton.
+Both serve the models with Triton. The objects are written in `templates`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from textwrap import indent
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from edgeroute import __version__
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.exported_models import Subject, new_folder, subjects, write, yaml_of
-from edgeroute.tools.export.kubernetes import METRICS, MIB, Cluster, container, manifests, object_name, volumes
+from edgeroute.tools.export.exported_models import Subject, filled, new_folder, subjects, write
 from edgeroute.tools.export.triton import Backend, Batching, check_parts, write_repository
 
-HTTP, GRPC = 8080, 9000
-"""Ports at which KServe expects the protocol."""
 BESIDE = 1 << 29
 """Bytes of memory beside the models: Triton itself, Python, inputs and outputs in progress."""
+MIB = 1 << 20
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
+MOST_CORES = 1e6
+
+
+class Cluster(NamedTuple):
+    """Resources to request from a cluster.
+
+    Attributes:
+        image: image of Triton with the repository in it, as its Dockerfile builds it.
+        replicas: least and most replicas.
+        cpu: cores of each replica.
+        memory: bytes of each replica.
+        gpu: GPUs of each replica.
+    """
+
+    image: str
+    replicas: tuple[int, int] = (2, 10)
+    cpu: float = 1.0
+    memory: int = 1 << 30
+    gpu: int = 0
+
+    def check(self) -> None:
+        """Validate the values.
+
+        Raises:
+            PolicyError: a value that no cluster accepts.
+        """
+        low, high = self.replicas
+        if not _IMAGE.fullmatch(self.image):
+            raise PolicyError("the image has no valid name: write it as registry.example/models/NAME:VERSION")
+        if not 0 < self.cpu < MOST_CORES:
+            raise PolicyError(f"cores must be more than 0, not {self.cpu:g}")
+        if not 1 <= low <= high:
+            raise PolicyError(f"replicas must be LEAST-MOST with 1 <= LEAST <= MOST, not {low}-{high}")
+
+
+def object_name(name: str) -> str:
+    """Derive a name for Kubernetes objects (RFC 1035): lower-case letters, digits and `-`, a letter first, 50 at most."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (slug if slug[:1].isalpha() else f"model-{slug}")[:50].strip("-")
 
 
 def kserve(
@@ -52,7 +92,6 @@ def kserve(
     Raises:
         ModelError: a model cannot be exported.
         PolicyError: a name, the image, the address or `out` is invalid.
-        RuntimeMissing: PyYAML is not installed.
         StoreError: the disk is full.
     """
     batching = batching or Batching(gpu=cluster.gpu > 0)
@@ -67,9 +106,20 @@ def kserve(
     if name is not None and label != name:
         raise PolicyError(f"{clean(name, 80)!r} is no name for objects of Kubernetes: small letters, digits and `-`, 50 at most")
     about = {"edgeroute": __version__, "format": "kserve", "models": [model.name for model in models]}
-    annotations = {"edgeroute/models": ", ".join(clean(model.model.name) for model in models), "edgeroute/version": __version__}
-    plain = yaml_of(*manifests(label, cluster, annotations), head=PLAIN)
-    served = yaml_of(runtime(label, cluster, storage), service(label, cluster, storage, annotations), head=KSERVE)
+    about_models = {"edgeroute/models": ", ".join(clean(model.model.name) for model in models), "edgeroute/version": __version__}
+    replicas = {"least": cluster.replicas[0], "most": cluster.replicas[1]}
+    labels = {"app.kubernetes.io/name": label, "app.kubernetes.io/component": "triton"}
+    plain = filled(
+        "kubernetes.yaml", {"container": container(cluster, 10, "triton", "/models")}, name=label, labels=labels,
+        annotations=about_models, **replicas,
+    )  # fmt: skip
+    runtime, repository = f"{label}-triton", "/models" if storage is None else "/mnt/models"
+    model = {"modelFormat": {"name": "triton", "version": "2"}, "protocolVersion": "v2", "runtime": runtime}
+    served = filled(
+        "kserve.yaml", {"container": container(cluster, 6, "kserve-container", repository, http=8080, grpc=9000)},
+        name=label, annotations={"serving.kserve.io/deploymentMode": "RawDeployment", **about_models}, runtime=runtime,
+        model=model if storage is None else {**model, "storageUri": storage}, **replicas,
+    )  # fmt: skip
     with new_folder(Path(out), about, force=force) as folder:
         write_repository(folder / "repository", models, backend, batching)
         write(folder / "kubernetes.yaml", plain)
@@ -83,38 +133,21 @@ def memory_of(models: Sequence[Subject], batching: Batching) -> int:
     return BESIDE + weights * (batching.instances + 1) // MIB * MIB
 
 
-def runtime(name: str, cluster: Cluster, storage: str | None) -> dict[str, Any]:
-    """Return the ServingRuntime: Triton, for models of the format "triton"."""
-    repository = "/models" if storage is None else "/mnt/models"
-    return {
-        "apiVersion": "serving.kserve.io/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": f"{name}-triton"},
-        "spec": {
-            "annotations": {"prometheus.kserve.io/port": str(METRICS), "prometheus.kserve.io/path": "/metrics"},
-            "supportedModelFormats": [{"name": "triton", "version": "2"}],
-            "protocolVersions": ["v2", "grpc-v2"],
-            "containers": [container(cluster, repository, name="kserve-container", http=HTTP, grpc=GRPC)],
-            "volumes": volumes(),
-        },
-    }  # fmt: skip
+def container(cluster: Cluster, depth: int, name: str, repository: str, http: int = 8000, grpc: int = 8001) -> str:
+    """Return the container of Triton, indented by `depth` spaces; http, grpc: its ports, by default Triton's own."""
+    gpu = f', nvidia.com/gpu: "{cluster.gpu}"' if cluster.gpu else ""
+    text = filled(
+        "container.yaml", {"repository": repository, "gpu": gpu}, container=name, image=cluster.image, http=http, grpc=grpc,
+        cpu=_cores(cluster.cpu), memory=_memory(cluster.memory),
+    )  # fmt: skip
+    return indent(text.rstrip(), " " * depth)
 
 
-def service(name: str, cluster: Cluster, storage: str | None, annotations: dict[str, str]) -> dict[str, Any]:
-    """Return the InferenceService."""
-    low, high = cluster.replicas
-    model = {"modelFormat": {"name": "triton", "version": "2"}, "protocolVersion": "v2", "runtime": f"{name}-triton"}
-    predictor = {"minReplicas": low, "maxReplicas": high, "scaleMetric": "cpu", "scaleTarget": 70}
-    return {
-        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
-        "metadata": {"name": name, "annotations": {"serving.kserve.io/deploymentMode": "RawDeployment", **annotations}},
-        "spec": {"predictor": {**predictor, "model": {**model, **({} if storage is None else {"storageUri": storage})}}},
-    }  # fmt: skip
+def _cores(cpu: float) -> str:
+    """Return cores as Kubernetes writes them: `2`, or `500m` for a fraction."""
+    return f"{cpu:g}" if cpu == int(cpu) else f"{round(cpu * 1000)}m"
 
 
-PLAIN = """\
-# Without KServe: build the image of repository/Dockerfile, push it under the name below, and kubectl apply -f kubernetes.yaml
-# Nothing here authenticates callers: put an Ingress or a gateway before the Service. Replicas follow the load of the processors.
-"""
-KSERVE = """\
-# kubectl apply -f kserve.yaml, in a cluster with KServe. The image is that of repository/Dockerfile, with ONNX Runtime and Pillow
-# for Triton's Python backend; with storageUri the contents of repository/ are fetched from there, else they are in the image.
-"""
+def _memory(size: int) -> str:
+    """Return bytes as Kubernetes writes them, rounded up to MiB."""
+    return f"{-(-size // MIB)}Mi"

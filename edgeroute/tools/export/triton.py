@@ -17,6 +17,7 @@ from edgeroute.tools.export.exported_models import (
     Word,
     copies,
     dumps,
+    filled,
     new_folder,
     programs,
     subjects,
@@ -122,7 +123,7 @@ def write_repository(folder: Path, models: Sequence[Subject], backend: Backend, 
     """Write a repository: the folders of each model, and the Dockerfile (for GPUs if batching uses them)."""
     for model in models:
         repository(folder, model, backend, batching)
-    write(folder / "Dockerfile", DOCKERFILE.format(onnxruntime="onnxruntime-gpu" if batching.gpu else "onnxruntime"))
+    write(folder / "Dockerfile", filled("Dockerfile", {"onnxruntime": "onnxruntime-gpu" if batching.gpu else "onnxruntime"}))
 
 
 def repository(folder: Path, model: Subject, backend: Backend, batching: Batching) -> None:
@@ -280,14 +281,3 @@ class Parts:
         known = {key: about[key] for key in ("name", "description", "kind", "labels", "sha256") if about[key]}
         texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in known.items()}
         return [{"key": key, "value": {"string_value": text}} for key, text in texts.items()]
-
-
-DOCKERFILE = """\
-# docker build -t REGISTRY/NAME:VERSION . && docker push REGISTRY/NAME:VERSION
-ARG BASE=nvcr.io/nvidia/tritonserver:25.06-py3
-FROM ${{BASE}}
-# numpy 1: with numpy 2 the Python backend of many releases answers without data
-RUN pip install --no-cache-dir 'numpy<2' {onnxruntime} pillow
-COPY . /models
-CMD ["tritonserver", "--model-repository=/models", "--exit-on-error=true"]
-"""
