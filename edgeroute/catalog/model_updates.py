@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from weakref import finalize
@@ -23,6 +24,7 @@ from edgeroute.catalog.model_folder import Pointer
 from edgeroute.edge.model_members import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
 from edgeroute.stores.journal import ProcessLock
+from edgeroute.system.workers import Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -98,8 +100,8 @@ class Updater:
         check_number("max_errors", max_errors, most=1)
         self.catalog, self.name, self.router = catalog, name, router
         self._every_s, self._runs, self._most, self._progress, self._on_step = every_s, trial_runs, max_errors, progress, on_step
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._worker = Worker(f"edgeroute-update-{name}", self._look_and_step, f"{name} was not updated")
+        self._due_at = 0.0
         self._turn = threading.Lock()
         self._index()
         self._base = self._run_counts()
@@ -185,7 +187,7 @@ class Updater:
 
     def _on_download(self, progress: Progress) -> None:
         """Pass on the progress of a download; raise CatalogAway to stop it once this updater is closed."""
-        if self._stop.is_set():
+        if self._worker.closed:
             raise CatalogAway(f"the download of {self.name} was stopped, since this updater was closed; the next one resumes it")
         if self._progress is not None:
             self._progress(progress)
@@ -262,42 +264,28 @@ class Updater:
 
         A no-op if there is one.
         """
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name=f"edgeroute-update-{self.name}", daemon=True)
-            self._thread.start()
+        self._worker.start()
 
-    def _loop(self) -> None:
-        """Check repeatedly, in the thread, until closed."""
-        left = 0.0
-        while True:
-            self._run_logged(self.look)
-            if left <= 0:
-                self._run_logged(self.step)
-                left = self._every_s
-            if self._stop.wait(LOOKS_S):
-                return
-            left -= LOOKS_S
-
-    def _run_logged(self, look: Callable[[], Step]) -> None:
-        """Run a check, and log its exceptions: whatever fails, the active model answers."""
+    def _look_and_step(self) -> float:
+        """Check the version on trial, and the catalog if that is due; return the seconds until the next check."""
+        due = monotonic() >= self._due_at
         try:
-            look()
-        except EdgerouteError as e:
-            log.warning("%s was not updated: %s", self.name, e)
-        except Exception:
-            log.exception("%s was not updated", self.name)
+            self.look()
+        finally:
+            if due:
+                self._due_at = monotonic() + self._every_s
+                self.step()
+        return LOOKS_S
 
     def close(self) -> None:
         """Stop checking. A download in progress is stopped, and resumed another time.
 
         Blocks until the thread has ended; closes the catalog.
         """
-        self._stop.set()
+        self._worker.close(0.0)
         self.catalog.close()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
-            self.catalog.close()  # again: between two files it may have opened another connection
+        self._worker.close()
+        self.catalog.close()  # again: between two files it may have opened another connection
         self._leave()
 
     def __enter__(self) -> Self:

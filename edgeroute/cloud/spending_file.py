@@ -19,6 +19,7 @@ from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.workers import start_thread
 
 if TYPE_CHECKING:
     from edgeroute.stores.key_value_store import KeyValueStore
@@ -135,9 +136,7 @@ class EarlierSpending:
             if monotonic() < self._read_at:
                 return
             self._read_at = INF
-        try:
-            threading.Thread(target=self.recall, args=(lock, own_name), name="edgeroute-state", daemon=True).start()
-        except RuntimeError:  # no more threads, or the interpreter ends
+        if start_thread("edgeroute-state", self.recall, lock, own_name) is None:
             self._read_at = monotonic() + AGAIN_S
 
 

@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.workers import start_thread
 
 MOST = 16
 """Maximum concurrent look-ups in this process; beyond it, a look-up of a further name fails at once."""
@@ -142,10 +143,8 @@ class Resolver(ForkSafe):
             if full:
                 raise OSError(f"{host} was not looked up: {len(running)} other look-ups hang")
             lookup = Lookup(host, port, earlier)
-            try:
-                threading.Thread(target=lookup.run, name="edgeroute-lookup", daemon=True).start()
-            except RuntimeError as e:  # no more threads can be started
-                lookup.end([], e)
+            if start_thread("edgeroute-lookup", lookup.run) is None:
+                lookup.end([], OSError("there is no thread to look it up"))
             running.append(lookup)  # after its start: if that is interrupted, nobody waits for it in vain
             return lookup
 

@@ -14,8 +14,9 @@ from weakref import WeakSet
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import PolicyError
-from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.workers import Worker
 
 if TYPE_CHECKING:
     from edgeroute.observe.device.kernel_files import Measurement, Run
@@ -198,11 +199,15 @@ class Sampler(ForkSafe):
     _lock = per_process(threading.RLock)  # reentrant: a signal handler may make or close a router
     _routers: WeakSet[Router] = per_process(WeakSet)
     """Empty in a forked child, where a router's first request starts the reading again."""
-    _thread: threading.Thread | None = initially(None)
-    _wake = per_process(threading.Event)
-    _next = initially(inf)
-    """Monotonic instant at which the thread looks again; inf while it does."""
     _threads = per_process(lambda: ThreadPool("edgeroute-sensors", MOST))
+    _idle = False
+
+    def __init__(self) -> None:
+        self._worker = self._new_worker()
+
+    def _new_worker(self) -> Worker:
+        """Return the thread that starts the readings, not started yet."""
+        return Worker("edgeroute-sampler", self._round, "the sensors could not be read", retry_s=AGAIN_S)
 
     def __len__(self) -> int:
         """Return the number of routers whose sensors are read."""
@@ -226,57 +231,35 @@ class Sampler(ForkSafe):
             if router.closed or router.observer.reads_at == inf:
                 return
             self._routers.add(router)
-            if router.observer.reads_at < self._next:
-                self._wake.set()
-            if self._thread is None:
-                self._wake = threading.Event()
-                self._thread = threading.Thread(target=self._run, args=(self._wake,), name="edgeroute-sampler", daemon=True)
-                try:
-                    self._thread.start()
-                except RuntimeError:  # no more threads, or the interpreter ends: requests alone have them read
-                    self._thread = None
+            self._worker.start()
+            self._worker.nudge()
 
     def remove(self, router: Router) -> None:
         """Stop reading a router's sensors. With the last router, end the threads, waiting for at most about a second."""
         with self._lock:
             self._routers.discard(router)
-            if self._routers or (self._thread is None and not len(self._threads)):
+            if self._routers or not (self._worker.alive or len(self._threads)):
                 return
-            thread, self._thread = self._thread, None
+            worker, self._worker = self._worker, self._new_worker()
             threads, self._threads = self._threads, ThreadPool("edgeroute-sensors", MOST)
-            self._wake.set()
         threads.close()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(AGAIN_S)
+        worker.close(AGAIN_S)
 
-    def _run(self, wake: threading.Event) -> None:
-        """Start the readings that are due, in a loop, until no router uses sensors.
+    def _round(self) -> float | None:
+        """Start the readings that are due now. Return the seconds until the next is due; None: no router uses sensors.
 
-        An idle thread waits `AGAIN_S` once more before it ends.
+        Without work, one more round follows after `AGAIN_S` before that.
         """
-        idle = False
-        while True:
-            due = self._round()
-            with self._lock:
-                if self._thread is not threading.current_thread():
-                    return
-                if due == inf and idle and not wake.is_set():
-                    self._thread = None  # a reading that is still under way adds its router when it ends
-                    return
-                idle = due == inf
-                self._next = monotonic() + AGAIN_S if idle else due
-            wake.wait(max(0.0, self._next - monotonic()))
-            wake.clear()
-
-    def _round(self) -> float:
-        """Start the readings that are due now. Return the monotonic instant at which the next one is due; inf: none."""
         with self._lock:
-            self._next = inf
             routers = list(self._routers)
         for router in routers:
             if monotonic() >= router.observer.reads_at:
                 self.read(router)
-        return min((router.observer.reads_at for router in routers), default=inf)
+        due = min((router.observer.reads_at for router in routers), default=inf)
+        was_idle, self._idle = self._idle, due == inf
+        if due < inf:
+            return max(0.0, due - monotonic())
+        return None if was_idle else AGAIN_S
 
 
 SAMPLER = Sampler()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
-import logging
 import select
 import socket
 import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 from time import monotonic
 
 from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
 from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.workers import Worker
 
 MOST = 65536
 """Most bytes of a routing table that are read."""
@@ -108,7 +109,6 @@ def _routes6(text: str) -> Iterator[str]:
             yield interface
 
 
-log = logging.getLogger("edgeroute")
 QUIET_S = 0.05
 """Debounce, as changes come in bursts: the callback is called after so many seconds without another change ..."""
 MOST_S = 1.0
@@ -139,7 +139,7 @@ class NetworkMonitor(ForkSafe):
 
     works = initially(False)
     _lock = per_process(threading.Lock)
-    _thread: threading.Thread | None = initially(None)
+    _worker: Worker | None = initially(None)
     _sockets: tuple[socket.socket, ...] = initially((), lambda inherited: _close(*inherited))
 
     def __init__(self, on_up: Callable[[], None]) -> None:
@@ -158,26 +158,30 @@ class NetworkMonitor(ForkSafe):
             except OSError:  # too many files are open
                 netlink.close()
                 return
-            thread = threading.Thread(target=_watch, args=(netlink, stopped, self._on_up), name="edgeroute-link", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads, or the interpreter ends
-                for unused in (stop, stopped, netlink):
-                    unused.close()
+            turn = partial(self._report, _bursts(netlink, stopped))
+            worker = Worker("edgeroute-link", turn, "the network is up, but the callback failed", retry_s=0.0)
+            if worker.start():
+                self.works, self._sockets, self._worker = True, (stop, stopped, netlink), worker
             else:
-                self.works, self._sockets, self._thread = True, (stop, stopped, netlink), thread
+                _close(stop, stopped, netlink)
+
+    def _report(self, bursts: Iterator[None]) -> float | None:
+        """Call `on_up` after the next burst of changes; None once the monitor is closed."""
+        for _ in bursts:
+            self._on_up()
+            return 0.0
+        return None
 
     def close(self) -> None:
         """Stop the thread, waiting for a running `on_up()`; `start()` may be called again. A no-op if none runs."""
         with self._lock:
-            if self._thread is None:
+            if self._worker is None:
                 return
-            stop, thread = self._sockets[0], self._thread
-            self.works, self._sockets, self._thread = False, (), None
-            with stop:
-                stop.shutdown(socket.SHUT_RDWR)  # close() alone does not wake the thread while a forked child holds the socket
-        if thread is not threading.current_thread():
-            thread.join()
+            sockets, worker = self._sockets, self._worker
+            self.works, self._sockets, self._worker = False, (), None
+            sockets[0].shutdown(socket.SHUT_RDWR)  # close() alone does not wake the thread while a forked child holds the socket
+        worker.close()
+        _close(*sockets)
 
 
 def _close(*sockets: socket.socket) -> None:
@@ -206,33 +210,29 @@ def listen() -> socket.socket | None:
     return netlink
 
 
-def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], None]) -> None:
-    """Call `on_up` after each burst of changes that `netlink` receives, in a loop, until the peer of `stopped` is closed.
+def _bursts(netlink: socket.socket, stopped: socket.socket) -> Iterator[None]:
+    """Wait for changes, and yield after each burst of them that `netlink` receives, until the peer of `stopped` is shut down.
 
-    Closes both sockets at the end. Exceptions of `on_up` are logged. A burst ends after `QUIET_S`, or `MOST_S` at the latest.
+    A burst ends after `QUIET_S`, or `MOST_S` at the latest.
     """
     if sys.platform != "linux":  # it has no netlink
         return
-    with netlink, stopped:
-        poll = select.poll()
-        poll.register(netlink, select.POLLIN)
-        poll.register(stopped, select.POLLIN)
-        me, up = netlink.getsockname()[0], set[int]()
-        first = due = inf
-        while True:
-            ready = poll.poll(None if due == inf else max(0.0, due - monotonic()) * 1000)
-            if any(fd == stopped.fileno() for fd, _ in ready):
-                return
-            now = monotonic()
-            if ready and comes_up(netlink, me, up):
-                first = min(first, now)
-                due = min(now + QUIET_S, first + MOST_S)
-            if now >= due:
-                first = due = inf
-                try:
-                    on_up()
-                except Exception:
-                    log.exception("the network is up, but the callback failed")
+    poll = select.poll()
+    poll.register(netlink, select.POLLIN)
+    poll.register(stopped, select.POLLIN)
+    me, up = netlink.getsockname()[0], set[int]()
+    first = due = inf
+    while True:
+        ready = poll.poll(None if due == inf else max(0.0, due - monotonic()) * 1000)
+        if any(fd == stopped.fileno() for fd, _ in ready):
+            return
+        now = monotonic()
+        if ready and comes_up(netlink, me, up):
+            first = min(first, now)
+            due = min(now + QUIET_S, first + MOST_S)
+        if now >= due:
+            first = due = inf
+            yield
 
 
 def comes_up(netlink: socket.socket, me: int, up: set[int]) -> bool:

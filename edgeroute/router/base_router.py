@@ -27,6 +27,7 @@ from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
 from edgeroute.system.late_imports import import_tool
 from edgeroute.system.process import list_weakset
+from edgeroute.system.workers import start_thread
 from edgeroute.types import V
 
 if TYPE_CHECKING:
@@ -357,7 +358,5 @@ def _in_background(job: Callable[[], object]) -> None:
 
 def _start(job: Callable[[], object]) -> None:
     """Call the job in a new thread, or here if there is none."""
-    try:
-        threading.Thread(target=job, name="edgeroute-close", daemon=True).start()
-    except RuntimeError:
+    if start_thread("edgeroute-close", job) is None:
         job()

@@ -26,6 +26,7 @@ from edgeroute.router.policy_snapshot import PolicyArguments, build
 from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
 from edgeroute.system.process import log
 from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.workers import start_thread
 
 if TYPE_CHECKING:
     from edgeroute.cloud.cloud_backend import CloudBackend
@@ -172,9 +173,7 @@ def _first_reading(engine: Engine, sensors: Any) -> None:
     if sensors is None:
         engine.sensing.read()
         return
-    try:
-        threading.Thread(target=read, name="edgeroute-sensors", daemon=True).start()
-    except RuntimeError:  # no more threads
+    if start_thread("edgeroute-sensors", read) is None:
         read()
     if not done.wait(FIRST_S):
         late.set()

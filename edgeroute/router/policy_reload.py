@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, 
 from edgeroute.router.warm_up import check_releases
 from edgeroute.system.log_filter import call_quietly
 from edgeroute.system.process import file_stamp
+from edgeroute.system.workers import Worker
 
 if TYPE_CHECKING:
     from edgeroute.trials.guarantee_monitor import Audit
@@ -78,7 +77,6 @@ def replace(
             raise Closed(CLOSED)
 
 
-log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
 """Seconds between two checks of a watched file."""
 STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
@@ -108,9 +106,9 @@ class PolicyFile:
     def __init__(self, path: Path, more: Mapping[str, Any]) -> None:
         self.path, self._more = path, more
         self._seen = file_stamp(path)  # before reading it: later changes are detected
+        self._worker: Worker | None = None
         self._versions: dict[Path, str] = {}
         """File that names the active version of a model -> version read last."""
-        self._stop = threading.Event()
 
     def arguments(self) -> dict[str, Any]:
         """Read the file, and return the router's arguments. Notes the active versions of its models.
@@ -186,21 +184,21 @@ class PolicyFile:
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         """Start a thread that calls the referent of the weak reference `reload` when the file changes; errors are logged."""
-        threading.Thread(target=self._watch, args=(reload,), name="edgeroute-watch", daemon=True).start()
+        message = f"{self.path} cannot be used; the policy in force stays"
+        self._worker = Worker("edgeroute-watch", partial(self._look, reload), message, first_s=LOOKS_S, retry_s=LOOKS_S)
+        self._worker.start()
 
-    def _watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
-        """Check the file, and the active versions, each `LOOKS_S` until `close`; reload after a change, and log errors.
+    def _look(self, reload: Callable[[], Callable[[], object] | None]) -> float:
+        """Check the file, and the active versions; reload after a change. Return the seconds until the next check.
 
         A file that is missing for a moment is no change.
         """
-        while not self._stop.wait(LOOKS_S):
-            now = file_stamp(self.path)
-            if self._activated() or (now is not None and now != self._seen):
-                self._seen = now or self._seen
-                try:
-                    _call_referent(reload)
-                except Exception:
-                    log.exception("%s cannot be used; the policy in force stays", self.path)
+        now = file_stamp(self.path)
+        if self._activated() or (now is not None and now != self._seen):
+            self._seen = now or self._seen
+            if (call := reload()) is not None:
+                call()
+        return LOOKS_S
 
     def _activated(self) -> bool:
         """Return True if another version of a model is active than at the last check, and note it. Reads the catalogs' files.
@@ -221,14 +219,8 @@ class PolicyFile:
 
     def close(self) -> None:
         """Have the watching thread end, without waiting: a reload that has begun goes on."""
-        self._stop.set()
-
-
-def _call_referent(reference: Callable[[], Callable[[], object] | None]) -> None:
-    """Call the referent if it still exists; in a function, so that the watching thread keeps no reference."""
-    call = reference()
-    if call is not None:
-        call()
+        if self._worker is not None:
+            self._worker.close(0.0)
 
 
 def _models(edges: Any) -> list[Any]:

@@ -16,8 +16,9 @@ from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.errors import StoreError
 from edgeroute.stores.sqlite_file import Database
-from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import now
+from edgeroute.system.workers import Worker
 
 log = logging.getLogger("edgeroute")
 DELAY_S = 1.0
@@ -50,8 +51,7 @@ class KeyValueStore(ForkSafe):
         path: path of the file; None: values are in memory only.
     """
 
-    _lock, _closing = per_process(threading.RLock), per_process(threading.Event)
-    _thread: threading.Thread | None = initially(None)
+    _lock = per_process(threading.RLock)
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -61,8 +61,8 @@ class KeyValueStore(ForkSafe):
         self._fresh: dict[str, tuple[str, float]] = {}
         """name -> JSON and Unix time of the put, of values not yet written to the file."""
         self._logged: set[str] = set()
-        self._closed = False
         self._users: WeakSet[object] = WeakSet()
+        self._writer = Worker("edgeroute-state", self._write, "state cannot be written", first_s=DELAY_S, retry_s=DELAY_S)
 
     def after_fork(self) -> None:
         """Drop unwritten values too: the parent writes them."""
@@ -195,13 +195,8 @@ class KeyValueStore(ForkSafe):
         text = json.dumps(value, separators=(",", ":"))
         with self._lock:
             self._fresh[name] = text, now()
-            if self._database is not None and self._thread is None and not self._closed:
-                thread = threading.Thread(target=self._write, name="edgeroute-state", daemon=True)
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # no more threads, or the interpreter ends: a later put or close writes it
-                    thread.start()
-                    self._thread = thread
+        if self._database is not None:
+            self._writer.start()  # without a thread, a later put or close writes it
 
     def forget(self, prefix: str, older_than_s: float) -> None:
         """Delete names that begin with `prefix` and were last put more than `older_than_s` seconds ago, from memory and file."""
@@ -238,25 +233,15 @@ class KeyValueStore(ForkSafe):
 
         Blocks for the writer thread; a failure to write is logged.
         """
-        with self._lock:
-            self._closed, thread = True, self._thread
-        self._closing.set()
-        if thread is not None:
-            thread.join()
+        self._writer.close()
         self.flush()
         database, self._database = self._database, None
         if database is not None:
             database.close()
 
-    def _write(self) -> None:
-        """Flush every `DELAY_S` seconds (writer thread) until nothing is pending or a write fails; the next put restarts it."""
-        while True:
-            self._closing.wait(DELAY_S)
-            well = self.flush()
-            with self._lock:
-                if not (well and self._fresh) or self._closed:
-                    self._thread = None
-                    return
+    def _write(self) -> float | None:
+        """Flush; return the seconds until the next flush; None: nothing is pending, or it failed: the next put starts again."""
+        return DELAY_S if self.flush() and self._fresh else None
 
     def _parse_values(self, texts: Iterable[tuple[str, Any]]) -> Iterator[Any]:
         """Yield the values of (name, JSON) pairs; delete those that cannot be parsed."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
@@ -24,91 +23,37 @@ from edgeroute.stores.outbox.sql_tables import Heads, Lane, Turns
 from edgeroute.stores.outbox.sqlite_queue import Outbox
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.thread_pool import ThreadPool
-
-# Background thread with leader election: only the process that holds a lock file does the work.
+from edgeroute.system.workers import Worker
 
 log = logging.getLogger("edgeroute")
 
 
-class Loop(ForkSafe):
-    """Thread that calls `step()` after as many seconds as the last call returned, or at once when nudged.
+class Loop(Worker):
+    """Worker that calls `step()` after as many seconds as the last call returned, or at once when nudged.
 
     Only one process at a time, the holder of the lock, calls its step.
 
     Args:
         name: name of the thread.
         lock_path: path of the lock file. The system releases the lock when the process ends, `kill -9` included.
-        step: function that returns the seconds until the next call; its exceptions are logged.
+        step: function that returns the seconds until the next call.
         poll_s: maximum seconds between calls, to notice other processes' writes and to take over the lock.
         busy: returns True while the lock must still be held after `close()`.
     """
 
-    _changed = per_process(threading.Condition)
-    _nudged, _logged = initially(False), initially("")
-    _thread: threading.Thread | None = initially(None)
-
     def __init__(
         self, name: str, lock_path: Path, step: Callable[[], float], *, poll_s: float, busy: Callable[[], bool] = lambda: False
     ) -> None:
-        self._name, self.lock, self._step, self.poll_s, self._busy = name, ProcessLock(lock_path), step, poll_s, busy
-        self._begun = self._closed = False
+        super().__init__(name, self._step_alone, "the outbox waits", retry_s=poll_s)
+        self.lock, self._step, self.poll_s, self._busy = ProcessLock(lock_path), step, poll_s, busy
 
-    @property
-    def closed(self) -> bool:
-        """Return True once `close` was called."""
-        return self._closed
-
-    def start(self) -> None:
-        """Mark the loop as begun, and nudge it: starts the thread, or wakes it. No thread starts after `close`."""
-        self._begun = True
-        self.nudge()
-
-    def nudge(self) -> None:
-        """Run the next step at once. Start the thread if there is none, as in a forked child.
-
-        No thread starts before `start` or after `close`, or if the system has none.
-        """
-        with self._changed:
-            self._nudged = True
-            self._changed.notify_all()
-            if self._begun and not self._closed and self._thread is None:
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                with contextlib.suppress(RuntimeError):  # no more threads, or the interpreter ends: the next nudge tries again
-                    thread.start()
-                    self._thread = thread
-
-    def close(self, wait_s: float = 1.0) -> None:
-        """End the thread after the current step, once not busy; wait for that up to `wait_s` seconds.
-
-        No wait if called from that thread.
-        """
-        with self._changed:
-            self._closed, thread = True, self._thread
-            self._changed.notify_all()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(wait_s)
+    def _step_alone(self) -> float:
+        """Take the lock and call `step`; return the seconds until the next turn."""
+        return min(self.poll_s, self._step()) if self.lock.take() else self.poll_s
 
     def _run(self) -> None:
-        """Take the lock and call `step` until closed; then release the lock, once not busy.
-
-        An exception of a step is logged, once per text, and the next step follows after `poll_s`.
-        """
-        pause = 0.0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._nudged or self._closed, pause)
-                self._nudged = False
-                if self._closed:
-                    break
-            pause = self.poll_s
-            try:
-                if self.lock.take():
-                    pause = min(pause, self._step())
-                self._logged = ""
-            except Exception as e:
-                if (text := str(e)) != self._logged:  # log a lasting error, such as a full disk, once
-                    self._logged = text
-                    log.warning("the outbox waits: %s", text, exc_info=not isinstance(e, OSError))
+        """Take turns until closed; then release the lock, once not busy."""
+        super()._run()
         with self._changed:
             self._changed.wait_for(lambda: not self._busy())
         self.lock.leave()
@@ -201,6 +146,7 @@ class Delivery(ForkSafe):
     def start(self) -> None:
         """Start the delivering thread, or wake it. While another process holds the lock, it polls."""
         self.loop.start()
+        self.loop.nudge()
 
     def wake(self, *, now: bool = False) -> None:
         """Make entries due that wait because an attempt failed. Not needed after a put.

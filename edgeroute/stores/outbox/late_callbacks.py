@@ -64,6 +64,7 @@ class Callbacks(ForkSafe):
             raise PolicyError("a callback for late answers is a plain function: it is called from a thread, where no loop runs")
         self._f = f, _takes_tx(f)
         self.loop.start()
+        self.loop.nudge()
 
     def wake(self) -> None:
         """Poll now. Not needed after a put by this process."""

@@ -15,6 +15,7 @@ from edgeroute.record.instruments import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.workers import start_thread
 from edgeroute.tools.dashboard.latest_requests import certificates_of, policy_summary
 from edgeroute.tools.dashboard.monitor import Monitor, Sources
 from edgeroute.tools.replay.replay_setup import Setup
@@ -132,17 +133,18 @@ class Dashboard(ForkSafe, Instrument):
             ready.set()
 
         def run() -> None:
-            """Serve until stopped; pass an exception to the caller's thread."""
+            """Serve until stopped; pass an exception to the caller's thread, or to the log once the page was served."""
             try:
                 serve(monitor, host=host, port=port, on_ready=on_ready, stops=self._set_stop, **more)
-            except BaseException as e:  # noqa: BLE001 - raised in the caller's thread
-                errors.append(e)
+            except BaseException as e:
+                errors.append(e)  # raised in the caller's thread
+                if urls:
+                    raise
             finally:
                 ready.set()
 
-        self._thread = threading.Thread(target=run, name="edgeroute-dashboard-page", daemon=True)
-        self._thread.start()
-        if not ready.wait(START_S) or not urls:
+        self._thread = start_thread("edgeroute-dashboard-page", run)
+        if self._thread is None or not ready.wait(START_S) or not urls:
             self._monitor = None
             raise errors[0] if errors else PolicyError(f"the dashboard did not listen within {START_S:g} s")
         return urls[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -17,13 +16,13 @@ from edgeroute.observe import device_sensors as sensors
 from edgeroute.record.request_counts import Tallied
 from edgeroute.system import process
 from edgeroute.system.process import json_dumps, json_loads
+from edgeroute.system.workers import Worker
 from edgeroute.tools.dashboard.journal_tail import Tail
 from edgeroute.tools.dashboard.latest_requests import NAME, TEXT, Window, row
 from edgeroute.tools.dashboard.threshold_trial import Trial
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.replay.trace_reader import MOST
 
-log = logging.getLogger("edgeroute")
 EVERY_S = 0.5
 """Time between two reads of new records, seconds."""
 STATE_S = 2.0
@@ -147,31 +146,26 @@ class Monitor:
         self._text: tuple[int, bytes] = (-1, b"")
         self._trial: Trial | None = None
         self._since = process.now()
-        self._lock, self._trial_lock, self._ended = threading.RLock(), threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="edgeroute-dashboard", daemon=True)
+        self._lock, self._trial_lock = threading.RLock(), threading.Lock()
+        self._worker = Worker("edgeroute-dashboard", self._follow, "no new records were read", first_s=EVERY_S, retry_s=EVERY_S)
 
     def start(self) -> None:
         """Read once, then start the thread that follows. Blocks while it reads."""
         self.poll()
-        self._thread.start()
+        self._worker.start()
 
     def close(self) -> None:
         """Stop the thread, waiting at most 5 s, and close the files."""
-        self._ended.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(CLOSE_S)
+        self._worker.close(CLOSE_S)
         with self._lock:
             self._feed.close()
             if self._ledger is not None:
                 self._ledger.close()
 
-    def _run(self) -> None:
-        """Poll until closed; log an exception and continue."""
-        while not self._ended.wait(EVERY_S):
-            try:
-                self.poll()
-            except Exception:  # noqa: PERF203 - each look on its own
-                log.exception("the dashboard could not read new records; it tries again")
+    def _follow(self) -> float:
+        """Poll, and return the seconds until the next poll."""
+        self.poll()
+        return EVERY_S
 
     def poll(self) -> None:
         """Read new records, and, every 2 s, state and sensors; nothing once it is closed."""
@@ -181,7 +175,7 @@ class Monitor:
             state, device = self._read_state(), self._read_device()
             with self._lock:
                 self._state, self._device = state, device
-        if not self._ended.is_set():  # it may have been closed while it waited
+        if not self._worker.closed:  # it may have been closed while it waited
             self.read()
 
     def read(self) -> int:

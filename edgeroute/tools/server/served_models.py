@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import prod
@@ -18,6 +17,7 @@ from edgeroute.cloud.tensor_types import NAMES, TEXTS
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.model_members import feed_of, has_async_runs, member
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError
+from edgeroute.system.workers import Worker
 from edgeroute.tools.server.batching import Batcher, Tensors
 from edgeroute.tools.server.input_decoder import ENCODED, Decoder, Files
 from edgeroute.tools.server.oip_messages import VERSION, Ask, describe, edge_answers
@@ -72,7 +72,8 @@ class TensorModel:
         self._loop: asyncio.AbstractEventLoop | None = None
         if run_feed is None and has_async_runs(model):
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=_run_loop, args=(self._loop,), name=f"edgeroute-serve-{model.name}-loop", daemon=True).start()
+            name = f"edgeroute-serve-{model.name}-loop"
+            Worker(name, self._run_loop, f"{model.name} failed", retry_s=0.0).start()
         self.card: Card = member(model, "card") or Card()
         self.only: str | None = member(model, "output")
         self.outputs: tuple[TensorSpec, ...] = tuple(member(model, "outputs")) or self._outputs_on_zeros()
@@ -116,6 +117,12 @@ class TensorModel:
         """Stop the event loop of a model with a coroutine function, without waiting; does not free the model."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _run_loop(self) -> None:
+        """Run the event loop until it is stopped, then close it. A coroutine's SystemExit passes, and the loop goes on."""
+        assert self._loop is not None
+        self._loop.run_forever()
+        self._loop.close()
 
     def _by_name(self, results: Any) -> dict[str, Array]:
         """Return the outputs of a run, by name, or rows of one output, as arrays by name; raise `ModelError` for other rows."""
@@ -168,12 +175,6 @@ def _any_rows(spec: TensorSpec) -> TensorSpec:
 def _joined_rows(parts: list[Any]) -> Any:
     """Concatenate the outputs of several runs, arrays or lists."""
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Run an event loop until it is stopped, then close it."""
-    loop.run_forever()
-    loop.close()
 
 
 def platform_of(model: EdgeModel) -> str:
