@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeroute import BadInput, ModelError, OnnxModel, PolicyError
+from edgeroute import BadInput, CallableModel, ModelError, OnnxModel, PolicyError
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.edge.model_card import Card
 from edgeroute.system import process as system
@@ -644,6 +644,21 @@ def test_a_panic_of_the_model(error):
         return [type(each) if isinstance(each, Exception) else each["y"].tolist() for each in found]
 
     assert asyncio.run(main()) == [ModelError, [[1]], [[2]]]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_coroutine_that_ends_its_event_loop(error):
+    """It is the error of its request alone: the loop of the model goes on."""
+
+    async def run(x):
+        if x[0] == 0:
+            raise error
+        return x
+
+    spec = TensorSpec("x", "float32", (-1, 1))
+    application = app([CallableModel(run, name="fake", inputs=[spec], outputs=[spec])])
+    with running(application) as client:
+        assert [ask_fake(client, x).status_code for x in (0, 1, 0, 2)] == [500, 200, 500, 200]
 
 
 def test_queue_full():

@@ -151,7 +151,7 @@ class Batcher:
             raise Full(f"{self.model.name} is busy and {self.queue} requests wait already: try again later", self.load())
         job = _Job(feed, rows, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
         return job.done
 
@@ -175,7 +175,9 @@ class Batcher:
             self._meter.level(full, monotonic())
             try:
                 results = await loop.run_in_executor(self._thread, self._run, batch)
-            except Exception as e:  # noqa: BLE001 - no memory, or the thread is shut down
+            except asyncio.CancelledError:
+                raise
+            except BaseException as e:  # noqa: BLE001 - no memory, or the thread is shut down
                 _log.error("%s failed: %s", self.model.name, e)
                 results = [ModelError(f"{self.model.name} could not be run ({type(e).__name__})")] * len(batch)
             for job, result in zip(batch, results, strict=True):
@@ -191,7 +193,6 @@ class Batcher:
                 else:
                     job.done.set_result(result)
         self._meter.level(0.0, monotonic())
-        self._task = None
 
     def _take(self) -> list[_Job]:
         """Remove the oldest request from the queue, with those that can share its run, and return them.
