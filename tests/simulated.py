@@ -38,7 +38,7 @@ MAC_NAMES = {time: "CLOCK_BOOTTIME", socket: "AF_NETLINK NETLINK_ROUTE", os: "O_
 USED = (
     "asyncio anyio anyio._backends._asyncio concurrent.futures.process filelock h11 httptools http.client logging.handlers "
     "matplotlib.pyplot multiprocessing.popen_spawn_posix multiprocessing.resource_tracker multiprocessing.util numpy onnxruntime orjson "
-    "PIL.Image plotext pydantic_settings rich.console rich.progress rich.table shutil sqlite3 ssl starlette.applications "
+    "PIL.Image pydantic_settings rich.console rich.progress rich.table shutil sqlite3 ssl starlette.applications "
     "subprocess tenacity typer typer.rich_utils urllib.request uuid uvicorn uvicorn.protocols.http.h11_impl uvicorn.lifespan.on yaml"
 )
 """What others have written for their systems is imported before: names that only Python uses stay."""

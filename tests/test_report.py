@@ -25,7 +25,7 @@ from edgeroute.tools.measure.certification import Verdict, verdicts
 from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names, bins, calibration_error, share
 from edgeroute.tools.measure.report.figures import INK
 from edgeroute.tools.measure.report.numbers_in_words import duration, level, methods, size, verdict
-from edgeroute.tools.measure.report.report_page import EVALUATION, STYLE, page
+from edgeroute.tools.measure.report.report_page import page, style
 from edgeroute.tools.measure.report.router_results import EvaluationResult
 
 stats = Later("scipy.stats")
@@ -548,8 +548,8 @@ def test_the_verdict_has_a_colour_a_sign_and_words(drawn):
 
 def test_colours_of_the_verdict_can_be_read():
     """In light and dark mode they stand out from the page by 4.5 to 1 and more."""
-    backs = [dict(re.findall(r"--(\w+): (#\w+)", line))["back"] for line in STYLE.splitlines() if "--back:" in line]
-    tones = [re.findall(r"--tone: (#\w+)", line) for line in EVALUATION.splitlines() if "--tone: #" in line]
+    backs = [dict(re.findall(r"--(\w+): (#\w+)", line))["back"] for line in style("page.css").splitlines() if "--back:" in line]
+    tones = [re.findall(r"--tone: (#\w+)", line) for line in style("page.css").splitlines() if "--tone: #" in line]
     assert [len(found) for found in tones] == [3, 3]
     for back, found in zip(backs, tones, strict=True):
         for tone in found:
@@ -570,7 +570,7 @@ def test_one_word_for_edge_and_cloud_together_and_the_methods(real):
 
 def test_text_can_be_read_in_light_and_dark():
     """Text stands out from the page by 4.5 to 1 and more in both."""
-    both = [dict(re.findall(r"--(\w+): (#\w+)", line)) for line in STYLE.splitlines() if "--back:" in line]
+    both = [dict(re.findall(r"--(\w+): (#\w+)", line)) for line in style("page.css").splitlines() if "--back:" in line]
     assert len(both) == 2
     for colors in both:
         for text in ("ink", "dim"):

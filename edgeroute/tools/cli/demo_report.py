@@ -1,4 +1,4 @@
-"""Measurements of the demo, and their report: text, numbers, a curve and an HTML page."""
+"""Measurements of the demo, and their report: text, numbers, a picture and an HTML page."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ import io
 import json
 import zlib
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from edgeroute.confidence.scores import msp
 from edgeroute.errors import BadInput, NoAnswer
 from edgeroute.router.router import Router
 from edgeroute.tools.cli.tables_and_options import table
 from edgeroute.tools.measure.deferral_curve import deferral_curve
+from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report.figures import CLOUD, EDGE, INK, element, frame
 from edgeroute.tools.measure.report.numbers_in_words import size
-from edgeroute.tools.measure.report.report_page import STYLE
+from edgeroute.tools.measure.report.report_page import Page, document
 from edgeroute.types import Answer
 
 # Data of the demo: validation results of the shipped models, and test images.
@@ -206,10 +204,8 @@ def measure(router: Router, images: Array, labels: Array, *, singly: int, advanc
 SLACK = 0.005
 """Accuracy, 0..1, that the cascade may lose against the cloud on the validation images."""
 HEAD = ("", "accuracy", "p50 latency", "asked the cloud", "sent")
-LAST = "tbody tr:last-child > * { font-weight: 600; }"
 POINTS = 400
 """Most points of the curve, to limit file sizes."""
-EXTRA = "pip install 'edgeroute[demo]'"
 
 
 class Report(NamedTuple):
@@ -303,29 +299,6 @@ def points(report: Report) -> tuple[list[float], list[float]]:
     return (all_points.deferral[keep] * 100).tolist(), (all_points.accuracy[keep] * 100).tolist()
 
 
-def in_terminal(report: Report, *, width: int) -> str:
-    """Return the curve in characters, `width` wide, in the terminal's colours: a theme would paint its background.
-
-    Raises:
-        ImportError: plotext is not installed.
-    """
-    import plotext
-
-    x, y = points(report)
-    figure = plotext.figure
-    figure.clear()
-    figure.plot_size(width, 18)
-    figure.title("accuracy in % over images sent to the cloud in %")
-    figure.ruler("x").lim(0, 100)
-    figure.ruler("x").ticks(list(range(0, 101, 20)))
-    line = figure.signal(x, y, marker="braille")
-    line.lines(active=True)
-    figure.draw(line)
-    current = report.cascade.deferral * 100, report.cascade.accuracy * 100
-    figure.draw(figure.signal([current[0]], [current[1]], marker="●"))
-    return str(plotext.uncolorize(figure.build().string())).rstrip("\n")
-
-
 def drawing(report: Report, *, ink: str = INK) -> Any:
     """Return the curve as a matplotlib figure without a background; `ink` is the colour of text and axes.
 
@@ -337,13 +310,8 @@ def drawing(report: Report, *, ink: str = INK) -> Any:
     axes.plot([0, 100], [y[0], y[-1]], "--", color=ink, alpha=0.5, linewidth=1, label="deferring at random")
     axes.plot(x, y, color=EDGE, linewidth=2, label="deferring what the edge is least sure of")
     current = report.cascade.deferral * 100, report.cascade.accuracy * 100
-    axes.plot(
-        *current,
-        "o",
-        color=CLOUD,
-        markersize=9,
-        label=f"the threshold in use: {current[0]:.1f}% deferred, {current[1]:.2f}% accurate",
-    )
+    label = f"the threshold in use: {current[0]:.1f}% deferred, {current[1]:.2f}% accurate"
+    axes.plot(*current, "o", color=CLOUD, markersize=9, label=label)
     axes.set_xlabel("images sent to the cloud, %")
     axes.set_ylabel("accuracy, %")
     axes.set_xlim(-1, 101)
@@ -358,42 +326,17 @@ def png(report: Report) -> bytes:
     return out.getvalue()
 
 
-def svg(report: Report) -> str:
-    """Return the curve as an element of an HTML page, in the colour of the page's text."""
-    return element(drawing(report), "curve")
-
-
 def page(report: Report) -> str:
     """Return the HTML page.
 
     Raises:
         RuntimeMissing: matplotlib is not installed.
     """
-    head = "".join(f'<th scope="col">{name}</th>' for name in HEAD)
-    body = "\n".join(
-        f'<tr><th scope="row">{way}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for way, *cells in rows(report)
-    )
-    listed = "\n".join(f"<li>{escape(note)}</li>" for note in notes(report))
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>edgeroute demo</title>
-<style>{STYLE}{LAST}</style>
-<h1>edgeroute demo: {report.n:,} images on the edge, in the cloud, and routed</h1>
-<p>{escape(gain_text(report))}</p>
-<div class="wide"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
-<figure role="img" aria-label="Accuracy over the share of images sent to the cloud">{svg(report)}</figure>
-<ul>
-{listed}
-</ul>
-</html>
-"""
+    label = "Accuracy over the share of images sent to the cloud"
+    curve = html.figure(element(drawing(report), "curve"), label, f"{label}.")
+    body = "\n".join([html.table(HEAD, rows(report), "Edge, cloud and cascade"), curve, html.listed(notes(report))])
+    title = f"edgeroute demo: {report.n:,} images on the edge, in the cloud, and routed"
+    return document(Page(title, gain_text(report), body))
 
 
 def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
@@ -405,31 +348,15 @@ def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(numbers(report)))
     else:
-        _print(report, console)
+        table(HEAD, rows(report), ("",))
+        for text in (gain_text(report), "", *(f"- {note}" for note in notes(report))):
+            console.print(text, markup=False)
     if folder is not None:
         try:
             picture, text = png(report), page(report)
         except ImportError:
-            console.print(f"No picture and no page: matplotlib is not installed ({EXTRA})", markup=False)
+            console.print("No picture and no page: matplotlib is not installed (pip install 'edgeroute[demo]')", markup=False)
             return
         (folder / "curve.png").write_bytes(picture)
         (folder / "report.html").write_text(text, encoding="utf-8")
         console.print(f"Written: {folder / 'curve.png'}, {folder / 'report.html'}", markup=False, soft_wrap=True)
-
-
-def _print(report: Report, console: Console) -> None:
-    """Print the report as text; a line stands for the curve without plotext or UTF-8."""
-    table(HEAD, rows(report), ("",))
-    console.print(gain_text(report), markup=False)
-    console.print()
-    try:
-        drawn = in_terminal(report, width=min(console.width, 100)) if console.encoding.startswith("utf") else ""
-    except ImportError:
-        console.print(f"No curve: plotext is not installed ({EXTRA})", markup=False)
-    else:
-        print(f"{drawn}\n● the threshold in use" if drawn else "No curve: it has characters that this output's encoding lacks")
-    console.print()
-    listed = Table.grid(padding=(0, 1))
-    for note in notes(report):
-        listed.add_row("-", Text(note))
-    console.print(listed)

@@ -35,19 +35,7 @@ class Top(App[None]):
 
     TITLE = "edgeroute top"
     ENABLE_COMMAND_PALETTE = False
-    CSS = """
-    Screen { overflow: hidden; }
-    #tiles { height: auto; padding: 0 1; }
-    TabbedContent { height: 1fr; }
-    Sparkline { height: 2; margin: 0 1; }
-    DataTable { height: 1fr; overflow-x: hidden; }
-    #tab-routes { height: 1fr; }
-    #sides { height: auto; max-height: 12; } #sides > Vertical { height: auto; width: 1fr; }
-    #legs, #reasons { height: auto; max-height: 8; }
-    .narrow #sides { layout: vertical; }
-    .head { color: $text-muted; padding: 0 1; }
-    .said { padding: 0 1; height: auto; }
-    """
+    CSS_PATH = "terminal_view.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "End"),
         Binding("p", "pause", "Pause"),

@@ -29,6 +29,12 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
+def listed(texts: Iterable[str]) -> str:
+    """Return a list of plain texts."""
+    items = "\n".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<ul>\n{items}\n</ul>"
+
+
 def figure(svg: str, label: str, caption: str) -> str:
     """Return a figure. svg: an element. label: alternative text for screen readers."""
     image = f'<div role="img" aria-label="{escape(label)}">{svg}</div>'

@@ -287,5 +287,4 @@ def notes(evaluation: Evaluation) -> str:
     if unscored:
         does = "accepted" if evaluation.accept_unsure else "deferred"
         sentences.append(f"{count_text(unscored, 'answer')} without a score: {does}, and in no bin or histogram.")
-    listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in sentences)
-    return html.section("What is what", f"<ul>\n{listed}\n</ul>")
+    return html.section("What is what", html.listed(sentences))
