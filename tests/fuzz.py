@@ -59,6 +59,7 @@ from edgeroute.http.messages import MAX_REPLY, Address, Call, Reply
 from edgeroute.http.prices_and_pins import pin_of
 from edgeroute.http.reply_parser import H11, Llhttp, Malformed, Reading
 from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer
 from edgeroute.tools.replay import trace_reader as records
 from edgeroute.tools.server import oip_messages as protocol
@@ -267,12 +268,19 @@ class Http(Target):
         """As the reply to a request."""
         self._now, call = data, Call("POST", "/", body=b"x")
         if len(data) % 2:
-            with self._connections.open(call, monotonic() + 5) as response:
-                assert sum(map(len, response)) <= MAX_REPLY
+            settle(self._in_pieces(call))
         else:
             reply = self._connections.send(call, monotonic() + 5, None)
             assert isinstance(reply.status, int)
             assert len(reply.body) <= MAX_REPLY
+
+    async def _in_pieces(self, call: Call) -> None:
+        """As the reply to a request that is read piece by piece."""
+        size = 0
+        async with self._connections.open(call, monotonic() + 5) as response:
+            while (piece := await response.read()) is not None:
+                size += len(piece)
+        assert size <= MAX_REPLY
 
     def close(self) -> None:
         """Ends the server."""

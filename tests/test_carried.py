@@ -14,6 +14,7 @@ from time import monotonic
 import pytest
 import trustme
 from both import LONG, Peer, request_of, wait_for
+from pieces import taken
 
 from edgeroute import BadReply, CloudError, PlainJson, PolicyError, Router, StopToken, TimedOut, Unreachable
 from edgeroute.http import reply_parser as reading
@@ -22,6 +23,7 @@ from edgeroute.http.connection_protocol import Wire
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages import Address, Call
 from edgeroute.http.prices_and_pins import pin_of
+from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer, http_reply
 
 ASK = Call("POST", "/", body=b"x")
@@ -61,13 +63,7 @@ class Sync:
 
     def pieces(self, on_piece=lambda _, __: None, left_s=LONG):
         """A call in pieces -> (status, headers, pieces). `on_piece(response, piece)` may return True, to leave."""
-        found = []
-        with self.connections.open(ASK, monotonic() + left_s) as response:
-            for piece in response:
-                found.append(piece)
-                if on_piece(response, piece):
-                    break
-            return response.status, response.headers, found
+        return settle(taken(self.connections.open(ASK, monotonic() + left_s), on_piece))
 
     def close(self):
         """Closes them."""
@@ -86,17 +82,7 @@ class Async:
 
     def pieces(self, on_piece=lambda _, __: None, left_s=LONG):
         """As of `Sync`."""
-
-        async def main():
-            found = []
-            async with self.connections.open(ASK, monotonic() + left_s) as response:
-                async for piece in response:
-                    found.append(piece)
-                    if on_piece(response, piece):
-                        break
-                return response.status, response.headers, found
-
-        return self.loop.run_until_complete(main())
+        return self.loop.run_until_complete(taken(self.connections.open(ASK, monotonic() + left_s), on_piece))
 
     def close(self):
         """As of `Sync`."""
@@ -172,8 +158,8 @@ def test_the_time_for_a_piece(connect):
         while connection.recv(1 << 16):
             pass
 
-    def soon(response, _):
-        response.until = monotonic() + 0.05
+    def soon(_, __):
+        return monotonic() + 0.05
 
     with Peer(serve) as peer, pytest.raises(TimedOut, match="in time"):
         connect(peer.url).pieces(soon, left_s=3600)
@@ -210,11 +196,8 @@ def test_a_request_to_stop_within_a_reply():
 
     with Peer(serve) as peer:
         connections = Connections(Address(peer.url))
-        with (
-            pytest.raises(Unreachable),
-            connections.open(ASK, monotonic() + 3600, stop) as response,
-        ):
-            list(response)
+        with pytest.raises(Unreachable):
+            settle(taken(connections.open(ASK, monotonic() + 3600, stop)))
         assert gone.wait(LONG), "its connection has ended"
 
 

@@ -24,6 +24,7 @@ from edgeroute.http import dns_resolver as resolver
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages import Address, Call
+from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0
@@ -594,10 +595,14 @@ def interrupt_everywhere(name, *, kept):
             assert connected_to(server.port) <= 1
             assert connections.send(call(b"next"), monotonic() + LONG, StopToken()).body == b"next"
             assert connected_to(server.port) == 1, "it is kept"
-            with connections.open(call(b"one"), monotonic() + LONG) as reply:
-                assert connections.send(call(b"another"), monotonic() + LONG).body == b"another"
-                assert connected_to(server.port) == 2, "each call has one to itself"
-                assert b"".join(reply) == b"one"
+
+            async def two(connections=connections, server=server):
+                async with connections.open(call(b"one"), monotonic() + LONG) as reply:
+                    assert connections.send(call(b"another"), monotonic() + LONG).body == b"another"
+                    assert connected_to(server.port) == 2, "each call has one to itself"
+                    assert await reply.read() == b"one"
+
+            settle(two())
             connections.close()
             assert connected_to(server.port) == 0, n
     assert n > 200, "it was traced"
@@ -685,7 +690,7 @@ def test_cancelling_anywhere_leaves_nothing(kept, secure, authority, names):
             async with connections.open(call(b"one"), monotonic() + LONG) as reply:
                 assert (await connections.send(call(b"another"), monotonic() + LONG)).body == b"another"
                 assert connected_to(server.port) == 2, "each call has one to itself"
-                assert b"".join([piece async for piece in reply]) == b"one"
+                assert await reply.read() == b"one"
             await connections.close()
             assert not not_of_server(server.port) - before, n
         return n

@@ -10,10 +10,12 @@ import httpx
 import pytest
 import trustme
 from both import Tasks, Threads
+from pieces import taken
 
 from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
 from edgeroute.http.httpx_connections import AsyncHttpxConnections, HttpxConnections
 from edgeroute.http.messages import Address, Call
+from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0
@@ -59,8 +61,7 @@ def ask(request):
             try:
                 if not pieces:
                     return carrier.send(call, monotonic() + left_s)
-                with carrier.open(call, monotonic() + left_s) as response:
-                    return response.status, response.headers, list(response)
+                return settle(taken(carrier.open(call, monotonic() + left_s)))
             finally:
                 carrier.close()
 
@@ -69,8 +70,7 @@ def ask(request):
             try:
                 if not pieces:
                     return await carrier.send(call, monotonic() + left_s)
-                async with carrier.open(call, monotonic() + left_s) as response:
-                    return response.status, response.headers, [piece async for piece in response]
+                return await taken(carrier.open(call, monotonic() + left_s))
             finally:
                 await carrier.close()
 
@@ -293,12 +293,15 @@ def test_a_request_to_stop_ends_a_reply():
     stop, carrier = StopToken(), None
     with CannedServer(b"HTTP/1.1 200 -\r\nContent-Length: 10\r\n\r\n12345") as server:
         carrier = HttpxConnections(Address(server.url, client="httpx"), None)
-        with carrier.open(Call("GET", "/"), monotonic() + 3600, stop) as response:
-            pieces = iter(response)
-            assert next(pieces) == b"12345"
-            threading.Timer(0.01, stop).start()
-            with pytest.raises(Unreachable, match="not needed any more"):
-                next(pieces)
+
+        async def stopped():
+            async with carrier.open(Call("GET", "/"), monotonic() + 3600, stop) as response:
+                assert await response.read() == b"12345"
+                threading.Timer(0.01, stop).start()
+                with pytest.raises(Unreachable, match="not needed any more"):
+                    await response.read()
+
+        settle(stopped())
         with pytest.raises(Unreachable, match="not needed any more"):
             carrier.send(Call("GET", "/"), monotonic() + 3600, stop)
         carrier.close()
@@ -309,8 +312,8 @@ def test_leaving_early_closes(ask):
     with CannedServer(b"HTTP/1.1 200 -\r\nContent-Length: 10\r\n\r\n12345") as server:
         carrier = HttpxConnections(Address(server.url, client="httpx"), None)
         for _ in range(2):
-            with carrier.open(Call("GET", "/"), monotonic() + LONG) as response:
-                assert next(iter(response)) == b"12345"
+            _, _, pieces = settle(taken(carrier.open(Call("GET", "/"), monotonic() + LONG), on_piece=lambda *_: True))
+            assert pieces == [b"12345"]
         assert server.connections == 2
         carrier.close()
 

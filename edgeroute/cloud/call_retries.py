@@ -35,12 +35,6 @@ class CallSender(Protocol):
     def open(self, call: Call, until: float) -> AbstractAsyncContextManager[Any]:
         """Send the call, and yield its reply once the head has come, as `Connections.open`."""
 
-    def body(self, response: Any) -> Any:
-        """Return the iterator over the pieces of a reply's body."""
-
-    async def read(self, body: Any) -> bytes | None:
-        """Return the next piece; None: the end."""
-
     async def sleep(self, seconds: float) -> None:
         """Wait before a retry; a stop request ends the wait."""
 

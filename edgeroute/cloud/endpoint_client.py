@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from itertools import count
 from time import monotonic, sleep
 from typing import Any, NoReturn, Protocol
@@ -114,17 +114,9 @@ class InThread:
         """Send the call and return the reply, blocking."""
         return self._channels.send(call, until, self.cancel)  # type: ignore[no-any-return]
 
-    @asynccontextmanager
-    async def open(self, call: Call, until: float) -> AsyncIterator[Any]:
+    def open(self, call: Call, until: float) -> AbstractAsyncContextManager[Any]:
         """Send the call, blocking, and yield its reply once the head has come."""
-        with self._channels.open(call, until, self.cancel) as response:
-            yield response
-
-    body = staticmethod(iter)
-
-    async def read(self, body: Any) -> bytes | None:
-        """Return the next piece, blocking; None: the end."""
-        return next(body, None)
+        return self._channels.open(call, until, self.cancel)  # type: ignore[no-any-return]
 
     async def sleep(self, seconds: float) -> None:
         """Block before a retry; a stop request ends the wait. Returns at once after it."""
@@ -139,14 +131,6 @@ class OnLoop:
     def __init__(self, channels: Any) -> None:
         self.send, self.sleep = channels.send, asyncio.sleep
         self.open: Any = getattr(channels, "open", None)
-
-    def body(self, response: Any) -> Any:
-        """Return the iterator over the pieces of a reply's body."""
-        return response.__aiter__()
-
-    async def read(self, body: Any) -> bytes | None:
-        """Return the next piece; None: the end."""
-        return await anext(body, None)
 
 
 ABSENT = (404, 405, 501)

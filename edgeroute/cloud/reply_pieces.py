@@ -291,8 +291,7 @@ async def run(
         OURS.set(True)
         try:
             async with way.open(call, by) as response:
-                body = way.body(response)
-                exchange.status = response.status
+                exchange.status, broken = response.status, False
                 if HEADER in response.headers:
                     exchange.record_load(response.headers)
                 step = speaking.opened(Head(response.status, response.headers))
@@ -303,11 +302,10 @@ async def run(
                             await show(step)
                         step = speaking.heard(None)
                         continue
-                    response.until = speaking.limit(step)
                     try:
-                        part = await way.read(body)
+                        part = None if broken else await response.read(speaking.limit(step))
                     except CloudError as e:
-                        step = speaking.failed(e, step)
+                        step, broken = speaking.failed(e, step), True
                         continue
                     step = speaking.heard(part)
             ended = speaking.error

@@ -7,13 +7,13 @@ import contextlib
 import socket
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
 from edgeroute.core.routing_policy import INF
 from edgeroute.http.connection_protocol import RECORD, Line
-from edgeroute.http.connections import STAGGER_S, Connection, Pool, ResponseHead, Sockets, send_some, system_error
+from edgeroute.http.connections import STAGGER_S, Connection, Pool, Sockets, send_some, system_error
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.messages import Call, Reply
 from edgeroute.http.reply_parser import Reading
@@ -237,25 +237,7 @@ class AsyncConnections(Pool):
         """
         return await self._send_alone(call, until)
 
-    @contextlib.asynccontextmanager
-    async def open(self, call: Call, until: float) -> AsyncIterator[AsyncResponse]:
-        """Send the call, and yield the reply once its head has come, by the instant `until`; its body is read piece by piece.
-
-        Leaving before the end of the body closes the connection.
-
-        Raises:
-            CloudError: as for `send`; also while the body is read.
-        """
-        channel, reused = self._take(), False
-        try:
-            reading = await channel.begin(call, until)
-            yield AsyncResponse(channel, reading)
-            reused = self._done(channel, reading)
-        finally:
-            if not reused:
-                channel.close()
-
-    def _take(self, cancel: StopToken | None = None) -> _Connection:  # noqa: ARG002 - its task is cancelled
+    def _take(self, cancel: StopToken | None) -> _Connection:  # noqa: ARG002 - its task is cancelled
         """Return an idle connection of the running loop, removed from the pool, or a new one; closes those of another loop."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
@@ -267,7 +249,7 @@ class AsyncConnections(Pool):
         self._all.add(channel)
         return channel
 
-    def _done(self, channel: _Connection, reading: Reading, cancel: StopToken | None = None) -> bool:  # noqa: ARG002 - likewise
+    def _done(self, channel: _Connection, reading: Reading, cancel: StopToken | None) -> bool:  # noqa: ARG002 - likewise
         """Return the connection to the pool after a call, if it may be used again. Return True if so.
 
         Not if the pool is closed, or belongs to another loop now.
@@ -304,27 +286,6 @@ def _abandon(connections: list[_Connection]) -> None:
     """Close the sockets of a parent's connections in a forked child."""
     for connection in connections:
         connection.sockets.abandon()
-
-
-class AsyncResponse(ResponseHead):
-    """Reply whose head has come, for `async for`."""
-
-    __slots__ = ()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes, at most `Call.max_reply` bytes; of an error reply that is longer, a part.
-
-        Raises:
-            CloudError: the next piece is late, the connection breaks, or a success is too long.
-        """
-        reading, channel = self._reading, self._channel
-        while True:
-            if piece := reading.take():
-                yield piece
-            elif reading.ended:
-                return
-            else:
-                await channel.more(reading)
 
 
 class _Connection(Connection):

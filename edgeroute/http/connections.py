@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from math import ceil
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
@@ -367,8 +367,8 @@ class Connection:
         self.sockets.close()
 
 
-class ResponseHead:
-    """Base of a reply whose head has come, and whose body is read piece by piece.
+class Response:
+    """Reply whose head has come, and whose body is read piece by piece.
 
     Attributes:
         status: HTTP status.
@@ -377,20 +377,29 @@ class ResponseHead:
 
     __slots__ = ("_channel", "_reading", "headers", "status")
 
-    def __init__(self, channel: Any, reading: Reading) -> None:
+    def __init__(self, channel: Connection, reading: Reading) -> None:
         self._channel, self._reading = channel, reading
         self.status: int = reading.status
         self.headers: Mapping[str, str] = reading.headers
 
-    @property
-    def until(self) -> float:
-        """Instant by which the next piece must come; set it anew for each to limit the time between pieces."""
-        return self._channel.sockets.until  # type: ignore[no-any-return]
+    async def read(self, until: float | None = None) -> bytes | None:
+        """Return the next piece of the body; None at its end, at most `Call.max_reply` bytes later.
 
-    @until.setter
-    def until(self, until: float) -> None:
-        """Instant by which the next piece must come; set it anew for each to limit the time between pieces."""
-        self._channel.sockets.until = until
+        Of an error reply that is longer, the rest is not read.
+
+        Args:
+            until: instant by which the piece must come, and later ones, unless they are given another; None: that of before.
+
+        Raises:
+            CloudError: the piece is late, the connection breaks, or a success is too long.
+        """
+        if until is not None:
+            self._channel.sockets.until = until
+        while not (piece := self._reading.take()):
+            if self._reading.ended:
+                return None
+            await self._channel.more(self._reading)
+        return piece
 
 
 class Pool(ForkSafe):
@@ -413,6 +422,24 @@ class Pool(ForkSafe):
             reply = new(Reply, (reading.status, reading.headers, reading.take()))
             reused = self._done(channel, reading, cancel)
             return reply
+        finally:
+            if not reused:
+                channel.close()
+
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call, until: float, cancel: StopToken | None = None) -> AsyncIterator[Response]:
+        """Send the call, and yield the reply once its head has come, by the instant `until`; its body is read piece by piece.
+
+        Leaving before the end of the body closes the connection. In threads this never waits, and blocks instead.
+
+        Raises:
+            CloudError: as for `send`; also while the body is read.
+        """
+        channel, reused = self._take(cancel), False
+        try:
+            reading = await channel.begin(call, until, cancel)
+            yield Response(channel, reading)
+            reused = self._done(channel, reading, cancel)
         finally:
             if not reused:
                 channel.close()
@@ -455,24 +482,6 @@ class Connections(Pool):
             CloudError: there is no reply in time, no valid one, or the call was cancelled.
         """
         return settle(self._send_alone(call, until, cancel))
-
-    @contextlib.contextmanager
-    def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[Response]:
-        """Send the call, and yield the reply once its head has come, by the instant `until`; blocks.
-
-        The body is read piece by piece. Leaving before its end closes the connection.
-
-        Raises:
-            CloudError: as for `send`; also while the body is read.
-        """
-        channel, reused = self._take(cancel), False
-        try:
-            reading = settle(channel.begin(call, until, cancel))
-            yield Response(channel, reading)
-            reused = self._done(channel, reading, cancel)
-        finally:
-            if not reused:
-                channel.close()
 
     def _take(self, cancel: StopToken | None) -> ThreadConnection:
         """Return an idle connection, removed from the pool, or a new one; raise Unreachable if the call was cancelled."""
@@ -517,27 +526,6 @@ def _close_all(idle: list[ThreadConnection]) -> None:
     with contextlib.suppress(IndexError):  # another thread may take the last
         while True:
             idle.pop().close()
-
-
-class Response(ResponseHead):
-    """Reply whose head has come, for `for`."""
-
-    __slots__ = ()
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the body as it comes, at most `Call.max_reply` bytes; of an error reply that is longer, a part. Blocks.
-
-        Raises:
-            CloudError: the next piece is late, the connection breaks, or a success is too long.
-        """
-        reading = self._reading
-        while True:
-            if piece := reading.take():
-                yield piece
-            elif reading.ended:
-                return
-            else:
-                settle(self._channel.more(reading))
 
 
 class ThreadConnection(Connection):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from edgeroute.http.connection_protocol import context_for, is_tls
 from edgeroute.http.messages import SUCCESS, Address, Call, Reply
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.late_imports import import_late
-from edgeroute.system.process import await_within, start_task_on
+from edgeroute.system.process import await_within, settle, start_task_on
 from edgeroute.types import StopToken
 
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
@@ -132,23 +132,30 @@ class Carrier(ForkSafe):
         return error
 
 
-class Received:
-    """Reply whose head has come, and count of its body's bytes.
+class HttpxResponse:
+    """Reply whose head has come, and whose body is read piece by piece, within its limit.
+
+    Args:
+        carrier: connections that received it.
+        call: the call; its `max_reply` limits the body.
+        response: httpx's response.
+        until: instant of the monotonic clock by which the next piece must come.
+        next_piece: returns the next piece by an instant; None: the end.
 
     Attributes:
         status: HTTP status.
         headers: values by lower-case name.
-        until: instant of the monotonic clock by which the next piece must come.
 
     Raises:
         BadReply: the reply has a content encoding, or is a success whose Content-Length exceeds the limit.
     """
 
-    def __init__(self, carrier: Any, call: Call, response: Any, until: float) -> None:
+    def __init__(
+        self, carrier: Carrier, call: Call, response: Any, until: float, next_piece: Callable[[float], Awaitable[bytes | None]]
+    ) -> None:
         carrier.note_reply()
-        self._carrier, self._response, self.until = carrier, response, until
-        address: Address = carrier.address
-        self._origin = address.origin
+        address = carrier.address
+        self._next_piece, self._until, self._origin = next_piece, until, address.origin
         self._limit = address.max_reply_bytes if call.max_reply is None else call.max_reply
         self._size = 0
         self.status: int = response.status_code
@@ -159,18 +166,31 @@ class Received:
             raise BadReply(f"{self._origin} answered with an encoding, though asked not to: unread")
         length = self.headers.get("content-length", "")
         declared = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0  # noqa: PLR2004 - of 64 bits
-        self.unread = not self._fits(declared)
+        self._unread = not self._fits(declared)
         """True if the rest of the body is not read: of an error reply that is too long."""
 
-    def add(self, piece: bytes) -> bool:
-        """Count a piece of the body. Return True if it is within the limit, False if it is to be dropped.
+    async def read(self, until: float | None = None) -> bytes | None:
+        """Return the next piece of the body; None at its end. Of an error reply that is too long, the rest is not read.
+
+        Args:
+            until: instant by which the piece must come, and later ones; None: that of before.
 
         Raises:
-            BadReply: a success exceeds the limit.
+            CloudError: the piece is late, the connection breaks, the call is cancelled, or a success is too long.
         """
+        self._until = self._until if until is None else until
+        if self._unread or (piece := await self._next_piece(self._until)) is None:
+            return None
         self._size += len(piece)
-        self.unread = not self._fits(self._size)
-        return not self.unread
+        self._unread = not self._fits(self._size)
+        return None if self._unread else piece
+
+    async def whole(self) -> Reply:
+        """Read the rest of the body, and return the reply; an error reply that is too long has no body."""
+        pieces = list[bytes]()
+        while (piece := await self.read()) is not None:
+            pieces.append(piece)
+        return Reply(self.status, self.headers, b"" if self._unread else b"".join(pieces))
 
     def _fits(self, size: int) -> bool:
         """Return True if a size is within the limit; raise BadReply if it is not and the reply is a success."""
@@ -189,12 +209,15 @@ class HttpxConnections(Carrier):
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Send the call and return the reply by the instant `until`; blocks. See `Connections.send`."""
-        with self.open(call, until, cancel) as response:
-            pieces = list(response)
-            return Reply(response.status, response.headers, b"" if response.unread else b"".join(pieces))
+        return settle(self._send(call, until, cancel))
 
-    @contextlib.contextmanager
-    def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[HttpxResponse]:
+    async def _send(self, call: Call, until: float, cancel: StopToken | None) -> Reply:
+        """Send the call and return the reply; blocks, and never waits."""
+        async with self.open(call, until, cancel) as response:
+            return await response.whole()
+
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call, until: float, cancel: StopToken | None = None) -> AsyncIterator[HttpxResponse]:
         """Send the call, and yield the reply once its head has come; blocks. See `Connections.open`.
 
         At the end the response is closed, also if its body was not read. The client is made at the first call; one that `close`
@@ -203,7 +226,8 @@ class HttpxConnections(Carrier):
         """
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more")
-        response, failed, using, token = None, None, self._using, object()
+        response: Any = None
+        failed, using, token = None, self._using, object()
         using.add(token)
         try:
             client = self.given or self.own
@@ -220,7 +244,8 @@ class HttpxConnections(Carrier):
                 raise failed
             if cancel is not None:
                 cancel.on_ask(partial(_cut, response))
-            yield HttpxResponse(self, call, response, until, cancel)
+            pieces = iter([response.content]) if response.is_stream_consumed else response.iter_raw()  # a mock's may be there
+            yield HttpxResponse(self, call, response, until, partial(self._next_piece, pieces, cancel))
         finally:
             if cancel is not None:
                 cancel.on_ask(None)
@@ -230,6 +255,21 @@ class HttpxConnections(Carrier):
             using.discard(token)
             if self._closed:
                 self._close_unused()
+
+    async def _next_piece(self, pieces: Iterator[bytes], cancel: StopToken | None, until: float) -> bytes | None:
+        """Return the next piece of a body by an instant, blocking; None: the end. Raise CloudError as `HttpxResponse.read`."""
+        piece = failed = None
+        try:
+            piece = next(pieces, None)
+        except Exception as e:  # noqa: BLE001 - as above
+            failed = self.error(e)
+        if cancel is not None and cancel.asked:
+            failed = Unreachable(f"{self.address.origin}: its answer is not needed any more")
+        if failed is None and piece is not None and monotonic() > until:
+            failed = self.late()
+        if failed is not None:
+            raise failed
+        return piece
 
     def _send_following(self, client: Any, request: Any) -> Any:
         """Send a request, follow redirects within the host, and return the last response, its body unread.
@@ -255,39 +295,6 @@ class HttpxConnections(Carrier):
             client, self.own, self._first = self.own, None, {}
             if client is not None:
                 client.close()
-
-
-class HttpxResponse(Received):
-    """Reply for `for`, as `Response`, from an httpx client."""
-
-    def __init__(self, carrier: Carrier, call: Call, response: Any, until: float, cancel: StopToken | None) -> None:
-        super().__init__(carrier, call, response, until)
-        self._cancel = cancel
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the body as it comes, within its limit and time.
-
-        Raises:
-            CloudError: a piece is late, the connection breaks, the call is cancelled, or a success is too long.
-        """
-        response = self._response
-        pieces = iter([response.content]) if response.is_stream_consumed else response.iter_raw()  # a mock's may be there
-        while not self.unread:
-            failed = None
-            try:
-                piece = next(pieces, None)
-            except Exception as e:  # noqa: BLE001 - as above
-                failed = self._carrier.error(e)
-            if self._cancel is not None and self._cancel.asked:
-                failed = Unreachable(f"{self._origin}: its answer is not needed any more")
-            if failed is not None:
-                raise failed
-            if piece is None:
-                return
-            if monotonic() > self.until:
-                raise self._carrier.late()
-            if self.add(piece):
-                yield piece
 
 
 def _cut(response: Any) -> None:
@@ -322,11 +329,10 @@ class AsyncHttpxConnections(Carrier):
     async def send(self, call: Call, until: float) -> Reply:
         """Send the call and return the reply by the instant `until`. See `AsyncConnections.send`."""
         async with self.open(call, until) as response:
-            pieces = [piece async for piece in response]
-            return Reply(response.status, response.headers, b"" if response.unread else b"".join(pieces))
+            return await response.whole()
 
     @contextlib.asynccontextmanager
-    async def open(self, call: Call, until: float) -> AsyncIterator[AsyncHttpxResponse]:
+    async def open(self, call: Call, until: float) -> AsyncIterator[HttpxResponse]:
         """Send the call, and yield the reply once its head has come. See `AsyncConnections.open`.
 
         At the end the response is closed, errors suppressed. A client of another loop is replaced by a new one, and not closed.
@@ -338,7 +344,8 @@ class AsyncHttpxConnections(Carrier):
         request = self.request(client, call, until - monotonic(), limited=False)
         response = await self.await_step(until, self._send_following(client, request), "answer")
         try:
-            yield AsyncHttpxResponse(self, call, response, until)
+            pieces = _as_pieces(response.content) if response.is_stream_consumed else response.aiter_raw()  # likewise
+            yield HttpxResponse(self, call, response, until, lambda by: self.await_step(by, _next(pieces)))
         finally:
             with contextlib.suppress(Exception):
                 await response.aclose()
@@ -392,29 +399,11 @@ class AsyncHttpxConnections(Carrier):
             start_task_on(loop, client.aclose)
 
 
-class AsyncHttpxResponse(Received):
-    """Reply for `async for`, as `AsyncResponse`, from an httpx client."""
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes, within its limit and time.
-
-        Raises:
-            CloudError: a piece is late, the connection breaks, or a success is too long.
-        """
-        response = self._response
-        if response.is_stream_consumed:  # a mock's may be there
-            if self.add(response.content):
-                yield response.content
-            return
-        pieces = response.aiter_raw()
-        while not self.unread:
-            piece = await self._carrier.await_step(self.until, _next(pieces))
-            if piece is None:
-                return
-            if self.add(piece):
-                yield piece
-
-
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
     """Return the next piece, None at the end; a coroutine, since `anext` returns another kind of awaitable."""
-    return await anext(pieces, None)  # a coroutine, as `anext` gives another awaitable
+    return await anext(pieces, None)
+
+
+async def _as_pieces(content: bytes) -> AsyncIterator[bytes]:
+    """Yield a body that is there already."""
+    yield content

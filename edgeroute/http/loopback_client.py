@@ -217,7 +217,7 @@ def exchange(
         reading = settle(connection.begin(call, monotonic() + timeout_s, cancel))
         if 300 <= reading.status < 400:  # noqa: PLR2004 - a redirect
             raise ModelError(f"{local.origin} answered with a redirect, which is not followed: give the address that it leads to")
-        yield Head(reading.status, reading.headers.get("content-type", "").lower()), iter(Response(connection, reading))
+        yield Head(reading.status, reading.headers.get("content-type", "").lower()), _pieces(Response(connection, reading))
     except CloudError as e:
         if cancel is not None and cancel.asked:
             raise ModelError(f"{local.origin} was stopped within its answer") from None
@@ -226,3 +226,9 @@ def exchange(
         raise ModelError(str(e)) from e.__cause__
     finally:
         connection.close()
+
+
+def _pieces(response: Response) -> Iterator[bytes]:
+    """Yield the pieces of a reply's body as they come; blocks."""
+    while (piece := settle(response.read())) is not None:
+        yield piece
