@@ -9,7 +9,7 @@ from itertools import count
 from math import inf
 
 from edgeroute import Limits
-from edgeroute.cloud.call_retries import FIRST_S, MOST_S
+from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S
 from edgeroute.cloud.endpoint_guard import PROBE_S
 from edgeroute.core.admission import Admission, Rate
 from edgeroute.core.routing_policy import Terms

@@ -17,9 +17,8 @@ from hypothesis.extra import numpy as nps
 from tenacity import RetryCallState, Retrying
 
 from edgeroute import BadInput, BadReply, OpenInference, PlainJson, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
-from edgeroute.cloud.call_retries import FIRST_S, MOST_S, wait_s
 from edgeroute.cloud.endpoint import check_status, loads, looks_like
-from edgeroute.cloud.endpoint_client import HttpClient
+from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S, HttpClient, wait_s
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.http.messages import Address, Reply, bare
 from edgeroute.system import process

@@ -10,6 +10,7 @@ import re
 from collections.abc import Generator
 from typing import Any, Protocol, TypeAlias
 
+from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Refused
 from edgeroute.http.messages import SUCCESS, Address, Call, Reply
 from edgeroute.system.process import json_loads
@@ -158,3 +159,14 @@ def _retry_after_s(value: str | None) -> float | None:
         return max(0.0, float(value))
     except ValueError:
         return None  # an HTTP date: not used, since clocks differ; the back-off applies
+
+
+def with_key(call: Call, identity: str, n: int) -> Call:
+    """Return the call with its idempotency key: the request's identity, and the number of the call in it if it is not the first.
+
+    Unchanged without an identity.
+    """
+    if not identity:
+        return call
+    method, path, headers, *rest = call
+    return new(Call, (method, path, (*headers, ("Idempotency-Key", f"{identity}/{n}" if n else identity)), *rest))

@@ -1,19 +1,20 @@
-"""Client of an endpoint: runs its talks and the attempts of its speeches, over HTTP or the endpoint's own channels."""
+"""Client of an endpoint: its calls with retries, in talks and speeches, over HTTP or the endpoint's own channels."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from itertools import count
 from time import monotonic, sleep
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
-from edgeroute.cloud.call_retries import CallSender, Retries
-from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+
+from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status, with_key
 from edgeroute.cloud.request_exchange import HEADER, Exchange, Sending
-from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, Held, PolicyError, Refused
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
@@ -103,7 +104,7 @@ class _NotGiven:
 
 
 class InThread:
-    """Calls in this thread; a stop request ends them."""
+    """Calls in this thread; a stop request ends them. Its coroutines never wait, so that one code serves threads and asyncio."""
 
     __slots__ = ("_channels", "cancel")
 
@@ -131,6 +132,34 @@ class OnLoop:
     def __init__(self, channels: Any) -> None:
         self.send, self.sleep = channels.send, asyncio.sleep
         self.open: Any = getattr(channels, "open", None)
+
+
+CallSender: TypeAlias = InThread | OnLoop
+"""Sending of a call and waiting, as coroutines."""
+
+# Retries of a call, with back-off: the only retry layer.
+
+T = TypeVar("T")
+FIRST_S, MOST_S = 0.1, 2.0
+"""Maximum back-off before the first retry, and before any, seconds."""
+_RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retriable)
+
+
+def wait_s(state: RetryCallState) -> float:
+    """Return the seconds before the next attempt: Retry-After, else full jitter (Brooker, 2015), drawn at random; 0 if stale."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(error, CloudError):
+        if error.retry_after_s is not None:
+            return error.retry_after_s
+        if _is_stale(state):
+            return 0.0
+    return random.uniform(0, min(MOST_S, FIRST_S * 2 ** (state.attempt_number - 1)))  # noqa: S311 - jitter, not a secret
+
+
+def _is_stale(state: RetryCallState) -> bool:
+    """Return True if the first attempt found a keep-alive connection closed."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    return state.attempt_number == 1 and isinstance(error, CloudError) and error.stale
 
 
 ABSENT = (404, 405, 501)
@@ -229,11 +258,48 @@ class HttpClient(ForkSafe):
         except CloudError as e:
             if call.probe:
                 return Reply(0, {}, str(e).encode())
-            return await self.retries(until, exchange, way).retry(once, iter([e]))
+            return await self.retry(once, iter([e]), until, exchange, way)
 
-    def retries(self, until: float, exchange: Exchange, way: CallSender, shown: Callable[[], bool] | None = None) -> Retries:
-        """Return the retrying of attempts until an instant. shown: returns True if a part of the answer was shown."""
-        return Retries(self.endpoint.address.retries, until, exchange, way, shown)
+    async def retry(
+        self,
+        once: Callable[[], Awaitable[T]],
+        failures: Iterator[CloudError],
+        until: float,
+        exchange: Exchange,
+        way: CallSender,
+        shown: Callable[[], bool] = bool,
+    ) -> T:
+        """Return the result of a retry, after the first attempt has failed; raise the last error. Waits between attempts.
+
+        Errors other than CloudError are not retried. There are at most as many retries as the address says, none past the
+        deadline, after a stop request, or once a part of the answer was shown; the exchange's breaker and retry budget allow
+        each. tenacity is given the failure as its first attempt, so that a success does not pay for it.
+
+        Args:
+            once: makes an attempt.
+            failures: the first error alone, as an iterator: no frame that the error's traceback refers to may refer to the error.
+            until: monotonic instant by which the last retry must begin.
+            exchange: exchange that accounts for the attempts.
+            way: waits before each retry.
+            shown: returns True if a part of the answer was shown.
+        """
+
+        async def attempt() -> T:
+            for failure in failures:
+                raise failure
+            return await once()
+
+        def stop(state: RetryCallState) -> bool:
+            """Return True if there is no further retry. Takes one from the retry budget otherwise."""
+            return (
+                state.attempt_number > self.endpoint.address.retries
+                or monotonic() + state.upcoming_sleep >= until
+                or (way.cancel is not None and way.cancel.asked)
+                or shown()
+                or not exchange.may_retry(stale=_is_stale(state))
+            )
+
+        return await AsyncRetrying(sleep=way.sleep, retry=_RETRIABLE, wait=wait_s, stop=stop, reraise=True)(attempt)
 
     def account_attempt(self, call: Call, until: float, exchange: Exchange) -> Call:
         """Account for an attempt, and return the call to send, with headers of instruments; raise Held."""
@@ -296,6 +362,4 @@ def _with_key(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
     n = next(posts)
     if n:
         exchange.next_call()
-    method, path, headers, *rest = call
-    key = f"{exchange.identity}/{n}" if n else exchange.identity
-    return new(Call, (method, path, (*headers, ("Idempotency-Key", key)), *rest))
+    return with_key(call, exchange.identity, n)

@@ -21,9 +21,8 @@ from edgeroute.system.process import AbandonedRuns, settle
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.call_retries import CallSender
     from edgeroute.cloud.endpoint import Talk
-    from edgeroute.cloud.endpoint_client import HttpClient
+    from edgeroute.cloud.endpoint_client import CallSender, HttpClient
     from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.cloud.input_encoding import Ladder
     from edgeroute.cloud.reply_pieces import AnswerPiece, AnswerStream

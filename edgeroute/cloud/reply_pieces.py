@@ -8,6 +8,7 @@ from time import monotonic
 from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 
+from edgeroute.cloud.endpoint import with_key
 from edgeroute.cloud.request_exchange import HEADER, Exchange
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Tokens
@@ -16,8 +17,7 @@ from edgeroute.http.messages import OURS, SUCCESS, Call, Reply
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.call_retries import CallSender
-    from edgeroute.cloud.endpoint_client import HttpClient
+    from edgeroute.cloud.endpoint_client import CallSender, HttpClient
 
 
 # Protocol of a reply in pieces: a generator of the endpoint without I/O, so that one serves threads and asyncio.
@@ -284,7 +284,7 @@ async def run(
     async def once() -> Any:
         nonlocal shown
         speaking = StreamAttempt(say(), client.endpoint.where, by, until, getattr(client.endpoint, "between_s", INF))
-        call = _with_key(speaking.begin(), exchange, n)
+        call = with_key(speaking.begin(), exchange.identity, n)
         client.may_send(way.cancel)
         call = client.account_attempt(call, until, exchange)
         ended: BaseException | None = _LEFT
@@ -320,7 +320,10 @@ async def run(
         return speaking.outputs
 
     try:
-        return await client.retries(by, exchange, way, lambda: shown).call(once)
+        try:
+            return await once()
+        except CloudError as e:
+            return await client.retry(once, iter([e]), by, exchange, way, lambda: shown)
     except CloudError as e:
         e.args = (client.endpoint.address.hide(str(e)),)
         raise
@@ -333,11 +336,3 @@ def _account_for(
     speaking.close()
     client.count_received(speaking.received)
     exchange.after_attempt(speaking.received, error, cut=cut and error is not None, tokens=speaking.tokens())
-
-
-def _with_key(call: Call, exchange: Exchange, n: int) -> Call:
-    """Return the call with its idempotency key. Unchanged without an identity."""
-    if not exchange.identity:
-        return call
-    key = f"{exchange.identity}/{n}" if n else exchange.identity
-    return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))

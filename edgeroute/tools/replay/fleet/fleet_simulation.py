@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from edgeroute.cloud.call_retries import FIRST_S, MOST_S
+from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S
 from edgeroute.cloud.endpoint_guard import PROBE_S
 from edgeroute.stores.outbox import delivery
 from edgeroute.stores.outbox import sqlite_queue as store
