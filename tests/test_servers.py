@@ -92,6 +92,17 @@ def test_the_edges_answer_disturbs_nobody(server, way):
 
 @BOTH
 @WAYS
+def test_more_rows_than_the_largest_batch(server, way, kind):
+    """Triton takes 64 rows of this model at once, by its configuration; the others take all."""
+    rows = [ROWS[i % 3] for i in range(132)]
+    with kind(unsure, endpoint(server, way, output="scores", labels=NAMES), threshold=0.5) as router:
+        few, many = router.infer_many(rows[:33]), router.infer_many(rows)
+    assert {answer.source for answer in [*few, *many]} == {"cloud"}, routes.failures(many[-1])
+    assert [answer.value for answer in many] == [few[i % 3].value for i in range(132)]
+
+
+@BOTH
+@WAYS
 def test_versions(server, way, kind):
     """By the URL or by name; KServe has none: it refuses them over HTTP, and ignores them over gRPC."""
     for version, value in (("1", "red"), ("2", "green")):

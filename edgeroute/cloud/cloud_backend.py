@@ -147,28 +147,45 @@ def _kind(value: Any) -> str:
     return f"text of {len(value)} characters" if isinstance(value, str) else f"of type {type(value).__name__}"
 
 
-# Rows of a batch that are sent one by one: the error of one costs no other its answer.
+# Rows of a batch that are sent one by one, or as many together as the server takes: the error of one costs no other its answer.
 
 SPARE, SPARE_S = 0.05, 0.05
-"""Share of the time left, and maximum seconds of it, that a row leaves for returning the answers of the others."""
+"""Share of the time left, and maximum seconds of it, that a call leaves for returning the answers of the others."""
+REFUSALS = (400, 413, 422)
+"""HTTP statuses of a server that takes no batch of this size, or not an input in it."""
+MOST_HALVINGS = 16
+"""Maximum refused calls of a batch that are followed by calls of half as many rows."""
 
 
 class Rows:
-    """Collector of a batch's predictions: `for x in rows: with rows: ...`; an exception takes the place of a row's prediction.
+    """Collector of a batch's predictions: `for part in rows: with rows: ...`; an exception takes the place of predictions.
 
-    A fault of the endpoint (it is down, late, or rejected by a limit) also fails the remaining rows, without a call, and so do
-    unreadable replies in a row that open the breaker. The exception is raised if there is no other row, or none before it.
+    A server that refuses several rows is sent half as many. A fault of the endpoint (it is down, late, or rejected by a limit)
+    also fails the remaining rows, without a call, and so do unreadable replies in a row that open the breaker. The exception is
+    raised if there is no other row, or none before it.
+
+    Args:
+        exchange: exchange that accounts for the calls.
+        guard: guard of the endpoint.
+        inputs: inputs of the batch.
+        until: monotonic instant by which all rows must be answered.
+        most: maximum rows of one call.
     """
 
-    def __init__(self, exchange: Exchange, guard: Guard, inputs: list[Any], until: float) -> None:
+    def __init__(self, exchange: Exchange, guard: Guard, inputs: list[Any], until: float, most: int = 1) -> None:
         self._exchange, self._guard, self._inputs, self._until = exchange, guard, inputs, until
         self._unreadable = False
-        """True if the reply to the row before could not be read."""
+        """True if the reply to the call before could not be read."""
+        self.most = most
+        self.refused = False
+        """True if the server refused an input alone, so that its refusals do not show how many rows it takes."""
+        self._first_most, self._size = most, 0
+        self._halvings = self._accepted = 0
         self.found: list[Any] = []
-        self.append = self.found.append
+        self.append, self.extend = self.found.append, self.found.extend
 
     def until(self) -> float:
-        """Return the instant by which the next row must be answered.
+        """Return the instant by which the next call must be answered.
 
         Once a row has its answer, a part of the time is spared for the end.
         """
@@ -176,20 +193,31 @@ class Rows:
             return self._until
         return self._until - min(SPARE_S, SPARE * max(0.0, self._until - monotonic()))
 
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the inputs that have no result yet. Lazily: a row whose result is set meanwhile is skipped."""
-        return (x for row, x in enumerate(self._inputs) if len(self.found) == row)
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Yield the inputs of the next call: those that have no result yet, at most as many as the server takes."""
+        while (begin := len(self.found)) < len(self._inputs):
+            self._size = min(self.most, len(self._inputs) - begin)
+            yield self._inputs[begin : begin + self._size]
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is None:
+            self._accepted = max(self._accepted, self._size)
+            if self.refused and self._halvings < MOST_HALVINGS:  # perhaps one input alone was the reason
+                self.most = min(self._first_most, 2 * self._accepted)
             if self._unreadable:
                 self._unreadable = False
                 self._guard.succeeded(None)
             return False
-        if len(self._inputs) == 1 or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
+        if getattr(error, "status", None) in REFUSALS:
+            if self._size > 1 and self._halvings < MOST_HALVINGS:
+                self._halvings, self.most = self._halvings + 1, self._size // 2
+                return True
+            self.refused, self.most = True, self._accepted or self._first_most
+        alone = self._size == len(self._inputs)
+        if alone or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
             return False
         of_input = _of_the_input(error)
         if not of_input or isinstance(error, BadReply):
@@ -199,9 +227,9 @@ class Rows:
                 self._guard.failed()  # the first or last one of them is counted at the end of the exchange
             self._unreadable, of_input = True, self._guard.rules.breaker.faults_left > 1
         if of_input:
-            self.append(error)
+            self.extend([error] * self._size)
         elif self.found:
-            self.found += [error] * (len(self._inputs) - len(self.found))
+            self.extend([error] * (len(self._inputs) - len(self.found)))
         return bool(self.found)
 
 
@@ -329,7 +357,7 @@ class FunctionBackend(AbandonedRuns):
         A row's error takes its place, if it is about the input.
         """
         rows = Rows(exchange, self.guard, inputs, until)
-        for x in rows:
+        for (x,) in rows:
             with rows:
                 rows.append(self.reader.read_many([self._answer(self._call(x, until, exchange))], 1)[0])
         return rows.found
@@ -366,7 +394,7 @@ class FunctionBackend(AbandonedRuns):
     async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         """Call the coroutine function for each input, and return the predictions."""
         rows = Rows(exchange, self.guard, inputs, until)
-        for x in rows:
+        for (x,) in rows:
             with rows:
                 pieces = [piece async for piece in self._pieces_async(x, until, exchange)]
                 rows.append(self.reader.read_many([self._answer(join_pieces(pieces) if self._speaks else pieces[0])], 1)[0])

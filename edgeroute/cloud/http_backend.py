@@ -51,6 +51,8 @@ class HttpBackend(AbandonedRuns):
         """Encodes inputs for `run_async`, off the event loop; None: that takes no time."""
         self.sends_edge: bool = getattr(endpoint, "send_edge", False)
         """True if inputs come with the edge's answers, as `Escalated`."""
+        self._accepted_rows: int | None = None
+        """Rows of the largest call that the server took after it had refused more; None: it has refused none."""
         self._client: HttpClient | None = None
         self._closed = False
         self.reader.served = lambda: getattr(endpoint, "served_labels", None)
@@ -118,11 +120,12 @@ class HttpBackend(AbandonedRuns):
         return (0, 0) if self._client is None else (self._client.sent, self._client.received)
 
     def calls(self, inputs: int) -> int:
-        """Return the number of calls for so many inputs: one, or with a protocol without batches one each."""
-        return inputs if getattr(self.endpoint, "one_by_one", False) else 1
+        """Return the number of calls for so many inputs: one, or as many as the server's largest batch asks for."""
+        most = self._most_rows()
+        return 1 if most is None else -(-inputs // most)
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Return the predictions for inputs, blocking: in one talk, or in one each if the protocol has no batches."""
+        """Return the predictions for inputs, blocking: in one talk, or in as many as the server takes rows."""
         if self._ladder is not None:
             inputs = self._pack(inputs, exchange)
         client = self._client or self.client
@@ -138,28 +141,33 @@ class HttpBackend(AbandonedRuns):
     ) -> list[Prediction]:
         """Return the predictions for inputs, in this thread or on the event loop.
 
-        Of rows, an error about one input takes its place.
+        Of several calls, an error about the inputs of one takes their places.
         """
-        rows = self._rows(exchange, inputs, until)
-        if rows is None:
-            return self.reader.read_many(await client.ask(way, self.endpoint.talk(inputs), until, exchange), len(inputs))
-        posts = count()
-        for x in rows:
+        if self._speak is None and len(inputs) == 1:
+            return self.reader.read_many(await client.ask(way, self.endpoint.talk(inputs), until, exchange), 1)
+        most = 1 if self._speak is not None else self._most_rows() or len(inputs)
+        if most < len(inputs) and self._speak is None:
+            until = min(until, monotonic() + self.patience_s)
+        rows, posts = Rows(exchange, self.guard, inputs, until, most), count()
+        for part in rows:
             with rows:
-                if (speak := self._speak) is not None:
-                    outputs = [await speeches.run(client, way, partial(speak, x), rows.until(), exchange, posts=posts)]
+                if self._speak is not None:
+                    outputs: Any = [
+                        await speeches.run(client, way, partial(self._speak, part[0]), rows.until(), exchange, posts=posts)
+                    ]
                 else:
-                    outputs = await client.ask(way, self.endpoint.talk([x]), rows.until(), exchange, posts)
-                rows.append(self.reader.read_many(outputs, 1)[0])
+                    outputs = await client.ask(way, self.endpoint.talk(part), rows.until(), exchange, posts)
+                rows.extend(self.reader.read_many(outputs, len(part)))
+        if rows.most < most and not rows.refused:
+            self._accepted_rows = rows.most
         return rows.found
 
-    def _rows(self, exchange: Exchange, inputs: list[Any], until: float) -> Rows | None:
-        """Return the collector of rows if each input takes a call of its own; None: one call takes all."""
-        if self._speak is not None:
-            return Rows(exchange, self.guard, inputs, until)
-        if len(inputs) > 1 and self.calls(2) > 1:
-            return Rows(exchange, self.guard, inputs, min(until, monotonic() + self.patience_s))
-        return None
+    def _most_rows(self) -> int | None:
+        """Return the maximum inputs of one call, by protocol, configuration or refusals; None: no limit is known."""
+        if getattr(self.endpoint, "one_by_one", False):
+            return 1
+        limits = [most for most in (getattr(self.endpoint, "most_rows", None), self._accepted_rows) if most is not None]
+        return min(limits, default=None)
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
         """Yield the answer's pieces, or the whole answer if the endpoint has none, and return the prediction; blocks.

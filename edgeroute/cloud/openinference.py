@@ -176,12 +176,21 @@ class OpenInference(ServedModel):
         return metadata if isinstance(metadata, dict) else {}
 
     def _meet(self) -> Talk:
-        """Fetch and store the metadata; of Triton also its configuration, for the labels. A failing configuration is ignored."""
+        """Fetch and store the metadata; of Triton also its configuration, for the labels and the largest batch.
+
+        A configuration that fails is ignored.
+        """
         platform = yield from super()._meet()
-        if self.labels is None and self.served_labels is None and platform in TRITON:  # whose metadata has no parameters
+        if platform in TRITON:  # whose metadata has no parameters
             reply = yield Call("GET", f"{self.path}/config", probe=True)
+            config: Any = None
             with suppress(CloudError):
-                self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
+                config = loads(reply.body, self.where) if reply.status in SUCCESS else None
+            if isinstance(config, dict):
+                self.served_labels = self.served_labels or labels_in(config)
+                most = config.get("max_batch_size")
+                self.most_rows = most if type(most) is int and most > 0 else self.most_rows
+        return platform
 
     def _infer(self, feed: Feed) -> Call:
         """Return the call for a feed, with binary or JSON tensors."""

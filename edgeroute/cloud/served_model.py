@@ -130,6 +130,8 @@ class ServedModel(ABC):
         self.labels = label_names(labels) or self.card.labels
         self.served_labels: tuple[Any, ...] | None = None
         """Labels from the server; None: it has none."""
+        self.most_rows: int | None = None
+        """Maximum inputs of one call, by the server's configuration; None: it names none."""
         self._all = output is None and kind in SEVERAL
         """True if all outputs are read."""
         self.inputs: tuple[TensorSpec, ...] | None = None
