@@ -204,6 +204,14 @@ class Spent(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name not in left_out}
 
 
+class Escalated(NamedTuple):
+    """Input with the edge's answer, as an endpoint with `send_edge` takes it."""
+
+    x: Any
+    edge: Mapping[str, Any] | None
+    """Answer in JSON types; None: the edge has not answered."""
+
+
 class Recorded(Protocol):
     """Earlier answer, as the cache stores it."""
 

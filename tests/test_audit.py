@@ -13,7 +13,7 @@ from both import LONG, Tasks, flat, makes
 
 from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
-from edgeroute.observe.router_stats import TOGETHER
+from edgeroute.observe.target_counts import TOGETHER
 from edgeroute.stores.journal import read
 from edgeroute.system.process import now
 from edgeroute.testing import FakeCloud

@@ -11,7 +11,7 @@ from both import flat
 
 from edgeroute import Audit, Egress, OpenInference, Options, PlainJson, PolicyError, Router
 from edgeroute.confidence import Learned, calibrate, fit
-from edgeroute.observe.router_stats import TOGETHER
+from edgeroute.observe.target_counts import TOGETHER
 
 
 def edge(x):

@@ -37,14 +37,13 @@ from edgeroute import (
     Trial,
     Variants,
 )
-from edgeroute.cloud.cloud_backend import Escalated
 from edgeroute.cloud.input_encoding import MOST_OUTPUTS, MOST_VALUE, PARAMETER, answer_fields
 from edgeroute.core.plan import plan
 from edgeroute.router.target_views import EdgeAnswers
 from edgeroute.system.late_imports import package_folder
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve_app import app
-from edgeroute.types import TensorSpec
+from edgeroute.types import Escalated, TensorSpec
 
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')

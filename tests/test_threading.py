@@ -15,7 +15,7 @@ from test_threads import until_idle
 
 from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, Router, Unreachable
 from edgeroute.cloud.cloud_backend import MAX_ABANDONED
-from edgeroute.observe.router_stats import TOGETHER
+from edgeroute.observe.target_counts import TOGETHER
 from edgeroute.router.engine import decide_alone
 from edgeroute.router.leg_execution import STUCK_MOST
 from edgeroute.system.thread_pool import ThreadPool

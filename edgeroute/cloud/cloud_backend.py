@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from functools import partial
 from time import monotonic
 from types import AsyncGeneratorType, CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from edgeroute.edge.model_members import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.prices_and_pins import checked_terms
 from edgeroute.system.process import AbandonedRuns, is_task_cancelled
-from edgeroute.types import Backend, StopToken
+from edgeroute.types import Backend, Escalated, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
@@ -245,14 +245,6 @@ SENDS_EDGE = "send_edge"
 """Part of fingerprints: the cloud is sent the edge's answer."""
 MAX_ABANDONED = 16
 """Maximum abandoned runs (requested to stop, still running), above which the planner skips the endpoint."""
-
-
-class Escalated(NamedTuple):
-    """Input with the edge's answer, as an endpoint with `send_edge` takes it."""
-
-    x: Any
-    edge: Mapping[str, Any] | None
-    """Answer in JSON types, made by `payloads.told`; None: the edge has not answered."""
 
 
 def checked_flag(name: str, value: object) -> bool:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.cloud.cloud_backend import Escalated
 from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
 from edgeroute.cloud.tensor_types import stack_inputs, zeros_like_row
 from edgeroute.core.estimates import Ceiling
@@ -17,7 +16,7 @@ from edgeroute.edge.input_tensors import Array, shape_text
 from edgeroute.edge.preprocessing import Picture, Preprocess, picture_for
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.system.process import json_dumps, to_json_types
-from edgeroute.types import TensorSpec
+from edgeroute.types import Escalated, TensorSpec
 
 # Edge's answer to an input, sent along with it: a hint for the model behind the endpoint, or the input of its next stage.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.cloud.cloud_backend import Escalated, checked_flag
+from edgeroute.cloud.cloud_backend import checked_flag
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads
 from edgeroute.cloud.request_body import MAX_BODY, Body, BodyType, to_json
 from edgeroute.confidence.output_forms import label_names
@@ -17,6 +17,7 @@ from edgeroute.core.units import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
 from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.system.process import call_contained
+from edgeroute.types import Escalated
 
 
 class PlainJson(OneByOne):

@@ -7,9 +7,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.device_rules import SHARES, Reading, State, amount, in_force, step, value_of
 from edgeroute.core.estimates import FROM, PowerFit, break_even, rounded_share_to_keep
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
@@ -17,10 +16,13 @@ from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.spending_limits import Cost
 from edgeroute.core.walk import Outcome
 from edgeroute.observe.device_sensors import Sensors, period_s, read
-from edgeroute.observe.router_stats import ALONE, Counts
+from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import LINUX, call_contained, now
-from edgeroute.types import Backend
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.spending_file import SharedSpending
+    from edgeroute.types import Backend
 
 # Energy of a call of each target: edges' fitted from the device's power, clouds' from their prices.
 

@@ -6,14 +6,17 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.cloud.request_exchange import Sending
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.spending_limits import Tokens
-from edgeroute.observe.router_stats import Status
+from edgeroute.core.walk import new
 from edgeroute.system.log_filter import call_logged
 from edgeroute.types import Answer
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.request_exchange import Sending
+    from edgeroute.observe.router_stats import Status
 
 log = logging.getLogger("edgeroute")
 
@@ -198,6 +201,14 @@ class Instruments(Instrument):
     def __bool__(self) -> bool:
         return bool(self.all)
 
+    def report_began(self, *fields: Any) -> None:
+        """Report that a request began; the fields are those of `RequestBegan`."""
+        self.request_began(RequestBegan(*fields))
+
+    def report_ended(self, *fields: Any) -> None:
+        """Report that a request ended; the fields are those of `RequestEnded`."""
+        self.request_ended(new(RequestEnded, fields))
+
     @property
     def follow_requests(self) -> bool:
         """True if an instrument handles the beginning of requests."""
@@ -230,3 +241,23 @@ class Instruments(Instrument):
         for method in self._methods["attempt_began"]:
             call_logged(partial(add, method), FAILED, "attempt_began")
         return headers
+
+
+class AttemptReport:
+    """Forwarder of an endpoint's attempts, and of rejected calls, to the instruments."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._instruments = instruments
+        self.follows, self.prompt = instruments.follow_attempts, instruments.prompt
+
+    def began(self, *attempt: Any) -> Mapping[str, str]:
+        """Report that an attempt is about to be sent. Return further headers for it."""
+        return self._instruments.attempt_began(AttemptBegan(*attempt))
+
+    def attempt(self, *attempt: Any) -> None:
+        """Report that an attempt has ended."""
+        self._instruments.attempt_ended(AttemptEnded(*attempt))
+
+    def held(self, target: str, code: str) -> None:
+        """Report that a request was rejected."""
+        self._instruments.limit_hit(target, code)

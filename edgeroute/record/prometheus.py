@@ -192,8 +192,8 @@ class Parts(Protocol):
     """Parts of a router, as far as they are used here."""
 
     @property
-    def instruments(self) -> Instruments:
-        """Instruments of the router."""
+    def instruments(self) -> Instruments | None:
+        """Instruments of the router; None: it has none."""
 
 
 class Measured(Protocol):
@@ -285,7 +285,8 @@ def _encode(registry: CollectorRegistry, accept: str) -> Exposition:
 def of_router(router: Measured) -> Prometheus | None:
     """Return the router's `Prometheus` instrument; None: it has none."""
     parts: Parts = router.engine
-    return next((instrument for instrument in parts.instruments.all if isinstance(instrument, Prometheus)), None)
+    instruments = () if parts.instruments is None else parts.instruments.all
+    return next((instrument for instrument in instruments if isinstance(instrument, Prometheus)), None)
 
 
 def check_installed() -> None:

@@ -15,8 +15,6 @@ from edgeroute.core.device_rules import Rule
 from edgeroute.core.routing_policy import Options
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import PolicyError
-from edgeroute.record.instruments import Instrument
-from edgeroute.system.declared_settings import check_units
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
@@ -76,7 +74,6 @@ CLASSES: Mapping[str, tuple[str, str]] = {
 }
 """Argument -> module and name of its class, imported only if the argument is given."""
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-EVENTS = [name for name in vars(Instrument) if not name.startswith("_")]
 
 
 FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -106,7 +103,10 @@ FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 def _hears(instrument: Any) -> bool:
     """Return True if an object, which is no class, has a method of an instrument."""
-    return not isinstance(instrument, type) and any(hasattr(instrument, event) for event in EVENTS)
+    from edgeroute.record.instruments import Instrument
+
+    events = [name for name in vars(Instrument) if not name.startswith("_")]
+    return not isinstance(instrument, type) and any(hasattr(instrument, event) for event in events)
 
 
 def _is_trace(value: Any) -> bool:
@@ -129,6 +129,8 @@ def check_types(given: Mapping[str, Any]) -> None:
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
     for name in ("limits", "audit"):  # plain data, which cannot refuse a number itself
         if given.get(name) is not None:
+            from edgeroute.system.declared_settings import check_units
+
             check_units(type(given[name]), given[name]._asdict(), f"{name}: ")
     for side in ("edge", "cloud"):
         several = given.get(side)

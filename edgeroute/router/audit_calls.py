@@ -220,7 +220,7 @@ def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
 
     store = None if engine.checkpoint is None else engine.checkpoint.store
     dumped = known.dump() if known is not None else None if store is None else store.get(Made.name)
-    trials = Made(snapshot, engine.instruments.alarm, AuditCalls(engine), engine.cloud_threads.submit, dumped)
+    trials = Made(snapshot, engine.alarm, AuditCalls(engine), engine.cloud_threads.submit, dumped)
     return known if known is not None and known.of == trials.of else trials
 
 
@@ -248,6 +248,6 @@ def _auditor(engine: Engine, audit: Audit) -> Auditor:
     return Auditor(
         audit, engine.counts,
         submit=engine.cloud_threads.submit, asks=AuditCalls(engine), changed=engine.refresh_thresholds,
-        alarm=engine.instruments.alarm, journal=journal, compared=partial(_report_comparison, engine),
+        alarm=engine.alarm, journal=journal, compared=partial(_report_comparison, engine),
         store=None if engine.checkpoint is None else engine.checkpoint.store,
     )  # fmt: skip

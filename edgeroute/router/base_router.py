@@ -19,7 +19,6 @@ from edgeroute.core.routing_policy import Offline, Options, PolicyMode
 from edgeroute.core.spending_limits import Limits
 from edgeroute.edge.model_members import member
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.observe.router_stats import Stats, Status
 from edgeroute.router.argument_checks import checked_options, with_options
 from edgeroute.router.call_stages import Steps
 from edgeroute.router.engine import Engine, status
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from edgeroute.cloud.endpoint_guard import Egress
     from edgeroute.confidence.certificate import Certificate
+    from edgeroute.observe.router_stats import Stats, Status
     from edgeroute.record.trace import Trace
     from edgeroute.router.argument_checks import Cloud, Edge
     from edgeroute.router.policy_reload import PolicyFile

@@ -24,7 +24,7 @@ from edgeroute.system.input_copies import copy_input
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
-    from edgeroute.observe.router_stats import Counts
+    from edgeroute.observe.target_counts import Counts
 
 log = logging.getLogger("edgeroute")
 SHARE = 0.1

@@ -23,6 +23,7 @@ from unicodedata import normalize
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
+from edgeroute.router.request import SCALARS
 from edgeroute.system.late_imports import import_late
 
 SHORTEST: Final = 17
@@ -58,8 +59,6 @@ _FORM: Final = re.compile(r"[\W_]+")
 _DATA_URL: Final = re.compile(r"data:([^,\s]{0,200}),([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*\s*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
-SCALARS: Final = frozenset({int, float, complex, bool, type(None), bytes, bytearray, memoryview, range})
-"""Types whose values have no messages."""
 _OF_ANSWER: Final = b"answer"
 """End of a short answer's digest: other messages alone are compared with it."""
 _PLAIN: Final = (int, float, complex, PurePath, UUID, date, Decimal)
@@ -324,6 +323,16 @@ def _plain(name: Any) -> str:
 def _digest(kind: bytes, *parts: bytes) -> bytes:
     """Return the digest of a kind of content, 16 bytes."""
     return blake2b(b"".join(parts), digest_size=16, person=kind).digest()
+
+
+def keyed(digest: bytes, key: bytes) -> bytes:
+    """Return a digest as the file with this key has it, or the calls of one client."""
+    return blake2b(digest, key=key, digest_size=16).digest()
+
+
+def scope_digest(key: str) -> bytes:
+    """Return the digest of the key of a conversation or a client, 32 bytes."""
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
 
 def text_digest(content: bytes) -> bytes:

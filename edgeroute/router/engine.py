@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgeroute.confidence.certificate import effective_target, ladder_targets
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode
@@ -24,7 +23,7 @@ from edgeroute.errors import Closed, Held, StoreError
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import EASES_S, Observer
-from edgeroute.observe.router_stats import Counts, Seen, Stats, Status
+from edgeroute.observe.target_counts import Counts
 from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.cache_keys import LONGEST
 from edgeroute.router.call_stages import Proceed, Result, Steps, compose, walk_stage
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeroute.cloud.spending_file import SharedSpending
+    from edgeroute.observe.router_stats import Stats, Status
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instruments import Instruments
     from edgeroute.router.cache_stage import Caching
@@ -139,6 +139,10 @@ def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
 
     The same object if nothing changed; otherwise without stored plans.
     """
+    if auditor is None and not any(snapshot.certificates):
+        return snapshot
+    from edgeroute.confidence.certificate import effective_target, ladder_targets
+
     targets, moved, by = [], "", ""
     for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
         monitor = None if auditor is None else auditor.watch(target.name)
@@ -166,6 +170,10 @@ MOST_PLANS = 1000
 """Limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time."""
 
 
+def _ignore(target: str, what: str) -> None:
+    """Ignore an event: the router has no instruments."""
+
+
 class Engine(ForkSafe):
     """Parts of one router, and the handling of a request before and after its walk. Made by `assemble`.
 
@@ -190,8 +198,10 @@ class Engine(ForkSafe):
     observer: Observer
     spending: SharedSpending
     health: EndpointHealth
-    instruments: Instruments
+    instruments: Instruments | None = None
     breaker_changed: Callable[[str, str], None]
+    alarm: Callable[[str, str], None]
+    outbox_changed: Callable[[str, str], None]
     edge_threads: ThreadPool
     cloud_threads: ThreadPool
     local_threads: ThreadPool
@@ -218,6 +228,7 @@ class Engine(ForkSafe):
         self.checkpoint: Checkpoint | None = None
         self.ledger: Journal | None = None
         self.trials: Trials | None = None
+        self.breaker_changed = self.alarm = self.outbox_changed = _ignore
         self.closed = False
         self.plain = True
         """Fast path: no cache, late replies or views are configured, so `infer` walks and records directly."""
@@ -451,7 +462,7 @@ class Engine(ForkSafe):
         """Count and report an event (`queued`, `late`, ...) of a request in the outbox. Other events are only reported."""
         if what in {"queued", "late"}:
             self.counts.note(what)
-        self.instruments.outbox_changed(identity, what)
+        self.outbox_changed(identity, what)
 
     def on_late(self, function: Callable[..., object]) -> None:
         """Register a function for late answers. Later calls take the slower path."""
@@ -460,6 +471,8 @@ class Engine(ForkSafe):
 
     def stats(self) -> Stats:
         """Return counts, deferral rate, latency quantiles, bytes and cost, so far."""
+        from edgeroute.observe.router_stats import Seen
+
         seen = []
         for b in self.snapshot.watched[1]:
             guard = getattr(b, "guard", None)
@@ -526,6 +539,8 @@ def check_all(engine: Engine, timeout: float) -> Check:
 
 def status(engine: Engine) -> Status:
     """Return the status of a router. Waits for the outbox's file, if there is one, and for no network."""
+    from edgeroute.observe.router_stats import Status
+
     observer = engine.observer
     read_at = observer.read_at
     return Status(

@@ -16,8 +16,7 @@ from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import Observer
-from edgeroute.observe.router_stats import Counts
-from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
+from edgeroute.observe.target_counts import Counts
 from edgeroute.router.argument_checks import check_types
 from edgeroute.router.call_stages import Steps
 from edgeroute.router.engine import Engine, status_of
@@ -30,6 +29,7 @@ from edgeroute.system.workers import start_thread
 
 if TYPE_CHECKING:
     from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
@@ -103,7 +103,13 @@ def assemble(
         from edgeroute.record.trace import Trace
 
         sinks.insert(0, trace if isinstance(trace, Trace) else Trace(trace))
-    engine.instruments = Instruments(sinks)
+    if sinks:
+        from edgeroute.record.instruments import Instruments
+
+        all_sinks = engine.instruments = Instruments(sinks)
+        engine.breaker_changed, engine.alarm, engine.outbox_changed = (
+            all_sinks.breaker_changed, all_sinks.alarm, all_sinks.outbox_changed,
+        )  # fmt: skip
     if folder is not None and store is not None:
         from edgeroute.record.checkpoint import Checkpoint
         from edgeroute.stores.journal import Journal
@@ -111,11 +117,10 @@ def assemble(
         engine.checkpoint = Checkpoint(store, counts, spending)
         engine.ledger = Journal(folder / "egress.jsonl")
     engine.health = EndpointHealth(engine)
-    engine.breaker_changed = engine.instruments.breaker_changed
     engine.arguments = PolicyArguments(offline=offline, awaits=awaits, **policy)
     engine.snapshot = build(engine.arguments, partial(guard, engine))
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
-    _fix(engine, cache, _outbox(outbox, offline, folder), spawn, sinks, parts)
+    _fix(engine, cache, _outbox(outbox, offline, folder), spawn, parts)
     engine.use()
     if engine.snapshot.on_trial:
         from edgeroute.router.audit_calls import put_trials
@@ -183,10 +188,15 @@ def _first_reading(engine: Engine, sensors: Any) -> None:
 
 def guard(engine: Engine, backend: CloudBackend) -> Guard:
     """Return a new guard for one cloud of this router."""
+    report = None
+    if engine.instruments is not None:
+        from edgeroute.record.instruments import AttemptReport
+
+        report = AttemptReport(engine.instruments)
     return Guard(
         backend.name, backend.where, backend.terms, engine.spending,
         health=backend.health, watcher=engine.health, journal=engine.ledger,
-        report=_Report(engine.instruments) if engine.instruments else None,
+        report=report,
     )  # fmt: skip
 
 
@@ -195,12 +205,11 @@ def _fix(
     cache: Cache | None,
     outbox: Outbox | None,
     spawn: Callable[[Engine, Steps[None]], bool],
-    sinks: Sequence[Instrument],
     parts: Sequence[Part],
 ) -> None:
     """Construct the parts that a reload does not change, and set them on the engine."""
     fixed_parts: list[Part] = [engine.private]
-    if sinks:
+    if engine.instruments is not None:
         kind = InstrumentedFromStart if engine.instruments.follow_requests else Instrumented
         fixed_parts.append(kind(engine.instruments, engine.observer))
     fixed_parts += parts
@@ -232,23 +241,3 @@ def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox 
     from edgeroute.stores.outbox import Outbox as Made
 
     return Made(folder / "outbox.db")
-
-
-class _Report:
-    """Forwarder of attempts and rejections to the instruments."""
-
-    def __init__(self, instruments: Instruments) -> None:
-        self._instruments = instruments
-        self.follows, self.prompt = instruments.follow_attempts, instruments.prompt
-
-    def began(self, *attempt: Any) -> Mapping[str, str]:
-        """Report that an attempt is about to be sent. Return further headers for it."""
-        return self._instruments.attempt_began(AttemptBegan(*attempt))
-
-    def attempt(self, *attempt: Any) -> None:
-        """Report that an attempt has ended."""
-        self._instruments.attempt_ended(AttemptEnded(*attempt))
-
-    def held(self, target: str, code: str) -> None:
-        """Report that a request was rejected."""
-        self._instruments.limit_hit(target, code)

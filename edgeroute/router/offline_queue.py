@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from edgeroute.cloud.cloud_backend import CloudBackend, Escalated
+from edgeroute.cloud.cloud_backend import CloudBackend
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.error_codes import error_text
 from edgeroute.core.plan import Plan
@@ -23,6 +23,7 @@ from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import process
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained, json_loads
+from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
     from edgeroute.cloud.request_exchange import Exchange

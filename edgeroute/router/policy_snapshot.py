@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -11,9 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
-from edgeroute.cloud.cloud_backend import CloudBackend, Function, FunctionBackend
 from edgeroute.cloud.endpoint_guard import Egress
-from edgeroute.confidence.certificate import BoundCertificate, effective_target, ladder_targets
 from edgeroute.confidence.input_score import InputScore
 from edgeroute.confidence.output_forms import SLACK
 from edgeroute.confidence.output_reader import bounded
@@ -44,12 +41,13 @@ from edgeroute.router.argument_checks import is_float
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
 from edgeroute.router.target_views import TargetViews, View, check_send_edge
 from edgeroute.system.process import sha256
-from edgeroute.trials.trial_setting import EDGE_TRIAL, Trial, check_trials
 from edgeroute.types import Backend
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.cloud_backend import CloudBackend
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.confidence.certificate import Certificate
+    from edgeroute.confidence.certificate import BoundCertificate, Certificate
+    from edgeroute.trials.trial_setting import Trial
 
 
 # Arguments `edge` and `cloud` of a router, in one form.
@@ -105,6 +103,8 @@ def endpoint_of(given: Any) -> Any:
         if "/v2/models/" not in given:
             raise PolicyError(f"what does {bare(given)} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
         return OpenInference(given)
+    from edgeroute.cloud.cloud_backend import Function
+
     if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
         return given
     raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")
@@ -260,6 +260,10 @@ class Snapshot(NamedTuple):
     @property
     def on_trial(self) -> list[tuple[Trial, str]]:
         """(trial, name of the target on trial) of the trials under way; a hidden edge is judged by audits instead."""
+        if not self.trials:
+            return []
+        from edgeroute.trials.trial_setting import EDGE_TRIAL
+
         names = iter([target.name for target in self.targets if target.trial])
         pairs = [(trial, EDGE_TRIAL if trial.side == "edge" else next(names)) for trial in self.trials]
         return [pair for pair in pairs if pair[0].side == "cloud" or self.shown is not None]
@@ -328,7 +332,11 @@ def build(arguments: PolicyArguments, guard: Guards, old: Snapshot | None = None
         PolicyError: the arguments are invalid together.
         ModelMissing: there is no file at a model's path.
     """
-    trials = check_trials(arguments.trial)
+    trials: tuple[Trial, ...] = ()
+    if arguments.trial:
+        from edgeroute.trials.trial_setting import check_trials
+
+        trials = check_trials(arguments.trial)
     snapshot = _build_without_edge_trial(arguments, trials, guard, old)
     trial = next((candidate for candidate in trials if candidate.side == "edge"), None)
     return snapshot if trial is None else snapshot._replace(trial=_of_edge_trial(snapshot, trial, arguments, guard, old))
@@ -360,6 +368,8 @@ def _of_edge_trial(
     arguments = arguments._replace(edge=trial.edge, threshold=limit)
     if hidden:
         arguments = arguments._replace(mode="shadow", rules=(), uncalibrated="tell")
+    from edgeroute.trials.trial_setting import EDGE_TRIAL
+
     clouds = tuple(candidate for candidate in snapshot.trials if candidate.side == "cloud")
     tried = _build_without_edge_trial(arguments, clouds, guard, snapshot._replace(trial=old), EDGE_TRIAL)
     if tried.clouds != snapshot.clouds:
@@ -418,6 +428,8 @@ def _build_without_edge_trial(
                 "trial: no certificate is for the endpoint on trial, and uncalibrated is 'error': try it with shown=False"
             )
     if promised:
+        from edgeroute.confidence.certificate import effective_target, ladder_targets
+
         snapshot = snapshot._replace(
             certificates=certificates,
             targets=tuple(ladder_targets([*map(effective_target, targets, certificates)], certificates)),
@@ -428,7 +440,11 @@ def _build_without_edge_trial(
 def _views(given: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial]) -> dict[Any, View]:
     """Return the views of a policy; that of an edge on trial is the edge's in its own policy. A copy."""
     views = dict(given or {})
-    if not (arm or of_edge) or EDGE_TRIAL not in views:
+    if not (arm or of_edge):
+        return views
+    from edgeroute.trials.trial_setting import EDGE_TRIAL
+
+    if EDGE_TRIAL not in views:
         return views
     view = views.pop(EDGE_TRIAL)
     if arm:
@@ -518,9 +534,15 @@ class _Draft:
             if on_trial and own_name == "cloud":
                 own_name = "cloud-trial"
             name = target_name("cloud", own_name, i, 0 if on_trial else len(clouds), self.targets)
-            kind: Any = FunctionBackend
+            kind: Any
             if hasattr(endpoint, "talk"):
-                from edgeroute.cloud.http_backend import HttpBackend as kind  # noqa: N813 - one of two
+                from edgeroute.cloud.http_backend import HttpBackend
+
+                kind = HttpBackend
+            else:
+                from edgeroute.cloud.cloud_backend import FunctionBackend
+
+                kind = FunctionBackend
             backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
             if getattr(backend, "alone_async", False) and not self._arguments.awaits:
                 raise PolicyError(
@@ -611,6 +633,8 @@ def calibrated_target(snapshot: Snapshot, i: int) -> Target:
 
 def _earlier(snapshot: Snapshot, earlier: Sequence[int]) -> str:
     """Return one hash over the edge models before another: their fingerprints and their own thresholds."""
+    import json
+
     models = []
     for number in earlier:
         target = calibrated_target(snapshot, number)
@@ -630,6 +654,8 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
         return None
     if snapshot.policy.no_confidence != "defer":
         raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
+    from edgeroute.confidence.certificate import BoundCertificate
+
     used = {"earlier": "", **fingerprints(snapshot, i)}
     return BoundCertificate(
         certificate, used, INF if max_age_s is None else max_age_s / DAY_S, partial(served_identities, snapshot)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -24,24 +23,14 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Left, Outcome
 from edgeroute.errors import StoreError
 from edgeroute.router.call_stages import Block
-from edgeroute.router.conversation_digests import (
-    ANSWER_ROLES,
-    SCALARS,
-    Conversation,
-    answer_digests,
-    bound_digests,
-    chain_digests,
-    looked_up,
-    read_conversation,
-    shared_digests,
-    too_long,
-)
-from edgeroute.router.request import Request
+from edgeroute.router.request import SCALARS, Request
 from edgeroute.router.router_parts import Part
 from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import now
 
 if TYPE_CHECKING:
+    from edgeroute.router.conversation_digests import Conversation
     from edgeroute.stores.sqlite_file import Database
 
 log = logging.getLogger("edgeroute")
@@ -56,6 +45,8 @@ BUSY_S: Final = 1.0
 UNTOUCHED_S: Final = 3.0
 """Age of a file's last change beyond which an equal time of change means that nothing was written since, seconds."""
 _DAY_S: Final = 86400.0
+LONGEST_KEY: Final = 64
+"""Maximum bytes of a key of BLAKE2b."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS key (key BLOB NOT NULL);
 INSERT INTO key SELECT randomblob(32) WHERE NOT EXISTS (SELECT 1 FROM key);
@@ -64,6 +55,11 @@ CREATE TABLE IF NOT EXISTS digests (id INTEGER PRIMARY KEY, digest BLOB NOT NULL
 
 Job = Callable[[], object]
 Submit = Callable[[Job], bool]
+
+
+def _content() -> Any:
+    """Return the module that reads and digests messages, imported at the first conversation: most programs have none."""
+    return import_late("edgeroute.router.conversation_digests")
 
 
 def _run_here(job: Job) -> bool:
@@ -130,7 +126,7 @@ class Digests(ForkSafe):
         for digest in digests:
             if self._unwritten.get(digest, -1) >= oldest:
                 return True
-            if self._known and self._known.get(_keyed(digest, key), -1) >= oldest:
+            if self._known and self._known.get(_content().keyed(digest, key), -1) >= oldest:
                 return True
         return False
 
@@ -215,7 +211,7 @@ class Digests(ForkSafe):
         rows = database.read("SELECT key, (SELECT max(id) FROM digests) FROM key", ())
         if rows:
             key, newest = cast("tuple[bytes, int | None]", rows[0])
-            if not isinstance(key, bytes) or not 0 < len(key) <= blake2b.MAX_KEY_SIZE:
+            if not isinstance(key, bytes) or not 0 < len(key) <= LONGEST_KEY:
                 return "its key is damaged"
             if key != self._key or (newest or 0) < self._last_id:  # another file, or an older one
                 self._key, self._last_id, self._known = key, 0, OrderedDict()
@@ -238,7 +234,7 @@ class Digests(ForkSafe):
         days = self._unwritten.copy()
         with database.transaction() as connection:
             (key,) = connection.execute("SELECT key FROM key").fetchone()
-            rows = [(_keyed(digest, key), day) for digest, day in days.items()]
+            rows = [(_content().keyed(digest, key), day) for digest, day in days.items()]
             connection.executemany("INSERT OR REPLACE INTO digests (digest, day) VALUES (?, ?)", rows)
             limits = (int(now() / _DAY_S) - DAYS, MOST)
             connection.execute("DELETE FROM digests WHERE day < ? OR id <= (SELECT max(id) FROM digests) - ?", limits)
@@ -251,11 +247,6 @@ class Digests(ForkSafe):
             for raw, day in days.items():
                 if self._unwritten.get(raw) == day:
                     self._unwritten.pop(raw, None)
-
-
-def _keyed(digest: bytes, key: bytes) -> bytes:
-    """Return the digest as it is in the file with this key."""
-    return blake2b(digest, key=key, digest_size=16).digest()
 
 
 def _put(digests: OrderedDict[bytes, int], digest: bytes, day: int) -> None:
@@ -302,7 +293,7 @@ _MARK: Final = b"any"
 
 def bind_within(key: str) -> Token[bytes]:
     """Let calls of this task or thread that may not leave bind only calls with the same key, from now on; see `within`."""
-    return _SCOPE.set(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).digest())
+    return _SCOPE.set(_content().scope_digest(key))
 
 
 @contextmanager
@@ -346,22 +337,24 @@ class PrivateConversations(Part):
         private = mode == "only_edge" or (valid and isinstance(permit(rules, data_class), Denied))
         if not private and (isinstance(x, str) or not self._digests.refreshed()):
             return ""
-        conversation = read_conversation(x)
+        content = _content()
+        conversation: Conversation | None = content.read_conversation(x)
         if conversation is None:
             return ""
         scope, begun = _SCOPE.get(), None
         if private:
             last = conversation.messages[-1] if conversation.messages else None
-            begun = last.content if last is not None and last.role in ANSWER_ROLES else b""
-            found = [_within(digest, scope) for digest in bound_digests(conversation, self._shared.__contains__)]
+            begun = last.content if last is not None and last.role in content.ANSWER_ROLES else b""
+            found = [_within(digest, scope) for digest in content.bound_digests(conversation, self._shared.__contains__)]
             self._digests.add([_MARK, *found])
         elif self._digests.blind:
             return f"which conversations have to stay cannot be read ({self._digests.blind})"
-        elif conversation.unknown or too_long(conversation):
+        elif conversation.unknown or content.too_long(conversation):
             return UNKNOWN
         elif self._is_bound(conversation, scope):
-            if self._is_bound(Conversation(conversation.spoken, False), scope):  # else by what comes again with each call
-                self._digests.add([_within(digest, scope) for digest in chain_digests(conversation)])
+            spoken = conversation._replace(messages=conversation.spoken)  # without what comes again with each call
+            if self._is_bound(spoken, scope):
+                self._digests.add([_within(digest, scope) for digest in content.chain_digests(conversation)])
         else:
             return ""
         if len(self.awaited) >= MOST_AWAITED:
@@ -372,9 +365,9 @@ class PrivateConversations(Part):
 
     def _is_bound(self, conversation: Conversation, scope: bytes) -> bool:
         """Return True if a digest of a conversation is stored, in general or for calls with the same key."""
-        found = looked_up(conversation)
+        digests: Iterable[bytes] = _content().looked_up(conversation)
         return self._digests.any_of(
-            found if not scope else (each for digest in found for each in (digest, _keyed(digest, scope)))
+            digests if not scope else (each for digest in digests for each in (digest, _within(digest, scope)))
         )
 
     def walk_ended(self, request: Request, outcome: Outcome | Left) -> None:
@@ -386,7 +379,7 @@ class PrivateConversations(Part):
             begun, prediction = self.awaited.pop(request.id, None), outcome.prediction
             if begun is not None and prediction is not None and isinstance(prediction.value, str):
                 scope = _SCOPE.get()
-                self._digests.add([_within(digest, scope) for digest in answer_digests(prediction.value, begun)])
+                self._digests.add([_within(digest, scope) for digest in _content().answer_digests(prediction.value, begun)])
         elif type(request.inputs) not in MUTE and any(
             mark.kind == "start" and request.plan.legs[mark.leg].permit is not None for mark in outcome.log
         ):
@@ -394,9 +387,9 @@ class PrivateConversations(Part):
 
     def _remember_shared(self, x: Any) -> None:
         """Remember the texts of a call that has left the device: what a private call has in common with it binds nothing."""
-        conversation = read_conversation(x)
+        conversation = _content().read_conversation(x)
         if conversation is not None:
-            for digest in shared_digests(conversation):
+            for digest in _content().shared_digests(conversation):
                 self._shared[digest] = None
             while len(self._shared) > MOST_SHARED:
                 with suppress(KeyError):
@@ -417,4 +410,4 @@ class PrivateConversations(Part):
 
 def _within(digest: bytes, scope: bytes) -> bytes:
     """Return the digest for calls with the same key of the client or conversation."""
-    return _keyed(digest, scope) if scope else digest
+    return _content().keyed(digest, scope) if scope else digest

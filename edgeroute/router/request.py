@@ -22,6 +22,9 @@ MOST_KINDS = 100
 AGAIN: set[type] = {str, bytes, list}
 """Types whose values can be read again; `is_read_once` adds to it. A look-up is quicker than two missing attributes."""
 
+SCALARS = frozenset({int, float, complex, bool, type(None), bytes, bytearray, memoryview, range})
+"""Types whose values have no messages."""
+
 
 def is_read_once(x: Any) -> bool:
     """Return True if an input is an iterator, such as a generator or an open file, or a tuple or dict that contains one.

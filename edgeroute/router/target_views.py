@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeroute.cloud.cloud_backend import Escalated
 from edgeroute.core.error_codes import class_name, clean, error_text
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Done, Event, Prediction
@@ -14,6 +13,7 @@ from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import call_contained
+from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Egress

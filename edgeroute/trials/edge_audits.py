@@ -25,7 +25,7 @@ from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow_runs import UNHEARD, Background, Job, ShadowRun, Tally
 
 if TYPE_CHECKING:
-    from edgeroute.observe.router_stats import Counts
+    from edgeroute.observe.target_counts import Counts
     from edgeroute.stores.journal import Journal
     from edgeroute.stores.key_value_store import KeyValueStore
     from edgeroute.types import Spent

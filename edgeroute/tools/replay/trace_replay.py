@@ -17,7 +17,7 @@ from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest
 from edgeroute.observe.planning_facts import READS_S, unsure_share
-from edgeroute.observe.router_stats import Counts
+from edgeroute.observe.target_counts import Counts
 from edgeroute.router.drivers import virtual_time as virtual
 from edgeroute.tools.replay.leg_results import THERMAL, Battery, Script, Unknown, heat
 from edgeroute.tools.replay.network_and_admission import NETWORKS, SERVER_S, Gate, Link

@@ -1,0 +1,255 @@
+"""Counters of a router's requests and targets, thread-safe: latencies, outcomes and deferrals."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from edgeroute.core.error_codes import UNFIT
+from edgeroute.core.estimates import Latency, slack
+from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
+from edgeroute.core.routing_policy import INF
+from edgeroute.core.walk import Left, Mark, Outcome, judged
+from edgeroute.system.forks import ForkSafe, per_process
+
+if TYPE_CHECKING:
+    from edgeroute.observe.router_stats import Seen, Stats
+
+RECENT = 128
+"""Number of a target's latest deferred answers whose distance from their threshold is stored."""
+TOGETHER = 64
+"""Requests that are counted together; an answer that was not simply accepted triggers counting at once."""
+
+ALONE = 2
+"""Number of marks in the log of a request whose only leg's answer was accepted."""
+
+
+class _Leg:
+    """Counters of one target."""
+
+    def __init__(self) -> None:
+        self.started = self.answered = self.accepted = self.failed = self.cancelled = 0
+        self.judged = self.below = self.runs = 0
+        self.since = self.busy_s = 0.0
+        self.latency = Latency()
+        self.deficits: deque[float] = deque(maxlen=RECENT)
+
+    def note_deficit(self, leg: Leg, confidence: float | None, limit: float | None, *, accepted: bool) -> bool:
+        """Store how far an answer was below its own threshold. Return True if the answer was below and accepted all the same.
+
+        Nothing is stored without threshold or confidence, or for an answer that was not below.
+
+        Args:
+            leg: the leg, whose threshold may have been lowered.
+            confidence: of the answer; None: it has none.
+            limit: the threshold that counted, lowered; None: none.
+            accepted: whether the answer was accepted.
+        """
+        if limit is None or confidence is None:
+            return False
+        deficit = limit + leg.lowered - confidence
+        if not 0 < deficit < INF:
+            return False
+        self.deficits.append(deficit)
+        return accepted
+
+    def add_time(self, seconds: float) -> None:
+        """Add the time of an answer, seconds, to the latencies and the busy time."""
+        self.latency.add(seconds)
+        self.runs += 1
+        self.busy_s += seconds
+
+
+class Counts(ForkSafe):
+    """Thread-safe counters behind `Stats`."""
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
+
+    def __init__(self) -> None:
+        self.requests = self.deferred = self.degraded = self.unanswered = 0
+        self.cached = self.queued = self.late = self.spared = 0
+        self._added = 0
+        """Requests counted since `record` last returned True."""
+        self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
+        self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
+        """Outcomes that are not counted yet: legs, answering leg, accepted, log, row of a batch."""
+
+    def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
+        """Store the outcome of a request, to be counted later with others. Return True if the stored ones were counted just now.
+
+        They are counted once there are `TOGETHER`, and at once after an answer that was not accepted. Of failures only the code
+        is stored. A caller that left counts as accepted, answered by none.
+
+        Args:
+            plan: the request's plan.
+            outcome: how the request ended.
+            batch: True for a row of a batch, whose latency is left out: it is not that of one input.
+        """
+        fresh, log = self._fresh, outcome.log
+        if len(log) > ALONE:  # an error would keep its traceback's frames until it is counted, and with them the caller's objects
+            log = tuple(mark._replace(detail=getattr(mark.detail, "code", "")) if mark.kind == "failed" else mark for mark in log)
+        left = not outcome.accepted and type(outcome) is Left  # neither degraded nor without an answer
+        fresh.append((plan.legs, None if left else outcome.leg, left or outcome.accepted, log, batch))
+        if len(fresh) + self._added < TOGETHER and outcome.accepted:
+            return False
+        with self._lock:
+            self._add_up()
+            self._added = 0
+        return True
+
+    def _add_up(self) -> None:
+        """Count the stored outcomes and drop them. The caller holds the lock."""
+        known = self._legs
+        self._added += len(self._fresh)
+        while True:
+            try:
+                legs, answered_by, accepted, log, batch = self._fresh.popleft()
+            except IndexError:  # the log is empty, or a signal handler has counted the rest
+                return
+            self.requests += 1
+            if accepted and len(log) == ALONE and answered_by is not None and legs[answered_by].permit is None:  # most
+                leg, (started, ended) = known[legs[answered_by].name], log
+                leg.started += 1
+                leg.answered += 1
+                leg.accepted += 1
+                leg.judged += judged(legs[answered_by])
+                if (only := legs[answered_by]).lowered:
+                    self.spared += leg.note_deficit(only, ended.detail, only.threshold, accepted=True)
+                if not batch:
+                    leg.add_time(ended.at - started.at)
+                continue
+            deferred, early, limits = False, set[int](), dict[int, float]()
+            for kind, i, at_s, detail in log:
+                leg = known[legs[i].name]
+                if kind == "start":
+                    leg.started += 1
+                    leg.since = at_s
+                    deferred = deferred or legs[i].permit is not None
+                elif kind == "failed":
+                    leg.failed += (detail if isinstance(detail, str) else getattr(detail, "code", "")) not in UNFIT
+                elif kind in {"cancelled", "timeout"}:
+                    leg.cancelled += 1
+                elif kind == "decided":
+                    early.add(i)
+                elif kind == "limit":
+                    limits[i] = detail
+                else:
+                    whole = i not in early or kind != "below"  # else it was judged by its beginning, and went on or was stopped
+                    counted = i not in early or kind != "kept"  # else at the decision
+                    leg.answered += counted
+                    leg.accepted += kind == "accepted"
+                    if counted and judged(legs[i]):
+                        leg.judged += 1
+                        leg.below += kind == "below"
+                        limit = limits.get(i, legs[i].threshold)
+                        self.spared += leg.note_deficit(legs[i], detail, limit, accepted=kind == "accepted")
+                    if whole and not batch:
+                        leg.add_time(at_s - leg.since)
+            self.deferred += deferred
+            self.unanswered += answered_by is None and not accepted
+            self.degraded += answered_by is not None and not accepted
+
+    def count_unsure(self, edges: Iterable[Unsure]) -> None:
+        """Count edges that were skipped because their confidence, known before the run, was below their thresholds.
+
+        They count as judged, below the threshold.
+        """
+        with self._lock:
+            for planned, confidence in edges:
+                leg = self._legs[planned.name]
+                leg.judged += 1
+                leg.below += 1
+                leg.note_deficit(planned, confidence, planned.threshold, accepted=False)
+
+    def note(self, what: str) -> None:
+        """Add one to the counter of this name: `cached`, `queued` or `late`."""
+        with self._lock:
+            setattr(self, what, getattr(self, what) + 1)
+
+    def quantile(self, name: str, q: float) -> float | None:
+        """Return a latency quantile of one target, seconds; None: the target has not answered."""
+        with self._lock:
+            self._add_up()
+            leg = self._legs.get(name)
+            return None if leg is None else leg.latency.quantile(q)
+
+    def reserves(self, names: Iterable[str]) -> dict[str, float]:
+        """Return edge -> time to reserve for its run before a deadline, seconds; inf: too few runs. Unused edges are missing."""
+        with self._lock:
+            self._add_up()
+            return {name: reserve_s(leg.latency) for name in names if (leg := self._legs.get(name)) is not None}
+
+    def took_s(self, names: Iterable[str], q: float) -> list[tuple[str, int, float]]:
+        """Return (name, number of latencies, their quantile `q` in seconds) of each of these targets that has answered."""
+        with self._lock:
+            self._add_up()
+            known = [(name, self._legs[name].latency) for name in names if name in self._legs]
+            return [(name, latency.count, s) for name, latency in known if (s := latency.quantile(q)) is not None]
+
+    def add_latency(self, name: str, seconds: float) -> None:
+        """Add the latency of a run that was cancelled and went on to its end."""
+        with self._lock:
+            self._legs[name].add_time(seconds)
+
+    def busy(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
+        """Return target -> (answers to single inputs, seconds that these took together); unused targets are missing."""
+        with self._lock:
+            self._add_up()
+            return {name: (leg.runs, leg.busy_s) for name in names if (leg := self._legs.get(name)) is not None}
+
+    def slacks(self, names: Iterable[str], share: float) -> dict[str, float]:
+        """Return edge -> how far its thresholds have to be lowered, so that this share of its deferrals is accepted."""
+        with self._lock:
+            self._add_up()
+            return {name: slack(leg.deficits, share) for name in names if (leg := self._legs.get(name)) is not None}
+
+    def latencies(self) -> dict[str, Latency]:
+        """Return target -> a copy of its latency sketch."""
+        with self._lock:
+            self._add_up()
+            return {name: leg.latency.copy() for name, leg in self._legs.items()}
+
+    def restore_latency(self, name: str, latency: Latency) -> None:
+        """Replace a target's latency sketch by one of an earlier process."""
+        with self._lock:
+            self._legs[name].latency = latency
+
+    @property
+    def deferral_rate(self) -> float:
+        """Share of requests so far for which the cloud was called."""
+        return self.deferred / max(1, self.requests)
+
+    def judged(self, name: str) -> tuple[int, int]:
+        """Return (answers of an edge that were compared with its threshold, answers below the threshold)."""
+        with self._lock:
+            self._add_up()
+            leg = self._legs.get(name)
+            return (0, 0) if leg is None else (leg.judged, leg.below)
+
+    def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
+        """Return the current statistics, without those of parts.
+
+        Targets without a request have zeros.
+
+        Args:
+            targets: state of the targets that the counters lack.
+            usd_today: cost of the last 24 hours, US dollars.
+        """
+        from edgeroute.observe.router_stats import LegStats, Stats  # imported if a program asks for statistics
+
+        with self._lock:
+            self._add_up()
+            legs = []
+            for name, side, sent, received, breaker, held, *link in targets:
+                leg = self._legs.get(name, _Leg())
+                p50, p90, p99 = (leg.latency.quantile(q) for q in (0.5, 0.9, 0.99))
+                counts = leg.started, leg.answered, leg.accepted, leg.failed, leg.cancelled
+                legs.append(LegStats(name, side, *counts, p50, p90, p99, sent, received, breaker, held, *link))
+            return Stats(
+                self.requests, self.deferred, self.degraded, self.unanswered, self.deferral_rate,
+                self.cached, self.queued, self.late,
+                sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today,
+                tuple(legs), (), spared=self.spared,
+            )  # fmt: skip
