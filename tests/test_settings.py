@@ -86,16 +86,14 @@ def policy(tmp_path):
 def calls(monkeypatch):
     """What Cache, Outbox and Trace are made with: name -> arguments, checked against the signature. None of them is made."""
     calls = {}
-    for home, name in (("cache", "Cache"), ("outbox", "Outbox"), ("trace", "Trace")):
-        room = "record" if home == "trace" else "stores"
-        module = importlib.import_module(f"edgeroute.{room}.{home}")
-        signature = inspect.signature(getattr(module, name))
+    for section in (keys.Cache, keys.Outbox, keys.Trace):
+        name, signature = section.__name__.lower(), inspect.signature(section.makes)
 
-        def record(*args, _name=home, _signature=signature, **kwargs):
+        def record(*args, _name=name, _signature=signature, **kwargs):
             calls[_name] = _signature.bind(*args, **kwargs).arguments
             return _name
 
-        monkeypatch.setattr(module, name, record)
+        monkeypatch.setattr(section, "makes", staticmethod(record))
     return calls
 
 

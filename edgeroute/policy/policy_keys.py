@@ -56,10 +56,6 @@ class Trial(Section):
         "in use.",
     )
 
-    def make(self, **more: Any) -> Any:
-        """Make the router's setting."""
-        return trial.Trial(**{**self.given(), **more})
-
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
@@ -217,12 +213,12 @@ class Settings(Top):
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
             "trial": trials or None,
             "limits": self.limits.make() if self.limits else None,
-            "egress": rules.make(consent, redact) if rules else None,
+            "egress": rules.make(consent=consent, redact=redact) if rules else None,
             "audit": self.audit.make() if self.audit else None,
             "cache": self.cache.make(state) if self.cache else None,
             "rules": [rule.make() for rule in self.rule] or None,
             "views": views or None,
-            "outbox": self.outbox.make(state) if self.outbox else None,
+            "outbox": self.outbox.make(state / "outbox.db") if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
             **({"instruments": self.telemetry.make()} if self.telemetry else {}),
             **({"parts": [_part(name, keys) for name, keys in self.parts.items()]} if self.parts else {}),

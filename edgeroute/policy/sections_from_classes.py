@@ -86,8 +86,10 @@ class Section(BaseModel):
     """Base of sections: keys that belong together. Other keys, and values of other types, are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    makes: ClassVar[Any] = None
+    """Class of the object that the section configures."""
     configured: ClassVar[Mapping[str, str]] = {}
-    """Field -> argument of the class that the section configures."""
+    """Field -> argument of that class."""
 
     if TYPE_CHECKING:  # of a derived key
 
@@ -97,12 +99,16 @@ class Section(BaseModel):
         """Return argument -> value of the keys that are set."""
         return {argument: getattr(self, key) for key, argument in self.configured.items() if key in self.model_fields_set}
 
+    def make(self, *args: Any, **more: Any) -> Any:
+        """Make the configured object from the keys that are set, and from further arguments, which replace them."""
+        return self.makes(*args, **{**self.given(), **more})
+
 
 def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
     """Return a decorator that adds the keys of classes to a section type; existing keys of the section stay.
 
     Args:
-        classes: classes that the section configures.
+        classes: class that the section configures, and others whose arguments it takes.
         forms: argument -> type of its key, in place of that in `FORMS`; None: no key.
     """
 
@@ -114,7 +120,7 @@ def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
             if form is not None and key not in {*base.model_fields, *fields}:
                 fields[key], arguments[key] = _field(form, parameter.default, annotation, text), name
         section = create_model(base.__name__, __base__=base, __doc__=base.__doc__, __module__=base.__module__, **fields)
-        section.configured = arguments  # type: ignore[attr-defined]
+        section.makes, section.configured = classes[0], arguments  # type: ignore[attr-defined]
         return section
 
     return derived

@@ -71,10 +71,6 @@ class Limits(Section):
     Without `state` a restart begins anew.
     """
 
-    def make(self) -> spending.Limits:
-        """Make the limits."""
-        return spending.Limits(**self.given())
-
 
 @configures(guard.Egress)
 class Egress(Section):
@@ -83,18 +79,10 @@ class Egress(Section):
     Without this section all data may leave.
     """
 
-    def make(self, consent: guard.Consent | None, redact: guard.Redact | None) -> guard.Egress:
-        """Make the egress rules, with the functions that a file cannot contain."""
-        return guard.Egress(**self.given(), consent=consent, redact=redact)
-
 
 @configures(drift.Audit)
 class Audit(Section):
     """Comparison of a sample of answers with the cloud's, with an alarm when a guarantee fails."""
-
-    def make(self) -> drift.Audit:
-        """Make the audit settings."""
-        return drift.Audit(**self.given())
 
 
 @configures(cache.Cache)
@@ -103,12 +91,10 @@ class Cache(Section):
 
     disk: Flag = Field(False, description="Keep answers on disk too, in `cache.db` in the `state` folder.")
 
-    def make(self, state: Path) -> cache.Cache:
+    def make(self, state: Path) -> Any:
         """Make the cache; `state` is the state folder."""
-        given = self.given()
-        return cache.Cache(
-            **given | {"disk": state / "cache.db" if self.disk else None, "never": frozenset(given.get("never", ()))}
-        )
+        never = frozenset(self.given().get("never", ()))
+        return super().make(disk=state / "cache.db" if self.disk else None, never=never)
 
 
 @configures(outbox.Outbox, path=None, ttl_s=Duration)
@@ -118,10 +104,6 @@ class Outbox(Section):
     `offline = "queue"` uses it, and needs this section only for other values than these.
     """
 
-    def make(self, state: Path) -> outbox.Outbox:
-        """Make the outbox; `state` is the state folder."""
-        return outbox.Outbox(state / "outbox.db", **self.given())
-
 
 @configures(trace.Trace, to=None)
 class Trace(Section):
@@ -129,9 +111,9 @@ class Trace(Section):
 
     file: Text | None = Field(None, description="The file; without it `trace.jsonl` in the `state` folder.")
 
-    def make(self, folder: Path, state: Path) -> trace.Trace:
+    def make(self, folder: Path, state: Path) -> Any:
         """Make the trace; a relative path starts from `folder`."""
-        return trace.Trace(at(folder, self.file) if self.file else state / "trace.jsonl", **self.given())
+        return super().make(at(folder, self.file) if self.file else state / "trace.jsonl")
 
 
 class Telemetry(Section):
@@ -225,7 +207,3 @@ class Rule(Section):
         if problem := rules.problem(self.make()):
             raise message_error(problem)
         return self
-
-    def make(self) -> rules.Rule:
-        """Make the rule."""
-        return rules.Rule(**self.given())

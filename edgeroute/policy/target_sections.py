@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
@@ -48,7 +47,7 @@ def cards(path: str) -> list[str]:
     return [str(Path(path).with_suffix(".json")), f"{path}.json"]
 
 
-class Target(Section, ABC):
+class Target(Section):
     """Base of sections of a model or an endpoint."""
 
     def files(self) -> list[str]:
@@ -58,10 +57,6 @@ class Target(Section, ABC):
     def resolved(self, folder: Path) -> dict[str, Any]:
         """Return argument -> value of the keys that are set; relative paths start from `folder`."""
         return {name: _resolve_paths(value, folder) for name, value in self.given().items()}
-
-    @abstractmethod
-    def make(self, folder: Path) -> Any:
-        """Make the object for the router's argument; relative paths start from `folder`."""
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -112,14 +107,12 @@ class Cloud(Target):
     An installed package may add a `protocol` (extend.md).
     """
 
-    endpoint: ClassVar[Any]
-    """Class of the endpoint."""
     url: Url = Field(description="Where it is, without user, password or query.")
     view: Text | None = Field(None, description=VIEW)
 
     def make(self, folder: Path) -> Any:
         """Make the endpoint. Opens no connection. Raises PolicyError."""
-        return self.endpoint(self.url, **self.resolved(folder))
+        return self.makes(self.url, **self.resolved(folder))
 
 
 PROTOCOL = "How the endpoint is talked to."
@@ -140,7 +133,6 @@ class ServedCloud(Cloud):
 class OpenInferenceCloud(ServedCloud):
     """A model behind the Open Inference Protocol v2, over HTTP ([servers](servers.md))."""
 
-    endpoint = OpenInference
     protocol: Literal["openinference"] = Field("openinference", description=PROTOCOL)
 
 
@@ -148,7 +140,6 @@ class OpenInferenceCloud(ServedCloud):
 class OpenInferenceGrpcCloud(ServedCloud):
     """A model behind the Open Inference Protocol v2, over gRPC ([servers](servers.md)); needs `edgeroute[grpc]`."""
 
-    endpoint = OpenInferenceGrpc
     protocol: Literal["openinference-grpc"] = Field(description=PROTOCOL)
 
 
@@ -156,7 +147,6 @@ class OpenInferenceGrpcCloud(ServedCloud):
 class JsonCloud(Cloud):
     """Any HTTP API that answers JSON: `{"input": ...}`, or a body of your own, is posted to the URL."""
 
-    endpoint = PlainJson
     protocol: Literal["json"] = Field(description=PROTOCOL)
 
     @field_validator("body", mode="after", check_fields=False)
@@ -171,7 +161,6 @@ class JsonCloud(Cloud):
 class OpenAICloud(Cloud):
     """A language model behind OpenAI's API: a hosted one, vLLM, llama-server, Ollama (chat.md)."""
 
-    endpoint = OpenAIChat
     protocol: Literal["openai"] = Field(description=PROTOCOL)
 
 
