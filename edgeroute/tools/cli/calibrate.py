@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,7 +27,7 @@ from edgeroute.tools.cli.exit_codes import OK, TOO_FEW, line
 from edgeroute.tools.cli.tables_and_options import Json, Policy, console, of_share, pairs, share, table
 
 if TYPE_CHECKING:
-    from edgeroute.confidence.certificate import Certificate, Kind
+    from edgeroute.confidence.certificate import Kind
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.graded_answers import CertifiedGraded
     from edgeroute.tools.measure.report.router_results import CalibrationResult
@@ -258,44 +257,14 @@ def path_in_policy(policy: Path, path: Path) -> str:
 
 def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int) -> None:
     """Print guarantee, score, rates and accuracy, and the lines for the policy, which is not changed."""
-    from edgeroute.tools.measure.report.numbers_in_words import SIDES
+    from edgeroute.tools.measure.report.numbers_in_words import certificate_rows, level
 
     certificate = result.certificate
     console().print(certificate.guarantee, markup=False)
-    rows = list[tuple[str, object]]()
-    low, high = certificate.deferral_interval
-    rows += [
-        ("promise", certificate.label),
-        ("method", f"{certificate.method or 'none'}, {_drawn(certificate)}"),
-        ("score", result.why or certificate.score),
-    ]
-    if not certificate.thresholds:
-        rows.append(("threshold", _threshold(certificate.threshold)))
-    rows.append(("deferred", f"{certificate.deferral_rate:.1%} of the examples; of all inputs {low:.1%} to {high:.1%}"))
-    for side, accuracy in certificate.accuracy.items():
-        right = f"{accuracy:.2%} {'as the cloud says' if certificate.agreement else 'right'}"
-        mean = f"mean {certificate.metric} {accuracy:.4f}"
-        rows.append((SIDES.get(side, side), f"{mean if certificate.metric else right}, on the same examples"))
-    if certificate.area is not None:
-        area, low, high = certificate.area
-        rows.append(("score's area", f"{area:.2f} ({low:.2f} to {high:.2f}); 0 is random, 1 an oracle"))
-    if certificate.unscored:
-        rows.append(("without a score", f"{certificate.unscored:.1%} of the examples: deferred"))
-    pairs(rows)
+    pairs(certificate_rows(certificate, result.why))
     if certificate.thresholds:
-        thresholds = [(label, _threshold(t)) for label, t in certificate.thresholds.items()]
+        thresholds = [(label, level(t)) for label, t in certificate.thresholds.items()]
         table(("class", "threshold"), thresholds, ("class", "threshold"))
     print(f"written to {path}; in the policy" + (f", for edge model {edge}:" if edge else ":"))
     for key, value in lines.items():
         print(f"    {key} = {json.dumps(value)}")
-
-
-def _drawn(certificate: Certificate) -> str:
-    """Return the number of examples, and of groups if there are any, as text."""
-    of = "" if certificate.groups is None else f" in {certificate.groups:,} groups"
-    return f"{certificate.n:,} examples{of}"
-
-
-def _threshold(value: float) -> str:
-    """Format a threshold; infinity as "none: always deferred"."""
-    return "none: always deferred" if value == inf else f"{value:.6g}"

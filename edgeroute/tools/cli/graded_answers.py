@@ -13,7 +13,7 @@ from edgeroute.confidence.certificate import Certificate, Kind
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.cli.example_options import TRUST
 from edgeroute.tools.cli.input_files import by_name, files
-from edgeroute.tools.measure.calibration import certificate_of
+from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
 NAMES = ("edge_scores", "cloud_scores", "confidence", "groups")
@@ -86,10 +86,9 @@ def certify_graded(
     if kind == "max_loss" and scored.cloud is None:
         raise PolicyError("max_loss is measured against the cloud: record cloud_scores too")
     score, notes = calls.score if isinstance(calls.score, str) else getattr(calls.score, "name", "function"), [TRUST]
-    certificate = certificate_of(
-        scored.confidence, scored.edge, scored.cloud,
-        max_loss=value if kind == "max_loss" else None, max_error=value if kind == "max_error" else None,
-        max_defer=value if kind == "max_defer" else None, sure=sure, per_class=None, groups=scored.groups, metric=metric,
-        agree=None, name=score, parameters={}, fingerprints=calls.fingerprints(), notes=notes,
+    limit: dict[str, Any] = {kind: value}
+    certificate = calibrate(
+        scored.confidence, scored.edge, scored.cloud, **limit, sure=sure, groups=scored.groups, metric=metric, name=score,
+        fingerprints=calls.fingerprints(), notes=notes,
     )  # fmt: skip
     return CertifiedGraded(certificate, notes, score)

@@ -10,15 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute.confidence import output_forms as forms
 from edgeroute.confidence.detector_boxes import are_boxes
-from edgeroute.confidence.output_forms import (
-    SUM_SLACK,
-    as_array,
-    is_by_class,
-    label_and_probabilities,
-    sum_to_one,
-    tokens_and_logprobs,
-)
 from edgeroute.edge.input_tensors import Array, shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
 from edgeroute.types import TensorSpec
@@ -88,7 +81,7 @@ def _without_batch(row: Row) -> Row:
 
 def _label_and_probabilities(rows: Sequence[Row]) -> list[Finding] | None:
     """Return the findings if the outputs are a label and numbers for each class; None otherwise."""
-    parts = [label_and_probabilities(row) for row in rows]
+    parts = [forms.label_and_probabilities(row) for row in rows]
     if not all(parts):
         return None
     names = [_name_of(rows[0], part) for part in parts[0] or ()]
@@ -110,13 +103,13 @@ def _name_of(row: Row, part: Any) -> str:
 
 def _are_probabilities(part: Any) -> bool:
     """Return True if two or more numbers, or the values of a mapping, are from 0 to 1 and sum to 1; raise if any is no number."""
-    numbers = list(part.values()) if isinstance(part, Mapping) else as_array(part).reshape(-1).tolist()
-    return sum_to_one([float(v) for v in numbers])
+    numbers = list(part.values()) if isinstance(part, Mapping) else forms.as_array(part).reshape(-1).tolist()
+    return forms.sum_to_one([float(v) for v in numbers])
 
 
 def _tokens(rows: Sequence[Row]) -> list[Finding] | None:
     """Return the findings if the outputs are tokens and their log-probabilities; None otherwise."""
-    parts = [tokens_and_logprobs(row) for row in rows]
+    parts = [forms.tokens_and_logprobs(row) for row in rows]
     if not all(parts) or not all((part[1] <= 0).all() and len(part[0]) > 1 for part in parts if part):
         return None
     why = f"tokens beside as many numbers that are 0 or less, {_row_count(rows)}: their log-probabilities"
@@ -139,7 +132,7 @@ def _answer_output(specs: Sequence[TensorSpec]) -> tuple[str, list[Finding]]:
 
 def _single_output(name: str, values: Sequence[Any]) -> list[Finding]:
     """Return the findings about one output, by its values; an open question if they differ in form."""
-    if values and all(is_by_class(value) for value in values):
+    if values and all(forms.is_by_class(value) for value in values):
         good = all(_are_probabilities(value) for value in values)
         kind = _kind_finding(
             "probabilities", "likely", f"a number for each class, by name, from 0 and with the sum 1, {_row_count(values)}"
@@ -149,7 +142,7 @@ def _single_output(name: str, values: Sequence[Any]) -> list[Finding]:
             if good
             else [_kind_finding(None, "open", "a number for each class, which are no probabilities", _card_line("logits"))]
         )
-    arrays = [as_array(value) for value in values]
+    arrays = [forms.as_array(value) for value in values]
     if not arrays or len({(array.ndim, array.dtype.kind) for array in arrays}) > 1:
         return [_kind_finding(None, "open", "its rows differ in form", _card_line("value"))]
     first = arrays[0]
@@ -196,7 +189,7 @@ def _vector_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
         why = f"numbers from 0 that sum to 1, {_row_count(arrays)}: after a softmax"
         return [_kind_finding("probabilities", "likely", why), _class_names_finding(n)]
     with np.errstate(all="ignore"):
-        logs = all((array <= SUM_SLACK).all() and abs(float(np.exp(array).sum()) - 1) < SUM_SLACK for array in arrays)
+        logs = all((array <= forms.SUM_SLACK).all() and abs(float(np.exp(array).sum()) - 1) < forms.SUM_SLACK for array in arrays)
     if logs:
         why = f"numbers of 0 or less whose exponentials sum to 1, {_row_count(arrays)}: after a log-softmax"
         return [_kind_finding("logprobs", "likely", why), _class_names_finding(n)]

@@ -188,20 +188,15 @@ def calibration(
     want: Target,
     *,
     edge: int,
-    data_class: str | None,
-    batch: int,
-    every: int,
-    progress: Progress,
     policy: str,
-    groups: Any = None,
+    **reading: Any,
 ) -> Steps[CalibrationResult]:
-    """Collect examples and find the lowest threshold with the guarantee; see `Router.calibrate`.
+    """Collect examples and find the lowest threshold with the guarantee; see `Router.calibrate`. reading: options of `_examples`.
 
     Raises:
         PolicyError: the arguments exclude each other, or labels or a cloud are missing for the guarantee.
     """
-    check_number("batch", batch, least=1, whole=True)
-    if groups is not None and want.per_class:
+    if reading["groups"] is not None and want.per_class:
         raise PolicyError("per_class and groups exclude each other: a group may have several classes")
     calls = DirectCalls(engine, edge, "msp" if want.fit else want.score)
     if want.kind == "max_error" and y is None:
@@ -216,7 +211,7 @@ def calibration(
     ask_cloud = want.kind == "max_loss" or bool(want.fit and want.kind == "max_defer" and calls.clouds)
     if want.fit and y is None and not ask_cloud:
         raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")
-    examples, notes = yield from _examples(calls, X, y, ask_cloud, data_class, batch, every, progress, groups)
+    examples, notes = yield from _examples(calls, X, y, ask_cloud, **reading)
     result: CalibrationResult = yield Block(partial(certify_examples, calls, examples, want, notes, policy=policy), INF)
     return result
 
@@ -228,23 +223,18 @@ def evaluation(
     *,
     ask_cloud: bool,
     edge: int,
-    data_class: str | None,
-    batch: int,
-    every: int,
     edge_usd: float | None,
     edge_joules: float | None,
-    progress: Progress,
     policy: str,
+    **reading: Any,
 ) -> Steps[EvaluationResult]:
-    """Collect examples and evaluate the threshold in force; see `Router.evaluate`."""
-    check_number("batch", batch, least=1, whole=True)
+    """Collect examples and evaluate the threshold in force; see `Router.evaluate`. reading: options of `_examples`."""
     for name, value in (("edge_usd", edge_usd), ("edge_joules", edge_joules)):
         if value is not None:
             check_number(name, value)
     calls = DirectCalls(engine, edge)
     check_threshold(calls)
-    asks = ask_cloud and bool(calls.clouds)
-    examples, notes = yield from _examples(calls, X, y, asks, data_class, batch, every, progress)
+    examples, notes = yield from _examples(calls, X, y, ask_cloud and bool(calls.clouds), **reading)
     result = yield Block(partial(evaluate_examples, calls, examples, policy=policy), INF)
     return EvaluationResult(result._replace(edge_usd=edge_usd, edge_joules=edge_joules), [*notes, *answer_notes(result)])
 
@@ -254,6 +244,7 @@ def _examples(
     X: Any,  # noqa: N803
     y: Any,
     ask_cloud: bool,
+    *,
     data_class: str | None,
     batch: int,
     every: int,
@@ -261,6 +252,7 @@ def _examples(
     groups: Any = None,
 ) -> Steps[tuple[Examples, list[str]]]:
     """Collect the examples, with progress, and return them with notes on dropped inputs."""
+    check_number("batch", batch, least=1, whole=True)
     inputs, labels, group_list = yield from rows(X, y, every, groups)
     total = len(inputs)
     with show_progress(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:

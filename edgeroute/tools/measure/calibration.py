@@ -190,6 +190,8 @@ def calibrate(
     name: str = "score",
     parameters: Mapping[str, Any] | None = None,
     fingerprints: Mapping[str, str] | None = None,
+    doubts: Sequence[str] = (),
+    notes: list[str] | None = None,
 ) -> Certificate:
     """Find the lowest threshold whose guarantee these examples certify. They must be independent and drawn like future inputs.
 
@@ -228,49 +230,14 @@ def calibrate(
         parameters: parameters of the score, JSON-serialisable.
         fingerprints: fingerprints of the edge model, cloud model, score and payload codec ("edge", "cloud", "score", "codec")
             that the examples come from.
+        doubts: warnings about the cloud as the reference, which the certificate shows too.
+        notes: list to which all warnings are appended; None: they are Python's, which belong to the process, not to a thread.
 
     Raises:
         NotEnough: even n error-free examples (or groups) would not prove it.
         PolicyError: an argument is invalid, or the score is the same for all examples.
     """
-    notes: list[str] = []
-    certificate = certificate_of(
-        score, edge_correct, cloud_correct, max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure,
-        per_class=per_class, groups=groups, metric=metric, agree=agree, name=name, parameters=parameters,
-        fingerprints=fingerprints, notes=notes,
-    )  # fmt: skip
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
-    return certificate
-
-
-def certificate_of(
-    score: ArrayLike,
-    edge_correct: ArrayLike | None,
-    cloud_correct: ArrayLike | None,
-    *,
-    max_loss: float | None,
-    max_error: float | None,
-    max_defer: float | None,
-    sure: float | None,
-    per_class: Sequence[object] | NDArray[Any] | None,
-    agree: ArrayLike | None,
-    name: str,
-    parameters: Mapping[str, Any] | None,
-    fingerprints: Mapping[str, str] | None,
-    notes: list[str],
-    groups: Sequence[object] | NDArray[Any] | None = None,
-    metric: str = "",
-    doubts: Sequence[str] = (),
-) -> Certificate:
-    """Calibrate as `calibrate` does, with its warnings appended to `notes`.
-
-    Python's own warnings belong to the process, and this may run in a thread. doubts: further ones, for the certificate, too.
-
-    Raises:
-        NotEnough: there are too few examples, of every class.
-        PolicyError: an argument is invalid.
-    """
+    messages = [] if notes is None else notes
     kind, value, delta = checked_target(max_loss, max_error, max_defer, sure)
     scores = checked_scores(score)
     n = len(scores)
@@ -302,8 +269,8 @@ def certificate_of(
         what = "groups" if group_ids is not None else "examples" if per_class is None else "examples of one predicted class"
         raise _not_enough(kind, value, sure, enough, max(sizes.values()), what)
     if too_few:
-        notes.append(f"always deferred, since {enough} examples are needed of each class: {', '.join(sorted(too_few))}")
-    notes += dependence(scores, edge, cloud, group_ids)
+        messages.append(f"always deferred, since {enough} examples are needed of each class: {', '.join(sorted(too_few))}")
+    messages += dependence(scores, edge, cloud, group_ids)
     steps: dict[str, Step] = {}
     accepted = np.zeros(n, bool)
     for label, rows in each.items():
@@ -322,9 +289,12 @@ def certificate_of(
     area = _area(kind, scores, edge, cloud, group_ids)
     if edge is not None and cloud is not None and kind == "max_loss":
         doubts = [*reference_doubts(edge, cloud, group_ids), *doubts]
-    notes += doubts
+    messages += doubts
     if area is not None and area.by_chance and (text := _by_chance(area, kind, value, edge, cloud, rate)):
-        notes.append(text)
+        messages.append(text)
+    if notes is None:
+        for message in messages:
+            warnings.warn(message, stacklevel=2)
     return Certificate(
         kind=kind,
         value=value,

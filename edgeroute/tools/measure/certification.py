@@ -16,12 +16,12 @@ from edgeroute.confidence.learned_score import Learned
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.journal import read
-from edgeroute.tools.measure.calibration import certificate_of, crossfit
+from edgeroute.tools.measure.calibration import calibrate, crossfit
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.evaluation import RISK, Bools, Evaluation, Examples, chance_doubts, share
 from edgeroute.tools.measure.fixed_sequence import lowest_threshold
 from edgeroute.tools.measure.independence import sketch
-from edgeroute.tools.measure.score_fitting import auto, fit
+from edgeroute.tools.measure.score_fitting import fit
 
 # The audit log as unlabelled calibration examples: edge confidence, and agreement with the cloud.
 
@@ -92,18 +92,7 @@ def audited_examples(
     sample = sample[::every]
     agree = [agree[i] for i in sample]
     return Audited(
-        Examples(
-            score=np.array([scores[i] for i in sample], float),
-            edge=list(agree),
-            cloud=[True] * len(agree),
-            labels=None,
-            outputs=None,
-            edge_s=np.full(len(agree), np.nan),
-            cloud_s=None,
-            sent_bytes=0,
-            received_bytes=0,
-            usd=0.0,
-        ),
+        Examples(np.array([scores[i] for i in sample], float), list(agree), [True] * len(agree), labels=None),
         notes,
         [ids[i] for i in sample],
         [deferred[i] for i in sample],
@@ -239,15 +228,14 @@ def fit_score(
     """
     if outputs is None or outputs.shape[1] < 2:  # noqa: PLR2004 - nothing to tell apart
         raise PolicyError("a score is learned from two or more logits for each input, always as many: this model gives others")
-    train_on = auto if choose else fit
-    learned = train_on(outputs, edge_correct, cloud_correct, ood=ood)
+    learned = fit(outputs, edge_correct, cloud_correct, ood=ood, blend=choose)
     if learned.name != "learned":
         return Fitted(None, msp, learned.chosen_because)
     fell_back: list[str] = []
 
     def without(train: Ints) -> Callable[[Ints], Floats]:
         """Fit on these examples and return a function that scores others."""
-        part = train_on(outputs[train], edge_correct[train], cloud_correct[train], ood=ood)
+        part = fit(outputs[train], edge_correct[train], cloud_correct[train], ood=ood, blend=choose)
         if part.name != "learned":
             fell_back.append(part.chosen_because)
         return lambda left_out: part.many(outputs[left_out])
@@ -305,23 +293,14 @@ def certify(
     learned = None if score_fit is None else score_fit.learned
     bound_to = dict(fingerprints) if learned is None else {**fingerprints, "score": learned.fingerprint}
     notes: list[str] = []
-    certificate = certificate_of(
-        examples.score if score_fit is None else score_fit.scores,
-        edge,
-        cloud,
-        max_loss=value if kind == "max_loss" else None,
-        max_error=value if kind == "max_error" else None,
-        max_defer=value if kind == "max_defer" else None,
-        sure=sure,
-        per_class=examples.edge if per_class else None,
-        groups=examples.groups,
-        agree=examples.agree,
+    limit: dict[str, Any] = {kind: value}
+    certificate = calibrate(
+        examples.score if score_fit is None else score_fit.scores, edge, cloud, **limit, sure=sure,
+        per_class=examples.edge if per_class else None, groups=examples.groups, agree=examples.agree,
         name=score if learned is None else "learned",
         parameters={} if score_fit is None else {"chosen_because": score_fit.why},
-        fingerprints=bound_to,
-        notes=notes,
-        doubts=chance_doubts(examples) if kind == "max_loss" else (),
-    )
+        fingerprints=bound_to, notes=notes, doubts=chance_doubts(examples) if kind == "max_loss" else (),
+    )  # fmt: skip
     if examples.outputs is not None:  # a fitted score has other values on these examples once it is fitted to all of them
         certificate = certificate._replace(examples=sketch(examples.outputs))
     return Certification(certificate, score_fit, notes)

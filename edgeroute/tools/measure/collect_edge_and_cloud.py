@@ -348,11 +348,6 @@ def recorded_examples(
         cloud=cloud_values,
         labels=right,
         outputs=_as_logits(edge_reader, np.asarray(edge_outputs, float)),
-        edge_s=np.full(n, np.nan),
-        cloud_s=None if cloud_answers is None else np.full(n, np.nan),
-        sent_bytes=0,
-        received_bytes=0,
-        usd=0.0,
         groups=None if groups is None else list(groups),
         notes=notes,
     )

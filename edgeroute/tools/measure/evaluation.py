@@ -32,16 +32,16 @@ class Examples(NamedTuple):
     """The cloud's answers; None: not called."""
     labels: list[Any] | None
     """Ground truth, in the same form; None: unknown."""
-    outputs: Floats | None
+    outputs: Floats | None = None
     """[n, classes], the edge's raw outputs; None: not rows of equal length."""
-    edge_s: Floats
-    """[n], edge latency, seconds; NaN: not measured."""
-    cloud_s: Floats | None
-    """[n], cloud latency, seconds; NaN: not measured. None: not called."""
-    sent_bytes: int
+    edge_s: Floats | None = None
+    """[n], edge latency, seconds; NaN, or None for all: not measured."""
+    cloud_s: Floats | None = None
+    """[n], cloud latency, seconds; NaN, or None for all: not measured."""
+    sent_bytes: int = 0
     """Total bytes of request bodies to the cloud."""
-    received_bytes: int
-    usd: float
+    received_bytes: int = 0
+    usd: float = 0.0
     """Total cost of the cloud calls by the endpoint's terms, dollars."""
     groups: list[Any] | None = None
     """Scene, user or session of each; None: they are independent."""
@@ -371,8 +371,8 @@ class Evaluation(NamedTuple):
         The cascade uses only inputs with both measured, accepted or not: else it would be biased towards fast ones.
         """
         edge, cloud = self.examples.edge_s, self.examples.cloud_s
-        latencies = {"edge": edge}
-        if cloud is not None:
+        latencies = {} if edge is None else {"edge": edge}
+        if edge is not None and cloud is not None:
             latencies |= {"cloud": cloud, "cascade": np.where(self.accepted, edge + 0 * cloud, edge + cloud)}
         finite = {leg: np.sort(times[~np.isnan(times)]) for leg, times in latencies.items()}
         return {leg: times for leg, times in finite.items() if times.size}

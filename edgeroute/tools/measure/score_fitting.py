@@ -18,13 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edgeroute.confidence.learned_features import PER_CLASS, TEXT, Array, Foreign, centred, names, of_logits, text_features
-from edgeroute.confidence.learned_score import (
-    VERSION,
-    Learned,
-    expit,
-    fallback,
-    with_constant,
-)
+from edgeroute.confidence.learned_score import VERSION, Learned, expit, fallback, with_constant
 from edgeroute.errors import PolicyError
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share, outcomes
 
@@ -53,6 +47,7 @@ def fit(
     folds: int = 5,
     seed: int = 0,
     ood: bool = False,
+    blend: bool = False,
 ) -> Learned:
     """Fit a learned score; fall back to msp, or the base score, where there is too little to learn from, with the reason in it.
 
@@ -67,26 +62,17 @@ def fit(
         seed: seed of the random split; the same seed gives the same score.
         ood: True adds energy and distance of the logits, which detect out-of-distribution inputs. Slower, and no longer invariant
             to a constant added to all logits.
+        blend: True blends the fit with msp or the base score, as `auto` does.
 
     Raises:
         PolicyError: an argument is invalid.
     """
-    return _fit(_examples_from(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=False)
+    return _fit(_examples_from(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=blend)
 
 
-def auto(
-    features: Any,
-    edge_correct: ArrayLike,
-    cloud_correct: ArrayLike,
-    *,
-    base: str | None = None,
-    ridge: Sequence[float] = RIDGE,
-    folds: int = 5,
-    seed: int = 0,
-    ood: bool = False,
-) -> Learned:
-    """Fit as `fit`, and blend with msp or the base score: the fewer harms and wins, the closer the result is to it."""
-    return _fit(_examples_from(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=True)
+def auto(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, **options: Any) -> Learned:
+    """Fit as `fit`, with its options, and blend with msp or the base score: the fewer harms and wins, the closer to that."""
+    return fit(features, edge_correct, cloud_correct, blend=True, **options)
 
 
 def fit_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from math import inf, isnan, nan, sqrt
 from pathlib import Path
@@ -125,14 +124,15 @@ def saving(
 def _saving(pairs: Pairs, max_loss: float, sure: float) -> Saving:
     """Certify the pairs, and compute all figures; warnings become notes. Raise `NotEnough` with the skipped records."""
     score, n = pairs.confidence, len(pairs.edge)
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        try:
-            certificate = calibrate(score, pairs.edge, pairs.cloud, max_loss=max_loss, sure=sure, name="recorded confidence")
-        except NotEnough as e:
-            left_out = "".join(f"; {reason.requests:,} left out: {reason.why}" for reason in pairs.left_out)
-            text = f"{e} (requests that both models answered{left_out})"
-            raise NotEnough(text, needed=e.needed, missing=e.missing) from e
+    notes: list[str] = []
+    try:
+        certificate = calibrate(
+            score, pairs.edge, pairs.cloud, max_loss=max_loss, sure=sure, name="recorded confidence", notes=notes
+        )
+    except NotEnough as e:
+        left_out = "".join(f"; {reason.requests:,} left out: {reason.why}" for reason in pairs.left_out)
+        text = f"{e} (requests that both models answered{left_out})"
+        raise NotEnough(text, needed=e.needed, missing=e.missing) from e
     cloud = np.ones(n) if pairs.cloud is None else pairs.cloud
     gain = cloud - pairs.edge
     accepted = score >= certificate.threshold
@@ -159,7 +159,7 @@ def _saving(pairs: Pairs, max_loss: float, sure: float) -> Saving:
         unscored=float(np.isnan(score).mean()),
         money=_money(score, accepted, pairs.usd, sure),
         left_out=pairs.left_out,
-        notes=tuple(str(note.message) for note in notes),
+        notes=tuple(notes),
     )
 
 

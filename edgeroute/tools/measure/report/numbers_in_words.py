@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isnan
+from math import inf, isnan
 from typing import Any
 
 from edgeroute.confidence.certificate import Certificate
@@ -106,6 +106,38 @@ def level(threshold: float) -> str:
     if threshold == -INF:
         return "none: every answer of the edge is accepted"
     return "none: every input is deferred" if threshold == INF else f"{threshold:.4g}"
+
+
+def levels(threshold: float, thresholds: Mapping[str, float]) -> str:
+    """Format a threshold; of classes with their own ones the range of these."""
+    if not thresholds:
+        return level(threshold)
+    finite = [value for value in thresholds.values() if value < INF]
+    reach = f", {level(min(finite))} to {level(max(finite))}" if finite else ""
+    deferred = f"; {counted_classes(len(thresholds) - len(finite))} always deferred" if len(finite) < len(thresholds) else ""
+    return f"{counted_classes(len(thresholds))}, each with its own{reach}{deferred}"
+
+
+def certificate_rows(certificate: Certificate, why: str) -> list[tuple[str, str]]:
+    """Return the facts of a new certificate, each with its name. why: reason for the choice of the score; empty: it was given."""
+    low, high = certificate.deferral_interval
+    groups = "" if certificate.groups is None else f" in {count_text(certificate.groups, 'group')}"
+    right = "as the cloud says" if certificate.agreement else "right"
+    rows = [
+        ("guarantee", certificate.label),
+        ("method", f"{certificate.method or 'none'}, {count_text(certificate.n, 'example')}{groups}, {certificate.date}"),
+        ("score", f"{certificate.score}: {why}" if why else certificate.score),
+        ("threshold", levels(certificate.threshold, certificate.thresholds)),
+        ("deferred", f"{percent(certificate.deferral_rate)} of the examples; of all inputs {percent(low)} to {percent(high)}"),
+    ]
+    for side, share in certificate.accuracy.items():
+        measured = f"mean {certificate.metric} {share:.4f}" if certificate.metric else f"{percent(share)} {right}"
+        rows.append((SIDES.get(side, side), f"{measured}, on the same examples"))
+    if certificate.area is not None:
+        rows.append(("score's area", ranking(Area(*certificate.area, events=inf))))
+    if certificate.unscored:
+        rows.append(("without a score", f"{percent(certificate.unscored)} of the examples, which are deferred"))
+    return rows
 
 
 def count_text(n: int, noun: str) -> str:

@@ -12,25 +12,7 @@ from edgeroute.tools.measure.certification import verdicts
 from edgeroute.tools.measure.evaluation import QUANTILES, Class, Evaluation, bins, calibration_error
 from edgeroute.tools.measure.report import figures
 from edgeroute.tools.measure.report import html_blocks as html
-from edgeroute.tools.measure.report.numbers_in_words import (
-    LEGS,
-    NONE,
-    SIDES,
-    amount,
-    count_text,
-    counted_classes,
-    duration,
-    interval,
-    level,
-    limit,
-    methods,
-    outcome,
-    percent,
-    ranking,
-    seen_before,
-    size,
-    verdict,
-)
+from edgeroute.tools.measure.report import numbers_in_words as words
 
 WORST = 20
 """Most classes in the table."""
@@ -41,21 +23,21 @@ NO_PROBABILITY = {*SCORES, "learned"} - {"msp"}
 def promise(evaluation: Evaluation) -> str:
     """Return the section with the certificate's guarantee, and if it held on these examples."""
     certificate = evaluation.certificate
-    short, long = verdict(evaluation, verdicts(evaluation))
-    kind, sign = outcome(evaluation, verdicts(evaluation))
+    short, long = words.verdict(evaluation, verdicts(evaluation))
+    kind, sign = words.outcome(evaluation, verdicts(evaluation))
     mark = f'<span class="sign" aria-hidden="true">{sign}</span> ' if sign else ""
     headline = f'<p class="verdict {kind}">{mark}<strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
-    rows = [("threshold", _threshold(evaluation))]
-    warnings = [*map(html.paragraph, filter(None, (seen_before(evaluation), *evaluation.doubts)))]
+    rows = [("threshold", words.levels(evaluation.threshold, evaluation.thresholds))]
+    warnings = [*map(html.paragraph, filter(None, (words.seen_before(evaluation), *evaluation.doubts)))]
     if certificate is None:
         return html.section("The promise", headline, *warnings, html.facts(rows))
-    odds = "on average" if certificate.sure is None else f"{limit(certificate.sure)} sure"
+    odds = "on average" if certificate.sure is None else f"{words.limit(certificate.sure)} sure"
     low, high = certificate.deferral_interval
-    expected = f"{percent(certificate.deferral_rate)} expected ({percent(low)} to {percent(high)})"
+    expected = f"{words.percent(certificate.deferral_rate)} expected ({words.percent(low)} to {words.percent(high)})"
     method = f", by {certificate.method}" if certificate.method else ""
     rows += [
-        ("made", f"{certificate.date}, from {count_text(certificate.n, 'example')}{method}, {odds}"),
-        ("deferral", f"{expected}; {percent(evaluation.deferral.value)} here"),
+        ("made", f"{certificate.date}, from {words.count_text(certificate.n, 'example')}{method}, {odds}"),
+        ("deferral", f"{expected}; {words.percent(evaluation.deferral.value)} here"),
         ("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"),
         ("checksum", certificate.checksum[:16]),
     ]
@@ -66,19 +48,7 @@ def calibration(evaluation: Evaluation, why: str, notes: Iterable[str]) -> str:
     """Return the section with a new certificate. why: reason for the choice of the score; empty: it was given."""
     certificate = evaluation.certificate
     assert certificate is not None, "a calibration has one"
-    low, high = certificate.deferral_interval
-    method = f"{certificate.method or 'none'}, {count_text(certificate.n, 'example')}, {certificate.date}"
-    rows = [
-        ("promise", certificate.label),
-        ("method", method),
-        ("score", f"{certificate.score}: {why}" if why else certificate.score),
-        ("threshold", _threshold(evaluation)),
-        ("deferred", f"{percent(certificate.deferral_rate)} of the examples; of all inputs {percent(low)} to {percent(high)}"),
-    ]
-    right = "as the cloud says" if certificate.agreement else "right"
-    rows += [(SIDES.get(side, side), f"{percent(share)} {right}") for side, share in certificate.accuracy.items()]
-    if certificate.unscored:
-        rows.append(("without a score", f"{percent(certificate.unscored)} of the examples, which are deferred"))
+    rows = words.certificate_rows(certificate, why)
     rows.append(("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"))
     caveat = html.paragraph(
         "The threshold was found on these examples, so what it does on them is optimistic. The promise is about new inputs; an "
@@ -94,36 +64,29 @@ def undrawn() -> str:
     return html.paragraph("The figures need matplotlib, which is not installed: pip install 'edgeroute[demo]'.")
 
 
-def _threshold(evaluation: Evaluation) -> str:
-    """Return the threshold, or the range of the classes' thresholds, in words."""
-    thresholds = evaluation.thresholds
-    if not thresholds:
-        return level(evaluation.threshold)
-    finite = [t for t in thresholds.values() if not isinf(t)]
-    reach = f", {level(min(finite))} to {level(max(finite))}" if finite else ""
-    all_deferred = f"; {counted_classes(len(thresholds) - len(finite))} always deferred" if len(finite) < len(thresholds) else ""
-    return f"{counted_classes(len(thresholds))}, each with its own{reach}{all_deferred}"
-
-
 def numbers(evaluation: Evaluation) -> str:
     """Return the section with key figures as tiles, and a table of edge, cloud and cascade."""
     accuracy, latency, deferral = evaluation.accuracy(), evaluation.latency(), evaluation.deferral
     examples, right = evaluation.examples, "accuracy" if evaluation.labelled else "as the cloud says"
     boxes = []
     if "cascade" in accuracy:
-        boxes.append((f"{right}, cascade", percent(accuracy["cascade"].value), interval(accuracy["cascade"])))
+        boxes.append((f"{right}, cascade", words.percent(accuracy["cascade"].value), words.interval(accuracy["cascade"])))
     elif "accepted" in accuracy:
-        boxes.append((f"{right} of what the edge keeps", percent(accuracy["accepted"].value), interval(accuracy["accepted"])))
-    boxes.append(("deferred", percent(deferral.value), interval(deferral)))
+        boxes.append(
+            (f"{right} of what the edge keeps", words.percent(accuracy["accepted"].value), words.interval(accuracy["accepted"]))
+        )
+    boxes.append(("deferred", words.percent(deferral.value), words.interval(deferral)))
     if {"cascade", "cloud"} <= set(latency):
-        remark = f"{duration(latency['cloud'][0])} by the cloud alone"
-        boxes.append(("median latency", duration(latency["cascade"][0]), remark))
+        remark = f"{words.duration(latency['cloud'][0])} by the cloud alone"
+        boxes.append(("median latency", words.duration(latency["cascade"][0]), remark))
     elif "edge" in latency:
-        boxes.append(("median latency, edge", duration(latency["edge"][0]), f"{duration(latency['edge'][-1])} at 99 %"))
+        boxes.append(
+            ("median latency, edge", words.duration(latency["edge"][0]), f"{words.duration(latency['edge'][-1])} at 99 %")
+        )
     if examples.cloud is not None:
         sent, usd = examples.sent_bytes, examples.usd
         if sent:
-            boxes.append(("sent", size(sent * deferral.value), f"{size(sent)} by the cloud alone"))
+            boxes.append(("sent", words.size(sent * deferral.value), f"{words.size(sent)} by the cloud alone"))
         if usd:
             boxes.append(("spent on the cloud", f"{usd * deferral.value:.4g} $", f"{usd:.4g} $ by the cloud alone"))
 
@@ -131,13 +94,13 @@ def numbers(evaluation: Evaluation) -> str:
     rows = []
     for leg, part in asked.items():
         part_right, times = accuracy.get(leg), latency.get(leg)
-        cells = [percent(part_right.value), interval(part_right)] if part_right else [NONE] * 2
+        cells = [words.percent(part_right.value), words.interval(part_right)] if part_right else [words.NONE] * 2
         if latency:
-            cells += [duration(time) for time in times] if times else [NONE] * len(QUANTILES)
-        cells.append(percent(part))
+            cells += [words.duration(time) for time in times] if times else [words.NONE] * len(QUANTILES)
+        cells.append(words.percent(part))
         if examples.sent_bytes:
-            cells += [size(examples.sent_bytes * part), size(examples.received_bytes * part)]
-        rows.append([LEGS[leg], *cells])
+            cells += [words.size(examples.sent_bytes * part), words.size(examples.received_bytes * part)]
+        rows.append([words.LEGS[leg], *cells])
     quantiles = [f"p{q * 100:g}" for q in QUANTILES] if latency else []
     head = ["", right, "95 % interval", *quantiles, "deferred", *(["sent", "received"] if examples.sent_bytes else [])]
     return html.section("In numbers", html.tiles(boxes), html.table(head, rows, "Edge, cloud and cascade"))
@@ -159,7 +122,9 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str:
     if evaluation.thresholds:
         caption += " The line has one threshold for all classes; in use is one for each, so the point may lie beside the line."
     if (area := evaluation.area()) is not None and not isnan(area.value):
-        caption += f" The area between the line and that of deferring at random, as a share of an oracle's: {ranking(area)}."
+        caption += (
+            f" The area between the line and that of deferring at random, as a share of an oracle's: {words.ranking(area)}."
+        )
     return html.section(title, html.figure(drawn, title, caption))
 
 
@@ -183,9 +148,14 @@ def cost(evaluation: Evaluation) -> str:
     labels = {"seconds": "time (medians)", "usd": "dollars", "joules": "energy"}
     for cost_row in costs:
         even = cost_row.break_even
-        cells = [amount(cost_row.what, value) for value in (cost_row.edge, cost_row.cloud, cost_row.together(deferral))]
+        cells = [words.amount(cost_row.what, value) for value in (cost_row.edge, cost_row.cloud, cost_row.together(deferral))]
         rows.append(
-            [labels[cost_row.what], *cells, "none" if even is not None and even <= 0 else percent(even), percent(deferral)]
+            [
+                labels[cost_row.what],
+                *cells,
+                "none" if even is not None and even <= 0 else words.percent(even),
+                words.percent(deferral),
+            ]
         )
     text = (
         "The edge is always paid, and the cloud where it is asked. So the cascade costs less than the cloud alone while the "
@@ -203,7 +173,7 @@ def reliability(evaluation: Evaluation) -> str:
         return ""
     axis_label = "right, %" if evaluation.labelled else "as the cloud says, %"
     parts = bins(np.where(np.isfinite(score), score, np.nan), right)
-    caption = f"{count_text(finite.size, 'answer')} in {count_text(len(parts), 'bin')} of about the same size."
+    caption = f"{words.count_text(finite.size, 'answer')} in {words.count_text(len(parts), 'bin')} of about the same size."
     is_probability = evaluation.names.score not in NO_PROBABILITY and finite.min() >= 0 and finite.max() <= 1
     if is_probability:
         error = calibration_error(parts) * 100
@@ -233,7 +203,7 @@ def classes(evaluation: Evaluation) -> str:
     """Return the section with results per class: the worst `WORST` if there are more; a sentence if far too many."""
     results = evaluation.classes()
     if len(results) > WORST and 2 * len(results) > evaluation.n:
-        text = f"There are {len(results):,} different answers to {count_text(evaluation.n, 'input')}: too many for a table."
+        text = f"There are {len(results):,} different answers to {words.count_text(evaluation.n, 'input')}: too many for a table."
         return html.section("Classes", html.paragraph(text))
     caption = "By the right answer." if evaluation.labelled and not evaluation.thresholds else "By what the edge says."
     if evaluation.edge_right is not None:
@@ -241,17 +211,17 @@ def classes(evaluation: Evaluation) -> str:
     if len(results) > WORST:
         caption += f" The worst {WORST} of {len(results):,}."
         results = sorted(results, key=_worse)[:WORST]
-    columns = [leg for leg in LEGS if getattr(results[0], leg) is not None]
-    head = ["class", "inputs", *(LEGS[leg] for leg in columns), "deferred"]
+    columns = [leg for leg in words.LEGS if getattr(results[0], leg) is not None]
+    head = ["class", "inputs", *(words.LEGS[leg] for leg in columns), "deferred"]
     rows = [
-        [result.name, f"{result.n:,}", *(percent(getattr(result, leg)) for leg in columns), percent(result.deferral)]
+        [result.name, f"{result.n:,}", *(words.percent(getattr(result, leg)) for leg in columns), words.percent(result.deferral)]
         for result in results
     ]
     if evaluation.thresholds:
         head.append("threshold")
         for row in rows:
             threshold = evaluation.thresholds.get(row[0], evaluation.threshold)
-            row.append("none" if isinf(threshold) else level(threshold))
+            row.append("none" if isinf(threshold) else words.level(threshold))
     return html.section("Classes", html.paragraph(caption), html.table(head, rows, "Classes"))
 
 
@@ -274,7 +244,7 @@ def notes(evaluation: Evaluation) -> str:
         sentences.append("There are no labels. An answer counts as right where it is the cloud's, so the cloud has 100 %.")
     else:
         sentences.append("There are neither labels nor answers of the cloud, so nothing is said about what is right.")
-    if evaluation.certificate is not None and (how := methods(evaluation.certificate)):
+    if evaluation.certificate is not None and (how := words.methods(evaluation.certificate)):
         sentences.append(how)
     sentences.append("Intervals are of 95 %, exact (Clopper-Pearson), for inputs that are drawn like these and independent.")
     if asked:
@@ -286,5 +256,5 @@ def notes(evaluation: Evaluation) -> str:
     unscored = int(np.isnan(evaluation.examples.score).sum())
     if unscored:
         does = "accepted" if evaluation.accept_unsure else "deferred"
-        sentences.append(f"{count_text(unscored, 'answer')} without a score: {does}, and in no bin or histogram.")
+        sentences.append(f"{words.count_text(unscored, 'answer')} without a score: {does}, and in no bin or histogram.")
     return html.section("What is what", html.listed(sentences))
