@@ -3,17 +3,32 @@
 import contextlib
 import os
 import shutil
+import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import helper
 
-from edgeroute import BadInput, ModelError, OnnxModel, PolicyError, Router
+from edgeroute import BadInput, EdgerouteError, ModelError, OnnxModel, PolicyError, Router, policy
+from edgeroute.catalog.catalog_entry import entries
 from edgeroute.catalog.catalog_source import Folder
+from edgeroute.catalog.model_folder import Store, pointer
+from edgeroute.catalog.model_updates import read_canaries
+from edgeroute.confidence.certificate import Certificate
+from edgeroute.confidence.learned_score import Learned
+from edgeroute.edge import gguf_format
+from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.errors import CatalogAway
 from edgeroute.policy.file_and_environment import MOST_PARTS, parse_toml
+from edgeroute.system.foreign_files import open_file, parse_json, read_bytes, read_json, read_text
+from edgeroute.tools.cli.input_files import read_inputs, recorded_outputs
+from edgeroute.tools.cli.inspect_file import inspect_file
+from edgeroute.tools.replay.logs.lines_and_tables import lines
 from edgeroute.types import TensorSpec
+
+LONG = 30.0
 
 
 @pytest.fixture
@@ -81,3 +96,90 @@ def test_a_dotted_key_without_end(form, part):
     few = form.format(".".join([part] * (MOST_PARTS - 1)))
     assert parse_toml(few)
     assert parse_toml(f"a = '{'x' * 200_000}... {'. ' * 1000}'")
+
+
+def files_of_others(tmp_path):
+    """name -> function that reads a file of this name, as a command or the router does."""
+    return {
+        "policy.toml": policy.load, "policy.json": policy.load, "card.json": Card.read, "certificate.json": Certificate.load,
+        "score.json": Learned.load, "m.gguf": gguf_format.read, "m.onnx": lambda path: OnnxModel(path).load(), "model.onnx": sha256_of,
+        "inspected.onnx": lambda path: inspect_file(path, None, 0, LONG), "inputs.jsonl": read_inputs, "inputs.npz": read_inputs,
+        "outputs.npz": recorded_outputs, "picture.png": lambda path: read_inputs(path, ["png"]),
+        "log.jsonl": lambda path: list(lines([path])), "doors.model": pointer,
+        "entry.json": lambda path: Store(path.parent).entry("doors", path.rename(version(tmp_path) / path.name).parent.name),
+        "canaries.npz": read_canaries,
+    }  # fmt: skip
+
+
+def version(tmp_path):
+    """The folder of a version of a model on the device."""
+    folder = tmp_path / "versions" / "doors" / "1.0"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+NAMES = sorted(files_of_others(Path()))
+TEXTS = ["policy.toml", "policy.json", "card.json", "certificate.json", "score.json", "inputs.jsonl", "doors.model", "entry.json"]
+
+
+def ends_with_own_error(read, path):
+    """The reader raises an error of edgeroute, and waits for nobody."""
+    raised = []
+
+    def run():
+        try:
+            read(path)
+        except BaseException as e:  # noqa: BLE001 - looked at below
+            raised.append(e)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert raised, "it waits for a writer" if thread.is_alive() else "it was read"
+    assert isinstance(raised[0], EdgerouteError), raised
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name")
+@pytest.mark.parametrize("name", NAMES)
+def test_no_reader_waits_for_a_pipe(tmp_path, name):
+    """Whatever file it is in the place of."""
+    os.mkfifo(tmp_path / name)
+    ends_with_own_error(files_of_others(tmp_path)[name], tmp_path / name)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe{}", b"[" * 100_000, b'{"format": %s}' % (b"9" * 400), b'{"format": 1e400}'],
+    ids=["bytes", "deep", "huge", "inf"],
+)
+def test_a_text_that_is_none(tmp_path, name, content):
+    """It is an error of edgeroute, wherever it comes."""
+    (tmp_path / name).write_bytes(content)
+    ends_with_own_error(files_of_others(tmp_path)[name], tmp_path / name)
+
+
+def test_the_reader_is_bounded(tmp_path):
+    """By its size, which is looked at before anything is read."""
+    path = tmp_path / "x"
+    path.write_bytes(b"\xef\xbb\xbf1\r\n2\r")
+    assert (read_bytes(path)[:3], read_text(path), read_text(path, 8)) == (b"\xef\xbb\xbf", "1\n2\n", "1\n2\n")
+    for read in (open_file, read_bytes, read_text, read_json):
+        with pytest.raises(OSError, match="more than 7 bytes"):
+            read(path, 7)
+        with pytest.raises(FileNotFoundError):
+            read(tmp_path / "none")
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="more than"):
+        read_bytes(path)
+
+
+def test_numbers_of_json():
+    """None is above any float; within, they are as they were."""
+    assert parse_json("[1e308, -17, 12345678901234567890, 1.5]") == [1e308, -17, 12345678901234567890, 1.5]
+    for wrong in ("9" * 309, "[1e400]", "[-1e400]", "[" * 100_000):
+        with pytest.raises(ValueError, match=r"number|nested"):
+            parse_json(wrong)
+    with pytest.raises(EdgerouteError):
+        entries(b'{"format": %s}' % (b"9" * 400))

@@ -226,7 +226,7 @@ def test_a_fifo_is_no_trace(tmp_path):
     path.rename(tmp_path / "trace.jsonl.1")
     os.mkfifo(path)
     assert monitor.read() == 0
-    assert f"{path}: is no regular file" in monitor.view()["error"]
+    assert f"{path}: it is no regular file" in monitor.view()["error"]
     with pytest.raises(OSError, match="No such device"):
         os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     path.unlink()

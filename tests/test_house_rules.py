@@ -82,3 +82,87 @@ def test_all_tests_keep_both_rules():
     assert inexact == [], "write pytest.approx(...)"
     assert hidden <= MOST
     assert unexplained == []
+
+
+PACKAGE = Path(__file__).parents[1] / "edgeroute"
+ROOMS = {"catalog", "confidence", "edge", "policy", "tools"}
+"""Rooms whose JSON is of others; elsewhere it is the package's own, with checksums, or came over a connection, with bounds."""
+OWN = {
+    "catalog/file_downloads.py": (1, "the tag beside a partial download, which is written there"),
+    "catalog/model_folder.py": (1, "a folder, to flush it"),
+    "cloud/grpc_channels.py": (2, "certificates and keys that the operator names, perhaps a pipe of a key store"),
+    "edge/gguf_format.py": (1, "an open file"),
+    "edge/onnx.py": (1, "an open file"),
+    "http/messages.py": (1, "the certificate that the operator names"),
+    "models.py": (1, "an example that comes with the package"),
+    "observe/device/kernel_files.py": (1, "files of the kernel, whose sizes are 0, opened without a wait"),
+    "stores/journal.py": (3, "its own lock and file, which it writes"),
+    "system/foreign_files.py": (2, "the reader itself"),
+    "system/process.py": (1, "a file of the kernel"),
+    "tools/cli/check.py": (3, "the pages of the package"),
+    "tools/cli/demo.py": (1, "the first line of a process that the demo started"),
+    "tools/cli/demo_report.py": (2, "arrays that come with the package"),
+    "tools/cli/status.py": (1, "values of the state file, which have checksums"),
+    "tools/compress/onnx_conversion.py": (1, "a file that it has just written"),
+    "tools/compress/onnx_graphs.py": (1, "a regular file, by its path, since weights may be beside it"),
+    "tools/dashboard/journal_tail.py": (1, "a second descriptor of an open file"),
+    "tools/dashboard/web_page.py": (1, "the page of the package"),
+    "tools/export/exported_models.py": (1, "templates of the package"),
+    "tools/measure/calibration.py": (1, "what json.dumps has just made"),
+    "tools/replay/logs/answer_pairs.py": (1, "a line of a log, whose numbers each reader of a form checks"),
+    "tools/measure/report/report_page.py": (1, "the style of the package"),
+    "policy/file_and_environment.py": (1, "a text that was read, with bounded keys"),
+}
+"""File -> number of calls that read by themselves, and why these need no bounds."""
+
+
+def unguarded(tree, room):
+    """Lines that open or parse a file by something else than `edgeroute.system.foreign_files`."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name, of = getattr(call.func, "attr", getattr(call.func, "id", "")), getattr(getattr(call.func, "value", None), "id", "")
+        texts = {
+            argument.value for argument in call.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+        }
+        opened = bool(call.args) and getattr(call.args[0], "id", "") == "file"
+        flags = {node.attr for node in ast.walk(call) if isinstance(node, ast.Attribute)}
+        reads_path = isinstance(call.func, ast.Attribute) and (
+            name in {"read_text", "read_bytes"} or (name == "open" and bool(texts & {"r", "rb"}))
+        )
+        modes = {getattr(argument, "value", None) for argument in call.args[1:]}
+        by_name = (
+            not isinstance(call.func, ast.Attribute) and name in {"open", "FileIO"} and not modes & {"w", "wb", "x", "a", "ab"}
+        )
+        parses = of in {"json", "tomllib"} and (name == "load" or (name == "loads" and room in ROOMS))
+        loads = (of, name) in {("np", "load"), ("onnx", "load"), ("gzip", "open"), ("mmap", "mmap")} and not opened
+        descriptor = (of, name) == ("os", "open") and not flags & {"O_WRONLY", "O_EXCL"}
+        if reads_path or by_name or parses or loads or descriptor:
+            yield call.lineno
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path.read_text()",
+        'open("x")',
+        'path.open("rb")',
+        "json.loads(text)",
+        "json.load(file)",
+        "np.load(path)",
+        "os.open(path, os.O_RDONLY)",
+    ],
+)
+def test_an_unguarded_read_is_found(line):
+    assert list(unguarded(ast.parse(f"x = 1\n{line}"), "tools")) == [2]
+    plain = 'open(0, "w", 1)\npath.open("xb")\nnp.load(file)\nread_json(path)\nos.open(path, os.O_WRONLY)'
+    assert not list(unguarded(ast.parse(plain), "tools"))
+
+
+def test_files_of_others_are_read_by_the_guarded_reader():
+    """No other code opens one, so none waits for a pipe, or believes a size, a depth or a number."""
+    lines = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE)
+        if "programs" not in name.parts:  # of exported models: they run without the package
+            numbers = list(unguarded(ast.parse(path.read_text(encoding="utf-8")), name.parts[0]))
+            lines |= {name.as_posix(): numbers} if numbers else {}
+    assert {name: len(numbers) for name, numbers in lines.items()} == {name: count for name, (count, _) in OWN.items()}, lines

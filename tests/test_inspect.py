@@ -428,7 +428,7 @@ def test_a_device_is_no_model(tmp_path):
     path = tmp_path / "device.gguf"
     path.symlink_to(os.devnull)
     for read in (gguf.read, sha256_of):
-        with pytest.raises(ModelError, match=r"device\.gguf is no file"):
+        with pytest.raises(ModelError, match=r"device\.gguf cannot be read: it is no regular file"):
             read(path)
 
 

@@ -600,7 +600,7 @@ def test_variables_that_are_not_the_policys_are_left_alone(policy, monkeypatch):
         ("EDGEROUTE_OFFLINE", "queue", '"queue" needs state, the folder for what outlives the process, and there is none'),
         ("EDGEROUTE_METERED", "yes", 'expected true or false, found "yes"'),
         ("EDGEROUTE_LIMITS__USD_PER_DAY", "-1", "expected a number, 0 or more, found -1"),
-        ("EDGEROUTE_LIMITS__USD_PER_DAY", "1e999", "expected a number, 0 or more, found inf"),
+        ("EDGEROUTE_LIMITS__USD_PER_DAY", "1e999", 'expected a number, 0 or more, found "1e999"'),
         ("EDGEROUTE_EGRESS__NEVER_LEAVE", "medical", 'expected a list of texts, as in ["a", "b"], found "medical"'),
         ("EDGEROUTE_CACHE__DISK", "true", "needs state, the folder for what outlives the process, and there is none"),
         ("EDGEROUTE_CLOUD__VERIFY", "0", "expected true, false, or the path of a file with authorities in quotes, found a number"),
@@ -903,9 +903,10 @@ def test_a_file_that_cannot_be_read_is_told_of(tmp_path):
 def test_a_file_without_permission_is_told_of(tmp_path, monkeypatch):
     """With the system's words."""
     (tmp_path / "p.toml").write_text("")
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    with pytest.raises(PolicyError, match=r"p\.toml: cannot be read: Permission denied"):
-        settings.load(tmp_path / "p.toml")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        with pytest.raises(PolicyError, match=r"p\.toml: cannot be read: Permission denied"):
+            settings.load(tmp_path / "p.toml")
 
 
 def test_what_a_yaml_merge_brings_may_be_overridden(tmp_path):

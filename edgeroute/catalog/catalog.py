@@ -15,6 +15,7 @@ from edgeroute.catalog.file_downloads import Progress, download
 from edgeroute.catalog.installed_models import KNOWN, Installed
 from edgeroute.catalog.model_folder import loads, replace_durably, translate_os_errors
 from edgeroute.errors import PolicyError
+from edgeroute.system.foreign_files import MOST_TEXT, read_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -106,7 +107,7 @@ class Catalog(Installed):
         """
         path = self.store.folder / ROOT if self._root is None else Path(self._root)
         try:
-            return path.read_bytes()
+            return read_bytes(path, MOST_TEXT)
         except OSError as e:
             raise PolicyError(
                 f"{path} cannot be read ({e.strerror}): whose signatures count? Give the publisher's root.json: root=, or --root"

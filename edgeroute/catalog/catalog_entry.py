@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import unicodedata
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edgeroute.errors import CatalogError
+from edgeroute.system.foreign_files import parse_json
 
 # Names of models, versions and files that are safe on every file system that edgeroute runs on.
 
@@ -207,8 +207,8 @@ def entries(text: bytes) -> tuple[Entry, ...]:
         CatalogError: it is not a catalog, or two entries have the same name and version.
     """
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        data = parse_json(text)
+    except ValueError as e:
         raise CatalogError(f"the catalog is not JSON: {e}") from e
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("models"), list):
         version = data.get("format") if isinstance(data, dict) else None

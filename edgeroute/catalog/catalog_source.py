@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
 from edgeroute.errors import CatalogAway, CatalogError, PolicyError, RuntimeMissing, StoreError
+from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_late
 
 if TYPE_CHECKING:
@@ -69,11 +68,6 @@ class Source(Protocol):
         """Close the connections, never raising. A later `open` connects again."""
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for a writer, as a pipe would have it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 class Folder:
     """Catalog in a folder, such as a USB stick or a network drive."""
 
@@ -89,14 +83,12 @@ class Folder:
         if not self.path.is_dir():
             raise CatalogAway(f"{self.where}: there is no such folder now")
         try:
-            file = open(self.path / path, "rb", opener=_open_at_once)  # noqa: SIM115 - closed below
+            file = open_file(self.path / path)
         except (FileNotFoundError, NotADirectoryError) as e:
             raise Missing(f"{self.where} has no {path}") from e
         except OSError as e:
             raise CatalogAway(f"{self.where}: {path} cannot be read: {e.strerror}") from e
         with file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise CatalogAway(f"{self.where}: {path} is no file")
             file.seek(begin)
             yield Piece(begin, "", self._blocks(file, path))
 

@@ -12,6 +12,7 @@ from edgeroute.catalog.catalog_entry import Entry, checked_version, entries, fit
 from edgeroute.catalog.model_folder import SUFFIX, Pointer, Store, pointer
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import CatalogError, ModelMissing, PolicyError
+from edgeroute.system.foreign_files import read_bytes
 from edgeroute.types import EdgeModel
 
 KNOWN = "catalog.json"
@@ -51,7 +52,7 @@ class Installed:
     def entries(self, name: str | None = None) -> tuple[Entry, ...]:
         """Return the list that was read from the catalog last, in order of publication. Empty if there is none, or damaged."""
         try:
-            listed = entries((self.store.folder / KNOWN).read_bytes())
+            listed = entries(read_bytes(self.store.folder / KNOWN))
         except (OSError, CatalogError):  # there is none yet, or it was damaged: it is read again with the next download
             return ()
         return tuple(entry for entry in listed if name is None or entry.name == name)

@@ -24,6 +24,7 @@ from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.errors import CatalogError, ModelError, ModelMissing, StoreError
 from edgeroute.stores.journal import ProcessLock
+from edgeroute.system.foreign_files import read_json
 from edgeroute.system.forks import ForkSafe, per_process
 
 SUFFIX = ACTIVE
@@ -123,7 +124,7 @@ class Store:
         """
         path = self.version(name, version) / ENTRY
         try:
-            return read_entry(json.loads(path.read_text(encoding="utf-8")))
+            return read_entry(read_json(path))
         except FileNotFoundError as e:
             raise ModelMissing(f"{name} {version} is not in {self.folder}: edgeroute models pull {name}") from e
         except (OSError, ValueError) as e:
@@ -188,7 +189,7 @@ def pointer(path: Path) -> Pointer | None:
         StoreError: the file cannot be read.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         previous, refused = data.get("previous", ""), data.get("refused", {})
         return Pointer(
             checked_version(data["version"]), checked_version(previous) if previous else "", bool(data.get("pinned")),
@@ -199,7 +200,7 @@ def pointer(path: Path) -> Pointer | None:
         return None
     except OSError as e:
         raise StoreError(f"{path} cannot be read: {e.strerror}") from e
-    except (CatalogError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
+    except (CatalogError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise CatalogError(f"{path} does not name a version: edgeroute models activate {path.stem} --version VERSION") from e
 
 
@@ -257,7 +258,7 @@ def loads(path: Path) -> Any:
         CatalogError: it is not JSON, or cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as e:

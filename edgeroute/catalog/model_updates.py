@@ -24,6 +24,7 @@ from edgeroute.catalog.model_folder import Pointer
 from edgeroute.edge.model_members import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
 from edgeroute.stores.journal import ProcessLock
+from edgeroute.system.foreign_files import open_file
 from edgeroute.system.workers import Worker
 
 if TYPE_CHECKING:
@@ -348,7 +349,7 @@ def read_canaries(path: Path) -> Canaries:
         CatalogError: the file cannot be read, or lacks one of these.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as data:
             arrays = {key: data[key] for key in data.files}
         named = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
         answers = arrays["answers"]

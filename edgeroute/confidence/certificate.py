@@ -18,6 +18,7 @@ from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import PolicyError
+from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import now, replace_file, sha256
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
@@ -258,12 +259,12 @@ class Certificate(NamedTuple):
             PolicyError: the file is missing, unreadable, of another version, or was modified.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(path)
         except FileNotFoundError as e:
             raise PolicyError(f"there is no certificate at {path}") from e
         except OSError as e:
             raise PolicyError(f"{path} cannot be read: {e.strerror}") from e
-        except (ValueError, RecursionError) as e:
+        except ValueError as e:
             raise PolicyError(f"{path} is not a certificate: {e}") from e
         if not isinstance(data, dict) or "checksum" not in data:
             raise PolicyError(f"{path} is not a certificate: it has no checksum")

@@ -26,6 +26,7 @@ import numpy as np
 from edgeroute.confidence.learned_features import PER_CLASS, Array, Foreign, names, of_logits, of_row, text_features
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing, PolicyError
+from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import replace_file
 
 # Blend of two scores: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.
@@ -332,12 +333,12 @@ class Learned:
             ModelError: the file cannot be read, is broken, or is of another version.
         """
         try:
-            return cls(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls(read_json(path))
         except FileNotFoundError as e:
             raise ModelMissing(f"there is no score at {path}") from e
         except OSError as e:
             raise ModelError(f"{path} cannot be read: {e.strerror or e}") from e
-        except (ValueError, RecursionError) as e:
+        except ValueError as e:
             raise ModelError(f"{path} is broken: {e}") from e
         except ModelError as e:
             raise ModelError(f"{path}: {e}") from e

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import tempfile
@@ -20,6 +19,7 @@ from edgeroute.edge.model_card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
+from edgeroute.system.foreign_files import read_bytes, read_json
 from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
@@ -154,7 +154,7 @@ class CoreMLModel(ModelFile):
         """
         spec = import_late("coremltools.proto.Model_pb2").Model()
         try:
-            spec.ParseFromString((_root(self.path) if self.path.is_dir() else self.path).read_bytes())
+            spec.ParseFromString(read_bytes(_root(self.path) if self.path.is_dir() else self.path))
         except Exception as e:  # protobuf's errors derive from Exception alone
             raise ModelError(f"{self.path} is no Core ML model: {first_line(e)}") from e
         return spec
@@ -282,7 +282,7 @@ def _root(package: Path) -> Path:
         ValueError: the manifest cannot be read, or names no file inside the package.
     """
     try:
-        manifest = json.loads((package / "Manifest.json").read_bytes())
+        manifest = read_json(package / "Manifest.json")
         path = package / "Data" / str(manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise ValueError(f"its Manifest.json cannot be read ({type(e).__name__})") from e

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import ModelError, ModelMissing
-from edgeroute.system.process import is_special_file
+from edgeroute.system.foreign_files import open_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -142,9 +142,7 @@ def read(path: Path) -> Gguf:
         ModelError: it is no .gguf file, is damaged or truncated, or cannot be read.
     """
     try:
-        if is_special_file(path):
-            raise ModelError(f"{path} is no file")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             magic = file.read(len(MAGIC))
             if magic != MAGIC:
                 raise ModelError(f"{path} is no .gguf file: it begins with {magic!r}, not {MAGIC!r}{_guess_format(magic, path)}")

@@ -24,6 +24,7 @@ from edgeroute.edge.model_card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, read_contents
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
+from edgeroute.system.foreign_files import read_bytes
 from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
@@ -375,7 +376,7 @@ class LiteRTModel(ModelFile):
         """
         name, module = _runtime(self.runtime)
         try:
-            data = self.path.read_bytes()
+            data = read_bytes(self.path, MOST_BYTES)
             if digest(data).hexdigest() != self.fingerprint:
                 raise ModelError(f"{self.path} was replaced while it was loaded: load it again")
             description = read_contents(data)

@@ -17,7 +17,8 @@ from edgeroute.core.error_codes import clean
 from edgeroute.edge.input_tensors import Array, stack
 from edgeroute.edge.preprocessing import Layouts, Picture, Preprocess
 from edgeroute.errors import ModelError, ModelMissing, nearest
-from edgeroute.system.process import file_sha256, files_in, is_special_file
+from edgeroute.system.foreign_files import read_json
+from edgeroute.system.process import file_sha256, files_in
 from edgeroute.types import TensorSpec
 
 __all__ = ["Array", "Card", "CardInput", "CardState", "Preprocess", "checked_sha256", "sha256_of", "stack"]
@@ -335,12 +336,12 @@ class Card:
             ModelError: it is not a model card.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path)
         except FileNotFoundError as e:
             raise ModelMissing(f"there is no model card at {path}") from e
         except OSError as e:
             raise ModelError(f"{path} cannot be read: {e.strerror}") from e
-        except (ValueError, RecursionError) as e:
+        except ValueError as e:
             raise ModelError(f"{path} is not JSON: {e}") from e
         return cls(data, path=path)
 
@@ -511,8 +512,6 @@ def sha256_of(path: Path) -> str:
         ModelError: it cannot be read, or is a pipe or device.
     """
     try:
-        if is_special_file(path):
-            raise ModelError(f"{path} is no file")
         if not path.is_dir():
             return file_sha256(path)
         files = {file.relative_to(path).as_posix().encode(): file_sha256(file) for file in files_in(path)}

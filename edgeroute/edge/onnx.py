@@ -16,8 +16,8 @@ from edgeroute.edge.execution_providers import CPU, Given, Provider, names_of, p
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
+from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_late, no_fork
-from edgeroute.system.process import is_special_file
 from edgeroute.types import StopToken, TensorSpec
 
 # External data of an ONNX model: files with weights beside it.
@@ -33,16 +33,14 @@ def external_data(model: Path) -> list[Path]:
     count. None are returned if the model cannot be read.
     """
     paths: dict[Path, None] = {}
-    if is_special_file(model):  # `load` reports it
-        return []
     try:
-        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_file(model) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for match in _LOCATION.finditer(data):
                 name = data[match.end() : match.end() + _number(match[1])]
                 path = _file_in_folder(model.parent, name)
                 if path is not None:
                     paths[path] = None
-    except (OSError, ValueError):  # there is no file, or it is empty: `load` reports it
+    except (OSError, ValueError):  # there is no file, a pipe, or it is empty: `load` reports it
         return []
     return list(paths)
 

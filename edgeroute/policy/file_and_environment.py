@@ -21,6 +21,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.policy.contradictions import Key, Problem
 from edgeroute.policy.policy_keys import LISTS, SECTIONS
 from edgeroute.policy.schema import keys_of, sections
+from edgeroute.system.foreign_files import parse_json, read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,6 +29,8 @@ else:
     import tomli as tomllib
 
 PREFIX = "EDGEROUTE_"
+MOST_BYTES = 1 << 20
+"""Maximum bytes of a policy file."""
 MAX_NODES = 10_000
 """Maximum values of a policy in YAML, with aliases expanded."""
 MOST_QUOTED = 60
@@ -49,13 +52,11 @@ def read_policy(path: Path) -> dict[str, Any]:
     if parse is None:
         raise PolicyError(f"{path}: expected a file that ends in {', '.join(_FORMATS)}, found {path.suffix or 'no suffix'!r}")
     try:
-        data = _without_nulls(parse(path.read_text(encoding="utf-8-sig")))
+        data = _without_nulls(parse(read_text(path, MOST_BYTES)))
     except FileNotFoundError:
         raise PolicyError(f"{path}: there is no such file") from None
     except OSError as e:
         raise PolicyError(f"{path}: cannot be read: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise PolicyError(f"{path}: is not text in UTF-8, at byte {e.start}") from None
     except RecursionError:
         raise PolicyError(f"{path}: is nested too deeply") from None
     except ValueError as e:
@@ -166,14 +167,14 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
     secret = "env" in schema.get("properties", {})
     if text[0] in ("{" if secret else "[{"):
         try:
-            return json.loads(text, object_pairs_hook=_once)
-        except (ValueError, RecursionError) as e:
+            return parse_json(text, _once)
+        except ValueError as e:
             if not secret:
                 raise ValueError(f'expected JSON, such as ["a", "b"], found {_place(e)}') from None
     if secret:
         return {"env": name}  # a reference to the secret, so that it stays in the variable
     try:
-        return json.loads(text.lower() if text.lower() in {"true", "false"} else text)
+        return parse_json(text.lower() if text.lower() in {"true", "false"} else text)
     except ValueError:
         return text
 
@@ -309,7 +310,7 @@ def _toml_words(message: str, text: str) -> str:
 def _json(text: str) -> Any:
     """Parse JSON; raise ValueError with a message that quotes no value."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return parse_json(text, _once)
     except _Twice as e:
         lines = [
             number for number, line in enumerate(text.splitlines(), 1) for _ in re.findall(rf"{re.escape(e.quoted)}\s*:", line)
@@ -415,7 +416,7 @@ def _unique_keys() -> Any:
     return Loader
 
 
-def _place(error: ValueError | RecursionError) -> str:
+def _place(error: ValueError) -> str:
     """Return the place and text of a JSON error."""
     if isinstance(error, json.JSONDecodeError):
         return f"an error at line {error.lineno}, column {error.colno}: {error.msg}"

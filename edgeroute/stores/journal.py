@@ -17,6 +17,7 @@ from time import monotonic, sleep
 from typing import Any, BinaryIO
 
 from edgeroute.errors import StoreError
+from edgeroute.system.foreign_files import open_file
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import json_dumps, json_loads, to_json_types
 
@@ -306,7 +307,7 @@ class Reading:
             # newest first: a file that is rotated meanwhile is met again under its new name, so none is missed
             for path in [self._path, *(_rotated_path(self._path, n) for n in sorted(numbers))]:
                 with contextlib.suppress(FileNotFoundError):
-                    file = stack.enter_context(path.open("rb"))
+                    file = stack.enter_context(open_file(path))
                     if (which := _file_identity(os.fstat(file.fileno()))) not in seen:
                         seen.add(which)
                         files.insert(0, file)

@@ -19,6 +19,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.core.error_codes import class_name, error_message
 from edgeroute.errors import StoreError
+from edgeroute.system.foreign_files import open_file
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.log_filter import Failures
 
@@ -392,15 +393,10 @@ def file_sha256(path: Path) -> str:
     """Read a file and return the SHA-256 of its content, hex.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is a pipe or a device.
     """
     digest = sha256()
-    with path.open("rb", buffering=0) as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def is_special_file(path: Path) -> bool:
-    """Return True if the path is a pipe, socket or device: reading it may block, or never end."""
-    return path.exists() and not path.is_file() and not path.is_dir()

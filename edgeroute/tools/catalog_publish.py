@@ -19,6 +19,7 @@ from edgeroute.catalog.model_updates import NAMED
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, RuntimeMissing, StoreError
+from edgeroute.system.foreign_files import read_bytes
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import files_in
 
@@ -166,7 +167,7 @@ def _listed(catalog: Path) -> tuple[Entry, ...]:
         return ()
     digest = next(iter(targets.signed.targets[INDEX].hashes.values()))
     try:
-        return entries((catalog / TARGETS / f"{digest}.{INDEX}").read_bytes())
+        return entries(read_bytes(catalog / TARGETS / f"{digest}.{INDEX}"))
     except OSError as e:
         raise CatalogError(f"{catalog}: its list of models cannot be read: {e.strerror}") from e
 
@@ -274,7 +275,7 @@ def _signers(keys: Path) -> dict[str, Any]:
         path = keys / file
         with suppress(FileNotFoundError):
             try:
-                key = serialization.load_pem_private_key(path.read_bytes(), None)
+                key = serialization.load_pem_private_key(read_bytes(path), None)
             except (ValueError, TypeError) as e:
                 raise PolicyError(f"{path} is no private key without a password in PEM") from e
             except FileNotFoundError:

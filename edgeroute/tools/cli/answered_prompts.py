@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgeroute.confidence.input_score import InputScore
 from edgeroute.confidence.output_forms import same
 from edgeroute.confidence.scores import quantile
 from edgeroute.errors import BadInput, BadReply
+from edgeroute.system.foreign_files import parse_json, read_bytes
 from edgeroute.tools.cli.graded_answers import Graded
 from edgeroute.tools.cli.input_files import files, prompt_of
 
@@ -114,7 +114,7 @@ def _confidence(line: Line, calls: DirectCalls, router: Router) -> float:
 def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
     """Return the lines of a file that are not empty, with their numbers; raise `BadInput` if it cannot be read."""
     try:
-        return [(n, text) for n, text in enumerate(path.read_bytes().splitlines(), 1) if text.strip()]
+        return [(n, text) for n, text in enumerate(read_bytes(path).splitlines(), 1) if text.strip()]
     except OSError as e:
         raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
 
@@ -126,8 +126,8 @@ def _line(where: str, text: bytes) -> Line:
         BadInput: it is invalid.
     """
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        line = parse_json(text)
+    except ValueError as e:
         raise BadInput(f"{where}: expected a line of JSON: {type(e).__name__}") from e
     if not isinstance(line, dict):
         raise BadInput(f'{where}: expected a mapping with "prompt" or "messages", found a {type(line).__name__}')

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.errors import BadInput
+from edgeroute.system.foreign_files import MOST_DATA, parse_json, read_text
 from edgeroute.system.process import replace_file
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.status import show_arms, trials_of
@@ -73,20 +74,18 @@ def _read(path: Path) -> Iterator[Device]:
         yield from _trials(str(path), {"trials": trials_of(read_state(path))})
         return
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_DATA)
     except (OSError, ValueError) as e:
         raise BadInput(f"{path} cannot be read: {e}") from e
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         by_origin = {str(path): data}
     except ValueError:
         lines = [(i, entry) for i, entry in enumerate(text.splitlines(), 1) if entry.strip()]
         try:
-            by_origin = {f"{path}:{i}": json.loads(entry) for i, entry in lines}
-        except (ValueError, RecursionError) as e:
+            by_origin = {f"{path}:{i}": parse_json(entry) for i, entry in lines}
+        except ValueError as e:
             raise BadInput(f"{path} is not what `edgeroute status --json` prints: {e}") from e
-    except RecursionError as e:
-        raise BadInput(f"{path} is not what `edgeroute status --json` prints: it is nested too deeply") from e
     for origin, entry in by_origin.items():
         yield from _trials(origin, entry)
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from edgeroute.confidence.scores import msp
 from edgeroute.errors import BadInput, NoAnswer
 from edgeroute.router.router import Router
+from edgeroute.system.foreign_files import read_bytes
 from edgeroute.tools.cli.tables_and_options import table
 from edgeroute.tools.measure.deferral_curve import deferral_curve
 from edgeroute.tools.measure.report import html_blocks as html
@@ -80,7 +81,7 @@ def read_idx(path: Path) -> Array:
         BadInput: the file is missing, or not in this format.
     """
     try:
-        raw = gzip.decompress(path.read_bytes())
+        raw = gzip.decompress(read_bytes(path, 1 << 28))
         if raw[:3] != b"\0\0\x08":
             raise ValueError("it does not begin like one")  # noqa: TRY301 - reported below, with the path
         shape = np.frombuffer(raw, ">u4", raw[3], 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import IO, Any, NamedTuple, TextIO, TypeAlias
 import numpy as np
 
 from edgeroute.errors import BadInput, EdgerouteError, RuntimeMissing
+from edgeroute.system.foreign_files import open_file, parse_json, read_bytes
 
 IMAGES = (".png", ".jpg", ".jpeg")
 SUFFIXES = (".npy", ".npz", ".jsonl", *IMAGES)
@@ -152,7 +152,7 @@ def _suffix(path: Path) -> str:
 
 def _open(path: Path) -> IO[bytes]:
     """Open a file, or stdin's bytes."""
-    return io.BytesIO(_piped()) if path == STDIN else path.open("rb")
+    return io.BytesIO(_piped()) if path == STDIN else open_file(path)
 
 
 def _lines(path: Path, keys: Sequence[str]) -> list[Item]:
@@ -162,17 +162,17 @@ def _lines(path: Path, keys: Sequence[str]) -> list[Item]:
         BadInput: a line is no JSON, has an empty prompt, or there are none.
     """
     with _reading(path):
-        text = _piped() if path == STDIN else path.read_bytes()
+        text = _piped() if path == STDIN else read_bytes(path)
     items = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            data = json.loads(line)
+            data = parse_json(line)
             plain = path == STDIN or keys or not isinstance(data, dict) or {"prompt", "messages"}.isdisjoint(data)
             x = _value(data) if plain else None
-        except (ValueError, RecursionError) as e:
+        except ValueError as e:
             other = f", or a {', '.join(SUFFIXES)} file" if path == STDIN else ""
             raise BadInput(f"{where}: expected an input as JSON{other}: {_why(e)}") from e
         items.append(Item(where, x) if plain else Item(where, prompt_of(data, where), data.get("label"), data.get("group")))
@@ -325,7 +325,7 @@ def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     suffix = _suffix(path)
     if wrong := [key for key in keys if f".{key}" in IMAGES and MEDIA[f".{key}"] != MEDIA[suffix]]:
         raise BadInput(f"{path} is a {MEDIA[suffix]} file, and the policy's views take {_listed(wrong)} of an input")
-    content = _piped() if path == STDIN else path.read_bytes()
+    content = _piped() if path == STDIN else read_bytes(path)
     pixels = None if set(keys) <= set(CONTENT) else _pixels(path)
     return {key: content if key in CONTENT else pixels for key in keys}
 

@@ -21,8 +21,8 @@ from edgeroute.edge.input_tensors import shape_text
 from edgeroute.edge.model_card import Card, card_path, sha256_of
 from edgeroute.edge.model_members import feed_of, member
 from edgeroute.edge.runtimes import load
-from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
-from edgeroute.system.process import is_special_file
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
+from edgeroute.system.foreign_files import open_file, read_bytes
 from edgeroute.tools.cli.exit_codes import LEFT
 from edgeroute.tools.cli.input_files import IMAGES, STDIN, by_name, read_inputs
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
@@ -221,12 +221,13 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
         ModelError: it cannot be loaded.
         BadInput: the sample cannot be read.
     """
-    if is_special_file(path):
-        raise ModelError(f"{path} is no file")
-    if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
-        raise ModelError(
-            f"{path} has {size:,} bytes, and a model file at most {MOST_BYTES:,}: an .onnx file may have weights beside it"
-        )
+    try:
+        if not path.is_dir():
+            open_file(path, MOST_BYTES).close()
+    except FileNotFoundError as e:
+        raise ModelMissing(f"there is no model at {path}") from e
+    except OSError as e:
+        raise ModelError(f"{path} cannot be read: {e.strerror}; an .onnx file may have weights beside it") from e
     model = Model(path, seconds)
     try:
         return _Inspection(path, model, None if sample is None else _sample(sample, model.inputs, index)).report()
@@ -243,7 +244,7 @@ def _sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Sample:
     if index >= len(items):
         raise BadInput(f"{path} has {len(items)} inputs: there is no input {index}")
     picture = path != STDIN and path.suffix.lower() in IMAGES and path.stat().st_size <= MOST_PICTURE
-    return Sample(path, items[index].x, path.read_bytes() if picture else None)
+    return Sample(path, items[index].x, read_bytes(path) if picture else None)
 
 
 def _row(array: Any, rank: int, index: int) -> Any:

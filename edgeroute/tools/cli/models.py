@@ -11,6 +11,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput
+from edgeroute.system.foreign_files import open_file
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK, exits
 from edgeroute.tools.cli.tables_and_options import Json, Policy, table
 
@@ -323,7 +324,7 @@ def _record_answers(model: Path, inputs: Path, to: Path) -> Path:
     from edgeroute.tools.catalog_publish import write_canaries
 
     try:
-        with np.load(inputs, allow_pickle=False) as data:
+        with open_file(inputs) as file, np.load(file, allow_pickle=False) as data:
             arrays: dict[str, Any] = {key: data[key] for key in data.files}
         columns = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
         rows = (

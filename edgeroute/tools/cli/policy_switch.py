@@ -13,7 +13,8 @@ from edgeroute.confidence.certificate import Certificate
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, StoreError
 from edgeroute.policy.file_and_environment import read_policy
 from edgeroute.system import process
-from edgeroute.system.process import replace_file
+from edgeroute.system.foreign_files import parse_json, read_json, read_text
+from edgeroute.system.process import file_sha256, replace_file
 from edgeroute.tools.cli.example_options import plain_router
 from edgeroute.tools.cli.status import read_state
 
@@ -34,7 +35,7 @@ def rewrite_policy(path: Path, threshold: str) -> str | None:
     rewrite = _FORMATS.get(path.suffix.lower())
     if rewrite is None:
         return None
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     text_after = rewrite(text, threshold)
     if _parse(path, text_after) != _with_trial(read_policy(path), threshold):
         raise PolicyError(f"{path} cannot be rewritten as it is written: {instruction(threshold)}")
@@ -77,7 +78,7 @@ def _without_trial(data: Any) -> Any:
 def _parse(path: Path, text: str) -> dict[str, Any]:
     """Parse a policy's text into plain data."""
     if path.suffix.lower() == ".json":
-        return dict(json.loads(text))
+        return dict(parse_json(text))
     import tomlkit
 
     return dict(tomlkit.parse(text).unwrap())
@@ -85,7 +86,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 
 def _json(text: str, threshold: str) -> str:
     """Return a policy in JSON with the hidden edge on trial as its edge, and this threshold."""
-    return json.dumps(_with_trial(json.loads(text), threshold), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_with_trial(parse_json(text), threshold), indent=2, ensure_ascii=False) + "\n"
 
 
 def _toml(text: str, threshold: str) -> str:
@@ -134,7 +135,7 @@ class Memory:
         self.switch: dict[str, Any] = {}
         try:
             if self._path.exists():
-                data = json.loads(self._path.read_text(encoding="utf-8"))
+                data = read_json(self._path)
                 self.looks, self.switch = data["looks"], data["switch"]
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise StoreError(f"{self._path} cannot be read ({e}): remove it to forget the last switch") from e
@@ -147,7 +148,7 @@ class Memory:
 def hash_of(path: Path) -> str:
     """Return the SHA-256 of a file; empty if it does not exist."""
     with suppress(FileNotFoundError):
-        return sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     return ""
 
 
@@ -174,7 +175,7 @@ def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, m
         PolicyError: the policy cannot be rewritten, would not be valid, or was changed meanwhile.
         StoreError: a file cannot be written.
     """
-    before, old = hash_of(policy), policy.read_text(encoding="utf-8")
+    before, old = hash_of(policy), read_text(policy)
     text = rewrite_policy(policy, threshold)
     if text is None:
         return False
@@ -203,7 +204,7 @@ def roll_back(policy: Path, memory: Memory) -> None:
         raise PolicyError(f"{old} is not the policy before the switch any more: put the model that you trust in {policy} by hand")
     memory.switch["rolled_back"] = process.now()
     memory.save()
-    replace_file(policy, old.read_text(encoding="utf-8"))
+    replace_file(policy, read_text(old))
 
 
 def alarm(folder: Path, checksum: str) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
+from edgeroute.system.foreign_files import read_text
 from edgeroute.tools.cli.calibrate import path_in_policy, proper_share
 from edgeroute.tools.cli.example_options import plain_router
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
@@ -91,7 +92,7 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
         return Step("refused", text, NOT_READY)
     if not dry_run:
         if now != switch["after"]:
-            replace_file(edited, policy.read_text(encoding="utf-8"))
+            replace_file(edited, read_text(policy))
         roll_back(policy, memory)
     return Step(
         "rolled_back", f"{_would(dry_run)}rolled back to the policy before the switch of {local_time(switch['at'])}: {why}"

@@ -17,6 +17,7 @@ from edgeroute.edge.model_members import files, member
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, BadReply, ModelError
+from edgeroute.system.foreign_files import open_file
 from edgeroute.types import EdgeModel
 
 # Results of quantising or pruning.
@@ -317,7 +318,7 @@ def _packed_size(path: Path) -> int:
     total = 0
     for file in _all_files(path):
         packer = zlib.compressobj()
-        with file.open("rb") as data:
+        with open_file(file) as data:
             while block := data.read(1 << 20):
                 total += len(packer.compress(block))
         total += len(packer.flush())

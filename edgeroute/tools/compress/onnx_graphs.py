@@ -14,6 +14,7 @@ from typing import Any
 from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, ModelMissing, PolicyError, RuntimeMissing, StoreError
+from edgeroute.system.foreign_files import read_json
 from edgeroute.system.late_imports import import_late
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -212,7 +213,7 @@ def write_card(model_path: Path, original: Card, step: str) -> Path:
     """
     data: dict[str, Any] = {}
     if original.path is not None:
-        data = json.loads(original.path.read_text(encoding="utf-8"))
+        data = read_json(original.path)
     steps = data.get("steps")
     data |= {"file": model_path.name, "sha256": sha256_of(model_path)} | (
         {"bytes": model_path.stat().st_size} if "bytes" in data else {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 import sys
 from collections import deque
 from io import FileIO
 from pathlib import Path
+from typing import cast
+
+from edgeroute.system.foreign_files import open_file
 
 PIECE = 1 << 20
 """Bytes read at a time."""
@@ -113,7 +114,7 @@ class Tail:
         while missing < 2:  # noqa: PLR2004 - while files are renamed one number is free
             path = self.path if n == 0 else self.path.with_name(f"{self.path.name}.{n}")
             try:
-                file = FileIO(path, opener=_open)
+                file = cast("FileIO", open_file(path).detach())
             except OSError as e:
                 missing += n > 0
                 if n == 0 and not isinstance(e, FileNotFoundError):
@@ -218,13 +219,6 @@ class Tail:
         if self._file is None or _file_id(self._file) != self._file_id:
             self.close()
             self._file = FileIO(os.dup(file_now.fileno()))
-
-
-def _open(path: str | Path, flags: int) -> int:
-    """Open a regular file without blocking; raise `OSError` for a FIFO or the like."""
-    if not stat.S_ISREG(Path(path).stat().st_mode):
-        raise OSError(errno.EINVAL, "is no regular file: expected a trace's")
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # it may have become a FIFO meanwhile
 
 
 def _count_lines(file: FileIO, begin: int, end: int) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from edgeroute.errors import BadInput
+from edgeroute.system.foreign_files import open_file
 from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, answer_digest, number, round_grade
 
 MOST: Final = 1 << 24
@@ -81,7 +82,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         if str(path) == "-":
             yield sys.stdin.buffer
             return
-        with path.open("rb") as file:
+        with open_file(path) as file:
             yield file
     except FileNotFoundError as e:
         raise BadInput(f"{path}: there is no such file") from e

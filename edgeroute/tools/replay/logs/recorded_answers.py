@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.scores import quantile
+from edgeroute.system.foreign_files import parse_json
 from edgeroute.tools.measure.deferral_curve import ROUNDING
 
 # Parts of a recorded answer. No error contains text of a log.
@@ -233,7 +234,7 @@ def _tokens(usage: Any) -> tuple[float, float] | None:
 def _arguments(text: Any) -> object:
     """Return a tool's arguments, parsed from JSON so that order and spaces do not count; as given if they are no JSON."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (TypeError, ValueError):
         return text
 
