@@ -54,9 +54,9 @@ from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.edge.model_card import Card
 from edgeroute.http import reply_parser as reading
+from edgeroute.http.connection_protocol import pin_of
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages import MAX_REPLY, Address, Call, Reply
-from edgeroute.http.prices_and_pins import pin_of
 from edgeroute.http.reply_parser import H11, Llhttp, Malformed, Reading
 from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.system.process import settle

@@ -19,10 +19,9 @@ from pieces import taken
 from edgeroute import BadReply, CloudError, PlainJson, PolicyError, Router, StopToken, TimedOut, Unreachable
 from edgeroute.http import reply_parser as reading
 from edgeroute.http.aio_connections import AsyncConnections
-from edgeroute.http.connection_protocol import Wire
+from edgeroute.http.connection_protocol import Wire, pin_of
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages import Address, Call
-from edgeroute.http.prices_and_pins import pin_of
 from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer, http_reply
 

@@ -21,7 +21,7 @@ from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_pie
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.model_members import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
-from edgeroute.http.prices_and_pins import checked_terms
+from edgeroute.http.messages import checked_terms
 from edgeroute.system.process import AbandonedRuns, is_task_cancelled
 from edgeroute.types import Backend, Escalated, StopToken
 

@@ -17,8 +17,8 @@ import certifi
 
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 from edgeroute.http.messages import SUCCESS, Address, Call
-from edgeroute.http.prices_and_pins import pin_of
 from edgeroute.http.reply_parser import Early, Malformed, Reading
+from edgeroute.system.process import sha256
 
 # Proxy to an endpoint, from the environment variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 
@@ -244,6 +244,48 @@ class Tls:
         """
         if self._outgoing.pending and not (yield from self._inner.write([self._outgoing.read()], self._meanwhile)):
             raise ConnectionAbortedError("the connection was lost in its handshake")
+
+
+# Hash of the public key in a certificate, which a pin names, whoever has signed the certificate.
+
+_SEQUENCE, _VERSION = 0x30, 0xA0
+_BEFORE_KEY = 5
+"""Fields between version and key: serial number, signature algorithm, issuer, validity, subject."""
+
+
+def pin_of(certificate: bytes) -> bytes:
+    """Return the SHA-256 of the public key (SubjectPublicKeyInfo) in a certificate in DER.
+
+    Raises:
+        ValueError: the data is no certificate.
+    """
+    fields = _der_element(_der_element(certificate, 0, _SEQUENCE)[0], 0, _SEQUENCE)[0]
+    position = _der_element(fields, 0)[1] if fields[:1] == bytes([_VERSION]) else 0
+    for _ in range(_BEFORE_KEY):
+        position = _der_element(fields, position)[1]
+    return sha256(fields[position : _der_element(fields, position, _SEQUENCE)[1]]).digest()
+
+
+def _der_element(data: bytes, position: int, tag: int | None = None) -> tuple[bytes, int]:
+    """Return the content of the DER element at a position, and the position of the next element.
+
+    Args:
+        data: bytes in DER.
+        position: index of the element's tag.
+        tag: expected tag; None: any.
+
+    Raises:
+        ValueError: the element has another tag, or is cut off.
+    """
+    if len(data) < position + 2 or (tag is not None and data[position] != tag):
+        raise ValueError("not a certificate")
+    size, begin = data[position + 1], position + 2
+    if size & 0x80:
+        count = size & 0x7F
+        size, begin = int.from_bytes(data[begin : begin + count], "big"), begin + count
+    if len(data) < begin + size:
+        raise ValueError("not a certificate")
+    return data[begin : begin + size], begin + size
 
 
 def context_for(address: Address) -> ssl.SSLContext:

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from hashlib import sha256
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes import clean
+from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.units import Size, Timeout, Whole
-from edgeroute.errors import PolicyError
-from edgeroute.http.prices_and_pins import checked_pins, checked_terms
+from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.declared_settings import check_units
 
 
@@ -121,6 +122,46 @@ class Secret:
 
 _NAME = re.compile("[A-Z_][A-Z0-9_]{0,63}")
 """Names of environment variables that may be quoted."""
+
+
+def checked_terms(fields: dict[str, Any]) -> Terms:
+    """Return the terms made from fields by name.
+
+    Raises:
+        PolicyError: a value is not a valid number, which would switch a limit off, or falsify the costs that are booked.
+        TypeError: a name is no field of `Terms`.
+    """
+    terms = Terms(**fields)
+    check_units(Terms, terms._asdict())
+    if terms.max_concurrent != "auto":
+        check_number("max_concurrent", terms.max_concurrent, least=1, whole=True)
+    return terms
+
+
+_PIN = re.compile(r"sha256/[A-Za-z0-9+/]{43}=")
+
+
+def checked_pins(given: str | Collection[str] | None) -> frozenset[bytes]:
+    """Return the SHA-256 hashes in pins such as `sha256/BASE64`, one or several; empty for None.
+
+    Raises:
+        PolicyError: a pin is malformed, or the collection is empty.
+    """
+    if given is None:
+        return frozenset()
+    pins = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
+    if not pins:
+        raise PolicyError("pin= is empty: leave it out, or give sha256/BASE64 of the server's public key")
+    hashes = set()
+    for pin in pins:
+        if not isinstance(pin, str) or not _PIN.fullmatch(pin):
+            raise PolicyError(
+                "pin takes sha256/ and the Base64 of the SHA-256 of the server's public key (44 characters), as curl's"
+            )
+        hashes.add(b64decode(pin.removeprefix("sha256/")))
+    return frozenset(hashes)
+
+
 MAX_REPLY = 1 << 20
 """Default maximum of a reply's body, bytes."""
 
