@@ -604,7 +604,7 @@ def everything():
     page = Page()
     of_tally(page, counts.read(), "")
     of_status(page, status, "")
-    return {sample.name.removeprefix(PREFIX): {*sample.labels} for family in page for sample in family.samples}
+    return {sample.name.removeprefix(PREFIX): {*sample.labels} for family in page.collect() for sample in family.samples}
 
 
 def test_two_targets_of_one_name():
@@ -615,7 +615,7 @@ def test_two_targets_of_one_name():
     stats = Stats(1, 1, 0, 0, 1.0, 0, 0, 0, 1, 1, 0.1, (leg, leg._replace(bytes_sent=9)), ())
     page = Page()
     of_status(page, Status(stats, Limits(), Cost()), "")
-    samples = [(sample.name, *sorted(sample.labels.items())) for family in page for sample in family.samples]
+    samples = [(sample.name, *sorted(sample.labels.items())) for family in page.collect() for sample in family.samples]
     assert len(samples) == len({*samples}) > 20
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
-from functools import partial
 from time import monotonic
 from types import AsyncGeneratorType, CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +22,7 @@ from edgeroute.edge.model_members import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.messages import checked_terms
 from edgeroute.system.process import AbandonedRuns, is_task_cancelled
-from edgeroute.types import Backend, Escalated, StopToken
+from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
@@ -328,12 +327,13 @@ class FunctionBackend(AbandonedRuns):
         given = function if isinstance(function, Function) else Function(function)
         self.name, self.function, self.terms, self.version = name, given.function, given.terms, given.version
         self.sends_edge = given.send_edge
-        self._ask: Callable[[Any], Any] = partial(_spread, self.function) if given.send_edge else self.function
+        self._ask: Callable[[Any], Any] = (lambda escalated: self.function(*escalated)) if given.send_edge else self.function
         self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
         self.origin = self.where
         self.reader = ReplyReader(score, labels=given.labels or labels, kind=given.kind, name=given.name)
         super().__init__(MAX_ABANDONED)
-        self.health = None if given.health is None else _without_arguments(given.health)
+        health = given.health
+        self.health = None if health is None else lambda until, exchange: health()  # noqa: ARG005 - it has neither time limit nor bytes
         call = getattr(self.function, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
         self._speaks = inspect.isasyncgenfunction(self.function)
         self.alone_async = self._speaks or inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
@@ -509,13 +509,3 @@ class Function:
         self.version = version
         self.function, self.name, self.health, self.terms = function, name, health, checked_terms(terms)
         self.labels, self.kind = label_names(labels), checked_kind(kind)
-
-
-def _spread(function: Callable[[Any, Any], Any], given: Escalated) -> Any:
-    """Call a function with an input and the edge's answer."""
-    return function(given.x, given.edge)
-
-
-def _without_arguments(health: Callable[[], object]) -> Callable[[float, Exchange], object]:
-    """Return a health check with the backend's signature."""
-    return lambda until, exchange: health()  # noqa: ARG005 - a function has no time limit and no byte count

@@ -316,7 +316,10 @@ async def run(
             raise
         finally:
             OURS.set(False)
-            _account_for(client, speaking, exchange, ended, cut=ended is _LEFT or (way.cancel is not None and way.cancel.asked))
+            cut = ended is _LEFT or (ended is not None and way.cancel is not None and way.cancel.asked)
+            speaking.close()
+            client.count_received(speaking.received)
+            exchange.after_attempt(speaking.received, ended, cut=cut, tokens=speaking.tokens())
         return speaking.outputs
 
     try:
@@ -327,12 +330,3 @@ async def run(
     except CloudError as e:
         e.args = (client.endpoint.address.hide(str(e)),)
         raise
-
-
-def _account_for(
-    client: HttpClient, speaking: StreamAttempt, exchange: Exchange, error: BaseException | None, *, cut: bool
-) -> None:
-    """Account for an attempt that has ended: complete, by an error, or abandoned. Ends the speech."""
-    speaking.close()
-    client.count_received(speaking.received)
-    exchange.after_attempt(speaking.received, error, cut=cut and error is not None, tokens=speaking.tokens())

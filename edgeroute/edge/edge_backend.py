@@ -150,23 +150,15 @@ class EdgeBackend(AbandonedRuns):
 
     def _stream_counted(self, pieces: Generator[Any, None, Any], cancel: StopToken | None) -> Pieces:
         """Yield the pieces of a model's stream as one counted run, and return the prediction."""
-        if self._runs is None:
-            return (yield from read_pieces(pieces, self.reader.read_answer))
-        with self._runs.one(cancel):
+        with nullcontext() if self._runs is None else self._runs.one(cancel):
             return (yield from read_pieces(pieces, self.reader.read_answer))
 
     async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
         """Await a counted run of the inputs as one batch, or, if not `many`, of the only input by the model's `run_one`."""
-        if self._runs is not None:
-            async with self._runs.one_async():
-                return await self._run_uncounted(inputs, many)
-        return await self._run_uncounted(inputs, many)
-
-    async def _run_uncounted(self, inputs: list[Any], many: bool) -> list[Prediction]:
-        """Await the model's `run`, or its `run_one`, and decode the outputs."""
-        if many:
-            return self.reader.read_many(await self._run(inputs, None), len(inputs))
-        return [self.reader.read_one(await self._one(inputs[0], None))]
+        async with nullcontext() if self._runs is None else self._runs.one_async():
+            if many:
+                return self.reader.read_many(await self._run(inputs, None), len(inputs))
+            return [self.reader.read_one(await self._one(inputs[0], None))]
 
     async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
         """Run one input on an event loop, calling `show` with each piece of the answer; return the prediction."""
@@ -175,9 +167,7 @@ class EdgeBackend(AbandonedRuns):
             (prediction,) = await self._run_async([x], many=False)
             show(prediction.value)
             return prediction
-        if self._runs is None:
-            return self.reader.read_answer(await gather(stream(x, None), show))
-        async with self._runs.one_async():
+        async with nullcontext() if self._runs is None else self._runs.one_async():
             return self.reader.read_answer(await gather(stream(x, None), show))
 
     def ready(self, until: float) -> None:

@@ -53,7 +53,8 @@ class Page:
         self._found: dict[str, Any] = {}
         self._seen = set[tuple[str, ...]]()
 
-    def __iter__(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Metric]:
+        """Return the metrics, as a registry of `prometheus_client` asks for them."""
         return iter(self._found.values())
 
     def _add(self, kind: Any, name: str, text: str, labels: dict[str, str], *value: Any) -> None:
@@ -188,14 +189,6 @@ class Exposition(NamedTuple):
     content_type: str
 
 
-class Parts(Protocol):
-    """Parts of a router, as far as they are used here."""
-
-    @property
-    def instruments(self) -> Instruments | None:
-        """Instruments of the router; None: it has none."""
-
-
 class Measured(Protocol):
     """`Router` or `AsyncRouter`, as far as it is used here."""
 
@@ -272,7 +265,7 @@ def metrics(router: Measured, accept: str = "") -> Exposition:
 def shown(page: Page, accept: str = "") -> Exposition:
     """Return a page of metrics as body and content type of a reply."""
     registry = CollectorRegistry()
-    registry.register(_PageCollector(page))
+    registry.register(page)
     return _encode(registry, accept)
 
 
@@ -284,9 +277,8 @@ def _encode(registry: CollectorRegistry, accept: str) -> Exposition:
 
 def of_router(router: Measured) -> Prometheus | None:
     """Return the router's `Prometheus` instrument; None: it has none."""
-    parts: Parts = router.engine
-    instruments = () if parts.instruments is None else parts.instruments.all
-    return next((instrument for instrument in instruments if isinstance(instrument, Prometheus)), None)
+    instruments: Instruments | None = router.engine.instruments
+    return next((i for i in ([] if instruments is None else instruments.all) if isinstance(i, Prometheus)), None)
 
 
 def check_installed() -> None:
@@ -348,22 +340,7 @@ class _Collector(ForkSafe):
             status = member.status()
             if status is not None:
                 of_status(page, status, member.router)
-        return iter(page)
-
-
-class _PageCollector:
-    """Collector of a finished page."""
-
-    def __init__(self, page: Page) -> None:
-        self._page = page
-
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing: the metrics are known at a scrape."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Return the page's metrics."""
-        return iter(self._page)
+        return page.collect()
 
 
 _collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionary()

@@ -6,11 +6,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from math import ceil
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.confidence.binomial_tests import upper
+from edgeroute.confidence.binomial_tests import proportion
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
@@ -21,8 +20,6 @@ UNHEARD = "unheard"
 """Key that marks the lines of shadow runs in the audit log."""
 RISK = 0.05
 """Probability that an interval misses the truth."""
-LARGEST = 50_000
-"""Sample size from which intervals do not become narrower: an exact one of more would take too long."""
 PER = 1000
 """Number of requests to which stated savings refer."""
 MB = 1e6
@@ -104,9 +101,9 @@ class _Weights:
         if not self.sum:
             return 0.0, 0.0, 1.0
         share = min(1.0, part / self.sum)
-        n = max(1, min(LARGEST, int(self.sum * self.sum / self._squares + 1e-9)))
-        fewer, more = int(share * n + 1e-9), ceil(share * n - 1e-9)
-        return share, 1 - upper(n - fewer, n, RISK / 2), upper(more, n, RISK / 2)
+        n = max(1, int(self.sum * self.sum / self._squares + 1e-9))
+        _, low, high = proportion(share * n, n, RISK)
+        return share, low, high
 
 
 def _number(value: Any) -> float | None:

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -64,7 +65,7 @@ class Cache(ForkSafe):
     """
 
     _lock = per_process(threading.RLock)
-    _recent: Recent[bytes, CachedEntry] = per_process_of(lambda self: Recent(self._max_bytes, _bytes))
+    _recent: Recent[bytes, CachedEntry] = per_process_of(lambda self: Recent(self._max_bytes, attrgetter("bytes")))
     """Empty in a child: another thread of the parent may have been in the middle of a change."""
     _refusals: Recent[bytes, tuple[str, int, float]] = per_process(lambda: Recent(REFUSALS))
     _hits, _disk_hits, _misses = initially(0), initially(0), initially(0)
@@ -223,11 +224,6 @@ class Cache(ForkSafe):
         if age_s < self._renewing_s:
             return "revalidate"
         return "stale" if age_s < self._offline_s else None
-
-
-def _bytes(cached: CachedEntry) -> int:
-    """Return the size of an entry for the LRU."""
-    return cached.bytes
 
 
 # Singleflight: one of several equal concurrent requests (the leader) runs, and the others (followers) wait for its result.
