@@ -11,7 +11,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -75,8 +74,6 @@ class Parameter(NamedTuple):
             return ""
         if get_origin(self.type) is Literal:
             return self.info.metavar or " or ".join(get_args(self.type))
-        if isinstance(self.type, type) and issubclass(self.type, Enum):
-            return self.info.metavar or " or ".join(choice.value for choice in self.type)
         return self.info.metavar or KINDS.get(self.type, "TEXT")
 
     @property
@@ -86,7 +83,7 @@ class Parameter(NamedTuple):
         default = self.info.show_default if isinstance(self.info.show_default, str) else self.default
         if not self.info.show_default or default == "" or isinstance(default, bool | NoneType | list | tuple | type):
             return text  # a parameter without a default has `empty`, a type
-        return f"{text} Default: `{default.value if isinstance(default, Enum) else default}`."
+        return f"{text} Default: `{default}`."
 
 
 def commands_page() -> str:

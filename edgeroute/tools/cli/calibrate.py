@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,8 +22,8 @@ from edgeroute.tools.cli.example_options import (
     plain_router,
     read_examples,
 )
-from edgeroute.tools.cli.exit_codes import OK, TOO_FEW, line
-from edgeroute.tools.cli.tables_and_options import Json, Policy, console, of_share, pairs, share, table
+from edgeroute.tools.cli.exit_codes import OK
+from edgeroute.tools.cli.tables_and_options import Json, Policy, console, of_share, pairs, print_notes, share, table
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Kind
@@ -97,7 +96,6 @@ def calibrate(
         raise typer.BadParameter("it needs a fitted score: --score learned or auto", param_hint="--ood")
     odds = _sure(sure, kind)
 
-    from edgeroute.confidence import NotEnough
     from edgeroute.edge.model_members import member
     from edgeroute.tools.cli.answered_prompts import grade_prompts, read_prompts
     from edgeroute.tools.cli.graded_answers import certify_graded, only_graded, read_graded
@@ -109,36 +107,25 @@ def calibrate(
         _environment(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
         plain_router(policy) as router,
     ):
-        try:
-            prompt_lines = None if audited else read_prompts(data or [], every)
-            scored = None if audited or prompt_lines is not None else read_graded(data or [], every)
-            if prompt_lines is not None:
-                scored = grade_prompts(prompt_lines, DirectCalls(router.engine, edge), router)
-            if scored is None and metric:
-                why = "it needs graded answers: an .npz file with confidence and edge_scores, or .jsonl with grades"
-                raise typer.BadParameter(why, param_hint="--metric")
-            if scored is not None:
-                only_graded(score=score, per_class=per_class, class_=data_class)
-                result = certify_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
-            elif audited:
-                result = _calibrate_recorded(router, None, want, edge, policy, every)
-            elif (examples := read_examples(data or [], every, router)).recorded:
-                result = _calibrate_recorded(router, examples, want, edge, policy, every)
-            else:
-                result = router.calibrate(
-                    examples.inputs,
-                    examples.labels,
-                    groups=examples.groups,
-                    edge=edge,
-                    data_class=data_class,
-                    batch=batch,
-                    **want,
-                )
-                result = replace(result, notes=[*examples.notes, *result.notes])
-        except NotEnough as e:
-            missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
-            print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
-            return TOO_FEW
+        prompt_lines = None if audited else read_prompts(data or [], every)
+        scored = None if audited or prompt_lines is not None else read_graded(data or [], every)
+        if prompt_lines is not None:
+            scored = grade_prompts(prompt_lines, DirectCalls(router.engine, edge), router)
+        if scored is None and metric:
+            why = "it needs graded answers: an .npz file with confidence and edge_scores, or .jsonl with grades"
+            raise typer.BadParameter(why, param_hint="--metric")
+        if scored is not None:
+            only_graded(score=score, per_class=per_class, class_=data_class)
+            result = certify_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
+        elif audited:
+            result = _calibrate_recorded(router, None, want, edge, policy, every)
+        elif (examples := read_examples(data or [], every, router)).recorded:
+            result = _calibrate_recorded(router, examples, want, edge, policy, every)
+        else:
+            result = router.calibrate(
+                examples.inputs, examples.labels, groups=examples.groups, edge=edge, data_class=data_class, batch=batch, **want
+            )
+            result = replace(result, notes=[*examples.notes, *result.notes])
         model = Path(member(DirectCalls(router.engine, edge).runner.model, "path") or "model")
     path = out or policy.parent / "certificate.json"
     lines = {"threshold": path_in_policy(policy, path)}
@@ -153,8 +140,7 @@ def calibrate(
         certificate = result.certificate.as_dict()
         print(json.dumps({"certificate": certificate, "path": str(path), "policy": lines, "notes": [*result.notes]}))
         return OK
-    for note in result.notes:
-        print(note, file=sys.stderr)
+    print_notes(result.notes)
     _show(result, path, lines, edge)
     return OK
 
@@ -235,15 +221,12 @@ def _calibrate_recorded(
     options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
     target = checked_request(**options)
     calls = DirectCalls(router.engine, edge, "msp" if target.fit else target.score)
-    if file_examples is not None:
-        examples, notes = (
-            recorded_examples(calls, file_examples.edge, file_examples.cloud, file_examples.labels, file_examples.groups),
-            file_examples.notes,
-        )
+    if file_examples is None:
+        log = state_folder(policy, None) / "audit.jsonl"
+        examples, notes, *_ = audited_examples(log, calls.runner.name, calls.fingerprints(), every=every)
     else:
-        examples, notes, *_ = audited_examples(
-            state_folder(policy, None) / "audit.jsonl", calls.runner.name, calls.fingerprints(), every=every
-        )
+        outputs, notes = file_examples, file_examples.notes
+        examples = recorded_examples(calls, outputs.edge, outputs.cloud, outputs.labels, outputs.groups)
     return certify_examples(calls, examples, target, notes, policy=policy.name)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.errors import BadInput, PolicyError
+from edgeroute.errors import PolicyError
+from edgeroute.tools.cli.example_options import all_or_none
 from edgeroute.tools.cli.exit_codes import OK
-from edgeroute.tools.cli.tables_and_options import Json, console, pairs, share, table
+from edgeroute.tools.cli.tables_and_options import Json, console, pairs, print_notes, share, table
 
 if TYPE_CHECKING:
     from edgeroute.tools.compress.measurement import Measured, Result
@@ -58,18 +58,13 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
     names = [spec.name for spec in member(loaded, "inputs") if spec.name not in constant]
     notes = list[str]()
     items = [item for path in files(paths) for item in read_inputs(path, names if len(names) > 1 else (), notes.append)]
-    for note in notes:
-        print(note, file=sys.stderr)
-    labels = [item.label for item in items]
-    if labels.count(None) not in {0, len(labels)}:
-        raise BadInput(f"{labels.count(None):,} of {len(labels):,} inputs have no label: label all of them, or none")
-    return [item.x for item in items], None if None in labels or not labels else labels
+    print_notes(notes)
+    return [item.x for item in items], all_or_none([item.label for item in items]) or None
 
 
 def show(result: Result, *, as_json: bool) -> None:
     """Print the result as tables or JSON, notes on stderr; report a model that is slower than the original by 5 %."""
-    for note in result.notes:
-        print(note, file=sys.stderr)
+    print_notes(result.notes)
     if as_json:
         print(json.dumps(result.as_dict(), allow_nan=False))
         return
@@ -161,13 +156,6 @@ def _function(name: str) -> Any:
     return thing
 
 
-class Activations(str, Enum):
-    """Types of an int8 model's activations."""
-
-    uint8 = "uint8"
-    int8 = "int8"
-
-
 def quantize(
     model: Model,
     *,
@@ -182,8 +170,9 @@ def quantize(
         bool, typer.Option("--last", help="Quantise the last layer too. Its logits are then some of 256, and confidences tie.")
     ] = False,
     activations: Annotated[
-        Activations, typer.Option(help="uint8 is the fastest on x86; int8, symmetric, is for TensorRT, and good on ARM.")
-    ] = Activations.uint8,
+        Literal["uint8", "int8"],
+        typer.Option(help="uint8 is the fastest on x86; int8, symmetric, is for TensorRT, and good on ARM."),
+    ] = "uint8",
     reduce_range: Annotated[
         bool, typer.Option("--reduce-range", help="Weights of 7 bits: for x86 CPUs without VNNI, where uint8 sums overflow.")
     ] = False,
@@ -203,7 +192,7 @@ def quantize(
     inputs, labels = examples(model, data)
     result = compress.quantize(
         model, inputs, labels, out=out, fp16=fp16, keep_float=keep_float, sensitivity=layers, last=last,
-        activations=activations.value, reduce_range=reduce_range, calibration=calibrate, overwrite=force,
+        activations=activations, reduce_range=reduce_range, calibration=calibrate, overwrite=force,
     )  # fmt: skip
     show(result, as_json=as_json)
     return OK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from math import isnan
@@ -15,7 +14,7 @@ import typer
 from edgeroute.errors import BadInput, RuntimeMissing
 from edgeroute.tools.cli.example_options import Data, DataClass, EdgeNumber, Every, FileExamples, plain_router, read_examples
 from edgeroute.tools.cli.exit_codes import OK
-from edgeroute.tools.cli.tables_and_options import Json, Policy, console, pairs, table
+from edgeroute.tools.cli.tables_and_options import Json, Policy, console, pairs, print_notes, table
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
@@ -58,9 +57,8 @@ def evaluate(
         if no_cloud:
             examples = examples._replace(cloud=None)
         if examples.groups is not None:
-            examples.notes.append(
-                "the array 'groups' is not used: examples count as independent, so the intervals are too narrow"
-            )
+            note = "the array 'groups' is not used: examples count as independent, so the intervals are too narrow"
+            examples.notes.append(note)
         if examples.recorded:
             result = _evaluate_recorded(router, examples, **options)
         else:
@@ -74,10 +72,7 @@ def evaluate(
     if as_json:
         print(json.dumps(result.as_dict(), allow_nan=False))
         return OK
-    for note in result.notes:
-        print(note, file=sys.stderr)
-    if seen := seen_before(result.evaluation):
-        print(seen, file=sys.stderr)
+    print_notes(filter(None, [*result.notes, seen_before(result.evaluation)]))
     _show(result.evaluation)
     if report is not None:
         print(f"written to {report}")

@@ -70,8 +70,8 @@ def read_examples(paths: Sequence[Path], every: int, router: Router) -> FileExam
     if not recorded and not items:
         raise BadInput(f"there are no inputs in {', '.join(map(str, paths))}")
     if not recorded:
-        labels = _all_or_none([item.label for item in items])
-        groups = _all_or_none([item.group for item in items], "group")
+        labels = all_or_none([item.label for item in items])
+        groups = all_or_none([item.group for item in items], "group")
         taken = [item.x for item in items[::every]]
         return FileExamples(taken, [], None, labels[::every] or None, notes, groups[::every] or None)
     if len({outputs.edge.shape[1:] for outputs in recorded}) > 1 or len({outputs.cloud is None for outputs in recorded}) > 1:
@@ -79,13 +79,13 @@ def read_examples(paths: Sequence[Path], every: int, router: Router) -> FileExam
     edge = np.concatenate([outputs.edge for outputs in recorded])[::every]
     clouds = [outputs.cloud for outputs in recorded if outputs.cloud is not None]
     none: list[Any] = [None]
-    labels = _all_or_none([label for o in recorded for label in o.labels or none * len(o.edge)])
-    groups = _all_or_none([group for o in recorded for group in o.groups or none * len(o.edge)], "group")
+    labels = all_or_none([label for o in recorded for label in o.labels or none * len(o.edge)])
+    groups = all_or_none([group for o in recorded for group in o.groups or none * len(o.edge)], "group")
     cloud = np.concatenate(clouds)[::every] if clouds else None
     return FileExamples([], edge, cloud, labels[::every] or None, [TRUST, *notes], groups[::every] or None)
 
 
-def _all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
+def all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
     """Return all labels, or [] if there are none; raise `BadInput` if only some are there."""
     missing = labels.count(None)
     if missing == len(labels):

@@ -27,7 +27,7 @@ LEFT: list[Thread] = []
 CODES = (
     "Exit codes: 0 success; 1 an input could not be read or answered; 2 wrong usage, policy, model or file; "
     "3 no answer, the cloud was needed and could not be reached; 4 something is not ready in `check`, or a trial is worse in "
-    "`arms`; 5 too few examples for the promise that `calibrate` or `recertify` was asked for; 70 a bug of edgeroute; "
+    "`arms`; 5 too few examples for the guarantee that `calibrate` or `recertify` was asked for; 70 a bug of edgeroute; "
     "130 interrupted by Ctrl-C, or at a question; 141 the output's reader has closed it, as with `| head`."
 )
 
@@ -51,17 +51,22 @@ def exits(command: Callable[..., int]) -> Callable[..., None]:
 
 
 def code_of(error: EdgerouteError) -> int:
-    """Return the exit code for an error: 3 if no answer came or the cloud failed, 1 for a bad input, 2 for all else."""
+    """Return the exit code for an error: 3 without an answer, 1 for a bad input, 5 for too few examples, 2 for all else."""
     if isinstance(error, NoAnswer | CloudError):
         return NO_ANSWER
-    return FAILED if isinstance(error, BadInput) else USAGE
+    return FAILED if isinstance(error, BadInput) else TOO_FEW if _missing(error) else USAGE
+
+
+def _missing(error: EdgerouteError) -> dict[str, int]:
+    """Return how many examples are needed and missing, if the error is that there are too few; empty for all else."""
+    return {name: getattr(error, name) for name in ("needed", "missing") if hasattr(error, name)}
 
 
 def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
     """Format an error as one line of text or JSON, by its type if it has no message; `more` names its subject."""
     text = str(error) or type(error).__name__
     if as_json:
-        return json.dumps({**more, "error": text, "kind": type(error).__name__})
+        return json.dumps({**more, "error": text, "kind": type(error).__name__, **_missing(error)})
     return printable(": ".join(["error", *more.values(), text]))
 
 

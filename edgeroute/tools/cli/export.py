@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -34,15 +33,8 @@ Replicas = Annotated[str, typer.Option("--replicas", metavar="LOW-HIGH", help="L
 WAIT_S = 0.002
 
 
-class Backend(str, Enum):
-    """Runners of the model file in Triton."""
-
-    python = "python"
-    onnxruntime = "onnxruntime"
-
-
 Runs = Annotated[
-    Backend,
+    Literal["python", "onnxruntime"],
     typer.Option("--backend", help="Runner of the file: a program with ONNX Runtime, or Triton's own backend, if it has that."),
 ]
 
@@ -54,7 +46,7 @@ def triton(
     *,
     out: Out,
     name: Names = None,
-    backend: Runs = Backend.python,
+    backend: Runs = "python",
     max_batch: Most = 32,
     wait: Wait = None,
     queue: Queue = 256,
@@ -68,7 +60,7 @@ def triton(
     from edgeroute.tools.export.triton import triton as write
 
     batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, instances, gpu)
-    return _report(write(models, out, names=name or (), backend=backend.value, batching=batching, force=force), out, as_json)
+    return _report(write(models, out, names=name or (), backend=backend, batching=batching, force=force), out, as_json)
 
 
 @export.command()
@@ -119,7 +111,7 @@ def kserve(
         str | None,
         typer.Option("--storage", metavar="URI", help="Address of the repository for KServe.", show_default="in the image"),
     ] = None,
-    backend: Runs = Backend.python,
+    backend: Runs = "python",
     max_batch: Most = 32,
     wait: Wait = None,
     queue: Queue = 256,
@@ -137,7 +129,7 @@ def kserve(
     batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, gpu=gpu > 0)
     cluster = Cluster(image, _range(replicas), cpu, gpu=gpu)
     exported = write(
-        models, out, cluster=cluster, name=service, names=name or (), storage=storage, backend=backend.value, batching=batching,
+        models, out, cluster=cluster, name=service, names=name or (), storage=storage, backend=backend, batching=batching,
         force=force,
     )  # fmt: skip
     return _report(exported, out, as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,13 +163,8 @@ def _answers(
     router: Router, items: Iterator[Item], batch: int, options: dict[str, Any]
 ) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
     """Yield each input with its answer or error, in batches; the last may be smaller."""
-    group: list[Item] = []
-    for item in items:
-        group.append(item)
-        if len(group) == batch:
-            yield from _group(router, group, options)
-            group = []
-    yield from _group(router, group, options)
+    while group := [*islice(items, batch)]:
+        yield from _group(router, group, options)
 
 
 def _group(router: Router, group: list[Item], options: dict[str, Any]) -> Iterator[tuple[Item, Answer | EdgerouteError]]:

@@ -102,6 +102,14 @@ def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: Non
             return [Item(str(path), data)]
 
 
+def input_at(path: Path, index: int) -> Any:
+    """Return input `index` of a file; raise `BadInput` if the file cannot be read, or has fewer."""
+    items = read_inputs(path)
+    if index >= len(items):
+        raise BadInput(f"{path} has {len(items)} inputs: there is no input {index}")
+    return items[index].x
+
+
 def recorded_outputs(path: Path, note: Note = lambda _: None) -> Recorded | None:
     """Read outputs from an .npz file that has `edge_logits` and no inputs by their names; None for any other file.
 

@@ -24,7 +24,7 @@ from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.system.foreign_files import open_file, read_bytes
 from edgeroute.tools.cli.exit_codes import LEFT
-from edgeroute.tools.cli.input_files import IMAGES, STDIN, by_name, read_inputs
+from edgeroute.tools.cli.input_files import IMAGES, STDIN, by_name, input_at
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, text, variations
 from edgeroute.tools.inspect.guess_outputs import LABELS, batch_of, card, named_classes, outputs
@@ -240,11 +240,9 @@ def _sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Sample:
     if len(specs) > 1 and (arrays := by_name(path, [spec.name for spec in specs])):
         ranks = {spec.name: len(spec.shape) for spec in specs}
         return Sample(path, {name: _row(a, ranks[name], index) for name, a in arrays.items()}, None)
-    items = read_inputs(path)
-    if index >= len(items):
-        raise BadInput(f"{path} has {len(items)} inputs: there is no input {index}")
+    x = input_at(path, index)
     picture = path != STDIN and path.suffix.lower() in IMAGES and path.stat().st_size <= MOST_PICTURE
-    return Sample(path, items[index].x, read_bytes(path) if picture else None)
+    return Sample(path, x, read_bytes(path) if picture else None)
 
 
 def _row(array: Any, rank: int, index: int) -> Any:

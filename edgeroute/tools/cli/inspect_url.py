@@ -14,11 +14,11 @@ from edgeroute.core.error_codes import error_text
 from edgeroute.core.routing_policy import Options
 from edgeroute.edge.card_inputs import Inputs
 from edgeroute.edge.model_card import Card
-from edgeroute.errors import BadInput, CloudError, EdgerouteError
+from edgeroute.errors import CloudError, EdgerouteError
 from edgeroute.http.messages import Reply, Secret
 from edgeroute.router.router import Router
 from edgeroute.system.quotable_codes import quoted_names
-from edgeroute.tools.cli.input_files import by_name, read_inputs
+from edgeroute.tools.cli.input_files import by_name, input_at
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
 from edgeroute.tools.inspect.guess_inputs import Finding, describe
 from edgeroute.tools.inspect.guess_outputs import KIND, NAME, outputs
@@ -115,13 +115,7 @@ def _read_sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Any:
         BadInput: it does not.
     """
     arrays = by_name(path, [spec.name for spec in specs]) if len(specs) > 1 else {}
-    if arrays:
-        x: Any = arrays
-    else:
-        items = read_inputs(path)
-        if index >= len(items):
-            raise BadInput(f"{path} has {len(items)} inputs: there is no input {index}")
-        x = items[index].x
+    x = arrays or input_at(path, index)
     Inputs(Card(), specs, ()).feed([x], "the endpoint")
     return x
 

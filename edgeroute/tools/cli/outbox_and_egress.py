@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
@@ -182,7 +182,7 @@ def _dumps(value: Any) -> str:
         return json.dumps(to_json_types(value))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _open_outbox(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
     """Open the outbox of a state folder, and close it at the end of the `with` block.
 
@@ -192,6 +192,13 @@ def _open_outbox(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
     path = state_folder(policy, state) / "outbox.db"
     if not os.access(path, os.R_OK):  # opening it would create one
         raise BadInput(f"{path}: there is no outbox, or it cannot be read")
+    with opened_outbox(path) as box:
+        yield box
+
+
+@contextmanager
+def opened_outbox(path: Path) -> Iterator[Outbox]:
+    """Open an outbox, created if missing, and close it at the end of the `with` block. Entries do not expire here."""
     from edgeroute.stores.outbox import Outbox
 
     box = Outbox(path, ttl_s=inf)  # the router expires entries: its policy has the time to live

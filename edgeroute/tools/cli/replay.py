@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.tools.cli.exit_codes import OK, TOO_FEW, line
+from edgeroute.tools.cli.exit_codes import OK
 from edgeroute.tools.cli.tables_and_options import Json, of_share, of_time, share
 
 if TYPE_CHECKING:
@@ -95,38 +95,6 @@ def refuse(options: Mapping[str, object], meant: str) -> None:
             raise typer.BadParameter(f"it is for {meant}", param_hint=name)
 
 
-def saving(
-    files: list[Path],
-    log: str,
-    *,
-    max_loss: float | None,
-    sure: float | None,
-    edge_model: str | None,
-    cloud_model: str | None,
-    edge_price: object,
-    cloud_price: object,
-    id_at: str | None,
-    score_at: str | None,
-    match: Literal["text", "exact"] | None,
-    as_json: bool,
-) -> int:
-    """Print the savings of a certified threshold, or on stderr that there are too few pairs; return the exit code."""
-    from edgeroute.confidence import NotEnough
-    from edgeroute.tools.replay.logs import Price, Read
-    from edgeroute.tools.replay.savings_estimate import saving as run
-
-    prices = [price if isinstance(price, Price) else None for price in (edge_price, cloud_price)]
-    how = Read(edge_model or "", cloud_model or "", prices[0], prices[1], id_at or "", score_at or "", match or "text")
-    try:
-        result = run(files, log, max_loss=0.01 if max_loss is None else max_loss, sure=0.95 if sure is None else sure, how=how)
-    except NotEnough as e:
-        missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
-        print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
-        return TOO_FEW
-    print(json.dumps(result.as_dict(), allow_nan=False) if as_json else printable(str(result)))
-    return OK
-
-
 def replay(
     trace: Annotated[
         list[Path],
@@ -197,10 +165,16 @@ def replay(
         refuse(of_trace, "a trace, not a foreign log")
         if log == "csv":
             refuse({"--id": id_at, "--score": score_at}, "a log of calls: a table has columns of these names")
-        return saving(
-            trace, log, max_loss=max_loss, sure=sure, edge_model=edge_model, cloud_model=cloud_model, edge_price=edge_price,
-            cloud_price=cloud_price, id_at=id_at, score_at=score_at, match=match, as_json=as_json,
-        )  # fmt: skip
+        from edgeroute.tools.replay.logs import Price, Read
+        from edgeroute.tools.replay.savings_estimate import saving
+
+        prices = [price if isinstance(price, Price) else None for price in (edge_price, cloud_price)]
+        how = Read(edge_model or "", cloud_model or "", prices[0], prices[1], id_at or "", score_at or "", match or "text")
+        estimate = saving(
+            trace, log, max_loss=0.01 if max_loss is None else max_loss, sure=0.95 if sure is None else sure, how=how
+        )
+        print(json.dumps(estimate.as_dict(), allow_nan=False) if as_json else printable(str(estimate)))
+        return OK
     refuse(of_log, "a foreign log: --from says of which kind")
     if policy is None:
         raise typer.BadParameter("a trace needs a policy; a foreign log needs --from", param_hint="--policy")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timezone
 from math import inf
@@ -17,8 +16,8 @@ from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import process
 from edgeroute.tools.cli.exit_codes import OK
-from edgeroute.tools.cli.outbox_and_egress import PolicyOption, StateOption, local_time, state_folder
-from edgeroute.tools.cli.tables_and_options import Json, table
+from edgeroute.tools.cli.outbox_and_egress import PolicyOption, StateOption, local_time, opened_outbox, state_folder
+from edgeroute.tools.cli.tables_and_options import Json, print_notes, table
 from edgeroute.trials.trial_setting import EDGE_TRIAL, STORED
 
 if TYPE_CHECKING:
@@ -234,8 +233,7 @@ def status(*, policy: PolicyOption = None, state: StateOption = None, as_json: J
         print(json.dumps(report.as_dict(), allow_nan=False))
         return OK
     edges, latencies, links, spent, joules, shadow, trials, box, written, notes = report
-    for note in notes:
-        print(printable(note), file=sys.stderr)
+    print_notes(notes)
     for edge in edges:
         _show(edge)
     targets = {} if snapshot is None else {target.name: target for target in snapshot.targets}
@@ -499,13 +497,8 @@ def _outbox(path: Path) -> dict[str, int] | None:
     """Return the numbers of entries in an outbox; None if there is no file, and none is created."""
     if not path.exists():  # opening it would create one
         return None
-    from edgeroute.stores.outbox import Outbox
-
-    box = Outbox(path, ttl_s=inf)
-    try:
+    with opened_outbox(path) as box:
         return box.counts()
-    finally:
-        box.close()
 
 
 def _show(edge: Edge) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from edgeroute.core.error_codes import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +68,12 @@ def pairs(rows: Sequence[tuple[str, object]]) -> None:
     for name, cell in rows:
         grid.add_row(name, Text(_cell_text(cell)))
     console().print(grid)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print notes on stderr, one line each, so that stdout has the result alone."""
+    for note in notes:
+        print(printable(note), file=sys.stderr)
 
 
 def _cell_text(cell: object) -> str:
