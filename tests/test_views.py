@@ -798,6 +798,6 @@ def test_without_views_nothing_is_added():
     """An accepted call makes no object of views: not even the executor of its legs."""
     with Router(sure, FakeCloud([]), threshold=0.5) as router:
         assert router.engine.plain
-        assert not router.engine.snapshot.views
+        assert not router.engine.snapshot.views.given
         assert router.infer(1).value == "edge"
     assert "views" not in Request._fields

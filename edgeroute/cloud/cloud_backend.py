@@ -65,11 +65,11 @@ class ReplyReader(Reader):
         elif type(row) is tuple and self.kind != "label+probabilities":
             if len(row) == 2:  # noqa: PLR2004 - a pair
                 self._check_pair(*row)
-        elif self.kind == "boxes" or (boxes_without_batch(self.kind, row)):
+        elif self.kind == "boxes":
             pass  # none found is an answer; its form is checked as it is read
         elif type(row) is np.ndarray:  # the usual case
             self._check_row(row)
-        else:
+        elif not boxes_without_batch(self.kind, row):
             for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [_first(row)]:
                 self._check_row(part)
         return super()._read(row)

@@ -138,6 +138,8 @@ class Reader:
             top = max(z)
             if (sure := self._row(z, top)) == sure:  # false for NaN
                 return new(Prediction, (self.labels[z.index(top)], sure, row))  # type: ignore[index]
+        if type(outputs) is list and len(outputs) == 1:  # of a callable
+            return self._read(outputs[0])
         if boxes_without_batch(self.kind, outputs):
             return self._read(outputs)
         _check_count(outputs, 1)
@@ -374,8 +376,8 @@ class Reader:
         outputs = row if outputs is None else outputs
         if self._custom is not None:
             return Prediction(value, self._custom_score(outputs), outputs)
-        if isinstance(sure, Unscored) or (type(sure) is float and 0.0 <= sure <= 1.0):
-            return Prediction(value, sure, outputs)
+        if (type(sure) is float and 0.0 <= sure <= 1.0) or isinstance(sure, Unscored):
+            return new(Prediction, (value, sure, outputs))
         return Prediction(value, self._given_confidence(sure), outputs)
 
     def _given_confidence(self, given: Any) -> float | None:

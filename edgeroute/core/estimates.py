@@ -37,20 +37,23 @@ class Latency:
 
     def __init__(self) -> None:
         self.count = 0
-        self._buckets = [0.0] * _BUCKETS
+        self._buckets: dict[int, float] = {}
+        """Number of a bucket -> weight of its values."""
         self._total = 0.0
         self._weight = 1.0
 
     def add(self, seconds: float) -> None:
         """Add one latency. Values outside 1 us .. 1,000 s are clipped. Older values lose weight."""
         i = int(log(seconds) * _SCALE + _SHIFT) if seconds > LOWEST_S else 0
-        weight = self._weight
-        self._buckets[i if i < _BUCKETS else _BUCKETS - 1] += weight
+        weight, buckets = self._weight, self._buckets
+        if i >= _BUCKETS:
+            i = _BUCKETS - 1
+        buckets[i] = buckets.get(i, 0.0) + weight
         self._total += weight
         self.count += 1
         self._weight = weight * _GROWTH  # newer values weigh more, which is equivalent to decaying the older ones
         if weight > 1e100:  # noqa: PLR2004 - long before a float overflows
-            self._buckets = [b / weight for b in self._buckets]
+            self._buckets = {i: b / weight for i, b in buckets.items()}
             self._total /= weight
             self._weight = _GROWTH
 
@@ -59,17 +62,16 @@ class Latency:
         if not self.count:
             return None
         goal, seen, last = q * self._total, 0.0, 0
-        for i, weight in enumerate(self._buckets):
-            if weight:
-                seen, last = seen + weight, i
-                if seen >= goal:
-                    break
+        for last in sorted(self._buckets):
+            seen += self._buckets[last]
+            if seen >= goal:
+                break
         return _middle(last)
 
     def longest(self, values: int) -> float | None:
         """Return the longest of about the last `values`, seconds; None before the first."""
         least = self._weight / 2 ** (values / HALF_LIFE)
-        last = max((i for i, weight in enumerate(self._buckets) if weight >= least), default=None)
+        last = max((i for i, weight in self._buckets.items() if weight >= least), default=None)
         return None if last is None else _middle(last)
 
     def share_above(self, seconds: float) -> float | None:
@@ -83,19 +85,20 @@ class Latency:
             return 0.0
         place = log(max(seconds, LOWEST_S)) * _SCALE + _SHIFT
         i = int(place)  # values are assumed to be uniform within this bucket
-        longer = sum(self._buckets[i + 1 :]) + self._buckets[i] * (1 - (place - i))
+        longer = self._buckets.get(i, 0.0) * (1 - (place - i))
+        longer += sum(weight for bucket, weight in self._buckets.items() if bucket > i)
         return min(1.0, longer / self._total)
 
     def copy(self) -> Latency:
         """Return an independent copy."""
         other = Latency()
-        other.count, other._buckets = self.count, self._buckets[:]
+        other.count, other._buckets = self.count, {**self._buckets}
         other._total, other._weight = self._total, self._weight
         return other
 
     def dump(self) -> dict[str, object]:
         """Return the state in JSON types: the number of values, and [seconds, weight]... as of now."""
-        values = [[_middle(i), weight / self._weight] for i, weight in enumerate(self._buckets) if weight]
+        values = [[_middle(i), weight / self._weight] for i, weight in sorted(self._buckets.items())]
         return {"count": self.count, "values": values}
 
     @classmethod

@@ -81,12 +81,18 @@ class CallableModel:
             self.stream = lambda x, cancel: function(x)  # noqa: ARG005 - it cannot be stopped
         if is_async(function):
             self.run = self._run_async  # type: ignore[method-assign]
+            self.run_one = None  # type: ignore[method-assign, assignment]
             if self._yields_async:
                 self.stream = self._stream_async
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
         """Call the function once per input; return a list of its results. A stop request is ignored."""
         return [self._result(self.function(x)) for x in inputs]
+
+    def run_one(self, x: Any, cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
+        """Call the function for one input; return a list of its result."""
+        result = self.function(x)
+        return [result if type(result) is tuple else self._result(result)]
 
     def _run_escalated(self, inputs: list[Any], edges: Sequence[Mapping[str, Any] | None]) -> Any:
         """Call the function once per input, with the edge's answer to each; return a list of its results."""

@@ -14,9 +14,8 @@ from edgeroute.core.estimates import FROM, PowerFit, break_even, rounded_share_t
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.spending_limits import Cost
-from edgeroute.core.walk import Outcome
 from edgeroute.observe.device_sensors import Sensors, period_s, read
-from edgeroute.observe.target_counts import ALONE, Counts
+from edgeroute.observe.target_counts import Counts
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import LINUX, call_contained, now
 
@@ -256,16 +255,9 @@ class Observer(ForkSafe):
             return facts
         return facts._replace(kept=share, slack=self._counts.slacks(self._edges, share))
 
-    def outdated(self, outcome: Outcome, backends: Sequence[Backend]) -> bool:
-        """Return True if a backend has become busy or free again, so that `observe` is due.
-
-        Args:
-            outcome: a request that has just ended; one that an edge answered alone is no reason to look.
-            backends: those of the route.
-        """
+    def outdated(self, backends: Sequence[Backend]) -> bool:
+        """Return True if one of these backends has become busy or free again, so that `observe` is due."""
         busy = self.facts.busy
-        if not busy and len(outcome.log) <= ALONE:  # most: no leg was given up
-            return False
         return any((backend.abandoned >= backend.max_abandoned) != (backend.name in busy) for backend in backends)
 
     def read(self) -> bool:

@@ -101,7 +101,7 @@ class Counts(ForkSafe):
 
     def _add_up(self) -> None:
         """Count the stored outcomes and drop them. The caller holds the lock."""
-        known = self._legs
+        known, last, edge, is_judged = self._legs, None, _Leg(), False
         self._added += len(self._fresh)
         while True:
             try:
@@ -110,15 +110,17 @@ class Counts(ForkSafe):
                 return
             self.requests += 1
             if accepted and len(log) == ALONE and answered_by is not None and legs[answered_by].permit is None:  # most
-                leg, (started, ended) = known[legs[answered_by].name], log
-                leg.started += 1
-                leg.answered += 1
-                leg.accepted += 1
-                leg.judged += judged(legs[answered_by])
-                if (only := legs[answered_by]).lowered:
-                    self.spared += leg.note_deficit(only, ended.detail, only.threshold, accepted=True)
+                if (only := legs[answered_by]) is not last:
+                    last, edge, is_judged = only, known[only.name], judged(only)
+                started, ended = log
+                edge.started += 1
+                edge.answered += 1
+                edge.accepted += 1
+                edge.judged += is_judged
+                if only.lowered:
+                    self.spared += edge.note_deficit(only, ended.detail, only.threshold, accepted=True)
                 if not batch:
-                    leg.add_time(ended.at - started.at)
+                    edge.add_time(ended.at - started.at)
                 continue
             deferred, early, limits = False, set[int](), dict[int, float]()
             for kind, i, at_s, detail in log:

@@ -23,7 +23,7 @@ from edgeroute.errors import Closed, Held, StoreError
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import EASES_S, Observer
-from edgeroute.observe.target_counts import Counts
+from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.cache_keys import LONGEST
 from edgeroute.router.call_stages import Proceed, Result, Steps, compose, walk_stage
@@ -269,7 +269,8 @@ class Engine(ForkSafe):
         """
         if self.closed:
             raise Closed(CLOSED)
-        if type(x) not in AGAIN and is_read_once(x):
+        kind = type(x)
+        if kind not in AGAIN and is_read_once(x):
             raise read_once_error(x)
         begun, observer = monotonic(), self.observer
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
@@ -280,14 +281,13 @@ class Engine(ForkSafe):
             observer.eases_at = begun + EASES_S
             self.observe()
         plan: Plan | None = None
-        rules = snapshot.policy.rules
-        kind = type(x)
-        talks = (
-            kind not in MUTE
-            or (kind is str and (mode is not None or rules != NO_RULES))
-            or (kind is np.ndarray and x.dtype.hasobject)
-        )
-        if talks and (home := self.private.why(x, identity, rules, None if renews else mode, data_class)):
+        if kind is np.ndarray:
+            talks = x.dtype.hasobject
+        elif kind is str:
+            talks = mode is not None or snapshot.policy.rules != NO_RULES
+        else:
+            talks = kind not in MUTE
+        if talks and (home := self.private.why(x, identity, snapshot.policy.rules, None if renews else mode, data_class)):
             plan = make_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
             plan = snapshot.plans.get(PLAIN)
@@ -372,11 +372,13 @@ class Engine(ForkSafe):
 
         Also stores the digests of a private call's answer, and of the texts of one that has left.
         """
-        self.private.walk_ended(request, outcome)
-        if request.plan.unsure:
-            self.counts.count_unsure(request.plan.unsure)
-        counted = self.counts.record(request.plan, outcome, bool(request.batch))
-        if counted or self.observer.outdated(outcome, request.snapshot.backends):
+        if type(request.inputs) not in MUTE or request.id in self.private.awaited:
+            self.private.walk_ended(request, outcome)
+        plan, observer = request.plan, self.observer
+        if plan.unsure:
+            self.counts.count_unsure(plan.unsure)
+        counted = self.counts.record(plan, outcome, bool(request.batch))
+        if counted or ((observer.facts.busy or len(outcome.log) > ALONE) and observer.outdated(request.snapshot.backends)):
             self.observe()
         if legs is not None:
             settle(self, request, outcome, legs)
@@ -487,7 +489,7 @@ class Engine(ForkSafe):
         self.choosers, self.walked, self.ended, self.changed = map(all_parts.methods, ("choose", "walked", "ended", "changed"))
         around = all_parts.methods("around")
         self.steps = compose([Followed(all_parts).around, *around], self.walk)
-        self.plain = self.plain and not (around or all_parts.methods("began") or self.late.wanted or self.snapshot.views)
+        self.plain = self.plain and not (around or all_parts.methods("began") or self.late.wanted or self.snapshot.views.given)
         if self.checkpoint is not None:
             self.checkpoint.dumps = {
                 **all_parts.states(),

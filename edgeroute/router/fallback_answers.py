@@ -249,6 +249,9 @@ class LateReplies(ForkSafe):
 
     Args:
         parts: cache and outbox, if any, and threads that cloud calls cannot exhaust.
+
+    Attributes:
+        wanted: True if the cache, the outbox or a function uses late replies.
     """
 
     _storing = per_process(threading.RLock)
@@ -258,11 +261,7 @@ class LateReplies(ForkSafe):
         self._parts = parts
         self._functions: list[Callable[[Late], object]] = []
         self._closed = False
-
-    @property
-    def wanted(self) -> bool:
-        """True if the cache, the outbox or a function uses late replies."""
-        return self._parts.queue is not None or self._parts.caching is not None or bool(self._functions)
+        self.wanted = parts.queue is not None or parts.caching is not None
 
     def on_late(self, function: Callable[..., object]) -> None:
         """Register a function for late answers.
@@ -280,6 +279,7 @@ class LateReplies(ForkSafe):
         if len(inspect.signature(function).parameters) != 1:
             raise PolicyError("on_late takes f(late); f(late, tx) needs an outbox, whose transaction tx is")
         self._functions.append(function)
+        self.wanted = True
 
     def take(self, request: Request, event: Event, here: bool) -> None:
         """Handle the event of a leg left running past its request's deadline; ignored after `close`.

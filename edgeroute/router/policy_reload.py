@@ -57,7 +57,7 @@ def replace(
         check_releases(new, old)
         with engine.refreshing:
             put_audits(engine, new, audit)
-            if new.views:
+            if new.views.given:
                 engine.plain = False  # before it is in force
             engine.snapshot, engine.arguments = new, arguments
         put_trials(engine, new)

@@ -31,6 +31,9 @@ class TargetViews:
         views: view by side, or by the name of a target, which takes precedence; a policy file's sections by (side, number).
         targets: targets of the policy.
 
+    Attributes:
+        given: True if a target has a view.
+
     Raises:
         PolicyError: there is no such side or target, or a view is neither a key nor a plain function.
     """
@@ -54,11 +57,7 @@ class TargetViews:
             same = (i for i, other in enumerate(self.views) if targets[i].side == target.side and _same(other, view))
             self.cells.append(next(same, len(self.views)))
             self.views.append(view)
-        self._any = any(view is not None for view in self.views)
-
-    def __bool__(self) -> bool:
-        """Return True if a target has a view."""
-        return self._any
+        self.given = any(view is not None for view in self.views)
 
     @property
     def keys(self) -> list[str]:
