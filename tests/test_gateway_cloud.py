@@ -77,12 +77,39 @@ def test_what_does_not_leave():
 def test_what_is_booked():
     """The price of what a client asks for, before it is sent: a day's limit holds whatever the policy's own `max_tokens` are."""
     with CannedServer(sse_reply(PARIS)) as far:
-        cloud = OpenAIChat(far.url, model="far-model", max_tokens=16, usd_per_million_output_tokens=10.0, retries=0)
+        prices = {"usd_per_million_output_tokens": 10.0, "usd_per_million_input_tokens": 10.0}
+        cloud = OpenAIChat(far.url, model="far-model", max_tokens=16, retries=0, **prices)
+        parts = [{"name": f"f{i}", "description": "1" * 1000} for i in range(120)]
+        image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
         with serving(AsyncRouter(cloud=cloud, limits=Limits(usd_per_day=1.0))) as url:
-            for key in ("max_tokens", "max_completion_tokens"):
-                assert httpx.post(url + CHATS, json={**CHAT, key: 120_000}, timeout=LONG).status_code == 503
+            for asked in (
+                {"max_tokens": 120_000},
+                {"max_completion_tokens": 120_000},
+                {"tools": [{"type": "function", "function": part} for part in parts]},
+                {
+                    "max_tokens": 80_000,
+                    "response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["1" * 30_000]}}},
+                },
+                {"messages": [{"role": "user", "content": [image] * 25}]},
+                {"messages": [{"role": "assistant", "content": "1" * 1000}] * 120},
+            ):
+                assert httpx.post(url + CHATS, json={**CHAT, **asked}, timeout=LONG).status_code == 503, asked
             assert far.requests == []
             assert httpx.post(url + CHATS, json={**CHAT, "max_tokens": 50_000}, timeout=LONG).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_pays(stream):
+    """What it asked for stays booked if the cloud, which may go on, had begun nothing: leaving is no way around a limit."""
+    with CannedServer([None]) as far:
+        cloud = OpenAIChat(far.url, model="far-model", usd_per_million_output_tokens=10.0, timeout_s=LONG, retries=0)
+        with serving(AsyncRouter(cloud=cloud, limits=Limits(usd_per_day=1.0))) as url:
+            with connected(url) as connection:
+                connection.sendall(post(CHATS, {**CHAT, "stream": stream, "max_tokens": 90_000}))
+                far.wait_for(lambda: far.requests)
+            far.wait_for(lambda: far.hung_up)
+            reply = httpx.post(url + CHATS, json={**CHAT, "max_tokens": 20_000}, timeout=LONG)
+        assert (reply.status_code, "usd_per_day" in reply.text, len(far.requests)) == (503, True, 1)
 
 
 def test_its_stream():

@@ -23,6 +23,7 @@ from edgeroute import (
     Cache,
     CloudError,
     Egress,
+    Held,
     Limits,
     OpenAIChat,
     Outbox,
@@ -322,7 +323,7 @@ def test_a_cut_is_a_fault_and_is_counted(tmp_path):
             ledger = [json.loads(line) for line in (tmp_path / "egress.jsonl").read_text().splitlines()]
             assert [one["bytes"] for one in ledger] == [sent]
             # what was expected of the request, and the piece that came
-            assert stream.answer.trace["events"][-1]["usd"] == pytest.approx(1 + 1)
+            assert stream.answer.trace["events"][-1]["usd"] == pytest.approx(sent + 1)
 
 
 def test_cuts_open_the_breaker():
@@ -353,6 +354,81 @@ def test_a_number_of_tokens_beyond_reason_is_the_callers_fault(given, caplog):
         assert server.requests == []
         assert router.stats().legs[0].breaker == "closed"
     assert "Traceback" not in caplog.text
+
+
+DIGITS = "0123456789" * 300
+SCHEMA = {"type": "object", "properties": {DIGITS: {"enum": ["a"]}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": DIGITS}}
+PLACES = {
+    "prompt": {"prompt": DIGITS},
+    "content": {"messages": [{"role": "user", "content": DIGITS}]},
+    "part": {"messages": [{"role": "user", "content": [{"type": "text", "text": DIGITS}]}]},
+    "unknown part": {"messages": [{"role": "user", "content": [{"type": "quote", "quote": DIGITS}]}]},
+    "text beside an image": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}, "text": DIGITS}]}]},
+    "name": {"messages": [{"role": "user", "content": "hi", "name": DIGITS}]},
+    "earlier": {"messages": [{"role": "user", "content": "5"} for _ in range(500)]},
+    "thought": {"messages": [*HI, {"role": "assistant", "content": "", "reasoning_content": DIGITS}, *HI]},
+    "call": {"messages": [*HI, {"role": "assistant", "content": None, "tool_calls": [CALL]}]},
+    "tools": {"messages": HI, "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]},
+    "functions": {"messages": HI, "functions": [{"name": "f", "parameters": SCHEMA}]},
+    "response_format": {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+    "documents": {"messages": HI, "documents": [{"text": DIGITS}]},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_byte_of_a_request_is_booked(place):
+    """As no tokenizer makes more tokens than bytes, and many one of each digit; wherever the text stands."""
+    cloud = OpenAIChat("http://127.0.0.1:1", model="m")
+    call = next(cloud.speak(PLACES[place]))
+    assert call.tokens.prompt >= 3000
+    assert next(cloud.hear(call._replace(tokens=None))) == call  # as one from the outbox
+
+
+def test_images_sound_and_answers_are_booked():
+    """An image as the most of usual models, whatever its bytes; sound by its length; `best_of` answers."""
+
+    def booked(part, **more):
+        request = {"messages": [{"role": "user", "content": [{"type": "x", **part}]}], **more}
+        return next(OpenAIChat("http://127.0.0.1:1", model="m").speak(request)).tokens
+
+    small, large = (booked({"image_url": {"url": "data:image/png;base64," + "A" * n}}).prompt for n in (10, 1_000_000))
+    assert small == large
+    assert 5000 < small < 6000
+    assert booked({"input_audio": {"data": "A" * 1_000_000}}).prompt > 30_000
+    assert booked({"file": {"file_id": "f"}}).prompt > 5000
+    assert booked({}, max_tokens=7, best_of=20).answer == 140
+
+
+THOUGHT = {"choices": [{"index": 0, "delta": {"reasoning_content": DIGITS}, "finish_reason": None}]}
+
+
+@pytest.mark.parametrize("end", ["cancelled", "deadline", "stall"])
+def test_one_who_leaves_pays(end):
+    """Before anything came the server may go on: all that was asked for stays booked. Afterwards what came, thoughts too."""
+    with CannedServer([CHUNKED, chunk(event(THOUGHT)), None] if end == "stall" else [None]) as server:
+        cloud = endpoint(server.url, usd_per_million_output_tokens=1e6, max_tokens=50, between_s=1.0)
+
+        async def main():
+            async with AsyncRouter(cloud=cloud, limits=Limits(usd_per_day=60)) as router:
+                first = asyncio.ensure_future(router.infer("hi", deadline=1.0 if end == "deadline" else None))
+                if end == "cancelled":
+                    await asyncio.to_thread(server.wait_for, lambda: server.requests)
+                    first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+                with pytest.raises(Held, match="usd_per_day"):
+                    await router.infer("hi")
+
+        asyncio.run(main())
+        assert len(server.requests) == 1
+
+
+def test_an_answer_without_a_count_is_booked_by_its_bytes():
+    """What is not its text, too: thoughts, and arguments of tools."""
+    message = {"content": "ok", "reasoning_content": DIGITS, "tool_calls": [CALL]}
+    whole = http_reply(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode(), headers=JSON)
+    with CannedServer(whole) as server, Router(cloud=endpoint(server.url, usd_per_million_output_tokens=1e6)) as router:
+        assert router.infer("hi").trace["events"][-1]["usd"] >= 2000
 
 
 def test_prices_per_token_meet_the_limit(ask):
@@ -657,7 +733,8 @@ def test_a_whole_answer_whose_stream_does_not_end(ask, monkeypatch):
             cloud = endpoint(server.url, usd_per_million_input_tokens=1e6, usd_per_million_output_tokens=1e6)
             pieces, answer = ask.stream(cloud)
             assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa", "ris"], "Paris", False, "")
-            assert answer.trace["events"][-1]["usd"] == 1 + 2  # what was expected of the request, and the pieces
+            sent = len(server.requests[-1].partition(b"\r\n\r\n")[2])
+            assert answer.trace["events"][-1]["usd"] == pytest.approx(sent + 2)  # the bytes of the request, and the pieces
             server.wait_for(lambda: server.hung_up == 1)
 
 

@@ -42,6 +42,7 @@ from edgeroute.text.read_openai_replies import (
     Gathered,
     RunningConfidence,
     answer,
+    content_size,
     is_error,
     is_piece,
     is_silent,
@@ -147,8 +148,14 @@ MOST_TOKENS = 1_000_000_000
 """Maximum tokens of an answer in a request: a larger number is a mistake."""
 MARGIN = 200_000
 """Tokens, beside ten times those expected, beyond which a server's count is not believed: thoughts and images take many."""
-LETTERS, PART = 3, 1000
-"""Estimates where tokens are not counted yet: bytes of text per token, and tokens for an image or another part of a message."""
+LETTERS = 3
+"""Bytes of an answer's text per token, where tokens are not counted."""
+IMAGE, MEDIA_BYTES = 5000, 32
+"""Tokens of an image, whatever its bytes; and bytes per token of sound and files, in Base64, beside as many as an image has."""
+MEDIA = frozenset({"image_url", "input_audio", "file", "video_url"})
+"""Keys of a message's part that hold or name such data."""
+TOOLS = 1000
+"""Tokens that a model's template may add for tools."""
 
 SILENT = {
     "length": ": it had the most tokens that it may have before it said anything",
@@ -313,7 +320,7 @@ class OpenAIChat(OneByOne):
         """
         if call.tokens is None:  # it was stored in the outbox
             with suppress(ValueError, RecursionError, TypeError, AttributeError):
-                call = call._replace(tokens=_estimate_tokens(json_loads(call.body)))
+                call = call._replace(tokens=_bound_tokens(json_loads(call.body), len(call.body)))
         head = yield call
         assert type(head) is Head, "a call is answered with the head of its reply"
         return (yield from self._read_answer(head, call))
@@ -342,6 +349,7 @@ class OpenAIChat(OneByOne):
         sure = RunningConfidence(self._chat.rule)
         over = progress = shown = False
         blank = ""  # white space that the answer begins with: it may be all of it
+        prompt, count = 0 if call.tokens is None else call.tokens.prompt, 0
         try:
             while not over:
                 part = begun.pop() if begun else (yield (OVER if gathered.ended else PROGRESS if progress else READ))
@@ -351,8 +359,11 @@ class OpenAIChat(OneByOne):
                     if event.strip() == b"[DONE]":
                         over = True
                         break
+                    size = gathered.size
                     text = self._add_event(gathered, event, call, sure)
-                    progress |= gathered.progress
+                    if gathered.progress:
+                        progress, count = True, count + (gathered.size > size)
+                        yield Tokens(prompt, max(count, len(gathered.logprobs), gathered.size // LETTERS))  # in case of a cut
                     if text and (shown or text.strip()):
                         yield AnswerPiece(blank + text, sure.value)
                         shown, blank = True, ""
@@ -390,11 +401,10 @@ class OpenAIChat(OneByOne):
         if document.get("error") is not None or document.get("object") == "error":
             raise of_event(document.get("error") or document, call.body, self.where, self.model, self.address)
         prediction = self._answer(document)
-        guess = Tokens(
-            0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
-        )
-        yield _count_usage(document.get("usage"), call.tokens) or guess
         choice = document["choices"][0]
+        size = content_size([choice.get("text"), choice.get("message")])
+        guess = Tokens(0 if call.tokens is None else call.tokens.prompt, size // LETTERS + 1)
+        yield _count_usage(document.get("usage"), call.tokens) or guess
         if is_error(choice.get("finish_reason")):
             e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
             e.partial = None if is_silent(prediction.value, document) else prediction
@@ -446,23 +456,20 @@ class OpenAIChat(OneByOne):
         """
         try:
             request, chat = self._chat.request(x)
+            request["model"] = self.model
+            if {"max_tokens", "max_completion_tokens"} <= {*request}:  # which servers refuse together: the caller's goes first
+                caller = x if isinstance(x, Mapping) else {}
+                older = "max_tokens" in caller and "max_completion_tokens" not in caller
+                del request["max_completion_tokens" if older else "max_tokens"]
+            if self._logprobs:
+                request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
+            if self._stream:
+                request |= {"stream": True, **({"stream_options": {"include_usage": True}} if self._usage else {})}
+            body = json_dumps(request)
+            tokens = _bound_tokens(request, len(body))
         except BadInput as e:
             raise BadInput(f"{self.where}: {e}") from e
-        request["model"] = self.model
-        if {"max_tokens", "max_completion_tokens"} <= {*request}:  # which servers refuse together: the caller's goes first
-            caller = x if isinstance(x, Mapping) else {}
-            older = "max_tokens" in caller and "max_completion_tokens" not in caller
-            del request["max_completion_tokens" if older else "max_tokens"]
-        if self._logprobs:
-            request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
-        if self._stream:
-            request |= {"stream": True, **({"stream_options": {"include_usage": True}} if self._usage else {})}
-        try:
-            tokens = _estimate_tokens(request)
-        except BadInput as e:
-            raise BadInput(f"{self.where}: {e}") from e
-        kind = ("Content-Type", "application/json")
-        return Call("POST", self._base + ROUTES[not chat], [kind], json_dumps(request), tokens=tokens)
+        return Call("POST", self._base + ROUTES[not chat], [("Content-Type", "application/json")], body, tokens=tokens)
 
     def __repr__(self) -> str:
         return f"OpenAIChat({self.address.origin + self._base!r}, model={self.model!r})"
@@ -499,17 +506,26 @@ def _most(given: Any) -> int:
     return ceil(most) if most > 0 else EXPECTED
 
 
-def _estimate_tokens(request: Mapping[str, Any]) -> Tokens:
-    """Return an estimate of the tokens of a request and of its answer.
+def _bound_tokens(request: Mapping[str, Any], size: int) -> Tokens:
+    """Return a bound of the tokens of a request, and the most that its answer may have, `EXPECTED` if it does not say.
 
-    Raise BadInput as `_most`. A part that is no text counts `PART` tokens.
+    No tokenizer makes more tokens than bytes: each byte of the JSON counts as one, also of tools, schemas and earlier messages.
+    The data of images, sound and files do not, as models charge them by another measure.
+
+    Args:
+        request: the request.
+        size: bytes of its JSON.
+
+    Raises:
+        BadInput: as `_most`.
     """
-    output = _most(request.get("max_completion_tokens", request.get("max_tokens")))
-    contents = [message.get("content") for message in request.get("messages", ())] or [request.get("prompt")]
-    texts, others = 0, 0
-    for content in contents:
-        for part in [content] if isinstance(content, str) else content or ():
-            text = part if isinstance(part, str) else part.get("text")
-            texts += len(text.encode()) if isinstance(text, str) else 0
-            others += not isinstance(text, str)
-    return Tokens(texts // LETTERS + 1 + PART * others, output)
+    choices = request.get("best_of")
+    answers = choices if type(choices) is int and choices > 1 else 1
+    size += TOOLS * bool(request.get("tools") or request.get("functions"))
+    for message in request.get("messages", ()):
+        content = message.get("content")
+        for part in content if isinstance(content, list | tuple) else ():
+            for key in MEDIA & part.keys() if isinstance(part, Mapping) else ():
+                data = len(json_dumps(part[key]))
+                size += IMAGE - data + (0 if key == "image_url" else data // MEDIA_BYTES)
+    return Tokens(size, answers * _most(request.get("max_completion_tokens", request.get("max_tokens"))))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # > Call     sends the call; is sent the reply's `Head`, of any status. One reply at a time.
 # > Read     reads on; is sent the next bytes of the body, or None at its end. A failure is raised there, a `CloudError`.
 # > Said     a piece of the answer, which is shown; is sent None
-# > Tokens   how many tokens the server counted; is sent None
+# > Tokens   how many tokens there are so far, or the server counted: the last ones are booked; is sent None
 #
 # It returns the whole answer, as a talk returns one of its outputs. It has no retries and no clock.
 
@@ -138,7 +138,6 @@ class StreamAttempt:
         self._tokens: Tokens | None = None
         self._over = INF
         self._begun = self._good = False
-        self._pieces = 0
         self.outputs: Any = None
         self.error: CloudError | None = None
         self.received = 0
@@ -194,8 +193,6 @@ class StreamAttempt:
         except CloudError as e:
             self.error = e
             return None
-        if type(step) is AnswerPiece:
-            self._pieces += 1
         return step  # type: ignore[no-any-return]
 
     def limit(self, read: Read) -> float:
@@ -208,11 +205,16 @@ class StreamAttempt:
             self._next = monotonic() + self._between_s
         return min(self._next, self._until)
 
-    def tokens(self) -> Tokens | None:
-        """Return the tokens counted by the server; for an interrupted answer an estimate by its pieces; None: no answer."""
-        if self._tokens is not None or not self._good or self._call is None or self._call.tokens is None:
+    def tokens(self, *, cut: bool) -> Tokens | None:
+        """Return the tokens that the server counted, or an estimate by the answer so far; None: no answer.
+
+        Args:
+            cut: True if the call ended before its reply: the server may go on, and all that was expected counts.
+        """
+        expected = None if self._call is None else self._call.tokens
+        if self._tokens is not None or expected is None or not (self._good or cut):
             return self._tokens
-        return Tokens(self._call.tokens.prompt, self._pieces)
+        return expected if cut else Tokens(expected.prompt)
 
     def close(self) -> None:
         """End the speech."""
@@ -319,7 +321,8 @@ async def run(
             cut = ended is _LEFT or (ended is not None and way.cancel is not None and way.cancel.asked)
             speaking.close()
             client.count_received(speaking.received)
-            exchange.after_attempt(speaking.received, ended, cut=cut, tokens=speaking.tokens())
+            tokens = speaking.tokens(cut=cut or isinstance(ended, TimedOut))
+            exchange.after_attempt(speaking.received, ended, cut=cut, tokens=tokens)
         return speaking.outputs
 
     try:

@@ -278,6 +278,8 @@ class Gathered:
         """A mapping with `logprob` for each token that has come."""
         self.error: Mapping[str, Any] | None = None
         """Error that the server reported; None: none."""
+        self.size = 0
+        """Bytes of the texts so far, thoughts and calls of tools included."""
         self.progress = False
         """True if the last piece brought anything: text, thoughts, tool calls, tokens, the end, or token counts."""
 
@@ -314,11 +316,14 @@ class Gathered:
         if "text" in choice:
             self._chat = False
             text = choice["text"]
+            self.size += content_size(text)
         else:
             delta = choice.get("delta")
             delta = (choice.get("message") if delta is None else delta) or {}  # the former of a server that does not stream
             text = _text(delta.get("content"))
-            self.progress |= any(_has_content(delta[key]) for key in SIGNS if key in delta)
+            size = max((content_size(delta[key]) for key in SIGNS if key in delta), default=0)  # some servers repeat thoughts
+            self.size += size
+            self.progress |= size > 0
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thoughts.append(thought)
             if isinstance(refusal := delta.get("refusal"), str):
@@ -450,18 +455,18 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
     return known if rule == "quantile" else of_tokens(known, rule)
 
 
-def _has_content(part: Any) -> bool:
-    """Return True if a value of a delta has content: a text, or a list or mapping with more than numbers and types."""
-    parts = [part]
+def content_size(part: Any) -> int:
+    """Return the bytes of all texts in a value of a delta or message; 0 for numbers and types alone."""
+    parts, size = [part], 0
     while parts:
         part = parts.pop()
-        if isinstance(part, str) and part:
-            return True
-        if isinstance(part, Mapping):
+        if isinstance(part, str):
+            size += len(part.encode(errors="replace"))
+        elif isinstance(part, Mapping):
             parts += [value for key, value in part.items() if key != "type"]
         elif isinstance(part, list):
             parts += part
-    return False
+    return size
 
 
 def _text(content: Any) -> Any:
