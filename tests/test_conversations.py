@@ -16,7 +16,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from both import CALLS, Tasks, Threads, ask, wait_for
+from both import CALLS, LONG, Tasks, Threads, ask, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -538,6 +538,27 @@ def test_a_lock_that_no_reader_passes_keeps_conversations(tmp_path):
         assert time.monotonic() - begun < 1.0
         holder.close()
         assert router.infer([user("What is the capital of France?")]).source == "cloud"
+
+
+def test_a_lock_of_a_moment_keeps_no_conversation(tmp_path, monkeypatch, caplog):
+    """As another process has it that opens the file, or closes it last."""
+    options = {"threshold": 0.5, "deadline": LONG, "state": tmp_path, "egress": Egress(**EGRESS)}
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        router.infer([user("A first turn that creates the file")], data_class="medical")
+    holder = sqlite3.connect(tmp_path / "conversations.db", isolation_level=None, check_same_thread=False)
+    read = Database.read
+    holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+
+    def freed(self, *given):
+        rows = read(self, *given)
+        holder.close()
+        return rows
+
+    monkeypatch.setattr(Database, "read", freed)
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        assert router.infer([user("What is the capital of France?")]).source == "cloud"
+    assert not caplog.records
 
 
 def test_a_disk_that_does_not_answer_keeps_conversations(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -42,6 +42,8 @@ PATIENCE_S: Final = 0.1
 """Maximum time that a call waits for new digests in the file, seconds; after that its conversation stays."""
 BUSY_S: Final = 1.0
 """Maximum time that a thread waits for another process's transaction, seconds; the digests are written with the next ones."""
+LOCKED_S: Final = 0.05
+"""Maximum time that a read waits while another process opens or closes the file, seconds."""
 UNTOUCHED_S: Final = 3.0
 """Age of a file's last change beyond which an equal time of change means that nothing was written since, seconds."""
 _DAY_S: Final = 86400.0
@@ -169,7 +171,7 @@ class Digests(ForkSafe):
             self._database.close()
 
     def read(self) -> None:
-        """Read the rows that were added to the file. Never waits for a lock of the file; an error is logged, and sets `blind`."""
+        """Read the rows that were added to the file. Waits up to `LOCKED_S` for a lock. Logs an error, and sets `blind`."""
         if self._database is None or self.path is None:
             return
         with self._reading:
@@ -208,7 +210,9 @@ class Digests(ForkSafe):
 
     def _read_rows(self, database: Database, path: Path) -> str:
         """Read the rows after the last one read. Return the reason why they are unknown; empty: they are known."""
-        rows = database.read("SELECT key, (SELECT max(id) FROM digests) FROM key", ())
+        query, until = "SELECT key, (SELECT max(id) FROM digests) FROM key", monotonic() + (0.0 if self.blind else LOCKED_S)
+        while not (rows := database.read(query, ())) and path.exists() and monotonic() < until:
+            sleep(0.002)
         if rows:
             key, newest = cast("tuple[bytes, int | None]", rows[0])
             if not isinstance(key, bytes) or not 0 < len(key) <= LONGEST_KEY:
