@@ -80,7 +80,7 @@ def changed(rng, text):
 
 def parts(rng, text):
     """Returns the text as the content of a message, in one of the forms of an API."""
-    cut = rng.randrange(1, len(text))
+    cut = rng.choice([n for n in range(1, len(text)) if not unicodedata.combining(text[n])])  # within no letter
     part = lambda t, **k: {"type": rng.choice(["text", "input_text", "output_text"]), "text": t, **k}  # noqa: E731
     return rng.choice([
         text, [part(text)], [text], {"text": text}, [part(text, cache_control={"type": "ephemeral"})], [part(text, annotations=[])],
@@ -93,7 +93,14 @@ def picture(rng, data):
     """Returns the content of a message with the picture, in one of the forms of an API."""
     plain = base64.b64encode(data).decode()
     text = rng.choice(
-        [plain, plain.rstrip("="), plain + "=", base64.urlsafe_b64encode(data).decode(), plain[:40] + "\n" + plain[40:]]
+        [
+            plain,
+            plain.rstrip("="),
+            plain + "=",
+            f"\n {plain} ",
+            base64.urlsafe_b64encode(data).decode(),
+            plain[:40] + "\n" + plain[40:],
+        ]
     )
     url = f"data:image/{rng.choice(['png', 'jpeg'])};base64,{text.replace(chr(10), '')}"
     part = rng.choice([
@@ -143,17 +150,47 @@ def contained(rng, messages):
     ])  # fmt: skip
 
 
+def address(rng, url):
+    """Returns the content of a message with a picture by its address, in one of the forms of an API."""
+    part = rng.choice([
+        {"type": "image_url", "image_url": {"url": url, "detail": rng.choice(["low", "high"])}}, {"type": "image_url", "image_url": url},
+        {"type": "input_image", "image_url": url, "detail": "auto"}, {"type": "image", "source": {"type": "url", "url": url}},
+        {"file_data": {"mime_type": "image/png", "file_uri": url}}, {"type": "image", "url": f" {url}\n", "cache_control": None},
+    ])  # fmt: skip
+    return rng.choice([[part], [{"type": "text", "text": rng.choice(FILLERS)}, part]])
+
+
 class Secret:
-    """Something that may not leave, in many forms."""
+    """Something that may not leave, in many forms.
+
+    Attributes:
+        answer: answer of the edge to the call that may not leave.
+    """
 
     def __init__(self, rng, number):
-        self.kind = rng.choice(["text", "text", "picture", "call"])
+        self.kind = rng.choice(["text", "text", "picture", "call", "answer", "prefill", "turn", "address"])
         self.text = rng.choice(SECRETS).format(n=number)
+        self.other = f"Besides, patient {number} takes twelve different pills each day, and sleeps badly."
+        self.url = f"https://pictures.example/patients/{number}.png"
+        cut = rng.randrange(8, len(self.text) - 8)
+        self.begun = self.text[:cut] if self.kind == "prefill" else ""
+        self.answer = self.text[len(self.begun) :] if self.kind in {"answer", "prefill"} else "no"
         self.data = rng.randbytes(rng.randrange(90, 200))
         self.arguments = {"diagnosis": f"HIV positive {number}", "ward": number}
 
-    def plain(self):
-        """Returns the message as its client sends it first."""
+    def first(self):
+        """Returns the messages as their client sends them first."""
+        if self.kind == "turn":
+            return [{"role": "user", "content": self.text}, {"role": "user", "content": self.other}]
+        if self.kind == "prefill":
+            return [{"role": "user", "content": "Please go on with my story."}, {"role": "assistant", "content": self.begun}]
+        return [self._plain(), *([{"role": "user", "content": "ok"}] if self.kind == "call" else [])]
+
+    def _plain(self):
+        if self.kind == "answer":
+            return {"role": "user", "content": "What do you know of me?"}
+        if self.kind == "address":
+            return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": self.url}}]}
         if self.kind == "picture":
             url = "data:image/png;base64," + base64.b64encode(self.data).decode()
             return {
@@ -168,9 +205,16 @@ class Secret:
     def resent(self, rng):
         """Returns it as another client sends it later."""
         if self.kind == "call":
-            return call(rng, self.arguments)
-        content = picture(rng, self.data) if self.kind == "picture" else parts(rng, changed(rng, self.text))
-        return message(rng, rng.choice(ROLES), content)
+            return [call(rng, self.arguments)]
+        if self.kind in {"picture", "address"}:
+            contents = [picture(rng, self.data) if self.kind == "picture" else address(rng, self.url)]
+        elif self.kind == "turn":  # in another order, joined, or one of them alone, which is long enough
+            both = [changed(rng, self.text), self.other]
+            rng.shuffle(both)
+            contents = rng.choice([both, ["\n".join(both)], [[{"type": "text", "text": text} for text in both]], [self.other]])
+        else:
+            contents = [parts(rng, changed(rng, self.text))]
+        return [message(rng, rng.choice(ROLES), content) for content in contents]
 
 
 def filler(rng, number):
@@ -184,14 +228,13 @@ def run(seed, numbers):
     left, stayed = [], []
     for number in numbers:
         rng, sent = random.Random(f"{seed} {number}"), []
-        with Router(lambda _: ("no", 0.1), lambda x, to=sent: to.append(x) or "so", threshold=0.5,
+        secret = Secret(rng, number)
+        with Router(lambda _, secret=secret: (secret.answer, 0.1), lambda x, to=sent: to.append(x) or "so", threshold=0.5,
                     egress=Egress(never_leave=["medical"], may_leave=["chat"], default_class="chat")) as router:  # fmt: skip
-            secret = Secret(rng, number)
             before = [{"role": "system", "content": SYSTEM}, *filler(rng, number)] if rng.random() < 0.5 else []
-            first = [*before, {"role": "user", "content": INSTRUCTION}, secret.plain()]
-            first += [{"role": "user", "content": "ok"}] if secret.kind == "call" else []
+            first = [*before, {"role": "user", "content": INSTRUCTION}, *secret.first()]
             router.infer(first, **rng.choice([{"data_class": "medical"}, {"mode": "only_edge"}]))
-            later = [*filler(rng, -number), secret.resent(rng), *filler(rng, -number)]
+            later = [*filler(rng, -number), *secret.resent(rng), *filler(rng, -number)]
             router.infer(contained(rng, later))
             if sent:
                 left.append(number)

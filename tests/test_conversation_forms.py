@@ -1,4 +1,4 @@
-"""A campaign over forms of conversations: roles, parts, pictures, order and containers."""
+"""A campaign over forms of conversations: roles, parts, pictures, calls, answers, order and containers."""
 
 import pytest
 import talks

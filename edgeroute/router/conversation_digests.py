@@ -56,7 +56,7 @@ _FORM_KEYS: Final = frozenset(
 _MESSAGE_NAMES: Final = ("role", "type", "content", "parts", "text", "tool_calls", "function_call", *REQUEST_KEYS)
 _BORDERS: Final = re.compile(r"""[\n\r.,!?;:"()<>\u201c\u201d\u201e\u00ab\u00bb\u3001\u3002\u060c\u2013\u2014|]+| - """)
 _FORM: Final = re.compile(r"[\W_]+")
-_DATA_URL: Final = re.compile(r"data:([^,\s]{0,200}),([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
+_DATA_URL: Final = re.compile(r"data:([^,\s]{0,200}),\s*([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*\s*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
 _OF_ANSWER: Final = b"answer"
@@ -277,13 +277,13 @@ def _read_text(text: str, message: Message, key: str) -> None:
     """Add a text under a key to a message: data URLs and Base64 as bytes, addresses of pictures as such."""
     for kind, data in _DATA_URL.findall(text):
         message.media.append(_digest(b"media", _decoded(data) if "base64" in kind.lower() else unquote_to_bytes(data)))
-    text = _DATA_URL.sub("\n", text)
+    text = _DATA_URL.sub("\n", text).strip()
     if _BASE64.fullmatch(text):
         message.media.append(_digest(b"media", _decoded(text)))
     elif key in _TEXT_KEYS:
         message.texts.append(_segments(text))
     elif text.lower().startswith(("http://", "https://", "file:")):
-        message.media.append(_digest(b"media", text.strip().encode("utf-8", "surrogatepass")))
+        message.media.append(_digest(b"media", text.encode("utf-8", "surrogatepass")))
     else:
         message.beside.append(_segments(text))
 
