@@ -6,10 +6,10 @@ from queue import Queue
 
 import pytest
 import routes
-from both import LONG, makes
+from both import CALLS, LONG, ask, makes
 from input_kinds import KINDS
 
-from edgeroute import Audit, Cache, Egress, Options, Outbox
+from edgeroute import Audit, Cache, Egress, Options, Outbox, Trial
 from edgeroute.errors import NoAnswer
 from edgeroute.system.input_copies import copy_input
 
@@ -102,7 +102,7 @@ def test_a_redaction_reaches_neither_the_edge_nor_the_caller(make, name):
 
 
 class Campaign:
-    """Routers whose cloud reads its input only once the caller has written to it."""
+    """Routers whose cloud, or edge on trial, reads its input only once the caller has written to it."""
 
     def __init__(self, make, due, folder):
         self.may, self.begun, self.sent, self.answers = threading.Event(), threading.Event(), Queue(), Queue()
@@ -111,6 +111,12 @@ class Campaign:
         self.routers = {
             "late": make(unsure, self._cloud, deadline=due(self.begun.is_set), cache=Cache(), options=options),
             "audit": make(lambda _: ("edge", 0.9), self._cloud, audit=Audit(share=1), options=options),
+            "trial": make(
+                lambda _: ("edge", 0.9),
+                lambda _: "cloud",
+                trial=Trial(edge=self._trial, shown=False, threshold=0.5),
+                audit=Audit(share=1),
+            ),
             "queue": make(
                 unsure, self._cloud, deadline=due(self.begun.is_set), offline="queue", outbox=self.box, options=options
             ),
@@ -127,19 +133,22 @@ class Campaign:
         self.sent.put(x)
         return x, 0.9
 
-    def run(self, way, kind, code):
+    def _trial(self, x):
+        return self._cloud(self._view(x))
+
+    def run(self, way, call, kind, code):
         """One input through one way. Return all codes that were read of it, off the device and in answers."""
         self.kind, x, router = kind, kind.make(code), self.routers[way]
         self.may.clear()
         self.begun.clear()
-        answer = router.infer(x)
+        answer = ask(router, call, x)
         if answer.source == "cache":
             return {answer.value}
         assert self.begun.wait(LONG)
         kind.write(x, code + PRIVATE)
         self.may.set()
         read = {self.sent.get(timeout=LONG)}
-        if way != "audit":
+        if way in {"late", "queue"}:
             read.add(self.answers.get(timeout=LONG))
         if way == "late":
             read.add(router.infer(kind.make(code), deadline=LONG).value)  # from the cache, if it can be
@@ -151,9 +160,9 @@ class Campaign:
 @pytest.mark.parametrize("draws", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("no_time_left")
 def test_what_is_sent_after_the_call_is_what_the_call_was_about(make, due, tmp_path, draws):
-    """By late legs, audits, the outbox and the cache, whatever kind of input."""
+    """By late legs, audits, hidden trials, the outbox and the cache, whatever kind of input and way of asking."""
     runs, dice = Campaign(make, due, tmp_path), random.Random(1)
     names = [name for name in MUTABLE if KINDS[name].copies]
     for _ in range(draws):
-        way, name, code = dice.choice([*runs.routers]), dice.choice(names), dice.randrange(1, PRIVATE)
-        assert runs.run(way, KINDS[name], code) == {code}, (way, name)
+        way, call, name, code = dice.choice([*runs.routers]), dice.choice(CALLS), dice.choice(names), dice.randrange(1, PRIVATE)
+        assert runs.run(way, call, KINDS[name], code) == {code}, (way, call, name)
