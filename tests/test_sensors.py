@@ -1,6 +1,5 @@
 """What devices tell, from trees of their files; and trees that lie, hang or change while they are read."""
 
-import ctypes
 import json
 import os
 import re
@@ -21,10 +20,7 @@ from edgeroute.observe.device.kernel_files import Commands, Files
 from edgeroute.observe.device.load_and_memory import Load
 from edgeroute.observe.device.phone_and_desktop import (
     Android,
-    MemoryStatus,
     Others,
-    PowerStatus,
-    Windows,
     parse_pmset_battery,
     parse_pmset_throttling,
 )
@@ -640,52 +636,6 @@ def test_what_macos_prints():
     assert parse_pmset_throttling("CPU_Speed_Limit \t= 60\n")["throttled"].value is True
     assert parse_pmset_throttling("CPU_Speed_Limit \t= 100\n")["throttled"].value is False
     assert parse_pmset_throttling("Note: No thermal warning level has been recorded\n")["throttled"].value is None
-
-
-def at(given, kind):
-    """The structure or number of that type whose address was given."""
-    return ctypes.cast(given, ctypes.POINTER(kind)).contents
-
-
-class Kernel32:
-    """Windows' functions, with what they tell."""
-
-    def __init__(self, line=1, flag=9, percent=55):
-        self.power, self.times = (line, flag, percent), [(100, 200, 100), (150, 280, 120)]
-
-    def GetSystemPowerStatus(self, status):  # noqa: N802 - its name
-        """Charge and external power."""
-        told = at(status, PowerStatus)
-        told.line, told.flag, told.percent = self.power
-        return 1
-
-    def GlobalMemoryStatusEx(self, status):  # noqa: N802 - likewise
-        """Memory."""
-        told = at(status, MemoryStatus)
-        assert told.length == 64
-        told.total, told.available = 8 << 30, 2 << 30
-        return 1
-
-    def GetSystemTimes(self, *times):  # noqa: N802 - likewise
-        """Idle, kernel and user time."""
-        for one, value in zip(times, self.times.pop(0), strict=True):
-            at(one, ctypes.c_uint64).value = value
-        return 1
-
-
-def test_what_windows_tells():
-    """By structures of the documented sizes."""
-    assert (ctypes.sizeof(PowerStatus), ctypes.sizeof(MemoryStatus)) == (12, 64)
-    windows = Windows(Kernel32())
-    assert windows.read()["cpu"].value is None
-    told = windows.read()
-    assert {name: one.value for name, one in told.items()} == {
-        "battery": 0.55, "mains": True, "memory_available": 0.25, "cpu": 0.5,
-    }  # fmt: skip
-    for power in ((255, 128, 255), (255, 255, 255)):
-        told = Windows(Kernel32(*power)).read()
-        assert (told["battery"].value, told["mains"].value) == (None, None)
-    assert Windows(object()).read() == {}
 
 
 def test_androids_battery(monkeypatch):
