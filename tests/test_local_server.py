@@ -179,7 +179,8 @@ def test_a_connection_that_led_elsewhere(monkeypatch):
     with CannedServer(GOOD) as server:
         local = LocalServer(f"http://localhost:{server.port}")
         monkeypatch.setattr(loopback, "is_loopback", lambda address: False)
-        monkeypatch.setattr(loopback.Local, "addresses", lambda self: ["127.0.0.1"])
+        there = loopback.SocketAddress(socket.AF_INET, ("127.0.0.1", server.port))
+        monkeypatch.setattr(loopback.Local, "addresses", lambda self: [there])
         with pytest.raises(ModelError, match="led to another device: nothing was sent"):
             local.run_one("hi")
         assert server.requests == []

@@ -16,7 +16,7 @@ import numpy as np
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.input_tensors import shape_text
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.model_file import ModelFile, first_line
+from edgeroute.edge.model_file import ModelFile, concatenate, first_line
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.foreign_files import read_bytes, read_json
@@ -195,29 +195,13 @@ class CoreMLModel(ModelFile):
         self._most = min(limits) if limits and self._plan.batch == 0 else None
         self._one = self._plan.one
 
-    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """Run n inputs, in several calls if the model takes fewer at a time.
-
-        Loads the model if needed.
-
-        Args:
-            inputs: n arrays (or mappings of name to array) without the batch axis.
-            cancel: ignored, as Core ML cannot be stopped.
-
-        Returns:
-            The output [n, ...], or name -> output if there are several.
-        """
-        if self._session is None:
-            self.load()  # how many it takes is known only then
-        most = self._most
-        if most is None or len(inputs) <= most:
-            return super().run(inputs, cancel)
-        parts: list[Any] = [
-            super(CoreMLModel, self).run(inputs[start : start + most], cancel) for start in range(0, len(inputs), most)
-        ]
-        if not isinstance(parts[0], dict):
-            return np.concatenate(parts)
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def _rows(self, inputs: list[Any], cancel: StopToken | None) -> list[Array]:
+        """Run the model on these inputs, in several calls if it takes fewer at a time; return its outputs."""
+        most = self._most or len(inputs)
+        if len(inputs) <= most:
+            return super()._rows(inputs, cancel)
+        parts = [super(CoreMLModel, self)._rows(inputs[start : start + most], cancel) for start in range(0, len(inputs), most)]
+        return [concatenate(rows) for rows in zip(*parts, strict=True)]
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Run one input, by a fast path if it is the model's only one; return as `run`."""

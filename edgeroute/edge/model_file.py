@@ -202,7 +202,7 @@ class ModelFile(LoadsLate):
         if size is None or (size == 1 and len(inputs) < 2) or not inputs:  # noqa: PLR2004 - one by itself
             return self._by_name(self._rows(inputs, cancel))
         parts = [self._group(inputs, start, size, cancel) for start in range(0, len(inputs), size)]
-        return self._by_name([_concatenate(rows) for rows in zip(*parts, strict=True)])
+        return self._by_name([concatenate(rows) for rows in zip(*parts, strict=True)])
 
     def _group(self, inputs: list[Any], start: int, size: int, cancel: StopToken | None) -> list[Array]:
         """Return the outputs for `size` of the inputs, from `start` on, for a model that takes no other number.
@@ -271,7 +271,7 @@ class ModelFile(LoadsLate):
         return ModelError(f"{self.name} failed to run: {first_line(error)}")
 
 
-def _concatenate(parts: tuple[Any, ...]) -> Any:
+def concatenate(parts: tuple[Any, ...]) -> Any:
     """Return the outputs of several runs as one output; arrays are concatenated, and so are lists."""
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 

@@ -16,6 +16,7 @@ from edgeroute.core.error_codes import clean
 from edgeroute.errors import CloudError, ModelError, PolicyError, TimedOut
 from edgeroute.http.connection_protocol import Wire
 from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
+from edgeroute.http.dns_resolver import SocketAddress
 from edgeroute.http.messages import Address, Call
 from edgeroute.system.process import settle
 from edgeroute.types import StopToken
@@ -94,8 +95,8 @@ class Local:
         with contextlib.suppress(OSError, UnicodeError):  # a name, which is looked up before each connection
             self._resolve(socket.AI_NUMERICHOST, PolicyError)
 
-    def addresses(self) -> list[str]:
-        """Resolve the host, blocking, and return its numeric addresses.
+    def addresses(self) -> list[SocketAddress]:
+        """Resolve the host, blocking, and return its addresses.
 
         Raises:
             ModelError: the host has no address, or one that is not this device's own.
@@ -105,19 +106,18 @@ class Local:
         except (OSError, UnicodeError) as e:
             raise ModelError(f"{self.origin} has no address: {clean(e, 100)}") from e
 
-    def _resolve(self, flags: int, error: type[ModelError | PolicyError]) -> list[str]:
-        """Resolve the host with flags of getaddrinfo, and return its numeric addresses; raise `error` if one is not loopback.
+    def _resolve(self, flags: int, error: type[ModelError | PolicyError]) -> list[SocketAddress]:
+        """Resolve the host with flags of getaddrinfo, and return its addresses; raise `error` if one is not loopback.
 
         A name's addresses have to be all of this device.
         """
         infos = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
-        addresses = [str(entry[0]) for _, _, _, _, entry in infos]
-        if away := [address for address in addresses if not is_loopback(address)]:
+        if away := [str(address[0]) for *_, address in infos if not is_loopback(str(address[0]))]:
             raise error(
                 f"{self.origin} is at {away[0]}, which is not this device's loopback: nothing guards what an edge sends. "
                 "A server elsewhere is a [cloud]"
             )
-        return addresses
+        return [SocketAddress(family, address) for family, *_, address in infos]
 
 
 class Head(NamedTuple):
@@ -153,38 +153,33 @@ class _LocalSockets(BlockingSockets):
         super().__init__(local.origin)
         self._local = local
 
-    def connect(self, host: str, port: int) -> socket.socket:  # noqa: ARG002 - the wire's, which has no path of a socket
-        """Return a socket connected to the server's path, or to the first of its addresses that accepts.
-
-        At most `CONNECT_S`.
+    def connect(self, host: str, port: int) -> socket.socket:
+        """Return a socket connected to the server's path, or to one of its addresses. At most `CONNECT_S`.
 
         Raises:
             ModelError: an address is not loopback, or the socket is connected to another device; nothing was sent.
             OSError: none accepts.
         """
-        local, until = self._local, self.until
+        path, until = self._local.socket_path, self.until
         self.until = min(until, monotonic() + CONNECT_S)
         try:
-            if local.socket_path is not None:
-                self.adopt(sock := socket.socket(UNIX, socket.SOCK_STREAM))
-                sock.settimeout(self.left_s())
-                sock.connect(local.socket_path)
-                sock.setblocking(False)
-                self.check()
-                return sock
-            error: OSError = OSError("it has no address")
-            for address in local.addresses():
-                try:
-                    sock = super().connect(address, local.port)
-                except OSError as e:
-                    error = e
-                    continue
+            if path is None:
+                sock = super().connect(host, port)
                 if not is_loopback(str(sock.getpeername()[0])):
-                    raise ModelError(f"{local.origin} led to another device: nothing was sent")
+                    raise ModelError(f"{self._local.origin} led to another device: nothing was sent")
                 return sock
-            raise error
+            self.adopt(sock := socket.socket(UNIX, socket.SOCK_STREAM))
+            sock.settimeout(self.left_s())
+            sock.connect(path)
+            sock.setblocking(False)
+            self.check()
+            return sock
         finally:
             self.until = until
+
+    def _look_up(self, host: str, port: int) -> list[SocketAddress]:  # noqa: ARG002 - the server's are known
+        """Return the server's addresses, each checked; blocks. Raises ModelError."""
+        return self._local.addresses()
 
 
 @contextlib.contextmanager

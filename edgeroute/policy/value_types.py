@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, WrapValidator
@@ -41,6 +41,24 @@ def message_error(text: str) -> PydanticCustomError:
     return PydanticCustomError("policy", "{text}", {"text": text})
 
 
+def checked_by(check: Callable[[Any], object]) -> AfterValidator:
+    """Return a validator that calls a function with the value, which stays unchanged; the function's error is the message.
+
+    A missing package is reported when the value is used.
+    """
+
+    def validate(value: Any) -> Any:
+        try:
+            check(value)
+        except RuntimeMissing:
+            pass
+        except (PolicyError, TypeError) as e:
+            raise message_error(str(e)) from None
+        return value
+
+    return AfterValidator(validate)
+
+
 def not_only_cloud(value: Any) -> Any:
     """Return the value; raise for "only_cloud" in a rule: the nearest valid name would be the opposite."""
     if value == "only_cloud":
@@ -53,20 +71,6 @@ def _model(path: str) -> str:
     if suffix_of(path) is None:
         raise expected_error(f"a file that ends in {' or '.join(suffixes())}")
     return path
-
-
-def _providers(value: Any) -> list[Any]:
-    """Check providers, and return them unchanged: relative paths start from the policy's folder, which is not known here.
-
-    Raises PydanticCustomError for others.
-    """
-    if not isinstance(value, list) or not value:
-        raise expected_error('a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]')
-    try:
-        providers.parse_providers(value)
-    except PolicyError as e:
-        raise message_error(str(e)) from None
-    return value
 
 
 def _hedge(value: Any) -> float | str:
@@ -130,12 +134,8 @@ def _thresholds(value: Any) -> Any:
         return [_thresholds(item) for item in value]
     if isinstance(value, str) and re.fullmatch(_JSON, value):
         return value
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return float(value) if number else _no_threshold()
-
-
-def _no_threshold() -> NoReturn:
-    """Raise the error for an invalid threshold."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+        return float(value)
     raise expected_error("a number, the path of a certificate (.json), or a list with one of them for each edge model")
 
 
@@ -144,31 +144,6 @@ def _verify(value: bool | str) -> bool | Path:
     if isinstance(value, str) and value.lower() in {"yes", "no", "true", "false", "on", "off"}:
         raise expected_error(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
     return value if isinstance(value, bool) else Path(value)
-
-
-def _paths(value: list[str]) -> tuple[Path, ...]:
-    """Return texts as paths."""
-    return tuple(map(Path, value))
-
-
-def _pins(value: str | list[str]) -> str | list[str]:
-    """Check pins, and return them unchanged."""
-    try:
-        checked_pins(value)
-    except PolicyError as e:
-        raise message_error(str(e)) from None
-    return value
-
-
-def _codec(value: Any) -> Any:
-    """Check a payload codec, and return it unchanged; a missing package is reported when the codec is used."""
-    try:
-        payload_of(value)
-    except RuntimeMissing:  # told when it is used
-        return value
-    except (PolicyError, TypeError) as e:
-        raise message_error(str(e)) from None
-    return value
 
 
 def _header(name: str) -> str:
@@ -234,7 +209,14 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[_Text, with_message("text in quotes")]
 AnyTexts = Annotated[list[_Text], with_message('a list of texts, as in ["a", "b"]')]
 Texts = Annotated[list[_Text], Field(min_length=1), with_message('a list of texts, as in ["a", "b"]')]
-Providers = Annotated[list[Any], PlainValidator(_providers), WithJsonSchema(providers.schema())]
+_PROVIDERS = 'a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]'
+Providers = Annotated[
+    list[Any],
+    Field(min_length=1),
+    with_message(_PROVIDERS),
+    checked_by(providers.parse_providers),
+    WithJsonSchema(providers.schema()),
+]
 Thresholds = Annotated[
     float | str | list[float | str],
     PlainValidator(_thresholds),
@@ -271,12 +253,12 @@ Cert = Annotated[
     list[_Text],
     Field(min_length=2, max_length=2),
     with_message('two paths, as in ["client.pem", "client.key"]'),
-    AfterValidator(_paths),
+    AfterValidator(lambda paths: tuple(map(Path, paths))),
 ]
 _PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
-Pins = Annotated[str | list[str], with_message(_PINS), AfterValidator(_pins)]
+Pins = Annotated[str | list[str], with_message(_PINS), checked_by(checked_pins)]
 _CODEC = 'a codec\'s name, as in "jpeg:85", a table, as in { name = "jpeg" }, or a list of them, best first'
-PayloadCodec = Annotated[str | dict[str, Any] | list[str | dict[str, Any]], with_message(_CODEC), AfterValidator(_codec)]
+PayloadCodec = Annotated[str | dict[str, Any] | list[str | dict[str, Any]], with_message(_CODEC), checked_by(payload_of)]
 Client = Annotated[Literal["httpx"], with_message('"httpx"')]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), with_message("64 hexadecimal digits in quotes")]
 PingPath = Annotated[str, Field(pattern="^/"), with_message('a path that begins with /, as in "/health"')]
