@@ -11,17 +11,26 @@ from edgeroute import (
     AsyncRouter,
     Audit,
     Cache,
+    CallableModel,
+    DeviceSensors,
+    EdgerouteError,
     Egress,
     Function,
     Instrument,
     Limits,
+    OnnxModel,
+    Options,
     Outbox,
     PlainJson,
     PolicyError,
+    Reading,
     Router,
+    Rule,
     Semantic,
     Trace,
+    Trial,
 )
+from edgeroute.confidence import calibrate
 
 KINDS = {"audit": Audit, "cache": Cache, "egress": Egress, "limits": Limits, "outbox": Outbox}
 WRONG = [
@@ -158,3 +167,48 @@ def test_paths_may_be_text(tmp_path):
             assert router.infer(1).source == "cloud"
         assert (tmp_path / "t").stat().st_size
     assert Path(disk).exists()
+
+
+HUGE_SETTINGS = [
+    *((Limits, name, {}) for name in Limits._fields),
+    *((Audit, name, {"share": 0.1}) for name in ("share", "scene")),
+    *((Rule, name, {"of": "heat", "then": "only_edge", "enter": 80}) for name in ("enter", "leave", "hold_s")),
+    *((Trial, name, {"edge": sure}) for name in Trial._fields if name not in {"device", "salt"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "others"), HUGE_SETTINGS, ids=[f"{kind.__name__}.{name}" for kind, name, _ in HUGE_SETTINGS]
+)
+@pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["huge", "least"])
+def test_a_setting_above_any_float(kind, name, others, value):
+    """It is a mistake that is told, like any other number out of range."""
+    setting = kind(**{**others, name: value})
+    options = {"rules": [setting], "sensors": Reading} if kind is Rule else {}
+    arguments = {} if kind is Rule else {kind.__name__.lower(): setting}
+    with pytest.raises(PolicyError):
+        Router(sure, sure, threshold=0.5, options=Options(**options), **arguments)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in Options._fields if name not in {"parts", "instruments", "rules", "views", "sensors"}]
+)
+def test_an_option_above_any_float(name):
+    """Nor is one: whatever it takes, that is none of it."""
+    with pytest.raises(PolicyError):
+        Router(sure, sure, threshold=0.5, options=Options(**{name: 10**400}))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: DeviceSensors(fresh_s=10**400), lambda: DeviceSensors(every_s=10**400), lambda: calibrate(np.ones(9), np.ones(9, bool), max_error=10**400),
+        lambda: calibrate(np.ones(9), np.ones(9, bool), max_error=0.1, sure=10**400), lambda: CallableModel(sure, parallel=10**400),
+        lambda: Router(sure, sure, threshold=[10**400]), lambda: Router(sure, sure, threshold=0.5, deadline=10**400),
+        lambda: OnnxModel("m.onnx", threads=10**400).load(), lambda: PlainJson("http://127.0.0.1:9", timeout_s=10**400),
+    ],
+)  # fmt: skip
+def test_an_argument_above_any_float(call):
+    """Of a model, an endpoint, the sensors and a calibration."""
+    with pytest.raises(EdgerouteError):
+        Router(call(), sure, threshold=0.5)

@@ -146,6 +146,15 @@ def test_samples_that_are_no_numbers_are_silence(make, odd):
         assert [u.answer.value for u in audio] == [True]
 
 
+def test_floats_in_the_scale_of_int16_are_refused(make):
+    """They would be heard as one scream: the error says what to write. A sample a little above 1 is none of them."""
+    screams, message = [tone(1, 20_000)], r"from -1 to 1, and has \d{5}.*: divide it by 32768"
+    with live(make(lambda _: (True, 0.9), None), "audio", screams, **RECORDING) as audio, pytest.raises(BadInput, match=message):
+        list(audio)
+    with live(make(lambda _: (True, 0.9), None), "audio", chunks(quiet(1), tone(1, 2), quiet(1)), **RECORDING) as audio:
+        assert [u.answer.value for u in audio] == [True]
+
+
 def test_a_detector_of_ones_own(make):
     """It sees windows of its size, one after the other; what it returns decides, and must be a number."""
     seen = []

@@ -155,6 +155,19 @@ def test_what_is_not_here_is_not_activated(device):
     assert device.active("doors").version == "1.0"
 
 
+def test_versions_are_in_the_order_of_their_numbers(publisher):
+    """Where the list of the catalog is not known, the newest here is that of the greatest number; what announces it is older."""
+    order = ["0.9", "1.0-beta.2", "1.0rc1", "1.0", "1.0.1", "1.9.0", "1.10.0"]
+    for version in order:
+        publisher.publish(version)
+    catalog = publisher.device()
+    for version in reversed(order):
+        catalog.pull("doors", version)
+    assert catalog.store.versions("doors") == order
+    (catalog.store.folder / installed.KNOWN).unlink()
+    assert catalog.activate("doors").version == "1.10.0"
+
+
 def test_pin_and_remove(device):
     """A pin keeps the version; the active one is not removed."""
     device.pull("doors")

@@ -294,6 +294,25 @@ def test_a_state_that_is_locked(make, tmp_path, monkeypatch):
     assert paid.runs == 5
 
 
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_the_start_waits_for_no_writer_of_the_state(make, tmp_path, monkeypatch, statement):
+    """What was spent is read beside another process's transaction, however long that lasts."""
+    paid = Paid()
+    options = {"threshold": 0.8, "limits": Limits(usd_per_day=0.05), "state": tmp_path}
+    router = make(unsure, paid.target(), **options)
+    assert [router.infer(i).source for i in range(3)] == ["cloud"] * 3
+    router.close()
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    other.execute(statement)
+    slept = []
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeroute.stores.sqlite_file.sleep", slept.append)
+        router = make(unsure, paid.target(), **options)
+    assert slept == []
+    assert router.engine.spending.spent().usd == pytest.approx(0.03)
+    other.close()
+
+
 def test_a_state_that_cannot_be_written(make, tmp_path, monkeypatch):
     """A limit refuses what it cannot write first, and gives it back; when the disk works again nothing has been lost."""
     paid = Paid()

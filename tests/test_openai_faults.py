@@ -92,6 +92,26 @@ def test_a_stall_within_an_answer(ask):
             assert pickle.loads(pickle.dumps(answer)).truncated == "cut"
 
 
+LINGERS_S = speaking.LINGER_S
+
+
+@pytest.mark.parametrize("rest", [[None], [chunk(b": ping\n\n")] * 3 + [None]], ids=["silence", "comments"])
+def test_a_whole_answer_is_given_at_once(ask, monkeypatch, rest):
+    """The server has said that it is done, and goes on to keep the connection busy: its time is not the answer's."""
+    monkeypatch.setattr(speaking, "LINGER_S", LINGERS_S)
+    assert LINGERS_S <= 0.5
+    with CannedServer(
+        [
+            *FIRST,
+            chunk(event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})),
+            chunk(b"data: [DONE]\n\n"),
+            *rest,
+        ]
+    ) as server:
+        pieces, answer = ask.stream(endpoint(server.url, timeout_s=LONG, between_s=LONG))
+        assert (pieces, answer.degraded, answer.truncated) == (["Pa"], False, "")
+
+
 class Pinging(CannedServer):
     """Sends so many pieces, and then what keeps the connection open, for ever."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import os
+import pickle
 import threading
 
 import numpy as np
@@ -747,3 +749,17 @@ def test_what_is_raised_where_nobody_answers():
             "edge": KeyError,
             "cloud": edgeroute.Unreachable,
         }
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps, lambda router: copy.deepcopy({"router": router})])
+@pytest.mark.parametrize("kind", [Router, AsyncRouter])
+def test_a_router_is_not_copied(again, kind):
+    """Two would own the same threads and files: as the copy was dropped, the router was closed."""
+    router = kind(lambda x: (x, 0.9), threshold=0.5)
+    with pytest.raises(TypeError, match=f"a {kind.__name__} is neither copied nor pickled"):
+        again(router)
+    if kind is Router:
+        assert router.infer(1).value == 1
+        router.close()
+    else:
+        asyncio.run(router.close())

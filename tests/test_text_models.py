@@ -111,6 +111,7 @@ def test_what_the_model_cannot_take_is_deferred(tiny, x, code):
         with pytest.raises(Unfit) as told:
             router.infer(x, mode="only_edge")
         assert Failure.of(told.value).code == code
+        assert "image" not in str(told.value), "the type of a part is the client's text"
     with Router(LlamaModel(tiny, max_tokens=4), lambda _: 1 / 0, threshold=0.0) as router, pytest.raises(NoAnswer):
         router.infer(x)
 

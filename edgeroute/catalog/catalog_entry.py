@@ -6,6 +6,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from edgeroute.errors import CatalogError
@@ -97,6 +98,8 @@ MOST_ENTRIES, MOST_FILES = 10_000, 1_000
 MOST_BYTES = 1 << 40
 """Maximum size of a file."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_EARLY = re.compile(r"[._+-]?(a|alpha|b|beta|c|rc|pre|preview|dev)[._-]?", re.IGNORECASE)
+"""Text within a version by which a release is announced."""
 _NUMBERS = re.compile(r"\d{1,9}(\.\d{1,9}){0,5}")
 
 
@@ -230,6 +233,13 @@ def entries(text: bytes) -> tuple[Entry, ...]:
 def own_version() -> str:
     """Return the version of this edgeroute."""
     return str(sys.modules["edgeroute"].__version__)  # the package, which has been imported before this module
+
+
+def version_order(version: str) -> tuple[list[Any], str]:
+    """Return a key to sort versions by: numbers by value, so that 1.10 follows 1.9; and 1.0rc1 or 1.0-beta comes before 1.0."""
+    texts, numbers = re.split(r"\d+", version), [*map(int, re.findall(r"\d+", version))]
+    ranks = [(0 if _EARLY.fullmatch(text) else 2 if text else 1, text) for text in texts]
+    return [part for pair in zip_longest(ranks, numbers, fillvalue=-1) for part in pair], version
 
 
 def fits(requires: str, version: str) -> bool:

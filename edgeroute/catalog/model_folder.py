@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.catalog.catalog_entry import Entry, checked_name, checked_version, read_entry
+from edgeroute.catalog.catalog_entry import Entry, checked_name, checked_version, read_entry, version_order
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.errors import CatalogError, ModelError, ModelMissing, StoreError
@@ -131,10 +131,10 @@ class Store:
             raise CatalogError(f"{path} cannot be read: {e}") from e
 
     def versions(self, name: str) -> list[str]:
-        """Return the complete versions of a model on this device, sorted. [] if the folder cannot be read."""
+        """Return the complete versions of a model on this device, the oldest number first. [] if the folder cannot be read."""
         with suppress(OSError):
             entries = self.version(name, "0").parent.glob(f"*/{ENTRY}")
-            return sorted(path.parent.name for path in entries if not path.parent.name.startswith("."))
+            return sorted((path.parent.name for path in entries if not path.parent.name.startswith(".")), key=version_order)
         return []
 
     def names(self) -> list[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
+from math import inf, nextafter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard, get_args
 
 from edgeroute.core.units import Delay
+
+MOST: Final = nextafter(inf, 0.0)
+"""Largest float."""
 
 # Readings of the device's sensors: battery, temperature, load, memory, power, network.
 
@@ -239,12 +242,14 @@ def _wrong_side_message(rule: Rule, sign: str) -> str:
 
 
 def _number(value: Any) -> TypeGuard[float]:
-    """Return True for a finite int or float that is no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    """Return True for a finite int or float that is no bool, and no whole number above any float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
 
 
 def _shown(value: Any) -> str:
-    """Return the repr of a text or number, or else only its type."""
+    """Return the repr of a text or number, or else only its type; a huge number as such."""
+    if isinstance(value, int) and abs(value) > MOST:
+        return "a huge number"
     return repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
 from edgeroute.core.device_rules import Reading
-from edgeroute.errors import PolicyError
+from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.system.workers import Worker
@@ -64,6 +64,7 @@ class DeviceSensors(ForkSafe):
     ) -> None:
         if not (isinstance(every_s, int | float) and LEAST_S <= every_s <= MOST_S):
             raise PolicyError(f"sensors are read every 1 to 60 seconds, not every_s={every_s!r}")
+        check_number("fresh_s", fresh_s)
         self.every_s = every_s
         # late: a router whose policy uses no sensors does without them
         from edgeroute.observe.device.kernel_files import Commands, Files, run_program

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from edgeroute.confidence.scores import Score
@@ -149,6 +149,12 @@ class BaseRouter(Generic[V]):
         if watch:
             file.watch(weakref.WeakMethod(self.reload))
         return self
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Raise TypeError for `copy`, `deepcopy` and `pickle`: two routers would own the same threads, connections and files."""
+        raise TypeError(
+            f"a {type(self).__name__} is neither copied nor pickled: share it, or make one in each process, as with from_policy"
+        )
 
     def reload(self) -> None:
         """Read the policy file again, and put it in force.

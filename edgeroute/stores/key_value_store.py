@@ -137,7 +137,7 @@ class KeyValueStore(ForkSafe):
         database = self._database  # `close` may come at any time
         if database is None:
             return []
-        with database.transaction() as connection:
+        with database.transaction(write=False) as connection:
             return connection.execute(
                 f"SELECT name, value, updated FROM kept WHERE {_MATCH} ORDER BY updated DESC",  # noqa: S608 - constants
                 (len(prefix), prefix),
@@ -259,7 +259,7 @@ class KeyValueStore(ForkSafe):
         if database is None:
             return []
         try:
-            with database.transaction() as connection:
+            with database.transaction(write=not statement.startswith("SELECT")) as connection:
                 return connection.execute(statement, values).fetchall()
         except StoreError as e:
             self._log_once(e)

@@ -23,6 +23,8 @@ BUSY_S = 5.0
 """Default of how long a transaction waits for another process's, seconds."""
 CLOSE_S = 1.0
 """Time that `close` waits for running transactions before it makes those that wait for another process fail, seconds."""
+READ_BUSY_S = 0.5
+"""Maximum time that a transaction which only reads waits for another process that has the whole file, seconds."""
 READS_S = 0.005
 """Maximum time that a read waits for another read of this process, seconds."""
 CHECKPOINT_PAGES = 256
@@ -68,6 +70,7 @@ class Database(ForkSafe):
         self.path, self._busy_s, self._lenient, self._check_content = path, busy_s, lenient, check
         self._version, self._durable = version, durable
         self._create_script = f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT"
+        self._wait_s = busy_s
         self._file: tuple[int, int] | None = None
         self._read_file: tuple[int, int] | None = None
         _databases.add(self)
@@ -95,8 +98,8 @@ class Database(ForkSafe):
         self._lock.release()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the `with` block in a transaction (BEGIN IMMEDIATE), and commit; an exception rolls back.
+    def transaction(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
+        """Run the `with` block in a transaction, and commit; an exception rolls back. One that only reads waits for no writer.
 
         One transaction runs at a time, across threads and processes: entering blocks up to `busy_s` for other processes. A nested
         call joins the outer transaction.
@@ -106,13 +109,13 @@ class Database(ForkSafe):
         """
         closes = self._closes
         with self._lock:
-            self._begun_after = closes
+            self._begun_after, self._wait_s = closes, self._busy_s if write else min(self._busy_s, READ_BUSY_S)
             try:
                 connection = self._open()
                 if connection.in_transaction:  # of this thread, since it holds the lock
                     yield connection
                     return
-                self._retry(connection.execute, "BEGIN IMMEDIATE")
+                self._retry(connection.execute, "BEGIN IMMEDIATE" if write else "BEGIN")
                 try:
                     yield connection
                 except BaseException:
@@ -251,11 +254,11 @@ class Database(ForkSafe):
             temporary.unlink(missing_ok=True)
 
     def _retry(self, run: Callable[[str], sqlite3.Cursor], statement: str) -> sqlite3.Cursor:
-        """Run a statement, retrying up to `busy_s` while the file is locked: SQLite's own busy handler backs off too long.
+        """Run a statement, retrying up to `_wait_s` while the file is locked: SQLite's own busy handler backs off too long.
 
         Waits are random, 1 to 3 ms. Raises at once if the database is closed meanwhile.
         """
-        until = monotonic() + self._busy_s
+        until = monotonic() + self._wait_s
         while True:
             try:
                 return run(statement)

@@ -101,6 +101,8 @@ def _check_trial(trial: Trial) -> Trial:
     """
     if (trial.edge is None) == (trial.cloud is None):
         raise PolicyError("trial: give either edge=, a model, or cloud=, an endpoint")
+    if not isinstance(trial.shown, bool):
+        raise PolicyError(f"trial: shown is True or False, not a {type(trial.shown).__name__}")
     defaults: dict[str, Any] = {"share": SHOWN if trial.shown else HIDDEN, **MARGINS[trial.side]}
     trial = trial._replace(**{name: defaults[name] for name in GIVEN if getattr(trial, name) is None})
     check_units(Trial, trial._asdict(), "trial: ")

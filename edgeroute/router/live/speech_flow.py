@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Settings and results of `Router.audio`.
 
+LOUDEST = 16.0
+"""Largest sample of floats, whose full scale is 1; larger ones are in the scale of int16."""
 LONGEST_S = 86400.0
 """Maximum seconds of a segment, and of pauses: a segment is held in memory."""
 
@@ -248,7 +250,7 @@ class Listener:
 
 
 def _mono(chunk: Any) -> NDArray[Any]:
-    """Return a chunk as float32 [samples] from -1 to 1, the mean of its channels; raise BadInput for other types.
+    """Return a chunk as float32 [samples] from -1 to 1, the mean of its channels; raise BadInput for other types and scales.
 
     NaN and infinities count as 0.
     """
@@ -268,6 +270,10 @@ def _mono(chunk: Any) -> NDArray[Any]:
         scaled = samples.astype(np.float32) / np.float32(32768 if samples.dtype.kind == "i" else 1)
     if samples.dtype.kind == "f":
         scaled = np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)  # no sample is infinite: it counts as silence
+        if scaled.size and (peak := float(np.abs(scaled).max())) > LOUDEST:
+            raise BadInput(
+                f"a chunk of audio is float32 from -1 to 1, and has {peak:.6g}: divide it by 32768, or give it as int16"
+            )
     mixed = scaled.mean(1) if scaled.ndim == 2 else scaled  # noqa: PLR2004 - with channels
     return np.asarray(mixed, np.float32)
 

@@ -62,7 +62,7 @@ def checked_target(
 
 def _is_share(value: object) -> bool:
     """Return True if a value is a number between 0 and 1, both excluded."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < 1
+    return isinstance(value, Real) and not isinstance(value, bool) and not value <= 0 and value < 1
 
 
 def checked_metric(metric: str) -> str:
