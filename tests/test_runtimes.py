@@ -647,7 +647,7 @@ def test_a_model_in_python_by_its_name(lookup, tmp_path, monkeypatch):
 def test_runs_are_counted_by_model():
     """They are the same wherever it is used; where nothing limits them they are not counted."""
     plain, one = CallableModel(lambda x: x), CallableModel(lambda x: x, parallel=1)
-    assert runs_of(plain) is None
+    assert (members.counts_runs(plain), members.counts_runs(one)) == (False, True)
     kept = runs_of(one)
     assert runs_of(one) is kept
     assert runs_of(CallableModel(lambda x: x, parallel=1)) is not kept

@@ -18,8 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeroute.errors import PolicyError, nearest
-
 Array = np.ndarray[Any, np.dtype[Any]]
 FOUND: Final = 0.5
 """Minimum score of a box that counts."""
@@ -28,17 +26,6 @@ RULES: Final = ("defer", "accept", "score")
 _SIDES = 4
 _COLUMNS = 6
 """Columns of a detector that gives one array: x1, y1, x2, y2, score, class."""
-
-
-def checked_rule(rule: str) -> str:
-    """Return the rule if it is one of `RULES`.
-
-    Raises:
-        PolicyError: it is not.
-    """
-    if rule not in RULES:
-        raise PolicyError(f"there is no none_found {rule!r}: {nearest(str(rule), RULES)}")
-    return rule
 
 
 def are_boxes(outputs: Mapping[Any, Any]) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeroute.confidence.detector_boxes import boxes_without_batch, checked_rule, have_boxes, read_boxes
+from edgeroute.confidence.detector_boxes import RULES, boxes_without_batch, have_boxes, read_boxes
 from edgeroute.confidence.output_forms import (
     TINY,
     Labels,
@@ -66,6 +66,17 @@ def checked_kind(kind: str | None) -> str | None:
     if kind is not None and kind not in KINDS:
         raise PolicyError(f"there is no kind of outputs {kind!r}: {nearest(kind, KINDS)}")
     return kind
+
+
+def checked_rule(rule: str) -> str:
+    """Return the rule if it is a rule for a detector that finds nothing.
+
+    Raises:
+        PolicyError: it is not.
+    """
+    if rule not in RULES:
+        raise PolicyError(f"there is no none_found {rule!r}: {nearest(str(rule), RULES)}")
+    return rule
 
 
 def bounded(score: str | Score) -> bool:

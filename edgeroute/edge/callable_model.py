@@ -8,9 +8,8 @@ from contextlib import aclosing
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
-from edgeroute.confidence.detector_boxes import checked_rule
 from edgeroute.confidence.output_forms import label_names
-from edgeroute.confidence.output_reader import checked_kind
+from edgeroute.confidence.output_reader import checked_kind, checked_rule
 from edgeroute.confidence.scores import Score
 from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction

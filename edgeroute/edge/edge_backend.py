@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
 from math import prod
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,13 +21,15 @@ from edgeroute.core.routing_policy import Side
 from edgeroute.core.stream_walk import Pieces, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable_model import gather
-from edgeroute.edge.model_members import check_model, feed_of, fingerprint, has_async_runs, member
-from edgeroute.edge.runs_under_way import runs_of
+from edgeroute.edge.model_members import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import AbandonedRuns
 from edgeroute.types import EdgeModel, StopToken
+
+if TYPE_CHECKING:
+    from edgeroute.edge.runs_under_way import Runs
 
 # State of a model, which a session carries from one call to the next.
 #
@@ -127,8 +129,11 @@ class EdgeBackend(AbandonedRuns):
         self.run_async = self._run_async if self.alone_async else None
         self._one: Callable[..., Any] = member(model, "run_one") or (lambda x, cancel: model.run([x], cancel))
         self._run: Callable[..., Any] = model.run
-        runs = self._runs = runs_of(model)
-        if runs is not None:
+        self._runs: Runs | None = None
+        if counts_runs(model):
+            from edgeroute.edge.runs_under_way import runs_of
+
+            runs = self._runs = runs_of(model)
             self._close = None if self._close is None else runs.close
             if not self.alone_async:
                 self._one, self._run = runs.count_runs(self._one), runs.count_runs(self._run)

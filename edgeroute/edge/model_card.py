@@ -181,15 +181,18 @@ def problems(value: Any, rule: Schema = CARD, place: str = "") -> Iterator[str]:
         rule: its schema.
         place: path of the value in the card, for messages.
     """
-    expected = f"{place or 'the card'}: expected {rule.get('title', 'another value')}, found {_as_text(value)}"
+
+    def expected() -> str:
+        return f"{place or 'the card'}: expected {rule.get('title', 'another value')}, found {_as_text(value)}"
+
     if "anyOf" in rule:
         if all(any(True for _ in problems(value, part, place)) for part in rule["anyOf"]):
-            yield expected
+            yield expected()
     elif "const" in rule:
         if value != rule["const"]:
-            yield expected
+            yield expected()
     elif "type" in rule and not _is(value, rule["type"]):
-        yield expected
+        yield expected()
     elif "enum" in rule:
         if value not in rule["enum"]:
             yield f"{place}: found {_as_text(value)}: {nearest(value, rule['enum'])}"
@@ -203,13 +206,13 @@ def problems(value: Any, rule: Schema = CARD, place: str = "") -> Iterator[str]:
             yield from problems(value[key], keys[key], _join(place, key))
     elif isinstance(value, list) and "items" in rule:
         if not rule.get("minItems", 0) <= len(value) <= rule.get("maxItems", LARGEST):
-            yield expected
+            yield expected()
         for i, part in enumerate(value):
             yield from problems(part, {"title": "another value", **rule["items"]}, f"{place}[{i}]")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         least, above = rule.get("minimum", -float("inf")), rule.get("exclusiveMinimum", -float("inf"))
         if not (least <= value <= rule.get("maximum", float("inf")) and value > above):
-            yield expected
+            yield expected()
 
 
 def _join(place: str, key: str) -> str:

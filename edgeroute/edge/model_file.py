@@ -104,6 +104,8 @@ class ModelFile(LoadsLate):
         none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
     """
 
+    _plan: Inputs
+    """Plan of the inputs, made when the model is loaded."""
     folders = False
     """True if the model may be a folder."""
 
@@ -128,7 +130,6 @@ class ModelFile(LoadsLate):
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self._names: list[str] = []
-        self._plan = Inputs(Card(), (), ())
 
     def _load(self) -> Any:
         """Check the file's SHA-256 and open it. The caller holds the lock.

@@ -175,6 +175,13 @@ def member(model: EdgeModel, name: Name) -> Any:
     return DEFAULTS[name] if value is None else value
 
 
+def counts_runs(model: EdgeModel) -> bool:
+    """Return True if the model's runs are counted: it has `parallel`, or a `close` that does not wait for runs."""
+    if member(model, "parallel") is not None:
+        return True
+    return member(model, "close") is not None and not member(model, "closes_after_runs")
+
+
 def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], Any] | None:
     """Return the model's `run_feed` as a function of tensors and a stop token; None: the model has none.
 

@@ -195,13 +195,8 @@ _shared: Shared[int, Runs] = Shared()
 """id of a model -> its runs."""
 
 
-def runs_of(model: EdgeModel) -> Runs | None:
-    """Return the model's runs, the same object wherever the model is used; None: they need not be counted.
-
-    Counted is a model with `parallel`, or with a `close` that does not wait for runs.
-    """
-    if member(model, "parallel") is None and (member(model, "close") is None or member(model, "closes_after_runs")):
-        return None
+def runs_of(model: EdgeModel) -> Runs:
+    """Return the model's runs, the same object wherever the model is used. For models whose runs are counted."""
     return _shared.first(id(model), Runs(model))  # not by `==`, as two models may be equal
 
 

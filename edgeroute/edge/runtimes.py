@@ -13,8 +13,7 @@ import numpy as np
 
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
-from edgeroute.edge.model_members import check_model, has_async_runs, is_model, member
-from edgeroute.edge.runs_under_way import runs_of
+from edgeroute.edge.model_members import check_model, counts_runs, has_async_runs, is_model, member
 from edgeroute.errors import BadReply, PolicyError, nearest
 from edgeroute.system.late_imports import attribute, call_factory, plugin_targets
 from edgeroute.types import EdgeModel, StopToken
@@ -247,7 +246,9 @@ class Ensemble:
         self.labels = next(iter(known), None)
         self.settings: Mapping[str, Any] = {"votes": votes, "models": self.models}
         self.version = version
-        self._runs = [runs_of(model) for model in self.models]
+        from edgeroute.edge.runs_under_way import runs_of
+
+        self._runs = [runs_of(model) if counts_runs(model) else None for model in self.models]
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
         """Run all models on the inputs, one model after the other; return (value, confidence) for each input.

@@ -309,6 +309,8 @@ class Observer(ForkSafe):
 
         Only the rules of the facts change.
         """
+        if not self._policy.device_rules and not self._state:
+            return False
         with self._lock:
             now_s = monotonic() if self.read_at is None else self.read_at
             self._state = step(self._policy.device_rules, self._state, self.reading, now_s)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
-from edgeroute.core.routing_policy import Offline
+from edgeroute.core.routing_policy import INF, Offline
 from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
@@ -144,7 +144,8 @@ def assemble(
 
         put_audits(engine, engine.snapshot, audit)
     engine.refresh_thresholds()
-    SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
+    if observer.reads_at < INF:
+        SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
     if engine.queue is not None:
         engine.queue.start()
     for opened in engine.parts.methods("opened"):
