@@ -712,10 +712,11 @@ def test_it_is_delivered_and_its_answer_told_once(outbox, deliver, call):
 
 
 def test_what_an_error_means(outbox, deliver, no_wait):
-    """Retriable: again, and counted. Held, and this side's errors: again, not counted. Anything else: dead, with its text."""
+    """Retriable, or about the server: again, and counted. Held, and this side's errors: again, not counted. Else: dead."""
     plans = {
         "away": [Unreachable("away"), Refused("busy", status=503), sure()], "held": [Held("breaker"), Held("breaker"), sure()],
         "closed": [Closed("closing"), sure()], "disk": [StoreError("full"), sure()], "refused": [Refused("bad", status=400)],
+        "stranger": [Refused("no such page", status=404), sure()], "key": [Refused("who?", status=401), sure()],
         "reply": [BadReply("what?")], "bug": [ZeroDivisionError()], "fine": [sure()], "odd": [Prediction(Unprintable(), 1.0, None)],
     }  # fmt: skip
 
@@ -733,7 +734,7 @@ def test_what_an_error_means(outbox, deliver, no_wait):
         "refused": "bad", "reply": "what?", "bug": "ZeroDivisionError", "odd": "ValueError: cannot be printed",
     }  # fmt: skip
     attempts = {e.id: e.attempts for e in outbox.list("answered")}
-    assert attempts == {"away": 3, "held": 1, "closed": 1, "disk": 1, "fine": 1}
+    assert attempts == {"away": 3, "held": 1, "closed": 1, "disk": 1, "fine": 1, "stranger": 2, "key": 2}
 
 
 class Unprintable:

@@ -7,12 +7,14 @@ import threading
 from queue import Queue
 from time import monotonic
 
+import numpy as np
 import pytest
 import routes
 from both import DOWN, GOOD, LONG, header, unsure
+from test_largest_batch import Limited
 
 from edgeroute import Egress, Function, Outbox, PlainJson, Trial, Unreachable
-from edgeroute.testing import CannedServer
+from edgeroute.testing import CannedServer, http_reply
 
 SECRET = "a-key-of-the-first"
 
@@ -93,6 +95,35 @@ def test_another_endpoint_under_the_same_name(make, servers, call):
     assert {told.get(timeout=LONG).id for _ in names} == {*names}
     posts = [r for r in first.requests if r.startswith(b"POST")]
     assert {(r.split()[1], header(r, "Authorization")) for r in posts} == {(b"/first", "Bearer a-new-key")}
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        http_reply(b"<html>", status=404),
+        http_reply(b"<html>"),
+        http_reply(b"{}"),
+        http_reply(b'{"name": "other", "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}]}'),
+    ],
+    ids=["no such page", "a page", "JSON", "another model"],
+)
+def test_another_program_at_the_port(make, stranger):
+    """Nothing that is queued for a model server is sent to it, and none becomes a dead letter; the server gets them later."""
+    with Limited(8) as model:
+        model.server.reply = DOWN
+        x = np.array([7], "float32")
+        router, _, _ = make(model.endpoint())
+        assert routes.queued(router.infer(x)) == routes.QUEUED
+        router.close()
+        model.server.reply = stranger
+        model.server.requests.clear()
+        router, box, told = make(model.endpoint())
+        model.server.wait_for(lambda: len(model.server.requests) >= 2)
+        assert box.list()[0].state == "waiting"
+        assert {request.split()[0] for request in model.server.requests} == {b"GET"}
+        model.server.reply = model.reply
+        assert told.get(timeout=LONG).value == pytest.approx(7)
+        assert model.sizes == [1]
 
 
 @pytest.mark.parametrize("same_host", [True, False])

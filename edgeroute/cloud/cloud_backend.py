@@ -309,6 +309,9 @@ class CloudBackend(Backend, Protocol):
     def above_floor(self, codec: str) -> bool:
         """Return True if a call by that rung of a ladder differs from those that certificates are about."""
 
+    def identify(self, exchange: Exchange) -> None:
+        """Raise Unreachable if another program than the cloud answers, before a stored input is sent; blocks."""
+
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
         """Send an encoded call, and return the prediction; blocks."""
 
@@ -448,6 +451,9 @@ class FunctionBackend(AbandonedRuns):
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:  # noqa: ARG002 - the protocol's
         """Raise PolicyError: a function has no encoded call."""
         raise PolicyError(f"{self.where} takes no stored calls")
+
+    def identify(self, exchange: Exchange) -> None:
+        """Do nothing: a function is known."""
 
     def ready(self, until: float) -> None:
         """Do nothing: a function needs no preparation."""

@@ -209,6 +209,11 @@ class HttpBackend(AbandonedRuns):
             inputs = self.endpoint.pack(inputs, lambda _: i)
         return self.endpoint.encode(inputs)  # type: ignore[no-any-return]
 
+    def identify(self, exchange: Exchange) -> None:
+        """Raise Unreachable if another program than the model's server answers, as far as the protocol can show it; blocks."""
+        if (check := getattr(self.endpoint, "check_identity", None)) is not None:
+            self.client.run(check(), INF, exchange)
+
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
         """Send the call, blocking, and return the prediction in its reply."""
         if (hear := getattr(self.endpoint, "hear", None)) is not None:

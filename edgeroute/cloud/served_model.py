@@ -22,7 +22,7 @@ from edgeroute.edge.card_inputs import constant
 from edgeroute.edge.input_tensors import Plain
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.preprocessing import Preprocess
-from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
+from edgeroute.errors import BadInput, BadReply, PolicyError, Refused, Unreachable
 from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.system.process import json_loads
 from edgeroute.system.quotable_codes import quoted_names
@@ -245,9 +245,11 @@ class ServedModel(ABC):
         Invalid outputs are ignored unless one is named.
 
         Raises:
-            BadReply: the metadata is invalid, or has no output of the configured name.
+            BadReply: the metadata is invalid, of another model, or has no output of the configured name.
         """
         metadata = self._description((yield self._describe()))
+        if metadata.get("name") not in (None, "", self.model):
+            raise BadReply(f"{self.where} describes another model than {self.model!r}: is it the right server?")
         inputs: tuple[TensorSpec, ...] = ()
         wrong = "there are none"
         try:
@@ -270,6 +272,16 @@ class ServedModel(ABC):
         self.served_labels = labels_in(metadata)
         self.inputs, self.outputs, self._changed = inputs, outputs, False
         return metadata.get("platform")
+
+    def check_identity(self) -> Talk:
+        """Fetch and store the metadata, and raise Unreachable if it is not this model's: then another program has the port."""
+        try:
+            yield from self._meet()
+        except (Refused, BadReply) as e:
+            wrong = str(e)
+        else:
+            return
+        raise Unreachable(f"nothing was sent, as another program seems to answer: {wrong}")
 
     def pack(self, inputs: list[Any], choose: Choose | None = None) -> list[Any]:
         """Return the inputs encoded by the codec, for `talk` or `encode`; it takes a while, and may run in a thread.

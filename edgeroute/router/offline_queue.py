@@ -363,6 +363,7 @@ def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Pr
     Raises:
         CloudError: no answer.
     """
+    backend.identify(exchange)
     if entry.kind == "call":
         call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
         return backend.resend(call, INF, exchange)

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeAlias
 
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes import INPUTS_OWN, error_text
 from edgeroute.errors import Closed, CloudError, StoreError
 from edgeroute.stores.journal import ProcessLock
 from edgeroute.stores.outbox.outbox_entries import Answering, Listed, Waiting
@@ -265,8 +265,8 @@ class Delivery(ForkSafe):
     def _deliver(self, row: Listed, waiting: Waiting) -> None:
         """Send a request, and store the outcome: the answer, a failure to retry, a dead letter, or a pause of the lane.
 
-        Failures not about the request pause the lane; retriable ones back off at random, at least as long as the server demands;
-        others are logged and bury it. Never raises.
+        Failures not about the request pause the lane. Retriable ones, and statuses that are not about the input (401, 404),
+        back off at random, at least as long as the server demands. Others are logged and bury it. Never raises.
         """
         name = row.id
         try:
@@ -277,7 +277,7 @@ class Delivery(ForkSafe):
             if isinstance(e, _NOT_ABOUT_REQUEST) or getattr(e, "held", False) or not threading.main_thread().is_alive():
                 pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
                 self._pause(Lane(row.target, row.data_class), pause_s, row)
-            elif isinstance(e, CloudError) and e.retriable:
+            elif isinstance(e, CloudError) and (e.retriable or (e.status or 400) not in INPUTS_OWN):
                 spread_s = self._outbox.spread_for(row.queued_at)
                 wait_s = max(backoff(row.attempts + 1, spread_s), min(e.retry_after_s or 0.0, ASKED_MOST_S))
                 self._store_outcome(lambda: self._outbox.failed(name, failure, self._outbox.clock() + wait_s))
