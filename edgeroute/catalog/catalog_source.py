@@ -10,13 +10,13 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
 from edgeroute.errors import CatalogAway, CatalogError, PolicyError, RuntimeMissing, StoreError
+from edgeroute.system.addresses import is_loopback
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_late
 
@@ -268,19 +268,9 @@ def _checked_address(url: str) -> str:
         raise PolicyError("the catalog's address has a user, password, query or fragment, which would be logged: leave it out")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise PolicyError(f"a catalog is a folder or an address that begins with https://, not {url!r}")
-    if parts.scheme == "http" and not _is_this_device(parts.hostname):
+    if parts.scheme == "http" and parts.hostname != "localhost" and not is_loopback(parts.hostname):
         raise PolicyError(f"{url}: a catalog is read over https://; http:// is for this device itself")
     return url.rstrip("/") + "/"
-
-
-def _is_this_device(host: str) -> bool:
-    """Return True if a host is "localhost" or a loopback address; False for other names, which are not resolved."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # Verification of a catalog: the client of The Update Framework (TUF), reading from a `Source`.

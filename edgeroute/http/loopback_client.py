@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from edgeroute.http.connection_protocol import Wire
 from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
 from edgeroute.http.dns_resolver import SocketAddress
 from edgeroute.http.messages import Address, Call
+from edgeroute.system.addresses import is_loopback
 from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
@@ -29,15 +29,6 @@ UNIX: Any = getattr(socket, "AF_UNIX", None)
 """Address family of unix sockets; None: Python has none here."""
 SHORT = 1 << 16
 """Maximum bytes to read of an error reply's body."""
-
-
-def is_loopback(address: str) -> bool:
-    """Return True if a numeric address belongs to this device alone: 127.0.0.0/8, ::1, and the former mapped into IPv6."""
-    try:
-        ip = ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
 def _is_path(text: str) -> bool:

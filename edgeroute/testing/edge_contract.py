@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -68,6 +68,11 @@ def equal(a: Any, b: Any, rtol: float) -> bool:
     if first.shape != second.shape:
         return False
     return bool(np.allclose(first, second, rtol=rtol, atol=rtol / 100, equal_nan=True))
+
+
+def same(a: Prediction, b: Prediction, rtol: float) -> bool:
+    """Return True if two predictions have the same value and confidence within the tolerance."""
+    return equal(a.value, b.value, rtol) and equal(a.confidence, b.confidence, rtol)
 
 
 def numbers(x: Any) -> bool:
@@ -463,7 +468,7 @@ class Checks(Running):
 
     def _same(self, a: Prediction, b: Prediction) -> bool:
         """Return True if two predictions have the same value and confidence within the tolerance."""
-        return equal(a.value, b.value, self.rtol) and equal(a.confidence, b.confidence, self.rtol)
+        return same(a, b, self.rtol)
 
 
 def outputs_stay(subject: Checks) -> Iterator[str]:
@@ -496,6 +501,32 @@ class ContractBroken(AssertionError):
         lines = [f"- {check}: {text}" for check, text in problems]
         super().__init__("\n".join([f"{name} breaks the contract of {what}:", *lines]))
         self.problems = tuple(problems)
+
+
+def check_all(
+    name: str,
+    checks: Iterable[tuple[str, Callable[[], Iterator[str]]]],
+    *,
+    first: Collection[str],
+    what: str = "edge models",
+) -> None:
+    """Run the named checks in order, and raise ContractBroken with the problems that they yield; an error counts as one.
+
+    The checks end at a run that hangs, and at a problem after a check of `first`, without which nothing can be compared.
+    """
+    problems: list[tuple[str, str]] = []
+    for part, check in checks:
+        try:
+            problems += [(part, text) for text in check()]
+        except Hangs as e:
+            problems.append((part, str(e)))
+            break  # it would hang in the others
+        except Exception as e:  # noqa: BLE001 - whatever a model or an endpoint raises
+            problems.append((part, f"it raised {error_text(e)} for samples that it takes"))
+        if problems and part in first:
+            break
+    if problems:
+        raise ContractBroken(name, problems, what)
 
 
 def edge_contract(
@@ -549,19 +580,7 @@ def edge_contract(
         ("fork", subject.fork if fork and hasattr(os, "fork") else lambda: iter(())),
         ("close", subject.close),
     ]
-    problems: list[tuple[str, str]] = []
     try:
-        for name, check in checks:
-            try:
-                problems += [(name, text) for text in check()]
-            except Hangs as e:
-                problems.append((name, str(e)))
-                break  # it would hang in the others
-            except Exception as e:  # noqa: BLE001 - whatever a model raises
-                problems.append((name, f"it raised {error_text(e)} for samples that it takes"))
-            if name == "run" and problems:
-                break  # nothing can be compared
+        check_all(loaded.name, checks, first={"run"})
     finally:
         subject.end()
-    if problems:
-        raise ContractBroken(loaded.name, problems)

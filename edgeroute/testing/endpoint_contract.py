@@ -13,7 +13,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, CloudError
 from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.system.input_copies import copy_input
-from edgeroute.testing.edge_contract import ContractBroken, equal, error_text, short, shown
+from edgeroute.testing.edge_contract import check_all, equal, error_text, same, short, shown
 
 Server = Callable[[Call], Reply]
 MOST_CALLS = 100
@@ -56,8 +56,7 @@ def endpoint_contract(endpoint: HttpEndpoint, samples: Sequence[Any], server: Se
     if len(samples) < 2:  # noqa: PLR2004 - to tell one from another
         raise ValueError(f"a contract is checked with two samples or more, not {len(samples)}")
     subject = _Checks(endpoint, samples, server, bad)
-    problems: list[tuple[str, str]] = []
-    for name, check in (
+    checks = [
         ("members", subject.members),
         ("talk", subject.talks),
         ("batch", subject.batch),
@@ -68,15 +67,8 @@ def endpoint_contract(endpoint: HttpEndpoint, samples: Sequence[Any], server: Se
         ("inputs", subject.unwritten),
         ("ping and health", subject.probes),
         ("secrets", subject.secrets),
-    ):
-        try:
-            problems += [(name, text) for text in check()]
-        except Exception as e:  # noqa: BLE001 - whatever an endpoint raises
-            problems.append((name, f"it raised {error_text(e)} for samples that it takes"))
-        if problems and name in {"members", "talk"}:
-            break  # nothing can be compared
-    if problems:
-        raise ContractBroken(str(getattr(endpoint, "name", endpoint)), problems, "endpoints")
+    ]
+    check_all(str(getattr(endpoint, "name", endpoint)), checks, first={"members", "talk"}, what="endpoints")
 
 
 class _Checks:
@@ -143,16 +135,17 @@ class _Checks:
         self.truth = [self._answers([x])[1][0] for x in self.samples]
         for x, truth in zip(self.samples, self.truth, strict=True):
             (calls, (once,)), (again, _) = self._answers([x]), self._answers([x])
-            if not _same(once, truth):
+            if not same(once, truth, RTOL):
                 yield f"it answers {shown(truth)} to a sample, and {shown(once)} to it again: keep nothing of an input or a reply"
             if calls != again:
                 yield f"it makes other calls of {short(x)} the second time: a request that is sent again has to be the same"
-        if all(_same(answer, self.truth[0]) and equal(answer.outputs, self.truth[0].outputs, RTOL) for answer in self.truth[1:]):
+        first, *others = self.truth
+        if all(same(other, first, RTOL) and equal(other.outputs, first.outputs, RTOL) for other in others):
             replies = [self._replies(x) for x in [*self.samples, *self.samples[:1]]]
             repeated = replies.pop()  # of the first sample: if it differs, replies differ by chance, as ids
             if repeated == replies[0] and any(other != replies[0] for other in replies):
                 yield (
-                    f"it answers {shown(self.truth[0])} to every sample, although the server's replies differ: read them;"
+                    f"it answers {shown(first)} to every sample, although the server's replies differ: read them;"
                     " or, if they mean the same, give samples to which the server says something else"
                 )
 
@@ -174,7 +167,7 @@ class _Checks:
         order = [*range(len(self.truth)), 0]
         _, answers = self._answers([self.samples[i] for i in order])
         for i, answer in zip(order, answers, strict=True):
-            if not _same(answer, self.truth[i]):
+            if not same(answer, self.truth[i], RTOL):
                 yield (
                     f"alone sample {i} gets {shown(self.truth[i])}, and in a batch {shown(answer)}: one output per input, in"
                     " order; or set one_by_one = True"
@@ -193,7 +186,7 @@ class _Checks:
                 except StopIteration as end:  # noqa: PERF203 - each in its turn
                     answers[i] = self.reader.read_many(end.value, 1)[0]
         for i, answer in answers.items():
-            if not _same(answer, self.truth[i]):
+            if not same(answer, self.truth[i], RTOL):
                 text = shown(answer)
                 yield f"beside another talk sample {i} gets {text}: keep what belongs to a talk in it, not in the endpoint"
 
@@ -202,7 +195,7 @@ class _Checks:
         for x, truth in zip(self.samples, self.truth, strict=True):
             if (call := self.endpoint.encode([x])) is not None:
                 (answer,) = self.reader.read_many(self.endpoint.decode(self.server(call), 1), 1)
-                if not _same(answer, truth):
+                if not same(answer, truth, RTOL):
                     yield f"a talk gets {shown(truth)}, and decode of the reply to encode's call {shown(answer)}"
 
     def damaged(self) -> Iterator[str]:
@@ -223,7 +216,7 @@ class _Checks:
                 except Exception as e:  # noqa: BLE001 - whatever an endpoint raises
                     yield f"it raised {error_text(e)} for a reply of {body[:20]!r}: raise BadReply"
         for (body, answer), (other, other_answer) in combinations(taken, 2):
-            if body != other and _same(answer, other_answer):
+            if body != other and same(answer, other_answer, RTOL):
                 yield f"it answers {shown(answer)} to a reply of {body!r}, and to one of {other!r}: raise BadReply"
                 return
 
@@ -290,12 +283,3 @@ def _chain(error: BaseException | None) -> Iterator[str]:
             return
         yield f"{error} {error.args} {vars(error)}"
         error = error.__cause__ or error.__context__
-
-
-def _same(first: Prediction, second: Prediction) -> bool:
-    """Return True if two predictions have the same value and confidence."""
-    if (first.confidence is None) != (second.confidence is None):
-        return False
-    return equal(first.value, second.value, RTOL) and (
-        first.confidence is None or equal(first.confidence, second.confidence, RTOL)
-    )

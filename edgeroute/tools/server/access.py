@@ -22,6 +22,7 @@ from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import MODES, Mode
 from edgeroute.errors import BadInput, PolicyError, nearest
 from edgeroute.router.private_conversations import bind_within
+from edgeroute.system.addresses import is_loopback
 from edgeroute.tools.server.body_reader import CLOSE, LARGE, Bodies
 from edgeroute.tools.server.error_replies import Busy, Fault
 
@@ -221,14 +222,6 @@ def is_named(host: str, names: Collection[str]) -> bool:
     if colon and not _is_port(port):
         return False
     return name.lower().rstrip(".") in names or _is_address(name, 4)
-
-
-def is_loopback(address: str) -> bool:
-    """Return True if only this machine can reach an address; False for a name."""
-    try:
-        return ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_port(text: str) -> bool:

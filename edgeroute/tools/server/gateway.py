@@ -7,13 +7,13 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Prometheus, of_router
 from edgeroute.router.preflight import unsendable
+from edgeroute.system.addresses import is_loopback
 
 try:
     from edgeroute.tools.server.access import token_of
@@ -118,4 +118,4 @@ def _is_loopback(host: str) -> bool:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return True  # listening there reports the error
-    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in infos)
+    return all(is_loopback(str(address[0])) for *_, address in infos)

@@ -22,8 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
+from edgeroute.system.addresses import is_loopback
 from edgeroute.tools.server import oip_messages as protocol
-from edgeroute.tools.server.access import LEFT, is_loopback, is_named, of_a_page, unless_left
+from edgeroute.tools.server.access import LEFT, is_named, of_a_page, unless_left
 from edgeroute.tools.server.body_reader import CLOSE, Bodies, Body, OneLength
 from edgeroute.tools.server.oip_messages import FAULTS, reply
 from edgeroute.tools.server.served_models import Served, find_model
