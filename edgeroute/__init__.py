@@ -29,7 +29,7 @@ _HOMES = {
     "Function": "cloud.cloud_backend",
     "Secret": "http.messages",
     "Rule": "core.device_rules",
-    "Egress": "cloud.endpoint_guard",
+    "Egress": "cloud.egress_settings",
     "Limits": "core.spending_limits",
     "Cache": "stores.cache",
     "Outbox": "stores.outbox",

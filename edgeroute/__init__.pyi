@@ -3,7 +3,7 @@
 
 from edgeroute.cloud.cloud_backend import Function as Function
 from edgeroute.cloud.grpc import OpenInferenceGrpc as OpenInferenceGrpc
-from edgeroute.cloud.endpoint_guard import Egress as Egress
+from edgeroute.cloud.egress_settings import Egress as Egress
 from edgeroute.cloud.json_api import PlainJson as PlainJson
 from edgeroute.cloud.openai import OpenAIChat as OpenAIChat
 from edgeroute.cloud.openinference import OpenInference as OpenInference

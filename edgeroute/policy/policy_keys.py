@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edgeroute.catalog.installed_models import version_of
 from edgeroute.catalog.model_folder import SUFFIX
-from edgeroute.cloud.endpoint_guard import Consent, Redact
+from edgeroute.cloud.egress_settings import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import Offline, Options, PolicyMode
 from edgeroute.edge.model_members import is_model, stamps

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
-from edgeroute.cloud import endpoint_guard as guard
+from edgeroute.cloud import egress_settings
 from edgeroute.core import device_rules as rules
 from edgeroute.core import spending_limits as spending
 from edgeroute.core.device_rules import OF, Then
@@ -72,7 +72,7 @@ class Limits(Section):
     """
 
 
-@configures(guard.Egress)
+@configures(egress_settings.Egress)
 class Egress(Section):
     """Rules for data that may leave the device: a call names its class, as in `infer(x, data_class=...)`.
 

@@ -68,7 +68,7 @@ def checked_options(options: Options | None) -> Options:
 CLASSES: Mapping[str, tuple[str, str]] = {
     "audit": ("edgeroute.trials.guarantee_monitor", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
-    "egress": ("edgeroute.cloud.endpoint_guard", "Egress"),
+    "egress": ("edgeroute.cloud.egress_settings", "Egress"),
     "limits": ("edgeroute.core.spending_limits", "Limits"),
     "outbox": ("edgeroute.stores.outbox", "Outbox"),
 }

@@ -32,7 +32,7 @@ from edgeroute.types import V
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.cloud.endpoint_guard import Egress
+    from edgeroute.cloud.egress_settings import Egress
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.observe.router_stats import Stats, Status
     from edgeroute.record.trace import Trace

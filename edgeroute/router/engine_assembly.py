@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.routing_policy import INF, Offline
 from edgeroute.core.spending_limits import Limits, Spending
@@ -29,6 +28,7 @@ from edgeroute.system.workers import start_thread
 
 if TYPE_CHECKING:
     from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.stores.cache import Cache
@@ -189,6 +189,8 @@ def _first_reading(engine: Engine, sensors: Any) -> None:
 
 def guard(engine: Engine, backend: CloudBackend) -> Guard:
     """Return a new guard for one cloud of this router."""
+    from edgeroute.cloud.endpoint_guard import Guard
+
     report = None
     if engine.instruments is not None:
         from edgeroute.record.instruments import AttemptReport

@@ -434,7 +434,7 @@ class LegExecutor:
             seen = self.inputs.of(self.plan.legs[start.leg].target, start.rows)
             if stop is not None and stop.asked:
                 raise Held(f"{backend.name} was not asked: its answer is not needed any more", code="stopped")  # noqa: TRY301
-            sent = self.egress.prepare_inputs(seen, permit, backend.where)
+            sent = self.egress.prepare_inputs(seen, permit, backend.where) if self.egress.asks else seen
             return self.edge.attach(start.leg, start.rows, sent) if self.edge is not None and backend.sends_edge else sent
         except Held as e:
             backend.guard.count_rejected(e.code)

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
-from edgeroute.cloud.endpoint_guard import Egress
+from edgeroute.cloud.egress_settings import Egress
 from edgeroute.confidence.input_score import InputScore
 from edgeroute.confidence.output_forms import SLACK
 from edgeroute.confidence.output_reader import bounded

@@ -16,7 +16,7 @@ from edgeroute.system.process import call_contained
 from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.endpoint_guard import Egress
+    from edgeroute.cloud.egress_settings import Egress
     from edgeroute.types import Backend
 
 View: TypeAlias = str | Callable[[Any], Any]
