@@ -27,7 +27,7 @@ WHAT = """\
 Each split calibrates on n images and looks at the rest, a sample that is itself noisy: the oracle, chosen by the rest's own
 labels, is beyond 1 point on all 5,000 in half of the splits. All 5,000 are nearer to the truth and include the n, which
 flatters. In the last column the n are drawn with replacement from the 5,000, so that these are all there is, and the share of
-broken promises is exact but for the number of splits: it is what the promise is about, at most 5 %."""
+broken promises is exact but for the number of splits: it is what the guarantee is about, at most 5 %."""
 
 
 class Recorded:

@@ -49,7 +49,7 @@ def logits(path: Path, tested: np.ndarray) -> np.ndarray:
 
 
 def broken(first: np.ndarray, second: np.ndarray, cloud: np.ndarray, y: np.ndarray, kind: str, limit: float, n: int) -> str:
-    """A row of the table: shares of calibrations that broke the promise of each edge, and of all inputs deferred to the cloud."""
+    """A row of the table: shares of calibrations that broke the guarantee of each edge, and of all inputs deferred to the cloud."""
     score, later = msp(first), msp(second)
     one, two, right = (each.argmax(1) == y for each in (first, second, cloud))
     rng, failed, deferred = np.random.default_rng(0), np.zeros(2), []

@@ -1,9 +1,9 @@
-"""What is promised, and what holds: `python benchmarks/promises.py`, with paths of recorded sets; `--help` tells.
+"""What is guaranteed, and what holds: `python benchmarks/promises.py`, with paths of recorded sets; `--help` tells.
 
 For each task, with e and c how correct edge and cloud are: the share deferred under a certificate that costs at most 1 or 2 points
 of the cloud's accuracy, beside the least that the same score could defer (oracle), a threshold that fits the examples (plug-in),
 and Hoeffding's bound. The recorded set is taken as the population, so that a threshold's true loss is known, and every method gets
-the same n examples drawn from it with replacement: a promise is broken if the true loss of its threshold exceeds the limit.
+the same n examples drawn from it with replacement: a guarantee is broken if the true loss of its threshold exceeds the limit.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def label(answer, leg="edge"):
 
 
 def uncalibrated(answer, leg="edge"):
-    """Tells whether the threshold of that leg promises nothing."""
+    """Tells whether the threshold of that leg guarantees nothing."""
     return label(answer, leg).startswith("uncalibrated")
 
 

@@ -1,4 +1,4 @@
-"""Thresholds with a promise: the tests behind them against enumeration, the walk, the certificate as a file."""
+"""Thresholds with a guarantee: the tests behind them against enumeration, the walk, the certificate as a file."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_the_likelihood_ratio_is_monotone(wins):
 @pytest.mark.parametrize("delta", [0.02, 0.05, 0.2])
 @pytest.mark.parametrize(("n", "eps"), [(60, 0.1), (90, 0.05)])
 def test_the_risk_of_each_test(n, eps, delta):
-    """Wherever the promise is just broken, no more than delta of all that can be seen is let pass: summed, not drawn."""
+    """Wherever the guarantee is just broken, no more than delta of all that can be seen is let pass: summed, not drawn."""
     h, w, chances = trinomial(n, eps, np.linspace(eps, 0.95, 40))
     lr, d = exact.lr_limits(n, eps, delta, n), exact.d_limits(n, eps, delta, n)
     for passes in (h <= lr[w], h - w <= d[h + w], h <= most(n, eps, delta)):
@@ -353,7 +353,7 @@ def test_what_cannot_be_promised_defers_everything():
         for target in ({"max_loss": 0.01}, {"max_error": 0.05}):
             certificate = calibrate(score, np.zeros(n), np.ones(n), **target)
             assert (certificate.threshold, certificate.deferral_rate, certificate.deferral_interval) == (INF, 1, (1, 1))
-            assert "no threshold keeps the promise" in certificate.guarantee
+            assert "no threshold keeps the guarantee" in certificate.guarantee
             assert certificate.accuracy == pytest.approx({"edge": 0, "cloud": 1, "cascade": 1})
 
 

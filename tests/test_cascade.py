@@ -348,7 +348,7 @@ def test_a_certificate_is_for_one_score():
                 label = router.engine.snapshot.targets[0].label
                 assert label.startswith("uncalibrated") == (score is not own), (own, score, label)
                 if score is not own:
-                    with pytest.raises(PolicyError, match="promises nothing"):
+                    with pytest.raises(PolicyError, match="guarantees nothing"):
                         Router(edge, cloud, threshold=one, score=score, options=Options(uncalibrated="error"))
 
 

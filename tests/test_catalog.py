@@ -436,12 +436,12 @@ def test_the_certificate_of_a_version_is_its_threshold(publisher):
         assert routes.uncalibrated(router.infer(X))
     with Router(device.path("doors"), cloud, threshold=0.5) as router:
         assert router.infer(X).value == "c"  # a number stays a number
-    with pytest.raises(PolicyError, match="promises nothing here"):
+    with pytest.raises(PolicyError, match="guarantees nothing here"):
         Router(device.path("doors"), cloud, options=Options(uncalibrated="error"))
     device.activate("doors", "1.0")
     with Router(device.path("doors"), cloud, options=Options(uncalibrated="error")) as router:
         device.activate("doors", "1.1")
-        with pytest.raises(PolicyError, match="promises nothing here"):
+        with pytest.raises(PolicyError, match="guarantees nothing here"):
             router.reload()
         assert router.infer(X).value == "a"
 

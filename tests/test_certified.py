@@ -1,4 +1,4 @@
-"""A router whose threshold comes with a promise: what it says, and when it says that the promise does not hold here."""
+"""A router whose threshold comes with a guarantee: what it says, and when it says that the guarantee does not hold here."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def test_the_reason_quotes_the_promise(certificate):
 
 
 def test_for_another_model_it_is_uncalibrated(certificate):
-    """The threshold is used, and every reason says that nothing is promised for this edge or this cloud."""
+    """The threshold is used, and every reason says that nothing is guaranteed for this edge or this cloud."""
     for given in (
         {"edge": lambda x: ("edge", x), "cloud": cloud},
         {"edge": edge, "cloud": other},
@@ -157,7 +157,7 @@ def test_one_that_does_not_hold_can_be_refused(certificate):
     Router(edge, cloud, threshold=certificate, options=Options(uncalibrated="error")).close()
     Router(edge, threshold=None, mode="only_edge", options=Options(uncalibrated="error")).close()
     for wrong, why in ((0.5, "plain number"), (certificate, "made for cloud model")):
-        with pytest.raises(PolicyError, match=rf"the threshold of edge promises nothing here .*{why}"):
+        with pytest.raises(PolicyError, match=rf"the threshold of edge guarantees nothing here .*{why}"):
             Router(edge, other, threshold=wrong, options=Options(uncalibrated="error"))
     with pytest.raises(PolicyError, match="there is no uncalibrated 'maybe'"):
         Router(edge, cloud, threshold=certificate, options=Options(uncalibrated="maybe"))
@@ -231,7 +231,7 @@ def test_a_later_edge_has_a_promise_of_what_reaches_it(first):
 
 @pytest.mark.parametrize("made", ["as a first edge", "another threshold", "another model", "a plain number"])
 def test_a_later_edge_that_other_inputs_reach_is_uncalibrated(first, made):
-    """The threshold is used, and nothing confirms a promise that was not certified."""
+    """The threshold is used, and nothing confirms a guarantee that was not certified."""
     given = first
     if made == "as a first edge":
         second = of_ladder([0.5], 0, edges=[larger])
@@ -244,7 +244,7 @@ def test_a_later_edge_that_other_inputs_reach_is_uncalibrated(first, made):
         why = "the edge models before it, or their thresholds, are not those that it was made for"
     with Router([small, larger], cloud, threshold=[given, second]) as router:
         assert labels(router)[1].startswith(f"uncalibrated: {why}")
-    with pytest.raises(PolicyError, match=r"the threshold of (small|larger) promises nothing here"):
+    with pytest.raises(PolicyError, match=r"the threshold of (small|larger) guarantees nothing here"):
         Router([small, larger], cloud, threshold=[given, second], options=Options(uncalibrated="error"))
 
 

@@ -277,7 +277,7 @@ def test_where_no_threshold_keeps_the_promise_all_is_deferred(home, policy):
     np.savez(home / "wrong.npz", images=x, labels=(logits(x).argmax(1) + 1) % 3)
     code, out, err = cli("calibrate", "-p", policy(), "-d", home / "wrong.npz", "--max-error", "5%")
     assert (code, err) == (0, "")
-    assert "no threshold keeps the promise with these examples" in out
+    assert "no threshold keeps the guarantee with these examples" in out
     assert "none: every input is deferred" in out
 
 
@@ -701,7 +701,7 @@ def grades(n=1500, seed=0):
 
 
 def test_graded_answers_are_calibrated_on(home, policy):
-    """From recorded scores of any metric, in groups too; the promise names it."""
+    """From recorded scores of any metric, in groups too; the guarantee names it."""
     arrays = grades()
     np.savez(home / "f1.npz", **arrays)
     code, out, err = cli("calibrate", "-p", policy(), "-d", home / "f1.npz", "--max-loss", "1%", "--metric", "F1")
@@ -738,7 +738,7 @@ def test_graded_answers_that_do_not_fit(home, policy, arrays, args, why):
 
 
 def test_a_metric_of_answers_that_are_not_graded(home, policy):
-    """It would be named in a promise that is about something else. And graded answers are not evaluated."""
+    """It would be named in a guarantee that is about something else. And graded answers are not evaluated."""
     np.savez(home / "f1.npz", **grades())
     code, _, err = cli("evaluate", "-p", policy(first="threshold = 0.7"), "-d", home / "f1.npz")
     assert (code, "graded answers are for `calibrate`" in err) == (1, True)
@@ -749,7 +749,7 @@ def test_a_metric_of_answers_that_are_not_graded(home, policy):
 
 @pytest.mark.slow
 def test_an_evaluation_on_the_calibrations_own_examples_says_so(home, policy, cloud):
-    """They cannot tell whether the promise holds; other examples can."""
+    """They cannot tell whether the guarantee holds; other examples can."""
     path = policy(cloud, "threshold = 0.5")
     made("-p", path, "-d", home / "val.npz", "--max-loss", "5%", "--score", "learned")
     path = policy(cloud, 'threshold = "certificate.json"\nscore = "edge.score.json"')

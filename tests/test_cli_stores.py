@@ -23,7 +23,8 @@ from edgeroute.stores.journal import Journal
 from edgeroute.stores.outbox import Waiting
 from edgeroute.system import process as system
 from edgeroute.testing import CannedServer, FakeCloud
-from edgeroute.tools.cli.outbox_and_egress import local_time, parse_time
+from edgeroute.tools.cli.outbox_and_egress import parse_time
+from edgeroute.tools.cli.tables_and_options import local_time
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""

@@ -1,4 +1,4 @@
-"""What cloud, edge and labels call the same thing: no promise is certified, and none has held, where nothing was compared."""
+"""What cloud, edge and labels call the same thing: no guarantee is certified, and none has held, where nothing was compared."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def known(labels):
 @pytest.mark.parametrize(("labels", "spell"), SPELT)
 @BOTH
 def test_another_spelling_of_a_label_is_that_label(kind, labels, spell):
-    """The promise is that of a cloud which spells as the labels do, the notes say so, and an evaluation finds it kept."""
+    """The guarantee is that of a cloud which spells as the labels do, the notes say so, and an evaluation finds it kept."""
     certificates = []
     for given in (cloud(lambda c: labels[c]), cloud(spell)):
         with closing(kind(edge(labels), given, threshold=0.5)) as router:
@@ -273,7 +273,7 @@ def test_a_cloud_that_is_worse_than_the_edge_or_than_chance(kind, tmp_path):
 
 
 def test_an_edge_that_is_a_little_better_is_no_doubt():
-    """Within noise nothing is said, and the promise has its tick."""
+    """Within noise nothing is said, and the guarantee has its tick."""
     with Router(
         edge(PETS), Function(lambda i: PETS[EDGE[i]] if i % 50 else PETS[CLOUD[i]], version="1"), threshold=0.5
     ) as router:

@@ -480,7 +480,7 @@ def promised(kind="max_loss", threshold=0.6, **more):
     ],
 )
 def test_the_promise_is_only_where_it_holds(certificate, used, held):
-    """Below the certified threshold nothing is promised, nor above the highest one, nor of another model."""
+    """Below the certified threshold nothing is guaranteed, nor above the highest one, nor of another model."""
     records, _, setup = asked([0.2, 0.9])
     prints = {"edge": used, "cloud": "c", "score": "s", "codec": "k"}
     bound = {} if certificate is None else {"edge": BoundCertificate(certificate, prints, 1e9)}

@@ -110,7 +110,7 @@ def test_it_lives(browser, served):
 
 
 def test_the_threshold_by_keyboard(browser, served):
-    """Each step replays: more deferrals and cost to the right; the promise only from the certified threshold on."""
+    """Each step replays: more deferrals and cost to the right; the guarantee only from the certified threshold on."""
     _, address = served
     with opened(browser, address) as page:
         page.wait_for_selector("#promise:not(:empty)")

@@ -132,7 +132,7 @@ def test_a_threshold_with_the_guarantee_that_answers_then_quote(kind, model):
     assert json.loads(json.dumps(tested.as_dict()))["promise"] == "loss <= 5 %, 90 % sure"
     assert "It held on these inputs." in tested.verdict
     assert re.fullmatch(
-        r"<EvaluationResult of 2,000 inputs: cascade \S+ % right, \S+ % deferred, the promise held>", repr(tested)
+        r"<EvaluationResult of 2,000 inputs: cascade \S+ % right, \S+ % deferred, the guarantee held>", repr(tested)
     )
     assert re.fullmatch(r"<CalibrationResult loss <= 5 %, 90 % sure: threshold 0\.\d+ of msp, \S+ % of 600 .*>", repr(found))
 
@@ -167,7 +167,7 @@ def test_the_numbers_are_those_of_the_command_line(kind, fashion, fashion_server
 
 @BOTH
 def test_without_labels_the_cloud_is_what_is_right(kind, model):
-    """Agreement is promised; an evaluation counts it likewise."""
+    """Agreement is guaranteed; an evaluation counts it likewise."""
     with closing(kind(model, CLOUD, threshold=0.9)) as router:
         found = router.calibrate(X, max_loss=0.1, every=2)
         tested = router.evaluate(X)
@@ -191,7 +191,7 @@ def test_scores(model):
     assert (other.score, other.certificate.score) == ("margin", "margin")
     assert own.score is margin
     assert own.certificate.threshold == pytest.approx(other.certificate.threshold)
-    assert "was fitted: the promise holds if it was fitted to other examples" in own.notes[0]
+    assert "was fitted: the guarantee holds if it was fitted to other examples" in own.notes[0]
     for found in (learned, other, own):
         with Router(
             model, CLOUD, threshold=found.certificate, score=found.score, options=Options(uncalibrated="error")
@@ -379,7 +379,7 @@ def test_labels_that_are_spelt_otherwise():
 
 
 def test_the_verdict_says_that_these_are_the_calibrations_own_examples():
-    """On which a promise holds nearly always."""
+    """On which a guarantee holds nearly always."""
     cloud = FakeCloud([("b", 1.0)])
 
     def edge(x):

@@ -210,7 +210,7 @@ def test_what_holds_and_what_breaks():
 
 
 def test_partial_scores_are_certified_by_dithering():
-    """Means of partial scores keep the promise too."""
+    """Means of partial scores keep the guarantee too."""
     from promises import Population, measure
     from recorded import Task
 

@@ -703,7 +703,7 @@ def test_of_a_model_without_a_version():
 
 
 def test_of_a_drift_alarm():
-    """Its date and evidence stand in place of the promise."""
+    """Its date and evidence stand in place of the guarantee."""
     made = promised(one, one, max_error=None, max_loss=0.05, fingerprints={"edge": "x"})
     with Router(one, two, threshold=made, audit=Audit(share=1, scene=1)) as router:
         for i in range(400):

@@ -320,7 +320,7 @@ def test_verdicts_in_words():
     text = said([fine] * 50 + [wrong] * 50, own)
     assert "Measured in 2 classes, it held in 1. The worst is b: the loss" in text
     assert "for all classes at once" in text
-    assert "no promise" in " ".join(verdict(Evaluation(examples([fine]), 0.5), [])).lower()
+    assert "no guarantee" in " ".join(verdict(Evaluation(examples([fine]), 0.5), [])).lower()
     other = Evaluation(examples([fine]), 0.5, {}, own, "it was made for another model")
     assert " ".join(verdict(other, [])) == "The certificate says nothing about what is in use: it was made for another model."
 
@@ -371,7 +371,7 @@ def test_the_page_says_what_was_found(real):
     """BoundCertificate, numbers, figures, cost, classes and notes, with the evaluation's own numbers."""
     text = read(real)
     order = [
-        "The promise",
+        "The guarantee",
         "In numbers",
         "Accuracy over deferral",
         "Latency",

@@ -366,7 +366,7 @@ def test_decide_sends_nothing_and_says_why():
         ({**PAIR, "egress": Egress(may_leave=[])}, "by its rules nothing may leave this device, to the function 'cloud'"),
         ({**PAIR, "egress": Egress(may_leave=[])}, "any data class stays"),
         ({"cloud": cloud}, "there is no edge model: without the cloud there is no answer"),
-        (PAIR, "the threshold of edge: uncalibrated, picked by hand, with no promise about errors"),
+        (PAIR, "the threshold of edge: uncalibrated, picked by hand, with no guarantee about errors"),
     ],
 )
 def test_check_says_what_may_leave(given, line):

@@ -77,7 +77,7 @@ def test_each_has_a_certificate_of_its_own():
         judged = routes.judged(router.infer(0.99), "edge int8")
         assert judged == ("accepted", pytest.approx(0.97, abs=0.005), made[1].threshold, made[1].label)
         assert [target.threshold for target in router.engine.snapshot.targets[:2]] == [one.threshold for one in made]
-    with pytest.raises(PolicyError, match="edge fp32 promises nothing here"):
+    with pytest.raises(PolicyError, match="edge fp32 guarantees nothing here"):
         Router(pair, cloud, threshold=made[::-1], options=Options(uncalibrated="error"))
 
 

@@ -130,7 +130,7 @@ class Certificate(NamedTuple):
         if self.thresholds:
             text += ", in each class that the edge predicts, all at once"
         if self.threshold == INF and all(t == INF for t in self.thresholds.values()):
-            text += ", since the edge gives no answer alone: no threshold keeps the promise with these examples"
+            text += ", since the edge gives no answer alone: no threshold keeps the guarantee with these examples"
         odds = "On average over calibrations" if self.sure is None else f"With {_percent(self.sure)} confidence"
         like = f"inputs drawn independently and like the {self.n:,} examples of {self.date}"
         if self.groups is not None:

@@ -653,7 +653,7 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
     if certificate is None:
         return None
     if snapshot.policy.no_confidence != "defer":
-        raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
+        raise PolicyError("a certificate guarantees nothing of answers without a confidence: no_confidence has to be 'defer'")
     from edgeroute.confidence.certificate import BoundCertificate
 
     used = {"earlier": "", **fingerprints(snapshot, i)}
@@ -669,7 +669,7 @@ def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate
             continue
         broken = "it is a plain number" if promise is None else promise.broken()
         if broken is not None:
-            error = PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
+            error = PolicyError(f"the threshold of {target.name} guarantees nothing here ({broken}), and uncalibrated is 'error'")
             error.key = "uncalibrated"
             raise error
 

@@ -146,7 +146,7 @@ def unsendable(snapshot: Snapshot) -> list[str]:
 def _promise(label: str) -> str:
     """Return the text of `check` for a threshold's label."""
     if label == "uncalibrated":
-        return "uncalibrated, picked by hand, with no promise about errors"
+        return "uncalibrated, picked by hand, with no guarantee about errors"
     return label if label.startswith("uncalibrated") else f"certified, {label}"
 
 

@@ -235,7 +235,7 @@ class DriftMonitor:
     def _next_bound(self) -> float:
         """Return the next lower bound of the threshold, with half of the accepted answers below it; inf if that is not known.
 
-        Not above the highest threshold at which the promise was certified, where what is accepted may be worse; if there is an
+        Not above the highest threshold at which the guarantee was certified, where what is accepted may be worse; if there is an
         alarm even there, nothing is accepted.
         """
         higher = [c for c in self._accepted if c > self.at_least]
@@ -301,7 +301,7 @@ def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
 
 
 def highest_certified(promise: BoundCertificate | None) -> float:
-    """Return the highest threshold at which the promise was certified; inf: it holds at all above the certificate's own."""
+    """Return the highest threshold at which the guarantee was certified; inf: it holds at all above the certificate's own."""
     highest = None if promise is None else getattr(promise.certificate, "highest", None)
     return INF if highest is None else float(highest)
 

@@ -149,7 +149,7 @@ def test_an_alarm_survives_a_restart():
 
 
 def test_another_level_begins_anew():
-    """Evidence against another promise says nothing about this one."""
+    """Evidence against another guarantee says nothing about this one."""
     drift = Drift.load(fed(Drift(LEVEL), [1.0] * 50).dump(), 0.03)
     assert drift.dump() == Drift(0.03).dump()
 
@@ -180,7 +180,7 @@ def test_the_copy_for_many_is_the_class():
 
 @pytest.mark.parametrize(("share", "count"), [(0.04, 755), (0.06, 223), (0.1, 81), (0.2, 28)], ids=lambda s: f"{s:g}")
 def test_how_soon(share, count):
-    """Against a promise of 2 %, so many values come before the alarm on average."""
+    """Against a guarantee of 2 %, so many values come before the alarm on average."""
     assert first_alarms(stream(share, 400, 128 * 64)).mean() == pytest.approx(count, rel=0.1)
 
 

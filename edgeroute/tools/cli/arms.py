@@ -101,14 +101,10 @@ def _trials(origin: str, status: Any) -> Iterator[Device]:
     if not isinstance(status, dict) or not isinstance(trials := status.get("trials", []), list):
         raise BadInput(f"{origin} is not what `edgeroute status --json` prints")
     for trial in trials:
-        stored_settings, device_arms = (trial.get("settings") or {}, trial.get("arms")) if isinstance(trial, dict) else ({}, None)
+        stored: dict[str, Any] = trial if isinstance(trial, dict) else {}
+        stored_settings, device_arms = stored.get("settings") or {}, stored.get("arms")
         settings = settings_of(stored_settings)
-        if (
-            settings is None
-            or not isinstance(device_arms, list)
-            or len(device_arms) != 2  # noqa: PLR2004 - in use and on trial
-            or not all(isinstance(arm, dict) for arm in device_arms)
-        ):
+        if settings is None or not isinstance(device_arms, list) or [*map(type, device_arms)] != [dict, dict]:
             raise BadInput(f"{origin}: the settings of its trial cannot be read")
         name = stored_settings.get("device")
         yield Device(origin, None if name is None else str(name), settings, device_arms)

@@ -22,7 +22,6 @@ from edgeroute.tools.cli.example_options import (
     plain_router,
     read_examples,
 )
-from edgeroute.tools.cli.exit_codes import OK
 from edgeroute.tools.cli.tables_and_options import Json, Policy, console, of_share, pairs, print_notes, share, table
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def calibrate(
         typer.Option(metavar="FILE", help="File for the certificate.", show_default="certificate.json beside the policy"),
     ] = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Find the lowest threshold with the requested guarantee, and write it as a certificate.
 
     Exactly one of --max-loss, --max-error and --max-defer states the guarantee.
@@ -139,10 +138,9 @@ def calibrate(
     if as_json:
         certificate = result.certificate.as_dict()
         print(json.dumps({"certificate": certificate, "path": str(path), "policy": lines, "notes": [*result.notes]}))
-        return OK
+        return
     print_notes(result.notes)
     _show(result, path, lines, edge)
-    return OK
 
 
 def _promise(targets: dict[Kind, float | None]) -> tuple[Kind, float]:
@@ -162,7 +160,7 @@ def proper_share(value: float, option: str) -> float:
 
 
 def _sure(text: str, kind: Kind) -> float | None:
-    """Parse the confidence level, 95 % or 0.95; None for `average`, which is refused unless the promise is max_defer."""
+    """Parse the confidence level, 95 % or 0.95; None for `average`, which is refused unless the guarantee is max_defer."""
     if text != "average":
         return proper_share(share(text), "--sure")
     if kind != "max_defer":

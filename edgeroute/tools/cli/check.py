@@ -34,7 +34,7 @@ def decide(
     policy: Policy,
     index: Annotated[int, typer.Option(min=0, help="The row of an .npz file, or the line of JSON.")] = 0,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Explain which route an input would take. Runs the edge model; sends nothing."""
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.input_files import read_inputs
@@ -54,39 +54,37 @@ def decide(
         print(printable(str(decision)))
         places = ", then ".join(decision.sends_to)
         print(f"so it would leave the device, to {places}" if places else "so it would stay on the device")
-    return OK
 
 
 def docs(
     name: Annotated[str | None, typer.Argument(metavar="PAGE", help="Page to print; default: list all.")] = None,
     *,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Print a page of this version's documentation, as Markdown, or list the pages."""
     all_pages = {file.stem: file for file in sorted(docs_folder().glob("*.md"))}
     if as_json and name in {None, *all_pages}:
         texts = {title: file.read_text(encoding="utf-8") for title, file in all_pages.items() if name in {None, title}}
         data = {"pages": [*texts], "folder": str(docs_folder())} if name is None else {"page": name, "text": texts[name]}
         print(json.dumps(data))
-        return OK
+        return
     if name is None:
         width = max(map(len, all_pages), default=0)
         for title, file in all_pages.items():
             heading = re.search(r"^# (.+)", file.read_text(encoding="utf-8"), re.MULTILINE)
             print(f"{title:{width}}  {heading[1] if heading else ''}")
         print(f"\nin {docs_folder()}")
-        return OK
+        return
     if name not in all_pages:
         raise typer.BadParameter(f"there is no page {name!r}: {nearest(name, all_pages)}", param_hint="PAGE")
     print(all_pages[name].read_text(encoding="utf-8"), end="")
-    return OK
 
 
 def schema(
     what: Annotated[Literal["policy", "card"], typer.Argument(help="Schema of policy files, or of model cards.")] = "policy",
     *,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Print the JSON Schema of policy files or of model cards, for an editor or a validator; with --json on one line."""
     if what == "card":
         from edgeroute.edge import model_card as described
@@ -94,7 +92,6 @@ def schema(
         from edgeroute import policy as described  # type: ignore[no-redef]
 
     print(json.dumps(described.schema(), indent=None if as_json else 2))
-    return OK
 
 
 UNITS = {"temperature_c": "{:.1f} C", "power_w": "{:.2f} W"}
@@ -109,7 +106,7 @@ def sensors(
         Path, typer.Option(metavar="FOLDER", help="Folder with sysfs and procfs, as in a container that mounts its host's.")
     ] = Path("/"),
     as_json: Json = False,
-) -> int:
+) -> None:
     """Show the readings of this device's sensors, and why others are missing: battery, heat, load, memory, power, network."""
     from edgeroute.observe.device.kernel_files import TIMEOUT_S
     from edgeroute.observe.device_sensors import DeviceSensors
@@ -124,10 +121,9 @@ def sensors(
     details = device.details()
     if as_json:
         print(json.dumps({name: {"value": value, "by": by} for name, (value, by) in details.items()}, allow_nan=False))
-        return OK
+        return
     rows = [(name, _reading_text(name, value), printable(by)) for name, (value, by) in details.items()]
     table(("reading", "value", "from, or why it is not known"), rows, ("reading", "from, or why it is not known"))
-    return OK
 
 
 def _reading_text(name: str, value: bool | float | None) -> str:

@@ -12,7 +12,6 @@ import typer
 
 from edgeroute.errors import PolicyError
 from edgeroute.tools.cli.example_options import all_or_none
-from edgeroute.tools.cli.exit_codes import OK
 from edgeroute.tools.cli.tables_and_options import Json, console, pairs, print_notes, share, table
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def prune(
     ] = None,
     force: Force = False,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Prune a model by the size of its weights, fine-tune it, and measure the difference.
 
     Without --structured the file keeps its size, but compresses better; with it file, memory and time shrink.
@@ -130,7 +129,6 @@ def prune(
         model, inputs, labels, sparsity=sparsity, structured=structured, finetune=tune, out=out, overwrite=force
     )
     show(result, as_json=as_json)
-    return OK
 
 
 def _function(name: str) -> Any:
@@ -181,7 +179,7 @@ def quantize(
     ] = 500,
     force: Force = False,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Quantise a model to static int8, or to float16, and measure the difference.
 
     A part of the data calibrates the ranges of the layers. The rest compares the model with the original: size, speed, accuracy,
@@ -195,4 +193,3 @@ def quantize(
         activations=activations, reduce_range=reduce_range, calibration=calibrate, overwrite=force,
     )  # fmt: skip
     show(result, as_json=as_json)
-    return OK

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 import typer
 
-from edgeroute.tools.cli.exit_codes import OK
 from edgeroute.tools.cli.tables_and_options import Json, of_share, of_time
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def demo(
     ] = None,
     max_defer: Annotated[float, of_share("Largest share that may be deferred.", "20%")] = 0.2,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Start a cloud on this machine, route images through it, and show the gain."""
     from edgeroute.tools.cli.demo_report import show
 
@@ -57,7 +56,6 @@ def demo(
         except OSError as e:  # fail before the run, not after it
             raise typer.BadParameter(f"{folder}: {e.strerror}", param_hint="--out") from e
     show(run(n=n, rtt=rtt or 0.0, data=data, most=max_defer), folder, as_json=as_json)
-    return OK
 
 
 def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:

@@ -278,7 +278,7 @@ def notes(report: Report) -> list[str]:
     chosen = (
         f"threshold {choice.threshold:.4f}, chosen on {report.validated:,} validation images, not on these: {why}, deferring "
         f"{report.most:.0%} at most ({choice.deferral:.1%} deferred, {choice.accuracy:.2%} accurate there); "
-        "uncalibrated, with no promise about errors"
+        "uncalibrated, with no guarantee about errors"
     )
     lines = [f"{report.n:,} images: {report.test.which}", chosen]
     if report.singly < report.n:

@@ -13,12 +13,11 @@ import typer
 
 from edgeroute.errors import BadInput, RuntimeMissing
 from edgeroute.tools.cli.example_options import Data, DataClass, EdgeNumber, Every, FileExamples, plain_router, read_examples
-from edgeroute.tools.cli.exit_codes import OK
 from edgeroute.tools.cli.tables_and_options import Json, Policy, console, pairs, print_notes, table
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
-    from edgeroute.tools.measure.evaluation import Evaluation, Share
+    from edgeroute.tools.measure.evaluation import Evaluation
     from edgeroute.tools.measure.report.router_results import EvaluationResult
 
 
@@ -37,7 +36,7 @@ def evaluate(
     edge_usd: Annotated[float | None, typer.Option(min=0, help="Cost of a run of the edge, for the break-even.")] = None,
     edge_joules: Annotated[float | None, typer.Option(min=0, help="Energy of a run of the edge.")] = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Evaluate the policy's threshold on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
 
     Both edge and cloud are called for every example, whatever the threshold.
@@ -71,12 +70,11 @@ def evaluate(
         result.save(report)
     if as_json:
         print(json.dumps(result.as_dict(), allow_nan=False))
-        return OK
+        return
     print_notes(filter(None, [*result.notes, seen_before(result.evaluation)]))
     _show(result.evaluation)
     if report is not None:
         print(f"written to {report}")
-    return OK
 
 
 def _may_write(report: Path) -> None:
@@ -106,37 +104,26 @@ def _evaluate_recorded(router: Router, recorded: FileExamples, edge: int, **cost
 
 
 def _show(evaluation: Evaluation) -> None:
-    """Print accuracy and latency of each side, deferrals, costs, and if the promise held."""
+    """Print accuracy and latency of each side, deferrals, costs, and if the guarantee held."""
     from edgeroute.tools.measure.certification import verdicts
-    from edgeroute.tools.measure.report.numbers_in_words import duration, level, ranking, size, verdict
+    from edgeroute.tools.measure.report.numbers_in_words import interval, levels, percent, ranking, side_rows, size, verdict
 
-    examples, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()
-    lines = list[tuple[str, ...]]()
-    accuracy = evaluation.accuracy()
-    for leg, name in {"edge": "edge", "cloud": "cloud", "cascade": "cascade", "accepted": "edge, where kept"}.items():
-        if leg in accuracy or leg in times:
-            cells = [duration(seconds) for seconds in times.get(leg, ())] or ["-"] * 3
-            lines.append((name, _interval(accuracy[leg]) if leg in accuracy else "-", *cells))
-    table(("", "right" if evaluation.labelled else "as the cloud says", "p50", "p90", "p99"), lines, ("",))
+    examples, certificate = evaluation.examples, evaluation.certificate
+    table(*side_rows(evaluation), ("",))
     rows: list[tuple[str, object]] = [
         ("examples", f"{evaluation.n:,}" + ("" if evaluation.labelled else ", without labels")),
-        ("threshold", "one for each class" if evaluation.thresholds else level(evaluation.threshold)),
-        ("deferred", _interval(evaluation.deferral)),
+        ("threshold", levels(evaluation.threshold, evaluation.thresholds)),
+        ("deferred", f"{percent(evaluation.deferral.value)} ({interval(evaluation.deferral)})"),
     ]
+    if (accepted := evaluation.accuracy().get("accepted")) is not None:
+        rows.append(("right where accepted", f"{percent(accepted.value)} ({interval(accepted)})"))
     if examples.sent_bytes or examples.usd:
-        spent = f"{size(examples.sent_bytes)} sent, {size(examples.received_bytes)} received" + (
-            f", ${examples.usd:,.4g}" if examples.usd else ""
-        )
-        rows.append(("the cloud for all", spent))
+        cost = f", ${examples.usd:,.4g}" if examples.usd else ""
+        rows.append(("the cloud for all", f"{size(examples.sent_bytes)} sent, {size(examples.received_bytes)} received{cost}"))
     if (area := evaluation.area()) is not None and not isnan(area.value):
         rows.append(("score's area", ranking(area)))
     if certificate is not None:
-        rows.append(("promise", certificate.label))
+        rows.append(("guarantee", certificate.label))
     pairs(rows)
     short, long = verdict(evaluation, verdicts(evaluation))
     console().print(f"{short} {long}", markup=False)
-
-
-def _interval(part: Share) -> str:
-    """Format a share with its interval; "-" if it is of no examples."""
-    return f"{part.value:.2%} ({part.low:.2%} to {part.high:.2%})" if part.of else "-"

@@ -32,14 +32,14 @@ CODES = (
 )
 
 
-def exits(command: Callable[..., int]) -> Callable[..., None]:
-    """Wrap a command for Typer: its result becomes the exit code, an `EdgerouteError` one line on stderr, Ctrl-C code 130."""
+def exits(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Wrap a command for Typer: its result is the exit code (None: 0), an `EdgerouteError` a line on stderr, Ctrl-C code 130."""
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
         """Run the command, and raise `typer.Exit` with its code."""
         try:
-            code = command(*args, **options)
+            code = command(*args, **options) or OK
         except KeyboardInterrupt:
             code = INTERRUPTED
         except EdgerouteError as e:

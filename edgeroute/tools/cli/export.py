@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.tools.cli.exit_codes import OK, exits
+from edgeroute.tools.cli.exit_codes import exits
 from edgeroute.tools.cli.tables_and_options import Json, of_time, share
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ def triton(
     gpu: Annotated[bool, typer.Option("--gpu", help="Run on the server's GPUs.")] = False,
     force: Force = False,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Write a model repository for Triton, with dynamic batching; where a card has a picture, it takes JPEG, PNG and WebP."""
     from edgeroute.tools.export.triton import Batching
     from edgeroute.tools.export.triton import triton as write
 
     batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, instances, gpu)
-    return _report(write(models, out, names=name or (), backend=backend, batching=batching, force=force), out, as_json)
+    _report(write(models, out, names=name or (), backend=backend, batching=batching, force=force), out, as_json)
 
 
 @export.command()
@@ -83,7 +83,7 @@ def ray(
     ] = None,
     force: Force = False,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Write an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight."""
     from edgeroute.tools.export.ray import ray as write
 
@@ -93,7 +93,7 @@ def ray(
         models_per_replica=kept,
         splits=dict(map(_split, split or ())), force=force,
     )  # fmt: skip
-    return _report(exported, out, as_json)
+    _report(exported, out, as_json)
 
 
 @export.command()
@@ -120,7 +120,7 @@ def kserve(
     gpu: Annotated[int, typer.Option(min=0, metavar="N", help="GPUs of a replica.")] = 0,
     force: Force = False,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Write a model repository, an InferenceService for KServe, and plain objects of Kubernetes."""
     from edgeroute.tools.export.kserve import Cluster
     from edgeroute.tools.export.kserve import kserve as write
@@ -132,7 +132,7 @@ def kserve(
         models, out, cluster=cluster, name=service, names=name or (), storage=storage, backend=backend, batching=batching,
         force=force,
     )  # fmt: skip
-    return _report(exported, out, as_json)
+    _report(exported, out, as_json)
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -152,12 +152,11 @@ def _split(text: str) -> tuple[str, dict[str, float]]:
     return name, {arm: share(part) for arm, _, part in pairs}
 
 
-def _report(exported: Sequence[Subject], out: Path, as_json: bool) -> int:
-    """Print the exported models and return exit code 0."""
+def _report(exported: Sequence[Subject], out: Path, as_json: bool) -> None:
+    """Print the exported models."""
     if as_json:
         models = [{"name": model.name, "inputs": model.inputs, "outputs": model.outputs} for model in exported]
         print(json.dumps({"out": str(out), "models": models}))
-        return OK
+        return
     for model in exported:
         print(printable(f"{model.model.path} is in {out} as {model.name}"))
-    return OK

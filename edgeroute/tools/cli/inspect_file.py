@@ -321,18 +321,18 @@ class _Inspection:
     def _way(self, about: str, preprocess: dict[str, Any] | None, x: Any) -> Way:
         """Run the sample with a preprocessing, and return the outputs, or the text of an EdgerouteError or ValueError."""
         try:
-            missing = [guess.spec.name for guess in self.inputs if guess.role == "constant" and guess.value is None]
-            if missing:
-                raise BadInput(
-                    f"it cannot be run without {', '.join(map(quoted, missing))}: add it to an .npz sample by that name"
-                )
-            plan = Inputs(
-                Card(_with_preprocess(card(self.inputs, self.states, []), preprocess)), self.model.inputs, self.model.outputs
-            )
+            if missing := ", ".join(quoted(guess.spec.name) for guess in self._unknown_constants()):
+                raise BadInput(f"it cannot be run without {missing}: add it to an .npz sample by that name")
+            tried = Card(_with_preprocess(card(self.inputs, self.states, []), preprocess))
+            plan = Inputs(tried, self.model.inputs, self.model.outputs)
             self.model.renew()
             return Way(about, preprocess, self.model.run(self._feed(plan, x)), "")
         except (EdgerouteError, ValueError) as e:
             return Way(about, preprocess, None, error_text(e))
+
+    def _unknown_constants(self) -> list[InputGuess]:
+        """Return the constant inputs whose value neither the file nor the sample has."""
+        return [guess for guess in self.inputs if guess.role == "constant" and guess.value is None]
 
     def _feed(self, plan: Inputs, x: Any) -> dict[str, Any]:
         """Return the tensors of an input, with constants and states."""
@@ -429,8 +429,8 @@ class _Inspection:
             shapes = ", ".join(f"{quoted(name)} {shape_text(array.shape)}" for name, array in feed.items())
             several = f"; also with {max(counts)} inputs at a time" if counts and max(counts) > count else ""
             self.notes.append(f"it runs on zeros{' and random numbers' if counts else ''}: {shapes}{several}")
-            assumed = [guess.spec.name for guess in self.inputs if guess.role == "constant" and guess.value is None]
-            self.notes += [f"{quoted(name)} was assumed to be {feed[name].reshape(-1)[0]}" for name in assumed]
+            for name in (guess.spec.name for guess in self._unknown_constants()):
+                self.notes.append(f"{quoted(name)} was assumed to be {feed[name].reshape(-1)[0]}")
             return
         self.notes.append(
             f"it does not run on zeros: {error_text(error)}" if error is not None

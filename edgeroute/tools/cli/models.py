@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,8 @@ from edgeroute.tools.cli.tables_and_options import Json, Policy, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rich.progress import Progress as Bar
 
     from edgeroute.catalog import Catalog
     from edgeroute.catalog.file_downloads import Progress
@@ -47,18 +48,15 @@ models = typer.Typer(
 @exits
 def list_models(
     *, store: Store = STORE, source: From = None, root: Root = None, ca: Authority = None, as_json: Json = False
-) -> int:
+) -> None:
     """Download the catalog's list of models, and show it."""
     with _catalog(store, source, root, ca) as catalog:
         entries = catalog.refresh()
         downloaded = {(entry.name, v) for entry in entries for v in catalog.store.versions(entry.name)}
     if as_json:
-        print(
-            json.dumps(
-                [{**entry.json(), "size": entry.size, "here": (entry.name, entry.version) in downloaded} for entry in entries]
-            )
-        )
-        return OK
+        here = [(entry.name, entry.version) in downloaded for entry in entries]
+        print(json.dumps([{**e.json(), "size": e.size, "here": known} for e, known in zip(entries, here, strict=True)]))
+        return
     columns = ("name", "version", "bytes", "runtime", "certificate", "needs", "here", "notes")
     rows = [
         (e.name, e.version, e.size, e.runtime, "yes" if e.certificate else "", e.requires,
@@ -66,7 +64,6 @@ def list_models(
         for e in entries
     ]  # fmt: skip
     table(columns, rows, [name for name in columns if name != "bytes"])
-    return OK
 
 
 @models.command()
@@ -80,12 +77,14 @@ def pull(
     root: Root = None,
     ca: Authority = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Download a version, the newest by default, and verify it. It is not in use before `activate`."""
-    with _catalog(store, source, root, ca) as catalog:
-        entry = catalog.pull(name, version, progress=None if as_json or not sys.stderr.isatty() else _progress_printer())
+    from edgeroute.tools.measure.report.progress_bar import bar
+
+    with _catalog(store, source, root, ca) as catalog, bar() as progress:
+        entry = catalog.pull(name, version, progress=_shown_on(progress))
         folder = catalog.store.version(name, entry.version)
-    return _print(f"{name} {entry.version} is here, verified: {entry.size:,} bytes in {folder}", as_json, version=entry.version)
+    _print(f"{name} {entry.version} is here, verified: {entry.size:,} bytes in {folder}", as_json, version=entry.version)
 
 
 @models.command()
@@ -97,9 +96,10 @@ def update(name: Name, *, policy: Policy, store: Store = STORE, as_json: Json = 
     """
     from edgeroute.catalog.model_updates import Updater
     from edgeroute.tools.cli.example_options import plain_router
+    from edgeroute.tools.measure.report.progress_bar import bar
 
-    with _catalog(store) as catalog, plain_router(policy, state=None) as router:
-        step = Updater(catalog, name, router, progress=None if as_json or not sys.stderr.isatty() else _progress_printer()).step()
+    with _catalog(store) as catalog, plain_router(policy, state=None) as router, bar() as progress:
+        step = Updater(catalog, name, router, progress=_shown_on(progress)).step()
         if step.did == "updated":
             catalog.mark(name, trial=0)  # no router watches its runs
     text = step.text.partition(", on trial")[0]
@@ -109,27 +109,27 @@ def update(name: Name, *, policy: Policy, store: Store = STORE, as_json: Json = 
 
 @models.command()
 @exits
-def verify(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> int:
+def verify(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> None:
     """Compare the files of a version, the active one by default, with the signed hashes."""
     with _catalog(store) as catalog:
         entry = catalog.verify(name, version)
-    return _print(f"{name} {entry.version}: {len(entry.files)} files are what was signed", as_json, version=entry.version)
+    _print(f"{name} {entry.version}: {len(entry.files)} files are what was signed", as_json, version=entry.version)
 
 
 @models.command()
 @exits
-def activate(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> int:
+def activate(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> None:
     """Activate a downloaded version: a router that watches its policy uses it within a second."""
     with _catalog(store) as catalog:
-        return _print_pointer(f"{name} {{}} is active", catalog.activate(name, version), as_json)
+        _print_pointer(f"{name} {{}} is active", catalog.activate(name, version), as_json)
 
 
 @models.command()
 @exits
-def rollback(name: Name, *, store: Store = STORE, as_json: Json = False) -> int:
+def rollback(name: Name, *, store: Store = STORE, as_json: Json = False) -> None:
     """Activate the previous version again; updates do not try the present one again."""
     with _catalog(store) as catalog:
-        return _print_pointer(f"rolled back: {name} {{}} is active", catalog.rollback(name), as_json)
+        _print_pointer(f"rolled back: {name} {{}} is active", catalog.rollback(name), as_json)
 
 
 @models.command()
@@ -141,23 +141,23 @@ def pin(
     off: Annotated[bool, typer.Option("--off", help="Let updates change the version again.")] = False,
     store: Store = STORE,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Keep updates from changing the active version; activates `--version` if that is given."""
     if off and version:
         raise typer.BadParameter("they exclude each other", param_hint="--version and --off")
     with _catalog(store) as catalog:
         pointer = catalog.pin(name, version, pinned=not off)
-    return _print_pointer(f"{name} {{}} is {'not pinned any more' if off else 'pinned'}", pointer, as_json)
+    _print_pointer(f"{name} {{}} is {'not pinned any more' if off else 'pinned'}", pointer, as_json)
 
 
 @models.command()
 @exits
 def remove(name: Name, *, version: Annotated[str, typer.Option("--version", metavar="VERSION", help="Version to remove.")],
-           store: Store = STORE, as_json: Json = False) -> int:  # fmt: skip
+           store: Store = STORE, as_json: Json = False) -> None:  # fmt: skip
     """Delete an inactive version from the device."""
     with _catalog(store) as catalog:
         catalog.remove(name, version)
-    return _print(f"{name} {version} is removed", as_json, version=version)
+    _print(f"{name} {version} is removed", as_json, version=version)
 
 
 @models.command()
@@ -188,33 +188,20 @@ def _catalog(store: Path, source: str | None = None, root: Path | None = None, c
     return Made(store, source, root=root, verify=True if ca is None else ca)
 
 
-def _progress_printer() -> Callable[[Progress], None]:
-    """Return a function that prints a download's percentage on stderr when it changes, over the line before."""
-    last = -1
-
-    def show(progress: Progress) -> None:
-        """Print the percentage if it has changed."""
-        nonlocal last
-        percent = 100 * progress.done // max(1, progress.total)
-        if percent != last:
-            last = percent
-            end = "\n" if percent == 100 else ""  # noqa: PLR2004 - all of it
-            print(f"\r{progress.name} {progress.version}: {percent} %", end=end, file=sys.stderr, flush=True)
-
-    return show
+def _shown_on(bar: Bar) -> Callable[[Progress], None]:
+    """Return a function that shows the progress of a download on the bar."""
+    task = bar.add_task("", total=None)
+    return lambda now: bar.update(task, description=f"{now.name} {now.version}", completed=now.done, total=now.total)
 
 
-def _print_pointer(text: str, pointer: Pointer, as_json: bool) -> int:
+def _print_pointer(text: str, pointer: Pointer, as_json: bool) -> None:
     """Print which version is active."""
-    return _print(
-        text.format(pointer.version), as_json, version=pointer.version, previous=pointer.previous, pinned=pointer.pinned
-    )
+    _print(text.format(pointer.version), as_json, version=pointer.version, previous=pointer.previous, pinned=pointer.pinned)
 
 
-def _print(text: str, as_json: bool, **more: object) -> int:
-    """Print a text, or JSON with further fields; return the exit code."""
+def _print(text: str, as_json: bool, **more: object) -> None:
+    """Print a text, or JSON with further fields."""
     print(json.dumps({"text": text, **more}) if as_json else printable(text))
-    return OK
 
 
 # Commands for publishers.
@@ -237,7 +224,7 @@ def keygen(
     ] = None,
     catalog: CatalogFolder = CATALOG,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Create a publisher's keys: root.pem, to be stored offline, and models.pem, which signs the lists of models.
 
     With --rotate none are created: the existing keys in that folder sign the catalog from now on.
@@ -246,9 +233,10 @@ def keygen(
 
     if rotate is not None:
         catalog_publish.rotate(catalog, keys=keys, new=rotate)
-        return _print(f"{catalog} is signed by the keys in {rotate}; devices follow by themselves", as_json)
+        _print(f"{catalog} is signed by the keys in {rotate}; devices follow by themselves", as_json)
+        return
     root, lists = catalog_publish.keygen(keys)
-    return _print(f"{root} signs the list of keys: keep it offline; {lists} signs the lists of models", as_json)
+    _print(f"{root} signs the list of keys: keep it offline; {lists} signs the lists of models", as_json)
 
 
 @models.command()
@@ -271,7 +259,7 @@ def publish(
     notes: Annotated[str, typer.Option("--notes", metavar="TEXT", help="Text for people.")] = "",
     days: Days = 30,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Add a version of a model to a catalog, created if missing, and sign it."""
     from tempfile import TemporaryDirectory
 
@@ -288,7 +276,7 @@ def publish(
         )  # fmt: skip
     size = f"{len(entry.files)} files, {entry.size:,} bytes"
     text = f"{name} {version} is in {catalog}: {size}; devices need {catalog / 'root.json'} once"
-    return _print(text, as_json, entry=entry.json())
+    _print(text, as_json, entry=entry.json())
 
 
 @models.command()
@@ -302,13 +290,13 @@ def sign(
         list[str] | None, typer.Option("--withdraw", metavar="NAME=VERSION", help="Remove it from the list.")
     ] = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Sign a catalog again, so that its list of models does not expire; root.pem is not needed."""
     from edgeroute.tools import catalog_publish
 
     versions = [tuple(text.partition("=")[::2]) for text in withdraw or ()]
     remaining = catalog_publish.sign(catalog, keys=keys, days=days, withdraw=versions)  # type: ignore[arg-type]  # pairs
-    return _print(f"{catalog} is signed for {days:g} days: {len(remaining)} versions", as_json)
+    _print(f"{catalog} is signed for {days:g} days: {len(remaining)} versions", as_json)
 
 
 def _record_answers(model: Path, inputs: Path, to: Path) -> Path:

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ import typer
 from edgeroute.errors import BadInput, PolicyError, StoreError
 from edgeroute.system import process
 from edgeroute.tools.cli.exit_codes import FAILED, OK, exits, line
-from edgeroute.tools.cli.tables_and_options import Json, seconds, table
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, local_time, seconds, table
 
 if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 MOST_ROWS = 500
 """Most entries to show, the latest."""
 
-PolicyOption = Annotated[Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy with the state folder.")]
-StateOption = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of a policy.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids as `list` shows them.")]
 
 outbox = typer.Typer(
@@ -41,13 +39,13 @@ outbox = typer.Typer(
 @exits
 def list_entries(
     *,
-    policy: PolicyOption = None,
-    state: StateOption = None,
+    policy: OptionalPolicy = None,
+    state: OptionalState = None,
     state_is: Annotated[
         Literal["waiting", "answered", "dead"] | None, typer.Option(help="Show only entries in this state.")
     ] = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Show the entries (without --json the latest 500), and totals by final state."""
     with _open_outbox(policy, state) as box:
         if as_json:
@@ -56,7 +54,7 @@ def list_entries(
                 print(separator, _dumps(entry._asdict()), sep="", end="")
                 separator = ", "
             print("" if separator == ", " else separator, f'], "counts": {_dumps(box.counts())}}}', sep="")
-            return OK
+            return
         entries, counts = box.list(state_is, latest=MOST_ROWS), box.counts()
         total = box.size(state_is)
     columns = ("id", "state", "target", "class", "queued", "attempts", "bytes", "error")
@@ -67,7 +65,6 @@ def list_entries(
     now = {name: counts.pop(name) for name in ("waiting", "bytes")}
     for label, numbers in (("since the file was made", counts), ("now", now)):
         print(f"{label}: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in numbers.items())}")
-    return OK
 
 
 @outbox.command()
@@ -76,8 +73,8 @@ def retry(
     ids: Ids = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Requeue all dead letters.")] = False,
-    policy: PolicyOption = None,
-    state: StateOption = None,
+    policy: OptionalPolicy = None,
+    state: OptionalState = None,
     as_json: Json = False,
 ) -> int:
     """Requeue dead letters, with a new time to live. Sends nothing: a router that uses the file does."""
@@ -96,8 +93,8 @@ def drop(
     *,
     every: Annotated[bool, typer.Option("--all-dead", help="Delete all dead letters.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
-    policy: PolicyOption = None,
-    state: StateOption = None,
+    policy: OptionalPolicy = None,
+    state: OptionalState = None,
     as_json: Json = False,
 ) -> int:
     """Delete entries permanently, including answers not yet delivered to the application."""
@@ -122,16 +119,16 @@ def export(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="New file, which only you may read, instead of stdout.")
     ] = None,
-    policy: PolicyOption = None,
-    state: StateOption = None,
+    policy: OptionalPolicy = None,
+    state: OptionalState = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Print every entry with all its contents, including user data, as a line of JSON; bytes are base64."""
     with _open_outbox(policy, state) as box:
         if out is None:
             for entry in box.export():
                 print(_dumps(entry))
-            return OK
+            return
         lines = (_dumps(entry) for entry in box.export())
         try:
             with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -141,7 +138,6 @@ def export(
         except OSError as e:
             raise StoreError(f"{out}: {e.strerror or e}") from e
     print(_dumps({"entries": count, "file": str(out)}) if as_json else f"{count:,} entries in {out}")
-    return OK
 
 
 def state_folder(policy: Path | None, state: Path | None) -> Path:
@@ -162,14 +158,6 @@ def state_folder(policy: Path | None, state: Path | None) -> Path:
     if configured is None:
         raise PolicyError(f"{policy} has no state folder: add state")
     return at(policy.parent, configured)
-
-
-def local_time(time: float) -> str:
-    """Format a time, seconds since 1970, in local time; a time that no calendar has, in seconds."""
-    try:
-        return datetime.fromtimestamp(time, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except (OverflowError, ValueError, OSError):
-        return f"{time:g} s"
 
 
 def _dumps(value: Any) -> str:
@@ -254,15 +242,15 @@ def parse_time(text: str) -> float:
 
 def egress(
     *,
-    policy: PolicyOption = None,
-    state: StateOption = None,
+    policy: OptionalPolicy = None,
+    state: OptionalState = None,
     since: Annotated[
         float | None, typer.Option(parser=parse_time, metavar="WHEN", help="Show attempts from then on: 1h (ago), or 2026-11-24.")
     ] = None,
     data_class: Annotated[str | None, typer.Option("--class", metavar="NAME", help="Show only this data class.")] = None,
     to: Annotated[str | None, typer.Option(metavar="TEXT", help="Show only destinations that contain this text.")] = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Show the egress ledger: each attempt to send, with time, destination, bytes, data class and rule."""
     from edgeroute.stores.journal import read
 
@@ -281,7 +269,7 @@ def egress(
     if as_json:
         total_rows = [dict(zip(("to", "data_class", "attempts", "bytes"), total, strict=True)) for total in totals]
         print(json.dumps({"sent": [attempt._asdict() for attempt in sent], "totals": total_rows, "skipped": skipped}))
-        return OK
+        return
     if sent:
         shown = [(local_time(attempt.at), *attempt[1:]) for attempt in sent[-MOST_ROWS:]]
         table(("when", "to", "bytes", "class", "rule", "request"), shown, ("when", "to", "class", "rule", "request"))
@@ -292,7 +280,6 @@ def egress(
         print("the ledger has no such attempts")
     if skipped:
         print(f"{skipped:,} incomplete lines were skipped, as after a power cut or on a full disk", file=sys.stderr)
-    return OK
 
 
 def _sent(record: Mapping[str, Any]) -> Sent | None:

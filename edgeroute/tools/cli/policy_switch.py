@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,14 +34,25 @@ def rewrite_policy(path: Path, threshold: str) -> str | None:
         PolicyError: it cannot be rewritten; the message says what to write.
         RuntimeMissing: it is TOML, and tomlkit is not installed.
     """
-    rewrite = _FORMATS.get(path.suffix.lower())
-    if rewrite is None:
+    load: Callable[[str], Any] = parse_json
+    dump: Callable[[Any], str] = partial(json.dumps, indent=2, ensure_ascii=False)
+    if path.suffix.lower() == ".toml":
+        try:
+            from tomlkit import dumps as dump
+            from tomlkit import parse as load  # comments stay
+        except ImportError as e:
+            need = "rewriting a policy in TOML needs tomlkit: pip install tomlkit"
+            raise RuntimeMissing(f"{need}. Or by hand: {instruction(threshold)}") from e
+    elif path.suffix.lower() != ".json":
         return None
-    text = read_text(path)
-    text_after = rewrite(text, threshold)
-    if _parse(path, text_after) != _with_trial(read_policy(path), threshold):
+    document = load(read_text(path))
+    _apply_trial(document, threshold)
+    text, wanted = dump(document).rstrip() + "\n", read_policy(path)
+    _apply_trial(wanted, threshold)
+    again = load(text)
+    if (again.unwrap() if hasattr(again, "unwrap") else again) != wanted:
         raise PolicyError(f"{path} cannot be rewritten as it is written: {instruction(threshold)}")
-    return text_after
+    return text
 
 
 def instruction(threshold: str) -> str:
@@ -47,16 +60,10 @@ def instruction(threshold: str) -> str:
     return f"make the edge of trial that of [edge], remove trial, and set threshold to {json.dumps(threshold)}"
 
 
-def _with_trial(data: dict[str, Any], threshold: str) -> dict[str, Any]:
-    """Return the policy's data with the hidden edge on trial as its edge, and this threshold; removes the trial in place."""
-    edge = _without_trial(data)
-    return {**data, "edge": edge, "threshold": threshold}
+def _apply_trial(data: Any, threshold: str) -> None:
+    """Make the hidden edge on trial the edge of a policy's data, with this threshold, and remove the trial; changes it in place.
 
-
-def _without_trial(data: Any) -> Any:
-    """Remove the hidden edge from the trials, in place, and return it as `[edge]`; a path alone in the present section.
-
-    There its hash and card are removed.
+    A path alone goes into the present section, whose hash and card are removed.
     """
     trials = data["trial"]
     trial_list = trials if isinstance(trials, list) else [trials]
@@ -66,48 +73,13 @@ def _without_trial(data: Any) -> Any:
         del trial_list[index]
     else:
         del data["trial"]
-    if not isinstance(edge, str):
-        return edge
-    section = data["edge"][0] if isinstance(data["edge"], list) else data["edge"]
-    section["path"] = edge
-    for key in ("sha256", "card"):  # of the file before
-        section.pop(key, None)
-    return section
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    """Parse a policy's text into plain data."""
-    if path.suffix.lower() == ".json":
-        return dict(parse_json(text))
-    import tomlkit
-
-    return dict(tomlkit.parse(text).unwrap())
-
-
-def _json(text: str, threshold: str) -> str:
-    """Return a policy in JSON with the hidden edge on trial as its edge, and this threshold."""
-    return json.dumps(_with_trial(parse_json(text), threshold), indent=2, ensure_ascii=False) + "\n"
-
-
-def _toml(text: str, threshold: str) -> str:
-    """Return a policy in TOML without its trial: the edge on trial is its edge, with this threshold; comments stay.
-
-    Raises:
-        RuntimeMissing: tomlkit is not installed.
-    """
-    try:
-        import tomlkit
-    except ImportError as e:
-        raise RuntimeMissing(
-            f"rewriting a policy in TOML needs tomlkit: pip install tomlkit. Or by hand: {instruction(threshold)}"
-        ) from e
-    document = tomlkit.parse(text)
-    document["edge"] = _without_trial(document)
-    document["threshold"] = threshold
-    return tomlkit.dumps(document)
-
-
-_FORMATS = {".toml": _toml, ".json": _json}
+    if isinstance(edge, str):
+        section = data["edge"][0] if isinstance(data["edge"], list) else data["edge"]
+        section["path"] = edge
+        for key in ("sha256", "card"):  # of the file before
+            section.pop(key, None)
+        edge = section
+    data["edge"], data["threshold"] = edge, threshold
 
 
 BACKUP_SUFFIX = ".before"
@@ -121,7 +93,7 @@ class Memory:
         folder: the state folder.
 
     Attributes:
-        looks: fingerprints and promise -> numbers of audits at which the trial's certificate did not hold.
+        looks: fingerprints and guarantee -> numbers of audits at which the trial's certificate did not hold.
         switch: data of the last switch: the certificate's checksum, hashes of the policy before and after it, the trial's
             fingerprints, and the time of a rollback. Empty: there was none.
 

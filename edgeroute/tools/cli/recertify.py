@@ -16,8 +16,8 @@ from edgeroute.system.foreign_files import read_text
 from edgeroute.tools.cli.calibrate import path_in_policy, proper_share
 from edgeroute.tools.cli.example_options import plain_router
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
-from edgeroute.tools.cli.outbox_and_egress import local_time, state_folder
-from edgeroute.tools.cli.tables_and_options import Json, Policy, of_share
+from edgeroute.tools.cli.outbox_and_egress import state_folder
+from edgeroute.tools.cli.tables_and_options import Json, Policy, local_time, of_share
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
@@ -124,7 +124,7 @@ def _promise(router: Router, max_loss: float | None, sure: float | None) -> tupl
     certificate = None if bound is None or bound.certificate.kind != "max_loss" else bound.certificate
     if max_loss is None:
         if certificate is None:
-            why = "the threshold in use is no certificate for a loss: state the loss to promise"
+            why = "the threshold in use is no certificate for a loss: state the loss to guarantee"
             raise typer.BadParameter(why, param_hint="--max-loss")
         max_loss = certificate.value
     if sure is None:
@@ -166,7 +166,7 @@ def _judge(
         max_loss=value, max_error=None, max_defer=None, sure=1 - look_risk, per_class=False, score=None, ood=False
     )
     result = certify_examples(calls, audits.examples, want, notes, policy=policy.name)
-    text = "the trial's promise holds at no threshold"
+    text = "the trial's guarantee holds at no threshold"
     if result.certificate.threshold < INF:
         better, text = _compare_with_edge(router, home, audits, result.certificate, value, look_risk)
         if better:
@@ -198,7 +198,7 @@ def _compare_with_edge(
     try:
         edge = audited_examples(home / "audit.jsonl", target.name, calls.fingerprints())
     except BadInput as e:
-        return False, f"the trial's promise holds, and it cannot be compared with the edge in use: {e}"
+        return False, f"the trial's guarantee holds, and it cannot be compared with the edge in use: {e}"
     limit = None if bound is None or bound.certificate.kind != "max_defer" else bound.certificate.value
     threshold = None if target.thresholds else target.threshold
     result = compare_edges(trial, edge, certificate.threshold, threshold, value, risk, by_loss=limit is not None)
@@ -206,7 +206,7 @@ def _compare_with_edge(
     figures = f"of {result.n:,} requests it {measure} {result.trial:.1%}, and the edge in use {result.edge:.1%}"
     if result.better and (limit is None or certificate.deferral_rate <= limit):
         return True, figures
-    return False, f"the trial's promise holds, and it is not shown to be better: {figures}"
+    return False, f"the trial's guarantee holds, and it is not shown to be better: {figures}"
 
 
 def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, float]:
@@ -218,7 +218,7 @@ def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, flo
     Args:
         looks: numbers of audits at the looks that did not suffice.
         value: share of answers that may differ.
-        risk: risk of the promise, over all looks.
+        risk: risk of the guarantee, over all looks.
     """
     from edgeroute.tools.measure.critical_counts import least_n
 

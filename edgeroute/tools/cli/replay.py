@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.tools.cli.exit_codes import OK
-from edgeroute.tools.cli.tables_and_options import Json, of_share, of_time, share
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, of_share, of_time, share
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.logs import Price
@@ -104,9 +103,7 @@ def replay(
         ),
     ],
     *,
-    policy: Annotated[
-        Path | None, typer.Option("--policy", "-p", metavar="FILE", help="Policy for the replay of a trace.")
-    ] = None,
+    policy: OptionalPolicy = None,
     network: Annotated[
         str | None,
         typer.Option(
@@ -148,7 +145,7 @@ def replay(
     score_at: Score = None,
     match: Match = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Replay recorded requests under another policy or network. Runs no model; sends nothing.
 
     With --from: estimate which requests the smaller of two models could answer, with a guarantee, from a log of both.
@@ -174,7 +171,7 @@ def replay(
             trace, log, max_loss=0.01 if max_loss is None else max_loss, sure=0.95 if sure is None else sure, how=how
         )
         print(json.dumps(estimate.as_dict(), allow_nan=False) if as_json else printable(str(estimate)))
-        return OK
+        return
     refuse(of_log, "a foreign log: --from says of which kind")
     if policy is None:
         raise typer.BadParameter("a trace needs a policy; a foreign log needs --from", param_hint="--policy")
@@ -191,7 +188,6 @@ def replay(
             keep_mode=keep_mode, keep_deadline=keep_deadline, seed=seed,
         )  # fmt: skip
     print(json.dumps(result.as_dict()) if as_json else printable(str(result)))
-    return OK
 
 
 @contextmanager

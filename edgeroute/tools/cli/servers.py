@@ -16,7 +16,17 @@ import typer
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.process import file_stamp
 from edgeroute.tools.cli.exit_codes import INTERRUPTED, OK
-from edgeroute.tools.cli.tables_and_options import Json, Log, Metrics, Policy, set_up_logging
+from edgeroute.tools.cli.tables_and_options import (
+    AllowHost,
+    Json,
+    Log,
+    Metrics,
+    OptionalPolicy,
+    OptionalState,
+    Policy,
+    TokenEnv,
+    set_up_logging,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
@@ -65,13 +75,8 @@ def gateway(
     policy: Policy,
     host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8484,
-    token_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Environment variable with the token that clients send as OPENAI_API_KEY.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Further host name by which clients reach this machine; may be repeated."),
-    ] = None,
+    token_env: TokenEnv = None,
+    allow_host: AllowHost = None,
     name: Annotated[
         list[str] | None, typer.Option(help="Further name of the model, beside edgeroute and the policy's; may be repeated.")
     ] = None,
@@ -127,9 +132,7 @@ def _silence_native_code() -> None:
 
 # Sources of `dashboard` and `top`: trace file, state folder and policy, written by another process.
 
-Watched = Annotated[Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy of the router to watch.")]
 Record = Annotated[Path | None, typer.Option(metavar="FILE", help="The trace file, instead of the policy's.")]
-State = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of the policy's.")]
 
 
 def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -> Monitor:
@@ -251,29 +254,22 @@ class FileSources:
 
 def dashboard(
     *,
-    policy: Watched = None,
+    policy: OptionalPolicy = None,
     record: Record = None,
-    state: State = None,
+    state: OptionalState = None,
     host: Annotated[str, typer.Option(help="Address to listen on. There is no TLS: elsewhere the token can be intercepted.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8585,
-    token_env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Environment variable with the token, which the page asks for; else a random one is printed."
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Further host name by which browsers reach this machine; may be repeated."),
-    ] = None,
+    token_env: TokenEnv = None,
+    allow_host: AllowHost = None,
     metrics: Metrics = False,
     as_json: Json = False,
 ) -> int:
     """Show a router live on a local page: routes, reasons, drift, latencies, budgets, outbox, egress. Tries thresholds.
 
-    Reads the trace and the state folder that the router's program writes. Changes nothing.
+    Reads the trace and the state folder that the router's program writes. Changes nothing. Without --token-env a random token is
+    printed, with the page's address.
     """
     from edgeroute.tools.dashboard.web_page import serve as run
     from edgeroute.tools.server.access import token_of
@@ -296,7 +292,7 @@ def dashboard(
     return INTERRUPTED if number == signal.SIGINT else OK
 
 
-def top(*, policy: Watched = None, record: Record = None, state: State = None, as_json: Json = False) -> int:
+def top(*, policy: OptionalPolicy = None, record: Record = None, state: OptionalState = None, as_json: Json = False) -> None:
     """Show a router live in the terminal; q quits. --json: once, for programs.
 
     Reads the trace and the state folder that the router's program writes. Changes nothing.
@@ -306,8 +302,7 @@ def top(*, policy: Watched = None, record: Record = None, state: State = None, a
         monitor.poll()
         print(monitor.text().decode())
         monitor.close()
-        return OK
+        return
     from edgeroute.tools.dashboard.terminal_view import run
 
     run(monitor)
-    return OK

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.tools.cli.exit_codes import OK, exits
-from edgeroute.tools.cli.tables_and_options import Json, console, of_share, of_time, seconds, table
+from edgeroute.tools.cli.exit_codes import exits
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, of_time, seconds, table
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.fleet.fleet_simulation import Result
@@ -167,16 +167,7 @@ def fleet(
     retry_after: Annotated[float | None, _simulated("Retry-After of its 503.", "nothing")] = None,
     together: Annotated[float, of_share("Share of devices that ask in the outage's first second.", "0%")] = 0.0,
     seed: Seed = 0,
-    policy: Annotated[
-        Path | None,
-        typer.Option(
-            "--policy",
-            "-p",
-            metavar="FILE",
-            rich_help_panel=STATE,
-            help="The devices' policy: its rules react to their battery, heat and load. Without it devices have no state.",
-        ),
-    ] = None,
+    policy: OptionalPolicy = None,
     battery: Annotated[
         float | None,
         of_share("Charge of the average device at the start. Without it devices are on mains.", rich_help_panel=STATE),
@@ -187,10 +178,11 @@ def fleet(
     edge_time: Annotated[float | None, _simulated("Time of a run of the edge.", "50ms", rich_help_panel=STATE)] = None,
     ambient: Annotated[float | None, _of_device("Ambient temperature, Celsius.", "25", -100, 100)] = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Simulate an outage of a fleet's cloud, with and without each mechanism that protects the cloud.
 
-    The cloud serves one queue, and also serves requests whose device has given up.
+    The cloud serves one queue, and also serves requests whose device has given up. With the devices' policy its rules react to
+    battery, heat and load; without it devices have no state.
 
     Every device is simulated, as elements of arrays, in steps of 0.1 s. The required capacity is found with a sample of 20,000.
     """
@@ -221,9 +213,8 @@ def fleet(
     rows = simulate_clients(scenario, clients(scenario, EDGEROUTE.spread_s if spread is None else spread), _outage_results)
     if as_json:
         print(json.dumps({"scenario": scenario_dict(scenario), "clients": rows}))
-        return OK
+        return
     show(scenario, rows)
-    return OK
 
 
 def simulate_clients(
@@ -282,26 +273,22 @@ def _without_ctrl_c() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+COUNTS = ("cloud_back_s", "fleet_back_s", "degraded", "lost", "queued", "delivered", "waiting", "probes")
+"""Figures of an outage that are attributes of its result."""
+
+
 def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
     """Run one simulation, in its own process, and return its results. Times in seconds, shares 0..1."""
     from edgeroute.tools.replay.fleet.fleet_simulation import needed
     from edgeroute.tools.replay.fleet.fleet_simulation import simulate as run
 
     result: Result = run(scenario, client)
-    asked = int(result.asked.sum())
     return {
         **client._asdict(),
-        "cloud_back_s": result.cloud_back_s,
-        "fleet_back_s": result.fleet_back_s,
+        **{name: getattr(result, name) for name in COUNTS},
         "peak": round(result.peak, 3),
-        "asked": asked,
+        "asked": int(result.asked.sum()),
         "answered": int(result.answered.sum()),
-        "degraded": result.degraded,
-        "lost": result.lost,
-        "queued": result.queued,
-        "delivered": result.delivered,
-        "waiting": result.waiting,
-        "probes": result.probes,
         "wasted": round(result.wasted_share, 4),
         "capacity_needed": needed(scenario, client, WITHIN * scenario.outage_s),
         **({} if result.device is None else {"device": device_dict(result.device)}),
@@ -420,7 +407,7 @@ def load(
     retry_after: Annotated[float | None, _simulated("Retry-After of its 503.", "1s")] = None,
     seed: Seed = 0,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Simulate a fleet with a cloud that is too small for it: with load hints, adaptive concurrency, both and neither.
 
     Where the edge would defer, its answers are assumed right in 80 % where it is surest, down to 20 %, and the cloud's in 95 %.
@@ -441,7 +428,7 @@ def load(
     rows = simulate_clients(scenario, LOAD_AWARE, _load_results)
     if as_json:
         print(json.dumps({"scenario": scenario._asdict(), "clients": rows}))
-        return OK
+        return
     out = console()
     out.print(
         f"{devices:,} devices would ask the cloud {scenario.normal_per_s:,.0f} times a second. "
@@ -462,7 +449,6 @@ def load(
         "refused, late: shares of the calls; in vain: share of the cloud's work for devices that had given up\n"
         "p50, p99: time until the answer; right: expected share of right answers to the requests that the edge would defer"
     )
-    return OK
 
 
 def _load_results(scenario: Scenario, client: Client) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from edgeroute.core.error_codes import printable
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import process
-from edgeroute.tools.cli.exit_codes import OK
-from edgeroute.tools.cli.outbox_and_egress import PolicyOption, StateOption, local_time, opened_outbox, state_folder
-from edgeroute.tools.cli.tables_and_options import Json, print_notes, table
+from edgeroute.tools.cli.outbox_and_egress import opened_outbox, state_folder
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, local_time, print_notes, table
 from edgeroute.trials.trial_setting import EDGE_TRIAL, STORED
 
 if TYPE_CHECKING:
@@ -220,7 +219,7 @@ class Edge(NamedTuple):
     """Audited answers with a reported label; None: labels are not expected."""
 
 
-def status(*, policy: PolicyOption = None, state: StateOption = None, as_json: Json = False) -> int:
+def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_json: Json = False) -> None:
     """Show the state that routers have stored: guarantees, latencies, spending, the outbox. Changes nothing.
 
     With --state alone, values from the policy are left out: limits, and whether a certificate fits the models.
@@ -231,18 +230,18 @@ def status(*, policy: PolicyOption = None, state: StateOption = None, as_json: J
     snapshot, in_shadow = opened.snapshot, opened.in_shadow
     if as_json:
         print(json.dumps(report.as_dict(), allow_nan=False))
-        return OK
+        return
     edges, latencies, links, spent, joules, shadow, trials, box, written, notes = report
     print_notes(notes)
     for edge in edges:
-        _show(edge)
+        print(printable("\n".join(edge_lines(edge._asdict()))))
     targets = {} if snapshot is None else {target.name: target for target in snapshot.targets}
     for i, stats in enumerate(shadow):
         print(printable("\n".join(shadow_lines(stats, targets.get(stats.target), first=i == 0))))
     if in_shadow and not shadow:
         print("mode is shadow: no request has been compared yet with these models and endpoints")
     if not edges and not shadow and not in_shadow:
-        print("no edge model's promise is monitored here: that needs a threshold, and [audit] in the policy")
+        print("no edge model's guarantee is monitored here: that needs a threshold, and [audit] in the policy")
     show_arms(arms_of(trials))
     if latencies:
         rows = [(name, f"{leg['count']:,}", *(_ms(leg[q]) for q in ("p50_s", "p99_s"))) for name, leg in latencies.items()]
@@ -260,7 +259,6 @@ def status(*, policy: PolicyOption = None, state: StateOption = None, as_json: J
         print(f"outbox: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in box.items())}")
     if written is not None:
         print(f"last written at {local_time(written)}")
-    return OK
 
 
 class Opened(NamedTuple):
@@ -501,24 +499,26 @@ def _outbox(path: Path) -> dict[str, int] | None:
         return box.counts()
 
 
-def _show(edge: Edge) -> None:
-    """Print the status of an edge model, as far as it is known."""
-    threshold = "not known" if edge.threshold is None else "none" if edge.threshold == "inf" else f"{float(edge.threshold):.6g}"
-    print(printable(f"{edge.target}: threshold {threshold}" + (f" ({edge.promise})" if edge.promise else "")))
-    if edge.made is not None:
-        print(printable(f"  certificate of {edge.made}, {edge.age_days} days old"))
-    if edge.alarm is not None:
-        print(printable(f"  ALARM at {local_time(edge.alarm['at'])}: {edge.alarm['what']}; action: {edge.alarm['action']}"))
-    if edge.audited:
-        most = "" if edge.limit is None or edge.labelled is not None else f", and at most {edge.limit:.2%} should"
-        rate = edge.disagreed / edge.audited
-        print(f"  audited {edge.audited:,}: {edge.disagreed:,} ({rate:.2%}) differ from the cloud{most}")
-        if edge.labelled is not None and edge.limit is not None:
-            print(f"  with a label {edge.labelled:,}: the loss of accuracy, or error rate, may be {edge.limit:.2%}")
-        print(f"  evidence that the promise fails: {edge.evidence:,.3g}, with an alarm at 10,000")
-    if edge.judged:
-        usual = "" if edge.usual is None else f", where {edge.usual[0]:.1%} to {edge.usual[1]:.1%} is usual"
-        print(f"  deferred {edge.deferred:,} of {edge.judged:,} ({edge.deferred / edge.judged:.1%}){usual}")
+def edge_lines(edge: Mapping[str, Any]) -> list[str]:
+    """Return the lines about an edge model, as far as it is known. edge: fields of `Edge`; some may be missing."""
+    threshold, made, alarm, limit, usual = (edge.get(name) for name in ("threshold", "made", "alarm", "limit", "usual"))
+    level = "not known" if threshold is None else "none" if threshold == "inf" else f"{float(threshold):.6g}"
+    lines = [f"{edge['target']}: threshold {level}" + (f" ({edge['promise']})" if edge["promise"] else "")]
+    if made is not None:
+        lines.append(f"  certificate of {made}, {_age_days(made)} days old")
+    if alarm is not None:
+        lines.append(f"  ALARM at {local_time(alarm['at'])}: {alarm['what']}; action: {alarm['action']}")
+    if audited := edge["audited"]:
+        labelled, disagreed = edge.get("labelled"), edge["disagreed"]
+        most = "" if limit is None or labelled is not None else f", and at most {limit:.2%} should"
+        lines.append(f"  audited {audited:,}: {disagreed:,} ({disagreed / audited:.2%}) differ from the cloud{most}")
+        if labelled is not None and limit is not None:
+            lines.append(f"  with a label {labelled:,}: the loss of accuracy, or error rate, may be {limit:.2%}")
+        lines.append(f"  evidence that the guarantee fails: {float(edge['evidence']):,.3g}, with an alarm at 10,000")
+    if judged := edge["judged"]:
+        span = "" if usual is None else f", where {usual[0]:.1%} to {usual[1]:.1%} is usual"
+        lines.append(f"  deferred {edge['deferred']:,} of {judged:,} ({edge['deferred'] / judged:.1%}){span}")
+    return lines
 
 
 def _age_days(date_: str) -> int:

@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -84,6 +85,14 @@ def _cell_text(cell: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def local_time(time: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """Format a time, seconds since 1970, in local time; a time that no calendar has, in seconds."""
+    try:
+        return datetime.fromtimestamp(time, timezone.utc).astimezone().strftime(form)
+    except (OverflowError, ValueError, OSError):
+        return f"{time:g} s"
+
+
 # Logging of servers: as Python does, or each record as a line of JSON or text.
 
 Form = Literal["text", "json"]
@@ -140,4 +149,11 @@ def of_time(text: str, default: bool | str = True, parser: Callable[[str], float
 
 
 Policy = Annotated[Path, typer.Option("--policy", "-p", metavar="FILE", help="The policy: TOML, JSON or YAML.")]
+OptionalPolicy = Annotated[Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy: TOML, JSON or YAML.")]
+OptionalState = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of the policy's.")]
+TokenEnv = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the token that clients must send.")]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Further host name by which clients reach this machine; may be repeated."),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]

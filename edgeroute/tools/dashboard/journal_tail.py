@@ -6,11 +6,13 @@ import contextlib
 import os
 import sys
 from collections import deque
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from edgeroute.system.foreign_files import open_file
+from edgeroute.system.process import json_loads
 
 PIECE = 1 << 20
 """Bytes read at a time."""
@@ -96,6 +98,15 @@ class Tail:
                 self._turn_to(files[now + 1])
             self._hold(files)
         return lines
+
+    def records(self) -> Iterator[dict[str, Any] | None]:
+        """Yield the JSON object of each line since the last call, as `read` returns them; None for a line that is none."""
+        for line in self.read():
+            try:
+                record = json_loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            yield record if isinstance(record, dict) else None
 
     def close(self) -> None:
         """Close the file; a later `read` opens it again, and goes on."""

@@ -294,7 +294,7 @@ class Window:
         self.latest: Row | None = None
         self.recent, self.odd = deque[Row](maxlen=SHOWN), deque[Row](maxlen=SHOWN)
         self.series = {name: Series(*width) for name, width in WIDTHS.items()}
-        self._kinds, self._sides = deque[tuple[str, str]](), Counter[str]()
+        self._kinds = deque[tuple[str, str]]()
         self._reasons = Counter[tuple[str, str]]()
         self._deferred, self._took = deque[bool](maxlen=RECENT), deque[float](maxlen=RECENT)
         self._legs: dict[str, _Leg] = {}
@@ -373,14 +373,9 @@ class Window:
         """Return all sums as plain data for a page. now: seconds since 1970."""
         took = sorted(self._took)
         legs = [
-            {
-                "name": name, "side": leg.side, "started": leg.started, "answers": leg.answers, "accepted": leg.accepted,
-                "failed": leg.failed, "held": leg.held, "late": leg.late, "cancelled": leg.cancelled,
-                "sent_bytes": leg.sent_bytes, "received_bytes": leg.received_bytes,
-                "usd": leg.usd, "breaker": leg.breaker, "breaker_at": leg.breaker_at, **leg.quantiles(),
-            }
+            {"name": name, **{part: value for part, value in vars(leg).items() if part != "took"}, **leg.quantiles()}
             for name, leg in self._legs.items()
-        ]  # fmt: skip
+        ]
         return {
             "requests": self.requests, "deferred": self.deferred, "degraded": self.degraded,
             "answered": {side: self.answered[side] for side in SIDES},

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.error_codes import clean, error_message
-from edgeroute.errors import BadInput, EdgerouteError
+from edgeroute.errors import BadInput
 from edgeroute.observe import device_sensors as sensors
 from edgeroute.record.request_counts import Tallied
 from edgeroute.system import process
@@ -95,15 +95,11 @@ class TraceFile:
 
     def take(self) -> Iterable[Mapping[str, Any]]:
         """Yield the records since the last call; count lines that are no JSON object and skip them."""
-        for line in self._tail.read():
-            try:
-                record = json_loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if isinstance(record, dict):
-                yield record
-            else:
+        for record in self._tail.records():
+            if record is None:
                 self._skipped += 1
+            else:
+                yield record
 
     def lost(self) -> int:
         """Return the number of lines that are no records, and of files deleted before they were read."""
@@ -210,8 +206,6 @@ class Monitor:
         """Return the router's state; on any error a state with its message."""
         try:
             return dict(self._sources.state())
-        except EdgerouteError as e:
-            return {"error": error_message(e)}
         except Exception as e:  # noqa: BLE001 - a damaged file, or a router that is being closed: shown, and tried again
             return {"error": error_message(e) or type(e).__name__}
 
@@ -221,9 +215,9 @@ class Monitor:
 
     def _read_ledger(self) -> None:
         """Read new lines of the egress ledger into the sums; beyond 50 destinations into "others"; count invalid ones."""
-        for line in [] if self._ledger is None else self._ledger.read():
+        for line in [] if self._ledger is None else self._ledger.records():
             try:
-                record = json_loads(line)
+                record = line or {}
                 key, size = (clean(record["to"], TEXT), clean(record["data_class"] or "", NAME)), int(record["bytes"])
                 shown = {
                     "at": float(record["at"]), "to": key[0], "data_class": key[1], "bytes": size,
@@ -318,16 +312,9 @@ class Monitor:
         if self._sources.folder is None:
             return []
         tail = Tail(self._sources.folder / "audit.jsonl", history=1 << 23)
-        records = deque[Mapping[str, Any]](maxlen=AUDITS)
-        for line in tail.read():
-            try:
-                record = json_loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict):
-                records.append(record)
+        records: list[Mapping[str, Any]] = [record for record in tail.records() if record is not None]
         tail.close()
-        return [*records]
+        return records[-AUDITS:]
 
 
 def _is_replayable(record: Mapping[str, Any]) -> bool:

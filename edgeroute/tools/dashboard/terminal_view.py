@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeroute.errors import RuntimeMissing
+from edgeroute.tools.cli.status import edge_lines
+from edgeroute.tools.cli.tables_and_options import local_time
 
 try:
     from rich.text import Text
@@ -114,7 +115,8 @@ class Top(App[None]):
         ])  # fmt: skip
         self._fill("reasons", [(f"{entry['count']:,}", entry["text"]) for entry in view["reasons"][:6]])
         self._fill("routes", [
-            (when(row["at"]), row["by"] or "no answer", seconds(row["latency_s"]), row["data_class"] or NONE, row["reason"])
+            (local_time(row["at"], "%H:%M:%S"), row["by"] or "no answer", seconds(row["latency_s"]), row["data_class"] or NONE,
+             row["reason"])
             for row in view["odd" if self.only_odd else "recent"]
         ])  # fmt: skip
         self._fill("egress", [
@@ -162,17 +164,7 @@ def lines_of_state(state: dict[str, Any]) -> list[str]:
     """Return the lines about guarantees, budgets and the outbox."""
     lines = [*state.get("notes", ()), *([state["error"]] if "error" in state else [])]
     for edge in state.get("edges", ()):
-        lines += ["", f"{edge['target']}: threshold {edge['threshold']} ({edge['promise'] or NONE})"]
-        if edge["judged"]:
-            usual = edge.get("usual")
-            lines.append(f"  deferred {percent(edge['deferred'] / edge['judged'])} of {edge['judged']:,}"
-                         + (f", where {percent(usual[0])} to {percent(usual[1])} is usual" if usual else ""))  # fmt: skip
-        if edge["audited"]:
-            lines.append(
-                f"  audited {edge['audited']:,}: {edge['disagreed']:,} differ; evidence {edge['evidence']}, alarm at 10,000"
-            )
-        if edge["alarm"]:
-            lines.append(f"  ALARM: {edge['alarm']['what']}")
+        lines += ["", *edge_lines(edge)]
     lines.append("")
     for name, amounts in state.get("spent", {}).items():
         lines.append(
@@ -200,11 +192,3 @@ def seconds(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """Format a share: 0.123 -> 12.3 %; None as "-"."""
     return NONE if share is None else f"{share:.1%}"
-
-
-def when(time: float) -> str:
-    """Format the local time of day of a timestamp; "-" if no calendar has it."""
-    try:
-        return datetime.fromtimestamp(time, timezone.utc).astimezone().strftime("%H:%M:%S")
-    except (OverflowError, ValueError, OSError):
-        return NONE

@@ -23,7 +23,7 @@ STEPS = 100
 """Positions of a slider, beside the threshold in force."""
 DRAWN = 20
 """Points of a curve, of those positions."""
-NO_PROMISE = "No certificate: nothing is promised at any threshold."
+NO_GUARANTEE = "No certificate: nothing is guaranteed at any threshold."
 
 
 class AuditedAnswer(NamedTuple):
@@ -145,7 +145,7 @@ class Trial:
             return {"held": None, "text": f"{label}, by the trace; without the policy the certificate is unknown."}
         bound = self._certificates.get(edge)
         if bound is None:
-            return {"held": False, "text": NO_PROMISE}
+            return {"held": False, "text": NO_GUARANTEE}
         certificate = bound.certificate
         if broken := bound.broken():
             return {"held": False, "text": f"The certificate does not hold here: {broken}."}
@@ -159,14 +159,15 @@ class Trial:
             covered, where = threshold <= highest, f"above {highest:.6g}, the highest that is certified"
         if covered:
             return {"held": True, "text": certificate.guarantee}
-        return {"held": False, "text": f"Nothing is promised at this threshold, which is {where}: calibrate for another promise."}
+        return {
+            "held": False,
+            "text": f"Nothing is guaranteed at this threshold, which is {where}: calibrate for another one.",
+        }
 
 
 def _numbers(totals: Numbers) -> dict[str, Any]:
     """Return the totals of a replay as plain data."""
-    names = ("requests", "edge", "cloud", "cache", "unanswered", "degraded", "calls", "held", "sent_bytes", "received_bytes",
-             "usd", "joules", "p50_s", "p99_s")  # fmt: skip
-    return {**{name: getattr(totals, name) for name in names}, "deferral_rate": totals.deferral_rate}
+    return {**totals._asdict(), "deferral_rate": totals.deferral_rate}
 
 
 def _audited(audits: Iterable[Mapping[str, Any]]) -> dict[str, list[AuditedAnswer]]:
@@ -175,11 +176,8 @@ def _audited(audits: Iterable[Mapping[str, Any]]) -> dict[str, list[AuditedAnswe
     for line in audits:
         try:
             name, prints, how = line["target"], line["fingerprints"], line["audited"]
-            edge_confidence, probability, agrees = (
-                confidence(line["edge_confidence"]),
-                float(line["probability"]),
-                bool(line["agrees"]),
-            )
+            edge_confidence = confidence(line["edge_confidence"])
+            probability, agrees = float(line["probability"]), bool(line["agrees"])
         except (KeyError, TypeError, ValueError):
             continue
         if how not in {"shadow", "deferred"} or not 0 < probability <= 1 or "error" in line:

@@ -158,9 +158,8 @@ class _Pages:
             threshold = float("nan")
         if not isfinite(threshold):
             raise BadInput("threshold must be a number, as in /trial/at?edge=NAME&threshold=0.8")
-        return _json(
-            json_dumps(await run_in_threadpool(self._monitor.try_threshold, request.query_params.get("edge", ""), threshold))
-        )
+        edge = request.query_params.get("edge", "")
+        return _json(json_dumps(await run_in_threadpool(self._monitor.try_threshold, edge, threshold)))
 
 
 def _json(text: bytes) -> Response:

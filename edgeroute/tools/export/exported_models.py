@@ -1,4 +1,4 @@
-"""Common parts of exports: the loaded and checked model, the output folder, templates and protobuf text."""
+"""Common parts of exports: the loaded and checked model, the output folder and templates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.input_tensors import row_shape
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.onnx import OnnxModel, external_data, spec_of
-from edgeroute.edge.preprocessing import Picture, Preprocess
+from edgeroute.edge.preprocessing import Preprocess
 from edgeroute.errors import ModelError, PolicyError, StoreError
 from edgeroute.types import TensorSpec
 
@@ -121,44 +121,6 @@ def copies(files: Iterable[tuple[Path, Path]]) -> None:
         shutil.copyfile(source, to)
 
 
-# Text format of protocol buffers, for Triton's configurations.
-
-
-class Word(NamedTuple):
-    """Name of an enumeration, written without quotes."""
-
-    text: str
-
-
-def dumps(message: Mapping[str, Any], indent: str = "") -> str:
-    """Write a message as text: mappings become messages, lists repeated fields, lists of plain values short ones in brackets."""
-    lines = list[str]()
-    for key, value in message.items():
-        for item in value if isinstance(value, list) and value and isinstance(value[0], Mapping) else [value]:
-            if isinstance(item, Mapping):
-                body = dumps(item, indent + "  ")
-                lines.append(f"{indent}{key} {{\n{body}{indent}}}\n" if body else f"{indent}{key} {{ }}\n")
-            elif isinstance(item, list):
-                lines.append(f"{indent}{key}: [{', '.join(map(_value, item))}]\n")
-            else:
-                lines.append(f"{indent}{key}: {_value(item)}\n")
-    return "".join(lines)
-
-
-def _value(value: Any) -> str:
-    """Return a value in protobuf text: a `Word` bare, booleans in lower case, texts quoted."""
-    if isinstance(value, Word):
-        return value.text
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return _quoted(value) if isinstance(value, str) else str(value)
-
-
-def _quoted(text: str) -> str:
-    """Write a string in quotes; each byte that is no printable ASCII is escaped, so that nothing can end the quotes."""
-    return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in text.encode()) + '"'  # noqa: PLR2004 - ASCII
-
-
 # The exported model: loaded and checked, and its description for `model.json`.
 
 FILE = "model.onnx"
@@ -209,7 +171,6 @@ class Subject:
         self.inputs = [_input(spec, self.model) for spec in self.plan.given]
         read = [spec for spec in self.plan.outputs if self.model.output in (None, spec.name)]
         self.outputs = [_tensor(spec.name, spec.dtype, row_shape(spec, self.plan.batch)) for spec in read]
-        self.raw_outputs = read
         self.size = self.plan.size
         try:
             text_of(self.about()).encode()
@@ -327,23 +288,14 @@ def _input(spec: TensorSpec, model: OnnxModel) -> dict[str, Any]:
 
 def _preprocess(prepare: Preprocess, row: tuple[int, ...]) -> dict[str, Any]:
     """Return the description of a preprocessing."""
-    axes = None if prepare.axes is None else list(prepare.axes)
+    axes, picture = prepare.axes, prepare.picture
+    fitting = ("height", "width", "channels", "resize", "crop", "filter")
     return {
         "axes": axes, "flat": list(row) if axes is None else None, "factor": _numbers(prepare.factor),
-        "offset": _numbers(prepare.offset), "picture": None if prepare.picture is None else _picture(prepare.picture),
+        "offset": _numbers(prepare.offset), "picture": picture and {name: getattr(picture, name) for name in fitting},
     }  # fmt: skip
 
 
 def _numbers(array: np.ndarray[Any, Any] | None) -> Any:
     """Return an array as a list; None stays None."""
     return None if array is None else array.tolist()
-
-
-def _picture(picture: Picture) -> dict[str, Any]:
-    """Return the description of a picture's preparation."""
-    to = picture.resize
-    return {
-        "height": picture.height, "width": picture.width, "channels": picture.channels,
-        "resize": list(to) if isinstance(to, tuple) else to, "crop": None if picture.crop is None else list(picture.crop),
-        "filter": picture.filter,
-    }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,9 +14,7 @@ from edgeroute.tools.export.exported_models import (
     FILE,
     TEXTS,
     Subject,
-    Word,
     copies,
-    dumps,
     filled,
     new_folder,
     programs,
@@ -281,3 +279,41 @@ class Parts:
         known = {key: about[key] for key in ("name", "description", "kind", "labels", "sha256") if about[key]}
         texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in known.items()}
         return [{"key": key, "value": {"string_value": text}} for key, text in texts.items()]
+
+
+# Text format of protocol buffers, for Triton's configurations.
+
+
+class Word(NamedTuple):
+    """Name of an enumeration, written without quotes."""
+
+    text: str
+
+
+def dumps(message: Mapping[str, Any], indent: str = "") -> str:
+    """Write a message as text: mappings become messages, lists repeated fields, lists of plain values short ones in brackets."""
+    lines = list[str]()
+    for key, value in message.items():
+        for item in value if isinstance(value, list) and value and isinstance(value[0], Mapping) else [value]:
+            if isinstance(item, Mapping):
+                body = dumps(item, indent + "  ")
+                lines.append(f"{indent}{key} {{\n{body}{indent}}}\n" if body else f"{indent}{key} {{ }}\n")
+            elif isinstance(item, list):
+                lines.append(f"{indent}{key}: [{', '.join(map(_value, item))}]\n")
+            else:
+                lines.append(f"{indent}{key}: {_value(item)}\n")
+    return "".join(lines)
+
+
+def _value(value: Any) -> str:
+    """Return a value in protobuf text: a `Word` bare, booleans in lower case, texts quoted."""
+    if isinstance(value, Word):
+        return value.text
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _quoted(value) if isinstance(value, str) else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Write a string in quotes; each byte that is no printable ASCII is escaped, so that nothing can end the quotes."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in text.encode()) + '"'  # noqa: PLR2004 - ASCII

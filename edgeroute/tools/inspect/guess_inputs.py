@@ -133,9 +133,8 @@ def pairs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[P
                 several = spec.shape.count(-1) > 1
                 if several:
                     named += "; the size of the first one is not in the file"
-                result.append(
-                    Pair(spec.name, other.name, "likely" if is_state and not several else "open", f"{same_form}, {named}")
-                )
+                sure: Sure = "likely" if is_state and not several else "open"
+                result.append(Pair(spec.name, other.name, sure, f"{same_form}, {named}"))
                 break
     return result if len(result) < len(inputs) else []
 

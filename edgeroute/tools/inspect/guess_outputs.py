@@ -133,15 +133,10 @@ def _answer_output(specs: Sequence[TensorSpec]) -> tuple[str, list[Finding]]:
 def _single_output(name: str, values: Sequence[Any]) -> list[Finding]:
     """Return the findings about one output, by its values; an open question if they differ in form."""
     if values and all(forms.is_by_class(value) for value in values):
-        good = all(_are_probabilities(value) for value in values)
-        kind = _kind_finding(
-            "probabilities", "likely", f"a number for each class, by name, from 0 and with the sum 1, {_row_count(values)}"
-        )
-        return (
-            [kind]
-            if good
-            else [_kind_finding(None, "open", "a number for each class, which are no probabilities", _card_line("logits"))]
-        )
+        if not all(_are_probabilities(value) for value in values):
+            return [_kind_finding(None, "open", "a number for each class, which are no probabilities", _card_line("logits"))]
+        why = f"a number for each class, by name, from 0 and with the sum 1, {_row_count(values)}"
+        return [_kind_finding("probabilities", "likely", why)]
     arrays = [forms.as_array(value) for value in values]
     if not arrays or len({(array.ndim, array.dtype.kind) for array in arrays}) > 1:
         return [_kind_finding(None, "open", "its rows differ in form", _card_line("value"))]

@@ -279,7 +279,8 @@ def certify_examples(
     """
     notes, score, fingerprints = [*notes, *examples.notes], calls.score, calls.fingerprints()
     if want.fit is None and not isinstance(score, str):
-        notes.append(f"the score in use, {_score_name(score)}, was fitted: the promise holds if it was fitted to other examples")
+        why = "the guarantee holds if it was fitted to other examples"
+        notes.append(f"the score in use, {_score_name(score)}, was fitted: {why}")
     result = certify(
         examples, want.kind, want.value, want.sure,
         per_class=want.per_class, fit=want.fit, ood=want.ood, score=_score_name(score), fingerprints=fingerprints,

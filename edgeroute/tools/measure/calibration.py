@@ -53,7 +53,7 @@ def checked_target(
         raise PolicyError(f"{kind} must be a share between 0 and 1, not {value!r}")
     if sure is None:
         if kind != "max_defer":
-            raise PolicyError(f"sure=None works only with max_defer: {kind} is promised with a probability")
+            raise PolicyError(f"sure=None works only with max_defer: {kind} is guaranteed with a probability")
         return kind, float(value), None
     if not _is_share(sure) or not 0 < (risk := round(1 - float(sure), 12)) < 1:
         raise PolicyError(f"sure must be a probability between 0 and 1, not {sure!r}")

@@ -62,7 +62,7 @@ def audited_examples(
     if not any(path.parent.glob(f"{path.name}*")):
         raise BadInput(f"{path}: there is no audit log: routers with this state folder have audited nothing, or it was removed")
     wanted, left_out = digest(fingerprints), Counter[str]()
-    scores, agree, probabilities, ids, deferred = list[float](), list[bool](), list[float](), list[str](), list[bool]()
+    audits, probabilities = list[tuple[float, bool, str, bool]](), list[float]()
     log = read(path, since=since)
     for record in log:
         confidence, agrees, probability = record.get("edge_confidence"), record.get("agrees"), record.get("probability")
@@ -76,27 +76,19 @@ def audited_examples(
             left_out["do not say with which probability they were drawn, so that deferred inputs may be too many among them"] += 1
         else:
             probabilities.append(float(probability))
-            scores.append(np.nan if confidence is None else float(confidence))
-            agree.append(agrees)
-            ids.append(str(record.get("id", len(ids))))
-            deferred.append(record.get("audited") == "deferred")
+            score, identity = np.nan if confidence is None else float(confidence), str(record.get("id", len(audits)))
+            audits.append((score, agrees, identity, record.get("audited") == "deferred"))
     if log.skipped:
         left_out["are not whole"] += log.skipped
     notes = [f"{count:,} lines of the audit log are left out: they {why}" for why, count in left_out.items()]
-    if not scores:
+    if not audits:
         raise BadInput("; ".join([f"{path}: there is no audit of {target} in it", *notes]))
-    sample = _uniform(np.array(probabilities), ids)
+    sample = _uniform(np.array(probabilities), [identity for _, _, identity, _ in audits])
     if len(sample) < len(probabilities):
         why = f"they were drawn more often than others (by {max(probabilities):g}, not {min(probabilities):g})"
         notes.append(f"{len(probabilities) - len(sample):,} lines of the audit log are left out at random: {why}")
-    sample = sample[::every]
-    agree = [agree[i] for i in sample]
-    return Audited(
-        Examples(np.array([scores[i] for i in sample], float), list(agree), [True] * len(agree), labels=None),
-        notes,
-        [ids[i] for i in sample],
-        [deferred[i] for i in sample],
-    )
+    scores, agree, ids, deferred = map(list, zip(*(audits[i] for i in sample[::every]), strict=True))
+    return Audited(Examples(np.array(scores, float), agree, [True] * len(agree), labels=None), notes, ids, deferred)
 
 
 def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
@@ -135,9 +127,9 @@ def compare_edges(
 ) -> Comparison:
     """Test that an edge on trial defers (or loses) fewer of the same requests than the edge in use: an exact sign test.
 
-    The earlier half of the requests fixes thresholds of the trial: the lowest that keeps the promise, and others by `STEPS`. The
-    one nearest to the certificate's, and no better, is tested on the later half at its part of the risk. An edge in use that
-    loses more than the promise, beyond chance, is taken at a threshold that keeps the promise.
+    The earlier half of the requests fixes thresholds of the trial: the lowest that keeps the guarantee, and others by `STEPS`.
+    The one nearest to the certificate's, and no better, is tested on the later half at its part of the risk. An edge in use that
+    loses more than the guarantee, beyond chance, is taken at a threshold that keeps the guarantee.
 
     Without such requests it is not better, and the shares are NaN.
 
@@ -146,7 +138,7 @@ def compare_edges(
         edge: audits of the edge in use.
         certified: threshold of the trial's certificate.
         threshold: threshold of the edge in use; None: the log says what it deferred.
-        value: promised limit of the share of answers that differ from the cloud's.
+        value: guaranteed limit of the share of answers that differ from the cloud's.
         risk: probability that a trial that is no better is called better.
         by_loss: True compares losses, False deferrals.
     """
@@ -159,7 +151,7 @@ def compare_edges(
     half = len(pairs) // 2
 
     def lowest(score: Floats, agrees: Floats) -> float:
-        """Return the lowest threshold that keeps the promise on the earlier half; inf if there is none."""
+        """Return the lowest threshold that keeps the guarantee on the earlier half; inf if there is none."""
         if half < least_n(value, risk):
             return INF
         return lowest_threshold("max_loss", value, risk, score[:half], agrees[:half], None).threshold

@@ -209,6 +209,8 @@ MAY_FAIL = 0.01
 """Maximum share of inputs dropped for lack of a cloud answer; more would bias the sample."""
 FEW_UNKNOWN = 0.05
 """Share of answers that are no label up to which nothing is noted: a label may be missing among the examples."""
+Advance = Callable[[int], object]
+"""Function that is called with the number of inputs just answered, by edge or cloud."""
 FOREIGN = 20
 """Least number of labels for which it is no chance that no answer equals any of them."""
 
@@ -222,7 +224,7 @@ def collect(
     ask_cloud: bool = True,
     data_class: str | None = None,
     batch: int = 1,
-    advance: Callable[[int], object] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Steps[tuple[Examples, int]]:
     """Run the edge model and the cloud on each input that reaches the edge model, regardless of its threshold.
 
@@ -280,34 +282,34 @@ def collect(
                 answers = [reply.prediction.value for reply in cloud.replies.values()]
                 check_possible("cloud", answers, known, [], labelled=right is not None)
     answered = [i for i in reached if not ask_cloud or i in cloud.replies]
-    outputs = _stack([runs[i].prediction.outputs for i in answered])
+    predictions = [runs[i].prediction for i in answered]
+    outputs = _stack([prediction.outputs for prediction in predictions])
     if runner.reader.kind in {None, "logits"} and outputs is not None and _are_probabilities(outputs):
         raise ModelError(
             f"{runner.where} returns probabilities, and its card says logits: the scores would be wrong. Return the output "
             'before the softmax, or write into the card "output": {"kind": "probabilities"}'
         )
-    replies = [cloud.replies[i] for i in answered] if ask_cloud else []
-    edge_answers, cloud_answers, notes = _matched(
-        [runs[i].prediction.value for i in answered],
-        [reply.prediction.value for reply in replies] if ask_cloud else None,
-        None if right is None else [right[i] for i in answered],
-        runner.reader.labels,
-    )
-    examples = Examples(
-        score=_scores([runs[i].prediction for i in answered]),
-        edge=edge_answers,
-        cloud=cloud_answers,
-        labels=None if right is None else [right[i] for i in answered],
-        outputs=_as_logits(runner.reader, outputs),
+    replies = [cloud.replies[i] for i in answered] if ask_cloud else None
+    examples = _examples(
+        runner.reader, predictions, None if replies is None else [reply.prediction for reply in replies],
+        None if right is None else [right[i] for i in answered], outputs,
         edge_s=np.array([runs[i].took_s for i in answered], float),
-        cloud_s=np.array([reply.took_s if batch == 1 else np.nan for reply in replies], float) if ask_cloud else None,
-        sent_bytes=cloud.spent.sent_bytes,
-        received_bytes=cloud.spent.received_bytes,
-        usd=cloud.spent.usd,
+        cloud_s=None if replies is None else np.array([reply.took_s if batch == 1 else np.nan for reply in replies], float),
+        sent_bytes=cloud.spent.sent_bytes, received_bytes=cloud.spent.received_bytes, usd=cloud.spent.usd,
         groups=None if groups is None else [groups[i] for i in answered],
-        notes=notes,
-    )
+    )  # fmt: skip
     return examples, len(reached)
+
+
+def _examples(
+    reader: Reader, edge: Sequence[Prediction], cloud: Sequence[Prediction] | None, labels: list[Any] | None,
+    outputs: Floats | None, **measured: Any,
+) -> Examples:  # fmt: skip
+    """Return examples of these answers, compared with each other and the labels. measured: further fields of `Examples`."""
+    values = None if cloud is None else [prediction.value for prediction in cloud]
+    edge_values, cloud_values, notes = _matched([prediction.value for prediction in edge], values, labels, reader.labels)
+    logits = _as_logits(reader, outputs)
+    return Examples(_scores(edge), edge_values, cloud_values, labels, logits, notes=notes, **measured)
 
 
 def recorded_examples(
@@ -336,21 +338,8 @@ def recorded_examples(
         if len(cloud_answers) != n:
             raise BadInput(f"there are {n} edge_logits and {len(cloud_answers)} cloud_logits")
     right = None if labels is None else label_values(labels, edge_reader.labels, n)
-    edge_values, cloud_values, notes = _matched(
-        [p.value for p in predictions],
-        None if cloud_answers is None else [p.value for p in cloud_answers],
-        right,
-        edge_reader.labels,
-    )
-    return Examples(
-        score=_scores(predictions),
-        edge=edge_values,
-        cloud=cloud_values,
-        labels=right,
-        outputs=_as_logits(edge_reader, np.asarray(edge_outputs, float)),
-        groups=None if groups is None else list(groups),
-        notes=notes,
-    )
+    outputs = np.asarray(edge_outputs, float)
+    return _examples(edge_reader, predictions, cloud_answers, right, outputs, groups=None if groups is None else list(groups))
 
 
 def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int) -> list[Any]:
@@ -523,12 +512,7 @@ class _CloudAnswers:
     """
 
     def __init__(
-        self,
-        calls: DirectCalls,
-        inputs: Sequence[Any],
-        runs: Mapping[int, _Reply],
-        data_class: str | None,
-        advance: Callable[[int], object],
+        self, calls: DirectCalls, inputs: Sequence[Any], runs: Mapping[int, _Reply], data_class: str | None, advance: Advance
     ) -> None:
         self._calls, self._inputs, self._runs, self._reached = calls, inputs, runs, len(runs)
         self._data_class, self._advance = data_class, advance

@@ -98,7 +98,7 @@ def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints |
         return [f"the cloud is right in none of the {len(cloud):,} examples: is the same compared with the same?"]
     if better < worse and upper(better, better + worse, 0.025) < 0.5:  # noqa: PLR2004 - half of those that differ
         rates = f"{cloud.mean():.1%} right, the edge {edge.mean():.1%}"
-        return [f"the cloud is worse than the edge: {rates}. A loss against it promises little: check what it answers"]
+        return [f"the cloud is worse than the edge: {rates}. A loss against it guarantees little: check what it answers"]
     return []
 
 

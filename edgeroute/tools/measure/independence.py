@@ -69,7 +69,7 @@ def dependence(scores: Floats, edge: Floats | None, cloud: Floats | None, groups
 
 def _count_as(effective: float) -> str:
     """Return the end of a warning: how many independent examples these count as."""
-    return f"count as about {effective:,.0f} independent ones, and the promise is broken more often than stated"
+    return f"count as about {effective:,.0f} independent ones, and the guarantee is broken more often than stated"
 
 
 def correlations(values: Floats) -> Floats | None:

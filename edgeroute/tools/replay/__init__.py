@@ -8,16 +8,5 @@ from edgeroute.tools.replay.trace_reader import Numbers, Recording, collect, rea
 from edgeroute.tools.replay.trace_replay import replay
 
 __all__ = [
-    "NETWORKS",
-    "THERMAL",
-    "Battery",
-    "Change",
-    "Gated",
-    "Numbers",
-    "Recording",
-    "Replay",
-    "Setup",
-    "collect",
-    "read",
-    "replay",
-]
+    "NETWORKS", "THERMAL", "Battery", "Change", "Gated", "Numbers", "Recording", "Replay", "Setup", "collect", "read", "replay",
+]  # fmt: skip

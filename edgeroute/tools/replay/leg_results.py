@@ -185,11 +185,8 @@ class Script:
             gate.held += 1
             return Failed(i, RecordedError(seen.error, seen.failure), now)
         call_seen = None if seen is None or seen.held else seen
-        sent, received = (
-            (gate.past.sent_bytes, gate.past.received_bytes)
-            if call_seen is None
-            else (call_seen.sent_bytes, call_seen.received_bytes)
-        )
+        sizes = gate.past if call_seen is None else call_seen
+        sent, received = sizes.sent_bytes, sizes.received_bytes
         rejection = self._enter(i, gate, now, sent, received)
         if rejection is not None:
             gate.held += 1

@@ -85,21 +85,16 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
     current = accuracy.get("accepted" if oracle is None else "cascade")
     if current is not None:
         deferral = evaluation.deferral
-        axes.errorbar(
-            deferral.value * 100,
-            current.value * 100,
-            xerr=_error_bars(deferral),
-            yerr=_error_bars(current),
-            **MARKED,
-            label="threshold in use, with 95 % intervals",
-        )
+        bars = {"xerr": _error_bars(deferral), "yerr": _error_bars(current)}
+        label = "threshold in use, with 95 % intervals"
+        axes.errorbar(deferral.value * 100, current.value * 100, **bars, **MARKED, label=label)
     certificate = evaluation.certificate
     if certificate is not None and not evaluation.uncalibrated:
         low, high = certificate.deferral_interval
         axes.axvspan(low * 100, high * 100, color=EDGE, alpha=0.25, linewidth=0, label="deferral that the certificate expects")
         if certificate.kind == "max_loss" and "cloud" in accuracy:
             least = (accuracy["cloud"].value - certificate.value) * 100
-            axes.axhline(least, color=CLOUD, linewidth=1, linestyle="-.", label="the least that is promised")
+            axes.axhline(least, color=CLOUD, linewidth=1, linestyle="-.", label="the least that is guaranteed")
     axes.set_xlim(-2, 102)
     axes.set_xlabel("deferred, %")
     axes.set_ylabel("accuracy, %" if evaluation.labelled else "as the cloud says, %")
@@ -121,16 +116,8 @@ def latency(evaluation: Evaluation) -> str | None:
         if times is None:
             continue
         share = np.arange(times.size + 1) / times.size * 100
-        axes.plot(
-            np.append(times[:1], times) * 1000,
-            share,
-            dashes,
-            color=color,
-            linewidth=width,
-            alpha=alpha,
-            label=LEGS[leg],
-            drawstyle="steps-post",
-        )
+        style = {"color": color, "linewidth": width, "alpha": alpha, "label": LEGS[leg], "drawstyle": "steps-post"}
+        axes.plot(np.append(times[:1], times) * 1000, share, dashes, **style)
     least, most = (end(times[i] for times in seconds.values()) for end, i in ((min, 0), (max, -1)))
     if least > 0:
         axes.set_xscale("log")

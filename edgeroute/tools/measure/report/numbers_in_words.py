@@ -10,7 +10,7 @@ from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import INF
 from edgeroute.tools.measure.certification import Verdict
 from edgeroute.tools.measure.deferral_curve import Area
-from edgeroute.tools.measure.evaluation import Evaluation, Share
+from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
 
 NONE = "not known"
 LEGS = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade"}
@@ -24,12 +24,12 @@ METHODS = {
     "CP-error": "an exact bound (Clopper-Pearson) of the share of wrong answers among those that the edge gives alone",
     "betting": "a test by betting (Waudby-Smith and Ramdas) of what the edge's answers lose, less what they gain, of any size",
     "Beta": "the exact distribution (Beta) of the share of inputs whose score is below that of one of the examples",
-    "rank": "the score of the example at the promised rank, which holds on average over examples",
+    "rank": "the score of the example at the guaranteed rank, which holds on average over examples",
 }
 """Test behind a certificate -> its description."""
 DITHERED = "dithered "
 """Prefix of a test's name: graded answers become right or wrong at random."""
-TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the promise nothing."
+TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the guarantee nothing."
 
 
 def arm_rows(arms: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -150,12 +150,35 @@ def counted_classes(n: int) -> str:
     return "1 class" if n == 1 else f"{n:,} classes"
 
 
+def side_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of a table of edge, cloud and cascade: accuracy, latency, deferral and bytes."""
+    accuracy, latency, examples = evaluation.accuracy(), evaluation.latency(), evaluation.examples
+    asked = {"edge": 0.0}
+    if examples.cloud is not None:
+        asked |= {"cloud": 1.0, "cascade": evaluation.deferral.value}
+    rows = []
+    for leg, part in asked.items():
+        part_right, times = accuracy.get(leg), latency.get(leg)
+        cells = [percent(part_right.value), interval(part_right)] if part_right else [NONE] * 2
+        if latency:
+            cells += [duration(time) for time in times] if times else [NONE] * len(QUANTILES)
+        cells.append(percent(part))
+        if examples.sent_bytes:
+            cells += [size(examples.sent_bytes * part), size(examples.received_bytes * part)]
+        rows.append([LEGS[leg], *cells])
+    quantiles = [f"p{q * 100:g}" for q in QUANTILES] if latency else []
+    head = ["", "right" if evaluation.labelled else "as the cloud says", "95 % interval", *quantiles, "deferred"]
+    if examples.sent_bytes:
+        head += ["sent", "received"]
+    return head, rows
+
+
 def verdict(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
     """Return a headline and an explanation: if the guarantee held on these inputs. verdicts: from `verdicts`."""
     certificate = evaluation.certificate
     if certificate is None:
         return (
-            "No promise.",
+            "No guarantee.",
             f"There is no certificate. This is what the threshold does on {count_text(evaluation.n, 'input')}, no more.",
         )
     if evaluation.uncalibrated:
@@ -179,7 +202,7 @@ def verdict(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
         return "It did not hold on these inputs, which chance may explain.", f"{measured}. The interval reaches below the limit."
     explanation = f"{measured}. The whole interval is above the limit: these inputs are not drawn like the certificate's examples"
     if certificate.sure is not None:
-        explanation += f", or it is one of the {limit(1 - certificate.sure)} of certificates that promise too much"
+        explanation += f", or it is one of the {limit(1 - certificate.sure)} of certificates that guarantee too much"
     return "It did not hold on these inputs, and chance does not explain it.", f"{explanation}."
 
 

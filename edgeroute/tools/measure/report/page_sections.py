@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeroute.confidence.scores import SCORES
 from edgeroute.tools.measure.certification import verdicts
-from edgeroute.tools.measure.evaluation import QUANTILES, Class, Evaluation, bins, calibration_error
+from edgeroute.tools.measure.evaluation import Class, Evaluation, bins, calibration_error
 from edgeroute.tools.measure.report import figures
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_in_words as words
@@ -30,7 +30,7 @@ def promise(evaluation: Evaluation) -> str:
     rows = [("threshold", words.levels(evaluation.threshold, evaluation.thresholds))]
     warnings = [*map(html.paragraph, filter(None, (words.seen_before(evaluation), *evaluation.doubts)))]
     if certificate is None:
-        return html.section("The promise", headline, *warnings, html.facts(rows))
+        return html.section("The guarantee", headline, *warnings, html.facts(rows))
     odds = "on average" if certificate.sure is None else f"{words.limit(certificate.sure)} sure"
     low, high = certificate.deferral_interval
     expected = f"{words.percent(certificate.deferral_rate)} expected ({words.percent(low)} to {words.percent(high)})"
@@ -41,7 +41,7 @@ def promise(evaluation: Evaluation) -> str:
         ("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"),
         ("checksum", certificate.checksum[:16]),
     ]
-    return html.section("The promise", html.paragraph(certificate.guarantee), headline, *warnings, html.facts(rows))
+    return html.section("The guarantee", html.paragraph(certificate.guarantee), headline, *warnings, html.facts(rows))
 
 
 def calibration(evaluation: Evaluation, why: str, notes: Iterable[str]) -> str:
@@ -51,12 +51,11 @@ def calibration(evaluation: Evaluation, why: str, notes: Iterable[str]) -> str:
     rows = words.certificate_rows(certificate, why)
     rows.append(("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"))
     caveat = html.paragraph(
-        "The threshold was found on these examples, so what it does on them is optimistic. The promise is about new inputs; an "
+        "The threshold was found on these examples, so what it does on them is optimistic. The guarantee is about new inputs; an "
         "evaluation on other examples tests it."
     )
-    return html.section(
-        "The promise", html.paragraph(certificate.guarantee), html.facts(rows), caveat, *(html.paragraph(note) for note in notes)
-    )
+    parts = [html.paragraph(certificate.guarantee), html.facts(rows), caveat, *map(html.paragraph, notes)]
+    return html.section("The guarantee", *parts)
 
 
 def undrawn() -> str:
@@ -90,19 +89,7 @@ def numbers(evaluation: Evaluation) -> str:
         if usd:
             boxes.append(("spent on the cloud", f"{usd * deferral.value:.4g} $", f"{usd:.4g} $ by the cloud alone"))
 
-    asked = {"edge": 0.0, "cloud": 1.0, "cascade": deferral.value} if examples.cloud is not None else {"edge": 0.0}
-    rows = []
-    for leg, part in asked.items():
-        part_right, times = accuracy.get(leg), latency.get(leg)
-        cells = [words.percent(part_right.value), words.interval(part_right)] if part_right else [words.NONE] * 2
-        if latency:
-            cells += [words.duration(time) for time in times] if times else [words.NONE] * len(QUANTILES)
-        cells.append(words.percent(part))
-        if examples.sent_bytes:
-            cells += [words.size(examples.sent_bytes * part), words.size(examples.received_bytes * part)]
-        rows.append([words.LEGS[leg], *cells])
-    quantiles = [f"p{q * 100:g}" for q in QUANTILES] if latency else []
-    head = ["", right, "95 % interval", *quantiles, "deferred", *(["sent", "received"] if examples.sent_bytes else [])]
+    head, rows = words.side_rows(evaluation)
     return html.section("In numbers", html.tiles(boxes), html.table(head, rows, "Edge, cloud and cascade"))
 
 

@@ -98,7 +98,7 @@ class EvaluationResult:
 
     @property
     def held(self) -> bool | None:
-        """True if the certificate's promise held on these examples; None: there is none, or they cannot measure it."""
+        """True if the certificate's guarantee held on these examples; None: there is none, or they cannot measure it."""
         if self.evaluation.uncalibrated:
             return None
         results = verdicts(self.evaluation)
@@ -106,7 +106,7 @@ class EvaluationResult:
 
     @property
     def verdict(self) -> str:
-        """Text: whether the promise held, and if these are the calibration's own examples, which prove nothing."""
+        """Text: whether the guarantee held, and if these are the calibration's own examples, which prove nothing."""
         return " ".join(filter(None, (*verdict(self.evaluation, verdicts(self.evaluation)), seen_before(self.evaluation))))
 
     def as_dict(self) -> dict[str, Any]:
@@ -143,8 +143,8 @@ class EvaluationResult:
         parts.append(f"{percent(self.deferral.value)} deferred")
         if self.held is not None:
             doubtful = any(result.doubtful for result in verdicts(self.evaluation))
-            held = "the promise held, as the cloud is worse than the edge" if doubtful else "the promise held"
-            parts.append(held if self.held else "the promise did not hold")
+            held = "the guarantee held, as the cloud is worse than the edge" if doubtful else "the guarantee held"
+            parts.append(held if self.held else "the guarantee did not hold")
         return f"<EvaluationResult of {count_text(self.n, 'input')}: {', '.join(parts)}>"
 
 

@@ -206,23 +206,22 @@ class Fleet:
         seconds = int(scenario.length_s + attempts_s * (client.retries + 1)) + 2
         self._tally = Result.empty(scenario, client, seconds)
         self._starting: list[Floats] = []
+        self._step_end = 0.0
 
     def run(self) -> Result:
         """Run all steps and return the counts."""
+        queues = (
+            (self._ends, self._end),
+            (self._hurries, self._flush),
+            (self._stored, self._deliver),
+            (self._begins, self._retry),
+        )
         for step in range(int(len(self._tally.asked) / STEP_S)):
+            self._step_end = (step + 1) * STEP_S
             self._starting.clear()
-            ended = self._ends.take(step)
-            if ended is not None:
-                self._end(ended)
-            hurries = self._hurries.take(step)
-            if hurries is not None:
-                self._flush(hurries)
-            stored = self._stored.take(step)
-            if stored is not None:
-                self._deliver(stored, (step + 1) * STEP_S)
-            retries = self._begins.take(step)
-            if retries is not None:
-                self._retry(retries)
+            for queue, handle in queues:
+                if (rows := queue.take(step)) is not None:
+                    handle(rows)
             time = step * STEP_S
             if time < self._scenario.length_s:
                 self._ask(time)
@@ -452,7 +451,7 @@ class Fleet:
         np.minimum.at(self._since, who, queued_at)
         self._stored.put(np.column_stack((who, due, failed, self._woken[who], queued_at)), due)
 
-    def _deliver(self, rows: Floats, end: float) -> None:
+    def _deliver(self, rows: Floats) -> None:
         """Send deliveries that are due, within the limits of breaker, rate and concurrency; schedule the others again.
 
         Deliveries from before the last flush are ignored.
@@ -477,7 +476,7 @@ class Fleet:
         due = np.where(until > times, until, np.maximum(times, self._next_at[who]) + rank / self._scenario.drain_per_s)
         full = (rank >= PARALLEL - self._flying[who]) & (until <= times)
         due[full] = np.maximum(due[full], times[full] + FULL_S)
-        now = (due < end) & (until <= times) & ~full
+        now = (due < self._step_end) & (until <= times) & ~full
         self._store(who[~now], due[~now], queued_at[~now], failed[~now])
         who, times, queued_at, failed = who[now], due[now], queued_at[now], failed[now]
         self._next_at[who] = times + 1 / self._scenario.drain_per_s  # of several of one device the latest is assigned last

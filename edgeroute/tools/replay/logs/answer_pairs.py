@@ -144,18 +144,13 @@ def _pairs_of_log(paths: Sequence[Path], reader: Reader, how: Read, skipped: Lef
         skipped.add("an answer of another model", count=others)
     for model, count in single.items():
         skipped.add(f"a request that only {clean(model)} answered", count=count)
-    confidence = np.array([edge_answer.confidence for edge_answer, _ in pairs], np.float64)
-    if how.score:
-        edge = np.array([edge_answer.score for edge_answer, _ in pairs], np.float64)
-        cloud = np.array([cloud_answer.score for _, cloud_answer in pairs], np.float64)
-    else:
-        edge, cloud = (
-            np.array([edge_answer.answer == cloud_answer.answer for edge_answer, cloud_answer in pairs], np.float64),
-            None,
-        )
+    edges, clouds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    confidence = np.array([answer.confidence for answer in edges], np.float64)
+    edge = np.array([a.score if how.score else a.answer == b.answer for a, b in pairs], np.float64)
+    cloud = np.array([answer.score for answer in clouds], np.float64) if how.score else None
     usd = (
-        np.array([_cost(how.edge_price, edge_answer.usd, edge_answer.tokens) for edge_answer, _ in pairs], np.float64),
-        np.array([_cost(how.cloud_price, cloud_answer.usd, cloud_answer.tokens) for _, cloud_answer in pairs], np.float64),
+        np.array([_cost(how.edge_price, answer.usd, answer.tokens) for answer in edges], np.float64),
+        np.array([_cost(how.cloud_price, answer.usd, answer.tokens) for answer in clouds], np.float64),
     )
     return Pairs(edge_model, cloud_model, confidence, edge, cloud, usd, skipped.all())
 
