@@ -13,7 +13,8 @@ from edgeroute.core.error_codes import clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import ModelError, PolicyError, check_number
-from edgeroute.http.loopback_client import SHORT, Head, Local, exchange
+from edgeroute.http.loopback_client import SHORT, Local, exchange
+from edgeroute.http.messages import Call
 from edgeroute.system.process import json_loads
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, events, failure
@@ -110,9 +111,9 @@ class LocalServer:
         Raises:
             ModelError: it does not answer, or does not have the model.
         """
-        with self._exchange("GET", "/models", b"", None) as (head, parts):
-            if head.status != OK:
-                raise self._status_error(head, parts, {}, is_request=False)
+        with self._exchange("GET", "/models", b"", None) as (reply, parts):
+            if reply.status != OK:
+                raise self._status_error(reply.status, parts, {}, is_request=False)
             text = b"".join(parts)
         try:
             names = [str(entry["id"]) for entry in json_loads(text)["data"]]
@@ -162,10 +163,10 @@ class LocalServer:
         path = "/chat/completions" if chat else "/completions"
         if cancel is not None and cancel.asked:
             raise ModelError(f"{self._where} was stopped before the request was sent")
-        with self._exchange("POST", path, json.dumps(request).encode(), cancel) as (head, parts):
-            if head.status != OK:
-                raise self._status_error(head, parts, request, is_request=is_request)
-            if head.kind.startswith("application/json"):  # it does not stream
+        with self._exchange("POST", path, json.dumps(request).encode(), cancel) as (reply, parts):
+            if reply.status != OK:
+                raise self._status_error(reply.status, parts, request, is_request=is_request)
+            if reply.headers.get("content-type", "").lower().startswith("application/json"):  # it does not stream
                 prediction = self._answer(self._parse(b"".join(parts)), request, is_request=is_request)
                 yield Piece(prediction.value, token_logprobs(prediction.outputs))
                 return prediction
@@ -225,10 +226,12 @@ class LocalServer:
 
     def _exchange(self, method: str, path: str, body: bytes, cancel: StopToken | None) -> Any:
         """Return the context manager of one request to the server. Raises PolicyError without a key that is to be sent."""
-        limits: dict[str, Any] = {"timeout_s": self._timeout_s, "most": self._most, "cancel": cancel}
-        return exchange(self._local, method, path, body, self._headers(), **limits)
+        kind = [("Content-Type", "application/json")] if body else []
+        headers = [("Connection", "close"), *self._headers(), *kind]
+        call = Call(method, self._local.base + path, headers, body, max_reply=self._most)
+        return exchange(self._local, call, self._timeout_s, cancel)
 
-    def _status_error(self, head: Head, parts: Iterator[bytes], request: Mapping[str, Any], *, is_request: bool) -> Exception:
+    def _status_error(self, status: int, parts: Iterator[bytes], request: Mapping[str, Any], *, is_request: bool) -> Exception:
         """Return the exception for a status other than success, after reading the beginning of its body.
 
         At most about `SHORT` bytes. A refused key has its own message.
@@ -238,7 +241,7 @@ class LocalServer:
             text += part
             if len(text) > SHORT:
                 break
-        if head.status in {UNAUTHORIZED, FORBIDDEN}:
+        if status in {UNAUTHORIZED, FORBIDDEN}:
             return ModelError(f"{self._where} refuses the key, or the lack of one: see key_env=")
         try:
             reported = json_loads(text)["error"]
@@ -249,8 +252,8 @@ class LocalServer:
             MISSING: ": there is no such model, or its API has another path than the address",
             LOADING: ": it may still be loading",
         }
-        more = f" (HTTP {head.status}{hint.get(head.status, '')})"
-        return self._error({**error, "code": head.status}, request, is_request=is_request, more=more)
+        more = f" (HTTP {status}{hint.get(status, '')})"
+        return self._error({**error, "code": status}, request, is_request=is_request, more=more)
 
     def _error(self, error: Any, request: Mapping[str, Any], *, is_request: bool, more: str = "") -> Exception:
         """Return the exception for an error that the server reports, without the key in its text."""

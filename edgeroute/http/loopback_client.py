@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes import clean
@@ -111,14 +111,6 @@ class Local:
         return [SocketAddress(family, address) for family, *_, address in infos]
 
 
-class Head(NamedTuple):
-    """Status and content type of a reply."""
-
-    status: int
-    kind: str
-    """Content-Type in lower case; empty: none."""
-
-
 class _LocalWire(Wire):
     """Requests and errors of a local server: no proxy, and a connection for each request."""
 
@@ -175,35 +167,29 @@ class _LocalSockets(BlockingSockets):
 
 @contextlib.contextmanager
 def exchange(
-    local: Local, method: str, path: str, body: bytes, headers: Iterable[tuple[str, str]], *, timeout_s: float, most: int,
-    cancel: StopToken | None = None,
-) -> Iterator[tuple[Head, Iterator[bytes]]]:  # fmt: skip
-    """Connect, send a request, and yield the reply's head with an iterator over its body; close the connection at the end.
+    local: Local, call: Call, timeout_s: float, cancel: StopToken | None = None
+) -> Iterator[tuple[Response, Iterator[bytes]]]:
+    """Connect, send a call, and yield the reply with an iterator over its body; close the connection at the end.
 
     Redirects are not followed. The iterator reads from the connection, and so blocks. A stop request shuts the connection down.
     Other exceptions of the body pass.
 
     Args:
         local: address of the server.
-        method: of HTTP.
-        path: behind `Local.base`.
-        body: JSON; empty: none.
-        headers: further ones.
+        call: the call, whose path begins with `Local.base`.
         timeout_s: seconds for the whole exchange; received bytes do not restart it.
-        most: maximum bytes of the reply's body.
         cancel: token of the stop request; None: cannot be stopped.
 
     Raises:
         ModelError: there is no reply, it is too long or a redirect, or the time is over; also while the body is read.
     """
-    kind = [("Content-Type", "application/json")] if body else []
-    call = Call(method, local.base + path, [("Connection", "close"), *headers, *kind], body, max_reply=most)
     connection = ThreadConnection(_LocalWire(local), _LocalSockets(local))
     try:
         reading = settle(connection.begin(call, monotonic() + timeout_s, cancel))
         if 300 <= reading.status < 400:  # noqa: PLR2004 - a redirect
             raise ModelError(f"{local.origin} answered with a redirect, which is not followed: give the address that it leads to")
-        yield Head(reading.status, reading.headers.get("content-type", "").lower()), _pieces(Response(connection, reading))
+        response = Response(connection, reading)
+        yield response, _pieces(response)
     except CloudError as e:
         if cancel is not None and cancel.asked:
             raise ModelError(f"{local.origin} was stopped within its answer") from None
