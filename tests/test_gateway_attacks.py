@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from edgeroute import AsyncRouter, BadInput, PolicyError
 from edgeroute.tools.server import client_keys, gateway_requests
 from edgeroute.tools.server import uvicorn_host as host
-from edgeroute.tools.server.access import Calls, Guard
+from edgeroute.tools.server.access import Calls, Guard, peer_of
 from edgeroute.tools.server.body_reader import Bodies
 from edgeroute.tools.server.error_replies import Busy
 from edgeroute.tools.server.gateway_app import app
@@ -242,10 +242,7 @@ def test_a_head_that_does_not_end(monkeypatch, begun, before):
             monkeypatch.setattr(host, "HEAD_S", 0.1)
         connection = stack.enter_context(connected(url))
         for _ in range(before):
-            connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            said = b""
-            while not said.endswith(b"]}"):
-                said += connection.recv(65536)
+            assert ask(connection) == [200]
         monkeypatch.setattr(host, "HEAD_S", 0.1)
         connection.sendall(begun or b"G" * before)
         with contextlib.suppress(ConnectionResetError):
@@ -284,7 +281,9 @@ def ask(connection, rest=b"\r\n"):
     connection.sendall(ASKED + rest)
     said = b""
     while not said.endswith(b"]}"):
-        said += connection.recv(65536)
+        part = connection.recv(65536)
+        assert part, "the connection was closed"
+        said += part
     return status(said)
 
 
@@ -339,7 +338,31 @@ def test_strangers_and_those_who_have_the_token(monkeypatch):
         assert ask(known, token) == [200]
 
 
-def test_a_share_for_each_peer(monkeypatch):
+def test_a_share_of_the_connections(monkeypatch):
+    """One address of another machine makes room among its own, and gets no more than its share."""
+    monkeypatch.setattr(host, "MOST_CONNECTIONS", 8)
+    monkeypatch.setattr(host, "peer_of", lambda _: "192.0.2.1")
+    with serving(AsyncRouter(edge)) as url, contextlib.ExitStack() as stack:
+        many = []
+        for _ in range(7):
+            many.append(stack.enter_context(connected(url)))
+            assert ask(many[-1]) == [200]
+        with contextlib.suppress(ConnectionResetError):
+            assert many[0].recv(65536) == b""
+        assert ask(many[1]) == [200]
+
+
+@pytest.mark.parametrize(("address", "peer"), [
+    ("192.0.2.1", "192.0.2.1"), ("127.0.0.5", ""), ("::1", ""), ("::ffff:127.0.0.1", ""), ("::ffff:192.0.2.1", "192.0.2.1"),
+    ("2001:db8::1", "2001:0db8:0000:0000"), ("2001:db8::ffff:ffff:ffff:ffff", "2001:0db8:0000:0000"),
+    ("fe80::1%eth0", "fe80:0000:0000:0000"), ("a proxy's text", "a proxy's text"),
+])  # fmt: skip
+def test_peers(address, peer):
+    """One machine has all addresses of a network /64, and would else have as many shares."""
+    assert peer_of((address, 1)) == peer
+
+
+def test_a_share_for_each_peer():
     """One address of another machine holds neither all places nor all connections; this machine's programs share one address."""
     calls = Calls(Bodies(1, 1, 1.0), 4)
     far, here = {"client": ("192.0.2.1", 1)}, {"client": ("127.0.0.1", 1)}
@@ -355,6 +378,14 @@ def test_a_share_for_each_peer(monkeypatch):
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(calls.place(here))
+
+
+def test_a_large_body_is_read_beside_the_event_loop():
+    """Nobody else waits for its JSON."""
+    calls = Calls(Bodies(1, 1, 1.0), 4)
+    names = [asyncio.run(calls.parse(b" " * size, lambda _: threading.current_thread().name)) for size in (100, 100_000)]
+    calls.close()
+    assert names[0] == threading.current_thread().name != names[1]
 
 
 def test_large_bodies_leave_room():
@@ -382,6 +413,34 @@ def test_a_head_that_comes_at_once(url):
     assert status(raw(url, ASKED + b"X: " + b"x" * (host.HEAD_BYTES + 100) + b"\r\nConnection: close\r\n\r\n")) in ([431], [400])
 
 
+def function(parameters):
+    """A tool."""
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
+def test_a_head_of_many_lines(url):
+    """Costs the time of its lines: 400, also behind a request in progress."""
+    lines = b"A: b\r\n" * host.HEAD_LINES
+    assert status(raw(url, ASKED + lines[: -6 * 4] + b"Connection: close\r\n\r\n")) == [200]
+    assert status(raw(url, ASKED + lines + b"\r\n")) == [400]
+    assert status(raw(url, ASKED.replace(b"\r", b"") + lines.replace(b"\r", b"") + b"\n")) == [400]
+    assert status(raw(url, ASKED + b"\r\n" + ASKED + lines + b"\r\n")) == [200, 400]
+
+
+def test_a_body_of_small_chunks(url):
+    """Costs the time of its chunks: 400. A body may have some, or any number of usual ones."""
+    head = post(CHATS, b"", "Transfer-Encoding: chunked", "Connection: close").replace(b"Content-Length: 0\r\n", b"")
+    chat = json.dumps(CHAT).encode()
+
+    def sent(*sizes):
+        parts = [*(b" " * size for size in sizes), chat, b""]
+        return status(raw(url, head + b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)))
+
+    for sizes in ([1] * (host.CHUNKS - 1), [100] * 3000, [100_000, *[1] * 1500]):
+        assert sent(*sizes) == [200]
+    assert sent(*[1] * 2 * host.CHUNKS) == [400]
+
+
 RANGES = {
     "temperature": ([0, 2, 0.5], [-0.1, 2.1, True, "1", [], 1e300]),
     "top_p": ([0.1, 1], [1.5, -1]),
@@ -391,15 +450,19 @@ RANGES = {
     "max_completion_tokens": ([1, 131_072], [0, 10**9]),
     "seed": ([0, -1, 2**63 - 1], [1.5, True]),
     "stop": (["x", ["a", "b"]], ["", "x" * 257, ["x"] * 17, [1], {}]),
-    "logit_bias": ([{}, {"5": -100}], [{"a": 1}, {"5": 101}, [], {str(i): 0 for i in range(301)}]),
+    "logit_bias": ([{}, {"5": -100}], [{"a": 1}, {"5": 101}, [], {str(i): 0 for i in range(301)}, {"²": 1}, {"9" * 8: 1}]),
     "tools": ([[{"type": "function", "function": {"name": "f", "parameters": {"properties": {"pattern": {"type": "string"}}}}}]],
-              [{}, [{"pattern": "(a+)+"}], [{}] * 129, ["x" * (128 << 10)]]),
+              [{}, [function({"pattern": "(a+)+"})], [function({})] * 129, [function("x" * (128 << 10))], [None], ["x"], [{}],
+               [{"type": "web_search"}], [{"type": "mcp", "server_url": "http://a"}], [{**function({}), "cache_control": {}}],
+               [{"google_search": {}}], [{"type": "custom", "custom": {"format": {"type": "grammar"}}}]]),
     "tool_choice": (["auto", {"type": "function", "function": {"name": "f"}}], ["x", 1, [], {"a": "x" * 1025}]),
     "parallel_tool_calls": ([True, False], [1, "true"]),
     "response_format": (
         [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": {"enum": ["a"] * 128, "maxItems": 1000}}}],
-        ["json", {"enum": ["a"] * 129}, {"a": {"pattern": "a*"}}, {"a": {"maxLength": 1001}}, {"a": {"minItems": -1}},
-         {"$ref": "http://a/b"}, {"a": "x" * (32 << 10)}, json.loads('{"a":' * 17 + "1" + "}" * 17)],
+        ["json", {}, {"type": "grammar", "grammar": "root ::= a"}, {"type": ["text"]}, {"type": "text", "regex": "a"},
+         *({"type": "json_object", "schema": bad} for bad in (
+             {"enum": ["a"] * 129}, {"a": {"pattern": "a*"}}, {"a": {"maxLength": 1001}}, {"a": {"minItems": -1}},
+             {"$ref": "http://a/b"}, {"a": "x" * (32 << 10)}, json.loads('{"a":' * 17 + "1" + "}" * 17)))],
     ),
 }  # fmt: skip
 
@@ -422,6 +485,13 @@ def test_many_messages(url):
     for messages in (
         [{"role": "user", "content": "a"}] * 2049,
         [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2049}],
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f"}}] * 2049,
+            }
+        ],
     ):
         reply = httpx.post(url + CHATS, json={**CHAT, "messages": messages}, timeout=LONG)
         assert (reply.status_code, "more than 2048" in reply.text) == (400, True)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +22,6 @@ from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import MODES, Mode
 from edgeroute.errors import BadInput, PolicyError, nearest
 from edgeroute.router.private_conversations import bind_within
-from edgeroute.system.addresses import is_loopback
 from edgeroute.tools.server.body_reader import CLOSE, LARGE, Bodies
 from edgeroute.tools.server.error_replies import Busy, Fault
 
@@ -36,8 +35,22 @@ PEER_SHARE = 0.75
 
 
 def peer_of(client: Any) -> str:
-    """Return the address of a peer, which has a share; empty for this machine, whose programs have one address."""
-    return "" if client is None or is_loopback(client[0]) else str(client[0])
+    """Return the peer that has a share: an address, or the network /64 in IPv6; empty for this machine's programs."""
+    return "" if client is None else _peer(str(client[0]))
+
+
+@lru_cache(1024)
+def _peer(text: str) -> str:
+    """Return the peer of an address as text; another text, as of a proxy's header, is its own peer."""
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return text
+    if address.version == 6:  # noqa: PLR2004 - IPv6, of which one machine has a whole /64
+        if address.ipv4_mapped is None:
+            return "" if address.is_loopback else address.exploded[:19]
+        address = address.ipv4_mapped
+    return "" if address.is_loopback else str(address)
 
 
 class Calls:

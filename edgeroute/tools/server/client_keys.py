@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +18,7 @@ MOST_TOKENS = 131_072
 MOST_LEVELS, MOST_ENTRIES, MOST_LENGTH = 16, 128, 1000
 """Limits of a schema: levels, entries of a list or object, value of a length such as `maxItems`."""
 MOST_MESSAGES = 2048
-"""Most messages of a chat; parts of messages count, too."""
+"""Most messages of a chat; their parts and calls of tools count, too."""
 
 
 class Range(NamedTuple):
@@ -44,13 +45,24 @@ def _is_short(x: Any) -> bool:
 
 def _is_bias(x: Any) -> bool:
     """Return True for an object of at most 300 token numbers with a bias of -100 to 100."""
-    return isinstance(x, dict) and len(x) <= 300 and all(k.isdigit() and _BIAS.has(v) for k, v in x.items())  # noqa: PLR2004
+    return isinstance(x, dict) and len(x) <= 300 and all(_TOKEN.fullmatch(k) and _BIAS.has(v) for k, v in x.items())  # noqa: PLR2004
 
 
-def _json(kibibytes: int, kind: type) -> Range:
-    """Return the range of bounded JSON: lists or objects that may hold a schema, from which a model builds a grammar."""
-    name = "list" if kind is list else "object"
-    return Range(f"{name}, {kibibytes} KiB", lambda x: type(x) is kind and _is_bounded(x, kibibytes << 10))
+def _is_function(x: Any) -> bool:
+    """Return True for a function as a tool: other kinds are services of the cloud, with a price or an address."""
+    return (
+        isinstance(x, dict) and x.keys() == {"type", "function"} and x["type"] == "function" and isinstance(x["function"], dict)
+    )
+
+
+def _is_format(x: Any) -> bool:
+    """Return True for one of OpenAI's formats of an answer: other servers take grammars under further types."""
+    return (
+        isinstance(x, dict)
+        and x.get("type") in ("text", "json_object", "json_schema")
+        and x.keys() <= {"type", "json_schema", "schema"}
+        and _is_bounded(x, 32 << 10)
+    )
 
 
 def _is_bounded(data: Any, most_bytes: int) -> bool:
@@ -79,6 +91,7 @@ def _is_mild(key: str, value: Any) -> bool:
 
 
 _BIAS = _number(-100, 100)
+_TOKEN = re.compile("[0-9]{1,7}")
 _TOKENS = _whole(f"1..{MOST_TOKENS:,}", 1, MOST_TOKENS)
 KEYS: Final[Mapping[str, Range]] = {
     "temperature": _number(0, 2),
@@ -93,13 +106,15 @@ KEYS: Final[Mapping[str, Range]] = {
         lambda x: _is_short(x) or (isinstance(x, list) and len(x) <= 16 and all(map(_is_short, x))),  # noqa: PLR2004
     ),
     "logit_bias": Range("300 tokens, -100..100", _is_bias),
-    "tools": _json(128, list),
+    "tools": Range(
+        "functions, 128 KiB", lambda x: isinstance(x, list) and all(map(_is_function, x)) and _is_bounded(x, 128 << 10)
+    ),
     "tool_choice": Range(
         '"none", "auto", "required", object',
         lambda x: x in ("none", "auto", "required") or (isinstance(x, dict) and _is_bounded(x, 1024)),
     ),
     "parallel_tool_calls": Range("true or false", lambda x: isinstance(x, bool)),
-    "response_format": _json(32, dict),
+    "response_format": Range("text, json_object or json_schema, 32 KiB", _is_format),
 }
 """Key -> its range."""
 DROPPED: Final = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key")
@@ -146,9 +161,9 @@ def client_messages(messages: Any) -> list[dict[str, Any]]:
     """
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
-    count = sum(len(content) if isinstance(content := message.get("content"), list) else 1 for message in messages)
-    if max(count, len(messages)) > MOST_MESSAGES:
-        raise BadInput(f"messages has more than {MOST_MESSAGES} messages and parts: send the last ones, or fewer")
+    lists = [part for message in messages for key in ("content", "tool_calls") if isinstance(part := message.get(key), list)]
+    if len(messages) + sum(map(len, lists)) > MOST_MESSAGES:
+        raise BadInput(f"messages has more than {MOST_MESSAGES} messages, parts and calls: send the last ones, or fewer")
     kept = [{key: value for key, value in message.items() if key in MESSAGE} for message in messages]
     for message in kept:
         if isinstance(parts := message.get("content"), list):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import threading
@@ -12,6 +13,7 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any, cast
 
+import h11
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,6 +28,10 @@ HEAD_S = 10.0
 """Time for a request's head to arrive, from the connection's beginning or the head's first byte, seconds."""
 HEAD_BYTES = 1 << 16
 """Most bytes of a head; a longer one is refused."""
+HEAD_LINES = 256
+"""Most lines of a head."""
+CHUNKS, CHUNK_BYTES = 256, 64
+"""Chunks of a body that may be small; of more each has so many bytes, on average."""
 TAKEN_S = 30.0
 """Time for a client to read once a write waits for it, seconds."""
 MOST_CONNECTIONS = 500
@@ -41,6 +47,34 @@ _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: clos
 
 Beat = Callable[[Notify], Coroutine[Any, Any, None]]
 """Coroutine that notifies the service manager that the application is ready, and from then on that it is alive."""
+
+
+_BLANK = re.compile(rb"\n\r?\n")
+
+
+class _Parser(h11.Connection):
+    """HTTP parser that refuses heads of many lines and bodies of many small chunks, by which a client holds the event loop."""
+
+    _chunks = _size = 0
+
+    def next_event(self) -> Any:
+        """Return the next event, as h11's.
+
+        Raises:
+            RemoteProtocolError: the request is no HTTP, or has too many lines or chunks.
+        """
+        if self.their_state is h11.IDLE and len(data := self.trailing_data[0]) > HEAD_LINES:
+            end = _BLANK.search(data)
+            if data.count(b"\n", 0, end.end() if end else len(data)) > HEAD_LINES + 2:  # the request's line, and the empty one
+                raise h11.RemoteProtocolError(f"a head of more than {HEAD_LINES} lines")
+        event = super().next_event()
+        if type(event) is h11.Request:
+            self._chunks = self._size = 0
+        elif type(event) is h11.Data:
+            self._chunks, self._size = self._chunks + event.chunk_start, self._size + len(event.data)
+            if self._chunks > CHUNKS and self._size < self._chunks * CHUNK_BYTES:
+                raise h11.RemoteProtocolError("a body of small chunks")
+        return event
 
 
 class Connection(H11Protocol):
@@ -59,6 +93,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the timer (10 s) of the first head. With too many connections close an idle one, or this one after a 503."""
         super().connection_made(transport)
+        self.conn = _Parser(h11.SERVER, HEAD_BYTES)
         self.app, self.idle_since = _with_short_head(self.app), self.loop.time()
         address, everyone = peer_of(self.client), cast("set[Any]", self.connections)
         peers = [one for one in everyone if peer_of(one.client) == address] if address else []
@@ -169,10 +204,9 @@ def run(
     config = uvicorn.Config(
         application,
         http=Connection,  # on h11, the parser whose limits and refusals are tested, whatever else is installed
-        h11_max_incomplete_event_size=HEAD_BYTES,
         ws="none",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # a warning is a client's fault: strangers could fill the log
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
