@@ -166,3 +166,27 @@ def test_files_of_others_are_read_by_the_guarded_reader():
             numbers = list(unguarded(ast.parse(path.read_text(encoding="utf-8")), name.parts[0]))
             lines |= {name.as_posix(): numbers} if numbers else {}
     assert {name: len(numbers) for name, numbers in lines.items()} == {name: count for name, (count, _) in OWN.items()}, lines
+
+
+THREADS = {
+    "edge/llama.py": "a generation, which ends",
+    "edge/llama_process.py": "the reader of a process, which ends with it",
+    "observe/device/kernel_files.py": "a program, which is waited for",
+    "router/live/result_iterators.py": "the source of an iterator, whose exception its caller gets",
+    "system/late_imports.py": "an import, whose exception its caller gets",
+    "system/thread_pool.py": "the pool, whose jobs are contained",
+    "system/workers.py": "the worker itself",
+    "tools/cli/inspect_file.py": "a run, whose exception its caller gets",
+}
+"""Files that make threads, and why these are no workers."""
+
+
+def test_threads_that_live_long_are_workers():
+    """Made elsewhere, the first exception that nobody thought of would end them without a word."""
+    found = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+        if not name.startswith("testing/") and any(getattr(call.func, "attr", "") == "Thread" for call in calls):
+            found.add(name)
+    assert found <= {*THREADS}, found - {*THREADS}

@@ -6,9 +6,15 @@ import os
 import threading
 
 import pytest
+from lazily import needs
 
+from edgeroute import AsyncRouter
 from edgeroute.stores.key_value_store import KeyValueStore
-from edgeroute.system.workers import Worker, start_thread
+from edgeroute.system.workers import Worker, failing, start_thread
+
+needs("httpx", "starlette", "uvicorn")
+import httpx  # noqa: E402
+from gateways import serving  # noqa: E402
 
 LONG = 30.0
 
@@ -54,12 +60,17 @@ def test_no_exception_ends_it(error, caplog):
 
 def test_the_error_of_the_last_turn():
     """A part that fails is known to fail."""
-    turns = Turns(SystemExit("no disk"))
+    turns = Turns(SystemExit("no disk"), SystemExit("no disk"))
     worker = Worker("test", turns, "the test waits", retry_s=LONG)
     worker.start()
     turns.wait(1)
+    worker.nudge()
+    turns.wait(1)  # the first has failed by now
+    assert failing() == ["test"]
+    with serving(AsyncRouter(lambda x: (x, 0.9), threshold=0.5)) as url:
+        assert httpx.get(f"{url}/v2/health/ready").json() == {"ready": True, "failing": ["test"]}
     worker.close()
-    assert worker.error == "SystemExit: no disk"
+    assert (worker.error, failing()) == ("SystemExit: no disk", [])
 
 
 def test_a_nudge_is_a_turn_at_once():

@@ -101,7 +101,7 @@ class Updater:
         check_number("max_errors", max_errors, most=1)
         self.catalog, self.name, self.router = catalog, name, router
         self._every_s, self._runs, self._most, self._progress, self._on_step = every_s, trial_runs, max_errors, progress, on_step
-        self._worker = Worker(f"edgeroute-update-{name}", self._look_and_step, f"{name} was not updated")
+        self._worker = Worker("edgeroute-update", self._look_and_step, f"{name} was not updated")
         self._due_at = 0.0
         self._turn = threading.Lock()
         self._index()

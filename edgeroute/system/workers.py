@@ -6,13 +6,21 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import partial
+from weakref import WeakSet
 
 from edgeroute.core.error_codes import error_text
 from edgeroute.errors import EdgerouteError
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.log_filter import call_logged
+from edgeroute.system.process import list_weakset
 
 log = logging.getLogger("edgeroute")
+_workers: WeakSet[Worker] = WeakSet()
+
+
+def failing() -> list[str]:
+    """Return the names of the workers of this process whose last turn failed, or that have no thread, sorted."""
+    return sorted({worker.name for worker in list_weakset(_workers) if worker.error and not worker.closed})
 
 
 def start_thread(name: str, job: Callable[..., object], *arguments: object) -> threading.Thread | None:
@@ -57,8 +65,9 @@ class Worker(ForkSafe):
     def __init__(
         self, name: str, turn: Callable[[], float | None], message: str, *, first_s: float = 0.0, retry_s: float = 1.0
     ) -> None:
-        self._name, self._turn, self._message, self._first_s, self.retry_s = name, turn, message, first_s, retry_s
+        self.name, self._turn, self._message, self._first_s, self.retry_s = name, turn, message, first_s, retry_s
         self._begun, self.closed, self.error = False, False, ""
+        _workers.add(self)
 
     @property
     def alive(self) -> bool:
@@ -70,7 +79,7 @@ class Worker(ForkSafe):
         with self._changed:
             self._begun = self._wanted = True
             if self._thread is None and not self.closed:
-                self._thread = thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread = thread = threading.Thread(target=self._run, name=self.name, daemon=True)
                 if not _begin(thread):  # set before: its start may be interrupted
                     self._thread = None
                     self._report("there is no thread for it")

@@ -20,6 +20,7 @@ from edgeroute.edge.model_members import member
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.system.process import json_dumps, to_json_types
+from edgeroute.system.workers import failing
 from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.access import LEFT, Calls, options, plain_body, unless_left
 from edgeroute.tools.server.completion_format import REASON, Routing, confidence_of, headers_of
@@ -63,8 +64,11 @@ class Tensors:
         return reply({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """Answer that the gateway is ready. A cloud that is down does not matter: the router covers that."""
-        return reply({"ready": True})
+        """Answer that the gateway is ready, with the threads beside it that fail: requests are answered without them.
+
+        A cloud that is down does not matter: the router covers that.
+        """
+        return reply({"ready": True, **({"failing": names} if (names := failing()) else {})})
 
     async def model(self, request: Request) -> Response:
         """Describe the model's inputs and outputs."""

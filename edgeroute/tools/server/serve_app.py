@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.system.addresses import is_loopback
+from edgeroute.system.workers import failing
 from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.access import LEFT, is_named, of_a_page, unless_left
 from edgeroute.tools.server.body_reader import CLOSE, Bodies, Body, OneLength
@@ -308,8 +309,8 @@ class _Pages:
         return reply({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """Answer that the server is ready, whatever its models do."""
-        return reply({"ready": True})
+        """Answer that the server is ready, whatever its models do, with the threads of models that fail."""
+        return reply({"ready": True, **({"failing": names} if (names := failing()) else {})})
 
     async def model(self, request: Request) -> Response:
         """Describe a model; raise 404 if unknown."""

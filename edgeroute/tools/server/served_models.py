@@ -72,8 +72,7 @@ class TensorModel:
         self._loop: asyncio.AbstractEventLoop | None = None
         if run_feed is None and has_async_runs(model):
             self._loop = asyncio.new_event_loop()
-            name = f"edgeroute-serve-{model.name}-loop"
-            Worker(name, self._run_loop, f"{model.name} failed", retry_s=0.0).start()
+            Worker("edgeroute-serve-loop", self._run_loop, f"{model.name} failed", retry_s=0.0).start()
         self.card: Card = member(model, "card") or Card()
         self.only: str | None = member(model, "output")
         self.outputs: tuple[TensorSpec, ...] = tuple(member(model, "outputs")) or self._outputs_on_zeros()
