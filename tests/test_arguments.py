@@ -1,5 +1,6 @@
 """Arguments of a wrong type are refused when a router is made, with what to pass instead."""
 
+import inspect
 import threading
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def test_an_argument_of_a_wrong_type(router, name, value):
         router(unsure, sure, **flat(threshold=0.5, **{name: value}))
     assert name not in KINDS or f"{name}={KINDS[name].__name__}(...)" in str(e.value)
     assert not set(threading.enumerate()) - threads
+
+
+@pytest.mark.parametrize("router", [Router, AsyncRouter])
+def test_an_argument_that_is_not_there(router):
+    """Python's own error, also for what is a field of `Options`; there are 16."""
+    assert len(inspect.signature(router).parameters) == 16
+    with pytest.raises(TypeError, match="unexpected keyword argument 'rules'"):
+        router(unsure, sure, threshold=0.5, rules=[])
 
 
 def test_what_is_wrong_is_not_quoted():
