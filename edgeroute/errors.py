@@ -6,6 +6,7 @@ EdgerouteError
 ├── BadInput (ValueError)              the caller's: shape, dtype, NaN
 ├── ModelError                         the model file's: corrupt, another sha256, an unavailable execution provider
 │   ├── Unfit                          it cannot take this input, which another model may: it is deferred
+│   ├── Busy                           its runs are all taken, and the deadline leaves no time to wait: it is deferred
 │   ├── ModelMissing (FileNotFoundError)
 │   └── RuntimeMissing (ImportError)   the installation's: a runtime is not installed
 ├── CloudError                         an endpoint's; it degrades the answer, and is raised only where no other leg was asked
@@ -76,6 +77,14 @@ class Unfit(ModelError):
     def __init__(self, message: str = "", *, code: Literal["context", "unsupported"] = "unsupported") -> None:
         super().__init__(message)
         self.code = code
+
+
+class Busy(ModelError):
+    """Model whose runs are all taken, for longer than the deadline lets a call wait that another target may answer."""
+
+    code = "busy"
+    held = True
+    """True, as nothing was run, which is no evidence about the model."""
 
 
 class ModelMissing(ModelError, FileNotFoundError):

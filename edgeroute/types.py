@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 from edgeroute.core import answer_reasons as explain
@@ -45,11 +46,15 @@ class StopToken:
 
     `on_ask(f)` registers a function that is called once at the request, in the requesting thread, or at once if the request came
     before.
+
+    Attributes:
+        turn_by: monotonic instant by which a run has to have its turn, if the model is busy; inf: it may wait.
     """
 
-    __slots__ = ("_asked", "_event", "_hook", "_lock")
+    __slots__ = ("_asked", "_event", "_hook", "_lock", "turn_by")
 
-    def __init__(self) -> None:
+    def __init__(self, turn_by: float = inf) -> None:
+        self.turn_by = turn_by
         self._asked = False
         self._event: threading.Event | None = None  # made by the first one who waits, which few do
         self._lock = threading.RLock()

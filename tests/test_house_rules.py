@@ -92,6 +92,7 @@ OWN = {
     "catalog/model_folder.py": (1, "a folder, to flush it"),
     "cloud/grpc_channels.py": (2, "certificates and keys that the operator names, perhaps a pipe of a key store"),
     "edge/gguf_format.py": (1, "an open file"),
+    "edge/llama_process.py": (1, "of the kernel"),
     "edge/onnx.py": (1, "an open file"),
     "http/messages.py": (1, "the certificate that the operator names"),
     "models.py": (1, "an example that comes with the package"),

@@ -45,14 +45,14 @@ def test_a_template_that_never_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(llama, "WAIT_S", 3.0)
     endless = "{% for i in range(1000000000) %}{% for j in range(1000000000) %}{% endfor %}{% endfor %}"
     path = tiny_gguf.write(tmp_path / "tiny.gguf", template=endless)
-    with pytest.raises(ModelError, match="did not end within 3 s"):
+    with pytest.raises(ModelError, match="did not load within 3 s"):
         LlamaModel(path).load()
 
 
 def test_a_template_that_calls_itself_and_ends(tmp_path, monkeypatch):
     """It is tried once for all models of the file, and used."""
-    path, run, tried = tiny_gguf.write(tmp_path / "tiny.gguf", template=TREE), subprocess.run, []
-    monkeypatch.setattr(subprocess, "run", lambda *args, **options: tried.append(args) or run(*args, **options))
+    path, start, tried = tiny_gguf.write(tmp_path / "tiny.gguf", template=TREE), subprocess.Popen, []
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: tried.append(args) or start(*args, **options))
     for _ in range(2):
         model = LlamaModel(path, max_tokens=3)
         assert model.run_one("hi")[0].value
@@ -66,11 +66,11 @@ def test_what_cannot_be_harmful_is_not_tried(tmp_path, monkeypatch):
     def none(*args, **options):
         raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr(subprocess, "run", none)
+    monkeypatch.setattr(subprocess, "Popen", none)
     model = LlamaModel(tiny_gguf.write(tmp_path / "plain.gguf", template=CHATML), max_tokens=3)
     assert model.run_one("hi")[0].value
     model.close()
-    with pytest.raises(ModelError, match=r"in another process, which cannot be started: .*No such file"):
+    with pytest.raises(ModelError, match=r"needs a process of its own, which cannot be started: .*No such file"):
         LlamaModel(tiny_gguf.write(tmp_path / "tree.gguf", template=TREE)).load()
 
 

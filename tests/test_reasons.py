@@ -509,6 +509,25 @@ def test_of_a_deadline_with_nothing():
     assert str(raised.value) == "no answer: edge not there by the deadline of 50 ms"
 
 
+def test_of_an_edge_whose_runs_are_all_taken():
+    """The cloud gets the rest of the deadline."""
+    gate, began = threading.Event(), threading.Event()
+
+    def run(x):
+        began.set()
+        gate.wait(LONG)
+        return "edge", 0.9
+
+    with Router(CallableModel(run, parallel=1), lambda _: "cloud", threshold=0.8) as router:
+        thread = threading.Thread(target=router.infer, args=(1,))
+        thread.start()
+        assert began.wait(LONG)
+        answer = router.infer(1, deadline=1.0)
+        gate.set()
+        thread.join(LONG)
+    assert (answer.value, answer.reason.partition(";")[0]) == ("cloud", "the edge 'run' was busy: it takes 1 at a time")
+
+
 # ------------------------------------------------------------------------------------------------- of what was said before
 class Clock:
     """A time of day that stands still."""

@@ -16,14 +16,14 @@ Its breaker is open, or closed but on hold; a limit (concurrency: of calls under
 `max_concurrent = "auto"`, or it is not known whether the endpoint is well); the egress ledger cannot be written; no consent; the
 redaction or the view of the input failed; no free thread; the answer is no longer needed.
 """
-ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_reply", "held", "context", "unsupported"]
+ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_reply", "held", "context", "unsupported", "busy"]
 """Kind of error; empty: any other.
 
 context, unsupported: the edge model cannot take this input, which is longer than its context, or has tools or images in it;
-another model is asked, and this one is not at fault.
+another model is asked, and this one is not at fault. busy: all runs that the edge model may have at a time are taken.
 """
-UNFIT: Final[frozenset[str]] = frozenset({"context", "unsupported"})
-"""Codes of an input that this model cannot take, though another may."""
+UNFIT: Final[frozenset[str]] = frozenset({"context", "unsupported", "busy"})
+"""Codes of an input that this model cannot take, or not now, though another may."""
 HELD: Final[frozenset[str]] = frozenset(get_args(HeldCode))
 INPUTS_OWN: Final = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
 """HTTP statuses that are about this input, not about the endpoint."""

@@ -107,8 +107,7 @@ class Options(NamedTuple):
 
     Args:
         hedge_after: time without an answer after which the next target is called, too; 0 is a race; "p90": once the edge takes
-            longer than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on
-            a metered link, while an endpoint is down, or once half of a limit is spent.
+            longer than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never.
         first_token: time after which a target without a first piece of a stream counts as failed. None: no limit.
         uncalibrated: effect of a threshold without a certificate that is valid for these models, this score and this age:
             "tell" reports it in reasons and `check`; "error" rejects the policy.

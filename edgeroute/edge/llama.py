@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
-import secrets
-import subprocess
-import sys
-import tempfile
 import threading
+from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any, Literal
 
 from edgeroute.confidence.first_tokens import Prefix, Rule
 from edgeroute.confidence.scores import Score
-from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
-from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, LoadOptions
+from edgeroute.edge.llama_engines import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
+from edgeroute.edge.llama_process import EngineEnded, IsolatedEngine
 from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.model_file import LoadsLate
-from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
+from edgeroute.errors import BadInput, ModelError, PolicyError, check_number
 from edgeroute.system.forks import initially
-from edgeroute.system.late_imports import import_late
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, failure
 from edgeroute.types import StopToken
@@ -50,40 +46,6 @@ _WORDS = re.compile(r"\b(?:macro|range|recursive|import|include|extends)\b|\\['\
 _TOKEN = re.compile(rf"{_STRING}|\w+|[^\s\w]", re.DOTALL)
 _UNBOUNDED = {"call", "replace", "center", "indent", "*"}
 _BLOCKS = {"if", "for", "set", "filter", "generation"}
-_CHILD = """
-import json, os, sys
-told = json.load(sys.stdin)
-sys.path[:] = told["sys_path"]
-try:
-    import resource
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-except (AttributeError, ImportError, ValueError, OSError):
-    pass
-import threading, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers = told["path"], 64, 1, 0
-params.n_batch = params.n_ubatch = 32
-params.fit_params = params.warmup = params.ui = params.endpoint_slots = False
-params.no_extra_bufts, params.cache_ram_mib, params.verbosity, params.n_threads_http = True, 0, -1, 1
-params.hostnames, params.api_keys = told["hostnames"] or params.hostnames, [told["key"]]
-if told["template"] is not None:
-    params.chat_template = told["template"]
-def run():
-    try:
-        server = xllamacpp.Server(params)
-        for request in told["requests"]:
-            server.handle_chat_completions(request, None)
-    except Exception as e:
-        print(str(e)[:500])
-        sys.stdout.flush()
-        os._exit(3)
-    os._exit(0)
-threading.stack_size(2 << 20)
-threading.Thread(target=run).start()
-"""
-"""Program of the trial. It loads the model in a thread whose stack is smaller than those that use the model later."""
 _LONG = "word " * 2_000
 """Text longer than the context of the trial: the request is refused once its prompt is rendered, and nothing is computed."""
 _TOOL = {
@@ -132,28 +94,38 @@ def try_template(path: Path, template: str, given: str | None) -> None:
         given: the caller's template in its place, which is trusted; None: none.
 
     Raises:
-        ModelError: the process died or took too long, or cannot be started.
+        ModelError: the child died or took too long, or cannot be started.
     """
     if given is not None or is_harmless(template):
         return
-    advice = "Give one that you trust, chat_template=, or use another model"
+    why = _trial(path, None)
+    if why is None or (why == FAILED and _trial(path, "{{ messages[0].content }}") is not None):
+        return  # in the latter case it is not the template: loading says what
+    raise ModelError(
+        f"{path}: its chat template is broken or hostile: {why}. Give one that you trust, chat_template=, or use another model"
+    )
+
+
+FAILED = "a process that tried it reported an error"
+
+
+@lru_cache(maxsize=64)
+def _run(path: Path, template: str | None, mtime_ns: int, size: int) -> str | None:  # noqa: ARG001 - they are the cache's key
+    """Load the model in a child process with a small context, and have the template rendered; return why that failed, or None."""
     try:
-        why = _trial(path, None)
-        if why is None or (why.startswith(FAILED) and _trial(path, "{{ messages[0].content }}") is not None):
-            return  # in the latter case it is not the template: loading says what
-    except OSError as e:
-        raise ModelError(
-            f"{path}: its chat template has to be tried in another process, which cannot be started: {e}. {advice}"
-        ) from e
-    raise ModelError(f"{path}: its chat template is broken or hostile: a process that tried it {why}. {advice}")
-
-
-FAILED = "failed"
-"""Beginning of the text for a process that ended with an error message."""
+        engine = IsolatedEngine("xllamacpp", LoadOptions(path, 64, 1, 1, 0, 32, template, verbose=False), WAIT_S, WAIT_S)
+        for request in REQUESTS:
+            engine.stream(request, chat=True, on_piece=lambda _: None, stop=StopToken())
+    except EngineEnded as e:
+        return str(e)
+    except ModelError:
+        return FAILED
+    engine.end()
+    return None
 
 
 def _trial(path: Path, template: str | None) -> str | None:
-    """Return the reason why a process died that loaded the model with a template; None: it ended well. Results are cached.
+    """Return the reason why a process failed that loaded the model with a template; None: it ended well. Results are cached.
 
     Args:
         path: of the .gguf file.
@@ -163,29 +135,10 @@ def _trial(path: Path, template: str | None) -> str | None:
     return _run(path.absolute(), template, stat.st_mtime_ns, stat.st_size)
 
 
-@lru_cache(maxsize=64)
-def _run(path: Path, template: str | None, mtime_ns: int, size: int) -> str | None:  # noqa: ARG001 - they are the cache's key
-    """Run the trial's program; return the reason why it died, or None."""
-    with tempfile.TemporaryDirectory(prefix="edgeroute-", ignore_cleanup_errors=True) as folder:
-        settings: dict[str, Any] = {
-            "sys_path": [entry or "." for entry in sys.path], "path": str(path), "template": template, "requests": REQUESTS,
-            "hostnames": [f"{folder}/s.sock"] if sys.platform != "win32" else [], "key": secrets.token_hex(16),
-        }  # fmt: skip
-        try:
-            process = subprocess.run(  # noqa: S603 - this interpreter
-                [sys.executable, "-I", "-c", _CHILD],
-                input=json.dumps(settings).encode(), capture_output=True, timeout=WAIT_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"did not end within {WAIT_S:g} s"
-    if process.returncode == 0:
-        return None
-    message = clean(process.stdout.decode("utf-8", "replace") or process.stderr.decode("utf-8", "replace")[-300:], FOREIGN)
-    return f"was ended by the system ({process.returncode})" if process.returncode not in {1, 3} else f"{FAILED}: {message}"
-
-
 MOST_CONTEXT = 4096
 """Tokens of context, unless a number is given; a model may have been trained for more."""
+MOST_ENDS, ENDS_S = 5, 60.0
+"""Times that the process of a model may end within so many seconds, and is started again."""
 MOST_PARENTHESES = 200
 """Most nested parentheses of a grammar: llama.cpp reads them by recursion, and ends the process on a stack overflow."""
 NOT_THE_CALLERS = ("chat_format", "chat_parser", "grammar_lazy", "grammar_triggers", "preserved_tokens")
@@ -202,25 +155,25 @@ class LlamaModel(LoadsLate):
         path: the .gguf file.
         context: tokens of prompt and answer together; None: as many as the model was trained for, up to 4096. More takes memory.
         threads: for one generation; best the number of fast cores that nothing else needs.
-        slots: generations at a time, each with a context of its own; further ones wait for their turn.
+        slots: generations at a time, each with a context of its own.
         gpu_layers: layers of the model on a GPU; None: all, if llama.cpp was built for one.
         batch: tokens of the prompt that are read at a time; a stop takes effect between two batches.
         chat: True: a text is a user's message; False: a text is to be continued.
         system: system message before each chat, unless its messages begin with one.
         chat_template: Jinja; None: the file's.
         max_tokens: most tokens of an answer.
-        temperature: 0: the most probable token each time; above it tokens are drawn at random.
+        temperature: 0: the most probable token each time; above it at random.
         seed: of the random numbers.
         stop: texts at which an answer ends.
-        grammar: grammar that an answer follows, in llama.cpp's GBNF.
-        response_format: format that an answer follows, in OpenAI's form, such as {"type": "json_schema", "json_schema":
-            {"schema": ...}}.
-        confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
-        decide_after: number of first tokens whose log-probabilities are the confidence, once they have come; None: all tokens, at
-            the end.
+        grammar: in llama.cpp's GBNF, which an answer follows.
+        response_format: format that an answer follows, in OpenAI's form.
+        confidence: exp of the 10 % quantile, mean, least or first of its tokens' log-probabilities.
+        decide_after: number of first tokens that the confidence is of; None: all tokens.
         request: further keys of each request, as llama.cpp's server takes them, such as top_p.
-        runtime: Python package with llama.cpp; auto: xllamacpp if it is installed, else llama-cpp-python.
+        runtime: Python package with llama.cpp; auto: xllamacpp, or else llama-cpp-python.
         verbose: llama.cpp writes its own log to stderr.
+        isolate: llama.cpp runs in a process of its own; None: in `edgeroute gateway` alone.
+        stall_s: longest time for a token there, or for `batch` tokens of the prompt, before the process is ended.
         sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
         card: path of the card, if it is not beside the model.
         score: for this model, in place of `confidence`: a function of the completion.
@@ -254,6 +207,8 @@ class LlamaModel(LoadsLate):
         request: Mapping[str, Any] | None = None,
         runtime: Literal["auto", "xllamacpp", "llama-cpp-python"] = "auto",
         verbose: bool = False,
+        isolate: bool | None = None,
+        stall_s: float = 60.0,
         sha256: str | None = None,
         card: str | Path | None = None,
         score: Score | None = None,
@@ -262,6 +217,7 @@ class LlamaModel(LoadsLate):
         for name, value in counts.items():
             if value is not None:
                 check_number(name, value, least=1, whole=True)
+        check_number("stall_s", stall_s, above=True)
         if gpu_layers is not None:
             check_number("gpu_layers", gpu_layers, whole=True)
         if grammar is not None and _too_nested(grammar):
@@ -283,7 +239,8 @@ class LlamaModel(LoadsLate):
         self._wanted = LoadOptions(
             self.path, context or 0, slots, threads, -1 if gpu_layers is None else gpu_layers, batch, chat_template, verbose
         )
-        self._runtime = runtime
+        self._runtime, self._isolate, self._stall_s = runtime, isolate, stall_s
+        self._ends: deque[float] = deque(maxlen=MOST_ENDS)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -292,6 +249,26 @@ class LlamaModel(LoadsLate):
         Threads, batches and slots are not included: they change the order of sums, and so the last digits at most.
         """
         return {"runtime": "llama.cpp", "template": self._wanted.template, **self._chat.settings}
+
+    def load(self) -> Engine:
+        """Load the model, also again if its process has ended; return the engine. See `LoadsLate.load`.
+
+        Raises:
+            ModelError: as the base class, or its process ended too often.
+        """
+        with self._lock:
+            if self._session is not None and self._session.ended:
+                self._session = None
+                self._ends.append(monotonic())
+            if self._session is None and len(self._ends) == MOST_ENDS and monotonic() - self._ends[0] < ENDS_S:
+                raise ModelError(f"{self.name}: its process ended {MOST_ENDS} times within {ENDS_S:g} s, and is not started now")
+            engine: Engine = super().load()
+            return engine
+
+    def _engine(self) -> Engine:
+        """Return the engine, loaded if there is none, or if it has ended."""
+        engine = self._session
+        return self.load() if engine is None or engine.ended else engine
 
     def _load(self) -> Engine:
         """Check the header, the SHA-256 and the chat template, and load the model; try the grammar or format, if there is one.
@@ -306,13 +283,14 @@ class LlamaModel(LoadsLate):
             raise ModelError(f"{self.path} has no vocabulary: it is no language model (its architecture is {about.architecture})")
         if self._chat.is_chat and not about.template and self._wanted.template is None:
             raise ModelError(f"{self.path} has no chat template: give chat_template=, or chat=False for texts to be continued")
-        engine_class = ENGINES[_runtime(self._runtime)]
-        if engine_class is LlamaCppPython and self._wanted.slots > 1:
-            raise PolicyError("llama-cpp-python runs one generation at a time: slots= takes xllamacpp")
-        if engine_class is not LlamaCppPython:  # whose templates are Jinja's own
-            try_template(self.path, about.template, self._wanted.template)
         context = self._wanted.context or min(about.context or MOST_CONTEXT, MOST_CONTEXT)
-        engine = engine_class(self._wanted._replace(context=context, batch=min(self._wanted.batch, context)))
+        wanted = self._wanted._replace(context=context, batch=min(self._wanted.batch, context))
+        if self._isolate or (self._isolate is None and SERVES_OTHERS.is_set()):
+            engine: Engine = IsolatedEngine(self._runtime, wanted, self._stall_s)
+        else:
+            if runtime_of(self._runtime) == "xllamacpp":  # other templates are Jinja's own
+                try_template(self.path, about.template, wanted.template)
+            engine = open_engine(self._runtime, wanted)
         if engine.address:
             self.downgraded = f"llama.cpp listens at {engine.address} too, for nobody without a key that only it has"
         if {"grammar", "response_format"} & {*self._chat.options}:
@@ -326,9 +304,10 @@ class LlamaModel(LoadsLate):
             ModelError: llama.cpp refuses it.
         """
         request, chat = self._chat.request("a")
-        reply = engine.whole({**request, "max_tokens": 1}, chat)
-        if "error" in reply:
-            raise failure(reply["error"], f"{self.name}: grammar= or response_format=", own=False, sent=None)
+        gathered = Gathered()
+        engine.stream({**request, "max_tokens": 1}, chat, gathered.add, StopToken())
+        if gathered.error is not None:
+            raise failure(gathered.error, f"{self.name}: grammar= or response_format=", own=False, sent=None)
 
     def _request(self, x: Any) -> tuple[dict[str, Any], bool]:
         """Return (the request for an input, True for a chat).
@@ -370,23 +349,10 @@ class LlamaModel(LoadsLate):
         A stop request ends the generation and raises ModelError.
         """
         request, chat = self._request(x)
-        engine = self._session or self.load()
-        if cancel is None and not request.get("tools"):  # with tools pieces have the log-probabilities of fewer tokens
-            reply = engine.whole(request, chat)
-            if "error" in reply:
-                raise failure(reply["error"], self.name, own=isinstance(x, Mapping), sent=request)
-            return [answer(reply, self._chat.rule, self.name)]
-        gathered = Gathered()
-        if cancel is not None:
-            cancel.on_ask(lambda: None)  # each piece is followed by a look at it
-
-        def on_piece(chunk: Mapping[str, Any]) -> bool:
-            """Add a piece; return True if the generation is to stop."""
-            gathered.add(chunk)
-            return cancel is not None and cancel.asked
-
-        if cancel is None or not cancel.asked:
-            engine.stream(request, chat, on_piece)
+        stop, gathered = StopToken() if cancel is None else cancel, Gathered()
+        stop.on_ask(lambda: None)  # each piece is followed by a look at it
+        if not stop.asked:
+            self._engine().stream(request, chat, gathered.add, stop)
         return [self._prediction_of(gathered, request, is_request=isinstance(x, Mapping))]
 
     def _prediction_of(self, gathered: Gathered, request: Mapping[str, Any], *, is_request: bool) -> Prediction:
@@ -410,23 +376,22 @@ class LlamaModel(LoadsLate):
             BadInput, Unfit, ModelError: as `run`.
         """
         request, chat = self._request(x)
-        engine = self._session or self.load()
+        engine = self._engine()
         pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
-        left, gathered = threading.Event(), Gathered(eager=isinstance(self.score, Prefix))
+        left, gathered = StopToken(), Gathered(eager=isinstance(self.score, Prefix))
         if cancel is not None:
-            cancel.on_ask(left.set)
+            cancel.on_ask(left)
 
-        def on_piece(chunk: Mapping[str, Any]) -> bool:
-            """Queue the text of a piece; return True if the generation is to stop."""
+        def on_piece(chunk: Mapping[str, Any]) -> None:
+            """Queue the text of a piece."""
             if (piece := gathered.add(chunk)) is not None:
                 pieces.put(piece)
-            return left.is_set()
 
         def generate() -> None:
             """Generate, and queue the end or the exception."""
             try:
-                if not left.is_set():
-                    engine.stream(request, chat, on_piece)
+                if not left.asked:
+                    engine.stream(request, chat, on_piece, left)
                 pieces.put(None)
             except BaseException as e:  # noqa: BLE001 - raised where it is waited for
                 pieces.put(e)
@@ -439,7 +404,7 @@ class LlamaModel(LoadsLate):
                     raise piece
                 yield piece
         finally:
-            left.set()
+            left()
             thread.join()
         return self._prediction_of(gathered, request, is_request=isinstance(x, Mapping))
 
@@ -468,22 +433,3 @@ def _impossible_limits(form: Any) -> str:
             if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
                 return f"min{what} is {least}, and max{what} {most}"
     return ""
-
-
-def _runtime(wanted: str) -> str:
-    """Return the name of the package to use.
-
-    Tries to import them in order, unless one is named, which is not checked.
-
-    Raises:
-        RuntimeMissing: none is installed.
-    """
-    if wanted != "auto":
-        return wanted
-    for name, module in (("xllamacpp", "xllamacpp"), ("llama-cpp-python", "llama_cpp")):
-        try:
-            import_late(module)
-        except ImportError:
-            continue
-        return name
-    raise RuntimeMissing(INSTALL)

@@ -18,17 +18,20 @@ from weakref import WeakSet
 import numpy as np
 
 from edgeroute.core.error_codes import FOREIGN, clean
-from edgeroute.errors import ModelError, RuntimeMissing
+from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.system.process import list_weakset
-from edgeroute.text.read_openai_replies import TOO_LONG, Gathered
+from edgeroute.text.read_openai_replies import TOO_LONG
+from edgeroute.types import StopToken
 
-OnPiece = Callable[[Mapping[str, Any]], bool]
-"""Function that takes each piece of a reply, and returns True to stop the generation."""
+OnPiece = Callable[[Mapping[str, Any]], object]
+"""Function that takes each piece of a reply."""
 INSTALL: Final = "llama.cpp is not installed: pip install 'edgeroute[llama]'"
 _LONGEST_SOCKET = 100
 """Longest path of a unix socket that every system takes, bytes."""
+SERVES_OTHERS = threading.Event()
+"""Set while this process serves a router to clients: models run isolated, unless their `isolate` is False."""
 EXIT_S = 10.0
 """Longest wait of the interpreter's exit for generations to stop, seconds."""
 
@@ -57,14 +60,15 @@ class Engine(Protocol):
     address: str
     """Address where other processes of this device could reach the model; empty: none."""
 
-    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece) -> None:
-        """Generate, and call `on_piece` with each piece of the reply, in OpenAI's JSON, until it returns True.
+    @property
+    def ended(self) -> bool:
+        """True if the engine generates nothing any more, and the model has to be loaded again."""
+
+    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
+        """Generate, and call `on_piece` with each piece of the reply, in OpenAI's JSON, until a stop is requested.
 
         A failure is a piece with `error`; its code 400 means a fault of the request.
         """
-
-    def whole(self, request: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
-        """Generate and return the reply in one piece; cannot be stopped."""
 
     def never_free(self) -> None:
         """Keep the model for ever, unused, in a forked child, where its native threads are missing."""
@@ -82,11 +86,6 @@ class _ExitGuard(ForkSafe):
 
     def __init__(self) -> None:
         atexit.register(self.stop)
-
-    @property
-    def running(self) -> bool:
-        """True while a generation is in progress."""
-        return self._count > 0
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
@@ -125,6 +124,7 @@ class XLlama:
     is not possible, it is a port of 127.0.0.1 with a random key that nobody knows.
     """
 
+    ended = False
     forked = False
     """True if a parent of this process had a model: its background threads cannot be joined here, so no server may end."""
 
@@ -167,47 +167,34 @@ class XLlama:
         """Free the model, at the interpreter's exit."""
         self._server = None
 
-    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece) -> None:
-        """Generate and report pieces: see `Engine`. An exception of `on_piece` ends the generation, and is raised after it."""
+    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
+        """Generate and report pieces: see `Engine`. An exception of `on_piece` ends the generation, and is raised after it.
+
+        A request that llama.cpp cannot read is reported as an error.
+        """
         caught = list[BaseException]()
 
         def hear(chunk: Mapping[str, Any]) -> bool:
-            """Report a piece, and store an exception, which would be lost in a native call."""
-            try:  # what is raised within a native call would be lost
-                return EXIT_GUARD.now or on_piece(chunk)
+            """Report a piece, and store an exception, which would be lost in a native call; return True to stop."""
+            try:
+                on_piece(chunk)
             except BaseException as e:  # noqa: BLE001 - raised again below
                 caught.append(e)
-                return True
+            return EXIT_GUARD.now or stop.asked or bool(caught)
 
-        whole = {**request, "stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
-        self._call(whole, chat, hear, on_piece)
+        more: dict[str, Any] = {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
+        if request.get("tools"):  # its own key: OpenAI's is refused with tools in pieces
+            more = {"n_probs": 1}
+        more |= {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
+        try:
+            with EXIT_GUARD.run():
+                self._generate({**request, **more}, chat, hear)
+        except (RuntimeError, TypeError, ValueError) as e:  # it could not read the request
+            on_piece({"error": {"code": 400, "message": str(e)}})
         if caught:
             raise caught[0]
 
-    def whole(self, request: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
-        """Generate in one piece: see `Engine`."""
-        errors = list[Mapping[str, Any]]()
-        reply = self._call(request, chat, None, errors.append)
-        return errors[0] if errors else reply
-
-    def _call(
-        self, request: Mapping[str, Any], chat: bool, hear: OnPiece | None, wrong: Callable[[Mapping[str, Any]], object]
-    ) -> Any:
-        """Count and run a generation; a request that llama.cpp cannot read is reported to `wrong` as an error.
-
-        Returns None for these.
-        """
-        more = {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
-        if hear is not None and request.get("tools"):  # its own key: OpenAI's is refused with tools in pieces
-            more = {"n_probs": 1}
-        try:
-            with EXIT_GUARD.run():
-                return self._generate({**request, **more}, chat, hear)
-        except (RuntimeError, TypeError, ValueError) as e:  # it could not read the request
-            wrong({"error": {"code": 400, "message": str(e)}})
-            return None
-
-    def _generate(self, request: Mapping[str, Any], chat: bool, hear: OnPiece | None) -> Any:
+    def _generate(self, request: Mapping[str, Any], chat: bool, hear: Callable[[Mapping[str, Any]], bool]) -> None:
         """Call llama.cpp. Once this has returned, no frame refers to the server.
 
         Raises:
@@ -216,7 +203,7 @@ class XLlama:
         server = self._server
         if server is None or EXIT_GUARD.now:
             raise ModelError("the interpreter is ending")
-        return (server.handle_chat_completions if chat else server.handle_completions)(request, hear)
+        (server.handle_chat_completions if chat else server.handle_completions)(request, hear)
 
     def never_free(self) -> None:
         """Keep the model for ever: see `Engine`.
@@ -238,7 +225,7 @@ class XLlama:
 class LlamaCppPython:
     """Model by `llama-cpp-python`, for users who have it; runs one generation at a time."""
 
-    address = ""
+    address, ended = "", False
 
     def __init__(self, wanted: LoadOptions) -> None:
         self._module = module = _import("llama_cpp")
@@ -263,12 +250,12 @@ class LlamaCppPython:
             self._llama.chat_handler = handler
         self._context, self._turn = wanted.context, threading.Lock()
 
-    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece) -> None:
+    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
         """Generate and report pieces: see `Engine`."""
         with self._turn, EXIT_GUARD.run():
-            self._stream(dict(request), chat, on_piece)
+            self._stream(dict(request), chat, on_piece, stop)
 
-    def _stream(self, request: dict[str, Any], chat: bool, on_piece: OnPiece) -> None:
+    def _stream(self, request: dict[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
         """Generate and report pieces with the log-probabilities of their tokens. The caller holds the lock.
 
         Errors of llama.cpp are reported as a piece with `error`, not raised. `grammar` in the request is replaced in place.
@@ -282,7 +269,9 @@ class LlamaCppPython:
             chunks = call(**request, stream=True, logits_processor=processors)
             sent, last = 0, None
             for chunk in chunks:
-                if last is not None and (EXIT_GUARD.now or on_piece(last)):
+                if last is not None:
+                    on_piece(last)
+                if EXIT_GUARD.now or stop.asked:
                     return
                 last, sent = _with_logprobs(chunk, taken.known[sent:]), len(taken.known)
             if last is not None:
@@ -290,12 +279,6 @@ class LlamaCppPython:
         except (AssertionError, RuntimeError, TypeError, ValueError) as e:
             kind = {"type": TOO_LONG} if "context window" in str(e) else {}
             on_piece({"error": {"code": 400, "message": clean(e, FOREIGN), **kind}})
-
-    def whole(self, request: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
-        """Generate in one piece: see `Engine`."""
-        gathered = Gathered()
-        self.stream(request, chat, lambda chunk: bool(gathered.add(chunk)) and False)
-        return {"error": gathered.error} if gathered.error else gathered.reply()
 
     def never_free(self) -> None:
         """Keep the model for ever: see `Engine`."""
@@ -363,3 +346,35 @@ def _import(name: str) -> Any:
 
 ENGINES: Final[Mapping[str, Callable[[LoadOptions], Engine]]] = {"xllamacpp": XLlama, "llama-cpp-python": LlamaCppPython}
 """Name of the package -> its engine."""
+
+
+def runtime_of(wanted: str) -> str:
+    """Return the name of the package to use.
+
+    Tries to import them in order, unless one is named, which is not checked.
+
+    Raises:
+        RuntimeMissing: none is installed.
+    """
+    if wanted != "auto":
+        return wanted
+    for name, module in (("xllamacpp", "xllamacpp"), ("llama-cpp-python", "llama_cpp")):
+        try:
+            import_late(module)
+        except ImportError:
+            continue
+        return name
+    raise RuntimeMissing(INSTALL)
+
+
+def open_engine(runtime: str, wanted: LoadOptions) -> Engine:
+    """Load a model in this process, by the package of this name, or `auto`.
+
+    Raises:
+        ModelError, RuntimeMissing: it cannot be loaded.
+        PolicyError: the package takes fewer slots.
+    """
+    engine_class = ENGINES[runtime_of(runtime)]
+    if engine_class is LlamaCppPython and wanted.slots > 1:
+        raise PolicyError("llama-cpp-python runs one generation at a time: slots= takes xllamacpp")
+    return engine_class(wanted)

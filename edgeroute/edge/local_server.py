@@ -42,19 +42,16 @@ class LocalServer:
         chat: True: a text is a user's message; False: a text is to be continued.
         system: system message before each chat, unless its messages begin with one.
         max_tokens: most tokens of an answer.
-        temperature: 0: the most probable token each time; above it tokens are drawn at random.
+        temperature: 0: the most probable token each time; above it at random.
         seed: of the random numbers.
         stop: texts at which an answer ends.
         grammar: grammar that an answer follows, in llama.cpp's GBNF; for llama-server only.
-        response_format: format that an answer follows, in OpenAI's form, such as {"type": "json_schema", "json_schema":
-            {"schema": ...}}.
-        confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
-        decide_after: number of first tokens whose log-probabilities are the confidence, once they have come; None: all tokens, at
-            the end.
+        response_format: format that an answer follows, in OpenAI's form.
+        confidence: exp of the 10 % quantile, mean, least or first of its tokens' log-probabilities.
+        decide_after: number of first tokens that the confidence is of; None: all tokens.
         request: further keys of each request, as the server takes them.
         score: in place of `confidence`: a function of the completion.
-        version: text that you change whenever the server has another model under that name, for certificates and the cache on
-            disk.
+        version: text that you change whenever the server has another model under that name.
 
     Raises:
         PolicyError: the address is not on this device, or another value is invalid.

@@ -277,12 +277,12 @@ def concatenate(parts: tuple[Any, ...]) -> Any:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
 
-_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot allocate", "out of memory")
+NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot allocate", "out of memory")
 """Words of native runtimes' errors that mean a lack of memory, in small letters."""
 
 
 def first_line(error: BaseException) -> str:
     """Return an error's first line, marked as a lack of memory if its text is one. The type's name if it has no text."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    short = isinstance(error, MemoryError) or any(word in line.lower() for word in _NO_MEMORY)
+    short = isinstance(error, MemoryError) or any(word in line.lower() for word in NO_MEMORY)
     return f"there is too little memory for it on this device ({line})" if short else line

@@ -8,10 +8,11 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.model_members import member, model_text
-from edgeroute.errors import ModelError
+from edgeroute.errors import Busy, ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.log_filter import call_logged
 from edgeroute.system.process import Shared
@@ -118,13 +119,16 @@ class Runs(ForkSafe):
 
         Raises:
             ModelError: as `one`.
+            Busy: the run has no turn by the instant `cancel.turn_by`.
         """
         if self._threads[me]:  # as in a signal handler: what it waits for would wait for it
             raise ModelError(f"{model_text(self._model)} runs in this thread already, and takes {self._most:g} at a time")
         if cancel is not None:
             cancel.on_ask(self._wake)
+        turn_by = inf if cancel is None else cancel.turn_by
         while not self._is_free() and not (cancel is not None and cancel.asked):
-            self._free.wait()
+            if not self._free.wait(None if turn_by == inf else max(0.0, turn_by - monotonic())) and monotonic() >= turn_by:
+                raise Busy(f"{model_text(self._model)} was busy: it takes {self._most:g} at a time")
         if cancel is not None and cancel.asked:
             raise ModelError(f"{model_text(self._model)} was stopped before its turn came")
         if cancel is not None:

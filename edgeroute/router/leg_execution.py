@@ -192,8 +192,8 @@ class LegTask:
 
     __slots__ = ("_backend", "_begun", "_ended", "_leg", "_measured", "_took_s", "token")
 
-    def __init__(self, leg: int, backend: Backend, measured: Measured | None = None) -> None:
-        self._leg, self._backend, self._measured, self.token = leg, backend, measured, StopToken()
+    def __init__(self, leg: int, backend: Backend, turn_by: float, measured: Measured | None = None) -> None:
+        self._leg, self._backend, self._measured, self.token = leg, backend, measured, StopToken(turn_by)
         self._begun, self._ended = monotonic(), False
         self._took_s: float | None = None
 
@@ -478,7 +478,9 @@ class LegExecutor:
         Then a cloud is not called, and an edge runs in this thread. Copies the inputs first.
         """
         error = self.detach(start)
-        task = LegTask(start.leg, self.backend(start), None if self.plan.legs[start.leg].permit else self._measured)
+        task = LegTask(
+            start.leg, self.backend(start), self._turn_by(start.leg), None if self.plan.legs[start.leg].permit else self._measured
+        )
         if error is None and self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
             return task.stop
         refusal = self._refusal(start, error)
@@ -487,7 +489,7 @@ class LegExecutor:
     def begin_stream(self, start: Start, send: Send) -> Stop | Event:
         """Run a leg in a thread, sending its pieces. Return the function that stops it, or an event; see `begin`."""
         error = self.detach(start)
-        task = LegTask(start.leg, self.backend(start))
+        task = LegTask(start.leg, self.backend(start), self._turn_by(start.leg))
         execute, to = partial(self.run, start, task.token, send), self.mail(start, send)
         if error is None and self._submit(start, task, execute, to):
             return task.stop
@@ -496,6 +498,12 @@ class LegExecutor:
             return Failed(start.leg, refusal, monotonic())
         task.run(execute, to, here=True)  # its pieces are read from the mail
         return task.stop
+
+    def _turn_by(self, leg: int) -> float:
+        """Return the instant until which an edge waits for its turn if a cloud comes later: half of the time left; else inf."""
+        legs, now = self.plan.legs, monotonic()
+        clouds = self.until < INF and legs[leg].permit is None and any(other.permit is not None for other in legs[leg + 1 :])
+        return now + max(0.0, self.until - now) / 2 if clouds else INF
 
     def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
         """Submit a leg to its pool, with the caller's context variables. Return False if no thread is free.

@@ -28,13 +28,11 @@ class Audit(NamedTuple):
     """Audit of a sample of the edge's answers against the cloud's, with an alarm if the guarantee of a certificate fails.
 
     Args:
-        share: share of all requests. For those that the edge answers, the cloud is called in the background, if the data class,
-            the limits and the link allow it; for those deferred to the cloud the comparison is free. 0: only deferral rates are
-            monitored.
+        share: share of all requests. For those that the edge answers, the cloud is called in the background, if data class,
+            limits and link allow it. 0: only deferral rates are monitored.
         on_alarm: effect when more answers differ from the cloud's than should. tell: report it in the log, the reasons and
             `stats`. raise: also defer half of what was accepted, at each alarm. defer: also defer everything. An alarm of the
-            deferral rate only tells, and so does any alarm of a certificate for `max_defer`, whose guarantee more deferrals would
-            break.
+            deferral rate, or of a certificate for `max_defer`, only tells.
         agrees: `f(edge's value, cloud's value)`: True if they agree; None: they are equal, or the same label in another form
             (digits and text, case, white space). With labels also
             `f(a value, the right one)`, which may be a number from 0 to 1 where answers are graded.

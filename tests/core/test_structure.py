@@ -36,6 +36,7 @@ LOCKS = {
     "edge/java_onnx.py": "no child can use Java",
     "edge/litert.py": "of an interpreter, which a child sets aside",
     "edge/llama_engines.py": "of an engine, which a child sets aside",
+    "edge/llama_process.py": "of an engine, which a child sets aside, and of a process that never forks",
     "router/leg_inputs.py": "of one call",
     "router/leg_execution.py": "of one call",
     "router/live/live_source.py": "of one iterator",

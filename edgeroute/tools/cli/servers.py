@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
-import os
 import signal
-import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,13 +82,9 @@ def gateway(
     as_json: Json = False,
 ) -> int:
     """Serve a policy's router to programs in any language, as OpenAI's API and over the Open Inference Protocol."""
-    from edgeroute import policy as policies
-    from edgeroute.edge.llama_engines import EXIT_GUARD
     from edgeroute.record.request_log import RequestLog
     from edgeroute.tools.server.gateway import gateway as run
 
-    if not any(getattr(edge, "verbose", False) for edge in policies.load(policy).edge):
-        _silence_native_code()
     set_up_logging(log)
 
     def ready(url: str) -> None:
@@ -103,31 +95,7 @@ def gateway(
         policy, host=host, port=port, token_env=token_env, hosts=allow_host or (), names=name or (),
         max_concurrent=max_concurrent, on_ready=ready, metrics=metrics, instruments=[RequestLog()] if log else [],
     )  # fmt: skip
-    code = INTERRUPTED if number == signal.SIGINT else OK
-    if EXIT_GUARD.running:  # the router is closed, so that nothing is lost
-        timer = threading.Timer(LAST_S, os._exit, [code])
-        timer.daemon = True
-        timer.start()
-    return code
-
-
-LAST_S = 2.0
-"""Time for a generation that does not stop, once the gateway has ended, before the process exits all the same, seconds."""
-
-
-def _silence_native_code() -> None:
-    """Point the process's descriptor of stderr at nothing, and Python's `sys.stderr` at the former one.
-
-    llama.cpp quotes grammars and schemas of clients there, with line breaks that would forge records of the log.
-    """
-    if sys.__stderr__ is None or sys.stderr is not sys.__stderr__ or sys.stderr.fileno() != 2:  # noqa: PLR2004 - replaced by a program that calls this
-        return
-    sys.stderr.flush()
-    sys.stderr = open(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")  # noqa: SIM115, PTH123
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    os.close(nothing)
-    faulthandler.enable(sys.stderr)  # what native code writes before an abort is lost: this shows where
+    return INTERRUPTED if number == signal.SIGINT else OK
 
 
 # Sources of `dashboard` and `top`: trace file, state folder and policy, written by another process.

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.edge.llama_engines import SERVES_OTHERS
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Prometheus, of_router
 from edgeroute.router.preflight import unsendable
@@ -72,15 +73,16 @@ def gateway(
         raise PolicyError(f"{host} can be reached from other machines: give --token-env NAME, or listen on 127.0.0.1")
     router: Any = policy
     names_all = [*names]
-    if isinstance(policy, str | Path):
-        from edgeroute.policy import load
-
-        section = load(Path(policy)).gateway
-        limits = {"allow": section.allow if section else (), **limits}
-        router = router_of(policy, metrics=metrics, instruments=instruments)
-        stem = Path(policy).stem
-        names_all += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
+    SERVES_OTHERS.set()
     try:
+        if isinstance(policy, str | Path):
+            from edgeroute.policy import load
+
+            section = load(Path(policy)).gateway
+            limits = {"allow": section.allow if section else (), **limits}
+            router = router_of(policy, metrics=metrics, instruments=instruments)
+            stem = Path(policy).stem
+            names_all += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
         for line in unsendable(router.engine.snapshot):  # the gateway still serves: the edge answers without it
             log.warning("%s; start the gateway again once it is", line)
         application = app(
@@ -88,7 +90,8 @@ def gateway(
         )  # fmt: skip
         return run(application, host, port, partial(notify_alive, "serving a router"), on_ready)
     finally:
-        if not router.engine.closed:  # the application never started
+        SERVES_OTHERS.clear()
+        if not isinstance(router, str | Path) and not router.engine.closed:  # the application never started
             asyncio.run(router.close())
 
 

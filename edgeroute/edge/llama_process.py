@@ -1,0 +1,357 @@
+"""llama.cpp in a process of its own: an engine whose native code cannot fill, hold up or end the process that uses it.
+
+Frames go through the child's stdin and stdout: four bytes with the length, then JSON. The parent sends the options, then requests
+and stops, each with the number of its call. The child replies with pieces, and with a frame without one at the end of a call. The
+child ends when its stdin does, so that it outlives no parent. Signals of a terminal do not reach the child.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import IO, Any, Final
+from weakref import finalize
+
+from edgeroute.core.error_codes import FOREIGN, clean
+from edgeroute.edge.llama_engines import LoadOptions, OnPiece, open_engine
+from edgeroute.edge.model_file import NO_MEMORY
+from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
+from edgeroute.system.forks import ForkSafe
+from edgeroute.system.late_imports import no_fork
+from edgeroute.system.process import json_dumps, json_loads
+from edgeroute.types import StopToken
+
+LOAD_S: Final = 600.0
+"""Longest load of a model, seconds."""
+STOP_S: Final = 5.0
+"""Time for a generation to stop on request, seconds; then the process is killed."""
+MOST_GROWTH: Final = 1 << 30
+"""Memory that requests may take beside the loaded model, bytes, on Linux."""
+MOST_FRAME: Final = 1 << 28
+"""Longest frame, bytes."""
+TURN_S: Final = 0.1
+"""Time between two looks at a stop request while all slots are taken, seconds."""
+_HEAD: Final = 4
+_STACK: Final = 2 << 20
+"""Stack of a thread that renders a template, bytes: smaller than those of usual threads."""
+_TAIL: Final = 40
+"""Last lines of the child's stderr that are searched for a lack of memory."""
+_PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeroute.edge.llama_process import main; main()"
+_KINDS: Final = {kind.__name__: kind for kind in (PolicyError, RuntimeMissing)}
+_END: Any = None
+"""Item of a call's queue: no more pieces come."""
+_STOP: Any = {}
+"""Item of a call's queue: a stop was requested."""
+
+
+# Frames.
+
+
+def _frame(content: Mapping[str, Any]) -> bytes:
+    """Return a frame. Raises TypeError, ValueError or RecursionError for a content that JSON lacks."""
+    body = json_dumps(content)
+    return len(body).to_bytes(_HEAD, "big") + body
+
+
+def _write(file: IO[bytes], frame: bytes) -> None:
+    """Write one frame. Raises OSError if the other side has ended."""
+    view = memoryview(frame)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def _read(file: IO[bytes]) -> Any:
+    """Read one frame; None at the end. Blocks. Raises ValueError for a frame that is too long or no JSON object."""
+    length = int.from_bytes(_exactly(file, _HEAD), "big")
+    if length > MOST_FRAME:
+        raise ValueError("a frame is too long")
+    body = _exactly(file, length)
+    if len(body) < length or not body:
+        return None
+    try:
+        frame = json_loads(body)
+    except ValueError:
+        frame = json_loads(body, exact=True)
+    if not isinstance(frame, dict):
+        raise ValueError("a frame is no object")  # noqa: TRY004 - of the other side's fault
+    return frame
+
+
+def _exactly(file: IO[bytes], size: int) -> bytes:
+    """Read `size` bytes, fewer at the end."""
+    data = bytearray()
+    while len(data) < size and (part := file.read(size - len(data))):
+        data += part
+    return bytes(data)
+
+
+# The parent's side.
+
+
+class EngineEnded(ModelError):
+    """Process of a model that could not be started, took too long, or died."""
+
+
+class IsolatedEngine(ForkSafe):
+    """Engine in a child process, which ends with this object.
+
+    Starts the child, and blocks until the model is loaded.
+
+    Args:
+        runtime: name of the package with llama.cpp, or auto.
+        wanted: options for loading.
+        stall_s: longest time without a piece of an answer, seconds; then the child is killed.
+        load_s: longest time for loading, seconds.
+
+    Raises:
+        ModelError: the child cannot be started, or cannot load the model.
+        RuntimeMissing: llama.cpp is not installed.
+    """
+
+    def __init__(self, runtime: str, wanted: LoadOptions, stall_s: float, load_s: float = LOAD_S) -> None:
+        self._stall_s, self._where, self._turns = stall_s, f"llama.cpp of {wanted.path.name}", threading.Semaphore(wanted.slots)
+        self._numbers = count(1)
+        self._calls: dict[int, SimpleQueue[Any]] = {0: SimpleQueue()}
+        self._frames: SimpleQueue[Any] = SimpleQueue()
+        self._tail: deque[str] = deque(maxlen=_TAIL)
+        self._over = threading.Event()
+        folder = tempfile.mkdtemp(prefix="edgeroute-")
+        python = "" if getattr(sys, "frozen", False) else sys.executable  # which would be the program itself
+        command = [python, "-I", "-c", _PROGRAM, json_dumps([entry or "." for entry in sys.path]).decode()]
+        try:
+            with no_fork.lock:  # a fork of another thread would hold the pipes open
+                process = self._process = subprocess.Popen(  # noqa: S603 - this interpreter
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+                    env={**os.environ, "TMPDIR": folder}, start_new_session=True,
+                )  # fmt: skip
+        except (OSError, TypeError, ValueError) as e:  # also if there is no interpreter
+            shutil.rmtree(folder, ignore_errors=True)
+            raise EngineEnded(f"{self._where} needs a process of its own, which cannot be started: {e}") from e
+        self.end = finalize(self, _end, process, folder)
+        """Function that kills the child, and waits for its end; callable from any thread, more than once."""
+        for work, *arguments in (
+            (_send, process.stdin, self._frames),
+            (_receive, process.stdout, self._calls, self._over, self._frames),
+            (_listen, process.stderr, self._tail, wanted.verbose),
+        ):
+            threading.Thread(target=work, args=arguments, name="edgeroute-llama", daemon=True).start()
+        self._frames.put(_frame({"runtime": runtime, **wanted._asdict(), "path": str(wanted.path)}))
+        try:
+            reply = self._calls[0].get(timeout=load_s)
+        except Empty:
+            self.end()
+            raise EngineEnded(f"{self._where} did not load within {load_s:g} s, and its process was ended") from None
+        if reply is _END:
+            raise self._death()
+        if "failed" in reply:
+            self.end()
+            raise _KINDS.get(reply.get("kind"), ModelError)(clean(reply["failed"], FOREIGN))
+        self.address = clean(reply.get("address"), FOREIGN)
+
+    @property
+    def ended(self) -> bool:
+        """True if the child has ended; this engine generates nothing any more."""
+        return self._over.is_set()
+
+    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
+        """Generate and report pieces: see `Engine`. Kills the child if no piece comes for too long, or a stop takes too long.
+
+        Raises:
+            ModelError: the child has ended.
+        """
+        number, pieces = next(self._numbers), SimpleQueue[Any]()
+        try:
+            frame = _frame({"call": number, "request": request, "chat": chat})
+        except (RecursionError, TypeError, ValueError) as e:
+            on_piece({"error": {"code": 400, "message": str(e)}})
+            return
+        while not self._turns.acquire(timeout=TURN_S):
+            if stop.asked:
+                return
+        self._calls[number] = pieces
+        if self.ended:  # perhaps before the call was in the table
+            pieces.put(_END)
+        try:
+            self._frames.put(frame)
+            stop.on_ask(lambda: pieces.put(_STOP))
+            self._follow(number, pieces, on_piece, stop)
+        except BaseException:  # nobody reads the rest
+            self._frames.put(_frame({"call": number}))
+            raise
+        finally:
+            del self._calls[number]
+            self._turns.release()
+
+    def _follow(self, number: int, pieces: SimpleQueue[Any], on_piece: OnPiece, stop: StopToken) -> None:
+        """Report the pieces of a call until its end. Raises ModelError if the child ends before."""
+        stop_by = None
+        while True:
+            try:
+                frame = pieces.get(timeout=self._stall_s if stop_by is None else max(0.0, stop_by - monotonic()))
+            except Empty:
+                self.end()
+                if stop_by is None:
+                    raise EngineEnded(
+                        f"{self._where} gave no token within {self._stall_s:g} s, and its process was ended"
+                    ) from None
+                return
+            if frame is _END:
+                raise self._death()
+            if "piece" in frame and stop_by is None:
+                on_piece(frame["piece"])
+            elif "failed" in frame:
+                raise ModelError(f"{self._where} failed: {clean(frame['failed'], FOREIGN)}")
+            elif "end" in frame:
+                return
+            if stop_by is None and stop.asked:
+                stop_by = monotonic() + STOP_S
+                self._frames.put(_frame({"call": number}))
+
+    def _death(self) -> EngineEnded:
+        """Return the error for the end of the child. Nothing of its stderr is quoted, as that may quote clients."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        short = any(word in line.lower() for line in [*self._tail] for word in NO_MEMORY)
+        why = " for lack of memory" if short else ""
+        return EngineEnded(f"{self._where}: its process ended ({self._process.returncode}){why}")
+
+    def after_fork(self) -> None:
+        """Close the pipes in a fork of the parent, whose child goes on. Else the fork would keep that child alive."""
+        self.end.detach()
+        self._over.set()
+        for file in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with suppress(OSError):
+                file.close()  # type: ignore[union-attr]
+
+    def never_free(self) -> None:
+        """Do nothing: this engine has nothing native here."""
+
+
+def _end(process: subprocess.Popen[bytes], folder: str) -> None:
+    """Kill the child, which has nothing to store, wait for its end, and delete its temporary files."""
+    process.kill()
+    process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _send(file: IO[bytes], frames: SimpleQueue[Any]) -> None:
+    """Write frames until None comes, or the child has ended."""
+    with suppress(OSError, ValueError), file:
+        while (frame := frames.get()) is not None:
+            _write(file, frame)
+
+
+def _receive(file: IO[bytes], calls: Mapping[Any, SimpleQueue[Any]], over: threading.Event, frames: SimpleQueue[Any]) -> None:
+    """Read frames and queue each for its call, until the child ends or breaks the protocol; then end all calls."""
+    with suppress(Exception), file:
+        while (frame := _read(file)) is not None:
+            if (call := calls.get(frame.get("call"))) is not None:
+                call.put(frame)
+    over.set()
+    frames.put(None)
+    for call in [*calls.values()]:
+        call.put(_END)
+
+
+def _listen(file: IO[bytes], tail: deque[str], verbose: bool) -> None:
+    """Read the child's stderr to its end; print its lines if `verbose`, as printable text that begins no record of a log."""
+    with suppress(OSError, ValueError), file:
+        while part := file.read(1 << 16):
+            lines = [clean(line, FOREIGN) for line in part.decode("utf-8", "replace").splitlines()]
+            tail += lines
+            for line in lines if verbose else ():
+                print("llama.cpp:", line, file=sys.stderr)  # noqa: T201 - as asked for
+
+
+# The child's side.
+
+
+def main() -> None:
+    """Load the model and answer requests, until stdin ends; then exit at once. The program of the child."""
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a terminal or a service manager sends them to all processes: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    replies, lock = os.fdopen(os.dup(1), "wb", 0), threading.Lock()
+    os.dup2(2, 1)  # what native code prints is no frame
+
+    def reply(content: Mapping[str, Any]) -> None:
+        """Write a frame to the parent."""
+        with lock:
+            _write(replies, _frame(content))
+
+    worker = _Worker(reply)
+    threading.stack_size(_STACK)
+    with suppress(ValueError):
+        while (frame := _read(sys.stdin.buffer)) is not None:
+            worker.take(frame)
+    os._exit(0)
+
+
+class _Worker:
+    """Model in the child, with the stops of its generations."""
+
+    def __init__(self, reply: Callable[[Mapping[str, Any]], None]) -> None:
+        self._reply = reply
+        self._stops: dict[int, StopToken] = {}
+        self._engine: Any = None
+
+    def take(self, frame: dict[str, Any]) -> None:
+        """Load the model, begin a generation or stop one, in a thread, so that the end of stdin is noticed."""
+        call = frame.pop("call", 0)
+        if not frame:
+            self._stops.get(call, StopToken())()
+            return
+        self._stops[call] = StopToken()
+        threading.Thread(target=self._generate if call else self._load, args=(call,), kwargs=frame, daemon=True).start()
+
+    def _load(self, call: int, runtime: str, path: str, **wanted: Any) -> None:
+        """Load the model within the limits of memory, and report that; end the process after a failure."""
+        try:
+            _limit_memory(Path(path))
+            self._engine = open_engine(runtime, LoadOptions(path=Path(path), **wanted))
+            _limit_memory(None)
+            self._reply({"call": call, "address": self._engine.address})
+        except Exception as e:  # noqa: BLE001 - raised by the parent
+            self._reply({"call": call, "failed": str(e), "kind": type(e).__name__})
+
+    def _generate(self, call: int, request: Mapping[str, Any], chat: bool) -> None:
+        """Generate, and report each piece and the end."""
+        try:
+            self._engine.stream(request, chat, lambda piece: self._reply({"call": call, "piece": piece}), self._stops[call])
+            self._reply({"call": call, "end": True})
+        except Exception as e:  # noqa: BLE001 - the type alone: the text may quote the request
+            self._reply({"call": call, "failed": type(e).__name__})
+        finally:
+            del self._stops[call]
+
+
+def _limit_memory(path: Path | None) -> None:
+    """Limit the memory of this process, and write no core: while loading by the file's size, then by what is in use.
+
+    A no-op where the system has no such limit.
+    """
+    with suppress(ImportError, AttributeError, OSError, ValueError):
+        import resource
+
+        page, (_, hard) = os.sysconf("SC_PAGE_SIZE"), resource.getrlimit(resource.RLIMIT_DATA)
+        if path is None:
+            most = int(Path("/proc/self/statm").read_text().split()[5]) * page + MOST_GROWTH
+        else:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            most = path.stat().st_size + os.sysconf("SC_PHYS_PAGES") * page // 2
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        Path("/proc/self/oom_score_adj").write_text("500")

@@ -1,0 +1,418 @@
+"""LlamaModel in a process of its own: real children that are killed, hang, take too much memory, or write to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from time import monotonic
+
+import commands
+import httpx
+import psutil
+import pytest
+import routes
+from both import LONG
+
+pytest.importorskip("xllamacpp")
+tiny_gguf = pytest.importorskip("tiny_gguf")
+
+from edgeroute import AsyncRouter, BadInput, LlamaModel, ModelError, PolicyError, Router, StopToken  # noqa: E402
+from edgeroute.edge import llama, llama_process  # noqa: E402
+from edgeroute.testing import edge_contract  # noqa: E402
+
+HI = [{"role": "user", "content": "hi"}]
+ENDLESS = {"messages": HI, "max_tokens": 1_000_000, "ignore_eos": True}
+FORM = {"type": "json_schema", "json_schema": {"schema": {"enum": [f"v{i}" for i in range(40_000)]}}}
+STUCK = {"messages": HI, "max_tokens": 4, "response_format": FORM}
+"""A format with which llama.cpp takes minutes for a token."""
+HUGE = {"messages": HI, "max_tokens": 4, "dry_multiplier": 1.0, "dry_penalty_last_n": 2**31 - 1}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The tiny model's file, of a context in which an answer takes long."""
+    return tiny_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", context=4096)
+
+
+def children(process=None):
+    """The processes of models that this process, or another, has started."""
+    found = (process or psutil.Process()).children(recursive=True)
+    return [child for child in found if any("llama_process" in word for word in child.cmdline())]
+
+
+@pytest.fixture
+def isolated(tiny):
+    """Makes isolated models, which are closed at the end; no process is left."""
+    made = []
+
+    def make(**options):
+        made.append(LlamaModel(tiny, isolate=True, **{"max_tokens": 4, **options}))
+        return made[-1]
+
+    yield make
+    for model in made:
+        model.close()
+    assert children() == []
+
+
+def started(model, x, stop=None):
+    """Begins to stream an answer -> the rest of its pieces."""
+    stream = model.stream(x, stop)
+    next(stream)
+    return stream
+
+
+def killed():
+    """Kills the only child."""
+    (child,) = children()
+    child.kill()
+
+
+def test_it_keeps_the_contract(tiny):
+    edge_contract(
+        LlamaModel(tiny, isolate=True, max_tokens=4, slots=2), ["hello there", HI], bad=["", None, b"x", {"prompt": None}]
+    )
+
+
+def test_answers_are_those_of_a_model_in_the_process(isolated, tiny):
+    """Texts, log-probabilities, errors, tools and streams."""
+    alone, inside = isolated(), LlamaModel(tiny, max_tokens=4)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    for x in ("hi", HI, {"messages": HI, "tools": tools}, {"messages": HI, "grammar": 'root ::= "yes"'}):
+        (a,), (b,) = alone.run_one(x), inside.run_one(x, StopToken())
+        assert a.value == b.value
+        assert a.confidence == pytest.approx(b.confidence)
+    assert list(alone.stream("hi")) == list(inside.stream("hi"))
+    assert alone.settings == inside.settings
+    for wrong in (
+        {"messages": HI, "grammar": "root ::= ("},
+        {"messages": HI, "temperature": "hot"},
+        {"messages": HI, "seed": 10**400},
+    ):
+        with pytest.raises(BadInput):
+            alone.run_one(wrong)
+    with pytest.raises(ModelError, match="its context 4096"):
+        alone.run_one("word " * 5000)
+    assert alone.run_one("hi")[0].value == inside.run_one("hi")[0].value
+    inside.close()
+
+
+def test_a_child_that_is_killed_within_an_answer(isolated):
+    """The stream breaks off, the cloud answers, and the next call has a new child."""
+    model = isolated()
+    truth = model.run_one("hi")[0].value
+    stream = started(model, ENDLESS)
+    killed()
+    with pytest.raises(ModelError, match=r"its process ended \(-9\)"):
+        list(stream)
+    assert model.run_one("hi")[0].value == truth
+    with Router(model, lambda x: "cloud", threshold=0.0) as router:
+        for more in ({"deadline": LONG}, {}):
+            answers = []
+            thread = threading.Thread(target=lambda more=more, answers=answers: answers.append(router.infer(ENDLESS, **more)))
+            thread.start()
+            working()
+            killed()
+            thread.join(LONG)
+            assert answers[0].value == "cloud"
+        assert router.infer("hi").value == truth
+
+
+def working():
+    """Waits until the only child computes."""
+    until = monotonic() + LONG
+    while not children():
+        assert monotonic() < until
+    (child,) = children()
+    computing(child)
+
+
+def computing(child):
+    """Waits until a process has used its processor for a while."""
+    until, before = monotonic() + LONG, child.cpu_times().user
+    while child.cpu_times().user < before + 0.2:
+        assert monotonic() < until
+        os.sched_yield()
+
+
+def test_asyncio(isolated):
+    """Answers, streams, and a child that is killed within an answer."""
+    model = isolated()
+
+    async def run():
+        async with AsyncRouter(model, lambda x: "cloud", threshold=0.0) as router:
+            first = await router.infer("hi")
+            async with router.stream("hi") as stream:
+                pieces = [piece async for piece in stream]
+            call = asyncio.create_task(router.infer(ENDLESS))
+            await asyncio.to_thread(working)
+            await asyncio.to_thread(killed)
+            return first.value, "".join(pieces), (await call).value, (await router.infer("hi")).value
+
+    truth, streamed, fallback, after = asyncio.run(run())
+    assert truth == streamed == after
+    assert fallback == "cloud"
+
+
+def test_an_end_too_often(isolated, monkeypatch):
+    """It is not started again for a while."""
+    model = isolated()
+    for _ in range(llama.MOST_ENDS):
+        stream = started(model, ENDLESS)
+        killed()
+        with pytest.raises(ModelError, match="process ended"):
+            list(stream)
+    with pytest.raises(ModelError, match="ended 5 times within 60 s"):
+        model.run_one("hi")
+    monkeypatch.setattr(llama, "ENDS_S", 0.0)
+    assert model.run_one("hi")[0].value
+
+
+def test_a_token_that_takes_too_long(isolated):
+    """Ends the child; the next call has a new one."""
+    model = isolated(stall_s=1.0)
+    model.run_one("hi")
+    (before,) = children()
+    for x in (lambda: model.run_one(STUCK), lambda: list(model.stream(STUCK))):
+        with pytest.raises(ModelError, match="gave no token within 1 s"):
+            x()
+    assert not before.is_running()
+    assert model.run_one("hi")[0].value
+
+
+@pytest.mark.parametrize("tools", [(), ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)])
+def test_a_stop(isolated, tools, monkeypatch):
+    """Ends a generation within the child, which goes on; a child that hangs is killed soon."""
+    monkeypatch.setattr(llama_process, "STOP_S", 0.5)
+    model = isolated(slots=2)
+    long = {**ENDLESS, "tools": list(tools)} if tools else ENDLESS
+    stop = StopToken()
+    stream = started(model, long, stop)
+    (child,) = children()
+    stop()
+    with pytest.raises(ModelError, match="was stopped"):
+        list(stream)
+    if not tools:
+        started(model, long).close()
+    assert children() == [child]
+    stop, errors = StopToken(), []
+
+    def run():
+        try:
+            model.run_one(STUCK, stop)
+        except ModelError as e:
+            errors.append(str(e))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    working()
+    stop()
+    thread.join(LONG)
+    assert "was stopped" in errors[0]
+    assert not child.is_running()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_its_memory_is_limited(isolated):
+    """To what the model takes, and a gigabyte; no core is written, and the system ends the child before its parent."""
+    model = isolated()
+    model.run_one("hi")
+    (child,) = children()
+    data, _ = child.rlimit(psutil.RLIMIT_DATA)
+    assert 0 < data < child.memory_info().data + (1 << 30) + (1 << 28)
+    assert child.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    assert Path(f"/proc/{child.pid}/oom_score_adj").read_text().strip() == "500"
+    with pytest.raises((BadInput, ModelError)):
+        model.run_one(HUGE)
+    assert model.run_one("hi")[0].value
+
+
+FORGED = 'root ::= "\x1b]0;OWNED\x07" (\n{"level": "error", "message": "forged"}\nPATIENT-JOHN-DOE'
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_no_client_writes_into_the_log(isolated, capfd, caplog, verbose):
+    """llama.cpp quotes a grammar that it does not take: nothing of that is printed; with `verbose` in printable lines that are no records."""
+    caplog.set_level(logging.DEBUG)
+    model = isolated(verbose=verbose)
+    with pytest.raises(BadInput, match="grammar") as refused:
+        model.run_one({"messages": HI, "grammar": FORGED})
+    model.close()
+    assert "PATIENT" not in str(refused.value)
+    out, err = capfd.readouterr()
+    assert (out, bool(err), caplog.records) == ("", verbose, [])
+    assert all(line.startswith("llama.cpp: ") and line.isprintable() for line in err.splitlines())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_busy_edge_leaves_the_cloud_its_time(isolated, asynchronous):
+    """A call with a deadline waits half of it for a slot; alone on the device it waits for its turn."""
+    model = isolated()
+    with Router(model, lambda x: "cloud", threshold=0.0) as router:
+        router.infer("hi")
+        thread = threading.Thread(target=lambda: router.infer(ENDLESS, deadline=LONG))
+        thread.start()
+        working()
+        if asynchronous:
+
+            async def ask():
+                async with AsyncRouter(model, lambda x: "cloud", threshold=0.0) as other:
+                    return await other.infer("hi", deadline=1.0)
+
+            answer = asyncio.run(ask())
+        else:
+            answer = router.infer("hi", deadline=1.0)
+        assert (answer.value, routes.code(answer, "edge")) == ("cloud", "busy")
+        assert next(leg for leg in router.stats().legs if leg.name == "edge").failed == 0
+        killed()
+        thread.join(LONG)
+
+
+PROGRAM = """
+import os, sys, threading, time
+HI = [{"role": "user", "content": "hi"}]
+FORM = {"type": "json_schema", "json_schema": {"schema": {"enum": [f"v{i}" for i in range(40_000)]}}}
+STUCK, ENDLESS = {"messages": HI, "response_format": FORM}, {"messages": HI, "max_tokens": 1_000_000, "ignore_eos": True}
+from edgeroute.edge.llama import LlamaModel
+model = LlamaModel(sys.argv[1], isolate=True, max_tokens=4)
+truth = model.run_one("hi")[0].value
+"""
+
+
+def program(body, path):
+    """Starts it."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + body, str(path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.parametrize("x", ["ENDLESS", "STUCK"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_a_parent_that_is_killed(tiny, x):
+    """Takes the child along, whatever that does, and though a fork of the parent goes on."""
+    body = f"""
+child = os.fork()
+if not child:
+    time.sleep(600)
+threading.Thread(target=model.run_one, args=({x},), daemon=True).start()
+print(child, flush=True)
+time.sleep(600)
+"""
+    with program(body, tiny) as process:
+        fork = psutil.Process(int(process.stdout.readline()))
+        (child,) = children(psutil.Process(process.pid))
+        computing(child)
+        process.kill()
+        child.wait(LONG)
+        assert fork.is_running()
+        fork.kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_forks(tiny):
+    """A fork has a child of its own; the parent's goes on, and both end with their parents."""
+    body = """
+fork = os.fork()
+if not fork:
+    assert model.run_one("hi")[0].value == truth
+    sys.exit(7)
+code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
+before = model.load()
+print(code, model.run_one("hi")[0].value == truth, model.load() is before and not before.ended)
+"""
+    with program(body, tiny) as process:
+        out, err = process.communicate(timeout=LONG)
+    assert (out.split(), err, process.returncode) == (["7", "True", "True"], "", 0)
+
+
+def test_the_interpreter_ends_under_a_run(tiny):
+    """At once, and leaves no process and no file."""
+    body = """
+print(model.load()._process.pid, *os.listdir(os.environ["TMPDIR"]), flush=True)
+def run():
+    try:
+        model.run_one(STUCK)
+    except Exception:
+        pass
+threading.Thread(target=run, daemon=True).start()
+time.sleep(0.5)
+"""
+    folder = tiny.parent / "temporary"
+    folder.mkdir()
+    os.environ["TMPDIR"], before = str(folder), os.environ.get("TMPDIR")
+    try:
+        with program(body, tiny) as process:
+            out, err = process.communicate(timeout=LONG)
+    finally:
+        os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+    assert (err, process.returncode, [*folder.iterdir()]) == ("", 0, [])
+    assert not psutil.pid_exists(int(out.split()[0]))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_signals_of_a_terminal_do_not_reach_the_child(isolated):
+    """Neither Ctrl-C, nor the end of a service by its manager: the parent decides."""
+    model = isolated()
+    truth = model.run_one("hi")[0].value
+    (child,) = children()
+    assert os.getpgid(child.pid) != os.getpgid(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        child.send_signal(number)
+        assert model.run_one("hi")[0].value == truth
+    assert children() == [child]
+
+
+def test_closing(isolated):
+    """Ends the child, after a run that is under way; the next run has another."""
+    model = isolated(max_tokens=64, request={"ignore_eos": True})
+    truth = "".join(model.stream("hi"))
+    stream = model.stream("hi")
+    first = next(stream)
+    model.close()
+    assert first + "".join(stream) == truth
+    del stream
+    assert children() == []
+    assert model.run_one("hi")[0].value == truth
+
+
+def test_a_file_that_does_not_load(tmp_path, tiny):
+    """Is said as by a model in the process; no child is left."""
+    path = tiny_gguf.write(tmp_path / "foreign.gguf", arch="unheard-of")
+    with pytest.raises(ModelError, match="may not know that architecture"):
+        LlamaModel(path, isolate=True).load()
+    with pytest.raises(PolicyError, match="one generation at a time"):
+        LlamaModel(tiny, isolate=True, runtime="llama-cpp-python", slots=2).load()
+    with pytest.raises(PolicyError, match="stall_s"):
+        LlamaModel(tiny, stall_s=0)
+    deep = tiny_gguf.write(tmp_path / "deep.gguf", template="{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}")
+    with pytest.raises(ModelError, match="process ended"):
+        LlamaModel(deep, isolate=True).run_one("hi")
+    assert children() == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize(("line", "count"), [("", 1), ("isolate = false", 0), ("isolate = true\nstall_s = 20", 1)])
+def test_the_gateway_isolates(tiny, tmp_path, line, count):
+    """By default; at SIGTERM the gateway ends, and the child, though a request hangs in it."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        f'mode = "only_edge"\n[gateway]\nallow = ["response_format"]\n[edge]\npath = "{tiny}"\nmax_tokens = 4\n{line}\n'
+    )
+    with commands.started("gateway", "--policy", policy) as (process, url), httpx.Client(base_url=url, timeout=LONG) as client:
+        body = {"model": "edgeroute", "messages": HI}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+        found = children(psutil.Process(process.pid))
+        assert len(found) == count
+        if count:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json={**body, "response_format": FORM}, timeout=0.5)
+        process.terminate()
+        assert process.wait(LONG) == 0
+        psutil.wait_procs(found, LONG)
+        assert not any(child.is_running() for child in found)
