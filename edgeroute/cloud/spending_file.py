@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
 from edgeroute.core.error_codes import HeldCode, Rejection
 from edgeroute.core.routing_policy import INF
@@ -173,7 +173,9 @@ class SharedSpending:
 
     def __init__(self, spending: Spending, store: KeyValueStore | None = None) -> None:
         self._limits, self.edge_j = spending.limits, 0.0
-        self._account = _Account(spending, None) if store is None else _accounts.of(spending, store)
+        self._account = _Account(spending, store)
+        if store is not None:  # those who share a store have the bookings of the first
+            self._account = _accounts.first(id(store), self._account)
         self._account.join(self)
 
         account = self._account
@@ -333,22 +335,5 @@ class _Account(ForkSafe):
             return self._spending.scarce(process.now(), limits)
 
 
-class _Accounts(ForkSafe):
-    """Accounts of all stores in use."""
-
-    _lock = per_process(threading.RLock)
-
-    def __init__(self) -> None:
-        self._by_store: WeakValueDictionary[int, _Account] = WeakValueDictionary()
-        """Account by the store's id, unique while the account lives, since the account refers to the store."""
-
-    def of(self, spending: Spending, store: KeyValueStore) -> _Account:
-        """Return the store's account; a new one begins with this spending. Later spendings share its bookings."""
-        with self._lock:
-            account = self._by_store.get(id(store))
-            if account is None:
-                account = self._by_store[id(store)] = _Account(spending, store)
-            return account
-
-
-_accounts = _Accounts()
+_accounts: process.Shared[int, _Account] = process.Shared()
+"""Account by the store's id, unique while the account lives, since the account refers to the store."""
