@@ -187,16 +187,27 @@ def _forward(name: str) -> Callable[..., None]:
 
 
 class Instruments(Instrument):
-    """List of instruments; forwards each event to all of them, and logs their exceptions."""
+    """List of instruments; forwards each event to all of them, and logs their exceptions.
+
+    Attributes:
+        follow_requests: True if an instrument handles the beginning of requests.
+        follows: True if an instrument handles the beginning of attempts.
+        prompt: True if all instruments for attempts, breakers and limits return at once: their classes have `prompt = True`. Each
+            in the class itself; an inherited `prompt` does not count.
+    """
 
     opened, request_began, request_left = _forward("opened"), _forward("request_began"), _forward("request_left")
     request_ended, attempt_ended = _forward("request_ended"), _forward("attempt_ended")
     breaker_changed, alarm, outbox_changed = _forward("breaker_changed"), _forward("alarm"), _forward("outbox_changed")
     limit_hit, close = _forward("limit_hit"), _forward("close")
+    held = limit_hit
 
     def __init__(self, instruments: Iterable[Instrument]) -> None:
         self.all = tuple(instruments)
         self._methods = {name: _overridden(self.all, name) for name in vars(Instrument) if not name.startswith("_")}
+        self.follow_requests, self.follows = bool(self._methods["request_began"]), bool(self._methods["attempt_began"])
+        methods = [method for name in _DURING for method in self._methods[name]]
+        self.prompt = all(vars(type(getattr(method, "__self__", None))).get("prompt", False) for method in methods)
 
     def __bool__(self) -> bool:
         return bool(self.all)
@@ -209,24 +220,13 @@ class Instruments(Instrument):
         """Report that a request ended; the fields are those of `RequestEnded`."""
         self.request_ended(new(RequestEnded, fields))
 
-    @property
-    def follow_requests(self) -> bool:
-        """True if an instrument handles the beginning of requests."""
-        return bool(self._methods["request_began"])
+    def began(self, *attempt: Any) -> Mapping[str, str]:
+        """Report that an attempt is about to be sent; the fields are those of `AttemptBegan`. Return further headers for it."""
+        return self.attempt_began(AttemptBegan(*attempt))
 
-    @property
-    def follow_attempts(self) -> bool:
-        """True if an instrument handles the beginning of attempts."""
-        return bool(self._methods["attempt_began"])
-
-    @property
-    def prompt(self) -> bool:
-        """True if all instruments for attempts, breakers and limits return at once: their classes have `prompt = True`.
-
-        Each in the class itself; an inherited `prompt` does not count.
-        """
-        methods = [method for name in _DURING for method in self._methods[name]]
-        return all(vars(type(getattr(method, "__self__", None))).get("prompt", False) for method in methods)
+    def attempt(self, *attempt: Any) -> None:
+        """Report that an attempt has ended; the fields are those of `AttemptEnded`."""
+        self.attempt_ended(AttemptEnded(*attempt))
 
     def attempt_began(self, began: AttemptBegan) -> Mapping[str, str]:
         """Forward the event, and return the headers of all instruments.
@@ -241,23 +241,3 @@ class Instruments(Instrument):
         for method in self._methods["attempt_began"]:
             call_logged(partial(add, method), FAILED, "attempt_began")
         return headers
-
-
-class AttemptReport:
-    """Forwarder of an endpoint's attempts, and of rejected calls, to the instruments."""
-
-    def __init__(self, instruments: Instruments) -> None:
-        self._instruments = instruments
-        self.follows, self.prompt = instruments.follow_attempts, instruments.prompt
-
-    def began(self, *attempt: Any) -> Mapping[str, str]:
-        """Report that an attempt is about to be sent. Return further headers for it."""
-        return self._instruments.attempt_began(AttemptBegan(*attempt))
-
-    def attempt(self, *attempt: Any) -> None:
-        """Report that an attempt has ended."""
-        self._instruments.attempt_ended(AttemptEnded(*attempt))
-
-    def held(self, target: str, code: str) -> None:
-        """Report that a request was rejected."""
-        self._instruments.limit_hit(target, code)

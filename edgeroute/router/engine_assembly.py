@@ -191,15 +191,10 @@ def guard(engine: Engine, backend: CloudBackend) -> Guard:
     """Return a new guard for one cloud of this router."""
     from edgeroute.cloud.endpoint_guard import Guard
 
-    report = None
-    if engine.instruments is not None:
-        from edgeroute.record.instruments import AttemptReport
-
-        report = AttemptReport(engine.instruments)
     return Guard(
         backend.name, backend.where, backend.terms, engine.spending,
         health=backend.health, watcher=engine.health, journal=engine.ledger,
-        report=report,
+        report=engine.instruments,
     )  # fmt: skip
 
 
