@@ -279,7 +279,7 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         with pytest.raises(PolicyError, match="link"):
             export_triton([one], tmp_path / f"link{force}", force=force)
     export = contextlib.ExitStack()
-    folder = export.enter_context(new_folder(out, {}, force=True))
+    folder = export.enter_context(new_folder(out, "triton", [], force=True))
     (folder / "half").write_text("half")
     assert not export.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert (out / "two").exists()

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,11 +26,10 @@ Names = Annotated[
     typer.Option("--name", metavar="NAME", help="Name of a model on the server, for each in turn.", show_default="the card's"),
 ]
 Most = Annotated[int, typer.Option("--max-batch", min=1, max=4096, metavar="N", help="Most rows of one run.")]
-Wait = Annotated[float | None, of_time("Time that a request waits for others.", "2ms")]
+Wait = Annotated[Any, of_time("Time that a request waits for others.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace all of an earlier export.")]
 Queue = Annotated[int, typer.Option(min=1, metavar="N", help="Most waiting requests; further ones are refused (503).")]
 Replicas = Annotated[str, typer.Option("--replicas", metavar="LOW-HIGH", help="Least and most replicas.")]
-WAIT_S = 0.002
 
 
 Runs = Annotated[
@@ -48,7 +47,7 @@ def triton(
     name: Names = None,
     backend: Runs = "python",
     max_batch: Most = 32,
-    wait: Wait = None,
+    wait: Wait = "2ms",
     queue: Queue = 256,
     instances: Annotated[int, typer.Option(min=1, metavar="N", help="Instances of each model, on each GPU.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="Run on the server's GPUs.")] = False,
@@ -59,7 +58,7 @@ def triton(
     from edgeroute.tools.export.triton import Batching
     from edgeroute.tools.export.triton import triton as write
 
-    batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, instances, gpu)
+    batching = Batching(max_batch, wait, queue, instances, gpu)
     _report(write(models, out, names=name or (), backend=backend, batching=batching, force=force), out, as_json)
 
 
@@ -71,7 +70,7 @@ def ray(
     out: Out,
     name: Names = None,
     max_batch: Most = 32,
-    wait: Wait = None,
+    wait: Wait = "2ms",
     queue: Queue = 256,
     replicas: Replicas = "1-4",
     kept: Annotated[
@@ -87,9 +86,8 @@ def ray(
     """Write an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight."""
     from edgeroute.tools.export.ray import ray as write
 
-    wait_s = WAIT_S if wait is None else wait
     exported = write(
-        models, out, names=name or (), max_batch=max_batch, wait_s=wait_s, queue=queue, replicas=_range(replicas),
+        models, out, names=name or (), max_batch=max_batch, wait_s=wait, queue=queue, replicas=_range(replicas),
         models_per_replica=kept,
         splits=dict(map(_split, split or ())), force=force,
     )  # fmt: skip
@@ -113,7 +111,7 @@ def kserve(
     ] = None,
     backend: Runs = "python",
     max_batch: Most = 32,
-    wait: Wait = None,
+    wait: Wait = "2ms",
     queue: Queue = 256,
     replicas: Replicas = "2-10",
     cpu: Annotated[float, typer.Option(min=0.1, metavar="N", help="Cores of a replica.")] = 1.0,
@@ -126,7 +124,7 @@ def kserve(
     from edgeroute.tools.export.kserve import kserve as write
     from edgeroute.tools.export.triton import Batching
 
-    batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, gpu=gpu > 0)
+    batching = Batching(max_batch, wait, queue, gpu=gpu > 0)
     cluster = Cluster(image, _range(replicas), cpu, gpu=gpu)
     exported = write(
         models, out, cluster=cluster, name=service, names=name or (), storage=storage, backend=backend, batching=batching,

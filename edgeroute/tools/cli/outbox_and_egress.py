@@ -6,12 +6,12 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -214,15 +214,11 @@ def _report_missing(names: Iterable[str] | None, existing: Iterable[str], why: s
 # `edgeroute egress`.
 
 
-class Sent(NamedTuple):
-    """Line of the ledger."""
-
-    at: float
-    to: str
-    bytes: int
-    data_class: str | None
-    rule: str
-    request: str
+FIELDS: dict[str, Callable[[Any], Any]] = {
+    "at": float, "to": str, "bytes": int, "data_class": lambda name: None if name is None else str(name), "rule": str,
+    "request": str,
+}  # fmt: skip
+"""Field of a line of the ledger -> the function that checks and converts it."""
 
 
 def parse_time(text: str) -> float:
@@ -260,18 +256,18 @@ def egress(
     ledger = read(path, since=since)
     parsed_lines = [_sent(record) for record in ledger]
     skipped = ledger.skipped + parsed_lines.count(None)
-    sent = [s for s in parsed_lines if s and data_class in {None, s.data_class} and (to or "") in s.to]
+    sent = [s for s in parsed_lines if s and data_class in {None, s["data_class"]} and (to or "") in s["to"]]
     attempts, sizes = Counter[tuple[str, str | None]](), Counter[tuple[str, str | None]]()
     for attempt in sent:
-        attempts[attempt.to, attempt.data_class] += 1
-        sizes[attempt.to, attempt.data_class] += attempt.bytes
+        attempts[attempt["to"], attempt["data_class"]] += 1
+        sizes[attempt["to"], attempt["data_class"]] += attempt["bytes"]
     totals = [(*key, count, sizes[key]) for key, count in attempts.items()]
     if as_json:
         total_rows = [dict(zip(("to", "data_class", "attempts", "bytes"), total, strict=True)) for total in totals]
-        print(json.dumps({"sent": [attempt._asdict() for attempt in sent], "totals": total_rows, "skipped": skipped}))
+        print(json.dumps({"sent": sent, "totals": total_rows, "skipped": skipped}))
         return
     if sent:
-        shown = [(local_time(attempt.at), *attempt[1:]) for attempt in sent[-MOST_ROWS:]]
+        shown = [tuple({**attempt, "at": local_time(attempt["at"])}.values()) for attempt in sent[-MOST_ROWS:]]
         table(("when", "to", "bytes", "class", "rule", "request"), shown, ("when", "to", "class", "rule", "request"))
         if len(sent) > MOST_ROWS:
             print(f"these are the latest {MOST_ROWS:,} of {len(sent):,}; --json has them all")
@@ -282,10 +278,9 @@ def egress(
         print(f"{skipped:,} incomplete lines were skipped, as after a power cut or on a full disk", file=sys.stderr)
 
 
-def _sent(record: Mapping[str, Any]) -> Sent | None:
+def _sent(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Parse a line of the ledger; None if a field is missing or invalid."""
     try:
-        time, to, size, data_class, rule, request = (record[name] for name in Sent._fields)
-        return Sent(float(time), str(to), int(size), None if data_class is None else str(data_class), str(rule), str(request))
+        return {name: convert(record[name]) for name, convert in FIELDS.items()}
     except (KeyError, TypeError, ValueError, OverflowError):
         return None

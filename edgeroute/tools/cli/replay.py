@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,58 +44,32 @@ def _price(text: str) -> Price:
     return Price(parts[0]) if len(parts) == 1 else Price(0.0, *parts)
 
 
-def _option(*names: str, show_default: bool | str = False, **more: object) -> object:
-    """Return an option in the help's part about foreign logs."""
-    return typer.Option(*names, show_default=show_default, rich_help_panel=LOG, **more)  # type: ignore[arg-type]
+_of_log = partial(typer.Option, rich_help_panel=LOG)
 
 
-MaxLoss = Annotated[
-    float | None,
-    _option(parser=share, metavar="SHARE", help="Largest loss of accuracy or score against the cloud.", show_default="1%"),
-]
-Sure = Annotated[
-    float | None, _option(parser=share, metavar="SHARE", help="Confidence level of the guarantee.", show_default="95%")
-]
-EdgeModel = Annotated[
-    str | None, _option(metavar="NAME", help="Model for the edge, as the log names it, or a pattern: 'gpt-4o-mini*'.")
-]
-CloudModel = Annotated[str | None, _option(metavar="NAME", help="Model for the cloud. Of two models one is enough.")]
-EdgePrice = Annotated[
-    object,
-    _option(
-        parser=_price,
-        metavar="USD",
-        help="Price of a request on the edge (0 on a device), or IN/OUT: of a million tokens.",
-        show_default="as the log says",
-    ),
-]
-CloudPrice = Annotated[object, _option(parser=_price, metavar="USD", help="Price on the cloud, in the same form.")]
-Id = Annotated[
-    str | None,
-    _option("--id", metavar="KEY", help="Path of the request's ID in a line, as metadata.job.", show_default="its messages"),
-]
-Score = Annotated[
-    str | None,
-    _option("--score", metavar="KEY", help="Path of the answer's score in a line, 0..1. Without it: agreement with the cloud."),
-]
-Match = Annotated[
-    Literal["text", "exact"] | None,
-    _option(help="Answers agree if they differ only in case and spaces, or exactly.", show_default="text"),
-]
+def _price_of(text: str, default: bool | str) -> Any:
+    """Return an option that takes a price of requests on a side. default: as the help shows it; False: not at all."""
+    return _of_log(parser=_price, metavar="USD", help=f"Price of a request on {text}.", show_default=default)
 
 
-def refuse(options: Mapping[str, object], meant: str) -> None:
-    """Refuse options that are for something else.
-
-    Raises:
-        typer.BadParameter: one of these was given.
-    """
-    for name, value in options.items():
-        if value is not None:
-            raise typer.BadParameter(f"it is for {meant}", param_hint=name)
+def _check_given(context: typer.Context, log: str | None) -> None:
+    """Refuse options that are for a trace where there is a log, for a log where there is none, or for another kind of log."""
+    for parameter in context.command.params:
+        name, source = str(parameter.name), context.get_parameter_source(str(parameter.name))
+        if source is None or source.name != "COMMANDLINE" or name in {"trace", "log", "as_json"}:
+            continue
+        of_log = getattr(parameter, "rich_help_panel", None) == LOG
+        if of_log and log is None:
+            raise typer.BadParameter("it is for a foreign log: --from says of which kind", param_hint=parameter.opts[0])
+        if not of_log and log is not None:
+            raise typer.BadParameter("it is for a trace, not a foreign log", param_hint=parameter.opts[0])
+        if log == "csv" and name in {"id_at", "score_at"}:
+            why = "it is for a log of calls: a table has columns of these names"
+            raise typer.BadParameter(why, param_hint=parameter.opts[0])
 
 
 def replay(
+    context: typer.Context,
     trace: Annotated[
         list[Path],
         typer.Argument(
@@ -129,50 +104,46 @@ def replay(
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     log: Annotated[
         Literal["openai-log", "litellm-log", "csv"] | None,
-        typer.Option(
-            "--from",
-            help="Estimate the savings of a certified threshold, from requests that two models answered.",
-            rich_help_panel=LOG,
-        ),
+        _of_log("--from", help="Estimate the savings of a certified threshold, from requests that two models answered."),
     ] = None,
-    max_loss: MaxLoss = None,
-    sure: Sure = None,
-    edge_model: EdgeModel = None,
-    cloud_model: CloudModel = None,
-    edge_price: EdgePrice = None,
-    cloud_price: CloudPrice = None,
-    id_at: Id = None,
-    score_at: Score = None,
-    match: Match = None,
+    max_loss: Annotated[
+        Any, _of_log(parser=share, metavar="SHARE", help="Largest loss of accuracy or score against the cloud.")
+    ] = "1%",
+    sure: Annotated[Any, _of_log(parser=share, metavar="SHARE", help="Confidence level of the guarantee.")] = "95%",
+    edge_model: Annotated[
+        str, _of_log(metavar="NAME", help="Model for the edge, as the log names it, or a pattern: 'gpt-4o-mini*'.")
+    ] = "",
+    cloud_model: Annotated[str, _of_log(metavar="NAME", help="Model for the cloud. Of two models one is enough.")] = "",
+    edge_price: Annotated[Any, _price_of("the edge (0 on a device), or IN/OUT: of a million tokens", "as the log says")] = None,
+    cloud_price: Annotated[Any, _price_of("the cloud, in the same form", False)] = None,
+    id_at: Annotated[
+        str,
+        _of_log("--id", metavar="KEY", show_default="its messages", help="Path of the request's ID in a line, as metadata.job."),
+    ] = "",
+    score_at: Annotated[
+        str,
+        _of_log(
+            "--score", metavar="KEY", help="Path of the answer's score in a line, 0..1. Without it: agreement with the cloud."
+        ),
+    ] = "",
+    match: Annotated[
+        Literal["text", "exact"], _of_log(help="Answers agree if they differ only in case and spaces, or exactly.")
+    ] = "text",
     as_json: Json = False,
 ) -> None:
     """Replay recorded requests under another policy or network. Runs no model; sends nothing.
 
     With --from: estimate which requests the smaller of two models could answer, with a guarantee, from a log of both.
     """
-    of_log = {
-        "--max-loss": max_loss, "--sure": sure, "--edge-model": edge_model, "--cloud-model": cloud_model,
-        "--edge-price": edge_price, "--cloud-price": cloud_price, "--id": id_at, "--score": score_at, "--match": match,
-    }  # fmt: skip
+    _check_given(context, log)
     if log is not None:
-        of_trace = {
-            "--policy": policy, "--network": network, "--server-time": server_time, "--battery": battery, "--thermal": thermal,
-            "--keep-mode": keep_mode or None, "--keep-deadline": keep_deadline or None,
-        }  # fmt: skip
-        refuse(of_trace, "a trace, not a foreign log")
-        if log == "csv":
-            refuse({"--id": id_at, "--score": score_at}, "a log of calls: a table has columns of these names")
-        from edgeroute.tools.replay.logs import Price, Read
+        from edgeroute.tools.replay.logs import Read
         from edgeroute.tools.replay.savings_estimate import saving
 
-        prices = [price if isinstance(price, Price) else None for price in (edge_price, cloud_price)]
-        how = Read(edge_model or "", cloud_model or "", prices[0], prices[1], id_at or "", score_at or "", match or "text")
-        estimate = saving(
-            trace, log, max_loss=0.01 if max_loss is None else max_loss, sure=0.95 if sure is None else sure, how=how
-        )
+        how = Read(edge_model, cloud_model, edge_price, cloud_price, id_at, score_at, match)
+        estimate = saving(trace, log, max_loss=max_loss, sure=sure, how=how)
         print(json.dumps(estimate.as_dict(), allow_nan=False) if as_json else printable(str(estimate)))
         return
-    refuse(of_log, "a foreign log: --from says of which kind")
     if policy is None:
         raise typer.BadParameter("a trace needs a policy; a foreign log needs --from", param_hint="--policy")
     if len(trace) > 1:

@@ -89,7 +89,6 @@ def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
     return [*lines, f"At the end {state['battery']:.0%} of a full battery were left{empty}; {hottest}."]
 
 
-LENGTH_S = 900.0
 LONGEST_S = 30 * 86_400.0
 """Longest time to simulate."""
 MOST_PER_S = 1_000_000
@@ -132,8 +131,13 @@ def _of_device(text: str, default: str, low: float = 0, high: float = 1e6) -> An
 _simulated = partial(of_time, parser=simulated_time)
 PerMinute = Annotated[float, typer.Option(min=0.001, help="Requests per minute of each device.")]
 Defer = Annotated[float, of_share("Share of requests that the edge defers.", "10%")]
-Length = Annotated[float | None, _simulated("Simulated time.", "15m")]
-Timeout = Annotated[float | None, _simulated("Timeout of the cloud in the devices' policy.", "2s")]
+Capacity = Annotated[
+    Any, typer.Option(parser=multiple, metavar="MULTIPLE", help="Capacity of the cloud, as a multiple of its usual load.")
+]
+Length = Annotated[Any, _simulated("Simulated time.")]
+Timeout = Annotated[Any, _simulated("Timeout of the cloud in the devices' policy.")]
+Queue = Annotated[Any, _simulated("Longest wait in the cloud: it refuses others (503).")]
+RetryAfter = Annotated[Any, _simulated("Retry-After of its 503; 0s: none.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random numbers; the same seed gives the same results.")]
 
 
@@ -144,27 +148,19 @@ def fleet(
     devices: Annotated[int, typer.Option(min=1, max=5_000_000, help="Number of devices.")] = 1_000_000,
     per_minute: PerMinute = 1.0,
     defer: Defer = 0.1,
-    capacity: Annotated[
-        float | None,
-        typer.Option(
-            parser=multiple,
-            metavar="MULTIPLE",
-            help="Capacity of the cloud, as a multiple of its usual load.",
-            show_default="1.5x",
-        ),
-    ] = None,
-    outage: Annotated[float | None, _simulated("Length of the outage.", "10s")] = None,
+    capacity: Capacity = "1.5x",
+    outage: Annotated[Any, _simulated("Length of the outage.")] = "10s",
     outage_is: Annotated[
         Literal["silent", "refused"], typer.Option(help="During the outage there is no reply, or connections are refused.")
     ] = "silent",
-    length: Length = None,
-    timeout: Timeout = None,
+    length: Length = "15m",
+    timeout: Timeout = "2s",
     offline: Annotated[
         Literal["edge", "queue"], typer.Option(help="`offline` in the devices' policy; queue: an outbox.")
     ] = "edge",
-    spread: Annotated[float | None, _simulated("`spread` of the devices' outboxes.", "60s")] = None,
-    queue: Annotated[float | None, _simulated("Longest wait in the cloud: it refuses others (503).", "10s")] = None,
-    retry_after: Annotated[float | None, _simulated("Retry-After of its 503.", "nothing")] = None,
+    spread: Annotated[Any, _simulated("`spread` of the devices' outboxes.")] = "60s",
+    queue: Queue = "10s",
+    retry_after: RetryAfter = "0s",
     together: Annotated[float, of_share("Share of devices that ask in the outage's first second.", "0%")] = 0.0,
     seed: Seed = 0,
     policy: OptionalPolicy = None,
@@ -186,21 +182,17 @@ def fleet(
 
     Every device is simulated, as elements of arrays, in steps of 0.1 s. The required capacity is found with a sample of 20,000.
     """
-    from edgeroute.tools.replay.fleet.scenario import AGAIN_S, EDGEROUTE, Scenario, clients
+    from edgeroute.tools.replay.fleet.scenario import AGAIN_S, Scenario, clients
 
-    if capacity is not None and capacity <= 1:
+    if capacity <= 1:
         raise typer.BadParameter("a cloud recovers only with more than 1x", param_hint="--capacity")
-    fields = {
-        "margin": capacity, "outage_s": outage, "length_s": length or LENGTH_S, "timeout_s": timeout, "queue_s": queue,
-        "retry_after_s": retry_after,
-    }  # fmt: skip
     device = device_of(
         policy, battery=battery, battery_wh=battery_wh, idle_w=idle_watts, run_j=edge_joules, run_s=edge_time, ambient_c=ambient
     )
-    settings: dict[str, Any] = {"device": device, **{name: value for name, value in fields.items() if value is not None}}
     scenario = Scenario(
-        devices, per_minute, defer, offline=offline, silent=outage_is == "silent", together=together, seed=seed, **settings
-    )
+        devices, per_minute, defer, length, capacity, queue_s=queue, outage_s=outage, silent=outage_is == "silent",
+        retry_after_s=retry_after, timeout_s=timeout, offline=offline, together=together, seed=seed, device=device,
+    )  # fmt: skip
     if not scenario.normal_per_s:
         why = "with nothing deferred" if not defer or device is None else f"under {policy}, without a rule in force,"
         raise typer.BadParameter(f"{why} the cloud has no load", param_hint="--policy" if defer else "--defer")
@@ -210,7 +202,7 @@ def fleet(
         )
     if scenario.length_s < scenario.back_at_s + AGAIN_S:
         raise typer.BadParameter(f"too short: the outage is over at {scenario.back_at_s:g} s", param_hint="--length")
-    rows = simulate_clients(scenario, clients(scenario, EDGEROUTE.spread_s if spread is None else spread), _outage_results)
+    rows = simulate_clients(scenario, clients(scenario, spread), _outage_results)
     if as_json:
         print(json.dumps({"scenario": scenario_dict(scenario), "clients": rows}))
         return
@@ -395,16 +387,11 @@ def load(
     devices: Annotated[int, typer.Option(min=1, max=FEW, help="Number of devices.")] = 1_000,
     per_minute: PerMinute = 60.0,
     defer: Defer = 0.1,
-    capacity: Annotated[
-        float | None,
-        typer.Option(
-            parser=multiple, metavar="MULTIPLE", help="Capacity of the cloud, as a multiple of its load.", show_default="0.6x"
-        ),
-    ] = None,
-    length: Length = None,
-    timeout: Timeout = None,
-    queue: Annotated[float | None, _simulated("Longest wait in the cloud: it refuses others (503).", "1s")] = None,
-    retry_after: Annotated[float | None, _simulated("Retry-After of its 503.", "1s")] = None,
+    capacity: Capacity = "0.6x",
+    length: Length = "15m",
+    timeout: Timeout = "2s",
+    queue: Queue = "1s",
+    retry_after: RetryAfter = "1s",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -414,11 +401,9 @@ def load(
     """
     from edgeroute.tools.replay.fleet.scenario import LOAD_AWARE, Scenario
 
-    length_s = length or LENGTH_S
     scenario = Scenario(
-        devices, per_minute, defer, margin=capacity or 0.6, length_s=length_s, timeout_s=timeout or 2.0,
-        queue_s=1.0 if queue is None else queue, retry_after_s=1.0 if retry_after is None else retry_after,
-        outage_at_s=length_s + 1e6, outage_s=0.0, seed=seed,
+        devices, per_minute, defer, length, capacity, queue_s=queue, outage_at_s=length + 1e6, outage_s=0.0,
+        retry_after_s=retry_after, timeout_s=timeout, seed=seed,
     )  # fmt: skip
     if not 0 < scenario.normal_per_s <= MOST_PER_S:
         raise typer.BadParameter(

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute import __version__
 from edgeroute.cloud.openinference import NAMES
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
@@ -33,12 +34,13 @@ PROGRAMS, TEMPLATES = Path(__file__).parent / "programs", Path(__file__).parent 
 
 
 @contextmanager
-def new_folder(out: Path, about: Mapping[str, Any], *, force: bool) -> Iterator[Path]:
+def new_folder(out: str | Path, kind: str, models: Sequence[Subject], *, force: bool) -> Iterator[Path]:
     """Provide a new folder to write to, which becomes `out` at the end; after an error it is deleted.
 
     Args:
         out: must not exist, or be an empty folder; or, with `force`, an earlier export, which is replaced as a whole.
-        about: contents of `edgeroute-export.json`.
+        kind: kind of the export, for its `edgeroute-export.json`.
+        models: the exported models, for that file too.
         force: True replaces an earlier export.
 
     Raises:
@@ -52,7 +54,7 @@ def new_folder(out: Path, about: Mapping[str, Any], *, force: bool) -> Iterator[
         try:
             new.mkdir(parents=True)
             yield new
-            (new / MARK).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            write(new / MARK, text_of({"edgeroute": __version__, "format": kind, "models": [model.name for model in models]}))
             _sync(new)
             _check(out, force=force)  # another process may have created it meanwhile
             if out.exists():
@@ -112,13 +114,6 @@ def programs(folder: Path, names: Mapping[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, to in names.items():
         shutil.copyfile(PROGRAMS / name, folder / to)
-
-
-def copies(files: Iterable[tuple[Path, Path]]) -> None:
-    """Copy the contents of files, pairs (source, destination), and create the folders above them."""
-    for source, to in files:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, to)
 
 
 # The exported model: loaded and checked, and its description for `model.json`.
@@ -216,13 +211,13 @@ class Subject:
         output = {"name": self.model.output, "kind": self.model.kind, "score": self.model.card.score}
         return {k: v for k, v in {**card, "output": {k: v for k, v in output.items() if v is not None}}.items() if v}
 
-    def files(self, folder: Path, file: str = FILE) -> list[tuple[Path, Path]]:
+    def files(self, folder: Path) -> list[tuple[Path, Path]]:
         """Return pairs (source, destination) of the model and its weights, such that the copy finds its weights.
 
         Raises:
             ModelError: a file of weights would have the model's name.
         """
-        path, to = self.model.path, folder / file
+        path, to = self.model.path, folder / FILE
         pairs = [(path, to)]
         for data in external_data(path):
             destination = to.parent / data.relative_to(path.parent)
@@ -231,13 +226,16 @@ class Subject:
             pairs.append((data, destination))
         return pairs
 
-    def check_copied(self, copied: Path) -> None:
-        """Compare a copy's sha256 with that of the loaded model.
+    def copy(self, folder: Path) -> None:
+        """Copy the model and its weights to a folder, which is created, and compare the copy's sha256 with the loaded model's.
 
         Raises:
             ModelError: the file changed during the export.
         """
-        if sha256_of(copied) != self.model.fingerprint:
+        for source, to in self.files(folder):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, to)
+        if sha256_of(folder / FILE) != self.model.fingerprint:
             raise ModelError(f"{self.model.path} was changed while it was exported: export it again")
 
 

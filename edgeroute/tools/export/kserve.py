@@ -105,7 +105,6 @@ def kserve(
     label = object_name(name or models[0].name)
     if name is not None and label != name:
         raise PolicyError(f"{clean(name, 80)!r} is no name for objects of Kubernetes: small letters, digits and `-`, 50 at most")
-    about = {"edgeroute": __version__, "format": "kserve", "models": [model.name for model in models]}
     about_models = {"edgeroute/models": ", ".join(clean(model.model.name) for model in models), "edgeroute/version": __version__}
     replicas = {"least": cluster.replicas[0], "most": cluster.replicas[1]}
     labels = {"app.kubernetes.io/name": label, "app.kubernetes.io/component": "triton"}
@@ -120,7 +119,7 @@ def kserve(
         name=label, annotations={"serving.kserve.io/deploymentMode": "RawDeployment", **about_models}, runtime=runtime,
         model=model if storage is None else {**model, "storageUri": storage}, **replicas,
     )  # fmt: skip
-    with new_folder(Path(out), about, force=force) as folder:
+    with new_folder(out, "kserve", models, force=force) as folder:
         write_repository(folder / "repository", models, backend, batching)
         write(folder / "kubernetes.yaml", plain)
         write(folder / "kserve.yaml", served)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgeroute import __version__
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.exported_models import FILE, Subject, copies, filled, new_folder, programs, subjects, text_of, write
+from edgeroute.tools.export.exported_models import FILE, Subject, filled, new_folder, programs, subjects, text_of, write
 from edgeroute.tools.export.programs.arms import checked_shares
 
 
@@ -52,21 +51,19 @@ def ray(
     if models_per_replica < 1:
         raise PolicyError("a replica has at least one model in memory")
     served = [model.name for model in models]
-    about = {"edgeroute": __version__, "format": "ray", "models": served}
     config = filled(
         "serve.yaml", {"wait_s": f"{wait_s:.6f}"}, models=served, max_batch=max_batch,
         models_per_replica=min(models_per_replica, len(models)), splits=shares, at_once=max(64, 2 * max_batch), queue=queue,
         least=low, most=high, target=max(1, max_batch // 2),
     )  # fmt: skip
-    with new_folder(Path(out), about, force=force) as folder:
+    with new_folder(out, "ray", models, force=force) as folder:
         files = {"by_card.py": "by_card.py", "oip.py": "oip.py", "arms.py": "arms.py", "ray_app.py": "app.py"}
         programs(folder, files)
         for model in models:
             to = folder / "models" / model.name
             write(to / "model.json", text_of(model.about(f"onnx/{FILE}")))
             write(to / "client.json", text_of(model.client()))
-            copies(model.files(to / "onnx"))
-            model.check_copied(to / "onnx" / FILE)
+            model.copy(to / "onnx")
         write(folder / "serve.yaml", config)
         write(folder / "requirements.txt", "ray[serve]>=2.50\nonnxruntime>=1.20\nnumpy\npillow\n")
     return models

@@ -7,21 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edgeroute import __version__
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.exported_models import (
-    FILE,
-    TEXTS,
-    Subject,
-    copies,
-    filled,
-    new_folder,
-    programs,
-    subjects,
-    text_of,
-    write,
-)
+from edgeroute.tools.export.exported_models import FILE, TEXTS, Subject, filled, new_folder, programs, subjects, text_of, write
 
 Backend = Literal["python", "onnxruntime"]
 VERSION_FOLDER = "1"
@@ -94,8 +82,7 @@ def triton(
     batching.check()
     models = subjects(paths, names)
     check_parts(models, backend)
-    about = {"edgeroute": __version__, "format": "triton", "models": [model.name for model in models]}
-    with new_folder(Path(out), about, force=force) as folder:
+    with new_folder(out, "triton", models, force=force) as folder:
         write_repository(folder, models, backend, batching)
     return models
 
@@ -137,12 +124,10 @@ def repository(folder: Path, model: Subject, backend: Backend, batching: Batchin
         to = folder / model.name / VERSION_FOLDER
         programs(to, {"by_card.py": "by_card.py", "triton_model.py": "model.py"})
         write(to / "model.json", text_of(model.about(f"onnx/{FILE}")))
-        copies(model.files(to / "onnx"))
-        model.check_copied(to / "onnx" / FILE)
+        model.copy(to / "onnx")
     else:
         to = folder / parts.runs / VERSION_FOLDER
-        copies(model.files(to))
-        model.check_copied(to / FILE)
+        model.copy(to)
         if model.prepared:
             _write_front(folder / parts.prepares, model, "prepare")
     if model.pictures:
