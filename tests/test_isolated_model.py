@@ -292,24 +292,31 @@ def program(body, path):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-@pytest.mark.parametrize("x", ["ENDLESS", "STUCK"])
+@pytest.mark.parametrize("call", ["model.run_one, args=(ENDLESS,)", "model.run_one, args=(STUCK,)", "other.load"])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
-def test_a_parent_that_is_killed(tiny, x):
+def test_a_parent_that_is_killed(tiny, call):
     """Takes the child along, whatever that does, and though a fork of the parent goes on."""
+    template = "{% for i in range(1000000000) %}{% for j in range(1000000000) %}{% endfor %}{% endfor %}"
+    endless = tiny_gguf.write(tiny.parent / "endless.gguf", template=template)
     body = f"""
+other = LlamaModel({str(endless)!r}, isolate=True)
 child = os.fork()
 if not child:
     time.sleep(600)
-threading.Thread(target=model.run_one, args=({x},), daemon=True).start()
+threading.Thread(target={call}, daemon=True).start()
 print(child, flush=True)
 time.sleep(600)
 """
     with program(body, tiny) as process:
         fork = psutil.Process(int(process.stdout.readline()))
-        (child,) = children(psutil.Process(process.pid))
-        computing(child)
+        parent, until = psutil.Process(process.pid), monotonic() + LONG
+        while len(children(parent)) < 1 + ("other" in call):
+            assert monotonic() < until
+        found = children(parent)
+        computing(max(found, key=lambda child: child.pid))
         process.kill()
-        child.wait(LONG)
+        _, left = psutil.wait_procs(found, LONG)
+        assert left == []
         assert fork.is_running()
         fork.kill()
 

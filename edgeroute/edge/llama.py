@@ -265,10 +265,15 @@ class LlamaModel(LoadsLate):
             engine: Engine = super().load()
             return engine
 
-    def _engine(self) -> Engine:
-        """Return the engine, loaded if there is none, or if it has ended."""
+    def _engine(self, stop: StopToken) -> Engine:
+        """Return the engine, loaded if there is none, or if it has ended. Raises ModelError if a stop is requested meanwhile."""
         engine = self._session
-        return self.load() if engine is None or engine.ended else engine
+        if engine is not None and not engine.ended:
+            return engine
+        with self._lock:
+            if stop.asked:
+                raise ModelError(f"{self.name} was stopped before it was loaded")
+            return self.load()
 
     def _load(self) -> Engine:
         """Check the header, the SHA-256 and the chat template, and load the model; try the grammar or format, if there is one.
@@ -352,7 +357,7 @@ class LlamaModel(LoadsLate):
         stop, gathered = StopToken() if cancel is None else cancel, Gathered()
         stop.on_ask(lambda: None)  # each piece is followed by a look at it
         if not stop.asked:
-            self._engine().stream(request, chat, gathered.add, stop)
+            self._engine(stop).stream(request, chat, gathered.add, stop)
         return [self._prediction_of(gathered, request, is_request=isinstance(x, Mapping))]
 
     def _prediction_of(self, gathered: Gathered, request: Mapping[str, Any], *, is_request: bool) -> Prediction:
@@ -376,11 +381,11 @@ class LlamaModel(LoadsLate):
             BadInput, Unfit, ModelError: as `run`.
         """
         request, chat = self._request(x)
-        engine = self._engine()
         pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
         left, gathered = StopToken(), Gathered(eager=isinstance(self.score, Prefix))
         if cancel is not None:
             cancel.on_ask(left)
+        engine = self._engine(left)
 
         def on_piece(chunk: Mapping[str, Any]) -> None:
             """Queue the text of a piece."""

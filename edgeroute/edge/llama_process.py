@@ -7,6 +7,7 @@ child ends when its stdin does, so that it outlives no parent. Signals of a term
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -29,7 +30,6 @@ from edgeroute.edge.llama_engines import LoadOptions, OnPiece, open_engine
 from edgeroute.edge.model_file import NO_MEMORY
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.forks import ForkSafe
-from edgeroute.system.late_imports import no_fork
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.types import StopToken
 
@@ -39,7 +39,7 @@ STOP_S: Final = 5.0
 """Time for a generation to stop on request, seconds; then the process is killed."""
 MOST_GROWTH: Final = 1 << 30
 """Memory that requests may take beside the loaded model, bytes, on Linux."""
-MOST_FRAME: Final = 1 << 28
+MOST_FRAME: Final = 1 << 26
 """Longest frame, bytes."""
 TURN_S: Final = 0.1
 """Time between two looks at a stop request while all slots are taken, seconds."""
@@ -50,6 +50,8 @@ _TAIL: Final = 40
 """Last lines of the child's stderr that are searched for a lack of memory."""
 _PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeroute.edge.llama_process import main; main()"
 _KINDS: Final = {kind.__name__: kind for kind in (PolicyError, RuntimeMissing)}
+PR_SET_PDEATHSIG: Final = 1
+"""Linux's number for the signal that a process gets at its parent's end."""
 _END: Any = None
 """Item of a call's queue: no more pieces come."""
 _STOP: Any = {}
@@ -62,6 +64,8 @@ _STOP: Any = {}
 def _frame(content: Mapping[str, Any]) -> bytes:
     """Return a frame. Raises TypeError, ValueError or RecursionError for a content that JSON lacks."""
     body = json_dumps(content)
+    if len(body) > MOST_FRAME:
+        raise ValueError("a frame is too long")
     return len(body).to_bytes(_HEAD, "big") + body
 
 
@@ -129,24 +133,17 @@ class IsolatedEngine(ForkSafe):
         self._over = threading.Event()
         folder = tempfile.mkdtemp(prefix="edgeroute-")
         python = "" if getattr(sys, "frozen", False) else sys.executable  # which would be the program itself
-        command = [python, "-I", "-c", _PROGRAM, json_dumps([entry or "." for entry in sys.path]).decode()]
-        try:
-            with no_fork.lock:  # a fork of another thread would hold the pipes open
-                process = self._process = subprocess.Popen(  # noqa: S603 - this interpreter
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-                    env={**os.environ, "TMPDIR": folder}, start_new_session=True,
-                )  # fmt: skip
-        except (OSError, TypeError, ValueError) as e:  # also if there is no interpreter
+        command = [python, "-I", "-c", _PROGRAM, json_dumps([str(entry) or "." for entry in sys.path]).decode()]
+        begun: SimpleQueue[Any] = SimpleQueue()
+        _begin(_send, command, folder, begun, self._frames)
+        process = self._process = begun.get()
+        if isinstance(process, Exception):
             shutil.rmtree(folder, ignore_errors=True)
-            raise EngineEnded(f"{self._where} needs a process of its own, which cannot be started: {e}") from e
+            raise EngineEnded(f"{self._where} needs a process of its own, which cannot be started: {process}") from process
         self.end = finalize(self, _end, process, folder)
         """Function that kills the child, and waits for its end; callable from any thread, more than once."""
-        for work, *arguments in (
-            (_send, process.stdin, self._frames),
-            (_receive, process.stdout, self._calls, self._over, self._frames),
-            (_listen, process.stderr, self._tail, wanted.verbose),
-        ):
-            threading.Thread(target=work, args=arguments, name="edgeroute-llama", daemon=True).start()
+        _begin(_receive, process.stdout, self._calls, self._over, self._frames)
+        _begin(_listen, process.stderr, self._tail, wanted.verbose)
         self._frames.put(_frame({"runtime": runtime, **wanted._asdict(), "path": str(wanted.path)}))
         try:
             reply = self._calls[0].get(timeout=load_s)
@@ -220,9 +217,8 @@ class IsolatedEngine(ForkSafe):
                 self._frames.put(_frame({"call": number}))
 
     def _death(self) -> EngineEnded:
-        """Return the error for the end of the child. Nothing of its stderr is quoted, as that may quote clients."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
+        """Return the error for the end of the child, after killing it. Its stderr is not quoted, as that may quote clients."""
+        self.end()
         short = any(word in line.lower() for line in [*self._tail] for word in NO_MEMORY)
         why = " for lack of memory" if short else ""
         return EngineEnded(f"{self._where}: its process ended ({self._process.returncode}){why}")
@@ -233,7 +229,7 @@ class IsolatedEngine(ForkSafe):
         self._over.set()
         for file in (self._process.stdin, self._process.stdout, self._process.stderr):
             with suppress(OSError):
-                file.close()  # type: ignore[union-attr]
+                file.close()
 
     def never_free(self) -> None:
         """Do nothing: this engine has nothing native here."""
@@ -246,8 +242,26 @@ def _end(process: subprocess.Popen[bytes], folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _send(file: IO[bytes], frames: SimpleQueue[Any]) -> None:
-    """Write frames until None comes, or the child has ended."""
+def _begin(work: Callable[..., object], *arguments: object) -> None:
+    """Begin a function in a daemon thread."""
+    threading.Thread(target=work, args=arguments, name="edgeroute-llama", daemon=True).start()
+
+
+def _send(command: list[str], folder: str, begun: SimpleQueue[Any], frames: SimpleQueue[Any]) -> None:
+    """Start the child, report the process or the error, and write frames until None comes, or the child has ended.
+
+    Runs in a thread of its own: on Linux the child ends with the thread that started it.
+    """
+    try:
+        process = subprocess.Popen(  # noqa: S603 - this interpreter
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+            env={**os.environ, "TMPDIR": folder}, start_new_session=True,
+        )  # fmt: skip
+    except Exception as e:  # noqa: BLE001 - also if there is no interpreter
+        begun.put(e)
+        return
+    begun.put(process)
+    file: Any = process.stdin
     with suppress(OSError, ValueError), file:
         while (frame := frames.get()) is not None:
             _write(file, frame)
@@ -280,6 +294,8 @@ def _listen(file: IO[bytes], tail: deque[str], verbose: bool) -> None:
 
 def main() -> None:
     """Load the model and answer requests, until stdin ends; then exit at once. The program of the child."""
+    with suppress(AttributeError, OSError, TypeError):  # native code may hold the interpreter, and the end of stdin is not seen
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
