@@ -193,6 +193,19 @@ class Stats(NamedTuple):
     break_even: float | None = None
     """Share of deferred requests below which the edge first takes less energy than the cloud alone; None: not known."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the statistics as JSON data."""
+        return _as_data(self)  # type: ignore[no-any-return]
+
+
+def _as_data(value: Any) -> Any:
+    """Return named tuples and mappings as dictionaries, tuples as lists, and other values unchanged."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {name: _as_data(part) for name, part in value.items()}
+    return [_as_data(part) for part in value] if isinstance(value, tuple | list) else value
+
 
 class Seen(NamedTuple):
     """State of a target that its backend knows and the counters lack; the fields are those of `LegStats`."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edgeroute.router.policy_reload import PolicyFile
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
+    from edgeroute.tools.measure.report.router_results import CalibrationResult
     from edgeroute.trials.guarantee_monitor import Audit
     from edgeroute.trials.trial_setting import Trial
 
@@ -69,7 +70,7 @@ class BaseRouter(Generic[V]):
         edge: Edge[V] | Sequence[Edge[V]] | None = None,
         cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
         *,
-        threshold: float | Certificate | Sequence[float | Certificate] | None = None,
+        threshold: float | Certificate | CalibrationResult | Sequence[float | Certificate] | None = None,
         score: str | Score = "msp",
         mode: PolicyMode = "prefer_edge",
         deadline: float | None = None,
@@ -92,7 +93,8 @@ class BaseRouter(Generic[V]):
             cloud: the URL of a model (`.../v2/models/NAME`), an endpoint (`OpenInference`, `PlainJson`), any callable, a
                 list of them in order of trying, or None: then nothing can leave.
             threshold: confidence from which an edge answer is accepted: a number, or a `Certificate` from
-                `edgeroute.confidence.calibrate`, whose guarantee the reasons then quote; one, or one per edge model.
+                `edgeroute.confidence.calibrate`, whose guarantee the reasons then quote; one, or one per edge model. Or the
+                result of `router.calibrate`, with its certificate and its score.
             score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs, such as a `Learned`.
             mode: prefer_edge, only_edge, prefer_cloud or only_cloud; or shadow: as only_cloud, and of the audited requests
                 (without `audit=`: of all) it is recorded what the edge would have answered.
@@ -113,6 +115,8 @@ class BaseRouter(Generic[V]):
             PolicyError: the arguments are invalid together.
             ModelMissing: there is no file at the edge's path.
         """
+        if (certificate := getattr(threshold, "certificate", None)) is not None:
+            threshold, score = certificate, threshold.score if score == "msp" else score  # type: ignore[union-attr]  # a result has both
         self.engine = assemble(
             self._spawner(), awaits=self._awaits, edge=edge, cloud=cloud, threshold=threshold, score=score, mode=mode,
             deadline=deadline, offline=offline, egress=egress, limits=limits, cache=cache, outbox=outbox, audit=audit,
@@ -149,6 +153,11 @@ class BaseRouter(Generic[V]):
         if watch:
             file.watch(weakref.WeakMethod(self.reload))
         return self
+
+    def __repr__(self) -> str:
+        snapshot = self.engine.snapshot
+        targets = (t.name if t.threshold is None else f"{t.name} from {t.threshold:.4g}" for t in snapshot.targets)
+        return f"<{type(self).__name__} {snapshot.policy.mode}: {', '.join(targets)}>"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Raise TypeError for `copy`, `deepcopy` and `pickle`: two routers would own the same threads, connections and files."""

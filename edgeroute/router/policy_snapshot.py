@@ -101,13 +101,23 @@ def endpoint_of(given: Any) -> Any:
         from edgeroute.http.messages import bare
 
         if "/v2/models/" not in given:
-            raise PolicyError(f"what does {bare(given)} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
+            raise PolicyError(_advice(bare(given)))
         return OpenInference(given)
     from edgeroute.cloud.cloud_backend import Function
 
     if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
         return given
     raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")
+
+
+def _advice(given: str) -> str:
+    """Return what to write in place of a text that is no URL of a model. given: the text, without secrets, quoted."""
+    text = given.strip("'\"").rstrip("/")
+    if "://" not in text and given.startswith("'"):
+        return f"cloud={given} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
+    if text.endswith("/v1") or "api.openai.com" in text:
+        return f"{given} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
+    return f"what does {given} speak? Pass OpenInference(url, model=...), OpenAIChat(url, model=...) or PlainJson(url)"
 
 
 # Models of a catalog, with the certificate that came with a version.
