@@ -13,7 +13,7 @@ from edgeroute.system.process import json_loads
 PMSET_S = 10.0
 """Minimum time between two runs of macOS's `pmset`, seconds."""
 FULL = 100
-MISSING = "pip install edgeroute[sensors] (psutil) reads it"
+MISSING = "pip install psutil, which reads it"
 """Reason why a field is unknown, with the advice."""
 
 
@@ -28,7 +28,7 @@ class Others:
     def read(self, now: float) -> dict[str, Measurement]:
         """Return the fields that this system has.
 
-        Imports psutil at the first call, and starts `pmset` in the background on macOS, which also replaces a missing psutil.
+        Imports psutil at the first call, and starts `pmset` in the background on macOS.
         """
         fields = dict.fromkeys(("battery", "mains", "cpu", "memory_available"), Measurement(None, MISSING))
         if not self._tried:
@@ -39,8 +39,6 @@ class Others:
                 self._psutil = None
         if self._psutil is not None:
             fields.update(self._by_psutil())
-        elif sys.platform == "darwin":
-            fields.update(parse_pmset_battery(self._commands.output("pmset", "-g", "batt", every_s=PMSET_S, now=now)))
         if sys.platform == "darwin":
             fields.update(parse_pmset_throttling(self._commands.output("pmset", "-g", "therm", every_s=PMSET_S, now=now)))
         return fields
@@ -65,15 +63,6 @@ class Others:
             why = Measurement(None, f"psutil failed: {type(e).__name__}")
             return {**dict.fromkeys(("battery", "mains", "cpu", "memory_available"), why), **fields}
         return fields
-
-
-def parse_pmset_battery(output: str | None) -> dict[str, Measurement]:
-    """Return `battery` (charge, 0..1) and `mains` from the output of `pmset -g batt`; None: there is no output yet."""
-    percent = re.search(r"(\d{1,3})%", output or "")
-    source = re.search(r"drawing from '(AC|Battery|UPS) Power'", output or "")
-    why = "pmset has not answered yet" if output is None else "pmset reports no battery"
-    charge = Measurement(min(100, int(percent[1])) / 100, "pmset") if percent else Measurement(None, why)
-    return {"battery": charge, "mains": Measurement(source[1] == "AC", "pmset") if source else Measurement(None, why)}
 
 
 def parse_pmset_throttling(output: str | None) -> dict[str, Measurement]:
