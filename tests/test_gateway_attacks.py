@@ -202,6 +202,20 @@ def test_whatever_comes(url, changes, path):
     assert reply.status_code in {200, 400, 404}, reply.text
 
 
+@pytest.mark.parametrize("library", ["orjson", "json"])
+def test_numbers_above_any_float(url, monkeypatch, library):
+    """Wherever one stands in a request, it is the client's mistake, by either library; of `logprobs` only its truth counts."""
+    if library == "json":
+        monkeypatch.setattr("edgeroute.system.process.orjson", None)
+    huge = "1" + "0" * 400
+    for key in ("temperature", "top_p", "max_tokens", "seed", "n", "logprobs", "stream_options", "stop", "messages"):
+        for value in (huge, f"-{huge}", "1e999", f"[{huge}]"):
+            text = json.dumps(CHAT)[:-1] + f', "{key}": {value}}}'
+            reply = httpx.post(f"{url}{CHATS}", content=text, headers={"Content-Type": "application/json"})
+            assert reply.status_code == 400 or (reply.status_code, key) == (200, "logprobs"), (key, value)
+    assert httpx.post(f"{url}{CHATS}", json=CHAT, headers={"x-edgeroute-deadline": f"{huge}s"}).status_code == 400
+
+
 def test_a_large_body(url):
     """Announced or in chunks: 413, before it is read."""
     assert httpx.post(url + CHATS, content=b"x" * ((3 << 20) + 1), timeout=LONG).status_code == 413
