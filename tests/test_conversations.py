@@ -752,3 +752,40 @@ def test_an_interrupt_at_any_line_loses_nothing(tmp_path):
                 assert stays(router.infer([user("Well"), user(f"{SECRET} {n}")])), n
                 assert router.infer([user(f"What is the capital of country {n}?")]).source == "cloud", n
         assert n > 100
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="the lines are traced")
+def test_an_interrupt_of_a_wait_for_the_file_is_no_other_error(tmp_path, monkeypatch, caplog):
+    """Neither in the call, nor in the thread that reads."""
+    read, waits = Database.read, threading.Event()
+    options = {"threshold": 0.5, "deadline": 5.0, "state": tmp_path, "egress": Egress(**EGRESS)}
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        router.infer([user(SECRET)], data_class="medical")
+        monkeypatch.setattr(Database, "read", lambda self, *given: (waits.wait(0.02), read(self, *given))[1])
+        for n in itertools.count(1):
+            lines = itertools.count(1)
+            waits.clear()
+
+            def interrupt(frame, event, _, n=n, lines=lines):
+                caller = frame
+                while caller is not None and caller.f_code.co_filename == threading.__file__:
+                    caller = caller.f_back
+                if caller is frame or caller.f_code.co_filename != private_conversations.__file__:
+                    return interrupt
+                if "waiter" in frame.f_locals:
+                    waits.set()
+                if event == "line" and next(lines) == n:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+                return interrupt
+
+            sys.settrace(interrupt)
+            try:
+                router.infer([user("What is the capital of France?")])
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+            finally:
+                sys.settrace(None)
+    assert not caplog.records

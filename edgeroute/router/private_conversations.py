@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -193,20 +194,22 @@ class Digests(ForkSafe):
         changed_at = max((cast("float", part) for part in stamp[1::3]), default=-INF)
         if not self.blind and stamp == self._stamp and changed_at < self._read_at - UNTOUCHED_S:
             return
-        done = threading.Event()
+        done: SimpleQueue[None] = SimpleQueue()  # an interrupt within an Event's wait may become a RuntimeError
 
         def read() -> None:
             try:
                 self.read()
             finally:
-                done.set()
+                done.put(None)
 
         if not self._submit(read):
             self.read()
-        elif not done.wait(PATIENCE_S):
+            return
+        try:
+            done.get(timeout=PATIENCE_S)
+        except Empty:
             self._is_late, self.blind = True, "the disk does not answer"
-            if done.is_set():  # just now
-                self._is_late = False
+            self._is_late = done.empty()  # it may have ended just now
 
     def _read_rows(self, database: Database, path: Path) -> str:
         """Read the rows after the last one read. Return the reason why they are unknown; empty: they are known."""
