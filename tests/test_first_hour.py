@@ -55,7 +55,6 @@ REFUSED = [
     ({"score": 42}, "score= takes a name"),
     ({"edge": 42}, "edge= takes a path, a model or a callable, not int"),
     ({"edge": [unsure, 42]}, "edge= takes a path, a model or a callable, not int"),
-    ({"edge": Forest()}, "edge= takes no Forest as it is: write edge=CallableModel("),
     ({"edge": Regression()}, "edge= takes no Regression as it is: write edge=lambda x: (model.predict([x])[0], None)"),
     ({"edge": OnnxModel}, "as in edge=OnnxModel(...), not the class OnnxModel"),
     ({"cloud": 42}, "cloud= takes a URL, an endpoint or a callable, not int"),
@@ -169,18 +168,6 @@ def test_a_wrong_timeout_of_a_check():
         pytest.raises(PolicyError, match=r"timeout= takes seconds.*write timeout=5"),
     ):
         router.check(timeout="5s")
-
-
-def test_what_the_messages_say_works():
-    """Each of the expressions for an estimator gives its class."""
-    model = Forest()
-    names = {"model": model, "CallableModel": edgeroute.CallableModel}
-    with pytest.raises(PolicyError) as told:
-        Router(model)
-    written = str(told.value).split("write edge=")[1].removesuffix(", or export it to ONNX")
-    with Router(eval(written, names), threshold=0.5) as router:
-        answer = router.infer(1)
-    assert (answer.value, answer.confidence) == ("ham", pytest.approx(0.9, abs=1e-3))
 
 
 SNIPPET = """

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from both import sure, unsure
+from both import Tasks, sure, unsure
 
 from edgeroute import PolicyError, Router
 
@@ -54,3 +54,52 @@ def test_statistics_are_json_data():
 def test_a_router_prints_its_targets_and_thresholds():
     with Router(unsure, unsure, threshold=0.85) as router:
         assert repr(router) == "<Router prefer_edge: edge from 0.85, cloud>"
+
+
+@pytest.mark.parametrize(
+    "result", [{"label": "cat", "score": 0.9}, [{"label": "dog", "score": 0.1}, {"label": "cat", "score": 0.9}]]
+)
+def test_labels_with_scores_are_answers_on_both_sides(kind, result):
+    """As pipelines for classification give them: of a list the best one."""
+    with kind(lambda _: result, unsure, threshold=0.5) as router:
+        answer = router.infer("x")
+        assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "edge")
+        assert [answer.value for answer in router.infer_many(["x", "y"])] == ["cat", "cat"]
+    with kind(unsure, lambda _: result, threshold=0.5) as router:
+        answer = router.infer("x")
+        assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "cloud")
+
+
+def test_an_awaited_label_with_its_score():
+    async def pipeline(_):
+        return [{"label": "cat", "score": 0.9}]
+
+    with Tasks(pipeline, unsure, threshold=0.5) as router:
+        answer = router.infer("x")
+        assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "edge")
+
+
+@pytest.mark.parametrize("form", ["object", "predict", "predict_proba"])
+@pytest.mark.parametrize("labels", [[0, 1], ["no", "yes"]])
+def test_a_classifier_is_an_edge_as_it_is(form, labels):
+    """Its classes are the values, and their probabilities the confidence."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    y = np.array(labels)[(X[:, 0] > 0.5).astype(int)]
+    model = linear_model.LogisticRegression().fit(X, y)
+    with Router(model if form == "object" else getattr(model, form), unsure, threshold=0) as router:
+        answers = router.infer_many(list(X[:20]))
+    assert [answer.value for answer in answers] == model.predict(X[:20]).tolist()
+    assert [answer.confidence for answer in answers] == pytest.approx(model.predict_proba(X[:20]).max(1).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "step"),
+    [
+        ("m.pt", "torch.onnx.export"), ("M.PTH", "torch.onnx.export"), ("m.keras", "tflite"), ("m.h5", "tflite"),
+        ("m.safetensors", "torch.onnx.export"), ("m.engine", "ONNX file"), ("m.joblib", "predict_proba"),
+        ("google/vit-base", "hub"), ("m.xyz", "edgeroute.register"),
+    ],
+)  # fmt: skip
+def test_a_file_that_needs_a_step_gets_the_step(path, step):
+    with pytest.raises(PolicyError, match=step):
+        Router(path, unsure, threshold=0.5)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import boxes_without_batch
-from edgeroute.confidence.output_forms import Labels, as_array, label_names
+from edgeroute.confidence.output_forms import Labels, as_array, best_label, label_names
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes import Failure
@@ -383,6 +383,7 @@ class FunctionBackend(AbandonedRuns):
 
         With a kind other than "answers" a bare value is unchanged too.
         """
+        result = best_label(result)
         as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
         return result if as_it_is else (result, None)
 

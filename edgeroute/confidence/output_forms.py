@@ -135,6 +135,18 @@ def is_by_class(value: Any) -> bool:
     return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, float | np.floating) for v in value.values())
 
 
+def best_label(result: Any) -> Any:
+    """Return (label, score) of a result in the form of pipelines for classification; any other result unchanged.
+
+    The form is `{"label": ..., "score": ...}`, or a list of these, whose best one counts.
+    """
+    rows = result if isinstance(result, list) else [result]
+    if not rows or not all(isinstance(row, dict) and row.keys() == {"label", "score"} for row in rows):
+        return result
+    best = max(rows, key=lambda row: row["score"])
+    return best["label"], best["score"]
+
+
 def _is_row(value: Any) -> bool:
     """Return True for a row of floats."""
     array = as_array(value)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
-from edgeroute.confidence.output_forms import label_names
+import numpy as np
+
+from edgeroute.confidence.output_forms import best_label, label_names
 from edgeroute.confidence.output_reader import checked_kind, checked_rule
 from edgeroute.confidence.scores import Score
 from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
@@ -21,12 +24,13 @@ from edgeroute.types import StopToken, TensorSpec
 class CallableModel:
     """Edge model that calls `f(x)` for each input.
 
-    The function returns `(value, confidence)`, a `Prediction`, or logits, an array [classes]. A generator function yields its
-    value in pieces and returns the confidence. A coroutine function, an asynchronous generator function, and an object whose
-    `__call__` is one of them are awaited, by `AsyncRouter` alone.
+    The function returns `(value, confidence)`, `{"label": ..., "score": ...}`, a `Prediction`, or logits, an array [classes].
+    A generator function yields its value in pieces and returns the confidence. A coroutine function, an asynchronous generator
+    function, and an object whose `__call__` is one of them are awaited, by `AsyncRouter` alone.
 
     Args:
-        function: must be thread-safe, unless `parallel` is 1: concurrent requests call it concurrently.
+        function: must be thread-safe, unless `parallel` is 1: concurrent requests call it concurrently. Or a classifier with
+            `predict_proba`, as of scikit-learn, or its method: the probabilities of its classes for one input are then read.
         name: in answers; None: the function's name.
         labels: class index -> value; None: the value is the index.
         kind: kind of its results, one of `edgeroute.confidence.KINDS`; None: recognised by its form.
@@ -60,6 +64,9 @@ class CallableModel:
         takes_edge: bool = False,
     ) -> None:
         self._given = function
+        owner = getattr(function, "__self__", function)
+        if callable(getattr(owner, "predict_proba", None)) and (owner is function or function.__name__.startswith("predict")):
+            name, function = name or type(owner).__name__, partial(_probabilities, owner)
         self.run_escalated: Callable[[list[Any], Sequence[Any]], Any] | None = None
         if takes_edge:
             self.run_escalated = self._run_escalated
@@ -110,6 +117,8 @@ class CallableModel:
             return result
         if kind is Prediction:
             return result[:2]
+        if kind is dict or kind is list:
+            return best_label(result)
         if kind in _AWAITED:
             if kind is CoroutineType:
                 result.close()  # or Python would warn that it was never awaited
@@ -124,13 +133,20 @@ class CallableModel:
         if self._yields_async:
             return [await gather(self._stream_async(x)) for x in inputs]
         results = [await self.function(x) for x in inputs]
-        return [result[:2] if type(result) is Prediction else result for result in results]
+        return [result[:2] if type(result) is Prediction else best_label(result) for result in results]
 
     async def _stream_async(self, x: Any, cancel: StopToken | None = None) -> AsyncGenerator[Any, None]:  # noqa: ARG002
         """Yield the function's pieces for one input. Closed early, it closes the function's generator."""
         async with aclosing(self.function(x)) as pieces:
             async for piece in pieces:
                 yield piece
+
+
+def _probabilities(classifier: Any, x: Any) -> dict[Any, float]:
+    """Return class -> probability for one input, by a classifier's `predict_proba`."""
+    row = np.asarray(classifier.predict_proba(np.asarray([x])))[0]
+    classes = getattr(classifier, "classes_", range(len(row)))
+    return dict(zip(np.asarray(classes).tolist(), map(float, row), strict=True))
 
 
 _AWAITED = (CoroutineType, AsyncGeneratorType)

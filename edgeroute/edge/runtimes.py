@@ -36,6 +36,13 @@ GROUP = "edgeroute.runtimes"
 """Entry-point group by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
 _TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _SUFFIX = re.compile(r"\.[^\s./\\][^\s/\\]*")
+STEPS = {
+    (".pt", ".pth", ".safetensors", ".bin"): "export it to ONNX once, as by torch.onnx.export(model, example, 'model.onnx')",
+    (".keras", ".h5", ".pb"): "export it once, as by model.export('model.onnx', format='onnx'), or convert it to .tflite",
+    (".pkl", ".joblib"): "load it, and pass the object: it needs predict_proba; or convert it to ONNX, as by skl2onnx",
+    (".engine", ".plan"): "give the ONNX file that it was built from: `providers` has TensorRT build an engine of it",
+}
+"""Suffixes of files that no runtime runs -> the step that makes one that does."""
 _registered: dict[str, str] = {}
 """Suffix -> target, as `register` was called."""
 
@@ -151,7 +158,7 @@ def _plugin_runtimes() -> dict[str, tuple[str, ...]]:
 def load(edge: Any, **options: Any) -> EdgeModel:
     """Return the edge model for a path, a callable, or an object that is a model already. The file itself is not read yet.
 
-    A model and its members are checked; a callable becomes a `CallableModel`.
+    A model and its members are checked; a callable, or a classifier with `predict_proba`, becomes a `CallableModel`.
 
     Args:
         edge: the path of a model file, the address of a server on this device, a model, or a function.
@@ -164,10 +171,7 @@ def load(edge: Any, **options: Any) -> EdgeModel:
     if isinstance(edge, str | PathLike):
         suffix = suffix_of(edge)
         if suffix is None:
-            raise PolicyError(
-                f"no runtime for {str(edge)!r}: expected a file that ends in {', '.join(suffixes())}; another one is added by "
-                'edgeroute.register(".suffix", "package.module:Class")'
-            )
+            raise PolicyError(f"no runtime for {str(edge)!r}: {_step(str(edge))}")
         runtime = class_of(suffix)
         model: EdgeModel = call_factory(runtime, f"the runtime for {suffix}, {runtime.__name__}", edge, **options)
         check_model(model)
@@ -177,9 +181,22 @@ def load(edge: Any, **options: Any) -> EdgeModel:
     if is_model(edge):
         check_model(edge)
         return edge  # type: ignore[no-any-return]
-    if callable(edge):
+    if callable(edge) or hasattr(edge, "predict_proba"):
         return CallableModel(edge)
     raise PolicyError(f"edge= takes a path, a model or a callable, not {type(edge).__name__}")
+
+
+def _step(path: str) -> str:
+    """Return the step that makes a file without a runtime one that has one."""
+    for suffixes_, step in STEPS.items():
+        if path.lower().endswith(suffixes_):
+            return step
+    if re.fullmatch(r"[\w-]+/[\w-]+", path):
+        return "if this is the name of a model on a hub, download a file of it, or pass a function, as a pipeline is one"
+    return (
+        f"expected a file that ends in {', '.join(suffixes())}; another one is added by "
+        'edgeroute.register(".suffix", "package.module:Class")'
+    )
 
 
 # Variants: edge models for the same task, of which each call runs one.

@@ -202,14 +202,9 @@ def _check_target(side: str, value: Any) -> None:
         raise _wrong(side, f"an object, as in {side}={value.__name__}(...)", value)
     if estimator is None or callable(value) or hasattr(value, "run") or hasattr(value, "talk"):
         return
-    remedy = "lambda x: model.predict([x])[0]"
-    if side == "edge" and estimator == "predict":  # no confidence
-        remedy = "lambda x: (model.predict([x])[0], None)"
-    elif side == "edge":
-        remedy = (
-            'CallableModel(lambda x: model.predict_proba([x])[0], kind="probabilities", labels=tuple(model.classes_)), '
-            "or export it to ONNX"
-        )
+    if side == "edge" and estimator == "predict_proba":
+        return
+    remedy = "lambda x: (model.predict([x])[0], None)" if side == "edge" else "lambda x: model.predict([x])[0]"  # no confidence
     raise PolicyError(f"{side}= takes no {type(value).__name__} as it is: write {side}={remedy}")
 
 
