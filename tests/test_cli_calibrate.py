@@ -841,6 +841,17 @@ def test_status_of_an_outbox_and_without_the_models(home, used):
     assert "there is no model at" in err
 
 
+def test_status_leaves_out_values_that_are_no_mappings(tmp_path):
+    """As of another version, or of a disk that forgot: all else is shown."""
+    kept = KeyValueStore(tmp_path / "state.db")
+    for name in ("latency", "link", "energy", "audit:edge"):
+        kept.put(name, 5)
+    kept.close()
+    code, out, _ = cli("status", "--state", tmp_path, "--json")
+    told = json.loads(out)
+    assert (code, told["latency"], told["link"], told["edges"], "joules" in told) == (0, {}, {}, [], False)
+
+
 def test_status_of_nothing_and_of_what_is_broken(home, policy):
     """Neither makes a file, nor touches one."""
     code, _, err = cli("status", "--state", home / "none")

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import ClassVar
@@ -199,11 +200,7 @@ def test_elsewhere_it_is_read_and_not_run(monkeypatch):
 
 def test_without_coremltools(monkeypatch):
     """The extra is named."""
-
-    def gone(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(coreml, "import_late", gone)
+    monkeypatch.setitem(sys.modules, "coremltools", None)
     with pytest.raises(RuntimeMissing, match=r"pip install 'edgeroute\[coreml\]'"):
         CoreMLModel(FASHION).load()
 

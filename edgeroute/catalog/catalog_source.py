@@ -15,10 +15,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
-from edgeroute.errors import CatalogAway, CatalogError, PolicyError, RuntimeMissing, StoreError
+from edgeroute.errors import CatalogAway, CatalogError, PolicyError, StoreError
 from edgeroute.system.addresses import is_loopback
 from edgeroute.system.foreign_files import open_file
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports import import_late, import_needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,10 +126,7 @@ class Web:
             PolicyError: `verify` is False, or its file has no authorities.
         """
         if (client := self._client) is None:
-            try:
-                web = import_late("httpx")
-            except ImportError as e:
-                raise RuntimeMissing(f"a catalog at an address needs httpx: pip install 'edgeroute[catalog]' ({e})") from e
+            web = import_needed("httpx", "a catalog at an address needs httpx: pip install 'edgeroute[catalog]'")
             context: bool | ssl.SSLContext = True
             if not isinstance(self._verify, bool):
                 try:
@@ -299,10 +296,8 @@ def download_index(source: Source, folder: Path, root: bytes) -> bytes:
         RuntimeMissing: tuf is not installed.
         StoreError: the metadata cannot be stored.
     """
-    try:
-        client, problems = import_late("tuf.ngclient"), import_late("tuf.api.exceptions")
-    except ImportError as e:
-        raise RuntimeMissing(f"a catalog needs python-tuf: pip install 'edgeroute[catalog]' ({e})") from e
+    client = import_needed("tuf.ngclient", "a catalog needs python-tuf: pip install 'edgeroute[catalog]'")
+    problems = import_late("tuf.api.exceptions")
     logging.getLogger("tuf").setLevel(logging.ERROR)  # what fails is raised
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from edgeroute.edge.model_file import ModelFile, concatenate, first_line
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.foreign_files import read_bytes, read_json
-from edgeroute.system.late_imports import import_late, no_fork
+from edgeroute.system.late_imports import import_late, import_needed, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
 ComputeUnits: TypeAlias = Literal["all", "cpu", "cpu_and_gpu", "cpu_and_ne"]
@@ -247,9 +247,7 @@ def _runtime() -> Any:
     logger = logging.getLogger("coremltools")
     logger.addFilter(_quiet)  # it warns of each library that it could convert from, and of what Linux lacks
     try:
-        return import_late("coremltools")
-    except ImportError as e:
-        raise RuntimeMissing("coremltools is not installed: pip install 'edgeroute[coreml]'") from e
+        return import_needed("coremltools", "coremltools is not installed: pip install 'edgeroute[coreml]'")
     finally:
         logger.removeFilter(_quiet)
 

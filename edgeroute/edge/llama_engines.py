@@ -20,7 +20,7 @@ import numpy as np
 from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.late_imports import import_late, no_fork
+from edgeroute.system.late_imports import import_late, import_needed, no_fork
 from edgeroute.system.process import list_weakset
 from edgeroute.text.read_openai_replies import TOO_LONG
 from edgeroute.types import StopToken
@@ -338,10 +338,7 @@ def _import(name: str) -> Any:
     Raises:
         RuntimeMissing: it is not installed.
     """
-    try:
-        return import_late(name)
-    except ImportError as e:
-        raise RuntimeMissing(INSTALL if name == "xllamacpp" else "llama-cpp-python is not installed: it builds llama.cpp") from e
+    return import_needed(name, INSTALL if name == "xllamacpp" else "llama-cpp-python is not installed: it builds llama.cpp")
 
 
 ENGINES: Final[Mapping[str, Callable[[LoadOptions], Engine]]] = {"xllamacpp": XLlama, "llama-cpp-python": LlamaCppPython}

@@ -15,9 +15,9 @@ from edgeroute.core.units import Count
 from edgeroute.edge.execution_providers import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
+from edgeroute.errors import ModelError, PolicyError
 from edgeroute.system.foreign_files import open_file
-from edgeroute.system.late_imports import import_late, no_fork
+from edgeroute.system.late_imports import import_needed, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
 # External data of an ONNX model: files with weights beside it.
@@ -341,10 +341,7 @@ def runtime() -> Any:
         RuntimeMissing: it is not installed.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
-    try:
-        return import_late("onnxruntime")
-    except ImportError as e:
-        raise RuntimeMissing("onnxruntime is not installed: pip install 'edgeroute[onnx]'") from e
+    return import_needed("onnxruntime", "onnxruntime is not installed: pip install 'edgeroute[onnx]'")
 
 
 def spec_of(node: Any) -> TensorSpec:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.edge.input_tensors import Array, row_shape, shape_text, stack
-from edgeroute.errors import BadInput, RuntimeMissing
-from edgeroute.system.late_imports import import_late
+from edgeroute.errors import BadInput
+from edgeroute.system.late_imports import import_late, import_needed
 from edgeroute.types import TensorSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -251,10 +251,7 @@ def load_pillow() -> Any:
     Raises:
         RuntimeMissing: Pillow is not installed.
     """
-    try:
-        return import_late("PIL.Image")
-    except ImportError as e:
-        raise RuntimeMissing("Pillow, which pictures need, is not installed: pip install 'edgeroute[image]'") from e
+    return import_needed("PIL.Image", "Pillow, which pictures need, is not installed: pip install 'edgeroute[image]'")
 
 
 class Layouts(NamedTuple):

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from edgeroute.core.routing_policy import INF
-from edgeroute.errors import BadReply, CloudError, RuntimeMissing, TimedOut, Unreachable
+from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.connection_protocol import context_for, is_tls
 from edgeroute.http.messages import SUCCESS, Address, Call, Reply
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports import import_needed
 from edgeroute.system.process import await_within, settle, start_task_on
 from edgeroute.types import StopToken
 
@@ -57,10 +57,7 @@ class Carrier(ForkSafe):
             RuntimeMissing: httpx is not installed.
             PolicyError: the certificates cannot be read.
         """
-        try:
-            web = import_late("httpx")
-        except ImportError as e:
-            raise RuntimeMissing(f"client = 'httpx' needs httpx: pip install 'edgeroute[httpx]' ({e})") from e
+        web = import_needed("httpx", "client = 'httpx' needs httpx: pip install 'edgeroute[httpx]'")
         verify = context_for(self.address) if self.address.https else True
         return getattr(web, kind)(verify=verify, timeout=None, limits=web.Limits(max_connections=None))
 

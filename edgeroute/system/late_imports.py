@@ -90,6 +90,22 @@ def import_late(name: str) -> ModuleType:
     return _import_whole(name)
 
 
+def import_needed(name: str, need: str) -> ModuleType:
+    """Import a module of a package that may be missing, as `import_late` does, and return it.
+
+    Args:
+        name: the module.
+        need: what needs it, and how to install it.
+
+    Raises:
+        RuntimeMissing: it cannot be imported; the message is `need`, and why.
+    """
+    try:
+        return import_late(name)
+    except ImportError as e:
+        raise RuntimeMissing(f"{need} ({e})") from e
+
+
 def import_tool(name: str) -> ModuleType:
     """Import `edgeroute.tools.<name>` and return the module. Nothing else outside that folder imports a program.
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from edgeroute.catalog.model_folder import replace_durably
 from edgeroute.catalog.model_updates import NAMED
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import suffix_of, suffixes
-from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, RuntimeMissing, StoreError
+from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, StoreError
 from edgeroute.system.foreign_files import read_bytes
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports import import_late, import_needed
 from edgeroute.system.process import files_in
 
 ROOT_DAYS, LISTS_DAYS = 3650, 30
@@ -273,16 +272,15 @@ def _signers(keys: Path) -> dict[str, Any]:
     serialization = import_late("cryptography.hazmat.primitives.serialization")
     for file, roles in ((ROOT_KEY, ("root",)), (MODELS_KEY, ONLINE)):
         path = keys / file
-        with suppress(FileNotFoundError):
-            try:
-                key = serialization.load_pem_private_key(read_bytes(path), None)
-            except (ValueError, TypeError) as e:
-                raise PolicyError(f"{path} is no private key without a password in PEM") from e
-            except FileNotFoundError:
-                raise
-            except OSError as e:
-                raise PolicyError(f"{path} cannot be read: {e.strerror}") from e
-            signers |= dict.fromkeys(roles, signing.CryptoSigner(key))
+        try:
+            key = serialization.load_pem_private_key(read_bytes(path), None)
+        except FileNotFoundError:  # as root.pem usually is, which is offline
+            continue
+        except (ValueError, TypeError) as e:
+            raise PolicyError(f"{path} is no private key without a password in PEM") from e
+        except OSError as e:
+            raise PolicyError(f"{path} cannot be read: {e.strerror}") from e
+        signers |= dict.fromkeys(roles, signing.CryptoSigner(key))
     if "targets" not in signers:
         raise PolicyError(f"{keys / MODELS_KEY} is missing: edgeroute models keygen makes the keys")
     return signers
@@ -295,19 +293,14 @@ def _expiry(days: float) -> datetime:
 
 def _tuf() -> Any:
     """Import python-tuf; raise `RuntimeMissing` without it."""
-    try:
-        return import_late("tuf.api.metadata")
-    except ImportError as e:
-        raise RuntimeMissing(f"publishing needs python-tuf: pip install 'edgeroute[publish]' ({e})") from e
+    return import_needed("tuf.api.metadata", "publishing needs python-tuf: pip install 'edgeroute[publish]'")
 
 
 def _signing() -> Any:
     """Import the library of signers; raise `RuntimeMissing` without it."""
-    try:
-        import_late("cryptography")
-        return import_late("securesystemslib.signer")
-    except ImportError as e:
-        raise RuntimeMissing(f"keys and signatures need more: pip install 'edgeroute[publish]' ({e})") from e
+    need = "keys and signatures need more: pip install 'edgeroute[publish]'"
+    import_needed("cryptography", need)
+    return import_needed("securesystemslib.signer", need)
 
 
 def catalog_json(listed: tuple[Entry, ...]) -> bytes:

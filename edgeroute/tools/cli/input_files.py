@@ -13,7 +13,8 @@ from typing import IO, Any, NamedTuple, TextIO, TypeAlias
 
 import numpy as np
 
-from edgeroute.errors import BadInput, EdgerouteError, RuntimeMissing
+from edgeroute.edge.preprocessing import load_pillow
+from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.foreign_files import open_file, parse_json, read_bytes
 
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -345,13 +346,10 @@ def _pixels(path: Path) -> Any:
         RuntimeMissing: Pillow is not installed.
         ValueError: the image is too large.
     """
+    pillow = load_pillow()
     try:
-        from PIL import Image
-    except ImportError as e:
-        raise RuntimeMissing(f"{path}: images are read with Pillow, which is not installed: pip install pillow") from e
-    try:
-        with _open(path) as file, Image.open(file) as image:
+        with _open(path) as file, pillow.open(file) as image:
             plain = {"1": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "LA": "L", "CMYK": "RGB", "YCbCr": "RGB"}
             return np.asarray(image.convert(plain.get(image.mode, image.mode)))
-    except Image.DecompressionBombError as e:
+    except pillow.DecompressionBombError as e:
         raise ValueError(e) from e

@@ -404,6 +404,12 @@ def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
     )
 
 
+def _stored(state: Mapping[str, Value], name: str) -> dict[str, Any]:
+    """Return a stored mapping; {} if there is none."""
+    stored = state[name].value if name in state else None
+    return stored if isinstance(stored, dict) else {}
+
+
 def _evidence(drift: Any) -> float:
     """Return the evidence of a stored drift test; 0 if it cannot be read."""
     from edgeroute.core.sequential_tests import Drift
@@ -421,7 +427,7 @@ def _latencies(state: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
     from edgeroute.core.estimates import Latency
 
     legs = {}
-    for name, dumped in dict(state["latency"].value if "latency" in state else {}).items():
+    for name, dumped in _stored(state, "latency").items():
         with contextlib.suppress(KeyError, TypeError, ValueError):
             latency = Latency.load(dumped)
             legs[name] = {"count": latency.count, "p50_s": latency.quantile(0.5), "p99_s": latency.quantile(0.99)}
@@ -436,8 +442,7 @@ def _links(state: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
     from edgeroute.core.estimates import Link
 
     measured = {}
-    links = state["link"].value if "link" in state else {}
-    for name, dumped in links.items() if isinstance(links, dict) else ():
+    for name, dumped in _stored(state, "link").items():
         with contextlib.suppress(ValueError):
             link = Link.load(dumped)
             if link.count:
@@ -447,10 +452,8 @@ def _links(state: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
 
 def _joules(state: Mapping[str, Value]) -> dict[str, float]:
     """Return the measured energy of a call, joules, by target, without invalid numbers."""
-    energy = state["energy"].value if "energy" in state else {}
-    return {
-        str(name): float(joules) for name, joules in dict(energy).items() if isinstance(joules, int | float) and 0 <= joules < inf
-    }
+    energy = _stored(state, "energy").items()
+    return {str(name): float(joules) for name, joules in energy if isinstance(joules, int | float) and 0 <= joules < inf}
 
 
 def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.edge.onnx import external_data
-from edgeroute.errors import ModelError, ModelMissing, PolicyError, RuntimeMissing, StoreError
+from edgeroute.errors import ModelError, ModelMissing, PolicyError, StoreError
 from edgeroute.system.foreign_files import read_json
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports import import_late, import_needed
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights, which are quantised."""
@@ -33,11 +33,8 @@ def package() -> Any:
     Raises:
         RuntimeMissing: it is not installed.
     """
-    try:
-        import_late("onnx.version_converter")
-        return import_late("onnx")
-    except ImportError as e:
-        raise RuntimeMissing("changing a model needs the package onnx: pip install 'edgeroute[quantize]'") from e
+    import_needed("onnx.version_converter", "changing a model needs the package onnx: pip install 'edgeroute[quantize]'")
+    return import_late("onnx")
 
 
 def read_graph(path: Path) -> Any:

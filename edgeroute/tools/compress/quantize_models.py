@@ -15,8 +15,8 @@ from edgeroute.edge.model_card import Card
 from edgeroute.edge.model_file import first_line
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import load
-from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing, check_number
-from edgeroute.system.late_imports import import_late
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, check_number
+from edgeroute.system.late_imports import import_needed
 from edgeroute.tools.compress.measurement import (
     Examples,
     Layer,
@@ -146,10 +146,7 @@ _TOOLS: dict[str, Callable[[Path, Path, Examples], tuple[str, list[str]]]] = {
 
 def _import_tool(module: str, name: str, path: Path) -> Any:
     """Import a tool's module; raise `RuntimeMissing` with the command that installs it."""
-    try:
-        return import_late(module)
-    except ImportError as e:
-        raise RuntimeMissing(f"{path} is quantised by {name}, which cannot be imported ({e}): pip install {name}") from e
+    return import_needed(module, f"{path} is quantised by {name}, which cannot be imported: pip install {name}")
 
 
 CALIBRATION = 500

@@ -12,7 +12,7 @@ from edgeroute.core.error_codes import HELD, UNFIT, Failure, clean
 from edgeroute.core.routing_policy import INF
 from edgeroute.record.request_counts import Kind, Tally
 from edgeroute.router.policy_snapshot import Snapshot
-from edgeroute.tools.replay.trace_reader import checked_number, confidence
+from edgeroute.tools.replay.trace_reader import at_quantile, checked_number, confidence
 
 # Rows for display, from the records of a trace: the route of each request, and its reason in words.
 
@@ -212,10 +212,7 @@ class _Leg:
     def quantiles(self) -> dict[str, float | None]:
         """Return quantiles (p50, p90, p99) of the latest latencies; None without any."""
         took = sorted(self.took)
-        return {f"{name}_s": took[min(len(took) - 1, int(q * len(took)))] if took else None for name, q in _QUANTILES.items()}
-
-
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+        return {"p50_s": at_quantile(took, 0.5), "p90_s": at_quantile(took, 0.9), "p99_s": at_quantile(took, 0.99)}
 
 
 class Series:
@@ -268,7 +265,9 @@ class Series:
             "width_s": self.width_s,
             "end": (last + 1) * self.width_s,
             **{name: [self._counts.get(step, no_counts)[name] for step in steps] for name in COUNTED},
-            "p50_s": {name: [_median(self._took.get(step, {}).get(name)) for step in steps] for name in legs},
+            "p50_s": {
+                name: [at_quantile(sorted(self._took.get(step, {}).get(name, ())), 0.5) for step in steps] for name in legs
+            },
         }
 
 
@@ -276,11 +275,6 @@ def _part(record: Mapping[str, Any], name: str, other: T) -> T:
     """Return a part of a record if it has the type of `other`, else `other`."""
     value = record.get(name)
     return value if isinstance(value, type(other)) else other
-
-
-def _median(values: list[float] | None) -> float | None:
-    """Return the (upper) median; None without values."""
-    return sorted(values)[len(values) // 2] if values else None
 
 
 class Window:
@@ -381,8 +375,7 @@ class Window:
             "answered": {side: self.answered[side] for side in SIDES},
             "window": len(self._deferred),
             "deferral_rate": sum(self._deferred) / len(self._deferred) if self._deferred else None,
-            "p50_s": took[len(took) // 2] if took else None,
-            "p99_s": took[min(len(took) - 1, int(0.99 * len(took)))] if took else None,
+            "p50_s": at_quantile(took, 0.5), "p99_s": at_quantile(took, 0.99),
             "legs": legs,
             "reasons": [{"side": side, "text": text, "count": n} for (side, text), n in self._reasons.most_common(12)],
             "recent": [request.shown() for request in reversed(self.recent)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
 from itertools import pairwise
@@ -89,10 +89,15 @@ class Tally:
     def numbers(self, edge_joules: float | None = None) -> Numbers:
         """Return the totals; `edge_joules` is the energy per run of the edge, None: as recorded."""
         ordered = sorted(self.latencies)
-        quantiles = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None for q in (0.5, 0.9, 0.99)]
         totals = {name: getattr(self, name) for name in self.__slots__ if name not in {"latencies", "run_joules"}}
         totals["joules"] += self.run_joules if edge_joules is None else self.edge_runs * edge_joules
-        return Numbers(**totals, p50_s=quantiles[0], p90_s=quantiles[1], p99_s=quantiles[2])
+        p50_s, p90_s, p99_s = (at_quantile(ordered, q) for q in (0.5, 0.9, 0.99))
+        return Numbers(**totals, p50_s=p50_s, p90_s=p90_s, p99_s=p99_s)
+
+
+def at_quantile(ordered: Sequence[float], q: float) -> float | None:
+    """Return the value at a quantile, 0..1, of sorted values: one of them, the upper of two; None without any."""
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None
 
 
 def checked_number(number: Any) -> Any:

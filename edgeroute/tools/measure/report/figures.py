@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.errors import RuntimeMissing
+from edgeroute.system.late_imports import import_needed
 from edgeroute.tools.measure.evaluation import Bin, Evaluation, Share
 from edgeroute.tools.measure.report.numbers_in_words import LEGS
 
@@ -28,12 +28,8 @@ def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) ->
     Raises:
         RuntimeMissing: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise RuntimeMissing("the figures need matplotlib: pip install 'edgeroute[demo]'") from e
-
-    figure = Figure(figsize=size, layout="constrained")
+    drawn_by = import_needed("matplotlib.figure", "the figures need matplotlib: pip install 'edgeroute[demo]'")
+    figure = drawn_by.Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, sharex=True)
     for axes in [panels] if rows == 1 else panels:
         axes.grid(color=ink, alpha=0.12)
