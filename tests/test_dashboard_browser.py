@@ -116,7 +116,7 @@ def test_the_threshold_by_keyboard(browser, served):
         page.wait_for_selector("#promise:not(:empty)")
         slider = page.locator("#threshold")
         assert "(in force)" in page.locator("#threshold-label").inner_text()
-        assert "not promised" not in page.locator("#promise").inner_text()
+        assert "not guaranteed" not in page.locator("#promise").inner_text()
         slider.focus()
 
         def shown(key, times=1):
