@@ -500,7 +500,7 @@ def test_the_suffix_picks_the_runtime(tmp_path):
     """A path goes by its suffix; another suffix, or another thing, is refused with what is possible."""
     assert isinstance(load(tiny.linear(tmp_path / "m.onnx"), threads=2), OnnxModel)
     with pytest.raises(PolicyError, match=r"ends in .*\.onnx"):
-        load("model.pt")
+        load("model.xyz")
     with pytest.raises(PolicyError, match="not int"):
         load(3)
 
