@@ -83,7 +83,7 @@ class Worker(ForkSafe):
                 if not _begin(thread):  # set before: its start may be interrupted
                     self._thread = None
                     self._report("there is no thread for it")
-            return self._thread is not None
+            return self._thread is not None and not self.closed
 
     def nudge(self) -> None:
         """Have the next turn at once; also start the thread if it was started before, as in a forked child."""
