@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.confidence.detector_boxes import RULES
 from edgeroute.confidence.output_reader import KINDS
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.input_tensors import Array, stack
-from edgeroute.edge.preprocessing import Layouts, Picture, Preprocess
 from edgeroute.errors import ModelError, ModelMissing, nearest
 from edgeroute.system.foreign_files import read_json
-from edgeroute.system.process import file_sha256, files_in
+from edgeroute.system.process import file_sha256, files_in, sha256
 from edgeroute.types import TensorSpec
 
-__all__ = ["Array", "Card", "CardInput", "CardState", "Preprocess", "checked_sha256", "sha256_of", "stack"]
+if TYPE_CHECKING:
+    from edgeroute.edge.preprocessing import Preprocess
+
+__all__ = ["Array", "Card", "CardInput", "CardState", "checked_sha256", "sha256_of", "stack"]
 
 
 # Format of model cards: the keys, their JSON Schema, and the check of a card.
@@ -432,7 +433,9 @@ def _input(data: dict[str, Any], place: str) -> CardInput:
         raise ValueError(f"{place}: a constant, value, has no preprocess")
     if dtype is None or shape is None:
         raise ValueError(f"{place}: preprocess needs dtype and shape of the model's tensor beside it")
-    prepared = _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess)
+    from edgeroute.edge.preprocessing import preprocess_of  # imported for cards that have some
+
+    prepared = preprocess_of(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess)
     return CardInput(name, dtype, shape, batch, "batch" in data, None, prepared)
 
 
@@ -442,48 +445,6 @@ def _check_layout(layout: str, shape: tuple[int, ...], batch: int | None, place:
         raise ValueError(
             f"{place}.layout: {layout} has {len(layout)} axes, and {list(shape)} without its batch axis another number"
         )
-
-
-def _preprocess(gives: TensorSpec, layout: str | None, batch: int | None, data: dict[str, Any]) -> Preprocess:
-    """Build the preprocessing to a tensor from its JSON."""
-    accepts = TensorSpec(gives.name, data["dtype"], (-1, *map(int, data["shape"])))
-    layouts = Layouts(data.get("layout"), layout)
-    return Preprocess(
-        accepts, gives, float(data.get("scale", 1)), data.get("mean", 0), data.get("std", 1),
-        layouts=layouts, batch=batch, picture=_picture(accepts, layouts.given, data),
-    )  # fmt: skip
-
-
-def _picture(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> Picture | None:
-    """Return the settings for the caller's pictures, which may be decoded, resized or cropped; None: the input is no picture.
-
-    Raises:
-        ValueError: resize or crop does not fit the shape.
-    """
-    shape = accepts.shape[1:]
-    layout = layout or ("HW" if len(shape) == 2 else None)  # noqa: PLR2004 - height and width
-    resize, crop = data.get("resize"), data.get("crop")
-    fitted = resize is not None or crop is not None
-    channels = shape[2] if layout == "HWC" and len(shape) == 3 else 0  # noqa: PLR2004 - with channels
-    fits = accepts.dtype == "uint8" and layout in {"HW", "HWC"} and len(shape) == len(layout) and channels in (0, 1, 3, 4)
-    if not fits:
-        if fitted:
-            raise ValueError(
-                'preprocess: resize and crop need a picture: "dtype": "uint8" and "layout": "HW", or "HWC" of 1, 3 or 4 channels'
-            )
-        return None
-    to = resize if resize is None or isinstance(resize, int) else (int(resize[0]), int(resize[1]))
-    cut = crop if crop is None else (int(crop), int(crop)) if not isinstance(crop, list) else (int(crop[0]), int(crop[1]))
-    size = cut if cut is not None else to if isinstance(to, tuple) else None
-    if size is not None and any(a not in (-1, b) for a, b in zip(shape[:2], size, strict=True)):
-        raise ValueError(
-            f"preprocess: shape {list(shape)} is what comes after {'crop' if cut else 'resize'}, which gives {list(size)}"
-        )
-    if fitted and size is None and shape[:2] != (-1, -1):
-        raise ValueError(
-            'preprocess: "resize" to one length keeps a picture\'s proportions: write [height, width], or "crop" as well'
-        )
-    return Picture(accepts.name, shape[0], shape[1], channels, to, cut, data.get("filter", "bilinear"))
 
 
 def _state(data: dict[str, Any]) -> CardState:
@@ -522,7 +483,7 @@ def sha256_of(path: Path) -> str:
         raise ModelMissing(f"there is no model at {path}") from e
     except OSError as e:
         raise ModelError(f"{path} cannot be read: {e.strerror}") from e
-    return hashlib.sha256(b"".join(b"%b  %b\n" % (files[name].encode(), name) for name in sorted(files))).hexdigest()
+    return sha256(b"".join(b"%b  %b\n" % (files[name].encode(), name) for name in sorted(files))).hexdigest()
 
 
 def checked_sha256(path: Path, expected: str | None) -> str:

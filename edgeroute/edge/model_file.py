@@ -17,7 +17,6 @@ from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.edge_backend import current_turn
 from edgeroute.edge.input_tensors import MakePrepare, Plain
 from edgeroute.edge.model_card import Array, Card, checked_sha256
-from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.types import StopToken, TensorSpec
@@ -171,6 +170,8 @@ class ModelFile(LoadsLate):
             RuntimeMissing: the card needs Pillow, which is not installed.
         """
         if any(spec.preprocess is not None and spec.preprocess.fits_pictures for spec in self.card.inputs):
+            from edgeroute.edge.preprocessing import load_pillow
+
             load_pillow()
         try:
             self._plan = Inputs(self.card, inputs, outputs, plain)

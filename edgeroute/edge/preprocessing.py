@@ -493,3 +493,48 @@ def _affine(gives: TensorSpec, scale: float, mean: Any, std: Any, axis: int | No
     if not all(np.isfinite(array).all() for array in terms):
         raise ValueError(f"scale, mean and std are too large for {gives.dtype}")
     return terms
+
+
+# Preprocessing by a model card.
+
+
+def preprocess_of(gives: TensorSpec, layout: str | None, batch: int | None, data: dict[str, Any]) -> Preprocess:
+    """Build the preprocessing to a tensor from its JSON."""
+    accepts = TensorSpec(gives.name, data["dtype"], (-1, *map(int, data["shape"])))
+    layouts = Layouts(data.get("layout"), layout)
+    return Preprocess(
+        accepts, gives, float(data.get("scale", 1)), data.get("mean", 0), data.get("std", 1),
+        layouts=layouts, batch=batch, picture=_picture(accepts, layouts.given, data),
+    )  # fmt: skip
+
+
+def _picture(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> Picture | None:
+    """Return the settings for the caller's pictures, which may be decoded, resized or cropped; None: the input is no picture.
+
+    Raises:
+        ValueError: resize or crop does not fit the shape.
+    """
+    shape = accepts.shape[1:]
+    layout = layout or ("HW" if len(shape) == 2 else None)  # noqa: PLR2004 - height and width
+    resize, crop = data.get("resize"), data.get("crop")
+    fitted = resize is not None or crop is not None
+    channels = shape[2] if layout == "HWC" and len(shape) == 3 else 0  # noqa: PLR2004 - with channels
+    fits = accepts.dtype == "uint8" and layout in {"HW", "HWC"} and len(shape) == len(layout) and channels in (0, 1, 3, 4)
+    if not fits:
+        if fitted:
+            raise ValueError(
+                'preprocess: resize and crop need a picture: "dtype": "uint8" and "layout": "HW", or "HWC" of 1, 3 or 4 channels'
+            )
+        return None
+    to = resize if resize is None or isinstance(resize, int) else (int(resize[0]), int(resize[1]))
+    cut = crop if crop is None else (int(crop), int(crop)) if not isinstance(crop, list) else (int(crop[0]), int(crop[1]))
+    size = cut if cut is not None else to if isinstance(to, tuple) else None
+    if size is not None and any(a not in (-1, b) for a, b in zip(shape[:2], size, strict=True)):
+        raise ValueError(
+            f"preprocess: shape {list(shape)} is what comes after {'crop' if cut else 'resize'}, which gives {list(size)}"
+        )
+    if fitted and size is None and shape[:2] != (-1, -1):
+        raise ValueError(
+            'preprocess: "resize" to one length keeps a picture\'s proportions: write [height, width], or "crop" as well'
+        )
+    return Picture(accepts.name, shape[0], shape[1], channels, to, cut, data.get("filter", "bilinear"))
