@@ -856,6 +856,16 @@ WHOLE = {
     "usage": {"prompt_tokens": 7, "completion_tokens": 2},
 }  # fmt: skip
 TEXT = {"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [-0.3]}, "finish_reason": "length"}]}
+
+
+def test_many_calls_of_tools(ask):
+    """Are no answer: a server could make each part cost more than the one before."""
+    parts = [{"index": i, "id": f"c{i}", "function": {"name": "f", "arguments": "{}"}} for i in range(257)]
+    for most, source in ((256, "cloud"), (257, "edge")):
+        with CannedServer(deltas(*({"tool_calls": [part]} for part in parts[:most]), finish="tool_calls")) as server:
+            assert ask.stream(endpoint(server.url))[1].source == source
+
+
 CALLS = {"choices": [{"delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}}]}
 FAILS = {"error": {"message": "x", "code": 400, "type": "t"}}
 

@@ -146,6 +146,12 @@ def events(parts: Iterable[bytes]) -> Iterator[bytes]:
 # Joining of tool calls that come in pieces: not all servers number them as OpenAI does.
 
 
+MOST_CALLS: Final = 256
+"""Most calls of tools in one answer: each part is compared with all calls before it."""
+LONGEST: Final = 1 << 16
+"""Characters of arguments that are parsed to see if they are complete, with each part that comes."""
+
+
 class ToolCalls:
     """Tool calls of one answer, joined from their pieces.
 
@@ -163,7 +169,11 @@ class ToolCalls:
         return bool(self._calls or self._function)
 
     def add(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        """Add parts of calls, the `tool_calls` of a delta: set id and type, append name and arguments."""
+        """Add parts of calls, the `tool_calls` of a delta: set id and type, append name and arguments.
+
+        Raises:
+            TypeError, ValueError: they are no such parts, or more than `MOST_CALLS` calls.
+        """
         for part in parts:
             call = self._call_of(part)
             call.update({key: part[key] for key in ("id", "type") if part.get(key)})
@@ -196,6 +206,8 @@ class ToolCalls:
             or (not call_id and given is None and function.get("name"))
             or _begins_another_call(call, call_id, function)
         ):
+            if len(self._calls) >= MOST_CALLS:
+                raise ValueError(f"more than {MOST_CALLS} calls of tools")
             call = {"type": "function", "function": {"name": "", "arguments": ""}}
             self._calls.append((index, call))
         return call
@@ -213,9 +225,9 @@ def _begins_another_call(call: Mapping[str, Any], call_id: Any, function: Mappin
 
 
 def _is_whole(arguments: str) -> bool:
-    """Return True if arguments are a complete JSON object, nested no deeper than Python can parse."""
+    """Return True if arguments are a complete JSON object of at most `LONGEST` characters, no deeper than Python can parse."""
     try:
-        return isinstance(json.loads(arguments), dict)
+        return len(arguments) <= LONGEST and isinstance(json.loads(arguments), dict)
     except (RecursionError, ValueError):
         return False
 
@@ -224,7 +236,11 @@ def _join(function: dict[str, Any], part: Mapping[str, Any]) -> None:
     """Append a part to the name and the arguments of a function, in place. Some servers repeat the name with each part."""
     for key, value in part.items():
         if key != "name" or value != function["name"]:
-            function[key] = function.get(key, "") + (value or "")
+            if value and not isinstance(value, str):
+                raise TypeError(f"{key} is a {type(value).__name__}")
+            text = function.pop(key, "")
+            text += value or ""  # in place, as nothing else refers to the text
+            function[key] = text
 
 
 QUANTILE: Final = 0.1
