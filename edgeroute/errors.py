@@ -155,6 +155,8 @@ class BadReply(CloudError):
     """Reply that violates the protocol."""
 
     code = "bad_reply"
+    counts = True
+    """False for an answer without a text, which a request may ask for: the circuit breaker does not count it as a fault."""
 
 
 class Held(CloudError):

@@ -112,6 +112,26 @@ def test_a_client_that_leaves_pays(stream):
         assert (reply.status_code, "usd_per_day" in reply.text, len(far.requests)) == (503, True, 1)
 
 
+@pytest.mark.parametrize(("asked", "headers"), [
+    ({"stop": ["a"]}, {}), ({"max_tokens": 1}, {}), ({"seed": 1}, {"x-edgeroute-deadline": "20ms"}),
+    ({"seed": 2}, {"x-edgeroute-deadline": "1500ms"}),
+], ids=["no text", "few tokens", "deadline", "long answer"])  # fmt: skip
+def test_one_client_does_not_take_the_cloud_from_others(asked, headers):
+    """What a request brings about is no fault of the endpoint: empty answers, little time, and more than fits into the time."""
+
+    def answer(request):
+        body = json.loads(request.partition(b"\r\n\r\n")[2])
+        begun = sse_reply(PARIS[:2], done=False).replace(b"Content-Length", b"X-Length")
+        return {1: [None], 2: [begun, None]}.get(
+            body.get("seed"), sse_reply(PARIS[:1] + PARIS[3:] if asked.items() <= body.items() else PARIS)
+        )
+
+    with CannedServer(answer) as far, serving(router(far, edge=None)) as url:
+        for _ in range(FAULTS + 1):
+            httpx.post(url + CHATS, json={**CHAT, **asked}, headers=headers, timeout=LONG)
+        assert httpx.post(url + CHATS, json=CHAT, timeout=LONG).json()["edgeroute"]["source"] == "cloud"
+
+
 def test_its_stream():
     """Pieces, usage, and why it ended, as the endpoint said."""
     with CannedServer(sse_reply(PARIS)) as far, serving(router(far)) as url:

@@ -219,9 +219,10 @@ class Rows:
         if alone or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
             return False
         of_input = _of_the_input(error)
-        if not of_input or isinstance(error, BadReply):
+        unreadable = isinstance(error, BadReply) and error.counts
+        if not of_input or unreadable:
             self._exchange.failure = error
-        if isinstance(error, BadReply):
+        if unreadable:
             if self._unreadable:
                 self._guard.failed()  # the first or last one of them is counted at the end of the exchange
             self._unreadable, of_input = True, self._guard.rules.breaker.faults_left > 1

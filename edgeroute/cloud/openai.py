@@ -439,10 +439,12 @@ class OpenAIChat(OneByOne):
         return Unreachable(f"{self.where} broke off {'before' if gathered.empty else 'within'} its answer")
 
     def _check_said(self, prediction: Prediction) -> None:
-        """Raise BadReply for a complete answer without text."""
+        """Raise BadReply for a complete answer without text, which does not count for the breaker."""
         if is_silent(prediction.value, prediction.outputs):
             why = SILENT.get(truncated(prediction.outputs), "")
-            raise BadReply(f"{self.where} gave an answer without a text{why}")
+            error = BadReply(f"{self.where} gave an answer without a text{why}")
+            error.counts = False  # by its own stop texts or few tokens a client would take the cloud from all others
+            raise error
 
     def _answer(self, reply: Mapping[str, Any]) -> Prediction:
         """Return a completion as a prediction, without confidence if no log-probabilities were requested."""

@@ -304,6 +304,7 @@ async def run(
                             await show(step)
                         step = speaking.heard(None)
                         continue
+                    exchange.answers |= step.progress
                     try:
                         part = None if broken else await response.read(speaking.limit(step))
                     except CloudError as e:

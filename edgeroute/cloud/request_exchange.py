@@ -9,6 +9,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from functools import lru_cache
 from itertools import count
 from math import isfinite
@@ -292,6 +293,8 @@ TOO_LARGE = 413
 NO_DATA = "no user data"
 NUMBERS = count(1)
 """Numbers of attempts."""
+LEAST_LATE_S: ContextVar[float] = ContextVar("edgeroute_least_late_s", default=0.0)
+"""Time that an attempt of this context must have had if its lateness is to be a fault, seconds: for deadlines of strangers."""
 
 
 class Sending(NamedTuple):
@@ -394,8 +397,8 @@ class Exchange:
 
     __slots__ = (
         "__weakref__", "_admitted", "_again", "_attempts", "_going", "_guard", "_made", "_moved", "_number", "_open", "_paid",
-        "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge",
-        "ended", "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
+        "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "answers", "begun", "codec", "counts", "data_class",
+        "edge", "ended", "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by"
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -412,6 +415,8 @@ class Exchange:
         self.usd = 0.0
         self.counts = True
         """True if the breaker counts its result."""
+        self.answers = False
+        """True once a part of the answer has come: the endpoint works, and a request for too much is late by itself."""
         self.failure: BaseException | None = None
         """Exception that ended it, although some of its calls have answered."""
         self.wanted_by = INF
@@ -429,13 +434,11 @@ class Exchange:
         """Cost booked for the tokens of the attempt under way, before they are counted."""
         self._going = self._open = self.late = False
         self._attempts = self._made = self._moved = self._size = 0
-
         self._number = self._again = 0
         """Number of the attempt under way, 0 if its beginning was not reported; and how often the same was sent before."""
         self._sending: Sending | None = None
         self.status: int | None = None
         """HTTP status of its reply."""
-
         self.begun, self._until = 0.0, INF
         self._took_s: float | None = None
 
@@ -456,7 +459,7 @@ class Exchange:
                 self.ended(late=late)
         if error is None and self._took_s is not None and self.counts:
             self._guard.succeeded(self._took_s, self._moved)
-        elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably
+        elif isinstance(error, BadReply) and error.counts and self.counts:  # it replied, but unreadably
             self._open = False
             self._guard.failed()
         if self._guard.turns.waiting:
@@ -466,10 +469,7 @@ class Exchange:
 
     @property
     def spent(self) -> Spent:
-        """Bytes, cost and energy so far, with the codec, and if the edge's answer went along.
-
-        Energy is estimated from calls and bytes.
-        """
+        """Bytes, cost and estimated energy so far, with the codec, and if the edge's answer went along."""
         terms, mb = self._guard.rules.terms, (self.sent + self.received) / MB
         joules = max(1, self._made) * terms.joules_per_call + mb * terms.joules_per_mb
         return new(Spent, (self.sent, self.received, self.usd, joules, self.codec, self.edge))
@@ -523,7 +523,7 @@ class Exchange:
         self._tokens_usd = tokens_usd
         self.sent += size
         self._size = size
-        self.begun, self._until, self._open, self._going = monotonic(), until, True, True
+        self.begun, self._until, self._open, self._going, self.answers = monotonic(), until, True, True, False
 
     def record_load(self, headers: Mapping[str, str]) -> None:
         """Record the endpoint's load from a reply's headers, and notify the watcher of a change.
@@ -678,8 +678,9 @@ class Exchange:
             self._overdue()
 
     def _overdue(self) -> None:
-        """Record lateness as a fault, unless the attempt had less than the endpoint's usual time."""
-        if self.counts and self._guard.mark_late(self):
+        """Record lateness as a fault, unless the answer had begun, or the attempt had less than the endpoint's usual time."""
+        little = self.answers or monotonic() - self.begun < LEAST_LATE_S.get()
+        if self.counts and not little and self._guard.mark_late(self):
             self._guard.failed()
 
     def may_retry(self, *, stale: bool = False) -> bool:

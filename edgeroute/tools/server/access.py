@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from edgeroute.cloud.request_exchange import LEAST_LATE_S
 from edgeroute.core.egress import Rules
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import MODES, Mode
@@ -134,6 +135,8 @@ PREFIX = b"x-edgeroute-"
 NAMES = ("mode", "deadline", "first-token", "data-class", "conversation")
 LONGEST = 200
 """Most characters of a value."""
+CLIENT_LATE_S = 1.0
+"""Least time after which the lateness of a cloud counts for its breaker, if a client chose the time, seconds."""
 MOST_S = 86400.0
 """Longest deadline, seconds."""
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(ms|s|m)")
@@ -189,9 +192,10 @@ def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
         raise BadInput(f"x-edgeroute-data-class is {clean(data_class, 40)!r}, which the policy does not name: {hint}")
     if key := texts.get("conversation"):
         bind_within(key)  # each request has a task of its own
-    return Options(
-        mode, _seconds("deadline", texts), _seconds("first-token", texts), data_class
-    )  # fmt: skip
+    deadline, first_token = _seconds("deadline", texts), _seconds("first-token", texts)
+    if deadline or first_token:
+        LEAST_LATE_S.set(CLIENT_LATE_S)  # likewise
+    return Options(mode, deadline, first_token, data_class)
 
 
 def _seconds(name: str, texts: dict[str, str]) -> float | None:
