@@ -6,22 +6,24 @@ import logging
 import platform
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shutil import copytree
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from edgeroute.confidence.scores import Score
 from edgeroute.edge.input_tensors import shape_text
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.model_file import ModelFile, concatenate, first_line
+from edgeroute.edge.model_file import FileOptions, ModelFile, concatenate, first_line
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.foreign_files import read_bytes, read_json
 from edgeroute.system.late_imports import import_late, import_needed, no_fork
 from edgeroute.types import StopToken, TensorSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ComputeUnits: TypeAlias = Literal["all", "cpu", "cpu_and_gpu", "cpu_and_ne"]
 SYSTEM = platform.system()
@@ -75,14 +77,7 @@ class CoreMLModel(ModelFile):
         path: the package, which is a folder, or the file.
         compute_units: hardware that it may run on: "all", "cpu", "cpu_and_gpu", or "cpu_and_ne" (the Neural Engine, from macOS
             13).
-        sha256: expected SHA-256 of the file, or of a package (`edgeroute.edge.model_card.sha256_of`), hex; None: the card's;
-            unchecked if the card has none.
-        card: path of the card, if it is not beside the model.
-        output: name of the output to read; None: the card's, else all of them.
-        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
-        labels: class index -> value; None: the card's.
-        score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
+        file: arguments of `edgeroute.edge.model_file.ModelFile`: sha256, card, output, kind, labels, score, none_found.
 
     Raises:
         PolicyError: there are no such compute units.
@@ -97,17 +92,9 @@ class CoreMLModel(ModelFile):
         path: str | Path,
         *,
         compute_units: ComputeUnits = "all",
-        sha256: str | None = None,
-        card: str | Path | None = None,
-        output: str | None = None,
-        kind: str | None = None,
-        labels: Sequence[str] | None = None,
-        score: str | Score | None = None,
-        none_found: str | None = None,
+        **file: Unpack[FileOptions],
     ) -> None:
-        super().__init__(
-            path, sha256=sha256, card=card, output=output, kind=kind, labels=labels, score=score, none_found=none_found
-        )
+        super().__init__(path, **file)
         if compute_units not in get_args(ComputeUnits):
             raise PolicyError(f"compute_units: {nearest(str(compute_units), get_args(ComputeUnits))}")
         self.compute_units, self._units = compute_units, _UNITS[compute_units]

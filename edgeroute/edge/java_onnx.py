@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.scores import Score
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.model_file import ModelFile, first_line
+from edgeroute.edge.model_file import FileOptions, ModelFile, first_line
 from edgeroute.edge.onnx import DTYPES, external_data
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.late_imports import import_late
 from edgeroute.types import StopToken, TensorSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _JAVA = "ai.onnxruntime."
 _PREFIX = "ONNX_TENSOR_ELEMENT_DATA_TYPE_"
@@ -43,13 +45,7 @@ class JavaOnnxModel(ModelFile):
     Args:
         path: the model file.
         threads: for one run; more than one slows a busy device down.
-        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
-        card: path of the card, if it is not beside the model.
-        output: name of the output to read; None: the card's, else all of them.
-        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
-        labels: class index -> value; None: the card's.
-        score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
+        file: arguments of `edgeroute.edge.model_file.ModelFile`: sha256, card, output, kind, labels, score, none_found.
     """
 
     parallel = 1
@@ -59,17 +55,9 @@ class JavaOnnxModel(ModelFile):
         path: str | Path,
         *,
         threads: int = 1,
-        sha256: str | None = None,
-        card: str | Path | None = None,
-        output: str | None = None,
-        kind: str | None = None,
-        labels: Sequence[str] | None = None,
-        score: str | Score | None = None,
-        none_found: str | None = None,
+        **file: Unpack[FileOptions],
     ) -> None:
-        super().__init__(
-            path, sha256=sha256, card=card, output=output, kind=kind, labels=labels, score=score, none_found=none_found
-        )
+        super().__init__(path, **file)
         self.threads = threads
         self._pid = os.getpid()  # no Java runs in a child: its threads are not there
 

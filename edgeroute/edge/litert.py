@@ -13,20 +13,22 @@ from hashlib import sha256 as digest
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.scores import Score
 from edgeroute.edge.edge_backend import TURN, current_turn
 from edgeroute.edge.input_tensors import Plain, Prepare
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.model_file import ModelFile, first_line
+from edgeroute.edge.model_file import FileOptions, ModelFile, first_line
 from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, read_contents
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
 from edgeroute.system.foreign_files import read_bytes
 from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.types import StopToken, TensorSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Delegates of TFLite: libraries that run a model's operators on other hardware.
 
@@ -296,13 +298,7 @@ class LiteRTModel(ModelFile):
         on_downgrade: whether a delegate that is missing, or runs no operator, is an error ("error"), or a note in `downgraded`
             ("record").
         signature: name of the signature to run; None: the only one, or `serving_default`.
-        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
-        card: path of the card, if it is not beside the model.
-        output: name of the output to read; None: the card's, else all of them.
-        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
-        labels: class index -> value; None: the card's.
-        score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
+        file: arguments of `edgeroute.edge.model_file.ModelFile`: sha256, card, output, kind, labels, score, none_found.
 
     Raises:
         ValueError: `runtime` or `on_downgrade` has another value.
@@ -318,17 +314,9 @@ class LiteRTModel(ModelFile):
         delegate_options: Mapping[str, str | int | float | bool] | None = None,
         on_downgrade: Literal["error", "record"] = "error",
         signature: str | None = None,
-        sha256: str | None = None,
-        card: str | Path | None = None,
-        output: str | None = None,
-        kind: str | None = None,
-        labels: Sequence[str] | None = None,
-        score: str | Score | None = None,
-        none_found: str | None = None,
+        **file: Unpack[FileOptions],
     ) -> None:
-        super().__init__(
-            path, sha256=sha256, card=card, output=output, kind=kind, labels=labels, score=score, none_found=none_found
-        )
+        super().__init__(path, **file)
         if runtime not in (None, *RUNTIMES):
             raise ValueError(f"runtime is one of {', '.join(RUNTIMES)}, not {runtime!r}")
         if on_downgrade not in ("error", "record"):

@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -87,6 +87,18 @@ class LoadsLate(ForkSafe, ABC):
         return f"{type(self).__name__}({str(self.path)!r})"
 
 
+class FileOptions(TypedDict, total=False):
+    """Arguments of `ModelFile` by name, which every runtime of model files takes."""
+
+    sha256: str | None
+    card: str | Path | None
+    output: str | None
+    kind: str | None
+    labels: Iterable[Any] | None
+    score: str | Score | None
+    none_found: str | None
+
+
 class ModelFile(LoadsLate):
     """Model file with its card, loaded at the first run.
 
@@ -94,7 +106,8 @@ class ModelFile(LoadsLate):
 
     Args:
         path: the model file.
-        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
+        sha256: expected SHA-256 of the file, or of a package (`edgeroute.edge.model_card.sha256_of`), hex; None: the card's;
+            unchecked if the card has none.
         card: path of the card, if it is not beside the model.
         output: name of the output to read; None: the card's, else all of them.
         kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.

@@ -6,19 +6,21 @@ import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from edgeroute.confidence.scores import Score
 from edgeroute.core.units import Count
 from edgeroute.edge.execution_providers import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.model_file import ModelFile, first_line
+from edgeroute.edge.model_file import FileOptions, ModelFile, first_line
 from edgeroute.errors import ModelError, PolicyError
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_needed, no_fork
 from edgeroute.types import StopToken, TensorSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # External data of an ONNX model: files with weights beside it.
 
@@ -210,13 +212,7 @@ class OnnxModel(ModelFile):
         threads: threads for one run; more than one slows a busy device down.
         on_downgrade: whether a missing provider, or a first one that takes no node of the model, is an error ("error"), or a note
             in `downgraded` ("record").
-        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
-        card: path of the card, if it is not beside the model.
-        output: name of the output to read; None: the card's, else all of them.
-        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
-        labels: class index -> value; None: the card's.
-        score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
+        file: arguments of `edgeroute.edge.model_file.ModelFile`: sha256, card, output, kind, labels, score, none_found.
 
     Importing ONNX Runtime sets ORT_DISABLE_TELEMETRY=1 unless the variable is set: ONNX Runtime would write and send by default.
 
@@ -231,17 +227,9 @@ class OnnxModel(ModelFile):
         providers: Given | Sequence[Given] = ("cpu",),
         threads: Count = 1,
         on_downgrade: Literal["error", "record"] = "error",
-        sha256: str | None = None,
-        card: str | Path | None = None,
-        output: str | None = None,
-        kind: str | None = None,
-        labels: Iterable[Any] | None = None,
-        score: str | Score | None = None,
-        none_found: str | None = None,
+        **file: Unpack[FileOptions],
     ) -> None:
-        super().__init__(
-            path, sha256=sha256, card=card, output=output, kind=kind, labels=labels, score=score, none_found=none_found
-        )
+        super().__init__(path, **file)
         try:
             self.providers = parse_providers(providers)
         except PolicyError as e:

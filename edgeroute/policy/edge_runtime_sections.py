@@ -6,8 +6,9 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin
@@ -20,9 +21,9 @@ from edgeroute.catalog.installed_models import model_file
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.policy.contradictions import quote_value
+from edgeroute.policy.sections_from_classes import parameters_of
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
 from edgeroute.policy.target_sections import Edge, Model, Target
-from edgeroute.system.declared_settings import argument_texts, hints
 
 log = logging.getLogger("edgeroute")
 WRITTEN = ".onnx"
@@ -77,11 +78,10 @@ def all_registered() -> dict[str, type[Registered]]:
 def _section(suffix: str, target: str) -> type[Registered]:
     """Return the section type for a runtime, with a key for each argument of its class. Cached."""
     runtime_class = class_of(suffix)
-    texts = argument_texts(runtime_class)
     # by alias: a parameter may have a name that pydantic uses itself
     fields: dict[str, Any] = {
-        f"key_{i}": (annotation, Field(_default(parameter), alias=name, description=texts.get(name, "")))
-        for i, (name, parameter, annotation) in enumerate(_parameters(runtime_class))
+        f"key_{i}": (annotation, Field(_default(parameter), alias=parameter.name, description=text))
+        for i, (parameter, annotation, text) in enumerate(_parameters(runtime_class))
     }
     section = create_model(
         f"{runtime_class.__name__}{suffix}", __base__=Registered, __doc__=inspect.getdoc(runtime_class), **fields
@@ -90,23 +90,22 @@ def _section(suffix: str, target: str) -> type[Registered]:
     return section
 
 
-def _parameters(runtime_class: Any) -> Iterator[tuple[str, inspect.Parameter, Any]]:
-    """Yield the parameters after the path that a policy can give: those of a type that JSON has."""
-    types = hints(runtime_class)
-    _, *rest = inspect.signature(runtime_class).parameters.values()
-    for parameter in rest:
+def _parameters(runtime_class: Any) -> Iterator[tuple[inspect.Parameter, Any, str]]:
+    """Yield the parameters after the path that a policy can give, those of a type that JSON has, with their types and texts."""
+    for parameter, given, text in islice(parameters_of([runtime_class]), 1, None):
         if parameter.name in Registered.model_fields:
             continue
-        annotation = _plain(types.get(parameter.name, Any))
+        annotation = _plain(given)
         if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY} and _usable(annotation):
-            yield parameter.name, parameter, annotation
+            yield parameter, annotation, text
 
 
 def _plain(annotation: Any) -> Any:
-    """Return a parameter's type as a policy has it: text or a path becomes a path, so that it starts from the policy's folder."""
+    """Return a parameter's type as a policy has it: text or a path becomes a path, from the policy's folder; labels are texts."""
     if get_origin(annotation) not in {Union, UnionType}:
         return annotation
     parts = [part for part in get_args(annotation) if part is not str or Path not in get_args(annotation)]
+    parts = [Sequence[str] if get_origin(part) is Iterable else part for part in parts]
     return Union[tuple(parts)]  # noqa: UP007 - of a tuple
 
 

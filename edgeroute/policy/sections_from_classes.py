@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Un
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from edgeroute.core.routing_policy import Terms
+from edgeroute.edge.model_file import ModelFile
 from edgeroute.http.messages import Address
 from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, to_text
 from edgeroute.policy.value_types import (
@@ -52,7 +53,7 @@ from edgeroute.system.declared_settings import argument_texts, hints, unit_of
 S = TypeVar("S", bound=BaseModel)
 WORDS = {"; None:": "; without it:", "None:": "Without it:", "inf:": "Without it:", ", seconds": "", ", 0..1": "", "docs/": ""}
 """Words of a docstring -> words of the reference of policy files."""
-FURTHER: Mapping[str, Any] = {"address": Address, "terms": Terms}
+FURTHER: Mapping[str, Any] = {"address": Address, "file": ModelFile, "terms": Terms}
 """Name of a parameter `**name` -> the class whose arguments it takes."""
 KEYS = {"max_bytes": "max_size", "rate_per_s": "rate"}
 """Argument -> key, where that is another name and not only one without the unit."""
@@ -114,7 +115,7 @@ def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
 
     def derived(base: type[S]) -> type[S]:
         fields, arguments = dict[str, Any](), dict[str, str]()
-        for parameter, annotation, text in _parameters(classes):
+        for parameter, annotation, text in parameters_of(classes):
             name, key = parameter.name, _key(parameter.name, annotation)
             form = forms[name] if name in forms else _form(name, annotation)
             if form is not None and key not in {*base.model_fields, *fields}:
@@ -126,13 +127,13 @@ def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
     return derived
 
 
-def _parameters(classes: Any) -> Iterator[tuple[Parameter, Any, str]]:
-    """Yield the parameters of classes with their types and texts; `**address` stands for those of `Address`."""
+def parameters_of(classes: Any) -> Iterator[tuple[Parameter, Any, str]]:
+    """Yield the parameters of classes with their types and texts; `**address` stands for those of `Address`, as in `FURTHER`."""
     for configured in classes:
         texts, types = argument_texts(configured), hints(configured)
         for parameter in signature(configured).parameters.values():
-            if parameter.kind is Parameter.VAR_KEYWORD:
-                yield from _parameters([FURTHER[parameter.name]])
+            if parameter.kind is Parameter.VAR_KEYWORD and parameter.name in FURTHER:
+                yield from parameters_of([FURTHER[parameter.name]])
             else:
                 yield parameter, types.get(parameter.name, Any), texts.get(parameter.name, "")
 
