@@ -207,8 +207,8 @@ def test_reading_images(tmp_path, mode, shape):
 
 
 def test_images_without_pillow(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(RuntimeMissing, match="pip install pillow"):
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(RuntimeMissing, match=r"pip install 'edgeroute\[image\]'"):
         read_inputs(tmp_path / "x.png")
 
 
