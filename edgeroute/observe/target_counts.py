@@ -87,12 +87,13 @@ class Counts(ForkSafe):
             outcome: how the request ended.
             batch: True for a row of a batch, whose latency is left out: it is not that of one input.
         """
-        fresh, log = self._fresh, outcome.log
+        fresh = self._fresh
+        answered_by, _, accepted, log, _, _, _ = outcome  # quicker than by name
         if len(log) > ALONE:  # an error would keep its traceback's frames until it is counted, and with them the caller's objects
             log = tuple(mark._replace(detail=getattr(mark.detail, "code", "")) if mark.kind == "failed" else mark for mark in log)
-        left = not outcome.accepted and type(outcome) is Left  # neither degraded nor without an answer
-        fresh.append((plan.legs, None if left else outcome.leg, left or outcome.accepted, log, batch))
-        if len(fresh) + self._added < TOGETHER and outcome.accepted:
+        left = not accepted and type(outcome) is Left  # neither degraded nor without an answer
+        fresh.append((plan.legs, None if left else answered_by, left or accepted, log, batch))
+        if accepted and len(fresh) + self._added < TOGETHER:
             return False
         with self._lock:
             self._add_up()

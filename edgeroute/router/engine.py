@@ -299,7 +299,7 @@ class Engine(ForkSafe):
             plan = drop_unsure_edges(snapshot, plan, x)
         if begun >= observer.reads_at:
             SAMPLER.read(self)
-        first_s = INF if shows not in STREAMS else first_piece_s(snapshot.policy.first_token_s, first_token)
+        first_s = INF if not shows or shows not in STREAMS else first_piece_s(snapshot.policy.first_token_s, first_token)
         return new(Request, (identity, x, plan, snapshot, begun, begun + plan.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
@@ -372,7 +372,7 @@ class Engine(ForkSafe):
 
         Also stores the digests of a private call's answer, and of the texts of one that has left.
         """
-        if type(request.inputs) not in MUTE or request.id in self.private.awaited:
+        if self.private.awaited or type(request.inputs) not in MUTE:
             self.private.walk_ended(request, outcome)
         plan, observer = request.plan, self.observer
         if plan.unsure:
