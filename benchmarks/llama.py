@@ -1,7 +1,8 @@
 """Overhead of LlamaModel over bare xllamacpp, on a tiny model with random weights: `python benchmarks/llama.py`, or `make bench`.
 
 llama.cpp's own threads make its times vary by more than what is measured. So what it replied once is replayed, as JSON that is
-read for each call, to the bare call and to ours alike; how long the real one takes is beside it.
+read for each call, to the bare call and to ours alike; how long the real one takes is beside it. A model in a process of its own
+is compared with the same one in this process, on tokens of some 10 ms, as those of a model that is of use.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import psutil
 from figures import Figure, medians, size, table, timed
 
 TOKENS = 8
@@ -62,19 +65,56 @@ def figures() -> list[Figure]:
 
         with Router(model, lambda _: "cloud", threshold=0.0) as router:
             ways: dict[str, Callable[[str], object]] = {
-                "bare": lambda x: replay.handle_chat_completions(asked(x)), "streamed": gathered,
-                "run_one": model.run_one, "stoppable": lambda x: model.run_one(x, StopToken()),
+                "streamed": gathered, "run_one": model.run_one, "stoppable": lambda x: model.run_one(x, StopToken()),
                 "routed": router.infer, "deadline": lambda x: router.infer(x, deadline=30.0),
             }  # fmt: skip
             took = medians(ways, prompts)
         engine._server = server
     rows = [
-        (f"`LlamaModel.run_one`, 8 tokens ({real * 1e6:.0f} us with llama.cpp)", "run_one", "bare", 20),
+        (f"`LlamaModel.run_one`, 8 tokens ({real * 1e6:.0f} us with llama.cpp)", "run_one", "streamed", 60),
         ("`LlamaModel.run_one` that can be stopped", "stoppable", "streamed", 60),
-        ("`infer` of a `LlamaModel`", "routed", "bare", 60),
+        ("`infer` of a `LlamaModel`", "routed", "streamed", 100),
         ("`infer` of a `LlamaModel` with a deadline", "deadline", "streamed", 150),
     ]
-    return [timed(what, took[ours], took[base], limit, digits=0) for what, ours, base, limit in rows]
+    return [timed(what, took[ours], took[base], limit, digits=0) for what, ours, base, limit in rows] + isolated_figures()
+
+
+def isolated_figures() -> list[Figure]:
+    """Figures: the first piece of a stream, and the processor time of an answer in both processes, in turns with one in this process.
+
+    The fastest first piece, of a tiny model, and processor time, as other work on the machine is in neither.
+    """
+    import tiny_gguf
+
+    from edgeroute import LlamaModel
+
+    first, used = [list[float](), list[float]()], [0.0, 0.0]
+    with tempfile.TemporaryDirectory() as folder:
+        for path, turns in (
+            (tiny_gguf.write(Path(folder) / "tiny.gguf"), size(200, 2)),
+            (tiny_gguf.write(Path(folder) / "larger.gguf", width=size(768, 64), layers=size(8, 2)), size(40, 2)),
+        ):
+            models = [LlamaModel(path, max_tokens=size(60, 8), isolate=isolate) for isolate in (True, False)]
+            for turn in range(turns + 1):
+                for i, model in enumerate(models):
+                    before, begun = processor_s(), perf_counter()
+                    instants = [perf_counter() for _ in model.stream(f"hello {turn}")]
+                    if turn and path.stem == "tiny":  # the first turn loads the model
+                        first[i].append(instants[0] - begun)
+                    elif turn:
+                        used[i] += (processor_s() - before) / len(instants) / turns
+            for model in models:
+                model.close()
+    return [
+        timed("First piece of an isolated `LlamaModel`", min(first[0]), min(first[1]), 3, shown="ms"),
+        timed("Processor time of a token of an isolated `LlamaModel`", *used, 1.03, shown="ms", digits=2, by="ratio"),
+    ]
+
+
+def processor_s() -> float:
+    """Processor time of this process and its children so far, seconds."""
+    this = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (this, *this.children()))
 
 
 if __name__ == "__main__":
