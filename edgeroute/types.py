@@ -48,7 +48,7 @@ class StopToken:
     before.
 
     Attributes:
-        turn_by: monotonic instant by which a run has to have its turn, if the model is busy; inf: it may wait.
+        turn_by: monotonic instant by which a run has to have begun, if the model is busy; inf: it may wait.
     """
 
     __slots__ = ("_asked", "_event", "_hook", "_lock", "turn_by")

@@ -382,7 +382,8 @@ class LlamaModel(LoadsLate):
         """
         request, chat = self._request(x)
         pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
-        left, gathered = StopToken(), Gathered(eager=isinstance(self.score, Prefix))
+        left = StopToken() if cancel is None else StopToken(cancel.turn_by)
+        gathered = Gathered(eager=isinstance(self.score, Prefix))
         if cancel is not None:
             cancel.on_ask(left)
         engine = self._engine(left)

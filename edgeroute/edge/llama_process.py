@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
+from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -28,14 +29,14 @@ from weakref import finalize
 from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.edge.llama_engines import LoadOptions, OnPiece, open_engine
 from edgeroute.edge.model_file import NO_MEMORY
-from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
+from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.forks import ForkSafe
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.types import StopToken
 
-LOAD_S: Final = 600.0
+LOAD_S = 600.0
 """Longest load of a model, seconds."""
-STOP_S: Final = 5.0
+STOP_S = 5.0
 """Time for a generation to stop on request, seconds; then the process is killed."""
 MOST_GROWTH: Final = 1 << 30
 """Memory that requests may take beside the loaded model, bytes, on Linux."""
@@ -192,18 +193,27 @@ class IsolatedEngine(ForkSafe):
             self._turns.release()
 
     def _follow(self, number: int, pieces: SimpleQueue[Any], on_piece: OnPiece, stop: StopToken) -> None:
-        """Report the pieces of a call until its end. Raises ModelError if the child ends before."""
-        stop_by = None
+        """Report the pieces of a call until its end.
+
+        Raises:
+            ModelError: the child has ended, or fails.
+            Busy: the child has not begun by `stop.turn_by`, as another generation holds it.
+        """
+        stop_by, turn_by = None, stop.turn_by
         while True:
+            limit_s = self._stall_s if stop_by is None else stop_by - monotonic()
             try:
-                frame = pieces.get(timeout=self._stall_s if stop_by is None else max(0.0, stop_by - monotonic()))
+                frame = pieces.get(timeout=max(0.0, min(limit_s, turn_by - monotonic())))
             except Empty:
+                if monotonic() >= turn_by:
+                    raise Busy(f"{self._where} was busy: another generation holds it") from None
                 self.end()
                 if stop_by is None:
                     raise EngineEnded(
                         f"{self._where} gave no token within {self._stall_s:g} s, and its process was ended"
                     ) from None
                 return
+            turn_by = inf
             if frame is _END:
                 raise self._death()
             if "piece" in frame and stop_by is None:
@@ -232,7 +242,8 @@ class IsolatedEngine(ForkSafe):
                 file.close()
 
     def never_free(self) -> None:
-        """Do nothing: this engine has nothing native here."""
+        """Leave the child to the parent: see `Engine`."""
+        self.after_fork()
 
 
 def _end(process: subprocess.Popen[bytes], folder: str) -> None:
