@@ -359,7 +359,7 @@ def test_no_more_threads(ask, names, monkeypatch):
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr(threading.Thread, "start", fail)
-        with pytest.raises(Unreachable, match="can't start new thread"):
+        with pytest.raises(Unreachable, match="no thread to look it up"):
             ask(f"http://cloud.test:{server.port}")
         assert ask(f"http://cloud.test:{server.port}") == b"hello"
 
