@@ -305,8 +305,9 @@ def _listen(file: IO[bytes], tail: deque[str], verbose: bool) -> None:
 
 def main() -> None:
     """Load the model and answer requests, until stdin ends; then exit at once. The program of the child."""
-    with suppress(AttributeError, OSError, TypeError):  # native code may hold the interpreter, and the end of stdin is not seen
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform != "win32":
+        with suppress(AttributeError, OSError):  # native code may hold the interpreter, and the end of stdin is not seen
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
@@ -371,7 +372,9 @@ def _limit_memory(path: Path | None) -> None:
 
     A no-op where the system has no such limit.
     """
-    with suppress(ImportError, AttributeError, OSError, ValueError):
+    if sys.platform == "win32":
+        return
+    with suppress(AttributeError, OSError, ValueError):
         import resource
 
         page, (_, hard) = os.sysconf("SC_PAGE_SIZE"), resource.getrlimit(resource.RLIMIT_DATA)
