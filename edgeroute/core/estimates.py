@@ -58,7 +58,7 @@ class Latency:
             self._weight = _GROWTH
 
     def quantile(self, q: float) -> float | None:
-        """Return a quantile in seconds: the share `q` (0..1) of values does not exceed it; None before the first value."""
+        """Return the quantile `q` (0..1), seconds: the middle of the bucket that it falls in; None before the first value."""
         if not self.count:
             return None
         goal, seen, last = q * self._total, 0.0, 0

@@ -201,7 +201,7 @@ def variable_names(known: Mapping[str, Mapping[str, Any]] | None = None) -> list
 
 
 def _by_number(value: Any) -> Any:
-    """Return index -> section, of one section or a list, to be merged with the environment's.
+    """Return a list as "0", "1", ... -> section, and one section as "0" -> section, to be merged with the environment's.
 
     Anything else is returned unchanged.
     """

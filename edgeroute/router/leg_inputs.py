@@ -66,7 +66,9 @@ class CallInputs:
         return len(self._inputs)
 
     def of(self, target: int, rows: Sequence[int] | None = None) -> list[Any]:
-        """Return a target's view of each input, computed now if need be; may call a function of the application.
+        """Return each input as a target gets it: its view, computed now if need be, or the input itself without a view.
+
+        May call a function of the application.
 
         Args:
             target: index of the target.

@@ -449,9 +449,9 @@ class Trials(ForkSafe, parts.Part):
                     self._hidden(running, request, seen.leg, seen.answer.value, seen.edge)
 
     def _of_cloud(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> Seen | None:
-        """Return the outcome of the first cloud's leg; None: it was not called, or its outcome is unknown.
+        """Return the result that the first cloud's arm counts: failure, latency, cost, and if the edge answered otherwise.
 
-        Failures that are not the endpoint's own count as unknown.
+        A timeout counts as a failure. None: it has no arm, was not called, or failed by no fault of the endpoint.
         """
         legs = request.plan.legs
         i = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)

@@ -81,7 +81,7 @@ def certify_graded(
 
     Raises:
         NotEnough: there are too few.
-        PolicyError: the cloud's grades are missing, or `calibrate` rejects them.
+        PolicyError: `max_loss` without the cloud's grades, or `calibrate` rejects the examples.
     """
     if kind == "max_loss" and scored.cloud is None:
         raise PolicyError("max_loss is measured against the cloud: record cloud_scores too")

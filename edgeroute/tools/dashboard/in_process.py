@@ -176,7 +176,7 @@ def _metrics(router: BaseRouter) -> BaseRoute:
 
 
 def sources_of(router: BaseRouter) -> Sources:
-    """Return the sources of a router in this process."""
+    """Return the functions by which a dashboard reads a router of this process: state, setup, certificates and stored state."""
     engine = router.engine
     return Sources(partial(state_of, engine), partial(_setup, engine), lambda: certificates_of(engine.snapshot), engine.state)
 
