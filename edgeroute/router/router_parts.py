@@ -154,7 +154,7 @@ class Parts:
         return fields
 
     def states(self) -> dict[str, Method]:
-        """Return name in the state folder -> each part's `dump`, which returns its state; the application's are `part:NAME`."""
+        """Return name in the state folder -> each part's `dump`, which returns its state."""
         mine = {name_of(part): part.dump for part in self.all if own(part) and overrides(part, "dump")}
         return mine | {f"part:{name}": dump for name, dump in self.named("dump").items()}
 

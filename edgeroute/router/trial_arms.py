@@ -449,7 +449,7 @@ class Trials(ForkSafe, parts.Part):
                     self._hidden(running, request, seen.leg, seen.answer.value, seen.edge)
 
     def _of_cloud(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> Seen | None:
-        """Return the result that the first cloud's arm counts: failure, latency, cost, and if the edge answered otherwise.
+        """Return the first cloud's result for its arm: failure, latency, cost, and if the edge differed.
 
         A timeout counts as a failure. None: it has no arm, was not called, or failed by no fault of the endpoint.
         """
