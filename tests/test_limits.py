@@ -1,5 +1,6 @@
 """What may be spent, over restarts, crashes, broken files and clocks that are set: a limit holds, or refuses and says so."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,9 +13,9 @@ from time import monotonic
 
 import pytest
 import routes
-from both import GOOD, LONG, ask, header, makes, unsure
+from both import GOOD, LONG, GatedServer, ask, header, makes, unsure
 
-from edgeroute import Function, Limits, PlainJson
+from edgeroute import AsyncRouter, Function, Limits, PlainJson
 from edgeroute.cloud import spending_file as earlier
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
@@ -225,6 +226,50 @@ def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
     boot[:] = "third", 60.0
     assert spent(0.25) == 0.5
     assert spent() == 0.75
+
+
+def test_an_event_loop_does_not_wait_for_what_another_call_writes(tmp_path, monkeypatch):
+    """The reply to a call is booked, and its answer given, while the disk takes long for another call."""
+    flush, writes, answered, in_time = KeyValueStore.flush, threading.Event(), threading.Event(), []
+
+    def slow(store):
+        writes.set()
+        in_time.append(answered.wait(5))
+        return flush(store)
+
+    async def main(server):
+        cloud = PlainJson(f"{server.url}/json", usd_per_call=0.001)
+        options = {"threshold": 0.5, "state": tmp_path, "limits": Limits(usd_per_day=0.01)}
+        async with AsyncRouter(unsure, cloud, **options) as router:
+            first = asyncio.ensure_future(router.infer(1))
+            await asyncio.to_thread(server.wait_for, lambda: server.requests)
+            monkeypatch.setattr(KeyValueStore, "flush", slow)
+            second = asyncio.ensure_future(router.infer(2))
+            await asyncio.to_thread(writes.wait, LONG)
+            server.open()
+            assert (await first).source == "cloud"
+            answered.set()
+            assert (await second).source == "cloud"
+
+    with GatedServer(GOOD) as server:
+        asyncio.run(main(server))
+    assert in_time[0]
+
+
+def test_what_has_arrived_on_an_event_loop_is_written_with_the_next_booking(tmp_path):
+    """Its bytes, say. In a thread they are written at once."""
+    store = Counted(tmp_path / "state.db")
+    spending = SharedSpending(Spending(Limits(mb_per_day=1)), store)
+
+    async def arrive():
+        spending.add(Cost(mb=0.5), process.now())
+
+    asyncio.run(arrive())
+    assert (store.writes, spending.unwritten) == (0, True)
+    assert spending.reserve(Cost(mb=0.1), process.now()) is None
+    assert spending.secure(Cost(mb=0.1)) is None
+    assert (store.writes, spending.unwritten) == (1, False)
+    store.close()
 
 
 # state that is not known

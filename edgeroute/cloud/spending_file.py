@@ -283,11 +283,11 @@ class _Account(ForkSafe):
             self._spending.settle(reserved, actual, now)
 
     def add(self, cost: Cost, now: float) -> None:
-        """Book a cost that was incurred anyway, and write it."""
+        """Book a cost that was incurred anyway, and write it; on an event loop the next booking, or a thread, writes it."""
         with self.lock:
             self._spending.add(cost, now)
         if self.stored and self.unwritten:
-            self.write()
+            self.put() if process.on_event_loop() else self.write()
 
     @property
     def unwritten(self) -> bool:

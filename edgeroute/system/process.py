@@ -234,6 +234,12 @@ def is_task_cancelled(error: BaseException) -> bool:
     return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
 
 
+def on_event_loop() -> bool:
+    """Return True if this thread runs an event loop, which may not be blocked."""
+    asyncio: Any = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None  # noqa: SLF001 - public, for loops
+
+
 async def await_within(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine for at most `left_s` seconds, and return its result; at the limit it is cancelled.
 
