@@ -54,6 +54,14 @@ def test_it_ends_at_a_signal(policy, sig):
         httpx.get(url, timeout=LONG)
 
 
+def test_keys_that_the_policy_opens(policy):
+    """By `[gateway] allow`; others stay closed."""
+    policy.write_text(policy.read_text() + '[gateway]\nallow = ["top_k"]\n')
+    with started("gateway", "--policy", policy) as (_, url), httpx.Client(base_url=url, timeout=WAIT) as client:
+        refused = ["is no key" in client.post("/v1/chat/completions", json={**CHAT, key: 1}).text for key in ("top_k", "top_z")]
+    assert refused == [False, True]
+
+
 def test_a_policy_that_changes(policy):
     """Is in force for later requests; one that is wrong is logged, and changes nothing."""
     with started("gateway", "--policy", policy) as (process, url), httpx.Client(base_url=url, timeout=WAIT) as client:

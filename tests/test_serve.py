@@ -646,6 +646,20 @@ def test_a_panic_of_the_model(error):
     assert asyncio.run(main()) == [ModelError, [[1]], [[2]]]
 
 
+def test_a_run_that_cannot_begin():
+    """As the thread has ended: each request has an error, and none waits for ever."""
+    model = Fake()
+
+    async def main():
+        batcher = Batcher(model, model.outputs, max_batch=8, queue=8)
+        batcher.close()
+        for _ in range(2):
+            with pytest.raises(ModelError, match="could not be run"):
+                await asyncio.wait_for(batcher.submit({"x": np.zeros((1, 1), np.float32)}, 1), LONG)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_a_coroutine_that_ends_its_event_loop(error):
     """It is the error of its request alone: the loop of the model goes on."""
