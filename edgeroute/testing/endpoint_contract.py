@@ -261,7 +261,7 @@ class _Checks:
                 yield f"health takes {len(calls)} calls: it is asked often, so have one"
 
     def _quotes(self, call: Call) -> bool:
-        """Return True if the path or body of a call repeats a body that was sent for a sample; a short one has to be all of it."""
+        """Return True if the path or body of a call repeats a body that was sent for a sample; a short one has to be all."""
         there = (bytes(call.body), call.path.encode("utf-8", "surrogatepass"), unquote_to_bytes(call.path))
         return bytes(call.body) in self.bodies or any(
             body in part for body in self.bodies if len(body) >= QUOTABLE for part in there
