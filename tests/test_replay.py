@@ -341,6 +341,26 @@ def timed(records, edge_s, cloud_s):
     return found
 
 
+@pytest.mark.parametrize(
+    "needs_s", [lambda sure: 2 - 1.9 * sure, lambda sure: 0.2, lambda sure: 4 * 0.1**sure], ids=["line", "none", "power"]
+)
+def test_latencies_of_calls_go_by_the_confidence(needs_s):
+    """Hard inputs take longer, where they do: calls that a higher threshold makes are as quick as those of like inputs."""
+    random = Random(1)
+    sures = [random.random() for _ in range(2000)]
+    took_s = [needs_s(sure) * random.lognormvariate(0, 0.2) for sure in sures]
+    records, _, setup = asked([(sure, None) for sure in sures])
+    for i, (record, cloud_s) in enumerate(zip(records, took_s, strict=True)):
+        for event in record["events"]:
+            event["at_s"] = cloud_s if event["leg"] == "cloud" and event["what"] != "start" else 0.0
+        record |= {"at": 1e9 + 10 * i, "latency_s": record["events"][-1]["at_s"]}
+    replayed = replay(collect(records), but(setup, threshold=0.8)).replayed
+    true = sorted(cloud_s if sure < 0.8 else 0.0 for sure, cloud_s in zip(sures, took_s, strict=True))
+    assert replayed.cloud == sum(sure < 0.8 for sure in sures)
+    assert replayed.p50_s == pytest.approx(true[1000], rel=0.15)
+    assert replayed.p90_s == pytest.approx(true[1800], rel=0.15)
+
+
 def test_hedges_by_what_was_measured():
     """After p90 of the edge the cloud is asked, too, as soon as enough is measured, and not where bytes cost money."""
     records, _, setup = asked([(0.1 if i % 2 else 0.9, None) for i in range(400)])

@@ -15,7 +15,7 @@ from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, new
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
 from edgeroute.tools.replay.network_and_admission import Gate
-from edgeroute.tools.replay.trace_reader import ANSWERED, Request, Seen, Tally
+from edgeroute.tools.replay.trace_reader import ANSWERED, Request, Seen, Tally, edge_confidence
 
 # Device model: battery and thermal throttling.
 
@@ -241,9 +241,10 @@ class Script:
         if outage is not None:
             self.estimated["failures of calls, as those around them failed"] += 1
             return Failed(i, RecordedError(outage.error, outage.failure), now + gate.past.failure_s)
-        took_s = gate.past.longer(seen.took_s + SLACK_S if seen is not None else 0.0, self._random.random())
+        than_s = seen.took_s + SLACK_S if seen is not None else 0.0
+        took_s = gate.past.longer(than_s, self._random.random(), edge_confidence(self._request.legs))
         if took_s is not None:
-            self.estimated["latencies of calls, as one that is recorded"] += 1
+            self.estimated["latencies of calls, as of recorded ones of such a confidence"] += 1
             return Done(i, Prediction(None, None, None), now + took_s)
         if seen is None:
             raise Unknown(NEVER_ASKED.format(gate.name))

@@ -6,13 +6,14 @@ import gc
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from itertools import pairwise
+from math import exp, isfinite, log
 from numbers import Real
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from statistics import median
+from statistics import StatisticsError, linear_regression, median
 from typing import Any, Final, NamedTuple
 
 from edgeroute.core.answer_reasons import VERSION
@@ -180,6 +181,18 @@ class Request(NamedTuple):
     """Target name -> recorded result."""
 
 
+NEAR: Final = 50
+"""Number of recorded calls, nearest in confidence, of which one has the latency of a call that is not recorded."""
+FARTHEST: Final = log(4)
+"""Logarithm of the greatest factor by which a latency is extended to a confidence beyond the recorded ones."""
+
+
+def edge_confidence(legs: Mapping[str, Seen]) -> float | None:
+    """Return the confidence of the first edge that has a finite one; None: there is none."""
+    confidences = (leg.confidence for leg in legs.values() if not leg.away and leg.confidence is not None)
+    return next(filter(isfinite, confidences), None)
+
+
 class Past:
     """Statistics of one endpoint over a trace.
 
@@ -199,11 +212,19 @@ class Past:
         self._results: list[tuple[float, Seen | None]] = []
         """End of each call, and its failure if it was the endpoint's fault."""
         self._times: list[float] = []
+        self._given: list[tuple[float, float]] = []
+        """(confidence of the edge, latency) of each answer, sorted."""
+        self._slope = 0.0
 
-    def add(self, seen: Seen, time: float) -> None:
-        """Add the result of a call that ended at that time: an answer, or a failure. Others, and most holds, are ignored."""
+    def add(self, seen: Seen, time: float, sure: float | None = None) -> None:
+        """Add the result of a call that ended at that time: an answer, or a failure. Others, and most holds, are ignored.
+
+        sure: confidence of the edge.
+        """
         if seen.what in ANSWERED:
             self.latencies.append(seen.took_s)
+            if sure is not None and seen.took_s > 0:
+                self._given.append((sure, seen.took_s))
             self._sizes[0].append(seen.sent_bytes)
             self._sizes[1].append(seen.received_bytes)
             self._results.append((time, None))
@@ -215,6 +236,9 @@ class Past:
     def settle(self) -> None:
         """Sort the records and compute the statistics; call once all records are added."""
         self.latencies.sort()
+        self._given.sort()
+        with suppress(StatisticsError):  # too few, or all of one confidence
+            self._slope = linear_regression([sure for sure, _ in self._given], [log(took_s) for _, took_s in self._given]).slope
         self.sent_bytes, self.received_bytes = (median(sizes) if sizes else 0.0 for sizes in self._sizes)
         self._results.sort(key=lambda result: (result[0], result[1] is not None))
         self._times = [time for time, _ in self._results]
@@ -234,8 +258,18 @@ class Past:
         """Typical time to a failure, seconds."""
         return median(self._failures) if self._failures else 0.0
 
-    def longer(self, than_s: float, share: float) -> float | None:
-        """Return the recorded latency above `than_s` at the quantile `share` (0..1) of those; None if there is none."""
+    def longer(self, than_s: float, share: float, sure: float | None) -> float | None:
+        """Return the latency at the quantile `share` (0..1) of those recorded above `than_s`; None if there is none.
+
+        With the edge's confidence: one of the `NEAR` calls nearest in confidence, extended to it by a regression.
+        """
+        if sure is not None:
+            first = bisect_left(self._given, (sure,)) - NEAR // 2
+            first = max(0, min(first, len(self._given) - NEAR))
+            near = [pair for pair in self._given[first : first + NEAR] if pair[1] > than_s]
+            if near:
+                known, took_s = near[int(share * len(near))]
+                return max(than_s, took_s * exp(max(-FARTHEST, min(FARTHEST, self._slope * (sure - known)))))
         first = bisect_left(self.latencies, than_s) if than_s else 0
         return self.latencies[first + int(share * (len(self.latencies) - first))] if first < len(self.latencies) else None
 
@@ -477,7 +511,8 @@ class _Reader:
         for request in requests:
             for leg, seen in request.legs.items():
                 if seen.away:
-                    endpoints.setdefault(leg, Past()).add(seen, request.begun + request.latency_s)
+                    sure = edge_confidence(request.legs)
+                    endpoints.setdefault(leg, Past()).add(seen, request.begun + request.latency_s, sure)
         for past in endpoints.values():
             past.settle()
         return Recording(requests, endpoints, self._tally, 0, 0, readings)
