@@ -15,6 +15,9 @@ from commands import cli
 from test_recertify import until
 
 from edgeroute import AsyncRouter, Audit, Cache, Options, PolicyError, Router, Trial, Variants
+from edgeroute.edge.edge_backend import TURN, Turn
+from edgeroute.router.trial_arms import RunningTrial, Seen
+from edgeroute.trials.trial_setting import check_trials
 
 X = np.array([1, 0, 0, 0], np.float32)
 
@@ -387,3 +390,42 @@ def test_many_callers(two):
             thread.join(LONG)
         assert not wrong
         assert sum(arm.requests for arm in router.stats().arms) == 2400
+
+
+def stopped(seed):
+    """Whether requests of which a session fails much or hardly stop a trial of the same model."""
+    names = ("edge", "edge-trial")
+    (trial,) = check_trials(Trial(edge="other", share=0.5, more_errors=0.0, salt=str(seed)))
+    running = RunningTrial(trial, names, names, names, 1.0, 0.5, lambda *_: None)
+    rng = np.random.default_rng(seed)
+    rates, busy = rng.beta(0.4, 1.6, 30), rng.pareto(1.0, 30) + 0.1
+    for i, session in enumerate(rng.choice(30, 3000, p=busy / busy.sum())):
+        identity, failed = f"request-{i}", bool(rng.random() < rates[session])
+        turn = TURN.set(Turn({}, f"session-{session}"))
+        b = running.draws(identity, X)
+        TURN.reset(turn)
+        running.count([Seen(names[b], failed, False, None, None, None)], identity)
+    return bool(running.stopped)
+
+
+@pytest.mark.slow
+def test_sessions_are_units_as_users_are():
+    """Thirty unequal sessions, each in one arm: at most 5 % of the trials of the same model stop; with requests as units 37 %."""
+    runs = 60
+    assert sum(map(stopped, range(runs))) <= runs * 0.05 + 2 * (runs * 0.05 * 0.95) ** 0.5
+
+
+def test_sessions_of_a_worse_model_stop_it():
+    """And the test of requests goes on beside that of sessions, also after a restart."""
+    names = ("edge", "edge-trial")
+    (trial,) = check_trials(Trial(edge="other", share=0.5))
+    running = RunningTrial(trial, names, names, names, 1.0, 0.5, lambda *_: None)
+    for i in range(600):
+        turn = TURN.set(Turn({}, f"session-{i // 10}"))
+        b = running.draws(str(i), X)
+        TURN.reset(turn)
+        running.count([Seen(names[b], b, False, None, None, None)], str(i))
+    assert "more requests that its edge model failed on" in running.stopped
+    again = RunningTrial(trial, names, names, names, 1.0, 0.5, lambda *_: None)
+    again.load([json.loads(json.dumps(running.dump()))])
+    assert again.dump() == running.dump()

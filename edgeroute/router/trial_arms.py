@@ -40,7 +40,9 @@ RISK = 0.05
 MOST_HIDDEN = 8
 """Concurrent calls of hidden clouds; further ones are left out."""
 MOST_UNITS = 4096
-"""Recent requests whose users are remembered for audits that come later."""
+"""Recent requests whose users or sessions are remembered for audits that come later."""
+OF_SESSIONS = "_by_session"
+"""Suffix of the name of a test whose units are sessions, beside that of the requests that belong to none."""
 AWAY = {"breaker", "retry_after"}
 """Codes of calls that were not made because of the endpoint's own faults."""
 
@@ -177,24 +179,28 @@ class RunningTrial(ForkSafe):
         """Identity of the figures; equal after JSON. Shares may change: a canary's grows."""
         self._tests, self._tallies = self._new_tests(), (_Tally(), _Tally())
         self._units: dict[str, str] = {}
-        """Id of a recent request -> digest of its user's key."""
+        """Id of a recent request -> digest of its user's key, or of its session."""
         self._limit = 0.0 if free <= 0 else (trial.share or 0.0) / free
         self._said = set[str]()
         self._fixed = None if trial.device is None else self._in_arm(trial.device)
 
     def _new_tests(self) -> dict[str, ArmTest | UnitArmTest]:
-        """Return new tests of the guardrail: of requests, or of the users whose key decides the arm."""
-        kinds, made = TESTS[self.trial.side, self.trial.shown], UnitArmTest if self._by_user else ArmTest
-        return {kind: made(min(getattr(self.trial, kind), 0.999), self.trial.alpha / len(kinds)) for kind in kinds}
+        """Return new tests of the guardrail: of the users whose key decides the arm, else of requests, and of sessions."""
+        kinds = TESTS[self.trial.side, self.trial.shown]
+        tests: dict[str, type[ArmTest | UnitArmTest]] = dict.fromkeys(kinds, ArmTest)
+        if self._by_unit:
+            tests |= dict.fromkeys((kind if self.trial.by else kind + OF_SESSIONS for kind in kinds), UnitArmTest)
+        margins = {kind: min(getattr(self.trial, kind.removesuffix(OF_SESSIONS)), 0.999) for kind in tests}
+        return {kind: test(margins[kind], self.trial.alpha / len(tests)) for kind, test in tests.items()}
 
     @property
-    def _by_user(self) -> bool:
-        """True if requests are in an arm by their user's key, and are shown to the user."""
-        return self.trial.by is not None and self.trial.device is None and self.trial.shown
+    def _by_unit(self) -> bool:
+        """True if all requests of a user, or of a session, are in one arm, and are shown."""
+        return self.trial.device is None and self.trial.shown
 
-    def _draw_user(self, key: object, identity: str) -> bool:
-        """Return True if a user's key is in the trial's arm, and remember a digest of it as the unit of the request."""
-        if self._by_user:
+    def _draw_unit(self, key: object, identity: str) -> bool:
+        """Return True if a user's key, or a session's id, is in the trial's arm; remember a digest as the unit of the request."""
+        if self._by_unit:
             unit = sha256(f"{self.trial.salt}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
             with self._lock:
                 self._units[identity] = unit
@@ -203,7 +209,7 @@ class RunningTrial(ForkSafe):
         return self._in_arm(key)
 
     def _unit(self, identity: str) -> str:
-        """Return the digest of the user's key of a request, or of the batch of a row; empty: it is not known."""
+        """Return the digest of the user's key, or of the session, of a request or of the batch of a row; empty: not known."""
         return self._units.get(identity) or self._units.get(identity.rpartition(".")[0], "")
 
     def _in_arm(self, key: object) -> bool:
@@ -224,9 +230,9 @@ class RunningTrial(ForkSafe):
         by = self.trial.by
         if by is None:
             turn = TURN.get()
-            return self._in_arm(identity if turn is None else turn.stream or identity)
+            return self._draw_unit(turn.stream, identity) if turn is not None and turn.stream else self._in_arm(identity)
         try:
-            return call_contained(lambda value: self._draw_user(by(value), identity), x)
+            return call_contained(lambda value: self._draw_unit(by(value), identity), x)
         except Exception as e:  # noqa: BLE001 - the application's function
             self.log_once(f"by failed, so the request is in the arm of {self.names[0]}", e)
             return False
@@ -275,7 +281,7 @@ class RunningTrial(ForkSafe):
 
     def _bet(self, kind: str, values: Sequence[bool], *, b: bool, unit: str = "") -> None:
         """Add the mean of values to a test. A no-op without values or such a test, or if the user is not known any more."""
-        test = self._tests.get(kind)
+        test = self._tests.get(kind + OF_SESSIONS if unit else kind, self._tests.get(kind))
         if not values or test is None:
             return
         mean = sum(values) / len(values)
@@ -289,7 +295,7 @@ class RunningTrial(ForkSafe):
         for kind, test in self._tests.items():
             if test.alarmed and not self.stopped:
                 a, b = self.names
-                words = WORDS[self.trial.side, kind] if self.trial.shown else HIDDEN_DIFFERS
+                words = WORDS[self.trial.side, kind.removesuffix(OF_SESSIONS)] if self.trial.shown else HIDDEN_DIFFERS
                 self.stopped = f"{b} {words.format(a)}, by more than is allowed (p = {test.p:.2g}, at any time)"
                 log.warning("trial: %s; no request gets it any more", self.stopped)
                 self._alarm(b, self.stopped)
@@ -311,7 +317,8 @@ class RunningTrial(ForkSafe):
                 if isinstance(candidate, dict) and candidate.get("of") == self.of:
                     (a, b), tests = map(_Tally.load, candidate["tallies"]), self._new_tests()
                     for kind, test in tests.items():
-                        test.load(candidate["tests"][kind])
+                        if kind in candidate["tests"] or not kind.endswith(OF_SESSIONS):  # earlier versions had none of sessions
+                            test.load(candidate["tests"][kind])
                     self._tallies, self._tests, self.stopped = (a, b), tests, str(candidate["stopped"])
         except (KeyError, TypeError, ValueError) as e:
             log.warning("the figures of a trial cannot be read, and begin anew: %r", e)
