@@ -27,11 +27,14 @@ from edgeroute import Audit, Router
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.stores.journal import read
+from edgeroute.system import process
 from edgeroute.trials.edge_audits import Sampler
 from edgeroute.trials.guarantee_monitor import DriftMonitor
 
 MOST = size(200_000, 200)
 """Requests after which a run without an alarm is cut off."""
+DAILY = 10_000
+"""Requests a day."""
 Array = np.ndarray
 
 
@@ -114,13 +117,17 @@ def false_alarms(made: Certificate, runs: int) -> None:
 
 
 def delay(made: Certificate, audit: Audit, stream: Iterator[tuple[float, bool]]) -> tuple[int, int]:
-    """(requests, audited accepted answers) until an alarm, with the sampler and the monitor of a router, and no calls."""
+    """(requests, audited accepted answers) until an alarm, with the sampler and the monitor of a router, and no calls.
+
+    There are `DAILY` requests a day, in virtual time.
+    """
     sampler = Sampler(audit.share, audit.scene, lambda: 0, lambda: True)
     monitor = DriftMonitor(BoundCertificate(made, {}, inf), audit)
     for n in count(1):
         drawn, (score, differs) = sampler.arrives(), next(stream)
         if drawn is None:
             continue
+        process.now = lambda: n * 86_400 / DAILY  # noqa: B023 - it is called before the next one
         below = score < made.threshold
         alarm = drawn.rate and monitor.add_deferral(made.threshold, below=below)
         if drawn.probability and not below:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from math import inf
 from typing import Any, Final
 
@@ -13,6 +14,14 @@ ALARM: Final = 1e4
 _RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a drift of its own size
 MOST: Final = 1e100
 """Cap of the wealth, far below float overflow."""
+
+
+def _wealth(dumped: Any) -> list[float]:
+    """Return the wealth of a dump. Raises TypeError or ValueError if it is none."""
+    wealth = [had + 0.0 for had in dumped]
+    if len(wealth) != len(_RATES) or not all(0 <= had <= MOST for had in wealth):
+        raise ValueError(f"{wealth} is no wealth")
+    return wealth
 
 
 class Drift:
@@ -33,6 +42,7 @@ class Drift:
 
     Attributes:
         level: as passed.
+        alarm: as passed.
         count: number of values.
         ones: sum of the values; for zeros and ones, the number of ones.
         alarmed: True once the evidence has reached `alarm`; later values never reset it.
@@ -41,7 +51,7 @@ class Drift:
         ValueError: `level` or `alarm` is out of range.
     """
 
-    __slots__ = ("_alarm", "_wealth", "alarmed", "count", "level", "ones")
+    __slots__ = ("_wealth", "alarm", "alarmed", "count", "level", "ones")
 
     def __init__(self, level: float, *, alarm: float = ALARM) -> None:
         if not (0 < level < 1 and 0 < alarm <= MOST):
@@ -50,7 +60,7 @@ class Drift:
         self.count = 0
         self.ones = 0.0
         self.alarmed = False
-        self._alarm: Final = alarm
+        self.alarm: Final = alarm
         self._wealth = [0.0] * len(_RATES)
 
     @property
@@ -68,36 +78,144 @@ class Drift:
         """
         if not 0 <= x <= 1:
             raise ValueError(f"{x} is not in 0..1")
-        odds = x / self.level - 1
-        self._wealth = [min(MOST, (had + 1) * (1 + rate * odds)) for had, rate in zip(self._wealth, _RATES, strict=True)]
-        self.count += 1
-        self.ones += x
-        self.alarmed = self.alarmed or self.evidence >= self._alarm
+        self.bet(x, 1)
+        self.look()
+
+    def bet(self, total: float, count: int, power: float = 1.0, *, fresh: bool = True) -> None:
+        """Win or lose all bets by the mean of `count` values, each 0..1, of sum `total`; the factor is raised to `power`.
+
+        fresh: a new bet of 1 is made first.
+        """
+        factors = [(1 + rate * (total / count / self.level - 1)) ** power for rate in _RATES]
+        self._wealth = [min(MOST, (had + fresh) * factor) for had, factor in zip(self._wealth, factors, strict=True)]
+        self.count += count
+        self.ones += total
+
+    def look(self) -> None:
+        """Set the alarm if the evidence suffices."""
+        self.alarmed = self.alarmed or self.evidence >= self.alarm
 
     def dump(self) -> dict[str, object]:
         """Return the state in JSON types."""
         return {"level": self.level, "count": self.count, "ones": self.ones, "alarmed": self.alarmed, "wealth": self._wealth[:]}
 
-    @classmethod
-    def load(cls, dumped: Mapping[str, Any], level: float, *, alarm: float = ALARM) -> Drift:
-        """Return a detector restored from a dump; a new one if the dump has another level, and so another guarantee.
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Replace the state by that of a dump; not if that has another level, and so another guarantee.
 
         Raises:
-            ValueError: not a dump, or `level` or `alarm` is out of range.
+            ValueError: not a dump.
         """
-        drift = cls(level, alarm=alarm)
         try:
-            level_of_dump, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
-            wealth = [had + 0.0 for had in dumped["wealth"]]
-            fits = len(wealth) == len(_RATES) and all(0 <= had <= MOST for had in wealth) and 0 < level_of_dump < 1
-            if not (fits and type(count) is int and 0 <= ones <= count < inf and type(alarmed) is bool):
+            level, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
+            wealth = _wealth(dumped["wealth"])
+            if not (0 < level < 1 and type(count) is int and 0 <= ones <= count < inf and type(alarmed) is bool):
                 raise ValueError(f"{ones} of {count}, {wealth}")  # noqa: TRY301 - one message for all that may be wrong
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ValueError(f"not a dump of a drift alarm: {e!r}") from e
-        if level_of_dump == level:
-            drift._wealth, drift.ones, drift.count = wealth, ones, count
-            drift.alarmed = alarmed or drift.evidence >= drift._alarm
-        return drift
+        if level == self.level:
+            self._wealth, self.ones, self.count, self.alarmed = wealth, ones, count, alarmed
+
+
+# Sequential test of a share that follows the time of day, on values that come in scenes.
+
+_DAY_S: Final = 86_400
+MEMORY: Final = 4096
+"""Number of recent values by which the length of scenes is estimated."""
+LONGEST: Final = 128
+"""Most values in a block."""
+_LEAST, _DAYS, _BLOCKS, _LAG, _ALIKE, _CODE = 20, 8, 16, 4, 0.65, 33
+
+
+def block_length(values: str) -> int:
+    """Return the number of successive values whose means, block by block, do not resemble their neighbours' any more.
+
+    Blocks of 1, 2, 4, ... values are tried: twice the longest whose mean differs less from the next one's than from the fourth's,
+    or 1. With eight days or more, the mean of each hour is subtracted. `LONGEST` if there are too few values, or longer scenes.
+
+    Args:
+        values: a character of the code 33 + 2 * hour + value (0 or 1) for each, oldest first.
+    """
+    codes = [(ord(value) - _CODE) % 48 for value in values]
+    ones, hours = sum(code % 2 for code in codes), [code // 2 for code in codes]
+    if min(ones, len(codes) - ones) < _LEAST:
+        return LONGEST
+    usual = [0.0] * 24
+    if sum(hour < before for before, hour in pairwise(hours)) >= _DAYS:
+        usual = [codes.count(2 * hour + 1) / max(1, hours.count(hour)) for hour in range(24)]
+    rest = [code % 2 - usual[code // 2] for code in codes]
+    longest, size = 0, 1
+    while size < LONGEST and len(rest) >= _BLOCKS * size:
+        sums = [sum(rest[i : i + size]) for i in range(0, len(rest) - size + 1, size)]
+        near, far = (sum((b - a) ** 2 for a, b in zip(sums, sums[k:], strict=False)) / (len(sums) - k) for k in (1, _LAG))
+        longest = size if near < _ALIKE * far else longest
+        size *= 2
+    return LONGEST if 2 * longest >= size else max(1, 2 * longest)
+
+
+class ShareTest:
+    """Test that a share stays within an interval, while its rate may follow the time of day and the values come in scenes.
+
+    Bets begin at the end of a day and are looked at then. Over whole days the product of 1 + rate * (x / level - 1) is at most 1
+    on average if the mean over the day is within the level: a geometric mean is no more than the arithmetic one. The values of a
+    scene depend on each other, so a bet is on the mean of a block as long as scenes are (`block_length`), to the power 1/2: the
+    blocks of even and of odd number are independent, and each make such a product (Hoelder's inequality). Thus while nothing
+    changes, an alarm is at least `ALARM` days away on average.
+
+    Not synchronised: threads that share it need a lock.
+
+    Args:
+        low: lower limit of the share; not tested if 0.
+        high: upper limit; not tested if 1.
+        independent: the values are independent and have the same rate at any time, so that each is looked at.
+
+    Attributes:
+        tests: "more": that the share exceeds `high`, "fewer": that it is below `low`; those that are tested.
+    """
+
+    __slots__ = ("_block", "_count", "_day", "_due", "_independent", "_ones", "_values", "tests")
+
+    def __init__(self, low: float, high: float, *, independent: bool = False) -> None:
+        self.tests: Final = {name: Drift(level) for name, level in (("more", high), ("fewer", 1 - low)) if 0 < level < 1}
+        self._independent = independent
+        self._day, self._due, self._block, self._count, self._ones, self._values = -1, False, LONGEST, 0, 0, ""
+
+    def add(self, *, one: bool, time_s: float) -> None:
+        """Add a value of that time, seconds since 1970, and update the tests and their alarms."""
+        day, second = divmod(int(time_s), _DAY_S)
+        if day != self._day:
+            self._day, self._due, self._block = day, self._day >= 0, int(self._independent) or block_length(self._values)
+        if self._count >= self._block:
+            fresh = self._due or self._independent
+            for name, test in self.tests.items():
+                if fresh:
+                    test.look()
+                hits = self._ones if name == "more" else self._count - self._ones
+                test.bet(hits, self._count, 1.0 if self._count == 1 else 0.5, fresh=fresh)
+            self._due, self._count, self._ones = False, 0, 0
+        self._count, self._ones = self._count + 1, self._ones + one
+        self._values = (self._values + chr(_CODE + 2 * (second // 3600) + one))[-MEMORY:]
+
+    def dump(self) -> dict[str, object]:
+        """Return the state in JSON types."""
+        state = [self._day, self._due, self._count, self._ones, self._values]
+        return {"tests": {name: test.dump() for name, test in self.tests.items()}, "state": state}
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Replace the state by that of a dump; a test of another level begins anew.
+
+        Raises:
+            ValueError: not a dump; the tests may have been loaded from it.
+        """
+        try:
+            day, due, count, ones, values = dumped["state"]
+            block = int(self._independent) or block_length(values)
+            if not (type(day) is type(count) is type(ones) is int and 0 <= ones <= count and type(due) is bool):
+                raise ValueError(f"{day}, {due}, {ones} of {count}")  # noqa: TRY301 - one message for all that may be wrong
+            for name, test in self.tests.items():
+                test.load(dumped["tests"][name])
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(f"not a dump of a test of a share: {e!r}") from e
+        self._day, self._due, self._block, self._count, self._ones, self._values = day, due, block, count, ones, values
 
 
 # Sequential test of two arms: detects that the rate of something bad is higher in B than in A, valid at any time.
@@ -158,12 +276,11 @@ class ArmTest:
             ValueError: not a dump.
         """
         try:
-            wealth, pairs, alarmed = [had + 0.0 for had in dumped["wealth"]], dumped["pairs"], dumped["alarmed"]
-            fits = len(wealth) == len(_RATES) and all(0 <= had <= MOST for had in wealth)
-        except (KeyError, TypeError) as e:
+            wealth, pairs, alarmed = _wealth(dumped["wealth"]), dumped["pairs"], dumped["alarmed"]
+        except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"not a dump of a test of arms: {e!r}") from e
-        if not (fits and type(pairs) is int and type(alarmed) is bool):
-            raise ValueError(f"not a dump of a test of arms: {wealth}, {pairs}, {alarmed}")
+        if type(pairs) is not int or type(alarmed) is not bool:
+            raise ValueError(f"not a dump of a test of arms: {pairs}, {alarmed}")
         self._wealth, self.pairs, self.alarmed = wealth, pairs, alarmed
 
     def add(self, x: float, *, b: bool) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
+from math import sqrt
 from statistics import median
 from time import gmtime, strftime
 from typing import Any, NamedTuple
 
 from edgeroute.confidence.certificate import BoundCertificate, effective_target
 from edgeroute.core.routing_policy import INF, OnAlarm, Target
-from edgeroute.core.sequential_tests import Drift
+from edgeroute.core.sequential_tests import ALARM, Drift, ShareTest
 from edgeroute.core.units import Count, Share
 from edgeroute.errors import PolicyError
 from edgeroute.observe.router_stats import AuditStats
@@ -21,7 +22,7 @@ from edgeroute.system.declared_settings import check_units
 SHOWN = 50
 """Number of audits that an alarm reports."""
 RECENT = 256
-"""Number of stored confidences of audited accepted answers: an alarm raises the threshold to their median."""
+"""Number of stored confidences of audited accepted answers, to whose median an alarm raises the threshold; and of labels."""
 
 
 class Audit(NamedTuple):
@@ -37,7 +38,7 @@ class Audit(NamedTuple):
             (digits and text, case, white space). With labels also
             `f(a value, the right one)`, which may be a number from 0 to 1 where answers are graded.
         scene: number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count
-            requests that are at least so far apart. 1: the inputs are independent.
+            requests that are at least so far apart. 1: the inputs are independent, and alike at any time of day.
         labelled: the right values of audited answers are reported (`router.report`): alarms test the loss of accuracy, or the
             error rate, that the certificate guarantees, and not how often the answers differ.
     """
@@ -78,19 +79,18 @@ class DriftMonitor:
         self.at_least = -INF
         self._accepted: deque[float] = deque(maxlen=RECENT)
         self._wrong: deque[bool] = deque(maxlen=SHOWN)
-        self._right: deque[tuple[float, float]] = deque(maxlen=SHOWN)
+        self._right: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self._seen = (0, 0)
         self._totals = (0, 0)
         self._audits: Drift | None = None
         """Test of the loss if there are labels, else of the share that differs."""
-        self._more: Drift | None = None
-        self._fewer: Drift | None = None
+        self._harms: Drift | None = None
+        """Test of the share in which the cloud alone is right: at most the limit, and that in which the edge alone is."""
+        self._deferrals: ShareTest | None = None
         if promise is not None:
-            low, high = promise.certificate.deferral_interval
             self.limit = loss_limit(promise) if audit.labelled else limit(promise)
-            self._audits = self._new()
-            self._more = Drift(high) if 0 < high < 1 else None
-            self._fewer = Drift(1 - low) if 0 < low < 1 else None
+            self._begin()
+            self._deferrals = ShareTest(*promise.certificate.deferral_interval, independent=audit.scene == 1)
 
     def target(self, target: Target) -> Target:
         """Return the target with its effective threshold and label, and store it."""
@@ -136,12 +136,14 @@ class DriftMonitor:
         if not self._audit.labelled or self.promise is None:
             return False
         self.labelled += 1
-        self._right.append((edge, cloud))
         errors = self.promise.certificate.kind == "max_error"
-        if not self._add_to_test(1 - edge if errors else (1 + cloud - edge) / 2, counted=counted):
+        alarms = self._add_to_test(1 - edge if errors else (1 + cloud - edge) / 2, max(0.0, cloud - edge), counted=counted)
+        self._right.append((edge, cloud))
+        if not alarms:
             return False
-        of_edge, of_cloud = (sum(side) / len(self._right) for side in zip(*self._right, strict=True))
-        text = f"of the last {len(self._right)} audited answers with a label {of_edge:.1%} are right"
+        shown = [*self._right][-SHOWN:]
+        of_edge, of_cloud = (sum(side) / len(shown) for side in zip(*shown, strict=True))
+        text = f"of the last {len(shown)} audited answers with a label {of_edge:.1%} are right"
         most = (
             f"at most {self.limit:.2%} may be wrong"
             if errors
@@ -150,26 +152,39 @@ class DriftMonitor:
         self._raise_alarm(f"{text}, {'and ' if errors else ''}{most}")
         return True
 
-    def _add_to_test(self, x: float, *, counted: bool) -> bool:
-        """Add a value to the test of the audits. Return True if that raises its alarm.
+    def _add_to_test(self, x: float, harm: float = 0.0, *, counted: bool) -> bool:
+        """Add a value to the test of the audits, and a harm to its own. Return True if that raises an alarm.
 
         Nothing is added if it is not counted, there is no test, or it has alarmed already.
         """
-        drift = self._audits
+        drift, harms = self._audits, self._harms
         if drift is None or not counted or drift.alarmed:
             return False
         drift.add(x)
+        if harms is not None and self.limit is not None:
+            # of late wins may be more than at the calibration: as many more harms are no loss
+            wins = sum(max(0.0, edge - cloud) for edge, cloud in self._right) / RECENT
+            harms.add(harm * min(1.0, harms.level / (self.limit + wins + 2 * sqrt(wins / RECENT))))
+            drift.alarmed = drift.alarmed or harms.alarmed
         return drift.alarmed
 
-    def _new(self) -> Drift | None:
-        """Return a new test of the audits. A loss x of -1..1 is tested as (1 + x) / 2.
+    def _begin(self) -> None:
+        """Begin new tests of the audits. A loss x of -1..1 is tested as (1 + x) / 2.
 
-        None: the certificate has no limit to test.
+        Beside it the harms, if the certificate bounds the wins: by half of the share that differs, less the loss; made without
+        labels, by all of that share. Each test has half of the risk. There are none without a limit to test.
         """
         if self.limit is None or self.promise is None:
-            return None
-        halved = self._audit.labelled and self.promise.certificate.kind != "max_error"
-        return Drift((1 + self.limit) / 2 if halved else self.limit)
+            return
+        made = self.promise.certificate
+        halved = self._audit.labelled and made.kind != "max_error"
+        wins = made.disagreement if halved else None
+        if wins is not None and not made.agreement:
+            loss = (made.accuracy.get("cloud", 0.0) - made.accuracy.get("cascade", 0.0)) / (1 - made.deferral_rate)
+            wins = max(0.0, (wins - loss) / 2)
+        level = 1.0 if wins is None else self.limit + wins
+        self._harms = Drift(level, alarm=2 * ALARM) if level < 1 else None
+        self._audits = Drift((1 + self.limit) / 2 if halved else self.limit, alarm=2 * ALARM if self._harms else ALARM)
 
     def set_baseline(self, judged: int, below: int) -> None:
         """Set the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
@@ -185,17 +200,16 @@ class DriftMonitor:
 
         Ignored for another threshold than the certificate's own, and after an alarm of its kind.
         """
-        if self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
+        tests = self._deferrals
+        if tests is None or self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
             return False  # not the certified threshold, to which the certified rate does not apply
-        for drift, hit, what in ((self._more, below, "more"), (self._fewer, not below, "fewer")):
-            if drift is None or drift.alarmed:
-                continue
-            drift.add(float(hit))
-            if drift.alarmed and self.alarm is None:
-                rate = drift.ones / drift.count
-                share, usual = (rate, drift.level) if what == "more" else (1 - rate, 1 - drift.level)
+        tests.add(one=below, time_s=process.now())
+        for what, test in tests.tests.items():
+            if test.alarmed and self.alarm is None:
+                rate = test.ones / test.count
+                share, usual = (rate, test.level) if what == "more" else (1 - rate, 1 - test.level)
                 self._set_alarm(
-                    f"{what} inputs than usual are deferred, {share:.1%} of a sample of {drift.count:,}, where it was "
+                    f"{what} inputs than usual are deferred, {share:.1%} of a sample of {test.count:,}, where it was "
                     f"{'at most' if what == 'more' else 'at least'} {usual:.1%}",
                     "tell",
                 )
@@ -211,8 +225,8 @@ class DriftMonitor:
 
     def stats(self, name: str) -> AuditStats:
         """Return the statistics so far."""
-        evidence = 0.0 if self._audits is None else self._audits.evidence
-        alarm_text = "" if self.alarm is None else self.alarm.what
+        tests = [test.evidence for test in self._tests.values() if isinstance(test, Drift)]
+        evidence, alarm_text = sum(tests) / max(1, len(tests)), "" if self.alarm is None else self.alarm.what
         return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, alarm_text, self.labelled)
 
     def _raise_alarm(self, what: str) -> None:
@@ -228,7 +242,7 @@ class DriftMonitor:
         elif action == "raise":
             self.at_least = self._next_bound()
             self._accepted.clear()
-            self._audits = self._new()
+            self._begin()
 
     def _next_bound(self) -> float:
         """Return the next lower bound of the threshold, with half of the accepted answers below it; inf if that is not known.
@@ -246,14 +260,8 @@ class DriftMonitor:
         now = process.now()
         self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
 
-    @property
-    def _name(self) -> str:
-        """Name of the test of the audits in a dump."""
-        return "loss" if self._audit.labelled else "disagreement"
-
     def dump(self) -> dict[str, Any]:
         """Return the state for later runs, in JSON types."""
-        drifts = {self._name: self._audits, "deferral_up": self._more, "deferral_down": self._fewer}
         return {
             "certificate": None if self.promise is None else self.promise.certificate.checksum,
             "date": None if self.promise is None else self.promise.certificate.date,
@@ -267,7 +275,7 @@ class DriftMonitor:
             "alarm": None if self.alarm is None else self.alarm._asdict(),
             "raised": None if self.at_least == -INF else str(self.at_least),
             "accepted": list(self._accepted),
-            "drift": {name: drift.dump() for name, drift in drifts.items() if drift is not None},
+            "drift": {name: test.dump() for name, test in self._tests.items()},
             "judged": self._totals[0],
             "deferred": self._totals[1],
         }
@@ -284,18 +292,16 @@ class DriftMonitor:
             alarm = dumped["alarm"]
             self.alarm = None if alarm is None else Alarm(float(alarm["at"]), str(alarm["what"]), alarm["action"])
             self.at_least = -INF if dumped["raised"] is None else float(dumped["raised"])
-        self._audits, self._more, self._fewer = (
-            drift and _drift(dumped, name, drift.level)
-            for name, drift in ((self._name, self._audits), ("deferral_up", self._more), ("deferral_down", self._fewer))
-        )
+        for name, test in self._tests.items():
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                test.load(dumped["drift"][name])
 
-
-def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
-    """Return a stored test; a new one if it is unreadable."""
-    try:
-        return Drift.load(dumped["drift"][name], level)
-    except (KeyError, TypeError, ValueError):
-        return Drift(level)
+    @property
+    def _tests(self) -> dict[str, Drift | ShareTest]:
+        """Tests by their names in a dump."""
+        audits = "loss" if self._audit.labelled else "disagreement"
+        tests = {audits: self._audits, "harm": self._harms, "deferrals": self._deferrals}
+        return {name: test for name, test in tests.items() if test is not None}
 
 
 def highest_certified(promise: BoundCertificate | None) -> float:

@@ -10,11 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute.core.sequential_tests import ALARM, MOST, Drift
+from edgeroute.core.sequential_tests import ALARM, LONGEST, MEMORY, MOST, Drift, ShareTest, block_length
 
 LEVEL = 0.02
 levels = st.floats(1e-4, 0.999)
 values = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0, 1.0))
+
+
+def loaded(dumped, level, **kw) -> Drift:
+    drift = Drift(level, **kw)
+    drift.load(dumped)
+    return drift
 
 
 def fed(drift: Drift, xs) -> Drift:
@@ -132,25 +138,27 @@ def test_no_promise(level, alarm):
 def test_it_survives_a_restart(level, xs, newer):
     """Through JSON and back it is the same, and goes on the same."""
     drift = fed(Drift(level), xs)
-    other = Drift.load(json.loads(json.dumps(drift.dump())), level)
+    other = loaded(json.loads(json.dumps(drift.dump())), level)
     assert other.dump() == drift.dump()
     assert fed(other, newer).dump() == fed(drift, newer).dump()
 
 
 def test_an_alarm_survives_a_restart():
-    """Even if the evidence is back below it, or the alarm is later now; one that is sooner now goes off at once."""
+    """Even if the evidence is back below it, or the alarm is later now; one that is sooner now goes off at the next value."""
     drift = fed(Drift(LEVEL), [1.0] * 50)
     fed(drift, [0.0] * 2000)
-    assert Drift.load(drift.dump(), LEVEL).alarmed
+    assert loaded(drift.dump(), LEVEL).alarmed
     quiet = fed(Drift(LEVEL), [1.0])
-    assert not Drift.load(quiet.dump(), LEVEL).alarmed
-    assert Drift.load(quiet.dump(), LEVEL, alarm=2.0).alarmed
-    assert Drift.load(fed(Drift(LEVEL), [1.0] * 50).dump(), LEVEL, alarm=1e99).alarmed
+    assert not loaded(quiet.dump(), LEVEL).alarmed
+    sooner = loaded(quiet.dump(), LEVEL, alarm=2.0)
+    assert not sooner.alarmed
+    assert fed(sooner, [1.0]).alarmed
+    assert loaded(fed(Drift(LEVEL), [1.0] * 50).dump(), LEVEL, alarm=1e99).alarmed
 
 
 def test_another_level_begins_anew():
     """Evidence against another guarantee says nothing about this one."""
-    drift = Drift.load(fed(Drift(LEVEL), [1.0] * 50).dump(), 0.03)
+    drift = loaded(fed(Drift(LEVEL), [1.0] * 50).dump(), 0.03)
     assert drift.dump() == Drift(0.03).dump()
 
 
@@ -169,7 +177,7 @@ NO_DUMPS = [
 def test_what_is_no_dump(dumped):
     """Whatever else is loaded is a ValueError."""
     with pytest.raises(ValueError, match="not a dump of a drift alarm"):
-        Drift.load(dumped, LEVEL)
+        loaded(dumped, LEVEL)
 
 
 def test_the_copy_for_many_is_the_class():
@@ -188,3 +196,73 @@ def test_how_soon(share, count):
 def test_how_seldom(xs):
     """Without drift at least 10,000 values come before an alarm on average, though runs are cut off at 20,000."""
     assert first_alarms(xs()).mean() >= ALARM
+
+
+# --- a share by the time of day, in scenes
+
+
+def written(values, daily=None):
+    """As `ShareTest` remembers them: so many a day, or all in one hour."""
+    hours = [0 if daily is None else int(24 * i / daily) % 24 for i in range(len(values))]
+    return "".join(chr(33 + 2 * hour + int(x)) for hour, x in zip(hours, values, strict=True))
+
+
+@pytest.mark.parametrize(("scene", "least", "most"), [(1, 1, 1), (8, 8, 16), (30, 16, 64), (200, LONGEST, LONGEST)])
+@pytest.mark.parametrize("daily", [None, 200])
+def test_blocks_are_as_long_as_scenes(scene, least, most, daily):
+    """Whether the rate follows the time of day or not; in most draws."""
+    found = []
+    for seed in range(9):
+        rng, time = np.random.default_rng(seed), np.arange(MEMORY)
+        rate = 0.2 + (0.0 if daily is None else 0.15 * np.sin(2 * np.pi * time / daily))
+        found.append(block_length(written(np.repeat(rng.random(MEMORY), scene)[:MEMORY] < rate, daily)))
+    assert least <= np.median(found) <= most
+
+
+def test_of_few_values_no_scene_is_known():
+    """Nor of many that are all the same but for a few."""
+    assert block_length("") == block_length(written([0] * MEMORY)) == block_length(written([1] * 19 + [0] * 500)) == LONGEST
+    assert block_length(written([0, 1] * 100)) == 1
+
+
+def test_a_share_without_limits_is_not_tested():
+    test = ShareTest(0.0, 1.0)
+    for day in range(3):
+        test.add(one=True, time_s=day * 86_400.0)
+    assert test.tests == {}
+    assert sorted(ShareTest(0.1, 1.0).tests) == ["fewer"]
+
+
+def fed_days(test, days, daily, share, seed=0):
+    rng = np.random.default_rng(seed)
+    for i in range(days * daily):
+        test.add(one=bool(rng.random() < share), time_s=i * 86_400 / daily)
+    return test
+
+
+@pytest.mark.parametrize(("share", "name"), [(0.3, "more"), (0.01, "fewer"), (0.1, "")])
+def test_a_share_that_changed(share, name):
+    """On each side; not while it is within its limits."""
+    test = fed_days(ShareTest(0.08, 0.12), 40, 100, share)
+    assert [side for side, one in test.tests.items() if one.alarmed] == ([name] if name else [])
+
+
+def test_a_share_survives_a_restart():
+    """Through JSON and back it is the same; what is no dump is a ValueError."""
+    test = fed_days(ShareTest(0.08, 0.12), 3, 150, 0.1)
+    good, other = json.loads(json.dumps(test.dump())), ShareTest(0.08, 0.12)
+    other.load(good)
+    assert other.dump() == test.dump()
+    day, due, count, ones, values = good["state"]
+    wrong = [
+        [],
+        [day, due, count, count + 1, values],
+        [day, 3, count, ones, values],
+        [1.5, due, count, ones, values],
+        [*good["state"][:4], 3],
+    ]
+    for bad in ({}, {"state": good["state"]}, *({**good, "state": state} for state in wrong)):
+        with pytest.raises(ValueError, match="not a dump of a test of a share"):
+            other.load(bad)
+    assert other.dump() == test.dump()
+    assert fed_days(other, 3, 150, 0.1, 1).dump() == fed_days(test, 3, 150, 0.1, 1).dump()

@@ -395,7 +395,7 @@ def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
         audited=_count(dumped.get("audited")),
         disagreed=_count(dumped.get("disagreed")),
         limit=dumped.get("limit"),
-        evidence=_evidence(drifts.get("loss", drifts.get("disagreement"))),
+        evidence=_evidence([drifts[name] for name in ("loss", "disagreement", "harm") if name in drifts]),
         alarm=alarm if isinstance(alarm, dict) else None,
         judged=_count(dumped.get("judged")),
         deferred=_count(dumped.get("deferred")),
@@ -410,13 +410,17 @@ def _stored(state: Mapping[str, Value], name: str) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def _evidence(drift: Any) -> float:
-    """Return the evidence of a stored drift test; 0 if it cannot be read."""
+def _evidence(dumps: list[Any]) -> float:
+    """Return the mean evidence of the stored drift tests; 0 if they cannot be read."""
     from edgeroute.core.sequential_tests import Drift
 
+    total = 0.0
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        return Drift.load(drift, drift["level"]).evidence
-    return 0.0
+        for dumped in dumps:
+            test = Drift(dumped["level"])
+            test.load(dumped)
+            total += test.evidence / len(dumps)
+    return total
 
 
 def _latencies(state: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
