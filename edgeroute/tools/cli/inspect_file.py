@@ -339,7 +339,7 @@ class _Inspection:
         return {**plan.feed([x], self.model.name), **plan.constants, **plan.state}
 
     def _apply_sample(self, ways: Sequence[Way], new_card: dict[str, Any], findings: list[Finding]) -> None:
-        """Put the layout on the card if the sample fits in one way only, and ask how pictures of its size are fitted; in place."""
+        """Put the layout on the card if the sample fits in one way only, and ask how pictures are fitted; in place."""
         preprocess = ways[0].preprocess if ways and ways[0].raw is not None else None
         if preprocess is None:
             return
