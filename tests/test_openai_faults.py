@@ -916,11 +916,14 @@ def test_whatever_comes_is_an_answer_or_an_error_of_the_endpoint():
 
 
 @pytest.mark.parametrize("usage", [{"prompt_tokens": 10**12, "completion_tokens": 1}, {"completion_tokens": 10**15}])
-def test_a_usage_beyond_reason(usage):
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_usage_beyond_reason(usage, stream):
     """Counts as estimated: it does not spend a day's limit."""
     body = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": usage}
-    with CannedServer(http_reply(json.dumps(body).encode(), headers=JSON)) as server:
-        cloud = OpenAIChat(server.url, model="m", stream=False, retries=0, usd_per_million_input_tokens=1.0)
+    events = sse_reply([*PARIS[:-1], {"choices": [], "usage": usage}])
+    with CannedServer(events if stream else http_reply(json.dumps(body).encode(), headers=JSON)) as server:
+        prices = {"usd_per_million_input_tokens": 1.0, "usd_per_million_output_tokens": 1.0}
+        cloud = OpenAIChat(server.url, model="m", stream=stream, retries=0, **prices)
         with Router(None, cloud, limits=Limits(usd_per_day=1.0)) as router:
             assert [router.infer(x).source for x in ("a", "b")] == ["cloud", "cloud"]
 
