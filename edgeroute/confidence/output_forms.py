@@ -92,7 +92,7 @@ def out_of_range(kind: str | None, low: float, high: float, numbers: Any) -> Uns
 def binary(x: float, kind: str | None) -> list[float]:
     """Return logits of two classes for the only output of a binary classifier, which is about the second class.
 
-    NaN stays NaN; impossible probabilities give NaN.
+    NaN stays NaN; impossible probabilities give NaN. kind: "logits" or "logprobs"; any other is a probability.
     """
     if kind == "logits":
         return [0.0, x]

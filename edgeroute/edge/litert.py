@@ -169,7 +169,7 @@ class FloatsOrElements:
 
 
 def _dtype(x: Any) -> np.dtype[Any] | None:
-    """Return the dtype of an input by numpy; None: it is no array."""
+    """Return the dtype of an array, or of nested lists, by numpy; None for lists of different lengths."""
     try:
         return x.dtype if isinstance(x, np.ndarray) else np.asarray(x).dtype
     except ValueError:  # lists of different lengths

@@ -162,7 +162,10 @@ def read_conversation(x: Any) -> Conversation | None:
 
 
 def _is_message(value: Any) -> bool:
-    """Return True if a value has the keys or attributes of a message: content, or role and parts; as a mapping any of them."""
+    """Return True if a value looks like a message.
+
+    A mapping has `role`, `content` or `parts`, or `from` and `value`; an object has `content`, or `role` and `parts`.
+    """
     if isinstance(value, Mapping):
         return any(key in value for key in ("role", "content", "parts")) or ("from" in value and "value" in value)
     return hasattr(value, "content") or (hasattr(value, "role") and hasattr(value, "parts"))

@@ -161,7 +161,7 @@ class _Checks:
         return bodies
 
     def batch(self) -> Iterator[str]:
-        """Check several inputs in one talk; an endpoint with `one_by_one` never gets several."""
+        """Check that samples get in a batch the answers that they get alone, in order; a no-op with `one_by_one`."""
         if self.alone:
             return
         order = [*range(len(self.truth)), 0]
