@@ -23,7 +23,7 @@ pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
 from edgeroute import AsyncRouter, BadInput, LlamaModel, ModelError, PolicyError, Router, StopToken  # noqa: E402
-from edgeroute.edge import llama, llama_process  # noqa: E402
+from edgeroute.edge import llama  # noqa: E402
 from edgeroute.testing import edge_contract  # noqa: E402
 
 HI = [{"role": "user", "content": "hi"}]
@@ -188,7 +188,7 @@ def test_a_token_that_takes_too_long(isolated):
 
 
 @pytest.mark.parametrize("tools", [(), ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)])
-def test_a_stop(isolated, tools, monkeypatch):
+def test_a_stop(isolated, tools):
     """Ends a generation within the child, which goes on; a child that hangs is killed soon."""
     model = isolated(slots=2)
     long = {**ENDLESS, "tools": list(tools)} if tools else ENDLESS
@@ -201,7 +201,6 @@ def test_a_stop(isolated, tools, monkeypatch):
     if not tools:
         started(model, long).close()
     assert children() == [child]
-    monkeypatch.setattr(llama_process, "STOP_S", 0.5)
     stop, errors = StopToken(), []
 
     def run():
@@ -413,8 +412,12 @@ def test_a_file_that_does_not_load(tmp_path, tiny):
     with pytest.raises(PolicyError, match="stall_s"):
         LlamaModel(tiny, stall_s=0)
     deep = tiny_gguf.write(tmp_path / "deep.gguf", template="{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}")
-    with pytest.raises(ModelError, match="process ended"):
-        LlamaModel(deep, isolate=True).run_one("hi")
+    hostile = LlamaModel(deep, isolate=True)
+    for _ in range(llama.MOST_ENDS):
+        with pytest.raises(ModelError, match="process ended"):
+            hostile.run_one("hi")
+    with pytest.raises(ModelError, match="ended 5 times"):
+        hostile.run_one("hi")
     assert children() == []
 
 

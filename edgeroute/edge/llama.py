@@ -262,7 +262,11 @@ class LlamaModel(LoadsLate):
                 self._ends.append(monotonic())
             if self._session is None and len(self._ends) == MOST_ENDS and monotonic() - self._ends[0] < ENDS_S:
                 raise ModelError(f"{self.name}: its process ended {MOST_ENDS} times within {ENDS_S:g} s, and is not started now")
-            engine: Engine = super().load()
+            try:
+                engine: Engine = super().load()
+            except EngineEnded:
+                self._ends.append(monotonic())
+                raise
             return engine
 
     def _engine(self, stop: StopToken) -> Engine:

@@ -36,8 +36,8 @@ from edgeroute.types import StopToken
 
 LOAD_S = 600.0
 """Longest load of a model, seconds."""
-STOP_S = 5.0
-"""Time for a generation to stop on request, seconds; then the process is killed."""
+STOP_SHARE: Final = 1 / 12
+"""Time for a generation to stop on request, as a share of the time for a token; then the process is killed."""
 MOST_GROWTH: Final = 1 << 30
 """Memory that requests may take beside the loaded model, bytes, on Linux."""
 MOST_FRAME: Final = 1 << 26
@@ -135,9 +135,9 @@ class IsolatedEngine(ForkSafe):
         folder = tempfile.mkdtemp(prefix="edgeroute-")
         python = "" if getattr(sys, "frozen", False) else sys.executable  # which would be the program itself
         command = [python, "-I", "-c", _PROGRAM, json_dumps([str(entry) or "." for entry in sys.path]).decode()]
-        begun: SimpleQueue[Any] = SimpleQueue()
-        _begin(_send, command, folder, begun, self._frames)
-        process = self._process = begun.get()
+        result: SimpleQueue[Any] = SimpleQueue()
+        _begin(_send, command, folder, result, self._frames)
+        process = self._process = result.get()
         if isinstance(process, Exception):
             shutil.rmtree(folder, ignore_errors=True)
             raise EngineEnded(f"{self._where} needs a process of its own, which cannot be started: {process}") from process
@@ -197,7 +197,7 @@ class IsolatedEngine(ForkSafe):
 
         Raises:
             ModelError: the child has ended, or fails.
-            Busy: the child has not begun by `stop.turn_by`, as another generation holds it.
+            Busy: the child has not result by `stop.turn_by`, as another generation holds it.
         """
         stop_by, turn_by = None, stop.turn_by
         while True:
@@ -223,12 +223,14 @@ class IsolatedEngine(ForkSafe):
             elif "end" in frame:
                 return
             if stop_by is None and stop.asked:
-                stop_by = monotonic() + STOP_S
+                stop_by = monotonic() + self._stall_s * STOP_SHARE
                 self._frames.put(_frame({"call": number}))
 
     def _death(self) -> EngineEnded:
         """Return the error for the end of the child, after killing it. Its stderr is not quoted, as that may quote clients."""
         self.end()
+        with suppress(subprocess.TimeoutExpired):  # another thread may be ending the child
+            self._process.wait(1.0)
         short = any(word in line.lower() for line in [*self._tail] for word in NO_MEMORY)
         why = " for lack of memory" if short else ""
         return EngineEnded(f"{self._where}: its process ended ({self._process.returncode}){why}")
@@ -258,7 +260,7 @@ def _begin(work: Callable[..., object], *arguments: object) -> None:
     threading.Thread(target=work, args=arguments, name="edgeroute-llama", daemon=True).start()
 
 
-def _send(command: list[str], folder: str, begun: SimpleQueue[Any], frames: SimpleQueue[Any]) -> None:
+def _send(command: list[str], folder: str, result: SimpleQueue[Any], frames: SimpleQueue[Any]) -> None:
     """Start the child, report the process or the error, and write frames until None comes, or the child has ended.
 
     Runs in a thread of its own: on Linux the child ends with the thread that started it.
@@ -269,9 +271,9 @@ def _send(command: list[str], folder: str, begun: SimpleQueue[Any], frames: Simp
             env={**os.environ, "TMPDIR": folder}, start_new_session=True,
         )  # fmt: skip
     except Exception as e:  # noqa: BLE001 - also if there is no interpreter
-        begun.put(e)
+        result.put(e)
         return
-    begun.put(process)
+    result.put(process)
     file: Any = process.stdin
     with suppress(OSError, ValueError), file:
         while (frame := frames.get()) is not None:
@@ -308,11 +310,8 @@ def main() -> None:
     if sys.platform != "win32":
         with suppress(AttributeError, OSError):  # native code may hold the interpreter, and the end of stdin is not seen
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # a terminal or a service manager sends them to all processes: the parent decides
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes: the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # likewise, a service manager
     replies, lock = os.fdopen(os.dup(1), "wb", 0), threading.Lock()
     os.dup2(2, 1)  # what native code prints is no frame
 
