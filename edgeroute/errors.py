@@ -106,6 +106,8 @@ class CloudError(EdgerouteError):
     """Seconds that the endpoint asks to wait before the next call (`Retry-After`); None if it sent no such number."""
     stale = False
     """True if the call failed on a kept-alive connection that the server may just have closed: worth one immediate retry."""
+    counts = True
+    """False if the request brings it about, as an answer without a text: the circuit breaker does not count it as a fault."""
     partial: Prediction | None = None
     """Beginning of an answer in pieces that had arrived before the failure; None if nothing had."""
 
@@ -155,8 +157,6 @@ class BadReply(CloudError):
     """Reply that violates the protocol."""
 
     code = "bad_reply"
-    counts = True
-    """False for an answer without a text, which a request may ask for: the circuit breaker does not count it as a fault."""
 
 
 class Held(CloudError):

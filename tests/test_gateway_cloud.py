@@ -114,17 +114,17 @@ def test_a_client_that_leaves_pays(stream):
 
 @pytest.mark.parametrize(("asked", "headers"), [
     ({"stop": ["a"]}, {}), ({"max_tokens": 1}, {}), ({"seed": 1}, {"x-edgeroute-deadline": "20ms"}),
-    ({"seed": 2}, {"x-edgeroute-deadline": "1500ms"}),
-], ids=["no text", "few tokens", "deadline", "long answer"])  # fmt: skip
+    ({"seed": 2}, {"x-edgeroute-deadline": "1500ms"}), ({"seed": 3}, {}),
+], ids=["no text", "few tokens", "deadline", "long answer", "flagged"])  # fmt: skip
 def test_one_client_does_not_take_the_cloud_from_others(asked, headers):
-    """What a request brings about is no fault of the endpoint: empty answers, little time, and more than fits into the time."""
+    """What a request brings about is no fault of the endpoint: empty answers, little time, and more than fits into it."""
 
     def answer(request):
         body = json.loads(request.partition(b"\r\n\r\n")[2])
         begun = sse_reply(PARIS[:2], done=False).replace(b"Content-Length", b"X-Length")
-        return {1: [None], 2: [begun, None]}.get(
-            body.get("seed"), sse_reply(PARIS[:1] + PARIS[3:] if asked.items() <= body.items() else PARIS)
-        )
+        flagged = http_reply(b'{"error": {"message": "no", "metadata": {"flagged_input": "hello"}}}', status=403)
+        empty = sse_reply(PARIS[:1] + PARIS[3:] if asked.items() <= body.items() else PARIS)
+        return {1: [None], 2: [begun, None], 3: flagged}.get(body.get("seed"), empty)
 
     with CannedServer(answer) as far, serving(router(far, edge=None)) as url:
         for _ in range(FAULTS + 1):

@@ -87,6 +87,8 @@ def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address)
             )
         if e.status == TOO_MANY:
             return _too_many(where, error, e)
+        details = error.get("metadata")
+        e.counts = not (isinstance(details, Mapping) and "flagged_input" in details)  # 403 of OpenRouter's moderation
         return e
     raise AssertionError("the reply is a success")
 

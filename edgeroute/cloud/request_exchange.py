@@ -659,7 +659,7 @@ class Exchange:
             guard.succeeded(None)
         elif verdict == "late":
             self._overdue()
-        elif verdict == "fault" and not self.late:
+        elif verdict == "fault" and not self.late and getattr(error, "counts", True):
             guard.failed()
 
     def _settle_tokens(self, usd: float) -> None:
