@@ -1,8 +1,9 @@
 """Differential campaign: random fault schedules through a real fault server; every answer is compared with what it must be.
 
-A schedule is a router, its mode and driver, and six requests, of which up to three are under way at once. The server, a process
-of its own, draws a fault for each attempt of each request. Each request has an answer of the edge, so there must be one: its own
-(the edge's or the cloud's for this very input), by the deadline. Run by hand:
+A schedule is a router, its mode and driver, and six requests, of which up to three are under way at once. Two processes run the
+schedules of a group over one state folder, with audits, trials, a cache, an outbox or conversations; each interrupts some of its
+requests by SIGINT. The server, a process of its own, draws a fault for each attempt and records all bodies. Each request has an
+answer of the edge, so there must be one: its own (the edge's or the cloud's for this very input), by the deadline. Run by hand:
 
     python tests/campaign.py --schedules 10000 --seed 1
 """
@@ -10,384 +11,250 @@ of its own, draws a fault for each attempt of each request. Each request has an 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
+import faulthandler
 import json
-import random
-import struct
+import shutil
+import sqlite3
 import subprocess
 import sys
-import threading
+import tempfile
+import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic, process_time, sleep
+from pathlib import Path
+from time import monotonic
+from typing import Any
 
-import numpy as np
-from both import flat
+from both import wait_for
+from fault_schedules import BROKEN, GROUP, IDS, LATER, PRICE, Findings, Schedules, Setting, Signals, Stalls
+from fault_server import FaultServer
 
-from edgeroute import AsyncRouter, Cache, EdgerouteError, OpenInference, PlainJson, Router
-from edgeroute.testing.canned_server import Listener, finish
+from edgeroute import Outbox, Router
 
-TOLERANCE_S = 0.03
-"""An answer that is later than the deadline by more than this, and by more than the machine stood still, counts as late."""
-REQUESTS = 6
-CLASSES = 64
-MODES = ({}, {"hedge_after": 0}, {"mode": "prefer_cloud"})
-CALLS = ("infer", "infer", "infer_many", "refine", "stream")
-FAULTS = (
-    "good", "good", "good", "slow", "slow", "status", "status", "reset", "cut", "silent", "trickle", "garbage", "nonsense",
-    "surplus", "early", "informational", "http10", "chunked", "huge", "negative", "close", "big", "deep", "empty",
-)  # fmt: skip
-STATUSES = (204, 301, 304, 400, 401, 404, 408, 413, 422, 429, 500, 502, 503, 504)
-NONSENSE = (
-    b"null",
-    b"{}",
-    b"[]",
-    b"17",
-    b'"text"',
-    b'{"confidence":1}',
-    b'{"value":',
-    b"\xff\xfe",
-    b'{"outputs":null}',
-    b'{"outputs":[{}]}',
-)
-POISON = b'{"value":"poison","confidence":1.0}'
+HUNG_S = 120.0
+"""Seconds after which a group that has not ended counts as hung: its process writes all stacks, and ends."""
 
 
-def head(length: int | str, *lines: str, status: int = 200, version: str = "1.1") -> bytes:
-    """Status line and headers of a reply."""
-    return "\r\n".join([f"HTTP/{version} {status} -", f"Content-Length: {length}", *lines, "", ""]).encode()
+class Ended:
+    """Checks of a group whose processes have ended: the server's bodies, the ledger, the money, the outbox, the conversations."""
 
+    def __init__(self, setting: Setting, found: Findings) -> None:
+        self.setting, self.found = setting, found
 
-class FaultServer(Listener):
-    """A server of plain JSON (`/json`) and of the Open Inference Protocol; the fault of an attempt depends on seed, input and attempt."""
+    def _get(self, what: str) -> Any:
+        with urllib.request.urlopen(f"{self.setting.url}/{what}/{self.setting.group}", timeout=30) as reply:
+            return json.load(reply)
 
-    def __init__(self, seed: int, deadline_s: float) -> None:
-        self.seed, self.faults, self._deadline_s = seed, Counter[str](), deadline_s
-        self._attempts = Counter[int]()
-        super().__init__(None)
+    def check(self) -> None:
+        """Check the group, and add to its findings."""
+        self._get("calm")
+        booked = self._later() if self.setting.stored else 0
+        posts = self._get("posts")
+        found, private = self.found, {*self.found.private}
+        for cloud, key, ids, leaks, _ in posts:
+            if leaks or private & {*ids}:
+                found.leaked.append(f"{self.setting.form} to {cloud}: {key} {ids}")
+        keys = {(cloud, key) for cloud, key, *_ in posts}
+        found.counts.update(posts=len(posts), audits=sum(key.endswith("-audit") for _, key in keys), calls=len(keys))
+        if self.setting.stored:
+            self._check_stored(posts, len(keys), booked)
+        else:
+            paid = Counter(ids[0] // IDS for ids in {(cloud, key): ids for cloud, key, ids, *_ in posts}.values())
+            for number, calls in paid.items():
+                booked = found.counts.pop(f"booked-{number}", 0)
+                if calls > booked or (self.setting.limited and booked > self.setting.most_calls):
+                    found.miscounted.append(f"schedule {number}: {booked} calls are booked, {calls} came")
+        found.counts = Counter({name: n for name, n in found.counts.items() if not name.startswith("booked-")})
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            request = await reader.readuntil(b"\r\n\r\n")
-            size = next(
-                (int(line.split(b":")[1]) for line in request.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
+    def _check_stored(self, posts: Sequence[Any], calls: int, booked: int) -> None:
+        """Check the ledger and the money against the server's bodies. An interrupted call may be booked and not sent."""
+        found, folder = self.found, Path(self.setting.folder)
+        lines = _lines(folder / "egress.jsonl")
+        listed, came = Counter(line["request"] for line in lines), Counter(key.partition("/")[0] for _, key, *_ in posts)
+        for key, times in came.items():
+            if listed[key] < times:
+                found.leaked.append(f"{key} came {times} times, and is {listed[key]} times in the ledger")
+        interrupted = 2 * found.counts["interrupted"]
+        paid = calls if self.setting.retries else len(posts)
+        if not paid <= booked <= len(lines) + interrupted:
+            found.miscounted.append(
+                f"group {self.setting.group}: {paid} calls came, {booked} are booked, {len(lines)} in the ledger"
             )
-            body = await reader.readexactly(size)
-            if not request.startswith(b"POST"):
-                answer = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[-1,1]}]}'
-                writer.write(head(len(answer)) + answer)
-                await writer.drain()
-                continue
-            said = json.loads(body)
-            ids = [said["input"]] if "input" in said else [int(n) for n in said["inputs"][0]["data"]]
-            self._attempts[ids[0]] += 1
-            rng = random.Random(f"{self.seed}/{ids[0]}/{self._attempts[ids[0]]}")
-            if not await self._answer(rng, good(ids, plain="input" in said), writer):
-                return
+        sent, size = found.counts["sent"], sum(line["bytes"] for line in lines)
+        if not sent <= size or (sent < size and not interrupted):
+            found.miscounted.append(f"group {self.setting.group}: {sent} bytes were sent, {size} are in the ledger")
+        found.counts.update(compared=len(_lines(folder / "audit.jsonl")))
 
-    async def _answer(self, rng: random.Random, body: bytes, writer: asyncio.StreamWriter) -> bool:
-        """Sends the reply with its fault -> whether the connection goes on."""
-        fault = rng.choice(FAULTS)
-        self.faults[fault] += 1
-        whole = head(len(body)) + body
-        if fault == "slow":
-            await asyncio.sleep(rng.uniform(0, 2 * self._deadline_s))
-        elif fault == "silent":
-            await asyncio.sleep(4 * self._deadline_s)
-            return False
-        elif fault == "garbage":
-            whole = rng.randbytes(rng.randrange(1, 400))
-        elif fault == "nonsense":
-            body = rng.choice(NONSENSE)
-            whole = head(len(body)) + body
-        elif fault == "surplus":
-            whole += head(len(POISON)) + POISON
-        elif fault == "early":
-            whole = head(0, status=413) + b""
-        elif fault == "informational":
-            whole = b"HTTP/1.1 103 -\r\nLink: </x>\r\n\r\n" * rng.randrange(1, 4) + whole
-        elif fault == "http10":
-            whole = head(len(body), version="1.0") + body
-        elif fault == "chunked":
-            whole = b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-        elif fault == "huge":
-            whole = head(10 ** rng.randrange(4, 20)) + body
-        elif fault == "negative":
-            whole = head(rng.choice(["-1", "1e3", "0x10", "9, 9", ""])) + body
-        elif fault == "big":
-            body = body[:-1] + b',"more":"' + b"x" * rng.randrange(1 << 20, 1 << 22) + b'"}'
-            whole = head(len(body)) + body
-        elif fault == "deep":
-            depth = rng.choice((500, 100_000))
-            body = body[:-1] + b',"more":' + b"[" * depth + b"]" * depth + b"}"
-            whole = head(len(body)) + body
-        elif fault == "empty":
-            whole = b""
-        elif fault == "status":
-            wait = rng.choice(([], ["Retry-After: 0"], ["Retry-After: 1"], ["Retry-After: 99999999999"], ["Retry-After: soon"]))
-            status = rng.choice(STATUSES)
-            whole = head(len(POISON), *wait, status=status) + POISON
-        if fault == "trickle":
-            for byte in whole:
-                writer.write(bytes([byte]))
-                await writer.drain()
-                await asyncio.sleep(0.005)
-            return True
-        if fault in {"reset", "cut"}:
-            whole = whole[: rng.randrange(len(whole))]
-        writer.write(whole)
-        await writer.drain()
-        if fault == "reset":
-            writer.get_extra_info("socket").setsockopt(1, 13, struct.pack("ii", 1, 0))  # SOL_SOCKET, SO_LINGER: with a reset
-            return False
-        if fault in {"cut", "close", "garbage", "empty"}:
-            await finish(writer)
-            return False
-        return True
+    def _later(self) -> int:
+        """Have another router deliver what the outbox has, and ask again in the conversations. Return the calls booked."""
+        setting, found, n = self.setting, self.found, LATER + 100 * self.setting.group
+        arguments = setting.arguments(lambda x: (f"edge-{setting.number_of(x)}", 0.1)) | {"limits": None}
+        with Router(**arguments, deadline=10.0) as router:
+            if setting.limited and round(router.stats().usd_today / PRICE) > 2 * setting.most_calls:
+                found.miscounted.append(f"group {setting.group}: two processes exceed their limits, {router.stats()}")
+            if setting.queued:
+                self._deliver(router, arguments["outbox"])
+            for history in found.secrets if setting.form == "chat" else []:
+                n += 1
+                found.private.append(n)
+                router.infer(setting.input_of(n, private=False, history=history))
+            if setting.form == "chat" and router.infer(setting.input_of(n + 1, private=False)).reason_code == "stays":
+                found.miscounted.append(f"group {setting.group}: a conversation of its own has to stay")
+            stats = router.stats()
+        found.counts["sent"] += stats.bytes_sent
+        return round(stats.usd_today / PRICE)
+
+    def _deliver(self, router: Router, box: Outbox) -> None:
+        found, queued = self.found, {*self.found.queued}
+
+        @router.on_late
+        def heard(late: Any, tx: Any) -> None:
+            tx.execute("CREATE TABLE IF NOT EXISTS seen (id, value)")
+            tx.execute("INSERT INTO seen VALUES (?, ?)", (late.id, late.value))
+
+        box.retry()
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not box.size(), 10)
+        with contextlib.closing(sqlite3.connect(box.path)) as file, contextlib.suppress(sqlite3.OperationalError):
+            seen = file.execute("SELECT id, value FROM seen").fetchall()
+            for identity, times in Counter(identity for identity, _ in seen).items():
+                if times > 1:
+                    found.twice.append(f"{identity} of the outbox")
+            for identity, value in seen:
+                n = found.asked.get(identity)
+                if n is not None and value != self.setting.cloud_value(n):
+                    found.foreign.append(f"late, of {n}: {value}")
+            queued -= {identity for identity, _ in seen}
+            found.counts.update(delivered=len(seen))
+        found.lost += [f"{identity} was queued, and never delivered" for identity in queued]
 
 
-def good(ids: list[int], *, plain: bool) -> bytes:
-    """The reply to these inputs."""
-    if plain:
-        return json.dumps({"value": f"cloud-{ids[0]}", "confidence": 0.9}).encode()
-    rows = np.zeros((len(ids), CLASSES))
-    rows[range(len(ids)), [n % CLASSES for n in ids]] = 9
-    return json.dumps(
-        {"outputs": [{"name": "y", "datatype": "FP32", "shape": [len(ids), CLASSES], "data": rows.ravel().tolist()}]}
-    ).encode()
+def _lines(path: Path) -> list[Any]:
+    """Return the lines of a journal, all of which must be whole."""
+    files = sorted(path.parent.glob(f"{path.name}*"))
+    return [json.loads(line) for file in files if file.suffix != ".lock" for line in file.read_bytes().splitlines()]
 
 
-class Stalls(threading.Thread):
-    """Times in which this process was due and got no processor: neither idle by its own will, nor busy."""
+class Process:
+    """A process that runs schedules: it takes a line of JSON for each group, and returns one."""
 
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.found: list[tuple[float, float, float]] = []
-        """Begin, end, and seconds lost in between."""
-        self._ended = False
-        self.start()
+    def __init__(self, args: Sequence[str]) -> None:
+        self._command = [sys.executable, __file__, "--work", *args]
+        self._process: subprocess.Popen[str] | None = None
 
-    def run(self) -> None:
-        """Sleeps over and over for 2 ms, and compares."""
-        while not self._ended:
-            begun, used = monotonic(), process_time()
-            sleep(0.002)
-            ended = monotonic()
-            lost = ended - begun - 0.002 - (process_time() - used)
-            if lost > 0.003:
-                self.found.append((begun, ended, lost))
-
-    def within(self, begun: float, ended: float) -> float:
-        """Seconds lost between two instants."""
-        return sum(lost for a, b, lost in self.found if a < ended and begun < b)
+    def run(self, group: int, numbers: Sequence[int]) -> dict[str, Any]:
+        """Return the findings about these schedules. A process that died is one, and is replaced."""
+        if self._process is None:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(json.dumps([group, [*numbers]]) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self.end()
+        return {"died": [f"the process of the schedules {[*numbers]}"]}
 
     def end(self) -> None:
-        """Ends the thread."""
-        self._ended = True
-        self.join()
+        """End the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.communicate()
 
 
-class Campaign:
-    """Runs schedules against a fault server.
+def work(args: argparse.Namespace) -> None:
+    """Run the groups that stdin names; one that hangs ends the process."""
+    stalls, signals = Stalls(), Signals()
+    if args.broken:
+        import breaks
 
-    Attributes:
-        lost: requests without an answer.
-        stood_still: those without one for which the machine stood still for half of their deadline, or longer.
-        foreign: answers that belong to another request, or to none.
-        twice: late answers that were delivered more than once.
-        late: answers after the deadline: seconds too late, and seconds for which the machine stood still meanwhile.
-        requests, sources: number of requests; of answers by source.
+        breaks.BREAKS[args.broken][1]()
+    for line in sys.stdin:
+        faulthandler.dump_traceback_later(HUNG_S, exit=True)
+        group, numbers = json.loads(line)
+        setting = Setting.draw(args.seed, group, args.url, args.root)
+        found = Schedules(args.seed, setting, args.deadline, stalls, signals).run(numbers, args.workers)
+        faulthandler.cancel_dump_traceback_later()
+        print(json.dumps(vars(found)), flush=True)
+
+
+def run(seed: int, schedules: range, workers: int, deadline_s: float, broken: str = "", until: str = "") -> Findings:
+    """Run schedules, some at once, in two processes, against a fault server in a process of its own.
+
+    Args:
+        seed: seed of all random numbers.
+        schedules: their numbers, which begin and end with a whole group.
+        workers: schedules at once in each process, beside the one that is interrupted.
+        deadline_s: deadline of each request.
+        broken: name of a way in which the package is broken first; empty: none.
+        until: list of findings with the first of which the run ends; empty: it runs to its end.
     """
-
-    def __init__(self, seed: int, url: str, deadline_s: float) -> None:
-        self.seed, self.url, self.deadline_s = seed, url, deadline_s
-        self.faults: dict[str, int] = {}
-        self.lost: list[str] = []
-        self.stood_still: list[str] = []
-        self.foreign: list[str] = []
-        self.twice: list[str] = []
-        self.late: list[tuple[float, float]] = []
-        self.requests, self.sources = 0, Counter[str]()
-        self._stalls = Stalls()
-        self._lock = threading.Lock()
-
-    def schedule(self, number: int) -> None:
-        """Runs one schedule."""
-        rng = random.Random(f"{self.seed}:{number}")
-        plain = rng.random() < 0.6
-        first = number * 2 * REQUESTS
-        sure = {first + k for k in range(2 * REQUESTS) if rng.random() < 0.2}
-        edge_s = rng.choice((0.0, 0.0, 0.002, 0.01))
-
-        def edge(x):
-            n = int(np.asarray(x).reshape(-1)[0])
-            if edge_s:
-                sleep(edge_s)
-            return f"edge-{n}", 0.9 if n in sure else 0.1
-
-        retries = rng.choice((0, 2))
-        make = {True: lambda: PlainJson(f"{self.url}/json", retries=retries)}.get(
-            plain,
-            lambda: OpenInference(
-                f"{self.url}/v2/models/m", binary=False, retries=retries, labels=[f"class-{n}" for n in range(CLASSES)]
-            ),
+    total, common = Findings(), ["--seed", str(seed), "--deadline", str(deadline_s)]
+    groups = [range(first, min(first + GROUP, schedules.stop)) for first in range(schedules.start, schedules.stop, GROUP)]
+    with contextlib.ExitStack() as stack:
+        root = tempfile.mkdtemp(prefix="campaign-")
+        stack.callback(shutil.rmtree, root, ignore_errors=True)
+        server = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, __file__, "--serve", *common], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
         )
-        clouds = [make() for _ in range(rng.choice((1, 1, 2)))]
-        for n, cloud in enumerate(clouds):
-            cloud.name = f"cloud-{n}"
-        policy = {
-            "threshold": 0.5,
-            "deadline": self.deadline_s,
-            "cache": Cache() if rng.random() < 0.3 else None,
-            **rng.choice(MODES),
-        }
-        plan = [(first + 2 * k, rng.choice(CALLS)) for k in range(REQUESTS)]
-        batch = rng.choice((1, 2, 3))
-        groups = [plan[k : k + batch] for k in range(0, REQUESTS, batch)]
-        late = Counter[str]() if rng.random() < 0.4 else None
-        run = self._asyncio if number % 2 else self._threads
-        run(edge, clouds, policy, groups, plain, late)
-        self.twice += [name for name, times in (late or {}).items() if times > 1]
+        url = server.stdout.readline().strip()
+        processes = [
+            Process([*common, "--url", url, "--root", root, "--workers", str(workers), "--broken", broken]) for _ in "12"
+        ]
+        both, checks = stack.enter_context(ThreadPoolExecutor(2)), stack.enter_context(ThreadPoolExecutor(1))
+        ends = []
 
-    def _heard(self, late, plain):
-        def heard(answer):
-            with self._lock:
-                late[answer.id] += 1
-            if answer.value is not None and "poison" in str(answer.value):
-                self.foreign.append(f"late: {answer}")
+        def check(setting: Setting, found: Findings) -> None:
+            try:
+                Ended(setting, found).check()
+            except Exception as e:  # noqa: BLE001 - a record that cannot be read, say
+                found.miscounted.append(f"group {setting.group}: {type(e).__name__}: {e}")
+            shutil.rmtree(setting.folder, ignore_errors=True)
 
-        return heard
-
-    def _threads(self, edge, clouds, policy, groups, plain, late):
-        with Router(edge, clouds, **flat(**policy)) as router:
-            if late is not None:
-                router.on_late(self._heard(late, plain))
-
-            def ask(n, call):
-                x = self.input_of(n, plain)
-                if call == "infer":
-                    return [router.infer(x)]
-                if call == "infer_many":
-                    return router.infer_many([x, self.input_of(n + 1, plain)])
-                if call == "refine":
-                    return list(router.refine(x))[-1:]
-                with router.stream(x) as stream:
-                    list(stream)
-                return [stream.answer]
-
-            def one(n, call):
-                begun = monotonic()
-                try:
-                    answers = ask(n, call)
-                except Exception as e:  # noqa: BLE001 - whatever it is, the answer is lost
-                    answers = e
-                self._check(n, call, begun, answers, plain)
-
-            with ThreadPoolExecutor(3) as pool:
-                for group in groups:
-                    list(pool.map(lambda request: one(*request), group))
-
-    def _asyncio(self, edge, clouds, policy, groups, plain, late):
-        async def main():
-            async with AsyncRouter(edge, clouds, **flat(**policy)) as router:
-                if late is not None:
-                    router.on_late(self._heard(late, plain))
-
-                async def ask(n, call):
-                    x = self.input_of(n, plain)
-                    if call == "infer":
-                        return [await router.infer(x)]
-                    if call == "infer_many":
-                        return await router.infer_many([x, self.input_of(n + 1, plain)])
-                    if call == "refine":
-                        return [answer async for answer in router.refine(x)][-1:]
-                    async with router.stream(x) as stream:
-                        async for _ in stream:
-                            pass
-                    return [stream.answer]
-
-                async def one(n, call):
-                    begun = monotonic()
-                    try:
-                        answers = await ask(n, call)
-                    except Exception as e:  # noqa: BLE001 - likewise
-                        answers = e
-                    self._check(n, call, begun, answers, plain)
-
-                for group in groups:
-                    await asyncio.gather(*(one(*request) for request in group))
-
-        asyncio.run(main())
-
-    def input_of(self, n, plain):
-        """The input of that number."""
-        return n if plain else np.array([n], np.float32)
-
-    def _check(self, n, call, begun, answers, plain):
-        ended = monotonic()
-        took, label = ended - begun, f"{call} of {n} ({'json' if plain else 'oip'})"
-        with self._lock:
-            self.requests += 1
-            stalled_s = self._stalls.within(begun, ended + 0.01)
-            if isinstance(answers, Exception):
-                known = "" if isinstance(answers, EdgerouteError) else "not ours: "
-                why = f"; the machine stood still for {1000 * stalled_s:.0f} ms" if stalled_s else ""
-                lost = self.stood_still if stalled_s >= self.deadline_s / 2 and not known else self.lost
-                lost.append(f"{label}: {known}{type(answers).__name__}: {answers}"[:400] + why)
-                return
-            for k, answer in enumerate(answers):
-                cloud = f"cloud-{n + k}" if plain else f"class-{(n + k) % CLASSES}"
-                self.sources[answer.source] += 1
-                if answer.value != (f"edge-{n + k}" if answer.source == "edge" else cloud):
-                    self.foreign.append(f"{label}: {answer}"[:400])
-            if took > self.deadline_s + TOLERANCE_S:
-                self.late.append((took - self.deadline_s, stalled_s))
-
-    def end(self) -> None:
-        """Ends the monitor."""
-        self._stalls.end()
-
-    @property
-    def late_by_us(self) -> list[tuple[float, float]]:
-        """Late answers that no stall of the machine explains."""
-        return [(late, stalled) for late, stalled in self.late if late - stalled > TOLERANCE_S]
-
-    def report(self) -> dict[str, object]:
-        """What happened."""
-        return {
-            "requests": self.requests, "answers": dict(self.sources), "lost": len(self.lost),
-            "lost while the machine stood still": len(self.stood_still), "of another request": len(self.foreign),
-            "late answers delivered twice": len(self.twice), "late": len(self.late),
-            "late without a stall": len(self.late_by_us), "latest, ms": round(1000 * max((late for late, _ in self.late), default=0)), "stalls": len(self._stalls.found),
-        }  # fmt: skip
-
-
-def run(seed: int, schedules: range, workers: int, deadline_s: float) -> Campaign:
-    """Runs schedules, some at once, against a fault server in a process of its own."""
-    command = [sys.executable, __file__, "--serve", "--seed", str(seed), "--deadline", str(deadline_s)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        campaign = Campaign(seed, server.stdout.readline().strip(), deadline_s)
         try:
-            with ThreadPoolExecutor(workers) as pool:
-                for n, _ in enumerate(pool.map(campaign.schedule, schedules), 1):
-                    if n % 500 == 0:
-                        print(f"{n} schedules: {json.dumps(campaign.report())}", file=sys.stderr, flush=True)
+            for count, numbers in enumerate(groups, 1):
+                group, found = numbers.start // GROUP, Findings()
+                for given in both.map(
+                    lambda p, group, mine: p.run(group, mine), processes, [group] * 2, [numbers[::2], numbers[1::2]]
+                ):
+                    found.add(given)
+                ends.append((checks.submit(check, Setting.draw(seed, group, url, root), found), found))
+                if until or count % 12 == 0 or count == len(groups):
+                    _gather(total, ends)
+                    print(f"{count * GROUP} schedules: {json.dumps(total.report())}", file=sys.stderr, flush=True)
+                if getattr(total, until, ()):
+                    break
         finally:
-            campaign.end()
-            said, _ = server.communicate("")  # its end
-            campaign.faults = json.loads(said)
-    return campaign
+            for process in processes:
+                process.end()
+            said, _ = server.communicate("")
+            total.faults = json.loads(said)
+    return total
+
+
+def _gather(total: Findings, ends: list[Any]) -> None:
+    """Add the findings of groups whose checks have ended, and empty the list."""
+    for checked, found in ends:
+        checked.result()
+        total.add({**vars(found), "asked": {}, "queued": [], "private": [], "secrets": []})
+    ends.clear()
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first schedule, to run one again")
-    parser.add_argument("--workers", type=int, default=4, help="schedules at once")
+    parser.add_argument("--workers", type=int, default=8, help="schedules at once, in each of the two processes")
     parser.add_argument("--deadline", type=float, default=0.15, help="of each request, seconds")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--broken", default="", help="break the package first, to see that it is noticed")
+    for name, action in {"--serve": "store_true", "--work": "store_true", "--url": "store", "--root": "store"}.items():
+        parser.add_argument(name, action=action, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         with FaultServer(args.seed, args.deadline) as server:
@@ -395,13 +262,19 @@ def main() -> int:
             sys.stdin.read()
             print(json.dumps(server.faults))
         return 0
-    campaign = run(args.seed, range(args.first, args.first + args.schedules), args.workers, args.deadline)
-    print(json.dumps({"schedules": args.schedules, "seed": args.seed, **campaign.report(), "faults": campaign.faults}, indent=2))
-    for what in ("lost", "foreign", "twice", "late_by_us"):
-        for line in getattr(campaign, what)[:10]:
+    if args.work:
+        work(args)
+        return 0
+    first = args.first // GROUP * GROUP
+    begun = monotonic()
+    found = run(args.seed, range(first, args.first + args.schedules), args.workers, args.deadline, args.broken)
+    report = {"schedules": args.schedules, "first": first, "seed": args.seed, "seconds": round(monotonic() - begun)}
+    print(json.dumps({**report, **found.report(), "faults": found.faults}, indent=2))
+    broken = {name: getattr(found, name) for name in (*BROKEN, "late_by_us")}
+    for what, lines in broken.items():
+        for line in lines[:10]:
             print(f"{what}: {line}")
-    broken = campaign.lost or campaign.foreign or campaign.twice or campaign.late_by_us
-    return 1 if broken else 0
+    return 1 if any(broken.values()) else 0
 
 
 if __name__ == "__main__":

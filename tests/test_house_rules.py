@@ -33,7 +33,7 @@ def test_an_exact_comparison_is_found(line):
     assert not list(exact(ast.parse("assert x.mean() == pytest.approx(0.5) and (x > 0.1).sum() == 3 and x.mean() < 0.5")))
 
 
-PUBLIC = {"_asdict", "_exit", "_fields", "_getframe", "_make", "_replace"}
+PUBLIC = {"_asdict", "_current_frames", "_exit", "_fields", "_getframe", "_make", "_replace"}
 """Names of named tuples, of `os` and of `sys` that are public in spite of their underscore."""
 MOST = 60
 """Private reads that all tests may have together."""
