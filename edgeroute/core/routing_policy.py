@@ -31,6 +31,8 @@ NEEDS: Final[Mapping[str, tuple[Side, ...]]] = {
 HEDGE: Final = "p[1-9][0-9]|auto"
 """Regular expression for a `Hedge` as text."""
 INF: Final = float("inf")
+EDGE_TRIAL: Final = "edge-trial"
+"""Name of the edge model on trial in answers, traces, audits and statistics; the one in use is `edge`."""
 
 
 class Target(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from math import inf
 from typing import Any, Final
 
@@ -140,7 +139,7 @@ def block_length(values: str) -> int:
     if min(ones, len(codes) - ones) < _LEAST:
         return LONGEST
     usual = [0.0] * 24
-    if sum(hour < before for before, hour in pairwise(hours)) >= _DAYS:
+    if sum(hours[i] < hours[i - 1] for i in range(1, len(hours))) >= _DAYS:
         usual = [codes.count(2 * hour + 1) / max(1, hours.count(hour)) for hour in range(24)]
     rest = [code % 2 - usual[code // 2] for code in codes]
     longest, size = 0, 1

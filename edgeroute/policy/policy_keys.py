@@ -14,7 +14,7 @@ from edgeroute.catalog.installed_models import version_of
 from edgeroute.catalog.model_folder import SUFFIX
 from edgeroute.cloud.egress_settings import Consent, Redact
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.routing_policy import Offline, Options, PolicyMode
+from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
 from edgeroute.edge.model_members import is_model, stamps
 from edgeroute.errors import EdgerouteError
 from edgeroute.policy.contradictions import Wrong, contradictions
@@ -200,7 +200,7 @@ class Settings(Top):
                         edge=_make_or_reuse(section, folder, key), threshold=_with_certificates(setting.threshold, folder)
                     )
                 )
-            views[trial.EDGE_TRIAL] = section.view
+            views[EDGE_TRIAL] = section.view
         clouds = clouds[: len(proper)]
         state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
         rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))

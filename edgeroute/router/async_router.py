@@ -239,12 +239,7 @@ class AsyncRouter(BaseRouter[V]):
         return answer_of(result)
 
     async def refine(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
+        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> AsyncGenerator[Answer[V], None]:
         """Yield the edge's answer and then the final one, like `Router.refine`."""
         request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
@@ -269,12 +264,7 @@ class AsyncRouter(BaseRouter[V]):
             await asyncio.gather(task, return_exceptions=True)
 
     async def infer_many(
-        self,
-        batch: Sequence[Any],
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
+        self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer[V]]:
         """Return the answers to several inputs, like `Router.infer_many`."""
         if not length(batch):
@@ -351,12 +341,7 @@ class AsyncRouter(BaseRouter[V]):
         return AsyncSession(self)
 
     async def decide(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
+        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Decision:
         """Return the route that this input would take, like `Router.decide`."""
         request = self.engine.request(x, mode, deadline, data_class)

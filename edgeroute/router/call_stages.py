@@ -128,7 +128,7 @@ def walk_stage(
 
 def _shown(
     step: Walk, request: Request, so_far: Callable[[float], Left | None],
-    leaves: Callable[[Request, Left, LegExecutor], object] | None,
+    leaves: Callable[[Request, Left, LegExecutor], object] | None
 ) -> Steps[Outcome]:  # fmt: skip
     """Do a walk that shows answers, and return its outcome; call `leaves` if the caller leaves early.
 

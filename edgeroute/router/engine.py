@@ -245,7 +245,7 @@ class Engine(ForkSafe):
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
         importance: float = 0.0, shows: Shows = "", first_token: float | None = None, like: str = "",
-        together: bool = False, renews: bool = False,
+        together: bool = False, renews: bool = False
     ) -> Request:  # fmt: skip
         """Make one request, beginning now, with its id and plan; updates the facts if that is due.
 

@@ -50,11 +50,7 @@ class ExchangeContext:
     __slots__ = ("_above_floor", "_exchange", "_refuses", "_until")
 
     def __init__(
-        self,
-        until: float,
-        exchange: Exchange,
-        refuses: Callable[[str, int], object] | None,
-        above_floor: Callable[[str], bool],
+        self, until: float, exchange: Exchange, refuses: Callable[[str, int], object] | None, above_floor: Callable[[str], bool]
     ) -> None:
         self._until, self._exchange, self._refuses, self._above_floor = until, exchange, refuses, above_floor
 

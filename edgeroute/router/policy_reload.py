@@ -32,11 +32,7 @@ if TYPE_CHECKING:
 
 
 def replace(
-    engine: Engine,
-    arguments: PolicyArguments,
-    limits: Limits,
-    metered: bool | Callable[[], bool],
-    audit: Audit | None = None,
+    engine: Engine, arguments: PolicyArguments, limits: Limits, metered: bool | Callable[[], bool], audit: Audit | None = None
 ) -> None:
     """Put another policy in force, which reuses unchanged models and connections of the old one.
 

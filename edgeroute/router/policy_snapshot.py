@@ -19,6 +19,7 @@ from edgeroute.core.device_rules import Rule, problem
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import (
+    EDGE_TRIAL,
     HEDGE,
     INF,
     NEEDS,
@@ -270,10 +271,6 @@ class Snapshot(NamedTuple):
     @property
     def on_trial(self) -> list[tuple[Trial, str]]:
         """(trial, name of the target on trial) of the trials under way; a hidden edge is judged by audits instead."""
-        if not self.trials:
-            return []
-        from edgeroute.trials.trial_setting import EDGE_TRIAL
-
         names = iter([target.name for target in self.targets if target.trial])
         pairs = [(trial, EDGE_TRIAL if trial.side == "edge" else next(names)) for trial in self.trials]
         return [pair for pair in pairs if pair[0].side == "cloud" or self.shown is not None]
@@ -378,8 +375,6 @@ def _of_edge_trial(
     arguments = arguments._replace(edge=trial.edge, threshold=limit)
     if hidden:
         arguments = arguments._replace(mode="shadow", rules=(), uncalibrated="tell")
-    from edgeroute.trials.trial_setting import EDGE_TRIAL
-
     clouds = tuple(candidate for candidate in snapshot.trials if candidate.side == "cloud")
     tried = _build_without_edge_trial(arguments, clouds, guard, snapshot._replace(trial=old), EDGE_TRIAL)
     if tried.clouds != snapshot.clouds:
@@ -450,11 +445,7 @@ def _build_without_edge_trial(
 def _views(given: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial]) -> dict[Any, View]:
     """Return the views of a policy; that of an edge on trial is the edge's in its own policy. A copy."""
     views = dict(given or {})
-    if not (arm or of_edge):
-        return views
-    from edgeroute.trials.trial_setting import EDGE_TRIAL
-
-    if EDGE_TRIAL not in views:
+    if not (arm or of_edge) or EDGE_TRIAL not in views:
         return views
     view = views.pop(EDGE_TRIAL)
     if arm:

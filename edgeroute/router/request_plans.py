@@ -16,7 +16,7 @@ from edgeroute.router.policy_snapshot import Snapshot
 
 def make_plan(
     snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None, home: str = "",
-    arm: str = "",
+    arm: str = ""
 ) -> Plan:  # fmt: skip
     """Return the plan for a request.
 

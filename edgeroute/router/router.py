@@ -92,12 +92,7 @@ class Router(BaseRouter[V]):
         return answer_of(result)
 
     def refine(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
+        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Generator[Answer[V], None, None]:
         """Yield the edge's answer as soon as possible, and then the final one; `answer.final` distinguishes them.
 
@@ -112,12 +107,7 @@ class Router(BaseRouter[V]):
         return self._refine_steps(x, mode, deadline, data_class)
 
     def _refine_steps(
-        self,
-        x: Any,
-        mode: Mode | None,
-        deadline: float | None,
-        data_class: str | None,
-        ring: Callable[[], object] | None = None,
+        self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None, ring: Callable[[], object] | None = None
     ) -> Generator[Any, None, None]:
         """Yield the answers of `refine`; with `ring` also each `Wait`, as `drivers.blocking.stream` does."""
         engine = self.engine
@@ -126,12 +116,7 @@ class Router(BaseRouter[V]):
         yield answer_of(result)
 
     def infer_many(
-        self,
-        batch: Sequence[Any],
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
+        self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer[V]]:
         """Return the answers to several inputs, in order.
 
@@ -345,12 +330,7 @@ class Router(BaseRouter[V]):
         return Session(self)
 
     def decide(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
+        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Decision:
         """Return the route that this input would take. Runs the edge; sends nothing.
 

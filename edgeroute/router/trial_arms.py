@@ -15,7 +15,7 @@ from edgeroute.confidence.output_forms import same
 from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Leg
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.routing_policy import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Outcome, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
@@ -25,7 +25,7 @@ from edgeroute.router import router_parts as parts
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import call_contained
 from edgeroute.trials.edge_audits import BackgroundCalls
-from edgeroute.trials.trial_setting import EDGE_TRIAL, STORED, Trial
+from edgeroute.trials.trial_setting import STORED, Trial
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class RunningTrial(ForkSafe):
 
     def __init__(
         self, trial: Trial, names: tuple[str, str], models: tuple[str, str], prints: tuple[str, str], free: float,
-        left: float, alarm: Callable[[str, str], object],
+        left: float, alarm: Callable[[str, str], object]
     ) -> None:  # fmt: skip
         self.trial, self.names, self._models, self._alarm, self._left, self.stopped = trial, names, models, alarm, left, ""
         numbers = [float(getattr(trial, name)) for name in (ERRORS, DEFERRED, DIFFERS, "alpha")]

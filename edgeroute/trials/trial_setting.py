@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 STORED: Final = "trials"
 """Name in the state folder of the figures of all trials."""
-EDGE_TRIAL: Final = "edge-trial"
-"""Name of the edge model on trial in answers, traces, audits and statistics; the one in use is `edge`."""
 SHOWN, HIDDEN = 0.1, 0.01
 """Default share of a trial whose answers callers get, and of a hidden one."""
 MARGINS: Final = {

@@ -140,11 +140,10 @@ def _judge(
     A look that finds none is counted in the memory, and saved unless on a dry run.
     """
     from edgeroute.confidence.certificate import digest
-    from edgeroute.core.routing_policy import INF
+    from edgeroute.core.routing_policy import EDGE_TRIAL, INF
     from edgeroute.tools.measure.calibrate_steps import certify_examples, checked_request
     from edgeroute.tools.measure.certification import audited_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
-    from edgeroute.trials.trial_setting import EDGE_TRIAL
 
     calls = DirectCalls(router.engine, 0, of=router.engine.snapshot.hidden)
     fingerprints = calls.fingerprints()

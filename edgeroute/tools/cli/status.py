@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import printable
-from edgeroute.core.routing_policy import INF, Target
+from edgeroute.core.routing_policy import EDGE_TRIAL, INF, Target
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import process
 from edgeroute.tools.cli.outbox_and_egress import opened_outbox, state_folder
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, local_time, print_notes, table
-from edgeroute.trials.trial_setting import EDGE_TRIAL, STORED
+from edgeroute.trials.trial_setting import STORED
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
