@@ -82,7 +82,7 @@ test-android: .android/made
 test-arm64: $(VENV)/bin/python
 	PYTHON=$(BIN)/python tests/arm64.sh $(ARM64_TESTS)
 
-## campaign          ten thousand random fault schedules (about ten minutes)
+## campaign          ten thousand random fault schedules (about a quarter of an hour)
 campaign: $(VENV)/test.installed
 	$(BIN)/python tests/campaign.py
 

@@ -502,6 +502,11 @@ class Schedule:
             wait_for(lambda: not any(guard.under_way for guard in guards), 10)
         except AssertionError:
             self.shared.note("miscounted", f"schedule {self.number}: calls hold their places after the end")
+        if self._late is not None and not self.setting.queued:
+            try:
+                wait_for(lambda: len(self._late) == router.stats().late, 10)
+            except AssertionError:
+                self.shared.note("lost", f"schedule {self.number}: {len(self._late)} of {router.stats().late} late answers came")
         found = self.shared.found
         for identity, times in Counter(self._late or ()).items():
             if times > 1:
