@@ -54,7 +54,7 @@ def test_an_answer_can_be_copied(again):
     other = again(again(answer))
     assert type(other) is Answer
     assert same(answer, other)
-    assert routes.error(other) == "ZeroDivisionError: division by zero"
+    assert routes.error(other) == "ZeroDivisionError"
     assert other.trace["events"]
     assert (other.outputs[0] == answer.outputs[0]).all()
 
@@ -84,7 +84,7 @@ def test_answers_come_back_from_another_process():
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         answer = pool.submit(answered, 7).result(120)
     assert (answer.value, answer.degraded) == (7, True)
-    assert routes.error(answer) == "ZeroDivisionError: division by zero"
+    assert routes.error(answer) == "ZeroDivisionError"
 
 
 VALUES = [
@@ -176,9 +176,9 @@ def score(outputs):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"edge": broken, "cloud": lambda x: "c"}, "ZeroDivisionError: division by zero"),
-        ({"edge": unsure, "cloud": broken}, "ZeroDivisionError: division by zero"),
-        ({"edge": unsure, "cloud": lambda x: ("c", 0.9), "score": score}, "KeyError: 'margin'"),
+        ({"edge": broken, "cloud": lambda x: "c"}, "ZeroDivisionError"),
+        ({"edge": unsure, "cloud": broken}, "ZeroDivisionError"),
+        ({"edge": unsure, "cloud": lambda x: ("c", 0.9), "score": score}, "KeyError"),
     ],
 )
 def test_an_error_of_a_function_is_named_and_logged_once_a_minute(make, caplog, arguments, error):
@@ -208,7 +208,7 @@ def test_each_row_of_a_batch_may_fail_in_a_function(make, caplog):
     with caplog.at_level(logging.ERROR, "edgeroute"):
         answers = make(unsure, cloud).infer_many([1, 2, 3])
     assert [answer.degraded for answer in answers] == [False, True, False]
-    assert routes.error(answers[1]) == "ZeroDivisionError: division by zero"
+    assert routes.error(answers[1]) == "ZeroDivisionError"
     assert len(caplog.records) == 1
 
 
@@ -231,4 +231,4 @@ def test_what_is_no_error_of_a_function_is_not_logged(make, caplog):
 def test_an_exit_in_a_function_is_named(make):
     """`sys.exit` in a function of the cloud, in a thread: its type is said."""
     router = make(unsure, lambda x: sys.exit("enough"), deadline=20)
-    assert routes.error(router.infer(1)) == "SystemExit: enough"
+    assert routes.error(router.infer(1)) == "SystemExit"

@@ -379,7 +379,7 @@ def test_cached_answers_and_failures():
         assert [router.infer(1).source for _ in range(2)] == ["edge", "cache"]
         answer = router.infer("bad")
         assert answer.value == "cloud"
-        assert routes.error(answer, "edge") == "ZeroDivisionError: no"
+        assert routes.error(answer, "edge") == "ZeroDivisionError"
 
 
 def test_a_closed_router_awaits_nothing():

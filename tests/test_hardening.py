@@ -438,7 +438,7 @@ def test_an_input_that_cannot_be_copied(make, call):
     cloud = FakeCloud([("cloud", 0.9)])
     answer = ask(make(unsure, cloud), call, Uncopied(), deadline=LONG)
     assert (answer.value, answer.degraded, cloud.runs) == ("edge", True, 0)
-    assert "MemoryError: no room for a copy" in routes.failures(answer)
+    assert "MemoryError" in routes.failures(answer)
 
 
 def test_an_input_that_cannot_be_copied_is_not_queued(tmp_path):
@@ -446,7 +446,7 @@ def test_an_input_that_cannot_be_copied_is_not_queued(tmp_path):
     with Router(unsure, FakeCloud([Unreachable("away")]), threshold=0.5, offline="queue", state=tmp_path) as router:
         answer = router.infer(Uncopied(), deadline=LONG)
         assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
-        assert routes.note(answer) == f"{routes.NOT_QUEUED}: MemoryError: no room for a copy"
+        assert routes.note(answer) == f"{routes.NOT_QUEUED}: MemoryError"
 
 
 @pytest.mark.parametrize("deadline", [None, LONG])

@@ -133,8 +133,8 @@ def test_an_endpoint_that_quotes_its_replies_shows_no_key(make):
     assert len(answer.reason) < 500
 
 
-def test_a_function_that_fails_with_a_long_text_has_its_start_in_the_reason(make):
-    """On one line; one that cannot even be formatted costs nothing."""
+def test_of_a_function_that_fails_the_reason_has_the_type(make):
+    """Its text may quote the input; one that cannot even be formatted costs nothing."""
 
     class Odd(Exception):
         def __str__(self):
@@ -145,9 +145,8 @@ def test_a_function_that_fails_with_a_long_text_has_its_start_in_the_reason(make
 
     router = make(fails)
     answer = router.infer(0)
-    assert routes.error(answer).startswith("RuntimeError: a b\ufffd[2Jxxx")
-    assert routes.error(answer) in answer.reason
-    assert len(answer.reason) < 300
+    assert routes.error(answer) == "RuntimeError"
+    assert "xxx" not in answer.reason + str(answer.trace)
     answer = router.infer(1)
     assert "Odd" in answer.reason
     assert json.dumps(answer.trace)

@@ -18,7 +18,7 @@ import routes
 from both import GOOD, LONG, GatedServer, unsure
 
 from edgeroute import Instrument, Outbox, StoreError, Unreachable
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes import failure_text
 from edgeroute.stores.outbox.sqlite_queue import GroupCommit
 from edgeroute.stores.sqlite_file import Database
 from edgeroute.testing import FakeCloud
@@ -145,7 +145,8 @@ def test_what_does_not_get_there_is_reported(make, box, call, caplog, error):
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
     for answer in answers:
         assert (
-            f"{answer.id} was being queued when its deadline came, and is {routes.NOT_QUEUED}: {error_text(error)}" in caplog.text
+            f"{answer.id} was being queued when its deadline came, and is {routes.NOT_QUEUED}: {failure_text(error)}"
+            in caplog.text
         )
     assert on_disk(box) == set()
 

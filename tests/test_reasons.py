@@ -146,13 +146,13 @@ WALKS = {
     "the cloud first": ("first", made(mode="only_cloud"), [done(None)], "cloud 182 ms"),
     "the cloud first, and the edge on standby": (
         "failed", made(mode="prefer_cloud"), [fails("gone"), done(0.99)],
-        "cloud failed: RuntimeError: gone; edge 0.99, on standby; " + STANDS,
+        "cloud failed: RuntimeError; edge 0.99, on standby; " + STANDS,
     ),
     "a cloud with a threshold": (
         "below", made((EDGE, Target("cloud", "cloud", 0.5), Target("other", "cloud"))), [done(0.41), done(0.3), done(None)],
         BELOW + "; cloud 0.30 < 0.50 (uncalibrated); other 182 ms",
     ),
-    "an edge that fails": ("failed", made(), [fails("oom"), done(None)], "edge failed: RuntimeError: oom; cloud 182 ms"),
+    "an edge that fails": ("failed", made(), [fails("oom"), done(None)], "edge failed: RuntimeError; cloud 182 ms"),
     "an error of no words": ("failed", made(), [fails(OSError()), done(None)], "edge failed: OSError; cloud 182 ms"),
     "what the edge does not take": (
         "context", made(), [fails(Unfit("300 tokens", code="context")), done(None)],
@@ -167,7 +167,7 @@ WALKS = {
         BELOW + "; cloud does not take this input: no text; " + STANDS,
     ),
     "a cloud that fails": (
-        "failed", made(), [done(0.41), fails("gone")], BELOW + "; cloud failed: RuntimeError: gone; " + STANDS,
+        "failed", made(), [done(0.41), fails("gone")], BELOW + "; cloud failed: RuntimeError; " + STANDS,
     ),
     "a cloud that cannot be reached": (
         "unreachable", made(), [done(0.41), fails(Unreachable("no way"))], BELOW + "; cloud failed: no way; " + STANDS,
@@ -194,7 +194,7 @@ WALKS = {
     "late": (
         "deadline", made(deadline_s=1.0), [done(0.41), late], BELOW + "; cloud not there by the deadline of 1000 ms; " + STANDS,
     ),
-    "not to be degraded": ("failed", made(offline="raise"), [done(0.41), fails("gone")], BELOW + "; cloud failed: RuntimeError: gone"),
+    "not to be degraded": ("failed", made(offline="raise"), [done(0.41), fails("gone")], BELOW + "; cloud failed: RuntimeError"),
     "a busy cloud": (
         "busy", made(facts=Facts(busy=frozenset({"cloud"}))), [done(0.41)],
         BELOW + "; cloud was not asked: earlier runs of it go on; " + STANDS,
@@ -424,18 +424,18 @@ ROUTED = {
     ),
     "a view that fails": (
         "view", lambda *_: last(views={"cloud": lambda x: 1 / 0}),
-        UNSURE + "the view for cloud failed (ZeroDivisionError: division by zero)" + NOTHING_SENT,
+        UNSURE + "the view for cloud failed (ZeroDivisionError)" + NOTHING_SENT,
     ),
     "no thread": ("threads", lambda *_: without_threads(), HELD_SO + "no thread is free; " + STANDS),
     "a router that is closed": ("stopped", lambda *_: closed_meanwhile(), HELD_SO + "the router is closed; " + STANDS),
     # what scores nothing
     "a score that fails": (
         "below", lambda *_: last(sure, edge=lambda x: np.float32([1, 2]), score=lambda _: 1 / 0),
-        "edge without confidence (the score failed: ZeroDivisionError: division by zero), deferred by policy; cloud N ms",
+        "edge without confidence (the score failed: ZeroDivisionError), deferred by policy; cloud N ms",
     ),
     "a score of the input that fails": (
         "input", lambda *_: last(sure, score=InputScore(lambda _: 1 / 0)),
-        ("edge without confidence (the score of the input failed: ZeroDivisionError: division by zero), deferred by policy, "
+        ("edge without confidence (the score of the input failed: ZeroDivisionError), deferred by policy, "
          "before it ran; cloud N ms"),
     ),
     "NaN": (
@@ -489,7 +489,7 @@ def test_of_a_router(name, tmp_path, monkeypatch):
     ("options", "text"),
     [
         ({"offline": "raise"}, f"no answer was accepted: {UNSURE}cloud failed: away"),
-        ({"edge": failing, "mode": "prefer_edge"}, "no answer: edge failed: ValueError: oops; cloud failed: away"),
+        ({"edge": failing, "mode": "prefer_edge"}, "no answer: edge failed: ValueError; cloud failed: away"),
     ],
 )
 def test_of_what_is_raised(options, text):

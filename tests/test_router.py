@@ -91,7 +91,7 @@ def test_a_cloud_fault_returns_the_edge_answer():
     answer = both({**PAIR, "cloud": broken}, x=-1)
     assert (answer.value, answer.source, answer.degraded) == ("edge", "edge", True)
     assert routes.judged(answer) == ("below", 0.2, 0.85, "uncalibrated")
-    assert routes.error(answer) == "OSError: the line is dead"
+    assert routes.error(answer) == "OSError"
     assert "degraded" in repr(answer)
 
 
@@ -128,7 +128,7 @@ def test_a_ladder_is_tried_in_order():
     assert (answer.leg, answer.value) == ("cloud-2", "cloud")
     assert routes.judged(answer, "tiny") == ("below", 0.3, 0.95, "uncalibrated")
     assert routes.judged(answer, "small") == ("below", 0.6, 0.95, "uncalibrated")
-    assert routes.error(answer, "cloud-1") == "OSError: the line is dead"
+    assert routes.error(answer, "cloud-1") == "OSError"
 
 
 def test_equal_names_are_made_unique():
@@ -251,7 +251,7 @@ def test_exhausted_may_raise():
 def test_when_all_fail():
     """Every leg's error is in the one that is raised; a single leg's error is raised itself."""
     with Router(edge=broken, cloud=broken, threshold=0.5) as router:
-        with pytest.raises(NoAnswer, match=r"edge .*OSError: the line is dead; cloud .*OSError: the line is dead") as caught:
+        with pytest.raises(NoAnswer, match="edge failed: OSError; cloud failed: OSError") as caught:
             router.infer(0)
         assert set(caught.value.errors) == {"edge", "cloud"}
         assert isinstance(caught.value.__cause__, OSError)
@@ -291,7 +291,7 @@ def test_system_exit_in_a_thread_does_not_hang():
         raise SystemExit(3)
 
     with Router(edge=edge, cloud=leave, threshold=0.85, deadline=30) as router:
-        assert routes.error(router.infer(-1)) == "SystemExit: 3"
+        assert routes.error(router.infer(-1)) == "SystemExit"
 
 
 # ---------------------------------------------------------------------------------------------------------------- batch

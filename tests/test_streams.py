@@ -93,7 +93,7 @@ def test_a_cloud_that_breaks_in_the_middle(listen):
     pieces, answer = listen(-1, edge=edge, cloud=breaking)
     assert pieces == ["it"]
     assert (answer.value, answer.degraded) == ("it", True)
-    assert routes.error(answer) == "OSError: cut"
+    assert routes.error(answer) == "OSError"
 
 
 def test_what_yields_answers_whole_too():
@@ -310,7 +310,7 @@ def test_first_token_costs_no_answer_that_the_edge_has(listen, mode):
     pieces, answer = listen(1, {"first_token": 0.05}, edge=slow, cloud=away, mode=mode)
     assert pieces == ["it", " is", " small"]
     assert (answer.source, answer.value) == ("edge", "it is small")
-    assert routes.error(answer) == "OSError: down"
+    assert routes.error(answer) == "OSError"
 
 
 def test_words_of_a_cloud_that_was_given_up_are_not_mixed_in(listen):

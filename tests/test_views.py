@@ -200,8 +200,8 @@ def lazy(x):
     [
         ("jpg", "cloud bad_input .*'jpg'.*did you mean \"jpeg\""),
         (bad, "cloud bad_input BadInput: it shows nothing"),
-        (broken, r"cloud view .*\(KeyError: 'oops'\)"),
-        (leaving, r"cloud view .*\(NoException: SystemExit: gone\)"),
+        (broken, r"cloud view .*\(KeyError\)"),
+        (leaving, r"cloud view .*\(NoException\)"),
         (lazy, r"cloud view .*\(it returned a list_iterator, which can be read only once\)"),
     ],
 )
@@ -242,7 +242,7 @@ def test_what_a_view_raises_is_logged(caplog):
         with Router(Model(), FakeCloud([("cloud", 0.9)]), threshold=0.5, options=Options(views={side: broken})) as router:
             answers = [router.infer(PHOTO) for _ in range(2)]
         (record,) = caplog.records
-        assert record.getMessage() == f"the view for {side} failed: KeyError: 'oops' (said once a minute at most)"
+        assert record.getMessage() == f"the view for {side} failed: KeyError (said once a minute at most)"
         assert "in broken" in caplog.text
         assert [event["code"] for event in answers[0].trace["events"] if event["what"] == "failed"] == ["view"]
 

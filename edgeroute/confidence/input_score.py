@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeroute.confidence.scores import Unscored
-from edgeroute.core.error_codes import UNIDENTIFIED, error_text
+from edgeroute.core.error_codes import UNIDENTIFIED, failure_text
 from edgeroute.errors import PolicyError
 from edgeroute.system.log_filter import Failures
 from edgeroute.system.process import call_contained
@@ -43,7 +43,7 @@ class InputScore:
             return float(call_contained(self.function, value))
         except Exception as e:  # noqa: BLE001 - there is an answer all the same
             self._failures.log("the score of the input", e)
-            return Unscored(f"the score of the input failed: {error_text(e)}")
+            return Unscored(f"the score of the input failed: {failure_text(e)}")
 
     def identity(self, of: Callable[[Any], str]) -> str:
         """Return a text that identifies the score, for certificates and caches; `of` returns the fingerprint of a function."""

@@ -42,7 +42,7 @@ from edgeroute.confidence.output_forms import (
     tokens_and_logprobs,
 )
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes import failure_text
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
 from edgeroute.system.log_filter import Failures
@@ -409,7 +409,7 @@ class Reader:
             return None if sure is None else float(sure)
         except Exception as e:  # noqa: BLE001 - it is logged, and said in the reason
             self.failures.log("the score", e)
-            return Unscored(f"the score failed: {error_text(e)}")
+            return Unscored(f"the score failed: {failure_text(e)}")
 
 
 def _unscored_prediction(value: Any, sure: float | None, row: Any, numbers: Any) -> Prediction:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from edgeroute.core.error_codes import UNFIT, ErrorCode, Failure, HeldCode, class_name, error_message, error_text
+from edgeroute.core.error_codes import UNFIT, Coded, ErrorCode, Failure, HeldCode, class_name, error_message, failure_text
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.walk import Left, Mark, Outcome, new
@@ -31,11 +31,11 @@ def reason(plan: Plan, outcome: Outcome) -> str:
         elif kind in {"accepted", "below"} or (kind == "kept" and i not in decided):
             parts.append(answer_part(plan, leg, detail, instant - started[i], limits.get(i)))
         elif kind == "failed":
-            text = error_text(detail)
+            text = failure_text(detail)
             code = getattr(detail, "code", "")
             unfit = code in UNFIT or (leg.permit is not None and code == "bad_input")  # the caller's fault
-            failure_text = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
-            parts.append(text if getattr(detail, "held", False) else failure_text)
+            failure = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
+            parts.append(text if getattr(detail, "held", False) else failure)
         elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
     if type(outcome) is Left:
@@ -177,8 +177,8 @@ def _detail(mark: Mark) -> dict[str, object]:
         return {}
     if mark.kind != "failed":
         return {"threshold" if mark.kind == "limit" else "confidence": finite(detail)}
-    failure = Failure.of(detail)._asdict()
-    return {"error": f"{class_name(detail)}: {error_message(detail)}"} | {name: part for name, part in failure.items() if part}
+    text = class_name(detail) + (f": {error_message(detail)}" if isinstance(detail, Coded) else "")
+    return {"error": text} | {name: part for name, part in Failure.of(detail)._asdict().items() if part}
 
 
 def finite(value: Any) -> Any:

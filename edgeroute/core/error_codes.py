@@ -171,6 +171,11 @@ def error_text(error: object) -> str:
     return message if isinstance(error, Coded) or message.startswith(f"{kind}:") else f"{kind}: {message}"
 
 
+def failure_text(error: object) -> str:
+    """Return the message of edgeroute's own exception, and only the type of another one, whose message may quote the input."""
+    return error_message(error) if isinstance(error, Coded) else class_name(error)
+
+
 def class_name(value: object) -> str:
     """Return the name of a value's class, sanitised, whatever the class itself makes of `__name__`."""
     return clean(_name(type(value)), FOREIGN)

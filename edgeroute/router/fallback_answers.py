@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from edgeroute.core import answer_reasons as explain
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes import failure_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Offline
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
@@ -325,7 +325,7 @@ class LateReplies(ForkSafe):
         queue, caching = self._parts.queue, self._parts.caching
         if type(event) is not Done:
             if queue is not None:
-                queue.outbox.ready(request.id, error_text(event.error) if type(event) is Failed else "")
+                queue.outbox.ready(request.id, failure_text(event.error) if type(event) is Failed else "")
             return True
         self._parts.note("late", request.id)
         if caching is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from edgeroute.core.batch_walk import of_row
 from edgeroute.core.egress import Permit
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes import failure_text
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new
@@ -543,7 +543,7 @@ class LegExecutor:
         error = self.inputs.copy_inputs()
         if error is None or self.plan.legs[start.leg].permit is None:
             return None
-        held = Held(f"{self.backend(start).name} was not asked: the input cannot be copied ({error_text(error)})")
+        held = Held(f"{self.backend(start).name} was not asked: the input cannot be copied ({failure_text(error)})")
         held.__cause__ = error
         return held
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from edgeroute.cloud.cloud_backend import CloudBackend
 from edgeroute.core.egress import Denied, permit
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes import failure_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Outcome, Prediction
@@ -182,7 +182,7 @@ class OfflineQueue:
                     try:
                         x = request.inputs if request.until == INF else call_contained(copy_input, request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-                        note = f"{NOT_QUEUED}: {error_text(e)}"
+                        note = f"{NOT_QUEUED}: {failure_text(e)}"
                     else:  # its own: at the deadline nobody waits for it
                         jobs.append(_Job(len(notes), walked, x, *candidate))
                         notes.append(None)
@@ -232,7 +232,7 @@ class OfflineQueue:
         """Return the note of a request after its put; counts `queued`, and logs errors."""
         if isinstance(put, BaseException):  # mostly a full disk; the caller may be waiting for the answer
             log.error("a request could not be queued: %s", put)
-            return f"{NOT_QUEUED}: {error_text(put)}"
+            return f"{NOT_QUEUED}: {failure_text(put)}"
         if not put.stored:
             return f"{NOT_QUEUED}: {put.reason}"
         self._router.note("queued", job.id)
@@ -303,7 +303,7 @@ def _waiting(job: _Job) -> Waiting | str:
     except KeyboardInterrupt:
         raise
     except BaseException as e:  # noqa: BLE001 - whatever an endpoint, its encode or a redaction raises: the answer is there
-        return error_text(e)
+        return failure_text(e)
 
 
 def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | str:
@@ -381,7 +381,7 @@ def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Pr
     except OSError as e:  # raised by a function: temporary, no reason to give up
         if isinstance(e, CloudError):
             raise
-        raise Unreachable(error_text(e)) from e
+        raise Unreachable(failure_text(e)) from e
 
 
 def _retry_candidate(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
@@ -400,7 +400,7 @@ def _retry_candidate(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | N
         if what != "failed":
             return i, None if what == "timeout" or (plan.arm and in_flight) else ""
         if not isinstance(detail, CloudError) or detail.retriable:
-            return i, error_text(detail)
+            return i, failure_text(detail)
         if detail.held:
             return i, ""
     return None

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeroute.core.error_codes import class_name, clean, error_text
+from edgeroute.core.error_codes import class_name, clean, failure_text
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Done, Event, Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
@@ -112,7 +112,7 @@ class TargetViews:
         except BadInput:
             raise
         except Exception as e:
-            raise _view_error(target, error_text(e)) from e
+            raise _view_error(target, failure_text(e)) from e
         if any(hasattr(type(seen), name) for name in ("__next__", "__anext__", "__await__")):
             if inspect.iscoroutine(seen):
                 seen.close()

@@ -6,8 +6,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
-from edgeroute.core.error_codes import FOREIGN, OWN, Coded, error_message, error_text, printable
+from edgeroute.core.error_codes import FOREIGN, OWN, Coded, error_message, error_text, failure_text, printable
 
 log = logging.getLogger("edgeroute")
 MESSAGE = "%s failed: %s (said once a minute at most)"
@@ -17,23 +18,33 @@ MESSAGE = "%s failed: %s (said once a minute at most)"
 class _CleanLog(logging.Filter):
     """Log filter that makes the arguments printable text on one line, and indents tracebacks.
 
-    So no text of a server or of a foreign exception can start a line of the log, or send escapes to a terminal.
+    So no text of a server or of a foreign exception can start a line of the log, or send escapes to a terminal. Messages of
+    foreign exceptions, which may quote an input, are in the log only if its level is DEBUG; else there are types and frames.
     """
-
-    _format = logging.Formatter().formatException
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Replace the arguments and the traceback of the record by printable text, in place. Every record passes."""
         if isinstance(record.args, tuple):
             record.args = tuple(arg if isinstance(arg, int | float) else _argument(arg) for arg in record.args)
         if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
-            record.exc_text = printable(self._format(record.exc_info)).replace("\n", "\n  ")
+            record.exc_text = printable(_traceback(record.exc_info)).replace("\n", "\n  ")
         return True
 
 
 def _argument(arg: object) -> str:
-    """Return the argument as printable text, cut to the length for foreign text if it is an exception."""
+    """Return the argument as printable text; below level DEBUG only the type of an exception that is not the system's."""
+    if isinstance(arg, BaseException) and not isinstance(arg, OSError) and not log.isEnabledFor(logging.DEBUG):
+        return failure_text(arg)
     return error_message(arg, FOREIGN if isinstance(arg, BaseException) else OWN)
+
+
+def _traceback(info: Any) -> str:
+    """Return the traceback of a record's exception; below level DEBUG without the messages of exceptions, and without causes."""
+    if log.isEnabledFor(logging.DEBUG):
+        return logging.Formatter().formatException(info)
+    import traceback
+
+    return "".join(["Traceback (most recent call last):\n", *traceback.format_tb(info[2]), failure_text(info[1])])
 
 
 _CLEAN = _CleanLog()
@@ -109,7 +120,8 @@ class Failures:
             return
         self.due = now + self.EVERY_S
         info = (type(error), error, error.__traceback__)
-        record = log.makeRecord(log.name, logging.ERROR, __file__, 0, MESSAGE, (what, error_text(error)), info)
+        text = error_text(error) if log.isEnabledFor(logging.DEBUG) else failure_text(error)
+        record = log.makeRecord(log.name, logging.ERROR, __file__, 0, MESSAGE, (what, text), info)
         if log.isEnabledFor(logging.ERROR):
             _CLEAN.filter(record)  # makes text of the traceback
             record.exc_info = None  # who keeps the record would keep its frames, and all that was in the call

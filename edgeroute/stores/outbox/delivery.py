@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeAlias
 
-from edgeroute.core.error_codes import INPUTS_OWN, error_text
+from edgeroute.core.error_codes import INPUTS_OWN, failure_text
 from edgeroute.errors import Closed, CloudError, StoreError
 from edgeroute.stores.journal import ProcessLock
 from edgeroute.stores.outbox.outbox_entries import Answering, Listed, Waiting
@@ -273,7 +273,7 @@ class Delivery(ForkSafe):
             answer = self._send(waiting)
             self._store_outcome(lambda: self._outbox.answer(name, answer, attempts=1))
         except BaseException as e:  # noqa: BLE001 - any failure is recorded with its entry, SystemExit of a function too
-            failure = error_text(e)
+            failure = failure_text(e)
             if isinstance(e, _NOT_ABOUT_REQUEST) or getattr(e, "held", False) or not threading.main_thread().is_alive():
                 pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
                 self._pause(Lane(row.target, row.data_class), pause_s, row)
