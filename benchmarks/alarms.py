@@ -26,7 +26,7 @@ from figures import size
 from edgeroute import Audit, Router
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.confidence.certificate import BoundCertificate
-from edgeroute.stores.journal import read
+from edgeroute.stores.rotated_json_lines import read
 from edgeroute.system import process
 from edgeroute.trials.edge_audits import Sampler
 from edgeroute.trials.guarantee_monitor import DriftMonitor

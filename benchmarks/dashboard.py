@@ -24,8 +24,8 @@ from figures import Figure, serving, size, table
 
 from edgeroute import Router
 from edgeroute.cloud.cloud_backend import Function
-from edgeroute.record.instruments import RequestEnded
-from edgeroute.stores.journal import Journal
+from edgeroute.record.instrument_interface import RequestEnded
+from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.tools.dashboard.in_process import AnswerFeed
 
 RATE, SECONDS, STEP_S = 1000, size(20, 1), 0.02

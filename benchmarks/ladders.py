@@ -18,7 +18,7 @@ from figures import needs, size
 
 from edgeroute import models
 from edgeroute.confidence import NotEnough, calibrate, msp
-from edgeroute.tools.cli.demo_report import DEBIAN, read_idx
+from edgeroute.tools.cli.demo_measurements import DEBIAN, read_idx
 
 DRAWS, TESTED = size(300, 2), size(10_000, 500)
 STEPS, RATE, TRAINED_ON = size(150, 2), 0.5, 20_000

@@ -14,8 +14,8 @@ from figures import Figure, size, table, timed
 
 from edgeroute import Limits, Router
 from edgeroute.cloud.cloud_backend import Function
-from edgeroute.stores.journal import Journal
-from edgeroute.stores.journal import read as records_of
+from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.rotated_json_lines import read as records_of
 from edgeroute.tools.replay import Recording, Setup, read, replay
 
 RECORDED, TIMES, EVERY_S = size(2_000, 200), size(100, 1), 0.05

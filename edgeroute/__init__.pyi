@@ -7,10 +7,10 @@ from edgeroute.cloud.egress_settings import Egress as Egress
 from edgeroute.cloud.json_api import PlainJson as PlainJson
 from edgeroute.cloud.openai import OpenAIChat as OpenAIChat
 from edgeroute.cloud.openinference import OpenInference as OpenInference
-from edgeroute.confidence.input_score import InputScore as InputScore
+from edgeroute.confidence.score_before_run import InputScore as InputScore
 from edgeroute.confidence.first_tokens import Prefix as Prefix
 from edgeroute.core.device_rules import Reading as Reading, Rule as Rule
-from edgeroute.core.spending_limits import Limits as Limits
+from edgeroute.core.usage_limits import Limits as Limits
 from edgeroute.core.stream_walk import Piece as Piece, Restart as Restart
 from edgeroute.edge.callable_model import CallableModel as CallableModel
 from edgeroute.edge.coreml import CoreMLModel as CoreMLModel
@@ -40,17 +40,17 @@ from edgeroute.errors import (
     TimedOut as TimedOut,
     Unreachable as Unreachable,
 )
-from edgeroute.http.messages import Secret as Secret
+from edgeroute.http.addresses_and_messages import Secret as Secret
 from edgeroute.observe.device_sensors import DeviceSensors as DeviceSensors
 from edgeroute.observe.router_stats import Stats as Stats, Status as Status
-from edgeroute.record.instruments import Instrument as Instrument
+from edgeroute.record.instrument_interface import Instrument as Instrument
 from edgeroute.record.opentelemetry import OpenTelemetry as OpenTelemetry
 from edgeroute.record.prometheus import Prometheus as Prometheus, metrics as metrics
-from edgeroute.record.request_log import RequestLog as RequestLog
+from edgeroute.record.structured_logging import RequestLog as RequestLog
 from edgeroute.record.trace import Trace as Trace
 from edgeroute.router.async_router import AsyncRouter as AsyncRouter
 from edgeroute.core.routing_policy import Options as Options
-from edgeroute.router.live.speech_flow import BargeIn as BargeIn, Utterance as Utterance
+from edgeroute.router.live.speech_segments import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router
 from edgeroute.router.streams import AsyncStream as AsyncStream, Stream as Stream

@@ -13,8 +13,8 @@ from edgeroute.core.error_codes import clean
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
-from edgeroute.system.log_filter import Failures, call_logged
 from edgeroute.system.process import short, to_json_types
+from edgeroute.system.safe_logging import Failures, call_logged
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -103,7 +103,7 @@ def _call_hook(hook: Callable[[], object]) -> None:
 class EdgeModel(Protocol):
     """Structural interface of an edge model: `name` and `run`.
 
-    Every other member of a model that edgeroute reads is one of `edgeroute.edge.model_members.EdgeMembers`, and optional. A model
+    Every other member that edgeroute reads is one of `edgeroute.edge.model_attributes.EdgeMembers`, and optional. A model
     is thread-safe, unless its `parallel` limits how many of its runs go at a time. Where `run` is a coroutine function, so are
     `run_one` and `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them, and stops a run by cancelling
     the coroutine.

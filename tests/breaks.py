@@ -11,11 +11,13 @@ from edgeroute.core import plan
 from edgeroute.core.admission import Admission
 from edgeroute.core.egress import Rules, permit
 from edgeroute.observe.target_counts import Counts
-from edgeroute.router import audit_calls, fallback_answers, leg_inputs, offline_queue
+from edgeroute.router import audits_and_hidden_trials as audit_calls
+from edgeroute.router import fallbacks_and_late_replies as fallback_answers
+from edgeroute.router import leg_inputs, offline_queue
 from edgeroute.router.private_conversations import Digests, PrivateConversations
 from edgeroute.stores import cache
-from edgeroute.stores.journal import Journal
 from edgeroute.stores.outbox import Outbox
+from edgeroute.stores.rotated_json_lines import Journal
 
 
 def _replaced(place: Any, name: str, make: Callable[[Any], Any]) -> Callable[[], None]:

@@ -36,7 +36,7 @@ from edgeroute import (
     Router,
     Trial,
 )  # fmt: skip
-from edgeroute.record.instruments import Instrument
+from edgeroute.record.instrument_interface import Instrument
 
 TOLERANCE_S = 0.03
 """An answer that is later than the deadline by more than this, and by more than the machine stood still, counts as late."""

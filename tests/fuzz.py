@@ -54,10 +54,10 @@ from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.edge.model_card import Card
 from edgeroute.http import reply_parser as reading
-from edgeroute.http.connection_protocol import pin_of
+from edgeroute.http.addresses_and_messages import MAX_REPLY, Address, Call, Reply
 from edgeroute.http.connections import Connections
-from edgeroute.http.messages import MAX_REPLY, Address, Call, Reply
 from edgeroute.http.reply_parser import H11, Llhttp, Malformed, Reading
+from edgeroute.http.sans_io_connection import pin_of
 from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer

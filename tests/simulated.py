@@ -198,7 +198,7 @@ def state():
 
 def journal():
     """It is rotated, and what another process has cut off is ended first."""
-    from edgeroute.stores.journal import Journal, read
+    from edgeroute.stores.rotated_json_lines import Journal, read
 
     logs = [Journal("journal.jsonl", max_bytes=60, keep=100) for _ in range(2)]
     for i in range(50):
@@ -228,7 +228,7 @@ def outbox():
 
 
 def one_process_delivers():
-    from edgeroute.stores.journal import ProcessLock
+    from edgeroute.stores.rotated_json_lines import ProcessLock
 
     one, two = ProcessLock(Path("it.deliver")), ProcessLock(Path("it.deliver"))
     assert one.take()

@@ -21,9 +21,9 @@ from tiny import linear
 
 from edgeroute import Closed, Limits, Options, Outbox, Prediction, Router, StoreError
 from edgeroute.cloud import spending_file as earlier
-from edgeroute.core.spending_limits import Spending
+from edgeroute.core.usage_limits import Spending
 from edgeroute.edge.runs_under_way import runs_of
-from edgeroute.http.messages import Address, Call
+from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.observe import network_routes as network
 from edgeroute.router import base_router as methods
 from edgeroute.router import policy_reload as reload

@@ -14,7 +14,7 @@ from both import LONG, Tasks, flat, makes
 from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
 from edgeroute.observe.target_counts import TOGETHER
-from edgeroute.stores.journal import read
+from edgeroute.stores.rotated_json_lines import read
 from edgeroute.system.process import now
 from edgeroute.testing import FakeCloud
 from edgeroute.trials.edge_audits import FULL

@@ -19,8 +19,8 @@ import typer
 from commands import cli
 
 from edgeroute import Egress, Outbox, PolicyError, Prediction, Router, Unreachable
-from edgeroute.stores.journal import Journal
 from edgeroute.stores.outbox import Waiting
+from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.system import process as system
 from edgeroute.testing import CannedServer, FakeCloud
 from edgeroute.tools.cli.outbox_and_egress import parse_time

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
 from edgeroute.errors import StoreError
-from edgeroute.router import conversation_digests, private_conversations
-from edgeroute.router.conversation_digests import bound_digests, looked_up, read_conversation, text_digest
+from edgeroute.router import message_forms_and_digests as conversation_digests
+from edgeroute.router import private_conversations
+from edgeroute.router.message_forms_and_digests import bound_digests, looked_up, read_conversation, text_digest
 from edgeroute.router.private_conversations import UNKNOWN, WHY, Digests, within
 from edgeroute.stores.sqlite_file import Database
 

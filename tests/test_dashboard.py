@@ -49,15 +49,15 @@ from edgeroute import (
 from edgeroute.confidence.certificate import BoundCertificate, Certificate
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
-from edgeroute.record.instruments import RequestEnded
-from edgeroute.stores.journal import Journal
+from edgeroute.record.instrument_interface import RequestEnded
+from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.tools.cli.servers import file_monitor
 from edgeroute.tools.dashboard import journal_tail as tails
 from edgeroute.tools.dashboard import monitor as monitors
 from edgeroute.tools.dashboard.in_process import Dashboard, sources_of
 from edgeroute.tools.dashboard.journal_tail import Tail
-from edgeroute.tools.dashboard.latest_requests import RECENT, reason, row
 from edgeroute.tools.dashboard.monitor import Monitor
+from edgeroute.tools.dashboard.request_window import RECENT, reason, row
 from edgeroute.tools.dashboard.threshold_trial import Trial
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.server.uvicorn_host import InChild

@@ -9,7 +9,7 @@ import routes
 from both import flat
 
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
-from edgeroute.core.estimates import ENOUGH_READINGS
+from edgeroute.core.latency_and_load_estimates import ENOUGH_READINGS
 from edgeroute.observe import planning_facts as observer
 from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.system.late_imports import package_folder

@@ -19,7 +19,7 @@ MARK = "patient-4711"
 def fails(*_):
     """Fail as code of an application does, with its input in the text, and in that of the cause."""
     try:
-        raise KeyError(MARK)
+        _ = {}[MARK]
     except KeyError as e:
         raise RuntimeError(f"cannot read {MARK}") from e
 

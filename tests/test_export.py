@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError
 from edgeroute.edge.preprocessing import Picture
-from edgeroute.http.messages import Reply
+from edgeroute.http.addresses_and_messages import Reply
 from edgeroute.tools.export.exported_models import PROGRAMS, Subject, new_folder, server_name
 from edgeroute.tools.export.kserve import Cluster, object_name
 from edgeroute.tools.export.kserve import kserve as export_kserve

@@ -18,7 +18,7 @@ from edgeroute.tools.replay.fleet import simulated_devices as devices
 from edgeroute.tools.replay.fleet.fleet_simulation import simulate
 from edgeroute.tools.replay.fleet.scenario import Device, Scenario, Shares
 from edgeroute.tools.replay.fleet.simulated_devices import Course
-from edgeroute.tools.replay.replay_setup import Setup
+from edgeroute.tools.replay.replayed_policy import Setup
 
 LOW, HOT = Rule("battery", "only_edge", 0.3), Rule("heat", "prefer_cloud", 40)
 TARGETS = (Target("small", "edge", 0.8), Target("large", "edge", 0.9), Target("cloud", "cloud"))

@@ -24,7 +24,7 @@ from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.admission import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.routing_policy import Terms
-from edgeroute.core.spending_limits import Spending
+from edgeroute.core.usage_limits import Spending
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0

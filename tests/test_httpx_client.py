@@ -13,8 +13,8 @@ from both import Tasks, Threads
 from pieces import taken
 
 from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
+from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.httpx_connections import AsyncHttpxConnections, HttpxConnections
-from edgeroute.http.messages import Address, Call
 from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer, http_reply
 

@@ -10,7 +10,7 @@ from both import CALLS, Tasks, Threads, ask
 
 from edgeroute import AsyncRouter, InputScore, PolicyError, Router
 from edgeroute.confidence import fit, prompt_features
-from edgeroute.confidence.input_score import text_of
+from edgeroute.confidence.score_before_run import text_of
 
 SHORT, LONG_TEXT = "a word", "a text that is far too long for it"
 

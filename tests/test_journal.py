@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import StoreError
-from edgeroute.stores.journal import Journal, read
+from edgeroute.stores.rotated_json_lines import Journal, read
 from edgeroute.system import process as system
 
 WRITER = """
 import sys
-from edgeroute.stores.journal import Journal
+from edgeroute.stores.rotated_json_lines import Journal
 
 path, who, count, max_bytes, keep = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 journal = Journal(path, max_bytes=max_bytes, keep=keep)

@@ -16,9 +16,9 @@ from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Done, Failed, walk
 from edgeroute.http import aio_connections
+from edgeroute.router.blocking_calls_off_loop import TAKES_BACK
 from edgeroute.router.drivers import Deferrable, blocking
 from edgeroute.router.drivers import asyncio_task as tasks
-from edgeroute.router.event_loop_threads import TAKES_BACK
 from edgeroute.testing import CannedServer, http_reply
 
 REPLY = http_reply(json.dumps({"value": "cloud", "confidence": 0.9}).encode(), headers=[("Content-Type", "application/json")])

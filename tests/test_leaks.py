@@ -16,7 +16,7 @@ from both import CALLS, Tasks, Threads, ask, header, unsure
 from commands import cli
 
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
-from edgeroute.http.messages import Address
+from edgeroute.http.addresses_and_messages import Address
 from edgeroute.stores.sqlite_file import Database
 from edgeroute.system.process import log, to_json_types
 from edgeroute.system.quotable_codes import MOST_COMPARED, MOST_READ, quote

@@ -18,7 +18,7 @@ from both import GOOD, LONG, GatedServer, ask, header, makes, unsure
 from edgeroute import AsyncRouter, Function, Limits, PlainJson
 from edgeroute.cloud import spending_file as earlier
 from edgeroute.cloud.spending_file import SharedSpending
-from edgeroute.core.spending_limits import Cost, Spending
+from edgeroute.core.usage_limits import Cost, Spending
 from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.sqlite_file import Database
 from edgeroute.system import process

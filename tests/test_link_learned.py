@@ -6,7 +6,7 @@ import pytest
 from both import GOOD, Tasks, Threads, sure, unsure
 
 from edgeroute import PlainJson
-from edgeroute.core.estimates import Link
+from edgeroute.core.latency_and_load_estimates import Link
 from edgeroute.testing import CannedServer, Relay
 from edgeroute.tools.cli.status import status
 

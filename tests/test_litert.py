@@ -30,7 +30,8 @@ from edgeroute import (
     StopToken,
 )
 from edgeroute import policy as policies
-from edgeroute.edge import litert, model_file
+from edgeroute.edge import litert
+from edgeroute.edge import runtime_base as model_file
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import load
 from edgeroute.edge.tflite_format import read_contents

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, Function, OpenInference, Options, PlainJson, PolicyError, Router, Trial
 from edgeroute.cloud.request_exchange import LONGEST, report_in
-from edgeroute.core.estimates import ENOUGH_DEFERRED, Load, Report
+from edgeroute.core.latency_and_load_estimates import ENOUGH_DEFERRED, Load, Report
 from edgeroute.edge.model_card import Card
-from edgeroute.router.audit_calls import AuditCalls
+from edgeroute.router.audits_and_hidden_trials import AuditCalls
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 from edgeroute.tools.server import batching
 from edgeroute.tools.server.batching import Batcher, Full, Meter

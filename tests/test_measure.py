@@ -48,7 +48,7 @@ from edgeroute import (
     Closed as RouterClosed,
 )
 from edgeroute.confidence import Certificate, Learned, NotEnough, calibrate, margin, msp
-from edgeroute.stores.journal import read
+from edgeroute.stores.rotated_json_lines import read
 from edgeroute.testing import FakeCloud
 
 pytestmark = pytest.mark.pure

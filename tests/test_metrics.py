@@ -40,10 +40,10 @@ from edgeroute import (
     metrics,
 )
 from edgeroute.core.answer_reasons import CODES, Took
-from edgeroute.core.spending_limits import Cost, Tokens
+from edgeroute.core.usage_limits import Cost, Tokens
 from edgeroute.observe.router_stats import ArmStats, AuditStats, Interval, LegStats
 from edgeroute.record import request_counts as tally
-from edgeroute.record.instruments import AttemptEnded, RequestEnded
+from edgeroute.record.instrument_interface import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import of_router
 from edgeroute.record.request_counts import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud

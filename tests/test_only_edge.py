@@ -16,7 +16,7 @@ import edgeroute
 from edgeroute import Audit, Cache, Egress, Instrument, MayNotLeave, Outbox, PlainJson, PolicyError, Reading, Rule
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
-from edgeroute.router.audit_calls import AuditCalls
+from edgeroute.router.audits_and_hidden_trials import AuditCalls
 from edgeroute.router.offline_queue import OfflineQueue
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer

@@ -28,7 +28,7 @@ from edgeroute import (
     RuntimeMissing,
     StopToken,
 )
-from edgeroute.edge import model_file
+from edgeroute.edge import runtime_base as model_file
 from edgeroute.edge.runtimes import load
 
 X = np.array([0.0, 2.0, 1.0, 5.0], np.float32)

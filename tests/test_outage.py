@@ -23,7 +23,7 @@ from edgeroute.cloud import endpoint_guard as guards
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS, Admission
 from edgeroute.observe.network_routes import NetworkMonitor
-from edgeroute.stores.journal import read
+from edgeroute.stores.rotated_json_lines import read
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 
 NEVER_S = 600.0

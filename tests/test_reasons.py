@@ -52,8 +52,8 @@ from edgeroute.core.walk import Done, Elapsed, Failed, Left, Mark, Outcome, walk
 from edgeroute.errors import Unfit
 from edgeroute.router.drivers import virtual_time as virtual
 from edgeroute.router.offline_queue import Storing
-from edgeroute.stores.journal import Journal
 from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 

@@ -21,9 +21,9 @@ from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Rou
 from edgeroute.confidence import Certificate
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
-from edgeroute.router.audit_calls import edge_fingerprints
-from edgeroute.stores.journal import Journal, read
+from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.stores.rotated_json_lines import Journal, read
 from edgeroute.tools.cli.policy_switch import rewrite_policy
 from edgeroute.tools.cli.recertify import next_look
 from edgeroute.tools.measure.certification import Audited, compare_edges
@@ -565,7 +565,7 @@ def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs
 
 def test_one_at_a_time(home):
     """Who comes while another one is under way is told."""
-    from edgeroute.stores.journal import ProcessLock
+    from edgeroute.stores.rotated_json_lines import ProcessLock
 
     path = written(home, "json")
     with contextlib.closing(contextlib.ExitStack()) as stack:

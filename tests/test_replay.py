@@ -35,12 +35,12 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.core.admission import FAULTS
-from edgeroute.stores.journal import Journal
+from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay
 from edgeroute.tools.replay import trace_replay as run
 from edgeroute.tools.replay.network_and_admission import RETRANSMIT_S, Link, Network
-from edgeroute.tools.replay.replay_setup import Port
+from edgeroute.tools.replay.replayed_policy import Port
 
 LONG = 30.0
 SURES = st.one_of(st.floats(0, 1), st.sampled_from([None, float("nan"), 0.5]))

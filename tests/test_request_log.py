@@ -15,7 +15,7 @@ from both import sure
 from commands import ROOT, started
 
 from edgeroute import BadInput, Options, RequestLog, Router
-from edgeroute.record.request_log import JsonFormatter
+from edgeroute.record.structured_logging import JsonFormatter
 from edgeroute.testing import FakeCloud
 
 SECRET = "a-text-of-the-user"

@@ -15,9 +15,9 @@ from both import LONG
 import edgeroute
 from edgeroute import CallableModel, ModelError, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
 from edgeroute import policy as settings
-from edgeroute.edge import model_members as members
+from edgeroute.edge import model_attributes as members
 from edgeroute.edge import runtimes
-from edgeroute.edge.model_members import DEFAULTS, EdgeMembers
+from edgeroute.edge.model_attributes import DEFAULTS, EdgeMembers
 from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.edge.runtimes import load
 from edgeroute.testing import fresh_runtimes

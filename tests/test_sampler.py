@@ -10,7 +10,7 @@ from both import LONG, flat, unsure
 
 from edgeroute import DeviceSensors, Reading, Router, Rule
 from edgeroute.observe import device_sensors as system
-from edgeroute.observe.device.power import Battery
+from edgeroute.observe.device.power_and_batteries import Battery
 from edgeroute.observe.device_sensors import SAMPLER, Sampler, period_s
 from edgeroute.router import engine_assembly as assemble
 from edgeroute.router.policy_reload import replace

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from edgeroute import DeviceSensors, Reading
 from edgeroute.observe.device import kernel_files as sources
 from edgeroute.observe.device.kernel_files import Commands, Files
-from edgeroute.observe.device.load_and_memory import Load
+from edgeroute.observe.device.linux_load_and_memory import Load
 from edgeroute.observe.device.phone_and_desktop import (
     Android,
     Others,
     parse_pmset_throttling,
 )
-from edgeroute.observe.device.power import Battery
+from edgeroute.observe.device.power_and_batteries import Battery
 from edgeroute.observe.device_sensors import read
 
 TREES = Path(__file__).parent / "device_trees"

@@ -18,7 +18,7 @@ from lazily import Later
 from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router
 from edgeroute.confidence import Certificate
 from edgeroute.router.policy_reload import replace
-from edgeroute.stores.journal import read
+from edgeroute.stores.rotated_json_lines import read
 from edgeroute.testing import FakeCloud
 from edgeroute.trials.edge_audits import MOST_WAITING
 from edgeroute.trials.shadow_runs import Tally

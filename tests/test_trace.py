@@ -12,9 +12,9 @@ import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, makes, sure, unsure
 
 from edgeroute import Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Trace
-from edgeroute.router.fallback_answers import CORRECTS
-from edgeroute.stores.journal import read
+from edgeroute.router.fallbacks_and_late_replies import CORRECTS
 from edgeroute.stores.outbox import decode_input
+from edgeroute.stores.rotated_json_lines import read
 from edgeroute.system import process
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 

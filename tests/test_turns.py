@@ -19,7 +19,7 @@ from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.routing_policy import Terms
-from edgeroute.core.spending_limits import Spending
+from edgeroute.core.usage_limits import Spending
 from edgeroute.testing import CannedServer, FakeCloud
 
 PERMIT = permit(Rules(), None)

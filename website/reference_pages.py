@@ -22,9 +22,9 @@ from typer.models import ArgumentInfo, OptionInfo
 from edgeroute.edge import model_card as card
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.policy import schema
-from edgeroute.policy.edge_runtime_sections import registered_section
 from edgeroute.policy.policy_keys import SECTIONS
 from edgeroute.policy.schema import runtime_schema
+from edgeroute.policy.sections_of_runtimes import registered_section
 from edgeroute.tools.cli.app import app
 
 HEAD = """\

@@ -23,7 +23,7 @@ from edgeroute.catalog.catalog_entry import Entry, checked_name, checked_version
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.errors import CatalogError, ModelError, ModelMissing, StoreError
-from edgeroute.stores.journal import ProcessLock
+from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.foreign_files import read_json
 from edgeroute.system.forks import ForkSafe, per_process
 

@@ -21,9 +21,9 @@ from edgeroute.catalog.catalog import Catalog
 from edgeroute.catalog.file_downloads import Progress
 from edgeroute.catalog.installed_models import resolved_folder, trying
 from edgeroute.catalog.model_folder import Pointer
-from edgeroute.edge.model_members import member
+from edgeroute.edge.model_attributes import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
-from edgeroute.stores.journal import ProcessLock
+from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.workers import Worker
 

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import boxes_without_batch
-from edgeroute.confidence.output_forms import Labels, as_array, best_label, label_names
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
+from edgeroute.confidence.output_recognition import Labels, as_array, best_label, label_names
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.routing_policy import INF, Side, Terms
 from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.model_members import callable_fingerprint
+from edgeroute.edge.model_attributes import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
-from edgeroute.http.messages import checked_terms
+from edgeroute.http.addresses_and_messages import checked_terms
 from edgeroute.system.process import AbandonedRuns, is_task_cancelled
 from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.cloud.request_exchange import Exchange
-    from edgeroute.http.messages import Call
+    from edgeroute.http.addresses_and_messages import Call
 
 
 # Checks of the answers of an endpoint, or of a function as the cloud: nonsense never replaces an edge answer.

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Refused
-from edgeroute.http.messages import SUCCESS, Address, Call, Reply
+from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
 from edgeroute.system.process import json_loads
 from edgeroute.system.quotable_codes import quote
 

@@ -16,9 +16,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status, with_key
 from edgeroute.cloud.request_exchange import HEADER, Exchange, Sending
 from edgeroute.errors import CloudError, Held, PolicyError, Refused
+from edgeroute.http.addresses_and_messages import OURS, Address, Call, Reply
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
-from edgeroute.http.messages import OURS, Address, Call, Reply
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import settle

@@ -19,7 +19,7 @@ from edgeroute.errors import Held
 from edgeroute.system.forks import ForkSafe, per_process
 
 if TYPE_CHECKING:
-    from edgeroute.stores.journal import Journal
+    from edgeroute.stores.rotated_json_lines import Journal
     from edgeroute.types import StopToken
 
 PROBE_S = 5.0

@@ -13,7 +13,7 @@ from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json
 from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel, identity
 from edgeroute.cloud.tensor_types import Invalid, Tensor, datatype_of, to_bytes
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
-from edgeroute.http.messages import Call, Reply
+from edgeroute.http.addresses_and_messages import Call, Reply
 from edgeroute.system.late_imports import import_late
 
 # Messages of the Open Inference Protocol over gRPC, with the fields that an endpoint writes and reads.

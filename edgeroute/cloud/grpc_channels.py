@@ -25,7 +25,7 @@ import grpc.aio
 
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
-from edgeroute.http.messages import Address, Call, Reply
+from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import start_task_on
 from edgeroute.types import StopToken

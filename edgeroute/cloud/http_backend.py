@@ -12,7 +12,7 @@ from edgeroute.cloud import reply_pieces as speeches
 from edgeroute.cloud.cloud_backend import MAX_ABANDONED, SENDS_EDGE, ReplyReader, Rows
 from edgeroute.cloud.input_encoding import split_answers
 from edgeroute.confidence.scores import Score
-from edgeroute.core.estimates import pick
+from edgeroute.core.latency_and_load_estimates import pick
 from edgeroute.core.routing_policy import INF, Side, Terms
 from edgeroute.core.stream_walk import Pieces, one_piece
 from edgeroute.core.walk import Prediction
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.input_encoding import Ladder
     from edgeroute.cloud.reply_pieces import AnswerPiece, AnswerStream
     from edgeroute.cloud.request_exchange import Exchange
-    from edgeroute.http.messages import Call
+    from edgeroute.http.addresses_and_messages import Call
 
 
 class HttpBackend(AbandonedRuns):

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
 from edgeroute.cloud.tensor_types import stack_inputs, zeros_like_row
-from edgeroute.core.estimates import Ceiling
+from edgeroute.core.latency_and_load_estimates import Ceiling
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.input_tensors import Array, shape_text
 from edgeroute.edge.preprocessing import Picture, Preprocess, picture_for

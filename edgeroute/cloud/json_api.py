@@ -11,11 +11,11 @@ import numpy as np
 from edgeroute.cloud.cloud_backend import checked_flag
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads
 from edgeroute.cloud.request_body import MAX_BODY, Body, BodyType, to_json
-from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
+from edgeroute.confidence.output_recognition import label_names
 from edgeroute.core.units import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
-from edgeroute.http.messages import Address, Call, Reply
+from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.system.process import call_contained
 from edgeroute.types import Escalated
 

@@ -24,14 +24,14 @@ from edgeroute.cloud.reply_pieces import (
     read_whole,
 )
 from edgeroute.confidence.first_tokens import Rule
-from edgeroute.confidence.output_forms import label_names
+from edgeroute.confidence.output_recognition import label_names
 from edgeroute.core.answer_reasons import truncated
 from edgeroute.core.error_codes import clean
-from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.units import Amount, Count, Patience, Size, Timeout, Whole
+from edgeroute.core.usage_limits import Tokens
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
-from edgeroute.http.messages import SUCCESS, Address, Call, Reply
+from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
 from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.text.build_openai_requests import Chat

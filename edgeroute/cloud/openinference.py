@@ -30,7 +30,7 @@ from edgeroute.cloud.tensor_types import (
 from edgeroute.core.walk import new
 from edgeroute.edge.model_card import Array
 from edgeroute.errors import CloudError
-from edgeroute.http.messages import SUCCESS, Call, Reply
+from edgeroute.http.addresses_and_messages import SUCCESS, Call, Reply
 from edgeroute.system.process import json_dumps
 from edgeroute.types import TensorSpec
 

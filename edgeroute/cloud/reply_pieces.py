@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 from edgeroute.cloud.endpoint import with_key
 from edgeroute.cloud.request_exchange import HEADER, Exchange
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.spending_limits import Tokens
+from edgeroute.core.usage_limits import Tokens
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
-from edgeroute.http.messages import OURS, SUCCESS, Call, Reply
+from edgeroute.http.addresses_and_messages import OURS, SUCCESS, Call, Reply
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:

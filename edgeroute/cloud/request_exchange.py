@@ -21,9 +21,9 @@ from weakref import ref
 
 from edgeroute.core.admission import price
 from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Rejection
-from edgeroute.core.estimates import Report
+from edgeroute.core.latency_and_load_estimates import Report
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.spending_limits import Cost, Tokens
+from edgeroute.core.usage_limits import Cost, Tokens
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.system import process
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from edgeroute.cloud.spending_file import SharedSpending
     from edgeroute.core.admission import Admission
-    from edgeroute.stores.journal import Journal
+    from edgeroute.stores.rotated_json_lines import Journal
     from edgeroute.types import StopToken
 
 

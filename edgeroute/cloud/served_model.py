@@ -16,14 +16,14 @@ from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
 from edgeroute.cloud.input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
 from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decode_tensor, shape_of, spec_of, stack_inputs, wrong_with
-from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
+from edgeroute.confidence.output_recognition import label_names
 from edgeroute.edge.card_inputs import constant
 from edgeroute.edge.input_tensors import Plain
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.preprocessing import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused, Unreachable
-from edgeroute.http.messages import Address, Call, Reply
+from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.system.process import json_loads
 from edgeroute.system.quotable_codes import quoted_names
 from edgeroute.types import TensorSpec

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from edgeroute.core.error_codes import HeldCode, Rejection
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
+from edgeroute.core.usage_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process

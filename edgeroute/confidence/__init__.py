@@ -12,9 +12,9 @@ from edgeroute.system.late_imports import import_tool
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, NotEnough
     from edgeroute.confidence.first_tokens import Prefix
-    from edgeroute.confidence.input_score import InputScore
     from edgeroute.confidence.learned_features import text_features
     from edgeroute.confidence.learned_score import Learned, prompt_features
+    from edgeroute.confidence.score_before_run import InputScore
     from edgeroute.tools.measure.calibration import calibrate, crossfit
     from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
     from edgeroute.tools.measure.independence import overlap, sketch

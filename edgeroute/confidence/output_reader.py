@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import RULES, boxes_without_batch, have_boxes, read_boxes
-from edgeroute.confidence.output_forms import (
+from edgeroute.confidence.output_recognition import (
     TINY,
     Labels,
     as_array,
@@ -45,8 +45,8 @@ from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array,
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
-from edgeroute.system.log_filter import Failures
 from edgeroute.system.process import call_contained
+from edgeroute.system.safe_logging import Failures
 
 logger = logging.getLogger("edgeroute")
 KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers")

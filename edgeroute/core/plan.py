@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from edgeroute.core.device_rules import Applying, Rule, applying
 from edgeroute.core.egress import Denied, Permit, permit
-from edgeroute.core.estimates import Latency
+from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.routing_policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
 
 # Facts: the current state that planning depends on, observed elsewhere and passed in.
@@ -37,7 +37,7 @@ class Facts(NamedTuple):
     loading: frozenset[str] = frozenset()
     """Names of edges that are being loaded again."""
     kept: float = 0.0
-    """Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`edgeroute.core.estimates`)."""
+    """Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`core/latency_and_load_estimates.py`)."""
     slack: Mapping[str, float] = {}
     """Name of an edge -> by how much its thresholds are lowered for that; not those of a certificate."""
     took_s: Mapping[str, float] = {}

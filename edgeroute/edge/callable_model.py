@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.output_forms import best_label, label_names
 from edgeroute.confidence.output_reader import checked_kind, checked_rule
+from edgeroute.confidence.output_recognition import best_label, label_names
 from edgeroute.confidence.scores import Score
 from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.model_members import is_async
+from edgeroute.edge.model_attributes import is_async
 from edgeroute.errors import PolicyError
 from edgeroute.types import StopToken, TensorSpec
 

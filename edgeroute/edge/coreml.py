@@ -15,8 +15,8 @@ import numpy as np
 
 from edgeroute.edge.input_tensors import shape_text
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.model_file import FileOptions, ModelFile, concatenate, first_line
 from edgeroute.edge.preprocessing import load_pillow
+from edgeroute.edge.runtime_base import FileOptions, ModelFile, concatenate, first_line
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.foreign_files import read_bytes, read_json
 from edgeroute.system.late_imports import import_late, import_needed, no_fork
@@ -77,7 +77,7 @@ class CoreMLModel(ModelFile):
         path: the package, which is a folder, or the file.
         compute_units: hardware that it may run on: "all", "cpu", "cpu_and_gpu", or "cpu_and_ne" (the Neural Engine, from macOS
             13).
-        file: arguments of `edgeroute.edge.model_file.ModelFile`: sha256, card, output, kind, labels, score, none_found.
+        file: arguments of `edgeroute.edge.runtime_base.ModelFile`: sha256, card, output, kind, labels, score, none_found.
 
     Raises:
         PolicyError: there are no such compute units.

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from edgeroute.confidence.input_score import InputScore
-from edgeroute.confidence.output_forms import probabilities_warning
 from edgeroute.confidence.output_reader import Reader
+from edgeroute.confidence.output_recognition import probabilities_warning
+from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.stream_walk import Pieces, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable_model import gather
-from edgeroute.edge.model_members import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
+from edgeroute.edge.model_attributes import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.late_imports import import_late

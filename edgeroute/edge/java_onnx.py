@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.model_file import FileOptions, ModelFile, first_line
 from edgeroute.edge.onnx import DTYPES, external_data
+from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.late_imports import import_late
 from edgeroute.types import StopToken, TensorSpec
@@ -45,7 +45,7 @@ class JavaOnnxModel(ModelFile):
     Args:
         path: the model file.
         threads: for one run; more than one slows a busy device down.
-        file: arguments of `edgeroute.edge.model_file.ModelFile`: sha256, card, output, kind, labels, score, none_found.
+        file: arguments of `edgeroute.edge.runtime_base.ModelFile`: sha256, card, output, kind, labels, score, none_found.
     """
 
     parallel = 1

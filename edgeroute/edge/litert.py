@@ -20,7 +20,7 @@ import numpy as np
 from edgeroute.edge.edge_backend import TURN, current_turn
 from edgeroute.edge.input_tensors import Plain, Prepare
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.model_file import FileOptions, ModelFile, first_line
+from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
 from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, read_contents
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
 from edgeroute.system.foreign_files import read_bytes
@@ -298,7 +298,7 @@ class LiteRTModel(ModelFile):
         on_downgrade: whether a delegate that is missing, or runs no operator, is an error ("error"), or a note in `downgraded`
             ("record").
         signature: name of the signature to run; None: the only one, or `serving_default`.
-        file: arguments of `edgeroute.edge.model_file.ModelFile`: sha256, card, output, kind, labels, score, none_found.
+        file: arguments of `edgeroute.edge.runtime_base.ModelFile`: sha256, card, output, kind, labels, score, none_found.
 
     Raises:
         ValueError: `runtime` or `on_downgrade` has another value.

@@ -16,10 +16,10 @@ from edgeroute.confidence.first_tokens import Prefix, Rule
 from edgeroute.confidence.scores import Score
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
-from edgeroute.edge.llama_engines import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
+from edgeroute.edge.llama_packages import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
 from edgeroute.edge.llama_process import EngineEnded, IsolatedEngine
 from edgeroute.edge.model_card import checked_sha256
-from edgeroute.edge.model_file import LoadsLate
+from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError, check_number
 from edgeroute.system.forks import initially
 from edgeroute.text.build_openai_requests import Chat, checked_score

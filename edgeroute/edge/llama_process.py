@@ -27,8 +27,8 @@ from typing import IO, Any, Final
 from weakref import finalize
 
 from edgeroute.core.error_codes import FOREIGN, clean
-from edgeroute.edge.llama_engines import LoadOptions, OnPiece, open_engine
-from edgeroute.edge.model_file import NO_MEMORY
+from edgeroute.edge.llama_packages import LoadOptions, OnPiece, open_engine
+from edgeroute.edge.runtime_base import NO_MEMORY
 from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.forks import ForkSafe
 from edgeroute.system.process import json_dumps, json_loads

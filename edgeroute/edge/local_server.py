@@ -13,8 +13,8 @@ from edgeroute.core.error_codes import clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import ModelError, PolicyError, check_number
+from edgeroute.http.addresses_and_messages import Call
 from edgeroute.http.loopback_client import SHORT, Local, exchange
-from edgeroute.http.messages import Call
 from edgeroute.system.process import json_loads
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, events, failure

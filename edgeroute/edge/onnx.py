@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from edgeroute.core.units import Count
 from edgeroute.edge.execution_providers import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.model_file import FileOptions, ModelFile, first_line
+from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
 from edgeroute.errors import ModelError, PolicyError
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_needed, no_fork
@@ -212,7 +212,7 @@ class OnnxModel(ModelFile):
         threads: threads for one run; more than one slows a busy device down.
         on_downgrade: whether a missing provider, or a first one that takes no node of the model, is an error ("error"), or a note
             in `downgraded` ("record").
-        file: arguments of `edgeroute.edge.model_file.ModelFile`: sha256, card, output, kind, labels, score, none_found.
+        file: arguments of `edgeroute.edge.runtime_base.ModelFile`: sha256, card, output, kind, labels, score, none_found.
 
     Importing ONNX Runtime sets ORT_DISABLE_TELEMETRY=1 unless the variable is set: ONNX Runtime would write and send by default.
 

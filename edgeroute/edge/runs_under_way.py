@@ -11,11 +11,11 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.edge.model_members import member, model_text
+from edgeroute.edge.model_attributes import member, model_text
 from edgeroute.errors import Busy, ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.log_filter import call_logged
 from edgeroute.system.process import Shared
+from edgeroute.system.safe_logging import call_logged
 from edgeroute.types import EdgeModel, StopToken
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
-from edgeroute.edge.model_members import check_model, counts_runs, has_async_runs, is_model, member
+from edgeroute.edge.model_attributes import check_model, counts_runs, has_async_runs, is_model, member
 from edgeroute.errors import BadReply, PolicyError, nearest
 from edgeroute.system.late_imports import attribute, call_factory, plugin_targets
 from edgeroute.types import EdgeModel, StopToken

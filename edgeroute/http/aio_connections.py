@@ -12,11 +12,11 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from edgeroute.core.routing_policy import INF
-from edgeroute.http.connection_protocol import RECORD, Line
+from edgeroute.http.addresses_and_messages import Call, Reply
 from edgeroute.http.connections import STAGGER_S, Connection, Pool, Sockets, send_some, system_error
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
-from edgeroute.http.messages import Call, Reply
 from edgeroute.http.reply_parser import Reading
+from edgeroute.http.sans_io_connection import RECORD, Line
 from edgeroute.system.forks import initially, per_process
 from edgeroute.system.process import await_within
 from edgeroute.types import StopToken

@@ -20,10 +20,10 @@ from typing import Any, NoReturn, TypeVar
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, TimedOut, Unreachable
-from edgeroute.http.connection_protocol import KEEP_S, RECORD, Line, Steps, Wire
+from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
-from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.http.reply_parser import Malformed, Reading
+from edgeroute.http.sans_io_connection import KEEP_S, RECORD, Line, Steps, Wire
 from edgeroute.system.forks import ForkSafe, per_process, per_process_of
 from edgeroute.system.process import settle
 from edgeroute.types import StopToken

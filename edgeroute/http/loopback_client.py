@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import CloudError, ModelError, PolicyError, TimedOut
-from edgeroute.http.connection_protocol import Wire
+from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
 from edgeroute.http.dns_resolver import SocketAddress
-from edgeroute.http.messages import Address, Call
+from edgeroute.http.sans_io_connection import Wire
 from edgeroute.system.addresses import is_loopback
 from edgeroute.system.process import settle
 from edgeroute.types import StopToken

@@ -68,8 +68,8 @@ class DeviceSensors(ForkSafe):
         self.every_s = every_s
         # late: a router whose policy uses no sensors does without them
         from edgeroute.observe.device.kernel_files import Commands, Files, run_program
-        from edgeroute.observe.device.load_and_memory import Gpu, Load, Memory
-        from edgeroute.observe.device.power import Battery, Power
+        from edgeroute.observe.device.linux_load_and_memory import Gpu, Load, Memory
+        from edgeroute.observe.device.power_and_batteries import Battery, Power
         from edgeroute.observe.device.temperature import Thermal, Throttling
         from edgeroute.observe.network_routes import Links
 

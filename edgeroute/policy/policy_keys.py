@@ -15,11 +15,11 @@ from edgeroute.catalog.model_folder import SUFFIX
 from edgeroute.cloud.egress_settings import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
-from edgeroute.edge.model_members import is_model, stamps
+from edgeroute.edge.model_attributes import is_model, stamps
 from edgeroute.errors import EdgerouteError
 from edgeroute.policy.contradictions import Wrong, contradictions
-from edgeroute.policy.edge_runtime_sections import ByRuntime, for_file
 from edgeroute.policy.sections_from_classes import Section, configures
+from edgeroute.policy.sections_of_runtimes import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.target_sections import CLOUDS, AnyCloud, Edge, Target, group_variants
 from edgeroute.policy.units_as_text import Duration

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Un
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from edgeroute.core.routing_policy import Terms
-from edgeroute.edge.model_file import ModelFile
-from edgeroute.http.messages import Address
+from edgeroute.edge.runtime_base import ModelFile
+from edgeroute.http.addresses_and_messages import Address
 from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, to_text
 from edgeroute.policy.value_types import (
     Amount,

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, Wit
 
 from edgeroute.cloud import egress_settings
 from edgeroute.core import device_rules as rules
-from edgeroute.core import spending_limits as spending
+from edgeroute.core import usage_limits as spending
 from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.sections_from_classes import Section, configures
@@ -23,7 +23,7 @@ from edgeroute.stores import cache, outbox
 from edgeroute.trials import guarantee_monitor as drift
 
 if TYPE_CHECKING:
-    from edgeroute.record.instruments import Instrument
+    from edgeroute.record.instrument_interface import Instrument
 
 
 # Resolution of paths.
@@ -150,7 +150,7 @@ class Telemetry(Section):
 
             instruments.append(OpenTelemetry(propagate=self.propagate or ()))
         if self.requests:
-            from edgeroute.record.request_log import RequestLog
+            from edgeroute.record.structured_logging import RequestLog
 
             instruments.append(RequestLog())
         return instruments

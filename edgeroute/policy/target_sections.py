@@ -19,7 +19,7 @@ from edgeroute.edge.execution_providers import parse_providers
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import Variants, is_address, load
 from edgeroute.errors import PolicyError
-from edgeroute.http.messages import Address
+from edgeroute.http.addresses_and_messages import Address
 from edgeroute.policy.sections_from_classes import Kind, Section, configures
 from edgeroute.policy.single_sections import at
 from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body, message_error

@@ -19,7 +19,7 @@ from edgeroute.core.routing_policy import HEDGE
 from edgeroute.edge import execution_providers as providers
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
-from edgeroute.http.messages import Secret, bare, checked_pins
+from edgeroute.http.addresses_and_messages import Secret, bare, checked_pins
 from edgeroute.policy.contradictions import quote_value
 from edgeroute.policy.units_as_text import DURATION, duration, expected_error, text
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeroute.cloud.cloud_backend import CloudBackend
 from edgeroute.cloud.spending_file import SharedSpending
-from edgeroute.core.estimates import Latency, Link
+from edgeroute.core.latency_and_load_estimates import Latency, Link
 from edgeroute.observe.target_counts import Counts
 from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.system.process import to_json_types

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from edgeroute.core.answer_reasons import error_code
 from edgeroute.core.error_codes import Failure
 from edgeroute.errors import PolicyError, Refused, RuntimeMissing
-from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
+from edgeroute.record.instrument_interface import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
 
 __all__ = ["OpenTelemetry"]
 

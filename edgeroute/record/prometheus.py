@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.observe.router_stats import Stats, Status
-from edgeroute.record.instruments import Instruments
+from edgeroute.record.instrument_interface import Instruments
 from edgeroute.record.request_counts import Histogram, Tallied, Tally
 from edgeroute.system.forks import ForkSafe, per_process
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.core.units import Count, Share, Size
-from edgeroute.record.instruments import Instrument, RequestEnded
+from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.system import process
 from edgeroute.system.declared_settings import check_units
 
@@ -40,7 +40,7 @@ class Trace(Instrument):
         if callable(to):
             self._write: Callable[[Mapping[str, Any]], object] = to
         else:
-            from edgeroute.stores.journal import Journal
+            from edgeroute.stores.rotated_json_lines import Journal
 
             journal = Journal(Path(to), max_bytes=max_bytes, keep=keep)
             self._write, self._close = journal.append, journal.close

@@ -69,7 +69,7 @@ CLASSES: Mapping[str, tuple[str, str]] = {
     "audit": ("edgeroute.trials.guarantee_monitor", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
     "egress": ("edgeroute.cloud.egress_settings", "Egress"),
-    "limits": ("edgeroute.core.spending_limits", "Limits"),
+    "limits": ("edgeroute.core.usage_limits", "Limits"),
     "outbox": ("edgeroute.stores.outbox", "Outbox"),
 }
 """Argument -> module and name of its class, imported only if the argument is given."""
@@ -103,7 +103,7 @@ FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 def _hears(instrument: Any) -> bool:
     """Return True if an object, which is no class, has a method of an instrument."""
-    from edgeroute.record.instruments import Instrument
+    from edgeroute.record.instrument_interface import Instrument
 
     events = [name for name in vars(Instrument) if not name.startswith("_")]
     return not isinstance(instrument, type) and any(hasattr(instrument, event) for event in events)

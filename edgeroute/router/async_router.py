@@ -17,18 +17,18 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.base_router import BaseRouter, Spawn
+from edgeroute.router.blocking_calls_off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
 from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.decide_and_check import Check, Decision, decide
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, check_all
-from edgeroute.router.event_loop_threads import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
 from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
-from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.router import Router
 from edgeroute.router.streams import AsyncStream, End, Last, as_one_piece
-from edgeroute.router.warm_up import Warmed, Warming, view_samples, warm_up, warm_up_async
+from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming, view_samples, warm_up, warm_up_async
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from edgeroute.router.conversation import AsyncConversation
     from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
-    from edgeroute.router.sessions import AsyncSession
+    from edgeroute.router.stateful_sessions import AsyncSession
     from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
 P = ParamSpec("P")
@@ -324,7 +324,7 @@ class AsyncRouter(BaseRouter[V]):
         The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
         """
         from edgeroute.router.live.asyncio_iterators import audio_of
-        from edgeroute.router.live.speech_flow import AudioSettings
+        from edgeroute.router.live.speech_segments import AudioSettings
 
         return self._watch(audio_of(self, chunks, AudioSettings(**settings).check()))
 
@@ -336,7 +336,7 @@ class AsyncRouter(BaseRouter[V]):
 
     def session(self) -> AsyncSession:
         """Return a session, a stream of inputs, like `Router.session`, for `async with`."""
-        from edgeroute.router.sessions import AsyncSession
+        from edgeroute.router.stateful_sessions import AsyncSession
 
         return AsyncSession(self)
 

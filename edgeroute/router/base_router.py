@@ -16,8 +16,8 @@ from weakref import WeakSet
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.routing_policy import Offline, Options, PolicyMode
-from edgeroute.core.spending_limits import Limits
-from edgeroute.edge.model_members import member
+from edgeroute.core.usage_limits import Limits
+from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.argument_checks import checked_options, with_options
 from edgeroute.router.call_stages import Steps

@@ -18,7 +18,7 @@ from edgeroute.router.call_stages import Block, Join, Proceed, Result, Steps, an
 from edgeroute.router.request import Request
 from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
-from edgeroute.stores.cache.cache_entry import CachedEntry, private_copy
+from edgeroute.stores.cache.entry_copies import CachedEntry, private_copy
 from edgeroute.system import process
 from edgeroute.system.input_copies import copy_input
 from edgeroute.types import Answer

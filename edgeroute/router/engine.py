@@ -28,7 +28,7 @@ from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.cache_keys import LONGEST
 from edgeroute.router.call_stages import Proceed, Result, Steps, compose, walk_stage
 from edgeroute.router.drivers import blocking
-from edgeroute.router.fallback_answers import Fallback, LateReplies
+from edgeroute.router.fallbacks_and_late_replies import Fallback, LateReplies
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import (
     PolicyArguments,
@@ -43,7 +43,7 @@ from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_onc
 from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
 from edgeroute.router.router_parts import Followed, Method, Part, Parts
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.log_filter import call_quietly
+from edgeroute.system.safe_logging import call_quietly
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.types import Answer
 
@@ -53,12 +53,12 @@ if TYPE_CHECKING:
     from edgeroute.cloud.spending_file import SharedSpending
     from edgeroute.observe.router_stats import Stats, Status
     from edgeroute.record.checkpoint import Checkpoint
-    from edgeroute.record.instruments import Instruments
+    from edgeroute.record.instrument_interface import Instruments
     from edgeroute.router.cache_stage import Caching
+    from edgeroute.router.decide_and_check import Check, Decision
     from edgeroute.router.offline_queue import OfflineQueue
-    from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.trial_arms import Trials
-    from edgeroute.stores.journal import Journal
+    from edgeroute.stores.rotated_json_lines import Journal
     from edgeroute.trials.edge_audits import Auditor
 
 
@@ -515,7 +515,7 @@ class Engine(ForkSafe):
 
 def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
     """Return the route that an input would take, running edges if need be, without sending anything."""
-    from edgeroute.router.preflight import decide
+    from edgeroute.router.decide_and_check import decide
 
     request = engine.request(x, mode, deadline, data_class)
     legs = engine.legs([request])
@@ -527,7 +527,7 @@ def check_all(engine: Engine, timeout: float) -> Check:
 
     Raises PolicyError for an invalid timeout.
     """
-    from edgeroute.router.preflight import check
+    from edgeroute.router.decide_and_check import check
 
     check_seconds("timeout", timeout)
     result = check(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.routing_policy import INF, Offline
-from edgeroute.core.spending_limits import Limits, Spending
+from edgeroute.core.usage_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
@@ -19,7 +19,7 @@ from edgeroute.observe.target_counts import Counts
 from edgeroute.router.argument_checks import check_types
 from edgeroute.router.call_stages import Steps
 from edgeroute.router.engine import Engine, status_of
-from edgeroute.router.fallback_answers import NO_OUTBOX, RULES, Fallback, LateReplies
+from edgeroute.router.fallbacks_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.policy_snapshot import PolicyArguments, build
 from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
 from edgeroute.system.process import log
@@ -29,7 +29,7 @@ from edgeroute.system.workers import start_thread
 if TYPE_CHECKING:
     from edgeroute.cloud.cloud_backend import CloudBackend
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.record.instruments import Instrument
+    from edgeroute.record.instrument_interface import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
@@ -104,7 +104,7 @@ def assemble(
 
         sinks.insert(0, trace if isinstance(trace, Trace) else Trace(trace))
     if sinks:
-        from edgeroute.record.instruments import Instruments
+        from edgeroute.record.instrument_interface import Instruments
 
         all_sinks = engine.instruments = Instruments(sinks)
         engine.breaker_changed, engine.alarm, engine.outbox_changed = (
@@ -112,7 +112,7 @@ def assemble(
         )  # fmt: skip
     if folder is not None and store is not None:
         from edgeroute.record.checkpoint import Checkpoint
-        from edgeroute.stores.journal import Journal
+        from edgeroute.stores.rotated_json_lines import Journal
 
         engine.checkpoint = Checkpoint(store, counts, spending)
         engine.ledger = Journal(folder / "egress.jsonl")
@@ -123,7 +123,7 @@ def assemble(
     _fix(engine, cache, _outbox(outbox, offline, folder), spawn, parts)
     engine.use()
     if engine.snapshot.on_trial:
-        from edgeroute.router.audit_calls import put_trials
+        from edgeroute.router.audits_and_hidden_trials import put_trials
 
         put_trials(engine, engine.snapshot)
     RULES[engine.snapshot.policy.offline].check(engine)
@@ -140,7 +140,7 @@ def assemble(
             if (state := engine.checkpoint.store.get(f"part:{name}")) is not None:
                 load(state)
     if audit is not None or engine.snapshot.policy.mode == "shadow" or engine.snapshot.hidden is not None:
-        from edgeroute.router.audit_calls import put_audits
+        from edgeroute.router.audits_and_hidden_trials import put_audits
 
         put_audits(engine, engine.snapshot, audit)
     engine.refresh_thresholds()

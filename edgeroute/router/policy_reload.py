@@ -9,19 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.core.spending_limits import Limits
-from edgeroute.edge.model_members import member
+from edgeroute.core.usage_limits import Limits
+from edgeroute.edge.model_attributes import member
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import Closed, EdgerouteError, ModelMissing, PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
-from edgeroute.router.audit_calls import put_audits, put_trials
+from edgeroute.router.audits_and_hidden_trials import put_audits, put_trials
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.engine_assembly import guard
-from edgeroute.router.fallback_answers import RULES
+from edgeroute.router.fallbacks_and_late_replies import RULES
 from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, build, clear_plans
-from edgeroute.router.warm_up import check_releases
-from edgeroute.system.log_filter import call_quietly
+from edgeroute.router.warm_up_and_rehearsal import check_releases
 from edgeroute.system.process import file_stamp
+from edgeroute.system.safe_logging import call_quietly
 from edgeroute.system.workers import Worker
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
 from edgeroute.cloud.egress_settings import Egress
-from edgeroute.confidence.input_score import InputScore
-from edgeroute.confidence.output_forms import SLACK
 from edgeroute.confidence.output_reader import bounded
+from edgeroute.confidence.output_recognition import SLACK
+from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score
 from edgeroute.core.device_rules import Rule, problem
 from edgeroute.core.error_codes import UNIDENTIFIED
@@ -34,7 +34,7 @@ from edgeroute.core.routing_policy import (
     Uncalibrated,
 )
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
-from edgeroute.edge.model_members import member, stamps
+from edgeroute.edge.model_attributes import member, stamps
 from edgeroute.edge.runtimes import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
@@ -99,7 +99,7 @@ def endpoint_of(given: Any) -> Any:
     """
     if isinstance(given, str):
         from edgeroute.cloud.openinference import OpenInference
-        from edgeroute.http.messages import bare
+        from edgeroute.http.addresses_and_messages import bare
 
         if "/v2/models/" not in given:
             raise PolicyError(_advice(bare(given)))

@@ -31,7 +31,7 @@ from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import now
 
 if TYPE_CHECKING:
-    from edgeroute.router.conversation_digests import Conversation
+    from edgeroute.router.message_forms_and_digests import Conversation
     from edgeroute.stores.sqlite_file import Database
 
 log = logging.getLogger("edgeroute")
@@ -62,7 +62,7 @@ Submit = Callable[[Job], bool]
 
 def _content() -> Any:
     """Return the module that reads and digests messages, imported at the first conversation: most programs have none."""
-    return import_late("edgeroute.router.conversation_digests")
+    return import_late("edgeroute.router.message_forms_and_digests")
 
 
 def _run_here(job: Job) -> bool:

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.router.conversation import Conversation
+    from edgeroute.router.decide_and_check import Check, Decision
     from edgeroute.router.live.frames import Drop, Signature
     from edgeroute.router.live.result_iterators import Audio, Frames
-    from edgeroute.router.live.speech_flow import Vad
-    from edgeroute.router.preflight import Check, Decision
-    from edgeroute.router.sessions import Session
+    from edgeroute.router.live.speech_segments import Vad
+    from edgeroute.router.stateful_sessions import Session
     from edgeroute.router.streams import Stream
-    from edgeroute.router.warm_up import Warmed, Warming
+    from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming
     from edgeroute.tools.measure.report.progress_bar import Progress
     from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
@@ -309,7 +309,7 @@ class Router(BaseRouter[V]):
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
         from edgeroute.router.live.result_iterators import audio_of
-        from edgeroute.router.live.speech_flow import AudioSettings
+        from edgeroute.router.live.speech_segments import AudioSettings
 
         settings = AudioSettings(
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
@@ -325,7 +325,7 @@ class Router(BaseRouter[V]):
 
     def session(self) -> Session:
         """Return a session, a stream of inputs for models with a state: `with router.session() as s: s.infer(chunk)`."""
-        from edgeroute.router.sessions import Session
+        from edgeroute.router.stateful_sessions import Session
 
         return Session(self)
 
@@ -361,7 +361,7 @@ class Router(BaseRouter[V]):
             ModelError: a model cannot be loaded, or does not run on a sample.
             BadInput: a sample is no input of a model.
         """
-        from edgeroute.router.warm_up import view_samples, warm_up
+        from edgeroute.router.warm_up_and_rehearsal import view_samples, warm_up
 
         snapshot, timings = self.engine.snapshot, list[Any]()
         models = edges_of(snapshot)

@@ -7,7 +7,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.errors import PolicyError
-from edgeroute.system.log_filter import Failures
+from edgeroute.system.safe_logging import Failures
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from edgeroute.observe.planning_facts import Observer
     from edgeroute.observe.router_stats import Status
     from edgeroute.record.checkpoint import Checkpoint
-    from edgeroute.record.instruments import Instruments
+    from edgeroute.record.instrument_interface import Instruments
     from edgeroute.router.call_stages import Proceed, Result, Steps
     from edgeroute.router.leg_execution import Walked
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request
-    from edgeroute.stores.journal import Journal
+    from edgeroute.stores.rotated_json_lines import Journal
 
 
 class Part:

@@ -11,15 +11,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.confidence.binomial_tests import proportion
-from edgeroute.confidence.output_forms import same
+from edgeroute.confidence.output_recognition import same
 from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
-from edgeroute.core.estimates import Latency
+from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Outcome, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
-from edgeroute.edge.model_members import member
+from edgeroute.edge.model_attributes import member
 from edgeroute.observe.router_stats import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.system.forks import ForkSafe, initially, per_process

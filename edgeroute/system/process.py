@@ -21,7 +21,7 @@ from edgeroute.core.error_codes import class_name, error_message
 from edgeroute.errors import StoreError
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.log_filter import Failures
+from edgeroute.system.safe_logging import Failures
 
 if TYPE_CHECKING:
     import asyncio

@@ -11,8 +11,8 @@ from weakref import WeakSet
 from edgeroute.core.error_codes import error_text
 from edgeroute.errors import EdgerouteError
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.log_filter import call_logged
 from edgeroute.system.process import list_weakset
+from edgeroute.system.safe_logging import call_logged
 
 log = logging.getLogger("edgeroute")
 _workers: WeakSet[Worker] = WeakSet()

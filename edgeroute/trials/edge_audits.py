@@ -11,7 +11,7 @@ from math import log1p
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
-from edgeroute.confidence.output_forms import same
+from edgeroute.confidence.output_recognition import same
 from edgeroute.core.error_codes import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target
@@ -26,8 +26,8 @@ from edgeroute.trials.shadow_runs import UNHEARD, Background, Job, ShadowRun, Ta
 
 if TYPE_CHECKING:
     from edgeroute.observe.target_counts import Counts
-    from edgeroute.stores.journal import Journal
     from edgeroute.stores.key_value_store import KeyValueStore
+    from edgeroute.stores.rotated_json_lines import Journal
     from edgeroute.types import Spent
 
 __all__ = ["Audit", "AuditStats", "Auditor"]

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from edgeroute.confidence.binomial_tests import proportion
-from edgeroute.core.estimates import Latency
+from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
 from edgeroute.observe.router_stats import ShadowStats

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from sensor import recordings
 
 from edgeroute import Prometheus, Router, metrics
-from edgeroute.record.request_log import JsonFormatter
+from edgeroute.record.structured_logging import JsonFormatter
 from edgeroute.tools.server.systemd_notices import Notify
 
 log = logging.getLogger("monitor")

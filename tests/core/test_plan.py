@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 
 from edgeroute import Prediction, Rule
-from edgeroute.core.estimates import Latency
+from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.plan import Facts, Plan, plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk

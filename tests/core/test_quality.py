@@ -5,7 +5,16 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgeroute.core.estimates import FEWEST_TRANSFERS, LADDER_SHARE, LEAST, MOST_TRANSFERS, Ceiling, Link, pick, seconds
+from edgeroute.core.latency_and_load_estimates import (
+    FEWEST_TRANSFERS,
+    LADDER_SHARE,
+    LEAST,
+    MOST_TRANSFERS,
+    Ceiling,
+    Link,
+    pick,
+    seconds,
+)
 
 TIMES = st.lists(st.floats(0, 1e4) | st.just(math.inf) | st.just(math.nan), min_size=1, max_size=6)
 LEFT = st.floats(-10, 1e4) | st.sampled_from([math.inf, -math.inf])

@@ -8,7 +8,7 @@ import pytest
 
 from edgeroute import Prediction
 from edgeroute.core.batch_walk import for_rows
-from edgeroute.core.estimates import ERROR, HALF_LIFE, Latency
+from edgeroute.core.latency_and_load_estimates import ERROR, HALF_LIFE, Latency
 from edgeroute.core.plan import ENOUGH_RUNS, LEAST_S, MANY, RECENT, Facts, Plan, plan, reserve_s
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.walk import Done, walk

@@ -24,7 +24,7 @@ LONG: dict[str, str] = {}
 """Longer files, each with the reason."""
 METHODS = 20
 LARGE = {
-    "edge/model_members.py EdgeMembers": "a protocol: each member that is read of a model is a method that documents it",
+    "edge/model_attributes.py EdgeMembers": "a protocol: each member that is read of a model is a method that documents it",
     "cloud/served_model.py ServedModel": "each step of a talk with a model server is a method, which HTTP and gRPC share",
     "cloud/http_backend.py HttpBackend": "each method is a member of the backends' interface, most of one line",
     "stores/outbox/sqlite_queue.py Outbox": "each operation on the queue is a method of its own, and one transaction",
@@ -35,7 +35,7 @@ LOCKS = {
     "edge/coreml.py": "of a session, which a child sets aside",
     "edge/java_onnx.py": "no child can use Java",
     "edge/litert.py": "of an interpreter, which a child sets aside",
-    "edge/llama_engines.py": "of an engine, which a child sets aside",
+    "edge/llama_packages.py": "of an engine, which a child sets aside",
     "edge/llama_process.py": "of an engine, which a child sets aside, and of a process that never forks",
     "router/leg_inputs.py": "of one call",
     "router/leg_execution.py": "of one call",

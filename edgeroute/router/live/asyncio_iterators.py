@@ -17,7 +17,7 @@ from edgeroute.errors import Closed
 from edgeroute.router.live.frames import FrameSettings, FrameUpdate
 from edgeroute.router.live.live_source import Call, Kind, Mailbox
 from edgeroute.router.live.result_iterators import CLOSE_S, AudioBase, FramesBase, LiveIterator, live_audio, live_frames
-from edgeroute.router.live.speech_flow import AudioSettings, BargeIn, Utterance
+from edgeroute.router.live.speech_segments import AudioSettings, BargeIn, Utterance
 from edgeroute.system.process import await_within
 from edgeroute.types import Answer
 

@@ -14,8 +14,8 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError, check_number
 from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.live.live_source import Begin, Call, Mailbox
-from edgeroute.system.log_filter import Failures
 from edgeroute.system.process import call_contained
+from edgeroute.system.safe_logging import Failures
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import BadInput, Closed
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
 from edgeroute.router.live.live_source import Call, DirectCall, Kind, Mailbox, PolledCall, fill, items, kind_of
-from edgeroute.router.live.speech_flow import (
+from edgeroute.router.live.speech_segments import (
     WAITING,
     AudioFlow,
     AudioSettings,
@@ -26,7 +26,7 @@ from edgeroute.router.live.speech_flow import (
     segments,
     segments_async,
 )
-from edgeroute.system.log_filter import call_quietly
+from edgeroute.system.safe_logging import call_quietly
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,7 +1,7 @@
 """Answer cache: exact (memory and disk) and semantic, with stale-while-revalidate, negative caching and singleflight."""
 
 from edgeroute.stores.cache.answer_cache import Cache, CacheStats, Flight, Flights, State
-from edgeroute.stores.cache.cache_entry import Entry
+from edgeroute.stores.cache.entry_copies import Entry
 from edgeroute.stores.cache.input_key import digest, fingerprint
 from edgeroute.stores.cache.semantic_cache import Semantic
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edgeroute.core.units import Bytes, Seconds
-from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.disk_tier import Disk
+from edgeroute.stores.cache.entry_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.system.declared_settings import check_units

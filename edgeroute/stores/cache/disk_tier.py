@@ -13,7 +13,7 @@ from typing import Any
 from zlib import crc32
 
 from edgeroute.errors import StoreError
-from edgeroute.stores.cache.cache_entry import CachedEntry, Entry
+from edgeroute.stores.cache.entry_copies import CachedEntry, Entry
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite_file import Database
 from edgeroute.system.forks import ForkSafe, initially, per_process

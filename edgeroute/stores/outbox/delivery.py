@@ -17,10 +17,10 @@ from typing import TypeAlias
 
 from edgeroute.core.error_codes import INPUTS_OWN, failure_text
 from edgeroute.errors import Closed, CloudError, StoreError
-from edgeroute.stores.journal import ProcessLock
 from edgeroute.stores.outbox.outbox_entries import Answering, Listed, Waiting
 from edgeroute.stores.outbox.sql_tables import Heads, Lane, Turns
 from edgeroute.stores.outbox.sqlite_queue import Outbox
+from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.system.workers import Worker

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.first_tokens import Prefix, token_logprobs
-from edgeroute.confidence.input_score import InputScore
-from edgeroute.confidence.output_forms import same
+from edgeroute.confidence.output_recognition import same
+from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import quantile
 from edgeroute.errors import BadInput, BadReply
 from edgeroute.system.foreign_files import parse_json, read_bytes

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgeroute import __version__
-from edgeroute.tools.cli.arms import arms
+from edgeroute.tools.cli.arms_of_fleet import arms
 from edgeroute.tools.cli.calibrate import calibrate
 from edgeroute.tools.cli.check import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.compress import prune, quantize

@@ -95,7 +95,7 @@ def calibrate(
         raise typer.BadParameter("it needs a fitted score: --score learned or auto", param_hint="--ood")
     odds = _sure(sure, kind)
 
-    from edgeroute.edge.model_members import member
+    from edgeroute.edge.model_attributes import member
     from edgeroute.tools.cli.answered_prompts import grade_prompts, read_prompts
     from edgeroute.tools.cli.graded_answers import certify_graded, only_graded, read_graded
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls

@@ -20,7 +20,7 @@ from edgeroute.tools.cli.tables_and_options import Json, of_share, of_time
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.demo_report import Report
+    from edgeroute.tools.cli.demo_measurements import Report
 
 MANY, SINGLY = 2_000, 1_000
 """With more images than the first number, "cloud alone" sends only the second number singly, and the rest in batches."""
@@ -47,7 +47,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Start a cloud on this machine, route images through it, and show the gain."""
-    from edgeroute.tools.cli.demo_report import show
+    from edgeroute.tools.cli.demo_measurements import show
 
     folder = out or (None if as_json else Path("edgeroute-demo"))
     if folder is not None:
@@ -73,7 +73,7 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
     """
     from edgeroute.models import fashion
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.demo_report import SLACK, Report, Run, choose, measure, sweep, test_images, validation
+    from edgeroute.tools.cli.demo_measurements import SLACK, Report, Run, choose, measure, sweep, test_images, validation
     from edgeroute.tools.measure.report.progress_bar import bar
 
     pair = fashion()

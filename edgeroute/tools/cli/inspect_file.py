@@ -18,8 +18,8 @@ from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.card_inputs import Inputs
 from edgeroute.edge.edge_backend import in_new_session
 from edgeroute.edge.input_tensors import shape_text
+from edgeroute.edge.model_attributes import feed_of, member
 from edgeroute.edge.model_card import Card, card_path, sha256_of
-from edgeroute.edge.model_members import feed_of, member
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.system.foreign_files import open_file, read_bytes

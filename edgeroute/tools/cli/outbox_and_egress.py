@@ -248,7 +248,7 @@ def egress(
     as_json: Json = False,
 ) -> None:
     """Show the egress ledger: each attempt to send, with time, destination, bytes, data class and rule."""
-    from edgeroute.stores.journal import read
+    from edgeroute.stores.rotated_json_lines import read
 
     path = state_folder(policy, state) / "egress.jsonl"
     if not any(path.parent.glob(f"{path.name}*")):

@@ -54,7 +54,7 @@ def recertify(
 
     One step per run, for cron or a timer. Exit code 5: more audits are needed.
     """
-    from edgeroute.stores.journal import ProcessLock
+    from edgeroute.stores.rotated_json_lines import ProcessLock
     from edgeroute.tools.cli.policy_switch import Memory
 
     home = state_folder(policy, None)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
     from edgeroute.tools.cli.status import Opened
     from edgeroute.tools.dashboard.monitor import Monitor
-    from edgeroute.tools.replay.replay_setup import Setup
+    from edgeroute.tools.replay.replayed_policy import Setup
 
 
 def serve(
@@ -82,7 +82,7 @@ def gateway(
     as_json: Json = False,
 ) -> int:
     """Serve a policy's router to programs in any language, as OpenAI's API and over the Open Inference Protocol."""
-    from edgeroute.record.request_log import RequestLog
+    from edgeroute.record.structured_logging import RequestLog
     from edgeroute.tools.server.gateway import gateway as run
 
     set_up_logging(log)
@@ -172,7 +172,7 @@ class FileSources:
     def state(self) -> dict[str, Any]:
         """Return the state as `edgeroute status --json` prints it, with the policy; errors become notes."""
         from edgeroute.tools.cli.status import read_status
-        from edgeroute.tools.dashboard.latest_requests import policy_summary
+        from edgeroute.tools.dashboard.request_window import policy_summary
 
         data: dict[str, Any] = {"notes": [*self._notes]}
         try:
@@ -195,13 +195,13 @@ class FileSources:
 
     def setup(self) -> Setup | None:
         """Read the policy for replays; None without a policy."""
-        from edgeroute.tools.replay.replay_setup import Setup
+        from edgeroute.tools.replay.replayed_policy import Setup
 
         return None if self._policy is None else Setup.read(self._policy)
 
     def certificates(self) -> dict[str, BoundCertificate] | None:
         """Return the certificates of the edges; None if the policy is unknown, or a model is missing."""
-        from edgeroute.tools.dashboard.latest_requests import certificates_of
+        from edgeroute.tools.dashboard.request_window import certificates_of
 
         snapshot = self._now().snapshot
         return None if snapshot is None else certificates_of(snapshot)

@@ -21,7 +21,7 @@ from edgeroute.trials.trial_setting import STORED
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
-    from edgeroute.core.spending_limits import Limits
+    from edgeroute.core.usage_limits import Limits
     from edgeroute.observe.router_stats import ShadowStats
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.trials.guarantee_monitor import Audit
@@ -115,8 +115,8 @@ def shadow_stats(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
             model the runs of its latest version count, by the threshold of that time.
     """
     from edgeroute.confidence.certificate import digest
-    from edgeroute.router.audit_calls import edge_fingerprints
-    from edgeroute.stores.journal import read
+    from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
+    from edgeroute.stores.rotated_json_lines import read
     from edgeroute.trials.shadow_runs import UNHEARD, Tally
 
     digests: dict[str, str] = {}
@@ -428,7 +428,7 @@ def _latencies(state: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
 
     A leg that cannot be read is left out.
     """
-    from edgeroute.core.estimates import Latency
+    from edgeroute.core.latency_and_load_estimates import Latency
 
     legs = {}
     for name, dumped in _stored(state, "latency").items():
@@ -443,7 +443,7 @@ def _links(state: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
 
     An endpoint without measurements, or that cannot be read, is left out.
     """
-    from edgeroute.core.estimates import Link
+    from edgeroute.core.latency_and_load_estimates import Link
 
     measured = {}
     for name, dumped in _stored(state, "link").items():
@@ -462,7 +462,7 @@ def _joules(state: Mapping[str, Value]) -> dict[str, float]:
 
 def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
     """Return a sentence: from which deferral rate on the edge takes less energy than the cloud alone; empty: unknown."""
-    from edgeroute.core.estimates import break_even
+    from edgeroute.core.latency_and_load_estimates import break_even
 
     edge, cloud = (next((joules.get(t.name) for t in snapshot.targets if t.side == side), None) for side in ("edge", "cloud"))
     if edge is None or cloud is None:
@@ -485,7 +485,7 @@ def _spent(state: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[
 
     Entries that cannot be read are left out.
     """
-    from edgeroute.core.spending_limits import Limits, Spending
+    from edgeroute.core.usage_limits import Limits, Spending
 
     now, spending = process.now(), Spending(limits or Limits())
     for name, dumped in state.items():

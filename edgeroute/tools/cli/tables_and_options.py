@@ -106,7 +106,7 @@ def set_up_logging(form: Form | None) -> None:
     """Make the process log requests in this form on stderr, in place of earlier handlers; None changes nothing."""
     if form is None:
         return
-    from edgeroute.record.request_log import JsonFormatter
+    from edgeroute.record.structured_logging import JsonFormatter
 
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s %(request)s", defaults={"request": ""})

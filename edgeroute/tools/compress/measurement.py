@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.output_forms import Labels, plain
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.edge.model_members import files, member
+from edgeroute.confidence.output_recognition import Labels, plain
+from edgeroute.edge.model_attributes import files, member
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, BadReply, ModelError

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.edge.model_file import first_line
 from edgeroute.edge.onnx import external_data, runtime
+from edgeroute.edge.runtime_base import first_line
 from edgeroute.errors import ModelError
 from edgeroute.system.late_imports import import_late
 from edgeroute.tools.compress.onnx_graphs import (

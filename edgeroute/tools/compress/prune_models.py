@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.edge.model_file import first_line
 from edgeroute.edge.onnx import external_data
+from edgeroute.edge.runtime_base import first_line
 from edgeroute.errors import ModelError, PolicyError, check_number
 from edgeroute.tools.compress.measurement import Examples, Layer, Result, load_original, measure_both, split
 from edgeroute.tools.compress.onnx_graphs import (

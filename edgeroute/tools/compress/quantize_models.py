@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeroute.edge.model_card import Card
-from edgeroute.edge.model_file import first_line
 from edgeroute.edge.onnx import OnnxModel
+from edgeroute.edge.runtime_base import first_line
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, check_number
 from edgeroute.system.late_imports import import_needed

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.spending_limits import Cost, Limits
+from edgeroute.core.usage_limits import Cost, Limits
 from edgeroute.observe.router_stats import AuditStats, LegStats, Stats, Status
 from edgeroute.record.prometheus import check_installed, shown
 from edgeroute.tools.dashboard.monitor import OLD_S, Monitor

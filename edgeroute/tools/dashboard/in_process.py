@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.answer_reasons import finite
 from edgeroute.errors import PolicyError
-from edgeroute.record.instruments import Instrument, RequestEnded
+from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.workers import start_thread
-from edgeroute.tools.dashboard.latest_requests import certificates_of, policy_summary
 from edgeroute.tools.dashboard.monitor import Monitor, Sources
-from edgeroute.tools.replay.replay_setup import Setup
+from edgeroute.tools.dashboard.request_window import certificates_of, policy_summary
+from edgeroute.tools.replay.replayed_policy import Setup
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute

@@ -13,10 +13,10 @@ from edgeroute.core.answer_reasons import finite
 from edgeroute.core.egress import Rules
 from edgeroute.core.routing_policy import INF, Policy, Target, Terms
 from edgeroute.errors import BadInput
-from edgeroute.tools.dashboard.latest_requests import ANSWERED
+from edgeroute.tools.dashboard.request_window import ANSWERED
 from edgeroute.tools.measure.evaluation import share
 from edgeroute.tools.replay import Numbers, Recording, Setup, collect, replay
-from edgeroute.tools.replay.replay_setup import Port
+from edgeroute.tools.replay.replayed_policy import Port
 from edgeroute.tools.replay.trace_reader import confidence
 
 STEPS = 100

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence import output_forms as forms
+from edgeroute.confidence import output_recognition as forms
 from edgeroute.confidence.detector_boxes import are_boxes
 from edgeroute.edge.input_tensors import Array, shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words

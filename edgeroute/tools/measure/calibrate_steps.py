@@ -16,7 +16,7 @@ from edgeroute.confidence.certificate import BoundCertificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes import UNIDENTIFIED, class_name
 from edgeroute.core.routing_policy import INF
-from edgeroute.edge.model_members import member
+from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.call_stages import Block, Steps
 from edgeroute.router.request import is_read_once, read_once_error

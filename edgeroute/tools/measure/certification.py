@@ -15,7 +15,7 @@ from edgeroute.confidence.certificate import Certificate, Kind, digest
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.stores.journal import read
+from edgeroute.stores.rotated_json_lines import read
 from edgeroute.tools.measure.calibration import calibrate, crossfit
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.evaluation import RISK, Bools, Evaluation, Examples, chance_doubts, share

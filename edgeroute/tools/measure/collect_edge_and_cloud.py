@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats
-from edgeroute.confidence.output_forms import TINY, Labels, equal, form_of, label_form, labels_by_form, plain
 from edgeroute.confidence.output_reader import Reader
+from edgeroute.confidence.output_recognition import TINY, Labels, equal, form_of, label_form, labels_by_form, plain
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import error_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Prediction, acceptable
 from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
-from edgeroute.edge.model_members import member
+from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput, BadReply, Closed, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
 from edgeroute.router.call_stages import Block, Pause, Steps, walk_stage
 from edgeroute.router.engine import settle
-from edgeroute.router.fallback_answers import no_answer
+from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints
 from edgeroute.router.request import Request

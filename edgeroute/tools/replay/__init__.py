@@ -3,7 +3,7 @@
 from edgeroute.tools.replay.leg_results import THERMAL, Battery
 from edgeroute.tools.replay.network_and_admission import NETWORKS
 from edgeroute.tools.replay.replay_result import Change, Gated, Replay
-from edgeroute.tools.replay.replay_setup import Setup
+from edgeroute.tools.replay.replayed_policy import Setup
 from edgeroute.tools.replay.trace_reader import Numbers, Recording, collect, read
 from edgeroute.tools.replay.trace_replay import replay
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from edgeroute.core.error_codes import Failure, Rejection
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.spending_limits import Cost, Spending
+from edgeroute.core.usage_limits import Cost, Spending
 from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, new
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
 from edgeroute.tools.replay.network_and_admission import Gate

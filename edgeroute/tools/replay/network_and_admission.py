@@ -10,8 +10,8 @@ from typing import Any, Final, Literal, NamedTuple
 from edgeroute.core.admission import Admission
 from edgeroute.core.error_codes import Failure, Rejection
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.spending_limits import Cost, Spending
-from edgeroute.tools.replay.replay_setup import Port
+from edgeroute.core.usage_limits import Cost, Spending
+from edgeroute.tools.replay.replayed_policy import Port
 from edgeroute.tools.replay.trace_reader import Past
 
 # Network models: transfer times, losses and availability.

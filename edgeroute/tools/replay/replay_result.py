@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edgeroute.core.routing_policy import INF
-from edgeroute.tools.replay.replay_setup import Setup
+from edgeroute.tools.replay.replayed_policy import Setup
 from edgeroute.tools.replay.trace_reader import Numbers, Past, Recording
 
 

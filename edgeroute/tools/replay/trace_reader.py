@@ -22,7 +22,7 @@ from edgeroute.core.error_codes import Failure
 from edgeroute.core.routing_policy import INF, MODES, Mode
 from edgeroute.core.walk import new
 from edgeroute.errors import BadInput
-from edgeroute.stores import journal
+from edgeroute.stores import rotated_json_lines as journal
 
 # Validated numbers of a record, and counters shared by the recorded and the replayed run.
 

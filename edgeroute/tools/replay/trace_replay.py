@@ -13,7 +13,7 @@ from edgeroute.core.device_rules import Reading, State, in_force, step
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
 from edgeroute.core.routing_policy import INF, Mode
-from edgeroute.core.spending_limits import Cost, Spending
+from edgeroute.core.usage_limits import Cost, Spending
 from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest
 from edgeroute.observe.planning_facts import READS_S, unsure_share
@@ -22,7 +22,7 @@ from edgeroute.router.drivers import virtual_time as virtual
 from edgeroute.tools.replay.leg_results import THERMAL, Battery, Script, Unknown, heat
 from edgeroute.tools.replay.network_and_admission import NETWORKS, SERVER_S, Gate, Link
 from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Replay, Values, goes_by_energy, joules
-from edgeroute.tools.replay.replay_setup import Port, Setup
+from edgeroute.tools.replay.replayed_policy import Port, Setup
 from edgeroute.tools.replay.trace_reader import ANSWERED, Past, Recording, Request, Tally, read, without_gc
 
 # Driver for the walk of a replayed request.

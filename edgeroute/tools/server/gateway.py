@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.edge.llama_engines import SERVES_OTHERS
+from edgeroute.edge.llama_packages import SERVES_OTHERS
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Prometheus, of_router
-from edgeroute.router.preflight import unsendable
+from edgeroute.router.decide_and_check import unsendable
 from edgeroute.system.addresses import is_loopback
 
 try:
@@ -24,7 +24,7 @@ except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 
 if TYPE_CHECKING:
-    from edgeroute.record.instruments import Instrument
+    from edgeroute.record.instrument_interface import Instrument
     from edgeroute.router.async_router import AsyncRouter
 
 log = logging.getLogger("edgeroute")

@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 from edgeroute.cloud.openinference import LENGTH, NAMES
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.input_tensors import row_shape
+from edgeroute.edge.model_attributes import member
 from edgeroute.edge.model_card import Array, Card
-from edgeroute.edge.model_members import member
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.system.process import json_dumps, to_json_types

@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from edgeroute.cloud.tensor_types import NAMES, TEXTS
+from edgeroute.edge.model_attributes import feed_of, has_async_runs, member
 from edgeroute.edge.model_card import Array, Card
-from edgeroute.edge.model_members import feed_of, has_async_runs, member
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError
 from edgeroute.system.workers import Worker
 from edgeroute.tools.server.batching import Batcher, Tensors

@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.plan import Facts, Refusal, plan
 from edgeroute.core.routing_policy import Policy, Target
-from edgeroute.tools.replay.replay_setup import Setup
+from edgeroute.tools.replay.replayed_policy import Setup
 
 # A device of the fleet with its policy: power, heat, and the routes of its requests under the rules in force.
 

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeroute.core.estimates import CAP, QUEUE_S
+from edgeroute.core.latency_and_load_estimates import CAP, QUEUE_S
 from edgeroute.tools.replay.fleet.scenario import Scenario
 
 Floats: TypeAlias = NDArray[np.float64]

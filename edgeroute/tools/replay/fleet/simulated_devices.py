@@ -6,7 +6,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from edgeroute.core import admission, estimates
+from edgeroute.core import admission
+from edgeroute.core import latency_and_load_estimates as estimates
 from edgeroute.core.admission import Concurrency
 from edgeroute.core.device_rules import Reading, Rule, State, in_force, step
 from edgeroute.core.plan import Facts, stays_on_device
@@ -259,7 +260,7 @@ class Course:
         return self._known[rules]
 
 
-# Load-aware behaviour of devices, by the formulas of `core/estimates.py` and `core/admission.py`.
+# Load-aware behaviour of devices, by the formulas of `core/latency_and_load_estimates.py` and `core/admission.py`.
 
 
 class Reported:

@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
+from edgeroute.confidence.output_recognition import label_names
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.edge_backend import current_turn

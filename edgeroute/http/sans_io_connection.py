@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 import certifi
 
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
-from edgeroute.http.messages import SUCCESS, Address, Call
+from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call
 from edgeroute.http.reply_parser import Early, Malformed, Reading
 from edgeroute.system.process import sha256
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from edgeroute.core.routing_policy import Policy, Target, Terms
-from edgeroute.core.spending_limits import Limits
-from edgeroute.edge.model_members import member
+from edgeroute.core.usage_limits import Limits
+from edgeroute.edge.model_attributes import member
 from edgeroute.errors import ModelMissing
 from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, build
 

@@ -242,7 +242,7 @@ def _auditor(engine: Engine, audit: Audit) -> Auditor:
 
     journal = None
     if engine.state is not None:
-        from edgeroute.stores.journal import Journal
+        from edgeroute.stores.rotated_json_lines import Journal
 
         journal = Journal(engine.state / "audit.jsonl")
     return Auditor(

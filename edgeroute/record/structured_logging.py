@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeroute.core.answer_reasons import error_code
 from edgeroute.core.error_codes import clean, printable
-from edgeroute.record.instruments import Instrument, RequestEnded
+from edgeroute.record.instrument_interface import Instrument, RequestEnded
 
 log = logging.getLogger("edgeroute.requests")
 LONGEST = 8000
