@@ -228,7 +228,8 @@ def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
     assert spent() == 0.75
 
 
-def test_an_event_loop_does_not_wait_for_what_another_call_writes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limits", [Limits(usd_per_day=0.01), Limits(mb_per_day=0.001)])
+def test_an_event_loop_does_not_wait_for_what_another_call_writes(tmp_path, monkeypatch, limits):
     """The reply to a call is booked, and its answer given, while the disk takes long for another call."""
     flush, writes, answered, in_time = KeyValueStore.flush, threading.Event(), threading.Event(), []
 
@@ -239,12 +240,12 @@ def test_an_event_loop_does_not_wait_for_what_another_call_writes(tmp_path, monk
 
     async def main(server):
         cloud = PlainJson(f"{server.url}/json", usd_per_call=0.001)
-        options = {"threshold": 0.5, "state": tmp_path, "limits": Limits(usd_per_day=0.01)}
+        options = {"threshold": 0.5, "state": tmp_path, "limits": limits}
         async with AsyncRouter(unsure, cloud, **options) as router:
             first = asyncio.ensure_future(router.infer(1))
             await asyncio.to_thread(server.wait_for, lambda: server.requests)
             monkeypatch.setattr(KeyValueStore, "flush", slow)
-            second = asyncio.ensure_future(router.infer(2))
+            second = asyncio.ensure_future(router.infer("longer" * 20))
             await asyncio.to_thread(writes.wait, LONG)
             server.open()
             assert (await first).source == "cloud"

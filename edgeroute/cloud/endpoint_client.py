@@ -245,7 +245,10 @@ class HttpClient(ForkSafe):
         async def once() -> Reply:
             if (cancel := way.cancel) is not None:
                 self.may_send(cancel)
-            sent = self.account_attempt(call, until, exchange)
+            if exchange.off_loop is None:
+                sent = self.account_attempt(call, until, exchange)
+            else:
+                sent = await exchange.off_loop(lambda: self.account_attempt(call, until, exchange))
             try:
                 reply = await way.send(sent, until)
             except CloudError as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from functools import partial
 from itertools import count
 from time import monotonic
 from types import coroutine
@@ -288,7 +289,8 @@ async def run(
         speaking = StreamAttempt(say(), client.endpoint.where, by, until, getattr(client.endpoint, "between_s", INF))
         call = with_key(speaking.begin(), exchange.identity, n)
         client.may_send(way.cancel)
-        call = client.account_attempt(call, until, exchange)
+        book = partial(client.account_attempt, call, until, exchange)
+        call = book() if exchange.off_loop is None else await exchange.off_loop(book)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:

@@ -398,7 +398,8 @@ class Exchange:
     __slots__ = (
         "__weakref__", "_admitted", "_again", "_attempts", "_going", "_guard", "_made", "_moved", "_number", "_open", "_paid",
         "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "answers", "begun", "codec", "counts", "data_class",
-        "edge", "ended", "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by"
+        "edge", "ended", "failure", "identity", "late", "off_loop", "received", "rule", "sent", "slot", "status", "thread", "usd",
+        "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -411,8 +412,8 @@ class Exchange:
         """True if the next attempt is the first one of a call."""
         self._guard, self.identity, self.data_class, self.rule = guard, identity, data_class, rule
         self.slot = _Slot(self, guard.rules.under_way.discard)
-        self.sent = self.received = 0
-        self.usd = 0.0
+        self.sent, self.received, self.usd = 0, 0, 0.0
+        self.off_loop: Callable[[Callable[[], Any]], Any] | None = None  # books attempts, which may wait for the disk; None: here
         self.counts = True
         """True if the breaker counts its result."""
         self.answers = False

@@ -402,6 +402,7 @@ class LegExecutor:
                         inputs = await off_loop(partial(pack, inputs, exchange))
                     if exchange.prepay():
                         await off_loop(exchange.secure)
+                    exchange.off_loop = off_loop if backend.guard.spending.durable else None
                     if send is not None:
                         answers = [await backend.stream_async(inputs[0], until, exchange, show)]
                     else:
