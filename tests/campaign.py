@@ -33,7 +33,7 @@ from fault_server import FaultServer
 
 from edgeroute import Outbox, Router
 
-HUNG_S = 120.0
+HUNG_S = 300.0
 """Seconds after which a group that has not ended counts as hung: its process writes all stacks, and ends."""
 
 
@@ -132,9 +132,9 @@ class Ended:
 
 
 def _lines(path: Path) -> list[Any]:
-    """Return the lines of a journal, all of which must be whole."""
+    """Return the lines of a journal, all of which must be whole; two processes that write at once may leave an empty one."""
     files = sorted(path.parent.glob(f"{path.name}*"))
-    return [json.loads(line) for file in files if file.suffix != ".lock" for line in file.read_bytes().splitlines()]
+    return [json.loads(line) for file in files if file.suffix != ".lock" for line in file.read_bytes().split(b"\n") if line]
 
 
 class Process:
