@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
-from edgeroute import AsyncRouter, BadInput, PolicyError
+from edgeroute import AsyncRouter, BadInput, PolicyError, Unreachable
 from edgeroute.tools.server import client_keys, gateway_requests
 from edgeroute.tools.server import uvicorn_host as host
 from edgeroute.tools.server.access import Calls, Guard, peer_of
@@ -139,7 +139,7 @@ def test_reasons_make_no_headers():
     """What a model or a server says is one line of ASCII in a header, and does not begin another one."""
 
     def odd(_):
-        raise ConnectionError("x\r\nX-Evil: 1\r\n\r\n<html>\x00\x1b[31m é 漢")
+        raise Unreachable("x\r\nX-Evil: 1\r\n\r\n<html>\x00\x1b[31m é 漢")
 
     def unsure(x):
         return "ok\r\nX-Evil: 2", 0.1

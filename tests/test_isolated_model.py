@@ -133,10 +133,10 @@ def working():
     computing(child)
 
 
-def computing(child):
-    """Waits until a process has used its processor for a while."""
+def computing(child, seconds=0.2):
+    """Waits until a process has used its processor for so long."""
     until, before = monotonic() + LONG, child.cpu_times().user
-    while child.cpu_times().user < before + 0.2:
+    while child.cpu_times().user < before + seconds:
         assert monotonic() < until
         os.sched_yield()
 
@@ -189,7 +189,7 @@ def test_a_token_that_takes_too_long(isolated):
 
 @pytest.mark.parametrize("tools", [(), ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)])
 def test_a_stop(isolated, tools):
-    """Ends a generation within the child, which goes on; a child that hangs is killed soon."""
+    """Ends a generation within the child, which goes on."""
     model = isolated(slots=2)
     long = {**ENDLESS, "tools": list(tools)} if tools else ENDLESS
     stop = StopToken()
@@ -201,6 +201,13 @@ def test_a_stop(isolated, tools):
     if not tools:
         started(model, long).close()
     assert children() == [child]
+
+
+def test_a_stop_of_a_child_that_hangs(isolated):
+    """The child is killed soon."""
+    model = isolated()
+    model.run_one("hi")
+    (child,) = children()
     stop, errors = StopToken(), []
 
     def run():
@@ -211,7 +218,7 @@ def test_a_stop(isolated, tools):
 
     thread = threading.Thread(target=run)
     thread.start()
-    working()
+    computing(child, 4.0)  # it has read the request, and is within a token
     stop()
     thread.join(LONG)
     assert "was stopped" in errors[0]

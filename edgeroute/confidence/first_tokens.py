@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from edgeroute.confidence.output_recognition import SUM_SLACK
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.error_codes import UNIDENTIFIED
-from edgeroute.errors import BadReply, ModelError, PolicyError, check_number
+from edgeroute.errors import BadReply, PolicyError, check_number
 from edgeroute.system.process import call_contained
 
 Rule = Literal["quantile", "mean", "min", "first"]
@@ -119,7 +119,7 @@ def of_tokens(logprobs: Sequence[float], rule: str) -> float:
 def token_logprobs(outputs: Any) -> list[float]:
     """Return the log-probabilities of an answer's tokens, without the end token's, which streams lack; [] without any.
 
-    Raises ModelError if one is no number.
+    Raises ValueError if one is no number.
     """
     if isinstance(outputs, Mapping):
         try:
@@ -137,12 +137,12 @@ def _numbers(values: Iterable[Any]) -> list[float]:
     """Return log-probabilities as floats.
 
     Raises:
-        ModelError: one is no number. Python's own error would quote it, which may be the model's text.
+        ValueError: one is no number. Python's own error would quote it, which may be the model's text.
     """
     try:
         return [_number(value) for value in values]
     except (TypeError, ValueError):
-        raise ModelError("the answer has log-probabilities of its tokens that are no numbers") from None
+        raise ValueError("the answer has log-probabilities of its tokens that are no numbers") from None
 
 
 def _number(value: Any) -> float:

@@ -161,7 +161,7 @@ class IsolatedEngine(ForkSafe):
     @property
     def ended(self) -> bool:
         """True if the child has ended; this engine generates nothing any more."""
-        return self._over.is_set()
+        return self._over.is_set() or not self.end.alive
 
     def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
         """Generate and report pieces: see `Engine`. Kills the child if no piece comes for too long, or a stop takes too long.

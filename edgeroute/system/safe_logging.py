@@ -32,9 +32,7 @@ class _CleanLog(logging.Filter):
 
 
 def _argument(arg: object) -> str:
-    """Return the argument as printable text; below level DEBUG only the type of an exception that is not the system's."""
-    if isinstance(arg, BaseException) and not isinstance(arg, OSError) and not log.isEnabledFor(logging.DEBUG):
-        return failure_text(arg)
+    """Return the argument as printable text, cut to the length for foreign text if it is an exception."""
     return error_message(arg, FOREIGN if isinstance(arg, BaseException) else OWN)
 
 

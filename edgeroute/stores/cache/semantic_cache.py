@@ -130,7 +130,7 @@ class Semantic(ForkSafe):
         try:
             raw = np.asarray(call_contained(self._embed, text), np.float64)
         except Exception as e:  # noqa: BLE001 - a user's function may raise anything; it counts as a miss
-            log.warning("the semantic cache was skipped, since embed raised %s: %s", class_name(e), e)
+            log.warning("the semantic cache was skipped, since embed raised %s", class_name(e))
             return None
         with self._lock:
             if self._off:
