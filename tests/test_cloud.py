@@ -744,7 +744,7 @@ def test_without_a_retry_after_the_wait_is_jittered_and_bounded():
 class Free:
     """An exchange that forbids nothing."""
 
-    identity, followed = "", False
+    identity, followed, off_loop = "", False, None
 
     before_attempt = after_attempt = next_call = lambda *_, **__: None
     may_retry = lambda *_, **__: True  # noqa: E731 - three answers, not three methods
