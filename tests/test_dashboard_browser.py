@@ -135,7 +135,7 @@ def test_the_threshold_by_keyboard(browser, served):
         assert more[1] > first[1]
         assert page.locator("#promise").inner_text().startswith("✓")
         assert shown("Home")[0] < first[0]
-        assert page.locator("#promise").inner_text().startswith("✗ not promised")
+        assert page.locator("#promise").inner_text().startswith("✗ not guaranteed")
         assert shown("End")[0] >= 89  # a tenth may not leave
         assert page.locator("#curves figure").count() >= 3
         assert "100" in page.locator("#curves figure").first.inner_text()
