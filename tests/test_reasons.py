@@ -522,7 +522,7 @@ def test_of_an_edge_whose_runs_are_all_taken():
         thread = threading.Thread(target=router.infer, args=(1,))
         thread.start()
         assert began.wait(LONG)
-        answer = router.infer(1, deadline=1.0)
+        answer = router.infer(1, deadline=5.0)
         gate.set()
         thread.join(LONG)
     assert (answer.value, answer.reason.partition(";")[0]) == ("cloud", "the edge 'run' was busy: it takes 1 at a time")
