@@ -296,7 +296,7 @@ def test_a_hanging_edge_leaves_the_cloud_its_time(isolated):
 
 
 PROGRAM = """
-import os, sys, threading, time
+import os, sys, threading, time, psutil
 HI = [{"role": "user", "content": "hi"}]
 FORM = {"type": "json_schema", "json_schema": {"schema": {"enum": [f"v{i}" for i in range(40_000)]}}}
 STUCK, ENDLESS = {"messages": HI, "response_format": FORM}, {"messages": HI, "max_tokens": 1_000_000, "ignore_eos": True}
@@ -368,8 +368,11 @@ def run():
         model.run_one(STUCK)
     except Exception:
         pass
+child = psutil.Process(model.load()._process.pid)
+before = child.cpu_times().user
 threading.Thread(target=run, daemon=True).start()
-time.sleep(0.5)
+while child.cpu_times().user < before + 0.2:
+    os.sched_yield()
 """
     folder = tiny.parent / "temporary"
     folder.mkdir()
