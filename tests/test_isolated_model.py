@@ -29,8 +29,7 @@ from edgeroute.testing import edge_contract  # noqa: E402
 HI = [{"role": "user", "content": "hi"}]
 ENDLESS = {"messages": HI, "max_tokens": 1_000_000, "ignore_eos": True}
 FORM = {"type": "json_schema", "json_schema": {"schema": {"enum": [f"v{i}" for i in range(40_000)]}}}
-STUCK = {"messages": HI, "max_tokens": 4, "response_format": FORM}
-"""A format with which llama.cpp takes minutes for a token."""
+"""A format with which llama.cpp takes a minute for a token."""
 HUGE = {"messages": HI, "max_tokens": 4, "dry_multiplier": 1.0, "dry_penalty_last_n": 2**31 - 1}
 
 
@@ -133,12 +132,19 @@ def working():
     computing(child)
 
 
-def computing(child, seconds=0.2):
-    """Waits until a process has used its processor for so long."""
+def computing(child):
+    """Waits until a process has used its processor for a while."""
     until, before = monotonic() + LONG, child.cpu_times().user
-    while child.cpu_times().user < before + seconds:
+    while child.cpu_times().user < before + 0.2:
         assert monotonic() < until
         os.sched_yield()
+
+
+def hang():
+    """Suspends the only child -> that child, which now does nothing, however fast its processor is."""
+    (child,) = children()
+    child.suspend()
+    return child
 
 
 def test_asyncio(isolated):
@@ -178,13 +184,12 @@ def test_an_end_too_often(isolated, monkeypatch):
 def test_a_token_that_takes_too_long(isolated):
     """Ends the child; the next call has a new one."""
     model = isolated(stall_s=4.0)
-    model.run_one("hi")
-    (before,) = children()
-    for x in (lambda: model.run_one(STUCK), lambda: list(model.stream(STUCK))):
+    for x in (lambda: model.run_one("hi"), lambda: list(model.stream("hi"))):
+        assert model.run_one("hi")[0].value
+        child = hang()
         with pytest.raises(ModelError, match="gave no token within 4 s"):
             x()
-    assert not before.is_running()
-    assert model.run_one("hi")[0].value
+        assert not child.is_running()
 
 
 @pytest.mark.parametrize("tools", [(), ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)])
@@ -205,23 +210,12 @@ def test_a_stop(isolated, tools):
 
 def test_a_stop_of_a_child_that_hangs(isolated):
     """The child is killed soon."""
-    model = isolated()
-    model.run_one("hi")
-    (child,) = children()
-    stop, errors = StopToken(), []
-
-    def run():
-        try:
-            model.run_one(STUCK, stop)
-        except ModelError as e:
-            errors.append(str(e))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    computing(child, 4.0)  # it has read the request, and is within a token
+    model, stop = isolated(), StopToken()
+    stream = started(model, ENDLESS, stop)
+    child = hang()
     stop()
-    thread.join(LONG)
-    assert "was stopped" in errors[0]
+    with pytest.raises(ModelError, match="was stopped"):
+        list(stream)
     assert not child.is_running()
 
 
@@ -286,9 +280,10 @@ def test_a_hanging_edge_leaves_the_cloud_its_time(isolated):
     model = isolated(slots=2)
     with Router(model, lambda x: "cloud", threshold=0.0) as router:
         router.infer("hi")
-        thread = threading.Thread(target=lambda: router.infer(STUCK, deadline=LONG))
+        thread = threading.Thread(target=lambda: router.infer(ENDLESS, deadline=LONG))
         thread.start()
         working()
+        hang()
         answer = router.infer("hi", deadline=1.0)
         assert (answer.value, routes.code(answer, "edge")) == ("cloud", "busy")
         killed()
