@@ -33,7 +33,7 @@ HEAD = """\
 Each command with its arguments and options, as `edgeroute COMMAND -h` lists them. Inputs, pipes, output and exit codes:
 [command line](cli.md).
 
-Options of several commands, which their lists leave out:
+Every command takes `--json`: JSON on stdout, for programs. Arguments and options of several commands, which their lists leave out:
 """
 KINDS = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 COMMON = 6
@@ -55,7 +55,7 @@ class Parameter(NamedTuple):
 
     @property
     def long(self) -> str:
-        """The option's first name alone, as in a usage line."""
+        """The option's first name alone, as another command names it."""
         return self.shown.partition(" ")[0].rstrip(",")
 
     @property
@@ -112,15 +112,11 @@ def _section(name: str, command: Callable[..., Any], parameters: list[Parameter]
     for parameter in parameters:
         if (row := _row(parameter)) not in first:
             rows.append(row)
-        elif first[row]:
+        else:
             alike.setdefault(first[row], []).append(f"`{parameter.long}`")
         first.setdefault(row, name)
-    rows += [f"* As for `{other}`: {', '.join(names)}." for other, names in alike.items()]
-    arguments = [parameter.shown for parameter in parameters if not parameter.is_option]
-    common = [f"[{parameter.long}]" for parameter in parameters if first[_row(parameter)] == ""]
-    options = ["[OPTIONS]"] if len(parameters) > len(arguments) + len(common) else []
-    usage = " ".join([name, *arguments, *options, *common])
-    return "\n".join([f"## {name}\n\n`{usage}`\n\n{inspect.getdoc(command)}\n", *rows, *([""] if rows else [])])
+    rows += [f"* {f'As for `{other}`:' if other else 'Also'} {', '.join(names)}." for other, names in alike.items()]
+    return "\n".join([f"## {name}\n\n{inspect.getdoc(command)}\n", *rows, *([""] if rows else [])])
 
 
 def _row(parameter: Parameter) -> str:
@@ -129,7 +125,7 @@ def _row(parameter: Parameter) -> str:
 
 
 def _parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
-    """Yield the visible arguments and options of a command."""
+    """Yield the visible arguments and options of a command, without `--json`, which each has."""
     hints = get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
@@ -138,7 +134,9 @@ def _parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
             if get_origin(kind) not in {None, Literal}:  # list[...], or ... | None
                 kind = next(part for part in get_args(kind) if part is not NoneType)
             if isinstance(info, ArgumentInfo | OptionInfo) and not info.hidden:
-                yield Parameter(parameter.name, info, kind, parameter.default)
+                option = Parameter(parameter.name, info, kind, parameter.default)
+                if option.long != "--json":
+                    yield option
 
 
 def card_tables() -> str:
