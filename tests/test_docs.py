@@ -263,7 +263,9 @@ def test_the_first_page_has_the_figures_of_the_readme():
 def test_each_promise_names_the_tests_that_hold_it():
     """Each promise of docs/promises.md has a test or more in docs/evidence.md, and each of them exists."""
     words = " ".join((ROOT / "docs" / "evidence.md").read_text().split())
-    promises = [" ".join(part.split()) for part in (ROOT / "docs" / "promises.md").read_text().split("\n\n") if part.startswith("**")]
+    promises = [
+        " ".join(part.split()) for part in (ROOT / "docs" / "promises.md").read_text().split("\n\n") if part.startswith("**")
+    ]
     assert len(promises) >= 10
     for promise in promises:
         bold = re.match(r"\*\*.+?\*\*", promise)[0]

@@ -33,7 +33,7 @@ HEAD = """\
 Each command with its arguments and options, as `edgeroute COMMAND -h` lists them. Inputs, pipes, output and exit codes:
 [command line](cli.md).
 
-Every command takes `--json`: JSON on stdout, for programs. Arguments and options of several commands, which their lists leave out:
+Every command takes `--json`: JSON on stdout, for programs. Arguments and options of several commands:
 """
 KINDS = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 COMMON = 6
@@ -167,24 +167,22 @@ CARD_BEGIN = "### At the top"
 def policy_keys() -> str:
     """Return the keys of a policy with types, defaults and meanings, as Markdown: docs/policy.md from `KEYS_BEGIN` on."""
     document = schema(built_in=True)
-    parts = [
-        f"{KEYS_BEGIN}\n\n### At the top of the file\n",
-        _key_list(document, {*document["properties"]} - {*SECTIONS}, set()),
-    ]
+    listed = dict[str, str]()
+    top = {*document["properties"]} - {*SECTIONS}
+    parts = [f"{KEYS_BEGIN}\n\n### At the top of the file\n", _key_list("", document, top, {})]
     for name, models in SECTIONS.items():
         described = link_pages(document["properties"][name]["description"])
         kinds = [document["$defs"][model.__name__] for model in models]
         common = {key for key, value in kinds[0]["properties"].items() if all(k["properties"].get(key) == value for k in kinds)}
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
-        listed = set[str]()
-        parts += [f"### `[{name}]`\n\n{described}{several}\n", _key_list(kinds[0], common, listed)]
+        parts += [f"### `[{name}]`\n\n{described}{several}\n", _key_list(name, kinds[0], common, listed)]
         if name == "edge":
             runtimes = dict.fromkeys(target for suffix, target in sorted(BUILT_IN.items()) if suffix not in {".onnx", ACTIVE})
             parts += [text for runtime in runtimes for text in _runtime_keys(runtime, listed)]
         for i, kind in enumerate(kinds if several else ()):
             protocol = kind["properties"]["protocol"]["const"]
             parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{link_pages(kind["description"])}\n']
-            parts += [_key_list(kind, {*kind["properties"]} - common - ({"protocol"} if i else set()), listed)]
+            parts += [_key_list(name, kind, {*kind["properties"]} - common - ({"protocol"} if i else set()), listed)]
     return "\n".join(parts)
 
 
@@ -193,7 +191,7 @@ def link_pages(text: str) -> str:
     return re.sub(r"(?<!\])\(([a-z-]+)\.md(#[a-z-]+)?\)", r"([\1](\1.md\2))", text)
 
 
-def _runtime_keys(runtime: str, listed: set[str]) -> list[str]:
+def _runtime_keys(runtime: str, listed: dict[str, str]) -> list[str]:
     """Return the keys of `[edge]` for the model files of a built-in runtime."""
     suffixes = sorted(suffix for suffix, target in BUILT_IN.items() if target == runtime)
     address = suffixes[0] in SCHEMES
@@ -204,20 +202,30 @@ def _runtime_keys(runtime: str, listed: set[str]) -> list[str]:
         text = value["description"].replace("; None:", "; without it:").replace("None:", "Without it:")
         value["description"] = text[:1].upper() + text[1:]
     what = "the address of a server" if address else f"a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model"
-    return [f"### `[edge]` with {what}\n", _key_list(document, {*document["properties"]}, listed)]
+    return [f"### `[edge]` with {what}\n", _key_list("edge", document, {*document["properties"]}, listed)]
 
 
-def _key_list(section: Mapping[str, Any], keys: set[str], listed: set[str]) -> str:
-    """Return these keys as a list. A key that `listed` has with the same default and meaning is only named; others are added."""
-    rows, named = [], []
+def _key_list(name: str, section: Mapping[str, Any], keys: set[str], listed: dict[str, str]) -> str:
+    """Return these keys of a section as a list.
+
+    Args:
+        name: name of the section.
+        section: JSON Schema of the section.
+        keys: the keys to list.
+        listed: default and meaning of a key -> section that describes it; keys in there are only named, others are added.
+    """
+    rows, named = [], dict[str, list[str]]()
     for key, value in section["properties"].items():
         if key in keys:
             shown, meaning = _key_type(value, required=key in section.get("required", ())), link_pages(value["description"])
             known = f"{key}{value.get('default')}: {meaning}"
-            named += [f"`{key}`"] if known in listed else []
-            rows += [] if known in listed else [f"* `{key}`{shown}: {meaning}"]
-            listed.add(known)
-    return "\n".join([*rows, *([f"* As above: {', '.join(named)}."] if named else []), ""])
+            if known in listed:
+                named.setdefault(listed[known], []).append(f"`{key}`")
+            else:
+                rows.append(f"* `{key}`{shown}: {meaning}")
+                listed[known] = name
+    rows += [f"* As {'above' if there == name else f'in `[{there}]`'}: {', '.join(names)}." for there, names in named.items()]
+    return "\n".join([*rows, ""])
 
 
 def _key_type(value: Mapping[str, Any], *, required: bool) -> str:

@@ -177,21 +177,21 @@ class OpenAIChat(OneByOne):
         url: of the API, as in https://api.example.com/v1; without a path it is /v1.
         model: name of the model there.
         name: name of the endpoint in answers, traces and messages.
-        chat: a text is a user's message; if not, it is a text to be continued (`/completions`).
+        chat: True: a text is a user's message; False: a text is to be continued.
         system: system message before each chat, unless its messages begin with one.
         max_tokens: most tokens of an answer; None: as many as the server allows.
         temperature: randomness of an answer: 0: the most probable token each time; None: the server's.
         seed: seed of the random numbers; None: the server's.
         stop: texts at which an answer ends.
-        response_format: format that an answer follows, as in {"type": "json_schema", "json_schema": {...}}, passed on as it is.
+        response_format: format that an answer follows, in OpenAI's form.
         request: further keys of each request, as the server takes them.
         logprobs: request the log-probabilities of tokens: without them an answer has no confidence.
-        confidence: confidence of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
+        confidence: exp of the 10 % quantile, mean, least or first of its tokens' log-probabilities.
         stream: request answers in pieces, also where they are not shown: a server that stalls is then noticed.
         usage: request the number of tokens in streams, by `stream_options`, which few servers do not take.
         between_s: time within which the next piece must come, once an answer has begun; an event that brings nothing is none.
         labels: texts that are answers; None: any, or the edge model's labels.
-        version: text that you change whenever the server has another model under that name (for certificates and the cache).
+        version: text that you change whenever the server has another model under that name.
         timeout_s: time until an answer begins, with all retries; a deadline may end it sooner, and ends the whole answer.
         max_reply_bytes: a longer reply is refused.
         address: further keyword arguments of `Address`: api_key, headers, verify, cert, retries, terms.
