@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from contextvars import ContextVar
+from inspect import iscoroutinefunction
+from typing import Any, Final
 
-from edgeroute.core.egress import Permit, Rules, Unknown
+from edgeroute.core.egress import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.core.error_codes import class_name
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained
+from edgeroute.system.safe_logging import Failures
 
 Consent = Callable[[str, str | None], bool]
 """(destination, data class) -> True to permit sending."""
+Classify = Callable[[Any], str]
+"""(input) -> its data class; must not change the input."""
 Redact = Callable[[Any, str | None], Any]
 """(input, data class) -> the input to send instead; may work in place on a copy."""
+CLASSIFYING: Final = ContextVar("edgeroute_classifying", default=False)
+"""True within a function that returns a data class: nothing leaves by the calls that the function makes."""
 
 
 class Egress:
@@ -28,6 +35,9 @@ class Egress:
         default_class: class of a call that names none.
         consent: called with the destination and the data class just before sending; only True permits it.
         redact: called with each input and its data class before it is encoded; its result is sent instead.
+        data_class: called with each input before anything is sent; returns the input's class. The input stays if the call fails
+            or returns no name. Of this class and one that the caller names the stricter counts. Calls of a router within
+            it stay on the device.
 
     Attributes:
         asks: True if `prepare_inputs` calls functions of the application, which may block.
@@ -45,6 +55,7 @@ class Egress:
         default_class: str | None = None,
         consent: Consent | None = None,
         redact: Redact | None = None,
+        data_class: Classify | None = None,
     ) -> None:
         declared, may_leave = may_leave is not None, () if may_leave is None else may_leave
         for name, classes in (("never_leave", never_leave), ("may_leave", may_leave)):
@@ -56,9 +67,37 @@ class Egress:
             raise PolicyError(f"{', '.join(sorted(both))}: both in never_leave and in may_leave")
         if default_class is not None and not (isinstance(default_class, str) and default_class):
             raise PolicyError(f"default_class is the name of a data class, not {default_class!r}")
-        self.rules = Rules(frozenset(never_leave), frozenset(may_leave), unknown_class, default_class, declared)
-        self.consent, self.redact = consent, redact
+        if data_class is not None and (not callable(data_class) or iscoroutinefunction(data_class)):
+            raise PolicyError("data_class is a function of the input that returns its class, and no coroutine function")
+        never = frozenset(never_leave) if data_class is None else frozenset({*never_leave, UNCLASSIFIED})
+        self.rules = Rules(never, frozenset(may_leave), unknown_class, default_class, declared)
+        self.consent, self.redact, self.data_class, self._failures = consent, redact, data_class, Failures()
         self.asks = consent is not None or redact is not None
+
+    def class_of(self, x: Any, named: str | None, never: Collection[str] = ()) -> str | None:
+        """Return the data class of an input, by the function and by the class that the call names: the stricter.
+
+        `named` without a function, or if `named` is invalid. A failure of the function is logged. May block.
+
+        Args:
+            x: the input.
+            named: class that the call names; None: none.
+            never: classes that are not cached, which are stricter than others.
+        """
+        if self.data_class is None or not isinstance(named, str | None):
+            return named
+        if CLASSIFYING.get():
+            return UNCLASSIFIED
+        token = CLASSIFYING.set(True)
+        try:
+            found = call_contained(self.data_class, x)
+        except Exception as e:  # noqa: BLE001 - whatever the application raises: the input stays
+            self._failures.log("data_class", e, coded=True)
+            found = UNCLASSIFIED
+        finally:
+            CLASSIFYING.reset(token)
+        classes = [named, found if isinstance(found, str) and found else UNCLASSIFIED]
+        return max(classes[named is None :], key=lambda c: (isinstance(permit(self.rules, c), Denied), c in never))
 
     def prepare_inputs(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
         """Return the inputs to send: copied and redacted, after consent.

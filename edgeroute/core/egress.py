@@ -7,6 +7,8 @@ from typing import Final, Literal, NamedTuple, final
 Unknown = Literal["deny", "allow"]
 
 _OURS: Final = object()
+UNCLASSIFIED: Final = "unclassified"
+"""Class of an input whose data class cannot be found: the input never leaves."""
 
 
 class Rules(NamedTuple):

@@ -12,7 +12,6 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edgeroute.catalog.installed_models import version_of
 from edgeroute.catalog.model_folder import SUFFIX
-from edgeroute.cloud.egress_settings import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
 from edgeroute.edge.model_attributes import is_model, stamps
@@ -159,7 +158,7 @@ class Settings(Top):
             raise Wrong(None, problems)
         return settings
 
-    def arguments(self, folder: Path, consent: Consent | None = None, redact: Redact | None = None) -> dict[str, Any]:
+    def arguments(self, folder: Path, **functions: Any) -> dict[str, Any]:
         """Return the arguments of `Router`, with their objects made.
 
         Models are not loaded, and equal sections reuse the objects of an earlier policy. Certificates, cards and scores are read.
@@ -167,8 +166,7 @@ class Settings(Top):
 
         Args:
             folder: base of relative paths in the policy.
-            consent: as for `Egress`.
-            redact: as for `Egress`.
+            functions: `consent`, `redact` and `data_class`, as for `Egress`.
 
         Raises:
             ModelMissing: a card or score named by the policy is missing.
@@ -203,7 +201,7 @@ class Settings(Top):
             views[EDGE_TRIAL] = section.view
         clouds = clouds[: len(proper)]
         state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
-        rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))
+        rules = self.egress or (Egress.model_validate({}) if any(f is not None for f in functions.values()) else None)
         return {
             **self.model_dump(exclude={*SECTIONS, "parts"}),
             "threshold": threshold,
@@ -213,7 +211,7 @@ class Settings(Top):
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
             "trial": trials or None,
             "limits": self.limits.make() if self.limits else None,
-            "egress": rules.make(consent=consent, redact=redact) if rules else None,
+            "egress": rules.make(**functions) if rules else None,
             "audit": self.audit.make() if self.audit else None,
             "cache": self.cache.make(state) if self.cache else None,
             "rules": [rule.make() for rule in self.rule] or None,

@@ -6,6 +6,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from contextvars import copy_context
 from functools import cached_property, partial, wraps
 from inspect import signature
 from time import monotonic
@@ -22,7 +23,7 @@ from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps
 from edgeroute.router.decide_and_check import Check, Decision, decide
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
-from edgeroute.router.engine import Engine, check_all
+from edgeroute.router.engine import Engine, batch_steps, check_all
 from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
@@ -80,6 +81,13 @@ class Loop:
         self.engine = engine
         self._tasks: set[asyncio.Task[Any]] = set()
         self._inside = InsideLegs()
+
+    async def request(self, *given: Any, **more: Any) -> Request:
+        """Make a request; in a thread if the application's function gives its data class, which may block."""
+        make = partial(self.engine.request, *given, **more)
+        if self.engine.snapshot.egress.data_class is None:
+            return make()
+        return await self.in_thread(partial(copy_context().run, make))
 
     async def pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
         """Execute the steps of a call on the event loop, and return their result. `show` is called with what the caller gets."""
@@ -229,7 +237,7 @@ class AsyncRouter(BaseRouter[V]):
     ) -> Answer[V]:
         """Return the answer to one input, like `Router.infer`. Cancelling the call cancels all running legs."""
         engine = self.engine
-        request = engine.request(x, mode, deadline, data_class, importance)
+        request = await self._loop.request(x, mode, deadline, data_class, importance)
         if engine.plain and request.id not in engine.private.awaited:
             result = await _plain(self._loop, request)
             for ended in engine.ended:
@@ -242,7 +250,7 @@ class AsyncRouter(BaseRouter[V]):
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> AsyncGenerator[Answer[V], None]:
         """Yield the edge's answer and then the final one, like `Router.refine`."""
-        request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
+        request = await self._loop.request(x, mode, deadline, data_class, shows="provisional")
         async with aclosing(self._shown(request)) as answers:
             async for shown in answers:
                 yield shown if isinstance(shown, Answer) else answer_of(shown[0])
@@ -269,7 +277,7 @@ class AsyncRouter(BaseRouter[V]):
         """Return the answers to several inputs, like `Router.infer_many`."""
         if not length(batch):
             return []
-        results = await self._loop.pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
+        results = await self._loop.pump(batch_steps(self.engine, batch, mode, deadline, data_class))
         return [answer_of(result) for result in results]
 
     def stream(
@@ -293,7 +301,7 @@ class AsyncRouter(BaseRouter[V]):
     ) -> AsyncGenerator[Any, None]:
         """Yield the pieces of an answer, and the answer as `Last`. An answer without pieces is one piece."""
         shows: Shows = "restarts" if restart else "pieces"
-        request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
+        request = await self._loop.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
         spoken = False
         async with aclosing(self._shown(request)) as pieces:
             async for shown in pieces:
@@ -344,7 +352,7 @@ class AsyncRouter(BaseRouter[V]):
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Decision:
         """Return the route that this input would take, like `Router.decide`."""
-        request = self.engine.request(x, mode, deadline, data_class)
+        request = await self._loop.request(x, mode, deadline, data_class)
         legs, event = self.engine.legs([request]), None
         steps = decide(request.plan, legs, self.engine.audited)
         try:

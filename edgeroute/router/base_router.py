@@ -101,7 +101,7 @@ class BaseRouter(Generic[V]):
             deadline: seconds over all legs; at the deadline the best available answer is returned.
             offline: if the cloud was needed and did not answer: "edge" returns the edge's answer, marked degraded; "queue" does
                 too, and sends the request later; "stale" returns a stale cache entry; "raise" raises NoAnswer.
-            egress: an `Egress`: which data classes may leave, consent, redaction.
+            egress: an `Egress`: which data classes may leave, by name or by a function of the input; consent, redaction.
             limits: a `Limits`: maximum spending per day, hour and minute.
             audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
             trial: a `Trial`, or a list of them: another edge model or endpoint for a share of the requests, shown or hidden.
@@ -134,8 +134,8 @@ class BaseRouter(Generic[V]):
         Args:
             path: path of the file; relative paths in it start from its folder.
             watch: reload when the file changes; an invalid file is logged, and the old policy stays in force.
-            more: further arguments of the router and fields of `Options`, which override the file's, and `consent` and `redact`
-                for its egress rules.
+            more: further arguments of the router and fields of `Options`, which override the file's, and `consent`, `redact`
+                and `data_class` for its egress rules.
                 With an `edge`, `cloud` or `threshold` here the file need not have one.
                 `instruments` are added to those of the file, whose ones of the same class are left out. None: no instruments.
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Any
 
 from edgeroute.core.egress import Denied, permit
+from edgeroute.core.plan import Plan
 from edgeroute.errors import BadInput, MayNotLeave
 from edgeroute.router.call_stages import Shown
 from edgeroute.router.streams import AsyncStream, Last, Stream
@@ -39,8 +40,9 @@ class History:
         message = dict(turn) if isinstance(turn, Mapping) else {"role": "user", "content": turn}
         snapshot = self._router.engine.snapshot
         data_class = options.get("data_class")
-        # the call itself refuses a data class of another type
-        verdict = permit(snapshot.policy.rules, data_class) if isinstance(data_class, str | None) else None
+        # the call itself refuses a data class of another type; by a function the class is known once the turn is answered
+        known = isinstance(data_class, str) or (data_class is None and snapshot.egress.data_class is None)
+        verdict = permit(snapshot.policy.rules, data_class) if known else None
         self.stays = self.stays or options.get("mode") == "only_edge" or isinstance(verdict, Denied)
         if self.stays and any(target.side == "edge" for target in snapshot.targets):
             options = {**options, "mode": "only_edge"}
@@ -62,6 +64,8 @@ class History:
         message = first.get("message") if isinstance(first, Mapping) else None
         if isinstance(message, Mapping) and message.get("tool_calls"):
             reply |= {"content": answer.value or None, "tool_calls": message["tool_calls"]}
+        rules, plan = self._router.engine.snapshot.policy.rules, answer._plan  # noqa: SLF001 - a function may have found its class
+        self.stays = self.stays or (isinstance(plan, Plan) and isinstance(permit(rules, plan.data_class), Denied))
         self.messages = [*messages, reply]
         return answer
 

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import partial
 from itertools import count
 from time import monotonic
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgeroute.core.egress import Rules
+from edgeroute.cloud.egress_settings import CLASSIFYING
+from edgeroute.core.egress import Permit, Rules, permit
 from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Left, Outcome, new
@@ -26,7 +28,7 @@ from edgeroute.observe.planning_facts import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.cache_keys import LONGEST
-from edgeroute.router.call_stages import Proceed, Result, Steps, compose, walk_stage
+from edgeroute.router.call_stages import Block, Proceed, Result, Steps, compose, walk_stage
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallbacks_and_late_replies import Fallback, LateReplies
 from edgeroute.router.leg_execution import LegExecutor, Walked
@@ -50,6 +52,7 @@ from edgeroute.types import Answer
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgeroute.cloud.egress_settings import Egress
     from edgeroute.cloud.spending_file import SharedSpending
     from edgeroute.observe.router_stats import Stats, Status
     from edgeroute.record.checkpoint import Checkpoint
@@ -280,6 +283,8 @@ class Engine(ForkSafe):
         if begun >= observer.eases_at:
             observer.eases_at = begun + EASES_S
             self.observe()
+        if snapshot.egress.data_class is not None and not together:
+            data_class = class_of(self, snapshot.egress, x, data_class)
         plan: Plan | None = None
         if kind is np.ndarray:
             talks = x.dtype.hasobject
@@ -287,7 +292,11 @@ class Engine(ForkSafe):
             talks = mode is not None or snapshot.policy.rules != NO_RULES
         else:
             talks = kind not in MUTE
-        if talks and (home := self.private.why(x, identity, snapshot.policy.rules, None if renews else mode, data_class)):
+        if (
+            talks
+            and not CLASSIFYING.get()
+            and (home := self.private.why(x, identity, snapshot.policy.rules, None if renews else mode, data_class))
+        ):
             plan = make_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
             plan = snapshot.plans.get(PLAIN)
@@ -511,6 +520,35 @@ class Engine(ForkSafe):
         steps += [lambda: self.observer.book(None, monotonic()), *reversed(self.parts.methods("close"))]
         for close in steps:
             call_quietly(close, "closing a router")
+
+
+def class_of(engine: Engine, egress: Egress, x: Any, named: str | None) -> str | None:
+    """Return the data class of an input, by a function of the application if there is one; see `Egress.class_of`."""
+    return egress.class_of(x, named, () if engine.caching is None else engine.caching.cache.never)
+
+
+def batch_steps(
+    engine: Engine, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None
+) -> Steps[list[Result]]:
+    """Walk several inputs, and return their results in order.
+
+    If a function gives their data classes, the inputs of each class go together, first those that stay.
+    """
+    egress = engine.snapshot.egress
+    if egress.data_class is None or not isinstance(data_class, str | None):
+        return (yield from engine.steps(engine.rows(batch, mode, deadline, data_class)))
+    for x in batch:
+        if is_read_once(x):
+            raise read_once_error(x)
+    classify = partial(copy_context().run, lambda: [cast("str", class_of(engine, egress, x, data_class)) for x in batch])
+    classes: list[str] = yield Block(classify, INF)
+    order = sorted(set(classes), key=lambda name: (isinstance(permit(egress.rules, name), Permit), name))
+    places = [[i for i, name in enumerate(classes) if name == wanted] for wanted in order]
+    groups = [engine.rows([batch[i] for i in rows], mode, deadline, name) for rows, name in zip(places, order, strict=True)]
+    results = dict[int, Result]()
+    for rows, requests in zip(places, groups, strict=True):
+        results |= zip(rows, (yield from engine.steps(requests)), strict=True)
+    return [results[i] for i in range(len(batch))]
 
 
 def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:

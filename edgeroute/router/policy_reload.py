@@ -96,7 +96,7 @@ class PolicyFile:
 
     Args:
         path: path of the file.
-        more: arguments of the router that override the file's, and `consent` and `redact` for its egress rules.
+        more: arguments of the router that override the file's, and `consent`, `redact` and `data_class` for its egress rules.
     """
 
     def __init__(self, path: Path, more: Mapping[str, Any]) -> None:
@@ -117,7 +117,7 @@ class PolicyFile:
         """
         from edgeroute import policy as settings  # pydantic is imported only for policy files
 
-        functions = {key: self._more[key] for key in ("consent", "redact") if key in self._more}
+        functions = {key: self._more[key] for key in ("consent", "redact", "data_class") if key in self._more}
         policy = settings.load(self.path, [key for key in ("edge", "cloud", "threshold") if self._more.get(key) is not None])
         if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
             policy = policy.model_copy(update={"telemetry": None})

@@ -16,7 +16,7 @@ from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.base_router import BaseRouter, Spawn
 from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
-from edgeroute.router.engine import Engine, check_all, decide_alone
+from edgeroute.router.engine import Engine, batch_steps, check_all, decide_alone
 from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
@@ -131,7 +131,7 @@ class Router(BaseRouter[V]):
         if not length(batch):
             return []
         engine = self.engine
-        return [answer_of(r) for r in _run_pump(pump(engine.steps(engine.rows(batch, mode, deadline, data_class)), engine))]
+        return [answer_of(r) for r in _run_pump(pump(batch_steps(engine, batch, mode, deadline, data_class), engine))]
 
     def stream(
         self,

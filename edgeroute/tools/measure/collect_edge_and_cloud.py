@@ -22,7 +22,7 @@ from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
 from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput, BadReply, Closed, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
 from edgeroute.router.call_stages import Block, Pause, Steps, walk_stage
-from edgeroute.router.engine import settle
+from edgeroute.router.engine import class_of, settle
 from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints
@@ -128,6 +128,13 @@ class DirectCalls:
         (leg,), target, prediction = walk.request.plan.legs, calibrated_target(self.snapshot, number), walk.outcome.prediction
         leg_with_threshold = leg._replace(final=False, threshold=target.threshold, thresholds=target.thresholds)
         return prediction is not None and acceptable(leg_with_threshold, prediction)
+
+    def classes(self, inputs: Sequence[Any], named: str | None) -> list[str | None]:
+        """Return the data class of each input, by the application's function, if there is one, and by the named class."""
+        egress = self.snapshot.egress
+        if egress.data_class is None:
+            return [named] * len(inputs)
+        return [class_of(self._engine, egress, x, named) for x in inputs]
 
     def may_leave(self, data_class: str | None) -> Plan:
         """Return the plan for calls of the clouds.
@@ -253,8 +260,11 @@ def collect(
         raise BadInput("there are no inputs")
     runner = calls.runner
     right = None if labels is None else label_values(labels, runner.reader.labels, len(inputs))
+    classes: list[str | None] = []
     if ask_cloud:
-        calls.may_leave(data_class)  # before anything is run
+        classes = yield Block(partial(calls.classes, inputs, data_class), INF)
+        for name in dict.fromkeys(classes):
+            calls.may_leave(name)  # before anything is run
     yield from calls.ready()
     runs = dict[int, _Reply]()
     yield from _run(calls, 0, inputs[0])  # warm-up
@@ -269,7 +279,7 @@ def collect(
     if not runs:
         raise BadInput(f"none of the {len(inputs)} inputs reaches {runner.where}: the edge models before it accept them all")
     reached = list(runs)
-    cloud = _CloudAnswers(calls, inputs, runs, data_class, advance)
+    cloud = _CloudAnswers(calls, inputs, runs, classes, advance)
     if ask_cloud:
         size = calls.batch_size(batch)
         ran = [run.prediction.value for run in runs.values()]
@@ -512,10 +522,15 @@ class _CloudAnswers:
     """
 
     def __init__(
-        self, calls: DirectCalls, inputs: Sequence[Any], runs: Mapping[int, _Reply], data_class: str | None, advance: Advance
+        self,
+        calls: DirectCalls,
+        inputs: Sequence[Any],
+        runs: Mapping[int, _Reply],
+        classes: Sequence[str | None],
+        advance: Advance,
     ) -> None:
         self._calls, self._inputs, self._runs, self._reached = calls, inputs, runs, len(runs)
-        self._data_class, self._advance = data_class, advance
+        self._classes, self._advance = classes, advance
         self._error_of = self._asked = 0
         self._has_failed = False
         """True once an input got no answer."""
@@ -530,8 +545,12 @@ class _CloudAnswers:
             NoAnswer: too many got no answer.
             PolicyError: the policy forbids it, for every input alike.
         """
+        if len({self._classes[row] for row in rows}) > 1:  # consent and redaction may differ
+            for row in rows:
+                yield from self.ask([row])
+            return
         walks = yield from self._calls.ask(
-            [self._inputs[row] for row in rows], self._data_class, [self._runs[row].prediction for row in rows]
+            [self._inputs[row] for row in rows], self._classes[rows[0]], [self._runs[row].prediction for row in rows]
         )
         for cost in walks[0].costs.values():
             sent, received, usd, joules, *_ = self.spent

@@ -1,0 +1,321 @@
+"""A data class that is a function of the input: what it keeps on the device, by each way in which anything is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from contextvars import ContextVar
+
+import numpy as np
+import pytest
+from both import CALLS, DOWN, LONG, ask, makes, sure, unsure, wait_for
+from gateways import serving
+from live import live
+
+from edgeroute import AsyncRouter, Audit, Cache, Egress, MayNotLeave, Outbox, PlainJson, PolicyError, Router, Trial
+from edgeroute.testing import CannedServer, http_reply
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
+SECRET = b"SECRET"
+INPUTS = ["tree 1", "face SECRET", "raises SECRET", "none SECRET", "number SECRET", "odd SECRET", "empty SECRET", "tree 2"]
+
+
+def class_of(x):
+    """The first word of a text, or of the last message; some have none."""
+    word = (x if isinstance(x, str) else x[-1]["content"]).split()[0]
+    if word == "raises":
+        raise LookupError(x)
+    return {"none": None, "number": 3, "empty": ""}.get(word, word)
+
+
+def rules(**more):
+    return Egress(**{"never_leave": ["face"], "may_leave": ["tree", "bush"], "data_class": class_of, **more})
+
+
+def sent_of(request):
+    """The input in a request; "" in a ping."""
+    body = request.partition(b"\r\n\r\n")[2]
+    return json.loads(body)["input"] if body else ""
+
+
+@pytest.fixture
+def server():
+    """A server that keeps what it gets; at the end, none of that is a secret."""
+    with CannedServer(lambda request: http_reply(json.dumps({"value": f"cloud {sent_of(request)}"}).encode())) as server:
+        yield server
+    assert not [request for request in server.requests if SECRET in request]
+
+
+def sent(server):
+    return [sent_of(request) for request in server.requests]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("policy", [{}, {"mode": "prefer_cloud"}, {"hedge_after": 0.0}, {"order": "fastest"}])
+def test_by_each_call_and_mode(make, server, call, policy):
+    """A function that fails, or returns no known class, keeps its input here; also where a cloud begins before the edge ends."""
+    router = make(unsure, [PlainJson(server.url), PlainJson(server.url, name="other")], egress=rules(), **policy)
+    for x in INPUTS:
+        answer = ask(router, call, x)
+        assert answer.source == ("cloud" if x.startswith("tree") else "edge")
+        assert answer.trace["data_class"] == (x.split()[0] if x[0] in "tfo" else "unclassified")
+        with pytest.raises(MayNotLeave) if SECRET.decode() in x else contextlib.nullcontext():
+            ask(router, call, x, mode="only_cloud")
+    assert sent(server).count("tree 2") >= 2
+
+
+def test_in_shadow_mode(make, server):
+    """It asks the cloud alone, and so refuses the others."""
+    router = make(sure, PlainJson(server.url), egress=rules(), mode="shadow")
+    for x in INPUTS:
+        with contextlib.nullcontext() if x.startswith("tree") else pytest.raises(MayNotLeave):
+            assert router.infer(x).source == "cloud"
+
+
+def test_many_at_once(make, server):
+    """Inputs of a class go together; one that stays does not make the others stay. Answers are in order."""
+    router = make(lambda x: (f"edge {x}", 0.1), PlainJson(server.url), egress=rules())
+    many = [*INPUTS, "bush 3"]
+    answers = router.infer_many(many)
+    assert [a.value for a in answers] == [f"{'cloud' if x[0] in 'tb' else 'edge'} {x}" for x in many]
+    assert sorted(sent(server)) == ["bush 3", "tree 1", "tree 2"]
+    assert [a.source for a in router.infer_many(["tree 1", "bush 1"], data_class="face")] == ["edge"] * 2
+    with pytest.raises(PolicyError, match="data_class is a name"):
+        router.infer_many(["tree 1"], data_class=["face"])
+    with pytest.raises(MayNotLeave):
+        router.infer_many(many, mode="only_cloud")
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("named", "found", "counts"),
+    [("tree", "face", "face"), ("face", "tree", "face"), ("tree", "bush", "tree"), (None, "bush", "bush"), ("odd", "tree", "odd"),
+     ("bush", "tree", "tree")],
+)  # fmt: skip
+def test_the_stricter_of_two_classes(make, named, found, counts):
+    """A class that is not cached is stricter than others that may leave, and else the call's counts."""
+    router = make(unsure, lambda _: "cloud", egress=rules(data_class=lambda _: found), cache=Cache(never=["tree"]))
+    answer = router.infer(1, data_class=named)
+    assert answer.trace["data_class"] == counts
+    assert answer.source == ("edge" if counts in {"face", "odd"} else "cloud")
+
+
+def test_classes_that_are_not_cached(make):
+    """By the function, too."""
+    router = make(unsure, lambda _: "cloud", egress=rules(), cache=Cache(never=["tree"]))
+    assert [router.infer(x).source for x in ["tree 1", "tree 1", "bush 1", "bush 1", "face 1", "face 1"]] == [
+        "cloud", "cloud", "cloud", "cache", "edge", "cache",
+    ]  # fmt: skip
+
+
+def test_an_answer_of_the_cloud_is_not_that_of_an_input_which_stays(make):
+    """Nor the other way round: the class is in the key."""
+    kinds = iter(["tree", "face", "tree"])
+    router = make(unsure, lambda _: "cloud", egress=rules(data_class=lambda _: next(kinds)), cache=Cache())
+    assert [router.infer(1).source for _ in range(3)] == ["cloud", "edge", "cache"]
+
+
+def test_queued_and_delivered(make, server, tmp_path):
+    """What stays is not stored; the class of what is stored is in the outbox."""
+    box = Outbox(tmp_path / "outbox.db", rate_per_s=1e6, spread_s=0.0)
+    good, server.reply = server.reply, DOWN
+    router = make(unsure, PlainJson(server.url), egress=rules(), offline="queue", outbox=box)
+    router.infer_many(INPUTS)
+    for x in INPUTS:
+        router.infer(x)
+    assert [entry.data_class for entry in box.list()] == ["tree"] * 4
+    for file in tmp_path.iterdir():
+        assert SECRET not in file.read_bytes()
+    server.reply = good
+    router.on_late(lambda late: None)
+    router.link_up()
+    wait_for(lambda: box.counts()["delivered"] == 4)
+
+
+def test_audits_and_trials(make, server):
+    """What is compared in the background."""
+    trial = Trial(cloud=PlainJson(server.url, name="tried"), shown=False, share=1.0)
+    router = make(sure, PlainJson(server.url), egress=rules(), audit=Audit(share=1.0), trial=trial)
+    for x in INPUTS * 3:
+        assert router.infer(x).source == "edge"
+    wait_for(lambda: len(server.requests) >= 6)
+    wait_for(lambda: not router.engine.auditor.busy)
+    shown = make(unsure, PlainJson(server.url), egress=rules(), trial=Trial(cloud=PlainJson(server.url, name="tried"), share=0.5))
+    for x in INPUTS * 3:
+        shown.infer(x)
+
+
+def test_live_sources_sessions_and_decisions(make, server):
+    """The function gets each frame."""
+    router = make(unsure, PlainJson(server.url), egress=rules())
+    with live(router, "frames", INPUTS, drop="never", scene=None, hold=1) as frames:
+        for _ in frames:
+            pass
+    before = len(server.requests)
+    if isinstance(router, Router):
+        with router.session() as session:
+            assert [session.infer(x).source for x in INPUTS[:3]] == ["cloud", "edge", "edge"]
+            assert [bool(d.sends_to) for d in map(router.decide, INPUTS[:3])] == [True, False, False]
+        assert len(server.requests) == before + 1
+
+
+def turn(said):
+    return [{"role": "user", "content": said}]
+
+
+def test_a_conversation_stays_once_a_turn_had_to(server):
+    """Also with a function that looks at the last turn alone, and by a list of messages that the application keeps."""
+
+    def edge(x):
+        return f"answer to {x[-1]['content']}", 0.1
+
+    with Router(edge, PlainJson(server.url), threshold=0.5, egress=rules()) as router:
+        talk = router.conversation()
+        assert talk.infer("tree 1").source == "cloud"
+        assert not talk.stays
+        assert talk.infer("face SECRET, said in confidence").source == "edge"
+        assert talk.stays
+        assert talk.infer("tree 2").source == "edge"
+        messages = turn("face SECRET, said in confidence and at length")
+        messages += [{"role": "assistant", "content": router.infer(messages).value}, *turn("tree 3")]
+        assert router.infer(messages).source == "edge"
+        assert router.infer(turn("tree 4")).source == "cloud"
+
+
+def test_through_the_gateway(server):
+    """The function gets the body of the request, whose client may name a class besides."""
+    import httpx
+
+    def class_of_body(body):
+        return class_of(body["messages"])
+
+    def edge(body):
+        yield "here"
+        return 0.1
+
+    router = AsyncRouter(edge, PlainJson(server.url), threshold=0.5, egress=rules(data_class=class_of_body))
+    with serving(router, names=["policy"]) as url:
+        for x in INPUTS:
+            for named in ({}, {"x-edgeroute-data-class": "tree"}):
+                body = {"model": "policy", "messages": turn(x)}
+                reply = httpx.post(f"{url}/v1/chat/completions", json=body, headers=named, timeout=LONG)
+                assert reply.headers["x-edgeroute-source"] == ("cloud" if x.startswith("tree") else "edge")
+
+
+def test_the_edges_own_answer_as_the_class(make, server):
+    """Calls of the router within the function stay on the device, and bind no conversation."""
+    router = None
+
+    def by_edge(x):
+        if router is None:
+            raise LookupError
+        return router.infer(x).value if isinstance(router, Router) else "face"
+
+    def edge(x):
+        said = x if isinstance(x, str) else x[-1]["content"]
+        return said.split()[0], 0.1
+
+    inner = make(edge, PlainJson(server.url), egress=rules(data_class=by_edge))
+    assert inner.infer("tree 1").source == "edge"
+    router = inner
+    if isinstance(router, Router):
+        assert [router.infer(x).source for x in ["tree 1", "face SECRET", "tree 2"]] == ["cloud", "edge", "cloud"]
+        assert router.infer(turn("tree 3")).source == "cloud"
+        assert router.infer(turn("face SECRET said at length")).source == "edge"
+
+
+def test_examples_for_a_measurement(make):
+    """None is sent if one may not leave; requests are of one class."""
+    batches = []
+
+    def cloud(x):
+        batches.append(x)
+        return "edge", 1.0
+
+    seen = []
+    egress = Egress(never_leave=["face"], may_leave=["tree", "bush"], data_class=lambda x: x.split()[0],
+                    redact=lambda x, kind: seen.append((x, kind)) or x)  # fmt: skip
+    router = make(unsure, cloud, egress=egress)
+    mixed = [f"{kind} {i}" for i in range(30) for kind in ("tree", "bush")]
+    router.evaluate(mixed, ["edge"] * 60, batch=8)
+    assert len(seen) == 60
+    assert all(x.startswith(kind) for x, kind in seen)
+    batches.clear()
+    with pytest.raises(MayNotLeave, match="data class 'face' never leaves"):
+        router.evaluate([*mixed, "face SECRET"], ["edge"] * 61)
+    assert batches == []
+    assert router.evaluate(["face SECRET"] * 20, ["edge"] * 20, ask_cloud=False).accuracy["edge"].found == 20
+
+
+USER = ContextVar("user", default="nobody")
+
+
+def test_the_function_does_not_hold_up_an_event_loop():
+    """It runs in a thread there, with the caller's context."""
+    gate, users, begun = threading.Event(), [], threading.Semaphore(0)
+
+    def slow(x):
+        users.append((USER.get(), threading.current_thread() is threading.main_thread()))
+        begun.release()
+        assert gate.wait(LONG)
+        return "tree"
+
+    async def main():
+        async with AsyncRouter(unsure, lambda _: "cloud", threshold=0.5, egress=rules(data_class=slow)) as router:
+            USER.set("somebody")
+            calls = [asyncio.create_task(router.infer(1)), asyncio.create_task(router.infer_many([1]))]
+            for _ in calls:
+                assert await asyncio.to_thread(begun.acquire, timeout=LONG)
+            gate.set()
+            one, (other,) = await asyncio.gather(*calls)
+            assert one.source == other.source == "cloud"
+
+    asyncio.run(main())
+    assert users == [("somebody", False)] * 2
+
+
+def test_arrays_and_a_policy_file(tmp_path):
+    """`from_policy` takes the function, and a reload keeps it."""
+    (tmp_path / "policy.toml").write_text('[egress]\nnever_leave = ["face"]\nmay_leave = ["tree"]\n')
+
+    def dark(x):
+        return "face" if np.mean(x) < 0.5 else "tree"
+
+    with Router.from_policy(
+        tmp_path / "policy.toml", edge=unsure, cloud=lambda _: "cloud", threshold=0.5, data_class=dark
+    ) as router:
+        for _ in range(2):
+            assert router.infer(np.ones(4)).source == "cloud"
+            assert router.infer(np.zeros(4)).source == "edge"
+            router.reload()
+
+
+def test_without_lists_nothing_leaves(make):
+    """A function alone declares no class that may leave; that is told by `check`."""
+    router = make(unsure, lambda _: "cloud", egress=Egress(data_class=lambda _: "tree"))
+    assert router.infer(1).source == "edge"
+    allowed = make(unsure, lambda _: "cloud", egress=Egress(unknown_class="allow", data_class=class_of))
+    assert [allowed.infer(x).source for x in ["tree 1", "odd 1", "none 1", "raises 1"]] == ["cloud", "cloud", "edge", "edge"]
+
+
+def test_what_is_no_function_of_the_input():
+    """It is refused when the rules are made."""
+
+    async def later(x):
+        return "tree"
+
+    for wrong in ("medical", 3, later):
+        with pytest.raises(PolicyError, match="data_class is a function of the input"):
+            Egress(data_class=wrong)
+
+
+def test_a_failure_is_logged_without_the_input(make, caplog):
+    """Once a minute at most."""
+    router = make(unsure, lambda _: "cloud", egress=rules())
+    for _ in range(3):
+        router.infer("raises SECRET")
+    assert [record.getMessage() for record in caplog.records] == ["data_class failed: LookupError (said once a minute at most)"]
+    assert SECRET.decode() not in caplog.text
