@@ -175,6 +175,16 @@ def test_quickstart_example(desk, fashion, fashion_server, capsys):
     assert "uncalibrated" in said
 
 
+@pytest.mark.slow
+def test_distil_example(desk, tmp_path, capsys):
+    """examples/distil.py writes a student that runs with its card, and agrees with the teacher."""
+    pytest.importorskip("skl2onnx")
+    exec(compile((ROOT / "examples" / "distil.py").read_text(), "distil.py", "exec"), {"__name__": "example"})
+    assert int(re.fullmatch(r"(\d+)% of the teacher's answers\n", capsys.readouterr().out)[1]) > 50
+    with Router(tmp_path / "student.onnx") as router:
+        assert router.infer(np.zeros((28, 28), np.uint8)).value in json.loads((tmp_path / "student.json").read_text())["labels"]
+
+
 def test_the_readme_is_one_screen_with_links():
     """At most 700 words; a link to a page of each kind, and the picture of a request."""
     text = (ROOT / "README.md").read_text()

@@ -180,7 +180,7 @@ class OpenAIChat(OneByOne):
         chat: True: a text is a user's message; False: a text is to be continued.
         system: system message before each chat, unless its messages begin with one.
         max_tokens: most tokens of an answer; None: as many as the server allows.
-        temperature: randomness of an answer: 0: the most probable token each time; None: the server's.
+        temperature: 0: the most probable token each time; None: the server's.
         seed: seed of the random numbers; None: the server's.
         stop: texts at which an answer ends.
         response_format: format that an answer follows, in OpenAI's form.

@@ -93,12 +93,9 @@ class Rule(NamedTuple):
     Args:
         of: quantity of the device. battery and memory: shares of what there is; heat: degrees Celsius of the hottest part; load
             and gpu: shares of their time; power: watts; throttled: while the processor is slowed down.
-        then: effect: a mode in place of the policy's; or small_model: only the smallest edge model; cheapest_energy: the side
-            that takes less energy first; unload: the edge models are freed, and asked after every cloud (rules.md).
-        enter: limit at which the rule comes into force: below it for battery and memory, above it for the others; throttled has
-            none.
-        leave: limit at which the rule ends, on the other side of `enter`. Without it: 5 percentage points more for battery and
-            memory; 10 less for load and gpu; 5 degrees, or a tenth of the power, less.
+        then: effect: a mode in place of the policy's, or small_model, cheapest_energy, unload (rules.md).
+        enter: limit at which the rule comes into force: below it for battery and memory, above it for others but throttled.
+        leave: limit at which the rule ends, on the other side of `enter`. None: as the table shows (rules.md).
         hold_s: how long readings have to demand a change before it is made, seconds.
     """
 

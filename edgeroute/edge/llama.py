@@ -169,7 +169,7 @@ class LlamaModel(LoadsLate):
         response_format: format that an answer follows, in OpenAI's form.
         confidence: exp of the 10 % quantile, mean, least or first of its tokens' log-probabilities.
         decide_after: number of first tokens that the confidence is of; None: all tokens.
-        request: further keys of each request, as llama.cpp's server takes them, such as top_p.
+        request: further keys of each request, as the server takes them.
         runtime: Python package with llama.cpp; auto: xllamacpp, or else llama-cpp-python.
         verbose: llama.cpp writes its own log to stderr.
         isolate: llama.cpp runs in a process of its own; None: in `edgeroute gateway` alone.

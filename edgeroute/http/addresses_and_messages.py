@@ -178,9 +178,8 @@ class Address:
         cert: paths of the client certificate and key, for mutual TLS.
         pin: `sha256/` and the Base64 of the SHA-256 of the server's public key, or several: its certificate must hold one of
             them, besides what `verify` asks for.
-        client: HTTP client, in place of edgeroute's own connections. "httpx": clients made by edgeroute, for SOCKS proxies
-            for example; in Python also an `httpx.Client` for Router, an `httpx.AsyncClient` for AsyncRouter, or both as a tuple,
-            which stay open.
+        client: HTTP client in place of edgeroute's own connections: "httpx", or in Python an `httpx.Client` for Router, an
+            `httpx.AsyncClient` for AsyncRouter, or both as a tuple, which stay open (connections.md).
         timeout_s: time for one request with all its retries; a deadline may be shorter.
         retries: maximum retries of a failed request.
         max_reply_bytes: maximum size of a reply's body for one input; a longer one is rejected without being read in full. For a

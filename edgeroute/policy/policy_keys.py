@@ -42,17 +42,12 @@ class Trial(Section):
 
     edge: Annotated[Edge, ByRuntime, WrapValidator(_path_or_section)] | None = Field(
         None,
-        description="The model on trial beside the only `[edge]`: its file, with the other keys of `[edge]` that its runtime "
-        "has, without `sha256` and `card`; or a table, `[trial.edge]`, with keys of its own.",
+        description="The model on trial beside the only `[edge]`: its file, with the other keys of `[edge]` but `sha256` and "
+        "`card`; or a table, `[trial.edge]`, with keys of its own.",
     )
-    cloud: Text | None = Field(
-        None,
-        description="Or the endpoint on trial beside those in use: the `name` of another `[[cloud]]`, which has no other part.",
-    )
+    cloud: Text | None = Field(None, description="Or the endpoint on trial: the `name` of another `[[cloud]]`.")
     threshold: float | Text | None = Field(
-        None,
-        description="Of an edge: a number, or the path of a certificate. Without it the one that it came with, else the number "
-        "in use.",
+        None, description="Of an edge: a number, or the path of a certificate. Without it its own, else the number in use."
     )
 
 
@@ -86,31 +81,26 @@ class Top(BaseSettings):
 
     mode: PolicyMode = Field(
         "prefer_edge",
-        description='Which side is asked first, and whether the other is asked at all. `"shadow"`: the cloud answers everything, '
-        "and of the audited requests (without `[audit]`: of all) it is recorded what the edge would have answered (trials.md).",
+        description='Side that is asked first. `"shadow"`: the cloud answers everything, and the edge is compared (trials.md).',
     )
     threshold: Thresholds | None = Field(
         None,
-        description="Confidence from which an edge answer is accepted and nothing is sent: a number, or the path of a "
-        "certificate, which `edgeroute calibrate` writes; one, or one for each edge model. Required with both sides and mode "
-        "prefer_edge.",
+        description="Confidence from which an edge answer is accepted: a number, or the path of a certificate; one, or one for "
+        "each edge model. Required with both sides and mode prefer_edge.",
     )
     deadline: Duration | None = Field(
         None, description="From call to answer; then the best there is stands. Without it: no limit."
     )
-    score: Score = Field(
-        "msp", description="How the confidence is taken from a model's outputs, or the path of a score that was fitted and saved."
-    )
+    score: Score = Field("msp", description="Score that makes the confidence, or the path of one that was fitted and saved.")
     offline: Offline = Field(
         "edge",
-        description="When the cloud was needed and did not answer: "
-        '`"edge"`: the edge\'s answer stands, marked degraded; `"queue"`: it does, and the outbox sends the request later; '
-        '`"stale"`: an answer that the cache has past its time; `"raise"`: NoAnswer.',
+        description='Answer where the cloud was needed and gave none: `"edge"`: the edge\'s, degraded; `"queue"`: the same, and '
+        'the outbox sends the request later; `"stale"`: an expired one of the cache; `"raise"`: NoAnswer.',
     )
     state: Text | None = Field(
         None,
-        description="A folder, made where it is not there, for what outlives the process: latencies, what was spent, the egress "
-        "ledger, the outbox, the cache on disk, the trace. Without it nothing of this is kept.",
+        description="Folder for what outlives the process: latencies, spending, ledger, outbox, cache on disk, trace; made if "
+        "missing. Without it nothing of this is stored.",
     )
 
 

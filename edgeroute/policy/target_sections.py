@@ -26,11 +26,8 @@ from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_bo
 from edgeroute.system.late_imports import load_plugin, plugin_targets
 
 VIEW = "What this side takes of an input that is a mapping: the key. Without it: all of the input."
-VARIANT = (
-    "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one, and the same `group`, are "
-    "a group. In `[[edge.variant]]` it is `name`."
-)
-GROUP = "Any text: tells two groups of variants apart that are next to each other. In `[[edge.variant]]` it is not needed."
+VARIANT = "Name in a group of variants, of which one runs (rules.md#variants): neighbours with the same `group`."
+GROUP = "Any text that tells two neighbouring groups of variants apart."
 
 
 def loaded_score(score: str, folder: Path) -> Any:

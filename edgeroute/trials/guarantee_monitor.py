@@ -29,18 +29,17 @@ class Audit(NamedTuple):
     """Audit of a sample of the edge's answers against the cloud's, with an alarm if the guarantee of a certificate fails.
 
     Args:
-        share: share of all requests. For those that the edge answers, the cloud is called in the background, if data class,
-            limits and link allow it. 0: only deferral rates are monitored.
+        share: share of all requests; for those that the edge answers, the cloud is called in the background. 0: only deferral
+            rates are monitored.
         on_alarm: effect when more answers differ from the cloud's than should. tell: report it in the log, the reasons and
-            `stats`. raise: also defer half of what was accepted, at each alarm. defer: also defer everything. An alarm of the
-            deferral rate, or of a certificate for `max_defer`, only tells.
+            `stats`. raise: also defer half of what was accepted. defer: also defer everything (audit.md#the-alarm).
         agrees: `f(edge's value, cloud's value)`: True if they agree; None: they are equal, or the same label in another form
             (digits and text, case, white space). With labels also
             `f(a value, the right one)`, which may be a number from 0 to 1 where answers are graded.
-        scene: number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count
-            requests that are at least so far apart. 1: the inputs are independent, and alike at any time of day.
-        labelled: the right values of audited answers are reported (`router.report`): alarms test the loss of accuracy, or the
-            error rate, that the certificate guarantees, and not how often the answers differ.
+        scene: number of successive requests whose inputs may be alike, as frames of one scene are: alarms count requests at least
+            so far apart. 1: the inputs are independent, and alike at any time of day.
+        labelled: the right values of audited answers are reported (`router.report`): alarms test what the certificate guarantees,
+            and not how often the answers differ.
     """
 
     share: Share = 0.005

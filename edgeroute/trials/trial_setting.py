@@ -37,19 +37,17 @@ class Trial(NamedTuple):
     Args:
         edge: the model, as in `Router(edge=...)`; it stands beside the only edge model. Either this or `cloud` is given.
         cloud: the endpoint, as in `Router(cloud=...)`; it stands beside those in use.
-        shown: callers get its answers. If not, a hidden edge runs on audited requests, in the background, and `edgeroute
-            recertify` puts it in force once its certificate holds; a hidden cloud is called afterwards, and compared.
+        shown: callers get its answers. If not, a hidden edge runs on audited requests, and `edgeroute recertify` puts it in force
+            once its certificate holds; a hidden cloud is called afterwards, and compared.
         share: share of the requests or devices. None: 10 %, hidden 1 %. Of a hidden edge the audit has it, where there is one.
         threshold: threshold of the edge; None: its own certificate if it came with one, else the number in use; hidden: none yet.
         by: returns the key of an input, as of its camera or user: equal keys are in one arm. None: each request is drawn.
         device: id of this device: all of its requests are in one arm. None: each request is drawn.
-        salt: another salt draws other keys, so that the same devices are not always the first.
-        more_errors: guardrail: margin by which its share of failures may exceed that of the one in use. None: 1 %, of a cloud
-            2 %.
+        salt: another salt draws other devices.
+        more_errors: guardrail: margin by which failures may exceed those of the one in use. None: 1 %, of a cloud 2 %.
         more_deferred: guardrail of an edge: the same for deferred requests. None: 10 %.
-        more_differs: guardrail: the same for answers that differ: an edge's from the cloud's in audits, a cloud's from the
-            edge's, a hidden cloud's from those of the one in use. None: 2 %, of a cloud 10 %.
-        alpha: probability that the guardrail stops a trial that is not worse, whenever and however often it is checked.
+        more_differs: guardrail: the same for answers that differ (trials.md). None: 2 %, of a cloud 10 %.
+        alpha: probability that the guardrail stops a trial that is not worse, however often it is checked.
     """
 
     edge: Any = None
