@@ -144,6 +144,10 @@ class Tasks(Face):
         """As the router's."""
         return self.wait(self.router.evaluate(*args, **kwargs))
 
+    def check(self, *args, **kwargs):
+        """As the router's."""
+        return self.wait(self.router.check(*args, **kwargs))
+
     def refine(self, *args, **kwargs):
         """As the router's, for a `for`."""
         steps = self.router.refine(*args, **kwargs)

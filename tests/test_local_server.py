@@ -73,7 +73,7 @@ def test_it_answers_as_the_same_model_in_the_process(real, tmp_path):
 
 def test_a_router_and_a_policy_take_its_address(real, tmp_path):
     """As they take a model's path; check says whether it is there."""
-    with Router(real, lambda x: "cloud", threshold=0.0) as router:
+    with Router(real, lambda x: "cloud", threshold=0.01) as router:
         assert router.check().ok
         assert router.infer("hi", deadline=LONG).source == "edge"
         with router.stream("hi") as stream:

@@ -112,6 +112,8 @@ class EdgeBackend(AbandonedRuns):
     traffic = (0, 0)
     warmth = ""
     """Times of loading and first runs, as text; empty: the model was not warmed up."""
+    on_zeros: Prediction | None = None
+    """Answer to zeros, without the caller's score, once `ready` has run them; None: not run."""
     unloaded = loading = False
 
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
@@ -202,10 +204,10 @@ class EdgeBackend(AbandonedRuns):
         if self.reader.kind in {None, "logits"} and self.reader.mistakes(outputs):
             raise ModelError(probabilities_warning(self.model.name))
         if card is None or card.batch_first:
-            self._check_read(outputs)
+            self.on_zeros = self._check_read(outputs)
 
-    def _check_read(self, outputs: Any) -> None:
-        """Decode the outputs for zeros without the caller's score, which was not made for such an input.
+    def _check_read(self, outputs: Any) -> Prediction:
+        """Return the answer in the outputs for zeros, without the caller's score, which was not made for such an input.
 
         Raises:
             ModelError: they have no confidence.
@@ -217,6 +219,7 @@ class EdgeBackend(AbandonedRuns):
         )
         if isinstance(prediction.confidence, Unscored) and not callable(reader.score):
             raise ModelError(f"{reader.name} gives {prediction.confidence.why}")
+        return prediction
 
     def time_on_zeros(self, seconds: float) -> tuple[float, float] | None:
         """Run the model twice on zeros, and return the seconds of each run; None: it cannot be run on zeros.

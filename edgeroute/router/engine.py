@@ -45,6 +45,7 @@ from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_onc
 from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
 from edgeroute.router.router_parts import Followed, Method, Part, Parts
 from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.late_imports import import_tool
 from edgeroute.system.safe_logging import call_quietly
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.types import Answer
@@ -244,6 +245,8 @@ class Engine(ForkSafe):
         """Instant of the next check for expired certificates."""
         self.served = ""
         """Identities of the servers' models at the last check."""
+        self.refused = ""
+        """Error of the last reload; empty: the policy file is in force."""
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
@@ -565,13 +568,14 @@ def check_all(engine: Engine, timeout: float) -> Check:
 
     Raises PolicyError for an invalid timeout.
     """
-    from edgeroute.router.decide_and_check import check
+    from edgeroute.router.decide_and_check import Check, check
 
     check_seconds("timeout", timeout)
     result = check(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
-    observer = engine.observer
-    lines = [*observer.rules(), *observer.budget(), *observer.lacking(engine.snapshot.backends)]
-    return result._replace(lines=(*result.lines, *lines))
+    observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
+    lines = [*observer.rules(), *observer.budget(), *observer.lacking(snapshot.backends)]
+    never = [*import_tool("inspect.never_works").problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
+    return Check(result.ok and not never, (*result.lines, *lines, *(f"! {line}" for line in never)))
 
 
 # Status of a router: statistics, limits, outbox, device.

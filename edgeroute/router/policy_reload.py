@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.core.error_codes import error_text
 from edgeroute.core.usage_limits import Limits
 from edgeroute.edge.model_attributes import member
 from edgeroute.edge.runtimes import each
@@ -170,13 +171,22 @@ class PolicyFile:
             Closed: the router is closed.
         """
         with engine.replacing:  # from here on: who has read the file before another does not put it in force after that one
-            arguments = self.arguments()
-            limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
-            for key in STAYS:
-                arguments.pop(key, None)
-            with self.named():
-                settings = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
-                replace(engine, settings, limits or Limits(), metered, audit)
+            try:
+                self._put_in_force(engine)
+            except Exception as e:
+                engine.refused = error_text(e)
+                raise
+            engine.refused = ""
+
+    def _put_in_force(self, engine: Engine) -> None:
+        """Read the file, and replace the engine's policy by it. Raises as `reload`."""
+        arguments = self.arguments()
+        limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
+        for key in STAYS:
+            arguments.pop(key, None)
+        with self.named():
+            settings = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
+            replace(engine, settings, limits or Limits(), metered, audit)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         """Start a thread that calls the referent of the weak reference `reload` when the file changes; errors are logged."""

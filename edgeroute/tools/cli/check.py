@@ -19,7 +19,7 @@ from edgeroute.tools.cli.tables_and_options import Json, Policy, table
 
 
 def check(*, policy: Policy, as_json: Json = False) -> int:
-    """Report what works, what may leave the device and where to, and what is missing."""
+    """Report what works, what may leave the device and where to, what is missing, and settings that can never work."""
     from edgeroute.router.router import Router
 
     with Router.from_policy(policy) as router:

@@ -1,0 +1,232 @@
+"""Settings of a router that can never work, which `check` reports: limits, times, thresholds, and targets that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from edgeroute.confidence.output_reader import CLASSES, bounded
+from edgeroute.confidence.output_recognition import SLACK
+from edgeroute.core.admission import price
+from edgeroute.core.routing_policy import INF
+from edgeroute.core.usage_limits import Cost, Limits, up_against
+from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
+from edgeroute.edge.input_tensors import row_shape
+from edgeroute.edge.model_attributes import member
+from edgeroute.errors import BadInput
+from edgeroute.router.policy_snapshot import Snapshot
+from edgeroute.types import Escalated, TensorSpec
+
+PRICES = {
+    "usd_per_day": ("usd_per_call", "usd_per_mb", "usd_per_million_input_tokens", "usd_per_million_output_tokens"),
+    "joules_per_hour": ("joules_per_call", "joules_per_mb"),
+}
+"""Limit -> the terms of an endpoint that count under it."""
+LEAST_MB = 1e-6
+"""Size of the smallest call: one byte, in million bytes."""
+SHORTEST = "a"
+"""Input whose call counts as the smallest, if the inputs of the edge are not known."""
+JUDGED = {"prefer_edge", "shadow"}
+"""Modes in which an edge's confidence is compared with its threshold."""
+
+
+def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: str = "") -> Iterator[str]:
+    """Yield a line for each setting that can never work, with what to write in its place. Nothing is sent.
+
+    Call it after the models were loaded and the endpoints pinged: what these told is compared.
+
+    Args:
+        snapshot: policy in force.
+        limits: limits of spending in force.
+        edge_j: energy of a run of the edge, joules; 0: not known.
+        refused: error of the last reload of the policy; empty: none.
+    """
+    if refused:
+        yield f"the policy on disk was refused, and the one before is in force: {refused}"
+    edges = [backend for backend in snapshot.backends if isinstance(backend, EdgeBackend)]
+    clouds: list[Any] = snapshot.clouds
+    inputs = [x for edge in edges if (x := _zeros(edge)) is not None]
+    yield from _times(snapshot)
+    if clouds and snapshot.policy.mode != "only_edge":
+        yield from _limits(clouds, limits, edge_j, inputs or [SHORTEST])
+        if snapshot.policy.rules.nothing and (not edges or snapshot.policy.mode == "only_cloud"):
+            yield "nothing may leave this device by its rules, and only a cloud may answer: write may_leave, or an edge"
+        yield from _unlike(snapshot, edges, clouds)
+    if snapshot.policy.mode in JUDGED:
+        yield from _thresholds(snapshot)
+
+
+def _times(snapshot: Snapshot) -> Iterator[str]:
+    """Yield a line for each time that comes after the deadline."""
+    policy = snapshot.policy
+    for name, value in (("hedge_after", policy.hedge_after), ("first_token", policy.first_token_s)):
+        if not isinstance(value, str) and policy.deadline_s <= value < INF:
+            yield f"{name} = {value:g} s never applies: the deadline is {policy.deadline_s:g} s. Write less, or a longer deadline"
+
+
+def _limits(clouds: list[Any], limits: Limits, edge_j: float, inputs: list[Any]) -> Iterator[str]:
+    """Yield a line for each limit that nothing counts under, and for each that refuses every call of an endpoint.
+
+    Args:
+        clouds: the endpoints.
+        limits: limits in force.
+        edge_j: energy of a run of the edge, joules.
+        inputs: inputs to measure the smallest call by.
+    """
+    for name, terms in PRICES.items():
+        limit = getattr(limits, name)
+        if limit < INF and not any(getattr(cloud.terms, term) for cloud in clouds for term in terms):
+            yield (
+                f"{name} = {limit:g} never applies: no endpoint has a price. Write one beside its url, such as {terms[0]}, "
+                f"or leave {name} out"
+            )
+    for cloud in clouds:
+        cost = _smallest(cloud, inputs)
+        for name, limit, asked in zip(Limits._fields, up_against(limits, cost, edge_j), cost, strict=True):
+            if asked > limit:
+                least = f"at least {asked:.3g}" if asked > LEAST_MB or name == "usd_per_day" else "more"
+                yield f"{cloud.name} is never called: a call takes {least}, and {name} = {limit:g}. Write more, or no {name}"
+
+
+def _smallest(cloud: Any, inputs: list[Any]) -> Cost:
+    """Return the cost of the cheapest call of these inputs; inputs that the endpoint cannot encode count as one byte."""
+    costs = []
+    for x in inputs:
+        size, usd = LEAST_MB if hasattr(cloud, "endpoint") else 0.0, 0.0
+        try:
+            if (call := cloud.encode(x)) is not None:
+                size, usd = len(call.body) * 1e-6, 0.0 if call.tokens is None else price(cloud.terms, call.tokens)
+        except Exception:  # noqa: BLE001, S110 - an input that does not fit is another line
+            pass
+        cost: Cost = cloud.guard.rules.cost(size, 1)
+        costs.append(cost._replace(usd=cost.usd + usd))
+    return Cost(*map(min, zip(*costs, strict=True)))
+
+
+def _thresholds(snapshot: Snapshot) -> Iterator[str]:
+    """Yield a line for each edge whose answers all pass its threshold, or never do, if there is a target after it."""
+    numbered = [*enumerate(snapshot.targets)]
+    last = max((i for i, target in numbered if target.side == "edge"), default=-1)
+    for i, target in numbered:
+        backend = snapshot.backends[i]
+        if not isinstance(backend, EdgeBackend) or target.threshold is None or not (snapshot.clouds or i < last):
+            continue
+        given, unit = [target.threshold, *target.thresholds.values()], bounded(backend.reader.score)
+        scored_before = isinstance(backend, InputScoredBackend)
+        if min(given) > 1 + SLACK if unit and not scored_before else min(given) == INF:
+            why = "confidences are at most 1" if min(given) < INF else "it defers all"
+            yield (
+                f"no answer of {target.name} reaches its threshold, {min(given):g} ({why}), so each input goes on: "
+                'write a lower one, as `edgeroute calibrate` finds it, or mode = "only_cloud"'
+            )
+        elif snapshot.policy.no_confidence == "defer" and not scored_before and _unsure(backend):
+            yield (
+                f"{target.name} gives no confidence, so each input goes on: write kind in its card if its output has a number "
+                "for each class (logits, probabilities), or score=, a function of its outputs"
+            )
+        elif not target.certified and max(given) <= (floor := -INF if scored_before or not unit else _least(backend)):
+            classes = f": with {round(1 / floor)} classes it is at least {floor:.3g}" if floor > 0 else ""
+            yield (
+                f"every answer of {target.name} passes its threshold, {max(given):g}{classes}. No input goes on unless it fails: "
+                'write a higher one, as `edgeroute calibrate` finds it, or mode = "only_edge"'
+            )
+
+
+def _unsure(backend: EdgeBackend) -> bool:
+    """Return True if the edge's answers have no confidence, by its kind or by its run on zeros; no custom score is tried."""
+    reader, answer = backend.reader, backend.on_zeros
+    if callable(reader.score):
+        return False
+    plain = answer is not None and answer.confidence is None and not isinstance(answer.value, list)  # which are boxes: none found
+    return reader.kind == "value" or plain
+
+
+def _least(backend: EdgeBackend) -> float:
+    """Return the least confidence that the edge's outputs can have, by a score from 0 to 1: 1 / classes for `msp`, else 0."""
+    reader, answer = backend.reader, backend.on_zeros
+    if reader.score != "msp" or reader.kind not in {None, *CLASSES, "label+probabilities"}:
+        return 0.0
+    row = None if answer is None or answer.confidence is None else answer.outputs
+    if isinstance(row, np.ndarray) and row.dtype.kind == "f" and row.size == max(row.shape, default=0):
+        return 1 / max(2, row.size)
+    return 1 / max(2, len(reader.labels)) if reader.kind is not None and reader.labels else 0.0
+
+
+def _zeros(edge: EdgeBackend, endpoint: Any = None) -> Any:
+    """Return an input of zeros as the caller gives it to the edge: an array, or arrays by name; None: its inputs are not known.
+
+    Args:
+        edge: the edge.
+        endpoint: where the input goes: an axis of any size has the size that is taken there, if that is clear, else 1.
+    """
+    card, inputs = member(edge.model, "card"), dict[str, Any]()
+    sizes = {len(spec.shape) - 1: spec.shape[1:] for spec in getattr(endpoint, "inputs", None) or ()}
+    for spec in member(edge.model, "inputs") or ():
+        entry = None if card is None else card.of(spec.name)
+        if entry is not None and entry.preprocess is not None:
+            accepts: TensorSpec = entry.preprocess.accepts
+            shape = accepts.shape[1:]
+        else:
+            accepts, shape = spec, row_shape(spec, (0 if spec.shape else None) if entry is None else entry.batch)
+        if (
+            -1 in shape
+            and endpoint is not None
+            and (getattr(getattr(endpoint, "card", None), "path", None) or getattr(endpoint, "payload", None))
+        ):
+            return None
+        there = sizes.get(len(shape), shape)
+        fill = "" if accepts.dtype == "object" else 0
+        sized = [max(1, other) if size == -1 else size for size, other in zip(shape, there, strict=True)]
+        inputs[spec.name] = np.full(sized, fill, accepts.dtype)
+    return None if not inputs else inputs if len(inputs) > 1 else next(iter(inputs.values()))
+
+
+def _unlike(snapshot: Snapshot, edges: list[EdgeBackend], clouds: list[Any]) -> Iterator[str]:
+    """Yield a line for each endpoint that cannot read an edge's inputs, or whose labels or outputs are not the edge's.
+
+    Args:
+        snapshot: policy in force.
+        edges: the edges.
+        clouds: the endpoints.
+    """
+    for cloud in clouds:
+        yield from _unread(cloud)
+        own = cloud.reader.labels
+        for edge in edges:
+            if own and edge.reader.labels and not {*map(_plain, own)} & {*map(_plain, edge.reader.labels)}:
+                yield f"{cloud.name} and {edge.name} have no label in common, so they never agree: give one of them labels="
+            if snapshot.egress.redact is not None or snapshot.views.given:  # functions of the application make other inputs
+                continue
+            try:
+                if (x := _zeros(edge, getattr(cloud, "endpoint", None))) is not None:
+                    cloud.encode(Escalated(x, None) if cloud.sends_edge else x)
+            except BadInput as e:
+                yield f"{cloud.name} cannot read what {edge.name} reads: {e}"
+            except Exception:  # noqa: BLE001, S112 - zeros need not be a good input
+                continue
+
+
+def _unread(cloud: Any) -> Iterator[str]:
+    """Yield a line if the labels that the endpoint's outputs are read by are not those of its server."""
+    reader, endpoint = cloud.reader, getattr(cloud, "endpoint", None)
+    served, outputs = getattr(endpoint, "served_labels", None), getattr(endpoint, "outputs", None) or {}
+    if reader.labels is None or reader.kind not in {None, *CLASSES}:
+        return
+    there, here = [*map(_plain, served or ())], [*map(_plain, reader.labels)]
+    if served is not None and there != here:
+        moved = sorted(there) == sorted(here)
+        if moved or len(there) != len(here) or getattr(endpoint, "labels", None) is None:  # else the application names them anew
+            how = "in another order" if moved else f"{len(there)} of its own"
+            yield f"{cloud.name} has the labels {how}, not those by which its outputs are read: give the endpoint labels="
+        return
+    name = getattr(endpoint, "output", None) or next(iter(outputs), "")
+    shape = outputs.get(name, ())
+    if len(outputs) == 1 and len(shape) == 2 and shape[-1] > 1 and shape[-1] != len(reader.labels):  # noqa: PLR2004 - rows, classes
+        yield f"{cloud.name} gives {shape[-1]} numbers, and there are {len(reader.labels)} labels: give the endpoint labels="
+
+
+def _plain(label: object) -> str:
+    """Return a label as it is compared: without case and white space at its ends."""
+    return str(label).strip().casefold()

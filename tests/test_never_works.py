@@ -1,0 +1,289 @@
+"""What can never work is no `ready`: `check` says it in a line with what to write, and ends with 1."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from both import Threads, makes, sure, unsure
+from commands import cli
+from onnx import TensorProto, helper
+from tiny import linear, save
+
+from edgeroute import (
+    CallableModel,
+    Egress,
+    Function,
+    Limits,
+    OnnxModel,
+    OpenAIChat,
+    OpenInference,
+    PlainJson,
+    PolicyError,
+    Router,
+)
+from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.cli.exit_codes import NOT_READY
+
+make = makes()
+LABELS = ("a", "b", "c")
+PRICED = Function(sure, usd_per_call=0.01, joules_per_call=2.0)
+
+
+def never(router):
+    """The lines of problems; without one it is ready."""
+    result = router.check()
+    said = [line.removeprefix("! ") for line in result.lines if line.startswith("! ")]
+    assert result.ok == (not said), result
+    return said
+
+
+@contextlib.contextmanager
+def endpoint(shape, *, labels=None, classes=3, **options):
+    """An endpoint whose server describes an input x of this shape."""
+    about = {
+        "name": "large",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, *shape]}],
+        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, classes]}],
+        **({} if labels is None else {"parameters": {"labels": json.dumps(labels)}}),
+    }
+    with CannedServer(http_reply(json.dumps(about).encode())) as server:
+        yield OpenInference(f"{server.url}/v2/models/large", binary=False, **options)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A model of three classes."""
+    return linear(tmp_path / "small.onnx", card={"labels": [*LABELS], "output": {"kind": "logits"}})
+
+
+LIMITS = [
+    (Limits(usd_per_day=5.0), sure, "usd_per_day = 5 never applies: no endpoint has a price. Write one beside its url, such as usd_per_call"),
+    (Limits(joules_per_hour=5.0), sure, "joules_per_hour = 5 never applies"),
+    (Limits(usd_per_day=0.005), PRICED, "is never called: a call takes at least 0.01, and usd_per_day = 0.005. Write more"),
+    (Limits(joules_per_hour=1.0), PRICED, "a call takes at least 2, and joules_per_hour = 1"),
+    (Limits(usd_per_day=0.0), PRICED, "and usd_per_day = 0."),
+    (Limits(calls_per_minute=0.5), PRICED, "a call takes at least 1, and calls_per_minute = 0.5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("limits", "cloud", "said"), LIMITS)
+def test_limits(make, limits, cloud, said):
+    """One that nothing counts under, and one below the price of a call, which the call itself then shows."""
+    router = make(unsure, cloud, threshold=0.5, limits=limits)
+    (line,) = never(router)
+    assert said in line
+    assert (router.infer(1).source == "cloud") == ("never applies" in line)
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(usd_per_day=0.01), Limits(joules_per_hour=2.0), Limits(mb_per_day=1.0), Limits(calls_per_minute=1)]
+)
+def test_limits_of_one_call(make, limits):
+    """Are enough, and the call is made."""
+    router = make(unsure, PRICED, threshold=0.5, limits=limits)
+    assert never(router) == []
+    assert router.infer(1).source == "cloud"
+
+
+def test_a_limit_of_a_router_that_sends_nothing(make):
+    """Is no problem: it applies to calls with another mode."""
+    assert never(make(unsure, sure, threshold=0.5, mode="only_edge", limits=Limits(usd_per_day=5.0))) == []
+    assert never(make(unsure, limits=Limits(usd_per_day=5.0))) == []
+
+
+def test_the_price_of_tokens(make):
+    """Is that of the shortest text and the whole answer that is allowed."""
+    models = http_reply(b'{"data": [{"id": "gpt"}]}')
+    with CannedServer(models) as server:
+        plain = PlainJson(server.url, usd_per_mb=1.0)
+        for limits in (Limits(mb_per_day=0.0), Limits(usd_per_day=0.0)):
+            assert "is never called" in never(make(unsure, plain, threshold=0.5, limits=limits))[0]
+        chat = OpenAIChat(f"{server.url}/v1", model="gpt", max_tokens=1000, usd_per_million_output_tokens=10.0)
+        (line,) = never(make(unsure, chat, threshold=0.5, limits=Limits(usd_per_day=0.005)))
+        assert "is never called: a call takes at least 0.01" in line
+        assert never(make(unsure, chat, threshold=0.5, limits=Limits(usd_per_day=0.02))) == []
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"threshold": 0.0}, "every answer of edge passes its threshold, 0. No input goes on unless it fails"),
+    ({"threshold": float("inf")}, "no answer of edge reaches its threshold, inf (it defers all)"),
+    ({"threshold": float("inf"), "score": "energy"}, "no answer of edge reaches its threshold, inf (it defers all)"),
+    ({"threshold": 0.0, "mode": "shadow"}, "every answer of edge passes"),
+])  # fmt: skip
+def test_thresholds(make, given, said):
+    """That all pass, or none."""
+    (line,) = never(make(unsure, sure, **given))
+    assert said in line
+
+
+@pytest.mark.parametrize(("threshold", "passes"), [(0.3, True), (1 / 3, True), (0.34, False), (1.0, False)])
+def test_a_threshold_below_that_of_a_guess(make, small, threshold, passes):
+    """One of three classes has at least a third."""
+    router = make(small, lambda x: ("a", 0.9), threshold=threshold)
+    lines = never(router)
+    assert [("with 3 classes it is at least 0.333" in line) for line in lines] == [True] * passes
+    assert router.infer(np.zeros(4, np.float32)).source == ("edge" if passes else "cloud")
+
+
+def test_classes_that_only_a_run_shows(make, tmp_path):
+    """Count without labels and kind; other scores begin at 0."""
+    model = linear(tmp_path / "bare.onnx", classes=10)
+    assert "with 10 classes" in never(make(model, sure, threshold=0.1))[0]
+    assert never(make(model, sure, threshold=0.1, score="margin")) == []
+    assert never(make(CallableModel(lambda x: [0.0] * 4, labels=[*"abcd"], kind="logits"), sure, threshold=0.25)) != []
+    assert never(make(CallableModel(lambda x: ("a", 0.1), labels=[*"abcd"]), sure, threshold=0.25)) == []  # may be below
+
+
+def test_the_last_edge(make):
+    """Has a threshold that decides nothing, where no cloud follows; the first one's counts."""
+    assert never(make([unsure, sure], threshold=[0.5, 0.0])) == []
+    (line,) = never(make([unsure, sure], threshold=[0.0, 0.5]))
+    assert "every answer of" in line
+    assert never(make(unsure, threshold=0.0)) == []
+    assert never(make(unsure, sure, threshold=0.0, mode="prefer_cloud")) == []
+
+
+def test_an_edge_without_confidence(make, tmp_path):
+    """By its kind, or by what it gives for zeros; not where such answers are accepted, or a score is given."""
+    model = linear(tmp_path / "value.onnx", classes=1)
+    text = "edge gives no confidence, so each input goes on: write kind in its card"
+    for edge in (model, OnnxModel(model, kind="value"), CallableModel(lambda x: 1.5, kind="value")):
+        (line,) = never(make(edge, sure, threshold=0.5))
+        assert text in line
+        assert never(make(edge, sure, threshold=0.5, no_confidence="accept")) == []
+        assert never(make(edge, sure, threshold=0.5, score=lambda outputs: 0.4)) == []
+        assert never(make(edge)) == []
+    assert make(model, sure, threshold=0.5).infer(np.ones(4, np.float32)).source == "cloud"
+
+
+def test_times_after_the_deadline(make):
+    """Never come."""
+    first, second = never(make(unsure, sure, threshold=0.5, deadline=1.0, hedge_after=1.0, first_token=2.0))
+    assert first.startswith("hedge_after = 1 s never applies: the deadline is 1 s")
+    assert second.startswith("first_token = 2 s never applies")
+    assert never(make(unsure, sure, threshold=0.5, deadline=1.0, hedge_after="p90")) == []
+
+
+def test_rules_by_which_nothing_leaves(make):
+    """With no edge that could answer."""
+    nothing = Egress(may_leave=[])
+    assert "nothing may leave this device by its rules" in never(make(None, sure, egress=nothing))[0]
+    assert never(make(unsure, sure, threshold=0.5, mode="only_cloud", egress=nothing)) != []
+    assert never(make(unsure, sure, threshold=0.5, egress=nothing)) == []
+    assert never(make(None, sure, egress=Egress(may_leave=["public"]))) == []
+
+
+def test_an_endpoint_that_cannot_read_the_inputs(make, small):
+    """Of another shape, or kind; a view or a redaction may make another input of it."""
+    text = "cloud cannot read what edge reads: "
+    with endpoint([8]) as cloud:
+        (line,) = never(make(small, cloud, threshold=0.5))
+        assert line.startswith(text)
+        assert "expected [8] float32, got [4] float32" in line
+        assert never(make(small, cloud, threshold=0.5, views={"cloud": lambda x: np.zeros(8)})) == []
+        assert never(make(small, cloud, threshold=0.5, egress=Egress(redact=lambda x, _: np.zeros(8)))) == []
+        assert never(make(unsure, cloud, threshold=0.5)) == []  # nobody knows what it takes
+    with endpoint([4]) as cloud:
+        assert never(make(small, cloud, threshold=0.5)) == []
+    with CannedServer(http_reply(b'{"data": [{"id": "gpt"}]}')) as server:
+        chat = OpenAIChat(f"{server.url}/v1", model="gpt")
+        assert never(make(small, chat, threshold=0.5))[0].startswith(text)
+        assert never(make(small, PlainJson(server.url), threshold=0.5)) == []
+        assert never(make(small, PlainJson(server.url, body='{{"x": {input|json}}}'), threshold=0.5)) == []
+        text_in = PlainJson(server.url, body='{{"text": {input}}}')
+        assert "takes text or a number, not an array" in never(make(small, text_in, threshold=0.5))[0]
+
+
+def test_an_axis_of_any_size(make, tmp_path):
+    """Has the size that the endpoint takes."""
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", None, None])  # noqa: E731
+    model = save(tmp_path / "any.onnx", [helper.make_node("Identity", ["x"], ["y"])], [value("x")], [value("y")])
+    edge = OnnxModel(model)
+    edge.load()
+    for shape, fits in (([5, 7], True), ([-1, 7], True), ([5], False), ([5, 7, 3], False)):
+        with endpoint(shape) as cloud:
+            lines = [line for line in never(make(edge, cloud, threshold=0.5)) if "cannot read" in line]
+            assert (lines == []) == fits, shape
+
+
+def test_the_callers_input_counts(make, tmp_path):
+    """And not the tensor that the card makes of it."""
+    card = {
+        "labels": [*LABELS],
+        "input": {"name": "x", "dtype": "float32", "shape": [-1, 4]},
+        "preprocess": {"dtype": "uint8", "shape": [2, 2], "scale": 0.5},
+    }
+    model = linear(tmp_path / "picture.onnx", card=card)
+    with endpoint([4]) as cloud:
+        (line,) = never(make(model, cloud, threshold=0.5))
+        assert "expected [4] float32, got [2, 2] uint8. Give the endpoint a card=" in line
+    with endpoint([4], card=model.with_suffix(".json")) as cloud:
+        assert never(make(model, cloud, threshold=0.5)) == []
+
+
+LABELLED = [
+    (["c", "b", "a"], {}, "cloud has the labels in another order, not those by which its outputs are read"),
+    (["x", "y", "z", "w"], {}, "cloud has the labels 4 of its own, not those"),
+    (["A", " b", "c"], {}, ""),
+    (None, {"classes": 10}, "cloud gives 10 numbers, and there are 3 labels"),
+    (None, {"labels_": ["x", "y", "z"]}, "cloud and edge have no label in common, so they never agree"),
+    (["x", "y", "z"], {"labels_": ["a", "b", "c"]}, ""),
+    (["c", "b", "a"], {"labels_": ["a", "b", "c"]}, "in another order"),
+    (["x", "y", "z", "a"], {"classes": 4, "labels_": ["x", "y", "z", "a"]}, ""),
+]
+
+
+@pytest.mark.parametrize(("served", "more", "said"), LABELLED)
+def test_labels(make, small, served, more, said):
+    """Of the server, of the endpoint, and of the edge."""
+    given = {"labels": more["labels_"]} if "labels_" in more else {}
+    about = {
+        "name": "large",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
+        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, more.get("classes", 3)]}],
+        "parameters": {} if served is None else {"labels": json.dumps(served)},
+    }
+    with CannedServer(http_reply(json.dumps(about).encode())) as server:
+        cloud = OpenInference(f"{server.url}/v2/models/large", binary=False, **given)
+        lines = never(make(small, cloud, threshold=0.5))
+    assert [said in line for line in lines] == ([True] if said else [])
+
+
+@pytest.fixture
+def policy(tmp_path, small):
+    """A policy file that works."""
+    file = tmp_path / "policy.toml"
+    file.write_text('threshold = 0.5\n[edge]\npath = "small.onnx"\n')
+    return file
+
+
+@pytest.mark.parametrize("kind", [Router, Threads])
+def test_a_policy_that_was_refused(kind, policy):
+    """Is said until one is taken; the one before stays in force."""
+    with kind.from_policy(policy) as router:
+        good = policy.read_text()
+        policy.write_text(good.replace("0.5", "7"))
+        with pytest.raises(PolicyError):
+            router.reload()
+        (line,) = never(router)
+        assert line.startswith(f"the policy on disk was refused, and the one before is in force: {policy}")
+        policy.write_text(good)
+        router.reload()
+        assert never(router) == []
+
+
+def test_the_command(policy, monkeypatch):
+    """Ends with 1, as it does by what the environment overrides."""
+    assert cli("check", "-p", policy)[0] == 0
+    policy.write_text(policy.read_text() + '[cloud]\nurl = "http://127.0.0.1:9/v2/models/large"\n[limits]\nusd_per_day = 5\n')
+    code, out, _ = cli("check", "-p", policy, "--json")
+    said = json.loads(out)
+    assert (code, said["ok"]) == (NOT_READY, False)
+    assert any(line.startswith("! usd_per_day = 5 never applies") for line in said["lines"])
+    monkeypatch.setenv("EDGEROUTE_CLOUD__USD_PER_CALL", "9")
+    code, out, _ = cli("check", "-p", policy)
+    assert code == NOT_READY
+    assert "a call takes at least 9, and usd_per_day = 5" in out
