@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -219,6 +220,14 @@ def test_pages_for_users_have_at_most_55000_words():
     tabs = {name: pages for tab in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] for name, pages in tab.items()}
     pages = [page for page in PAGES if page.name not in {*tabs["Internals"], "CONTRIBUTING.md"}]
     assert sum(len(page.read_text().split()) for page in pages) <= 55_000
+
+
+def test_the_page_of_models_that_others_made(monkeypatch):
+    """Has the table of the tests, as `make docs` writes it."""
+    pytest.importorskip("typer")
+    monkeypatch.syspath_prepend(str(ROOT / "website"))
+    page = (ROOT / "docs" / "foreign-models.md").read_text()
+    assert importlib.import_module("reference_pages").pages()["foreign-models.md"] == page
 
 
 def test_the_page_of_installing_has_each_extra():

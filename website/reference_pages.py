@@ -1,14 +1,17 @@
 """Writes what is generated in docs/: `python website/reference_pages.py`, or `make docs`.
 
 commands.md has every command with its arguments and options, from the command functions; policy.md the keys of a policy below its
-heading "Keys", from their JSON Schema; cards.md the tables of a card's keys, from the card's own.
+heading "Keys", from their JSON Schema; cards.md the tables of a card's keys, from the card's own; foreign-models.md the table of
+tests/foreign_models.py.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -260,8 +263,15 @@ def _code(value: Any) -> str:
 
 def pages() -> dict[str, str]:
     """Return name -> text of each page of docs/ that is generated, or whose end is."""
+    sys.path.append(str(ROOT / "tests"))
+    models = importlib.import_module("foreign_models").table()
     texts = {"commands.md": commands_page()}
-    for page, begin, end in (("policy.md", KEYS_BEGIN, policy_keys()), ("cards.md", CARD_BEGIN, card_tables())):
+    ends = (
+        ("policy.md", KEYS_BEGIN, policy_keys()),
+        ("cards.md", CARD_BEGIN, card_tables()),
+        ("foreign-models.md", "| package", models),
+    )
+    for page, begin, end in ends:
         texts[page] = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(begin)[0] + end
     return texts
 

@@ -423,15 +423,16 @@ def _unscored_prediction(value: Any, sure: float | None, row: Any, numbers: Any)
 
 
 def _row(outputs: Any, i: int) -> Any:
-    """Return the outputs of input number i."""
+    """Return the outputs of input number i. A number without axes is the only input's."""
     if type(outputs) is dict:
-        return {name: array[i] for name, array in outputs.items()}
-    return outputs[i]
+        return {name: _row(array, i) for name, array in outputs.items()}
+    return outputs[i] if getattr(outputs, "ndim", 1) else outputs
 
 
 def _length(outputs: Any) -> int:
-    """Return the length of the first axis. The shortest, for a dict of outputs."""
-    return min(len(array) for array in outputs.values()) if type(outputs) is dict else len(outputs)
+    """Return the length of the first axis, 1 for a number without axes. The shortest, for a dict of outputs."""
+    parts = outputs.values() if type(outputs) is dict else (outputs,)
+    return min(len(part) if getattr(part, "ndim", 1) else 1 for part in parts)
 
 
 def _check_count(outputs: Any, count: int) -> None:
