@@ -34,7 +34,7 @@ from edgeroute.stores.outbox.outbox_entries import Waiting
 from edgeroute.stores.sqlite_file import Database
 from edgeroute.system.process import Shared, list_weakset, start_task_on
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.testing.edge_runs import Token
+from edgeroute.tools.contracts.edge_runs import Token
 
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 

@@ -50,12 +50,12 @@ from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.stream_walk import FirstTokenLate
 from edgeroute.core.walk import Done, Elapsed, Failed, Left, Mark, Outcome, walk
 from edgeroute.errors import Unfit
-from edgeroute.router.drivers import virtual_time as virtual
 from edgeroute.router.offline_queue import Storing
 from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
+from edgeroute.tools import virtual_time as virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 PAIR = (EDGE, CLOUD)

@@ -16,7 +16,7 @@ from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Start, Wait, walk
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.router.drivers import blocking
-from edgeroute.router.drivers import virtual_time as virtual
+from edgeroute.tools import virtual_time as virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 PAIR = (EDGE, CLOUD)

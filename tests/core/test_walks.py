@@ -12,7 +12,7 @@ from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import INF, MODES, Policy, Target
 from edgeroute.core.walk import Done, Failed, acceptable, first_leg_outcome, walk
 from edgeroute.router.drivers import blocking
-from edgeroute.router.drivers import virtual_time as virtual
+from edgeroute.tools import virtual_time as virtual
 
 BEGUN = 100.0
 WALKS = 3000

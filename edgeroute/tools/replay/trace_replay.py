@@ -18,7 +18,7 @@ from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest
 from edgeroute.observe.planning_facts import READS_S, unsure_share
 from edgeroute.observe.target_counts import Counts
-from edgeroute.router.drivers import virtual_time as virtual
+from edgeroute.tools import virtual_time as virtual
 from edgeroute.tools.replay.leg_results import THERMAL, Battery, Script, Unknown, heat
 from edgeroute.tools.replay.network_and_admission import NETWORKS, SERVER_S, Gate, Link
 from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Replay, Values, goes_by_energy, joules

@@ -13,7 +13,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, CloudError
 from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.system.input_copies import copy_input
-from edgeroute.testing.edge_contract import check_all, equal, error_text, same, short, shown
+from edgeroute.tools.contracts.edge_contract import check_all, equal, error_text, same, short, shown
 
 Server = Callable[[Call], Reply]
 MOST_CALLS = 100

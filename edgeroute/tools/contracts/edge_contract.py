@@ -27,7 +27,7 @@ from edgeroute.edge.model_attributes import files, fingerprint, member
 from edgeroute.edge.runtimes import Ensemble, load
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.input_copies import copy_input
-from edgeroute.testing.edge_runs import Ask, Hangs, Running, Token
+from edgeroute.tools.contracts.edge_runs import Ask, Hangs, Running, Token
 from edgeroute.types import EdgeModel, StopToken
 
 # Comparison, damage and description of a model's answers and inputs.

@@ -1,0 +1,1 @@
+"""Contracts of models and endpoints, which a package with one of its own runs in its tests."""
