@@ -261,7 +261,11 @@ class EdgeBackend(AbandonedRuns):
         """Return the status line of `check`: the model, a note if it needs a session, hardware, version, downgrade, warm-up."""
         session = f", but only in a session, since it {IN_SESSION}" if has_state(self.model) else ""
         where = f", {placement}" if (placement := member(self.model, "placement")) else ""
-        more = [str(note) for note in (member(self.model, "release"), member(self.model, "downgraded"), self.warmth) if note]
+        other = getattr(member(self.model, "card"), "foreign", None)
+        foreign = other and f"{other.name} is no card, and was not read: card=False says so"
+        more = [
+            str(note) for note in (member(self.model, "release"), member(self.model, "downgraded"), self.warmth, foreign) if note
+        ]
         return f"{self.where} is ready{session}{where}" + (f" ({'; '.join(more)})" if more else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:

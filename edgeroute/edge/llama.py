@@ -175,7 +175,7 @@ class LlamaModel(LoadsLate):
         isolate: llama.cpp runs in a process of its own; None: in `edgeroute gateway` alone.
         stall_s: longest time for a token there, or for `batch` tokens of the prompt, before the process is ended.
         sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
-        card: path of the card, if it is not beside the model.
+        card: path of the card, if it is not beside the model; False: no card is read.
         score: for this model, in place of `confidence`: a function of the completion.
 
     Raises:
@@ -210,7 +210,7 @@ class LlamaModel(LoadsLate):
         isolate: bool | None = None,
         stall_s: float = 60.0,
         sha256: str | None = None,
-        card: str | Path | None = None,
+        card: str | Path | Literal[False] | None = None,
         score: Score | None = None,
     ) -> None:
         counts = {"context": context, "threads": threads, "slots": slots, "batch": batch}

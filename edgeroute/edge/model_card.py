@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from errno import EFBIG
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from edgeroute.confidence.detector_boxes import RULES
 from edgeroute.confidence.output_reader import KINDS
@@ -289,6 +290,7 @@ class Card:
         path: of its file.
 
     Attributes:
+        foreign: file beside the model with none of a card's keys, which was not used; None: there is none.
         inputs: inputs that the card describes; a model may have further ones.
         preprocess: of the only described input; None: it has none, or there are several.
         state: outputs that are fed back.
@@ -299,7 +301,7 @@ class Card:
     """
 
     def __init__(self, data: dict[str, Any] | None = None, *, path: Path | None = None) -> None:
-        self.path = path
+        self.path, self.foreign = path, cast("Path | None", None)
         try:
             data = {} if data is None else _without_nulls(data)
             _check(data)
@@ -322,14 +324,23 @@ class Card:
             raise ModelError(f"{path or 'the card'} is not a model card: {text}") from e
 
     @classmethod
-    def beside(cls, model: Path) -> Card:
-        """Read and return the card of a model file; an empty card if there is none.
+    def beside(cls, model: Path, given: str | Path | Literal[False] | None = None) -> Card:
+        """Read and return the card of a model file; an empty card if there is none, or another program's file in its place.
+
+        Args:
+            model: path of the model.
+            given: path of the card; None: beside the model; False: no file is read.
 
         Raises:
-            ModelError: the file beside the model is not a model card.
+            ModelMissing: there is no such card.
+            ModelError: the file is not a model card.
         """
-        path = card_path(model)
-        return cls.read(path) if path.exists() else cls()
+        if given or given is False:
+            return cls.read(Path(given)) if given else cls()
+        own, others = _beside(model)
+        card = cls.read(own[0]) if own else cls()
+        card.foreign = others[0] if others else None
+        return card
 
     @classmethod
     def read(cls, path: Path) -> Card:
@@ -360,12 +371,39 @@ class Card:
 
 
 def card_path(model: Path) -> Path:
-    """Return the path of a model's card: `NAME.SUFFIX.json` beside the model if that exists, else `NAME.json`.
+    """Return the path of a model's card, or where it would be: `NAME.SUFFIX.json` beside the model, or `NAME.json`.
 
-    The former serves a model in several formats.
+    The former goes first, and serves a model in several formats. Other programs' files are no cards.
     """
-    specific = model.with_name(f"{model.name}.json")
-    return specific if specific.exists() else model.with_suffix(".json")
+    own, others = _beside(model)
+    return own[0] if own else model.with_name(f"{model.name}.json") if (path := model.with_suffix(".json")) in others else path
+
+
+_TELLING = ("sha256", "input", "inputs", "preprocess", "state", "output", "labels")
+"""Keys that only a card is likely to have."""
+
+
+def _beside(model: Path) -> tuple[list[Path], list[Path]]:
+    """Return the cards beside a model, the one that counts first, and files of other programs in their places."""
+    there = [path for path in (model.with_name(f"{model.name}.json"), model.with_suffix(".json")) if path.exists()]
+    others = [path for path in there if _is_foreign(path)]
+    return [path for path in there if path not in others], others
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return True for JSON that is no object, or most of whose keys are not a card's and none is nearly one; or too large."""
+    try:
+        data = read_json(path)
+    except (OSError, ValueError) as e:
+        return getattr(e, "errno", 0) == EFBIG
+    if not isinstance(data, dict):
+        return True
+    unknown = data.keys() - CARD["properties"].keys()
+    if len(unknown) <= len(data) / 2 or any(key in data for key in _TELLING):
+        return False
+    from difflib import get_close_matches
+
+    return not any(get_close_matches(key.lower(), _TELLING, 1, 0.75) for key in unknown)
 
 
 def _check(data: Any) -> None:

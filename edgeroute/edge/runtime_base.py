@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class LoadsLate(ForkSafe, ABC):
 
     Args:
         path: the model file.
-        card: path of the card, if it is not beside the model.
+        card: path of the card, if it is not beside the model; False: no card is read.
         sha256: expected SHA-256 of the file, hex; None: the card's.
     """
 
@@ -44,9 +44,9 @@ class LoadsLate(ForkSafe, ABC):
     closes_after_runs = True
     """True, as each run holds its session: closing during a run frees it after the last run."""
 
-    def __init__(self, path: str | Path, card: str | Path | None, sha256: str | None) -> None:
+    def __init__(self, path: str | Path, card: str | Path | Literal[False] | None, sha256: str | None) -> None:
         self.path = Path(path)
-        self.card = Card.read(Path(card)) if card else Card.beside(self.path)
+        self.card = Card.beside(self.path, card)
         self.name = self.card.name or self.path.stem
         self.downgraded: str | None = None
         self._expected = sha256 or self.card.sha256
@@ -91,7 +91,7 @@ class FileOptions(TypedDict, total=False):
     """Arguments of `ModelFile` by name, which every runtime of model files takes."""
 
     sha256: str | None
-    card: str | Path | None
+    card: str | Path | Literal[False] | None
     output: str | None
     kind: str | None
     labels: Iterable[Any] | None
@@ -108,7 +108,7 @@ class ModelFile(LoadsLate):
         path: the model file.
         sha256: expected SHA-256 of the file, or of a package (`edgeroute.edge.model_card.sha256_of`), hex; None: the card's;
             unchecked if the card has none.
-        card: path of the card, if it is not beside the model.
+        card: path of the card, if it is not beside the model; False: no card is read.
         output: name of the output to read; None: the card's, else all of them.
         kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
         labels: class index -> value; None: the card's.
@@ -126,7 +126,7 @@ class ModelFile(LoadsLate):
         path: str | Path,
         *,
         sha256: str | None = None,
-        card: str | Path | None = None,
+        card: str | Path | Literal[False] | None = None,
         output: str | None = None,
         kind: str | None = None,
         labels: Iterable[Any] | None = None,

@@ -47,6 +47,7 @@ from edgeroute.policy.value_types import (
     Threads,
     Verify,
     Whole,
+    with_message,
 )
 from edgeroute.system.declared_settings import argument_texts, hints, unit_of
 
@@ -67,8 +68,12 @@ Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "va
 """Kind of a model's outputs."""
 File = Annotated[Text, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
 """Path of a file; a relative one starts from the policy's folder."""
+CardFile = Annotated[
+    Literal[False] | Text, with_message("the path of a card, or false"), AfterValidator(lambda text: text and Path(text))
+]
+"""Path of a card; false: no card is read."""
 FORMS: Mapping[str, Any] = {
-    "api_key": SecretReference, "binary": Binary, "body": BodyTemplate, "card": File, "cert": Cert,
+    "api_key": SecretReference, "binary": Binary, "body": BodyTemplate, "card": CardFile, "cert": Cert,
     "client": Client, "codec": PayloadCodec, "headers": Headers, "hedge_after": Hedge,
     "kind": Kind, "labels": Texts, "max_concurrent": Concurrent, "may_leave": AnyTexts,
     "metered": Flag, "none_found": Literal["defer", "accept", "score"], "pin": Pins,

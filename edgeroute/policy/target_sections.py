@@ -81,7 +81,7 @@ class Model(Target):
         given, paths = self.given(), super().files()
         score = given.get("score")
         paths += [score] if isinstance(score, str) and score not in SCORES else []
-        return paths if is_address(self.path) else [self.path, *([] if given.get("card") else cards(self.path)), *paths]
+        return paths if is_address(self.path) else [self.path, *([] if "card" in given else cards(self.path)), *paths]
 
     def make(self, folder: Path) -> Any:
         """Make the model, not loaded yet. Raises PolicyError, ModelMissing, ModelError or RuntimeMissing."""

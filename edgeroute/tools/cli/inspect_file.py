@@ -70,10 +70,10 @@ def _existing_card(path: Path, *specs: Sequence[TensorSpec]) -> tuple[str, Card 
     specs: the model's inputs, and its outputs, which the card must fit; none: they are unknown.
     """
     file = card_path(path)
-    if not file.exists():
-        return "", None
     try:
-        card = Card.read(file)
+        card = Card.beside(path)
+        if card.path is None:
+            return f"{card.foreign.name} is there, and no card" if card.foreign else "", None
         if specs:
             Inputs(card, specs[0], specs[1])
     except (EdgerouteError, ValueError) as e:
