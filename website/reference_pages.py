@@ -2,7 +2,7 @@
 
 commands.md has every command with its arguments and options, from the command functions; policy.md the keys of a policy below its
 heading "Keys", from their JSON Schema; cards.md the tables of a card's keys, from the card's own; foreign-models.md the table of
-tests/foreign_models.py.
+tests/foreign_tools.py.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def _code(value: Any) -> str:
 def pages() -> dict[str, str]:
     """Return name -> text of each page of docs/ that is generated, or whose end is."""
     sys.path.append(str(ROOT / "tests"))
-    models = importlib.import_module("foreign_models").table()
+    models = importlib.import_module("foreign_tools").table()
     texts = {"commands.md": commands_page()}
     ends = (
         ("policy.md", KEYS_BEGIN, policy_keys()),
