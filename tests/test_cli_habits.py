@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import termios
+from inspect import signature
 from pathlib import Path
 from time import monotonic
 
@@ -19,7 +20,7 @@ import pytest
 import tiny
 import typer
 from both import LONG
-from commands import PYTHON, cli
+from commands import PYTHON, ROOT, cli
 
 from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.app import app
@@ -376,3 +377,16 @@ def test_ctrl_c_ends_the_processes_of_a_simulation(interruptible):
     until = monotonic() + LONG
     while any(Path(f"/proc/{child}").exists() for child in started):  # one of them, Python's own, ends after its parent
         assert monotonic() < until
+
+
+def test_each_server_has_a_port_of_its_own():
+    """By default, the examples' too: none takes another's clients."""
+    from edgeroute.tools.cli.servers import dashboard, gateway, serve
+
+    ports = [signature(command).parameters["port"].default for command in (serve, gateway, dashboard)]
+    given = re.compile(r'(?:--port"[^)]*default=|port: int = |--port |tcp://127\.0\.0\.1:)(\d{4,5})\b')
+    for folder in sorted((ROOT / "examples").iterdir()):
+        texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py")) if not file.name.startswith("test_")]
+        ports += {int(port) for text in texts for port in given.findall(text)} - ({8484} if folder.name == "gateway" else set())
+    assert len(ports) >= 7
+    assert len(set(ports)) == len(ports), sorted(ports)

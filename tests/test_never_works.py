@@ -287,3 +287,13 @@ def test_the_command(policy, monkeypatch):
     code, out, _ = cli("check", "-p", policy)
     assert code == NOT_READY
     assert "a call takes at least 9, and usd_per_day = 5" in out
+
+
+def test_the_command_takes_the_policy_with_and_without_its_option(policy):
+    """And one of them."""
+    assert cli("check", policy) == cli("check", "-p", policy) == cli("check", "--policy", policy)
+    assert cli("check", policy)[0] == 0
+    for given in ([], [policy, "-p", policy]):
+        code, _, err = cli("check", *given)
+        assert (code, "one policy is needed" in err) == (2, True)
+    assert cli("check", policy.with_name("none.toml"))[0] == 2

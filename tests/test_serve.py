@@ -31,6 +31,7 @@ from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.batching import Batcher
 from edgeroute.tools.server.serve import serve
 from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.uvicorn_host import run
 from edgeroute.types import TensorSpec
 
 WEIGHTS = np.arange(1, 4, dtype=np.float32)
@@ -780,6 +781,36 @@ def test_what_cannot_be_served(tmp_path):
     path = save(tmp_path / "scale.onnx")
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PolicyError, match="cannot listen"):
         serve([path], port=taken.getsockname()[1])
+
+
+def test_a_port_belongs_to_one_from_the_beginning():
+    """Also before the first one serves: a second program is refused, and does not wait for the first to listen."""
+    seen = []
+
+    def again(stop):
+        port = seen[0]
+        for host in ("127.0.0.1", "0.0.0.0", "localhost", "::"):
+            with pytest.raises(PolicyError, match=f"cannot listen on {host}:{port}: .*choose another host or port"):
+                run(app([Fake()]), host, port, idle, None)
+        stop()
+
+    async def idle(_):
+        return None
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        seen.append(free.getsockname()[1])
+    assert run(app([Fake()]), "127.0.0.1", seen[0], idle, None, again) == 0
+
+
+def test_a_port_that_another_would_share():
+    """Is not taken, even where its server lets others share it."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        with pytest.raises(PolicyError, match="cannot listen"):
+            run(app([Fake()]), "127.0.0.1", other.getsockname()[1], None, None)
 
 
 def test_card(tmp_path):

@@ -15,14 +15,21 @@ from edgeroute.core.error_codes import printable
 from edgeroute.errors import nearest
 from edgeroute.system.late_imports import docs_folder
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK
-from edgeroute.tools.cli.tables_and_options import Json, Policy, table
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy, table
 
 
-def check(*, policy: Policy, as_json: Json = False) -> int:
+def check(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The policy, in place of --policy.")] = None,
+    *,
+    policy: OptionalPolicy = None,
+    as_json: Json = False,
+) -> int:
     """Report what works, what may leave the device and where to, what is missing, and settings that can never work."""
     from edgeroute.router.router import Router
 
-    with Router.from_policy(policy) as router:
+    if (given := file or policy) is None or (file and policy):
+        raise typer.BadParameter("one policy is needed, as in `edgeroute check policy.toml`", param_hint="FILE")
+    with Router.from_policy(given) as router:
         report = router.check()
     print(json.dumps({"ok": report.ok, "lines": report.lines}) if as_json else printable(str(report)))
     return OK if report.ok else NOT_READY

@@ -7,9 +7,11 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from errno import EADDRINUSE
 from itertools import chain
 from typing import Any, cast
 
@@ -41,6 +43,10 @@ KEEP_ALIVE_S = 75
 """Time an idle connection stays open, seconds: a router may call rarely, and a new connection costs it round trips."""
 STRANGER_S = 5
 """Keep-alive of a connection without a token, where one is needed, seconds."""
+BACKLOG = 2048
+"""Connections that wait to be accepted, as uvicorn's default."""
+ANSWERS_S = 0.2
+"""Time for another program to take a connection, seconds."""
 GRACE_S = 5
 """Time for requests in progress to finish at shutdown, seconds."""
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -278,20 +284,34 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _check_unanswered(host: str, port: int) -> None:
+    """Raise OSError if a program takes connections at the address."""
+    try:
+        socket.create_connection((host, port), ANSWERS_S).close()
+    except OSError:
+        return
+    raise OSError(EADDRINUSE, "another program answers there")
+
+
 def _listen(host: str, port: int) -> socket.socket:
-    """Bind a socket to the address, without listening yet, and return it.
+    """Return a socket that listens on the address. No other program gets the port from then on.
 
     Raises:
-        PolicyError: the address cannot be listened on.
+        PolicyError: the address cannot be listened on, or another program answers there.
     """
     # The protocol is explicit because asyncio sets TCP_NODELAY only then; without it replies wait for an ACK.
     listener: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        if os.name == "posix":  # elsewhere it would share the port with another server
+        if sys.platform == "win32":  # with SO_REUSEADDR there it would share the port, and without this option others could
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform != "linux" and port:  # elsewhere it would take the clients of a wildcard address's server
+                _check_unanswered(host, port)
         listener.bind((host, port))
+        listener.listen(BACKLOG)  # at once: until one of them listens, several may bind
     except (OSError, OverflowError) as e:
         if listener is not None:
             listener.close()
