@@ -14,13 +14,15 @@ from typing import Any, Literal
 
 from edgeroute.confidence.first_tokens import Prefix, Rule
 from edgeroute.confidence.scores import Score
+from edgeroute.core.units import Count, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.llama_packages import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
 from edgeroute.edge.llama_process import EngineEnded, IsolatedEngine
 from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.runtime_base import LoadsLate
-from edgeroute.errors import BadInput, ModelError, PolicyError, check_number
+from edgeroute.errors import BadInput, ModelError, PolicyError
+from edgeroute.system.declared_settings import check_units
 from edgeroute.system.forks import initially
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, failure
@@ -188,11 +190,11 @@ class LlamaModel(LoadsLate):
         self,
         path: str | Path,
         *,
-        context: int | None = None,
-        threads: int = 1,
-        slots: int = 1,
-        gpu_layers: int | None = None,
-        batch: int = 256,
+        context: Count | None = None,
+        threads: Count = 1,
+        slots: Count = 1,
+        gpu_layers: Whole | None = None,
+        batch: Count = 256,
         chat: bool = True,
         system: str | None = None,
         chat_template: str | None = None,
@@ -208,18 +210,12 @@ class LlamaModel(LoadsLate):
         runtime: Literal["auto", "xllamacpp", "llama-cpp-python"] = "auto",
         verbose: bool = False,
         isolate: bool | None = None,
-        stall_s: float = 60.0,
+        stall_s: Timeout = 60.0,
         sha256: str | None = None,
         card: str | Path | Literal[False] | None = None,
         score: Score | None = None,
     ) -> None:
-        counts = {"context": context, "threads": threads, "slots": slots, "batch": batch}
-        for name, value in counts.items():
-            if value is not None:
-                check_number(name, value, least=1, whole=True)
-        check_number("stall_s", stall_s, above=True)
-        if gpu_layers is not None:
-            check_number("gpu_layers", gpu_layers, whole=True)
+        check_units(LlamaModel, locals())
         if grammar is not None and _too_nested(grammar):
             raise PolicyError(f"grammar= has more than {MOST_PARENTHESES} parentheses within each other")
         if problem := _impossible_limits(response_format):

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.live_decisions import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
 from edgeroute.core.routing_policy import INF, Mode
-from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError, check_number
+from edgeroute.core.units import Amount, Chance, Count
+from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.live.live_source import Begin, Call, Mailbox
+from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import call_contained
 from edgeroute.system.safe_logging import Failures
 from edgeroute.types import Answer
@@ -105,17 +107,17 @@ class FrameStats(NamedTuple):
 class FrameSettings(NamedTuple):
     """Arguments of `Router.frames`."""
 
-    max_in_flight: int = 2
+    max_in_flight: Count = 2
     drop: Drop = "oldest"
     every: float | None = None
     stale: float | None = 1.0
-    hold: int = 3
-    margin: float | None = 0.2
-    scene: float | None = 0.03
+    hold: Count = 3
+    margin: Amount | None = 0.2
+    scene: Amount | None = 0.03
     refresh: float | None = 30.0
     signature: Signature | None = None
     label: Callable[[Any], Hashable] | None = None
-    busy: float = 1.0
+    busy: Chance = 1.0
     mode: Mode | None = None
     deadline: float | None = None
     data_class: str | None = None
@@ -126,19 +128,12 @@ class FrameSettings(NamedTuple):
         Raises:
             PolicyError: an argument is invalid.
         """
-        check_number("max_in_flight", self.max_in_flight, least=1, whole=True)
-        check_number("hold", self.hold, least=1, whole=True)
+        check_units(FrameSettings, self._asdict())
         check_drop(self.drop)
         for name in ("every", "stale", "refresh", "deadline"):
             check_seconds(name, getattr(self, name))
         if self.every == inf:
             raise PolicyError("every= takes the seconds from one frame to the next, and with inf there is no next")
-        for name in ("margin", "scene"):
-            if (value := getattr(self, name)) is not None:
-                check_number(name, value)
-        check_number("busy", self.busy, most=1)
-        if not self.busy:
-            raise PolicyError("busy= is the share of time that the edge may run, more than 0 up to 1")
         check_function("signature", self.signature)
         check_function("label", self.label)
         return self if self.stale is None or self.stale < FOREVER_S else self._replace(stale=None)

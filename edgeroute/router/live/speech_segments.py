@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.live_decisions import Began, Ended, Loudness, Speech
 from edgeroute.core.routing_policy import INF, Mode
+from edgeroute.core.units import Count, Share
 from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
 from edgeroute.router.live.live_source import Begin, Call, Kind, Mailbox, equal, items
+from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import call_contained
 from edgeroute.types import Answer
 
@@ -100,16 +102,16 @@ class AudioStats(NamedTuple):
 class AudioSettings(NamedTuple):
     """Arguments of `Router.audio`."""
 
-    rate: int = 16_000
+    rate: Count = 16_000
     vad: Vad | None = None
-    window: int | None = None
-    on: float = 0.5
+    window: Count | None = None
+    on: Share = 0.5
     off: float = 0.35
     min_speech: float = 0.1
     hangover: float = 0.5
     lead: float = 0.2
     max_segment: float = 15.0
-    max_in_flight: int = 2
+    max_in_flight: Count = 2
     drop: Drop = "oldest"
     barge_in: bool | None = None
     on_barge_in: Callable[[float], object] | None = None
@@ -123,11 +125,7 @@ class AudioSettings(NamedTuple):
         Raises:
             PolicyError: an argument is invalid.
         """
-        for name in ("rate", "max_in_flight"):
-            check_number(name, getattr(self, name), least=1, whole=True)
-        if self.window is not None:
-            check_number("window", self.window, least=1, whole=True)
-        check_number("on", self.on, most=1)
+        check_units(AudioSettings, self._asdict())
         check_number("off", self.off, most=self.on)
         check_drop(self.drop)
         for name in ("min_speech", "hangover", "max_segment", "deadline"):
