@@ -409,8 +409,8 @@ def test_a_threshold_for_each_class():
         if (rows := classes == label) is not None
     }
     assert certificate.thresholds == alone | {"eel": INF}
-    assert certificate.threshold == INF == certificate.threshold_for("fox") == certificate.threshold_for("eel")
-    assert certificate.threshold_for("cat") == alone["cat"] < alone["dog"]
+    assert certificate.threshold == INF
+    assert alone["cat"] < alone["dog"]
     assert certificate.label == "loss <= 5 % in each class, 95 % sure"
     assert "in each class that the edge predicts" in certificate.guarantee
     accepted = sum((score >= t) & (classes == label) for label, t in certificate.thresholds.items())
@@ -420,16 +420,15 @@ def test_a_threshold_for_each_class():
 
 
 def test_classes_are_known_by_their_text():
-    """A number from numpy, from Python or from JSON is the same class; a class without scores is deferred."""
+    """A number from numpy counts as its text, as in JSON; a class without scores is deferred."""
     score, edge, cloud = examples(1000)
     classes = np.arange(1000) % 2
     score[classes == 1] = np.nan
     certificate = calibrate(score, edge, cloud, max_loss=0.05, per_class=classes)
-    assert certificate.threshold_for(0) == certificate.threshold_for("0") == certificate.threshold_for(classes[0]) < INF
-    assert certificate.threshold_for(1) == INF
+    assert certificate.thresholds["0"] < INF == certificate.thresholds["1"]
     assert certificate.unscored == pytest.approx(0.5)
     large = quietly(np.tile(score, 10), np.tile(edge, 10), np.tile(cloud, 10), max_loss=0.05, per_class=np.tile(classes, 10))
-    assert (large.method, large.threshold_for(1)) == ("D-BB", INF)
+    assert (large.method, large.thresholds["1"]) == ("D-BB", INF)
 
 
 def test_no_class_has_enough():

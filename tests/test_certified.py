@@ -114,7 +114,7 @@ def each():
 
 def test_each_answer_has_the_threshold_of_its_class(each):
     """One with a class of too few examples, or of none, goes to the cloud however sure the edge is."""
-    own = each.threshold_for("cat")
+    own = each.thresholds["cat"]
     with Router(typed, cloud, threshold=each) as router:
         sure, unsure = router.infer(("cat", 1.0)), router.infer(("cat", own - 0.01))
         assert routes.judged(sure) == ("accepted", 1.0, own, each.label)

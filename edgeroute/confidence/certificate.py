@@ -169,13 +169,6 @@ class Certificate(NamedTuple):
             return max(threshold, at_least)
         return max(threshold, min(at_least, self.highest))
 
-    def threshold_for(self, label: object) -> float:
-        """Return the threshold for an edge answer with this label.
-
-        Compared as text; the common threshold for a label without its own.
-        """
-        return self.thresholds.get(str(label), self.threshold)
-
     def matches(
         self,
         *,

@@ -16,39 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Un
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
+import edgeroute.policy.value_types as values
 from edgeroute.core.routing_policy import Terms
 from edgeroute.edge.runtime_base import ModelFile
 from edgeroute.http.addresses_and_messages import Address
 from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, to_text
-from edgeroute.policy.value_types import (
-    Amount,
-    AnyTexts,
-    Binary,
-    BodyTemplate,
-    Cert,
-    Client,
-    Concurrent,
-    Count,
-    Flag,
-    Headers,
-    Hedge,
-    PayloadCodec,
-    PingPath,
-    Pins,
-    Providers,
-    Rate,
-    Retries,
-    Score,
-    SecretReference,
-    Sha256,
-    Table,
-    Text,
-    Texts,
-    Threads,
-    Verify,
-    Whole,
-    with_message,
-)
 from edgeroute.system.declared_settings import argument_texts, hints, unit_of
 
 S = TypeVar("S", bound=BaseModel)
@@ -60,25 +32,27 @@ KEYS = {"max_bytes": "max_size", "rate_per_s": "rate"}
 """Argument -> key, where that is another name and not only one without the unit."""
 UNITS: Mapping[tuple[str, bool], Any] = {
     ("duration", False): Delay, ("duration", True): Duration, ("size", False): Size,
-    ("share", False): Share, ("share", True): Share, ("amount", False): Amount, ("rate", True): Rate,
-    ("count", False): Count, ("whole", False): Whole,
+    ("share", False): Share, ("share", True): Share, ("amount", False): values.Amount, ("rate", True): values.Rate,
+    ("count", False): values.Count, ("whole", False): values.Whole,
 }  # fmt: skip
 """(kind of unit, True if its least value is excluded) -> type of the key."""
 Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers"]
 """Kind of a model's outputs."""
-File = Annotated[Text, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
+File = Annotated[values.Text, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
 """Path of a file; a relative one starts from the policy's folder."""
 CardFile = Annotated[
-    Literal[False] | Text, with_message("the path of a card, or false"), AfterValidator(lambda text: text and Path(text))
+    Literal[False] | values.Text,
+    values.with_message("the path of a card, or false"),
+    AfterValidator(lambda text: text and Path(text)),
 ]
 """Path of a card; false: no card is read."""
 FORMS: Mapping[str, Any] = {
-    "api_key": SecretReference, "binary": Binary, "body": BodyTemplate, "card": CardFile, "cert": Cert,
-    "client": Client, "codec": PayloadCodec, "headers": Headers, "hedge_after": Hedge,
-    "kind": Kind, "labels": Texts, "max_concurrent": Concurrent, "may_leave": AnyTexts,
-    "metered": Flag, "none_found": Literal["defer", "accept", "score"], "pin": Pins,
-    "ping_path": PingPath, "providers": Providers, "retries": Retries, "score": Score, "sensors_every": Period,
-    "sha256": Sha256, "threads": Threads, "verify": Verify,
+    "api_key": values.SecretReference, "binary": values.Binary, "body": values.BodyTemplate, "card": CardFile,
+    "cert": values.Cert, "client": values.Client, "codec": values.PayloadCodec, "headers": values.Headers,
+    "hedge_after": values.Hedge, "kind": Kind, "labels": values.Texts, "max_concurrent": values.Concurrent,
+    "may_leave": values.AnyTexts, "metered": values.Flag, "none_found": Literal["defer", "accept", "score"], "pin": values.Pins,
+    "ping_path": values.PingPath, "providers": values.Providers, "retries": values.Retries, "score": values.Score,
+    "sensors_every": Period, "sha256": values.Sha256, "threads": values.Threads, "verify": values.Verify,
 }  # fmt: skip
 """Argument -> type of its key, where a policy file writes the value otherwise than Python, or checks more than its type."""
 
@@ -165,12 +139,12 @@ def _form(name: str, annotation: Any) -> Any:
         return None
     origin, within = get_origin(parts[0]), get_args(parts[0])
     if parts[0] in (bool, str):
-        return Flag if parts[0] is bool else Text
+        return values.Flag if parts[0] is bool else values.Text
     if origin is Literal:
         return parts[0]
     if isinstance(origin, type) and issubclass(origin, Mapping) and within == (str, Any):
-        return Table
-    return Texts if within and within[0] is str and origin is not type and not issubclass(origin, Mapping) else None
+        return values.Table
+    return values.Texts if within and within[0] is str and origin is not type and not issubclass(origin, Mapping) else None
 
 
 def _is_union(annotation: Any) -> bool:

@@ -11,7 +11,6 @@ from edgeroute.core.egress import Rules
 from edgeroute.core.error_codes import error_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
-from edgeroute.errors import PolicyError
 from edgeroute.router.leg_execution import PASSING, LegExecutor
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.types import Backend
@@ -128,19 +127,6 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
         lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges if t.threshold is not None)
         lines.extend(f"! its certificate says: {text}" for c in snapshot.certificates if c for text in c.certificate.doubts)
     return Check(all(problem is None for _, problem in problems), tuple(lines))
-
-
-def unsendable(snapshot: Snapshot) -> list[str]:
-    """Return a line for each endpoint that cannot be called, as a secret is not set. Sends nothing."""
-    lines = []
-    for cloud in snapshot.clouds:
-        address: Any = getattr(getattr(cloud, "endpoint", None), "address", None)
-        if address is not None:
-            try:
-                address.headers()
-            except PolicyError as e:
-                lines.append(f"{cloud.name} cannot be asked: {e}")
-    return lines
 
 
 def _promise(label: str) -> str:

@@ -80,18 +80,6 @@ STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
 """Arguments that a reload does not change: most have open files."""
 
 
-def has_metrics(path: Path) -> bool:
-    """Return True if the policy file has metrics for Prometheus. Reads the file.
-
-    Raises:
-        PolicyError: the file is invalid.
-    """
-    from edgeroute import policy  # pydantic is imported only for policy files
-
-    telemetry = policy.load(path).telemetry
-    return telemetry is not None and bool(telemetry.prometheus)
-
-
 class PolicyFile:
     """Policy file of one router.
 

@@ -13,19 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import BadInput, Closed
+from edgeroute.router.live import speech_segments as speech
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
 from edgeroute.router.live.live_source import Call, DirectCall, Kind, Mailbox, PolledCall, fill, items, kind_of
-from edgeroute.router.live.speech_segments import (
-    WAITING,
-    AudioFlow,
-    AudioSettings,
-    AudioStats,
-    BargeIn,
-    Segment,
-    Utterance,
-    segments,
-    segments_async,
-)
 from edgeroute.system.safe_logging import call_quietly
 
 if TYPE_CHECKING:
@@ -221,7 +211,7 @@ class AudioBase:
 
     _flow: Any
 
-    def stats(self) -> AudioStats:
+    def stats(self) -> speech.AudioStats:
         """Return statistics of the audio so far."""
         return self._flow.stats()  # type: ignore[no-any-return]
 
@@ -237,7 +227,7 @@ class Frames(FramesBase, Updates[FrameUpdate]):
     """Iterator over the updates of a source's frames: `with router.frames(camera) as frames: for update in frames: ...`."""
 
 
-class Audio(AudioBase, Updates[Utterance | BargeIn]):
+class Audio(AudioBase, Updates[speech.Utterance | speech.BargeIn]):
     """Iterator over the answers to a source's speech: `with router.audio(chunks) as audio: for heard in audio: ...`."""
 
 
@@ -254,14 +244,14 @@ def live_frames(router: Any, source: Any, settings: FrameSettings, make: Callabl
     return make(flow, mailbox, bell, unread, "edgeroute-frames")
 
 
-def live_audio(router: Any, chunks: Any, settings: AudioSettings, make: Callable[..., T], bell: Any) -> T:
+def live_audio(router: Any, chunks: Any, settings: speech.AudioSettings, make: Callable[..., T], bell: Any) -> T:
     """Return an iterator over the speech of a source, made by `make`."""
     kind = kind_of(chunks, "chunks", awaits=bell.awaits, calls=False)
-    mailbox: Mailbox[Segment] = Mailbox(WAITING, settings.drop == "oldest", bell.ring, bell.space(kind))
-    flow = AudioFlow(partial(bell.begin, router, settings.mode, settings.data_class), mailbox, settings)
-    unread: Any = segments_async(chunks, flow.listener)
+    mailbox: Mailbox[speech.Segment] = Mailbox(speech.WAITING, settings.drop == "oldest", bell.ring, bell.space(kind))
+    flow = speech.AudioFlow(partial(bell.begin, router, settings.mode, settings.data_class), mailbox, settings)
+    unread: Any = speech.segments_async(chunks, flow.listener)
     if kind != "async":
-        unread = segments(chunks, kind, flow.listener, mailbox.stopped)
+        unread = speech.segments(chunks, kind, flow.listener, mailbox.stopped)
     return make(flow, mailbox, bell, unread, "edgeroute-audio")
 
 
@@ -270,6 +260,6 @@ def frames_of(router: Any, source: Any, settings: FrameSettings) -> Frames:
     return live_frames(router, source, settings, Frames, Bell())
 
 
-def audio_of(router: Any, chunks: Any, settings: AudioSettings) -> Audio:
+def audio_of(router: Any, chunks: Any, settings: speech.AudioSettings) -> Audio:
     """Return the iterator of `Router.audio`."""
     return live_audio(router, chunks, settings, Audio, Bell())

@@ -9,17 +9,7 @@ from itertools import chain, islice, pairwise
 from math import inf
 from typing import NamedTuple, TypeAlias
 
-from edgeroute.stores.outbox.outbox_entries import (
-    LISTED,
-    MOST_BYTES,
-    Damaged,
-    Listed,
-    State,
-    is_whole,
-    read_checked,
-    read_lenient,
-    size_of,
-)
+import edgeroute.stores.outbox.outbox_entries as entries
 
 # Queries by index that find the next entry of an outbox; their time does not depend on the number of entries.
 
@@ -42,7 +32,7 @@ class Heads:
     def __init__(self, c: sqlite3.Connection) -> None:
         self._c = c
 
-    def targets(self, *states: State) -> list[str]:
+    def targets(self, *states: entries.State) -> list[str]:
         """Return the targets that have entries in one of these states, sorted."""
         names = set[str]()
         for state in states:
@@ -53,7 +43,7 @@ class Heads:
                 row = self._lane(f"{select} AND target > ?", state, row.target)
         return sorted(names)
 
-    def lanes(self, state: State, after: Lane | None = None) -> Iterator[Lane]:
+    def lanes(self, state: entries.State, after: Lane | None = None) -> Iterator[Lane]:
         """Yield the lanes that have entries in this state, in order, those after the given one."""
         select = "SELECT target, data_class, seq FROM outbox_entries WHERE state = ?"
         by = "ORDER BY target, data_class LIMIT 1"
@@ -69,12 +59,12 @@ class Heads:
                 return
             yield (after := lane)
 
-    def ready(self, state: State, lane: Lane, n: int, after: tuple[float, int] | None = None) -> list[Listed]:
+    def ready(self, state: entries.State, lane: Lane, n: int, after: tuple[float, int] | None = None) -> list[entries.Listed]:
         """Return up to `n` entries of a lane by due time, only those after the given due time and sequence number.
 
         Entries not due yet are included.
         """
-        select = f"SELECT {LISTED} FROM outbox_entries WHERE state = ? AND target = ? AND data_class IS ?"  # noqa: S608 - a constant
+        select = f"SELECT {entries.LISTED} FROM outbox_entries WHERE state = ? AND target = ? AND data_class IS ?"  # noqa: S608 - a constant
         if after is None:
             return self._checked_entries(f"{select} ORDER BY ready_at, seq LIMIT ?", state, *lane, n)
         due_s, seq = after
@@ -84,15 +74,15 @@ class Heads:
         more = f"{select} AND ready_at > ? ORDER BY ready_at, seq LIMIT ?"
         return same_time + self._checked_entries(more, state, *lane, due_s, n - len(same_time))
 
-    def check(self, state: State, lane: Lane) -> None:
+    def check(self, state: entries.State, lane: Lane) -> None:
         """Raise Damaged if the entry of a lane with the latest due time is unreadable: a bad time sorts last."""
         by = "ORDER BY ready_at DESC, seq DESC LIMIT 1"
         where = f"state = ? AND target = ? AND data_class IS ? {by}"
-        self._checked_entries(f"SELECT {LISTED} FROM outbox_entries WHERE {where}", state, *lane)  # noqa: S608 - a constant
+        self._checked_entries(f"SELECT {entries.LISTED} FROM outbox_entries WHERE {where}", state, *lane)  # noqa: S608 - a constant
 
-    def oldest(self, target: str, *states: State) -> Listed | None:
+    def oldest(self, target: str, *states: entries.State) -> entries.Listed | None:
         """Return the entry of a target, in one of these states, that was put first; None if there is none."""
-        select = f"SELECT {LISTED} FROM outbox_entries WHERE state = ? AND target = ? ORDER BY seq LIMIT 1"  # noqa: S608 - a constant
+        select = f"SELECT {entries.LISTED} FROM outbox_entries WHERE state = ? AND target = ? ORDER BY seq LIMIT 1"  # noqa: S608 - a constant
         rows = [row for state in states for row in self._checked_entries(select, state, target)]
         return min(rows, default=None)
 
@@ -102,7 +92,7 @@ class Heads:
         bounds = ["", "answered", "dead", "waiting", None]
         none += [f"state > '{a}'" + ("" if b is None else f" AND state < '{b}'") for a, b in pairwise(bounds)]
         for where in (*none, "state = ''"):
-            self._checked_entries(f"SELECT {LISTED} FROM outbox_entries WHERE {where} LIMIT 1")  # noqa: S608 - constants
+            self._checked_entries(f"SELECT {entries.LISTED} FROM outbox_entries WHERE {where} LIMIT 1")  # noqa: S608 - constants
 
     def newest(self) -> int:
         """Return the last sequence number; 0 if there are no entries."""
@@ -132,16 +122,16 @@ class Heads:
         if row is None or row[0] is None:
             return None
         for value in row[:2]:
-            if not (value is None or (isinstance(value, str) and is_whole(value))):
-                raise Damaged(f"its target or data class is {value!r}", row[2])
+            if not (value is None or (isinstance(value, str) and entries.is_whole(value))):
+                raise entries.Damaged(f"its target or data class is {value!r}", row[2])
         return Lane(*row[:2])
 
-    def _checked_entries(self, statement: str, *values: object) -> list[Listed]:
+    def _checked_entries(self, statement: str, *values: object) -> list[entries.Listed]:
         """Return the entries of a query, checked."""
-        return [read_checked(row) for row in self._c.execute(statement, values)]
+        return [entries.read_checked(row) for row in self._c.execute(statement, values)]
 
 
-Look: TypeAlias = Callable[[Lane], "Listed | float"]
+Look: TypeAlias = Callable[[Lane], "entries.Listed | float"]
 """Function from a lane to the entry to take, or to the seconds until the lane may have one."""
 
 
@@ -152,7 +142,7 @@ class Turns:
         self._after: Lane | None = None
         self._whole, self._soon_s = True, inf
 
-    def first(self, heads: Heads, state: State, look: Look) -> tuple[Listed | None, float]:
+    def first(self, heads: Heads, state: entries.State, look: Look) -> tuple[entries.Listed | None, float]:
         """Return the entry of the next lanes that is due first, or None and the seconds until an entry may be due.
 
         The next call goes on with the lanes after these. The pause is 0 while lanes are left in this round.
@@ -164,7 +154,7 @@ class Turns:
         more = len(lanes) > MOST_LANES
         self._after = lanes[MOST_LANES - 1] if more else None
         results = [look(lane) for lane in lanes[:MOST_LANES]]
-        rows = [result for result in results if isinstance(result, Listed)]
+        rows = [result for result in results if isinstance(result, entries.Listed)]
         if rows:
             self._whole = False
             return min(rows, key=lambda row: (row.ready_at, row.seq)), 0.0
@@ -177,7 +167,7 @@ TRUSTED_S = 1_577_836_800.0
 
 MOST_TIDIED = 500
 """Maximum entries whose time is replaced, and maximum entries deleted, in one transaction."""
-_SOUND = f"typeof({{0}}) = 'integer' AND {{0}} BETWEEN 0 AND {MOST_BYTES}"
+_SOUND = f"typeof({{0}}) = 'integer' AND {{0}} BETWEEN 0 AND {entries.MOST_BYTES}"
 
 
 def _total_update(new: str, old: str) -> str:
@@ -243,8 +233,8 @@ def bury(c: sqlite3.Connection, seq: int, why: str, now_s: float) -> str:
 
     Counts all sizes again.
     """
-    (row,) = c.execute(f"SELECT {LISTED} FROM outbox_entries WHERE seq = ?", (seq,))  # noqa: S608 - a constant
-    e = read_lenient(row)
+    (row,) = c.execute(f"SELECT {entries.LISTED} FROM outbox_entries WHERE seq = ?", (seq,))  # noqa: S608 - a constant
+    e = entries.read_lenient(row)
     name = e.id if e.id == row[1] and e.id else f"damaged-{seq}"
     c.execute(
         "UPDATE outbox_entries SET id = ?, state = 'dead', target = ?, kind = ?, data_class = ?, rule = ?, importance = ?,"
@@ -302,13 +292,13 @@ def evictions(c: sqlite3.Connection, over: int, importance: float, *, drop: str)
     for row in chain(merge(_dispensable(c, "waiting", most), _dispensable(c, "dead", most)), _dispensable(c, "answered", most)):
         _, seq, name, freed = row
         gone.append((seq, name))
-        over -= size_of(freed)
+        over -= entries.size_of(freed)
         if over <= 0:
             return gone
     return None
 
 
-def _dispensable(c: sqlite3.Connection, state: State, most: float | None) -> Iterator[tuple[float, int, str, int]]:
+def _dispensable(c: sqlite3.Connection, state: entries.State, most: float | None) -> Iterator[tuple[float, int, str, int]]:
     """Yield (importance, seq, id, bytes) of entries in this state, those to evict first first.
 
     Without `most` the order is by age. With `most`: only entries that are no more important, the least important first.

@@ -19,6 +19,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
+import edgeroute.stores.outbox.sql_tables as tables
 from edgeroute.core.units import Bytes, Count, Delay, Rate, Seconds
 from edgeroute.errors import Closed, PolicyError, StoreError
 from edgeroute.stores.outbox.outbox_entries import (
@@ -35,18 +36,6 @@ from edgeroute.stores.outbox.outbox_entries import (
     read_late,
     read_lenient,
     read_waiting,
-)
-from edgeroute.stores.outbox.sql_tables import (
-    SCHEMA,
-    TRUSTED_S,
-    Heads,
-    add_count,
-    bury,
-    counts,
-    evictions,
-    recount,
-    tidy,
-    total_bytes,
 )
 from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file import Database
@@ -217,7 +206,7 @@ class Listing(ForkSafe):
     def counts(self) -> dict[str, int]:
         """Return the counters since the file was created (`COUNTED`), the current number `waiting`, and the total `bytes`."""
         with self._transaction() as c:
-            return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": self.size("waiting")}
+            return {**dict.fromkeys((*COUNTED, "bytes"), 0), **tables.counts(c), "waiting": self.size("waiting")}
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Yield every entry with all its contents, ready for JSON; bytes are base64.
@@ -320,7 +309,7 @@ class Outbox(Listing):
         check_units(Outbox, locals())
         self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
         self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
-        self._database = Database(self.path, SCHEMA, durable=True, lenient=True)
+        self._database = Database(self.path, tables.SCHEMA, durable=True, lenient=True)
         self._group = GroupCommit(self._write)
         self._plausible = -1
         """Total size up to which the stored count is trusted, bytes."""
@@ -402,13 +391,13 @@ class Outbox(Listing):
             return Put(stored=False, reason=f"refused for good: {known[1]}") if known[0] == "dead" else Put(stored=True)
         over = self._total(c, size) + size - self.max_bytes
         fits = size <= self.max_bytes
-        gone = evictions(c, over, waiting.importance, drop=self.drop_policy) if fits else None
+        gone = tables.evictions(c, over, waiting.importance, drop=self.drop_policy) if fits else None
         if gone is None:
-            add_count(c, "dropped_full")
+            tables.add_count(c, "dropped_full")
             return Put(stored=False, reason=f"the outbox is full: {size} bytes more would make it exceed {self.max_bytes}")
         c.executemany("DELETE FROM outbox_entries WHERE seq = ?", [(seq,) for seq, _ in gone])
-        add_count(c, "dropped_full", len(gone))
-        add_count(c, "stored")
+        tables.add_count(c, "dropped_full", len(gone))
+        tables.add_count(c, "stored")
         seq = c.execute(
             "INSERT INTO outbox_entries VALUES (NULL, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -429,9 +418,9 @@ class Outbox(Listing):
 
         So nothing is refused or evicted for a damaged count. A recount updates the plausible total.
         """
-        total = total_bytes(c)
+        total = tables.total_bytes(c)
         if total + more > self.max_bytes and total > self._plausible:
-            total = recount(c)
+            total = tables.recount(c)
             self._plausible = max(total, self.max_bytes)
         return total
 
@@ -465,7 +454,7 @@ class Outbox(Listing):
             )
             c.execute("DELETE FROM outbox_bodies WHERE seq = ?", row[:1])
             c.execute("INSERT INTO outbox_answers VALUES (?, ?, ?, ?, ?)", (row[0], value, confidence, *outputs))
-            add_count(c, "delivered")
+            tables.add_count(c, "delivered")
         self._notify()
         return True
 
@@ -501,7 +490,7 @@ class Outbox(Listing):
         """
         with self._transaction() as c:
             there = c.execute("DELETE FROM outbox_entries WHERE id = ? AND state != 'answered'", (name,)).rowcount
-            add_count(c, "withdrawn", there)
+            tables.add_count(c, "withdrawn", there)
         return there > 0
 
     def retry(self, names: Collection[str] | None = None) -> int:
@@ -526,15 +515,15 @@ class Outbox(Listing):
         """Delete the entries with these ids, in any state, and return their number. Counts them; unknown ids are ignored."""
         with self._transaction() as c:
             n = sum(c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,)).rowcount for name in names)
-            add_count(c, "dropped_by_hand", n)
+            tables.add_count(c, "dropped_by_hand", n)
         return n
 
-    def pick(self, choose: Callable[[Heads], Listed | None]) -> Listed | None:
+    def pick(self, choose: Callable[[tables.Heads], Listed | None]) -> Listed | None:
         """Return the entry that `choose` returns. Entries that it cannot read become dead letters, and it is called again."""
         while True:
             with self._transaction() as c:
                 try:
-                    return choose(Heads(c))
+                    return choose(tables.Heads(c))
                 except Damaged as e:
                     self._bury(c, e.seq, e)
 
@@ -561,7 +550,7 @@ class Outbox(Listing):
         """Return the row of this id, parsed by `read`; None if it is gone or expired. A damaged one becomes a dead letter."""
         with self._transaction() as c:
             now_s = self.clock()
-            row = c.execute(statement, (name, now_s - self.ttl_s if now_s >= TRUSTED_S else -inf)).fetchone()
+            row = c.execute(statement, (name, now_s - self.ttl_s if now_s >= tables.TRUSTED_S else -inf)).fetchone()
             if row is None:
                 return None
             try:
@@ -572,7 +561,7 @@ class Outbox(Listing):
 
     def _bury(self, c: sqlite3.Connection, seq: int, why: Damaged) -> None:
         """Make a damaged entry a dead letter, log it, and report its id."""
-        name = bury(c, seq, _text(str(why)), self.clock())
+        name = tables.bury(c, seq, _text(str(why)), self.clock())
         log.error("%s: entry %s is damaged, and a dead letter now: %s", self.path, name, why)
         self.report_damaged(name)
 
@@ -590,7 +579,7 @@ class Outbox(Listing):
             c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,))
             c.execute("INSERT OR REPLACE INTO outbox_done (id) VALUES (?)", (name,))
             c.execute("DELETE FROM outbox_done WHERE seq <= (SELECT max(seq) FROM outbox_done) - ?", (REMEMBERED,))
-            add_count(c, "called")
+            tables.add_count(c, "called")
         return True
 
     def close(self) -> None:
@@ -603,7 +592,7 @@ class Outbox(Listing):
         with self._database.transaction() as c:
             outer, self._owner = self._owner, threading.get_ident()
             try:
-                tidy(c, self.clock() if now_s is None else now_s, self.ttl_s)
+                tables.tidy(c, self.clock() if now_s is None else now_s, self.ttl_s)
                 yield c
             finally:
                 self._owner = outer
@@ -614,7 +603,7 @@ class Outbox(Listing):
             statement = f"UPDATE outbox_entries SET {change} WHERE id = ? AND state = 'waiting'"  # noqa: S608 - constants
             n = c.execute(statement, (*values, name)).rowcount
             if count is not None:
-                add_count(c, count, n)
+                tables.add_count(c, count, n)
 
     def _notify(self) -> None:
         """Call the listeners."""

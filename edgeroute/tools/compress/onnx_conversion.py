@@ -13,25 +13,11 @@ from typing import Any
 
 import numpy as np
 
+import edgeroute.tools.compress.onnx_graphs as graphs
 from edgeroute.edge.onnx import external_data, runtime
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.errors import ModelError
 from edgeroute.system.late_imports import import_late
-from edgeroute.tools.compress.onnx_graphs import (
-    LAYERS,
-    PER_CHANNEL,
-    at_opset,
-    constants_of,
-    flatten_biases,
-    last_layers,
-    layers_of,
-    name_nodes,
-    nodes_after,
-    operators_of,
-    package,
-    read_graph,
-    weight_of,
-)
 
 # Static int8 of ONNX models, by ONNX Runtime's quantiser.
 
@@ -60,13 +46,13 @@ class Int8:
         self.path, self.feeds, self.folder = path, feeds, folder
         self.signed, self.reduce_range = activations == "int8", reduce_range
         self.notes: list[str] = []
-        onnx, original = package(), read_graph(path)
+        onnx, original = graphs.package(), graphs.read_graph(path)
         runtime()
         self._tools = import_late("onnxruntime.quantization")
         self._large = bool(external_data(path))
-        model = at_opset(original, PER_CHANNEL, path)
+        model = graphs.at_opset(original, graphs.PER_CHANNEL, path)
         if model is not original:
-            self.notes.append(f"converted to opset {PER_CHANNEL}, which quantising per channel needs")
+            self.notes.append(f"converted to opset {graphs.PER_CHANNEL}, which quantising per channel needs")
         self.ready = folder / "ready.onnx"
         start = folder / "start.onnx"
         self._save(onnx, model, start)
@@ -76,15 +62,17 @@ class Int8:
                 all_tensors_to_one_file=True,
             )  # fmt: skip
         prepared = onnx.load(str(self.ready))
-        name_nodes(prepared)
-        flatten_biases(prepared)
+        graphs.name_nodes(prepared)
+        graphs.flatten_biases(prepared)
         self._save(onnx, prepared, self.ready)
-        self._layers = layers_of(prepared)
-        self._weights = constants_of(prepared)
-        ends = last_layers(prepared)
+        self._layers = graphs.layers_of(prepared)
+        self._weights = graphs.constants_of(prepared)
+        ends = graphs.last_layers(prepared)
         if not self._layers:
-            raise ModelError(f"{path} has nothing to quantise: no {', '.join(LAYERS)} with weights, but {operators_of(prepared)}")
-        self._float = [] if last else [node.name for node in [*ends, *nodes_after(prepared, ends)]]
+            raise ModelError(
+                f"{path} has nothing to quantise: no {', '.join(graphs.LAYERS)} with weights, but {graphs.operators_of(prepared)}"
+            )
+        self._float = [] if last else [node.name for node in [*ends, *graphs.nodes_after(prepared, ends)]]
         if {node.name for node in self._layers} <= {*self._float}:
             raise ModelError(
                 f"{path} has no layers but its last, which stays float, so that confidences do not tie: quantise it too with"
@@ -101,7 +89,7 @@ class Int8:
 
     def layers(self) -> list[tuple[Any, int]]:
         """Return the layers to quantise, each with its number of weights."""
-        return [(node, prod(weight_of(node, self._weights).dims)) for node in self._layers if node.name not in self._float]
+        return [(node, prod(graphs.weight_of(node, self._weights).dims)) for node in self._layers if node.name not in self._float]
 
     def write_alone(self, node: Any) -> Path:
         """Write the model with only this layer quantised, over the last such file, and return its path."""
@@ -188,7 +176,7 @@ def convert(path: Path, out: Path) -> None:
         ModelError: it cannot be converted.
         RuntimeMissing: onnx is not installed.
     """
-    onnx, model = package(), read_graph(path)
+    onnx, model = graphs.package(), graphs.read_graph(path)
     runtime()
     if not any(tensor.data_type == onnx.TensorProto.FLOAT for tensor in model.graph.initializer):
         raise ModelError(f"{path} has no float32 weights: there is nothing to convert to float16")

@@ -8,22 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import edgeroute.tools.compress.onnx_graphs as graphs
 from edgeroute.edge.onnx import external_data
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.errors import ModelError, PolicyError, check_number
 from edgeroute.tools.compress.measurement import Examples, Layer, Result, load_original, measure_both, split
-from edgeroute.tools.compress.onnx_graphs import (
-    last_layers,
-    layers_of,
-    name_nodes,
-    package,
-    put,
-    read_graph,
-    target,
-    weight_of,
-    workplace,
-    write_card,
-)
 
 # Structured pruning of an ONNX graph: removes output channels of layers, and their rows in all later tensors.
 #
@@ -70,7 +59,7 @@ class Channels:
     """
 
     def __init__(self, model: Any) -> None:
-        self.onnx, self.model = package(), model
+        self.onnx, self.model = graphs.package(), model
         _constants_as_initializers(model)
         del model.graph.value_info[:]  # shapes, which change
         self.arrays: dict[str, Array] = {t.name: self.onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -351,22 +340,23 @@ def prune(
         raise PolicyError("sparsity= is less than 1: a model without weights has no answers")
     if path.suffix.lower() != ".onnx":
         raise ModelError(f"{path}: only .onnx can be pruned: prune the model that it was converted from")
-    path_out = target(path, None if out is None else Path(out), "pruned", overwrite=overwrite)
+    path_out = graphs.target(path, None if out is None else Path(out), "pruned", overwrite=overwrite)
     examples = Examples([*inputs], None if labels is None else [*labels])
     used, held_out = split(examples, len(examples.inputs) // 2)
-    graph = read_graph(path)
-    name_nodes(graph)
+    graph = graphs.read_graph(path)
+    graphs.name_nodes(graph)
     model, original, notes = load_original(path, held_out)
     layers = (_prune_channels if structured else _prune_weights)(graph, sparsity, path)
-    with workplace(path_out) as (_, pruned):
+    with graphs.workplace(path_out) as (_, pruned):
         large = bool(external_data(path))
-        package().save(graph, str(pruned), save_as_external_data=large, location=f"{path_out.name}.data" if large else None)
+        location = f"{path_out.name}.data" if large else None
+        graphs.package().save(graph, str(pruned), save_as_external_data=large, location=location)
         if finetune is not None:
             _tune(finetune, pruned, used)
             notes += [] if structured else _lost_zeros(pruned, sparsity)
-        write_card(pruned, model.card, _step(sparsity, structured=structured, tuned=finetune is not None))
+        graphs.write_card(pruned, model.card, _step(sparsity, structured=structured, tuned=finetune is not None))
         before, after = measure_both(model, pruned, original, held_out)
-        put(pruned.parent, path_out)
+        graphs.put(pruned.parent, path_out)
     after = after._replace(path=path_out)
     count = len(used.inputs) if finetune is not None else 0
     return Result(before, after, tuple(layers), path_out.with_suffix(".json"), count, len(held_out.inputs), tuple(notes))
@@ -387,12 +377,12 @@ def _prune_weights(graph: Any, share: float, path: Path) -> list[Layer]:
         ModelError: there is no layer before the last.
     """
     known = {tensor.name: tensor for tensor in graph.graph.initializer}
-    ends = {node.name for node in last_layers(graph)}
+    ends = {node.name for node in graphs.last_layers(graph)}
     layers: list[Layer] = []
     changed = set[str]()
-    for node in layers_of(graph):
-        tensor = weight_of(node, known)
-        array = package().numpy_helper.to_array(tensor)
+    for node in graphs.layers_of(graph):
+        tensor = graphs.weight_of(node, known)
+        array = graphs.package().numpy_helper.to_array(tensor)
         if node.name in ends or tensor.name in changed:
             layers.append(Layer(node.name, node.op_type, array.size, None, None, "as it was: the last layer"))
             continue
@@ -401,7 +391,7 @@ def _prune_weights(graph: Any, share: float, path: Path) -> list[Layer]:
         order = np.argsort(np.abs(array), axis=None, kind="stable")[:count]
         pruned = array.copy()
         pruned.ravel()[order] = 0
-        tensor.CopyFrom(package().numpy_helper.from_array(pruned, tensor.name))
+        tensor.CopyFrom(graphs.package().numpy_helper.from_array(pruned, tensor.name))
         layers.append(Layer(node.name, node.op_type, array.size, None, None, f"{100 * (pruned == 0).mean():.1f} % zeros"))
     if not changed:
         raise ModelError(f"{path} has nothing to prune: no layer with weights before its last one")
@@ -415,24 +405,25 @@ def _prune_channels(graph: Any, share: float, path: Path) -> list[Layer]:
         ModelError: no layer has channels to remove.
     """
     channels = Channels(graph)
-    ends = {node.name for node in last_layers(graph)}
-    nodes = layers_of(graph)
+    ends = {node.name for node in graphs.last_layers(graph)}
+    nodes = graphs.layers_of(graph)
     notes = {node.name: "as it was: the last layer" if node.name in ends else channels.prune(node, share) for node in nodes}
     if not any(" of " in note and not note.startswith("left whole") for note in notes.values()):
         raise ModelError(f"{path} has no channels to remove: " + "; ".join(f"{name}: {note}" for name, note in notes.items()))
     pruned = channels.finish()
     known = {tensor.name: tensor for tensor in pruned.graph.initializer}
-    sizes = {node.name: int(np.prod(weight_of(node, known).dims)) for node in nodes}
+    sizes = {node.name: int(np.prod(graphs.weight_of(node, known).dims)) for node in nodes}
     return [Layer(node.name, node.op_type, sizes[node.name], None, None, notes[node.name]) for node in nodes]
 
 
 def _lost_zeros(model_path: Path, sparsity: float) -> list[str]:
     """Return a note if fine-tuning changed more than 1 % of the weights from zero; [] if not."""
-    graph = read_graph(model_path)
-    name_nodes(graph)
+    graph = graphs.read_graph(model_path)
+    graphs.name_nodes(graph)
     known = {tensor.name: tensor for tensor in graph.graph.initializer}
-    ends = {node.name for node in last_layers(graph)}
-    arrays = [package().numpy_helper.to_array(weight_of(n, known)) for n in layers_of(graph) if n.name not in ends]
+    ends = {node.name for node in graphs.last_layers(graph)}
+    to_array = graphs.package().numpy_helper.to_array
+    arrays = [to_array(graphs.weight_of(n, known)) for n in graphs.layers_of(graph) if n.name not in ends]
     total = sum(array.size for array in arrays)
     share = sum(int((array == 0).sum()) for array in arrays) / total if total else 0.0
     if share >= sparsity - SMALL:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.edge.llama_packages import SERVES_OTHERS
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Prometheus, of_router
-from edgeroute.router.decide_and_check import unsendable
 from edgeroute.system.addresses import is_loopback
 
 try:
@@ -26,6 +25,7 @@ except ImportError as e:
 if TYPE_CHECKING:
     from edgeroute.record.instrument_interface import Instrument
     from edgeroute.router.async_router import AsyncRouter
+    from edgeroute.router.policy_snapshot import Snapshot
 
 log = logging.getLogger("edgeroute")
 PORT = 8484
@@ -83,7 +83,7 @@ def gateway(
             router = router_of(policy, metrics=metrics, instruments=instruments)
             stem = Path(policy).stem
             names_all += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
-        for line in unsendable(router.engine.snapshot):  # the gateway still serves: the edge answers without it
+        for line in _unsendable(router.engine.snapshot):  # the gateway still serves: the edge answers without it
             log.warning("%s; start the gateway again once it is", line)
         application = app(
             router, names=names_all, token=token, hosts=hosts, metrics=metrics or of_router(router) is not None, **limits
@@ -108,11 +108,25 @@ def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequenc
         ModelError: its model file is missing.
         RuntimeMissing: metrics need the extra `prometheus`.
     """
+    from edgeroute.policy import load
     from edgeroute.router.async_router import AsyncRouter
-    from edgeroute.router.policy_reload import has_metrics
 
-    more = [*instruments, *([Prometheus()] if metrics and not has_metrics(Path(policy)) else [])]
+    telemetry = load(Path(policy)).telemetry if metrics else None
+    more = [*instruments, *([Prometheus()] if metrics and not (telemetry and telemetry.prometheus) else [])]
     return AsyncRouter.from_policy(policy, watch=True, **({"instruments": more} if more else {}))
+
+
+def _unsendable(snapshot: Snapshot) -> list[str]:
+    """Return a line for each endpoint that cannot be called, as a secret is not set. Sends nothing."""
+    lines = []
+    for cloud in snapshot.clouds:
+        address: Any = getattr(getattr(cloud, "endpoint", None), "address", None)
+        if address is not None:
+            try:
+                address.headers()
+            except PolicyError as e:
+                lines.append(f"{cloud.name} cannot be asked: {e}")
+    return lines
 
 
 def _is_loopback(host: str) -> bool:
