@@ -26,7 +26,7 @@ _TOOLS_OF = {
 }  # fmt: skip
 """Module of `edgeroute.tools.measure` -> its public names."""
 _NAMES_OF = {
-    "certificate": ("Certificate", "NotEnough"), "learned_features": ("text_features",), "input_score": ("InputScore",),
+    "certificate": ("Certificate", "NotEnough"), "learned_features": ("text_features",), "score_before_run": ("InputScore",),
     "learned_score": ("Learned", "prompt_features"), "first_tokens": ("Prefix",),
 }  # fmt: skip
 """Module of this package -> its public names that are imported at their first use."""
