@@ -159,6 +159,42 @@ def test_an_edge_without_confidence(make, tmp_path):
     assert make(model, sure, threshold=0.5).infer(np.ones(4, np.float32)).source == "cloud"
 
 
+def test_an_edge_without_confidence_at_any_size(make, tmp_path):
+    """It is run on zeros of some size; outputs that do not fit that size prove nothing."""
+    value = helper.make_tensor_value_info
+    x, y = value("x", TensorProto.FLOAT, ["n", "steps"]), value("y", TensorProto.FLOAT, ["n", "steps", 1])
+    path = save(
+        tmp_path / "steps.onnx", [helper.make_node("Unsqueeze", ["x", "axes"], ["y"])], [x], [y], [("axes", np.array([2]))]
+    )
+    assert never(make(OnnxModel(path), sure, threshold=0.5))[0].startswith("edge gives no confidence, so each input goes on")
+    rows = save(tmp_path / "rows.onnx", [helper.make_node("Reshape", ["x", "four"], ["y"])], [x], [value("y", 1, ["n", 4])],
+                [("four", np.array([-1, 4]))])  # fmt: skip
+    assert never(make(OnnxModel(rows), sure, threshold=0.5)) == []
+
+
+def test_several_outputs_that_nothing_names(make, tmp_path):
+    """The first would be classes by its form alone: no good ground, so that `output` and `kind` are to be written."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    outputs = [value(name, TensorProto.FLOAT, ["n", 6]) for name in ("points", "flag")]
+    path = save(
+        tmp_path / "points.onnx", [node("Neg", ["x"], ["points"]), node("Abs", ["x"], ["flag"])],
+        [value("x", TensorProto.FLOAT, ["n", 6])], outputs,
+    )  # fmt: skip
+    (said,) = never(make(OnnxModel(path), sure, threshold=0.5))
+    assert said.startswith("edge has 2 outputs, of which points is read as a number for each class, by its form alone")
+    assert never(make(OnnxModel(path, output="points", kind="logits"), sure, threshold=0.5)) == []
+
+
+def test_inputs_whose_first_axes_differ(make, tmp_path):
+    """Cannot count the same inputs: a card says which do."""
+    value = helper.make_tensor_value_info
+    inputs = [value("x", TensorProto.FLOAT, [1, 4]), value("state", TensorProto.FLOAT, [2, 1, 4])]
+    path = save(tmp_path / "m.onnx", [helper.make_node("Add", ["x", "state"], ["y"])], inputs, [value("y", 1, [2, 1, 4])])
+    assert (
+        "the input state is [2, 1, 4]: its first axis counts the inputs" in never(make(OnnxModel(path), sure, threshold=0.5))[0]
+    )
+
+
 def test_times_after_the_deadline(make):
     """Never come."""
     first, second = never(make(unsure, sure, threshold=0.5, deadline=1.0, hedge_after=1.0, first_token=2.0))

@@ -112,15 +112,18 @@ def batch_axis_problem(card: Card, inputs: Sequence[TensorSpec]) -> str:
     """Return an error text if the card has to state which axis of an input counts the inputs; empty: the axis is clear.
 
     With an axis of any size behind a first axis of a fixed size, either may count them. A run with the wrong one would succeed,
-    and answer another question.
+    and answer another question. Nor do first axes of different sizes count the same inputs.
     """
-    for spec in inputs:
-        entry = card.of(spec.name)
-        if len(spec.shape) > 1 and spec.shape[0] > 1 and -1 in spec.shape and (entry is None or not entry.batch_given):
+    unknown = [
+        spec for spec in inputs if len(spec.shape) > 1 and ((entry := card.of(spec.name)) is None or not entry.batch_given)
+    ]
+    differ = len({spec.shape[0] for spec in unknown}) > 1
+    for spec in unknown:
+        if spec.shape[0] > 1 and (differ or -1 in spec.shape):
             return (
                 f"the input {spec.name} is {shape_text(spec.shape)}: its first axis counts the inputs, "
                 f'{spec.shape[0]} at a time, or another one does, or none. Write which into its card: "input": '
-                f'{{"name": "{spec.name}", "batch": {spec.shape.index(-1)}}}, or "batch": "none"'
+                f'{{"name": "{spec.name}", "batch": {spec.shape.index(-1) if -1 in spec.shape else 1}}}, or "batch": "none"'
             )
     return ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar, copy_context
 from math import prod
 from time import monotonic
@@ -23,7 +23,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable_model import gather
 from edgeroute.edge.model_attributes import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runtimes import Ensemble
-from edgeroute.errors import BadInput, ModelError
+from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import AbandonedRuns
 from edgeroute.types import EdgeModel, StopToken
@@ -198,13 +198,15 @@ class EdgeBackend(AbandonedRuns):
             text := import_late("edgeroute.edge.card_inputs").batch_axis_problem(card, member(self.model, "inputs"))
         ):
             raise ModelError(f"{self.where}: {text}")
-        outputs = self._run_zeros(min(PROBE_S, until - monotonic()))
+        outputs = self._run_zeros(min(PROBE_S, until - monotonic()), sized=True)
         if outputs is None:
             return
         if self.reader.kind in {None, "logits"} and self.reader.mistakes(outputs):
             raise ModelError(probabilities_warning(self.model.name))
         if card is None or card.batch_first:
-            self.on_zeros = self._check_read(outputs)
+            sized = any(-1 in spec.shape[1:] for spec in member(self.model, "inputs"))
+            with suppress(BadReply, ModelError) if sized else nullcontext():  # of another size they may fit
+                self.on_zeros = self._check_read(outputs)
 
     def _check_read(self, outputs: Any) -> Prediction:
         """Return the answer in the outputs for zeros, without the caller's score, which was not made for such an input.
@@ -233,14 +235,19 @@ class EdgeBackend(AbandonedRuns):
         self._run_zeros(seconds)
         return first - begun, monotonic() - first
 
-    def _run_zeros(self, seconds: float) -> Any:
+    def _run_zeros(self, seconds: float, *, sized: bool = False) -> Any:
         """Run the model on zeros as a new session, and return its outputs.
 
         None: its inputs are unknown, of dynamic shape or too large, or the run failed or took more than `seconds`. A failure is
         logged at debug level.
+
+        Args:
+            seconds: most time of the run.
+            sized: an axis of any size has 224 elements in a picture [n, c, h, w], else 16.
         """
         specs, run = member(self.model, "inputs"), feed_of(self.model)
-        shapes = [(1, *spec.shape[1:]) for spec in specs]
+        free = {4: 224} if sized else {}
+        shapes = [(1, *(free.get(len(spec.shape), 16) if n == -1 and sized else n for n in spec.shape[1:])) for spec in specs]
         if run is None or not specs or any(-1 in shape for shape in shapes) or sum(map(prod, shapes)) > MOST_PROBED:
             return None
         stop = StopToken()

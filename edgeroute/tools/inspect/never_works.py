@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.output_reader import CLASSES, bounded
-from edgeroute.confidence.output_recognition import SLACK
+from edgeroute.confidence.output_recognition import SLACK, label_and_probabilities
 from edgeroute.core.admission import price
+from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.usage_limits import Cost, Limits, up_against
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
@@ -126,6 +127,11 @@ def _thresholds(snapshot: Snapshot) -> Iterator[str]:
                 f"{target.name} gives no confidence, so each input goes on: write kind in its card if its output has a number "
                 "for each class (logits, probabilities), or score=, a function of its outputs"
             )
+        elif (names := _unnamed(backend)) and snapshot.policy.no_confidence == "defer":
+            yield (
+                f"{target.name} has {len(names)} outputs, of which {clean(names[0])} is read as a number for each class, by its "
+                "form alone: write output and kind in its card, as `edgeroute inspect` finds them"
+            )
         elif not target.certified and max(given) <= (floor := -INF if scored_before or not unit else _least(backend)):
             classes = f": with {round(1 / floor)} classes it is at least {floor:.3g}" if floor > 0 else ""
             yield (
@@ -141,6 +147,15 @@ def _unsure(backend: EdgeBackend) -> bool:
         return False
     plain = answer is not None and answer.confidence is None and not isinstance(answer.value, list)  # which are boxes: none found
     return reader.kind == "value" or plain
+
+
+def _unnamed(backend: EdgeBackend) -> list[str]:
+    """Return the names of several outputs of which the first is read as classes though nothing says so; [] for others."""
+    answer, reader = backend.on_zeros, backend.reader
+    if answer is None or answer.confidence is None or member(backend.model, "kind") is not None or reader.labels is not None:
+        return []
+    several = isinstance(answer.outputs, dict) and type(answer.value) is int and label_and_probabilities(answer.outputs) is None
+    return list(answer.outputs) if several else []
 
 
 def _least(backend: EdgeBackend) -> float:
