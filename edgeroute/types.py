@@ -269,6 +269,8 @@ class Answer(Generic[V]):
     __iter__ = None
     """No iteration, so that `value, confidence = answer` fails."""
     value: V
+    outputs: Any
+    leg: str
 
     def __init__(self, plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, Spent] | None = None) -> None:
         i, prediction, accepted, _, begun, ended, _ = outcome
@@ -277,7 +279,7 @@ class Answer(Generic[V]):
         self._outcome: Outcome | None = outcome
         self.id, self._costs = identity, costs
         self.value, sure, self.outputs = prediction  # type: ignore[misc]
-        self.confidence = sure if sure == sure else None  # noqa: PLR0124 - NaN, without an import
+        self.confidence: float | None = sure if sure == sure else None  # noqa: PLR0124 - NaN, without an import
         self.source: Source = "edge" if leg.permit is None else "cloud"
         self.leg = leg.name
         self.degraded, self.final = not (accepted or type(outcome) is Left), True

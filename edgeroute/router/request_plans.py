@@ -39,7 +39,9 @@ def make_plan(
         raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
     check_seconds("deadline", deadline)
     if data_class is not None and not (isinstance(data_class, str) and data_class):
-        raise PolicyError(f"data_class is a name, not {data_class!r}")
+        error = PolicyError(f"data_class is a name, not {data_class!r}")
+        error.key = "data_class"
+        raise error
     seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
     result = plan(
         snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class, why_home=home, arm=arm

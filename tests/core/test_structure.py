@@ -51,6 +51,7 @@ LOCKS = {
 LOOK_UP = "edgeroute.system.late_imports"
 """Its function `import_tool` imports a program of edgeroute/tools/ by its name; nothing else outside that folder does."""
 TYPED = {
+    "edgeroute.asgi",
     "edgeroute.confidence", "edgeroute.router.async_router", "edgeroute.router.base_router", "edgeroute.router.router", "edgeroute.testing",
 }  # fmt: skip
 """Modules that name what the look-up returns for type checkers, where nothing is imported at run time."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
 from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
@@ -13,10 +12,9 @@ from starlette.responses import Response
 from edgeroute.core.error_codes import Failure, clean
 from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit
 from edgeroute.tools.server.oip_messages import reply
+from edgeroute.tools.server.web_service import retry_after_s
 
 AGAIN = {"Retry-After": "1"}
-MOST_WAIT_S = 3600
-"""Largest `Retry-After` that is passed on from an endpoint or computed here, seconds."""
 KINDS: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 """Status -> OpenAI's type of error; others below 500 are `invalid_request_error`, and the rest `server_error`."""
 
@@ -70,9 +68,7 @@ def _fault_without_answer(error: EdgerouteError, errors: list[BaseException]) ->
     """
     if errors and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors):
         return Fault(400, f"bad request: {clean(error)}", "bad_input")
-    waits = [wait for e in errors if (wait := getattr(e, "retry_after_s", None) or getattr(e, "wait_s", None))]
-    seconds = min(MOST_WAIT_S, max(1, ceil(max(waits, default=1))))
-    return Fault(503, clean(error), "no_answer", {"Retry-After": str(seconds)})
+    return Fault(503, clean(error), "no_answer", {"Retry-After": str(retry_after_s(error))})
 
 
 CODES: Mapping[int, str] = {
