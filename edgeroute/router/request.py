@@ -54,10 +54,15 @@ def length(batch: Sequence[Any]) -> int:
     """Return the number of rows of a batch.
 
     Raises:
-        BadInput: the batch is an iterator.
+        BadInput: the batch is an iterator, a table, or no sequence.
     """
+    kind = type(batch)
     if is_read_once(batch):
-        raise BadInput(f"a batch is a sequence of inputs, not an iterator ({type(batch).__name__}): give list(batch)")
+        raise BadInput(f"a batch is a sequence of inputs, not an iterator ({kind.__name__}): give list(batch)")
+    if not hasattr(kind, "__len__") or not hasattr(kind, "__getitem__") or (hasattr(kind, "iloc") and batch.ndim > 1):  # type: ignore[attr-defined]
+        raise BadInput(
+            f"a batch is a sequence of inputs, not a {kind.__name__}: give a list of them, or an array, as by to_numpy()"
+        )
     return len(batch)
 
 

@@ -19,6 +19,7 @@ from edgeroute.tools.cli.example_options import (
     EdgeNumber,
     Every,
     FileExamples,
+    LabelColumn,
     plain_router,
     read_examples,
 )
@@ -64,6 +65,7 @@ def calibrate(
     every: Every = 1,
     edge: EdgeNumber = 0,
     data_class: DataClass = None,
+    label: LabelColumn = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs in one request to the cloud.")] = 32,
     out: Annotated[
         Path | None,
@@ -114,11 +116,11 @@ def calibrate(
             why = "it needs graded answers: an .npz file with confidence and edge_scores, or .jsonl with grades"
             raise typer.BadParameter(why, param_hint="--metric")
         if scored is not None:
-            only_graded(score=score, per_class=per_class, class_=data_class)
+            only_graded(score=score, per_class=per_class, data_class=data_class)
             result = certify_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
         elif audited:
             result = _calibrate_recorded(router, None, want, edge, policy, every)
-        elif (examples := read_examples(data or [], every, router)).recorded:
+        elif (examples := read_examples(data or [], every, router, label)).recorded:
             result = _calibrate_recorded(router, examples, want, edge, policy, every)
         else:
             result = router.calibrate(

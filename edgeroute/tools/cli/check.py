@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from itertools import islice
 from pathlib import Path
 from time import sleep
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import nearest
 from edgeroute.system.late_imports import docs_folder
+from edgeroute.tools.cli.example_options import DataClass, LabelColumn
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy, table
 
@@ -36,10 +38,12 @@ def check(
 
 
 def decide(
-    given: Annotated[Path, typer.Argument(metavar="INPUT", help="A .npy, .npz, .png or .jpg file, or `-` for stdin.")],
+    given: Annotated[Path, typer.Argument(metavar="INPUT", help="A .npy, .npz, .png, .jpg, .csv or .parquet file, or `-`.")],
     *,
     policy: Policy,
-    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file, or the line of JSON.")] = 0,
+    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file or table, or the line of JSON.")] = 0,
+    data_class: DataClass = None,
+    label: LabelColumn = None,
     as_json: Json = False,
 ) -> None:
     """Explain which route an input would take. Runs the edge model; sends nothing."""
@@ -51,10 +55,10 @@ def decide(
         print(json.dumps({"note": note}) if as_json else printable(note), file=sys.stderr)
 
     with Router.from_policy(policy) as router:
-        items = read_inputs(given, router.engine.snapshot.views.keys, print_note)
+        items = [*islice(read_inputs(given, router.engine.snapshot.views.keys, print_note, label), index + 1)]
         if index >= len(items):
             raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
-        decision = router.decide(items[index].x)
+        decision = router.decide(items[index].x, data_class=data_class)
     if as_json:
         print(json.dumps({"input": items[index].name, "sends_to": decision.sends_to, "steps": decision.steps}))
     else:

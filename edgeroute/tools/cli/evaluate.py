@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.errors import BadInput, RuntimeMissing
-from edgeroute.tools.cli.example_options import Data, DataClass, EdgeNumber, Every, FileExamples, plain_router, read_examples
+from edgeroute.tools.cli.example_options import (
+    Data,
+    DataClass,
+    EdgeNumber,
+    Every,
+    FileExamples,
+    LabelColumn,
+    plain_router,
+    read_examples,
+)
 from edgeroute.tools.cli.tables_and_options import Json, Policy, console, pairs, print_notes, table
 
 if TYPE_CHECKING:
@@ -30,6 +39,7 @@ def evaluate(
     every: Every = 1,
     edge: EdgeNumber = 0,
     data_class: DataClass = None,
+    label: LabelColumn = None,
     batch: Annotated[
         int, typer.Option(min=1, help="Inputs in one request to the cloud. With more than one its latency is not measured.")
     ] = 1,
@@ -52,7 +62,7 @@ def evaluate(
         raise BadInput("graded answers are for `calibrate`: pass inputs, or recorded outputs")
     options: dict[str, Any] = {"edge": edge, "edge_usd": edge_usd, "edge_joules": edge_joules}
     with plain_router(policy) as router:
-        examples = read_examples(data, every, router)
+        examples = read_examples(data, every, router, label)
         if no_cloud:
             examples = examples._replace(cloud=None)
         if examples.groups is not None:

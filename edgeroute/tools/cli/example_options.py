@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from edgeroute.router.router import Router
 
 DATA = (
-    ".npz, .npy, .png and .jpg files and folders of them, .jsonl with prompts, or `-` for stdin; "
+    ".npz, .npy, .png, .jpg, .csv and .parquet files, folders of them, also by class, .jsonl with prompts, or `-` for stdin; "
     "or .npz files with edge_logits, cloud_logits and labels, recorded."
 )
 Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA)]
 DataOrNone = Annotated[list[Path] | None, typer.Option("--data", "-d", metavar="FILE", help=DATA)]
 Every = Annotated[int, typer.Option(min=1, help="Take only each N-th example: the frames of a film are too similar.")]
 EdgeNumber = Annotated[int, typer.Option("--edge", min=0, help="Index of the edge model, from 0, if there are several.")]
-DataClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="Data class of the inputs.")]
+DataClass = Annotated[str | None, typer.Option("--data-class", "--class", metavar="NAME", help="Data class of the inputs.")]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option("--label", metavar="COLUMN", help="Column of the labels in a table; without it label, y, target or class."),
+]
 TRUST = "taken on trust: the outputs are recorded, and nothing shows if they come from the policy's models"
 
 
@@ -45,7 +49,7 @@ class FileExamples(NamedTuple):
         return not self.inputs
 
 
-def read_examples(paths: Sequence[Path], every: int, router: Router) -> FileExamples:
+def read_examples(paths: Sequence[Path], every: int, router: Router, label: str | None = None) -> FileExamples:
     """Read the files, with the keys that the router's views need, and take every `every`-th example.
 
     Labels and groups are None if no example has any. Recorded outputs bring a note that they are taken on trust.
@@ -56,13 +60,16 @@ def read_examples(paths: Sequence[Path], every: int, router: Router) -> FileExam
     """
     import numpy as np
 
-    from edgeroute.tools.cli.input_files import Item, Recorded, files, read_inputs, recorded_outputs
+    from edgeroute.tools.cli.input_files import Recorded, files, folder_labels, read_inputs, recorded_outputs
+    from edgeroute.tools.cli.table_files import Item
 
     recorded, items, notes = list[Recorded](), list[Item](), list[str]()
+    by_class = folder_labels(paths, edge_labels(router), notes.append)
     for path in files(paths):
         outputs_in_file = recorded_outputs(path, notes.append)
         if outputs_in_file is None:
-            items += read_inputs(path, router.engine.snapshot.views.keys, notes.append)
+            read = read_inputs(path, router.engine.snapshot.views.keys, notes.append, label)
+            items += [item._replace(label=by_class[path]) for item in read] if path in by_class else read
         else:
             recorded.append(outputs_in_file)
     if recorded and items:
@@ -93,6 +100,12 @@ def all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
     if missing:
         raise BadInput(f"{missing:,} of {len(labels):,} inputs have no {what}: add it to all of them, or to none")
     return labels
+
+
+def edge_labels(router: Router) -> Any:
+    """Return the names of the first edge model's classes; None: there are none, or no edge model."""
+    edges: Any = (backend for backend in router.engine.snapshot.backends if backend.side == "edge")
+    return next((edge.reader.labels for edge in edges), None)
 
 
 @contextmanager

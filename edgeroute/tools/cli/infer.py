@@ -13,13 +13,14 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
+from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_labels
 from edgeroute.tools.cli.exit_codes import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.tools.cli.tables_and_options import Json, Policy, of_time
 
 if TYPE_CHECKING:
     from edgeroute.observe.router_stats import Stats
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.input_files import Item
+    from edgeroute.tools.cli.table_files import Item
     from edgeroute.types import Answer
 
 
@@ -85,10 +86,12 @@ def _right(answer: Answer, label: Any) -> bool:
     """Return True if an answer is correct. A number as label is a class index, whatever the names of the classes."""
     import numpy as np
 
-    if isinstance(label, int) and isinstance(answer.value, str):
+    from edgeroute.confidence.output_recognition import same
+
+    if isinstance(label, int) and isinstance(answer.value, str) and answer.value != str(label):
         outputs = answer.outputs
         return int(np.argmax(next(iter(outputs.values())) if isinstance(outputs, dict) else outputs)) == label
-    return bool(answer.value == label)
+    return same(answer.value, label)
 
 
 def infer(
@@ -96,7 +99,7 @@ def infer(
         list[Path],
         typer.Argument(
             metavar="INPUTS...",
-            help=".npy, .npz, .png and .jpg files, and folders of them; each row of an .npz is an input. "
+            help=".npy, .npz, .png, .jpg, .csv and .parquet files, and folders of them; each row of a table or .npz is an input. "
             "`-` is stdin: one such file, or a line of JSON for each input.",
             show_default=False,
         ),
@@ -105,12 +108,14 @@ def infer(
     policy: Policy,
     mode: Annotated[str | None, typer.Option(help="Instead of the policy's.")] = None,
     deadline: Annotated[float | None, of_time("Instead of the policy's, as in 300ms.")] = None,
+    data_class: DataClass = None,
+    label: LabelColumn = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs to answer together.")] = 1,
     as_json: Json = False,
 ) -> int:
     """Answer inputs. A failed input does not stop the others."""
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.input_files import files, read_inputs
+    from edgeroute.tools.cli.input_files import files, folder_labels, read_inputs
     from edgeroute.tools.measure.report.progress_bar import bar
 
     tally, failures = Tally(), list[EdgerouteError]()
@@ -131,19 +136,18 @@ def infer(
 
         def items() -> Iterator[Item]:
             """Yield the inputs of all files; report files that cannot be read."""
-            total = len(paths)
+            total, by_class = len(paths), folder_labels(given, edge_labels(router), print_note)
             for path in paths:
+                total -= 1
                 try:
-                    rows = read_inputs(path, keys, print_note)
+                    for item in read_inputs(path, keys, print_note, label):
+                        total += 1
+                        progress.update(task, total=total)
+                        yield item._replace(label=by_class[path]) if path in by_class else item
                 except EdgerouteError as e:  # its message contains the path
                     report_failure(e, **({"input": str(path)} if as_json else {}))
-                    progress.advance(task)
-                    continue
-                total += len(rows) - 1
-                progress.update(task, total=total)
-                yield from rows
 
-        for item, answer in _answers(router, items(), batch, {"mode": mode, "deadline": deadline}):
+        for item, answer in _answers(router, items(), batch, {"mode": mode, "deadline": deadline, "data_class": data_class}):
             progress.advance(task)
             if isinstance(answer, EdgerouteError):
                 report_failure(answer, input=item.name)

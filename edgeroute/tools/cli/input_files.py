@@ -1,23 +1,28 @@
-"""Reader of inputs from files and stdin: arrays, images, archives and lines of JSON."""
+"""Reader of inputs from files and stdin: arrays, images, archives, tables and lines of JSON."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Any, NamedTuple, TextIO, TypeAlias
+from typing import IO, Any, NamedTuple, TextIO
+from unicodedata import normalize
 
 import numpy as np
 
+from edgeroute.confidence.output_recognition import Labels
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.foreign_files import open_file, parse_json, read_bytes
+from edgeroute.tools.cli.table_files import Item, Note, array_of, label_of, pixels_in, read_table
 
 IMAGES = (".png", ".jpg", ".jpeg")
+TABLES = (".csv", ".tsv", ".parquet")
 SUFFIXES = (".npy", ".npz", ".jsonl", *IMAGES)
 MEDIA = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 STDIN = Path("-")
@@ -29,27 +34,52 @@ MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x89PNG": ".png", b"\xff\xd8\xff
 """First bytes of piped data -> its suffix; anything else is lines of JSON."""
 
 
-Note: TypeAlias = Callable[[str], object]
-
-
-class Item(NamedTuple):
-    """Input with its name, and its label and group if the file has them."""
-
-    name: str
-    x: Any
-    label: int | str | None = None
-    """Correct answer."""
-    group: int | str | None = None
-    """Scene, user or session."""
-
-
 def files(paths: Iterable[Path]) -> list[Path]:
-    """Expand folders recursively to their input files. A folder without any stays, for `read_inputs` to reject."""
+    """Expand folders recursively to their input files; tables only where there are no others. Hidden files are left out.
+
+    A folder without any stays, for `read_inputs` to reject.
+    """
     expanded = []
     for path in paths:
-        in_folder = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
-        expanded += in_folder or [path]
+        in_folder = _walk(path, set()) if path.is_dir() else []
+        chosen = [p for p in in_folder if p.suffix.lower() in SUFFIXES] or [p for p in in_folder if p.suffix.lower() in TABLES]
+        expanded += chosen or [path]
     return expanded
+
+
+def _walk(folder: Path, seen: set[str]) -> list[Path]:
+    """Return the files of a folder and of those in it, in order; a folder that a link leads to again is left out."""
+    if (real := os.path.realpath(folder)) in seen:
+        return []
+    seen.add(real)
+    found = list[Path]()
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+        found += _walk(path, seen) if path.is_dir() else [path]
+    return found
+
+
+def folder_labels(paths: Iterable[Path], classes: Sequence[Any] | None, note: Note) -> dict[Path, Any]:
+    """Return the labels of pictures in folders by class, FOLDER/LABEL/FILE: several, and nothing but pictures in them.
+
+    Args:
+        paths: folders, or files, which have no label.
+        classes: names of the model's classes; None: unknown. Other folders than these are no labels, which is noted.
+        note: called with a message about the folders.
+    """
+    labels = dict[Path, Any]()
+    for folder in paths:
+        inside = files([folder]) if folder.is_dir() else []
+        names = sorted({normalize("NFC", p.parent.name) for p in inside})
+        by_class = all(p.parent.parent == folder and p.suffix.lower() in IMAGES for p in inside)
+        if not by_class or len(names) < 2:  # noqa: PLR2004 - of one class nothing is learned
+            continue
+        known = Labels(classes, "the edge model")
+        if known.labels is not None and not any(known.same(name) in known.labels for name in names):
+            note(f"{folder}: its folders ({', '.join(names[:3])}...) are none of the model's classes, and so no labels")
+            continue
+        note(f"{folder}: labels are the names of its {len(names)} folders")
+        labels |= {p: label_of(normalize("NFC", p.parent.name)) for p in inside}
+    return labels
 
 
 class Recorded(NamedTuple):
@@ -63,17 +93,19 @@ class Recorded(NamedTuple):
     groups: list[int | str] | None = None
 
 
-def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None) -> list[Item]:
+def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None, label: str | None = None) -> Iterable[Item]:
     """Read inputs: a .npy file or an image is one; an .npz file has one in each row of `images` or `X`, or of its first array.
 
-    `-` is stdin, with one of these formats, or JSON: each line is an input, and a list of numbers becomes an array. A .jsonl file
-    is read like that, too; but of a mapping with `prompt` or `messages` these are the input, with its `label` and `group`.
+    Each row of a table is one, and read as it is taken. `-` is stdin, with one of these formats, or JSON: each line is an input,
+    and a list of numbers becomes an array. A .jsonl file is read like that, too; but of a mapping with `prompt` or `messages`
+    these are the input, with its `label` and `group`.
 
     Args:
         path: path of the file.
         keys: keys that the policy's views take of an input. Then each input is a mapping: of an .npz file a row of each of its
             arrays; of an image its pixels, or the content of the file where a key means that.
         note: called with a message about unused arrays.
+        label: column of a table that has the labels; see `read_table`.
 
     Raises:
         BadInput: the file cannot be read, or lacks keys that the views take.
@@ -82,10 +114,12 @@ def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: Non
     suffix = _suffix(path)
     if path == STDIN and not suffix:
         return _lines(path, ())
+    if suffix in TABLES and path.is_file():
+        return read_table(path, keys, label, note)
     if path.is_dir() or suffix not in SUFFIXES:
         if not path.exists():
             raise BadInput(f"{path}: there is no such file")
-        raise BadInput(f"{path}: expected {', '.join(SUFFIXES)}, or a folder with such files")
+        raise BadInput(f"{path}: expected {', '.join((*SUFFIXES, *TABLES))}, or a folder with such files")
     if suffix == ".jsonl":
         return _lines(path, keys)
     with _reading(path):
@@ -105,7 +139,7 @@ def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: Non
 
 def input_at(path: Path, index: int) -> Any:
     """Return input `index` of a file; raise `BadInput` if the file cannot be read, or has fewer."""
-    items = read_inputs(path)
+    items = [*read_inputs(path)]
     if index >= len(items):
         raise BadInput(f"{path} has {len(items)} inputs: there is no input {index}")
     return items[index].x
@@ -212,8 +246,7 @@ def _value(value: Any) -> Any:
         return {name: _value(part) for name, part in value.items()}
     if not isinstance(value, list) or any(isinstance(part, dict) for part in value):
         return value
-    array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    return array_of(value)
 
 
 def by_name(path: Path, names: Iterable[str]) -> dict[str, Any]:
@@ -346,10 +379,6 @@ def _pixels(path: Path) -> Any:
         RuntimeMissing: Pillow is not installed.
         ValueError: the image is too large.
     """
-    pillow = load_pillow()
-    try:
-        with _open(path) as file, pillow.open(file) as image:
-            plain = {"1": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "LA": "L", "CMYK": "RGB", "YCbCr": "RGB"}
-            return np.asarray(image.convert(plain.get(image.mode, image.mode)))
-    except pillow.DecompressionBombError as e:
-        raise ValueError(e) from e
+    load_pillow()
+    with _open(path) as file:
+        return pixels_in(file)

@@ -12,6 +12,8 @@ from pathlib import Path
 from time import gmtime, strftime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgeroute.confidence.certificate import BoundCertificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes import UNIDENTIFIED, class_name
@@ -46,8 +48,9 @@ def rows(
     """Return the inputs as a list, with their labels and groups; None for None. Reads the rows in a thread.
 
     Args:
-        X: an array [n, ...] of any library, a sequence of inputs, or a mapping from name to the rows of one of several inputs.
-        y: a label for each, or None.
+        X: an array [n, ...] of any library, a sequence of inputs, a mapping from name to the rows of one of several inputs, a
+            table of numbers, or a data set of pairs.
+        y: a label for each, the name of a column of X, or None.
         every: take each `every`-th only.
         groups: the scene, user or session of each, or None.
 
@@ -56,6 +59,7 @@ def rows(
         PolicyError: `every` is no number of 1 or more.
     """
     check_number("every", every, least=1, whole=True)
+    X, y = yield Block(partial(_unpacked, X, y), INF)  # noqa: N806
     count = _length(X)
     labels = None if y is None else _labels(y)
     group_list = None if groups is None else _labels(groups, "groups", "a name")
@@ -69,6 +73,53 @@ def rows(
     inputs = yield Block(partial(_take_rows, X, taken), INF)  # reading a row of a data set may take its time
     labels, group_list = (None if column is None else column[::every] for column in (labels, group_list))
     return inputs, labels, group_list
+
+
+def _unpacked(X: Any, y: Any) -> tuple[Any, Any]:  # noqa: N803
+    """Return the inputs and labels of a table (pandas, Hugging Face) or of a data set of pairs (torch); others unchanged.
+
+    A row of numbers becomes an array, and a row of one column its value.
+
+    Raises:
+        BadInput: a table has no such column, or text beside numbers; or pairs have labels, and there are others in y.
+    """
+    names = getattr(X, "column_names", None) if hasattr(X, "remove_columns") else None
+    is_frame = hasattr(X, "iloc") and hasattr(X, "to_numpy")
+    if is_frame and X.ndim > 1:
+        names = [*X.columns]
+    if isinstance(names, Mapping):
+        raise BadInput(f"X has the splits {', '.join(names)}: pass one, as X[{next(iter(names))!r}]")
+    if names is not None and hasattr(type(X), "__len__") and len(X):
+        if isinstance(y, str):
+            if y not in names:
+                raise BadInput(f"X has no column {y!r} of labels: its columns are {', '.join(map(str, names))}")
+            names, y = [name for name in names if name != y], list(X[y])
+        columns = {name: X[name].to_numpy() if is_frame else list(X[name]) for name in names}
+        if len(columns) == 1 and not is_frame:
+            return [np.asarray(x) if isinstance(x, list) else x for x in columns[names[0]]], y
+        table = [np.asarray(column) for column in columns.values()]
+        if any(column.dtype.kind not in "biuf" or column.ndim > 1 for column in table):
+            if len(columns) == 1:
+                return [*columns[names[0]]], y
+            texts = ", ".join(str(name) for name, column in zip(names, table, strict=True) if column.dtype.kind not in "biuf")
+            raise BadInput(f"X has columns that are no numbers ({texts}): pass the column of inputs, or name that of labels as y")
+        return np.column_stack(table), y
+    if is_frame:
+        return X.to_numpy(), y
+    plain = isinstance(X, list | tuple | str | bytes | Mapping) or hasattr(X, "dtype") or is_read_once(X)
+    if plain or not hasattr(type(X), "__len__") or not hasattr(type(X), "__getitem__") or not len(X) or not _is_pair(X[0]):
+        return X, y
+    if y is not None:
+        raise BadInput(f"X, a {class_name(X)}, holds pairs of an input and its label: leave out y")
+    pairs = [X[i] for i in range(len(X))]
+    return [x for x, _ in pairs], [label.item() if hasattr(label, "item") else label for _, label in pairs]
+
+
+def _is_pair(row: Any) -> bool:
+    """Return True for a tuple of an input and a label: a text, a whole number, or an array of one such number."""
+    if not isinstance(row, tuple) or len(row) != 2:  # noqa: PLR2004 - a pair
+        return False
+    return isinstance(row[1], str | int) or (hasattr(row[1], "item") and not getattr(row[1], "ndim", 1))
 
 
 def _length(X: Any) -> int:  # noqa: N803

@@ -1,0 +1,277 @@
+"""Inputs with their labels and groups, and their reader from tables in CSV and Parquet, row by row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from edgeroute.edge.preprocessing import load_pillow
+from edgeroute.errors import BadInput, EdgerouteError
+from edgeroute.system.foreign_files import open_file
+from edgeroute.system.late_imports import import_needed
+
+LABELS, GROUPS = ("label", "labels", "y", "target", "class"), ("group", "groups")
+"""Names of the columns of labels and groups."""
+NONE = "none"
+"""Name given in place of a column of labels, if there is none."""
+EXACT = 1 << 53
+"""Limit of whole numbers that are exact as float."""
+SEPARATORS = ",;\t"
+HEAD = 1000
+"""Rows of a CSV file by which columns are taken for numbers."""
+FIRST_LINE = 1 << 16
+"""Most characters of the first line by which the separator is found."""
+INDEX = "__index_level_"
+"""Beginning of the name of a column in which pandas stores an index."""
+PARQUET = "Parquet is read by pyarrow, which is not installed: pip install pyarrow"
+
+
+Note: TypeAlias = Callable[[str], object]
+
+
+class Item(NamedTuple):
+    """Input with its name, and its label and group if the file has them."""
+
+    name: str
+    x: Any
+    label: int | str | None = None
+    """Correct answer."""
+    group: int | str | None = None
+    """Scene, user or session."""
+
+
+def read_table(path: Path, keys: Sequence[str], label: str | None, note: Note) -> Iterator[Item]:
+    """Yield the rows of a table as inputs; memory is needed for some rows alone.
+
+    A row's input is an array of its numbers; its text or array, if there is one column; else a mapping from column to value.
+
+    Args:
+        path: path of the file.
+        keys: keys that the policy's views take; then each input is a mapping.
+        label: name of the column of labels, or its index without a header; None: the one of `LABELS` that exists; `NONE`: none.
+        note: called with a message about the columns.
+
+    Raises:
+        BadInput: there are no rows, the column of labels is missing or ambiguous, or a row differs from the others.
+        RuntimeMissing: pyarrow is not installed.
+    """
+    columns, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, note)
+    if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
+        raise BadInput(f"{path}: the column {twice[0]!r} is there twice")
+    label_name = _label(path, columns, label, keys)
+    group_name = next((c for c in columns if c.lower() in GROUPS and c not in keys), None)
+    named = [name for name in columns if name and name not in {label_name, group_name}]
+    if label is None and label_name is not None:
+        note(f"{path}: labels are in the column {label_name!r}; another one, or {NONE}, by --label")
+    if missing := [key for key in keys if key not in named]:
+        raise BadInput(f"{path}: the policy's views take {missing[0]!r} of an input, and its columns are {', '.join(named)}")
+    if not named:
+        raise BadInput(f"{path} has no column of inputs")
+    for where, row in rows:
+        values = {name: row[name] for name in named}
+        if (absent := next((name for name, value in values.items() if value is None), None)) is not None:
+            raise BadInput(f"{path}{where}: there is no value in the column {absent!r}")
+        x = values if keys else _input(values)
+        yield Item(f"{path}{where}", x, *(None if name is None else _plain(row[name]) for name in (label_name, group_name)))
+
+
+def _label(path: Path, columns: Sequence[str], given: str | None, keys: Sequence[str]) -> str | None:
+    """Return the name of the column of labels; None: there is none. Raises BadInput if it is missing or ambiguous."""
+    if given is not None:
+        if given == NONE and NONE not in columns:
+            return None
+        if given.lstrip("-").isdigit() and [*columns] == [*map(str, range(len(columns)))]:  # there is no header
+            given = str(range(len(columns))[int(given)]) if -len(columns) <= int(given) < len(columns) else given
+        if given not in columns:
+            raise BadInput(f"{path} has no column {given!r} of labels: its columns are {', '.join(map(repr, columns))}")
+        return given
+    names = [name for name in columns if name.lower() in LABELS and name not in keys]
+    if len(names) > 1:
+        raise BadInput(f"{path}: labels may be in {' or '.join(map(repr, names))}: say which by --label")
+    return names[0] if names else None
+
+
+def _input(values: Mapping[str, Any]) -> Any:
+    """Return one row's input: an array of the numbers, the only text or array, or a mapping."""
+    cells = [*values.values()]
+    if all(isinstance(cell, int | float) for cell in cells):
+        return array_of(cells)
+    return cells[0] if len(cells) == 1 else dict(values)
+
+
+def _plain(value: Any) -> Any:
+    """Return a label or group: whole numbers as int, missing ones as None."""
+    if isinstance(value, str):
+        return label_of(value.strip()) or None
+    if isinstance(value, float):
+        return None if value != value else int(value) if value.is_integer() else value  # noqa: PLR0124 - NaN
+    return value
+
+
+# CSV, as spreadsheets and pandas write it.
+
+
+def _csv(path: Path, note: Note) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
+    """Return the names of the columns, by number without a header, and the rows with their places in the file.
+
+    A first row of numbers alone is no header. Numbers are in columns without any other text in the first rows; NaN if empty.
+    """
+    rows = _cells(path)
+    begin = [*islice(rows, HEAD + 1)]
+    if not begin:
+        raise BadInput(f"{path} has no rows")
+    first = [cell.strip() for _, row in begin[:1] for cell in row]
+    below = [_number(cell) for _, row in begin[1:2] for cell in row]
+    is_number = [_number(cell) is not None for cell in first]
+    has_header = (
+        not any(is_number)
+        or first == [*map(str, range(len(first)))]
+        or any(not number and cell and under is not None for number, cell, under in zip(is_number, first, below, strict=False))
+    )
+    columns = first if has_header else [*map(str, range(len(first)))]
+    if not has_header:
+        note(f"{path} has no header: its columns are 0 to {len(first) - 1}")
+    if "" in columns[1:]:
+        raise BadInput(f"{path}: column {columns.index('', 1)} has no name")
+    if not columns[0]:
+        note(f"{path}: its first column has no name, and is not used")
+    head = begin[has_header:]
+    if not head:
+        raise BadInput(f"{path} has a header, and no rows")
+    for number, row in head:
+        _check_width(path, number, row, columns)
+    by_column = [[row[i].strip() for _, row in head] for i in range(len(columns))]
+    numbers = [any(cells) and all(not cell or _number(cell) is not None for cell in cells) for cells in by_column]
+    has_fractions = any(type(_cell(cell)) is float for i, numeric in enumerate(numbers) if numeric for cell in by_column[i])
+
+    def values() -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each row's values by column."""
+        for number, row in chain(head, rows):
+            _check_width(path, number, row, columns)
+            parsed: list[Any] = [
+                _cell(cell, has_fractions) if numeric else cell for cell, numeric in zip(row, numbers, strict=True)
+            ]
+            if None in parsed:
+                column = columns[parsed.index(None)]
+                raise BadInput(f"{path}:{number}: expected a number in the column {column!r}, as in the rows before it")
+            yield f":{number}", dict(zip(columns, parsed, strict=True))
+
+    return columns, values()
+
+
+def _check_width(path: Path, number: int, row: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise BadInput for a row with more or fewer cells than there are columns."""
+    if len(row) != len(columns):
+        raise BadInput(f"{path}:{number}: this row has {len(row)} cells, and there are {len(columns)} columns")
+
+
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row that is not empty, with the number of its last line; the separator is that of the first line."""
+    with open_file(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        try:
+            first = text.readline(FIRST_LINE)
+            separator = max(SEPARATORS, key=lambda each: len(next(csv.reader([first], delimiter=each), [])))
+            text.seek(0)
+            reader = csv.reader(text, delimiter=separator, strict=True)
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    yield reader.line_num, row
+        except UnicodeDecodeError:
+            raise BadInput(f"{path} is not text in UTF-8") from None
+        except csv.Error as e:
+            raise BadInput(f"{path} cannot be read as CSV: {e}") from None
+
+
+def _cell(cell: str, as_float: bool = False) -> int | float | None:
+    """Return the number in a cell, NaN if it is empty; None for text. as_float: whole numbers, too, as float."""
+    number = _number(cell) if cell.strip() else float("nan")
+    return number if number is None or not as_float else float(number)
+
+
+def _number(cell: str) -> int | float | None:
+    """Return a cell's number; None: it is none."""
+    text = cell.strip()
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    if "_" in text:
+        return None
+    return int(text) if text.lstrip("+-").isdigit() and abs(number) < EXACT else number
+
+
+# Parquet, also as Hugging Face stores pictures.
+
+
+def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
+    """Return the names of the columns, and the rows with their places in the file."""
+    parquet = import_needed("pyarrow.parquet", PARQUET)
+    with open_file(path):  # a regular file that may be read
+        pass
+    try:
+        file = parquet.ParquetFile(path)
+    except Exception as e:
+        raise BadInput(f"{path} cannot be read as Parquet: {' '.join(str(e).split())[:200]}") from e
+    if not file.metadata.num_rows:
+        raise BadInput(f"{path} has no rows")
+
+    types, fields = import_needed("pyarrow.types", PARQUET), file.schema_arrow
+    empty = {f.name: float("nan") for f in fields if types.is_floating(f.type) or types.is_integer(f.type)}
+
+    def values() -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each row's values by column."""
+        number = 0
+        try:
+            for batch in file.iter_batches(batch_size=HEAD):
+                for row in batch.to_pylist():
+                    values = {name: empty.get(name) if cell is None else _value(cell) for name, cell in row.items()}
+                    yield f"[{number}]", values
+                    number += 1
+        except EdgerouteError:
+            raise
+        except Exception as e:
+            raise BadInput(f"{path}[{number}] cannot be read: {' '.join(str(e).split())[:200]}") from e
+
+    return ["" if name.startswith(INDEX) else name for name in fields.names], values()
+
+
+def _value(cell: Any) -> Any:
+    """Return a cell of Parquet: lists as arrays, content of pictures as pixels."""
+    if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):  # a picture of Hugging Face's datasets
+        cell = cell["bytes"]
+    if isinstance(cell, bytes):
+        return pixels_in(io.BytesIO(cell))
+    if not isinstance(cell, list):
+        return cell
+    return array_of(cell)
+
+
+# Values of inputs and labels.
+
+
+def label_of(text: str) -> int | str:
+    """Return the label in a text: a whole number, or the text."""
+    return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text
+
+
+def array_of(values: list[Any]) -> Any:
+    """Return an array of a list, float32 where there is a fraction."""
+    array = np.asarray(values)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def pixels_in(file: IO[bytes]) -> Any:
+    """Return the pixels in an image's file, as `_pixels`, and with its errors."""
+    pillow = load_pillow()
+    try:
+        with pillow.open(file) as image:
+            plain = {"1": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "LA": "L", "CMYK": "RGB", "YCbCr": "RGB"}
+            return np.asarray(image.convert(plain.get(image.mode, image.mode)))
+    except pillow.DecompressionBombError as e:
+        raise ValueError(e) from e
