@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from both import GOOD, LONG, GatedServer, makes, unsure
 
-from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router
+from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router, StopToken
 from edgeroute.cloud import request_exchange as turns
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
@@ -190,8 +190,6 @@ def test_the_deadline_ends_it(guard):
 
 def test_a_stop_request_ends_it(guard):
     """The answer is not needed any more: nobody waits for it."""
-    from edgeroute import StopToken
-
     stop = StopToken()
     with guard.enter(PERMIT, "first"), ThreadPoolExecutor(1) as pool:
         call = pool.submit(guard.enter, PERMIT, "second", until=monotonic() + LONG, stop=stop)
@@ -200,6 +198,41 @@ def test_a_stop_request_ends_it(guard):
         with pytest.raises(Held):
             call.result(LONG)
     assert (guard.turns.waiting, guard.under_way) == ({}, 0)
+
+
+def test_who_has_given_up_gets_no_place(guard):
+    """Though it does not know yet: a place would be taken from others until its thread or loop runs."""
+
+    async def main():
+        first, until = guard.enter(PERMIT, "first"), monotonic() + 0.05
+        task = asyncio.create_task(guard.enter_async(PERMIT, "second", 1, until))
+        await asyncio.sleep(0)
+        while monotonic() < until:
+            pass  # the loop is held up
+        with first:
+            pass
+        assert guard.under_way == 0
+        with pytest.raises(Held):
+            await task
+
+    asyncio.run(main())
+
+    class Unnoticed(StopToken):
+        """Notices nobody."""
+
+        def on_ask(self, hook):
+            """The notice is under way."""
+
+    stop = Unnoticed()
+    with ThreadPoolExecutor(1) as pool:
+        with guard.enter(PERMIT, "first"):
+            call = pool.submit(guard.enter, PERMIT, "second", until=monotonic() + LONG, stop=stop)
+            waits(guard)
+            stop()
+        assert guard.under_way == 0
+        with pytest.raises(Held):
+            call.result(LONG)
+    assert guard.held == 2
 
 
 def test_a_cancelled_task_gives_up_its_turn(guard):

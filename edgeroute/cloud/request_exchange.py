@@ -135,13 +135,19 @@ _CLOSED = Rejection("stopped", "the router is closed")
 class Turn:
     """Waiting request."""
 
-    __slots__ = ("calls", "done", "rejection", "slot", "wake")
+    __slots__ = ("calls", "done", "rejection", "slot", "stop", "until", "wake")
 
-    def __init__(self, slot: Hashable, calls: int, wake: Callable[[], object]) -> None:
-        self.slot, self.calls, self.wake = slot, calls, wake
+    def __init__(
+        self, slot: Hashable, calls: int, until: float, wake: Callable[[], object], stop: StopToken | None = None
+    ) -> None:
+        self.slot, self.calls, self.until, self.wake, self.stop = slot, calls, until, wake, stop
         self.done = False
         """True if it was admitted, or rejected for another reason than the places."""
         self.rejection: Rejection | None = None
+
+    def waits(self, now: float) -> bool:
+        """Return True if the request still waits: its time has not passed, and no stop was requested."""
+        return now < self.until and not (self.stop is not None and self.stop.asked)
 
 
 class _WaitingThreads(ForkSafe):
@@ -169,7 +175,8 @@ class Turns:
     def advance(self) -> None:
         """Admit the first waiting requests while there are places, and wake them.
 
-        A rejected one wakes as well, with its reason.
+        A rejected one wakes as well, with its reason. One that has given up gets no place, as others would miss it until its thread
+        runs.
         """
         if not self.waiting:
             return
@@ -177,6 +184,9 @@ class Turns:
         with self._lock:
             while self.waiting:
                 turn = next(iter(self.waiting))
+                if not turn.waits(now):
+                    del self.waiting[turn]
+                    continue
                 crowded = None if self._closed or self._rules.why(now) is not None else self._rules.crowded(now)
                 if isinstance(crowded, Crowded):
                     break
@@ -203,14 +213,14 @@ class Turns:
         if len(_threads.turns) >= MOST_THREADS or self._is_inside():
             return why
         awake = threading.Event()
-        turn = Turn(slot, calls, awake.set)
+        turn = Turn(slot, calls, until, awake.set, stop)
         _threads.turns.add(turn)
         try:
             if stop is not None:
                 stop.on_ask(awake.set)
             self._join(turn)
-            while not turn.done and (left_s := until - monotonic()) > 0 and not (stop is not None and stop.asked):
-                if not awake.wait(min(left_s, LOOK_S)):
+            while not turn.done and turn.waits(now := monotonic()):
+                if not awake.wait(min(until - now, LOOK_S)):
                     self.advance()
             return self._remove_turn(turn, why)
         except BaseException:
@@ -238,7 +248,7 @@ class Turns:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(awaken)
 
-        turn = Turn(slot, calls, wake)
+        turn = Turn(slot, calls, until, wake)
         try:
             self._join(turn)
             while not turn.done and (left_s := until - monotonic()) > 0:
