@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import json
 import threading
 from contextvars import ContextVar
@@ -319,3 +320,35 @@ def test_a_failure_is_logged_without_the_input(make, caplog):
         router.infer("raises SECRET")
     assert [record.getMessage() for record in caplog.records] == ["data_class failed: LookupError (said once a minute at most)"]
     assert SECRET.decode() not in caplog.text
+
+
+class Kind(str, enum.Enum):
+    """A class as some programs name it."""
+
+    TREE = "tree"
+
+
+def test_names_of_other_types(make):
+    """A subclass of `str` is a plain text in traces and ledgers."""
+    for name in (Kind.TREE, np.str_("tree")):
+        trace = make(unsure, lambda _: "cloud", egress=rules(data_class=lambda _, name=name: name)).infer(1).trace
+        assert (trace["data_class"], type(trace["data_class"])) == ("tree", str)
+
+
+def test_a_stale_answer_is_revalidated_by_the_class_of_now(make):
+    """By itself nothing leaves that may not leave any more."""
+    asked, kinds = [], iter(["tree", "tree", "face"])
+    seen = threading.Event()
+
+    def later(_):
+        kind = next(kinds)
+        if kind == "face":
+            seen.set()
+        return kind
+
+    cache = Cache(ttl_s=0.0, stale_while_revalidate_s=LONG)
+    router = make(unsure, lambda x: asked.append(x) or "cloud", egress=rules(data_class=later), cache=cache)
+    assert [router.infer(1).source for _ in range(2)] == ["cloud", "stale"]
+    assert seen.wait(LONG)
+    router.close()
+    assert len(asked) == 1

@@ -96,7 +96,7 @@ class Egress:
             found = UNCLASSIFIED
         finally:
             CLASSIFYING.reset(token)
-        classes = [named, found if isinstance(found, str) and found else UNCLASSIFIED]
+        classes = [named, str.__str__(found) if isinstance(found, str) and found else UNCLASSIFIED]
         return max(classes[named is None :], key=lambda c: (isinstance(permit(self.rules, c), Denied), c in never))
 
     def prepare_inputs(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:

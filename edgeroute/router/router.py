@@ -400,9 +400,10 @@ class Router(BaseRouter[V]):
         to other calls. Cache, outbox, audits, deadline and hedges take no part. In `stats()` examples count as bytes and cost.
 
         Args:
-            X: the inputs: an array [n, ...], a sequence of them, or a mapping from name to the rows of one of several inputs.
-            y: right value for each, as the edge answers, or as class indices. Without it `max_loss` guarantees agreement with
-                the cloud, and `max_defer` needs it only to fit a score.
+            X: the inputs: an array [n, ...], a sequence of them, a mapping from name to the rows of one of several inputs, a
+                table of numbers (pandas, Hugging Face), or a data set of pairs.
+            y: right value for each, as the edge answers, or as class indices; or the name of a table's column. Without it
+                `max_loss` guarantees agreement with the cloud, and `max_defer` needs it only to fit a score.
             max_loss: accuracy of edge and cloud together below that of the cloud alone, at most; 0..1.
             max_error: share of wrong answers among those that the edge gives alone, at most.
             max_defer: share of inputs that are deferred, at most.
