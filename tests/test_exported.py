@@ -181,7 +181,7 @@ def softmax(path):
 def test_a_softmax_that_is_taken_for_logits(tmp_path, caplog):
     """`check` fails with the line to write, and the first answer warns once; with that line all is well."""
     path, x = softmax(tmp_path / "s.onnx"), np.array([0.0, 1.0, 5.0], np.float32)
-    with Router(path, threshold=0.5) as router:
+    with Router(OnnxModel(path, kind="logits"), threshold=0.5) as router:
         check = router.check()
         assert not check.ok
         assert 'kind = "probabilities"' in str(check)
@@ -189,21 +189,23 @@ def test_a_softmax_that_is_taken_for_logits(tmp_path, caplog):
             router.infer(x)
         assert len([r for r in caplog.records if 'kind = "probabilities"' in r.getMessage()]) == 1
     caplog.clear()
-    with Router(OnnxModel(path, kind="probabilities"), threshold=0.5) as router:
-        assert router.check().ok
-        assert router.infer(x).confidence == pytest.approx(np.exp(5) / np.exp([0, 1, 5]).sum(), rel=1e-4)
+    for model in (OnnxModel(path, kind="probabilities"), path):
+        with Router(model, threshold=0.5) as router:
+            assert router.check().ok
+            assert router.infer(x).confidence == pytest.approx(np.exp(5) / np.exp([0, 1, 5]).sum(), rel=1e-4)
     assert not caplog.records
 
 
 def test_a_binary_classifier_of_one_unit(tmp_path):
-    """With a kind the card says that it is one; without, two labels and one number are an error that says what to write."""
+    """By its kind, or by its last operator; without either, two labels and one number are an error that says what to write."""
     value = helper.make_tensor_value_info
     io = [value("x", TensorProto.FLOAT, ["n", 1])], [value("p", TensorProto.FLOAT, ["n", 1])]
     path = tiny.save(tmp_path / "b.onnx", [helper.make_node("Sigmoid", ["x"], ["p"])], *io)
-    for kind, at, sure in (("probabilities", 2.0, 0.880797), ("probabilities", -1.0, 0.731059)):
+    for kind, at, sure in (("probabilities", 2.0, 0.880797), ("probabilities", -1.0, 0.731059), (None, -1.0, 0.731059)):
         with Router(OnnxModel(path, kind=kind, labels=["no", "yes"]), threshold=0.5) as router:
             answer = router.infer(np.array([at], np.float32))
             assert (answer.value, answer.confidence) == ("yes" if at > 0 else "no", pytest.approx(sure, abs=1e-5))
+    tiny.save(path, [helper.make_node("Neg", ["x"], ["p"])], *io)
     with Router(OnnxModel(path, labels=["no", "yes"]), lambda _: "no", threshold=0.5) as router:
         answer = router.infer(np.array([2.0], np.float32))
         assert answer.source == "cloud"

@@ -103,23 +103,23 @@ def classes(path, last, **more):
 @pytest.mark.parametrize(
     ("last", "more", "kind", "sure"),
     [
-        ("Softmax", {"axis": -1}, "probabilities", "likely"),
-        ("LogSoftmax", {"axis": -1}, "logprobs", "likely"),
-        ("Sigmoid", {}, "logits?", "open"),
+        ("Softmax", {"axis": -1}, "probabilities", "certain"),
+        ("LogSoftmax", {"axis": -1}, "logprobs", "certain"),
+        ("Sigmoid", {}, "multilabel", "certain"),
         ("Neg", {}, "logits?", "open"),
     ],
 )
-def test_the_kind_by_its_values(tmp_path, last, more, kind, sure):
-    """A softmax and its logarithm show; other numbers do not, and are not claimed to be anything."""
+def test_the_kind_by_the_last_operator(tmp_path, last, more, kind, sure):
+    """A softmax, its logarithm and a sigmoid show; other numbers do not, and are not claimed to be anything."""
     path = classes(tmp_path / "m.onnx", last, **more)
     report = look(path, "--write")
     one = found(report, "output.kind")
     assert (one["says"], one["sure"]) == (kind, sure)
-    assert Card.beside(path).kind == (kind if sure == "likely" else None)
+    assert Card.beside(path).kind == (None if sure == "open" else kind)
     assert bool(one["write"]) == (sure == "open")
     with Router(path, threshold=0.5) as router:
         assert router.check().ok
-        assert router.infer(np.array([0, 0, 9, 0], np.float32)).value == (2 if last != "Neg" else 0)
+        assert router.infer(np.array([0, 0, 9, 0], np.float32)).value == {"Neg": 0, "Sigmoid": [2]}.get(last, 2)
 
 
 def spec(name, dtype="float32", shape=(-1, 4)):
@@ -137,7 +137,8 @@ BOXES = {"boxes": np.ones((2, 4)), "scores": np.array([0.9, 0.1]), "classes": np
         ([spec("y", shape=(-1, 1))], {"y": np.array([17.5])}, "value", "likely"),
         ([spec("y", shape=(-1, 1))], {"y": np.array([0.5])}, "value?", "open"),
         ([spec("logit", shape=(-1, 1))], {"logit": np.array([17.5])}, "value?", "open"),
-        ([spec("y", shape=(-1, 84, 8400))], {"y": np.ones((84, 8400))}, "value?", "open"),
+        ([spec("y", shape=(-1, 84, 8400))], {"y": np.full((84, 8400), 2.0)}, "value?", "open"),
+        ([spec("y", shape=(-1, 84, 8400))], {"y": np.ones((84, 8400))}, "boxes", "likely"),
         ([spec("y", shape=(1, 5, 6))], {"y": np.array([[0, 0, 9, 9, 0.5, 3.0]] * 5)}, "boxes", "likely"),
         ([spec("y", shape=(1, 5, 6))], {"y": np.array([[0, 0, 9, 9, 0.5, 3.5]] * 5)}, "value?", "open"),
         ([spec(name) for name in BOXES], BOXES, "boxes", "likely"),

@@ -422,14 +422,17 @@ def test_both_sides_compare_equal(make):
                 assert (answer.value, answer.source) == ("9", "cloud"), answer.reason
 
 
-def test_a_function_that_gives_probabilities_warns_once(make, caplog):
-    """Whichever side it is on."""
+def test_a_function_that_gives_probabilities_is_read_as_such(make, caplog):
+    """Whichever side it is on, from its first row on; a kind that says logits warns once."""
+    caplog.set_level("INFO", "edgeroute")
     for edge, cloud in ((lambda _: np.array([0.1, 0.9]), None), (lambda _: ("a", 0.0), lambda _: np.array([0.1, 0.9]))):
         caplog.clear()
         with make(edge, cloud, threshold=0.5) as router:
-            for _ in range(3):
-                router.infer(1)
-        assert len([r for r in caplog.records if "gives probabilities" in r.getMessage()]) == 1
+            assert [round(router.infer(1).confidence, 2) for _ in range(3)] == [0.9] * 3
+        assert len([r for r in caplog.records if "are read as probabilities" in r.getMessage()]) == 1
+    with make(CallableModel(lambda _: np.array([0.1, 0.9]), kind="logits"), threshold=0.5) as router:
+        assert [round(router.infer(1).confidence, 2) for _ in range(3)] == [0.69] * 3
+    assert len([r for r in caplog.records if "gives probabilities" in r.getMessage()]) == 1
 
 
 plain = st.one_of(

@@ -455,6 +455,7 @@ def test_run_feed_takes_a_stop_token_or_none(run_feed):
     from test_serve import running
 
     model = Softmax(run_feed)
+    model.kind = "logits"
     with Router(model) as router:
         checked = router.check()
     assert not checked.ok

@@ -231,7 +231,7 @@ def test_several_models_agree_or_do_not():
 def test_an_ensemble_is_several_classifiers():
     """Of the same classes, which give logits."""
     a, b = CallableModel(lambda x: x, labels=("a", "b")), CallableModel(lambda x: x, labels=("b", "a"))
-    text = CallableModel(lambda x: x, kind="logprobs", name="text")
+    text = CallableModel(lambda x: x, kind="value", name="text")
     for models, says in (
         ([a], "two models or more, not 1"),
         ([a, b], "the same labels"),

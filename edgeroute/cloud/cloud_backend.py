@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgeroute.confidence.detector_boxes import boxes_without_batch
+from edgeroute.confidence.detector_boxes import are_rows_of_boxes, boxes_without_batch
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.output_recognition import Labels, as_array, best_label, label_names
 from edgeroute.confidence.scores import Score, Unscored
@@ -45,14 +45,18 @@ class ReplyReader(Reader):
     """
 
     wrong = BadReply
-    served: Callable[[], tuple[Any, ...] | None] | None = None
-    """Returns the server's labels, once known; used if no other labels were given."""
+    served: Callable[[], tuple[tuple[Any, ...] | None, str | None]] | None = None
+    """Returns the server's labels and kind of outputs, once known; used if no others were given."""
 
     def read_many(self, outputs: Any, count: int) -> list[Prediction]:
-        """Return the predictions in the outputs of `count` inputs; raise BadReply. Takes over the server's labels at first."""
-        if self.labels is None and self.served is not None and (labels := self.served()) is not None:
-            self._names = Labels(labels, self.name)
-            self.labels = self._names.labels
+        """Return the predictions in the outputs of `count` inputs; raise BadReply. Takes over the server's labels and kind."""
+        if self.served is not None and (self.labels is None or self.kind is None):
+            labels, kind = self.served()
+            if self.labels is None and labels is not None:
+                self._names = Labels(labels, self.name)
+                self.labels = self._names.labels
+            if self.kind is None and kind is not None and not (self.score == "energy" and kind != "logits"):
+                self.settle(kind)
         return super().read_many(outputs, count)
 
     def _read(self, row: Any) -> Prediction:
@@ -120,15 +124,20 @@ class ReplyReader(Reader):
             array = array[0]
         numbers = array.ndim == 1 and array.dtype.kind in "fiub"
         labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up
-        if self.labels is not None and self._custom is None and not numbers and not labelled and self.kind != "value":
+        if self.labels is not None and self._custom is None and not numbers and not labelled and self._needs_numbers(array):
             raise BadReply(f"outputs of {array.ndim} dimensions, but {len(self.labels)} labels: a number each was expected")
         if array.dtype.kind not in "fiub" or not (numbers or array.dtype.kind == "f"):
             return
         low, high = np.minimum.reduce(array, None), np.maximum.reduce(array, None)  # as `min` and `max`, without their calls
         if not (low == low and abs(high) < np.inf):  # noqa: PLR0124 - false for NaN, and for minus infinity as the highest
             raise BadReply("the outputs hold NaN or infinity, or are all minus infinity")
-        if self.kind == "probabilities" and not (low >= 0 < high <= 1 + SLACK):
+        several = self.kind == "multilabel"
+        if (several or self.kind == "probabilities") and not (low >= 0 and (several or high > 0) and high <= 1 + SLACK):
             raise BadReply("the outputs are no probabilities, which are from 0 to 1")
+
+    def _needs_numbers(self, array: Any) -> bool:
+        """Return True if labels need a number each: neither the kind nor the form of the array is another one."""
+        return self.kind not in {"value", "ctc"} and not (self.kind is None and are_rows_of_boxes(array, self.labels))
 
 
 def _first(row: Any) -> Any:
@@ -386,6 +395,7 @@ class FunctionBackend(AbandonedRuns):
         """
         result = best_label(result)
         as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
+        as_it_is = as_it_is or boxes_without_batch(self.reader.kind, result)
         return result if as_it_is else (result, None)
 
     async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:

@@ -55,7 +55,8 @@ class HttpBackend(AbandonedRuns):
         """Rows of the largest call that the server took after it had refused more; None: it has refused none."""
         self._client: HttpClient | None = None
         self._closed = False
-        self.reader.served = lambda: getattr(endpoint, "served_labels", None)
+        self.reader.output_name = lambda: getattr(endpoint, "output", None) or next(iter(getattr(endpoint, "outputs", ())), "")
+        self.reader.served = lambda: (getattr(endpoint, "served_labels", None), getattr(endpoint, "served_kind", None))
 
     def _pack(self, inputs: list[Any], exchange: Exchange) -> list[Any]:
         """Return the inputs encoded; by a ladder's best rung that is predicted to arrive in time, which the exchange records.

@@ -15,7 +15,7 @@ import numpy as np
 from edgeroute.cloud.endpoint import Talk, check_status, loads
 from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
 from edgeroute.cloud.request_exchange import ASK
-from edgeroute.cloud.served_model import TRITON, Given, ServedModel, identity, labels_in
+from edgeroute.cloud.served_model import TRITON, Given, ServedModel, identity, kind_in, labels_in
 from edgeroute.cloud.tensor_types import (
     DTYPES,
     NAMES,
@@ -188,6 +188,7 @@ class OpenInference(ServedModel):
                 config = loads(reply.body, self.where) if reply.status in SUCCESS else None
             if isinstance(config, dict):
                 self.served_labels = self.served_labels or labels_in(config)
+                self.served_kind = self.served_kind or kind_in(config)
                 most = config.get("max_batch_size")
                 self.most_rows = most if type(most) is int and most > 0 else self.most_rows
         return platform

@@ -16,7 +16,7 @@ from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
 from edgeroute.cloud.input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
 from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decode_tensor, shape_of, spec_of, stack_inputs, wrong_with
-from edgeroute.confidence.output_reader import checked_kind
+from edgeroute.confidence.output_reader import KINDS, checked_kind
 from edgeroute.confidence.output_recognition import label_names
 from edgeroute.edge.card_inputs import constant
 from edgeroute.edge.input_tensors import Plain
@@ -56,6 +56,14 @@ def labels_in(document: Any) -> tuple[str | int | float | bool, ...] | None:
         return None
     fine = all(isinstance(label, str | int | float) and (not isinstance(label, str) or len(label) <= LONGEST) for label in labels)
     return tuple(labels) if fine else None
+
+
+def kind_in(document: Any) -> str | None:
+    """Return the kind of outputs in the parameters of metadata, or of Triton's configuration; None: none, or an unknown one."""
+    parameters = document.get("parameters") if isinstance(document, dict) else None
+    kind = parameters.get("kind") if isinstance(parameters, dict) else None
+    kind = kind.get("string_value") if isinstance(kind, dict) else kind
+    return kind if isinstance(kind, str) and kind in KINDS else None
 
 
 SEVERAL = ("label+probabilities", "boxes")
@@ -126,14 +134,14 @@ class ServedModel(ABC):
         self.card = Card.read(Path(card)) if card else Card()
         if self.card.state:
             raise PolicyError("the card of an endpoint has no state: requests are of no stream, so nothing can be fed back")
-        self.name, self.kind, self.output = name, checked_kind(kind), output
+        self.name, self.kind, self.output = name, checked_kind(kind) or self.card.kind, output or self.card.output
         self.labels = label_names(labels) or self.card.labels
         self.served_labels: tuple[Any, ...] | None = None
         """Labels from the server; None: it has none."""
+        self.served_kind: str | None = None
+        """Kind of outputs from the server; None: it names none."""
         self.most_rows: int | None = None
         """Maximum inputs of one call, by the server's configuration; None: it names none."""
-        self._all = output is None and kind in SEVERAL
-        """True if all outputs are read."""
         self.inputs: tuple[TensorSpec, ...] | None = None
         self.datatypes: dict[str, str] = {}
         """Datatypes of the inputs by name."""
@@ -151,6 +159,11 @@ class ServedModel(ABC):
         """True if the metadata may be outdated, since outputs contradict it, or inputs were refused; it is then fetched again."""
 
         self._check(address.get("headers") or ())
+
+    @property
+    def _all(self) -> bool:
+        """True if all outputs are read."""
+        return self.output is None and (self.kind or self.served_kind) in SEVERAL
 
     def _check(self, headers: Iterable[str]) -> None:  # noqa: B027 - HTTP takes all of them
         """Raise PolicyError for arguments, or names of headers, that the protocol cannot have."""
@@ -217,7 +230,8 @@ class ServedModel(ABC):
             return None
         inputs = [[*spec, self.datatypes.get(spec.name, NAMES.get(spec.dtype, TEXTS))] for spec in self.inputs]
         known = {"inputs": inputs, "outputs": self.outputs, "version": self.version, "described": self._described}
-        return known if self.served_labels is None else {**known, "labels": list(self.served_labels)}
+        served = {"labels": None if self.served_labels is None else list(self.served_labels), "kind": self.served_kind}
+        return {**known, **{key: value for key, value in served.items() if value is not None}}
 
     def recall(self, known: dict[str, Any]) -> None:
         """Restore metadata saved from `known`, unless it was fetched already.
@@ -237,7 +251,7 @@ class ServedModel(ABC):
             raise ValueError("version or hash is no text")
         self.inputs, self.outputs, self.datatypes = specs, outputs, datatypes
         self.version, self._described = self.pinned or version, described
-        self.served_labels = labels_in({"parameters": known})
+        self.served_labels, self.served_kind = labels_in({"parameters": known}), kind_in({"parameters": known})
 
     def _meet(self) -> Talk:
         """Yield the call for the metadata, store the metadata, and return the server's platform.
@@ -269,7 +283,7 @@ class ServedModel(ABC):
             self.version = str(versions[0])
         self.datatypes = {str(t["name"]): str(t["datatype"]) for t in metadata["inputs"]}
         self._described = _hash_metadata(metadata)
-        self.served_labels = labels_in(metadata)
+        self.served_labels, self.served_kind = labels_in(metadata), kind_in(metadata)
         self.inputs, self.outputs, self._changed = inputs, outputs, False
         return metadata.get("platform")
 
@@ -381,8 +395,9 @@ class ServedModel(ABC):
         Raises:
             Invalid: it does not fit.
         """
-        shape = shape_of(tensor.shape, empty=self.kind == "boxes")
-        if self.kind != "boxes" and (not shape or shape[0] != count):
+        boxes = (self.kind or self.served_kind) == "boxes"
+        shape = shape_of(tensor.shape, empty=boxes)
+        if not boxes and (not shape or shape[0] != count):
             raise Invalid(f"{count} inputs gave an output whose shape does not begin with {count}")
         declared = self.outputs.get(str(tensor.name), shape)
         if declared[1:] == shape[1:]:

@@ -67,12 +67,7 @@ def stack_inputs(inputs: Sequence[Any], spec: TensorSpec) -> Array:
     Raises:
         BadInput: an input does not fit.
     """
-    if spec.dtype != "object":
-        return stack(inputs, spec)
-    array = stack([_objects(x, spec) for x in inputs], spec)
-    if not all(isinstance(item, str | bytes) for item in array.flat):
-        raise BadInput(f"{spec.name}: expected texts or bytes, and one is something else")
-    return array
+    return stack([_objects(x, spec) for x in inputs] if spec.dtype == "object" else inputs, spec)
 
 
 def _objects(x: Any, spec: TensorSpec) -> Array:

@@ -6,25 +6,35 @@ The kind of the outputs says what they are:
     probabilities         a number for each class, after the softmax or sigmoid; or a mapping from class to probability
     logprobs              natural logarithms of the probabilities; or, beside an output of tokens, one for each token of a text
     label+probabilities   the class and the probabilities of all classes, as scikit-learn's models give them
+    multilabel            a probability for each of several labels that may all apply, after a sigmoid each
     value                 a number or an array, as a regression gives them: no confidence, except by a custom score
     boxes                 a detector's boxes, scores and classes (`edgeroute.confidence.detector_boxes`)
+    ctc                   a number for each class and step [steps, classes], as models of speech and written text give them
     answers               (value, confidence), or (text, log-probabilities of its tokens), or a `Prediction` with the outputs too
 
 Without a kind, outputs are read by their form: tuples as answers, integers and texts as labels, one float as a value, an output
-of labels beside one of probabilities as `label+probabilities`, boxes beside scores as `boxes`, and other floats as logits.
+of labels beside one of probabilities as `label+probabilities`, boxes beside scores as `boxes`, and other floats as logits. A
+model whose first row is from 0 and sums to 1 gives probabilities from then on.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import log
 from typing import Any, Final
 
 import numpy as np
 
-from edgeroute.confidence.detector_boxes import RULES, boxes_without_batch, have_boxes, read_boxes
+from edgeroute.confidence.detector_boxes import (
+    RULES,
+    are_rows_of_boxes,
+    boxes_without_batch,
+    have_boxes,
+    read_boxes,
+)
 from edgeroute.confidence.output_recognition import (
+    SURE_SLACK,
     TINY,
     Labels,
     as_array,
@@ -32,14 +42,18 @@ from edgeroute.confidence.output_recognition import (
     confidence,
     form_of,
     is_by_class,
+    is_embedding,
     label_and_probabilities,
     looks_like_probabilities,
     out_of_range,
     plain,
     probabilities_warning,
+    read_labels,
+    read_sequence,
     several,
     sum_to_one,
     tokens_and_logprobs,
+    without_batch,
 )
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
 from edgeroute.core.error_codes import failure_text
@@ -49,11 +63,11 @@ from edgeroute.system.process import call_contained
 from edgeroute.system.safe_logging import Failures
 
 logger = logging.getLogger("edgeroute")
-KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers")
+KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers")
 """Kinds of model outputs."""
 CLASSES: Final = ("logits", "probabilities", "logprobs")
 """Kinds with a number for each class."""
-LIMITED: Final = ("probabilities", "logprobs")
+LIMITED: Final = ("probabilities", "logprobs", "multilabel")
 """Kinds whose numbers have limits."""
 
 
@@ -93,6 +107,8 @@ class Reader:
         kind: kind of the outputs, one of `KINDS`; None: by their form, see above.
         name: name of the model or function, in messages.
         none_found: confidence of a picture in which a detector finds nothing: see `edgeroute.confidence.detector_boxes`.
+        blank: class of the blank in outputs of the kind `ctc`; -1: the last.
+        output_name: returns the name of the output that is read, once known; an embedding's has no classes. Empty: it has none.
 
     Raises:
         PolicyError: unknown score, kind or rule, or the score cannot be computed from that kind.
@@ -109,12 +125,12 @@ class Reader:
         kind: str | None = None,
         name: str = "the model",
         none_found: str = "defer",
+        blank: int = 0,
+        output_name: Callable[[], str] = str,
     ) -> None:
         if isinstance(score, str) and score not in SCORES:
             raise PolicyError(f"there is no score {score!r}: expected one of {', '.join(SCORES)}, or a function of the outputs")
-        if score == "energy" and kind in {"probabilities", "logprobs", "label+probabilities"}:
-            raise PolicyError("the energy score needs logits, and this model gives probabilities")
-        self.kind, self.score, self.name = checked_kind(kind), score, name
+        self.score, self.name, self.blank, self.output_name = score, name, blank, output_name
         self._names = Labels(labels, name)
         self.labels = self._names.labels
         self.none_found = checked_rule(none_found)
@@ -123,17 +139,29 @@ class Reader:
         self._custom: Score | None = score if callable(score) else None
         self.failures = Failures()
         self._bounded = bounded(score)
-        self._logits = kind in {"probabilities", "label+probabilities"} and getattr(score, "of_logits", False)
-        """True if the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
-        self._special = {"label+probabilities": self._labelled_prediction, "value": self._value, "boxes": self._boxes}.get(
-            kind or ""
-        )
-        self._seen = kind not in {None, "logits"}
-        """True once outputs have been checked for probabilities that are taken for logits."""
+        self.settle(checked_kind(kind))
         fast = kind in {None, "logits"} and isinstance(score, str) and self.labels is not None
         self._fast = len(self.labels or ()) if fast and 1 < len(self.labels or ()) <= SMALL else 0
         self._simple = 0
         """Number of classes of the usual case, known once outputs have been seen; 0: there is no usual case."""
+
+    def settle(self, kind: str | None) -> None:
+        """Set the kind of all later outputs; None: by their form.
+
+        Raises:
+            PolicyError: the score cannot be computed from that kind.
+        """
+        if self.score == "energy" and kind in {"probabilities", "logprobs", "label+probabilities", "multilabel"}:
+            raise PolicyError("the energy score needs logits, and this model gives probabilities")
+        self.kind = kind
+        self._logits = kind in {"probabilities", "label+probabilities"} and getattr(self.score, "of_logits", False)
+        """True if the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
+        self._special = {
+            "label+probabilities": self._labelled_prediction, "value": self._value,
+            "boxes": self._decoded, "ctc": self._decoded, "multilabel": self._decoded,
+        }.get(kind or "")  # fmt: skip
+        self._seen = kind not in {None, "logits"}
+        """True once outputs have been checked for probabilities that are taken for logits."""
 
     def read_one(self, outputs: Any) -> Prediction:
         """Return the prediction for outputs of one input, with their batch axis of length 1.
@@ -202,10 +230,10 @@ class Reader:
 
         Numbers that cannot be of the kind, or NaN, give an `Unscored`; the first outputs are checked.
         """
-        kind = self.kind
         if not self._seen:
             self._check_first(z, first)
-        if len(z) == 1 and kind not in CLASSES:
+        kind = self.kind
+        if len(z) == 1 and kind not in {*CLASSES, "multilabel"}:
             return self._regression(row, z[0])
         if kind in LIMITED and self._custom is None and (wrong := out_of_range(kind, min(z), max(z), first)) is not None:
             best = z.index(max(z)) if len(z) > 1 else int(z[0] > 0.5)  # noqa: PLR2004 - the second of two classes
@@ -220,22 +248,27 @@ class Reader:
         return Prediction(value, sure, row) if sure == sure else _unscored_prediction(value, sure, row, first)  # noqa: PLR0124 - NaN
 
     def _check_first(self, z: list[float], first: Any) -> None:
-        """Check the first outputs: log one warning if they look like probabilities that are taken for logits.
+        """Check the first outputs: probabilities become the kind, or log one warning if they are taken for logits.
 
-        Also marks the outputs as seen, and takes the fast path for arrays of one axis.
+        Marks the outputs as seen, and takes the fast path for arrays of one axis. Raises `wrong` for an embedding, by its name.
         """
+        unknown = self.kind is None and self.labels is None and self._custom is None
+        if unknown and len(z) > 1 and is_embedding(name := self.output_name()):
+            raise self.wrong(
+                f'{self.name} gives {name!r}, by its name an embedding and not a number for each class: write kind = "value" in '
+                'the policy or the output of its card; or "logits", if it is one'
+            )
+        likely = looks_like_probabilities(z)
+        if self.kind is None and not likely and sum_to_one(z):  # perhaps after a softmax: the next row tells
+            return
+        if likely and self.kind is None and self.score != "energy" and abs(sum(z) - 1) < SURE_SLACK:
+            logger.info("%s gives numbers from 0 that sum to 1: they are read as probabilities", self.name)
+            self.settle("probabilities")
+            return
         self._seen = True
         self._simple = self._fast if isinstance(first, np.ndarray) and first.ndim == 1 else 0
-        if looks_like_probabilities(z):
+        if likely:
             logger.warning("%s", probabilities_warning(self.name))
-
-    def mistakes(self, outputs: Any) -> bool:
-        """Return True if outputs with a batch axis of 1 are probabilities that would be read as logits."""
-        first = next(iter(outputs.values()), None) if isinstance(outputs, Mapping) else outputs
-        if self.kind is None and isinstance(outputs, Mapping) and self._mapping(_row(outputs, 0)) is not None:
-            return False
-        array = as_array(first)
-        return array.ndim == 2 and array.dtype.kind == "f" and len(array) == 1 and looks_like_probabilities(array[0].tolist())  # noqa: PLR2004
 
     def _large(self, row: Any, first: Any) -> Prediction:
         """Return the prediction for outputs that are not a short row of floats.
@@ -244,6 +277,8 @@ class Reader:
         outputs beside labels raise BadReply.
         """
         array = as_array(first)
+        if boxes_without_batch(self.kind, first) or (self.kind is None and are_rows_of_boxes(array, self.labels)):
+            return self._decoded(first)
         if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f":  # noqa: PLR2004 - with its batch axis
             array = array[0]
         if array.dtype.kind in "biuUS" and not (self.kind in CLASSES and array.ndim == 1 and array.dtype.kind in "biu"):
@@ -313,7 +348,7 @@ class Reader:
     def _mapping(self, row: Mapping[Any, Any]) -> Prediction | None:
         """Return the prediction for named outputs whose names or forms tell their kind; None to read the first output."""
         if self.kind is None and have_boxes(row):
-            return self._boxes(row)
+            return self._decoded(row)
         if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
             if self.kind is None and not sum_to_one(list(row.values())):
                 return None
@@ -367,10 +402,25 @@ class Reader:
         read = self._from_probabilities(np.array([float(v) for v in p.values()]), row)
         return Prediction(self._names.named(plain(names[read.value])), read.confidence, row)
 
-    def _boxes(self, row: Any) -> Prediction:
-        """Return the prediction for a detector's outputs."""
-        detections, sure = read_boxes(row, self.labels, self.none_found, lambda text: self.wrong(f"{self.name} {text}"))
-        return Prediction(detections, self._custom_score(row) if self._custom is not None else sure, row)
+    def _decoded(self, row: Any) -> Prediction:
+        """Return the prediction for a detector's outputs, several labels or a sequence, by the kind; None: boxes.
+
+        Of several labels a single probability is a binary classifier's, and outputs of another form are a value.
+        """
+        first = next(iter(row.values()), None) if isinstance(row, Mapping) else row
+        wrong = lambda text: self.wrong(f"{self.name} {text}")  # noqa: E731
+        if self.kind == "ctc":
+            value, sure = read_sequence(first, self._names, self.blank, wrong)
+        elif self.kind == "multilabel":
+            p = without_batch(first, 1)
+            if p.ndim != 1 or p.dtype.kind != "f" or not p.size:
+                return self._value(row)
+            if p.size == 1:
+                return self._classes(row, p.tolist(), first)
+            value, sure = read_labels(p, self._names)
+        else:
+            value, sure = read_boxes(row, self.labels, self.none_found, wrong)
+        return Prediction(value, self._custom_score(row) if self._custom is not None else sure, row)
 
     def _pair(self, row: tuple[Any, ...], outputs: Any = None) -> Prediction:
         """Return the prediction for (value, confidence), read from `outputs`; None: from the pair itself.

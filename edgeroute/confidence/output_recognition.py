@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, KeysView, Mapping
+from collections.abc import Callable, Iterable, KeysView, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from math import exp, isfinite, log
@@ -20,6 +20,9 @@ SLACK: Final = 1e-6
 """Tolerance of a confidence out_of_range 0..1, for rounding."""
 SUM_SLACK: Final = 1e-3
 """Tolerance of the sum of probabilities."""
+SURE_SLACK: Final = 1e-4
+"""Tolerance of the sum by which outputs are read as probabilities though nobody says so."""
+_EMBEDDING: Final = pattern("embed|pooler|pooled|hidden|latent|(?<![a-z])(features?|vectors?)(?![a-z])")
 
 
 def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
@@ -82,11 +85,80 @@ def out_of_range(kind: str | None, low: float, high: float, numbers: Any) -> Uns
         high: greatest of the numbers.
         numbers: the numbers; integers may be quantised probabilities, of any scale.
     """
-    if kind == "probabilities" and (low < 0 or (high > 1 + SUM_SLACK and as_array(numbers).dtype.kind == "f")):
-        return Unscored(f"outputs of {low:g} to {high:g}, and kind is probabilities, which are from 0 to 1")
+    if kind in {"probabilities", "multilabel"} and (low < 0 or (high > 1 + SUM_SLACK and as_array(numbers).dtype.kind == "f")):
+        return Unscored(f"outputs of {low:g} to {high:g}, and kind is {kind}, which are from 0 to 1")
     if kind == "logprobs" and high > SUM_SLACK:
         return Unscored(f"outputs of up to {high:g}, and kind is logprobs, which are 0 or less")
     return None
+
+
+def is_embedding(name: str) -> bool:
+    """Return True for an output that is an embedding by its name, such as `pooler_output` or `last_hidden_state`."""
+    return _EMBEDDING.search(name.lower()) is not None
+
+
+def greedy_path(z: Array, blank: int) -> tuple[list[int], Array]:
+    """Return the classes on the best path, without blanks and repetitions, and the logarithms of their probabilities.
+
+    Those of all steps, if there are blanks alone. z: logits, probabilities or their logarithms, [steps, classes].
+    """
+    if (z >= 0).all() and (abs(z.sum(1) - 1) < SUM_SLACK).all():
+        z = np.log(np.maximum(z, np.finfo(float).tiny))
+    best, top = z.argmax(1), z.max(1)
+    logprobs = -np.log(np.exp(z - top[:, None]).sum(1))
+    read = (best != blank) & np.concatenate([[True], best[1:] != best[:-1]])
+    return best[read].tolist(), logprobs[read] if read.any() else logprobs
+
+
+def without_batch(value: Any, axes: int) -> Array:
+    """Return outputs of one input as an array, without a batch axis of 1 before so many axes."""
+    array = as_array(value)
+    return array[0] if array.ndim == axes + 1 and len(array) == 1 else array
+
+
+def are_probabilities(outputs: Any) -> bool:
+    """Return True if outputs of one input, or the first of several by name, look like probabilities of its classes."""
+    array = as_array(next(iter(outputs.values()), None) if isinstance(outputs, Mapping) else outputs)
+    return array.ndim == 2 and array.dtype.kind == "f" and len(array) == 1 and looks_like_probabilities(array[0].tolist())  # noqa: PLR2004
+
+
+def read_labels(p: Array, names: Labels) -> tuple[list[Any] | None, float]:
+    """Return the labels whose probability is above .5, and the confidence of the least certain label.
+
+    The confidence is the minimum of max(p, 1 - p); an `Unscored` for numbers that are no probabilities. p: [labels].
+    """
+    if not np.isfinite(p).all():
+        return None, Unscored("its outputs hold NaN or infinity")
+    names.at(0, p.size)
+    value = [names.at(i, p.size) for i in np.flatnonzero(p > 0.5).tolist()]  # noqa: PLR2004 - rather than not
+    return value, out_of_range("multilabel", p.min(), p.max(), p) or float(np.maximum(p, 1 - p).min())
+
+
+def read_sequence(value: Any, names: Labels, blank: int, wrong: Callable[[str], Exception]) -> tuple[Any, float]:
+    """Return the labels on the best path of steps of speech or written text, joined if they are texts, and the confidence.
+
+    The confidence is the 10 % quantile of their probabilities. Raises `wrong` for other outputs than [steps, classes].
+
+    Args:
+        value: outputs of one input.
+        names: of the classes, perhaps without the blank.
+        blank: class of the blank; -1: the last.
+        wrong: makes the exception.
+    """
+    z = without_batch(value, 2)
+    if z.ndim != 2 or z.dtype.kind != "f" or not z.size:  # noqa: PLR2004 - steps and classes
+        raise wrong(f"is to give [steps, classes] (kind = ctc), and gives {form_of(value)}")
+    if not np.isfinite(z).all():
+        return None, Unscored("its outputs hold NaN or infinity")
+    classes, labels = z.shape[1], names.labels
+    path, logprobs = greedy_path(z.astype(float), blank % classes)
+    if labels is not None and len(labels) == classes - 1:
+        labels = (*labels[: blank % classes], "", *labels[blank % classes :])
+    elif labels is not None:
+        names.at(0, classes)
+    read: list[Any] = path if labels is None else [labels[i] for i in path]
+    joined = labels is not None and all(isinstance(label, str) for label in labels)
+    return "".join(read) if joined else read, quantile(logprobs)
 
 
 def binary(x: float, kind: str | None) -> list[float]:
@@ -222,13 +294,14 @@ def label_names(labels: Iterable[Any] | None) -> tuple[Any, ...] | None:
     return tuple(names) or None
 
 
-# Answers that mean the same label: equal, or equal in form, as "5" and 5, "Cat " and "cat", and bytes and their text.
+# Answers that mean the same label: equal, or equal in form, as "5" and 5, "Cat. " and "cat", and bytes and their text.
 
+_QUOTES: Final = "\"'`*"
 _WHOLE: Final = pattern(r"(-?\d+)\.0+")
 
 
 def label_form(value: Any) -> str | None:
-    """Return the text of a label without case, outer or repeated white space and a fraction of 0.
+    """Return the text of a label without case, outer or repeated white space, quotes, a final mark and a fraction of 0.
 
     None: the value is neither text nor a finite number.
     """
@@ -238,6 +311,7 @@ def label_form(value: Any) -> str | None:
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not isfinite(value)):
         return None
     text = " ".join(str(value).split()).casefold()
+    text = text.lstrip(_QUOTES).rstrip(f"{_QUOTES}.!,;: ") or text
     whole = _WHOLE.fullmatch(text)
     return text if whole is None else whole[1]
 

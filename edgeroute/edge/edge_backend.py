@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.confidence.output_recognition import probabilities_warning
+from edgeroute.confidence.output_recognition import are_probabilities, probabilities_warning
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.routing_policy import Side
@@ -122,7 +122,8 @@ class EdgeBackend(AbandonedRuns):
         self.where = str(member(model, "path") or model.name)
         self.reader = Reader(
             member(model, "score") or score, labels=member(model, "labels"), kind=member(model, "kind"), name=model.name,
-            none_found=member(model, "none_found"),
+            none_found=member(model, "none_found"), blank=getattr(member(model, "card"), "blank", 0),
+            output_name=self._output_name,
         )  # fmt: skip
         parallel = member(model, "parallel")
         super().__init__(min(MAX_ABANDONED, parallel or MAX_ABANDONED))
@@ -139,6 +140,11 @@ class EdgeBackend(AbandonedRuns):
             self._close = None if self._close is None else runs.close
             if not self.alone_async:
                 self._one, self._run = runs.count_runs(self._one), runs.count_runs(self._run)
+
+    def _output_name(self) -> str:
+        """Return the name of the output that is read, or of the first of several; empty: unknown."""
+        outputs = member(self.model, "outputs")
+        return member(self.model, "output") or (outputs[0].name if outputs else "")
 
     def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
         """Run the inputs as one batch; return a prediction for each."""
@@ -201,7 +207,7 @@ class EdgeBackend(AbandonedRuns):
         outputs = self._run_zeros(min(PROBE_S, until - monotonic()), sized=True)
         if outputs is None:
             return
-        if self.reader.kind in {None, "logits"} and self.reader.mistakes(outputs):
+        if self.reader.kind == "logits" and are_probabilities(outputs):
             raise ModelError(probabilities_warning(self.model.name))
         if card is None or card.batch_first:
             sized = any(-1 in spec.shape[1:] for spec in member(self.model, "inputs"))
@@ -216,9 +222,13 @@ class EdgeBackend(AbandonedRuns):
             BadReply: they do not fit the labels, or the number of inputs.
         """
         reader = self.reader
-        prediction = Reader(labels=reader.labels, kind=reader.kind, name=reader.name, none_found=reader.none_found).read_one(
-            outputs
-        )
+        tried = Reader(
+            labels=reader.labels, kind=reader.kind, name=reader.name, none_found=reader.none_found, blank=reader.blank,
+            output_name=reader.output_name,
+        )  # fmt: skip
+        prediction = tried.read_one(outputs)
+        if tried.kind != reader.kind:
+            reader.settle(tried.kind)
         if isinstance(prediction.confidence, Unscored) and not callable(reader.score):
             raise ModelError(f"{reader.name} gives {prediction.confidence.why}")
         return prediction
@@ -268,11 +278,12 @@ class EdgeBackend(AbandonedRuns):
         """Return the status line of `check`: the model, a note if it needs a session, hardware, version, downgrade, warm-up."""
         session = f", but only in a session, since it {IN_SESSION}" if has_state(self.model) else ""
         where = f", {placement}" if (placement := member(self.model, "placement")) else ""
-        other = getattr(member(self.model, "card"), "foreign", None)
-        foreign = other and f"{other.name} is no card, and was not read: card=False says so"
-        more = [
-            str(note) for note in (member(self.model, "release"), member(self.model, "downgraded"), self.warmth, foreign) if note
-        ]
+        notes = [member(self.model, "release"), member(self.model, "downgraded"), self.warmth, member(self.model, "grounds")]
+        if (other := getattr(member(self.model, "card"), "foreign", None)) is not None:
+            notes.append(f"{other.name} is no card, and was not read: card=False says so")
+        if self.reader.kind != member(self.model, "kind"):
+            notes.append("its outputs are read as probabilities, since they sum to 1")
+        more = [str(note) for note in notes if note]
         return f"{self.where} is ready{session}{where}" + (f" ({'; '.join(more)})" if more else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
@@ -289,8 +300,7 @@ class EdgeBackend(AbandonedRuns):
         Args:
             of: returns the fingerprint of a file, a folder or a callable.
         """
-        reader = self.reader
-        return repr((self.fingerprint(of), reader.labels, reader.kind, reader.none_found))
+        return repr((self.fingerprint(of), self.reader.labels, member(self.model, "kind"), self.reader.none_found))
 
     def after_fork(self) -> None:
         """Forget the parent's runs in a forked child, and load the model anew if a thread of the parent was loading it."""

@@ -115,9 +115,13 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
             raise BadInput(f"{spec.name}: a masked array: fill it, as with x.filled(0), since only you know the missing values")
         x = x.data
     if x.ndim == len(shape) + 1 and x.shape[0] == 1:
-        x = x[0]
+        x = x.reshape(x.shape[1:])
+    elif not x.ndim and x.dtype.kind in "US" and shape and set(shape) <= {1, -1}:  # a text for a column of them
+        x = x.reshape([1] * len(shape))
     if x.shape != shape and (x.ndim != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True))):
         raise BadInput(f"{spec.name}: expected {shape_text(shape)} {spec.dtype}, got {shape_text(x.shape)} {x.dtype}")
+    if spec.dtype == "object" and x.dtype.kind not in "US" and not all(isinstance(text, str | bytes) for text in x.flat):
+        raise BadInput(f"{spec.name}: expected texts or bytes, and one is something else")
     before = x
     if x.dtype != spec.dtype:
         if x.dtype.hasobject or not np.can_cast(x.dtype, spec.dtype, "same_kind"):

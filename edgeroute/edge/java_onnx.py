@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.onnx import DTYPES, external_data
+from edgeroute.edge.onnx import DTYPES, external_data, last_operators
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.late_imports import import_late
@@ -60,6 +60,10 @@ class JavaOnnxModel(ModelFile):
         super().__init__(path, **file)
         self.threads = threads
         self._pid = os.getpid()  # no Java runs in a child: its threads are not there
+
+    def _operators(self) -> dict[str, str]:
+        """Return name of an output -> operator that makes it."""
+        return last_operators(self.path)
 
     @property
     def files(self) -> list[Path]:

@@ -21,9 +21,9 @@ from edgeroute.edge.edge_backend import TURN, current_turn
 from edgeroute.edge.input_tensors import Plain, Prepare
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
-from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, read_contents
+from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, last_operators, read_contents
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
-from edgeroute.system.foreign_files import read_bytes
+from edgeroute.system.foreign_files import map_file, read_bytes
 from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
@@ -334,6 +334,12 @@ class LiteRTModel(ModelFile):
         self._quantised: Port | None = None
         """The only input, if it is quantised."""
         self._stream = object()
+
+    def _operators(self) -> dict[str, str]:
+        """Return name of an output -> operator that makes it."""
+        with suppress(OSError, ValueError), map_file(self.path) as data:
+            return last_operators(data)
+        return {}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -36,6 +36,10 @@ class EdgeMembers(EdgeModel, Protocol):
         """Kind of the outputs, one of `edgeroute.confidence.KINDS`. Default: recognised by their form."""
 
     @property
+    def grounds(self) -> str:
+        """Text that says by which sign of the file the kind is known; `check` shows it. Default: it was given, or is unknown."""
+
+    @property
     def output(self) -> str | None:
         """Name of the output that is read. Default: all of them."""
 
@@ -150,16 +154,16 @@ class EdgeMembers(EdgeModel, Protocol):
 
 
 Name: TypeAlias = Literal[
-    "card", "close", "closes_after_runs", "downgraded", "files", "inputs", "kind", "labels", "load", "none_found", "output",
-    "outputs", "parallel", "path", "placement", "release", "run_escalated", "run_feed", "run_one", "score", "settings",
+    "card", "close", "closes_after_runs", "downgraded", "files", "grounds", "inputs", "kind", "labels", "load", "none_found",
+    "output", "outputs", "parallel", "path", "placement", "release", "run_escalated", "run_feed", "run_one", "score", "settings",
     "stateful", "stream", "version",
 ]  # fmt: skip
 """Names of the optional members."""
 DEFAULTS: Mapping[Name, Any] = {
-    "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
-    "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
-    "placement": None, "release": None, "run_escalated": None, "run_feed": None, "run_one": None, "score": None, "settings": {},
-    "stateful": False, "stream": None, "version": None,
+    "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "grounds": "", "inputs": (),
+    "kind": None, "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None,
+    "path": None, "placement": None, "release": None, "run_escalated": None, "run_feed": None, "run_one": None, "score": None,
+    "settings": {}, "stateful": False, "stream": None, "version": None,
 }  # fmt: skip
 """Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
 _METHODS: tuple[Name, ...] = ("close", "load", "run_escalated", "run_feed", "run_one", "stream")

@@ -138,6 +138,8 @@ OUTPUT = _table(
         "labels": _key("As `labels` at the top.", "a list", "array", items=_LABEL),
         "score": _key("Score that makes the confidence of the outputs.", "a score", "string", enum=list(SCORES)),
         "none_found": _key("Rule for a detector that finds nothing.", "a rule", "string", enum=list(RULES)),
+        "blank": _key("Class of the blank in outputs of the kind `ctc`; -1: the last.", "a whole number", "integer", minimum=-1,
+                      maximum=LARGEST),
         "batch": _key('Axis of each output that counts the inputs, from 0; `"none"`: there is none.', _AXIS,
                       anyOf=_BATCH),
         "dtype": _key("For readers.", "text", "string"),
@@ -313,6 +315,7 @@ class Card:
             self.output: str | None = output.get("name")
             self.score: str | None = output.get("score")
             self.none_found: str = output.get("none_found", "defer")
+            self.blank = int(output.get("blank", 0))
             self.sha256: str | None = data.get("sha256")
             self.batch: int | None = _axis(output, -1)
             self.inputs = _inputs(data)

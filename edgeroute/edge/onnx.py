@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.units import Count
 from edgeroute.edge.execution_providers import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.edge.model_card import Array
-from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
+from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line, last_operator
 from edgeroute.errors import ModelError, PolicyError
-from edgeroute.system.foreign_files import open_file
+from edgeroute.system.foreign_files import map_file
 from edgeroute.system.late_imports import import_needed, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
@@ -36,7 +35,7 @@ def external_data(model: Path) -> list[Path]:
     """
     paths: dict[Path, None] = {}
     try:
-        with open_file(model) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with map_file(model) as data:
             for match in _LOCATION.finditer(data):
                 name = data[match.end() : match.end() + _number(match[1])]
                 path = _file_in_folder(model.parent, name)
@@ -60,6 +59,58 @@ def _file_in_folder(folder: Path, name: bytes) -> Path | None:
         return path if inside and path.is_file() else None
     except (OSError, RuntimeError, ValueError):  # it is no name of a file
         return None
+
+
+def last_operators(model: Path) -> dict[str, str]:
+    """Return name of an output -> operator that makes it, by `last_operator`, of a model file; {} if it cannot be read."""
+    outputs, nodes = list[bytes](), dict[bytes, tuple[str, bytes]]()
+    try:
+        with map_file(model) as data:
+            for _, begin, end in _fields(data, 0, len(data), {7}):  # the graph
+                for key, start, stop in _fields(data, begin, end, {1, 12}):  # a node, or an output
+                    parts = [(part, data[a:b]) for part, a, b in _fields(data, start, stop, {1, 2, 4} if key == 1 else {1})]
+                    if key == 1:
+                        operator = next((value for part, value in parts if part == 4), b"").decode()  # noqa: PLR2004 - its type
+                        source = next((value for part, value in parts if part == 1), b"")
+                        nodes.update({value: (operator, source) for part, value in parts if part == 2})  # noqa: PLR2004 - an output
+                    else:
+                        outputs += [value for _, value in parts]
+        return {name.decode(): last_operator(name, nodes) for name in outputs}
+    except (OSError, ValueError, IndexError):  # `load` reports it
+        return {}
+
+
+def _fields(data: Any, at: int, end: int, wanted: set[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield (number, begin, end) of the wanted fields with a length in a message of protocol buffers.
+
+    Raises:
+        IndexError: the message is damaged.
+    """
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte: int = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80 or shift > 63:  # noqa: PLR2004 - the last byte, or damage
+                return value
+            shift += 7
+
+    while at < end:
+        key = varint()
+        if key & 7 == 2:  # noqa: PLR2004 - a length comes first
+            size = varint()
+            if size > end - at:
+                raise IndexError(at)
+            if key >> 3 in wanted:
+                yield key >> 3, at, at + size
+            at += size
+        elif key & 7:
+            at += 8 if key & 7 == 1 else 4
+        else:
+            varint()
 
 
 # Sessions of ONNX Runtime: opened on the requested providers, and compared with the providers that they really run on.
@@ -241,6 +292,10 @@ class OnnxModel(ModelFile):
         self._run_options: Any = None
         self._input = ""
         self._prepare: Callable[[Any], Array] | None = None
+
+    def _operators(self) -> dict[str, str]:
+        """Return name of an output -> operator that makes it."""
+        return last_operators(self.path)
 
     @property
     def files(self) -> list[Path]:

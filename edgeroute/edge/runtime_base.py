@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from edgeroute.confidence.output_reader import checked_kind
-from edgeroute.confidence.output_recognition import label_names
+from edgeroute.confidence.output_recognition import is_embedding, label_names
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.edge_backend import current_turn
@@ -25,6 +25,12 @@ UNFREED_SESSIONS: list[Any] = []
 """Sessions of the parent of a forked process, which are never freed."""
 
 
+PASSING = ("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators, by ONNX's names, that leave the meaning of numbers as it is."""
+MOST_PASSED = 8
+"""Most such operators behind the one that makes an output."""
+KIND_BY_OPERATOR = {"Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel"}
+"""Operator that makes an output -> kind of the output."""
 MOST_FILLED = 1 << 16
 """Maximum copies of an input with which a batch of fixed size is filled up."""
 NO_BATCH = 'if that is no batch axis, its card says so: "batch": "none"'
@@ -110,7 +116,8 @@ class ModelFile(LoadsLate):
             unchecked if the card has none.
         card: path of the card, if it is not beside the model; False: no card is read.
         output: name of the output to read; None: the card's, else all of them.
-        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
+        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else by the file's last
+            operator where that is a softmax or sigmoid, else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
         none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
@@ -135,13 +142,28 @@ class ModelFile(LoadsLate):
     ) -> None:
         super().__init__(path, card, sha256)
         self.labels = label_names(labels) or self.card.labels
-        self.kind = checked_kind(kind) or self.card.kind
         self.output = output or self.card.output
+        self.kind, self.grounds = checked_kind(kind) or self.card.kind, ""
+        if self.kind is None:
+            self._guess_kind()
         self.score, self.none_found = score or self.card.score, none_found or self.card.none_found
         self.fingerprint: str | None = None
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self._names: list[str] = []
+
+    def _guess_kind(self) -> None:
+        """Set the kind of the output that is read by the operator that makes it, if the file tells; `grounds` says so."""
+        operators = {
+            name: op for name, op in self._operators().items() if name not in {state.output for state in self.card.state}
+        }
+        name = self.output or (next(iter(operators)) if len(operators) == 1 else "")
+        if not is_embedding(name) and (kind := KIND_BY_OPERATOR.get(operators.get(name, ""))) is not None:
+            self.kind, self.grounds = kind, f"its outputs are read as {kind}, since {operators[name]} makes them"
+
+    def _operators(self) -> dict[str, str]:
+        """Return name of an output -> ONNX's name of the operator that makes it, from the file; {} if unknown."""
+        return {}
 
     def _load(self) -> Any:
         """Check the file's SHA-256 and open it. The caller holds the lock.
@@ -284,6 +306,19 @@ class ModelFile(LoadsLate):
     def _run_error(self, error: Exception) -> ModelError:
         """Return a ModelError for a failed run, with the first line of the runtime's error."""
         return ModelError(f"{self.name} failed to run: {first_line(error)}")
+
+
+def last_operator(output: Any, nodes: Mapping[Any, tuple[str, Any]]) -> str:
+    """Return the operator that makes an output, but for those in `PASSING`; empty: unknown.
+
+    nodes: each tensor that an operator makes -> (operator, its first input).
+    """
+    operator, source = nodes.get(output, ("", None))
+    for _ in range(MOST_PASSED):
+        if operator not in PASSING:
+            break
+        operator, source = nodes.get(source, ("", None))
+    return operator
 
 
 def concatenate(parts: tuple[Any, ...]) -> Any:

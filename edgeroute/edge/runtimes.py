@@ -257,7 +257,7 @@ class Ensemble:
             raise PolicyError(f"an ensemble calls its models, and {asynchronous} would be awaited: make it a plain def")
         if len(known := {labels for m in self.models if (labels := member(m, "labels"))}) > 1:
             raise PolicyError("the models of an ensemble have the same labels in the same order, and these have not")
-        if wrong := [m.name for m in self.models if member(m, "kind") not in {None, "logits", "probabilities"}]:
+        if wrong := [m.name for m in self.models if member(m, "kind") not in {None, "logits", "logprobs", "probabilities"}]:
             raise PolicyError(f"an ensemble needs logits or probabilities, and {', '.join(wrong)} gives something else")
         self.name, self.votes = name, votes
         self.labels = next(iter(known), None)
@@ -311,7 +311,7 @@ def _logits(model: EdgeModel, outputs: Any) -> np.ndarray[Any, np.dtype[Any]]:
     array = np.asarray(next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs, np.float64)
     if array.ndim != 2:  # noqa: PLR2004 - a batch of rows
         raise BadReply(f"{model.name} gives outputs {list(array.shape)}, and not a row of numbers for each input")
-    if member(model, "kind") in {None, "logits"}:
+    if member(model, "kind") != "probabilities":
         return array
     with np.errstate(divide="ignore"):
         return np.log(array)

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from math import prod
 from struct import error as struct_error
 from struct import unpack_from
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from edgeroute.edge.runtime_base import last_operator
 
 MOST_BYTES = (1 << 31) - 1
 """Largest size of a flatbuffer, whose offsets have 31 bits."""
@@ -109,6 +111,35 @@ def _contents(model: _Table) -> Contents:
     count = graphs[0].length(3, 4)
     signatures = tuple(_signature(part) for part in model.tables(7))
     return Contents(signatures, tuple(hybrid), tuple(custom), resources, variables, count, largest)
+
+
+_OPERATORS = {
+    6: "DequantizeLinear", 14: "Sigmoid", 22: "Reshape", 25: "Softmax", 43: "Squeeze", 50: "LogSoftmax", 53: "Cast",
+    114: "QuantizeLinear",
+}  # fmt: skip
+"""Codes of operators that tell the kind of an output -> ONNX's names."""
+
+
+def last_operators(data: Any) -> dict[str, str]:
+    """Return name of an output -> operator that makes it, by `last_operator`, of the main graph of a file's bytes.
+
+    {} if the file is damaged, which `read_contents` reports.
+    """
+    try:
+        model = _Table(data, _follow(data, 0), [min(_MOST_READ, _TIMES * len(data))])
+        codes = [max(code.signed(0, 1), code.signed(3, 4)) for code in model.tables(1)]
+        graph = next(model.tables(2))
+        nodes = {
+            i: (_OPERATORS.get(codes[operator.unsigned(0)], ""), next(iter(operator.numbers(1)), -1))
+            for operator in graph.tables(3)
+            for i in operator.numbers(2)
+        }
+        names = {i: tensor.text(3) for i, tensor in enumerate(graph.tables(0))}
+        for signature in map(_signature, model.tables(7)):
+            names |= {} if signature.subgraph else {i: name for name, i in signature.outputs.items()}
+        return {names[i]: last_operator(i, nodes) for i in graph.numbers(2)}
+    except (struct_error, IndexError, LookupError, StopIteration, UnicodeDecodeError):
+        return {}
 
 
 class _Tensor(NamedTuple):

@@ -36,7 +36,7 @@ UNITS: Mapping[tuple[str, bool], Any] = {
     ("count", False): values.Count, ("whole", False): values.Whole,
 }  # fmt: skip
 """(kind of unit, True if its least value is excluded) -> type of the key."""
-Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers"]
+Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers"]
 """Kind of a model's outputs."""
 File = Annotated[values.Text, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
 """Path of a file; a relative one starts from the policy's folder."""

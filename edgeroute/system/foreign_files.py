@@ -10,7 +10,8 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from math import inf, isinf
 from typing import Any
@@ -41,6 +42,15 @@ def open_file(path: str | os.PathLike[str], most: float = inf) -> BufferedReader
         file.close()
         raise
     return file
+
+
+@contextmanager
+def map_file(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Map a regular file into memory for reading, and yield the map. Raises as `open_file`, and ValueError for an empty file."""
+    import mmap
+
+    with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def _open_at_once(path: str, flags: int) -> int:

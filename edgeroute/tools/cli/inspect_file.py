@@ -270,7 +270,7 @@ class _Inspection:
         self._try_inputs([way for way in ways if way.raw is not None])
         findings = [finding for guess in self.inputs for finding in guess.findings]
         findings += [_open_pair(pair) for pair in self.states if pair.sure == "open"]
-        findings += outputs(self.read, self.rows)
+        findings += outputs(self.read, self.rows, member(self.model.model, "kind"), member(self.model.model, "grounds"))
         new_card: dict[str, Any] = {"sha256": sha256_of(self.path)} if self.path.exists() else {}
         findings, labels = self._labels(findings)
         new_card.update(card(self.inputs, self.states, findings, self.batch))
@@ -390,8 +390,8 @@ class _Inspection:
             names = [used_card.output] if used_card.output else [spec.name for spec in plan.outputs]
             rows = {name: plan.rows(raw[name]) for name in names}
             reader = Reader(
-                used_card.score or "msp", labels=used_card.labels, kind=used_card.kind, name=self.model.name,
-                none_found=used_card.none_found,
+                used_card.score or "msp", labels=used_card.labels, kind=used_card.kind or member(self.model.model, "kind"),
+                name=self.model.name, none_found=used_card.none_found, blank=used_card.blank, output_name=lambda: names[0],
             )  # fmt: skip
             answer = reader.read_one(next(iter(rows.values())) if len(rows) == 1 else rows)
         except (EdgerouteError, LookupError, TypeError, ValueError) as e:

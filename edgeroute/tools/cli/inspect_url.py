@@ -38,8 +38,12 @@ class Described(OpenInference):
 
     def __init__(self, url: str, *, boxes: bool = False, **address: Any) -> None:
         super().__init__(url, binary=False, kind="boxes" if boxes else "value", **address)
-        self._all = True
         self._kinds: dict[str, str] = {}
+
+    @property
+    def _all(self) -> bool:
+        """True: all outputs are read."""
+        return True
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -73,7 +77,8 @@ def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_e
     report = Report(endpoint.where, {"protocol": "Open Inference Protocol v2"})
     report.inputs = [(spec, "given") for spec in inputs]
     report.outputs = [(spec, "read") for spec in outs]
-    before = outputs(outs, []) if outs else [Finding(KIND, "?", "open", "the server does not describe its outputs")]
+    told = endpoint.served_kind, "the server's metadata says so"
+    before = outputs(outs, [], *told) if outs else [Finding(KIND, "?", "open", "the server does not describe its outputs")]
     rows: list[dict[str, Any]] = []
     if sample is not None:
         report.sample = str(sample)
@@ -88,7 +93,7 @@ def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_e
         report.notes.append("the sample was sent, once")
     else:
         report.notes.append("nothing was sent but requests for its readiness and metadata; --sample FILE sends that file")
-    about_outputs = outputs(outs, rows) if rows else before
+    about_outputs = outputs(outs, rows, *told) if rows else before
     report.findings = [finding for guess in describe(inputs, []) for finding in guess.findings] + about_outputs
     kind, output = (_finding_of(about_outputs, key) for key in (KIND, NAME))
     entries = {"url": endpoint.where, "output": output, "kind": kind}

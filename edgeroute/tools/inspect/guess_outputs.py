@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence import output_recognition as forms
-from edgeroute.confidence.detector_boxes import are_boxes
+from edgeroute.confidence.detector_boxes import are_boxes, are_rows_of_boxes
 from edgeroute.edge.input_tensors import Array, shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
 from edgeroute.types import TensorSpec
@@ -21,26 +21,30 @@ Row = Mapping[str, Any]
 _PROBABILITIES = frozenset(["prob", "probs", "probability", "probabilities", "softmax", "proba"])
 _LOGITS = frozenset(["logit", "logits"])
 _SCORES = frozenset(["score", "scores", "class", "classes", "classification", "cls"])
-_EMBEDDINGS = frozenset(
-    ["embedding", "embeddings", "embed", "feature", "features", "hidden", "pooler", "pooled", "vector", "latent"]
-)
 _COLUMNS = 6
+_LAST = "x1, y1, x2, y2, a score from 0 to 1 and a whole class in each row, after non-maximum suppression"
 _SIDES = 4
 _MATRIX = 2
 KIND, NAME, LABELS = "output.kind", "output.name", "labels"
 _VALUE = 'A value has no confidence: every input is deferred, unless the policy says no_confidence = "accept"'
 
 
-def outputs(specs: Sequence[TensorSpec], rows: Sequence[Row]) -> list[Finding]:
+def outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | None = None, grounds: str = "") -> list[Finding]:
     """Guess what the outputs are, and return findings for a card.
 
     Args:
         specs: specifications of the outputs, without those that are fed back.
         rows: outputs of the model for some inputs; empty: it did not run.
+        kind: kind that the file itself tells, as a router reads it; None: it does not.
+        grounds: text that says why.
     """
     seen = [row for row in rows if row]
     if not specs:
         return [Finding(KIND, "nothing", "open", "every output is fed back, so that none is left to read")]
+    if kind is not None:
+        shapes = {np.shape(row[specs[0].name]) for row in seen if specs[0].name in row}
+        count = shapes.pop()[-1] if len(shapes) == 1 and () not in shapes else None
+        return [_kind_finding(kind, "certain", grounds), _class_names_finding(count)]
     if not seen:
         return _by_names(specs)
     if len(specs) > 1:
@@ -189,7 +193,7 @@ def _vector_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
         why = f"numbers of 0 or less whose exponentials sum to 1, {_row_count(arrays)}: after a log-softmax"
         return [_kind_finding("logprobs", "likely", why), _class_names_finding(n)]
     why = f"{n} numbers in each row, which do not sum to 1"
-    if name_words & _EMBEDDINGS:
+    if forms.is_embedding(name):
         return [_kind_finding("value", "likely", f"{why}, and its name is {quoted(name)}: an embedding. {_VALUE}")]
     if all(((array >= 0) & (array <= 1)).all() for array in arrays):
         many = "each from 0 to 1: perhaps of several labels that may all apply, which have a sigmoid each"
@@ -204,19 +208,14 @@ def _array_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
     """Return the findings about an output of several axes per input."""
     shape = arrays[0].shape
     form = f"{quoted(name)} is {shape_text(shape)} for one input"
-    if len(shape) == _MATRIX and shape[1] == _COLUMNS and all(_are_box_columns(array) for array in arrays):
-        why = f"{form}: x1, y1, x2, y2, a score from 0 to 1 and a whole class in each row, after non-maximum suppression"
+    if all(are_rows_of_boxes(array, None) and array.any() for array in arrays):
+        last = shape[1] == _COLUMNS
+        why = f"{form}: {_LAST if last else 'sides and scores of classes for each box, before non-maximum suppression'}"
         return [_kind_finding("boxes", "likely", why), _class_names_finding(None)]
     raw = len(shape) == _MATRIX and max(shape) >= 100 and min(shape) > _SIDES  # noqa: PLR2004 - as many places of boxes
-    more = "boxes before non-maximum suppression? Export the model with it. " if raw else ""
-    why = f"{form}: {more}No kind reads this; the value is the array, and a confidence takes a score of your own"
-    return [_kind_finding("value?", "open", why, _card_line("value"))]
-
-
-def _are_box_columns(array: Array) -> bool:
-    """Return True if the rows are sides, a score from 0 to 1, and a whole class number."""
-    score, label = array[:, _SIDES], array[:, _SIDES + 1]
-    return bool(((score >= 0) & (score <= 1)).all() and (label == np.floor(label)).all() and (label >= 0).all() and array.any())
+    more = "boxes before non-maximum suppression? " if raw else ""
+    why = f"{form}: {more}Without a card, the value is the array, and a confidence takes a score of your own"
+    return [_kind_finding("value?", "open", why, _card_line("boxes" if raw else "value"))]
 
 
 def _class_names_finding(count: int | None) -> Finding:

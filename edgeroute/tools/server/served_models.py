@@ -198,6 +198,8 @@ class Served:
             raise ModelError(f"{self.name} cannot be served: its inputs {odd} are no numbers")
         self.decoders = {spec.name: Decoder(spec, self.model.card) for spec in self.inputs}
         self.about = describe(model.name, platform_of(model), self.inputs, self.outputs)
+        if parameters := {key: value for key in ("labels", "kind") if (value := member(model, key)) not in (None, "answers")}:
+            self.about["parameters"] = parameters
         self.batcher = Batcher(self.model, self.outputs, max_batch=max_batch, queue=queue)
 
     def submit(self, ask: Ask) -> asyncio.Future[Tensors]:

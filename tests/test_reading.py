@@ -1,0 +1,541 @@
+"""Outputs of real model files, read by `inspect`, `check`, the router and a client of `edgeroute serve` alike, against plain numpy."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from both import Tasks, Threads, running
+from commands import cli
+from onnx import TensorProto, helper
+
+from edgeroute import BadInput, CallableModel, Function, ModelError, OnnxModel, OpenAIChat, OpenInference, Options, Router
+from edgeroute.cloud.cloud_backend import ReplyReader
+from edgeroute.confidence import Reader
+from edgeroute.confidence.output_recognition import same
+from edgeroute.edge.onnx import last_operators
+from edgeroute.errors import BadReply
+from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.server.serve_app import app
+
+X = np.array([0.0, 2.0, -1.0, 0.5], np.float32)
+MANY = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+LABELS = ["a", "b", "c", "d"]
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """A router of either kind."""
+    return request.param
+
+
+def ending(path, *operators, output="y", size=4, card=None):
+    """x [n, size] -> y, by operators one after the other."""
+    names = ["x", *(f"t{i}" for i in range(len(operators) - 1)), output]
+    nodes = [helper.make_node(op, [names[i]], [names[i + 1]]) for i, op in enumerate(operators)]
+    value = helper.make_tensor_value_info
+    tiny.save(path, nodes, [value("x", TensorProto.FLOAT, ["n", size])], [value(output, TensorProto.FLOAT, ["n", size])])
+    if card is not None:
+        path.with_suffix(".json").write_text(json.dumps(card))
+    return path
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def says(path):
+    """What `inspect` says of the kind."""
+    code, out, err = cli("inspect", path, "--json")
+    assert code == 0, err
+    return next(f["says"] for f in json.loads(out)["findings"] if f["about"] == "output.kind")
+
+
+def checked(model, *, ok=True):
+    """The text of `check`, which is or is not ready."""
+    with Router(model, threshold=0) as router:
+        check = router.check()
+    assert check.ok is ok
+    return str(check)
+
+
+@pytest.mark.parametrize(
+    "operators", [["Softmax"], ["Softmax", "Identity"], ["Neg", "Softmax", "Identity", "Identity"], ["LogSoftmax"]]
+)
+def test_a_softmax_is_read_as_such(make, tmp_path, operators):
+    """From its first answer on, and `check` and `inspect` say so."""
+    path = ending(tmp_path / "m.onnx", *operators)
+    p = softmax(-MANY if "Neg" in operators else MANY)
+    assert "its outputs are read as" in checked(path)
+    with make(path, threshold=0) as router:
+        answers = router.infer_many(list(MANY))
+        assert [a.value for a in answers] == p.argmax(1).tolist()
+        assert [a.confidence for a in answers] == pytest.approx(p.max(1).tolist(), rel=1e-4)
+        assert router.infer(MANY[0]).confidence == pytest.approx(p[0].max(), rel=1e-4)
+    assert says(path) == ("logprobs" if "LogSoftmax" in operators else "probabilities")
+
+
+def test_a_sigmoid_has_several_labels(make, tmp_path):
+    """The value is the list of labels above .5; the confidence that of the least decided one."""
+    path = ending(tmp_path / "m.onnx", "Sigmoid", card={"labels": LABELS})
+    assert "multilabel" in checked(path)
+    with make(path, threshold=0) as router:
+        for x, answer in zip(MANY, router.infer_many(list(MANY)), strict=True):
+            p = sigmoid(x)
+            assert answer.value == [label for label, v in zip(LABELS, p, strict=True) if v > 0.5]
+            assert answer.confidence == pytest.approx(float(np.maximum(p, 1 - p).min()), rel=1e-4)
+    assert says(path) == "multilabel"
+
+
+def test_a_single_sigmoid_is_a_binary_classifiers(tmp_path):
+    """Its class number, or the label, with the probability of it."""
+    for card, value in (({}, 1), ({"labels": ["ham", "spam"]}, "spam")):
+        path = ending(tmp_path / "m.onnx", "Sigmoid", size=1, card=card)
+        with Router(path, threshold=0) as router:
+            answer = router.infer(np.array([3.0], np.float32))
+            assert (answer.value, answer.confidence) == (value, pytest.approx(sigmoid(3.0), rel=1e-4))
+
+
+def test_a_kind_that_is_given_counts(tmp_path):
+    """In the card, in Python, and "logits" as well, of which `check` says that they are none."""
+    path = ending(tmp_path / "m.onnx", "Softmax")
+    assert OnnxModel(path).kind == "probabilities"
+    assert OnnxModel(path, kind="logits").kind == "logits"
+    with Router(OnnxModel(path, kind="logits"), threshold=0) as router:
+        assert not router.check().ok
+        assert router.infer(X).confidence < 0.5
+    assert OnnxModel(ending(tmp_path / "c.onnx", "Sigmoid", card={"output": {"kind": "value"}})).kind == "value"
+    assert OnnxModel(tmp_path / "none.onnx").kind is None
+
+
+def test_an_embedding_has_no_class(make, tmp_path):
+    """Neither at `check` nor at a call, until its kind is written; the cloud is asked meanwhile."""
+    for name in ("embedding", "pooler_output", "image_features", "last_hidden_state", "latentVector"):
+        path = ending(tmp_path / "m.onnx", "Neg", output=name)
+        assert 'write kind = "value"' in checked(path, ok=False)
+        with make(path, lambda _: "cloud", threshold=0) as router:
+            answer = router.infer(X)
+            assert (answer.value, answer.source) == ("cloud", "cloud")
+            assert "an embedding" in answer.reason
+        with make(path, threshold=0) as router, pytest.raises(ModelError, match="an embedding"):
+            router.infer(X)
+        with make(OnnxModel(path, kind="value"), threshold=0, options=Options(no_confidence="accept")) as router:
+            assert router.infer(X).value.tolist() == (-X).tolist()
+        checked(OnnxModel(path, kind="value"))
+        assert says(path) == "value"
+    with make(OnnxModel(path, labels=LABELS), threshold=0) as router:
+        assert router.infer(X).value == "c", "labels tell that there are classes"
+    with make(OnnxModel(path, score=lambda _: 0.7), threshold=0) as router:
+        assert router.infer(X).confidence == pytest.approx(0.7)
+    with make(ending(tmp_path / "f.onnx", "Neg", output="featured"), threshold=0) as router:
+        assert router.infer(X).value == 2
+
+
+def test_a_file_that_is_damaged_tells_no_kind(tmp_path):
+    """At any length, and with any byte changed; `load` reports it."""
+    path = ending(tmp_path / "m.onnx", "Neg", "Softmax")
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    assert last_operators(path) == {"y": "Softmax"}
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        assert last_operators(path) in ({}, {"y": "Softmax"})
+    for _ in range(500):
+        changed = bytearray(data)
+        changed[rng.integers(len(data))] = rng.integers(256)
+        path.write_bytes(changed)
+        assert isinstance(last_operators(path), dict)
+
+
+# ------------------------------------------------------------------------------------------------------------- detectors
+def boxes_file(path, array, name="output0"):
+    """x [n, 4] -> the array, for each input."""
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0), helper.make_node("Mul", ["s", "zero"], ["z"]),
+        helper.make_node("Add", ["z", "array"], [name]),
+    ]  # fmt: skip
+    value, array = helper.make_tensor_value_info, array[None].astype(np.float32)
+    constants = [("array", array), ("zero", np.array(0, np.float32))]
+    return tiny.save(
+        path, nodes, [value("x", TensorProto.FLOAT, [1, 4])], [value(name, TensorProto.FLOAT, list(array.shape))], constants
+    )
+
+
+def reference(boxes, scores, classes):
+    """What remains of boxes by a plain loop, best first: indices."""
+
+    def overlap(a, b):
+        w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        common = max(w, 0) * max(h, 0)
+        return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
+
+    kept = []
+    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        if all(classes[i] != classes[j] or overlap(boxes[i], boxes[j]) <= 0.5 for j in kept):
+            kept.append(i)
+    return kept
+
+
+def yolo(n, classes, seed=0):
+    """Centres and sizes [n, 4], and scores [n, classes]: several boxes for each of a few objects, and noise."""
+    rng = np.random.default_rng(seed)
+    objects = rng.uniform(50, 590, (6, 2)).repeat(n // 6 + 1, 0)[:n]
+    xywh = np.concatenate([objects + rng.normal(0, 4, (n, 2)), rng.uniform(40, 60, (n, 2))], 1)
+    scores = rng.uniform(0, 0.2, (n, classes))
+    sure = rng.choice(n, 40, replace=False)
+    scores[sure, rng.integers(0, classes, 40)] = rng.uniform(0.5, 0.98, 40)
+    return xywh.astype(np.float32), scores.astype(np.float32)
+
+
+@pytest.mark.parametrize("version", ["v5", "v8"])
+def test_a_yolo_before_suppression(tmp_path, version):
+    """Boxes of each class are suppressed by themselves, as a plain loop does it."""
+    xywh, scores = yolo(600, 4)
+    if version == "v5":
+        objectness = np.random.default_rng(1).uniform(0.8, 1, (600, 1)).astype(np.float32)
+        array, scores = np.concatenate([xywh, objectness, scores], 1), scores * objectness
+    else:
+        array = np.concatenate([xywh, scores], 1).T
+    corners = np.concatenate([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], 1)
+    best, classes = scores.max(1), scores.argmax(1)
+    kept = [i for i in reference(corners, best, classes) if best[i] >= 0.5]
+    assert 6 < len(kept) < 40
+    path = boxes_file(tmp_path / "m.onnx", array)
+    with Router(OnnxModel(path, labels=LABELS), threshold=0) as router:
+        assert router.check().ok
+        answer = router.infer(X)
+    assert [box["label"] for box in answer.value] == [LABELS[classes[i]] for i in kept]
+    assert [box["score"] for box in answer.value] == pytest.approx([best[i] for i in kept], rel=1e-4)
+    assert np.array([box["box"] for box in answer.value]) == pytest.approx(corners[kept], abs=1e-2)
+    found = [v["score"] for v in answer.value]
+    assert 0.5 <= answer.confidence <= min(found) + 1e-6
+    assert Reader(kind="boxes", labels=LABELS).read_one(array[None]).value == answer.value
+    assert Reader(kind="boxes").read_answer(array.astype(np.float64)).value[0]["label"] == classes[kept[0]]
+    if version == "v8":
+        assert says(path) == "boxes"
+
+
+def test_the_last_step_of_a_detector(tmp_path):
+    """[1, 300, 6] as YOLOv10 and RT-DETR give it: read without a kind, as with it."""
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, 600, (300, 2, 2)), 1).reshape(300, 4)
+    array = np.concatenate([corners, rng.uniform(0, 0.3, (300, 1)), rng.integers(0, 4, (300, 1))], 1)
+    array[:2, 4] = 0.9, 0.7
+    path = boxes_file(tmp_path / "m.onnx", array)
+    for kind in (None, "boxes"):
+        with Router(OnnxModel(path, labels=LABELS, kind=kind), threshold=0) as router:
+            assert router.check().ok
+            answer = router.infer(X)
+        assert [(b["label"], round(b["score"], 3)) for b in answer.value] == [
+            (LABELS[int(array[i, 5])], array[i, 4]) for i in (0, 1)
+        ]
+        assert answer.confidence == pytest.approx(float(np.maximum(array[:, 4], 1 - array[:, 4]).min()), rel=1e-4)
+    assert says(path) == "boxes"
+
+
+@pytest.mark.parametrize("reader", [Reader, ReplyReader])
+def test_boxes_in_every_form(reader):
+    """Of torchvision, of a pipeline, and edgeroute's own: the same answer, on both sides; empty ones are none found."""
+    boxes, scores, classes = np.array([[0, 0, 9, 9], [1, 1, 5, 5.0]]), np.array([0.9, 0.2]), np.array([1, 0])
+    vision = {"boxes": boxes, "labels": classes, "scores": scores}
+    own = [{"label": int(c), "score": float(s), "box": b.tolist()} for b, s, c in zip(boxes, scores, classes, strict=True)]
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    pipeline = [{**box, "box": dict(zip(sides, box["box"], strict=True))} for box in own]
+    rows = np.concatenate([boxes, scores[:, None], classes[:, None]], 1)
+    lists = {key: value.tolist() for key, value in vision.items()}
+    for given in ([vision], vision, own, pipeline, rows, lists, [lists]):
+        for kind in (None, "boxes"):
+            read = reader(kind=kind).read_answer(given)
+            assert read.value == [{"label": 1, "score": 0.9, "box": [0, 0, 9, 9]}], (given, kind)
+            assert read.confidence == pytest.approx(0.8)
+            assert reader(kind=kind, labels=["cat", "dog"]).read_answer(given).value[0]["label"] == "dog"
+    assert reader(kind=None, labels=["cat", "dog"]).read_answer([{**own[0], "label": "dog"}]).value[0]["label"] == "dog"
+    for none in ([], [{"boxes": np.zeros((0, 4)), "labels": np.zeros(0), "scores": np.zeros(0)}], np.zeros((0, 6))):
+        assert reader(kind="boxes").read_answer(none)[:2] == ([], 0.0)
+        assert reader(kind="boxes", none_found="accept").read_answer(none)[:2] == ([], 1.0)
+
+
+def test_functions_on_both_sides_return_boxes(make):
+    """Of torchvision or edgeroute's own form, with the other side's labels."""
+    vision = [{"boxes": np.array([[0, 0, 9, 9.0]]), "labels": np.array([1]), "scores": np.array([0.6])}]
+    own = [{"label": "dog", "score": 0.99, "box": [0, 0, 9, 9]}]
+    with make(CallableModel(lambda _: vision, labels=["cat", "dog"]), lambda _: own, threshold=0.7) as router:
+        assert router.infer(1).value == own
+    with make(lambda _: ("edge", 0.1), lambda _: vision[0], threshold=0.7) as router:
+        answer = router.infer(1)
+        assert (answer.value[0]["label"], answer.confidence) == (1, pytest.approx(0.6))
+    with make(lambda _: own, threshold=0.7) as router:
+        assert [a.value for a in router.infer_many([1, 2, 3])] == [own] * 3
+
+
+def test_keypoints_and_masks_come_with_their_box():
+    """By name, and in the columns behind the classes of a YOLO."""
+    more = {"keypoints": np.ones((1, 17, 3)), "masks": np.ones((1, 1, 4, 4))}
+    vision = {"boxes": np.array([[0, 0, 9, 9.0]]), "labels": np.array([0]), "scores": np.array([0.6]), **more}
+    box = Reader().read_answer(vision).value[0]
+    assert box["keypoints"].tolist() == more["keypoints"][0].tolist()
+    assert box["mask"].shape == (1, 4, 4)
+    array = np.zeros((56, 200), np.float32)
+    array[:, 7] = [5, 5, 2, 2, 0.9, *range(51)]
+    (found,) = Reader(kind="boxes", labels=["person"]).read_answer(array).value
+    assert found["box"] == [4, 4, 6, 6]
+    assert found["keypoints"] == np.arange(51.0).reshape(17, 3).tolist()
+    (plain,) = Reader(kind="boxes", labels=["person"]).read_answer(array[:37]).value
+    assert plain.keys() == {"label", "score", "box"}, "coefficients of masks are left out"
+
+
+def test_arrays_that_are_no_boxes_stay_values():
+    """Whatever has other numbers than sides, a score and a class, NaN among them."""
+    rows = np.array([[0, 0, 9, 9, 0.9, 1], [4, 4, 8, 8, 0.2, 0]])
+    for i, j, wrong in ((0, 4, 1.5), (0, 5, 0.5), (0, 5, -1), (0, 2, -1), (1, 0, np.nan)):
+        array = rows.copy()
+        array[i, j] = wrong
+        read = Reader().read_answer(array)
+        assert read.value is array
+        assert read.confidence is None
+    for shape in ((8, 50), (200, 84), (3, 200), (2, 3, 6)):
+        assert Reader().read_answer(np.zeros(shape)).confidence is None
+    for kind in ("boxes",):
+        for array in (np.full((84, 8400), 2.0), np.full((84, 8400), np.nan), np.zeros((3, 200)), np.zeros(6)):
+            with pytest.raises(ModelError):
+                Reader(kind=kind).read_answer(array)
+            with pytest.raises(BadReply):
+                ReplyReader(kind=kind).read_answer(array)
+
+
+def test_a_crowd_of_boxes_is_limited():
+    """Noise that scores everywhere: at most 300 boxes."""
+    rng = np.random.default_rng(0)
+    array = np.concatenate([rng.uniform(0, 640, (2, 8400)), rng.uniform(1, 2, (2, 8400)), rng.uniform(0.6, 1, (80, 8400))])
+    assert len(Reader().read_answer(array.astype(np.float32)).value) == 300
+
+
+# ------------------------------------------------------------------------------------------- several labels and sequences
+@pytest.mark.parametrize("reader", [Reader, ReplyReader])
+def test_several_labels(reader):
+    """None may apply; another number of labels, NaN and numbers that are no probabilities are no answer."""
+    read = reader(kind="multilabel", labels=["a", "b"]).read_answer
+    assert read(np.array([0.9, 0.2]))[:2] == (["a"], pytest.approx(0.8))
+    assert read({"y": np.array([[0.4, 0.2]])})[:2] == ([], pytest.approx(0.6))
+    assert read(np.array([0.0, 0.0]))[:2] == ([], 1.0)
+    with pytest.raises(BadReply, match="3 outputs, but 2 labels"):
+        read(np.array([0.1, 0.2, 0.3]))
+    for wrong in ([5.0, 0.2], [-0.1, 0.2], [np.nan, 0.2]):
+        if reader is ReplyReader:
+            with pytest.raises(BadReply):
+                read(np.array(wrong))
+        else:
+            assert np.isnan(read(np.array(wrong)).confidence)
+    own = reader(lambda p: float(p[1]), kind="multilabel").read_answer(np.array([0.9, 0.25]))
+    assert own[:2] == ([0], 0.25)
+
+
+def test_an_array_after_a_sigmoid_is_a_value(tmp_path):
+    """A mask, say: several labels have one axis."""
+    assert Reader(kind="multilabel").read_answer(np.full((3, 3), 0.5)).confidence is None
+
+
+WORD = [0, 1, 1, 0, 2, 2, 2, 0, 0, 2, 3, 0]
+"""Best path of "abbc", with blanks."""
+
+
+@pytest.mark.parametrize("reader", [Reader, ReplyReader])
+@pytest.mark.parametrize("form", ["logits", "probabilities", "logprobs"])
+def test_a_sequence(reader, form):
+    """Repetitions and blanks go; the confidence is the quantile of what is left."""
+    z = np.random.default_rng(0).normal(size=(len(WORD), 4))
+    z[np.arange(len(WORD)), WORD] += 6
+    p = softmax(z)
+    rows = {"logits": z, "probabilities": p, "logprobs": np.log(p)}[form].astype(np.float32)
+    emitted = [p[i].max() for i in (1, 4, 9, 10)]
+    sure = pytest.approx(float(np.exp(np.quantile(np.log(emitted), 0.1))), rel=1e-3)
+    for labels, value in (
+        (None, [1, 2, 2, 3]),
+        (["", "a", "b", "c"], "abbc"),
+        (["a", "b", "c"], "abbc"),
+        ([0, 10, 20, 30], [10, 20, 20, 30]),
+    ):
+        for given in (rows, rows[None], {"y": rows}):
+            assert reader(kind="ctc", labels=labels).read_answer(given)[:2] == (value, sure)
+    last = np.roll(rows, -1, axis=1)
+    assert reader(kind="ctc", labels=["a", "b", "c"], blank=-1).read_answer(last)[:2] == ("abbc", sure)
+    assert reader(lambda _: 0.3, kind="ctc").read_answer(rows).confidence == pytest.approx(0.3)
+    silent = reader(kind="ctc", labels=["a", "b", "c"]).read_answer(rows[:1])
+    assert (silent.value, silent.confidence) == ("", pytest.approx(p[0, 0], rel=1e-3))
+
+
+@pytest.mark.parametrize(
+    "given", [np.zeros(4), np.zeros((2, 3, 4)), np.zeros((0, 4)), np.full((3, 4), np.nan), np.ones((3, 4), int), "abc"]
+)
+def test_what_is_no_sequence(given):
+    """Another form is an error, NaN no answer; labels have to fit."""
+    if np.asarray(given).dtype.kind == "f" and np.isnan(given).any():
+        assert Reader(kind="ctc").read_answer(given).value is None
+    else:
+        with pytest.raises(ModelError):
+            Reader(kind="ctc", name="ocr").read_answer(given)
+    with pytest.raises(BadReply):
+        Reader(kind="ctc", labels=["a"]).read_answer(np.zeros((3, 4)))
+
+
+def test_the_card_names_the_blank(tmp_path):
+    """A text model's file with its card, over a router."""
+    z = np.eye(4)[[3, 0, 0, 3, 1]] * 9
+    path = boxes_file(tmp_path / "m.onnx", z)
+    path.with_suffix(".json").write_text(json.dumps({"output": {"kind": "ctc", "blank": 3}, "labels": ["a", "b", "c"]}))
+    with Router(path, threshold=0) as router:
+        assert router.check().ok
+        assert router.infer(X).value == "ab"
+
+
+# ------------------------------------------------------------------------------------------------------------- endpoints
+def test_the_servers_metadata_has_labels_and_kind(make, tmp_path):
+    """A client with nothing but the URL reads what a router on the device reads."""
+    path = ending(tmp_path / "m.onnx", "Sigmoid", card={"labels": LABELS})
+    with Router(path, threshold=0) as router:
+        own = [router.infer(x) for x in MANY]
+    with running(app([OnnxModel(path)])) as client:
+        url = f"{client.base_url}/v2/models/m"
+        for endpoint in (OpenInference(url), OpenInference(url, binary=False)):
+            with make(None, endpoint, mode="only_cloud") as router:
+                answers = router.infer_many(list(MANY))
+            assert [a.value for a in answers] == [a.value for a in own]
+            assert [a.confidence for a in answers] == pytest.approx([a.confidence for a in own], rel=1e-4)
+        assert says(url) == "multilabel"
+        known = endpoint.known
+        again = OpenInference(url)
+        again.recall(json.loads(json.dumps(known)))
+        assert (again.served_kind, again.served_labels) == ("multilabel", tuple(LABELS))
+        with make(None, OpenInference(url, kind="value"), mode="only_cloud", options=Options(no_confidence="accept")) as router:
+            assert router.infer(MANY[0]).value == pytest.approx(sigmoid(MANY[0]), rel=1e-4)
+
+
+def test_the_card_of_an_endpoint_has_its_kind(tmp_path):
+    """And names the output that is read."""
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps({"output": {"name": "y", "kind": "probabilities"}, "labels": LABELS}))
+    endpoint = OpenInference("http://localhost:1/v2/models/m", card=card)
+    assert (endpoint.kind, endpoint.output, endpoint.labels) == ("probabilities", "y", tuple(LABELS))
+    assert OpenInference("http://localhost:1/v2/models/m", card=card, kind="logits").kind == "logits"
+
+
+@pytest.mark.parametrize("kind", ["nonsense", 5, None, ["boxes"], {"string_value": 5}])
+def test_a_kind_that_nobody_knows_is_ignored(kind):
+    """The server's metadata is not trusted."""
+    from edgeroute.cloud.served_model import kind_in
+
+    assert kind_in({"parameters": {"kind": kind}}) is None
+    assert kind_in({"parameters": kind}) is None
+    assert kind_in(kind) is None
+    assert kind_in({"parameters": {"kind": {"string_value": "boxes"}}}) == "boxes"
+
+
+def test_a_function_in_the_cloud_has_a_kind(make):
+    """A softmax by itself is read from its first row on."""
+    with make(
+        lambda _: ("edge", 0.1), Function(lambda _: np.array([0.01, 0.98, 0.01]), labels=["a", "b", "c"]), threshold=0.5
+    ) as router:
+        answer = router.infer(1)
+        assert (answer.value, answer.confidence) == ("b", pytest.approx(0.98))
+
+
+# ------------------------------------------------------------------------------------------------------------------ texts
+@pytest.mark.parametrize("shape", [[None], [None, 1]])
+@pytest.mark.parametrize("mapping", [True, False])
+def test_a_text_for_a_pipeline_of_scikit_learn(make, tmp_path, shape, mapping):
+    """As a `str`, one or several, and in an array of one."""
+    pytest.importorskip("skl2onnx")
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import StringTensorType
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    texts = ["good nice great", "bad awful", "nice film", "awful film bad"]
+    pipe = make_pipeline(TfidfVectorizer(lowercase=False), LogisticRegression()).fit(texts, ["pos", "neg"] * 2)
+    options = {id(pipe): {"zipmap": mapping}, TfidfVectorizer: {"locale": "C"}}
+    path = tmp_path / "m.onnx"
+    path.write_bytes(to_onnx(pipe, initial_types=[("text", StringTensorType(shape))], options=options).SerializeToString())
+    new = ["a nice film", "bad bad", "great"]
+    p = pipe.predict_proba(new)
+    with make(path, threshold=0) as router:
+        answers = [router.infer(new[0]), *router.infer_many(new[1:])]
+        assert [a.value for a in answers] == pipe.predict(new).tolist()
+        assert [a.confidence for a in answers] == pytest.approx(p.max(1).tolist(), rel=1e-4)
+        for given in (np.array(new[0]), np.array([new[0]], object), [new[0]], {"text": new[0]}):
+            assert router.infer(given).value == answers[0].value
+        for wrong in (5.0, np.zeros(3), ["a", "b"], None):
+            with pytest.raises((BadInput, ModelError)):
+                router.infer(wrong)
+
+
+@pytest.mark.parametrize("said", ["positive", "Positive.", " **Positive** ", '"positive"!', "POSITIVE:\n"])
+def test_a_chat_model_behind_a_classifier(make, said):
+    """Its text is the label that it means, without marks around it."""
+    body = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]}).encode()
+    edge = CallableModel(lambda _: np.array([0.5, 0.5]), labels=["positive", "negative"])
+    headers = [("Content-Type", "application/json")]
+    with CannedServer(http_reply(body, headers=headers)) as server:
+        cloud = OpenAIChat(server.url, model="m", retries=0, labels=["positive", "negative"])
+        with make(edge, cloud, threshold=0.9) as router:
+            answer = router.infer("a film")
+    assert (answer.value, answer.source) == ("positive", "cloud"), answer.reason
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("Cat.", "cat", True), ("'cat'", "cat", True), ("9.", 9, True), ("9.5", 9.5, True), (".5", "5", False), ("-1", "1", False),
+        ("C++", "c", False), ("...", "...", True), ("...", "!", False), ("a.b", "ab", False), ("cat?", "cat", False),
+    ],
+)  # fmt: skip
+def test_marks_around_a_label(one, other, alike):
+    """Quotes and a final mark do not count; all others do."""
+    assert same(one, other) is alike
+
+
+# --------------------------------------------------------------------------------------------------------------- TFLite
+@pytest.mark.parametrize(
+    ("operator", "kind", "quantised"),
+    [
+        ("SOFTMAX", "probabilities", False),
+        ("SOFTMAX", "probabilities", True),
+        ("LOGISTIC", "multilabel", False),
+        ("RELU", None, False),
+    ],
+)
+def test_the_last_operator_of_a_tflite_file(make, tmp_path, operator, kind, quantised):
+    """As that of an ONNX file, also behind a reshape or a quantisation."""
+    pytest.importorskip("ai_edge_litert")
+    from tflite_models import Graph
+
+    from edgeroute import LiteRTModel
+
+    g = Graph()
+    x, y = g.tensor("x", [1, 4]), g.tensor("made", [1, 4])
+    options = {"SOFTMAX": {"options": "SoftmaxOptions", "beta": 1.0}}.get(operator, {})
+    g.operator(operator, [x], [y], **options)
+    if quantised:
+        y, inside = g.tensor("y", [1, 4], "int8", scale=1 / 256, zero=-128), y
+        g.operator("QUANTIZE", [inside], [y], options="QuantizeOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    path = g.save(tmp_path / "m.tflite")
+    data = path.read_bytes()
+    for size in range(0, len(data), 7):
+        path.write_bytes(data[:size])
+        assert LiteRTModel(path).kind in {None, kind}
+    path.write_bytes(data)
+    assert (LiteRTModel(path).kind, LiteRTModel(path, kind="value").kind) == (kind, "value")
+    assert LiteRTModel(tmp_path / "none.tflite").kind is None
+    with make(path, threshold=0) as router:
+        for x, answer in zip(MANY, router.infer_many(list(MANY)), strict=True):
+            p = sigmoid(x) if operator == "LOGISTIC" else softmax(x if operator == "SOFTMAX" else np.maximum(x, 0))
+            sure = float(np.maximum(p, 1 - p).min()) if operator == "LOGISTIC" else p.max()
+            assert answer.confidence == pytest.approx(sure, abs=0.02 if quantised else 1e-4)
+            assert answer.value == (np.flatnonzero(p > 0.5).tolist() if operator == "LOGISTIC" else p.argmax())
