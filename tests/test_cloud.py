@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as nps
 from tenacity import RetryCallState, Retrying
 
 from edgeroute import BadInput, BadReply, OpenInference, PlainJson, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
-from edgeroute.cloud.endpoint import check_status, loads, looks_like
+from edgeroute.cloud.endpoint import check_status, loads, looks_like, retry_after_s
 from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S, HttpClient, wait_s
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.http.addresses_and_messages import Address, Reply, bare
@@ -722,16 +722,52 @@ def waited(error, attempt=1):
 
 @pytest.mark.parametrize(("value", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("nan", 0.0)])
 def test_retry_after_is_obeyed(value, seconds):
-    """Given in seconds; a date is left to the jitter."""
+    """Given in seconds."""
     with pytest.raises(Refused) as caught:
         check_status(said({}, 503, **{"retry-after": value}), "w")
     assert waited(caught.value) == seconds
 
 
+DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
+NOW = 1792567680.0 - 90
+"""A minute and a half before that."""
+
+
+@pytest.mark.parametrize(
+    ("date", "sent", "seconds"),
+    [
+        (DATE, "", 90),
+        (DATE, "Wed, 21 Oct 2026 07:27:50 GMT", 10),  # by the server's clock, which is ahead
+        (DATE, "yesterday", 90),
+        ("Wednesday, 21-Oct-26 07:28:00 GMT", "", 90),
+        ("Wed Oct 21 07:28:00 2026", "", 90),
+        ("Wed, 21 Oct 2026 09:28:00 +0200", "", 90),
+        (DATE, "Wed, 21 Oct 2026 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2020 07:28:00 GMT", "", None),
+        ("Wed, 99 Oct 2026 07:28:00 GMT", "", None),
+        ("Wed, 21 Oct 99999999 07:28:00 GMT", "", None),
+        ("soon", "", None),
+        ("", "", None),
+    ],
+)
+def test_retry_after_is_a_date(date, sent, seconds):
+    """In the forms that HTTP has; one that has passed is left to the jitter."""
+    wait_s = retry_after_s({"retry-after": date, "date": sent}, NOW)
+    assert wait_s == (seconds if seconds is None else pytest.approx(seconds))
+
+
+def test_a_date_in_a_reply():
+    """Holds the endpoint as seconds do."""
+    headers = {"retry-after": DATE, "date": "Wed, 21 Oct 2026 07:26:00 GMT"}
+    with pytest.raises(Refused) as caught:
+        check_status(said({}, 503, **headers), "w")
+    assert waited(caught.value) == pytest.approx(120)
+
+
 def test_without_a_retry_after_the_wait_is_jittered_and_bounded():
     """Uniform from zero; at once where a kept connection turned out to be closed, but only the first time."""
     with pytest.raises(Refused) as caught:
-        check_status(said({}, 503, **{"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}), "w")
+        check_status(said({}, 503, **{"retry-after": "soon"}), "w")
     for attempt in (1, 2, 3, 10, 60):
         waits = [waited(caught.value, attempt) for _ in range(50)]
         assert 0 <= min(waits) < max(waits) <= min(MOST_S, FIRST_S * 2 ** (attempt - 1))

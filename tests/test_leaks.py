@@ -4,7 +4,6 @@ import base64
 import contextlib
 import copy
 import json
-import logging
 import os
 import pickle
 import threading
@@ -68,20 +67,21 @@ ECHOES = {
 }  # fmt: skip
 
 
-def assert_clean(name, text):
+def assert_clean(name, text, inputs=("John", "Doe", "19571124")):
     """No key and no input, whole or re-encoded, and no escapes."""
     squeezed = "".join(text.split()).lower()
     encoded = base64.b64encode(f"Authorization: Bearer {KEY}".encode()).decode().lower()
-    for secret in (KEY, "John", "Doe", "19571124", encoded):
+    for secret in (KEY, encoded, *inputs):
         assert secret.lower() not in squeezed, (name, secret)
     assert "\x1b" not in text, name
     assert "\n2026" not in text, name
 
 
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
 @pytest.mark.parametrize("echo", ECHOES)
-def test_what_a_server_echoes_is_nowhere(echo, make, tmp_path, caplog):
-    """Not in reasons, traces, exceptions, the log at its most detailed, the files of the state, or the command line."""
-    caplog.set_level(logging.DEBUG)
+def test_what_a_server_echoes_is_nowhere(echo, level, make, tmp_path, caplog):
+    """Not in reasons, traces, exceptions, the log, the files of the state, or the command line; at level DEBUG the log has inputs."""
+    caplog.set_level(level)
     state = tmp_path / "state"
     with CannedServer(ECHOES[echo], close=True) as server:
         cloud = PlainJson(server.url, api_key=Secret(KEY), retries=0)
@@ -96,7 +96,8 @@ def test_what_a_server_echoes_is_nowhere(echo, make, tmp_path, caplog):
         texts["exception"] = "".join(traceback.format_exception(caught.value))
         texts["outbox"] = repr([entry.error for entry in router.engine.queue.outbox.list()])
     router.close()
-    texts["log"] = caplog.text
+    assert_clean("log", caplog.text, *([()] if level == "DEBUG" else []))
+    assert ("is not valid" in caplog.text) == (level == "DEBUG" and echo == "the input in a message")
     texts["trace"] = (tmp_path / "trace.jsonl").read_text()
     for command in ("status", "egress", "outbox list"):
         texts[command] = "".join(cli(*command.split(), "--state", state)[1:])
@@ -300,6 +301,11 @@ def test_what_cannot_be_compared_is_not_quoted():
     error = json.dumps({"error": "model_not_loaded"}).encode()
     assert quote(error, b"x" * MOST_COMPARED, []) == "model_not_loaded"
     assert quote(error, b"x" * (MOST_COMPARED + 1), []) == ""
+    common = b'{"error": {"code": "RequestTooLarge", "type": "resource_exhausted", "status": "patient_too_large"}}'
+    assert quote(common, b"x" * (MOST_COMPARED + 1), []) == "RequestTooLarge, resource_exhausted"
+    problem = b'{"type": "https://host.example/problems/out-of-credit", "title": "Patient"}'
+    assert quote(problem, b"", []) == "out-of-credit"
+    assert quote(problem, b"credit", []) == ""
     assert quote(error + b" " * MOST_READ, b"", []) == ""
     assert quote(b"{", b"", []) == ""
     assert quote(error, b'{"inputs": []}\x00\xff', []) == "model_not_loaded"

@@ -6,15 +6,18 @@ talk serves threads and asyncio.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Generator
+import logging
+from collections.abc import Generator, Mapping
+from datetime import timezone
 from typing import Any, Protocol, TypeAlias
 
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Refused
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
-from edgeroute.system.process import json_loads
-from edgeroute.system.quotable_codes import quote
+from edgeroute.system.process import json_loads, now
+from edgeroute.system.quotable_codes import MOST_READ, has_secret, quote
+
+log = logging.getLogger("edgeroute")
 
 Talk: TypeAlias = Generator[Call, Reply, Any]
 
@@ -120,7 +123,9 @@ def looks_like(body: bytes) -> str:
 
 
 def check_status(reply: Reply, where: str, body: bytes = b"", address: Address | None = None) -> Reply:
-    """Return a successful reply; raise for others, with the server's message as far as it may be quoted.
+    """Return a successful reply; raise for others, with the status and the server's codes as far as they may be quoted.
+
+    Logs these at level INFO, and at level DEBUG the server's text, which may quote the input, unless it has a secret.
 
     Args:
         reply: the reply.
@@ -133,15 +138,14 @@ def check_status(reply: Reply, where: str, body: bytes = b"", address: Address |
     """
     if reply.status in SUCCESS:
         return reply
-    message = ""
-    if re.match(r"application/(problem\+)?json", reply.headers.get("content-type", "")):
-        message = quote(reply.body, body, () if address is None else [value for _, value in address.headers()])
-    hint = _HINTS.get(reply.status, "")
-    raise Refused(
-        f"{where} answered {reply.status}" + (f": {message}" if message else "") + hint,
-        status=reply.status,
-        retry_after_s=_retry_after_s(reply.headers.get("retry-after")),
-    )
+    secrets = [] if address is None else [*address.hidden, *(value for _, value in address.headers())]
+    codes = quote(reply.body, body, secrets)
+    message = f"{where} answered {reply.status}" + (f": {codes}" if codes else "") + _HINTS.get(reply.status, "")
+    log.info("%s", message)
+    if log.isEnabledFor(logging.DEBUG) and reply.status not in _OF_KEYS:
+        text = bytes(reply.body[:MOST_READ]).decode("utf-8", "replace")
+        log.debug("%s answered with the text: %s", where, "(it has a secret)" if has_secret(text, secrets) else text)
+    raise Refused(message, status=reply.status, retry_after_s=retry_after_s(reply.headers, now()))
 
 
 _HINTS = {
@@ -149,16 +153,39 @@ _HINTS = {
     403: " (may this api_key do that?)", 404: " (is the URL right, and the model loaded?)",
 }  # fmt: skip
 """HTTP status -> hint at the likely mistake."""
+_OF_KEYS = (401, 403, 407)
+"""HTTP statuses whose texts often have a part of the key, and are never logged."""
 
 
-def _retry_after_s(value: str | None) -> float | None:
-    """Return the seconds of a Retry-After header; None: there is none, or it is a date. Never negative."""
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds that a reply's Retry-After asks to wait; None: there is none, or it is neither a number nor a date.
+
+    Never negative. A date counts from the reply's own Date, if it has one, since clocks differ; one that has passed is none.
+
+    Args:
+        headers: headers of the reply, with names in lower case.
+        now: seconds since 1970.
+    """
+    value = headers.get("retry-after")
     if value is None:
         return None
     try:
         return max(0.0, float(value))
     except ValueError:
-        return None  # an HTTP date: not used, since clocks differ; the back-off applies
+        until, sent = _instant(value), _instant(headers.get("date", ""))
+    wait_s = 0.0 if until is None else until - (now if sent is None else sent)
+    return wait_s if wait_s > 0 else None
+
+
+def _instant(date: str) -> float | None:
+    """Return the seconds since 1970 of a date as HTTP has it; None: it is none."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        instant = parsedate_to_datetime(date)
+        return (instant if instant.tzinfo is not None else instant.replace(tzinfo=timezone.utc)).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def with_key(call: Call, identity: str, n: int) -> Call:

@@ -21,11 +21,13 @@ MOST_READ = 1 << 16
 """Bytes of an error's body, beyond which it is not read ..."""
 MOST_COMPARED = 1 << 18
 """... and of a request's, beyond which nothing is quoted: comparing takes time."""
-FIELDS, WITHIN = ("code", "type", "status", "reason", "error"), ("error", "errors", "detail")
+FIELDS, WITHIN = ("code", "type", "status", "reason", "error", "error_code", "errorCode"), ("error", "errors", "detail")
 """Fields of an error in JSON that hold a code, and those that hold an object with one: OpenAI's, Google's, FastAPI's, OAuth's."""
 _DEEP, _MANY = 3, 8
 _SHORTEST = 3
 """Letters of a request's word that no word of a quoted code may contain."""
+_SECRET = 6
+"""Letters and digits of the shortest word of a secret that no text may have."""
 _CODE = re.compile(r"(?=.{3,64}$)(?:[a-z]+(?:[_.-][a-z]+)*|[A-Z]+(?:_[A-Z]+)*|(?:[A-Z]{2,6})?(?:[A-Z][a-z]{2,})+)")
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _WORD = re.compile(r"[^\W_]+")
@@ -33,9 +35,10 @@ _PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 """Word of a code such as InvalidArgument or model_not_found."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
 _COMMON = {
-    "api", "argument", "bad", "context", "error", "exceeded", "failed", "found", "id", "input", "internal", "invalid", "key",
-    "length", "limit", "message", "missing", "model", "not", "of", "parameter", "quota", "rate", "request", "required",
-    "requests", "server", "timeout", "token", "tokens", "too", "type", "unavailable", "unsupported", "value",
+    "api", "argument", "bad", "batch", "context", "denied", "error", "exceeded", "exhausted", "failed", "forbidden", "found",
+    "id", "input", "insufficient", "internal", "invalid", "key", "large", "length", "limit", "message", "missing", "model", "not",
+    "of", "overloaded", "parameter", "payload", "permission", "quota", "rate", "request", "required", "requests", "resource",
+    "server", "shape", "size", "timeout", "token", "tokens", "too", "type", "unauthorized", "unavailable", "unsupported", "value",
 }  # fmt: skip
 """Words that are quoted even if the request has them: they are in most codes, and tell nothing of an input."""
 
@@ -43,24 +46,32 @@ _COMMON = {
 def quote(reply: bytes, sent: bytes, secrets: Iterable[str]) -> str:
     """Return the codes in an error's body in JSON that may be quoted; empty: none.
 
-    Empty too if one of the bodies is too long to compare, or the reply is no JSON.
+    Empty too if the reply is too long, or no JSON. Beside a request that is too long to compare, codes of common words alone.
 
     Args:
         reply: the body of the reply.
         sent: the body of the request.
         secrets: values of headers that are not to be quoted.
     """
-    if len(reply) > MOST_READ or len(sent) > MOST_COMPARED:
+    if len(reply) > MOST_READ:
         return ""
     try:
         error = json_loads(reply)
     except (ValueError, RecursionError):
         return ""
-    codes = [text for text in islice(_texts(error, _DEEP), _MANY) if _CODE.fullmatch(text)]
+    texts = [text.rpartition("/")[2] for text in islice(_texts(error, _DEEP), _MANY)]  # RFC 9457 has codes as URLs
+    codes = [text for text in texts if _CODE.fullmatch(text)]
     if not codes:
         return ""
-    known = _sent_words(sent, secrets)
+    known = None if len(sent) > MOST_COMPARED else _sent_words(sent, secrets)
     return ", ".join(dict.fromkeys(code for code in codes if not _shows(code, known)))
+
+
+def has_secret(text: str, secrets: Iterable[str]) -> bool:
+    """Return True if a text has one of the secrets or a long word of it, also in pieces, escaped, or in base64."""
+    words = {"".join(_WORD.findall(word)).casefold() for secret in secrets for word in secret.split()}
+    joined = "".join(_words([text]))
+    return any(len(word) >= _SECRET and word in joined for word in words)
 
 
 def quoted_names(names: Iterable[str], secrets: Iterable[str]) -> str:
@@ -86,10 +97,13 @@ def _texts(error: Any, deep: int) -> Iterator[str]:
             yield from _texts(part, deep - 1)
 
 
-def _shows(code: str, sent: tuple[str, set[str]]) -> bool:
-    """Return True if a word of the code is part of what was sent, or contains a word of it."""
+def _shows(code: str, sent: tuple[str, set[str]] | None) -> bool:
+    """Return True if a word of the code is part of what was sent, or contains a word of it. None: anything may have been sent."""
+    texts = _WORD.findall(code)
+    if sent is None:
+        return not {part.lower() for text in texts for part in _PART.findall(text)} <= _COMMON
     together, pieces = sent
-    words = [word.lower() for text in _WORD.findall(code) for word in (text, *_PART.findall(text))]
+    words = [word.lower() for text in texts for word in (text, *_PART.findall(text))]
     return any(word in together or any(map(word.__contains__, pieces)) for word in words if word not in _COMMON)
 
 
