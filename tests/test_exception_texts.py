@@ -10,7 +10,7 @@ from time import monotonic
 import pytest
 from both import LONG, unsure
 
-from edgeroute import Audit, Egress, NoAnswer, Options, Outbox, Refused
+from edgeroute import Audit, Egress, ModelError, NoAnswer, Options, Outbox, Refused
 from edgeroute.testing import FakeCloud
 
 MARK = "patient-4711"
@@ -82,3 +82,18 @@ def test_the_text_is_not_in_the_outbox_nor_that_of_a_late_callback(kind, caplog,
         assert called.get(timeout=LONG) == entries[0].id
     assert MARK not in repr(entries) + repr(box.list()) + caplog.text
     box.close()
+
+
+@pytest.mark.parametrize("where", ["edge", "view of the edge"])
+def test_the_text_is_not_in_the_steps_of_decide(kind, where):
+    """Nor in the error of a warm-up, which runs the same function."""
+    with kind(threshold=0.5, **ARGUMENTS[where]) as router:
+        done = getattr(router, "wait", lambda result: result)
+        steps = str(done(router.decide(1)))
+        assert "failed: " in steps
+        assert "RuntimeError" in steps
+        assert MARK not in steps
+        if where == "edge":
+            with pytest.raises(ModelError) as caught:
+                done(router.warm([1]))
+            assert MARK not in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core import answer_reasons as explain
 from edgeroute.core.egress import Rules
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes import error_text, failure_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.router.leg_execution import PASSING, LegExecutor
@@ -73,7 +73,7 @@ def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Sta
         if type(event) is Failed:
             if event.fatal:
                 raise event.error
-            steps.append(f"=> {leg.name} failed: {error_text(event.error)}")
+            steps.append(f"=> {leg.name} failed: {failure_text(event.error)}")
             continue
         prediction: Prediction = event.answer  # type: ignore[union-attr]  # an executed leg is Done or Failed
         limit = own_threshold(leg, prediction) if leg.thresholds else None

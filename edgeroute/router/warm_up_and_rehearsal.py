@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.core.error_codes import error_text
+from edgeroute.core.error_codes import error_text, failure_text
 from edgeroute.edge.edge_backend import EdgeBackend, in_new_session
 from edgeroute.edge.model_attributes import member
 from edgeroute.errors import EdgerouteError, ModelError
@@ -87,7 +87,7 @@ def value(backend: EdgeBackend, x: Any) -> Any:
     except EdgerouteError:
         raise
     except Exception as e:
-        raise ModelError(f"{backend.where} does not run: {error_text(e)}") from e
+        raise ModelError(f"{backend.where} does not run: {failure_text(e)}") from e
 
 
 def check_releases(new: Snapshot, old: Snapshot) -> None:
