@@ -175,8 +175,7 @@ class Turns:
     def advance(self) -> None:
         """Admit the first waiting requests while there are places, and wake them.
 
-        A rejected one wakes as well, with its reason. One that has given up gets no place, as others would miss it until its thread
-        runs.
+        A rejected one wakes as well, with its reason. One that has given up gets no place.
         """
         if not self.waiting:
             return
