@@ -24,6 +24,7 @@ OTHERS = {
     "hugging face": {"architectures": ["X"], "id2label": {"0": "a"}, "label2id": {"a": 0}, "vocab_size": 9},
     "a list": [1, 2, 3],
     "text": "a",
+    "thousands of keys": {f"key{i}": i for i in range(50_000)},
 }  # fmt: skip
 X = np.array([3, 0, 0, 0], np.float32)
 

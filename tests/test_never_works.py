@@ -7,12 +7,13 @@ import json
 
 import numpy as np
 import pytest
-from both import Threads, makes, sure, unsure
+from both import Threads, makes, sure, unsure, wait_for
 from commands import cli
 from onnx import TensorProto, helper
 from tiny import linear, save
 
 from edgeroute import (
+    BadInput,
     CallableModel,
     Egress,
     Function,
@@ -229,8 +230,14 @@ def test_an_endpoint_that_cannot_read_the_inputs(make, small):
         assert never(make(small, chat, threshold=0.5))[0].startswith(text)
         assert never(make(small, PlainJson(server.url), threshold=0.5)) == []
         assert never(make(small, PlainJson(server.url, body='{{"x": {input|json}}}'), threshold=0.5)) == []
+        assert never(make(small, PlainJson(server.url, encode=fails), threshold=0.5)) == []  # zeros need not be its input
         text_in = PlainJson(server.url, body='{{"text": {input}}}')
         assert "takes text or a number, not an array" in never(make(small, text_in, threshold=0.5))[0]
+
+
+def fails(x):
+    """Refuse any input."""
+    raise BadInput("patient-4711")
 
 
 def test_an_axis_of_any_size(make, tmp_path):
@@ -309,6 +316,16 @@ def test_a_policy_that_was_refused(kind, policy):
         policy.write_text(good)
         router.reload()
         assert never(router) == []
+
+
+def test_a_watched_policy_that_was_refused(policy):
+    """By the thread that watches it, too."""
+    with Router.from_policy(policy, watch=True) as router:
+        good = policy.read_text()
+        policy.write_text(good.replace("0.5", "7"))
+        wait_for(lambda: "the policy on disk was refused" in str(router.check()))
+        policy.write_text(good)
+        wait_for(lambda: router.check().ok)
 
 
 def test_the_command(policy, monkeypatch):

@@ -382,6 +382,8 @@ def card_path(model: Path) -> Path:
     return own[0] if own else model.with_name(f"{model.name}.json") if (path := model.with_suffix(".json")) in others else path
 
 
+MOST_KEYS = 100
+"""Most keys of what may be a card: comparing more takes seconds."""
 _TELLING = ("sha256", "input", "inputs", "preprocess", "state", "output", "labels")
 """Keys that only a card is likely to have."""
 
@@ -399,7 +401,7 @@ def _is_foreign(path: Path) -> bool:
         data = read_json(path)
     except (OSError, ValueError) as e:
         return getattr(e, "errno", 0) == EFBIG
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or len(data) > MOST_KEYS:
         return True
     unknown = data.keys() - CARD["properties"].keys()
     if len(unknown) <= len(data) / 2 or any(key in data for key in _TELLING):

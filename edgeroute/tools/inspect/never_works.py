@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute.cloud.json_api import PlainJson
 from edgeroute.confidence.output_reader import CLASSES, bounded
 from edgeroute.confidence.output_recognition import SLACK, label_and_probabilities
 from edgeroute.core.admission import price
@@ -91,13 +92,21 @@ def _limits(clouds: list[Any], limits: Limits, edge_j: float, inputs: list[Any])
                 yield f"{cloud.name} is never called: a call takes {least}, and {name} = {limit:g}. Write more, or no {name}"
 
 
+def _call(cloud: Any, x: Any) -> Any:
+    """Return an endpoint's call for an input; None: not known, or made by a function of the application. Raises as `encode`."""
+    endpoint = getattr(cloud, "endpoint", None)
+    if isinstance(endpoint, PlainJson) and not endpoint.prompt:  # by encode=
+        return None
+    return cloud.encode(Escalated(x, None) if cloud.sends_edge else x)
+
+
 def _smallest(cloud: Any, inputs: list[Any]) -> Cost:
     """Return the cost of the cheapest call of these inputs; inputs that the endpoint cannot encode count as one byte."""
     costs = []
     for x in inputs:
         size, usd = LEAST_MB if hasattr(cloud, "endpoint") else 0.0, 0.0
         try:
-            if (call := cloud.encode(x)) is not None:
+            if (call := _call(cloud, x)) is not None:
                 size, usd = len(call.body) * 1e-6, 0.0 if call.tokens is None else price(cloud.terms, call.tokens)
         except Exception:  # noqa: BLE001, S110 - an input that does not fit is another line
             pass
@@ -208,15 +217,15 @@ def _unlike(snapshot: Snapshot, edges: list[EdgeBackend], clouds: list[Any]) -> 
     """
     for cloud in clouds:
         yield from _unread(cloud)
-        own = cloud.reader.labels
+        own, endpoint = cloud.reader.labels, getattr(cloud, "endpoint", None)
         for edge in edges:
             if own and edge.reader.labels and not {*map(_plain, own)} & {*map(_plain, edge.reader.labels)}:
                 yield f"{cloud.name} and {edge.name} have no label in common, so they never agree: give one of them labels="
             if snapshot.egress.redact is not None or snapshot.views.given:  # functions of the application make other inputs
                 continue
             try:
-                if (x := _zeros(edge, getattr(cloud, "endpoint", None))) is not None:
-                    cloud.encode(Escalated(x, None) if cloud.sends_edge else x)
+                if (x := _zeros(edge, endpoint)) is not None:
+                    _call(cloud, x)
             except BadInput as e:
                 yield f"{cloud.name} cannot read what {edge.name} reads: {e}"
             except Exception:  # noqa: BLE001, S112 - zeros need not be a good input
