@@ -103,6 +103,26 @@ def test_a_single_sigmoid_is_a_binary_classifiers(tmp_path):
             assert (answer.value, answer.confidence) == (value, pytest.approx(sigmoid(3.0), rel=1e-4))
 
 
+def test_a_state_is_no_answer(tmp_path):
+    """The only other output tells the kind, also as a number without axes for each input."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[1], keepdims=0), helper.make_node("Sigmoid", ["m"], ["p"]),
+        helper.make_node("Identity", ["h"], ["hn"]),
+    ]  # fmt: skip
+    given = [value("x", TensorProto.FLOAT, ["n", 4]), value("h", TensorProto.FLOAT, [1, 2])]
+    path = tiny.save(
+        tmp_path / "m.onnx", nodes, given, [value("p", TensorProto.FLOAT, ["n"]), value("hn", TensorProto.FLOAT, [1, 2])]
+    )
+    assert OnnxModel(path).kind is None
+    assert says(path) == "multilabel"
+    path.with_suffix(".json").write_text(json.dumps({"state": [{"input": "h", "output": "hn"}], "labels": ["no", "yes"]}))
+    with Router(path, threshold=0) as router, router.session() as session:
+        answer = session.infer(X)
+    p = float(sigmoid(X.mean()))
+    assert (answer.value, answer.confidence) == ("yes", pytest.approx(p, rel=1e-4))
+
+
 def test_a_kind_that_is_given_counts(tmp_path):
     """In the card, in Python, and "logits" as well, of which `check` says that they are none."""
     path = ending(tmp_path / "m.onnx", "Softmax")

@@ -418,7 +418,7 @@ def test_check_tries_a_model_with_a_state(routers, tmp_path):
     nodes = [helper.make_node("Add", ["x", "state"], ["stateN"]), helper.make_node("Softmax", ["stateN"], ["y"])]
     names = [value(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "state", "y", "stateN")]
     tiny.save(path, nodes, names[:2], names[2:])
-    path.with_suffix(".json").write_text(json.dumps({"state": CARD["state"], "output": {"name": "y"}}))
+    path.with_suffix(".json").write_text(json.dumps({"state": CARD["state"], "output": {"name": "y", "kind": "logits"}}))
     checked = routers(Threads, path).check()
     assert (checked.ok, 'Write kind = "probabilities"' in checked.lines[0]) == (False, True)
 

@@ -413,10 +413,10 @@ class Reader:
             value, sure = read_sequence(first, self._names, self.blank, wrong)
         elif self.kind == "multilabel":
             p = without_batch(first, 1)
+            if p.size == 1 and p.dtype.kind == "f":
+                return self._classes(row, p.reshape(-1).tolist(), first)
             if p.ndim != 1 or p.dtype.kind != "f" or not p.size:
                 return self._value(row)
-            if p.size == 1:
-                return self._classes(row, p.tolist(), first)
             value, sure = read_labels(p, self._names)
         else:
             value, sure = read_boxes(row, self.labels, self.none_found, wrong)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -145,21 +145,22 @@ class ModelFile(LoadsLate):
         self.output = output or self.card.output
         self.kind, self.grounds = checked_kind(kind) or self.card.kind, ""
         if self.kind is None:
-            self._guess_kind()
+            self.kind, self.grounds = self.guess_kind({state.output for state in self.card.state})
         self.score, self.none_found = score or self.card.score, none_found or self.card.none_found
         self.fingerprint: str | None = None
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self._names: list[str] = []
 
-    def _guess_kind(self) -> None:
-        """Set the kind of the output that is read by the operator that makes it, if the file tells; `grounds` says so."""
-        operators = {
-            name: op for name, op in self._operators().items() if name not in {state.output for state in self.card.state}
-        }
+    def guess_kind(self, states: Container[str]) -> tuple[str | None, str]:
+        """Return the kind of the output that is read by the operator that makes the output, and a text that says so.
+
+        (None, "") if the file does not tell. states: names of the outputs that are fed back.
+        """
+        operators = {name: operator for name, operator in self._operators().items() if name not in states}
         name = self.output or (next(iter(operators)) if len(operators) == 1 else "")
-        if not is_embedding(name) and (kind := KIND_BY_OPERATOR.get(operators.get(name, ""))) is not None:
-            self.kind, self.grounds = kind, f"its outputs are read as {kind}, since {operators[name]} makes them"
+        kind = None if is_embedding(name) else KIND_BY_OPERATOR.get(operators.get(name, ""))
+        return kind, "" if kind is None else f"its outputs are read as {kind}, since {operators[name]} makes them"
 
     def _operators(self) -> dict[str, str]:
         """Return name of an output -> ONNX's name of the operator that makes it, from the file; {} if unknown."""

@@ -20,6 +20,7 @@ from edgeroute.edge.edge_backend import in_new_session
 from edgeroute.edge.input_tensors import shape_text
 from edgeroute.edge.model_attributes import feed_of, member
 from edgeroute.edge.model_card import Card, card_path, sha256_of
+from edgeroute.edge.runtime_base import ModelFile
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.system.foreign_files import open_file, read_bytes
@@ -260,6 +261,8 @@ class _Inspection:
         self.inputs: list[InputGuess] = describe(model.inputs, self.states, given)
         fed_back = {pair.output for pair in self.states if pair.sure != "open"}
         self.read = [spec for spec in model.outputs if spec.name not in fed_back]
+        own: tuple[str | None, str] = member(model.model, "kind"), "the model says so itself"
+        self.kind, self.grounds = model.model.guess_kind(fed_back) if isinstance(model.model, ModelFile) else own
         self.batch: int | str | None = None
         self.notes: list[str] = []
         self.rows: list[dict[str, Any]] = []
@@ -270,7 +273,7 @@ class _Inspection:
         self._try_inputs([way for way in ways if way.raw is not None])
         findings = [finding for guess in self.inputs for finding in guess.findings]
         findings += [_open_pair(pair) for pair in self.states if pair.sure == "open"]
-        findings += outputs(self.read, self.rows, member(self.model.model, "kind"), member(self.model.model, "grounds"))
+        findings += outputs(self.read, self.rows, self.kind, self.grounds)
         new_card: dict[str, Any] = {"sha256": sha256_of(self.path)} if self.path.exists() else {}
         findings, labels = self._labels(findings)
         new_card.update(card(self.inputs, self.states, findings, self.batch))
@@ -390,7 +393,7 @@ class _Inspection:
             names = [used_card.output] if used_card.output else [spec.name for spec in plan.outputs]
             rows = {name: plan.rows(raw[name]) for name in names}
             reader = Reader(
-                used_card.score or "msp", labels=used_card.labels, kind=used_card.kind or member(self.model.model, "kind"),
+                used_card.score or "msp", labels=used_card.labels, kind=used_card.kind or self.kind,
                 name=self.model.name, none_found=used_card.none_found, blank=used_card.blank, output_name=lambda: names[0],
             )  # fmt: skip
             answer = reader.read_one(next(iter(rows.values())) if len(rows) == 1 else rows)
