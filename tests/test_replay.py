@@ -491,7 +491,7 @@ def test_networks_are_in_order():
     hasty = setup._replace(ports={"cloud": Port(patience_s=0.3)})
     found = replay(collect(spread(records, 1.0)), hasty, network="satellite")
     assert (found.replayed.cloud, found.replayed.degraded) == (0, 50)
-    assert found.replayed.p99_s < 0.31
+    assert found.replayed.p99_s < 0.31 + found.recorded.p99_s
 
 
 def test_a_link():
