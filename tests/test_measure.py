@@ -247,7 +247,11 @@ def test_a_model_that_nothing_identifies():
     with Router(known, threshold=0.5) as router:
         assert router.calibrate(X, NAMES, max_error=0.9).notes == []
     with Router(unknown, threshold=0.5) as router:
-        (note,) = router.calibrate(X, NAMES, max_error=0.9).notes
+        result = router.calibrate(X, NAMES, max_error=0.9)
+    (note,) = result.notes
+    assert 'uncalibrated: the edge model cannot be identified: give version=, as in CallableModel(f, version="1")>' in str(result)
+    with Router(unknown, CLOUD, threshold=result) as router:
+        assert "uncalibrated: the edge model cannot be identified" in repr(router.evaluate(X, NAMES))
     assert "will call this certificate uncalibrated: the edge model cannot be identified: give version=" in note
 
 

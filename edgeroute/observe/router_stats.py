@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.usage_limits import Cost, Limits
+from edgeroute.system.late_imports import import_tool
 
 # Statistics of the arms of trials.
 
@@ -196,6 +197,15 @@ class Stats(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Return the statistics as JSON data."""
         return _as_data(self)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        legs = "".join(f"; {leg.name} answered {leg.answered:,} of {leg.started:,}" for leg in self.legs)
+        counts = f"{self.deferred:,} deferred, {self.degraded:,} degraded, {self.unanswered:,} unanswered"
+        return f"<Stats of {self.requests:,} requests: {counts}{legs}>"
+
+    def _repr_html_(self) -> str:
+        """Return the page for a notebook."""
+        return import_tool("measure.report.notebook_pages").stats_page(self)  # type: ignore[no-any-return]
 
 
 def _as_data(value: Any) -> Any:

@@ -159,6 +159,10 @@ class BaseRouter(Generic[V]):
         targets = (t.name if t.threshold is None else f"{t.name} from {t.threshold:.4g}" for t in snapshot.targets)
         return f"<{type(self).__name__} {snapshot.policy.mode}: {', '.join(targets)}>"
 
+    def _repr_html_(self) -> str:
+        """Return the page for a notebook."""
+        return import_tool("measure.report.notebook_pages").router_page(self)  # type: ignore[no-any-return]
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Raise TypeError for `copy`, `deepcopy` and `pickle`: two routers would own the same threads, connections and files."""
         raise TypeError(

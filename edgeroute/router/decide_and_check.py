@@ -13,6 +13,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.router.leg_execution import PASSING, LegExecutor
 from edgeroute.router.policy_snapshot import Snapshot
+from edgeroute.system.late_imports import import_tool
 from edgeroute.types import Backend
 
 
@@ -29,6 +30,13 @@ class Decision(NamedTuple):
     def __str__(self) -> str:
         return "\n".join(self.steps)
 
+    def __repr__(self) -> str:
+        return f"<Decision: {'; '.join(self.steps)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the page for a notebook."""
+        return import_tool("measure.report.notebook_pages").decision_page(self)  # type: ignore[no-any-return]
+
 
 class Check(NamedTuple):
     """Result of `check`."""
@@ -40,6 +48,13 @@ class Check(NamedTuple):
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
+
+    def __repr__(self) -> str:
+        return f"<Check, {'' if self.ok else 'not '}ready: {'; '.join(self.lines)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the page for a notebook."""
+        return import_tool("measure.report.notebook_pages").check_page(self)  # type: ignore[no-any-return]
 
 
 def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:

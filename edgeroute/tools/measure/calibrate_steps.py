@@ -338,15 +338,17 @@ def certify_examples(
     )  # fmt: skip
     certificate, fitted = result.certificate, result.score_fit
     notes += result.notes
+    uncounted = ""
     if any(UNIDENTIFIED in text for name, text in fingerprints.items() if name != "score"):
         again = BoundCertificate(certificate, {k: v for k, v in calls.fingerprints().items() if k != "score"}, INF)
-        notes.append(f"a router will call this certificate uncalibrated: {again.broken()}")
+        uncounted = again.broken() or ""
+        notes.append(f"a router will call this certificate uncalibrated: {uncounted}")
     if fitted is not None:
         examples = examples._replace(score=fitted.scores)
         score = score if fitted.learned is None else fitted.learned
     evaluated = _evaluation(calls, examples, certificate.threshold, policy, _score_name(score))
     evaluated = evaluated._replace(thresholds=certificate.thresholds, certificate=certificate)
-    return CalibrationResult(certificate, score, "" if fitted is None else fitted.why, evaluated, notes)
+    return CalibrationResult(certificate, score, "" if fitted is None else fitted.why, evaluated, notes, uncounted)
 
 
 def check_threshold(calls: DirectCalls) -> None:

@@ -109,6 +109,12 @@ def basis(count: int, requests: int) -> str:
     return f"{count_text(count, 'device')}, {count_text(requests, 'request')}"
 
 
+SCOPE = ".edgeroute-report"
+"""Selector of the element that is a page in a notebook."""
+STRONG = ".edgeroute-report:not(#_)"
+"""The same with the weight of an id, so that no rule of the notebook for tables or lists overrides the page's."""
+
+
 @cache
 def style(name: str) -> str:
     """Return the rules of a file of CSS in this folder, page.css or cell.css, without its comments; reads it once."""
@@ -206,7 +212,7 @@ def cell(page: Page, name: str) -> str:
     Its style affects nothing else. name: id of the element, unique in the notebook: ids inside begin with it.
     """
     body = re.sub(r'(\bid="|\burl\(#|href="#)', rf"\1{name}-", page.body)
-    rules = _scoped(style("page.css"), ".edgeroute-report") + style("cell.css")
+    rules = (_scoped(style("page.css"), SCOPE) + style("cell.css")).replace(SCOPE, STRONG)
     return (
         f'<div class="edgeroute-report" id="{name}">\n<style>{rules}</style>\n<p class="title">{escape(page.title)}</p>\n'
         f'<p class="dim">{escape(page.summary)}</p>\n{body}\n</div>\n'

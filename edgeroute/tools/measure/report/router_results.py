@@ -145,6 +145,8 @@ class EvaluationResult:
             doubtful = any(result.doubtful for result in verdicts(self.evaluation))
             held = "the guarantee held, as the cloud is worse than the edge" if doubtful else "the guarantee held"
             parts.append(held if self.held else "the guarantee did not hold")
+        if self.evaluation.uncalibrated:
+            parts.append(f"uncalibrated: {self.evaluation.uncalibrated}")
         return f"<EvaluationResult of {count_text(self.n, 'input')}: {', '.join(parts)}>"
 
 
@@ -152,7 +154,7 @@ class EvaluationResult:
 class CalibrationResult:
     """Result of `router.calibrate(X, y, max_loss=0.01)`: a threshold with a guarantee. A notebook shows it as a page.
 
-    Use it as `Router(..., threshold=result.certificate, score=result.score)`.
+    Use it as `Router(..., threshold=result)`, with its score.
 
     Attributes:
         certificate: the threshold, its guarantee, and what it is bound to.
@@ -160,6 +162,7 @@ class CalibrationResult:
         why: reason why a score was fitted, or not; empty: no fit was requested.
         evaluation: the calibration's examples, with their scores and that threshold.
         notes: notes on examples and certificate, one line each.
+        uncounted: reason why a router will call the certificate uncalibrated; empty: the certificate counts.
     """
 
     certificate: Certificate
@@ -167,6 +170,7 @@ class CalibrationResult:
     why: str
     evaluation: Evaluation
     notes: Sequence[str] = ()
+    uncounted: str = ""
 
     @property
     def fitted(self) -> Learned | None:
@@ -221,7 +225,8 @@ class CalibrationResult:
         text = f"{certificate.label}: {least} of {self._score}, {percent(certificate.deferral_rate)} of {examples} deferred"
         if certificate.threshold == INF and all(threshold == INF for threshold in certificate.thresholds.values()):
             text = f"{certificate.label}: no threshold of {self._score} keeps it with {examples}, so all are deferred"
-        return f"<CalibrationResult {text}>"
+        doubts = [f"a router will call it uncalibrated: {self.uncounted}"] if self.uncounted else []
+        return f"<CalibrationResult {'; '.join([text, *doubts, *certificate.doubts])}>"
 
 
 def _cell(make_page: Callable[[bool], Page]) -> str:
