@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
+import edgeroute.core.routing_policy as routing
 from edgeroute.cloud.egress_settings import Egress
 from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.output_recognition import SLACK
@@ -18,21 +19,6 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.device_rules import Rule, problem
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import (
-    EDGE_TRIAL,
-    HEDGE,
-    INF,
-    NEEDS,
-    POLICY_MODES,
-    CloudOrder,
-    Mode,
-    NoConfidence,
-    Offline,
-    Policy,
-    PolicyMode,
-    Target,
-    Uncalibrated,
-)
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
 from edgeroute.edge.model_attributes import member, stamps
 from edgeroute.edge.runtimes import Variants, load
@@ -73,7 +59,7 @@ def members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
     return models, groups
 
 
-def target_name(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
+def target_name(side: str, own: str, i: int, of: int, taken: list[routing.Target]) -> str:
     """Return the target's name: `edge` or `cloud` if it is the only one, else its own, made unique.
 
     Args:
@@ -139,39 +125,39 @@ def release_certificate(model: Any) -> Certificate | None:
 
 def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | None:
     """Return a certificate that came with a model; for other settings than its own with infinite thresholds, which defer all."""
-    if promise is None or promise._replace(max_age_days=INF).broken() is None:
+    if promise is None or promise._replace(max_age_days=routing.INF).broken() is None:
         return promise
-    return promise._replace(certificate=promise.certificate._replace(threshold=INF, thresholds={}))
+    return promise._replace(certificate=promise.certificate._replace(threshold=routing.INF, thresholds={}))
 
 
 # Validation of a policy and its thresholds against the targets.
 
 
-def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
+def check_policy(policy: routing.Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
     """Raise PolicyError for a policy with an invalid value, or one that needs targets that are not among these.
 
     Raises:
         PolicyError: with the value, and for a device rule its key.
     """
     for name, value, kind in (
-        ("uncalibrated", uncalibrated, Uncalibrated),
-        ("no_confidence", policy.no_confidence, NoConfidence),
-        ("offline", policy.offline, Offline),
-        ("order", policy.order, CloudOrder),
+        ("uncalibrated", uncalibrated, routing.Uncalibrated),
+        ("no_confidence", policy.no_confidence, routing.NoConfidence),
+        ("offline", policy.offline, routing.Offline),
+        ("order", policy.order, routing.CloudOrder),
     ):
         if value not in (valid := get_args(kind)):
             raise PolicyError(f"there is no {name} {value!r}: {nearest(value, valid)}")
     if not policy.deadline_s > 0 or not policy.first_token_s > 0:
         raise PolicyError("deadline and first_token are more than 0 seconds")
     hedge = policy.hedge_after
-    if not (re.fullmatch(HEDGE, hedge) if isinstance(hedge, str) else hedge >= 0):
+    if not (re.fullmatch(routing.HEDGE, hedge) if isinstance(hedge, str) else hedge >= 0):
         raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
     if (every_s := policy.sensors_every_s) is not None and not LEAST_S <= every_s <= MOST_S:
         raise PolicyError(f"sensors_every= takes seconds, from {LEAST_S:g} to {MOST_S:g}, not {every_s:g}")
     if not edges and not clouds:
         raise PolicyError("a router needs edge=, cloud= or both")
-    if policy.mode not in POLICY_MODES:
-        raise PolicyError(f"there is no mode {policy.mode!r}: {nearest(policy.mode, POLICY_MODES)}")
+    if policy.mode not in routing.POLICY_MODES:
+        raise PolicyError(f"there is no mode {policy.mode!r}: {nearest(policy.mode, routing.POLICY_MODES)}")
     _check_sides(policy.mode, f"mode {policy.mode!r}", edges, clouds)
     for i, rule in enumerate(policy.device_rules):
         if text := problem(rule):
@@ -185,7 +171,7 @@ def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrat
 
 def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> None:
     """Raise PolicyError if a mode or rule needs an edge, a cloud or (`small_model`) several edges that do not exist."""
-    for side in NEEDS.get(then, ()):
+    for side in routing.NEEDS.get(then, ()):
         if not (edges if side == "edge" else clouds):
             raise PolicyError(f"{what} needs {side}=, and there is none")
     if then == "small_model" and len(edges) < 2:  # noqa: PLR2004 - one to leave out
@@ -224,7 +210,7 @@ def check_range(threshold: Any, score: str | Score) -> None:
 
     Certificates and infinite thresholds pass.
     """
-    if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 + SLACK or threshold == INF):
+    if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 + SLACK or threshold == routing.INF):
         percent = f": {threshold:g} % is {threshold / 100:g}" if 1 < threshold <= 100 else ""  # noqa: PLR2004 - a hundred per cent
         raise PolicyError(f"threshold={threshold:g}: confidences by {score} are from 0 to 1{percent}")
 
@@ -235,13 +221,13 @@ DAY_S = 86400.0
 class Snapshot(NamedTuple):
     """Policy with its targets and backends; a reload replaces it as a whole, so a request has one from start to end."""
 
-    policy: Policy
-    targets: tuple[Target, ...]
+    policy: routing.Policy
+    targets: tuple[routing.Target, ...]
     backends: tuple[Backend, ...]
     specs: tuple[tuple[Any, ...], ...]
     """Arguments from which each backend was made: a reload reuses a backend if they are unchanged."""
     egress: Egress
-    plans: dict[tuple[Mode | None, float | None, str | None, str], Plan]
+    plans: dict[tuple[routing.Mode | None, float | None, str | None, str], Plan]
     """Plans made so far, by (mode, deadline, data class, arm of the cloud)."""
     prefixes: KeyPrefixes
     """Cache key prefixes; unlike plans they do not depend on thresholds."""
@@ -272,11 +258,11 @@ class Snapshot(NamedTuple):
     def on_trial(self) -> list[tuple[Trial, str]]:
         """(trial, name of the target on trial) of the trials under way; a hidden edge is judged by audits instead."""
         names = iter([target.name for target in self.targets if target.trial])
-        pairs = [(trial, EDGE_TRIAL if trial.side == "edge" else next(names)) for trial in self.trials]
+        pairs = [(trial, routing.EDGE_TRIAL if trial.side == "edge" else next(names)) for trial in self.trials]
         return [pair for pair in pairs if pair[0].side == "cloud" or self.shown is not None]
 
     @property
-    def watched(self) -> tuple[tuple[Target, ...], tuple[Backend, ...]]:
+    def watched(self) -> tuple[tuple[routing.Target, ...], tuple[Backend, ...]]:
         """Targets and backends that requests may reach, with a shown edge on trial."""
         other = self.shown
         if other is None:
@@ -301,15 +287,15 @@ class PolicyArguments(NamedTuple):
     cloud: Any = None
     threshold: float | Certificate | Sequence[float | Certificate] | None = None
     score: str | Score = "msp"
-    mode: PolicyMode = "prefer_edge"
+    mode: routing.PolicyMode = "prefer_edge"
     deadline: float | None = None
     hedge_after: float | str | None = None
     first_token: float | None = None
-    no_confidence: NoConfidence = "defer"
-    offline: Offline = "edge"
-    order: CloudOrder = "listed"
+    no_confidence: routing.NoConfidence = "defer"
+    offline: routing.Offline = "edge"
+    order: routing.CloudOrder = "listed"
     egress: Egress | None = None
-    uncalibrated: Uncalibrated = "tell"
+    uncalibrated: routing.Uncalibrated = "tell"
     certificate_max_age: float | None = None
     views: Mapping[Any, View] | None = None
     rules: Sequence[Rule] | None = None
@@ -318,11 +304,11 @@ class PolicyArguments(NamedTuple):
     awaits: bool = False
     """True if the router can await models and clouds that are async."""
 
-    def policy(self) -> Policy:
+    def policy(self) -> routing.Policy:
         """Build the `Policy` from these arguments, with durations in seconds."""
         hedge = self.hedge_after if isinstance(self.hedge_after, str) else _seconds(self.hedge_after)
         rules = (self.egress or Egress()).rules
-        return Policy(
+        return routing.Policy(
             self.mode, _seconds(self.deadline), hedge, self.offline, _seconds(self.first_token), self.no_confidence, self.order,
             rules, tuple(self.rules or ()), self.sensors_every,
         )  # fmt: skip
@@ -376,7 +362,7 @@ def _of_edge_trial(
     if hidden:
         arguments = arguments._replace(mode="shadow", rules=(), uncalibrated="tell")
     clouds = tuple(candidate for candidate in snapshot.trials if candidate.side == "cloud")
-    tried = _build_without_edge_trial(arguments, clouds, guard, snapshot._replace(trial=old), EDGE_TRIAL)
+    tried = _build_without_edge_trial(arguments, clouds, guard, snapshot._replace(trial=old), routing.EDGE_TRIAL)
     if tried.clouds != snapshot.clouds:
         raise PolicyError(
             "trial: the model on trial has other labels than the edge, by which the cloud's are read: give the cloud its own"
@@ -445,9 +431,9 @@ def _build_without_edge_trial(
 def _views(given: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial]) -> dict[Any, View]:
     """Return the views of a policy; that of an edge on trial is the edge's in its own policy. A copy."""
     views = dict(given or {})
-    if not (arm or of_edge) or EDGE_TRIAL not in views:
+    if not (arm or of_edge) or routing.EDGE_TRIAL not in views:
         return views
-    view = views.pop(EDGE_TRIAL)
+    view = views.pop(routing.EDGE_TRIAL)
     if arm:
         views.pop(("edge", 0), None)
         if view is not None:
@@ -467,13 +453,13 @@ class _Draft:
     def __init__(self, arguments: PolicyArguments, known: Mapping[tuple[Any, ...], Backend], arm: str) -> None:
         self._arguments, self._known, self._arm = arguments, known, arm
         self._labels: tuple[str, ...] | None = None
-        self.targets: list[Target] = []
+        self.targets: list[routing.Target] = []
         self.backends: list[Backend] = []
         self.specs: list[tuple[Any, ...]] = []
         self.promised: dict[int, Certificate] = {}
         """Number of a target -> the certificate that its threshold comes from."""
 
-    def _add(self, spec: tuple[Any, ...], target: Target, backend: Any) -> None:
+    def _add(self, spec: tuple[Any, ...], target: routing.Target, backend: Any) -> None:
         """Append a target with its backend; a known backend of the same spec takes its place."""
         self.specs.append(spec)
         self.targets.append(target)
@@ -503,7 +489,7 @@ class _Draft:
                 raise ModelMissing(f"there is no model at {path}")
             group, variant = groups[i]
             name = f"{group} {variant}" if group else self._arm or target_name("edge", model.name, i, len(edges), self.targets)
-            target = Target(name, "edge", group=group)
+            target = routing.Target(name, "edge", group=group)
             if group and has_state(model):
                 raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
             if isinstance(limit, float | None):
@@ -550,7 +536,7 @@ class _Draft:
                     f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
                 )
             backend.guard = guard(backend)
-            self._add(("cloud", name, given, score, labels), Target(name, "cloud", trial=on_trial), backend)
+            self._add(("cloud", name, given, score, labels), routing.Target(name, "cloud", trial=on_trial), backend)
 
 
 def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
@@ -608,7 +594,7 @@ def served_identities(snapshot: Snapshot) -> str:
     return " ".join(text or "-" for text in identities) if any(identities) else ""
 
 
-def earlier_edges(targets: Sequence[Target], i: int) -> list[int]:
+def earlier_edges(targets: Sequence[routing.Target], i: int) -> list[int]:
     """Return the indices of earlier edge models whose thresholds decide which inputs reach number `i`; no variants of it."""
     return [number for number in range(i) if not targets[i].group or targets[number].group != targets[i].group]
 
@@ -624,7 +610,7 @@ def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
     }
 
 
-def calibrated_target(snapshot: Snapshot, i: int) -> Target:
+def calibrated_target(snapshot: Snapshot, i: int) -> routing.Target:
     """Return a target with the threshold of its certificate, without the effect of alarms."""
     target, promise = snapshot.targets[i], snapshot.certificates[i]
     if promise is None:
@@ -659,11 +645,11 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
 
     used = {"earlier": "", **fingerprints(snapshot, i)}
     return BoundCertificate(
-        certificate, used, INF if max_age_s is None else max_age_s / DAY_S, partial(served_identities, snapshot)
+        certificate, used, routing.INF if max_age_s is None else max_age_s / DAY_S, partial(served_identities, snapshot)
     )
 
 
-def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate | None]) -> None:
+def _all_hold(targets: Sequence[routing.Target], certificates: Sequence[BoundCertificate | None]) -> None:
     """Raise PolicyError if a threshold is a plain number, or its certificate does not hold here."""
     for target, promise in zip(targets, certificates, strict=True):
         if target.threshold is None:
@@ -682,4 +668,4 @@ def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _seconds(given: float | None) -> float:
     """Return a number of seconds; inf for None."""
-    return INF if given is None else float(given)
+    return routing.INF if given is None else float(given)
