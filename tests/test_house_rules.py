@@ -111,6 +111,7 @@ OWN = {
     "tools/dashboard/web_page.py": (1, "the page of the package"),
     "tools/export/exported_models.py": (1, "templates of the package"),
     "tools/measure/calibration.py": (1, "what json.dumps has just made"),
+    "tools/replay/edge_results.py": (1, "its own results, which it appends to"),
     "tools/replay/logs/answer_pairs.py": (1, "a line of a log, whose numbers each reader of a form checks"),
     "tools/measure/report/report_page.py": (1, "the style of the package"),
     "policy/file_and_environment.py": (1, "a text that was read, with bounded keys"),

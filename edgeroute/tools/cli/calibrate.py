@@ -105,7 +105,7 @@ def calibrate(
     result: CalibrationResult | CertifiedGraded
     want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
     with (
-        _environment(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
+        environment(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
         plain_router(policy) as router,
     ):
         prompt_lines = None if audited else read_prompts(data or [], every)
@@ -191,7 +191,7 @@ def _thresholds(policy: Path, edge: int) -> str:
 
 
 @contextmanager
-def _environment(**keys: str | None) -> Iterator[None]:
+def environment(**keys: str | None) -> Iterator[None]:
     """Set EDGEROUTE_ variables during the `with` block, except for None, and restore them after it.
 
     They override policy keys whose values may not exist yet.

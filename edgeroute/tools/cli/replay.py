@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, of_share, of_time, share
+from edgeroute.tools.cli.calibrate import path_in_policy
+from edgeroute.tools.cli.exit_codes import OK, TOO_FEW
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, of_share, of_time, print_notes, share
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.logs import Price
@@ -24,8 +21,8 @@ if TYPE_CHECKING:
 
 # `replay --from`: savings of a certified threshold, from a foreign log.
 
-LOG = "A foreign log"
-"""Title of these options in the help."""
+LOG, EDGE = "A foreign log", "The log of one model, and an edge on this device"
+"""Titles of these options in the help."""
 
 
 def _price(text: str) -> Price:
@@ -45,6 +42,7 @@ def _price(text: str) -> Price:
 
 
 _of_log = partial(typer.Option, rich_help_panel=LOG)
+_of_edge = partial(typer.Option, rich_help_panel=EDGE)
 
 
 def _price_of(text: str, default: bool | str) -> Any:
@@ -52,13 +50,24 @@ def _price_of(text: str, default: bool | str) -> Any:
     return _of_log(parser=_price, metavar="USD", help=f"Price of a request on {text}.", show_default=default)
 
 
-def _check_given(context: typer.Context, log: str | None) -> None:
+def _check_given(context: typer.Context, log: str | None, *, edge: bool) -> None:
     """Refuse options that are for a trace where there is a log, for a log where there is none, or for another kind of log."""
     for parameter in context.command.params:
         name, source = str(parameter.name), context.get_parameter_source(str(parameter.name))
         if source is None or source.name != "COMMANDLINE" or name in {"trace", "log", "as_json"}:
             continue
-        of_log = getattr(parameter, "rich_help_panel", None) == LOG
+        panel = getattr(parameter, "rich_help_panel", None)
+        if name == "seed" and edge:
+            continue
+        if panel == EDGE and not edge:
+            raise typer.BadParameter(
+                "it is for an edge that answers the log's requests: --edge says which", param_hint=parameter.opts[0]
+            )
+        if edge and name in {"edge_model", "score_at", "match"}:
+            raise typer.BadParameter(
+                "it is for the answers of two models: --edge answers, and --judge compares", param_hint=parameter.opts[0]
+            )
+        of_log = panel in {LOG, EDGE}
         if of_log and log is None:
             raise typer.BadParameter("it is for a foreign log: --from says of which kind", param_hint=parameter.opts[0])
         if not of_log and log is not None:
@@ -103,9 +112,22 @@ def replay(
     keep_deadline: Annotated[bool, typer.Option("--keep-deadline", help="Keep each request's recorded deadline.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     log: Annotated[
-        Literal["openai-log", "litellm-log", "csv"] | None,
+        Literal["openai-log", "litellm-log", "langfuse-log", "csv"] | None,
         _of_log("--from", help="Estimate the savings of a certified threshold, from requests that two models answered."),
     ] = None,
+    edge: Annotated[
+        str,
+        _of_edge(metavar="MODEL", help="Model, policy, URL on this device or module:name that answers the log's requests now."),
+    ] = "",
+    judge: Annotated[
+        str, _of_edge(metavar="NAME", help="Comparison of answers: text, exact, label, cloud (the policy's), or module:function.")
+    ] = "text",
+    sample: Annotated[int, _of_edge(min=0, help="Most requests, drawn at random by --seed; 0: all.")] = 500,
+    out: Annotated[
+        Path | None, _of_edge(metavar="FILE", help="Results, from which a run goes on.", show_default="beside the log")
+    ] = None,
+    judge_calls: Annotated[int, _of_edge(min=0, help="Most calls of the cloud as judge, which send requests of the log.")] = 0,
+    certificate: Annotated[Path | None, _of_edge(metavar="FILE", help="File for the certificate.", show_default="none")] = None,
     max_loss: Annotated[
         Any, _of_log(parser=share, metavar="SHARE", help="Largest loss of accuracy or score against the cloud.")
     ] = "1%",
@@ -130,20 +152,36 @@ def replay(
         Literal["text", "exact"], _of_log(help="Answers agree if they differ only in case and spaces, or exactly.")
     ] = "text",
     as_json: Json = False,
-) -> None:
+) -> int:
     """Replay recorded requests under another policy or network. Runs no model; sends nothing.
 
     With --from: estimate which requests the smaller of two models could answer, with a guarantee, from a log of both.
+
+    With --edge too: from the log of one model, whose requests the edge answers on this device.
     """
-    _check_given(context, log)
+    _check_given(context, log, edge=bool(edge))
     if log is not None:
         from edgeroute.tools.replay.logs import Read
         from edgeroute.tools.replay.savings_estimate import saving
 
         how = Read(edge_model, cloud_model, edge_price, cloud_price, id_at, score_at, match)
+        if edge:
+            from edgeroute.tools.replay.edge_savings import edge_saving
+
+            result = edge_saving(
+                trace, log, edge, judge=judge, sample=sample, seed=seed, out=out, judge_calls=judge_calls, max_loss=max_loss,
+                sure=sure, how=how, progress=None,
+            )  # fmt: skip
+            if certificate is not None and (result.unbound or result.certificate is None):
+                print_notes([f"no certificate is written: {result.unbound or result.problem or 'no threshold is certified'}"])
+            elif certificate is not None and result.certificate is not None:
+                result.certificate.save(certificate)
+                result = result._replace(policy=(f'threshold = "{path_in_policy(Path(edge), certificate)}"',))
+            print(json.dumps(result.as_dict(), allow_nan=False) if as_json else printable(str(result)))
+            return TOO_FEW if result.missing else OK
         estimate = saving(trace, log, max_loss=max_loss, sure=sure, how=how)
         print(json.dumps(estimate.as_dict(), allow_nan=False) if as_json else printable(str(estimate)))
-        return
+        return OK
     if policy is None:
         raise typer.BadParameter("a trace needs a policy; a foreign log needs --from", param_hint="--policy")
     if len(trace) > 1:
@@ -151,24 +189,13 @@ def replay(
 
     from edgeroute.tools.replay import Battery
     from edgeroute.tools.replay import replay as run
+    from edgeroute.tools.replay.logs.lines_and_tables import regular_files
 
-    with _file(trace[0]) as file:
-        result = run(
+    with regular_files(trace) as (file,):
+        replayed = run(
             file, policy, network=network, server_s=server_time, edge_joules=edge_joules, thermal=thermal,
             battery=None if battery is None else Battery(battery, battery_wh, idle_watts),
             keep_mode=keep_mode, keep_deadline=keep_deadline, seed=seed,
         )  # fmt: skip
-    print(json.dumps(result.as_dict()) if as_json else printable(str(result)))
-
-
-@contextmanager
-def _file(trace: Path) -> Iterator[Path]:
-    """Provide the trace as a file: stdin is copied to one that only its owner can read, deleted after the `with` block."""
-    if str(trace) != "-":
-        yield trace
-        return
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / "stdin.jsonl"
-        with copy.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield copy
+    print(json.dumps(replayed.as_dict()) if as_json else printable(str(replayed)))
+    return OK

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf, isnan, nan, sqrt
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats
-from edgeroute.confidence.certificate import NotEnough
+from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
@@ -21,6 +21,11 @@ from edgeroute.tools.replay.logs.lines_and_tables import Left
 
 DRAWS: Final = 200
 """Draws of the bootstrap for the interval of the savings."""
+ASSUMPTIONS: Final = (
+    "taken for granted:",
+    "  requests to come are like these: if one of the models was asked about some kinds only, the rest may differ",
+    "  the edge model answers on the device as in the log: another quantisation is another model",
+)
 CHANCE: Final = 1.645
 """Standard errors above a random score's area: a one-sided test at 5 %."""
 
@@ -90,7 +95,7 @@ class Saving(NamedTuple):
         return data
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join([*saving_lines(self), *ASSUMPTIONS])
 
 
 def saving(
@@ -118,16 +123,30 @@ def saving(
     if kind not in FORMATS:
         raise BadInput(f"no log of the kind {clean(kind)}: expected one of {', '.join(FORMATS)}")
     several = [paths] if isinstance(paths, Path | str) else paths
-    return _saving(read_pairs([Path(path) for path in several], kind, how), max_loss, sure)
+    return certified_saving(read_pairs([Path(path) for path in several], kind, how), max_loss, sure)[0]
 
 
-def _saving(pairs: Pairs, max_loss: float, sure: float) -> Saving:
-    """Certify the pairs, and compute all figures; warnings become notes. Raise `NotEnough` with the skipped records."""
+def certified_saving(
+    pairs: Pairs, max_loss: float, sure: float, name: str = "recorded confidence", fingerprints: Mapping[str, str] | None = None
+) -> tuple[Saving, Certificate]:
+    """Certify the pairs, compute all figures, and return them with the certificate; warnings become notes.
+
+    Args:
+        pairs: answers of both models.
+        max_loss: see `saving`.
+        sure: see `saving`.
+        name: name of the score.
+        fingerprints: see `calibrate`.
+
+    Raises:
+        NotEnough: there are too few pairs; the message has the skipped records.
+        PolicyError: an argument is invalid, or all answers have the same confidence.
+    """
     score, n = pairs.confidence, len(pairs.edge)
     notes: list[str] = []
     try:
         certificate = calibrate(
-            score, pairs.edge, pairs.cloud, max_loss=max_loss, sure=sure, name="recorded confidence", notes=notes
+            score, pairs.edge, pairs.cloud, max_loss=max_loss, sure=sure, name=name, fingerprints=fingerprints, notes=notes
         )
     except NotEnough as e:
         left_out = "".join(f"; {reason.requests:,} left out: {reason.why}" for reason in pairs.left_out)
@@ -137,7 +156,7 @@ def _saving(pairs: Pairs, max_loss: float, sure: float) -> Saving:
     gain = cloud - pairs.edge
     accepted = score >= certificate.threshold
     area, by_chance = _area(score, gain)
-    return Saving(
+    result = Saving(
         edge_model=pairs.edge_model,
         cloud_model=pairs.cloud_model,
         n=n,
@@ -161,6 +180,7 @@ def _saving(pairs: Pairs, max_loss: float, sure: float) -> Saving:
         left_out=pairs.left_out,
         notes=tuple(notes),
     )
+    return result, certificate
 
 
 def _blocks(score: Floats) -> tuple[Any, Any]:
@@ -212,65 +232,58 @@ def _money(score: Floats, accepted: Any, usd: tuple[Floats, Floats], sure: float
     return Money(total, spent, share, (share - spread, min(1.0, share + spread)))
 
 
-def _share(value: float) -> str:
+def percent(value: float) -> str:
     """Format a share as a percentage."""
     return f"{value:.1%}".replace("%", " %")
 
 
-def _between(interval: tuple[float, float]) -> str:
+def between(interval: tuple[float, float]) -> str:
     """Format an interval of shares."""
-    return f"{_share(interval[0])} to {_share(interval[1])}"
+    return f"{percent(interval[0])} to {percent(interval[1])}"
 
 
-def _lines(result: Saving) -> list[str]:
-    """Return the result as lines of text: certified savings or none, money, caveats and assumptions."""
+def saving_lines(result: Saving) -> list[str]:
+    """Return the result as lines of text: certified savings or none, money and caveats."""
     names = f"{clean(result.edge_model)} (edge) and {clean(result.cloud_model)} (cloud)"
-    lines = [f"{result.n:,} requests that both answered: {names}"]
+    text = [f"{result.n:,} requests that both answered: {names}"]
     if result.cloud_correct is None:
-        lines.append(f"they agree on {_share(result.edge_correct)}: correct means to give the cloud's answer")
+        text.append(f"they agree on {percent(result.edge_correct)}: correct means to give the cloud's answer")
     else:
-        lines.append(f"mean score: edge {result.edge_correct:.4f}, cloud {result.cloud_correct:.4f}")
-    odds, loss = _share(result.sure), f"{result.max_loss * 100:g} point" + ("" if result.max_loss == 0.01 else "s")  # noqa: PLR2004 - one
+        text.append(f"mean score: edge {result.edge_correct:.4f}, cloud {result.cloud_correct:.4f}")
+    odds, loss = percent(result.sure), f"{result.max_loss * 100:g} point" + ("" if result.max_loss == 0.01 else "s")  # noqa: PLR2004 - one
     if result.certified:
-        where = f"{_share(result.deferral)} go to the cloud ({_between(result.deferral_interval)})"
-        lines += [
+        where = f"{percent(result.deferral)} go to the cloud ({between(result.deferral_interval)})"
+        text += [
             f"certified: the edge answers alone from a confidence of {result.threshold:.6g} up, and {where}",
-            f"  so {_share(1 - result.deferral)} of its calls are saved",
+            f"  so {percent(1 - result.deferral)} of its calls are saved",
             f"  {result.guarantee}",
         ]
     else:
-        lines += [
+        text += [
             f"NOT CERTIFIED: with these requests no threshold keeps the loss within {loss}, {odds} sure",
             "  everything would go to the cloud, and nothing be saved",
             "  what may help: more requests, a larger --max-loss, a better edge, or another confidence (as a csv)",
         ]
     if result.money is not None:
         cloud, cascade, share, interval = result.money
-        how = f"{_share(share)} saved ({_between(interval)})" if result.certified else "nothing saved"
+        how = f"{percent(share)} saved ({between(interval)})" if result.certified else "nothing saved"
         how += ", since the edge costs more than it spares" if share < 0 else ""
-        lines.append(f"money: ${cloud:,.4g} by the cloud alone, ${cascade:,.4g} with the edge: {how}")
+        text.append(f"money: ${cloud:,.4g} by the cloud alone, ${cascade:,.4g} with the edge: {how}")
     else:
-        lines.append("money: not known, since not all requests have a cost (--edge-price, --cloud-price)")
-    lines.append(
-        f"oracle: a perfect confidence would defer {_share(result.least)}; the threshold that fits these requests best, "
-        f"{_share(result.plug_in)}, but on new ones such a threshold often loses more than {loss}"
+        text.append("money: not known, since not all requests have a cost (--edge-price, --cloud-price)")
+    text.append(
+        f"oracle: a perfect confidence would defer {percent(result.least)}; the threshold that fits these requests best, "
+        f"{percent(result.plug_in)}, but on new ones such a threshold often loses more than {loss}"
     )
     if result.area is not None:
-        lines.append(f"ranking: {result.area:.2f} of a perfect one's area (0 is chance)")
+        text.append(f"ranking: {result.area:.2f} of a perfect one's area (0 is chance)")
     if result.by_chance and result.area is not None:
-        lines.append(
-            "  IT MAY BE NO BETTER THAN CHANCE in telling where the edge is as good as the cloud: try another confidence"
-        )
+        text.append("  IT MAY BE NO BETTER THAN CHANCE in telling where the edge is as good as the cloud: try another confidence")
     if result.unscored:
-        lines.append(f"without a confidence, and so deferred: {_share(result.unscored)}")
-    lines += [
+        text.append(f"without a confidence, and so deferred: {percent(result.unscored)}")
+    text += [
         f"left out, {reason.requests:,}: {reason.why}" + (f" (first: {reason.first})" if reason.first else "")
         for reason in result.left_out
     ]
-    lines += [f"note: {note}" for note in result.notes]
-    return [
-        *lines,
-        "taken for granted:",
-        "  requests to come are like these: if one of the models was asked about some kinds only, the rest may differ",
-        "  the edge model answers on the device as in the log: another quantisation is another model",
-    ]
+    text += [f"note: {note}" for note in result.notes]
+    return text

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from edgeroute.edge.runtimes import load
-from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.errors import RuntimeMissing
+from edgeroute.tools.python_names import is_python_name, python_object
 from edgeroute.types import EdgeModel
 
 try:
@@ -80,20 +77,6 @@ def named_model(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
     """
     if not isinstance(model, str | Path):
         return load(model)
-    match = _NAMED.fullmatch(str(model))
-    if match is None:
-        return load(model, **({} if threads == 1 else {"threads": threads}))
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        thing: Any = importlib.import_module(match[1])
-        for part in match[2].split("."):
-            thing = getattr(thing, part)
-    except (ImportError, AttributeError) as e:
-        raise PolicyError(f"{model} is no model in Python: {e}; name it as module:name") from e
-    finally:
-        sys.path.pop(0)
-    return load(thing)
-
-
-_NAMED = re.compile(r"([^\W\d]\w+(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
-"""`module:name`; a single letter and a colon are a drive, and no module."""
+    if is_python_name(str(model)):
+        return load(python_object(str(model), "model"))
+    return load(model, **({} if threads == 1 else {"threads": threads}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import nan
 from pathlib import Path
@@ -16,9 +16,23 @@ from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.tools.replay.logs.lines_and_tables import Left, LeftOut, Row, lines, rows
-from edgeroute.tools.replay.logs.recorded_answers import Answer, Match, Options, Reader, Skip, litellm_answer, openai_answer
+from edgeroute.tools.replay.logs.recorded_answers import (
+    UNNAMED,
+    Answer,
+    Exchange,
+    Match,
+    Options,
+    Reader,
+    RequestAlone,
+    Skip,
+    langfuse_answer,
+    litellm_answer,
+    openai_answer,
+)
 
-READERS: Final[Mapping[str, Reader]] = {"openai-log": openai_answer, "litellm-log": litellm_answer}
+READERS: Final[Mapping[str, Reader]] = {
+    "openai-log": openai_answer, "litellm-log": litellm_answer, "langfuse-log": langfuse_answer,
+}  # fmt: skip
 FORMATS: Final = (*READERS, "csv")
 SHOWN: Final = 10
 """Most models of a log that an error lists."""
@@ -113,16 +127,11 @@ def _column(table: Sequence[Row], i: int) -> Floats:
 
 def _pairs_of_log(paths: Sequence[Path], reader: Reader, how: Read, skipped: LeftOut) -> Pairs:
     """Pair the answers of a log by request and model; count repeats, other models and single answers as skipped."""
-    ask = Options(how.id, how.score, how.match)
     requests, models = dict[bytes, dict[str, Answer]](), Counter[str]()
-    for place, text in lines(paths):
-        try:
-            answer = reader(_record(text), ask)
-        except Skip as e:
-            skipped.add(str(e), place)
-            continue
-        except RecursionError:
-            skipped.add("no JSON object: nested too deep", place)
+    for place, exchange in exchanges(paths, reader, Options(how.id, how.score, how.match), skipped):
+        answer = exchange.answer
+        if not answer.model:
+            skipped.add(UNNAMED, place)
             continue
         models[answer.model] += 1
         answers = requests.setdefault(answer.key, {})
@@ -140,8 +149,7 @@ def _pairs_of_log(paths: Sequence[Path], reader: Reader, how: Read, skipped: Lef
         elif edge_answer is not None or cloud_answer is not None:
             single[cloud_model if edge_answer is None else edge_model] += 1
     others = sum(count for model, count in models.items() if model not in {edge_model, cloud_model})
-    if others:
-        skipped.add("an answer of another model", count=others)
+    skipped.add("an answer of another model", count=others)
     for model, count in single.items():
         skipped.add(f"a request that only {clean(model)} answered", count=count)
     edges, clouds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -153,6 +161,31 @@ def _pairs_of_log(paths: Sequence[Path], reader: Reader, how: Read, skipped: Lef
         np.array([_cost(how.cloud_price, answer.usd, answer.tokens) for answer in clouds], np.float64),
     )
     return Pairs(edge_model, cloud_model, confidence, edge, cloud, usd, skipped.all())
+
+
+def exchanges(
+    paths: Sequence[Path], reader: Reader, options: Options, skipped: LeftOut,
+    alone: Callable[[RequestAlone], object] | None = None,
+) -> Iterator[tuple[str, Exchange]]:  # fmt: skip
+    """Yield the place and content of each line that can be used; count the others as skipped.
+
+    alone: called with a request whose answer is in another line; None: such a line is skipped.
+
+    Raises:
+        BadInput: a file cannot be read.
+    """
+    for place, text in lines(paths):
+        try:
+            exchange = reader(_record(text), options)
+        except Skip as e:  # noqa: PERF203 - a line must not lose the others
+            if alone is not None and isinstance(e, RequestAlone):
+                alone(e)
+            else:
+                skipped.add(str(e), place)
+        except RecursionError:
+            skipped.add("no JSON object: nested too deep", place)
+        else:
+            yield place, exchange
 
 
 def _record(text: bytes | None) -> dict[str, object]:

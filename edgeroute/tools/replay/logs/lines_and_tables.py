@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from math import isfinite, nan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Final, NamedTuple
 
 from edgeroute.errors import BadInput
@@ -43,7 +45,9 @@ class LeftOut:
         self._counts: dict[str, tuple[int, str]] = {}
 
     def add(self, why: str, first: str = "", count: int = 1) -> None:
-        """Count records; the first place of each reason is stored."""
+        """Count records, if there are any; the first place of each reason is stored."""
+        if not count:
+            return
         before, place = self._counts.get(why, (0, first))
         self._counts[why] = before + count, place
 
@@ -73,6 +77,22 @@ def lines(paths: Iterable[Path]) -> Iterator[Line]:
                 if complete and not part.strip():
                     continue
                 yield Line(f"{path}:{number}", part if complete else None)
+
+
+@contextmanager
+def regular_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Provide files that can be read twice: stdin is copied to one for its owner alone, deleted after the `with` block."""
+    with ExitStack() as stack:
+        files = []
+        for path in paths:
+            if str(path) == "-":
+                copy = Path(stack.enter_context(TemporaryDirectory())) / "stdin.jsonl"
+                with copy.open("wb") as file:
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+                files.append(copy)
+            else:
+                files.append(path)
+        yield files
 
 
 @contextmanager

@@ -1,12 +1,13 @@
-"""Parser of recorded answers of OpenAI's APIs (chat completions, completions, responses), in logs of OpenAI and LiteLLM."""
+"""Parser of recorded answers of OpenAI's APIs (chat completions, completions, responses), in logs of three kinds."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from hashlib import blake2b
-from math import nan
+from math import isfinite, nan
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -24,10 +25,27 @@ LEAST: Final = -1e9
 """Least log-probability of a token; lower ones count as this: e to it is 0 already, and no number overflows."""
 MOST_MODEL: Final = 200
 """Most characters of a model's name."""
+UNNAMED: Final = "no model is named"
+ASKED: Final = ("messages", "input", "prompt")
+"""Keys of the input: of chat completions, responses and completions."""
+FORMS: Final = ("tools", "tool_choice", "response_format")
+"""Keys of a request on which the form of its answer depends."""
+DURATIONS: Final = {"latency_s": 1.0, "latency_ms": 1e-3, "duration_ms": 1e-3, "response_time": 1.0, "latency": 1.0}
+"""Name of a call's duration -> its unit, seconds."""
+MOST_S: Final = 1e6
+"""Longest duration that is believed, seconds."""
 
 
 class Skip(Exception):
     """Raised for a record that cannot be used; the message is the reason."""
+
+
+class RequestAlone(Skip):
+    """Raised for a request whose answer is in another line, as in the input file of a batch."""
+
+    def __init__(self, key: bytes, request: Mapping[str, Any]) -> None:
+        super().__init__("a request without its response")
+        self.key, self.request = key, request
 
 
 class Answer(NamedTuple):
@@ -36,6 +54,7 @@ class Answer(NamedTuple):
     key: bytes
     """Digest of the request's identity."""
     model: str
+    """Empty: not recorded."""
     answer: bytes
     """Digest of the answer, equal where two answers count as the same."""
     confidence: float
@@ -57,7 +76,20 @@ class Options(NamedTuple):
     match: Match = "text"
 
 
-Reader = Callable[[Mapping[str, Any], Options], Answer]
+class Exchange(NamedTuple):
+    """Answer of a line with its texts."""
+
+    answer: Answer
+    request: Mapping[str, Any]
+    """`messages` or `prompt`, with tools and format; empty: in another line, or of a form that no other model takes."""
+    text: str
+    calls: list[list[object]]
+    """Name and arguments of each tool call."""
+    took_s: float | None
+    """Duration of the call, seconds; None: not recorded."""
+
+
+Reader = Callable[[Mapping[str, Any], Options], Exchange]
 
 
 def digest(value: object) -> bytes:
@@ -145,20 +177,71 @@ def answer_digest(text: str, calls: list[list[object]], options: Options) -> byt
 
     `text`: ignores case, spaces, width of characters, and punctuation and quotes around it; `exact`: to the letter.
     """
-    if options.match == "text":
-        text = " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .!?,;:'\"`*()")
-    return digest([text, calls])
+    return digest([text if options.match == "exact" else text_form(text), calls])
+
+
+def text_form(text: str) -> str:
+    """Return a text without case, repeated spaces, width of characters, and punctuation and quotes around it."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .!?,;:'\"`*()")
 
 
 def model_name(model: Any) -> str:
-    """Return the name of a model, cut to 200 characters.
+    """Return the name of a model, cut to 200 characters; empty for None.
 
     Raises:
-        Skip: there is none.
+        Skip: it is no text.
     """
-    if not isinstance(model, str) or not model:
-        raise Skip("no model is named")
-    return model[:MOST_MODEL]
+    if not isinstance(model, str | None):
+        raise Skip(UNNAMED)
+    return (model or "")[:MOST_MODEL]
+
+
+def request_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the request for another model: `messages` or `prompt`, with tools and format; empty if there is none."""
+    messages, given, prompt = (body.get(name) for name in ASKED)
+    if isinstance(given, str | list) and not messages:  # of responses
+        messages = [{"role": "user", "content": given}] if isinstance(given, str) else [_message(item) for item in given]
+        system = body.get("instructions")
+        messages = [{"role": "system", "content": system}, *messages] if isinstance(system, str) and system else messages
+    if isinstance(messages, list) and messages:
+        request: dict[str, Any] = {"messages": messages}
+    elif isinstance(prompt, str) and prompt:
+        request = {"prompt": prompt}
+    else:
+        return {}
+    return request | {name: body[name] for name in FORMS if body.get(name)}
+
+
+def _message(item: Any) -> Any:
+    """Return an item of a response's input as a message: its texts are of the type `text`."""
+    if not isinstance(item, dict) or not isinstance(item.get("content"), list):
+        return item
+    parts = [
+        {"type": "text", "text": part.get("text")} if part.get("type") in {"input_text", "output_text"} else part
+        for part in _dicts(item["content"])
+    ]
+    return {"role": item.get("role"), "content": parts}
+
+
+def duration_of(record: Mapping[str, Any]) -> float | None:
+    """Return the duration of a call in seconds, by the names that logs have for it; None if there is none."""
+    for name, unit in DURATIONS.items():
+        value: Any = record.get(name)
+        if type(value) in {int, float} and 0 <= value < MOST_S:
+            return float(value * unit)
+    times = [_time(record.get(name)) for name in ("startTime", "endTime")]
+    spent = nan if None in times else times[1] - times[0]  # type: ignore[operator]
+    return spent if 0 <= spent < MOST_S else None
+
+
+def _time(value: Any) -> float | None:
+    """Return a time as seconds, of a number or ISO's text; None for all else."""
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+        except (ValueError, OverflowError, OSError):
+            return None
+    return float(value) if type(value) is float and isfinite(value) else None
 
 
 class ParsedBody(NamedTuple):
@@ -254,10 +337,8 @@ def _dicts(values: Any) -> Iterator[dict[str, Any]]:
 # LiteLLM's standard logging payload, as its proxy and its callbacks write it, one JSON object a line.
 
 
-def litellm_answer(record: Mapping[str, Any], options: Options) -> Answer:
-    """Return a payload's request key, model, digest of the answer, confidence, score, cost and tokens; texts are discarded.
-
-    Takes a payload, or an object that has it as its `standard_logging_object`.
+def litellm_answer(record: Mapping[str, Any], options: Options) -> Exchange:
+    """Parse a payload, or an object that has it as its `standard_logging_object`.
 
     Raises:
         Skip: it cannot be used.
@@ -272,43 +353,105 @@ def litellm_answer(record: Mapping[str, Any], options: Options) -> Answer:
     if not isinstance(response, dict):
         raise Skip("no answer of a model in it")
     key = request_key(payload, options, asked=payload.get("messages"))
-    text, calls, confidence, tokens = parsed_body(response)
+    body = parsed_body(response)
     prompt, completion = (number(payload.get(name)) for name in ("prompt_tokens", "completion_tokens"))
-    if tokens is None and prompt is not None and completion is not None:
-        tokens = prompt, completion
-    model, digest, score = model_name(payload.get("model")), answer_digest(text, calls, options), score_of(payload, options)
-    return Answer(key, model, digest, confidence, score, number(payload.get("response_cost")), tokens)
+    if body.tokens is None and prompt is not None and completion is not None:
+        body = body._replace(tokens=(prompt, completion))
+    settings = payload.get("model_parameters")
+    asked = {**(settings if isinstance(settings, dict) else {}), "messages": payload.get("messages")}
+    usd = number(payload.get("response_cost"))
+    return _exchange(key, payload.get("model"), body, payload, options, usd, asked)
 
 
-# Logs of OpenAI's APIs: output files of batches, stored completions, and lines of a request with its response.
+def _exchange(
+    key: bytes, model: Any, body: ParsedBody, record: Mapping[str, Any], options: Options, usd: float | None,
+    asked: Mapping[str, Any],
+) -> Exchange:  # fmt: skip
+    """Return the exchange of a record; raise `Skip` if its model or score is invalid."""
+    answered = answer_digest(body.text, body.calls, options)
+    answer = Answer(key, model_name(model), answered, body.confidence, score_of(record, options), usd, body.tokens)
+    return Exchange(answer, request_of(asked), body.text, body.calls, duration_of(record))
 
-GOOD: Final = 200
-ASKED: Final = ("messages", "input", "prompt")
-"""Keys of the input: of chat completions, responses and completions."""
+
+# Observations of Langfuse, as its exports and API have them, one JSON object a line.
 
 
-def openai_answer(record: Mapping[str, Any], options: Options) -> Answer:
-    """Return a line's request key, model, digest of the answer, confidence, score and tokens; texts are discarded.
-
-    Takes {custom_id, response: {status_code, body}, error}, {request, response}, or a completion.
+def langfuse_answer(record: Mapping[str, Any], options: Options) -> Exchange:
+    """Parse an observation of the type GENERATION.
 
     Raises:
         Skip: it cannot be used.
     """
-    request, response = record.get("request"), record.get("response")
-    if record.get("error") or ("response" in record and not isinstance(response, dict)):
+    if record.get("type", "GENERATION") != "GENERATION":
+        raise Skip("no generation of a model")
+    if record.get("level") == "ERROR":
         raise Skip("the request failed")
-    body: Mapping[str, Any] = response if isinstance(response, dict) else record
+    given, output = (_parsed(record.get(name)) for name in ("input", "output"))
+    asked = given if isinstance(given, dict) else {"messages" if isinstance(given, list) else "prompt": given}
+    key = request_key(record, options, asked=given)
+    usage = record.get("usageDetails") or record.get("usage")
+    used = usage if isinstance(usage, dict) else {}
+    tokens = {"input_tokens": used.get("input"), "output_tokens": used.get("output")}
+    body = parsed_body({**_body(output), "usage": tokens})
+    usd = next((record[name] for name in ("totalCost", "calculatedTotalCost") if record.get(name) is not None), None)
+    return _exchange(key, record.get("model"), body, record, options, number(usd), asked)
+
+
+def _parsed(value: Any) -> Any:
+    """Return a value, parsed if it is a text of JSON: exports to tables write lists and mappings so."""
+    if isinstance(value, str) and value[:1] in {"[", "{"}:
+        try:
+            return parse_json(value)
+        except ValueError:
+            return value
+    return value
+
+
+# Logs of OpenAI's APIs: files of batches, stored completions, conversations, and lines of a request with its response.
+
+GOOD: Final = 200
+TEXTS: Final = ("completion", "output", "answer")
+"""Names under which programs log the text of an answer."""
+
+
+def openai_answer(record: Mapping[str, Any], options: Options) -> Exchange:
+    """Parse {custom_id, response: {status_code, body}, error}, {request, response}, a completion, or {messages, response}.
+
+    A response may also be a text or a message, be named as in `TEXTS`, or be the last of the messages.
+
+    Raises:
+        RequestAlone: it is a request of a batch's input file.
+        Skip: it cannot be used.
+    """
+    request, response = record.get("request"), record.get("response")
+    if record.get("error") or ("response" in record and not (isinstance(response, dict) or (response and type(response) is str))):
+        raise Skip("the request failed")
+    text = next((record[name] for name in TEXTS if isinstance(record.get(name), str) and record[name]), None)
+    body: Mapping[str, Any] = _body(response or text) if response or text else record
     if "status_code" in body and isinstance(body.get("body"), dict):
         if body["status_code"] != GOOD:
             raise Skip("the request failed")
         body = body["body"]
-    elif not isinstance(response, dict) and isinstance(record.get("body"), dict):
-        raise Skip("a request without its response")
-    asked = request if isinstance(request, dict) else record
+    asked: Mapping[str, Any] = request if isinstance(request, dict) else record
     asked = asked["body"] if isinstance(asked.get("body"), dict) else asked
+    messages = asked.get("messages")
+    if body is record and not {"choices", "output"} & {*record} and isinstance(messages, list):
+        last = messages[-1] if messages else None
+        if isinstance(last, dict) and last.get("role") == "assistant":
+            body, asked = _body(last), {**asked, "messages": messages[:-1]}
     prompt = next(([name, asked[name], asked.get("instructions")] for name in ASKED if asked.get(name)), None)
-    key = request_key(record, options, "custom_id", "metadata.custom_id", "metadata.request_id", asked=prompt)
-    text, calls, confidence, tokens = parsed_body(body)
-    model = model_name(body.get("model") or asked.get("model"))
-    return Answer(key, model, answer_digest(text, calls, options), confidence, score_of(record, options), None, tokens)
+    ids = ("custom_id", "metadata.custom_id", "metadata.request_id")
+    if body is record and isinstance(record.get("body"), dict):
+        raise RequestAlone(request_key(record, options, *ids, asked=prompt), request_of(asked))
+    key = request_key(record, options, *ids, asked=prompt)
+    return _exchange(key, body.get("model") or asked.get("model"), parsed_body(body), record, options, None, asked)
+
+
+def _body(response: Any) -> Mapping[str, Any]:
+    """Return a response as the body of a completion: a text or a message is its only choice; empty if it is none of these."""
+    if isinstance(response, str):
+        return {"choices": [{"message": {"content": response}}]}
+    if not isinstance(response, dict):
+        return {}
+    message = not {"choices", "output", "body"} & {*response} and {"content", "tool_calls"} & {*response}
+    return {"choices": [{"message": response}]} if message else response

@@ -1,0 +1,40 @@
+"""Objects of Python that a command line names, as `module:name`."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgeroute.errors import PolicyError
+
+_NAMED = re.compile(r"([^\W\d]\w+(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
+"""`module:name`; a single letter and a colon are a drive, and no module."""
+
+
+def is_python_name(text: str) -> bool:
+    """Return True if a text is of the form `module:name`."""
+    return _NAMED.fullmatch(text) is not None
+
+
+def python_object(text: str, what: str) -> Any:
+    """Import the module of a `module:name`, from this folder too, and return the object of that name.
+
+    what: description of the object, for the error.
+
+    Raises:
+        PolicyError: there is no such module or name.
+    """
+    module, _, name = text.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        thing: Any = importlib.import_module(module)
+        for part in name.split("."):
+            thing = getattr(thing, part)
+    except (ImportError, AttributeError) as e:
+        raise PolicyError(f"{text} is no {what} in Python: {e}; name it as module:name") from e
+    finally:
+        sys.path.pop(0)
+    return thing
