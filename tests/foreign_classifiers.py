@@ -49,6 +49,20 @@ def _profane(file: Path) -> Tried:
     return Tried(texts, answers, {"vectorizer": vectorizer, "model": model, "make_pipeline": make_pipeline})
 
 
+@foreign("alt-profanity-check", "", "profane text, by skl2onnx", 'OnnxModel("profane.onnx")')
+def _profane_file(file: Path) -> Tried:
+    """Without the option, ONNX Runtime wants the locale en_US.UTF-8, which few devices have."""
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import StringTensorType
+
+    texts, answers, names = _profane(file)
+    clf = names["make_pipeline"](names["vectorizer"], names["model"])
+    options = {type(names["vectorizer"]): {"locale": "C"}}
+    model = to_onnx(clf, initial_types=[("text", StringTensorType([None]))], options=options)
+    Path("profane.onnx").write_bytes(model.SerializeToString())
+    return Tried(texts, answers)
+
+
 # classifiers and their files
 
 
