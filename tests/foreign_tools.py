@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 
 class Tried(NamedTuple):
@@ -142,7 +143,8 @@ def written(text: str) -> np.ndarray:
 def spoken(text: str) -> np.ndarray:
     """A voice, 16,000 samples a second, from -1 to 1, with half a second of silence on either side."""
     program = shutil.which("espeak-ng")
-    assert program is not None, "apt-get install espeak-ng"
+    if program is None:
+        pytest.skip("espeak-ng is not installed")
     said = subprocess.run([program, "--stdout", text], capture_output=True, check=True).stdout
     with wave.open(io.BytesIO(said)) as file:
         rate = file.getframerate()
