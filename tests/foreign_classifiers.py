@@ -129,7 +129,7 @@ def _pipeline() -> Any:
 for package, path, data, settings, write in (
     ("scikit-learn", "sklearn.linear_model.LogisticRegression", "iris", {"max_iter": 500}, "skl2onnx"),
     ("scikit-learn", "sklearn.ensemble.RandomForestClassifier", "wine", {"n_estimators": 30, "random_state": 0}, "skl2onnx"),
-    ("scikit-learn", "sklearn.ensemble.HistGradientBoostingClassifier", "breast_cancer", {"max_iter": 30}, ""),
+    ("scikit-learn", "sklearn.ensemble.HistGradientBoostingClassifier", "breast_cancer", {"max_iter": 9}, ""),
     ("scikit-learn", "sklearn.neural_network.MLPClassifier", "digits", {"max_iter": 500, "random_state": 0}, "skl2onnx"),
     ("scikit-learn", "sklearn.naive_bayes.GaussianNB", "iris", {}, "skl2onnx"),
     ("scikit-learn", "sklearn.neighbors.KNeighborsClassifier", "wine", {}, ""),

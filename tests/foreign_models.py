@@ -146,7 +146,7 @@ foreign(
     "faster-whisper",
     "assets/silero_vad_v6.onnx",
     "speech in sound",
-    'OnnxModel("silero_vad_v6.onnx", output="speech_probs", kind="probabilities", labels=["no", "yes"])',
+    'OnnxModel("silero_vad_v6.onnx", output="speech_probs", labels=["no", "yes"])',
     inspect=True,
     stream=True,
 )(partial(_silero, state={"h": "hn", "c": "cn"}, output="speech_probs", more={}))
