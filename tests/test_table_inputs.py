@@ -100,6 +100,19 @@ def test_the_column_of_labels(tmp_path):
     assert read(path)[1] == [f"{path}: labels are in the column 'label'; another one, or none, by --label"]
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_a_file_that_is_gone_when_its_turn_comes(tmp_path, name):
+    """As one that may not be read."""
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    path.write_text("a\n1\n")
+    rows = read_inputs(path)
+    path.unlink()
+    with pytest.raises(BadInput, match="cannot be read"):
+        next(iter(rows))
+
+
 def test_a_large_table_is_not_read_at_once(tmp_path):
     """The first rows take the memory of some rows."""
     path = tmp_path / "x.csv"
@@ -206,6 +219,12 @@ def test_folders_by_class(tmp_path):
     notes.clear()
     assert folder_labels([folder], ["2024", "2025"], notes.append) == {}
     assert "none of the model's classes" in notes[0]
+    notes.clear()
+    labels = folder_labels([folder], ["C/A T", "Dog"], notes.append)
+    assert {*labels.values()} == {"C/A T", "Dog", "Caf\u00e9", "owl"}
+    assert notes == [f"{folder}: labels are the names of its 4 folders; 'Caf\u00e9' is none of the model's classes"]
+    letters = pictures(tmp_path / "letters", {"C": 1, "C++": 1, "D": 1})
+    assert {*folder_labels([letters], ["C", "C++", "D#", "D@"], notes.append).values()} == {"C", "C++", "D"}
     Image.new("L", (1, 1)).save(folder / "top.png")
     assert folder_labels([folder], None, notes.append) == folder_labels([tmp_path / "elsewhere"], None, notes.append) == {}
     only = tmp_path / "only"
@@ -240,6 +259,7 @@ def test_parquet(tmp_path):
     np.testing.assert_allclose([x for x, *_ in found], [[1.5, 1], [np.nan, 2]])
     assert [label for _, label, _ in found] == ["cat", None]
     assert read(written("t.parquet", text=["x", "y"], y=[0, 1]))[0] == [("x", 0, None), ("y", 1, None)]
+    assert read(written("u.parquet", x=pa.array([[[1, 2], [3, 4]]], pa.list_(pa.list_(pa.uint8())))))[0][0][0].dtype == np.uint8
     found, _ = read(written("e.parquet", x=[[1.0, 2.0]], group=["s"]))
     assert (found[0][0].dtype, found[0][0].tolist(), found[0][2]) == (np.float32, [1, 2], "s")
     content = io.BytesIO()

@@ -53,7 +53,11 @@ def _walk(folder: Path, seen: set[str]) -> list[Path]:
         return []
     seen.add(real)
     found = list[Path]()
-    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+    try:
+        inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as e:
+        raise BadInput(f"{folder} cannot be read: {e.strerror or e}") from e
+    for path in inside:
         found += _walk(path, seen) if path.is_dir() else [path]
     return found
 
@@ -74,12 +78,34 @@ def folder_labels(paths: Iterable[Path], classes: Sequence[Any] | None, note: No
         if not by_class or len(names) < 2:  # noqa: PLR2004 - of one class nothing is learned
             continue
         known = Labels(classes, "the edge model")
-        if known.labels is not None and not any(known.same(name) in known.labels for name in names):
+        meant = {name: _class_of(name, known) for name in names}
+        strange = [
+            name for name in names if known.labels is not None and meant[name] not in known.labels and not _index(name, known)
+        ]
+        if len(strange) == len(names):
             note(f"{folder}: its folders ({', '.join(names[:3])}...) are none of the model's classes, and so no labels")
             continue
-        note(f"{folder}: labels are the names of its {len(names)} folders")
-        labels |= {p: label_of(normalize("NFC", p.parent.name)) for p in inside}
+        others = f"; {strange[0]!r} is none of the model's classes" if strange else ""
+        note(f"{folder}: labels are the names of its {len(names)} folders{others}")
+        labels |= {p: meant[normalize("NFC", p.parent.name)] for p in inside}
     return labels
+
+
+def _class_of(name: str, known: Labels) -> Any:
+    """Return the class that a folder's name means, which may lack a slash of the class's; else the name, or its number."""
+    label, of = known.same(label_of(name)), known.labels or ()
+    alike = [each for each in of if _words(each) and _words(each) == _words(name)]
+    return alike[0] if label not in of and len(alike) == 1 else label
+
+
+def _words(name: Any) -> str:
+    """Return the letters and digits of a name."""
+    return "".join(c for c in str(name).casefold() if c.isalnum())
+
+
+def _index(name: str, known: Labels) -> bool:
+    """Return True if a name is the index of a class."""
+    return name.isdecimal() and int(name) < len(known.labels or ())
 
 
 class Recorded(NamedTuple):

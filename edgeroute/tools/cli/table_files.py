@@ -61,7 +61,10 @@ def read_table(path: Path, keys: Sequence[str], label: str | None, note: Note) -
         BadInput: there are no rows, the column of labels is missing or ambiguous, or a row differs from the others.
         RuntimeMissing: pyarrow is not installed.
     """
-    columns, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, note)
+    try:
+        columns, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, note)
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
     if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
         raise BadInput(f"{path}: the column {twice[0]!r} is there twice")
     label_name = _label(path, columns, label, keys)
@@ -222,6 +225,7 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]
         raise BadInput(f"{path} has no rows")
 
     types, fields = import_needed("pyarrow.types", PARQUET), file.schema_arrow
+    dtypes = {f.name: _dtype(f.type) for f in fields}
     empty = {f.name: float("nan") for f in fields if types.is_floating(f.type) or types.is_integer(f.type)}
 
     def values() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -230,7 +234,7 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]
         try:
             for batch in file.iter_batches(batch_size=HEAD):
                 for row in batch.to_pylist():
-                    values = {name: empty.get(name) if cell is None else _value(cell) for name, cell in row.items()}
+                    values = {name: empty.get(name) if cell is None else _value(cell, dtypes[name]) for name, cell in row.items()}
                     yield f"[{number}]", values
                     number += 1
         except EdgerouteError:
@@ -241,15 +245,27 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]
     return ["" if name.startswith(INDEX) else name for name in fields.names], values()
 
 
-def _value(cell: Any) -> Any:
-    """Return a cell of Parquet: lists as arrays, content of pictures as pixels."""
+def _dtype(kind: Any) -> Any:
+    """Return the type of an array for lists of that type of Arrow's; None: numpy's choice."""
+    if not hasattr(kind, "value_type"):
+        return None
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    try:
+        return np.dtype(kind.to_pandas_dtype())
+    except (NotImplementedError, TypeError):
+        return None
+
+
+def _value(cell: Any, dtype: Any = None) -> Any:
+    """Return a cell of Parquet: lists as arrays, content of pictures as pixels. dtype: of a list."""
     if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):  # a picture of Hugging Face's datasets
         cell = cell["bytes"]
     if isinstance(cell, bytes):
         return pixels_in(io.BytesIO(cell))
     if not isinstance(cell, list):
         return cell
-    return array_of(cell)
+    return array_of(cell, dtype)
 
 
 # Values of inputs and labels.
@@ -260,9 +276,9 @@ def label_of(text: str) -> int | str:
     return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text
 
 
-def array_of(values: list[Any]) -> Any:
-    """Return an array of a list, float32 where there is a fraction."""
-    array = np.asarray(values)
+def array_of(values: list[Any], dtype: Any = None) -> Any:
+    """Return an array of a list, float32 where there is a fraction. dtype: its type; None: numpy's choice."""
+    array = np.asarray(values, dtype)
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
