@@ -274,6 +274,7 @@ LABELLED = [
     (None, {"classes": 10}, "cloud gives 10 numbers, and there are 3 labels"),
     (None, {"labels_": ["x", "y", "z"]}, "cloud and edge have no label in common, so they never agree"),
     (["x", "y", "z"], {"labels_": ["a", "b", "c"]}, ""),
+    (None, {"classes": 4, "labels_": ["v", "x", "y", "z"]}, ""),  # another question, as a diagnosis behind an alarm
     (["c", "b", "a"], {"labels_": ["a", "b", "c"]}, "in another order"),
     (["x", "y", "z", "a"], {"classes": 4, "labels_": ["x", "y", "z", "a"]}, ""),
 ]

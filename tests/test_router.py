@@ -342,7 +342,7 @@ def test_decide_sends_nothing_and_says_why():
         assert router.decide(1, mode="prefer_cloud").sends_to == ("the function 'append'",)
         assert router.stats().requests == 0
     with Router(edge=broken, cloud=asked.append, threshold=0.5) as router:
-        assert "=> edge failed: OSError: the line is dead" in router.decide(0).steps
+        assert "=> edge failed: OSError" in router.decide(0).steps
     assert asked == []
 
     async def main():

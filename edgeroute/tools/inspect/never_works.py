@@ -219,7 +219,8 @@ def _unlike(snapshot: Snapshot, edges: list[EdgeBackend], clouds: list[Any]) -> 
         yield from _unread(cloud)
         own, endpoint = cloud.reader.labels, getattr(cloud, "endpoint", None)
         for edge in edges:
-            if own and edge.reader.labels and not {*map(_plain, own)} & {*map(_plain, edge.reader.labels)}:
+            names = edge.reader.labels or ()
+            if own and len(own) == len(names) and not {*map(_plain, own)} & {*map(_plain, names)}:  # else they answer otherwise
                 yield f"{cloud.name} and {edge.name} have no label in common, so they never agree: give one of them labels="
             if snapshot.egress.redact is not None or snapshot.views.given:  # functions of the application make other inputs
                 continue
