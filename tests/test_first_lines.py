@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 from both import Tasks, sure, unsure
+from commands import cli
 
 from edgeroute import PolicyError, Router
 
@@ -92,14 +94,107 @@ def test_a_classifier_is_an_edge_as_it_is(form, labels):
     assert [answer.confidence for answer in answers] == pytest.approx(model.predict_proba(X[:20]).max(1).tolist(), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("path", "step"),
-    [
-        ("m.pt", "torch.onnx.export"), ("M.PTH", "torch.onnx.export"), ("m.keras", "tflite"), ("m.h5", "tflite"),
-        ("m.safetensors", "torch.onnx.export"), ("m.engine", "ONNX file"), ("m.joblib", "predict_proba"),
-        ("google/vit-base", "hub"), ("m.xyz", "edgeroute.register"),
-    ],
-)  # fmt: skip
+STEPS = [
+    ("m.pt", r"edgeroute convert m\.pt --trust --sample input\.npy.*torch\.onnx\.export"), ("M.PTH", "torch.onnx.export"),
+    ("m.ckpt", "edgeroute convert"), ("m.bin", "edgeroute convert"), ("m.torchscript", "edgeroute convert"),
+    ("m.safetensors", "torch.onnx.export"), ("m.pte", "torch.onnx.export"), ("m.nemo", "model.export"),
+    ("m.keras", r"edgeroute convert m\.keras` .*tflite"), ("m.h5", r"edgeroute convert m\.h5 --trust` .*tflite"),
+    ("m.joblib", "edgeroute convert m.joblib --trust.*predict_proba"), ("m.pkl", "edgeroute convert m.pkl --trust"),
+    ("m.ubj", "XGBoost"), ("m.json", "XGBoost"), ("m.txt", "LightGBM"), ("m.cbm", "CatBoost"), ("m.engine", "ONNX file"),
+    ("google/vit-base", r"on a hub.*edge=pipeline\(model='google/vit-base'\)"), ("Qwen/Qwen2.5-0.5B", "on a hub"),
+    ("hf://google/vit", "model='google/vit'"), ("https://huggingface.co/google/vit", "model='google/vit'"),
+    ("https://huggingface.co/google/vit/resolve/main/model.onnx", "model='google/vit'"), ("m.xyz", "edgeroute.register"),
+    ("models/m.xyz", "edgeroute.register"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "step"), STEPS)
 def test_a_file_that_needs_a_step_gets_the_step(path, step):
     with pytest.raises(PolicyError, match=step):
         Router(path, unsure, threshold=0.5)
+
+
+@pytest.mark.parametrize(("path", "step"), [pair for pair in STEPS if "register" not in pair[1]])
+def test_a_policy_and_a_command_say_the_step(tmp_path, path, step):
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'threshold = 0.5\n[edge]\npath = "{path}"\n[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\n')
+    code, out, err = cli("check", "-p", policy)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(rf"edge\.path: found .*which no runtime runs: .*{step}", err)
+    if "/" not in path:  # an address is inspected
+        (tmp_path / path).write_bytes(b"")
+        code, out, err = cli("inspect", path, cwd=tmp_path)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert re.search(step, err)
+
+
+@pytest.mark.parametrize(
+    ("files", "step"),
+    [
+        (["saved_model.pb"], "edgeroute convert .*model --trust"),
+        (["config.json", "model.safetensors"], "optimum-cli export onnx --model"),
+        (["config.json", "model.onnx"], r"give the file in it, '.*model\.onnx'"),
+        ([], "expected a file that ends in"),
+    ],
+    ids=["saved-model", "transformers", "exported", "empty"],
+)
+def test_a_folder_gets_the_step_of_what_is_in_it(tmp_path, files, step):
+    (tmp_path / "model").mkdir()
+    for name in files:
+        (tmp_path / "model" / name).write_text("")
+    with pytest.raises(PolicyError, match=step):
+        Router(tmp_path / "model", unsure, threshold=0.5)
+
+
+def estimators():
+    """Those without probabilities of one answer, with what the error says."""
+    linear_model, svm = pytest.importorskip("sklearn.linear_model"), pytest.importorskip("sklearn.svm")
+    several = pytest.importorskip("sklearn.multioutput").MultiOutputClassifier(linear_model.LogisticRegression())
+    y = (X[:, 0] > 0.5).astype(int)
+    regression, margins = linear_model.LinearRegression().fit(X, y), svm.LinearSVC().fit(X, y)
+    yield from ((regression, "LinearRegression"), (regression.predict, r"LinearRegression\.predict"), (margins, "LinearSVC"))
+    yield from ((margins.predict, r"LinearSVC\.predict"), (several.fit(X, np.c_[y, 1 - y]), "MultiOutputClassifier"))
+
+
+def test_an_estimator_without_probabilities_gets_the_line_to_write():
+    """As an object, and as a method, which takes a table and not one input; the line works."""
+    for edge, name in estimators():
+        with pytest.raises(PolicyError, match=rf"edge= takes no {name} as it is: write edge=lambda x: \(model\.predict\(\[x\]\)"):
+            Router(edge, unsure, threshold=0.5)
+        model = getattr(edge, "__self__", edge)
+        with Router(lambda x, model=model: (model.predict([x])[0], None), mode="only_edge") as router:
+            assert np.all(router.infer(X[0]).value == model.predict(X[:1])[0])
+
+
+def test_an_object_with_a_method_of_that_name_is_a_function():
+    class Mine:
+        def predict(self, x):
+            return x, 0.9
+
+    with Router(Mine().predict, unsure, threshold=0.5) as router:
+        assert (router.infer(3).value, router.infer(3).source) == (3, "edge")
+
+
+def test_a_row_of_a_table_is_read_by_the_names_of_its_columns():
+    """As a mapping, and as pandas has it."""
+    pandas, compose = pytest.importorskip("pandas"), pytest.importorskip("sklearn.compose")
+    pipeline, preprocessing = pytest.importorskip("sklearn.pipeline"), pytest.importorskip("sklearn.preprocessing")
+    table = pandas.DataFrame({"age": X[:, 0], "city": np.where(X[:, 1] > 0.5, "Ulm", "Bonn")})
+    columns = compose.make_column_transformer((preprocessing.OneHotEncoder(), ["city"]), remainder="passthrough")
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    model = pipeline.make_pipeline(columns, linear_model.LogisticRegression()).fit(table, np.where(X[:, 0] > 0.5, "yes", "no"))
+    with Router(model, unsure, threshold=0) as router:
+        for x in ({"city": "Ulm", "age": 0.9}, table.iloc[0]):
+            answer = router.infer(x)
+            given = pandas.DataFrame([x])
+            assert (answer.source, answer.value) == ("edge", model.predict(given)[0])
+            assert answer.confidence == pytest.approx(model.predict_proba(given).max(), abs=1e-6)
+
+
+@pytest.mark.matrix
+def test_a_booster_gets_the_command():
+    xgboost = pytest.importorskip("xgboost")
+    booster = xgboost.XGBClassifier(n_estimators=2).fit(X, (X[:, 0] > 0.5).astype(int)).get_booster()
+    for edge in (booster, booster.predict):
+        with pytest.raises(PolicyError, match="edgeroute convert"):
+            Router(edge, unsure, threshold=0.5)

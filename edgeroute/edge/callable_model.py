@@ -18,6 +18,7 @@ from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.model_attributes import is_async
 from edgeroute.errors import PolicyError
+from edgeroute.system.late_imports import attribute
 from edgeroute.types import StopToken, TensorSpec
 
 
@@ -144,7 +145,13 @@ class CallableModel:
 
 def _probabilities(classifier: Any, x: Any) -> dict[Any, float]:
     """Return class -> probability for one input, by a classifier's `predict_proba`."""
-    row = np.asarray(classifier.predict_proba(np.asarray([x])))[0]
+    given: Any = np.asarray([x])
+    names = getattr(classifier, "feature_names_in_", None)
+    if names is not None and (
+        isinstance(x, Mapping) or hasattr(x, "to_frame")
+    ):  # a table's row, read by the names of its columns
+        given = attribute("pandas:DataFrame", "a row by its columns")([x], columns=names).infer_objects()
+    row = np.asarray(classifier.predict_proba(given))[0]
     classes = getattr(classifier, "classes_", range(len(row)))
     return dict(zip(np.asarray(classes).tolist(), map(float, row), strict=True))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from os import PathLike, fspath
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,22 @@ GROUP = "edgeroute.runtimes"
 """Entry-point group by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
 _TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _SUFFIX = re.compile(r"\.[^\s./\\][^\s/\\]*")
+_EXPORT = "torch.onnx.export(model, example, 'model.onnx')"
 STEPS = {
-    (".pt", ".pth", ".safetensors", ".bin"): "export it to ONNX once, as by torch.onnx.export(model, example, 'model.onnx')",
-    (".keras", ".h5", ".pb"): "export it once, as by model.export('model.onnx', format='onnx'), or convert it to .tflite",
-    (".pkl", ".joblib"): "load it, and pass the object: it needs predict_proba; or convert it to ONNX, as by skl2onnx",
-    (".engine", ".plan"): "give the ONNX file that it was built from: `providers` has TensorRT build an engine of it",
-}
-"""Suffixes of files that no runtime runs -> the step that makes one that does."""
+    (".pt", ".pth", ".pt2", ".ckpt", ".torchscript", ".bin"): "`edgeroute convert {} --trust --sample input.npy` writes an ONNX "
+    f"file of a whole PyTorch model; with weights alone, build the model in Python, and {_EXPORT}",
+    (".safetensors", ".pte"): f"build the PyTorch model in Python, and {_EXPORT}",
+    (".keras",): "`edgeroute convert {}` writes an ONNX file; or convert it to .tflite",
+    (".h5", ".hdf5", ".pb"): "`edgeroute convert {} --trust` writes an ONNX file; or convert it to .tflite",
+    (".pkl", ".pickle", ".joblib"): "`edgeroute convert {} --trust` writes an ONNX file; or load it in Python, and pass the "
+    "object, edge=model, if it has predict_proba",
+    (".json", ".ubj", ".txt", ".cbm"): "`edgeroute convert {}` writes an ONNX file of a model of XGBoost, LightGBM or CatBoost",
+    (".engine", ".plan", ".trt"): "give the ONNX file that it was built from: `providers` has TensorRT build an engine of it",
+    (".nemo",): "export it in NeMo: model.export('model.onnx')",
+}  # fmt: skip
+"""Suffixes of files that no runtime runs -> the step that makes one that does, with a place for the path."""
+_HUB = re.compile(r"(hf://|https://(?:huggingface|hf)\.co/)?([\w-]+/[\w-]+(?:\.\d[\w-]*)*)(?(1)(?:/.*)?)")
+"""Name of a model on a hub; only with its address may a path in it follow."""
 _registered: dict[str, str] = {}
 """Suffix -> target, as `register` was called."""
 
@@ -169,9 +178,9 @@ def load(edge: Any, **options: Any) -> EdgeModel:
         RuntimeMissing: the runtime's module cannot be imported.
     """
     if isinstance(edge, str | PathLike):
-        suffix = suffix_of(edge)
-        if suffix is None:
-            raise PolicyError(f"no runtime for {str(edge)!r}: {_step(str(edge))}")
+        if (step := step_of(str(edge))) is not None:
+            raise PolicyError(f"no runtime for {str(edge)!r}: {step}")
+        suffix = suffix_of(edge) or ""
         runtime = class_of(suffix)
         model: EdgeModel = call_factory(runtime, f"the runtime for {suffix}, {runtime.__name__}", edge, **options)
         check_model(model)
@@ -186,14 +195,23 @@ def load(edge: Any, **options: Any) -> EdgeModel:
     raise PolicyError(f"edge= takes a path, a model or a callable, not {type(edge).__name__}")
 
 
-def _step(path: str) -> str:
-    """Return the step that makes a file without a runtime one that has one."""
-    for suffixes_, step in STEPS.items():
-        if path.lower().endswith(suffixes_):
-            return step
-    if re.fullmatch(r"[\w-]+/[\w-]+", path):
-        return "if this is the name of a model on a hub, download a file of it, or pass a function, as a pipeline is one"
-    return (
+def step_of(path: str) -> str | None:
+    """Return the step that makes a runnable file of a file, a folder or a name on a hub; None: it has a runtime."""
+    hub = _HUB.fullmatch(path)
+    if suffix_of(path) is not None and not (hub and hub[1]):
+        return None
+    folder, names = Path(path), list[str]()
+    with suppress(OSError, ValueError):
+        names = sorted(file.name for file in folder.iterdir())
+    if "saved_model.pb" in names:
+        return STEPS[".h5", ".hdf5", ".pb"].format(path)
+    if inside := next(filter(suffix_of, names), None):
+        return f"it is a folder: give the file in it, {str(folder / inside)!r}"
+    if "config.json" in names or (hub and not folder.exists()):
+        name = path if hub is None or names else hub[2]
+        of = f"write edge=pipeline(model={name!r}) of transformers"
+        return f"if it is a model on a hub, {of}; or give the file that `optimum-cli export onnx --model {name} OUT` writes"
+    return next((step.format(path) for ends, step in STEPS.items() if path.lower().endswith(ends)), None) or (
         f"expected a file that ends in {', '.join(suffixes())}; another one is added by "
         'edgeroute.register(".suffix", "package.module:Class")'
     )

@@ -186,6 +186,8 @@ def _errors(problems: list[tuple[Any, str, Any]]) -> ValidationError:
 def _text(section: type[Registered], error: Any) -> str:
     """Return the message for one pydantic error of a runtime's section."""
     kind, key, context = error["type"], str(error["loc"][0]), error.get("ctx", {})
+    if kind == "policy":
+        return str(error["msg"])
     if kind == "extra_forbidden":
         return f"there is no such key: {nearest(key, keys(section))}"
     if kind == "missing":

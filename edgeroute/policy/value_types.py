@@ -17,7 +17,7 @@ from edgeroute.confidence.scores import SCORES
 from edgeroute.core.device_rules import NO_ONLY_CLOUD
 from edgeroute.core.routing_policy import HEDGE
 from edgeroute.edge import execution_providers as providers
-from edgeroute.edge.runtimes import suffix_of, suffixes
+from edgeroute.edge.runtimes import step_of, suffixes
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.http.addresses_and_messages import Secret, bare, checked_pins
 from edgeroute.policy.contradictions import quote_value
@@ -68,9 +68,11 @@ def not_only_cloud(value: Any) -> Any:
 
 def _model(path: str) -> str:
     """Return the path of a model file if a runtime has its suffix. Raises PydanticCustomError otherwise."""
-    if suffix_of(path) is None:
+    if (step := step_of(path)) is None:
+        return path
+    if step.startswith("expected"):
         raise expected_error(f"a file that ends in {' or '.join(suffixes())}")
-    return path
+    raise message_error(f"found {quote_value(path)}, which no runtime runs: {step}")
 
 
 def _hedge(value: Any) -> float | str:

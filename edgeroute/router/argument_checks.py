@@ -42,6 +42,8 @@ Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | No
 
 
 DEFAULTS = Options()
+ESTIMATORS = {"catboost", "keras", "lightgbm", "sklearn", "xgboost"}
+"""Packages whose methods take tables, and never one input."""
 
 
 def with_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,19 +195,25 @@ def _in_seconds(name: str, value: Any) -> str:
 
 
 def _check_target(side: str, value: Any) -> None:
-    """Raise PolicyError for an estimator that cannot be called, with the code that makes it callable.
+    """Raise PolicyError for an estimator that cannot be called with one input, with the code that makes it callable.
 
-    Also for a class in place of an object.
+    Also for its method, and for a class in place of an object.
     """
-    estimator = next((name for name in ("predict_proba", "predict") if hasattr(value, name)), None)
+    model = getattr(value, "__self__", value)
+    estimator = next((name for name in ("predict_proba", "predict") if hasattr(model, name)), None)
     if isinstance(value, type) and (estimator or hasattr(value, "run") or hasattr(value, "talk")):
         raise _wrong(side, f"an object, as in {side}={value.__name__}(...)", value)
-    if estimator is None or callable(value) or hasattr(value, "run") or hasattr(value, "talk"):
+    foreign = value is not model and type(model).__module__.partition(".")[0] in ESTIMATORS
+    if estimator is None or (callable(value) and not foreign) or hasattr(value, "run") or hasattr(value, "talk"):
         return
-    if side == "edge" and estimator == "predict_proba":
+    several = isinstance(classes := getattr(model, "classes_", None), list) and hasattr(classes[0], "dtype")
+    if side == "edge" and estimator == "predict_proba" and not several:
         return
+    given = f"{type(model).__name__}.{value.__name__}" if foreign else type(model).__name__
     remedy = "lambda x: (model.predict([x])[0], None)" if side == "edge" else "lambda x: model.predict([x])[0]"  # no confidence
-    raise PolicyError(f"{side}= takes no {type(value).__name__} as it is: write {side}={remedy}")
+    if type(model).__name__ == "Booster":
+        remedy = '"model.onnx", which `edgeroute convert` writes of its file'
+    raise PolicyError(f"{side}= takes no {given} as it is: write {side}={remedy}")
 
 
 def _wrong(name: str, wanted: str, value: Any) -> PolicyError:

@@ -11,6 +11,7 @@ from edgeroute.tools.cli.arms_of_fleet import arms
 from edgeroute.tools.cli.calibrate import calibrate
 from edgeroute.tools.cli.check import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.compress import prune, quantize
+from edgeroute.tools.cli.convert import convert
 from edgeroute.tools.cli.demo import demo
 from edgeroute.tools.cli.evaluate import evaluate
 from edgeroute.tools.cli.exit_codes import CODES, exits
@@ -52,8 +53,8 @@ def root(
 
 
 COMMANDS = (
-    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, arms, sensors, egress, serve,
-    gateway, dashboard, top, schema, demo, docs,
+    check, inspect, convert, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, arms, sensors,
+    egress, serve, gateway, dashboard, top, schema, demo, docs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(exits(command))

@@ -1,0 +1,61 @@
+"""Command `edgeroute convert`: writes an ONNX file of a model of another framework, and prints whether both answer alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeroute.tools.cli.tables_and_options import Json, pairs, print_notes
+
+
+def convert(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Of scikit-learn, XGBoost, LightGBM, CatBoost (.joblib, .pkl, or their own formats), Keras (.keras, .h5), "
+            "TensorFlow (a SavedModel's folder) or PyTorch (.pt, .pt2).",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The new file.", show_default="beside it, with the suffix .onnx")
+    ] = None,
+    *,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load a file that may run code, as pickles do: only of those that you trust.")
+    ] = False,
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            "--sample", metavar="FILE", help="Inputs for the comparison: .npy, .npz, .jsonl, or a table: .csv, .parquet."
+        ),
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Names of the classes, in their order.", show_default=False)
+    ] = "",
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Kind of the outputs, such as logits.", show_default="found")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a model to an ONNX file with a card, by its framework's converter, and compare the answers of both."""
+    from edgeroute.tools.model_conversion import convert as write
+
+    names = [name.strip() for name in labels.split(",")] if labels else []
+    done = write(model, out, trust=trust, sample=sample, labels=names, kind=kind, overwrite=force)
+    print_notes(done.notes)
+    if as_json:
+        print(json.dumps({**done._asdict(), "out": str(done.out), "card_file": str(done.card_file)}, allow_nan=False))
+        return
+    drawn = "given" if done.sampled else "drawn at random"
+    pairs([
+        ("written", f"{done.out} and {done.card_file.name}"),
+        ("by", f"the converter of {done.framework}"),
+        ("same answers", f"{done.same} of {done.rows} inputs, {drawn}"),
+        ("confidence", "none" if done.difference is None else f"differs by {done.difference:.2g} at most"),
+        ("its outputs", done.card.get("output", {}).get("kind", "open: `edgeroute inspect` shows what to say")),
+    ])  # fmt: skip

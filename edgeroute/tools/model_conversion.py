@@ -1,0 +1,628 @@
+"""Conversion of models of other frameworks to ONNX files, by the frameworks' own converters, with a card and a comparison."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.core.error_codes import clean
+from edgeroute.edge.callable_model import CallableModel
+from edgeroute.edge.model_card import sha256_of
+from edgeroute.edge.onnx import OnnxModel
+from edgeroute.edge.runtime_base import first_line
+from edgeroute.edge.runtimes import step_of
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError
+from edgeroute.router.router import Router
+from edgeroute.system.late_imports import import_needed
+from edgeroute.tools.compress.onnx_graphs import put, workplace
+
+ROWS = 100
+"""Most inputs of the comparison."""
+LEAST = 0.99
+"""Least share of equal answers of a conversion that is written."""
+CLOSE = 1e-3
+"""Relative tolerance of values that are numbers."""
+ML, OPSET = 3, 17
+"""Versions of ONNX's operators in the files that scikit-learn's converter writes."""
+WORDS = 8
+"""Words of a text that is drawn for the comparison."""
+
+
+class Loaded(NamedTuple):
+    """Model of a framework, and how it answers one input."""
+
+    model: Any
+    framework: str
+    answer: Callable[[Any], Any]
+    """Function of one input, as `edge=` takes it."""
+    write: Callable[[Path], object]
+    """Writes the ONNX file."""
+    rows: Callable[[], list[Any]] | None = None
+    """Draws inputs at random; None: as the file's inputs are."""
+    labels: tuple[str, ...] = ()
+    kind: str | None = None
+    """Kind of the outputs; None: by the outputs themselves."""
+
+
+class Conversion(NamedTuple):
+    """Result of a conversion."""
+
+    out: Path
+    card_file: Path
+    card: dict[str, Any]
+    framework: str
+    rows: int
+    """Inputs of the comparison."""
+    sampled: bool
+    """True if the inputs were given, and not drawn at random."""
+    same: int
+    """Inputs with the same answer."""
+    difference: float | None
+    """Largest difference of a confidence; None: there is none."""
+    notes: tuple[str, ...]
+
+
+def convert(
+    path: Path,
+    out: Path | None = None,
+    *,
+    trust: bool = False,
+    sample: Path | None = None,
+    labels: Sequence[str] = (),
+    kind: str | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Write an ONNX file of a model, and a card beside it, after comparing the answers of both.
+
+    Args:
+        path: the model's file or folder.
+        out: the new file; None: beside the original, with the suffix .onnx.
+        trust: the file may run code, as a pickle does when it is loaded.
+        sample: file with inputs as callers pass them; None: they are drawn at random.
+        labels: names of the classes.
+        kind: kind of the outputs; None: by the framework, or by the outputs of some runs.
+        overwrite: replace existing files.
+
+    Raises:
+        PolicyError: no converter for it, it needs `trust` or a sample, or a file exists already.
+        ModelMissing, ModelError: it cannot be loaded or converted, or the converted model answers otherwise.
+        BadInput: the sample cannot be read.
+        RuntimeMissing: a package is not installed.
+        StoreError: the file cannot be written.
+    """
+    target, card_file = _targets(path, out, overwrite=overwrite)
+    given = None if sample is None else _sample(sample)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        source = _load(path, given, trust=trust)
+        notes = tuple(dict.fromkeys(clean(str(w.message), 200) for w in caught if "Version" in w.category.__name__))
+        with workplace(target) as (_, new), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with _errors(f"{path} cannot be converted by the converter of {source.framework}"):
+                source.write(new)
+            card = _write_card(new, new.with_name(card_file.name), [*labels] or [*source.labels], kind or source.kind)
+            rows = _inputs_of(source, new, given)
+            same, difference = _compared(source, new, rows, card)
+            if same < LEAST * len(rows):
+                raise ModelError(
+                    f"{path} was converted, and answers otherwise: {len(rows) - same} of {len(rows)} inputs. Nothing was written"
+                )
+            put(new.parent, target)
+    return Conversion(target, card_file, card, source.framework, len(rows), given is not None, same, difference, notes)
+
+
+def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Path]:
+    """Return the paths for the new file and its card, which is NAME.onnx.json where NAME.json is the original.
+
+    Raises:
+        ModelMissing: there is no such model.
+        PolicyError: the new file has another suffix, is the original, exists already, or its folder does not.
+    """
+    if not path.exists():
+        raise ModelMissing(f"there is no model at {path}")
+    target = out or path.with_suffix(".onnx")
+    if target.suffix.lower() != ".onnx":
+        raise PolicyError(f"{target}: the new file must end in .onnx")
+    card = target.with_suffix(".json")
+    if card.resolve() == path.resolve():
+        card = target.with_name(f"{target.name}.json")
+    for file in (target, card):
+        if file.exists() and (not overwrite or file.resolve() == path.resolve()):
+            raise PolicyError(f"{file} exists already: choose another name for the new file, or use --force")
+    if not target.parent.is_dir():
+        raise PolicyError(f"{target}: there is no folder {target.parent}")
+    return target, card
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Raise errors of the block as `ModelError`, except edgeroute's own and those of the disk; discard what it prints."""
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    except EdgerouteError:
+        raise
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            raise
+        raise ModelError(f"{what}: {clean(first_line(e), 300)}") from e
+
+
+# Samples.
+
+
+def _sample(path: Path) -> Any:
+    """Return the inputs in a file: a table of a .csv or .parquet file, or a list of inputs.
+
+    Raises:
+        BadInput: it cannot be read.
+        RuntimeMissing: pandas is not installed.
+    """
+    from edgeroute.tools.cli.input_files import read_inputs
+
+    if path.suffix.lower() not in {".csv", ".parquet"}:
+        return [item.x for item in read_inputs(path)]
+    pandas = import_needed("pandas", "a table is read by pandas: pip install pandas")
+    try:
+        return pandas.read_csv(path) if path.suffix.lower() == ".csv" else pandas.read_parquet(path)
+    except (OSError, ValueError, ImportError) as e:
+        raise BadInput(f"{path} cannot be read: {first_line(e)}") from e
+
+
+def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
+    """Return the inputs of the comparison: those given, or drawn at random, for the file's inputs if need be."""
+    if given is not None:
+        if not isinstance(given, list):
+            columns = getattr(source.model, "feature_names_in_", given.columns)
+            return [*given[list(columns)].head(ROWS).to_dict("records")]
+        flat = len(given) == 1 and getattr(given[0], "ndim", 0) == 2 and hasattr(source.model, "n_features_in_")  # noqa: PLR2004
+        return [*given[0]][:ROWS] if flat else given[:ROWS]
+    if source.rows is not None:
+        return source.rows()
+    model = OnnxModel(new)
+    model.load()
+    (spec, *more) = model.inputs
+    model.close()
+    if more or -1 in spec.shape[1:] or spec.dtype == "object":
+        raise PolicyError("the sizes of its inputs are not fixed: give some with --sample FILE")
+    rng = np.random.default_rng(0)
+    return [*rng.standard_normal((ROWS, *spec.shape[1:])).astype(spec.dtype)]
+
+
+# Card and comparison.
+
+
+def _write_card(new: Path, file: Path, labels: list[str], kind: str | None) -> dict[str, Any]:
+    """Write the card of the new file to `file`: what `inspect` finds with good grounds, and what is known. Return it."""
+    from edgeroute.tools.cli.inspect_file import inspect_file
+
+    card = dict(inspect_file(new, None, 0, 30.0).card or {})
+    if kind is not None:
+        card["output"] = {**card.get("output", {}), "kind": kind}
+        if kind == "label+probabilities":
+            card["output"].pop("name", None)
+    if labels:
+        card["labels"] = labels
+    card |= {"file": new.name, "sha256": sha256_of(new)}
+    file.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return card
+
+
+def _compared(source: Loaded, new: Path, rows: list[Any], card: dict[str, Any]) -> tuple[int, float | None]:
+    """Return how many inputs have the same answer from both, and the largest difference of a confidence (None: there is none)."""
+    raw = source.rows is None  # a network: its outputs are read as the new file's
+    kind, labels = (card.get("output", {}).get("kind"), card.get("labels")) if raw else (None, None)
+    original = CallableModel(source.answer, name="original", kind=kind, labels=labels, version="1")
+    answers = []
+    for edge in (original, OnnxModel(new)):
+        with Router(edge, mode="only_edge") as router:
+            answers.append(router.infer_many(rows))
+    same, differences = 0, list[float]()
+    for a, b in zip(*answers, strict=True):
+        tie = False
+        if a.confidence is not None and b.confidence is not None:
+            differences.append(abs(a.confidence - b.confidence))
+            tie = differences[-1] < CLOSE and a.confidence < 0.5 + CLOSE  # the last digit picks one of two equal classes
+        same += tie or _same(a.value, b.value, card.get("labels"))
+    return same, max(differences, default=None)
+
+
+def _same(a: Any, b: Any, labels: Sequence[str] | None) -> bool:
+    """Return True if two values are equal; numbers up to rounding. labels: names that the second value may have."""
+    if labels is not None and isinstance(a, int) and not isinstance(b, int):
+        return bool(labels[a] == b)
+    if isinstance(a, dict) or isinstance(b, dict):
+        a, b = (next(iter(x.values())) if isinstance(x, dict) else x for x in (a, b))
+    x, y = np.asarray(a), np.asarray(b)
+    if x.dtype.kind == "f" or y.dtype.kind == "f":
+        x, y = x.squeeze(), y.squeeze()
+        return bool(x.shape == y.shape and np.allclose(x, y, rtol=CLOSE, atol=CLOSE))
+    return bool(x.shape == y.shape and (x == y).all())
+
+
+# Loading: by the suffix, or by what a file holds.
+
+
+def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
+    """Load a model. Raises as `convert`."""
+    suffix, name = path.suffix.lower(), str(path)
+    if path.is_dir() and (path / "saved_model.pb").exists():
+        name, suffix = str(path), ".pb"
+    load, runs_code = LOADERS.get(suffix, (None, False))
+    if load is None:
+        step = step_of(name)
+        raise PolicyError(f"{path} has no converter: {step}" if step else f"{path} runs as it is: write edge={name!r}")
+    if runs_code and not trust:
+        raise _untrusted(path)
+    if runs_code:
+        sys.path.append(str(Path.cwd()))  # a pickle names the modules of its classes
+    try:
+        with _errors(f"{path} cannot be loaded"):
+            return load(path, given, trust=trust)
+    except ModelError as e:
+        if isinstance(e.__cause__, ImportError):
+            raise ModelError(f"{path} needs a package that is not installed here: {first_line(e.__cause__)}") from e
+        raise
+    finally:
+        if runs_code:
+            sys.path.remove(str(Path.cwd()))
+
+
+def _untrusted(path: Path) -> PolicyError:
+    """Return the error for a file with code, which was not run."""
+    return PolicyError(
+        f"{path} was not loaded, since loading may run code in it, as of a pickle: add --trust if you know who made it"
+    )
+
+
+def _pickled(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Unpickle an estimator, by joblib if that is installed."""
+    try:
+        from joblib import load
+    except ImportError:
+        from pickle import loads
+
+        model = loads(path.read_bytes())  # noqa: S301 - only with --trust
+    else:
+        model = load(path)
+    return _estimator(model, path, given)
+
+
+def _estimator(model: Any, path: Path, given: Any) -> Loaded:
+    """Return the estimator of scikit-learn, XGBoost, LightGBM or CatBoost with its converter.
+
+    Raises:
+        PolicyError: it has no answer that edgeroute can read.
+        ModelError: it is something else.
+    """
+    package, name = type(model).__module__.partition(".")[0], type(model).__name__
+    if package == "lightgbm" and name == "Booster":
+        return _lightgbm_booster(model)
+    if package == "xgboost" and name == "Booster":
+        return _estimator(_xgboost_estimator(model.save_raw()), path, given)
+    if package == "catboost":
+        return _catboost(model)
+    if not hasattr(model, "predict"):
+        raise ModelError(f"{path} holds a {name}, and no estimator with predict: save the estimator alone")
+    if package == "sklearn":
+        import_needed("sklearn.utils.validation", "scikit-learn is damaged").check_is_fitted(model)
+    classes, proba = getattr(model, "classes_", None), hasattr(model, "predict_proba")
+    if isinstance(classes, list) and hasattr(classes[0], "dtype"):
+        raise PolicyError(f"{path}: {name} has {len(classes)} answers to one input: convert its estimators one by one")
+    if classes is not None and not proba:
+        raise PolicyError(
+            f"{path}: {name} has no predict_proba, and so no confidence: fit sklearn.calibration.CalibratedClassifierCV on it"
+        )
+    answer = model if proba else lambda x: (np.asarray(model.predict(_table(x)))[0], None)
+    texts = _vocabulary(model)
+    if texts is None and given is None and _reads_names(model):
+        raise PolicyError(f"{path}: {name} reads columns by their names: give a few rows with --sample FILE.csv")
+    labels = tuple(classes.tolist()) if proba and classes is not None and np.asarray(classes).dtype.kind in "USO" else ()
+    return Loaded(
+        model, {"sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM"}.get(package, package), answer,
+        lambda out: _by_skl2onnx(model, given, out, texts=texts is not None), _drawn(model, texts), labels,
+        "label+probabilities" if proba else "value",
+    )  # fmt: skip
+
+
+def _table(x: Any) -> Any:
+    """Return one input as a table of one row; of a mapping with the names of its columns."""
+    if isinstance(x, dict):
+        return import_needed("pandas", "columns are named by pandas: pip install pandas").DataFrame([x])
+    return np.asarray([x])
+
+
+def _parts(model: Any) -> list[Any]:
+    """Return an estimator and those within it."""
+    inside = model.get_params(deep=True).values() if hasattr(model, "get_params") else ()
+    return [model, *inside]
+
+
+def _vocabulary(model: Any) -> list[str] | None:
+    """Return the words of a pipeline that begins with a text vectorizer; None for other models."""
+    steps = getattr(model, "steps", None)
+    words = getattr(steps[0][1], "vocabulary_", None) if steps else None
+    return None if words is None else [*words]
+
+
+def _reads_names(model: Any) -> bool:
+    """Return True if a column transformer picks columns by their names."""
+    return hasattr(model, "feature_names_in_") and any(type(part).__name__ == "ColumnTransformer" for part in _parts(model))
+
+
+def _drawn(model: Any, texts: list[str] | None) -> Callable[[], list[Any]]:
+    """Return a function that draws inputs at random: texts of known words, or rows of normal numbers."""
+    rng = np.random.default_rng(0)
+    if texts is not None:
+        return lambda: [" ".join(rng.choice(texts, WORDS)) for _ in range(ROWS)]
+    return lambda: [*rng.standard_normal((ROWS, model.n_features_in_)).astype(np.float32)]
+
+
+def _by_skl2onnx(model: Any, given: Any, out: Path, *, texts: bool) -> None:
+    """Write an estimator by skl2onnx, with the converters of onnxmltools for XGBoost and LightGBM.
+
+    Raises:
+        RuntimeMissing: one of them is not installed.
+    """
+    skl2onnx = import_needed("skl2onnx", "scikit-learn's converter is not installed: pip install skl2onnx")
+    types = import_needed("skl2onnx.common.data_types", "skl2onnx is damaged")
+    for package, classifier, regressor in (
+        ("xgboost", "XGBClassifier", "XGBRegressor"),
+        ("lightgbm", "LGBMClassifier", "LGBMRegressor"),
+    ):
+        if any(type(part).__module__.partition(".")[0] == package for part in _parts(model)):
+            _register(skl2onnx, package, classifier, regressor)
+    columns = None
+    if texts:
+        initial = [("text", types.StringTensorType([None]))]
+    elif given is not None and _reads_names(model):
+        columns = given[list(model.feature_names_in_)]
+        initial = [
+            (str(name), (types.FloatTensorType if columns[name].dtype.kind in "biuf" else types.StringTensorType)([None, 1]))
+            for name in columns
+        ]
+    else:
+        initial = [("X", types.FloatTensorType([None, model.n_features_in_]))]
+    options: dict[Any, Any] = {id(model): {"zipmap": False}} if hasattr(model, "predict_proba") else {}
+    if (words := _vocabulary(model)) is not None:  # the default, en_US, is on few devices
+        options[type(model.steps[0][1])] = {"locale": "C" if all(map(str.isascii, words)) else "C.UTF-8"}
+    graph = skl2onnx.convert_sklearn(
+        model, initial_types=initial, options=options or None, target_opset={"": OPSET, "ai.onnx.ml": ML}
+    )
+    if columns is not None:
+        _flatten_columns(graph)
+    out.write_bytes(graph.SerializeToString())
+
+
+def _register(skl2onnx: Any, package: str, classifier: str, regressor: str) -> None:
+    """Register the converters of XGBoost or LightGBM with skl2onnx."""
+    need = f"the converter of {package} is not installed: pip install onnxmltools"
+    shapes = import_needed("skl2onnx.common.shape_calculator", need)
+    module = {"xgboost": "xgboost.operator_converters.XGBoost", "lightgbm": "lightgbm.operator_converters.LightGbm"}[package]
+    converter = getattr(import_needed(f"onnxmltools.convert.{module}", need), f"convert_{package}")
+    library = import_needed(package, f"{package} is not installed")
+    prefix = {"xgboost": "XGBoost", "lightgbm": "LightGbm"}[package]
+    skl2onnx.update_registered_converter(
+        getattr(library, classifier), f"{prefix}{classifier}", shapes.calculate_linear_classifier_output_shapes, converter,
+        options={"nocl": [True, False], "zipmap": [True, False, "columns"]},
+    )  # fmt: skip
+    skl2onnx.update_registered_converter(
+        getattr(library, regressor), f"{prefix}{regressor}", shapes.calculate_linear_regressor_output_shapes, converter,
+        options={"split": None} if package == "lightgbm" else None,
+    )  # fmt: skip
+
+
+def _flatten_columns(model: Any) -> None:
+    """Make each input of a graph, [n, 1], one of [n], so that a row is a mapping from column to a number or a text.
+
+    Removes the inputs that nothing reads.
+    """
+    onnx = import_needed("onnx", "onnx is not installed: pip install onnx")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 1]), "as_column"))
+    for value in [*model.graph.input]:
+        if not any(value.name in node.input for node in model.graph.node):
+            model.graph.input.remove(value)  # the pipeline drops this column
+            continue
+        for node in model.graph.node:
+            node.input[:] = [f"{name}_column" if name == value.name else name for name in node.input]
+        del value.type.tensor_type.shape.dim[1:]
+        model.graph.node.insert(0, onnx.helper.make_node("Reshape", [value.name, "as_column"], [f"{value.name}_column"]))
+
+
+def _xgboost_estimator(file: Any) -> Any:
+    """Return the estimator for a Booster's file, by its objective."""
+    library = import_needed("xgboost", "xgboost is not installed: pip install xgboost")
+    booster = library.Booster(model_file=file)
+    objective = json.loads(booster.save_config())["learner"]["objective"]["name"]
+    estimator = library.XGBClassifier() if objective.startswith(("binary:logistic", "multi:soft")) else library.XGBRegressor()
+    estimator.load_model(file)
+    return estimator
+
+
+def _xgboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load XGBoost's own format."""
+    if path.suffix.lower() == ".json" and b'"learner"' not in path.read_bytes():
+        raise ModelError(f"{path} is no model of XGBoost")
+    return _estimator(_xgboost_estimator(str(path)), path, given)
+
+
+def _lightgbm_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load LightGBM's text format."""
+    if not path.read_bytes().startswith(b"tree"):
+        raise ModelError(f"{path} is no model of LightGBM")
+    return _lightgbm_booster(
+        import_needed("lightgbm", "lightgbm is not installed: pip install lightgbm").Booster(model_file=path)
+    )
+
+
+def _lightgbm_booster(model: Any) -> Loaded:
+    """Return a Booster of LightGBM with its converter."""
+    objective = model.dump_model()["objective"].split()[0]
+    classifies = objective in {"binary", "multiclass", "multiclassova"}
+
+    def answer(x: Any) -> Any:
+        """Return class -> probability for one row, or the value of a regression."""
+        p = np.asarray(model.predict(np.asarray([x])))[0]
+        return dict(enumerate(map(float, p if np.ndim(p) else (1 - p, p)))) if classifies else (float(p), None)
+
+    def write(out: Path) -> None:
+        """Write the ONNX file."""
+        tools = import_needed("onnxmltools", "the converter of lightgbm is not installed: pip install onnxmltools")
+        types = import_needed("onnxmltools.convert.common.data_types", "onnxmltools is damaged")
+        initial = [("X", types.FloatTensorType([None, model.num_feature()]))]
+        graph = tools.convert_lightgbm(model, initial_types=initial, zipmap=False, target_opset=15)
+        out.write_bytes(graph.SerializeToString())
+
+    def rows() -> list[Any]:
+        """Draw rows at random."""
+        return [*np.random.default_rng(0).standard_normal((ROWS, model.num_feature())).astype(np.float32)]
+
+    return Loaded(model, "LightGBM", answer, write, rows, (), "label+probabilities" if classifies else "value")
+
+
+def _catboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load CatBoost's own format."""
+    library = import_needed("catboost", "catboost is not installed: pip install catboost")
+    model = library.CatBoostClassifier().load_model(str(path))
+    return _catboost(model if len(model.classes_) else library.CatBoostRegressor().load_model(str(path)))
+
+
+def _catboost(model: Any) -> Loaded:
+    """Return a model of CatBoost, which writes ONNX files itself."""
+    classifies = hasattr(model, "predict_proba")
+    answer = model if classifies else lambda x: (float(model.predict([x])[0]), None)
+
+    def rows() -> list[Any]:
+        """Draw rows at random."""
+        return [*np.random.default_rng(0).standard_normal((ROWS, len(model.feature_names_))).astype(np.float32)]
+
+    labels = tuple(model.classes_.tolist()) if classifies and np.asarray(model.classes_).dtype.kind in "USO" else ()
+    kind = "label+probabilities" if classifies else "value"
+    return Loaded(model, "CatBoost", answer, lambda out: model.save_model(str(out), format="onnx"), rows, labels, kind)
+
+
+# Networks.
+
+
+def _keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load a Keras model; code in its file, such as a Lambda layer, is refused without `trust`."""
+    keras = import_needed("keras", "keras is not installed: pip install keras tensorflow tf2onnx")
+    try:
+        model = keras.saving.load_model(path, safe_mode=not trust, compile=False)
+    except ValueError as e:
+        if "safe_mode" in str(e):
+            raise _untrusted(path) from e
+        raise
+    if len(model.inputs) > 1 or len(model.outputs) > 1:
+        raise PolicyError(
+            f"{path} has several inputs or outputs: convert it in Keras, by model.export('model.onnx', format='onnx')"
+        )
+    model(np.zeros([size or 1 for size in model.inputs[0].shape], np.float32))  # the exporter needs one call
+    activation = getattr(getattr(model.layers[-1], "activation", None), "__name__", "")
+    binary = activation == "sigmoid" and model.outputs[0].shape[-1] == 1
+    kind = "probabilities" if activation == "softmax" or binary else None
+
+    def write(out: Path) -> None:
+        """Write the ONNX file."""
+        if keras.backend.backend() == "tensorflow":
+            import_needed("tf2onnx", "the converter of Keras is not installed: pip install tf2onnx")
+        model.export(str(out), format="onnx", verbose=False)
+
+    return Loaded(model, "Keras", lambda x: np.asarray(model(np.asarray(x)[None], training=False))[0], write, None, (), kind)
+
+
+def _saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load a SavedModel of TensorFlow."""
+    folder = path if path.is_dir() else path.parent
+    tensorflow = import_needed("tensorflow", "tensorflow is not installed: pip install tensorflow tf2onnx")
+    call = tensorflow.saved_model.load(str(folder)).signatures["serving_default"]
+    ((name, spec),) = call.structured_input_signature[1].items()
+
+    def answer(x: Any) -> Any:
+        """Return the first output for one input."""
+        return np.asarray(next(iter(call(**{name: tensorflow.constant(np.asarray([x]), spec.dtype)}).values())))[0]
+
+    def write(out: Path) -> None:
+        """Write the ONNX file, in a process of its own: the converter prints much."""
+        import_needed("tf2onnx", "the converter of TensorFlow is not installed: pip install tf2onnx")
+        command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(folder), "--output", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - of the package
+        if done.returncode:
+            raise ModelError((done.stderr.strip().splitlines() or ["it failed"])[-1])
+
+    return Loaded(call, "TensorFlow", answer, write)
+
+
+def _torch(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load a whole PyTorch model: a pickled module, a program of torch.export, or TorchScript.
+
+    Raises:
+        ModelError: it has weights alone.
+        PolicyError: there is no sample.
+    """
+    torch = import_needed("torch", "torch is not installed: pip install torch onnxscript")
+    if path.suffix.lower() == ".pt2":
+        model = torch.export.load(str(path)).module()
+    else:
+        try:
+            model = torch.jit.load(str(path), map_location="cpu")
+        except RuntimeError:
+            model = torch.load(path, map_location="cpu", weights_only=False)
+    if not callable(model):
+        raise ModelError(
+            f"it has weights alone, a {type(model).__name__}: build the model in Python, load them, and then"
+            " torch.onnx.export(model, example, 'model.onnx')"
+        )
+    if not isinstance(given, list):
+        raise PolicyError(f"{path}: PyTorch's exporter runs the model once: give an input with --sample FILE.npy")
+    if path.suffix.lower() != ".pt2":
+        model.eval()
+
+    def tensor(rows: Sequence[Any]) -> Any:
+        """Return a batch of inputs."""
+        return torch.as_tensor(np.stack([np.asarray(x) for x in rows]))
+
+    def answer(x: Any) -> Any:
+        """Return the output for one input."""
+        with torch.no_grad():
+            return model(tensor([x]))[0].numpy()
+
+    def write(out: Path) -> None:
+        """Write the ONNX file, with a free batch axis."""
+        example = tensor([given[0], given[0]])
+        if isinstance(model, torch.jit.ScriptModule):  # which the newer exporter does not read
+            names = {"input_names": ["input"], "output_names": ["output"]}
+            torch.onnx.export(
+                model, (example,), str(out), dynamo=False, dynamic_axes={"input": {0: "n"}, "output": {0: "n"}}, **names
+            )
+            return
+        import_needed("onnxscript", "PyTorch's exporter needs onnxscript: pip install onnxscript")
+        batch = {0: torch.export.Dim("batch")}
+        torch.onnx.export(
+            model, (example,), str(out), dynamo=True, external_data=False, verbose=False,
+            input_names=["input"], output_names=["output"], dynamic_shapes=(batch,),
+        )  # fmt: skip
+
+    return Loaded(model, "PyTorch", answer, write)
+
+
+LOADERS: dict[str, tuple[Callable[..., Loaded], bool]] = {
+    **dict.fromkeys((".pkl", ".pickle", ".joblib"), (_pickled, True)),
+    **dict.fromkeys((".json", ".ubj"), (_xgboost_file, False)),
+    ".txt": (_lightgbm_file, False),
+    ".cbm": (_catboost_file, False),
+    ".keras": (_keras, False),
+    **dict.fromkeys((".h5", ".hdf5"), (_keras, True)),
+    ".pb": (_saved_model, True),
+    **dict.fromkeys((".pt", ".pth", ".pt2", ".ckpt", ".torchscript", ".bin"), (_torch, True)),
+}
+"""Suffix -> the function that loads such a file, and True if loading it may run code in it."""
