@@ -170,6 +170,9 @@ def test_what_exists_is_replaced_only_if_asked(tmp_path):
         convert(file, tmp_path / "none" / "m.onnx", trust=True)
     with pytest.raises(ModelMissing):
         convert(tmp_path / "none.joblib", trust=True)
+    os.mkfifo(tmp_path / "pipe.joblib")
+    with pytest.raises(ModelError, match="no regular file"):
+        convert(tmp_path / "pipe.joblib", trust=True)
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(StoreError):
         convert(file, tmp_path / "folder.onnx", trust=True, overwrite=True)

@@ -22,6 +22,7 @@ from edgeroute.edge.runtime_base import first_line
 from edgeroute.edge.runtimes import step_of
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError
 from edgeroute.router.router import Router
+from edgeroute.system.foreign_files import open_file, parse_json, read_bytes
 from edgeroute.system.late_imports import import_needed
 from edgeroute.tools.compress.onnx_graphs import put, workplace
 
@@ -145,16 +146,14 @@ def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Pa
 
 @contextmanager
 def _errors(what: str) -> Iterator[None]:
-    """Raise errors of the block as `ModelError`, except edgeroute's own and those of the disk; discard what it prints."""
+    """Raise errors of the block as `ModelError`, except edgeroute's own; discard what it prints."""
     try:
         with redirect_stdout(io.StringIO()):
             yield
     except EdgerouteError:
         raise
     except Exception as e:
-        if isinstance(e, OSError) and e.errno is not None:
-            raise
-        raise ModelError(f"{what}: {clean(first_line(e), 300)}") from e
+        raise ModelError(f"{what}: {clean(getattr(e, 'strerror', None) or first_line(e), 300)}") from e
 
 
 # Samples.
@@ -267,6 +266,8 @@ def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
         sys.path.append(str(Path.cwd()))  # a pickle names the modules of its classes
     try:
         with _errors(f"{path} cannot be loaded"):
+            if not path.is_dir():
+                open_file(path).close()  # no pipe, which a framework would wait for
             return load(path, given, trust=trust)
     except ModelError as e:
         if isinstance(e.__cause__, ImportError):
@@ -289,11 +290,9 @@ def _pickled(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 
     try:
         from joblib import load
     except ImportError:
-        from pickle import loads
-
-        model = loads(path.read_bytes())  # noqa: S301 - only with --trust
-    else:
-        model = load(path)
+        from pickle import load
+    with open_file(path) as file:
+        model = load(file)  # noqa: S301 - only with --trust
     return _estimator(model, path, given)
 
 
@@ -442,7 +441,7 @@ def _xgboost_estimator(file: Any) -> Any:
     """Return the estimator for a Booster's file, by its objective."""
     library = import_needed("xgboost", "xgboost is not installed: pip install xgboost")
     booster = library.Booster(model_file=file)
-    objective = json.loads(booster.save_config())["learner"]["objective"]["name"]
+    objective = parse_json(booster.save_config())["learner"]["objective"]["name"]
     estimator = library.XGBClassifier() if objective.startswith(("binary:logistic", "multi:soft")) else library.XGBRegressor()
     estimator.load_model(file)
     return estimator
@@ -450,14 +449,14 @@ def _xgboost_estimator(file: Any) -> Any:
 
 def _xgboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load XGBoost's own format."""
-    if path.suffix.lower() == ".json" and b'"learner"' not in path.read_bytes():
+    if path.suffix.lower() == ".json" and b'"learner"' not in read_bytes(path):
         raise ModelError(f"{path} is no model of XGBoost")
     return _estimator(_xgboost_estimator(str(path)), path, given)
 
 
 def _lightgbm_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load LightGBM's text format."""
-    if not path.read_bytes().startswith(b"tree"):
+    if not read_bytes(path).startswith(b"tree"):
         raise ModelError(f"{path} is no model of LightGBM")
     return _lightgbm_booster(
         import_needed("lightgbm", "lightgbm is not installed: pip install lightgbm").Booster(model_file=path)
