@@ -123,9 +123,16 @@ def test_a_policy_and_a_command_say_the_step(tmp_path, path, step):
     assert re.search(rf"edge\.path: found .*which no runtime runs: .*{step}", err)
     if "/" not in path:  # an address is inspected
         (tmp_path / path).write_bytes(b"")
-        code, out, err = cli("inspect", path, cwd=tmp_path)
-        assert (code, out, err.count("\n")) == (2, "", 1)
-        assert re.search(step, err)
+        for command in ("inspect", "check") if path != "m.json" else ("inspect",):
+            code, out, err = cli(command, path, cwd=tmp_path)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert re.search(step, err)
+
+
+def test_a_model_is_checked_without_a_policy(fashion):
+    code, out, err = cli("check", fashion / "edge.int8.onnx")
+    assert (code, err) == (0, "")
+    assert "edge.int8.onnx is ready" in out
 
 
 @pytest.mark.parametrize(

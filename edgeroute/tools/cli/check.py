@@ -21,17 +21,19 @@ from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy,
 
 
 def check(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The policy, in place of --policy.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The policy, in place of --policy; or a model.")] = None,
     *,
     policy: OptionalPolicy = None,
     as_json: Json = False,
 ) -> int:
     """Report what works, what may leave the device and where to, what is missing, and settings that can never work."""
+    from edgeroute.edge.runtimes import step_of
     from edgeroute.router.router import Router
 
     if (given := file or policy) is None or (file and policy):
         raise typer.BadParameter("one policy is needed, as in `edgeroute check policy.toml`", param_hint="FILE")
-    with Router.from_policy(given) as router:
+    is_policy = given.suffix.lower() == ".json" or (step_of(str(given)) or "").startswith("expected")
+    with Router.from_policy(given) if is_policy else Router(given, mode="only_edge") as router:
         report = router.check()
     print(json.dumps({"ok": report.ok, "lines": report.lines}) if as_json else printable(str(report)))
     return OK if report.ok else NOT_READY
