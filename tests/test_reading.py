@@ -11,7 +11,7 @@ from both import Tasks, Threads, running
 from commands import cli
 from onnx import TensorProto, helper
 
-from edgeroute import BadInput, CallableModel, Function, ModelError, OnnxModel, OpenAIChat, OpenInference, Options, Router
+from edgeroute import Audit, BadInput, CallableModel, Function, ModelError, OnnxModel, OpenAIChat, OpenInference, Options, Router
 from edgeroute.cloud.cloud_backend import ReplyReader
 from edgeroute.confidence import Reader
 from edgeroute.confidence.output_recognition import same
@@ -121,6 +121,41 @@ def test_a_state_is_no_answer(tmp_path):
         answer = session.infer(X)
     p = float(sigmoid(X.mean()))
     assert (answer.value, answer.confidence) == ("yes", pytest.approx(p, rel=1e-4))
+
+
+def test_a_calibration_reads_as_the_router_does(tmp_path):
+    """Logits, their softmax in a file and that of a function have one threshold, and it counts."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 4)).astype(np.float32) * 3
+    right = (x + rng.normal(size=x.shape)).argmax(1).tolist()
+    edges = [
+        ending(tmp_path / "logits.onnx", "Identity"), ending(tmp_path / "softmax.onnx", "Softmax"),
+        CallableModel(softmax, name="softmax", version="1"),
+    ]  # fmt: skip
+    thresholds = []
+    for edge in edges:
+        with Router(edge, lambda _: 0, threshold=0.5) as router:
+            result = router.calibrate(list(x), right, max_error=0.2)
+        thresholds.append(result.certificate.threshold)
+        with Router(edge, lambda _: 0, threshold=result) as router:
+            assert "certified" in str(router.check())
+    assert thresholds == pytest.approx([thresholds[0]] * 3, rel=1e-4)
+    assert thresholds[0] > 0.25
+
+
+def test_boxes_over_a_server(make, tmp_path):
+    """As on the device: by the server's metadata, the endpoint's own kind or its card, and one by one for a batch."""
+    xywh, scores = yolo(600, 4)
+    path, card = boxes_file(tmp_path / "m.onnx", np.concatenate([xywh, scores], 1).T), tmp_path / "m.json"
+    card.write_text(json.dumps({"labels": LABELS, "output": {"kind": "boxes"}}))
+    with Router(path, threshold=0) as router:
+        own = router.infer(X)
+    with running(app([OnnxModel(path)])) as client:
+        url = f"{client.base_url}/v2/models/m"
+        for endpoint in (OpenInference(url), OpenInference(url, kind="boxes", labels=LABELS), OpenInference(url, card=card)):
+            with make(None, endpoint, mode="only_cloud") as router:
+                for answer in (router.infer(X), *router.infer_many([X] * 2)):
+                    assert (answer.value, answer.confidence) == (own.value, own.confidence)
 
 
 def test_a_kind_that_is_given_counts(tmp_path):
@@ -292,6 +327,22 @@ def test_functions_on_both_sides_return_boxes(make):
         assert (answer.value[0]["label"], answer.confidence) == (1, pytest.approx(0.6))
     with make(lambda _: own, threshold=0.7) as router:
         assert [a.value for a in router.infer_many([1, 2, 3])] == [own] * 3
+
+
+def test_boxes_with_masks_are_audited():
+    """Equal values are those whose arrays are, too."""
+    vision = {
+        "boxes": np.array([[0, 0, 9, 9.0]]),
+        "labels": np.array([0]),
+        "scores": np.array([0.6]),
+        "masks": np.ones((1, 4, 4)),
+    }
+    for other, disagreed in ((vision, 0), ({**vision, "masks": np.zeros((1, 4, 4))}, 1)):
+        router = Router(lambda _: vision, lambda _, cloud=other: cloud, threshold=0.5, audit=Audit(share=1))
+        with router:
+            json.dumps(router.infer(1).as_dict())
+        (audits,) = router.stats().audits
+        assert (audits.audited, audits.disagreed) == (1, disagreed)
 
 
 def test_keypoints_and_masks_come_with_their_box():

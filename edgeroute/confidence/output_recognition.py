@@ -328,7 +328,14 @@ def labels_by_form(labels: Iterable[Any]) -> dict[str | None, Any]:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Return True if two values are equal; for arrays: all elements, and the shapes. Raises what their comparison raises."""
+    """Return True if two values are equal; for arrays: all elements, and the shapes. Raises what their comparison raises.
+
+    Arrays in lists and mappings, as the masks of boxes, are compared in the same way.
+    """
+    kind = type(one)
+    if kind is type(other) and kind in {list, tuple, dict} and one is not other:
+        same_length = one.keys() == other.keys() if kind is dict else len(one) == len(other)
+        return same_length and all(equal(one[i], other[i]) for i in (one if kind is dict else range(len(one))))
     if getattr(one, "shape", ()) != getattr(other, "shape", ()):
         return False
     result = one == other
