@@ -294,6 +294,20 @@ def test_what_a_server_repeats_of_a_prompt_is_nowhere(reply, own, caplog):
     assert "Mustermann" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"), [("no room for Mustermann", True), ("bad key s3cret-key", False), ("s 3 c r e t key", False)]
+)
+def test_its_text_is_in_the_log_at_level_debug(text, shown, caplog, monkeypatch):
+    """Unless it has the key."""
+    monkeypatch.setenv("LOCAL_KEY", "s3cret-key")
+    caplog.set_level("DEBUG", "edgeroute")
+    with CannedServer(http_reply(json.dumps({"error": {"message": text}}).encode(), status=500)) as server:
+        with pytest.raises(ModelError) as found:
+            LocalServer(f"http://127.0.0.1:{server.port}", key_env="LOCAL_KEY").run_one("hi")
+        assert text not in str(found.value)
+    assert (text in caplog.text, "(it has a secret)" in caplog.text) == (shown, not shown)
+
+
 def test_forms_of_replies():
     """In one piece, of a completion with OpenAI's older log-probabilities, without any, with a tool's call and with thoughts."""
     whole = {"choices": [{"message": {"content": "Paris"}, "logprobs": {"content": [{"token": "Paris", "logprob": -0.5}]}}]}

@@ -7,6 +7,7 @@ errors.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
 from edgeroute.system.process import json_dumps
-from edgeroute.system.quotable_codes import quote
+from edgeroute.system.quotable_codes import has_secret, quote
+
+log = logging.getLogger("edgeroute")
 
 # Server-sent events (WHATWG HTML, 9.2), in which the answers of language models come.
 
@@ -518,7 +521,7 @@ def failure(
     secrets: Sequence[str] = (),
     more: str = "",
 ) -> ModelError | BadInput:
-    """Return the exception for an error that a runtime reports.
+    """Return the exception for an error that a runtime reports; log its text at level DEBUG, unless it has a secret.
 
     `Unfit` for a prompt that is too long, or a request with parts that are not supported; `BadInput` for one that the caller
     wrote and the server refuses; else `ModelError`.
@@ -532,6 +535,8 @@ def failure(
         more: text for the end of the message.
     """
     text = str(error.get("message") or "")
+    if text and log.isEnabledFor(logging.DEBUG):
+        log.debug("%s answered with the text: %s", where, "(it has a secret)" if has_secret(text, secrets) else text)
     reason = clean(text, FOREIGN) if sent is None else ""
     if error.get("type") in LONG or error.get("code") in LONG:
         tokens, most = error.get("n_prompt_tokens"), error.get("n_ctx")
