@@ -50,7 +50,6 @@ class HttpBackend(AbandonedRuns):
         self.pack: Callable[[list[Any], Exchange], list[Any]] | None = None if payload is None else self._pack
         """Encodes inputs for `run_async`, off the event loop; None: that takes no time."""
         self.sends_edge: bool = getattr(endpoint, "send_edge", False)
-        """True if inputs come with the edge's answers, as `Escalated`."""
         self._accepted_rows: int | None = None
         """Rows of the largest call that the server took after it had refused more; None: it has refused none."""
         self._client: HttpClient | None = None

@@ -72,7 +72,6 @@ class PlainJson(OneByOne):
         if body_type != "json" and any(header.lower() == "content-type" for header in address.get("headers") or ()):
             raise PolicyError(f"headers has Content-Type, which a {body_type} body has of its own: leave it out")
         self.send_edge = checked_flag("send_edge", send_edge)
-        """True if inputs come with the edge's answers, as `Escalated`."""
         if body is None:
             body = _WITH_EDGE if send_edge and body_type == "json" else _DEFAULT[body_type == "json"]
         self._encode, self.body = encode, Body(body, body_type, max_body_bytes, edge=send_edge)

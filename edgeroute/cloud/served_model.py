@@ -116,7 +116,6 @@ class ServedModel(ABC):
         self.payload = None if codec is None else payload_of(codec)
         """Codec of inputs; None: they are sent as the model's tensors."""
         self.send_edge = checked_flag("send_edge", send_edge)
-        """True if inputs come with the edge's answers, as `Escalated`."""
         self.address = Address(url, **address)
         base, separator, rest = self.address.path.partition("/v2/models/")
         if not rest and not model:

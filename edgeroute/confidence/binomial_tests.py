@@ -38,11 +38,13 @@ def upper(k: int, m: int, delta: float) -> float:
     return high
 
 
+RISK = 0.05
+"""Usual probability that an interval misses the truth."""
 LARGEST = 50_000
 """Sample size from which the intervals of `proportion` do not become narrower: an exact one of more would take too long."""
 
 
-def proportion(count: float, of: int, risk: float) -> tuple[float, float, float]:
+def proportion(count: float, of: int, risk: float = RISK) -> tuple[float, float, float]:
     """Return a share, and its two-sided interval at level 1 - risk (Clopper and Pearson, 1934); (0, 0, 1) if `of` is 0.
 
     A fractional `count` is widened to whole numbers, and large `of` is scaled down to `LARGEST`.

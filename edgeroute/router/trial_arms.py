@@ -10,7 +10,7 @@ from math import sqrt
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from edgeroute.confidence.binomial_tests import proportion
+from edgeroute.confidence.binomial_tests import RISK, proportion
 from edgeroute.confidence.output_recognition import same
 from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.latency_and_load_estimates import Latency
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from edgeroute.router.request import Request
 
 log = logging.getLogger("edgeroute")
-RISK = 0.05
-"""Probability that an interval misses the truth."""
 MOST_HIDDEN = 8
 """Concurrent calls of hidden clouds; further ones are left out."""
 MOST_UNITS = 4096

@@ -18,8 +18,6 @@ from edgeroute.system.forks import ForkSafe, initially, per_process
 
 UNHEARD = "unheard"
 """Key that marks the lines of shadow runs in the audit log."""
-RISK = 0.05
-"""Probability that an interval misses the truth."""
 PER = 1000
 """Number of requests to which stated savings refer."""
 MB = 1e6
@@ -102,7 +100,7 @@ class _Weights:
             return 0.0, 0.0, 1.0
         share = min(1.0, part / self.sum)
         n = max(1, int(self.sum * self.sum / self._squares + 1e-9))
-        _, low, high = proportion(share * n, n, RISK)
+        _, low, high = proportion(share * n, n)
         return share, low, high
 
 

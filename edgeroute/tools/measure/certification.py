@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import Floats, Ints, upper
+from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper
 from edgeroute.confidence.certificate import Certificate, Kind, digest
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.core.routing_policy import INF
@@ -18,7 +18,7 @@ from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.rotated_json_lines import read
 from edgeroute.tools.measure.calibration import calibrate, crossfit
 from edgeroute.tools.measure.critical_counts import least_n
-from edgeroute.tools.measure.evaluation import RISK, Bools, Evaluation, Examples, chance_doubts, share
+from edgeroute.tools.measure.evaluation import Bools, Evaluation, Examples, chance_doubts, share
 from edgeroute.tools.measure.fixed_sequence import lowest_threshold
 from edgeroute.tools.measure.independence import sketch
 from edgeroute.tools.measure.score_fitting import fit

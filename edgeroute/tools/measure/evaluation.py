@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeroute.confidence.binomial_tests import Floats, Ints, upper
+from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import Terms
 from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
@@ -118,9 +118,6 @@ def chance_doubts(examples: Examples) -> list[str]:
 
 
 # Proportions with exact confidence intervals, score bins, and expected calibration error.
-
-RISK = 0.05
-"""Probability that a confidence interval misses the truth."""
 
 
 class Share(NamedTuple):

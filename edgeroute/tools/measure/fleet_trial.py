@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import Floats, proportion
+from edgeroute.confidence.binomial_tests import RISK, Floats, proportion
 from edgeroute.errors import BadInput
 from edgeroute.observe.router_stats import ArmStats, Interval
 from edgeroute.tools.measure.evaluation import Bools
@@ -16,8 +16,6 @@ from edgeroute.tools.measure.evaluation import Bools
 DRAWS = 4_999
 """Random assignments of devices to arms for the re-randomisation test."""
 RESAMPLES = 2_000
-RISK = 0.05
-"""Probability that an interval of one arm misses the truth."""
 MEASURES = {("edge", True): ("failed", "deferred", "differs"), ("cloud", True): ("failed", "differs")}
 """(Side, True if shown) -> the measures to compare. The devices themselves compare a hidden cloud's answers with those in use."""
 SHARES = ("failed", "deferred", "differs")
@@ -188,7 +186,7 @@ def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) ->
     parts = {}
     for name in SHARES:
         of = _base(name)
-        parts[name] = _hull(proportion(int(total[name]), int(total[of]), RISK), _ratio(drawn[name], drawn[of]))
+        parts[name] = _hull(proportion(int(total[name]), int(total[of])), _ratio(drawn[name], drawn[of]))
     accepted = proportion(int(total["requests"] - total["deferred"]), int(total["requests"]), RISK / 2)
     wrong = proportion(int(total["differs"]), int(total["compared"]), RISK / 2)
     answered = _ratio(drawn["requests"] - drawn["deferred"], drawn["requests"])
