@@ -14,7 +14,19 @@ import tiny
 from both import collected
 from commands import cli
 
-from edgeroute import BadInput, CloudError, Egress, Function, MayNotLeave, ModelError, NoAnswer, Outbox, PolicyError, Router
+from edgeroute import (
+    BadInput,
+    CallableModel,
+    CloudError,
+    Egress,
+    Function,
+    MayNotLeave,
+    ModelError,
+    NoAnswer,
+    Outbox,
+    PolicyError,
+    Router,
+)
 from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
@@ -573,8 +585,11 @@ def test_probabilities_that_a_card_calls_logits(home):
         return z / z.sum()
 
     x, _ = drawn(20, 5)
-    with Router(model, int, threshold=0.5) as router, pytest.raises(ModelError, match="returns probabilities"):
+    edge = CallableModel(model, kind="logits")
+    with Router(edge, int, threshold=0.5) as router, pytest.raises(ModelError, match="returns probabilities"):
         collected(router, x, ask_cloud=False)
+    with Router(model, int, threshold=0.5) as router:
+        assert collected(router, x, ask_cloud=False).score.max() > 0.9
 
 
 def test_which_edge(home):

@@ -597,7 +597,7 @@ def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
     array = np.asarray(outputs)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:  # noqa: PLR2004 - examples and classes
         raise BadInput(f"{what}: expected numbers [n, classes], found {array.dtype} {list(array.shape)}")
-    if reader.kind == "logits" and _are_probabilities(array):
+    if reader.kind in {None, "logits"} and _are_probabilities(array):
         raise BadInput(f"{what}: these are probabilities, each row adds up to 1: record the outputs before the softmax")
     try:
         read = reader.read_many(array, len(array))
