@@ -488,8 +488,13 @@ def test_forked_workers_of_an_application_that_is_loaded(tmp_path):
 REQUEST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx"
 
 
-def test_the_call_of_a_client_that_goes_is_cancelled():
-    """The cloud's coroutine is cancelled; the next client is answered."""
+@pytest.mark.parametrize("between", [False, True])
+def test_the_call_of_a_client_that_goes_is_cancelled(between):
+    """The cloud's coroutine is cancelled; the next client is answered. Also behind a middleware that wraps the request."""
+
+    async def passes(request, call_next):
+        return await call_next(request)
+
     begun, cancelled = threading.Event(), threading.Event()
 
     async def cloud(x):
@@ -502,7 +507,10 @@ def test_the_call_of_a_client_that_goes_is_cancelled():
             cancelled.set()
             raise
 
-    with serving(service(lambda: AsyncRouter(unsure, cloud, threshold=0.5))) as (address, _):
+    app = service(lambda: AsyncRouter(unsure, cloud, threshold=0.5))
+    if between:
+        app.add_middleware(BaseHTTPMiddleware, dispatch=passes)
+    with serving(app) as (address, _):
         with socket.create_connection(address, LONG) as connection:
             connection.sendall(REQUEST)
             assert begun.wait(LONG)
@@ -537,6 +545,20 @@ def test_a_call_ends_with_its_handler():
 
     asyncio.run(main())
     assert ended == [True]
+
+
+def test_a_request_that_cannot_be_read_is_no_client_that_has_gone():
+    """The exception of its channel is raised, and the call is cancelled."""
+
+    class Request:
+        async def receive(self):
+            raise RuntimeError("read before")
+
+    async def main():
+        with pytest.raises(RuntimeError, match="read before"):
+            await while_connected(Request(), asyncio.Event().wait())
+
+    asyncio.run(main())
 
 
 def test_an_exception_of_the_call_passes():

@@ -88,6 +88,7 @@ async def while_connected(request: Any, call: Awaitable[T]) -> T:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
+        gone.result()
         raise Disconnected("the client closed its connection, and its call is cancelled")
     finally:
         task.cancel()
