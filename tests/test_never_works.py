@@ -24,6 +24,8 @@ from edgeroute import (
     PlainJson,
     PolicyError,
     Router,
+    Trial,
+    Variants,
 )
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.cli.exit_codes import NOT_READY
@@ -145,6 +147,17 @@ def test_the_last_edge(make):
     assert "every answer of" in line
     assert never(make(unsure, threshold=0.0)) == []
     assert never(make(unsure, sure, threshold=0.0, mode="prefer_cloud")) == []
+
+
+def test_variants_and_trials(make, small):
+    """Variants of one model are one step; a model on trial whose answers are shown has a threshold as the edge has."""
+    variants = Variants(s=str(small), l=str(small))
+    assert never(make(variants, threshold=0.0)) == []
+    assert len(never(make(variants, sure, threshold=0.0))) == 2
+    assert len(never(make([variants, small], threshold=[0.0, 0.0, 0.5]))) == 2
+    trial = Trial(edge=str(small), share=0.5, threshold=0.0)
+    (line,) = never(make(small, sure, threshold=0.5, trial=trial))
+    assert line.startswith("every answer of edge-trial passes")
 
 
 def test_an_edge_without_confidence(make, tmp_path):

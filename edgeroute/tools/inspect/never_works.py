@@ -56,8 +56,9 @@ def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: s
         if snapshot.policy.rules.nothing and (not edges or snapshot.policy.mode == "only_cloud"):
             yield "nothing may leave this device by its rules, and only a cloud may answer: write may_leave, or an edge"
         yield from _unlike(snapshot, edges, clouds)
-    if snapshot.policy.mode in JUDGED:
-        yield from _thresholds(snapshot)
+    for judged in filter(None, (snapshot, snapshot.shown)):
+        if judged.policy.mode in JUDGED:
+            yield from _thresholds(judged)
 
 
 def _times(snapshot: Snapshot) -> Iterator[str]:
@@ -117,19 +118,19 @@ def _smallest(cloud: Any, inputs: list[Any]) -> Cost:
 
 def _thresholds(snapshot: Snapshot) -> Iterator[str]:
     """Yield a line for each edge whose answers all pass its threshold, or never do, if there is a target after it."""
-    numbered = [*enumerate(snapshot.targets)]
-    last = max((i for i, target in numbered if target.side == "edge"), default=-1)
-    for i, target in numbered:
-        backend = snapshot.backends[i]
-        if not isinstance(backend, EdgeBackend) or target.threshold is None or not (snapshot.clouds or i < last):
+    last = [target.group or target.name for target in snapshot.targets][-1:]
+    for target, backend in zip(snapshot.targets, snapshot.backends, strict=True):
+        final = not snapshot.clouds and [target.group or target.name] == last  # variants of one model are one step
+        if not isinstance(backend, EdgeBackend) or target.threshold is None or final:
             continue
         given, unit = [target.threshold, *target.thresholds.values()], bounded(backend.reader.score)
         scored_before = isinstance(backend, InputScoredBackend)
         if min(given) > 1 + SLACK if unit and not scored_before else min(given) == INF:
             why = "confidences are at most 1" if min(given) < INF else "it defers all"
+            what = "calibrate anew, with more examples or a looser guarantee" if target.certified else "write a lower one"
             yield (
                 f"no answer of {target.name} reaches its threshold, {min(given):g} ({why}), so each input goes on: "
-                'write a lower one, as `edgeroute calibrate` finds it, or mode = "only_cloud"'
+                f'{what}, or mode = "only_cloud"'
             )
         elif snapshot.policy.no_confidence == "defer" and not scored_before and _unsure(backend):
             yield (
