@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeroute.cloud.tensor_types import NAMES
 from edgeroute.edge.input_tensors import Array, shape_text
-from edgeroute.edge.preprocessing import load_pillow
+from edgeroute.edge.preprocessing import MODES, load_pillow
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.late_imports import import_late
 
@@ -20,8 +20,6 @@ MEDIA = "media_type"
 """Parameter of a tensor with the media type of its bytes."""
 PICTURES = {"jpeg": 95, "webp": 95, "png": None}
 """Codec of pictures -> default quality, with little loss (docs/payloads.md); None: lossless."""
-MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}
-"""Number of channels -> Pillow's mode."""
 MOST_QUALITY = 100
 MOST_LEVEL = 19
 """Maximum level of zstd, below the levels that take much memory."""
