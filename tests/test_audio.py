@@ -271,8 +271,19 @@ def test_a_final_answer_that_is_an_error(make):
 def test_values_that_cannot_be_compared_are_others():
     """So they are spoken, rather than kept back."""
     assert equal(np.zeros(2), np.zeros(2))
-    assert not equal([np.zeros(2)], [np.zeros(2)])
+    assert equal([np.zeros(2)], [np.zeros(2)])
+    assert not equal({np.float64: 1}, np.zeros(2))
+    assert not equal({1: _Odd()}, {1: _Odd()})
     assert not equal("a", "b")
+
+
+class _Odd:
+    """A value whose comparison fails."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise ValueError(other)
 
 
 # barge-in
