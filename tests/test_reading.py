@@ -170,6 +170,19 @@ def test_a_kind_that_is_given_counts(tmp_path):
     assert OnnxModel(tmp_path / "none.onnx").kind is None
 
 
+def test_logits_by_their_form_alone(tmp_path):
+    """Are said to be so by `check`, unless the name of the output, labels or a kind say what they are."""
+    alone = "read as logits, by their form alone"
+    path = ending(tmp_path / "m.onnx", "Neg")
+    assert alone in checked(OnnxModel(path))
+    for known in (
+        OnnxModel(path, labels=LABELS),
+        OnnxModel(path, kind="logits"),
+        ending(tmp_path / "n.onnx", "Neg", output="Logits"),
+    ):
+        assert alone not in checked(known)
+
+
 def test_an_embedding_has_no_class(make, tmp_path):
     """Neither at `check` nor at a call, until its kind is written; the cloud is asked meanwhile."""
     for name in ("embedding", "pooler_output", "image_features", "last_hidden_state", "latentVector"):

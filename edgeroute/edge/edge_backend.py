@@ -283,8 +283,16 @@ class EdgeBackend(AbandonedRuns):
             notes.append(f"{other.name} is no card, and was not read: card=False says so")
         if self.reader.kind != member(self.model, "kind"):
             notes.append("its outputs are read as probabilities, since they sum to 1")
+        elif self._by_form_alone():
+            notes.append("its outputs are read as logits, by their form alone: kind says so")
         more = [str(note) for note in notes if note]
         return f"{self.where} is ready{session}{where}" + (f" ({'; '.join(more)})" if more else "")
+
+    def _by_form_alone(self) -> bool:
+        """Return True if a row of numbers is read as logits though neither kind, labels nor the output's name say so."""
+        answer, reader = self.on_zeros, self.reader
+        row = answer is not None and answer.confidence is not None and type(answer.outputs) is np.ndarray
+        return row and reader.kind is None and reader.labels is None and "logit" not in reader.output_name().lower()
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """Return a fingerprint of all that the model's outputs depend on.
