@@ -36,10 +36,12 @@ def test_the_program_is_as_long_as_a_users():
 
 @pytest.mark.matrix
 def test_pyright_strict(tmp_path):
-    """With the types of the package that is imported here."""
+    """With the types of the package that is imported here; a wrong call is found."""
     pytest.importorskip("basedpyright")
-    settings = {"typeCheckingMode": "strict", "include": [str(PROGRAM)], "extraPaths": [str(Path(edgeroute.__file__).parents[1])]}
+    settings = {"typeCheckingMode": "strict", "include": ["program.py"], "extraPaths": [str(Path(edgeroute.__file__).parents[1])]}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "basedpyright", "-p", str(tmp_path), "--pythonpath", sys.executable]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for more, status in (("", 0), ("show(1)\n", 1)):
+        (tmp_path / "program.py").write_text(PROGRAM.read_text() + more)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stdout + done.stderr
