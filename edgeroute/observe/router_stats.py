@@ -201,7 +201,7 @@ class Stats(NamedTuple):
     def __repr__(self) -> str:
         legs = "".join(f"; {leg.name} answered {leg.answered:,} of {leg.started:,}" for leg in self.legs)
         counts = f"{self.deferred:,} deferred, {self.degraded:,} degraded, {self.unanswered:,} unanswered"
-        return f"<Stats of {self.requests:,} requests: {counts}{legs}>"
+        return f"<Stats of {self.requests:,} request{'' if self.requests == 1 else 's'}: {counts}{legs}>"
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
