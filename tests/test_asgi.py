@@ -584,17 +584,20 @@ def test_a_shutdown_answers_what_is_under_way(tmp_path, replies):
         "app.add_middleware(Errors)\n"
     )
     with CannedServer(GOOD) as cloud, socket.create_server(("127.0.0.1", 0)) as listener:
-        cloud.shut()
         environment = {**os.environ, "CLOUD": cloud.url, "DEADLINE": "60" if replies else "2"}
         command = [sys.executable, "-m", "uvicorn", "service:app", "--fd", str(listener.fileno())]
         with subprocess.Popen(
             command, cwd=tmp_path, env=environment, pass_fds=[listener.fileno()], stderr=subprocess.PIPE, text=True
         ) as process:
             try:
+                with socket.create_connection(listener.getsockname(), 2 * LONG) as first:  # after which nothing is imported
+                    first.sendall(REQUEST)
+                    assert first.recv(65536)
+                cloud.shut()
                 connections = [socket.create_connection(listener.getsockname(), 2 * LONG) for _ in range(3)]
                 for connection in connections:
                     connection.sendall(REQUEST)
-                cloud.wait_for(lambda: len(cloud.requests) >= len(connections), timeout_s=2 * LONG)
+                cloud.wait_for(lambda: len(cloud.requests) > len(connections), timeout_s=2 * LONG)
                 process.send_signal(signal.SIGTERM)
                 while "Shutting down" not in (line := process.stderr.readline()):
                     assert line, "the server ended"
