@@ -138,7 +138,7 @@ def _silero(file: Path, state: dict[str, str], output: str, more: dict[str, Any]
 SR = {"sr": np.array(16_000, np.int64)}
 STATE = {"state": "stateN"}
 for name, more in {"silero_vad.onnx": SR, "silero_vad_16k_op15.onnx": SR, "silero_vad_half.onnx": {}}.items():
-    line = f'OnnxModel("{name}", output="output", kind="probabilities", labels=["no", "yes"])'
+    line = f'OnnxModel("{name}", kind="probabilities", labels=["no", "yes"])'
     foreign("silero-vad", f"data/{name}", "speech in sound", line, inspect=True, stream=True)(
         partial(_silero, state=STATE, output="output", more=more)
     )
@@ -146,7 +146,7 @@ foreign(
     "faster-whisper",
     "assets/silero_vad_v6.onnx",
     "speech in sound",
-    'OnnxModel("silero_vad_v6.onnx", output="speech_probs", labels=["no", "yes"])',
+    'OnnxModel("silero_vad_v6.onnx", labels=["no", "yes"])',
     inspect=True,
     stream=True,
 )(partial(_silero, state={"h": "hn", "c": "cn"}, output="speech_probs", more={}))
