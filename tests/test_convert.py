@@ -13,7 +13,7 @@ import pytest
 from both import unsure
 from commands import cli
 
-from edgeroute import ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StoreError
+from edgeroute import BadInput, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StoreError
 from edgeroute.tools.model_conversion import convert
 
 linear_model = pytest.importorskip("sklearn.linear_model")
@@ -69,22 +69,25 @@ def test_columns_are_given_by_their_names(tmp_path):
     """Of a few rows in a table: a row is a mapping; a column that the pipeline drops is not needed."""
     pandas = pytest.importorskip("pandas")
     compose, preprocessing = pytest.importorskip("sklearn.compose"), pytest.importorskip("sklearn.preprocessing")
-    table = pandas.DataFrame({"age": X[:, 0], "city": np.where(X[:, 1] > 0, "Ulm", "Zürich"), "id": np.arange(400)})
+    table = pandas.DataFrame({"my age": X[:, 0], "city": np.where(X[:, 1] > 0, "Ulm", "Zürich"), "id": np.arange(400)})
     columns = compose.make_column_transformer(
-        (preprocessing.OneHotEncoder(), ["city"]), (preprocessing.StandardScaler(), ["age"])
+        (preprocessing.OneHotEncoder(), ["city"]), (preprocessing.StandardScaler(), ["my age"])
     )
     pipeline = pytest.importorskip("sklearn.pipeline").make_pipeline(columns, linear_model.LogisticRegression())
     model = pipeline.fit(table, np.array(["no", "yes"])[Y])
     file = saved(tmp_path, model)
     with pytest.raises(PolicyError, match=r"reads columns by their names: give a few rows with --sample"):
         convert(file, trust=True)
+    table[["city"]].head(30).to_csv(tmp_path / "few.csv", index=False)
+    with pytest.raises(BadInput, match="no column 'my age'"):
+        convert(file, trust=True, sample=tmp_path / "few.csv")
     table.head(30).to_csv(tmp_path / "rows.csv", index=False)
     done = convert(file, trust=True, sample=tmp_path / "rows.csv")
     assert (done.same, done.rows, done.sampled) == (30, 30, True)
-    rows = [{"age": 0.3, "city": "Zürich", "id": 0}, {"age": -2.0, "city": "Ulm", "id": 0}]
+    rows = [{"my age": 0.3, "city": "Zürich", "id": 0}, {"my age": -2.0, "city": "Ulm", "id": 0}]
     alike(done, model, rows)
     with Router(done.out, unsure, threshold=0) as router:
-        assert router.infer({"age": 0.3, "city": "Zürich"}).source == "edge"
+        assert router.infer({"my age": 0.3, "city": "Zürich"}).source == "edge"
 
 
 def test_a_regression_is_a_value_without_confidence(tmp_path):
@@ -221,6 +224,25 @@ def test_the_result_is_json_for_programs(tmp_path):
         assert {answer.value for answer in router.infer_many(list(X[:30]))} == {"no", "yes"}
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"labels": ["a", "b", "c"]}, "has 2 classes, and there are 3 labels"),
+        ({"kind": "logit"}, "there is no kind of outputs 'logit': did you mean"),
+        ({"sample": Path("wide.npy")}, "does not take these inputs: X has 9 features"),
+        ({"sample": Path("none.npy")}, "there is no such file"),
+    ],
+    ids=["labels", "kind", "wide", "none"],
+)
+def test_what_does_not_fit_the_model_is_said_before_anything_is_written(tmp_path, monkeypatch, given, says):
+    monkeypatch.chdir(tmp_path)
+    np.save("wide.npy", np.zeros((4, 9)))
+    file, before = saved(tmp_path, linear_model.LogisticRegression().fit(X, Y)), {*tmp_path.iterdir()}
+    with pytest.raises((PolicyError, ModelError, BadInput), match=says):
+        convert(file, trust=True, **given)
+    assert {*tmp_path.iterdir()} == before
+
+
 # Beside their frameworks: the part `converters` of the matrix.
 
 
@@ -280,6 +302,22 @@ def test_catboost(tmp_path, form):
     else:
         model.save_model(str(tmp_path / form))
     alike(convert(tmp_path / form, trust=form == "m.joblib"), model, X[:20])
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_names_of_columns_are_no_trouble_and_categories_are_refused(tmp_path, library):
+    module, pandas = pytest.importorskip(library), pytest.importorskip("pandas")
+    table = pandas.DataFrame(X, columns=["my age", "b", "c", "d", "e"])
+    make = {
+        "xgboost": lambda: module.XGBClassifier(n_estimators=5, enable_categorical=True),
+        "lightgbm": lambda: module.LGBMClassifier(n_estimators=5, verbose=-1),
+    }[library]
+    done = convert(saved(tmp_path, make().fit(table, Y)), trust=True)
+    assert done.same == done.rows
+    table["city"] = pandas.Categorical(np.where(X[:, 1] > 0, "Ulm", "Bonn"))
+    with pytest.raises(PolicyError, match="has categories, which no converter writes"):
+        convert(saved(tmp_path, make().fit(table, Y), "c.joblib"), trust=True)
 
 
 @pytest.mark.matrix

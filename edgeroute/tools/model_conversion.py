@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_card import sha256_of
@@ -100,11 +101,14 @@ def convert(
         RuntimeMissing: a package is not installed.
         StoreError: the file cannot be written.
     """
+    checked_kind(kind)
     target, card_file = _targets(path, out, overwrite=overwrite)
     given = None if sample is None else _sample(sample)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         source = _load(path, given, trust=trust)
+        if labels and len(labels) != (count := len(getattr(source.model, "classes_", labels))):
+            raise PolicyError(f"{path} has {count} classes, and there are {len(labels)} labels")
         notes = tuple(dict.fromkeys(clean(str(w.message), 200) for w in caught if "Version" in w.category.__name__))
         with workplace(target) as (_, new), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,6 +116,8 @@ def convert(
                 source.write(new)
             card = _write_card(new, new.with_name(card_file.name), [*labels] or [*source.labels], kind or source.kind)
             rows = _inputs_of(source, new, given)
+            with _errors(f"{path} does not take these inputs"):
+                CallableModel(source.answer).run(rows[:1])
             same, difference = _compared(source, new, rows, card)
             if same < LEAST * len(rows):
                 raise ModelError(
@@ -178,15 +184,11 @@ def _sample(path: Path) -> Any:
 
 
 def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
-    """Return the inputs of the comparison: those given, or drawn at random, for the file's inputs if need be."""
-    if given is not None:
-        if not isinstance(given, list):
-            columns = getattr(source.model, "feature_names_in_", given.columns)
-            return [*given[list(columns)].head(ROWS).to_dict("records")]
-        flat = len(given) == 1 and getattr(given[0], "ndim", 0) == 2 and hasattr(source.model, "n_features_in_")  # noqa: PLR2004
-        return [*given[0]][:ROWS] if flat else given[:ROWS]
+    """Return the inputs of the comparison: the loader's, those given, or drawn at random for the file's input."""
     if source.rows is not None:
         return source.rows()
+    if given is not None:
+        return [*given][:ROWS]
     model = OnnxModel(new)
     model.load()
     (spec, *more) = model.inputs
@@ -195,6 +197,18 @@ def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
         raise PolicyError("the sizes of its inputs are not fixed: give some with --sample FILE")
     rng = np.random.default_rng(0)
     return [*rng.standard_normal((ROWS, *spec.shape[1:])).astype(spec.dtype)]
+
+
+def _rows(size: int, given: Any) -> Callable[[], list[Any]]:
+    """Return a function that returns rows of numbers: those given, also as one array or a table, or drawn at random."""
+    if given is None:
+        return lambda: [*np.random.default_rng(0).standard_normal((ROWS, size)).astype(np.float32)]
+    rows = given
+    if hasattr(given, "columns"):
+        rows = given.to_numpy()
+    elif len(given) == 1 and getattr(given[0], "ndim", 0) == 2:  # noqa: PLR2004 - a table
+        rows = given[0]
+    return lambda: [np.asarray(row, np.float32) for row in rows[:ROWS]]
 
 
 # Card and comparison.
@@ -305,11 +319,11 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
     """
     package, name = type(model).__module__.partition(".")[0], type(model).__name__
     if package == "lightgbm" and name == "Booster":
-        return _lightgbm_booster(model)
+        return _lightgbm_booster(model, given)
     if package == "xgboost" and name == "Booster":
         return _estimator(_xgboost_estimator(model.save_raw()), path, given)
     if package == "catboost":
-        return _catboost(model)
+        return _catboost(model, given)
     if not hasattr(model, "predict"):
         raise ModelError(f"{path} holds a {name}, and no estimator with predict: save the estimator alone")
     if package == "sklearn":
@@ -322,15 +336,36 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
             f"{path}: {name} has no predict_proba, and so no confidence: fit sklearn.calibration.CalibratedClassifierCV on it"
         )
     answer = model if proba else lambda x: (np.asarray(model.predict(_table(x)))[0], None)
-    texts = _vocabulary(model)
-    if texts is None and given is None and _reads_names(model):
-        raise PolicyError(f"{path}: {name} reads columns by their names: give a few rows with --sample FILE.csv")
+    texts, names, columns = _vocabulary(model), getattr(model, "feature_names_in_", None), None
+    if names is not None and given is not None and hasattr(given, "columns"):
+        if missing := [name for name in names if name not in given]:
+            raise BadInput(f"the sample has no column {missing[0]!r}")
+        given = given[list(names)]
+    if names is not None and any(type(part).__name__ == "ColumnTransformer" for part in _parts(model)):
+        if not hasattr(given, "columns"):
+            raise PolicyError(f"{path}: {name} reads columns by their names: give a few rows with --sample FILE.csv")
+        columns = given
+    size = 0 if texts is not None else model.n_features_in_
+    for part in _parts(model):
+        booster: Any = part.get_booster() if hasattr(part, "get_booster") else getattr(part, "booster_", None)
+        if "c" in (getattr(booster, "feature_types", None) or ()) or getattr(booster, "pandas_categorical", None):
+            raise PolicyError(f"{path}: {name} has categories, which no converter writes: encode them as numbers before training")
+        if hasattr(part, "get_booster"):
+            booster.feature_names = None  # the converter takes no others than f0, f1, ...
     labels = tuple(classes.tolist()) if proba and classes is not None and np.asarray(classes).dtype.kind in "USO" else ()
+    rows = _rows(size, given) if texts is None else lambda: given or _drawn_texts(texts)
+    if columns is not None:
+        rows = lambda: columns.head(ROWS).to_dict("records")  # noqa: E731 - one of three
+    roots = [base.__module__.partition(".")[0] for base in type(model).__mro__]
+    framework = next((FRAMEWORKS[root] for root in roots if root in FRAMEWORKS), package)
+    kind = "label+probabilities" if proba else "value"
     return Loaded(
-        model, {"sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM"}.get(package, package), answer,
-        lambda out: _by_skl2onnx(model, given, out, texts=texts is not None), _drawn(model, texts), labels,
-        "label+probabilities" if proba else "value",
-    )  # fmt: skip
+        model, framework, answer, lambda out: _by_skl2onnx(model, columns, out, texts=texts is not None), rows, labels, kind
+    )
+
+
+FRAMEWORKS = {"sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM"}
+"""Package of an estimator -> the framework's name."""
 
 
 def _table(x: Any) -> Any:
@@ -353,21 +388,16 @@ def _vocabulary(model: Any) -> list[str] | None:
     return None if words is None else [*words]
 
 
-def _reads_names(model: Any) -> bool:
-    """Return True if a column transformer picks columns by their names."""
-    return hasattr(model, "feature_names_in_") and any(type(part).__name__ == "ColumnTransformer" for part in _parts(model))
-
-
-def _drawn(model: Any, texts: list[str] | None) -> Callable[[], list[Any]]:
-    """Return a function that draws inputs at random: texts of known words, or rows of normal numbers."""
+def _drawn_texts(words: list[str]) -> list[str]:
+    """Return texts of known words, drawn at random."""
     rng = np.random.default_rng(0)
-    if texts is not None:
-        return lambda: [" ".join(rng.choice(texts, WORDS)) for _ in range(ROWS)]
-    return lambda: [*rng.standard_normal((ROWS, model.n_features_in_)).astype(np.float32)]
+    return [" ".join(rng.choice(words, WORDS)) for _ in range(ROWS)]
 
 
-def _by_skl2onnx(model: Any, given: Any, out: Path, *, texts: bool) -> None:
+def _by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
     """Write an estimator by skl2onnx, with the converters of onnxmltools for XGBoost and LightGBM.
+
+    columns: table with the columns that it reads by their names; None: it reads rows.
 
     Raises:
         RuntimeMissing: one of them is not installed.
@@ -380,11 +410,9 @@ def _by_skl2onnx(model: Any, given: Any, out: Path, *, texts: bool) -> None:
     ):
         if any(type(part).__module__.partition(".")[0] == package for part in _parts(model)):
             _register(skl2onnx, package, classifier, regressor)
-    columns = None
     if texts:
         initial = [("text", types.StringTensorType([None]))]
-    elif given is not None and _reads_names(model):
-        columns = given[list(model.feature_names_in_)]
+    elif columns is not None:
         initial = [
             (str(name), (types.FloatTensorType if columns[name].dtype.kind in "biuf" else types.StringTensorType)([None, 1]))
             for name in columns
@@ -398,7 +426,7 @@ def _by_skl2onnx(model: Any, given: Any, out: Path, *, texts: bool) -> None:
         model, initial_types=initial, options=options or None, target_opset={"": OPSET, "ai.onnx.ml": ML}
     )
     if columns is not None:
-        _flatten_columns(graph)
+        _flatten_columns(graph, [*map(str, columns)])
     out.write_bytes(graph.SerializeToString())
 
 
@@ -420,21 +448,23 @@ def _register(skl2onnx: Any, package: str, classifier: str, regressor: str) -> N
     )  # fmt: skip
 
 
-def _flatten_columns(model: Any) -> None:
-    """Make each input of a graph, [n, 1], one of [n], so that a row is a mapping from column to a number or a text.
+def _flatten_columns(model: Any, names: list[str]) -> None:
+    """Make each input of a graph, [n, 1], one of [n] with the column's name: a row is a mapping from column to number or text.
 
     Removes the inputs that nothing reads.
     """
     onnx = import_needed("onnx", "onnx is not installed: pip install onnx")
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 1]), "as_column"))
-    for value in [*model.graph.input]:
+    for name, value in zip(names, [*model.graph.input], strict=True):
+        column = f"{value.name}_column"
         if not any(value.name in node.input for node in model.graph.node):
             model.graph.input.remove(value)  # the pipeline drops this column
             continue
         for node in model.graph.node:
-            node.input[:] = [f"{name}_column" if name == value.name else name for name in node.input]
+            node.input[:] = [column if read == value.name else read for read in node.input]
         del value.type.tensor_type.shape.dim[1:]
-        model.graph.node.insert(0, onnx.helper.make_node("Reshape", [value.name, "as_column"], [f"{value.name}_column"]))
+        value.name = name
+        model.graph.node.insert(0, onnx.helper.make_node("Reshape", [name, "as_column"], [column]))
 
 
 def _xgboost_estimator(file: Any) -> Any:
@@ -458,12 +488,11 @@ def _lightgbm_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: A
     """Load LightGBM's text format."""
     if not read_bytes(path).startswith(b"tree"):
         raise ModelError(f"{path} is no model of LightGBM")
-    return _lightgbm_booster(
-        import_needed("lightgbm", "lightgbm is not installed: pip install lightgbm").Booster(model_file=path)
-    )
+    library = import_needed("lightgbm", "lightgbm is not installed: pip install lightgbm")
+    return _lightgbm_booster(library.Booster(model_file=path), given)
 
 
-def _lightgbm_booster(model: Any) -> Loaded:
+def _lightgbm_booster(model: Any, given: Any) -> Loaded:
     """Return a Booster of LightGBM with its converter."""
     objective = model.dump_model()["objective"].split()[0]
     classifies = objective in {"binary", "multiclass", "multiclassova"}
@@ -481,31 +510,25 @@ def _lightgbm_booster(model: Any) -> Loaded:
         graph = tools.convert_lightgbm(model, initial_types=initial, zipmap=False, target_opset=15)
         out.write_bytes(graph.SerializeToString())
 
-    def rows() -> list[Any]:
-        """Draw rows at random."""
-        return [*np.random.default_rng(0).standard_normal((ROWS, model.num_feature())).astype(np.float32)]
-
-    return Loaded(model, "LightGBM", answer, write, rows, (), "label+probabilities" if classifies else "value")
+    return Loaded(
+        model, "LightGBM", answer, write, _rows(model.num_feature(), given), (), "label+probabilities" if classifies else "value"
+    )
 
 
 def _catboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load CatBoost's own format."""
     library = import_needed("catboost", "catboost is not installed: pip install catboost")
     model = library.CatBoostClassifier().load_model(str(path))
-    return _catboost(model if len(model.classes_) else library.CatBoostRegressor().load_model(str(path)))
+    return _catboost(model if len(model.classes_) else library.CatBoostRegressor().load_model(str(path)), given)
 
 
-def _catboost(model: Any) -> Loaded:
+def _catboost(model: Any, given: Any) -> Loaded:
     """Return a model of CatBoost, which writes ONNX files itself."""
     classifies = hasattr(model, "predict_proba")
     answer = model if classifies else lambda x: (float(model.predict([x])[0]), None)
 
-    def rows() -> list[Any]:
-        """Draw rows at random."""
-        return [*np.random.default_rng(0).standard_normal((ROWS, len(model.feature_names_))).astype(np.float32)]
-
     labels = tuple(model.classes_.tolist()) if classifies and np.asarray(model.classes_).dtype.kind in "USO" else ()
-    kind = "label+probabilities" if classifies else "value"
+    kind, rows = "label+probabilities" if classifies else "value", _rows(len(model.feature_names_), given)
     return Loaded(model, "CatBoost", answer, lambda out: model.save_model(str(out), format="onnx"), rows, labels, kind)
 
 
