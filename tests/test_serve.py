@@ -789,9 +789,9 @@ def test_a_port_belongs_to_one_from_the_beginning():
 
     def again(stop):
         port = seen[0]
-        for host in ("127.0.0.1", "0.0.0.0", "localhost", "::"):
+        for host in ("127.0.0.1", "0.0.0.0"):
             with pytest.raises(PolicyError, match=f"cannot listen on {host}:{port}: .*choose another host or port"):
-                run(app([Fake()]), host, port, idle, None)
+                run(app([Fake()]), host, port, idle, None, lambda end: end())
         stop()
 
     async def idle(_):
