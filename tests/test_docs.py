@@ -106,7 +106,12 @@ def gateway(monkeypatch, request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, id=p.name, marks=[pytest.mark.slow] if p.name != "README.md" else []) for p in PAGES]
+    "page",
+    [
+        pytest.param(p, id=p.name, marks=[pytest.mark.slow] if p.name != "README.md" else [])
+        for p in PAGES
+        if p.name != "first-day.md"  # each of its jobs by itself: tests/test_first_day.py
+    ],
 )
 def test_snippets_run(page, desk, hosted, monkeypatch, request):
     """In the order of the page: Python in one namespace, and as a module where it has a name; TOML loaded; commands executed."""

@@ -658,6 +658,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('[edge]\npath = "a.onnx"\nproviders = ["cdua"]', 'edge.providers: there is no provider "cdua": did you mean "cuda"?'),
         ('[edge]\npath = "a.onnx"\nproviders = [{ name = "tensorrt", fp61 = true }]', 'edge.providers: tensorrt has no option "fp61": did you mean "fp16"?'),
         (cloud('url = "http://h"'), "cloud: which model? Give model, or a url that ends in /v2/models/NAME"),
+        (cloud('url = "http://h/v1/"\nmodel = "m"'), "cloud: a url that ends in /v1 is of OpenAI's API: add protocol = \"openai\""),
         (cloud('url = "h/v2/models/m"'), 'cloud.url: expected an address that begins with http:// or https://, found "h/v2/models/m"'),
         (cloud('url = "http://h:x/v2/models/m"'), "cloud.url: expected an address that begins with http:// or https://"),
         (BOTH + 'cert = ["a"]', 'cloud.cert: expected two paths, as in ["client.pem", "client.key"], found a list'),

@@ -225,8 +225,10 @@ def test_folders_by_class(tmp_path):
     assert notes == [f"{folder}: labels are the names of its 4 folders; 'Caf\u00e9' is none of the model's classes"]
     letters = pictures(tmp_path / "letters", {"C": 1, "C++": 1, "D": 1})
     assert {*folder_labels([letters], ["C", "C++", "D#", "D@"], notes.append).values()} == {"C", "C++", "D"}
+    notes.clear()
     Image.new("L", (1, 1)).save(folder / "top.png")
     assert folder_labels([folder], None, notes.append) == folder_labels([tmp_path / "elsewhere"], None, notes.append) == {}
+    assert notes == [f"{folder}: no labels, since not all is in FOLDER/LABEL/FILE, such as {folder / 'top.png'}"]
     only = tmp_path / "only"
     only.mkdir()
     (only / "a.csv").write_text("a\n1\n")

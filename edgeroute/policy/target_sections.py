@@ -120,7 +120,9 @@ class ServedCloud(Cloud):
 
     @model_validator(mode="after")
     def _which(self) -> ServedCloud:
-        """Refuse a section that names no model."""
+        """Refuse a section that names no model, or whose address is one of OpenAI's API without a protocol."""
+        if "protocol" not in self.model_fields_set and self.url.rstrip("/").endswith("/v1"):
+            raise message_error('a url that ends in /v1 is of OpenAI\'s API: add protocol = "openai"')
         if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
             raise message_error("which model? Give model, or a url that ends in /v2/models/NAME")
         return self

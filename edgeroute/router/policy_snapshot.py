@@ -191,7 +191,9 @@ def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | 
     """
     if given is None:
         if needed and count:
-            raise PolicyError("threshold= is missing: the confidence from which an edge answer is accepted and nothing is sent")
+            raise PolicyError(
+                "threshold= is missing: the confidence from which an edge answer stands; guess 0.85, then calibrate"
+            )
         return [None] * count
     several = isinstance(given, Sequence) and not isinstance(given, str) and not hasattr(given, "guarantee")
     values = list(given) if several else [given] * count

@@ -76,6 +76,9 @@ def folder_labels(paths: Iterable[Path], classes: Sequence[Any] | None, note: No
         names = sorted({normalize("NFC", p.parent.name) for p in inside})
         by_class = all(p.parent.parent == folder and p.suffix.lower() in IMAGES for p in inside)
         if not by_class or len(names) < 2:  # noqa: PLR2004 - of one class nothing is learned
+            odd = [p for p in inside if p.parent.parent != folder]
+            if 0 < len(odd) < len(inside):
+                note(f"{folder}: no labels, since not all is in FOLDER/LABEL/FILE, such as {odd[0]}")
             continue
         known = Labels(classes, "the edge model")
         meant = {name: _class_of(name, known) for name in names}
