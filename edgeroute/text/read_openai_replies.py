@@ -518,10 +518,10 @@ def failure(
     *,
     own: bool,
     sent: Mapping[str, Any] | None,
-    secrets: Sequence[str] = (),
+    secrets: Sequence[str] | None = None,
     more: str = "",
 ) -> ModelError | BadInput:
-    """Return the exception for an error that a runtime reports; log its text at level DEBUG, unless it has a secret.
+    """Return the exception for an error that a runtime reports; log the text of a server at level DEBUG, unless it has a secret.
 
     `Unfit` for a prompt that is too long, or a request with parts that are not supported; `BadInput` for one that the caller
     wrote and the server refuses; else `ModelError`.
@@ -531,11 +531,11 @@ def failure(
         where: name of the model, for the message.
         own: True if the caller wrote the request, and not only its text.
         sent: the request, of which nothing is quoted; None: the request has nothing of a user in it.
-        secrets: keys that are not quoted either.
+        secrets: keys that are not quoted either; None: no server reports it, and nothing is logged.
         more: text for the end of the message.
     """
     text = str(error.get("message") or "")
-    if text and log.isEnabledFor(logging.DEBUG):
+    if text and secrets is not None and log.isEnabledFor(logging.DEBUG):
         log.debug("%s answered with the text: %s", where, "(it has a secret)" if has_secret(text, secrets) else text)
     reason = clean(text, FOREIGN) if sent is None else ""
     if error.get("type") in LONG or error.get("code") in LONG:
@@ -548,7 +548,7 @@ def failure(
         return Unfit(f"{where} cannot take it: the server or model does not support what is in the request ({part}){more}")
     if not reason:
         named = [key for key in _KEYS if sent and key in sent and _ALIASES.get(key, key) in text] if own else []
-        codes = quote(json_dumps(dict(error), repr), json_dumps(sent or {}, repr), secrets)
+        codes = quote(json_dumps(dict(error), repr), json_dumps(sent or {}, repr), secrets or ())
         reason = f"it is about {', '.join(named)}" if named else codes or (UNQUOTED if text else "it does not say what")
     if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
         return BadInput(f"{where} does not take the request: {reason}{more}")
