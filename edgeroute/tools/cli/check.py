@@ -15,7 +15,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import nearest
 from edgeroute.system.late_imports import docs_folder
-from edgeroute.tools.cli.example_options import DataClass, LabelColumn
+from edgeroute.tools.cli.example_options import DataClass, LabelColumn, looking_router
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy, table
 
@@ -33,7 +33,7 @@ def check(
     if (given := file or policy) is None or (file and policy):
         raise typer.BadParameter("one policy is needed, as in `edgeroute check policy.toml`", param_hint="FILE")
     is_policy = given.suffix.lower() == ".json" or (step_of(str(given)) or "").startswith("expected")
-    with Router.from_policy(given) if is_policy else Router(given, mode="only_edge") as router:
+    with looking_router(given) if is_policy else Router(given, mode="only_edge") as router:
         report = router.check()
     print(json.dumps({"ok": report.ok, "lines": report.lines}) if as_json else printable(str(report)))
     return OK if report.ok else NOT_READY
@@ -49,14 +49,13 @@ def decide(
     as_json: Json = False,
 ) -> None:
     """Explain which route an input would take. Runs the edge model; sends nothing."""
-    from edgeroute.router.router import Router
     from edgeroute.tools.cli.input_files import read_inputs
 
     def print_note(note: str) -> None:
         """Print a note on stderr, as JSON with --json."""
         print(json.dumps({"note": note}) if as_json else printable(note), file=sys.stderr)
 
-    with Router.from_policy(policy) as router:
+    with looking_router(policy) as router:
         items = [*islice(read_inputs(given, router.engine.snapshot.views.keys, print_note, label), index + 1)]
         if index >= len(items):
             raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")

@@ -1,10 +1,12 @@
-"""Options of `calibrate` and `evaluate` for their examples, the reader of these, and the router reduced to plain calls."""
+"""Options of `calibrate` and `evaluate` for their examples, the reader of these, and routers for examples and for a look."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -106,6 +108,48 @@ def edge_labels(router: Router) -> Any:
     """Return the names of the first edge model's classes; None: there are none, or no edge model."""
     edges: Any = (backend for backend in router.engine.snapshot.backends if backend.side == "edge")
     return next((edge.reader.labels for edge in edges), None)
+
+
+@contextmanager
+def looking_router(policy: Path) -> Iterator[Router]:
+    """Provide the policy's router for a look, and close it: nothing is delivered, and nothing is written to the state folder.
+
+    Spending, alarms, latencies and private conversations of earlier runs count: the router has a copy of their files. The outbox
+    and the cache are empty.
+    """
+    from edgeroute import policy as settings
+    from edgeroute.policy.single_sections import at
+    from edgeroute.router.router import Router
+
+    given = settings.load(policy)
+    with TemporaryDirectory(prefix="edgeroute-") as name:
+        folder = Path(name)
+        more: dict[str, Any] = {"trace": None}
+        if given.state:
+            for file in ("state.db", "conversations.db"):
+                _copy_database(at(policy.parent, given.state) / file, folder / file)
+            more |= {"state": folder, "cache": given.cache and given.cache.make(folder)}
+            more["outbox"] = given.outbox and given.outbox.make(folder / "outbox.db")
+        with Router.from_policy(policy, **more) as router:
+            yield router
+
+
+def _copy_database(path: Path, to: Path) -> None:
+    """Copy a SQLite file that another process may write; a damaged file is copied as it is. Creates no file beside `path`."""
+    import sqlite3
+
+    if not path.is_file():
+        return
+    # without a journal file nobody has it open: opened this way, none is created either
+    immutable = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
+    try:
+        with (
+            closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)) as source,
+            closing(sqlite3.connect(to)) as copy,
+        ):
+            source.backup(copy)
+    except sqlite3.Error:
+        copyfile(path, to)
 
 
 @contextmanager
