@@ -183,7 +183,9 @@ def test_an_edge_without_confidence_at_any_size(make, tmp_path):
     assert never(make(OnnxModel(path), sure, threshold=0.5))[0].startswith("edge gives no confidence, so each input goes on")
     rows = save(tmp_path / "rows.onnx", [helper.make_node("Reshape", ["x", "four"], ["y"])], [x], [value("y", 1, ["n", 4])],
                 [("four", np.array([-1, 4]))])  # fmt: skip
-    assert never(make(OnnxModel(rows), sure, threshold=0.5)) == []
+    router = make(OnnxModel(rows), sure, threshold=0.5)
+    assert never(router) == []
+    assert "its outputs were not checked: for zeros of one size, 1 inputs gave 4 outputs" in str(router.check())
 
 
 def test_several_outputs_that_nothing_names(make, tmp_path):

@@ -206,6 +206,63 @@ def test_an_embedding_has_no_class(make, tmp_path):
         assert router.infer(X).value == 2
 
 
+def free_axes(path, output="y"):
+    """x [n, 3, h, w] -> output [n, 2], by a mean over the axes of any size."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0), node("MatMul", ["m", "w"], [output])]
+    given, read = value("x", TensorProto.FLOAT, ["n", 3, "h", "w"]), value(output, TensorProto.FLOAT, ["n", 2])
+    return tiny.save(path, nodes, [given], [read], [("w", np.eye(3, 2, dtype=np.float32))])
+
+
+@pytest.mark.parametrize("options", [{"labels": ["0"]}, {"kind": "boxes"}, {"kind": "ctc"}])
+def test_a_model_of_any_size_is_checked(tmp_path, options):
+    """By its declared classes, and by a run; a model that reads rightly is ready."""
+    path = free_axes(tmp_path / "m.onnx")
+    checked(OnnxModel(path, **options), ok=False)
+    assert "not checked" not in checked(OnnxModel(path, labels=["a", "b"]))
+
+
+def test_labels_are_counted_without_a_run(tmp_path):
+    """In a model that takes no size of zeros: by the classes that the file declares."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    path = tiny.save(
+        tmp_path / "m.onnx", [node("Reshape", ["x", "shape"], ["r"]), node("ReduceMean", ["r"], ["y"], axes=[1], keepdims=0)],
+        [value("x", TensorProto.FLOAT, ["n", "t"])], [value("y", TensorProto.FLOAT, ["n", 2])], [("shape", np.array([1, 7, 2]))],
+    )  # fmt: skip
+    checked(OnnxModel(path, labels=["a"]), ok=False)
+    assert "its outputs were not checked: it does not run on zeros" in checked(OnnxModel(path, labels=["a", "b"]))
+
+
+@pytest.mark.parametrize("output", ["sentence_embedding", "logits"])
+def test_an_encoder_of_texts_of_any_length(tmp_path, output):
+    """With two inputs, also where the mean over a mask of zeros is NaN."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [
+        node("Gather", ["table", "input_ids"], ["t"]), node("Cast", ["attention_mask"], ["m"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["m", "two"], ["m3"]), node("Mul", ["t", "m3"], ["tm"]), node("ReduceSum", ["tm", "one"], ["s"], keepdims=0),
+        node("ReduceSum", ["m", "one"], ["c"], keepdims=1), node("Div", ["s", "c"], [output]),
+    ]  # fmt: skip
+    given = [value(name, TensorProto.INT64, ["batch", "seq"]) for name in ("input_ids", "attention_mask")]
+    constants = [("table", np.ones((5, 64), np.float32)), ("one", np.array([1])), ("two", np.array([2]))]
+    path = tiny.save(tmp_path / "m.onnx", nodes, given, [value(output, TensorProto.FLOAT, ["batch", 64])], constants)
+    text = checked(path, ok=output == "logits")
+    assert ("by its name an embedding" if output != "logits" else "NaN or infinity") in text
+
+
+def test_a_hidden_state_is_a_value(tmp_path):
+    """Also where no cloud is: `check` says so, and a custom score may judge an embedding."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    path = tiny.save(
+        tmp_path / "m.onnx", [node("Gather", ["table", "ids"], ["last_hidden_state"])],
+        [value("ids", TensorProto.INT64, ["n", "t"])], [value("last_hidden_state", TensorProto.FLOAT, ["n", "t", 8])],
+        [("table", np.ones((5, 8), np.float32))],
+    )  # fmt: skip
+    assert "'last_hidden_state' is by its name an embedding, read as a value without confidence" in checked(path)
+    for file in (ending(tmp_path / "e.onnx", "Neg", output="embedding"), free_axes(tmp_path / "f.onnx", "embedding")):
+        checked(file, ok=False)
+        checked(OnnxModel(file, score=lambda _: 0.7))
+
+
 def test_a_file_that_is_damaged_tells_no_kind(tmp_path):
     """At any length, and with any byte changed; `load` reports it."""
     path = ending(tmp_path / "m.onnx", "Neg", "Softmax")

@@ -252,12 +252,8 @@ class Reader:
 
         Marks the outputs as seen, and takes the fast path for arrays of one axis. Raises `wrong` for an embedding, by its name.
         """
-        unknown = self.kind is None and self.labels is None and self._custom is None
-        if unknown and len(z) > 1 and is_embedding(name := self.output_name()):
-            raise self.wrong(
-                f'{self.name} gives {name!r}, by its name an embedding and not a number for each class: write kind = "value" in '
-                'the policy or the output of its card; or "logits", if it is one'
-            )
+        if len(z) > 1:
+            self.check_embedding()
         likely = looks_like_probabilities(z)
         if self.kind is None and not likely and sum_to_one(z):  # perhaps after a softmax: the next row tells
             return
@@ -269,6 +265,15 @@ class Reader:
         self._simple = self._fast if isinstance(first, np.ndarray) and first.ndim == 1 else 0
         if likely:
             logger.warning("%s", probabilities_warning(self.name))
+
+    def check_embedding(self) -> None:
+        """Raise `wrong` if the output is an embedding by its name, without a kind, labels or a custom score."""
+        unknown = self.kind is None and self.labels is None and self._custom is None
+        if unknown and is_embedding(name := self.output_name()):
+            raise self.wrong(
+                f'{self.name} gives {name!r}, by its name an embedding and not a number for each class: write kind = "value" in '
+                'the policy or the output of its card; or "logits", if it is one'
+            )
 
     def _large(self, row: Any, first: Any) -> Prediction:
         """Return the prediction for outputs that are not a short row of floats.

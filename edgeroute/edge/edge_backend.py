@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
 from math import prod
 from time import monotonic
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from edgeroute.confidence.output_reader import Reader
-from edgeroute.confidence.output_recognition import are_probabilities, probabilities_warning
+from edgeroute.confidence.output_reader import CLASSES, Reader
+from edgeroute.confidence.output_recognition import Labels, are_probabilities, as_array, is_embedding, probabilities_warning
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.routing_policy import Side
@@ -26,7 +26,7 @@ from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import AbandonedRuns
-from edgeroute.types import EdgeModel, StopToken
+from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 if TYPE_CHECKING:
     from edgeroute.edge.runs_under_way import Runs
@@ -90,6 +90,9 @@ MOST_PROBED = 1 << 22
 """Largest input, in elements, that `ready` runs with zeros."""
 PROBE_S = 2.0
 """Longest run on zeros, seconds."""
+FREE = ((224, 16), (64, 512), (640, 64), (32, 1))
+"""Sizes of axes of any size that are tried: in a picture, and otherwise."""
+NOT_CHECKED = "its outputs were not checked"
 MAX_ABANDONED = 4
 """Abandoned runs of one model (cancelled, still running) at which the planner skips it; `parallel` may set fewer."""
 
@@ -114,6 +117,8 @@ class EdgeBackend(AbandonedRuns):
     """Times of loading and first runs, as text; empty: the model was not warmed up."""
     on_zeros: Prediction | None = None
     """Answer to zeros, without the caller's score, once `ready` has run them; None: not run."""
+    doubt = ""
+    """Reason why `ready` did not check the outputs; empty: it did, or the inputs are not known."""
     unloaded = loading = False
 
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
@@ -204,15 +209,53 @@ class EdgeBackend(AbandonedRuns):
             text := import_late("edgeroute.edge.card_inputs").batch_axis_problem(card, member(self.model, "inputs"))
         ):
             raise ModelError(f"{self.where}: {text}")
-        outputs = self._run_zeros(min(PROBE_S, until - monotonic()), sized=True)
+        by_row = card is None or card.batch_first
+        if by_row:
+            self._check_declared()
+        inputs, end = member(self.model, "inputs"), min(until, monotonic() + PROBE_S)
+        sized = any(-1 in spec.shape[1:] for spec in inputs)
+        runs = (self._run_zeros(end - monotonic(), free) for free in (FREE if sized else FREE[:1]))
+        outputs = next((out for out in runs if out is not None), None)
+        self.doubt = f"{NOT_CHECKED}: it does not run on zeros" if outputs is None and inputs else ""
         if outputs is None:
             return
         if self.reader.kind == "logits" and are_probabilities(outputs):
             raise ModelError(probabilities_warning(self.model.name))
-        if card is None or card.batch_first:
-            sized = any(-1 in spec.shape[1:] for spec in member(self.model, "inputs"))
-            with suppress(BadReply, ModelError) if sized else nullcontext():  # of another size they may fit
-                self.on_zeros = self._check_read(outputs)
+        if not by_row:
+            return
+        try:
+            self.on_zeros = self._check_read(outputs)
+        except (BadReply, ModelError) as e:
+            if not sized or self._has_fixed_row(outputs):
+                raise
+            self.reader.check_embedding()
+            self.doubt = f"{NOT_CHECKED}: for zeros of one size, {e}"  # of another size they may fit
+
+    def _specs_read(self) -> list[TensorSpec]:
+        """Return the specifications of the outputs that are read."""
+        return [spec for spec in member(self.model, "outputs") if member(self.model, "output") in {None, spec.name}]
+
+    def _has_fixed_row(self, outputs: Any) -> bool:
+        """Return True if these outputs for one input are one finite row, whose shape the file declares for inputs of any size."""
+        arrays = outputs.values() if isinstance(outputs, dict) else [outputs]
+        floats = [array for array in map(as_array, arrays) if array.dtype.kind == "f"]
+        one = all(array.shape[:1] == (1,) and np.isfinite(array).all() for array in floats)
+        return one and all(spec.shape and -1 not in spec.shape[1:] for spec in self._specs_read())
+
+    def _check_declared(self) -> None:
+        """Compare a row of numbers, as the file declares the only output, with the labels and the output's name.
+
+        Raises:
+            BadReply: there are other labels.
+            ModelError: the output is an embedding by its name.
+        """
+        specs, reader = self._specs_read(), self.reader
+        shape = specs[0].shape if len(specs) == 1 and specs[0].dtype.startswith("float") else ()
+        is_row = len(shape) == 2 and shape[0] in {-1, 1} and shape[1] > 1  # noqa: PLR2004 - inputs and numbers
+        if is_row:
+            reader.check_embedding()
+        if is_row and reader.labels is not None and reader.kind in {None, *CLASSES, "multilabel"}:
+            Labels(reader.labels, self.name).at(0, shape[1])
 
     def _check_read(self, outputs: Any) -> Prediction:
         """Return the answer in the outputs for zeros, without the caller's score, which was not made for such an input.
@@ -224,7 +267,7 @@ class EdgeBackend(AbandonedRuns):
         reader = self.reader
         tried = Reader(
             labels=reader.labels, kind=reader.kind, name=reader.name, none_found=reader.none_found, blank=reader.blank,
-            output_name=reader.output_name,
+            output_name=str if callable(reader.score) else reader.output_name,
         )  # fmt: skip
         prediction = tried.read_one(outputs)
         if tried.kind != reader.kind:
@@ -245,7 +288,7 @@ class EdgeBackend(AbandonedRuns):
         self._run_zeros(seconds)
         return first - begun, monotonic() - first
 
-    def _run_zeros(self, seconds: float, *, sized: bool = False) -> Any:
+    def _run_zeros(self, seconds: float, free: tuple[int, int] = (-1, -1)) -> Any:
         """Run the model on zeros as a new session, and return its outputs.
 
         None: its inputs are unknown, of dynamic shape or too large, or the run failed or took more than `seconds`. A failure is
@@ -253,11 +296,10 @@ class EdgeBackend(AbandonedRuns):
 
         Args:
             seconds: most time of the run.
-            sized: an axis of any size has 224 elements in a picture [n, c, h, w], else 16.
+            free: elements of an axis of any size, in a picture [n, c, h, w] and otherwise; -1: the model is not run.
         """
         specs, run = member(self.model, "inputs"), feed_of(self.model)
-        free = {4: 224} if sized else {}
-        shapes = [(1, *(free.get(len(spec.shape), 16) if n == -1 and sized else n for n in spec.shape[1:])) for spec in specs]
+        shapes = [(1, *(free[len(spec.shape) != 4] if n == -1 else n for n in spec.shape[1:])) for spec in specs]  # noqa: PLR2004
         if run is None or not specs or any(-1 in shape for shape in shapes) or sum(map(prod, shapes)) > MOST_PROBED:
             return None
         stop = StopToken()
@@ -278,13 +320,16 @@ class EdgeBackend(AbandonedRuns):
         """Return the status line of `check`: the model, a note if it needs a session, hardware, version, downgrade, warm-up."""
         session = f", but only in a session, since it {IN_SESSION}" if has_state(self.model) else ""
         where = f", {placement}" if (placement := member(self.model, "placement")) else ""
-        notes = [member(self.model, "release"), member(self.model, "downgraded"), self.warmth, member(self.model, "grounds")]
+        release, downgraded, grounds = (member(self.model, name) for name in ("release", "downgraded", "grounds"))
+        notes = [release, downgraded, self.warmth, grounds, self.doubt]
         if (other := getattr(member(self.model, "card"), "foreign", None)) is not None:
             notes.append(f"{other.name} is no card, and was not read: card=False says so")
         if self.reader.kind != member(self.model, "kind"):
             notes.append("its outputs are read as probabilities, since they sum to 1")
         elif self._by_form_alone():
             notes.append("its outputs are read as logits, by their form alone: kind says so")
+        elif self.on_zeros is not None and self.on_zeros.confidence is None and is_embedding(name := self.reader.output_name()):
+            notes.append(f"{name!r} is by its name an embedding, read as a value without confidence")
         more = [str(note) for note in notes if note]
         return f"{self.where} is ready{session}{where}" + (f" ({'; '.join(more)})" if more else "")
 
