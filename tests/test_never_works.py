@@ -366,3 +366,26 @@ def test_the_command_takes_the_policy_with_and_without_its_option(policy):
         code, _, err = cli("check", *given)
         assert (code, "one policy is needed" in err) == (2, True)
     assert cli("check", policy.with_name("none.toml"))[0] == 2
+
+
+@pytest.mark.parametrize("shape", [(1, None, 4), (2, None, 4)])
+@pytest.mark.parametrize("names", [("state", "stateN"), ("h", "h_out"), ("h0", "hn")])
+def test_a_state_that_the_card_does_not_mention(make, tmp_path, shape, names):
+    """It would be dropped after each run. `inspect` writes it, and a caller who gives it names it in the card."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    state, following = names
+    path = save(
+        tmp_path / "voice.onnx", [node("Neg", ["x"], ["y"]), node("Add", [state, state], [following])],
+        [value("x", 1, [None, 3]), value(state, 1, shape)], [value("y", 1, [None, 3]), value(following, 1, shape)],
+    )  # fmt: skip
+    card = path.with_suffix(".json")
+    for given in ({}, {"input": {"name": "x"}}, {"input": {"name": "x", "batch": 0}, "output": {"name": "y", "kind": "logits"}}):
+        card.write_text(json.dumps(given or {"name": "voice"}))
+        lines = [line for line in make(OnnxModel(path)).check().lines if line.startswith("! ") and "is a state" in line]
+        assert len(lines) == 1
+        assert f"{state} is a state by its name, and {following} the next one: `edgeroute inspect MODEL --write`" in lines[0]
+    card.write_text(json.dumps({"inputs": [{"name": "x"}, {"name": state, "batch": 1}], "output": {"name": "y"}}))
+    assert "is a state" not in str(make(OnnxModel(path)).check())
+    assert cli("inspect", path, "--write", "--force")[0] == 0
+    assert json.loads(card.read_text())["state"] == [{"input": state, "output": following}]
+    assert make(OnnxModel(path, kind="logits")).check().ok

@@ -10,6 +10,7 @@ import numpy as np
 from edgeroute.edge.input_tensors import Array, MakePrepare, Plain, Prepare, shape_text
 from edgeroute.edge.model_card import Card, CardInput, CardState
 from edgeroute.errors import BadInput, nearest
+from edgeroute.system.late_imports import import_tool
 from edgeroute.types import TensorSpec
 
 FLOATS = {"float16", "float32", "float64", "object"}
@@ -108,11 +109,13 @@ def _with_card_shape(spec: TensorSpec, entry: CardInput | None) -> TensorSpec:
     return spec if spec.shape or entry is None or not entry.shape else spec._replace(shape=entry.shape)
 
 
-def batch_axis_problem(card: Card, inputs: Sequence[TensorSpec]) -> str:
+def batch_axis_problem(card: Card, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
     """Return an error text if the card has to state which axis of an input counts the inputs; empty: the axis is clear.
 
     With an axis of any size behind a first axis of a fixed size, either may count them. A run with the wrong one would succeed,
     and answer another question. Nor do first axes of different sizes count the same inputs.
+
+    The text for an input that is a state by its name is how to write it into the card.
     """
     unknown = [
         spec for spec in inputs if len(spec.shape) > 1 and ((entry := card.of(spec.name)) is None or not entry.batch_given)
@@ -120,7 +123,7 @@ def batch_axis_problem(card: Card, inputs: Sequence[TensorSpec]) -> str:
     differ = len({spec.shape[0] for spec in unknown}) > 1
     for spec in unknown:
         if spec.shape[0] > 1 and (differ or -1 in spec.shape):
-            return (
+            return import_tool("inspect.guess_inputs").state_problem(card, inputs, outputs) or (
                 f"the input {spec.name} is {shape_text(spec.shape)}: its first axis counts the inputs, "
                 f'{spec.shape[0]} at a time, or another one does, or none. Write which into its card: "input": '
                 f'{{"name": "{spec.name}", "batch": {spec.shape.index(-1) if -1 in spec.shape else 1}}}, or "batch": "none"'

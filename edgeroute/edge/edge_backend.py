@@ -206,7 +206,9 @@ class EdgeBackend(AbandonedRuns):
             load()
         card = member(self.model, "card")
         if card is not None and (
-            text := import_late("edgeroute.edge.card_inputs").batch_axis_problem(card, member(self.model, "inputs"))
+            text := import_late("edgeroute.edge.card_inputs").batch_axis_problem(
+                card, member(self.model, "inputs"), member(self.model, "outputs") or ()
+            )
         ):
             raise ModelError(f"{self.where}: {text}")
         by_row = card is None or card.batch_first

@@ -267,7 +267,7 @@ class ModelFile(LoadsLate):
             BadInput: the inputs do not fit.
             ModelError: the card has to state which axis counts the inputs.
         """
-        if text := batch_axis_problem(self.card, self.inputs):
+        if text := batch_axis_problem(self.card, self.inputs, self.outputs):
             raise ModelError(f"{self.path}: {text}")
         return self._plan.feed(inputs, self.name)
 

@@ -154,7 +154,7 @@ class Subject:
         if self.model.card.state:
             raise ModelError(f"{path}: it has a state between calls, and a server's calls come from many callers: not exported")
         session = self.model.load()
-        if text := batch_axis_problem(self.model.card, self.model.inputs):
+        if text := batch_axis_problem(self.model.card, self.model.inputs, self.model.outputs):
             raise ModelError(f"{path}: {text}")
         for node in session.get_outputs():
             if not node.type.startswith("tensor(") and self.model.output in (None, node.name):

@@ -9,13 +9,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.input_tensors import Array, shape_text
 from edgeroute.types import TensorSpec
+
+if TYPE_CHECKING:
+    from edgeroute.edge.model_card import Card
 
 Sure = Literal["certain", "likely", "open"]
 """Stated by the file itself; guessed on good grounds; known only to a person."""
@@ -137,6 +140,17 @@ def pairs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[P
                 result.append(Pair(spec.name, other.name, sure, f"{same_form}, {named}"))
                 break
     return result if len(result) < len(inputs) else []
+
+
+def state_problem(card: Card, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """Return an error text for an input that is a state by its name, and that the card does not mention; empty: there is none."""
+    for pair in pairs(inputs, outputs):
+        if pair.sure != "open" and card.of(pair.input) is None:
+            return (
+                f"the input {clean(pair.input)} is a state by its name, and {clean(pair.output)} the next one: "
+                "`edgeroute inspect MODEL --write` writes a card with it; or name that input in the card, if callers give it"
+            )
+    return ""
 
 
 def _follows(name: str, other: str) -> bool:

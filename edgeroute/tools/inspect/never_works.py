@@ -14,11 +14,13 @@ from edgeroute.core.admission import price
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.usage_limits import Cost, Limits, up_against
+from edgeroute.edge.card_inputs import batch_axis_problem
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
 from edgeroute.edge.input_tensors import row_shape
 from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput
 from edgeroute.router.policy_snapshot import Snapshot
+from edgeroute.tools.inspect.guess_inputs import state_problem
 from edgeroute.types import Escalated, TensorSpec
 
 PRICES = {
@@ -51,6 +53,10 @@ def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: s
     clouds: list[Any] = snapshot.clouds
     inputs = [x for edge in edges if (x := _zeros(edge)) is not None]
     yield from _times(snapshot)
+    for edge in edges:
+        card, *specs = (member(edge.model, name) or () for name in ("card", "inputs", "outputs"))
+        if card and not batch_axis_problem(card, *specs) and (text := state_problem(card, *specs)):  # else it is not ready
+            yield f"{edge.name}: {text}"
     if clouds and snapshot.policy.mode != "only_edge":
         yield from _limits(clouds, limits, edge_j, inputs or [SHORTEST])
         if snapshot.policy.rules.nothing and (not edges or snapshot.policy.mode == "only_cloud"):
