@@ -101,6 +101,7 @@ def test_a_single_sigmoid_is_a_binary_classifiers(tmp_path):
         with Router(path, threshold=0) as router:
             answer = router.infer(np.array([3.0], np.float32))
             assert (answer.value, answer.confidence) == (value, pytest.approx(sigmoid(3.0), rel=1e-4))
+        assert says(path) == "probabilities"
 
 
 def test_a_state_is_no_answer(tmp_path):
@@ -115,7 +116,7 @@ def test_a_state_is_no_answer(tmp_path):
         tmp_path / "m.onnx", nodes, given, [value("p", TensorProto.FLOAT, ["n"]), value("hn", TensorProto.FLOAT, [1, 2])]
     )
     assert OnnxModel(path).kind is None
-    assert says(path) == "multilabel"
+    assert says(path) == "probabilities"
     path.with_suffix(".json").write_text(json.dumps({"state": [{"input": "h", "output": "hn"}], "labels": ["no", "yes"]}))
     with Router(path, threshold=0) as router, router.session() as session:
         answer = session.infer(X)
@@ -261,6 +262,47 @@ def test_a_hidden_state_is_a_value(tmp_path):
     for file in (ending(tmp_path / "e.onnx", "Neg", output="embedding"), free_axes(tmp_path / "f.onnx", "embedding")):
         checked(file, ok=False)
         checked(OnnxModel(file, score=lambda _: 0.7))
+
+
+def normalised(path, way):
+    """x [n, 4] -> y, divided by a norm in that way; the norm of x, where the way does not name another tensor."""
+    node = helper.make_node
+    sum_of_squares = [node("Mul", ["x", "x"], ["sq"]), node("ReduceSum", ["sq", "one"], ["s"], keepdims=1)]
+    ways = {
+        "LpNormalization": [node("LpNormalization", ["x"], ["y"], axis=-1)],
+        "p = 1": [node("LpNormalization", ["x"], ["y"], p=1)],
+        "ReduceL2": [node("ReduceL2", ["x"], ["s"], axes=[1]), node("Clip", ["s", "eps"], ["c"]), node("Shape", ["x"], ["size"]),
+                     node("Expand", ["c", "size"], ["e"]), node("Div", ["x", "e"], ["y"])],
+        "Sqrt": [*sum_of_squares, node("Sqrt", ["s"], ["r"]), node("Div", ["x", "r"], ["d"]), node("Identity", ["d"], ["y"])],
+        "Reciprocal": [*sum_of_squares, node("Sqrt", ["s"], ["q"]), node("Reciprocal", ["q"], ["r"]), node("Mul", ["x", "r"], ["y"])],
+        "sum": [*sum_of_squares, node("Div", ["x", "s"], ["y"])],
+        "softmax": [node("Exp", ["x"], ["e"]), node("ReduceSum", ["e", "one"], ["s"]), node("Div", ["e", "s"], ["y"])],
+        "of another": [node("Neg", ["x"], ["z"]), node("ReduceL2", ["x"], ["s"], axes=[1]), node("Div", ["z", "s"], ["y"])],
+    }  # fmt: skip
+    given, read = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
+    return tiny.save(path, ways[way], [given], [read], [("one", np.array([1])), ("eps", np.array(1e-9, np.float32))])
+
+
+@pytest.mark.parametrize("way", ["LpNormalization", "ReduceL2", "Sqrt", "Reciprocal"])
+def test_a_vector_of_length_1_is_an_embedding(make, tmp_path, way):
+    """By the file alone: a value without a class, unless labels or a kind say otherwise."""
+    path = normalised(tmp_path / "m.onnx", way)
+    assert "read as value, since LpNormalization makes them" in checked(path)
+    assert says(path) == "value"
+    with make(path, threshold=0, options=Options(no_confidence="accept")) as router:
+        answer = router.infer(X)
+        assert (answer.value, answer.confidence) == (pytest.approx(X / np.linalg.norm(X)), None)
+    with make(path, lambda _: "cloud", threshold=0) as router:
+        assert router.infer(X).value == "cloud"
+        assert not router.check().ok
+    assert OnnxModel(path, labels=LABELS).kind is None
+    assert OnnxModel(path, kind="logits").kind == "logits"
+
+
+@pytest.mark.parametrize("way", ["p = 1", "sum", "softmax", "of another"])
+def test_other_divisions_tell_no_kind(tmp_path, way):
+    """Such as that of a softmax, or of cosines by the norm of the features."""
+    assert OnnxModel(normalised(tmp_path / "m.onnx", way)).kind is None
 
 
 def test_a_file_that_is_damaged_tells_no_kind(tmp_path):
@@ -648,6 +690,7 @@ def test_marks_around_a_label(one, other, alike):
         ("SOFTMAX", "probabilities", False),
         ("SOFTMAX", "probabilities", True),
         ("LOGISTIC", "multilabel", False),
+        ("L2_NORMALIZATION", "value", False),
         ("RELU", None, False),
     ],
 )
@@ -674,6 +717,10 @@ def test_the_last_operator_of_a_tflite_file(make, tmp_path, operator, kind, quan
     path.write_bytes(data)
     assert (LiteRTModel(path).kind, LiteRTModel(path, kind="value").kind) == (kind, "value")
     assert LiteRTModel(tmp_path / "none.tflite").kind is None
+    if kind == "value":
+        checked(LiteRTModel(path))
+        assert LiteRTModel(path, labels=LABELS).kind is None
+        return
     with make(path, threshold=0) as router:
         for x, answer in zip(MANY, router.infer_many(list(MANY)), strict=True):
             p = sigmoid(x) if operator == "LOGISTIC" else softmax(x if operator == "SOFTMAX" else np.maximum(x, 0))

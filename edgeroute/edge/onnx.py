@@ -61,18 +61,24 @@ def _file_in_folder(folder: Path, name: bytes) -> Path | None:
         return None
 
 
+_NORM_1 = b"\x0a\x01p\x18\x01"
+"""Attribute p = 1 of `LpNormalization`, which divides by the sum: probabilities may come out."""
+
+
 def last_operators(model: Path) -> dict[str, str]:
     """Return name of an output -> operator that makes it, by `last_operator`, of a model file; {} if it cannot be read."""
-    outputs, nodes = list[bytes](), dict[bytes, tuple[str, bytes]]()
+    outputs, nodes = list[bytes](), dict[bytes, tuple[str, list[bytes]]]()
     try:
         with map_file(model) as data:
             for _, begin, end in _fields(data, 0, len(data), {7}):  # the graph
                 for key, start, stop in _fields(data, begin, end, {1, 12}):  # a node, or an output
-                    parts = [(part, data[a:b]) for part, a, b in _fields(data, start, stop, {1, 2, 4} if key == 1 else {1})]
+                    parts = [(part, data[a:b]) for part, a, b in _fields(data, start, stop, {1, 2, 4, 5} if key == 1 else {1})]
                     if key == 1:
                         operator = next((value for part, value in parts if part == 4), b"").decode()  # noqa: PLR2004 - its type
-                        source = next((value for part, value in parts if part == 1), b"")
-                        nodes.update({value: (operator, source) for part, value in parts if part == 2})  # noqa: PLR2004 - an output
+                        if (5, _NORM_1) in [(part, value[:5]) for part, value in parts]:
+                            operator = ""
+                        sources = [value for part, value in parts if part == 1]
+                        nodes.update({value: (operator, sources) for part, value in parts if part == 2})  # noqa: PLR2004 - an output
                     else:
                         outputs += [value for _, value in parts]
         return {name.decode(): last_operator(name, nodes) for name in outputs}

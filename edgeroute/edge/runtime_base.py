@@ -29,8 +29,8 @@ PASSING = ("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", 
 """Operators, by ONNX's names, that leave the meaning of numbers as it is."""
 MOST_PASSED = 8
 """Most such operators behind the one that makes an output."""
-KIND_BY_OPERATOR = {"Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel"}
-"""Operator that makes an output -> kind of the output."""
+KIND_BY_OPERATOR = {"Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel", "LpNormalization": "value"}
+"""Operator that makes an output -> kind of the output. A vector of length 1 is an embedding."""
 MOST_FILLED = 1 << 16
 """Maximum copies of an input with which a batch of fixed size is filled up."""
 NO_BATCH = 'if that is no batch axis, its card says so: "batch": "none"'
@@ -160,6 +160,8 @@ class ModelFile(LoadsLate):
         operators = {name: operator for name, operator in self._operators().items() if name not in states}
         name = self.output or (next(iter(operators)) if len(operators) == 1 else "")
         kind = None if is_embedding(name) else KIND_BY_OPERATOR.get(operators.get(name, ""))
+        if kind == "value" and self.labels is not None:  # which tell that there are classes
+            kind = None
         return kind, "" if kind is None else f"its outputs are read as {kind}, since {operators[name]} makes them"
 
     def _operators(self) -> dict[str, str]:
@@ -309,17 +311,31 @@ class ModelFile(LoadsLate):
         return ModelError(f"{self.name} failed to run: {first_line(error)}")
 
 
-def last_operator(output: Any, nodes: Mapping[Any, tuple[str, Any]]) -> str:
+def last_operator(output: Any, nodes: Mapping[Any, tuple[str, Sequence[Any]]]) -> str:
     """Return the operator that makes an output, but for those in `PASSING`; empty: unknown.
 
-    nodes: each tensor that an operator makes -> (operator, its first input).
+    "LpNormalization" too for a division of a tensor by its own Euclidean norm. nodes: each tensor that an operator makes ->
+    (operator, its inputs).
     """
-    operator, source = nodes.get(output, ("", None))
+    operator, sources = nodes.get(output, ("", ()))
     for _ in range(MOST_PASSED):
         if operator not in PASSING:
             break
-        operator, source = nodes.get(source, ("", None))
-    return operator
+        operator, sources = nodes.get(next(iter(sources), None), ("", ()))
+    return "LpNormalization" if operator in {"Div", "Mul"} and _is_by_own_norm(sources, nodes) else operator
+
+
+def _is_by_own_norm(sources: Sequence[Any], nodes: Mapping[Any, tuple[str, Sequence[Any]]]) -> bool:
+    """Return True if the second input is the Euclidean norm of the first, or its reciprocal."""
+    at, passed = sources[-1], set[str]()
+    for _ in range(MOST_PASSED):
+        operator, before = nodes.get(at, ("", ()))
+        at = next(iter(before), None)
+        passed.add(operator)
+        if at is None or at == sources[0]:
+            break
+    root_of_sum = "Sqrt" in passed and not passed.isdisjoint({"ReduceSum", "ReduceSumSquare"})
+    return at == sources[0] and ("ReduceL2" in passed or root_of_sum)
 
 
 def concatenate(parts: tuple[Any, ...]) -> Any:

@@ -114,8 +114,8 @@ def _contents(model: _Table) -> Contents:
 
 
 _OPERATORS = {
-    6: "DequantizeLinear", 14: "Sigmoid", 22: "Reshape", 25: "Softmax", 43: "Squeeze", 50: "LogSoftmax", 53: "Cast",
-    114: "QuantizeLinear",
+    6: "DequantizeLinear", 11: "LpNormalization", 14: "Sigmoid", 22: "Reshape", 25: "Softmax", 43: "Squeeze", 50: "LogSoftmax",
+    53: "Cast", 114: "QuantizeLinear",
 }  # fmt: skip
 """Codes of operators that tell the kind of an output -> ONNX's names."""
 
@@ -130,7 +130,7 @@ def last_operators(data: Any) -> dict[str, str]:
         codes = [max(code.signed(0, 1), code.signed(3, 4)) for code in model.tables(1)]
         graph = next(model.tables(2))
         nodes = {
-            i: (_OPERATORS.get(codes[operator.unsigned(0)], ""), next(iter(operator.numbers(1)), -1))
+            i: (_OPERATORS.get(codes[operator.unsigned(0)], ""), operator.numbers(1))
             for operator in graph.tables(3)
             for i in operator.numbers(2)
         }

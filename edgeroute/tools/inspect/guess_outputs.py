@@ -44,6 +44,11 @@ def outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | None =
     if kind is not None:
         shapes = {np.shape(row[specs[0].name]) for row in seen if specs[0].name in row}
         count = shapes.pop()[-1] if len(shapes) == 1 and () not in shapes else None
+        if kind == "multilabel" and {np.size(row[specs[0].name]) for row in seen if specs[0].name in row} == {1}:
+            grounds = f"{grounds.replace(kind, 'probabilities')}: a binary classifier's, of the second class"
+            kind, count = "probabilities", 2
+        if kind == "value":
+            return [_kind_finding(kind, "certain", f"{grounds}: an embedding. {_VALUE}")]
         return [_kind_finding(kind, "certain", grounds), _class_names_finding(count)]
     if not seen:
         return _by_names(specs)
