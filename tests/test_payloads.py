@@ -548,3 +548,20 @@ def test_compressed_tensors(codec, server):
     else:
         bad.append(infer(server, "halves", codec_of(given).encode(x).data, name="x", media_type=media))
     assert [reply.status_code for reply in bad] == [400] * len(bad), [reply.text for reply in bad]
+
+
+@pytest.mark.parametrize("end", ["/v1/chat/completions", "/chat/completions/", "/v1/messages", "/v1/responses"])
+def test_an_api_of_chats_takes_no_input_in_json(tmp_path, end):
+    """It would answer each call with 400: what to write is in the message, unless there is a body."""
+    url = f"http://127.0.0.1:1{end}"
+    with pytest.raises(PolicyError, match=r"a url that ends in .*: write protocol = \"openai\".* \(OpenAIChat\), or a body"):
+        edgeroute.PlainJson(url)
+    with pytest.raises(PolicyError, match=r"pass OpenAIChat\(url, model=\.\.\.\)"):
+        Router(cloud=url, mode="only_cloud")
+    file = tmp_path / "policy.toml"
+    file.write_text(f'mode = "only_cloud"\n[cloud]\nprotocol = "json"\nurl = "{url}"\n')
+    with pytest.raises(PolicyError, match=r'policy\.toml: .*write protocol = "openai"'):
+        Router.from_policy(file)
+    assert edgeroute.PlainJson(url, body={"messages": "{input}"}).where == url
+    assert edgeroute.PlainJson(url, encode=lambda x: {"messages": x}).where == url
+    assert edgeroute.PlainJson("http://127.0.0.1:1/doors/v1").where.endswith("/v1")

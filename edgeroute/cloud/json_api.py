@@ -15,7 +15,7 @@ from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.confidence.output_recognition import label_names
 from edgeroute.core.units import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
-from edgeroute.http.addresses_and_messages import Address, Call, Reply
+from edgeroute.http.addresses_and_messages import Address, Call, Reply, chat_advice
 from edgeroute.system.process import call_contained
 from edgeroute.types import Escalated
 
@@ -42,7 +42,7 @@ class PlainJson(OneByOne):
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
     Raises:
-        PolicyError: the body is no valid template, or as for `Address`.
+        PolicyError: the body is no valid template, or missing for an API of chats; or as for `Address`.
     """
 
     def __init__(
@@ -72,6 +72,9 @@ class PlainJson(OneByOne):
         if body_type != "json" and any(header.lower() == "content-type" for header in address.get("headers") or ()):
             raise PolicyError(f"headers has Content-Type, which a {body_type} body has of its own: leave it out")
         self.send_edge = checked_flag("send_edge", send_edge)
+        own = body is not None or encode is not None or self.address.path.rstrip("/").endswith("/v1")  # which may be anybody's
+        if not own and (advice := chat_advice(self.address.path)):
+            raise PolicyError(f'{advice} (OpenAIChat), or a body, since it takes no {{"input": ...}}')
         if body is None:
             body = _WITH_EDGE if send_edge and body_type == "json" else _DEFAULT[body_type == "json"]
         self._encode, self.body = encode, Body(body, body_type, max_body_bytes, edge=send_edge)

@@ -346,6 +346,16 @@ def bare(url: str) -> str:
     return repr(clean(url)) if len(url) <= _QUOTABLE_LENGTH and _QUOTABLE.fullmatch(url) else "the cloud's address"
 
 
+_CHATS = "/v1", "/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
+
+
+def chat_advice(url: str) -> str:
+    """Return what to write for a URL of an API of chats, by its end, such as `/v1`; empty: the URL is of none."""
+    end = next((end for end in _CHATS if url.rstrip("/").endswith(end)), "")
+    more = "" if end in _CHATS[:2] else ", and a url that ends in /v1"
+    return end and f'a url that ends in {end} is of an API of chats, as OpenAI\'s: write protocol = "openai"{more}'
+
+
 _QUOTABLE = re.compile(
     r"[a-z]{1,9}://[\w.-]*(:[0-9]{1,5})?(/[\w./-]*)?"  # or what lacks the scheme
     r"|(localhost|[\w-]{1,20}(\.[\w-]{1,20})+)(:[0-9]{1,5})?(/[\w./-]*)?|\w{1,20}/[\w./-]*"

@@ -19,7 +19,7 @@ from edgeroute.edge.execution_providers import parse_providers
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import Variants, is_address, load
 from edgeroute.errors import PolicyError
-from edgeroute.http.addresses_and_messages import Address
+from edgeroute.http.addresses_and_messages import Address, chat_advice
 from edgeroute.policy.sections_from_classes import Kind, Section, configures
 from edgeroute.policy.single_sections import at
 from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body, message_error
@@ -121,8 +121,8 @@ class ServedCloud(Cloud):
     @model_validator(mode="after")
     def _which(self) -> ServedCloud:
         """Refuse a section that names no model, or whose address is one of OpenAI's API without a protocol."""
-        if "protocol" not in self.model_fields_set and self.url.rstrip("/").endswith("/v1"):
-            raise message_error('a url that ends in /v1 is of OpenAI\'s API: add protocol = "openai"')
+        if "protocol" not in self.model_fields_set and (advice := chat_advice(self.url)):
+            raise message_error(advice)
         if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
             raise message_error("which model? Give model, or a url that ends in /v2/models/NAME")
         return self

@@ -85,10 +85,10 @@ def endpoint_of(given: Any) -> Any:
     """
     if isinstance(given, str):
         from edgeroute.cloud.openinference import OpenInference
-        from edgeroute.http.addresses_and_messages import bare
+        from edgeroute.http.addresses_and_messages import bare, chat_advice
 
         if "/v2/models/" not in given:
-            raise PolicyError(_advice(bare(given)))
+            raise PolicyError(_advice(bare(given), chats=bool(chat_advice(given))))
         return OpenInference(given)
     from edgeroute.cloud.cloud_backend import Function
 
@@ -97,12 +97,17 @@ def endpoint_of(given: Any) -> Any:
     raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")
 
 
-def _advice(given: str) -> str:
-    """Return what to write in place of a text that is no URL of a model. given: the text, without secrets, quoted."""
+def _advice(given: str, *, chats: bool) -> str:
+    """Return what to write in place of a text that is no URL of a model.
+
+    Args:
+        given: the text, without secrets, quoted.
+        chats: True if it is the URL of an API of chats.
+    """
     text = given.strip("'\"").rstrip("/")
     if "://" not in text and given.startswith("'"):
         return f"cloud={given} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
-    if text.endswith("/v1") or "api.openai.com" in text:
+    if chats or "api.openai.com" in text:
         return f"{given} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
     return f"what does {given} speak? Pass OpenInference(url, model=...), OpenAIChat(url, model=...) or PlainJson(url)"
 
