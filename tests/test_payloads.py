@@ -550,7 +550,7 @@ def test_compressed_tensors(codec, server):
     assert [reply.status_code for reply in bad] == [400] * len(bad), [reply.text for reply in bad]
 
 
-@pytest.mark.parametrize("end", ["/v1/chat/completions", "/chat/completions/", "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize("end", ["/v1/chat/completions", "/chat/completions", "/v1/messages", "/v1/responses"])
 def test_an_api_of_chats_takes_no_input_in_json(tmp_path, end):
     """It would answer each call with 400: what to write is in the message, unless there is a body."""
     url = f"http://127.0.0.1:1{end}"
