@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
 from both import Tasks, sure, unsure
 from commands import cli
 
-from edgeroute import PolicyError, Router
+from edgeroute import BadInput, PolicyError, Router
 
 X = np.random.default_rng(0).random((300, 3)).astype("float32")
 
@@ -196,6 +197,118 @@ def test_a_row_of_a_table_is_read_by_the_names_of_its_columns():
             given = pandas.DataFrame([x])
             assert (answer.source, answer.value) == ("edge", model.predict(given)[0])
             assert answer.confidence == pytest.approx(model.predict_proba(given).max(), abs=1e-6)
+
+
+def refused(kind, edge, x, why, many=False):
+    """The input is refused as the caller's, and nothing is sent."""
+    sent = []
+    with kind(edge, lambda x: sent.append(x) or "cloud", threshold=0) as router, pytest.raises(BadInput, match=why):
+        router.infer_many(x) if many else router.infer(x)
+    assert sent == []
+
+
+WRONG = [{"message": "x"}, [1, 2], "hi", None, [[1, 2, 3]], [[1], [2, 3]], {1, 2}, ["a", 2, 3]]
+
+
+def test_a_row_that_no_classifier_takes_is_the_callers_fault_and_not_sent(kind):
+    """As a file's; of a batch its number is named, and nothing of the batch is sent."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    model = linear_model.LogisticRegression().fit(X, X[:, 0] > 0.5)
+    for x in [*WRONG, [1, 2, np.nan]]:
+        refused(kind, model, x, "LogisticRegression: expected 3 numbers")
+        refused(kind, model, [*X[:2], x], "input 2 of the batch: LogisticRegression: expected 3 numbers", many=True)
+
+
+def test_the_input_of_a_vectorizer(kind):
+    """A text or a mapping, in a search, too."""
+    linear_model, text = pytest.importorskip("sklearn.linear_model"), pytest.importorskip("sklearn.feature_extraction")
+    make_pipeline, search = pytest.importorskip("sklearn.pipeline").make_pipeline, pytest.importorskip("sklearn.model_selection")
+    for vectorizer, rows, wanted in (
+        (text.text.TfidfVectorizer(), ["good day", "bad day"] * 10, "text"),
+        (text.DictVectorizer(), [{"a": 1}, {"b": 2}] * 10, "mapping"),
+    ):
+        model = make_pipeline(vectorizer, linear_model.LogisticRegression()).fit(rows, [1, 0] * 10)
+        wide = search.GridSearchCV(model, {"logisticregression__C": [1.0]}, cv=2).fit(rows, [1, 0] * 10)
+        for edge in (model, wide):
+            with kind(edge, unsure, threshold=0) as router:
+                assert [answer.value for answer in router.infer_many(rows[:2])] == [1, 0]
+            for x in ([1, 2], None, 3):
+                refused(kind, edge, x, f"expected a {wanted}, got a")
+
+
+def test_a_classifier_that_is_not_fitted_has_failed(kind):
+    """The input is not at fault: the cloud answers."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    with kind(linear_model.LogisticRegression(), sure, threshold=0) as router:
+        assert router.infer([1, 2, 3]).source == "cloud"
+
+
+@pytest.fixture
+def machine():
+    """A forest, fitted on a table with names, and the table."""
+    pandas, ensemble = pytest.importorskip("pandas"), pytest.importorskip("sklearn.ensemble")
+    table = pandas.DataFrame(X * [1, 100, 1000], columns=["temp", "vib", "rpm"])
+    return ensemble.RandomForestClassifier(10, random_state=0).fit(table, np.where(X[:, 0] > 0.5, "broken", "ok")), table
+
+
+def test_missing_columns_are_named(kind, machine):
+    """With a misspelt one; no value of the input is in the message."""
+    model, table = machine
+    for x, why in (
+        ({"temp": 56.3}, "the input lacks 'vib', 'rpm', of"),
+        ({"temp": 1, "vbi": 2, "rpm": 3}, "the input lacks 'vib', of .*'vbi': did you mean \"vib\""),
+        ({"message": "secret"}, "^((?!secret).)*lacks 'temp', 'vib', 'rpm'"),
+        ({"temp": "secret", "vib": 1, "rpm": 2}, "^((?!secret).)*cannot read 'temp'"),
+        (table[:1], r"a table of 1 rows: df\.iloc\[0\]"),
+    ):
+        refused(kind, model, x, why)
+    for x in [x for x in WRONG if x != {"message": "x"}]:
+        refused(kind, model, x, "expected 3 values, temp, vib, rpm|cannot read 'temp'")
+    records = table.to_dict("records")
+    refused(kind, model, [*records[:2], {"temp": 1}], "input 2 of the batch: .*lacks 'vib', 'rpm'", many=True)
+    refused(kind, model, table, r'df\.to_dict\("records"\) for a model that reads columns by name', many=True)
+
+
+def test_rows_in_every_form_are_read_by_name(kind, machine):
+    """In any order of the columns, mixed in a batch, and without a warning of the estimator."""
+    model, table = machine
+    turned, expected = table[["rpm", "temp", "vib"]], model.predict(table[:4]).tolist()
+    tuples = list(turned[:4].itertuples())
+    mixed = [turned.iloc[0], table.to_numpy()[1], tuples[2], turned.to_dict("records")[3] | {"more": 1}]
+    with warnings.catch_warnings(), kind(model, unsure, threshold=0) as router:
+        warnings.simplefilter("error")
+        for rows in (turned.to_dict("records")[:4], list(table.to_numpy()[:4]), tuples, mixed):
+            assert [answer.value for answer in router.infer_many(rows)] == expected
+            assert [router.infer(x).value for x in rows] == expected
+
+
+def test_columns_that_a_pipeline_drops_may_be_missing(kind):
+    """A category that was not fitted goes to the cloud, as what another model may know."""
+    pandas, compose = pytest.importorskip("pandas"), pytest.importorskip("sklearn.compose")
+    pipeline, preprocessing = pytest.importorskip("sklearn.pipeline"), pytest.importorskip("sklearn.preprocessing")
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    table = pandas.DataFrame({"id": range(300), "age": X[:, 0], "city": np.where(X[:, 1] > 0.5, "Ulm", "Bonn")})
+    columns = compose.make_column_transformer((preprocessing.OneHotEncoder(), ["city"]), ("passthrough", ["age"]))
+    model = pipeline.make_pipeline(columns, linear_model.LogisticRegression()).fit(table, X[:, 0] > 0.5)
+    with kind(model, lambda x: (bool(x["age"] > 0.5), 0.9), threshold=0) as router:
+        rows = [{"city": "Ulm", "age": 0.9}, {"city": "Bonn", "age": 0.1, "id": 7}]
+        assert [(answer.source, answer.value) for answer in router.infer_many(rows)] == [("edge", True), ("edge", False)]
+        assert router.infer({"city": "Paris", "age": 0.9}).source == "cloud"
+        result = router.evaluate(table.assign(label=X[:, 0] > 0.5)[["label", "city", "age", "id"]], "label", ask_cloud=False)
+        assert result.accuracy["edge"].found > 280
+    refused(kind, model, {"city": "Ulm"}, "lacks 'age', of")
+    refused(kind, model, {"city": "Ulm", "age": "old"}, "cannot read '.*age'")
+
+
+def test_a_table_is_evaluated_by_the_names_of_its_columns(machine):
+    """In any order, with more columns; a missing one is named."""
+    model, table = machine
+    full = table.assign(label=model.predict(table), id="x")[["label", "rpm", "id", "temp", "vib"]]
+    with Router(model, None, threshold=0.5) as router:
+        assert router.evaluate(full, "label").accuracy["edge"].found == len(full)
+        assert router.calibrate(full, "label", max_error=0.3).certificate.threshold < 1
+        with pytest.raises(BadInput, match="X lacks 'vib', of the columns"):
+            router.evaluate(full.drop(columns="vib"), "label")
 
 
 @pytest.mark.matrix

@@ -478,7 +478,10 @@ def test_what_may_leave_and_what_may_be_spent(kind, model):
     cloud, asked = FakeCloud([("a", 1.0)]), []
     egress = Egress(never_leave=["medical"], may_leave=["product"], consent=lambda *given: asked.append(given) or len(asked) < 3)
     with closing(kind(model, cloud, threshold=0.5, egress=egress)) as router:
-        with pytest.raises(MayNotLeave, match=r"every example is sent to the cloud, and these may not leave the device.*medical"):
+        with pytest.raises(
+            MayNotLeave,
+            match=r"every example is sent to the cloud, and 600 of 600 may not leave the device: .*medical.*; leave them out",
+        ):
             router.calibrate(X, Y, max_loss=0.1, data_class="medical")
         assert cloud.runs == 0
         assert router.evaluate(X, Y, data_class="medical", ask_cloud=False).accuracy.keys() == {"edge", "accepted"}

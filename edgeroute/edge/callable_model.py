@@ -5,20 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any
-
-import numpy as np
 
 from edgeroute.confidence.output_reader import checked_kind, checked_rule
 from edgeroute.confidence.output_recognition import best_label, label_names
 from edgeroute.confidence.scores import Score
 from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction
+from edgeroute.edge.estimator import Estimator
 from edgeroute.edge.model_attributes import is_async
 from edgeroute.errors import PolicyError
-from edgeroute.system.late_imports import attribute
 from edgeroute.types import StopToken, TensorSpec
 
 
@@ -67,7 +64,7 @@ class CallableModel:
         self._given = function
         owner = getattr(function, "__self__", function)
         if callable(getattr(owner, "predict_proba", None)) and (owner is function or function.__name__.startswith("predict")):
-            name, function = name or type(owner).__name__, partial(_probabilities, owner)
+            name, function = name or type(owner).__name__, Estimator(owner)
         self.run_escalated: Callable[[list[Any], Sequence[Any]], Any] | None = None
         if takes_edge:
             self.run_escalated = self._run_escalated
@@ -94,6 +91,8 @@ class CallableModel:
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
         """Call the function once per input; return a list of its results. A stop request is ignored."""
+        if isinstance(self.function, Estimator):
+            return self.function.many(inputs)
         return [self._result(self.function(x)) for x in inputs]
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
@@ -143,17 +142,10 @@ class CallableModel:
                 yield piece
 
 
-def _probabilities(classifier: Any, x: Any) -> dict[Any, float]:
-    """Return class -> probability for one input, by a classifier's `predict_proba`."""
-    given: Any = np.asarray([x])
-    names = getattr(classifier, "feature_names_in_", None)
-    if names is not None and (
-        isinstance(x, Mapping) or hasattr(x, "to_frame")
-    ):  # a table's row, read by the names of its columns
-        given = attribute("pandas:DataFrame", "a row by its columns")([x], columns=names).infer_objects()
-    row = np.asarray(classifier.predict_proba(given))[0]
-    classes = getattr(classifier, "classes_", range(len(row)))
-    return dict(zip(np.asarray(classes).tolist(), map(float, row), strict=True))
+def feature_names(model: Any) -> list[str] | None:
+    """Return the names of the columns that a classifier was fitted on; None: there are none."""
+    function = getattr(model, "function", None)
+    return function.columns if isinstance(function, Estimator) else None
 
 
 _AWAITED = (CoroutineType, AsyncGeneratorType)

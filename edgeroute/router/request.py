@@ -61,7 +61,8 @@ def length(batch: Sequence[Any]) -> int:
         raise BadInput(f"a batch is a sequence of inputs, not an iterator ({kind.__name__}): give list(batch)")
     if not hasattr(kind, "__len__") or not hasattr(kind, "__getitem__") or (hasattr(kind, "iloc") and batch.ndim > 1):  # type: ignore[attr-defined]
         raise BadInput(
-            f"a batch is a sequence of inputs, not a {kind.__name__}: give a list of them, or an array, as by to_numpy()"
+            f"a batch is a sequence of inputs, not a {kind.__name__}: give a list of them, or an array; of a DataFrame, "
+            'df.to_dict("records") for a model that reads columns by name, df.to_numpy() for any other'
         )
     return len(batch)
 

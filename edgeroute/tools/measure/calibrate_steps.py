@@ -18,6 +18,7 @@ from edgeroute.confidence.certificate import BoundCertificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes import UNIDENTIFIED, class_name
 from edgeroute.core.routing_policy import INF
+from edgeroute.edge.callable_model import feature_names
 from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.call_stages import Block, Steps
@@ -44,6 +45,7 @@ def rows(
     y: Any,
     every: int,
     groups: Any = None,
+    fitted: Sequence[str] | None = None,
 ) -> Steps[tuple[list[Any], list[Any] | None, list[Any] | None]]:
     """Return the inputs as a list, with their labels and groups; None for None. Reads the rows in a thread.
 
@@ -53,13 +55,14 @@ def rows(
         y: a label for each, the name of a column of X, or None.
         every: take each `every`-th only.
         groups: the scene, user or session of each, or None.
+        fitted: names of the columns that the edge was fitted on: a table is then read by them; None: by position.
 
     Raises:
         BadInput: they are of another type, or differ in number.
         PolicyError: `every` is no number of 1 or more.
     """
     check_number("every", every, least=1, whole=True)
-    X, y = yield Block(partial(_unpacked, X, y), INF)  # noqa: N806
+    X, y = yield Block(partial(_unpacked, X, y, fitted), INF)  # noqa: N806
     count = _length(X)
     labels = None if y is None else _labels(y)
     group_list = None if groups is None else _labels(groups, "groups", "a name")
@@ -75,13 +78,14 @@ def rows(
     return inputs, labels, group_list
 
 
-def _unpacked(X: Any, y: Any) -> tuple[Any, Any]:  # noqa: N803
+def _unpacked(X: Any, y: Any, fitted: Sequence[str] | None = None) -> tuple[Any, Any]:  # noqa: N803
     """Return the inputs and labels of a table (pandas, Hugging Face) or of a data set of pairs (torch); others unchanged.
 
-    A row of numbers becomes an array, and a row of one column its value.
+    A row of numbers becomes an array, and a row of one column its value. With names of fitted columns, an array has these columns
+    in this order, and a row with text becomes a mapping.
 
     Raises:
-        BadInput: a table has no such column, or text beside numbers; or pairs have labels, and there are others in y.
+        BadInput: a table lacks a column, or has text and no fitted columns; or pairs have labels, and there are others in y.
     """
     names = getattr(X, "column_names", None) if hasattr(X, "remove_columns") else None
     is_frame = hasattr(X, "iloc") and hasattr(X, "to_numpy")
@@ -94,11 +98,17 @@ def _unpacked(X: Any, y: Any) -> tuple[Any, Any]:  # noqa: N803
             if y not in names:
                 raise BadInput(f"X has no column {y!r} of labels: its columns are {', '.join(map(str, names))}")
             names, y = [name for name in names if name != y], list(X[y])
+        if fitted is not None and (len(names) > 1 or is_frame):
+            if missing := [name for name in fitted if name not in names]:
+                raise BadInput(f"X lacks {', '.join(map(repr, missing))}, of the columns that the edge was fitted on")
+            names = [*fitted]
         columns = {name: X[name].to_numpy() if is_frame else list(X[name]) for name in names}
         if len(columns) == 1 and not is_frame:
             return [np.asarray(x) if isinstance(x, list) else x for x in columns[names[0]]], y
         table = [np.asarray(column) for column in columns.values()]
         if any(column.dtype.kind not in "biuf" or column.ndim > 1 for column in table):
+            if fitted is not None and names == [*fitted]:
+                return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)], y
             if len(columns) == 1:
                 return [*columns[names[0]]], y
             texts = ", ".join(str(name) for name, column in zip(names, table, strict=True) if column.dtype.kind not in "biuf")
@@ -304,7 +314,7 @@ def _examples(
 ) -> Steps[tuple[Examples, list[str]]]:
     """Collect the examples, with progress, and return them with notes on dropped inputs."""
     check_number("batch", batch, least=1, whole=True)
-    inputs, labels, group_list = yield from rows(X, y, every, groups)
+    inputs, labels, group_list = yield from rows(X, y, every, groups, feature_names(calls.runner.model))
     total = len(inputs)
     with show_progress(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
         examples, reached = yield from collect(

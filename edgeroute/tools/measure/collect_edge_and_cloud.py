@@ -136,10 +136,10 @@ class DirectCalls:
             return [named] * len(inputs)
         return [class_of(self._engine, egress, x, named) for x in inputs]
 
-    def may_leave(self, data_class: str | None) -> Plan:
-        """Return the plan for calls of the clouds.
+    def may_leave(self, data_class: str | None, share: str = "these") -> Plan:
+        """Return the plan for calls of the clouds. Runs and sends nothing.
 
-        Runs and sends nothing.
+        share: how many examples are of the data class, for the error.
 
         Raises:
             MayNotLeave: the egress rules forbid them, or the mode in force is only_edge.
@@ -150,7 +150,10 @@ class DirectCalls:
         try:
             return make_plan(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class)
         except MayNotLeave as e:
-            raise MayNotLeave(f"every example is sent to the cloud, and these may not leave the device: {e}") from e
+            why = str(e).removeprefix("no answer is possible: ").partition(", and mode ")[0]  # no mode of the user's
+            raise MayNotLeave(
+                f"every example is sent to the cloud, and {share} may not leave the device: {why}; leave them out"
+            ) from e
 
     def ask(
         self, inputs: Sequence[Any], data_class: str | None, edge: Sequence[Prediction | None] | None = None
@@ -263,8 +266,8 @@ def collect(
     classes: list[str | None] = []
     if ask_cloud:
         classes = yield Block(partial(calls.classes, inputs, data_class), INF)
-        for name in dict.fromkeys(classes):
-            calls.may_leave(name)  # before anything is run
+        for name in dict.fromkeys(classes):  # before anything is run
+            calls.may_leave(name, f"{classes.count(name)} of {len(inputs)}")
     yield from calls.ready()
     runs = dict[int, _Reply]()
     yield from _run(calls, 0, inputs[0])  # warm-up
