@@ -266,6 +266,7 @@ def test_missing_columns_are_named(kind, machine):
         refused(kind, model, x, "expected 3 values, temp, vib, rpm|cannot read 'temp'")
     records = table.to_dict("records")
     refused(kind, model, [*records[:2], {"temp": 1}], "input 2 of the batch: .*lacks 'vib', 'rpm'", many=True)
+    refused(kind, model, [*records[:5], {"vib": 1}, *records[:7]], "input 5 of the batch: .*lacks 'temp', 'rpm'", many=True)
     refused(kind, model, table, r'df\.to_dict\("records"\) for a model that reads columns by name', many=True)
 
 

@@ -31,8 +31,10 @@ class Estimator:
         """Return the probabilities for one row; raise as `many`."""
         return self.many([x])[0]
 
-    def many(self, rows: Sequence[Any]) -> list[dict[Any, float]]:
+    def many(self, rows: Sequence[Any], start: int | None = None) -> list[dict[Any, float]]:
         """Return the probabilities for each row, by one call if the rows have the same columns.
+
+        start: number of the first row in its batch, for the error; None: the rows are no part of one.
 
         Raises:
             BadInput: a row does not fit; the message names columns, and no values.
@@ -45,19 +47,15 @@ class Estimator:
             return self._read(np.asarray(rows) if columns is None else _table(rows, columns))
         except Exception as e:
             if len(rows) == 1:
-                name = class_name(self._estimator)
+                name = f"{'' if start is None else f'input {start} of the batch: '}{class_name(self._estimator)}"
                 why = str(e) if isinstance(e, BadInput) else self._misfit(rows[0], columns, size, str(e))
                 if "unknown categor" in str(e):
                     raise Unfit(f"{name}: a value of the input was not fitted") from None
                 if why and (columns is None or not isinstance(e, AttributeError)):  # which an unfitted estimator raises, too
                     raise BadInput(f"{name}: {why}") from None
                 raise
-        answers: list[dict[Any, float]] = []
-        try:
-            answers.extend(map(self, rows))  # finds the row, or reads rows that differ in their columns
-        except BadInput as e:
-            raise BadInput(f"input {len(answers)} of the batch: {e}") from None
-        return answers
+        half, start = len(rows) // 2, start or 0  # finds the row, or reads rows that differ in their columns
+        return self.many(rows[:half], start) + self.many(rows[half:], start + half)
 
     def _read(self, given: Any) -> list[dict[Any, float]]:
         """Return class -> probability for each row of a table."""
@@ -114,8 +112,8 @@ def _by_name(x: Any, columns: list[str]) -> Mapping[str, Any]:
     Raises:
         BadInput: it is none of these, or has another number of values.
     """
-    if hasattr(x, "to_frame") or hasattr(x, "_asdict"):  # a row of pandas, or of its itertuples
-        return dict(x.to_dict() if hasattr(x, "to_frame") else x._asdict())
+    if hasattr(x, "_asdict") or (hasattr(x, "iloc") and x.ndim == 1):  # a row of pandas' itertuples, or of pandas
+        return dict(x._asdict() if hasattr(x, "_asdict") else x.to_dict())
     if isinstance(x, Mapping) or (isinstance(x, list | tuple | np.ndarray) and _shape(x) == (len(columns),)):
         return x if isinstance(x, Mapping) else dict(zip(columns, x, strict=True))
     raise BadInput(f"expected {len(columns)} values, {', '.join(columns)}, by name or in this order; got {_form(x)}")
