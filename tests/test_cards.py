@@ -143,7 +143,7 @@ def test_a_mistake_in_preprocess(preprocess, message):
 def test_several_mistakes_are_told_at_once():
     """Up to five."""
     with pytest.raises(ModelError) as caught:
-        Card({f"key{i}": 1 for i in range(7)})
+        Card({f"labels{i}": 1 for i in range(7)})
     assert str(caught.value).count("there is no such key") == 5
 
 

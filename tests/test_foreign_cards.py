@@ -38,10 +38,10 @@ def test_they_are_not_read(make, tmp_path, data, name):
     router = make(path, threshold=0.5)
     report = router.check()
     assert report.ok
-    assert f"{name} is no card, and was not read: card=False says so" in report.lines[0]
+    assert f"{name} is another program's file, and was not read as a card; there is nothing to do" in report.lines[0]
     assert router.infer(X).value == 0
     assert OnnxModel(path).files == []
-    assert "is no card" not in str(make(load(path, card=False)).check())
+    assert "another program" not in str(make(load(path, card=False)).check())
     assert f"{name} is there, and no card" in " ".join(cli("inspect", path)[1].split())
 
 
@@ -79,7 +79,8 @@ MISTAKES = [
     ({"lables": ["a"]}, 'lables: there is no such key: did you mean "labels"?'),
     ({"Outputs": {}, "a": 1, "b": 2}, "Outputs: there is no such key: "),
     ({"name": "doors", "author": "me"}, "author: there is no such key: "),
-    ({"labels": ["a"], "x": 1, "y": 2, "z": 3}, "there is no such key: "),
+    ({"nmae": "doors", "notess": "", "labels": ["a"]}, 'nmae: there is no such key: did you mean "name"?'),
+    ({"labels": ["a"], "x": 1, "y": 2, "z": 3}, "x, y, z: there are no such keys; if another program wrote this file, "),
     ({"preprocessing": {}}, 'preprocessing: there is no such key: did you mean "preprocess"?'),
     ({"output": {"kind": "logit"}}, 'output.kind: found "logit": did you mean "logits"?'),
 ]
@@ -101,11 +102,30 @@ def test_a_mistake_in_a_card(tmp_path, data, said):
             OnnxModel(path, card=path.with_suffix(".json"))
 
 
-def test_a_file_that_is_no_json(tmp_path):
+TEACHABLE = {
+    "tfjsVersion": "1.3.1", "tmVersion": "2.4.7", "packageVersion": "0.8.4", "packageName": "@teachablemachine/image",
+    "timeStamp": "2026-01-01T00:00:00.000Z", "userMetadata": {}, "modelName": "doors", "labels": ["open", "shut"], "imageSize": 224,
+}  # fmt: skip
+
+
+def test_a_file_of_another_program_with_a_key_of_a_card(tmp_path):
+    """Its labels may be meant: so it is refused, in a line with what else to write."""
+    path = linear(tmp_path / "small.onnx", card=TEACHABLE)
+    with pytest.raises(ModelError) as refused:
+        OnnxModel(path)
+    text = (
+        "tfjsVersion, tmVersion, packageVersion, ...: there are no such keys; if another program wrote this file, give the model"
+    )
+    assert str(refused.value).endswith(f"small.json is not a model card: {text} card=False")
+    assert OnnxModel(path, card=False).labels is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "\0", "labels: a"])
+def test_a_file_that_is_no_json(tmp_path, text):
     """May be a card that was cut, so it is an error, which `inspect --write --force` ends."""
     path = linear(tmp_path / "small.onnx")
-    path.with_suffix(".json").write_text('{"labels": ["a"')
-    with pytest.raises(ModelError, match="is not JSON"):
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(ModelError, match=r"is not JSON: [^\n]*; if it is no card, give the model card=False$"):
         OnnxModel(path)
     assert "small.json is there, and wrong:" in " ".join(cli("inspect", path)[1].split())
     assert cli("inspect", path, "--write", "--force")[0] == 0

@@ -163,10 +163,12 @@ def test_variants_and_trials(make, small):
 def test_an_edge_without_confidence(make, tmp_path):
     """By its kind, or by what it gives for zeros; not where such answers are accepted, or a score is given."""
     model = linear(tmp_path / "value.onnx", classes=1)
-    text = "edge gives no confidence, so each input goes on: write kind in its card"
+    text = "edge gives no confidence, so each input goes on: write "
     for edge in (model, OnnxModel(model, kind="value"), CallableModel(lambda x: 1.5, kind="value")):
         (line,) = never(make(edge, sure, threshold=0.5))
         assert text in line
+        assert ("kind in its card" in line) == (edge == model)
+        assert 'or no_confidence = "accept"' in line
         assert never(make(edge, sure, threshold=0.5, no_confidence="accept")) == []
         assert never(make(edge, sure, threshold=0.5, score=lambda outputs: 0.4)) == []
         assert never(make(edge)) == []

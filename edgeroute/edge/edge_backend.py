@@ -325,7 +325,7 @@ class EdgeBackend(AbandonedRuns):
         release, downgraded, grounds = (member(self.model, name) for name in ("release", "downgraded", "grounds"))
         notes = [release, downgraded, self.warmth, grounds, self.doubt]
         if (other := getattr(member(self.model, "card"), "foreign", None)) is not None:
-            notes.append(f"{other.name} is no card, and was not read: card=False says so")
+            notes.append(f"{other.name} is another program's file, and was not read as a card; there is nothing to do")
         if self.reader.kind != member(self.model, "kind"):
             notes.append("its outputs are read as probabilities, since they sum to 1")
         elif self._by_form_alone():

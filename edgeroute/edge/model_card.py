@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from errno import EFBIG
 from itertools import islice
 from math import isfinite
@@ -360,7 +360,7 @@ class Card:
         except OSError as e:
             raise ModelError(f"{path} cannot be read: {e.strerror}") from e
         except ValueError as e:
-            raise ModelError(f"{path} is not JSON: {e}") from e
+            raise ModelError(f"{path} is not JSON: {e}; if it is no card, {_NO_CARD}") from e
         return cls(data, path=path)
 
     def of(self, name: str) -> CardInput | None:
@@ -386,6 +386,7 @@ MOST_KEYS = 100
 """Most keys of what may be a card: comparing more takes seconds."""
 _TELLING = ("sha256", "input", "inputs", "preprocess", "state", "output", "labels")
 """Keys that only a card is likely to have."""
+_NO_CARD = "give the model card=False"
 
 
 def _beside(model: Path) -> tuple[list[Path], list[Path]]:
@@ -406,13 +407,23 @@ def _is_foreign(path: Path) -> bool:
     unknown = data.keys() - CARD["properties"].keys()
     if len(unknown) <= len(data) / 2 or any(key in data for key in _TELLING):
         return False
+    return not any(_resembles(key, _TELLING) for key in unknown)
+
+
+def _resembles(key: str, keys: Iterable[str]) -> bool:
+    """Return True if a key is nearly one of these."""
     from difflib import get_close_matches
 
-    return not any(get_close_matches(key.lower(), _TELLING, 1, 0.75) for key in unknown)
+    return bool(get_close_matches(key.lower(), keys, 1, 0.75))
 
 
 def _check(data: Any) -> None:
-    """Raise ValueError with the first problems of the data by the schema."""
+    """Raise ValueError with the first problems of the data by the schema, or with one line for another program's keys."""
+    if isinstance(data, dict):
+        unknown = [clean(key, 60) for key in data if key not in CARD["properties"]]
+        if len(unknown) > 1 and not any(_resembles(key, CARD["properties"]) for key in unknown[:MOST_KEYS]):
+            keys = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")  # noqa: PLR2004
+            raise ValueError(f"{keys}: there are no such keys; if another program wrote this file, {_NO_CARD}")
     if wrong := list(islice(problems(data), MOST)):
         raise ValueError("; ".join(wrong))
 

@@ -139,9 +139,10 @@ def _thresholds(snapshot: Snapshot) -> Iterator[str]:
                 f'{what}, or mode = "only_cloud"'
             )
         elif snapshot.policy.no_confidence == "defer" and not scored_before and _unsure(backend):
+            kind = "" if backend.reader.kind == "value" else "kind in its card if its output has a number for each class, "
             yield (
-                f"{target.name} gives no confidence, so each input goes on: write kind in its card if its output has a number "
-                "for each class (logits, probabilities), or score=, a function of its outputs"
+                f"{target.name} gives no confidence, so each input goes on: write {kind}score=, a function of its outputs, or "
+                'no_confidence = "accept", which takes each answer'
             )
         elif (names := _unnamed(backend)) and snapshot.policy.no_confidence == "defer":
             yield (
