@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 from both import running
@@ -120,6 +121,41 @@ def test_the_kind_by_the_last_operator(tmp_path, last, more, kind, sure):
     with Router(path, threshold=0.5) as router:
         assert router.check().ok
         assert router.infer(np.array([0, 0, 9, 0], np.float32)).value == {"Neg": 0, "Sigmoid": [2]}.get(last, 2)
+
+
+def test_a_kind_is_open_where_the_output_is(tmp_path):
+    """A mask that could be boxes, beside another output: no card says that it is, and the line to write names the output."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], axes=[1], keepdims=1), node("MatMul", ["m", "w"], ["a"]), node("Sigmoid", ["a"], ["s"]),
+        node("Reshape", ["s", "size"], ["mask"]), node("Neg", ["m"], ["other"]),
+    ]  # fmt: skip
+    read = [value("mask", F, ["n", 16, 128]), value("other", F, ["n", 1])]
+    constants = [("w", np.ones((1, 2048), np.float32)), ("size", np.array([-1, 16, 128]))]
+    path = tiny.save(tmp_path / "m.onnx", nodes, [value("x", F, ["n", "t"])], read, constants)
+    one = found(look(path, "--write"), "output.kind")
+    assert (one["says"], one["sure"], one["write"]) == ("boxes?", "open", '"output": {"name": "mask", "kind": "boxes"}')
+    assert "output" not in json.loads(path.with_suffix(".json").read_text())
+
+
+def test_names_that_are_not_read_are_not_written(tmp_path):
+    """Three names in the file of a detector with five classes: the card has neither, so that the model runs with it."""
+    array = np.array([[[0, 0, 9, 9, 0.9, 4], [1, 1, 5, 5, 0.2, 0]]], np.float32)
+    nodes = [node("ReduceSum", ["x"], ["s"], keepdims=0), node("Mul", ["s", "zero"], ["z"]), node("Add", ["z", "array"], ["y"])]
+    value = helper.make_tensor_value_info
+    path = tiny.save(
+        tmp_path / "m.onnx", nodes, [value("x", F, [1, 4])], [value("y", F, [1, 2, 6])],
+        [("array", array), ("zero", np.array(0, np.float32))],
+    )  # fmt: skip
+    model = onnx.load(path)
+    helper.set_model_props(model, {"names": "['a', 'b', 'c']"})
+    onnx.save(model, path)
+    report = look(path, "--write")
+    assert [found(report, about)["says"] for about in ("output.kind", "labels")] == ["boxes?", "a, b, c?"]
+    assert report["card"].keys() == {"sha256", "input"}
+    with Router(path, threshold=0) as router:
+        assert router.check().ok
+        assert router.infer(np.zeros(4, np.float32)).value
 
 
 def spec(name, dtype="float32", shape=(-1, 4)):

@@ -28,7 +28,7 @@ from edgeroute.tools.cli.exit_codes import LEFT
 from edgeroute.tools.cli.input_files import IMAGES, STDIN, by_name, input_at
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, text, variations
-from edgeroute.tools.inspect.guess_outputs import LABELS, batch_of, card, named_classes, outputs
+from edgeroute.tools.inspect.guess_outputs import LABELS, batch_of, card, doubted, named_classes, outputs
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 # Language models: only the file's header is read, so that llama.cpp need not be installed.
@@ -266,6 +266,7 @@ class _Inspection:
         self.batch: int | str | None = None
         self.notes: list[str] = []
         self.rows: list[dict[str, Any]] = []
+        self.zeros: dict[str, Any] = {}
 
     def report(self) -> Report:
         """Run the model on the sample, zeros and random numbers, and return the report."""
@@ -279,6 +280,7 @@ class _Inspection:
         new_card.update(card(self.inputs, self.states, findings, self.batch))
         if labels:
             new_card["labels"] = labels
+        findings = self._without_unreadable(new_card, findings)
         self._apply_sample(ways, new_card, findings)
         if self.batch not in (None, 0):
             why = "runs with one input and with three differ in that axis"
@@ -294,6 +296,19 @@ class _Inspection:
             [(spec, "read" if spec in self.read else "state") for spec in self.model.outputs], findings, self.notes,
             "" if self.sample is None else str(self.sample.path), self._sample_answers(ways, new_card, old), new_card,
         )  # fmt: skip
+
+    def _without_unreadable(self, new_card: dict[str, Any], findings: list[Finding]) -> list[Finding]:
+        """Remove kind and labels from the card, in place, if zeros are not read with them but without; return the findings."""
+        bare = {key: value for key, value in new_card.items() if key not in {"output", "labels"}}
+        if output := {key: value for key, value in new_card.get("output", {}).items() if key != "kind"}:
+            bare["output"] = output
+        if not self.zeros or not (error := self._answer("", Card(new_card), self.zeros).error):
+            return findings
+        if self._answer("", Card(bare), self.zeros).error:
+            return findings
+        new_card.clear()
+        new_card.update(bare)
+        return [doubted(finding, f"{finding.grounds}; but zeros are not read so: {error}") for finding in findings]
 
     def _labels(self, findings: list[Finding]) -> tuple[list[Finding], list[str]]:
         """Answer the question for class names by the file's metadata. Return the findings and names; [] if it has none."""
@@ -429,6 +444,7 @@ class _Inspection:
                 self._store_rows(raw, self._count(other))
                 counts.append(self._count(other))
             self._store_rows(zeros, count)
+            self.zeros = zeros if count == 1 else {}
             shapes = ", ".join(f"{quoted(name)} {shape_text(array.shape)}" for name, array in feed.items())
             several = f"; also with {max(counts)} inputs at a time" if counts and max(counts) > count else ""
             self.notes.append(f"it runs on zeros{' and random numbers' if counts else ''}: {shapes}{several}")

@@ -57,7 +57,18 @@ def outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | None =
             if (findings := together(seen)) is not None:
                 return findings
     name, findings = _answer_output(specs)
-    return [*findings, *_single_output(name, [row[name] for row in seen if name in row])]
+    single = _single_output(name, [row[name] for row in seen if name in row])
+    if findings and findings[0].sure == "open":  # so the kind is that of an output that may not be read
+        single = [doubted(finding, f"if {quoted(name)} is read, {finding.grounds}", name) for finding in single]
+    return [*findings, *single]
+
+
+def doubted(finding: Finding, grounds: str, name: str | None = None) -> Finding:
+    """Return a guessed kind or labels as an open finding, with the line that would state them; any other finding unchanged."""
+    if finding.about not in {KIND, LABELS} or finding.sure == "open":
+        return finding
+    line = _card_line(finding.says, name) if finding.about == KIND else '"labels": ["...", ...]'
+    return Finding(finding.about, f"{finding.says}?", "open", grounds, line)
 
 
 def _row_count(rows: Sequence[Any]) -> str:
