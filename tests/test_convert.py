@@ -229,7 +229,7 @@ def test_the_result_is_json_for_programs(tmp_path):
     [
         ({"labels": ["a", "b", "c"]}, "has 2 classes, and there are 3 labels"),
         ({"kind": "logit"}, "there is no kind of outputs 'logit': did you mean"),
-        ({"sample": Path("wide.npy")}, "does not take these inputs: X has 9 features"),
+        ({"sample": Path("wide.npy")}, "expected 5 numbers, got a ndarray .9."),
         ({"sample": Path("none.npy")}, "there is no such file"),
     ],
     ids=["labels", "kind", "wide", "none"],
