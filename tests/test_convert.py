@@ -65,6 +65,36 @@ def test_a_pipeline_for_texts_takes_a_text(tmp_path, vectorizer):
     alike(convert(saved(tmp_path, model), trust=True), model, TEXTS[:4])
 
 
+@pytest.mark.parametrize("form", ["scaler", "range", "imputed", "calibrated", "by columns", "bayes", "forest", "neighbours"])
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_inputs_are_drawn_where_the_model_was_fitted(tmp_path, form, given):
+    """A time since 1970 does not fit into float32: such a model is not written, unless its inputs are rounded as the file's."""
+    rng = np.random.default_rng(1)
+    rows = np.c_[1.7e9 + rng.uniform(0, 600, 600), rng.standard_normal(600)]
+    make, logistic = pytest.importorskip("sklearn.pipeline").make_pipeline, linear_model.LogisticRegression
+    preprocessing, compose = pytest.importorskip("sklearn.preprocessing"), pytest.importorskip("sklearn.compose")
+    scale = preprocessing.StandardScaler
+    model = {
+        "scaler": lambda: make(scale(), logistic()),
+        "range": lambda: make(preprocessing.MinMaxScaler(), logistic(C=100)),
+        "imputed": lambda: make(pytest.importorskip("sklearn.impute").SimpleImputer(), scale(), logistic()),
+        "calibrated": lambda: pytest.importorskip("sklearn.calibration").CalibratedClassifierCV(make(scale(), logistic())),
+        "by columns": lambda: make(compose.ColumnTransformer([("a", scale(), [1, 0])]), logistic()),
+        "bayes": lambda: pytest.importorskip("sklearn.naive_bayes").GaussianNB(),
+        "forest": lambda: pytest.importorskip("sklearn.ensemble").RandomForestClassifier(5, random_state=0),
+        "neighbours": lambda: pytest.importorskip("sklearn.neighbors").KNeighborsClassifier(5),
+    }[form]().fit(rows, np.array(["early", "late"])[(rows[:, 0] > 1.7e9 + 300).astype(int)])
+    file = saved(tmp_path, model)
+    np.savez(tmp_path / "rows.npz", X=rows[:100])
+    if form == "forest":  # which rounds its inputs itself
+        done = convert(file, trust=True, sample=tmp_path / "rows.npz" if given else None)
+        assert (done.same, done.near, done.sampled) == (100, True, given)
+        return
+    with pytest.raises(ModelError, match=r"answers otherwise: \d+ of 100 inputs, the first of them number \d+\. .* float32"):
+        convert(file, trust=True, sample=tmp_path / "rows.npz" if given else None)
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_columns_are_given_by_their_names(tmp_path):
     """Of a few rows in a table: a row is a mapping; a column that the pipeline drops is not needed."""
     pandas = pytest.importorskip("pandas")
@@ -90,11 +120,65 @@ def test_columns_are_given_by_their_names(tmp_path):
         assert router.infer({"my age": 0.3, "city": "Zürich"}).source == "edge"
 
 
+@pytest.mark.parametrize("rows", ["mappings", "table", "labelled"])
+@pytest.mark.parametrize("names", [False, True], ids=["array", "columns"])
+def test_a_sample_may_be_a_table_or_mappings(tmp_path, rows, names):
+    """Columns are taken by the names that the model was fitted with; without names, by their order."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X[:, :4], columns=["my age", "b", "c", "d"])
+    file = saved(tmp_path, linear_model.LogisticRegression().fit(table if names else table.to_numpy(), Y))
+    sample = tmp_path / ("s.jsonl" if rows == "mappings" else "s.csv")
+    few = (table[table.columns[::-1]] if names else table).head(30)
+    if rows == "mappings":
+        sample.write_text("".join(json.dumps(row) + "\n" for row in few.to_dict("records")))
+    else:
+        (few.assign(label=Y[:30]) if rows == "labelled" else few).to_csv(sample, index=False)
+    done = convert(file, trust=True, sample=sample)
+    assert (done.same, done.rows, done.sampled) == (30, 30, True)
+
+
+@pytest.mark.parametrize("text", ['"so bad"', '{"text": "so bad"}'], ids=["text", "mapping"])
+def test_a_sample_that_does_not_fit_is_one_line(tmp_path, text):
+    model = linear_model.LogisticRegression().fit(X, Y)
+    (tmp_path / "s.jsonl").write_text(text + "\n")
+    with pytest.raises(BadInput, match=r"row 1 of the sample is no row of numbers"):
+        convert(saved(tmp_path, model), trust=True, sample=tmp_path / "s.jsonl")
+    vectorizer = pytest.importorskip("sklearn.feature_extraction.text").TfidfVectorizer()
+    pipeline = pytest.importorskip("sklearn.pipeline").make_pipeline(vectorizer, linear_model.LogisticRegression())
+    file = saved(tmp_path, pipeline.fit(TEXTS, ["good", "bad"] * 40), "t.joblib")
+    assert convert(file, trust=True, sample=tmp_path / "s.jsonl").same == 1
+    (tmp_path / "n.jsonl").write_text("[1, 2]\n")
+    with pytest.raises(BadInput, match=r"row 1 of the sample"):
+        convert(file, tmp_path / "n.onnx", trust=True, sample=tmp_path / "n.jsonl")
+
+
+def test_words_have_letters_of_other_languages(tmp_path):
+    text, words = pytest.importorskip("sklearn.feature_extraction.text"), ["Ärger über Öl", "schöne GRÜSSE", "Größe prüfen"]
+    pipeline = pytest.importorskip("sklearn.pipeline").make_pipeline(text.TfidfVectorizer(), linear_model.LogisticRegression())
+    model = pipeline.fit(words * 20, ["bad", "good", "good"] * 20)
+    alike(convert(saved(tmp_path, model), trust=True), model, words)
+
+
+def test_a_vectorizer_among_columns(tmp_path):
+    pandas, compose = pytest.importorskip("pandas"), pytest.importorskip("sklearn.compose")
+    table = pandas.DataFrame({"review": TEXTS, "stars": np.arange(80) % 5})
+    vectorizer = pytest.importorskip("sklearn.feature_extraction.text").TfidfVectorizer()
+    columns = compose.make_column_transformer(
+        (vectorizer, "review"), (pytest.importorskip("sklearn.preprocessing").StandardScaler(), ["stars"])
+    )
+    pipeline = pytest.importorskip("sklearn.pipeline").make_pipeline(columns, linear_model.LogisticRegression())
+    table.to_csv(tmp_path / "s.csv", index=False)
+    model = pipeline.fit(table, ["good", "bad"] * 40)
+    done = convert(saved(tmp_path, model), trust=True, sample=tmp_path / "s.csv")
+    assert done.same == done.rows == 80
+
+
 def test_a_regression_is_a_value_without_confidence(tmp_path):
     model = linear_model.LinearRegression().fit(X, 3 * X[:, 0])
     code, out, err = cli("convert", saved(tmp_path, model), "--trust")
     assert (code, err) == (0, "")
     assert "100 of 100" in out
+    assert "from N(0, 1), perhaps far from your data: add --sample FILE" in out
     with Router(tmp_path / "m.onnx", mode="only_edge") as router:
         answer = router.infer(X[0])
     assert answer.value == pytest.approx(float(model.predict(X[:1])[0]), abs=1e-3)
@@ -206,7 +290,7 @@ def test_a_conversion_that_answers_otherwise_is_not_written(tmp_path, monkeypatc
     right, other = linear_model.LogisticRegression().fit(X, Y), linear_model.LogisticRegression().fit(X, 1 - Y)
     file, real = saved(tmp_path, right), skl2onnx.convert_sklearn
     monkeypatch.setattr(skl2onnx, "convert_sklearn", lambda model, **more: real(other, **more | {"options": None}))
-    with pytest.raises(ModelError, match=r"answers otherwise: \d+ of 100 inputs\. Nothing was written"):
+    with pytest.raises(ModelError, match=r"answers otherwise: \d+ of 100 inputs, .* number 1\. Nothing was written"):
         convert(file, trust=True)
     assert [*tmp_path.iterdir()] == [file]
 
@@ -315,9 +399,17 @@ def test_names_of_columns_are_no_trouble_and_categories_are_refused(tmp_path, li
     }[library]
     done = convert(saved(tmp_path, make().fit(table, Y)), trust=True)
     assert done.same == done.rows
+    table.to_csv(tmp_path / "s.csv", index=False)
+    done = convert(saved(tmp_path, make().fit(X, Y), "a.joblib"), trust=True, sample=tmp_path / "s.csv")
+    assert done.same == done.rows
     table["city"] = pandas.Categorical(np.where(X[:, 1] > 0, "Ulm", "Bonn"))
+    model = make().fit(table, Y)
     with pytest.raises(PolicyError, match="has categories, which no converter writes"):
-        convert(saved(tmp_path, make().fit(table, Y), "c.joblib"), trust=True)
+        convert(saved(tmp_path, model, "c.joblib"), trust=True)
+    if library == "lightgbm":
+        model.booster_.save_model(tmp_path / "c.txt")
+        with pytest.raises(PolicyError, match="has categories, which no converter writes"):
+            convert(tmp_path / "c.txt", tmp_path / "t.onnx")
 
 
 @pytest.mark.matrix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,7 @@ from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing,
 from edgeroute.router.router import Router
 from edgeroute.system.foreign_files import open_file, parse_json, read_bytes
 from edgeroute.system.late_imports import import_needed
+from edgeroute.tools.cli.table_files import GROUPS, LABELS
 from edgeroute.tools.compress.onnx_graphs import put, workplace
 
 ROWS = 100
@@ -35,6 +37,8 @@ CLOSE = 1e-3
 """Relative tolerance of values that are numbers."""
 ML, OPSET = 3, 17
 """Versions of ONNX's operators in the files that scikit-learn's converter writes."""
+WORD = r"(?u)\b\w\w+\b"
+"""Regular expression of words that scikit-learn's vectorizers have by default."""
 WORDS = 8
 """Words of a text that is drawn for the comparison."""
 
@@ -48,8 +52,10 @@ class Loaded(NamedTuple):
     """Function of one input, as `edge=` takes it."""
     write: Callable[[Path], object]
     """Writes the ONNX file."""
-    rows: Callable[[], list[Any]] | None = None
-    """Draws inputs at random; None: as the file's inputs are."""
+    rows: list[Any] | None = None
+    """Inputs, given or drawn at random; None: as the file's inputs are."""
+    near: bool = False
+    """True if the inputs were given, or drawn around values that the model has from its training."""
     labels: tuple[str, ...] = ()
     kind: str | None = None
     """Kind of the outputs; None: by the outputs themselves."""
@@ -66,6 +72,8 @@ class Conversion(NamedTuple):
     """Inputs of the comparison."""
     sampled: bool
     """True if the inputs were given, and not drawn at random."""
+    near: bool
+    """True if they were given, or drawn around values that the model has from its training, and not from N(0, 1)."""
     same: int
     """Inputs with the same answer."""
     difference: float | None
@@ -118,13 +126,16 @@ def convert(
             rows = _inputs_of(source, new, given)
             with _errors(f"{path} does not take these inputs"):
                 CallableModel(source.answer).run(rows[:1])
-            same, difference = _compared(source, new, rows, card)
-            if same < LEAST * len(rows):
+            other, difference = _compared(source, new, rows, card)
+            if len(rows) - len(other) < LEAST * len(rows):
                 raise ModelError(
-                    f"{path} was converted, and answers otherwise: {len(rows) - same} of {len(rows)} inputs. Nothing was written"
+                    f"{path} was converted, and answers otherwise: {len(other)} of {len(rows)} inputs, the first of them number"
+                    f" {other[0] + 1}. Nothing was written. {_remedy(rows)}"
                 )
             put(new.parent, target)
-    return Conversion(target, card_file, card, source.framework, len(rows), given is not None, same, difference, notes)
+    same, sampled = len(rows) - len(other), given is not None
+    near = sampled or source.near
+    return Conversion(target, card_file, card, source.framework, len(rows), sampled, near, same, difference, notes)
 
 
 def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Path]:
@@ -151,15 +162,15 @@ def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Pa
 
 
 @contextmanager
-def _errors(what: str) -> Iterator[None]:
-    """Raise errors of the block as `ModelError`, except edgeroute's own; discard what it prints."""
+def _errors(what: str, error: type[EdgerouteError] = ModelError) -> Iterator[None]:
+    """Raise errors of the block as `error`, except edgeroute's own; discard what it prints."""
     try:
         with redirect_stdout(io.StringIO()):
             yield
     except EdgerouteError:
         raise
     except Exception as e:
-        raise ModelError(f"{what}: {clean(getattr(e, 'strerror', None) or first_line(e), 300)}") from e
+        raise error(f"{what}: {clean(getattr(e, 'strerror', None) or first_line(e), 300)}") from e
 
 
 # Samples.
@@ -186,7 +197,7 @@ def _sample(path: Path) -> Any:
 def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
     """Return the inputs of the comparison: the loader's, those given, or drawn at random for the file's input."""
     if source.rows is not None:
-        return source.rows()
+        return source.rows
     if given is not None:
         return [*given][:ROWS]
     model = OnnxModel(new)
@@ -199,16 +210,138 @@ def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
     return [*rng.standard_normal((ROWS, *spec.shape[1:])).astype(spec.dtype)]
 
 
-def _rows(size: int, given: Any) -> Callable[[], list[Any]]:
-    """Return a function that returns rows of numbers: those given, also as one array or a table, or drawn at random."""
+def _numbers(size: int, given: Any, names: Sequence[str] | None, fitted: list[list[float]]) -> tuple[list[Any], bool]:
+    """Return rows of numbers: those given, or drawn at random; and True unless they were drawn from N(0, 1).
+
+    They are float64, as callers have them: rounding to the float32 of the new file is part of the comparison.
+
+    Args:
+        size: numbers of a row.
+        given: a table, an array [n, size], a list of rows or of mappings; None: rows are drawn.
+        names: columns of a table to take, in order; None: all, without those of labels if there are more than `size`.
+        fitted: values around which each number of a row is drawn.
+
+    Raises:
+        BadInput: a column is missing, or is no number.
+    """
     if given is None:
-        return lambda: [*np.random.default_rng(0).standard_normal((ROWS, size)).astype(np.float32)]
-    rows = given
+        told = [column if (column and np.isfinite(column).all()) else [-1.0, 1.0] for column in fitted]
+        mean, spread = [float(np.mean(c)) for c in told], [float(np.std(c) or abs(c[0]) / 10 or 1) for c in told]
+        return [*np.random.default_rng(0).normal(mean, spread, (ROWS, size))], told == fitted
     if hasattr(given, "columns"):
-        rows = given.to_numpy()
+        given = _without_labels(given, size)
+        given = (given if names is None else _columns(given, names)).to_dict("records")
     elif len(given) == 1 and getattr(given[0], "ndim", 0) == 2:  # noqa: PLR2004 - a table
-        rows = given[0]
-    return lambda: [np.asarray(row, np.float32) for row in rows[:ROWS]]
+        given = given[0]
+    rows = list[Any]()
+    for number, row in enumerate(given[:ROWS], 1):
+        cells = row
+        if isinstance(row, dict):
+            if missing := [name for name in names or () if name not in row]:
+                raise BadInput(f"row {number} of the sample has no {missing[0]!r}")
+            cells = [row[name] for name in names or row]
+        with _errors(f"row {number} of the sample is no row of numbers, which this model takes", BadInput):
+            rows.append(np.asarray(cells, np.float64))
+    return rows, True
+
+
+def _without_labels(table: Any, size: int) -> Any:
+    """Return a table with more than `size` columns without those of labels and groups."""
+    more = table.shape[1] > size
+    return table[[name for name in table if not more or str(name).lower() not in (*LABELS, *GROUPS)]]
+
+
+def _columns(table: Any, names: Sequence[str]) -> Any:
+    """Return these columns of a table, in this order. Raises BadInput if one is missing."""
+    if missing := [name for name in names if name not in table]:
+        raise BadInput(f"the sample has no column {missing[0]!r}")
+    return table[[*names]]
+
+
+def _texts(given: Any, words: list[str]) -> list[str]:
+    """Return texts: those given, also as a table or mappings with one column of them, or of known words, drawn at random."""
+    if given is None:
+        rng = np.random.default_rng(0)
+        return [" ".join(rng.choice(words, WORDS)) for _ in range(ROWS)]
+    if hasattr(given, "columns"):
+        given = _without_labels(given, 1).to_dict("records")
+    texts = [[v for v in x.values() if isinstance(v, str)] if isinstance(x, dict) else [x] for x in given[:ROWS]]
+    for number, row in enumerate(texts, 1):
+        if len(row) != 1 or not isinstance(row[0], str):
+            raise BadInput(f"row {number} of the sample has {len(row)} texts, and this model takes one")
+    return [row[0] for row in texts]
+
+
+# Values from the training of a model, around which inputs are drawn.
+
+
+def _fitted(part: Any, size: int) -> list[list[float]]:
+    """Return values of each number of a row that an estimator has from its training; none where nothing tells them."""
+    values: list[list[float]] = [[] for _ in range(size)]
+    if getattr(part, "n_features_in_", size) != size:
+        return values
+    if hasattr(part, "steps"):
+        for _, step in part.steps:
+            if any(told := _fitted(step, size)):
+                values = told
+            if step != "passthrough" and "Imputer" not in type(step).__name__:
+                break
+        return values
+    for _, inner, columns in getattr(part, "transformers_", ()):
+        if (places := np.atleast_1d(columns)).dtype.kind == "i" and not isinstance(inner, str):
+            for place, known in zip(places, _fitted(inner, len(places)), strict=True):
+                values[place] += known
+    if any(values):
+        return values
+    if (tables := _fitted_tables(part, size)) is not None:
+        return [[float(value) for value in column] for column in tables.T]
+    for feature, threshold in _thresholds(part):
+        values[feature].append(threshold)
+    if any(values):
+        return [column or [-1.0, 1.0] for column in values]  # no tree reads the others
+    for inner in _inside(part):
+        if not isinstance(inner, str | type):
+            values = [[*a, *b] for a, b in zip(values, _fitted(inner, size), strict=True)]
+    return values
+
+
+def _fitted_tables(part: Any, size: int) -> Any:
+    """Return values [n, size] that an estimator has from its training; None: it has none."""
+    for centre, spread in (("mean_", "scale_"), ("center_", "scale_"), ("theta_", "var_")):
+        middle, wide = getattr(part, centre, None), getattr(part, spread, None)
+        if middle is not None and wide is not None and np.shape(middle)[-1:] == np.shape(wide)[-1:] == (size,):
+            wide = np.sqrt(wide) if spread == "var_" else wide
+            return np.vstack([middle - wide, middle + wide]).reshape(-1, size)
+    if hasattr(part, "data_min_"):
+        return np.vstack([part.data_min_, part.data_max_])
+    for name in ("support_vectors_", "_fit_X", "X_train_", "means_", "quantiles_", "statistics_"):
+        table = getattr(part, name, None)
+        if isinstance(table, np.ndarray) and table.dtype.kind == "f" and table.shape[-1] == size and table.size:
+            return np.atleast_2d(table)
+    return None
+
+
+def _thresholds(part: Any) -> Iterator[tuple[int, float]]:
+    """Yield the feature and the threshold of each split of trees; of LightGBM the ends of each feature's range."""
+    if (tree := getattr(part, "tree_", None)) is not None and hasattr(tree, "threshold"):
+        yield from ((int(f), float(t)) for f, t in zip(tree.feature, tree.threshold, strict=True) if f >= 0)
+    elif hasattr(booster := part if hasattr(part, "model_to_string") else _booster(part), "get_dump"):
+        for tree in booster.get_dump():
+            yield from ((int(f), float(t)) for f, t in re.findall(r"\[f(\d+)<([^\]]+)\]", tree))
+    elif booster is not None:
+        for feature, ends in enumerate(_lightgbm_ranges(booster)):
+            if ends.startswith("["):
+                yield from ((feature, float(end)) for end in ends[1:-1].split(":"))
+    elif hasattr(part, "get_borders"):
+        yield from ((int(f), float(t)) for f, borders in part.get_borders().items() for t in borders)
+    elif (bins := getattr(part, "_bin_mapper", None)) is not None:
+        yield from ((f, float(t)) for f, edges in enumerate(bins.bin_thresholds_) for t in edges)
+
+
+def _lightgbm_ranges(booster: Any) -> list[str]:
+    """Return the range of each feature as LightGBM writes it: [low:high], or numbers of categories with colons, or none."""
+    line = next((x for x in booster.model_to_string().splitlines() if x.startswith("feature_infos=")), "=")
+    return line.partition("=")[2].split()
 
 
 # Card and comparison.
@@ -230,8 +363,8 @@ def _write_card(new: Path, file: Path, labels: list[str], kind: str | None) -> d
     return card
 
 
-def _compared(source: Loaded, new: Path, rows: list[Any], card: dict[str, Any]) -> tuple[int, float | None]:
-    """Return how many inputs have the same answer from both, and the largest difference of a confidence (None: there is none)."""
+def _compared(source: Loaded, new: Path, rows: list[Any], card: dict[str, Any]) -> tuple[list[int], float | None]:
+    """Return the indices of inputs with another answer, and the largest difference of a confidence (None: there is none)."""
     raw = source.rows is None  # a network: its outputs are read as the new file's
     kind, labels = (card.get("output", {}).get("kind"), card.get("labels")) if raw else (None, None)
     original = CallableModel(source.answer, name="original", kind=kind, labels=labels, version="1")
@@ -239,14 +372,32 @@ def _compared(source: Loaded, new: Path, rows: list[Any], card: dict[str, Any]) 
     for edge in (original, OnnxModel(new)):
         with Router(edge, mode="only_edge") as router:
             answers.append(router.infer_many(rows))
-    same, differences = 0, list[float]()
-    for a, b in zip(*answers, strict=True):
+    other, differences = list[int](), list[float]()
+    for index, (a, b) in enumerate(zip(*answers, strict=True)):
         tie = False
         if a.confidence is not None and b.confidence is not None:
             differences.append(abs(a.confidence - b.confidence))
             tie = differences[-1] < CLOSE and a.confidence < 0.5 + CLOSE  # the last digit picks one of two equal classes
-        same += tie or _same(a.value, b.value, card.get("labels"))
-    return same, max(differences, default=None)
+        if not tie and not _same(a.value, b.value, card.get("labels")):
+            other.append(index)
+    return other, max(differences, default=None)
+
+
+def _remedy(rows: list[Any]) -> str:
+    """Return the likely cause of other answers to these inputs, and what to do."""
+    x = rows[0]
+    if isinstance(x, str) or (isinstance(x, dict) and any(isinstance(value, str) for value in x.values())):
+        return "ONNX may fold case and split words otherwise: fit with lowercase=False on texts that you lower yourself"
+    if isinstance(x, np.ndarray) and x.dtype == np.float64:
+        table = np.array(rows)
+        steps = np.spacing(np.abs(table).max(0).astype(np.float32))
+        spread = table.std(0)
+        if (coarse := np.flatnonzero((spread > 0) & (steps > spread / 10_000))).size:
+            return (
+                f"Column {coarse[0] + 1} has more than the 7 digits of the file's float32, as a time since 1970 has: subtract a"
+                " constant before training, or edge=model answers as before"
+            )
+    return "Another version of the converter may be right; edge=model answers as before"
 
 
 def _same(a: Any, b: Any, labels: Sequence[str] | None) -> bool:
@@ -336,32 +487,39 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
             f"{path}: {name} has no predict_proba, and so no confidence: fit sklearn.calibration.CalibratedClassifierCV on it"
         )
     answer = model if proba else lambda x: (np.asarray(model.predict(_table(x)))[0], None)
-    texts, names, columns = _vocabulary(model), getattr(model, "feature_names_in_", None), None
-    if names is not None and given is not None and hasattr(given, "columns"):
-        if missing := [name for name in names if name not in given]:
-            raise BadInput(f"the sample has no column {missing[0]!r}")
-        given = given[list(names)]
+    texts, columns = _vocabulary(model), None
+    names: Any = getattr(model, "feature_names_in_", None)
+    names = None if names is None or names[0] == "Column_0" else [*names]  # LightGBM's, of an array
     if names is not None and any(type(part).__name__ == "ColumnTransformer" for part in _parts(model)):
         if not hasattr(given, "columns"):
             raise PolicyError(f"{path}: {name} reads columns by their names: give a few rows with --sample FILE.csv")
-        columns = given
+        columns = _columns(given, names)
     size = 0 if texts is not None else model.n_features_in_
     for part in _parts(model):
-        booster: Any = part.get_booster() if hasattr(part, "get_booster") else getattr(part, "booster_", None)
-        if "c" in (getattr(booster, "feature_types", None) or ()) or getattr(booster, "pandas_categorical", None):
-            raise PolicyError(f"{path}: {name} has categories, which no converter writes: encode them as numbers before training")
-        if hasattr(part, "get_booster"):
+        booster = _booster(part)
+        _check_categories(booster, f"{path}: {name}")
+        if hasattr(booster, "get_dump"):
             booster.feature_names = None  # the converter takes no others than f0, f1, ...
     labels = tuple(classes.tolist()) if proba and classes is not None and np.asarray(classes).dtype.kind in "USO" else ()
-    rows = _rows(size, given) if texts is None else lambda: given or _drawn_texts(texts)
     if columns is not None:
-        rows = lambda: columns.head(ROWS).to_dict("records")  # noqa: E731 - one of three
+        rows, near = columns.head(ROWS).to_dict("records"), True
+    elif texts is not None:
+        rows, near = _texts(given, texts), True
+    else:
+        rows, near = _numbers(size, given, names, _fitted(model, size))
     roots = [base.__module__.partition(".")[0] for base in type(model).__mro__]
     framework = next((FRAMEWORKS[root] for root in roots if root in FRAMEWORKS), package)
     kind = "label+probabilities" if proba else "value"
     return Loaded(
-        model, framework, answer, lambda out: _by_skl2onnx(model, columns, out, texts=texts is not None), rows, labels, kind
+        model, framework, answer, lambda out: _by_skl2onnx(model, columns, out, texts=texts is not None), rows, near, labels, kind
     )
+
+
+def _check_categories(booster: Any, what: str) -> None:
+    """Raise `PolicyError` if a Booster has splits by category."""
+    ranges = _lightgbm_ranges(booster) if hasattr(booster, "model_to_string") else []
+    if "c" in (getattr(booster, "feature_types", None) or ()) or any(e[0] != "[" and e != "none" for e in ranges):
+        raise PolicyError(f"{what} has categories, which no converter writes: encode them as numbers before training")
 
 
 FRAMEWORKS = {"sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM"}
@@ -377,8 +535,26 @@ def _table(x: Any) -> Any:
 
 def _parts(model: Any) -> list[Any]:
     """Return an estimator and those within it."""
-    inside = model.get_params(deep=True).values() if hasattr(model, "get_params") else ()
-    return [model, *inside]
+    parts = [model, *(model.get_params(deep=True).values() if hasattr(model, "get_params") else ())]
+    return [*parts, *(part for outer in parts for inner in _inside(outer) for part in _parts(inner))]
+
+
+def _inside(part: Any) -> list[Any]:
+    """Return the fitted estimators within one, which are copies of those among its parameters."""
+    inside = [inner for _, inner, _ in getattr(part, "transformers_", ())]
+    inside += [getattr(part, name) for name in ("best_estimator_", "estimator_") if hasattr(part, name)]
+    for name in ("calibrated_classifiers_", "estimators_"):
+        inner = getattr(part, name, ())
+        inside += [*inner.ravel()] if isinstance(inner, np.ndarray) else [*inner]
+    return inside + ([part.estimator] if type(part).__name__ in {"_CalibratedClassifier", "FrozenEstimator"} else [])
+
+
+def _booster(part: Any) -> Any:
+    """Return the Booster of a fitted estimator of XGBoost or LightGBM; None of others."""
+    try:
+        return part.get_booster() if hasattr(part, "get_booster") else getattr(part, "booster_", None)
+    except AttributeError:  # it is not fitted
+        return None
 
 
 def _vocabulary(model: Any) -> list[str] | None:
@@ -386,12 +562,6 @@ def _vocabulary(model: Any) -> list[str] | None:
     steps = getattr(model, "steps", None)
     words = getattr(steps[0][1], "vocabulary_", None) if steps else None
     return None if words is None else [*words]
-
-
-def _drawn_texts(words: list[str]) -> list[str]:
-    """Return texts of known words, drawn at random."""
-    rng = np.random.default_rng(0)
-    return [" ".join(rng.choice(words, WORDS)) for _ in range(ROWS)]
 
 
 def _by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
@@ -420,8 +590,12 @@ def _by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
     else:
         initial = [("X", types.FloatTensorType([None, model.n_features_in_]))]
     options: dict[Any, Any] = {id(model): {"zipmap": False}} if hasattr(model, "predict_proba") else {}
-    if (words := _vocabulary(model)) is not None:  # the default, en_US, is on few devices
-        options[type(model.steps[0][1])] = {"locale": "C" if all(map(str.isascii, words)) else "C.UTF-8"}
+    for part in _parts(model):
+        if hasattr(part, "ngram_range") and hasattr(part, "vocabulary_"):
+            # the default, en_US, is on few devices
+            options[id(part)] = {"locale": "C" if all(map(str.isascii, part.vocabulary_)) else "C.UTF-8"}
+            if part.analyzer == "word" and part.token_pattern == WORD:
+                options[id(part)]["tokenexp"] = r"[\p{L}\p{N}_]{2,}"  # the converter's own has ASCII alone
     graph = skl2onnx.convert_sklearn(
         model, initial_types=initial, options=options or None, target_opset={"": OPSET, "ai.onnx.ml": ML}
     )
@@ -494,7 +668,9 @@ def _lightgbm_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: A
 
 def _lightgbm_booster(model: Any, given: Any) -> Loaded:
     """Return a Booster of LightGBM with its converter."""
+    _check_categories(model, "the Booster")
     objective = model.dump_model()["objective"].split()[0]
+    size, names = model.num_feature(), model.feature_name()
     classifies = objective in {"binary", "multiclass", "multiclassova"}
 
     def answer(x: Any) -> Any:
@@ -506,13 +682,12 @@ def _lightgbm_booster(model: Any, given: Any) -> Loaded:
         """Write the ONNX file."""
         tools = import_needed("onnxmltools", "the converter of lightgbm is not installed: pip install onnxmltools")
         types = import_needed("onnxmltools.convert.common.data_types", "onnxmltools is damaged")
-        initial = [("X", types.FloatTensorType([None, model.num_feature()]))]
+        initial = [("X", types.FloatTensorType([None, size]))]
         graph = tools.convert_lightgbm(model, initial_types=initial, zipmap=False, target_opset=15)
         out.write_bytes(graph.SerializeToString())
 
-    return Loaded(
-        model, "LightGBM", answer, write, _rows(model.num_feature(), given), (), "label+probabilities" if classifies else "value"
-    )
+    rows, near = _numbers(size, given, names if names != [f"Column_{i}" for i in range(size)] else None, _fitted(model, size))
+    return Loaded(model, "LightGBM", answer, write, rows, near, (), "label+probabilities" if classifies else "value")
 
 
 def _catboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
@@ -528,8 +703,10 @@ def _catboost(model: Any, given: Any) -> Loaded:
     answer = model if classifies else lambda x: (float(model.predict([x])[0]), None)
 
     labels = tuple(model.classes_.tolist()) if classifies and np.asarray(model.classes_).dtype.kind in "USO" else ()
-    kind, rows = "label+probabilities" if classifies else "value", _rows(len(model.feature_names_), given)
-    return Loaded(model, "CatBoost", answer, lambda out: model.save_model(str(out), format="onnx"), rows, labels, kind)
+    kind, names = "label+probabilities" if classifies else "value", model.feature_names_
+    named = names if names != [*map(str, range(len(names)))] else None
+    rows, near = _numbers(len(names), given, named, _fitted(model, len(names)))
+    return Loaded(model, "CatBoost", answer, lambda out: model.save_model(str(out), format="onnx"), rows, near, labels, kind)
 
 
 # Networks.
@@ -559,7 +736,7 @@ def _keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - 
             import_needed("tf2onnx", "the converter of Keras is not installed: pip install tf2onnx")
         model.export(str(out), format="onnx", verbose=False)
 
-    return Loaded(model, "Keras", lambda x: np.asarray(model(np.asarray(x)[None], training=False))[0], write, None, (), kind)
+    return Loaded(model, "Keras", lambda x: np.asarray(model(np.asarray(x)[None], training=False))[0], write, kind=kind)
 
 
 def _saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders

@@ -52,10 +52,12 @@ def convert(
         print(json.dumps({**done._asdict(), "out": str(done.out), "card_file": str(done.card_file)}, allow_nan=False))
         return
     drawn = "given" if done.sampled else "drawn at random"
+    around = "around values of its training" if done.near else "from N(0, 1), perhaps far from your data: add --sample FILE"
     pairs([
         ("written", f"{done.out} and {done.card_file.name}"),
         ("by", f"the converter of {done.framework}"),
         ("same answers", f"{done.same} of {done.rows} inputs, {drawn}"),
+        *([] if done.sampled else [("drawn", around)]),
         ("confidence", "none" if done.difference is None else f"differs by {done.difference:.2g} at most"),
         ("its outputs", done.card.get("output", {}).get("kind", "open: `edgeroute inspect` shows what to say")),
     ])  # fmt: skip
