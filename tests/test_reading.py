@@ -250,6 +250,18 @@ def test_an_encoder_of_texts_of_any_length(tmp_path, output):
     assert ("by its name an embedding" if output != "logits" else "NaN or infinity") in text
 
 
+def test_the_scale_of_pixels_is_open(tmp_path):
+    """Where a model takes a colour picture as floats and no card says how it is scaled; the model is ready all the same."""
+    path, note = free_axes(tmp_path / "m.onnx"), "edge: x takes a colour picture as floats, and no preprocess in its card"
+    assert note in checked(path)
+    preprocess = {"dtype": "uint8", "shape": [3, -1, -1], "layout": "CHW", "scale": 0.5}
+    model = {"name": "x", "dtype": "float32", "shape": [-1, 3, -1, -1], "layout": "CHW"}
+    path.with_suffix(".json").write_text(json.dumps({"input": {**model, "preprocess": preprocess}}))
+    assert note not in checked(path)
+    assert note not in checked(ending(tmp_path / "n.onnx", "Neg"))
+    assert note not in checked(lambda _: ("a", 0.5))
+
+
 def test_a_hidden_state_is_a_value(tmp_path):
     """Also where no cloud is: `check` says so, and a custom score may judge an embedding."""
     value, node = helper.make_tensor_value_info, helper.make_node

@@ -574,7 +574,9 @@ def check_all(engine: Engine, timeout: float) -> Check:
     result = check(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
     observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
     lines = [*observer.rules(), *observer.budget(), *observer.lacking(snapshot.backends)]
-    never = [*import_tool("inspect.never_works").problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
+    judge = import_tool("inspect.never_works")
+    lines += judge.notes(snapshot)
+    never = [*judge.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
     return Check(result.ok and not never, (*result.lines, *lines, *(f"! {line}" for line in never)))
 
 

@@ -20,7 +20,7 @@ from edgeroute.edge.input_tensors import row_shape
 from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput
 from edgeroute.router.policy_snapshot import Snapshot
-from edgeroute.tools.inspect.guess_inputs import state_problem
+from edgeroute.tools.inspect.guess_inputs import describe, state_problem
 from edgeroute.types import Escalated, TensorSpec
 
 PRICES = {
@@ -65,6 +65,20 @@ def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: s
     for judged in filter(None, (snapshot, snapshot.shown)):
         if judged.policy.mode in JUDGED:
             yield from _thresholds(judged)
+
+
+def notes(snapshot: Snapshot) -> Iterator[str]:
+    """Yield a line for each input of an edge that is a colour picture of floats, and whose scale no card states."""
+    edges = [backend for backend in snapshot.backends if isinstance(backend, EdgeBackend)]
+    for edge, card in [(edge, card) for edge in edges if (card := member(edge.model, "card")) is not None]:
+        for guess in describe(member(edge.model, "inputs"), []):
+            entry, shape = card.of(guess.spec.name), guess.spec.shape
+            colours = guess.layout is not None and 3 in (shape[1:2] + shape[-1:]) and len(guess.preparations) > 1  # noqa: PLR2004
+            if colours and (entry is None or entry.preprocess is None):
+                yield (
+                    f"{edge.name}: {clean(guess.spec.name)} takes a colour picture as floats, and no preprocess in its card says "
+                    "how pixels are scaled: they are passed unchanged, bytes as 0 to 255"
+                )
 
 
 def _times(snapshot: Snapshot) -> Iterator[str]:
