@@ -1,4 +1,4 @@
-"""`edgeroute check` and `edgeroute decide` look: queued requests stay queued, and no file is made or changed."""
+"""`edgeroute check` and `edgeroute decide` look: queued requests stay queued, no file is made, and none changed but the ledger."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tiny import linear
 from edgeroute import Router
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.cli.example_options import looking_router
+from edgeroute.tools.cli.exit_codes import NOT_READY
 
 UNSURE = np.zeros(4, np.float32)
 
@@ -59,7 +60,11 @@ def test_a_queued_request_stays_queued(looked, tmp_path, elsewhere):
             assert "Traceback" not in err
             assert code == 0 or command[0] == "check", err
             assert "may leave this device" in out or "so it would leave the device" in out
-        assert listing(tmp_path) == before
+        after = listing(tmp_path)
+        ledgers = [files.pop("state/egress.jsonl").splitlines() for files in (before, after)]
+        assert after == before
+        probes = [json.loads(line) for line in ledgers[1][len(ledgers[0]) :]]
+        assert [(line["bytes"], line["rule"]) for line in probes] == [(0, "no user data")]
         assert [r for r in server.requests + other.requests if r.startswith(b"POST")] == []
         entries = json.loads(cli("outbox", "list", "--json", "--state", tmp_path / "state")[1])["entries"]
         assert [(entry["state"], entry["attempts"]) for entry in entries] == [("waiting", 0)]
@@ -96,4 +101,21 @@ def test_earlier_runs_count(looked, tmp_path):
         for command in looked(file):
             _, out, err = cli(*command)
             assert "may leave this device" in out or "mode prefer_edge" in out, err
-        assert listing(tmp_path) == before
+        assert (
+            listing(tmp_path) | {"state/egress.jsonl": before["state/egress.jsonl"]} == before
+        )  # which has the probe of `check`
+
+
+@pytest.mark.parametrize("inside", ["", "/sub"])
+def test_a_state_folder_that_cannot_be_used(looked, tmp_path, inside):
+    """Is a problem of `check`, as nothing leaves without a ledger."""
+    (tmp_path / "state").write_text("a file")
+    file = policy(tmp_path, 9)
+    file.write_text(file.read_text().replace('state = "state"', f'state = "state{inside}"'))
+    before = listing(tmp_path)
+    check, decide = looked(file)
+    code, out, err = cli(*check)
+    assert code == NOT_READY
+    assert "what is not in the egress ledger does not leave" in out, err
+    assert "cannot be read" in cli(*decide)[2]
+    assert listing(tmp_path) == before

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
@@ -115,23 +116,43 @@ def looking_router(policy: Path) -> Iterator[Router]:
     """Provide the policy's router for a look, and close it: nothing is delivered, and nothing is written to the state folder.
 
     Spending, alarms, latencies and private conversations of earlier runs count: the router has a copy of their files. The outbox
-    and the cache are empty.
+    and the cache are empty. Probes are in the egress ledger, if there is one. A state folder that cannot be read or written is
+    the router's, so that `check` reports its problems.
     """
     from edgeroute import policy as settings
-    from edgeroute.policy.single_sections import at
     from edgeroute.router.router import Router
+    from edgeroute.stores.outbox import Outbox
+    from edgeroute.stores.rotated_json_lines import Journal
 
     given = settings.load(policy)
     with TemporaryDirectory(prefix="edgeroute-") as name:
         folder = Path(name)
         more: dict[str, Any] = {"trace": None}
         if given.state:
-            for file in ("state.db", "conversations.db"):
-                _copy_database(at(policy.parent, given.state) / file, folder / file)
-            more |= {"state": folder, "cache": given.cache and given.cache.make(folder)}
-            more["outbox"] = given.outbox and given.outbox.make(folder / "outbox.db")
-        with Router.from_policy(policy, **more) as router:
+            own = policy.parent / given.state
+            more |= {"cache": given.cache and given.cache.make(folder), "outbox": None}
+            if given.outbox or given.offline == "queue":
+                more["outbox"] = (given.outbox.make if given.outbox else Outbox)(folder / "outbox.db")
+            try:
+                if _is_writable(own):
+                    for file in ("state.db", "conversations.db"):
+                        _copy_database(own / file, folder / file)
+                    more["state"] = folder
+            except OSError:  # of a file that cannot be read
+                pass
+        with Router.from_policy(policy, **more) as router, ExitStack() as stack:
+            if more.get("state") and (ledger := own / "egress.jsonl").exists():
+                journal = Journal(ledger)
+                for cloud in router.engine.snapshot.clouds:
+                    cloud.guard.journal = journal
+                stack.callback(journal.close)
             yield router
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return True if files can be made in a folder, or the folder itself. Raises OSError if that is unknown."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _copy_database(path: Path, to: Path) -> None:
