@@ -223,6 +223,14 @@ def test_a_model_of_any_size_is_checked(tmp_path, options):
     assert "not checked" not in checked(OnnxModel(path, labels=["a", "b"]))
 
 
+@pytest.mark.parametrize(("labels", "ok"), [("ab", True), ("abc", True), ("abcde", False), ("a", False)])
+def test_labels_of_steps_are_counted(tmp_path, labels, ok):
+    """Of a sequence of any length, perhaps without the blank."""
+    given, read = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "t", 3]) for name in "xy")
+    path = tiny.save(tmp_path / "m.onnx", [helper.make_node("Neg", ["x"], ["y"])], [given], [read])
+    checked(OnnxModel(path, kind="ctc", labels=list(labels)), ok=ok)
+
+
 def test_labels_are_counted_without_a_run(tmp_path):
     """In a model that takes no size of zeros: by the classes that the file declares."""
     value, node = helper.make_tensor_value_info, helper.make_node
@@ -231,7 +239,7 @@ def test_labels_are_counted_without_a_run(tmp_path):
         [value("x", TensorProto.FLOAT, ["n", "t"])], [value("y", TensorProto.FLOAT, ["n", 2])], [("shape", np.array([1, 7, 2]))],
     )  # fmt: skip
     checked(OnnxModel(path, labels=["a"]), ok=False)
-    assert "its outputs were not checked: it does not run on zeros" in checked(OnnxModel(path, labels=["a", "b"]))
+    assert "its outputs were not checked: it was not run on zeros" in checked(OnnxModel(path, labels=["a", "b"]))
 
 
 @pytest.mark.parametrize("output", ["sentence_embedding", "logits"])

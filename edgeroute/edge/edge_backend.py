@@ -218,7 +218,7 @@ class EdgeBackend(AbandonedRuns):
         sized = any(-1 in spec.shape[1:] for spec in inputs)
         runs = (self._run_zeros(end - monotonic(), free) for free in (FREE if sized else FREE[:1]))
         outputs = next((out for out in runs if out is not None), None)
-        self.doubt = f"{NOT_CHECKED}: it does not run on zeros" if outputs is None and inputs else ""
+        self.doubt = f"{NOT_CHECKED}: it was not run on zeros" if outputs is None and inputs else ""
         if outputs is None:
             return
         if self.reader.kind == "logits" and are_probabilities(outputs):
@@ -258,6 +258,8 @@ class EdgeBackend(AbandonedRuns):
             reader.check_embedding()
         if is_row and reader.labels is not None and reader.kind in {None, *CLASSES, "multilabel"}:
             Labels(reader.labels, self.name).at(0, shape[1])
+        if reader.kind == "ctc" and len(shape) == 3 and shape[2] > 0 and len(reader.labels or ()) not in {0, shape[2] - 1}:  # noqa: PLR2004
+            Labels(reader.labels, self.name).at(0, shape[2])  # perhaps without the blank
 
     def _check_read(self, outputs: Any) -> Prediction:
         """Return the answer in the outputs for zeros, without the caller's score, which was not made for such an input.
