@@ -137,6 +137,24 @@ def test_a_sample_may_be_a_table_or_mappings(tmp_path, rows, names):
     assert (done.same, done.rows, done.sampled) == (30, 30, True)
 
 
+def test_a_table_is_read_by_the_columns_of_the_fit(tmp_path):
+    """Columns in another order give the same answers, further ones are left out, and a missing one is an error."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X[:, :4], columns=["my age", "b", "c", "target"])
+    model = linear_model.LogisticRegression().fit(table, Y)
+    done = convert(saved(tmp_path, model), trust=True)
+    assert done.card["data"] == {"columns": [*table.columns]}
+    (tmp_path / "p.toml").write_text(f"mode = 'only_edge'\nedge.path = {str(done.out)!r}\n")
+    table[table.columns[::-1]].assign(id=7).head(40).to_csv(tmp_path / "rows.csv", index=False)
+    code, out, _ = cli("infer", "-p", tmp_path / "p.toml", tmp_path / "rows.csv", "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert (code, [a["value"] for a in answers if "value" in a]) == (0, model.predict(table.head(40)).tolist())
+    table[["my age", "b", "c"]].to_csv(tmp_path / "few.csv", index=False)
+    code, out, err = cli("infer", "-p", tmp_path / "p.toml", tmp_path / "few.csv")
+    assert code == 1
+    assert "has no column 'target', on which the model was fitted" in out + err
+
+
 @pytest.mark.parametrize("text", ['"so bad"', '{"text": "so bad"}'], ids=["text", "mapping"])
 def test_a_sample_that_does_not_fit_is_one_line(tmp_path, text):
     model = linear_model.LogisticRegression().fit(X, Y)

@@ -200,7 +200,7 @@ def problems(value: Any, rule: Schema = CARD, place: str = "") -> Iterator[str]:
     elif "enum" in rule:
         if value not in rule["enum"]:
             yield f"{place}: found {_as_text(value)}: {nearest(value, rule['enum'])}"
-    elif isinstance(value, dict):
+    elif isinstance(value, dict) and "properties" in rule:
         keys = rule["properties"]
         for key in value:
             if key not in keys:

@@ -59,6 +59,8 @@ class Loaded(NamedTuple):
     labels: tuple[str, ...] = ()
     kind: str | None = None
     """Kind of the outputs; None: by the outputs themselves."""
+    columns: Sequence[str] | None = None
+    """Names of the numbers of a row, in order; None: they have none."""
 
 
 class Conversion(NamedTuple):
@@ -122,7 +124,9 @@ def convert(
             warnings.simplefilter("ignore")
             with _errors(f"{path} cannot be converted by the converter of {source.framework}"):
                 source.write(new)
-            card = _write_card(new, new.with_name(card_file.name), [*labels] or [*source.labels], kind or source.kind)
+            card = _write_card(
+                new, new.with_name(card_file.name), [*labels] or [*source.labels], kind or source.kind, source.columns
+            )
             rows = _inputs_of(source, new, given)
             with _errors(f"{path} does not take these inputs"):
                 CallableModel(source.answer).run(rows[:1])
@@ -347,7 +351,7 @@ def _lightgbm_ranges(booster: Any) -> list[str]:
 # Card and comparison.
 
 
-def _write_card(new: Path, file: Path, labels: list[str], kind: str | None) -> dict[str, Any]:
+def _write_card(new: Path, file: Path, labels: list[str], kind: str | None, columns: Sequence[str] | None) -> dict[str, Any]:
     """Write the card of the new file to `file`: what `inspect` finds with good grounds, and what is known. Return it."""
     from edgeroute.tools.cli.inspect_file import inspect_file
 
@@ -358,6 +362,8 @@ def _write_card(new: Path, file: Path, labels: list[str], kind: str | None) -> d
             card["output"].pop("name", None)
     if labels:
         card["labels"] = labels
+    if columns is not None:
+        card["data"] = {"columns": [*map(str, columns)]}
     card |= {"file": new.name, "sha256": sha256_of(new)}
     file.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return card
@@ -502,6 +508,7 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
             booster.feature_names = None  # the converter takes no others than f0, f1, ...
     labels = tuple(classes.tolist()) if proba and classes is not None and np.asarray(classes).dtype.kind in "USO" else ()
     if columns is not None:
+        names = None  # each is an input of the file
         rows, near = columns.head(ROWS).to_dict("records"), True
     elif texts is not None:
         rows, near = _texts(given, texts), True
@@ -510,9 +517,8 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
     roots = [base.__module__.partition(".")[0] for base in type(model).__mro__]
     framework = next((FRAMEWORKS[root] for root in roots if root in FRAMEWORKS), package)
     kind = "label+probabilities" if proba else "value"
-    return Loaded(
-        model, framework, answer, lambda out: _by_skl2onnx(model, columns, out, texts=texts is not None), rows, near, labels, kind
-    )
+    write = lambda out: _by_skl2onnx(model, columns, out, texts=texts is not None)  # noqa: E731
+    return Loaded(model, framework, answer, write, rows, near, labels, kind, names)
 
 
 def _check_categories(booster: Any, what: str) -> None:
@@ -686,8 +692,9 @@ def _lightgbm_booster(model: Any, given: Any) -> Loaded:
         graph = tools.convert_lightgbm(model, initial_types=initial, zipmap=False, target_opset=15)
         out.write_bytes(graph.SerializeToString())
 
-    rows, near = _numbers(size, given, names if names != [f"Column_{i}" for i in range(size)] else None, _fitted(model, size))
-    return Loaded(model, "LightGBM", answer, write, rows, near, (), "label+probabilities" if classifies else "value")
+    named = names if names != [f"Column_{i}" for i in range(size)] else None
+    rows, near = _numbers(size, given, named, _fitted(model, size))
+    return Loaded(model, "LightGBM", answer, write, rows, near, (), "label+probabilities" if classifies else "value", named)
 
 
 def _catboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
@@ -706,7 +713,9 @@ def _catboost(model: Any, given: Any) -> Loaded:
     kind, names = "label+probabilities" if classifies else "value", model.feature_names_
     named = names if names != [*map(str, range(len(names)))] else None
     rows, near = _numbers(len(names), given, named, _fitted(model, len(names)))
-    return Loaded(model, "CatBoost", answer, lambda out: model.save_model(str(out), format="onnx"), rows, near, labels, kind)
+    return Loaded(
+        model, "CatBoost", answer, lambda out: model.save_model(str(out), format="onnx"), rows, near, labels, kind, named
+    )
 
 
 # Networks.

@@ -15,7 +15,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import nearest
 from edgeroute.system.late_imports import docs_folder
-from edgeroute.tools.cli.example_options import DataClass, LabelColumn, looking_router
+from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_columns, looking_router
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy, table
 
@@ -56,7 +56,8 @@ def decide(
         print(json.dumps({"note": note}) if as_json else printable(note), file=sys.stderr)
 
     with looking_router(policy) as router:
-        items = [*islice(read_inputs(given, router.engine.snapshot.views.keys, print_note, label), index + 1)]
+        keys, fitted = router.engine.snapshot.views.keys, edge_columns(router)
+        items = [*islice(read_inputs(given, keys, print_note, label, fitted), index + 1)]
         if index >= len(items):
             raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
         decision = router.decide(items[index].x, data_class=data_class)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from edgeroute.errors import BadInput
+from edgeroute.system.foreign_files import parse_json, read_bytes
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
@@ -71,7 +72,7 @@ def read_examples(paths: Sequence[Path], every: int, router: Router, label: str 
     for path in files(paths):
         outputs_in_file = recorded_outputs(path, notes.append)
         if outputs_in_file is None:
-            read = read_inputs(path, router.engine.snapshot.views.keys, notes.append, label)
+            read = read_inputs(path, router.engine.snapshot.views.keys, notes.append, label, edge_columns(router))
             items += [item._replace(label=by_class[path]) for item in read] if path in by_class else read
         else:
             recorded.append(outputs_in_file)
@@ -103,6 +104,17 @@ def all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
     if missing:
         raise BadInput(f"{missing:,} of {len(labels):,} inputs have no {what}: add it to all of them, or to none")
     return labels
+
+
+def edge_columns(router: Router) -> list[str]:
+    """Return the columns that the first edge model was fitted on, by its card's `data`; empty: the card names none."""
+    edges: Any = (backend for backend in router.engine.snapshot.backends if backend.side == "edge")
+    card = getattr(getattr(next(edges, None), "model", None), "card", None)
+    if (path := getattr(card, "path", None)) is None:
+        return []
+    data = parse_json(read_bytes(path)).get("data")
+    columns = data.get("columns") if isinstance(data, dict) else None
+    return [*map(str, columns)] if isinstance(columns, list) else []
 
 
 def edge_labels(router: Router) -> Any:

@@ -13,7 +13,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
-from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_labels
+from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_columns, edge_labels
 from edgeroute.tools.cli.exit_codes import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.tools.cli.tables_and_options import Json, Policy, of_time
 
@@ -121,7 +121,7 @@ def infer(
     tally, failures = Tally(), list[EdgerouteError]()
     paths = files(given)
     with Router.from_policy(policy) as router, bar() as progress:
-        keys = router.engine.snapshot.views.keys
+        keys, fitted = router.engine.snapshot.views.keys, edge_columns(router)
         task = progress.add_task("answering", total=len(paths))
 
         def report_failure(error: EdgerouteError, **about: str) -> None:
@@ -140,7 +140,7 @@ def infer(
             for path in paths:
                 total -= 1
                 try:
-                    for item in read_inputs(path, keys, print_note, label):
+                    for item in read_inputs(path, keys, print_note, label, fitted):
                         total += 1
                         progress.update(task, total=total)
                         yield item._replace(label=by_class[path]) if path in by_class else item

@@ -122,7 +122,13 @@ class Recorded(NamedTuple):
     groups: list[int | str] | None = None
 
 
-def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None, label: str | None = None) -> Iterable[Item]:
+def read_inputs(
+    path: Path,
+    keys: Sequence[str] = (),
+    note: Note = lambda _: None,
+    label: str | None = None,
+    fitted: Sequence[str] = (),
+) -> Iterable[Item]:
     """Read inputs: a .npy file or an image is one; an .npz file has one in each row of `images` or `X`, or of its first array.
 
     Each row of a table is one, and read as it is taken. `-` is stdin, with one of these formats, or JSON: each line is an input,
@@ -135,6 +141,7 @@ def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: Non
             arrays; of an image its pixels, or the content of the file where a key means that.
         note: called with a message about unused arrays.
         label: column of a table that has the labels; see `read_table`.
+        fitted: columns of a table that the model was fitted on, in order; empty: all.
 
     Raises:
         BadInput: the file cannot be read, or lacks keys that the views take.
@@ -144,7 +151,7 @@ def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: Non
     if path == STDIN and not suffix:
         return _lines(path, ())
     if suffix in TABLES and path.is_file():
-        return read_table(path, keys, label, note)
+        return read_table(path, keys, label, note, fitted)
     if path.is_dir() or suffix not in SUFFIXES:
         if not path.exists():
             raise BadInput(f"{path}: there is no such file")

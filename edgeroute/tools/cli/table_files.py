@@ -46,7 +46,7 @@ class Item(NamedTuple):
     """Scene, user or session."""
 
 
-def read_table(path: Path, keys: Sequence[str], label: str | None, note: Note) -> Iterator[Item]:
+def read_table(path: Path, keys: Sequence[str], label: str | None, note: Note, fitted: Sequence[str] = ()) -> Iterator[Item]:
     """Yield the rows of a table as inputs; memory is needed for some rows alone.
 
     A row's input is an array of its numbers; its text or array, if there is one column; else a mapping from column to value.
@@ -56,9 +56,10 @@ def read_table(path: Path, keys: Sequence[str], label: str | None, note: Note) -
         keys: keys that the policy's views take; then each input is a mapping.
         label: name of the column of labels, or its index without a header; None: the one of `LABELS` that exists; `NONE`: none.
         note: called with a message about the columns.
+        fitted: columns that the model was fitted on, to take in this order; empty: all.
 
     Raises:
-        BadInput: there are no rows, the column of labels is missing or ambiguous, or a row differs from the others.
+        BadInput: there are no rows, a column of `fitted` or of labels is missing or ambiguous, or a row differs from the others.
         RuntimeMissing: pyarrow is not installed.
     """
     try:
@@ -67,13 +68,19 @@ def read_table(path: Path, keys: Sequence[str], label: str | None, note: Note) -
         raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
     if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
         raise BadInput(f"{path}: the column {twice[0]!r} is there twice")
-    label_name = _label(path, columns, label, keys)
-    group_name = next((c for c in columns if c.lower() in GROUPS and c not in keys), None)
+    label_name = _label(path, columns, label, [*keys, *fitted])
+    group_name = next((c for c in columns if c.lower() in GROUPS and c not in keys and c not in fitted), None)
     named = [name for name in columns if name and name not in {label_name, group_name}]
     if label is None and label_name is not None:
         note(f"{path}: labels are in the column {label_name!r}; another one, or {NONE}, by --label")
     if missing := [key for key in keys if key not in named]:
         raise BadInput(f"{path}: the policy's views take {missing[0]!r} of an input, and its columns are {', '.join(named)}")
+    if fitted and not keys and named != [*map(str, range(len(named)))]:  # there is a header
+        if missing := [name for name in fitted if name not in named]:
+            raise BadInput(
+                f"{path} has no column {missing[0]!r}, on which the model was fitted: its columns are {', '.join(named)}"
+            )
+        named = [*fitted]
     if not named:
         raise BadInput(f"{path} has no column of inputs")
     for where, row in rows:
