@@ -444,14 +444,10 @@ class Reader:
             return Prediction(value, self._custom_score(outputs), outputs)
         if (type(sure) is float and 0.0 <= sure <= 1.0) or isinstance(sure, Unscored):
             return new(Prediction, (value, sure, outputs))
-        return Prediction(value, self._given_confidence(sure), outputs)
-
-    def _given_confidence(self, given: Any) -> float | None:
-        """Return a confidence that the model gave, checked; raise `wrong` if it is not one. None stays None."""
-        sure, wrong = confidence(given, bounded=self._bounded)
+        sure, wrong = confidence(sure, bounded=self._bounded)
         if wrong:
             raise self.wrong(f"{self.name} gives {wrong}")
-        return sure
+        return Prediction(value, sure, outputs)
 
     def _custom_score(self, outputs: Any) -> float | None:
         """Return the custom score; if it fails, log that and return an `Unscored`: there is an answer all the same.

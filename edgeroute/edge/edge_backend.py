@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
 from math import prod
@@ -228,21 +228,10 @@ class EdgeBackend(AbandonedRuns):
         try:
             self.on_zeros = self._check_read(outputs)
         except (BadReply, ModelError) as e:
-            if not sized or self._has_fixed_row(outputs):
+            if not sized or _has_fixed_row(_specs_read(self.model), outputs):
                 raise
             self.reader.check_embedding()
             self.doubt = f"{NOT_CHECKED}: for zeros of one size, {e}"  # of another size they may fit
-
-    def _specs_read(self) -> list[TensorSpec]:
-        """Return the specifications of the outputs that are read."""
-        return [spec for spec in member(self.model, "outputs") if member(self.model, "output") in {None, spec.name}]
-
-    def _has_fixed_row(self, outputs: Any) -> bool:
-        """Return True if these outputs for one input are one finite row, whose shape the file declares for inputs of any size."""
-        arrays = outputs.values() if isinstance(outputs, dict) else [outputs]
-        floats = [array for array in map(as_array, arrays) if array.dtype.kind == "f"]
-        one = all(array.shape[:1] == (1,) and np.isfinite(array).all() for array in floats)
-        return one and all(spec.shape and -1 not in spec.shape[1:] for spec in self._specs_read())
 
     def _check_declared(self) -> None:
         """Compare a row of numbers, as the file declares the only output, with the labels and the output's name.
@@ -251,7 +240,7 @@ class EdgeBackend(AbandonedRuns):
             BadReply: there are other labels.
             ModelError: the output is an embedding by its name.
         """
-        specs, reader = self._specs_read(), self.reader
+        specs, reader = _specs_read(self.model), self.reader
         shape = specs[0].shape if len(specs) == 1 and specs[0].dtype.startswith("float") else ()
         is_row = len(shape) == 2 and shape[0] in {-1, 1} and shape[1] > 1  # noqa: PLR2004 - inputs and numbers
         if is_row:
@@ -330,18 +319,12 @@ class EdgeBackend(AbandonedRuns):
             notes.append(f"{other.name} is another program's file, and was not read as a card; there is nothing to do")
         if self.reader.kind != member(self.model, "kind"):
             notes.append("its outputs are read as probabilities, since they sum to 1")
-        elif self._by_form_alone():
+        elif _by_form_alone(self.on_zeros, self.reader):
             notes.append("its outputs are read as logits, by their form alone: kind says so")
         elif self.on_zeros is not None and self.on_zeros.confidence is None and is_embedding(name := self.reader.output_name()):
             notes.append(f"{name!r} is by its name an embedding, read as a value without confidence")
         more = [str(note) for note in notes if note]
         return f"{self.where} is ready{session}{where}" + (f" ({'; '.join(more)})" if more else "")
-
-    def _by_form_alone(self) -> bool:
-        """Return True if a row of numbers is read as logits though neither kind, labels nor the output's name say so."""
-        answer, reader = self.on_zeros, self.reader
-        row = answer is not None and answer.confidence is not None and type(answer.outputs) is np.ndarray
-        return row and reader.kind is None and reader.labels is None and "logit" not in reader.output_name().lower()
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """Return a fingerprint of all that the model's outputs depend on.
@@ -445,3 +428,22 @@ class InputScoredBackend(EdgeBackend):
 def edge_backend(name: str, model: EdgeModel, score: str | Score) -> EdgeBackend:
     """Return a backend of the model with this score. An `InputScore` makes one that scores the input."""
     return InputScoredBackend(name, model, score) if isinstance(score, InputScore) else EdgeBackend(name, model, score)
+
+
+def _specs_read(model: EdgeModel) -> list[TensorSpec]:
+    """Return the specifications of the outputs that are read."""
+    return [spec for spec in member(model, "outputs") if member(model, "output") in {None, spec.name}]
+
+
+def _has_fixed_row(specs: Sequence[TensorSpec], outputs: Any) -> bool:
+    """Return True if these outputs for one input are one finite row, whose shape the file declares for inputs of any size."""
+    arrays = outputs.values() if isinstance(outputs, dict) else [outputs]
+    floats = [array for array in map(as_array, arrays) if array.dtype.kind == "f"]
+    one = all(array.shape[:1] == (1,) and np.isfinite(array).all() for array in floats)
+    return one and all(spec.shape and -1 not in spec.shape[1:] for spec in specs)
+
+
+def _by_form_alone(answer: Prediction | None, reader: Reader) -> bool:
+    """Return True if a row of numbers is read as logits though neither kind, labels nor the output's name say so."""
+    row = answer is not None and answer.confidence is not None and type(answer.outputs) is np.ndarray
+    return row and reader.kind is None and reader.labels is None and "logit" not in reader.output_name().lower()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +19,24 @@ from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.edge.runtimes import step_of
-from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError
+from edgeroute.errors import ModelError, ModelMissing, PolicyError
 from edgeroute.router.router import Router
 from edgeroute.system.foreign_files import open_file, parse_json, read_bytes
 from edgeroute.system.late_imports import import_needed
-from edgeroute.tools.cli.table_files import GROUPS, LABELS
 from edgeroute.tools.compress.onnx_graphs import put, workplace
+from edgeroute.tools.conversion_inputs import (
+    ROWS,
+    as_errors,
+    booster_of,
+    columns_of,
+    estimators_within,
+    lightgbm_ranges,
+    read_sample,
+    rows_of_numbers,
+    rows_of_texts,
+    values_of_training,
+)
 
-ROWS = 100
-"""Most inputs of the comparison."""
 LEAST = 0.99
 """Least share of equal answers of a conversion that is written."""
 CLOSE = 1e-3
@@ -39,8 +45,6 @@ ML, OPSET = 3, 17
 """Versions of ONNX's operators in the files that scikit-learn's converter writes."""
 WORD = r"(?u)\b\w\w+\b"
 """Regular expression of words that scikit-learn's vectorizers have by default."""
-WORDS = 8
-"""Words of a text that is drawn for the comparison."""
 
 
 class Loaded(NamedTuple):
@@ -113,7 +117,7 @@ def convert(
     """
     checked_kind(kind)
     target, card_file = _targets(path, out, overwrite=overwrite)
-    given = None if sample is None else _sample(sample)
+    given = None if sample is None else read_sample(sample)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         source = _load(path, given, trust=trust)
@@ -122,13 +126,13 @@ def convert(
         notes = tuple(dict.fromkeys(clean(str(w.message), 200) for w in caught if "Version" in w.category.__name__))
         with workplace(target) as (_, new), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _errors(f"{path} cannot be converted by the converter of {source.framework}"):
+            with as_errors(f"{path} cannot be converted by the converter of {source.framework}"):
                 source.write(new)
             card = _write_card(
                 new, new.with_name(card_file.name), [*labels] or [*source.labels], kind or source.kind, source.columns
             )
             rows = _inputs_of(source, new, given)
-            with _errors(f"{path} does not take these inputs"):
+            with as_errors(f"{path} does not take these inputs"):
                 CallableModel(source.answer).run(rows[:1])
             other, difference = _compared(source, new, rows, card)
             if len(rows) - len(other) < LEAST * len(rows):
@@ -165,37 +169,7 @@ def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Pa
     return target, card
 
 
-@contextmanager
-def _errors(what: str, error: type[EdgerouteError] = ModelError) -> Iterator[None]:
-    """Raise errors of the block as `error`, except edgeroute's own; discard what it prints."""
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    except EdgerouteError:
-        raise
-    except Exception as e:
-        raise error(f"{what}: {clean(getattr(e, 'strerror', None) or first_line(e), 300)}") from e
-
-
 # Samples.
-
-
-def _sample(path: Path) -> Any:
-    """Return the inputs in a file: a table of a .csv or .parquet file, or a list of inputs.
-
-    Raises:
-        BadInput: it cannot be read.
-        RuntimeMissing: pandas is not installed.
-    """
-    from edgeroute.tools.cli.input_files import read_inputs
-
-    if path.suffix.lower() not in {".csv", ".parquet"}:
-        return [item.x for item in read_inputs(path)]
-    pandas = import_needed("pandas", "a table is read by pandas: pip install pandas")
-    try:
-        return pandas.read_csv(path) if path.suffix.lower() == ".csv" else pandas.read_parquet(path)
-    except (OSError, ValueError, ImportError) as e:
-        raise BadInput(f"{path} cannot be read: {first_line(e)}") from e
 
 
 def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
@@ -212,140 +186,6 @@ def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
         raise PolicyError("the sizes of its inputs are not fixed: give some with --sample FILE")
     rng = np.random.default_rng(0)
     return [*rng.standard_normal((ROWS, *spec.shape[1:])).astype(spec.dtype)]
-
-
-def _numbers(size: int, given: Any, names: Sequence[str] | None, fitted: list[list[float]]) -> tuple[list[Any], bool]:
-    """Return rows of numbers: those given, or drawn at random; and True unless they were drawn from N(0, 1).
-
-    They are float64, as callers have them: rounding to the float32 of the new file is part of the comparison.
-
-    Args:
-        size: numbers of a row.
-        given: a table, an array [n, size], a list of rows or of mappings; None: rows are drawn.
-        names: columns of a table to take, in order; None: all, without those of labels if there are more than `size`.
-        fitted: values around which each number of a row is drawn.
-
-    Raises:
-        BadInput: a column is missing, or is no number.
-    """
-    if given is None:
-        told = [column if (column and np.isfinite(column).all()) else [-1.0, 1.0] for column in fitted]
-        mean, spread = [float(np.mean(c)) for c in told], [float(np.std(c) or abs(c[0]) / 10 or 1) for c in told]
-        return [*np.random.default_rng(0).normal(mean, spread, (ROWS, size))], told == fitted
-    if hasattr(given, "columns"):
-        given = _without_labels(given, size)
-        given = (given if names is None else _columns(given, names)).to_dict("records")
-    elif len(given) == 1 and getattr(given[0], "ndim", 0) == 2:  # noqa: PLR2004 - a table
-        given = given[0]
-    rows = list[Any]()
-    for number, row in enumerate(given[:ROWS], 1):
-        cells = row
-        if isinstance(row, dict):
-            if missing := [name for name in names or () if name not in row]:
-                raise BadInput(f"row {number} of the sample has no {missing[0]!r}")
-            cells = [row[name] for name in names or row]
-        with _errors(f"row {number} of the sample is no row of numbers, which this model takes", BadInput):
-            rows.append(np.asarray(cells, np.float64))
-    return rows, True
-
-
-def _without_labels(table: Any, size: int) -> Any:
-    """Return a table with more than `size` columns without those of labels and groups."""
-    more = table.shape[1] > size
-    return table[[name for name in table if not more or str(name).lower() not in (*LABELS, *GROUPS)]]
-
-
-def _columns(table: Any, names: Sequence[str]) -> Any:
-    """Return these columns of a table, in this order. Raises BadInput if one is missing."""
-    if missing := [name for name in names if name not in table]:
-        raise BadInput(f"the sample has no column {missing[0]!r}")
-    return table[[*names]]
-
-
-def _texts(given: Any, words: list[str]) -> list[str]:
-    """Return texts: those given, also as a table or mappings with one column of them, or of known words, drawn at random."""
-    if given is None:
-        rng = np.random.default_rng(0)
-        return [" ".join(rng.choice(words, WORDS)) for _ in range(ROWS)]
-    if hasattr(given, "columns"):
-        given = _without_labels(given, 1).to_dict("records")
-    texts = [[v for v in x.values() if isinstance(v, str)] if isinstance(x, dict) else [x] for x in given[:ROWS]]
-    for number, row in enumerate(texts, 1):
-        if len(row) != 1 or not isinstance(row[0], str):
-            raise BadInput(f"row {number} of the sample has {len(row)} texts, and this model takes one")
-    return [row[0] for row in texts]
-
-
-# Values from the training of a model, around which inputs are drawn.
-
-
-def _fitted(part: Any, size: int) -> list[list[float]]:
-    """Return values of each number of a row that an estimator has from its training; none where nothing tells them."""
-    values: list[list[float]] = [[] for _ in range(size)]
-    if getattr(part, "n_features_in_", size) != size:
-        return values
-    if hasattr(part, "steps"):
-        for _, step in part.steps:
-            if any(told := _fitted(step, size)):
-                values = told
-            if step != "passthrough" and "Imputer" not in type(step).__name__:
-                break
-        return values
-    for _, inner, columns in getattr(part, "transformers_", ()):
-        if (places := np.atleast_1d(columns)).dtype.kind == "i" and not isinstance(inner, str):
-            for place, known in zip(places, _fitted(inner, len(places)), strict=True):
-                values[place] += known
-    if any(values):
-        return values
-    if (tables := _fitted_tables(part, size)) is not None:
-        return [[float(value) for value in column] for column in tables.T]
-    for feature, threshold in _thresholds(part):
-        values[feature].append(threshold)
-    if any(values):
-        return [column or [-1.0, 1.0] for column in values]  # no tree reads the others
-    for inner in _inside(part):
-        if not isinstance(inner, str | type):
-            values = [[*a, *b] for a, b in zip(values, _fitted(inner, size), strict=True)]
-    return values
-
-
-def _fitted_tables(part: Any, size: int) -> Any:
-    """Return values [n, size] that an estimator has from its training; None: it has none."""
-    for centre, spread in (("mean_", "scale_"), ("center_", "scale_"), ("theta_", "var_")):
-        middle, wide = getattr(part, centre, None), getattr(part, spread, None)
-        if middle is not None and wide is not None and np.shape(middle)[-1:] == np.shape(wide)[-1:] == (size,):
-            wide = np.sqrt(wide) if spread == "var_" else wide
-            return np.vstack([middle - wide, middle + wide]).reshape(-1, size)
-    if hasattr(part, "data_min_"):
-        return np.vstack([part.data_min_, part.data_max_])
-    for name in ("support_vectors_", "_fit_X", "X_train_", "means_", "quantiles_", "statistics_"):
-        table = getattr(part, name, None)
-        if isinstance(table, np.ndarray) and table.dtype.kind == "f" and table.shape[-1] == size and table.size:
-            return np.atleast_2d(table)
-    return None
-
-
-def _thresholds(part: Any) -> Iterator[tuple[int, float]]:
-    """Yield the feature and the threshold of each split of trees; of LightGBM the ends of each feature's range."""
-    if (tree := getattr(part, "tree_", None)) is not None and hasattr(tree, "threshold"):
-        yield from ((int(f), float(t)) for f, t in zip(tree.feature, tree.threshold, strict=True) if f >= 0)
-    elif hasattr(booster := part if hasattr(part, "model_to_string") else _booster(part), "get_dump"):
-        for tree in booster.get_dump():
-            yield from ((int(f), float(t)) for f, t in re.findall(r"\[f(\d+)<([^\]]+)\]", tree))
-    elif booster is not None:
-        for feature, ends in enumerate(_lightgbm_ranges(booster)):
-            if ends.startswith("["):
-                yield from ((feature, float(end)) for end in ends[1:-1].split(":"))
-    elif hasattr(part, "get_borders"):
-        yield from ((int(f), float(t)) for f, borders in part.get_borders().items() for t in borders)
-    elif (bins := getattr(part, "_bin_mapper", None)) is not None:
-        yield from ((f, float(t)) for f, edges in enumerate(bins.bin_thresholds_) for t in edges)
-
-
-def _lightgbm_ranges(booster: Any) -> list[str]:
-    """Return the range of each feature as LightGBM writes it: [low:high], or numbers of categories with colons, or none."""
-    line = next((x for x in booster.model_to_string().splitlines() if x.startswith("feature_infos=")), "=")
-    return line.partition("=")[2].split()
 
 
 # Card and comparison.
@@ -436,7 +276,7 @@ def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
     if runs_code:
         sys.path.append(str(Path.cwd()))  # a pickle names the modules of its classes
     try:
-        with _errors(f"{path} cannot be loaded"):
+        with as_errors(f"{path} cannot be loaded"):
             if not path.is_dir():
                 open_file(path).close()  # no pipe, which a framework would wait for
             return load(path, given, trust=trust)
@@ -499,10 +339,10 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
     if names is not None and any(type(part).__name__ == "ColumnTransformer" for part in _parts(model)):
         if not hasattr(given, "columns"):
             raise PolicyError(f"{path}: {name} reads columns by their names: give a few rows with --sample FILE.csv")
-        columns = _columns(given, names)
+        columns = columns_of(given, names)
     size = 0 if texts is not None else model.n_features_in_
     for part in _parts(model):
-        booster = _booster(part)
+        booster = booster_of(part)
         _check_categories(booster, f"{path}: {name}")
         if hasattr(booster, "get_dump"):
             booster.feature_names = None  # the converter takes no others than f0, f1, ...
@@ -511,9 +351,9 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
         names = None  # each is an input of the file
         rows, near = columns.head(ROWS).to_dict("records"), True
     elif texts is not None:
-        rows, near = _texts(given, texts), True
+        rows, near = rows_of_texts(given, texts), True
     else:
-        rows, near = _numbers(size, given, names, _fitted(model, size))
+        rows, near = rows_of_numbers(size, given, names, values_of_training(model, size))
     roots = [base.__module__.partition(".")[0] for base in type(model).__mro__]
     framework = next((FRAMEWORKS[root] for root in roots if root in FRAMEWORKS), package)
     kind = "label+probabilities" if proba else "value"
@@ -523,7 +363,7 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
 
 def _check_categories(booster: Any, what: str) -> None:
     """Raise `PolicyError` if a Booster has splits by category."""
-    ranges = _lightgbm_ranges(booster) if hasattr(booster, "model_to_string") else []
+    ranges = lightgbm_ranges(booster) if hasattr(booster, "model_to_string") else []
     if "c" in (getattr(booster, "feature_types", None) or ()) or any(e[0] != "[" and e != "none" for e in ranges):
         raise PolicyError(f"{what} has categories, which no converter writes: encode them as numbers before training")
 
@@ -542,25 +382,7 @@ def _table(x: Any) -> Any:
 def _parts(model: Any) -> list[Any]:
     """Return an estimator and those within it."""
     parts = [model, *(model.get_params(deep=True).values() if hasattr(model, "get_params") else ())]
-    return [*parts, *(part for outer in parts for inner in _inside(outer) for part in _parts(inner))]
-
-
-def _inside(part: Any) -> list[Any]:
-    """Return the fitted estimators within one, which are copies of those among its parameters."""
-    inside = [inner for _, inner, _ in getattr(part, "transformers_", ())]
-    inside += [getattr(part, name) for name in ("best_estimator_", "estimator_") if hasattr(part, name)]
-    for name in ("calibrated_classifiers_", "estimators_"):
-        inner = getattr(part, name, ())
-        inside += [*inner.ravel()] if isinstance(inner, np.ndarray) else [*inner]
-    return inside + ([part.estimator] if type(part).__name__ in {"_CalibratedClassifier", "FrozenEstimator"} else [])
-
-
-def _booster(part: Any) -> Any:
-    """Return the Booster of a fitted estimator of XGBoost or LightGBM; None of others."""
-    try:
-        return part.get_booster() if hasattr(part, "get_booster") else getattr(part, "booster_", None)
-    except AttributeError:  # it is not fitted
-        return None
+    return [*parts, *(part for outer in parts for inner in estimators_within(outer) for part in _parts(inner))]
 
 
 def _vocabulary(model: Any) -> list[str] | None:
@@ -693,7 +515,7 @@ def _lightgbm_booster(model: Any, given: Any) -> Loaded:
         out.write_bytes(graph.SerializeToString())
 
     named = names if names != [f"Column_{i}" for i in range(size)] else None
-    rows, near = _numbers(size, given, named, _fitted(model, size))
+    rows, near = rows_of_numbers(size, given, named, values_of_training(model, size))
     return Loaded(model, "LightGBM", answer, write, rows, near, (), "label+probabilities" if classifies else "value", named)
 
 
@@ -712,7 +534,7 @@ def _catboost(model: Any, given: Any) -> Loaded:
     labels = tuple(model.classes_.tolist()) if classifies and np.asarray(model.classes_).dtype.kind in "USO" else ()
     kind, names = "label+probabilities" if classifies else "value", model.feature_names_
     named = names if names != [*map(str, range(len(names)))] else None
-    rows, near = _numbers(len(names), given, named, _fitted(model, len(names)))
+    rows, near = rows_of_numbers(len(names), given, named, values_of_training(model, len(names)))
     return Loaded(
         model, "CatBoost", answer, lambda out: model.save_model(str(out), format="onnx"), rows, near, labels, kind, named
     )
