@@ -62,7 +62,8 @@ def _module(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {_module(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+FILES = {_module(file): file for file in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "examples" not in file.parents}
+"""Module -> its file; without the examples that a wheel has beside them."""
 
 
 @functools.cache
