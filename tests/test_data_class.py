@@ -208,11 +208,12 @@ def test_through_the_gateway(server):
 
 def test_the_edges_own_answer_as_the_class(make, server):
     """Calls of the router within the function stay on the device, and bind no conversation."""
-    router = None
+    router, classified = None, []
 
     def by_edge(x):
         if router is None:
             raise LookupError
+        classified.append(x)
         return router.infer(x).value if isinstance(router, Router) else "face"
 
     def edge(x):
@@ -224,6 +225,7 @@ def test_the_edges_own_answer_as_the_class(make, server):
     router = inner
     if isinstance(router, Router):
         assert [router.infer(x).source for x in ["tree 1", "face SECRET", "tree 2"]] == ["cloud", "edge", "cloud"]
+        assert classified == ["tree 1", "face SECRET", "tree 2"], "the calls within are not classified again"
         assert router.infer(turn("tree 3")).source == "cloud"
         assert router.infer(turn("face SECRET said at length")).source == "edge"
 
