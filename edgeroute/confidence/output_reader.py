@@ -413,7 +413,11 @@ class Reader:
         Of several labels a single probability is a binary classifier's, and outputs of another form are a value.
         """
         first = next(iter(row.values()), None) if isinstance(row, Mapping) else row
-        wrong = lambda text: self.wrong(f"{self.name} {text}")  # noqa: E731
+
+        def wrong(text: str) -> Exception:
+            """Return the exception for outputs that cannot be read."""
+            return self.wrong(f"{self.name} {text}")
+
         if self.kind == "ctc":
             value, sure = read_sequence(first, self._names, self.blank, wrong)
         elif self.kind == "multilabel":

@@ -93,7 +93,7 @@ class EdgeSaving(NamedTuple):
     edge_s: tuple[float, float] | None
     """Median and 95 % quantile of the time of an answer on this device, seconds."""
     cloud_s: tuple[float, float] | None
-    """The same of the log; None: it has no times."""
+    """Median and 95 % quantile of the time of an answer in the log, seconds; None: it has no times."""
     unanswered: tuple[tuple[str, int], ...]
     """Reasons why the edge gave no answer, with their numbers: such requests are deferred."""
     judge_calls: tuple[int, float, int]

@@ -112,7 +112,7 @@ def basis(count: int, requests: int) -> str:
 SCOPE = ".edgeroute-report"
 """Selector of the element that is a page in a notebook."""
 STRONG = ".edgeroute-report:not(#_)"
-"""The same with the weight of an id, so that no rule of the notebook for tables or lists overrides the page's."""
+"""Selector of that element with the weight of an id, which no rule of the notebook for tables or lists overrides."""
 
 
 @cache
