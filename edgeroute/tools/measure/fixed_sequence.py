@@ -158,6 +158,8 @@ BETTING = 3.3
 """From n * eps = BETTING * log(1 / delta) (10 at 95 %) losses of any size are bet on; below, they are dithered."""
 STARTS = {0.2: 0.8, 0.4: 0.1, 0.6: 0.1}
 """Acceptance rate at which the test of max_error starts, or restarts -> its part of the risk. Fewer examples prove little."""
+EVEN_STARTS = {0.2: 0.4, 0.4: 0.3, 0.6: 0.3}
+"""As `STARTS`, for n * alpha of 10 * log(1 / delta) or more (30 at 95 %), where restarts cost a clean top little."""
 
 
 class Step(NamedTuple):
@@ -257,8 +259,9 @@ def accept_selective(wrong: Ints, m: Ints, n: int, alpha: float, delta: float) -
     exact except for the examples at these ranks.
     """
     parts, spare = dict[int, float](), 0.0
-    for rate, after in zip(STARTS, [*list(STARTS)[1:], 1.0], strict=True):
-        spare += STARTS[rate]
+    starts = STARTS if n * alpha < 10 * log(1 / delta) else EVEN_STARTS
+    for rate, after in zip(starts, [*list(starts)[1:], 1.0], strict=True):
+        spare += starts[rate]
         start = max(least_n(alpha, delta * spare), ceil(rate * n))
         if start < after * n or after == 1:  # else so few would prove nothing at this part of the risk
             block = int(np.searchsorted(m, start))
