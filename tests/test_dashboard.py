@@ -57,8 +57,7 @@ from edgeroute.tools.dashboard import monitor as monitors
 from edgeroute.tools.dashboard.in_process import Dashboard, sources_of
 from edgeroute.tools.dashboard.journal_tail import Tail
 from edgeroute.tools.dashboard.monitor import Monitor
-from edgeroute.tools.dashboard.request_window import RECENT, reason, row
-from edgeroute.tools.dashboard.threshold_trial import Trial
+from edgeroute.tools.dashboard.request_window import RECENT, Trial, reason, row
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.server.uvicorn_host import InChild
 

@@ -24,8 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from edgeroute import Prometheus, metrics
 from edgeroute.record.prometheus import shown
-from edgeroute.tools.dashboard.dashboard_metrics import page_of as page_of_metrics
-from edgeroute.tools.dashboard.dashboard_metrics import route
+from edgeroute.tools.dashboard.web_page import page_of as page_of_metrics
+from edgeroute.tools.dashboard.web_page import route
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("_seconds", "_bucket", "_sum", "age_seconds")

@@ -27,7 +27,7 @@ from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 from edgeroute.tools.replay.edge_results import Result, Results
 from edgeroute.tools.replay.edge_savings import edge_saving
 from edgeroute.tools.replay.logs import Price, Read
-from edgeroute.tools.replay.logs.sampled_requests import read_sample, survey
+from edgeroute.tools.replay.logs.answer_pairs import read_sample, survey
 
 SECRET = "sk-live-51H8secret"
 LABELS = ("positive", "negative", "neutral")

@@ -26,11 +26,10 @@ from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyErro
 from edgeroute.edge.preprocessing import Picture
 from edgeroute.http.addresses_and_messages import Reply
 from edgeroute.tools.export.exported_models import PROGRAMS, Subject, new_folder, server_name
-from edgeroute.tools.export.kserve import Cluster, object_name
-from edgeroute.tools.export.kserve import kserve as export_kserve
 from edgeroute.tools.export.programs.arms import arm_of, checked_shares
 from edgeroute.tools.export.ray import ray as export_ray
-from edgeroute.tools.export.triton import Batching
+from edgeroute.tools.export.triton import Batching, Cluster, object_name
+from edgeroute.tools.export.triton import kserve as export_kserve
 from edgeroute.tools.export.triton import triton as export_triton
 
 yaml = pytest.importorskip("yaml")
@@ -554,7 +553,7 @@ def test_kserve_knows_the_fields_of_its_objects(tmp_path):
 
 def test_memory_follows_the_weights(tmp_path, monkeypatch):
     one = Subject(tiny.linear(tmp_path / "m.onnx"))
-    from edgeroute.tools.export.kserve import BESIDE, memory_of
+    from edgeroute.tools.export.triton import BESIDE, memory_of
 
     monkeypatch.setattr(one, "files", lambda _: [(tmp_path / "m.onnx", None)] * 3)
     size = (tmp_path / "m.onnx").stat().st_size

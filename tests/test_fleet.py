@@ -22,10 +22,23 @@ from edgeroute.stores.outbox.delivery import longest
 from edgeroute.stores.outbox.sqlite_queue import spread_for
 from edgeroute.tools.cli.simulate import notes, show
 from edgeroute.tools.replay.fleet.fleet_simulation import longest_s, needed, simulate, spreads_s
-from edgeroute.tools.replay.fleet.scenario import CLIENTS, EDGEROUTE, NO_SPREAD, Client, Scenario
+from edgeroute.tools.replay.fleet.scenario import (
+    ANSWERED,
+    BUSY,
+    CLIENTS,
+    CLOSED,
+    EDGEROUTE,
+    HALF_OPEN,
+    LATE,
+    NO_SPREAD,
+    OPEN,
+    REFUSED,
+    Client,
+    Cloud,
+    Devices,
+    Scenario,
+)
 from edgeroute.tools.replay.fleet.scenario import clients as compared
-from edgeroute.tools.replay.fleet.simulated_cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
-from edgeroute.tools.replay.fleet.simulated_devices import CLOSED, HALF_OPEN, OPEN, Devices
 
 PLAIN = next(client for client in CLIENTS if client.name == "plain retries")
 MINUTE, TEN = (EDGEROUTE._replace(spread_s=60.0 * minutes) for minutes in (1, 10))

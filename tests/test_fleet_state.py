@@ -14,10 +14,9 @@ from edgeroute.core.device_rules import in_force, step
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.tools.cli.simulate import show
-from edgeroute.tools.replay.fleet import simulated_devices as devices
+from edgeroute.tools.replay.fleet import scenario as devices
 from edgeroute.tools.replay.fleet.fleet_simulation import simulate
-from edgeroute.tools.replay.fleet.scenario import Device, Scenario, Shares
-from edgeroute.tools.replay.fleet.simulated_devices import Course
+from edgeroute.tools.replay.fleet.scenario import Course, Device, Scenario, Shares
 from edgeroute.tools.replay.replayed_policy import Setup
 
 LOW, HOT = Rule("battery", "only_edge", 0.3), Rule("heat", "prefer_cloud", 40)

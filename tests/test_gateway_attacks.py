@@ -17,11 +17,9 @@ from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from edgeroute import AsyncRouter, BadInput, PolicyError, Unreachable
-from edgeroute.tools.server import client_keys, gateway_requests
+from edgeroute.tools.server import gateway_requests
 from edgeroute.tools.server import uvicorn_host as host
-from edgeroute.tools.server.access import Calls, Guard, peer_of
-from edgeroute.tools.server.body_reader import Bodies
-from edgeroute.tools.server.error_replies import Busy
+from edgeroute.tools.server.access import Bodies, Busy, Calls, Guard, peer_of
 from edgeroute.tools.server.gateway_app import app
 
 CHATS = "/v1/chat/completions"
@@ -482,17 +480,17 @@ RANGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", client_keys.KEYS)
+@pytest.mark.parametrize("key", gateway_requests.KEYS)
 def test_ranges(key):
     """Each declared key takes what is in its range, and refuses the rest by its text."""
     good, bad = RANGES[key]
     for value in good:
-        assert client_keys.client_keys({key: value}, (), ()) == {key: value}
+        assert gateway_requests.client_keys({key: value}, (), ()) == {key: value}
     for value in bad:
         with pytest.raises(BadInput, match=rf'{key} takes .*\[gateway\] allow = \["{key}"\]'):
-            client_keys.client_keys({key: value}, (), ())
-        assert client_keys.client_keys({key: value}, (), [key]) == {key: value}
-    assert client_keys.client_keys({key: None}, (), ()) == {}
+            gateway_requests.client_keys({key: value}, (), ())
+        assert gateway_requests.client_keys({key: value}, (), [key]) == {key: value}
+    assert gateway_requests.client_keys({key: None}, (), ()) == {}
 
 
 def test_many_messages(url):
@@ -523,7 +521,7 @@ def test_what_cannot_be_allowed():
 def test_the_page_lists_the_keys():
     """As they are declared."""
     page = (Path(__file__).parent.parent / "docs" / "gateway.md").read_text()
-    lines = "".join(f"{key}: {allowed.text}\n" for key, allowed in client_keys.KEYS.items())
+    lines = "".join(f"{key}: {allowed.text}\n" for key, allowed in gateway_requests.KEYS.items())
     assert f"```text\n{lines}```" in page
-    for number in (client_keys.MOST_LEVELS, client_keys.MOST_ENTRIES, f"{client_keys.MOST_LENGTH:,}"):
+    for number in (gateway_requests.MOST_LEVELS, gateway_requests.MOST_ENTRIES, f"{gateway_requests.MOST_LENGTH:,}"):
         assert str(number) in page

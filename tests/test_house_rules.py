@@ -105,7 +105,7 @@ OWN = {
     "tools/cli/demo.py": (1, "the first line of a process that the demo started"),
     "tools/cli/demo_measurements.py": (2, "arrays that come with the package"),
     "tools/cli/status.py": (1, "values of the state file, which have checksums"),
-    "tools/compress/onnx_conversion.py": (1, "a file that it has just written"),
+    "tools/compress/quantize_models.py": (1, "a file that it has just written"),
     "tools/compress/onnx_graphs.py": (1, "a regular file, by its path, since weights may be beside it"),
     "tools/dashboard/journal_tail.py": (1, "a second descriptor of an open file"),
     "tools/dashboard/web_page.py": (1, "the page of the package"),

@@ -39,7 +39,7 @@ from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay
 from edgeroute.tools.replay import trace_replay as run
-from edgeroute.tools.replay.network_and_admission import RETRANSMIT_S, Link, Network
+from edgeroute.tools.replay.leg_results import RETRANSMIT_S, Link, Network
 from edgeroute.tools.replay.replayed_policy import Port
 
 LONG = 30.0

@@ -205,7 +205,7 @@ class Stats(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
-        return import_tool("measure.report.notebook_pages").stats_page(self)  # type: ignore[no-any-return]
+        return import_tool("measure.report.report_page").stats_page(self)  # type: ignore[no-any-return]
 
 
 def _as_data(value: Any) -> Any:

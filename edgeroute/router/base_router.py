@@ -161,7 +161,7 @@ class BaseRouter(Generic[V]):
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
-        return import_tool("measure.report.notebook_pages").router_page(self)  # type: ignore[no-any-return]
+        return import_tool("measure.report.report_page").router_page(self)  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Raise TypeError for `copy`, `deepcopy` and `pickle`: two routers would own the same threads, connections and files."""

@@ -35,7 +35,7 @@ class Decision(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
-        return import_tool("measure.report.notebook_pages").decision_page(self)  # type: ignore[no-any-return]
+        return import_tool("measure.report.report_page").decision_page(self)  # type: ignore[no-any-return]
 
 
 class Check(NamedTuple):
@@ -54,7 +54,7 @@ class Check(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
-        return import_tool("measure.report.notebook_pages").check_page(self)  # type: ignore[no-any-return]
+        return import_tool("measure.report.report_page").check_page(self)  # type: ignore[no-any-return]
 
 
 def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from edgeroute import __version__
-from edgeroute.tools.cli.arms_of_fleet import arms
 from edgeroute.tools.cli.calibrate import calibrate
 from edgeroute.tools.cli.check import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.compress import prune, quantize
@@ -24,7 +23,7 @@ from edgeroute.tools.cli.recertify import recertify
 from edgeroute.tools.cli.replay import replay
 from edgeroute.tools.cli.servers import dashboard, gateway, serve, top
 from edgeroute.tools.cli.simulate import load, simulate
-from edgeroute.tools.cli.status import status
+from edgeroute.tools.cli.status import arms, status
 
 app = typer.Typer(
     name="edgeroute",

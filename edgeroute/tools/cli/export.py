@@ -120,9 +120,8 @@ def kserve(
     as_json: Json = False,
 ) -> None:
     """Write a model repository, an InferenceService for KServe, and plain objects of Kubernetes."""
-    from edgeroute.tools.export.kserve import Cluster
-    from edgeroute.tools.export.kserve import kserve as write
-    from edgeroute.tools.export.triton import Batching
+    from edgeroute.tools.export.triton import Batching, Cluster
+    from edgeroute.tools.export.triton import kserve as write
 
     batching = Batching(max_batch, wait, queue, gpu=gpu > 0)
     cluster = Cluster(image, _range(replicas), cpu, gpu=gpu)

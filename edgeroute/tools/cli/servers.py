@@ -247,7 +247,7 @@ def dashboard(
 
     routes = []
     if metrics:
-        from edgeroute.tools.dashboard.dashboard_metrics import route
+        from edgeroute.tools.dashboard.web_page import route
 
         routes.append(route(monitor))
 

@@ -21,8 +21,7 @@ from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.fleet.fleet_simulation import Result
-    from edgeroute.tools.replay.fleet.scenario import Client, Device, Scenario
-    from edgeroute.tools.replay.fleet.simulated_devices import DeviceResult
+    from edgeroute.tools.replay.fleet.scenario import Client, Device, DeviceResult, Scenario
 
 
 def device_of(policy: Path | None, **more: float | None) -> Device | None:
@@ -73,7 +72,7 @@ def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
     """Return explanations of the devices' state in the output; none without a state."""
     if state is None or scenario.device is None:
         return []
-    from edgeroute.tools.replay.fleet.simulated_devices import CHARGE, SIMULATED, SURROUNDINGS_C
+    from edgeroute.tools.replay.fleet.scenario import CHARGE, SIMULATED, SURROUNDINGS_C
 
     hottest = f"the hottest one had {state['hottest_c']:.1f} C"
     lines = [

@@ -18,8 +18,7 @@ from edgeroute.system import process
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.system.workers import Worker
 from edgeroute.tools.dashboard.journal_tail import Tail
-from edgeroute.tools.dashboard.request_window import NAME, TEXT, Window, row
-from edgeroute.tools.dashboard.threshold_trial import Trial
+from edgeroute.tools.dashboard.request_window import NAME, TEXT, Trial, Window, row
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.replay.trace_reader import MOST
 

@@ -19,8 +19,7 @@ from edgeroute.errors import PolicyError, nearest
 from edgeroute.observe.planning_facts import READS_S, unsure_share
 from edgeroute.observe.target_counts import Counts
 from edgeroute.tools import virtual_time as virtual
-from edgeroute.tools.replay.leg_results import THERMAL, Battery, Script, Unknown, heat
-from edgeroute.tools.replay.network_and_admission import NETWORKS, SERVER_S, Gate, Link
+from edgeroute.tools.replay.leg_results import NETWORKS, SERVER_S, THERMAL, Battery, Gate, Link, Script, Unknown, heat
 from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Replay, Values, goes_by_energy, joules
 from edgeroute.tools.replay.replayed_policy import Port, Setup
 from edgeroute.tools.replay.trace_reader import ANSWERED, Past, Recording, Request, Tally, read, without_gc

@@ -1,4 +1,4 @@
-"""Access checks of the gateway and the dashboard: host, token, web pages, request options, and the number of calls."""
+"""Requests of the gateway, the dashboard and `serve`: limits of bodies and calls, access by host and token, error replies."""
 
 from __future__ import annotations
 
@@ -15,16 +15,214 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeroute.cloud.request_exchange import LEAST_LATE_S
 from edgeroute.core.egress import Rules
-from edgeroute.core.error_codes import clean
+from edgeroute.core.error_codes import Failure, clean
 from edgeroute.core.routing_policy import MODES, Mode
-from edgeroute.errors import BadInput, PolicyError, nearest
+from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit, nearest
 from edgeroute.router.private_conversations import bind_within
-from edgeroute.tools.server.body_reader import CLOSE, LARGE, Bodies
-from edgeroute.tools.server.error_replies import Busy, Fault
+from edgeroute.tools.server.oip_messages import reply
+from edgeroute.tools.server.web_service import retry_after_s
+
+LARGE = 1 << 16
+"""Bytes from which a body is large: parsed in a thread, and without a part of the total that is kept for smaller ones."""
+LARGE_SHARE = 0.9
+"""Most memory of all bodies while a large one comes, as a share of the total."""
+CLOSE = {"Connection": "close"}
+TWO_LENGTHS = "bad request: Content-Length and Transfer-Encoding contradict each other: send one"
+_BUSY = "the requests in progress are too large together: try again later"
+
+
+class Bodies:
+    """Limits on request bodies, and the count of the bytes in memory.
+
+    Args:
+        most: bytes of one body.
+        total: bytes of all bodies together, including those whose requests wait for the model.
+        timeout_s: time from a request's head to the end of its body.
+    """
+
+    def __init__(self, most: int, total: int, timeout_s: float) -> None:
+        self.most, self.total, self.timeout_s = most, total, timeout_s
+        self.held = 0
+        """Bytes in memory now."""
+
+    @contextmanager
+    def open_body(self) -> Iterator[Body]:
+        """Provide a `Body` for one request; at the end of the `with` block its bytes no longer count in the total."""
+        body = Body(self)
+        try:
+            yield body
+        finally:
+            self.held -= body.size
+
+
+class Body:
+    """Body of one request. `size` is the number of its bytes in memory."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies, self.size = bodies, 0
+
+    async def read(self, announced: bytes, receive: Receive) -> bytes | None:
+        """Read the whole body; return None if the client disconnected.
+
+        Each part counts at once, here and in the total.
+
+        Args:
+            announced: value of the header Content-Length.
+            receive: the ASGI channel of the request.
+
+        Raises:
+            HTTPException: 413 if it is too large, 503 if all bodies together are, 408 if it takes too long.
+        """
+        self._check(int(announced) if announced.isdigit() else 0)
+        loop = asyncio.get_running_loop()
+        until, parts, more = loop.time() + self._bodies.timeout_s, list[bytes](), True
+        while more:
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, until - loop.time()))
+            except asyncio.TimeoutError:  # another one in Python 3.10
+                raise HTTPException(408, f"the body did not come within {self._bodies.timeout_s:g} s", CLOSE) from None
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            self.size += len(parts[-1])
+            self._bodies.held += len(parts[-1])
+            self._check(self.size)
+            if self._bodies.held > self._bodies.total * (LARGE_SHARE if LARGE < self.size < self._bodies.held else 1):
+                raise HTTPException(503, _BUSY, {"Retry-After": "1"})
+            more = message.get("more_body", False)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def grow(self, size: int) -> None:
+        """Count the bytes of the request's decoded files in addition.
+
+        Raises:
+            HTTPException: 413 if they can never fit the total, 503 if they do not fit beside the other requests.
+        """
+        if self.size + size > self._bodies.total:
+            raise HTTPException(413, f"its files make {size} bytes, which is too large: send fewer rows at a time")
+        if self._bodies.held + size > self._bodies.total:
+            raise HTTPException(503, _BUSY, {"Retry-After": "1"})
+        self.size += size
+        self._bodies.held += size
+
+    def _check(self, size: int) -> None:
+        """Raise 413 if a size exceeds the limit of one body."""
+        if size > self._bodies.most:
+            raise HTTPException(413, f"the body has more than {self._bodies.most} bytes: send fewer rows at a time")
+
+
+class OneLength:
+    """ASGI middleware that answers 400 to a request with both Content-Length and Transfer-Encoding.
+
+    Proxies disagree where such a request ends.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 400 to a request with both headers; pass any other to the application."""
+        app: ASGIApp = self.app
+        if scope["type"] == "http" and {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            app = reply({"error": TWO_LENGTHS}, 400, CLOSE)
+        await app(scope, receive, send)
+
+
+AGAIN = {"Retry-After": "1"}
+KINDS: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+"""Status -> OpenAI's type of error; others below 500 are `invalid_request_error`, and the rest `server_error`."""
+
+
+class Fault(NamedTuple):
+    """Error reply: status, message, machine-readable code and headers."""
+
+    status: int
+    message: str
+    code: str
+    headers: Mapping[str, str] = {}
+
+    def openai(self) -> dict[str, Any]:
+        """Return the body in OpenAI's form."""
+        other = "invalid_request_error" if self.status < 500 else "server_error"  # noqa: PLR2004 - whose fault, by HTTP
+        kind = KINDS.get(self.status, other)
+        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
+
+    def oip(self) -> dict[str, Any]:
+        """Return the body in the Open Inference Protocol's form."""
+        return {"error": self.message}
+
+    def reply(self, path: str) -> Response:
+        """Return the reply: the Open Inference Protocol's form for paths under /v2, else OpenAI's."""
+        return reply(self.oip() if path.startswith("/v2") else self.openai(), self.status, self.headers)
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Translate an exception to its `Fault`; an unexpected exception becomes a 500 without details."""
+    if isinstance(error, HTTPException):
+        return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
+    if isinstance(error, BadInput | Unfit):
+        return Fault(400, f"bad request: {clean(error)}", "bad_input")
+    if isinstance(error, PolicyError):
+        return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
+    if isinstance(error, MayNotLeave):
+        return Fault(403, clean(error), "may_not_leave")
+    if isinstance(error, NoAnswer | CloudError):
+        return _fault_without_answer(error, [*error.errors.values()] if isinstance(error, NoAnswer) else [error])
+    if isinstance(error, Closed):
+        return Fault(503, "the gateway is shutting down: try again later", "closed", AGAIN)
+    if isinstance(error, EdgerouteError):
+        return Fault(500, clean(error), "model", {"x-should-retry": "false"})  # which OpenAI's clients read
+    return Fault(500, f"a fault of the gateway, not of the request: {type(error).__name__}; its log has the rest", "internal")
+
+
+def _fault_without_answer(error: EdgerouteError, errors: list[BaseException]) -> Fault:
+    """Return the fault of a request that no leg answered: 503, Retry-After being the longest wait of a leg, 1 s to 1 h.
+
+    400 if each leg refused this input, since another attempt would not change that.
+    """
+    if errors and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors):
+        return Fault(400, f"bad request: {clean(error)}", "bad_input")
+    return Fault(503, clean(error), "no_answer", {"Retry-After": str(retry_after_s(error))})
+
+
+CODES: Mapping[int, str] = {
+    401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "too_large",
+    415: "unsupported_media_type", 421: "unknown_host", 429: "busy", 503: "busy",
+}  # fmt: skip
+
+
+class Busy(HTTPException):
+    """429: the most requests that are allowed at a time are in progress."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(429, f"{most} requests are in progress, and no more are taken at a time: try again later", AGAIN)
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    """Reply to Starlette's HTTP errors, with clearer messages for a wrong method and an unknown path."""
+    path, fault = request.url.path, fault_of(error)
+    if error.status_code == 405:  # noqa: PLR2004 - HTTP's own number
+        allowed = (error.headers or {}).get("Allow", "others")
+        fault = fault._replace(message=f"{clean(path, 100)} does not take {request.method}, only {allowed}")
+    elif error.detail == "Not Found":  # Starlette's text
+        fault = fault._replace(message=f"there is nothing at {clean(path, 100)}: chats are at /v1, tensors at /v2/models/NAME")
+    return fault.reply(path)
+
+
+async def _other(request: Request, error: Exception) -> Response:
+    """Reply to any other exception."""
+    return fault_of(error).reply(request.url.path)
+
+
+HANDLERS: dict[Any, Any] = {HTTPException: _http, EdgerouteError: _other, Exception: _other}
+"""Exception -> its handler."""
+
 
 # Calls in progress: their number, their bodies, and cancellation when the client disconnects.
 

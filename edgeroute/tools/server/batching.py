@@ -57,7 +57,7 @@ Tensors = Mapping[str, Array]
 
 
 class Model(Protocol):
-    """Interface of a model that takes tensors by name; `edgeroute.tools.server.served_models.TensorModel` implements it."""
+    """Interface of a model that takes tensors by name; `edgeroute.tools.server.serve_app.TensorModel` implements it."""
 
     @property
     def name(self) -> str:

@@ -18,12 +18,22 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from edgeroute.errors import EdgerouteError, PolicyError, check_number
+from edgeroute.record.prometheus import Measured, check_installed, metrics
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.system.process import json_dumps, to_json_types
-from edgeroute.tools.server.access import Calls, Guard, Options, checked_token, options, plain_body, unless_left
-from edgeroute.tools.server.body_reader import Bodies
+from edgeroute.tools.server.access import (
+    HANDLERS,
+    Bodies,
+    Calls,
+    Guard,
+    Options,
+    checked_token,
+    fault_of,
+    options,
+    plain_body,
+    unless_left,
+)
 from edgeroute.tools.server.completion_format import Completion, Routing, error_event, headers_of
-from edgeroute.tools.server.error_replies import HANDLERS, fault_of
 from edgeroute.tools.server.gateway_requests import OURS, CompletionRequest, missing, parse_json, read_request
 from edgeroute.tools.server.gateway_tensors import Tensors
 from edgeroute.tools.server.oip_messages import reply
@@ -176,7 +186,7 @@ def app(
         max_bodies_bytes: bytes of all bodies in progress; a request that exceeds them gets 503 and Retry-After.
         body_timeout_s: time for a request's body to arrive; later it gets 408.
         metrics: True serves `/metrics` for Prometheus, under the same access rules as the other paths.
-        allow: keys of a request that clients may send, and with any value, beside those in `client_keys.KEYS`.
+        allow: keys of a request that clients may send, and with any value, beside those in `gateway_requests.KEYS`.
 
     Raises:
         PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1, a key in `allow`
@@ -226,11 +236,29 @@ def app(
             Route(f"{base}/ready", tensors.model_ready),
         ]
     if metrics:
-        from edgeroute.tools.server.gateway_metrics import Metrics
-
         routes.append(Route("/metrics", Metrics(router).page))
     guard = Middleware(Guard, hosts=tuple(hosts), token=token)
     application = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[guard], lifespan=lifespan)
     application.router.redirect_slashes = False
     application.state.calls = calls
     return application
+
+
+class Metrics:
+    """GET handler that renders one router's metrics.
+
+    Raises:
+        RuntimeMissing: `prometheus_client` is not installed.
+    """
+
+    def __init__(self, router: Measured) -> None:
+        check_installed()  # raise now, not at the first scrape
+        self.router = router
+
+    def page(self, request: Request) -> Response:
+        """Render the metrics in the format that the scraper accepts.
+
+        No coroutine function, so that Starlette calls it in a thread: it may wait for the outbox's file.
+        """
+        rendered = metrics(self.router, request.headers.get("accept", ""))
+        return Response(rendered.body, headers={"Content-Type": rendered.content_type, "Cache-Control": "no-store"})

@@ -2,15 +2,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, NamedTuple
 
 from starlette.exceptions import HTTPException
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
-from edgeroute.system.process import json_loads
-from edgeroute.tools.server.client_keys import client_keys, client_messages
+from edgeroute.system.process import json_dumps, json_loads
+
+MOST_TOKENS = 131_072
+"""Most tokens of an answer that a client may ask for."""
+MOST_LEVELS, MOST_ENTRIES, MOST_LENGTH = 16, 128, 1000
+"""Limits of a schema: levels, entries of a list or object, value of a length such as `maxItems`."""
+MOST_MESSAGES = 2048
+"""Most messages of a chat; their parts and calls of tools count, too."""
+
+
+class Range(NamedTuple):
+    """Range of a key's values, as text and as a function that tests a value."""
+
+    text: str
+    has: Callable[[Any], bool]
+
+
+def _number(least: float, most: float) -> Range:
+    """Return the range of numbers between two bounds, both included."""
+    return Range(f"{least:g}..{most:g}", lambda x: type(x) in {int, float} and least <= x <= most)
+
+
+def _whole(text: str, least: int, most: int) -> Range:
+    """Return the range of whole numbers between two bounds, both included."""
+    return Range(text, lambda x: type(x) is int and least <= x <= most)
+
+
+def _is_short(x: Any) -> bool:
+    """Return True for a text of 1 to 256 characters."""
+    return isinstance(x, str) and 0 < len(x) <= 256  # noqa: PLR2004 - the table's text
+
+
+def _is_bias(x: Any) -> bool:
+    """Return True for an object of at most 300 token numbers with a bias of -100 to 100."""
+    return isinstance(x, dict) and len(x) <= 300 and all(_TOKEN.fullmatch(k) and _BIAS.has(v) for k, v in x.items())  # noqa: PLR2004
+
+
+def _is_function(x: Any) -> bool:
+    """Return True for a function as a tool: other kinds are services of the cloud, with a price or an address."""
+    return (
+        isinstance(x, dict) and x.keys() == {"type", "function"} and x["type"] == "function" and isinstance(x["function"], dict)
+    )
+
+
+def _is_format(x: Any) -> bool:
+    """Return True for one of OpenAI's formats of an answer: other servers take grammars under further types."""
+    return (
+        isinstance(x, dict)
+        and x.get("type") in ("text", "json_object", "json_schema")
+        and x.keys() <= {"type", "json_schema", "schema"}
+        and _is_bounded(x, 32 << 10)
+    )
+
+
+def _is_bounded(data: Any, most_bytes: int) -> bool:
+    """Return True if JSON keeps the limits of a schema, and has no `pattern` and no reference to elsewhere."""
+    level, depth = [data], 0
+    while level:
+        depth += 1
+        if depth > MOST_LEVELS or any(len(node) > MOST_ENTRIES for node in level):
+            return False
+        if not all(_is_mild(key, value) for node in level if isinstance(node, dict) for key, value in node.items()):
+            return False
+        parts = [part for node in level for part in (node.values() if isinstance(node, dict) else node)]
+        level = [part for part in parts if isinstance(part, dict | list)]
+    return len(json_dumps(data)) <= most_bytes
+
+
+def _is_mild(key: str, value: Any) -> bool:
+    """Return True unless an entry of a schema is a regular expression, a foreign reference or a length beyond `MOST_LENGTH`.
+
+    A mapping as value is a property of that name, and True.
+    """
+    if key == "pattern" or (key == "$ref" and not str(value).startswith("#")):
+        return isinstance(value, dict)  # a property of that name
+    length = key[3:] in {"Length", "Items", "Properties", "Contains"} and isinstance(value, int | float)
+    return not length or 0 <= value <= MOST_LENGTH
+
+
+_BIAS = _number(-100, 100)
+_TOKEN = re.compile("[0-9]{1,7}")
+_TOKENS = _whole(f"1..{MOST_TOKENS:,}", 1, MOST_TOKENS)
+KEYS: Final[Mapping[str, Range]] = {
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "frequency_penalty": _number(-2, 2),
+    "presence_penalty": _number(-2, 2),
+    "max_tokens": _TOKENS,
+    "max_completion_tokens": _TOKENS,
+    "seed": _whole("64 bits", -(2**63), 2**63 - 1),
+    "stop": Range(
+        "256 characters, or a list of 16",
+        lambda x: _is_short(x) or (isinstance(x, list) and len(x) <= 16 and all(map(_is_short, x))),  # noqa: PLR2004
+    ),
+    "logit_bias": Range("300 tokens, -100..100", _is_bias),
+    "tools": Range(
+        "functions, 128 KiB", lambda x: isinstance(x, list) and all(map(_is_function, x)) and _is_bounded(x, 128 << 10)
+    ),
+    "tool_choice": Range(
+        '"none", "auto", "required", object',
+        lambda x: x in ("none", "auto", "required") or (isinstance(x, dict) and _is_bounded(x, 1024)),
+    ),
+    "parallel_tool_calls": Range("true or false", lambda x: isinstance(x, bool)),
+    "response_format": Range("text, json_object or json_schema, 32 KiB", _is_format),
+}
+"""Key -> its range."""
+DROPPED: Final = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key")
+"""Keys that usual clients send and that change no answer: accepted, and not passed on."""
+MESSAGE: Final = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning_content"})
+"""Keys of a message that are passed on."""
+PART: Final = frozenset({"type", "text", "image_url", "input_audio", "file", "refusal"})
+"""Keys of a message's part that are passed on."""
+
+
+def client_keys(body: Mapping[str, Any], handled: Collection[str], allow: Collection[str]) -> dict[str, Any]:
+    """Return the keys of a request that are passed to the router. A key whose value is null is dropped.
+
+    Args:
+        body: the parsed request.
+        handled: keys that the gateway handles itself; they are not returned.
+        allow: further keys, passed on as they are.
+
+    Raises:
+        BadInput: a key is neither declared nor in `allow`, or its value is out of range.
+    """
+    passed = {}
+    for key, value in body.items():
+        if value is None or key in handled or (key in DROPPED and key not in allow):
+            continue
+        if key not in allow:
+            if (declared := KEYS.get(key)) is None:
+                name = clean(key, 40)
+                raise BadInput(
+                    f"{name!r} is no key that clients of this gateway may send: leave it out, "
+                    f'or open it in the policy, by [gateway] allow = ["{name}"]'
+                )
+            if not declared.has(value):
+                raise BadInput(f'{key} takes {declared.text}; [gateway] allow = ["{key}"] in the policy lifts that')
+        passed[key] = value
+    return passed
+
+
+def client_messages(messages: Any) -> list[dict[str, Any]]:
+    """Return the messages of a chat with the keys in `MESSAGE` and `PART`.
+
+    Raises:
+        BadInput: they are no messages, or too many.
+    """
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
+    lists = [part for message in messages for key in ("content", "tool_calls") if isinstance(part := message.get(key), list)]
+    if len(messages) + sum(map(len, lists)) > MOST_MESSAGES:
+        raise BadInput(f"messages has more than {MOST_MESSAGES} messages, parts and calls: send the last ones, or fewer")
+    kept = [{key: value for key, value in message.items() if key in MESSAGE} for message in messages]
+    for message in kept:
+        if isinstance(parts := message.get("content"), list):
+            message["content"] = [
+                {key: value for key, value in part.items() if key in PART} if isinstance(part, dict) else part for part in parts
+            ]
+    return kept
+
 
 DEEPEST = 100
 """Most levels of lists and objects within each other."""
@@ -78,7 +238,7 @@ def read_request(
         body: the parsed JSON.
         chat: True for `/v1/chat/completions`.
         names: names of the model.
-        allow: keys that clients may send beside those in `client_keys.KEYS`.
+        allow: keys that clients may send beside those in `KEYS`.
 
     Raises:
         BadInput: the request has an unsupported or invalid option.

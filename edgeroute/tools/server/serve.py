@@ -12,8 +12,7 @@ from edgeroute.tools.python_names import is_python_name, python_object
 from edgeroute.types import EdgeModel
 
 try:
-    from edgeroute.tools.server.serve_app import app
-    from edgeroute.tools.server.served_models import watch
+    from edgeroute.tools.server.serve_app import app, watch
     from edgeroute.tools.server.uvicorn_host import run as host_run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e

@@ -19,9 +19,25 @@ from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S
 from edgeroute.cloud.endpoint_guard import PROBE_S
 from edgeroute.stores.outbox import delivery
 from edgeroute.stores.outbox import sqlite_queue as store
-from edgeroute.tools.replay.fleet.scenario import AGAIN_S, EDGEROUTE, GOOD, Client, Scenario
-from edgeroute.tools.replay.fleet.simulated_cloud import ANSWERED, BUSY, LATE, Cloud, Floats, Ints, Some
-from edgeroute.tools.replay.fleet.simulated_devices import Course, DeviceResult, Devices, Places, Reported
+from edgeroute.tools.replay.fleet.scenario import (
+    AGAIN_S,
+    ANSWERED,
+    BUSY,
+    EDGEROUTE,
+    GOOD,
+    LATE,
+    Client,
+    Cloud,
+    Course,
+    DeviceResult,
+    Devices,
+    Floats,
+    Ints,
+    Places,
+    Reported,
+    Scenario,
+    Some,
+)
 
 # Result of a fleet simulation.
 
