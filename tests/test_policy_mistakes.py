@@ -5,6 +5,8 @@ The place is the file with the key, as `[cloud]` 1's `cloud[1].timeout`, or with
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from edgeroute import EdgerouteError, PolicyError, Router, Rule
+from edgeroute import EdgerouteError, ModelMissing, PolicyError, Router, Rule
 
 T, E, C = "threshold = 0.8\n", '[edge]\npath = "edge.onnx"\n', '[cloud]\nurl = "http://h/v2/models/m"\n'
 """A policy with one mistake has the other parts as they should be."""
@@ -215,3 +217,86 @@ def test_a_mistake_that_shows_once_models_are_there(tmp_path, monkeypatch, text,
         path.write_text(text)
         with pytest.raises(PolicyError, match=rf"^policy\.toml: {re.escape(key)}: "):
             router.reload()
+
+
+MANY = {  # place of a section, or (), and what is wrong there
+    "misspelt": ((), {"deadlin": "300ms"}),
+    "misspelt, with a bad value": ((), {"hedgeafter": 1}),
+    "no certificate": ((), {"threshold": "none.json"}),
+    "no score": ((), {"score": "none.json"}),
+    "mode": ((), {"mode": "prefer-edge"}),
+    "no model": (("edge",), {"path": "none.onnx"}),
+    "no card": (("edge",), {"card": "none.card.json"}),
+    "misspelt in the edge": (("edge",), {"thread": 0}),
+    "time": (("cloud",), {"timeout": "2"}),
+    "misspelt in the cloud": (("cloud",), {"retry": -1}),
+    "nameless": (("cloud",), {"url": "http://h"}),
+    "limit": (("limits",), {"usd_per_month": 3}),
+    "classes": (("egress",), {"may_leave": ["a"]}),
+    "misspelt in a rule, which has a needless key": (("rule",), {"of": "throttled", "enter": 0.5, "thn": "only_edge"}),
+    "section": ((), {"audits": {"share": 5}}),
+    "trial": (("trial",), {"edge": "none.b.onnx"}),
+}
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    """Each line of one mistake is there beside any other: files that are missing, misspelt keys, and what those hold."""
+    tiny.linear(tmp_path / "edge.onnx")
+    path = tmp_path / "policy.json"
+
+    def keys(*names):
+        policy = {"threshold": 0.8, "edge": {"path": "edge.onnx"}, "cloud": {"url": "http://h/v2/models/m"}}
+        policy["egress"] = {"never_leave": ["a"]}
+        for place, wrong in map(MANY.get, names):
+            (policy.setdefault(*place, {}) if place else policy).update(wrong)
+        path.write_text(json.dumps(policy))
+        with pytest.raises(EdgerouteError) as told:
+            Router.from_policy(path)
+        lines = [re.sub(r"\[0\]", "", line.replace(f"{tmp_path}{os.sep}", "")) for line in str(told.value).splitlines()]
+        assert all(line.startswith("policy.json: ") for line in lines), lines
+        return {line.removeprefix("policy.json: ").removeprefix("edge.card: ") for line in lines}
+
+    alone = {name: keys(name) for name in MANY}
+    for one, other in itertools.combinations(MANY, 2):
+        both = keys(one, other)
+        assert alone[one] | alone[other] <= both, (one, other)
+    assert len(keys(*MANY)) == len(set().union(*alone.values())) > len(MANY)
+
+
+def test_a_key_that_was_meant_is_missing_no_more(refusal):
+    """A misspelt key is one mistake, whatever needs that key; a wrong guess does not replace what is there."""
+    assert len(refusal("treshold = 0.8\n" + E + C)) == 1
+    assert len(refusal(T + E + C.replace("[cloud]", "[clod]"))) == 1
+    assert refusal(T + "treshold = 80\n" + E + C) == ['policy.toml: treshold: there is no such key: did you mean "threshold"?']
+
+
+def test_a_variable_of_a_misspelt_section(refusal, monkeypatch):
+    """Counts for the section that was meant, and its own mistakes are its own."""
+    monkeypatch.setenv("EDGEROUTE_CLOUD__1__TIMEOUT", "2")
+    lines = refusal(T + E + C.replace("[cloud]", "[[clod]]") * 2)
+    assert [line.partition(": ")[0] for line in lines] == ["policy.toml", "EDGEROUTE_CLOUD__1__TIMEOUT"]
+    assert 'did you mean "2ms" or "2s"?' in lines[1]
+
+
+def test_several_missing_models(tmp_path):
+    """Are missing models, and no mistakes of the policy; those that the program gives are not looked for."""
+    path = tmp_path / "policy.toml"
+    path.write_text('threshold = 0.8\n[[edge]]\npath = "a.onnx"\n[[edge]]\npath = "b.onnx"\n' + C)
+    with pytest.raises(ModelMissing) as told:
+        Router.from_policy(path)
+    assert [line.split(": ")[1] for line in str(told.value).splitlines()] == ["edge[0].path", "edge[1].path"]
+    with Router.from_policy(path, edge=lambda x: ("a", 0.9)) as router:
+        assert router.infer(1).value == "a"
+
+
+def test_a_missing_file_that_a_variable_replaces(tmp_path, monkeypatch):
+    """Is not looked for; what replaces it, is."""
+    tiny.linear(tmp_path / "edge.onnx")
+    path = tmp_path / "policy.toml"
+    path.write_text('threshold = "none.json"\n[edge]\npath = "none.onnx"\n')
+    monkeypatch.setenv("EDGEROUTE_EDGE__PATH", "edge.onnx")
+    monkeypatch.setenv("EDGEROUTE_THRESHOLD", "0.5")
+    Router.from_policy(path).close()
+    monkeypatch.setenv("EDGEROUTE_EDGE__PATH", "other.onnx")
+    with pytest.raises(ModelMissing, match=r"there is no model at .*other\.onnx"):
+        Router.from_policy(path)

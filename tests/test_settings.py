@@ -619,8 +619,8 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
     ("text", "says"),
     [
         ("treshold = 1\n" + BOTH, 'treshold: there is no such key: did you mean "threshold"?'),
-        ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
-        ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
+        ('hedge-after = "1s"\n' + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
+        ('Mode = "only_edge"\n' + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
         ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
         ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, score, offline, state, hedge_after, first_token, uncalibrated, certificate_max_age, no_confidence, order, metered, sensors_every, edge, cloud, trial, limits, egress, audit, cache, outbox, rule, trace, telemetry, gateway, parts"),
         (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),

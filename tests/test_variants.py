@@ -196,6 +196,8 @@ def test_mistakes_in_a_policy_file(tmp_path, wrong, says):
     """A line with the key."""
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY.replace(*wrong))
+    for name in ("fp32", "int8"):
+        (tmp_path / f"{name}.onnx").touch()
     with pytest.raises(PolicyError) as error:
         Router.from_policy(policy)
     assert says in str(error.value)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.errors import ModelMissing, PolicyError, RuntimeMissing
 
 try:
     import pydantic_settings as _  # noqa: F401
@@ -14,8 +15,8 @@ except ImportError as e:
         "policy files need pydantic-settings: pip install pydantic-settings. A policy given to Router(...) in Python does not"
     ) from e
 
-from edgeroute.policy.contradictions import Wrong, given_by_program
-from edgeroute.policy.error_messages import explain
+from edgeroute.policy.contradictions import Problem, Wrong, given_by_program
+from edgeroute.policy.error_messages import MISSPELT, corrected, explain, missing_files
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
 from edgeroute.policy.policy_keys import Settings
 from edgeroute.policy.schema import schema
@@ -24,27 +25,42 @@ from edgeroute.policy.single_sections import paths_from
 __all__ = ["Settings", "load", "schema"]
 
 
-def load(path: str | Path, given: Collection[str] = ()) -> Settings:
+def load(path: str | Path, given: Collection[str] = (), *, complete: bool = False) -> Settings:
     """Load and validate a policy file and the environment variables. Opens no model and no connection, and reads no secret.
 
-    A value of the environment overrides the file's.
+    A value of the environment overrides the file's. A misspelt key is a problem, and its value is checked as that of the key
+    that was meant.
 
     Args:
         path: path of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
         given: arguments of `edge`, `cloud` and `threshold` that the program gives, so that the file need not have them.
+        complete: also report missing models, cards, certificates and scores.
 
     Raises:
         PolicyError: the file is invalid; one message, with a line per problem.
+        ModelMissing: files of models are missing, and nothing else is wrong.
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
-    data = read_policy(Path(path))
-    with paths_from(Path(path).parent), given_by_program(given):
-        environment = Environment(Settings, data)
-        problems = environment.problems
-        try:
-            settings = Settings(sources=(environment, File(Settings, data)))  # type: ignore[call-arg]  # settings_customise_sources
-        except Wrong as e:
-            problems = [*(explain(e.error) if e.error else ()), *e.contradictions, *problems]
-    if problems:
-        raise PolicyError("\n".join(environment.line(problem, path) for problem in problems))
-    return settings
+    data, folder = read_policy(Path(path)), Path(path).parent
+    with paths_from(folder), given_by_program(given):
+        settings, environment, problems = _validate(data)
+        while better := corrected(data, problems):
+            data, (_, environment, rest) = better, _validate(better)
+            problems = [*(p for p in problems if p in rest or MISSPELT.match(p.text)), *(p for p in rest if p not in problems)]
+    missing = [p for p in missing_files(data, folder, given) if not environment.variable(p.key)] if complete else []
+    if lines := [environment.line(problem, path) for problem in [*problems, *missing]]:
+        of_models = not problems and not any("certificate" in problem.text for problem in missing)
+        raise (ModelMissing if of_models else PolicyError)("\n".join(lines))
+    return settings  # type: ignore[no-any-return]  # None only with problems
+
+
+def _validate(data: dict[str, Any]) -> tuple[Any, Environment, list[Problem]]:
+    """Validate a policy that was read. Return its settings, if there are no problems, its variables, and the problems."""
+    environment = Environment(Settings, data)
+    problems = environment.problems
+    settings = None
+    try:
+        settings = Settings(sources=(environment, File(Settings, data)))  # type: ignore[call-arg]  # settings_customise_sources
+    except Wrong as e:
+        problems = [*(explain(e.error) if e.error else ()), *e.contradictions, *problems]
+    return settings, environment, problems

@@ -16,6 +16,7 @@ from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.output_recognition import SLACK
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import NEEDS
+from edgeroute.http.addresses_and_messages import chat_advice
 from edgeroute.policy.units_as_text import duration
 
 Key = tuple[str | int, ...]
@@ -60,7 +61,7 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Return the contradictions between keys, which may be of valid type or not. Neither side: that problem alone."""
     if not _has(data, "edge") and not _has(data, "cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    parts = (_sides, _times, _folder, _classes, _trials, _telemetry)
+    parts = (_sides, _times, _folder, _classes, _trials, _telemetry, _endpoints)
     return [problem for part in parts for problem in part(data)]
 
 
@@ -140,7 +141,7 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each trial of an endpoint that is not there, or beside no edge."""
-    clouds, trials = _several(data, "cloud"), _several(data, "trial")
+    clouds, trials = listed(data, "cloud"), listed(data, "trial")
     names, seen = [str(cloud.get("name", "cloud")) for cloud in clouds if isinstance(cloud, dict)], set[str]()
     for i, trial in enumerate(trials):
         if not isinstance(trial, dict):
@@ -148,7 +149,7 @@ def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
         name = trial.get("cloud")
         if ("edge" in trial) == ("cloud" in trial):
             yield Problem(("trial", i), "expected either edge, a model, or cloud, the name of a [[cloud]]")
-        elif "edge" in trial and len(_several(data, "edge")) != 1:
+        elif "edge" in trial and len(listed(data, "edge")) != 1:
             yield Problem(("trial", i, "edge"), "is on trial beside the only [edge]: expected one of that")
         elif isinstance(name, str) and names.count(name) != 1:
             yield Problem(("trial", i, "cloud"), f"expected the name of one of {', '.join(names)}, found {quote_value(name)}")
@@ -159,7 +160,7 @@ def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
         seen.add(str(name))
 
 
-def _several(data: Mapping[str, Any], key: str) -> list[Any]:
+def listed(data: Mapping[str, Any], key: str) -> list[Any]:
     """Return the sections of that name, each as it was written. A section that the environment has numbered counts as a list."""
     given = data.get(key) or []
     if isinstance(given, dict):
@@ -173,6 +174,18 @@ def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
     for key, needed in (("propagate", "opentelemetry"), ("router", "prometheus")):
         if key in telemetry and telemetry.get(needed, False) is False:
             yield Problem(("telemetry", key), f"has no effect without {needed} = true")
+
+
+def _endpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each endpoint of the Open Inference Protocol without a model, or with a URL of an API of chats."""
+    for i, cloud in enumerate(listed(data, "cloud")):
+        url = cloud.get("url") if isinstance(cloud, dict) else None
+        if not isinstance(url, str) or cloud.get("protocol", "openinference") not in {"openinference", "openinference-grpc"}:
+            continue
+        if "protocol" not in cloud and (advice := chat_advice(url)):
+            yield Problem(("cloud", i), advice)
+        elif cloud.get("model") is None and not url.partition("/v2/models/")[2].strip("/"):
+            yield Problem(("cloud", i), "which model? Give model, or a url that ends in /v2/models/NAME")
 
 
 def _released(edges: Any) -> bool:

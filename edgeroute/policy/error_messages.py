@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from copy import copy
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from edgeroute.errors import nearest
-from edgeroute.policy.contradictions import Key, Problem, kind_text, quote_value
+from edgeroute.catalog.model_folder import SUFFIX
+from edgeroute.confidence.scores import SCORES
+from edgeroute.edge.runtimes import is_address
+from edgeroute.errors import PolicyError, nearest
+from edgeroute.policy.contradictions import Key, Problem, kind_text, listed, quote_value
 from edgeroute.policy.policy_keys import SECTIONS, Settings
 from edgeroute.policy.sections_from_classes import Section
+from edgeroute.policy.single_sections import at
 from edgeroute.policy.target_sections import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCloud
 from edgeroute.system.late_imports import plugin_targets
 
@@ -95,3 +102,42 @@ def _suggestion(word: str, model: type[Section | Settings]) -> str:
     if homes:
         return f"it belongs in {' or '.join(homes)}"
     return nearest(word, model.model_fields)
+
+
+MISSPELT = re.compile('there is no such key: did you mean "([^"]+)"')
+"""Text of the problem of a misspelt key, with the key that was meant."""
+
+
+def corrected(data: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str, Any]:
+    """Return a copy of a policy in which misspelt keys have the names that were meant; empty if there are none."""
+    better, changed = dict(data), False
+    for (*place, name), meant in [(p.key, match[1]) for p in problems if (match := MISSPELT.match(p.text))]:
+        section: Any = better
+        with suppress(KeyError, IndexError, TypeError):  # a value of the environment
+            for part in place:
+                if isinstance(section, list) or part != 0:
+                    section[part] = section = copy(section[part])  # the values stay, however deep they are
+            if meant not in section:
+                section[meant], changed = section.pop(name), True
+    return better if changed else {}
+
+
+_FILES = {"path": "model", "card": "model card", "threshold": "certificate", "score": "score"}
+"""Key -> file that it may name."""
+
+
+def missing_files(data: Mapping[str, Any], folder: Path, given: Collection[str]) -> Iterator[Problem]:
+    """Yield a problem for each model, card, certificate and score that does not exist. given: keys that the program overrides."""
+    several: list[tuple[Key, Any]] = [
+        ((name, i), section) for name in ("edge", "cloud", "trial") for i, section in enumerate(listed(data, name))
+    ]
+    several += [((*key, "edge"), section["edge"]) for key, section in several if isinstance(section, dict) and "edge" in section]
+    for place, section in [((), data), *several]:
+        values = {"path": section} if isinstance(section, str) else section if isinstance(section, dict) else {}
+        for key, value in [(key, values.get(key)) for key in _FILES if {*place[:1], key}.isdisjoint(given)]:
+            for name in value if isinstance(value, list) else [value]:
+                if not isinstance(name, str) or name in SCORES or is_address(name) or name.endswith(SUFFIX):
+                    continue
+                with suppress(PolicyError):  # of a name that no file can have
+                    if not (path := at(folder, name)).exists():
+                        yield Problem((*place, key), f"there is no {_FILES[key]} at {path}")

@@ -145,12 +145,14 @@ class Environment(File):
             raise ValueError(f"there is no [[{section}]] number {number}: the file has {count}, counted from 0")
         return (section, int(number or 0), key)
 
+    def variable(self, key: Key) -> str:
+        """Return the name of the variable that sets a key, or a section around it; empty if there is none."""
+        return next((self._names[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._names), "")
+
     def line(self, problem: Problem, path: str | Path) -> str:
         """Return a problem as one line, with the file or the variable to which it belongs."""
-        key, name = problem.key, problem.variable
-        for length in range(len(key), 0, -1):
-            name = name or self._names.get(key[:length], "")
-        if name:
+        key = problem.key
+        if name := problem.variable or self.variable(key):
             return f"{name}: {problem.text}"
         several = key and self._counts.get(str(key[0]), 0) > 1
         parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in key if several or not isinstance(part, int)]

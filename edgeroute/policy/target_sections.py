@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from edgeroute.cloud.grpc import OpenInferenceGrpc
 from edgeroute.cloud.json_api import PlainJson
@@ -19,10 +19,10 @@ from edgeroute.edge.execution_providers import parse_providers
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import Variants, is_address, load
 from edgeroute.errors import PolicyError
-from edgeroute.http.addresses_and_messages import Address, chat_advice
+from edgeroute.http.addresses_and_messages import Address
 from edgeroute.policy.sections_from_classes import Kind, Section, configures
 from edgeroute.policy.single_sections import at
-from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body, message_error
+from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body
 from edgeroute.system.late_imports import load_plugin, plugin_targets
 
 VIEW = "What this side takes of an input that is a mapping: the key. Without it: all of the input."
@@ -115,28 +115,15 @@ class Cloud(Target):
 PROTOCOL = "How the endpoint is talked to."
 
 
-class ServedCloud(Cloud):
-    """A model behind the Open Inference Protocol v2."""
-
-    @model_validator(mode="after")
-    def _which(self) -> ServedCloud:
-        """Refuse a section that names no model, or whose address is one of OpenAI's API without a protocol."""
-        if "protocol" not in self.model_fields_set and (advice := chat_advice(self.url)):
-            raise message_error(advice)
-        if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
-            raise message_error("which model? Give model, or a url that ends in /v2/models/NAME")
-        return self
-
-
 @configures(OpenInference)
-class OpenInferenceCloud(ServedCloud):
+class OpenInferenceCloud(Cloud):
     """A model behind the Open Inference Protocol v2, over HTTP ([servers](servers.md))."""
 
     protocol: Literal["openinference"] = Field("openinference", description=PROTOCOL)
 
 
 @configures(OpenInferenceGrpc)
-class OpenInferenceGrpcCloud(ServedCloud):
+class OpenInferenceGrpcCloud(Cloud):
     """A model behind the Open Inference Protocol v2, over gRPC ([servers](servers.md)); needs `edgeroute[grpc]`."""
 
     protocol: Literal["openinference-grpc"] = Field(description=PROTOCOL)

@@ -13,7 +13,7 @@ from edgeroute.core.error_codes import error_text
 from edgeroute.core.usage_limits import Limits
 from edgeroute.edge.model_attributes import member
 from edgeroute.edge.runtimes import each
-from edgeroute.errors import Closed, EdgerouteError, ModelMissing, PolicyError
+from edgeroute.errors import Closed, EdgerouteError, PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.router.audits_and_hidden_trials import put_audits, put_trials
 from edgeroute.router.engine import CLOSED, Engine
@@ -107,7 +107,8 @@ class PolicyFile:
         from edgeroute import policy as settings  # pydantic is imported only for policy files
 
         functions = {key: self._more[key] for key in ("consent", "redact", "data_class") if key in self._more}
-        policy = settings.load(self.path, [key for key in ("edge", "cloud", "threshold") if self._more.get(key) is not None])
+        given = [key for key in ("edge", "cloud", "threshold") if self._more.get(key) is not None]
+        policy = settings.load(self.path, given, complete=True)
         if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
             policy = policy.model_copy(update={"telemetry": None})
         try:
@@ -123,22 +124,11 @@ class PolicyFile:
                 if instruments
                 else ()
             )
-        self._check_models("edge", merged["edge"])
         on_trial = [trial.edge for trial in merged["trial"] or () if trial.edge is not None]
-        self._check_models("trial.edge", on_trial)
         models = [*on_trial, *_models(merged["edge"])]  # the latter's version counts, where both are of one model
         releases = [release for model in models if (release := member(model, "release")) is not None]
         self._versions = {release.pointer: release.version for release in releases}
         return merged
-
-    def _check_models(self, section: str, models: Any) -> None:
-        """Raise ModelMissing, with the policy's key, if the file of a model does not exist."""
-        several = _models(models)
-        for i, model in enumerate(several):
-            path = getattr(model, "path", None)
-            if path is not None and not Path(path).exists():
-                key = f"{section}[{i}].path" if len(several) > 1 else f"{section}.path"
-                raise ModelMissing(f"{self.path}: {key}: there is no model at {path}")
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:

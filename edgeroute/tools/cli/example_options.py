@@ -136,7 +136,7 @@ def looking_router(policy: Path) -> Iterator[Router]:
     from edgeroute.stores.outbox import Outbox
     from edgeroute.stores.rotated_json_lines import Journal
 
-    given = settings.load(policy)
+    given = settings.load(policy, complete=True)
     with TemporaryDirectory(prefix="edgeroute-") as name:
         folder = Path(name)
         more: dict[str, Any] = {"trace": None}
