@@ -378,6 +378,7 @@ class Router(BaseRouter[V]):
         X: Any,  # noqa: N803 - as in scikit-learn
         y: Any = None,
         *,
+        label: Callable[[Any], Any] | None = None,
         max_loss: float | None = None,
         max_error: float | None = None,
         max_defer: float | None = None,
@@ -403,7 +404,13 @@ class Router(BaseRouter[V]):
             X: the inputs: an array [n, ...], a sequence of them, a mapping from name to the rows of one of several inputs, a
                 table of numbers (pandas, Hugging Face), or a data set of pairs.
             y: right value for each, as the edge answers, or as class indices; or the name of a table's column. Without it
-                `max_loss` guarantees agreement with the cloud, and `max_defer` needs it only to fit a score.
+                `max_loss` guarantees agreement with the cloud, and `max_defer` needs it only to fit a score. With `label`, some
+                may be None, or it is a mapping from index to label.
+            label: for `max_loss`: a function that returns the right value for an input, called only where `y` lacks a label that
+                the test needs: where edge and cloud differ, from the surest answer down, until the test stops. The threshold is
+                that of all labels. Called with lists of inputs if it has an attribute `batched` that is true. None for a label:
+                nobody knows it; it counts as if the cloud alone were right, so that the guarantee holds. An exception of the
+                function has the labels so far as its attribute `labels`: pass them as `y` to go on.
             max_loss: accuracy of edge and cloud together below that of the cloud alone, at most; 0..1.
             max_error: share of wrong answers among those that the edge gives alone, at most.
             max_defer: share of inputs that are deferred, at most.
@@ -431,8 +438,9 @@ class Router(BaseRouter[V]):
         """
         return self._run(  # type: ignore[no-any-return]
             self._calibration(
-                X, y, max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score,
-                ood=ood, edge=edge, data_class=data_class, batch=batch, every=every, progress=progress, groups=groups,
+                X, y, label=label, max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, groups=groups,
+                per_class=per_class, score=score, ood=ood, edge=edge, data_class=data_class, batch=batch, every=every,
+                progress=progress,
             )
         )  # fmt: skip
 

@@ -28,6 +28,7 @@ from edgeroute.tools.measure.calibration import checked_target
 from edgeroute.tools.measure.certification import Fit, certify
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect
 from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
+from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
@@ -250,15 +251,20 @@ def calibration(
     *,
     edge: int,
     policy: str,
+    label: Callable[[Any], Any] | LabelsOnDemand | None = None,
     **reading: Any,
 ) -> Steps[CalibrationResult]:
     """Collect examples and find the lowest threshold with the guarantee; see `Router.calibrate`. reading: options of `_examples`.
+
+    label: function of an input, or reader of labels, for labels that `y` lacks; None: `y` has all, or none.
 
     Raises:
         PolicyError: the arguments exclude each other, or labels or a cloud are missing for the guarantee.
     """
     if reading["groups"] is not None and want.per_class:
         raise PolicyError("per_class and groups exclude each other: a group may have several classes")
+    if label is not None and (want.kind != "max_loss" or want.fit):
+        raise PolicyError("label= is for max_loss, where most labels are not needed, and a score that was not fitted to labels")
     calls = DirectCalls(engine, edge, "msp" if want.fit else want.score)
     if want.kind == "max_error" and y is None:
         raise PolicyError("max_error needs labels, the right answer of each input: y, or in an .npz file an array `labels`")
@@ -272,8 +278,18 @@ def calibration(
     ask_cloud = want.kind == "max_loss" or bool(want.fit and want.kind == "max_defer" and calls.clouds)
     if want.fit and y is None and not ask_cloud:
         raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")
-    examples, notes = yield from _examples(calls, X, y, ask_cloud, **reading)
-    result: CalibrationResult = yield Block(partial(certify_examples, calls, examples, want, notes, policy=policy), INF)
+    known = y if label is not None and isinstance(y, Mapping) else None
+    inputs, labels, examples, notes = yield from _examples(
+        calls, X, y if known is None else None, ask_cloud, on_demand=label is not None, **reading
+    )
+    if label is not None and not isinstance(label, LabelsOnDemand):
+        every = reading["every"]
+        label = FunctionLabels(label, {i * every: y for i, y in enumerate(labels or ())} if known is None else known, every)
+    if label is not None:
+        label.begin(examples, inputs, calls.runner.reader.labels)
+    result: CalibrationResult = yield Block(
+        partial(certify_examples, calls, examples, want, notes, policy=policy, labels=label), INF
+    )
     return result
 
 
@@ -295,7 +311,7 @@ def evaluation(
             check_number(name, value)
     calls = DirectCalls(engine, edge)
     check_threshold(calls)
-    examples, notes = yield from _examples(calls, X, y, ask_cloud and bool(calls.clouds), **reading)
+    *_, examples, notes = yield from _examples(calls, X, y, ask_cloud and bool(calls.clouds), **reading)
     result = yield Block(partial(evaluate_examples, calls, examples, policy=policy), INF)
     return EvaluationResult(result._replace(edge_usd=edge_usd, edge_joules=edge_joules), [*notes, *answer_notes(result)])
 
@@ -311,26 +327,38 @@ def _examples(
     every: int,
     progress: Progress,
     groups: Any = None,
-) -> Steps[tuple[Examples, list[str]]]:
-    """Collect the examples, with progress, and return them with notes on dropped inputs."""
+    on_demand: bool = False,
+) -> Steps[tuple[list[Any], list[Any] | None, Examples, list[str]]]:
+    """Collect the examples, with progress, and return inputs, labels, and the examples with notes on dropped inputs.
+
+    on_demand: True leaves the labels out of the examples: some may be None.
+    """
     check_number("batch", batch, least=1, whole=True)
     inputs, labels, group_list = yield from rows(X, y, every, groups, feature_names(calls.runner.model))
     total = len(inputs)
     with show_progress(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
         examples, reached = yield from collect(
-            calls, inputs, labels, group_list, ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance
-        )
+            calls, inputs, None if on_demand else labels, group_list,
+            ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance,
+        )  # fmt: skip
     left_out = {
         "the edge models before it keep them": total - reached,
         "the cloud did not answer them": reached - len(examples.edge),
     }
-    return examples, [f"{count:,} of {total:,} inputs are left out: {why}" for why, count in left_out.items() if count]
+    notes = [f"{count:,} of {total:,} inputs are left out: {why}" for why, count in left_out.items() if count]
+    return inputs, labels, examples, notes
 
 
 def certify_examples(
-    calls: DirectCalls, examples: Examples, want: Target, notes: Sequence[str], *, policy: str = ""
+    calls: DirectCalls,
+    examples: Examples,
+    want: Target,
+    notes: Sequence[str],
+    *,
+    policy: str = "",
+    labels: LabelsOnDemand | None = None,
 ) -> CalibrationResult:
-    """Calibrate on these examples and return the result. Reads the models' files.
+    """Calibrate on these examples and return the result. Reads the models' files, and `labels` as far as the test needs them.
 
     A fitted score replaces that of the examples in the result, which keeps the notes, too.
 
@@ -345,6 +373,7 @@ def certify_examples(
     result = certify(
         examples, want.kind, want.value, want.sure,
         per_class=want.per_class, fit=want.fit, ood=want.ood, score=_score_name(score), fingerprints=fingerprints,
+        labels=labels,
     )  # fmt: skip
     certificate, fitted = result.certificate, result.score_fit
     notes += result.notes
@@ -358,7 +387,8 @@ def certify_examples(
         score = score if fitted.learned is None else fitted.learned
     evaluated = _evaluation(calls, examples, certificate.threshold, policy, _score_name(score))
     evaluated = evaluated._replace(thresholds=certificate.thresholds, certificate=certificate)
-    return CalibrationResult(certificate, score, "" if fitted is None else fitted.why, evaluated, notes, uncounted)
+    result_of = partial(CalibrationResult, certificate, score, "" if fitted is None else fitted.why, evaluated, notes, uncounted)
+    return result_of() if labels is None else result_of(labels.read, getattr(labels, "labels", None))
 
 
 def check_threshold(calls: DirectCalls) -> None:

@@ -9,6 +9,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import ceil, e, isnan, log, sqrt
 from numbers import Real
 from typing import Any
@@ -192,6 +193,7 @@ def calibrate(
     fingerprints: Mapping[str, str] | None = None,
     doubts: Sequence[str] = (),
     notes: list[str] | None = None,
+    read: Callable[[Ints], Floats] | None = None,
 ) -> Certificate:
     """Find the lowest threshold whose guarantee these examples certify. They must be independent and drawn like future inputs.
 
@@ -232,6 +234,9 @@ def calibrate(
             that the examples come from.
         doubts: warnings about the cloud as the reference, which the certificate shows too.
         notes: list to which all warnings are appended; None: they are Python's, which belong to the process, not to a thread.
+        read: for max_loss, with the agreement of edge and cloud as `edge_correct`: returns what is lost where edge answers are
+            accepted (1: only the cloud is right, -1: only the edge, 0), by the examples' indices. Called for examples where edge
+            and cloud differ, from the highest score down, until the test stops: the threshold is that of all labels.
 
     Raises:
         NotEnough: even n error-free examples (or groups) would not prove it.
@@ -278,7 +283,8 @@ def calibrate(
             steps[label] = Step(INF, "none")
             continue
         parts = (None if x is None else x[rows] for x in (edge, cloud))
-        steps[label] = lowest_threshold(kind, value, risk, scores[rows], *parts, graded=graded, groups=in_groups)
+        of_rows = None if read is None else partial(_read_rows, read, rows)
+        steps[label] = lowest_threshold(kind, value, risk, scores[rows], *parts, graded=graded, groups=in_groups, read=of_rows)
         everywhere = rows if per_class is not None else np.arange(n)
         accepted[everywhere] = scores[everywhere] >= steps[label].threshold
     weights = None if group_ids is None else 1 / np.bincount(group_ids)[group_ids]
@@ -286,7 +292,7 @@ def calibrate(
     none = all(step.threshold == INF for step in steps.values())
     units = n if group_ids is None else int(group_ids.max()) + 1
     wide = 0.0 if none else spread(units, delta or 0.05, classes=len(each), grouped=group_ids is not None)
-    area = _area(kind, scores, edge, cloud, group_ids)
+    area = _area(kind, scores, edge, cloud, group_ids) if read is None else None
     if edge is not None and cloud is not None and kind == "max_loss":
         doubts = [*reference_doubts(edge, cloud, group_ids), *doubts]
     messages += doubts
@@ -300,14 +306,14 @@ def calibrate(
         value=value,
         sure=sure,
         method=" and ".join(sorted({step.method for step in steps.values()} - {"none"})),
-        agreement=kind == "max_loss" and cloud is None,
+        agreement=kind == "max_loss" and cloud is None and read is None,
         n=n,
         date=time.strftime("%Y-%m-%d", time.gmtime(now())),
         threshold=steps[""].threshold if per_class is None else INF,
         thresholds={} if per_class is None else {label: step.threshold for label, step in steps.items()},
         deferral_rate=rate,
         deferral_interval=(max(0.0, rate - wide), min(1.0, rate + wide)),
-        accuracy=_accuracy(accepted, edge, cloud, weights),
+        accuracy=_accuracy(accepted, edge, cloud, weights) if read is None else {},
         unscored=_mean(np.isnan(scores), weights),
         score=name,
         parameters=parameters or {},
@@ -350,6 +356,11 @@ def crossfit(
         out = np.flatnonzero(fold == i)
         scores[out] = fit(np.flatnonzero(fold != i))(out)
     return scores
+
+
+def _read_rows(read: Callable[[Ints], Floats], rows: Ints, of: Ints) -> Floats:
+    """Return the losses of some of these rows."""
+    return read(rows[of])
 
 
 def _disagreement(accepted: NDArray[np.bool_], same: Floats, groups: Ints | None) -> float | None:

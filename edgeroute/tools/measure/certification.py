@@ -21,6 +21,7 @@ from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.evaluation import Bools, Evaluation, Examples, chance_doubts, share
 from edgeroute.tools.measure.fixed_sequence import lowest_threshold
 from edgeroute.tools.measure.independence import sketch
+from edgeroute.tools.measure.labels_on_demand import LabelsOnDemand
 from edgeroute.tools.measure.score_fitting import fit
 
 # The audit log as unlabelled calibration examples: edge confidence, and agreement with the cloud.
@@ -262,6 +263,7 @@ def certify(
     ood: bool,
     score: str,
     fingerprints: Mapping[str, str],
+    labels: LabelsOnDemand | None = None,
 ) -> Certification:
     """Calibrate on these examples, with a fitted score if requested; see `edgeroute.confidence.calibrate`.
 
@@ -275,6 +277,7 @@ def certify(
         ood: True adds out-of-distribution features to a fitted score.
         score: name of the score, unless one is fitted.
         fingerprints: fingerprints from `Router.fingerprints`.
+        labels: for max_loss, reader of the labels that its test needs; the examples have none.
 
     Raises:
         NotEnough: there are too few examples.
@@ -292,7 +295,11 @@ def certify(
         name=score if learned is None else "learned",
         parameters={} if score_fit is None else {"chosen_because": score_fit.why},
         fingerprints=bound_to, notes=notes, doubts=chance_doubts(examples) if kind == "max_loss" else (),
+        read=None if labels is None else labels.losses,
     )  # fmt: skip
+    if labels is not None:
+        certificate = certificate._replace(doubts=(*certificate.doubts, *labels.doubts()))
+        notes += [*labels.doubts(), *labels.notes()]
     if examples.outputs is not None:  # a fitted score has other values on these examples once it is fitted to all of them
         certificate = certificate._replace(examples=sketch(examples.outputs))
     return Certification(certificate, score_fit, notes)

@@ -309,7 +309,7 @@ def collect(
         edge_s=np.array([runs[i].took_s for i in answered], float),
         cloud_s=None if replies is None else np.array([reply.took_s if batch == 1 else np.nan for reply in replies], float),
         sent_bytes=cloud.spent.sent_bytes, received_bytes=cloud.spent.received_bytes, usd=cloud.spent.usd,
-        groups=None if groups is None else [groups[i] for i in answered],
+        groups=None if groups is None else [groups[i] for i in answered], numbers=answered,
     )  # fmt: skip
     return examples, len(reached)
 
@@ -355,8 +355,10 @@ def recorded_examples(
     return _examples(edge_reader, predictions, cloud_answers, right, outputs, groups=None if groups is None else list(groups))
 
 
-def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int) -> list[Any]:
+def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int, first: int = 0) -> list[Any]:
     """Convert n labels to the values a model with these class names returns; a number is a class index.
+
+    first: number of the first label, for errors.
 
     Raises:
         BadInput: not n labels, or one is not a class, missing or NaN.
@@ -365,7 +367,7 @@ def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int) -> 
         raise BadInput(f"there are {n} inputs and {len(labels)} labels")
     values: list[Any] = []
     known = Labels(names, "the edge model")
-    for i, label in enumerate(labels):
+    for i, label in enumerate(labels, first):
         number = isinstance(label, int | float | np.number)
         if label is None or (number and isnan(label)):
             raise BadInput(f"label {i} is {label!r}: give each input a label, or none")
@@ -426,11 +428,15 @@ def _in_form_of(known: Iterable[Any], side: str, answers: list[Any], notes: list
     return labels
 
 
-def check_possible(side: str, answers: Sequence[Any], known: Sequence[Any], notes: list[str], *, labelled: bool) -> None:
+def check_possible(
+    side: str, answers: Sequence[Any], known: Sequence[Any], notes: list[str], *, labelled: bool, least: int = FOREIGN
+) -> None:
     """Check that some answers of a target are among the known labels; append a note if they never are, without ground truth.
 
+    least: number of answers of the same kind from which it is no chance that none is a label.
+
     Raises:
-        BadInput: they are of another kind, or never are in `FOREIGN` answers or more. None could be right, and where no answer of
+        BadInput: they are of another kind, or never are in `least` answers or more. None could be right, and where no answer of
             the cloud could be, nothing could be lost.
     """
     forms = {_form_or_kind(label) for label in known}
@@ -442,7 +448,7 @@ def check_possible(side: str, answers: Sequence[Any], known: Sequence[Any], note
     )
     if kinds[0].isdisjoint(kinds[1]):
         text += f": it gives {'/'.join(sorted(kinds[0]))}, and the labels are {'/'.join(sorted(kinds[1]))}"
-    elif len(answers) < FOREIGN:
+    elif len(answers) < least:
         return
     elif not labelled:
         notes.append(f"{text}, so edge and cloud never agree")

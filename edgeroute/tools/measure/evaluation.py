@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ class Examples(NamedTuple):
     """Scene, user or session of each; None: they are independent."""
     notes: tuple[str, ...] = ()
     """Notes on answers in another form than the labels."""
+    numbers: Sequence[int] | None = None
+    """Index of each among the inputs; None: none is left out."""
 
     @property
     def edge_correct(self) -> Bools | None:

@@ -12,6 +12,7 @@ ranks, each with a part of the risk that is added to the rest of the parts befor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import ceil, floor, log
 from typing import NamedTuple
@@ -132,14 +133,13 @@ def units(loss: Floats, order: Ints, groups: Ints | None) -> Units:
     if groups is None:
         return Units(len(loss), order, np.zeros(len(d)), d)
     of, sizes = groups[order], np.bincount(groups)
-    d = d / sizes[of]
     by_unit = np.argsort(of, kind="stable")
-    total = d[by_unit].cumsum()
+    total = d[by_unit].cumsum()  # exact for whole losses, so that no unit's sum depends on the units before it
     first = np.append(True, of[by_unit][1:] != of[by_unit][:-1])[: len(d)]
     start = (total - d[by_unit])[first][first.cumsum() - 1]
     after = np.empty(len(d))
     after[by_unit] = total - start
-    return Units(len(sizes), of, after - d, after)
+    return Units(len(sizes), of, (after - d) / sizes[of], after / sizes[of])
 
 
 def one_of_each(groups: Ints) -> Ints:
@@ -181,6 +181,7 @@ def lowest_threshold(
     *,
     graded: bool = False,
     groups: Ints | None = None,
+    read: Callable[[Ints], Floats] | None = None,
 ) -> Step:
     """Test the thresholds of one class, or of all examples, and return the lowest that passes.
 
@@ -195,6 +196,8 @@ def lowest_threshold(
         cloud: [n], correctness of the cloud; None: the edge's is agreement with the cloud.
         graded: True if correctness is more than 0 or 1.
         groups: [n], numbers of groups, for max_loss; None: the examples are independent.
+        read: for max_loss, returns the losses of examples by their indices. Called where `edge` is 0, until the test stops; None:
+            all correctness is known.
     """
     order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # NaN comes last
     s = scores[order]
@@ -210,11 +213,17 @@ def lowest_threshold(
         first, blocks = accept_selective(wrong[ends], ends + 1, len(scores), value, delta)
         method = "dithered CP-error" if graded else "CP-error"
         return Step(between(s, ends, blocks), method, between(s, ends, first + 1) if blocks else INF)
-    right = np.ones(len(scores)) if cloud is None else cloud
-    blocks, method = _relative(
-        units(right - edge, order, groups), ends, value, delta, graded or groups is not None, cloud is not None
-    )
-    return Step(between(s, ends, blocks), method)
+    loss = (1 if cloud is None else cloud) - edge
+    unread = loss > 0 if read is not None else np.zeros(len(loss), bool)
+    while True:  # unread losses are 1, the worst case: the blocks that pass would pass with any labels, and the next is tested
+        blocks, method = _relative(
+            units(loss, order, groups), ends, value, delta, graded or groups is not None, cloud is not None or read is not None
+        )
+        tested = order[: ends[: blocks + 1].max(initial=-1) + 1]
+        needed = tested[unread[tested]]
+        if read is None or not len(needed):  # the losses beyond have no part in the result
+            return Step(between(s, ends, blocks), method)
+        loss[needed], unread[needed] = read(needed), False
 
 
 def _relative(all_units: Units, ends: Ints, eps: float, delta: float, sized: bool, wins: bool) -> tuple[int, str]:

@@ -163,6 +163,9 @@ class CalibrationResult:
         evaluation: the calibration's examples, with their scores and that threshold.
         notes: notes on examples and certificate, one line each.
         uncounted: reason why a router will call the certificate uncalibrated; empty: the certificate counts.
+        labels_read: number of labels that the test has read, with `label=`; None: without.
+        labels: index of an input -> its label, with `label=`: known ones and those that the function returned. Pass it as `y` to
+            calibrate again without asking for them, with more inputs after these, too.
     """
 
     certificate: Certificate
@@ -171,6 +174,8 @@ class CalibrationResult:
     evaluation: Evaluation
     notes: Sequence[str] = ()
     uncounted: str = ""
+    labels_read: int | None = None
+    labels: Mapping[int, Any] | None = None
 
     @property
     def fitted(self) -> Learned | None:
@@ -178,8 +183,9 @@ class CalibrationResult:
         return self.score if self.why and isinstance(self.score, Learned) else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the certificate and the notes as JSON data."""
-        return {"certificate": self.certificate.as_dict(), "score": self._score, "why": self.why, "notes": list(self.notes)}
+        """Return the certificate, the number of labels read and the notes as JSON data."""
+        data = {"certificate": self.certificate.as_dict(), "score": self._score, "why": self.why, "notes": list(self.notes)}
+        return data | ({} if self.labels_read is None else {"labels_read": self.labels_read})
 
     def html(self) -> str:
         """Return the page: one HTML file, without scripts and external resources.
@@ -225,6 +231,8 @@ class CalibrationResult:
         text = f"{certificate.label}: {least} of {self._score}, {percent(certificate.deferral_rate)} of {examples} deferred"
         if certificate.threshold == INF and all(threshold == INF for threshold in certificate.thresholds.values()):
             text = f"{certificate.label}: no threshold of {self._score} keeps it with {examples}, so all are deferred"
+        if self.labels_read is not None:
+            text += f", {count_text(self.labels_read, 'label')} read"
         doubts = [f"a router will call it uncalibrated: {self.uncounted}"] if self.uncounted else []
         return f"<CalibrationResult {'; '.join([text, *doubts, *certificate.doubts])}>"
 

@@ -1,0 +1,218 @@
+"""Labels on demand for max_loss: read where edge and cloud differ, from the surest answer down, until the test stops.
+
+An accepted answer that equals the cloud's loses nothing, and the test never looks beyond the block of equal scores at which it
+stops. So the labels of the rest have no part in the threshold, which is exactly that of full labels. The order of the questions
+is that of the scores, and does not depend on labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.binomial_tests import Floats, Ints
+from edgeroute.confidence.output_recognition import equal, label_form, plain, same
+from edgeroute.core.error_codes import class_name
+from edgeroute.edge.model_attributes import is_async
+from edgeroute.errors import BadInput, PolicyError
+from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
+from edgeroute.tools.measure.evaluation import Examples, reference_doubts
+
+
+class Question(NamedTuple):
+    """Input on which edge and cloud differ."""
+
+    number: int
+    """Index of the input."""
+    x: Any
+    edge: Any
+    """The edge's answer."""
+    cloud: Any
+
+
+class LabelsOnDemand:
+    """Reader of the labels of one calibration; a subclass judges the answers.
+
+    Attributes:
+        read: number of labels that the test has read.
+    """
+
+    def __init__(self) -> None:
+        self.read = self._unknown = 0
+        self._losses = list[float]()
+
+    def begin(self, examples: Examples, inputs: Sequence[Any], names: Sequence[Any] | None) -> None:
+        """Set the examples, the inputs that they come from, and the names of the edge's classes; None: it has none."""
+        assert examples.cloud is not None
+        self.examples, self.inputs, self.names, self.cloud = examples, inputs, names, examples.cloud
+
+    def judge(self, questions: list[Question]) -> Iterable[float | None]:
+        """Return for each question 1 if the cloud alone is right, -1 if the edge alone is, 0 for neither; None: unknown."""
+        raise NotImplementedError
+
+    def losses(self, rows: Ints) -> Floats:
+        """Return what is lost where these examples' edge answers are accepted; an unknown label counts as 1, the worst case.
+
+        The mean of these losses is at least that of the true ones, so a guarantee for it holds for the true loss as well.
+        """
+        numbers = self.examples.numbers or range(len(self.examples.edge))
+        questions = [Question(numbers[i], self.inputs[numbers[i]], self.examples.edge[i], self.cloud[i]) for i in map(int, rows)]
+        judged = list(self.judge(questions))
+        self.read += len(judged)
+        self._unknown += judged.count(None)
+        losses = [1.0 if loss is None else loss for loss in judged]
+        self._losses += losses
+        return np.array(losses)
+
+    def doubts(self) -> list[str]:
+        """Return warnings about a cloud that is worse than the edge by the labels that were read."""
+        losses = np.array(self._losses)
+        return [f"of the {len(losses):,} labels read, {doubt}" for doubt in reference_doubts(losses < 0, losses > 0)]
+
+    def notes(self) -> list[str]:
+        """Return notes on the labels that were read."""
+        assert self.examples.agree is not None
+        differ, n = np.count_nonzero(~self.examples.agree), len(self.cloud)
+        notes = [f"{self.read:,} labels were read, where edge and cloud differ in {differ:,} of {n:,} examples: no other counts"]
+        if self._unknown:
+            notes.append(f"{self._unknown:,} of these labels are unknown: they count as if the cloud alone were right")
+        return notes
+
+
+class FunctionLabels(LabelsOnDemand):
+    """Labels that a function of the application returns.
+
+    Args:
+        function: returns the right answer to an input, as the edge answers, or as a class index; None or NaN: unknown. With an
+            attribute `batched` that is true, it takes a list of inputs and returns as many labels.
+        known: index of an input -> its label, for which the function is not called; None and NaN: it is.
+        every: the inputs are each `every`-th of those that the indices count.
+
+    Attributes:
+        labels: index of an input -> its label: `known`, and all that the function has returned.
+
+    Raises:
+        BadInput: a known label has no index.
+        PolicyError: it is no function, or an asynchronous one.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], known: Mapping[int, Any], every: int = 1) -> None:
+        super().__init__()
+        if not callable(function):
+            raise PolicyError(
+                f"label= takes a function that returns the right answer to an input, not a {class_name(function)}: labels that "
+                "are known are passed as y"
+            )
+        if is_async(function):
+            raise PolicyError("label= takes a plain function, which runs in a thread: an asynchronous one is awaited by nobody")
+        if wrong := [i for i in known if not isinstance(i, int | np.integer) or i < 0]:
+            raise BadInput(f"y has a label for input {wrong[0]!r}: with label= it may map indices, from 0, to labels")
+        self._function, self._every = function, every
+        self.labels = {int(i): label for i, given in known.items() if not _is_blank(label := _plain(given))}
+        self._other_form: tuple[Any, Any] | None = None
+        self._unlike = list[Any]()
+        """Labels that equal no answer, as long as none has."""
+        self._has_matched = False
+
+    def begin(self, examples: Examples, inputs: Sequence[Any], names: Sequence[Any] | None) -> None:
+        """Set the examples, as of any reader of labels; raise `BadInput` for a known label without an input."""
+        super().begin(examples, inputs, names)
+        if (last := max(self.labels, default=0)) >= len(inputs) * self._every:
+            raise BadInput(f"y has a label for input {last}, and the last input is {len(inputs) * self._every - 1} at most")
+        self._answers = [*examples.edge, *self.cloud]
+        self._forms = {label_form(answer) for answer in self._answers} - {None}
+
+    def judge(self, questions: list[Question]) -> list[float | None]:
+        """Return the losses by the function's labels. An exception carries the labels so far as its attribute `labels`."""
+        try:
+            self._ask_together([question for question in questions if question.number * self._every not in self.labels])
+            return [self._loss(question) for question in questions]
+        except BaseException as e:
+            self._attach(e)
+            raise
+
+    def notes(self) -> list[str]:
+        """Return notes on the labels that were read.
+
+        Raises:
+            BadInput: none of them equals an answer of edge or cloud, so that nothing would be compared.
+        """
+        if self._unlike and not self._has_matched:
+            try:
+                self._check(least=1)
+            except BadInput as e:
+                self._attach(e)
+                raise
+        notes = super().notes()
+        if self._other_form is not None:
+            label, answer = self._other_form
+            notes.append(f"labels are compared in another form than that of the answers ({label!r} is {answer!r})")
+        return notes
+
+    def _ask_together(self, questions: list[Question]) -> None:
+        """Call a function that takes lists for these inputs, and store its labels; do nothing with another function."""
+        if getattr(self._function, "batched", False) and questions:
+            labels = list(self._function([question.x for question in questions]))
+            if len(labels) != len(questions):
+                raise BadInput(f"label= returned {len(labels)} labels for {len(questions)} inputs")
+            self.labels |= {q.number * self._every: _plain(label) for q, label in zip(questions, labels, strict=True)}
+
+    def _loss(self, question: Question) -> float | None:
+        """Return the loss of a label, by equality, or else by its form, where the cloud's answer comes first.
+
+        Calls the function if the label is not known, and stores it; removes a label that cannot be right.
+
+        Raises:
+            BadInput: the label cannot be right.
+        """
+        number = question.number * self._every
+        if number not in self.labels:
+            self.labels[number] = _plain(self._function(question.x))
+        label = self.labels[number]
+        if _is_blank(label):
+            return None
+        if self.names is not None:
+            try:
+                (label,) = label_values([label], self.names, 1, first=number)
+            except BadInput:
+                del self.labels[number]
+                raise
+        self._has_matched = self._has_matched or label_form(label) in self._forms
+        for loss, answer in ((-1.0, question.edge), (1.0, question.cloud)):
+            if equal(label, answer):
+                self._has_matched = True
+                return loss
+        for loss, answer in ((1.0, question.cloud), (-1.0, question.edge)):
+            if same(label, answer):
+                self._other_form = label, answer
+                return loss
+        if not self._has_matched:
+            self._unlike.append(label)
+            self._check(FOREIGN)
+        return 0.0
+
+    def _check(self, least: int) -> None:
+        """Raise `BadInput` if the labels equal no answer: so many of them, or fewer of another kind."""
+        check_possible("label function", self._unlike, self._answers, [], labelled=True, least=least)
+
+    def _attach(self, error: BaseException) -> None:
+        """Give an exception the labels so far, and a note on how to go on."""
+        with suppress(AttributeError, TypeError):  # of a class without attributes
+            error.labels = dict(self.labels)  # type: ignore[attr-defined]
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(
+                    f"calibrate(X, error.labels, label=...) goes on without asking for these {len(self.labels):,} labels"
+                )
+
+
+def _plain(label: Any) -> Any:
+    """Return a label as Python's value; an array of several elements unchanged."""
+    return plain(label) if getattr(label, "size", 1) == 1 else label
+
+
+def _is_blank(label: Any) -> bool:
+    """Return True for None and NaN."""
+    return label is None or (isinstance(label, float) and label != label)  # noqa: PLR0124 - NaN
