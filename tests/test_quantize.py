@@ -657,7 +657,7 @@ def test_fine_tuning(tmp_path, images, monkeypatch):
     assert "the function that fine-tunes failed: FileNotFoundError" in err
     code, _, err = run(*args, "--finetune", "tune_it:no")
     assert code == 2
-    assert "there is no such function" in err
+    assert "is no function in Python" in err
     sys.modules.pop("tune_it")
 
 

@@ -402,12 +402,8 @@ def _by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
     """
     skl2onnx = import_needed("skl2onnx", "scikit-learn's converter is not installed: pip install skl2onnx")
     types = import_needed("skl2onnx.common.data_types", "skl2onnx is damaged")
-    for package, classifier, regressor in (
-        ("xgboost", "XGBClassifier", "XGBRegressor"),
-        ("lightgbm", "LGBMClassifier", "LGBMRegressor"),
-    ):
-        if any(type(part).__module__.partition(".")[0] == package for part in _parts(model)):
-            _register(skl2onnx, package, classifier, regressor)
+    for package in {type(part).__module__.partition(".")[0] for part in _parts(model)} & {*BOOSTERS}:
+        _register(skl2onnx, package, *BOOSTERS[package])
     if texts:
         initial = [("text", types.StringTensorType([None]))]
     elif columns is not None:
@@ -432,14 +428,16 @@ def _by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
     out.write_bytes(graph.SerializeToString())
 
 
-def _register(skl2onnx: Any, package: str, classifier: str, regressor: str) -> None:
+BOOSTERS = {"xgboost": ("XGBoost", "XGBClassifier", "XGBRegressor"), "lightgbm": ("LightGbm", "LGBMClassifier", "LGBMRegressor")}
+"""Package -> the name of its converter, and its estimators."""
+
+
+def _register(skl2onnx: Any, package: str, prefix: str, classifier: str, regressor: str) -> None:
     """Register the converters of XGBoost or LightGBM with skl2onnx."""
     need = f"the converter of {package} is not installed: pip install onnxmltools"
     shapes = import_needed("skl2onnx.common.shape_calculator", need)
-    module = {"xgboost": "xgboost.operator_converters.XGBoost", "lightgbm": "lightgbm.operator_converters.LightGbm"}[package]
-    converter = getattr(import_needed(f"onnxmltools.convert.{module}", need), f"convert_{package}")
-    library = import_needed(package, f"{package} is not installed")
-    prefix = {"xgboost": "XGBoost", "lightgbm": "LightGbm"}[package]
+    converters = import_needed(f"onnxmltools.convert.{package}.operator_converters.{prefix}", need)
+    converter, library = getattr(converters, f"convert_{package}"), import_needed(package, f"{package} is not installed")
     skl2onnx.update_registered_converter(
         getattr(library, classifier), f"{prefix}{classifier}", shapes.calculate_linear_classifier_output_shapes, converter,
         options={"nocl": [True, False], "zipmap": [True, False, "columns"]},

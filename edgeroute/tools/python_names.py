@@ -33,7 +33,7 @@ def python_object(text: str, what: str) -> Any:
         thing: Any = importlib.import_module(module)
         for part in name.split("."):
             thing = getattr(thing, part)
-    except (ImportError, AttributeError) as e:
+    except (ImportError, AttributeError, ValueError) as e:
         raise PolicyError(f"{text} is no {what} in Python: {e}; name it as module:name") from e
     finally:
         sys.path.pop(0)

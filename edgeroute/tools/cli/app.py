@@ -13,7 +13,7 @@ from edgeroute.tools.cli.compress import prune, quantize
 from edgeroute.tools.cli.convert import convert
 from edgeroute.tools.cli.demo import demo
 from edgeroute.tools.cli.evaluate import evaluate
-from edgeroute.tools.cli.exit_codes import CODES, exits
+from edgeroute.tools.cli.exit_codes import CODES, command
 from edgeroute.tools.cli.export import export
 from edgeroute.tools.cli.infer import infer
 from edgeroute.tools.cli.inspect import inspect
@@ -55,10 +55,10 @@ COMMANDS = (
     check, inspect, convert, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, arms, sensors,
     egress, serve, gateway, dashboard, top, schema, demo, docs,
 )  # fmt: skip
-for command in COMMANDS:
-    app.command()(exits(command))
+for each in COMMANDS:
+    command(app)(each)
 app.add_typer(export)
 app.add_typer(models)
 app.add_typer(outbox)
-simulate.command()(exits(load))
+command(simulate)(load)
 app.add_typer(simulate)

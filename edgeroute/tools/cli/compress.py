@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +12,7 @@ import typer
 from edgeroute.errors import PolicyError
 from edgeroute.tools.cli.example_options import all_or_none
 from edgeroute.tools.cli.tables_and_options import Json, console, pairs, print_notes, share, table
+from edgeroute.tools.python_names import python_object
 
 if TYPE_CHECKING:
     from edgeroute.tools.compress.measurement import Measured, Result
@@ -123,35 +123,14 @@ def prune(
     """
     from edgeroute.tools import compress
 
-    tune = None if finetune is None else _function(finetune)
+    tune = None if finetune is None else python_object(finetune, "function")
+    if tune is not None and not callable(tune):
+        raise PolicyError(f"--finetune {finetune} is no function")
     inputs, labels = examples(model, data)
     result = compress.prune(
         model, inputs, labels, sparsity=sparsity, structured=structured, finetune=tune, out=out, overwrite=force
     )
     show(result, as_json=as_json)
-
-
-def _function(name: str) -> Any:
-    """Import and return a function by its name, `module:function`, also from the current folder.
-
-    Raises:
-        PolicyError: there is no such function, or it cannot be called.
-    """
-    from importlib import import_module
-
-    module, _, path = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        thing: Any = import_module(module)
-        for part in path.split("."):
-            thing = getattr(thing, part)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise PolicyError(f"--finetune {name}: there is no such function, as module:function: {e}") from e
-    finally:
-        sys.path.pop(0)
-    if not callable(thing):
-        raise PolicyError(f"--finetune {name} is no function")
-    return thing
 
 
 def quantize(

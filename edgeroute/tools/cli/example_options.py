@@ -16,6 +16,8 @@ from edgeroute.errors import BadInput
 from edgeroute.system.foreign_files import parse_json, read_bytes
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from edgeroute.router.router import Router
 
 DATA = (
@@ -173,16 +175,20 @@ def _copy_database(path: Path, to: Path) -> None:
 
     if not path.is_file():
         return
-    # without a journal file nobody has it open: opened this way, none is created either
-    immutable = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
     try:
-        with (
-            closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)) as source,
-            closing(sqlite3.connect(to)) as copy,
-        ):
+        with read_only(path) as source, closing(sqlite3.connect(to)) as copy:
             source.backup(copy)
     except sqlite3.Error:
         copyfile(path, to)
+
+
+def read_only(path: Path) -> closing[sqlite3.Connection]:
+    """Open a SQLite file that another process may write, for reading in a `with` block. Creates no file beside it."""
+    import sqlite3
+
+    # without a journal file nobody has it open: opened this way, none is created either
+    immutable = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
+    return closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True))
 
 
 @contextmanager

@@ -50,6 +50,11 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
     return run
 
 
+def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Return a decorator that adds a function to a group as a command, wrapped by `exits`. name: None: the function's own."""
+    return lambda function: group.command(name)(exits(function))
+
+
 def code_of(error: EdgerouteError) -> int:
     """Return the exit code for an error: 3 without an answer, 1 for a bad input, 5 for too few examples, 2 for all else."""
     if isinstance(error, NoAnswer | CloudError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.tools.cli.exit_codes import exits
+from edgeroute.tools.cli.exit_codes import command
 from edgeroute.tools.cli.tables_and_options import Json, of_time, share
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ Runs = Annotated[
 ]
 
 
-@export.command()
-@exits
+@command(export)
 def triton(
     models: Models,
     *,
@@ -62,8 +61,7 @@ def triton(
     _report(write(models, out, names=name or (), backend=backend, batching=batching, force=force), out, as_json)
 
 
-@export.command()
-@exits
+@command(export)
 def ray(
     models: Models,
     *,
@@ -94,8 +92,7 @@ def ray(
     _report(exported, out, as_json)
 
 
-@export.command()
-@exits
+@command(export)
 def kserve(
     models: Models,
     *,

@@ -11,7 +11,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput
 from edgeroute.system.foreign_files import open_file
-from edgeroute.tools.cli.exit_codes import NOT_READY, OK, exits
+from edgeroute.tools.cli.exit_codes import NOT_READY, OK, command
 from edgeroute.tools.cli.tables_and_options import Json, Policy, table
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ models = typer.Typer(
 )
 
 
-@models.command("list")
-@exits
+@command(models, "list")
 def list_models(
     *, store: Store = STORE, source: From = None, root: Root = None, ca: Authority = None, as_json: Json = False
 ) -> None:
@@ -66,8 +65,7 @@ def list_models(
     table(columns, rows, [name for name in columns if name != "bytes"])
 
 
-@models.command()
-@exits
+@command(models)
 def pull(
     name: Name,
     *,
@@ -87,8 +85,7 @@ def pull(
     _print(f"{name} {entry.version} is here, verified: {entry.size:,} bytes in {folder}", as_json, version=entry.version)
 
 
-@models.command()
-@exits
+@command(models)
 def update(name: Name, *, policy: Policy, store: Store = STORE, as_json: Json = False) -> int:
     """Pull the newest version, try it with a policy (warm-up, canary inputs, certificate), and activate it if all is well.
 
@@ -107,8 +104,7 @@ def update(name: Name, *, policy: Policy, store: Store = STORE, as_json: Json = 
     return NOT_READY if step.did == "refused" else OK
 
 
-@models.command()
-@exits
+@command(models)
 def verify(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> None:
     """Compare the files of a version, the active one by default, with the signed hashes."""
     with _catalog(store) as catalog:
@@ -116,24 +112,21 @@ def verify(name: Name, *, version: Version = None, store: Store = STORE, as_json
     _print(f"{name} {entry.version}: {len(entry.files)} files are what was signed", as_json, version=entry.version)
 
 
-@models.command()
-@exits
+@command(models)
 def activate(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> None:
     """Activate a downloaded version: a router that watches its policy uses it within a second."""
     with _catalog(store) as catalog:
         _print_pointer(f"{name} {{}} is active", catalog.activate(name, version), as_json)
 
 
-@models.command()
-@exits
+@command(models)
 def rollback(name: Name, *, store: Store = STORE, as_json: Json = False) -> None:
     """Activate the previous version again; updates do not try the present one again."""
     with _catalog(store) as catalog:
         _print_pointer(f"rolled back: {name} {{}} is active", catalog.rollback(name), as_json)
 
 
-@models.command()
-@exits
+@command(models)
 def pin(
     name: Name,
     *,
@@ -150,8 +143,7 @@ def pin(
     _print_pointer(f"{name} {{}} is {'not pinned any more' if off else 'pinned'}", pointer, as_json)
 
 
-@models.command()
-@exits
+@command(models)
 def remove(name: Name, *, version: Annotated[str, typer.Option("--version", metavar="VERSION", help="Version to remove.")],
            store: Store = STORE, as_json: Json = False) -> None:  # fmt: skip
     """Delete an inactive version from the device."""
@@ -160,8 +152,7 @@ def remove(name: Name, *, version: Annotated[str, typer.Option("--version", meta
     _print(f"{name} {version} is removed", as_json, version=version)
 
 
-@models.command()
-@exits
+@command(models)
 def status(*, store: Store = STORE, as_json: Json = False) -> int:
     """Show the models of the device: active, previous and newest versions, and problems. Sends no request."""
     with _catalog(store) as catalog:
@@ -214,8 +205,7 @@ Days = Annotated[float, typer.Option("--days", min=0.001, metavar="N", help="Day
 CATALOG, KEYS = Path("catalog"), Path("keys")
 
 
-@models.command()
-@exits
+@command(models)
 def keygen(
     *,
     keys: Keys = KEYS,
@@ -239,8 +229,7 @@ def keygen(
     _print(f"{root} signs the list of keys: keep it offline; {lists} signs the lists of models", as_json)
 
 
-@models.command()
-@exits
+@command(models)
 def publish(
     name: Name,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The model, and files that belong to it.")],
@@ -279,8 +268,7 @@ def publish(
     _print(text, as_json, entry=entry.json())
 
 
-@models.command()
-@exits
+@command(models)
 def sign(
     *,
     catalog: CatalogFolder = CATALOG,

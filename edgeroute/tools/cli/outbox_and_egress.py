@@ -17,7 +17,7 @@ import typer
 
 from edgeroute.errors import BadInput, PolicyError, StoreError
 from edgeroute.system import process
-from edgeroute.tools.cli.exit_codes import FAILED, OK, exits, line
+from edgeroute.tools.cli.exit_codes import FAILED, OK, command, line
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, local_time, seconds, table
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ outbox = typer.Typer(
 )
 
 
-@outbox.command("list")
-@exits
+@command(outbox, "list")
 def list_entries(
     *,
     policy: OptionalPolicy = None,
@@ -67,8 +66,7 @@ def list_entries(
         print(f"{label}: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in numbers.items())}")
 
 
-@outbox.command()
-@exits
+@command(outbox)
 def retry(
     ids: Ids = None,
     *,
@@ -86,8 +84,7 @@ def retry(
     return _report_missing(names, dead, "there is no dead entry with this id", as_json=as_json)
 
 
-@outbox.command()
-@exits
+@command(outbox)
 def drop(
     ids: Ids = None,
     *,
@@ -112,8 +109,7 @@ def drop(
     return _report_missing(names, states_by_id, "there is no entry with this id", as_json=as_json)
 
 
-@outbox.command()
-@exits
+@command(outbox)
 def export(
     *,
     out: Annotated[

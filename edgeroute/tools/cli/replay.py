@@ -56,24 +56,20 @@ def _check_given(context: typer.Context, log: str | None, *, edge: bool) -> None
         name, source = str(parameter.name), context.get_parameter_source(str(parameter.name))
         if source is None or source.name != "COMMANDLINE" or name in {"trace", "log", "as_json"}:
             continue
-        panel = getattr(parameter, "rich_help_panel", None)
+        panel, why = getattr(parameter, "rich_help_panel", None), ""
         if name == "seed" and edge:
             continue
         if panel == EDGE and not edge:
-            raise typer.BadParameter(
-                "it is for an edge that answers the log's requests: --edge says which", param_hint=parameter.opts[0]
-            )
-        if edge and name in {"edge_model", "score_at", "match"}:
-            raise typer.BadParameter(
-                "it is for the answers of two models: --edge answers, and --judge compares", param_hint=parameter.opts[0]
-            )
-        of_log = panel in {LOG, EDGE}
-        if of_log and log is None:
-            raise typer.BadParameter("it is for a foreign log: --from says of which kind", param_hint=parameter.opts[0])
-        if not of_log and log is not None:
-            raise typer.BadParameter("it is for a trace, not a foreign log", param_hint=parameter.opts[0])
-        if log == "csv" and name in {"id_at", "score_at"}:
+            why = "it is for an edge that answers the log's requests: --edge says which"
+        elif edge and name in {"edge_model", "score_at", "match"}:
+            why = "it is for the answers of two models: --edge answers, and --judge compares"
+        elif panel in {LOG, EDGE} and log is None:
+            why = "it is for a foreign log: --from says of which kind"
+        elif panel not in {LOG, EDGE} and log is not None:
+            why = "it is for a trace, not a foreign log"
+        elif log == "csv" and name in {"id_at", "score_at"}:
             why = "it is for a log of calls: a table has columns of these names"
+        if why:
             raise typer.BadParameter(why, param_hint=parameter.opts[0])
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.tools.cli.exit_codes import exits
+from edgeroute.tools.cli.exit_codes import command
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, of_time, seconds, table
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ RetryAfter = Annotated[Any, _simulated("Retry-After of its 503; 0s: none.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random numbers; the same seed gives the same results.")]
 
 
-@simulate.command()
-@exits
+@command(simulate)
 def fleet(
     *,
     devices: Annotated[int, typer.Option(min=1, max=5_000_000, help="Number of devices.")] = 1_000_000,

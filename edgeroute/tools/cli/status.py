@@ -20,6 +20,7 @@ from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import process
 from edgeroute.system.foreign_files import MOST_DATA, parse_json, read_text
 from edgeroute.system.process import replace_file
+from edgeroute.tools.cli.example_options import read_only
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.outbox_and_egress import opened_outbox, state_folder
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, console, local_time, print_notes, table
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from edgeroute.trials.guarantee_monitor import Audit
 
 # Reading a router's state.db, without changing it, also while another process writes it.
-
-BUSY_S = 5.0
-"""Longest wait for a lock of the database, seconds."""
 
 
 class Value(NamedTuple):
@@ -59,12 +57,8 @@ def read_state(folder: Path) -> dict[str, Value]:
     path = folder / "state.db"
     if not path.exists():
         raise BadInput(f"{path}: there is no state: no router with this state folder has run, or it was removed")
-    # without a journal file nobody has it open: opened this way, none is created either
-    immutable = "" if path.with_name("state.db-wal").exists() else "&immutable=1"
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True, timeout=BUSY_S)
-        ) as connection:
+        with read_only(path) as connection:
             rows = connection.execute("SELECT name, value, updated FROM kept").fetchall()
     except sqlite3.Error as e:
         raise StoreError(f"{path} cannot be read: {e}") from e
@@ -178,17 +172,11 @@ def shadow_lines(stats: ShadowStats, target: Target | None, *, first: bool) -> l
         lines = [f"{stats.target} in shadow: {stats.compared:,} {of} compared; {why}"]
     if stats.failed:
         lines.append(f"  on {stats.failed:,} it failed: the log says why")
-    edge, cloud = (stats.edge_p50_s, stats.edge_p99_s), (stats.cloud_p50_s, stats.cloud_p99_s)
-    if None not in edge:
-        beside = "" if None in cloud else f", the cloud {_ms_quantiles(cloud)}"
-        lines.append(f"  it takes {_ms_quantiles(edge)}{beside}")
+    if None not in {stats.edge_p50_s, stats.edge_p99_s}:
+        known = None not in {stats.cloud_p50_s, stats.cloud_p99_s}
+        beside = f", the cloud {_ms(stats.cloud_p50_s)} (p99 {_ms(stats.cloud_p99_s)})" if known else ""
+        lines.append(f"  it takes {_ms(stats.edge_p50_s)} (p99 {_ms(stats.edge_p99_s)}){beside}")
     return lines
-
-
-def _ms_quantiles(quantiles: tuple[float | None, float | None]) -> str:
-    """Format median and 99 % quantile in milliseconds."""
-    p50, p99 = (1000 * (seconds or 0.0) for seconds in quantiles)
-    return f"{p50:,.2f} ms (p99 {p99:,.2f} ms)"
 
 
 MB = 1e6
@@ -237,7 +225,7 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
     if as_json:
         print(json.dumps(report.as_dict(), allow_nan=False))
         return
-    edges, latencies, links, spent, joules, shadow, trials, box, written, notes = report
+    edges, latencies, links, spent, box, written, joules, shadow, trials, notes = report
     print_notes(notes)
     for edge in edges:
         print(printable("\n".join(edge_lines(edge._asdict()))))
@@ -286,25 +274,20 @@ class Status(NamedTuple):
     """Contents of a state folder, as `status` shows them."""
 
     edges: list[Edge]
-    latencies: dict[str, dict[str, Any]]
-    links: dict[str, dict[str, float | None]]
+    latency: dict[str, dict[str, Any]]
+    link: dict[str, dict[str, float | None]]
     spent: dict[str, dict[str, float | None]]
+    outbox: dict[str, int] | None
+    written_at: float | None
     joules: dict[str, float]
     shadow: list[ShadowStats]
     trials: list[dict[str, Any]]
-    outbox: dict[str, int] | None
-    written: float | None
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON data."""
-        data: dict[str, Any] = {"edges": [e._asdict() for e in self.edges], "latency": self.latencies, "link": self.links}
-        data |= {"spent": self.spent, "outbox": self.outbox, "written_at": self.written}
-        if self.joules:
-            data["joules"] = self.joules
-        data["shadow"] = [stats._asdict() for stats in self.shadow]
-        data["trials"] = self.trials
-        return {**data, "notes": self.notes}
+        """Return everything as JSON data, without energies if none are known."""
+        data = self._asdict() | {"edges": [e._asdict() for e in self.edges], "shadow": [s._asdict() for s in self.shadow]}
+        return {name: value for name, value in data.items() if value or name != "joules"}
 
 
 def open_policy(policy: Path | None) -> Opened:
@@ -347,11 +330,10 @@ def read_status(of: Opened, home: Path, *, shadow_runs: bool = True) -> Status:
     if of.snapshot is not None and not of.in_shadow:
         shadow = [stats for stats in shadow if stats.target == EDGE_TRIAL]
     joules = _joules(state)
+    written = max((value.updated for value in state.values()), default=None)
     return Status(
-        _edges(of, state), _latencies(state), _links(state), _spent(state, of.limits), joules, shadow, trials_of(state),
-        _outbox(home / "outbox.db"),
-        max((value.updated for value in state.values()), default=None),
-        [*of.notes, *_uncounted(of.snapshot, of.limits, joules)],
+        _edges(of, state), _latencies(state), _links(state), _spent(state, of.limits), _outbox(home / "outbox.db"), written,
+        joules, shadow, trials_of(state), [*of.notes, *_uncounted(of.snapshot, of.limits, joules)],
     )  # fmt: skip
 
 

@@ -76,19 +76,9 @@ class Result(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as plain JSON data."""
-
-        def plain(measure_model: Measured) -> dict[str, Any]:
-            """Return measurements as plain data."""
-            return {**measure_model._asdict(), "path": str(measure_model.path)}
-
-        return {
-            **self._asdict(),
-            "before": plain(self.before),
-            "after": plain(self.after),
-            "layers": [layer._asdict() for layer in self.layers],
-            "card": str(self.card),
-            "notes": [*self.notes],
-        }
+        models = {name: {**m._asdict(), "path": str(m.path)} for name, m in (("before", self.before), ("after", self.after))}
+        layers = [layer._asdict() for layer in self.layers]
+        return {**self._asdict(), **models, "layers": layers, "card": str(self.card), "notes": [*self.notes]}
 
 
 RUNS, SECONDS = 200, 2.0

@@ -142,7 +142,7 @@ class Monitor:
         self._trial: Trial | None = None
         self._since = process.now()
         self._lock, self._trial_lock = threading.RLock(), threading.Lock()
-        self._worker = Worker("edgeroute-dashboard", self._follow, "no new records were read", first_s=EVERY_S, retry_s=EVERY_S)
+        self._worker = Worker("edgeroute-dashboard", self.poll, "no new records were read", first_s=EVERY_S, retry_s=EVERY_S)
 
     def start(self) -> None:
         """Read once, then start the thread that follows. Blocks while it reads."""
@@ -157,21 +157,18 @@ class Monitor:
             if self._ledger is not None:
                 self._ledger.close()
 
-    def _follow(self) -> float:
-        """Poll, and return the seconds until the next poll."""
-        self.poll()
-        return EVERY_S
-
-    def poll(self) -> None:
-        """Read new records, and, every 2 s, state and sensors; nothing once it is closed."""
+    def poll(self) -> float:
+        """Read new records, and, every 2 s, state and sensors; nothing once closed. Return the seconds until the next poll."""
         now = process.now()
         if now >= self._state_at + STATE_S or now < self._state_at:
             self._state_at = now
-            state, device = self._read_state(), self._read_device()
+            device = {name: value for name, value in sensors.read()._asdict().items() if value is not None}
+            state = self._read_state()
             with self._lock:
                 self._state, self._device = state, device
         if not self._worker.closed:  # it may have been closed while it waited
             self.read()
+        return EVERY_S
 
     def read(self) -> int:
         """Read and count the new records and ledger lines; return the number of records. Invalid ones are counted as lost."""
@@ -207,10 +204,6 @@ class Monitor:
             return dict(self._sources.state())
         except Exception as e:  # noqa: BLE001 - a damaged file, or a router that is being closed: shown, and tried again
             return {"error": error_message(e) or type(e).__name__}
-
-    def _read_device(self) -> dict[str, Any]:
-        """Return the readings of this machine's sensors."""
-        return {name: value for name, value in sensors.read()._asdict().items() if value is not None}
 
     def _read_ledger(self) -> None:
         """Read new lines of the egress ledger into the sums; beyond 50 destinations into "others"; count invalid ones."""

@@ -25,6 +25,10 @@ EVERY_S = 1.0
 WIDE = 90
 """Terminal columns from which the tables are side by side."""
 NONE = "-"
+COLUMNS = {
+    "legs": ("target", "breaker", "answers", "p50", "p99", "failed", "not asked"), "reasons": ("requests", "reason"),
+    "routes": ("when", "by", "took", "class", "reason"), "egress": ("to", "class", "attempts", "bytes"),
+}  # fmt: skip
 
 
 class Top(App[None]):
@@ -73,10 +77,8 @@ class Top(App[None]):
 
     def on_ready(self) -> None:
         """Add the columns, start the monitor and the updates, once all widgets exist."""
-        self._table("legs", "target", "breaker", "answers", "p50", "p99", "failed", "not asked")
-        self._table("reasons", "requests", "reason")
-        self._table("routes", "when", "by", "took", "class", "reason")
-        self._table("egress", "to", "class", "attempts", "bytes")
+        for name, columns in COLUMNS.items():
+            self.query_one(f"#{name}", DataTable).add_columns(*columns)
         self.monitor.start()
         self.show()
         self.set_interval(EVERY_S, self.show)
@@ -125,10 +127,6 @@ class Top(App[None]):
         ])  # fmt: skip
         self.query_one("#state", Static).update("\n".join([view["error"], *lines_of_state(view["state"])]).lstrip("\n"))
         self.query_one("#device", Static).update("\n".join(lines_of_device(view)))
-
-    def _table(self, name: str, *columns: str) -> None:
-        """Add columns to a table."""
-        self.query_one(f"#{name}", DataTable).add_columns(*columns)
 
     def _fill(self, name: str, rows: list[tuple[str, ...]]) -> None:
         """Replace the rows of a table and keep its position; cells are plain text, whatever they contain."""

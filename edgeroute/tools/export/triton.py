@@ -103,7 +103,7 @@ def check_parts(models: Sequence[Subject], backend: Backend) -> None:
                 f"{model.model.path}: constants, or a batch axis that is not the first, are more than Triton's onnxruntime "
                 "backend can: use --backend python"
             )
-    names = [name.lower() for model in models for name in Parts(model, backend, Batching()).all_names()]
+    names = [name.lower() for model in models for name in Parts(model, backend, Batching()).names]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise PolicyError(f"two models would have a part called {twice[0]}: give them other names, with --name")
 
@@ -121,9 +121,8 @@ def repository(folder: Path, model: Subject, backend: Backend, batching: Batchin
     for name, config in parts.configs().items():
         write(folder / name / "config.pbtxt", dumps(config))
         (folder / name / VERSION_FOLDER).mkdir(exist_ok=True)  # ensembles have an empty one
-    if labels := model.model.labels:
-        for name in parts.label_folders():
-            write(folder / name / "labels.txt", "".join(f"{clean(label)}\n" for label in labels))
+    if (labels := model.model.labels) and parts.labels_output():
+        write(folder / parts.runs / "labels.txt", "".join(f"{clean(label)}\n" for label in labels))
     if backend == "python":
         to = folder / model.name / VERSION_FOLDER
         programs(to, {"by_card.py": "by_card.py", "triton_model.py": "model.py"})
@@ -153,18 +152,12 @@ class Parts:
         self.ensemble = backend == "onnxruntime" and model.prepared
         self.runs = f"{model.name}-onnx" if self.ensemble else model.name
         self.prepares, self.decodes, self.encoded = f"{model.name}-prepare", f"{model.name}-decode", f"{model.name}-encoded"
+        self.names = [model.name, f"{model.name}-onnx", self.prepares, self.decodes, self.encoded]
+        """All names that the model may have in a repository, used or not."""
         fixed = backend == "onnxruntime" and model.size is not None
         self.most = 0 if fixed or model.rowless else batching.most
         """Triton's max_batch_size; 0: no batches, and shapes include the first axis."""
         self._lead = [] if self.most else [model.size if fixed and model.size else -1]
-
-    def all_names(self) -> list[str]:
-        """Return all names that the model may have in a repository, used or not."""
-        return [self.one.name, f"{self.one.name}-onnx", self.prepares, self.decodes, self.encoded]
-
-    def label_folders(self) -> list[str]:
-        """Return the folders that have the file of labels."""
-        return [self.runs] if self._labels_output() else []
 
     def configs(self) -> dict[str, dict[str, Any]]:
         """Return the configuration of each part, by its name: of the model, and steps and ensembles if it needs them."""
@@ -250,13 +243,13 @@ class Parts:
 
     def _outputs(self) -> list[dict[str, Any]]:
         """Return the configurations of the outputs, with the file of labels where it applies."""
-        label_folders = self._labels_output()
+        labelled = self.labels_output()
         return [
-            {**self._tensor_config(spec), **({"label_filename": "labels.txt"} if spec["name"] == label_folders else {})}
+            {**self._tensor_config(spec), **({"label_filename": "labels.txt"} if spec["name"] == labelled else {})}
             for spec in self.one.outputs
         ]
 
-    def _labels_output(self) -> str | None:
+    def labels_output(self) -> str | None:
         """Return the output whose numbers the labels name, for Triton's classification extension; None if there is none."""
         labels, outputs = self.one.model.labels, self.one.outputs
         fits = labels and len(outputs) == 1 and outputs[0]["shape"] == [len(labels)] and outputs[0]["dtype"].startswith("float")
@@ -427,16 +420,7 @@ def container(cluster: Cluster, depth: int, name: str, repository: str, http: in
     gpu = f', nvidia.com/gpu: "{cluster.gpu}"' if cluster.gpu else ""
     text = filled(
         "container.yaml", {"repository": repository, "gpu": gpu}, container=name, image=cluster.image, http=http, grpc=grpc,
-        cpu=_cores(cluster.cpu), memory=_memory(cluster.memory),
+        cpu=f"{cluster.cpu:g}" if cluster.cpu == int(cluster.cpu) else f"{round(cluster.cpu * 1000)}m",
+        memory=f"{-(-cluster.memory // MIB)}Mi",
     )  # fmt: skip
     return indent(text.rstrip(), " " * depth)
-
-
-def _cores(cpu: float) -> str:
-    """Return cores as Kubernetes writes them: `2`, or `500m` for a fraction."""
-    return f"{cpu:g}" if cpu == int(cpu) else f"{round(cpu * 1000)}m"
-
-
-def _memory(size: int) -> str:
-    """Return bytes as Kubernetes writes them, rounded up to MiB."""
-    return f"{-(-size // MIB)}Mi"

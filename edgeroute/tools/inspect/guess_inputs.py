@@ -129,7 +129,9 @@ def pairs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[P
         for other in outputs:
             if other.name in [pair.output for pair in result] or not _same_form(spec, other):
                 continue
-            if _follows(spec.name, other.name) or (stem and stem == _stem(other.name, _AFTER) and spec.name != other.name):
+            suffixes = ("n", "_n", "_out", "_next", "_new", "out", "next")  # `state` and `stateN`, `h` and `hn`
+            follows = other.name.lower() in {f"{spec.name.lower()}{suffix}" for suffix in suffixes}
+            if follows or (stem and stem == _stem(other.name, _AFTER) and spec.name != other.name):
                 is_state = not _STATES.isdisjoint(words(spec.name))
                 same_form = f"{quoted(other.name)} has the dtype and, as far as known, the shape of {quoted(spec.name)}"
                 named = "and its name says that it is the next one" if is_state else "and a similar name"
@@ -151,11 +153,6 @@ def state_problem(card: Card, inputs: Sequence[TensorSpec], outputs: Sequence[Te
                 "`edgeroute inspect MODEL --write` writes a card with it; or name that input in the card, if callers give it"
             )
     return ""
-
-
-def _follows(name: str, other: str) -> bool:
-    """Return True if the output's name is the input's with a suffix: `state` and `stateN`, `h` and `hn`."""
-    return other.lower() in {f"{name.lower()}{more}" for more in ("n", "_n", "_out", "_next", "_new", "out", "next")}
 
 
 def _stem(name: str, affixes: frozenset[str]) -> tuple[str, ...]:

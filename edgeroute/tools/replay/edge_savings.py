@@ -577,8 +577,7 @@ def _text(result: EdgeSaving) -> list[str]:
             saved = f"about ${money.saved * result.log_usd:,.4g} saved (${low:,.4g} to ${high:,.4g})"
             text.append(f"the whole log cost ${result.log_usd:,.4g}: {saved}")
     else:
-        text.append(f"NO GUARANTEE: {result.problem}")
-        text += [f"left out, {r.requests:,}: {r.why}" + (f" (first: {r.first})" if r.first else "") for r in result.left_out]
+        text += [f"NO GUARANTEE: {result.problem}", *map(str, result.left_out)]
     if result.edge_s is not None:
         logged = "" if result.cloud_s is None else f"; in the log {_seconds(result.cloud_s)}"
         text.append(f"time of an answer: {_seconds(result.edge_s)} here{logged}")

@@ -281,9 +281,4 @@ def saving_lines(result: Saving) -> list[str]:
         text.append("  IT MAY BE NO BETTER THAN CHANCE in telling where the edge is as good as the cloud: try another confidence")
     if result.unscored:
         text.append(f"without a confidence, and so deferred: {percent(result.unscored)}")
-    text += [
-        f"left out, {reason.requests:,}: {reason.why}" + (f" (first: {reason.first})" if reason.first else "")
-        for reason in result.left_out
-    ]
-    text += [f"note: {note}" for note in result.notes]
-    return text
+    return [*text, *map(str, result.left_out), *(f"note: {note}" for note in result.notes)]

@@ -7,7 +7,7 @@ import hmac
 import os
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -303,28 +303,6 @@ def plain_body(headers: Mapping[bytes, bytes]) -> None:
     """Raise 415 if the body is compressed."""
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise HTTPException(415, "the body is compressed, which this gateway does not read: send it as it is")
-
-
-LEFT: Any = object()
-"""Result of a call whose client has disconnected."""
-
-
-async def unless_left(work: Awaitable[T], receive: Receive) -> T:
-    """Await `work` and return its result. If the client disconnects first, cancel it, wait for its end and return `LEFT`."""
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else LEFT
-    finally:
-        task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Discard messages until the client disconnects."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 # Options of one request, from its headers `x-edgeroute-...`. Unknown names are refused: a typo must not let data leave.

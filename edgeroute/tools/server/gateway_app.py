@@ -21,22 +21,12 @@ from edgeroute.errors import EdgerouteError, PolicyError, check_number
 from edgeroute.record.prometheus import Measured, check_installed, metrics
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.system.process import json_dumps, to_json_types
-from edgeroute.tools.server.access import (
-    HANDLERS,
-    Bodies,
-    Calls,
-    Guard,
-    Options,
-    checked_token,
-    fault_of,
-    options,
-    plain_body,
-    unless_left,
-)
+from edgeroute.tools.server.access import HANDLERS, Bodies, Calls, Guard, Options, checked_token, fault_of, options, plain_body
 from edgeroute.tools.server.completion_format import Completion, Routing, error_event, headers_of
 from edgeroute.tools.server.gateway_requests import OURS, CompletionRequest, missing, parse_json, read_request
 from edgeroute.tools.server.gateway_tensors import Tensors
 from edgeroute.tools.server.oip_messages import reply
+from edgeroute.tools.server.web_service import unless_left
 
 # `/v1/...`: OpenAI's API.
 

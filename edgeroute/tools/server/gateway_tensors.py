@@ -22,10 +22,11 @@ from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.system.process import json_dumps, to_json_types
 from edgeroute.system.workers import failing
 from edgeroute.tools.server import oip_messages as protocol
-from edgeroute.tools.server.access import AGAIN, LEFT, Calls, options, plain_body, unless_left
+from edgeroute.tools.server.access import AGAIN, Calls, options, plain_body
 from edgeroute.tools.server.completion_format import REASON, Routing, confidence_of, headers_of
 from edgeroute.tools.server.gateway_requests import missing
 from edgeroute.tools.server.oip_messages import reply
+from edgeroute.tools.server.web_service import LEFT, unless_left
 from edgeroute.types import Answer, TensorSpec
 
 MOST_ROWS = 1024

@@ -31,10 +31,11 @@ from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, 
 from edgeroute.system.addresses import is_loopback
 from edgeroute.system.workers import Worker, failing
 from edgeroute.tools.server import oip_messages as protocol
-from edgeroute.tools.server.access import CLOSE, LEFT, Bodies, Body, OneLength, is_named, of_a_page, unless_left
+from edgeroute.tools.server.access import CLOSE, Bodies, Body, OneLength, is_named, of_a_page
 from edgeroute.tools.server.batching import Batcher, Tensors
 from edgeroute.tools.server.oip_messages import ENCODED, FAULTS, VERSION, Ask, Decoder, Files, describe, edge_answers, reply
 from edgeroute.tools.server.systemd_notices import BEATS, Notify
+from edgeroute.tools.server.web_service import LEFT, unless_left
 from edgeroute.types import EdgeModel, TensorSpec
 
 # Adapter of any edge model to tensors by name.

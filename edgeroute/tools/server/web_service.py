@@ -83,21 +83,33 @@ async def while_connected(request: Any, call: Awaitable[T]) -> T:
     Raises:
         Disconnected: the client is gone; `Errors` ends the request then.
     """
-    task, gone = asyncio.ensure_future(call), asyncio.ensure_future(_disconnect(request.receive))
+    result = await unless_left(call, request.receive)
+    if result is LEFT:
+        raise Disconnected("the client closed its connection, and its call is cancelled")
+    return result
+
+
+LEFT: Any = object()
+"""Result of a call whose client has disconnected."""
+
+
+async def unless_left(work: Awaitable[T], receive: Callable[[], Awaitable[Message]]) -> T:
+    """Await `work` and return its result. If the client disconnects first, cancel it, wait for its end and return `LEFT`."""
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        gone.result()
-        raise Disconnected("the client closed its connection, and its call is cancelled")
+        watch.result()
+        return LEFT  # type: ignore[no-any-return]
     finally:
         task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        watch.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def _disconnect(receive: Callable[[], Awaitable[Message]]) -> None:
-    """Return once the client has disconnected."""
+async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
+    """Discard messages until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

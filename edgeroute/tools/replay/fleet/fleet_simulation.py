@@ -255,7 +255,8 @@ class Fleet:
         scenario = self._scenario
         crowd = scenario.together * scenario.devices if scenario.outage_at_s <= time < scenario.outage_at_s + 1 else 0.0
         if self._course is None:
-            who = self._random_devices((scenario.normal_per_s + crowd) * STEP_S)
+            count = int(self._random.poisson((scenario.normal_per_s + crowd) * STEP_S))
+            who = self._random.integers(0, scenario.devices, count)  # one may come twice
         else:
             who = self._devices_by_state(time, crowd)
         if not len(who):
@@ -280,11 +281,6 @@ class Fleet:
         highest, lowest = self._scenario.surest_right, self._scenario.least_right
         self._tally.right += float((lowest + (highest - lowest) * ranks).sum())
         self._tally.took += _bins(np.broadcast_to(took_s, len(ranks)), self._tally)
-
-    def _random_devices(self, mean: float) -> Ints:
-        """Draw the devices that send in a step, `mean` on average; one may come twice."""
-        count = int(self._random.poisson(mean))
-        return self._random.integers(0, self._scenario.devices, count) if count else np.zeros(0, np.int64)
 
     def _devices_by_state(self, time: float, crowd: float) -> Ints:
         """Step the devices to this time, and draw those that send, as often as the rules let each kind."""

@@ -37,6 +37,9 @@ class Left(NamedTuple):
     first: str
     """FILE:LINE of the first of them; empty: unknown."""
 
+    def __str__(self) -> str:
+        return f"left out, {self.requests:,}: {self.why}" + (f" (first: {self.first})" if self.first else "")
+
 
 class LeftOut:
     """Counter of skipped records, by reason."""
