@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import os
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -201,22 +204,199 @@ def _fitted(table, edge, cloud, train):
     return lambda rows: part.many([table[i] for i in rows])
 
 
+TEXTS = (
+    "",
+    "?",
+    "one",
+    "Wie heisst der Fluss\nin Köln? 12 + 3",
+    "\ud800 and \udfff",
+    "\0" * 5,
+    "\U0001f600 " * 40,
+    "日本語 の テキスト",
+    "word " * 9000,
+)
+
+
 def test_features_of_prompts():
     """Any text has the same ones, finite, in each process."""
-    for text in ("", "?", "one", "Wie heisst der Fluss\nin Köln? 12 + 3", "\ud800", "\0" * 5):
+    for text in TEXTS:
         found = prompt_features(text)
-        assert len(found) == 14 + 64
+        words = found.pop("hashed words")
+        assert len(found) == 20
         assert all(math.isfinite(v) for v in found.values())
+        assert all(0 <= bucket < 65_536 and count >= 1 for bucket, count in words.items())
     found = prompt_features("Two words", buckets=8)
     assert (found["words"], found["capitals"]) == pytest.approx((math.log(3), 1 / 9))
-    assert sum(found[f"bucket {i}"] > 0 for i in range(8)) in {2, 3}  # two words and a pair
+    assert sum(found["hashed words"].values()) == 3  # two words and a pair
+    assert "hashed words" not in prompt_features("Two words", buckets=0)
+
+
+@pytest.mark.parametrize("text", TEXTS[:-1])
+def test_shares_are_those_of_each_character(text):
+    """Of any script."""
+    found, size = prompt_features(text), max(1, len(text))
+    for name, test in {"digits": str.isdigit, "capitals": str.isupper, "letters": str.isalpha}.items():
+        assert found[name] == pytest.approx(sum(map(test, text)) / size)
+    assert found["foreign"] == pytest.approx(sum(not c.isascii() for c in text) / size)
+
+
+def test_buckets_are_the_same_everywhere():
+    """They depend neither on the process's hash seed nor on the platform: these were computed by hand."""
+    one, two = zlib.crc32(b"two"), zlib.crc32(b"words")
+    pair = zlib.crc32(b"words", one ^ 0xFFFF)
+    assert prompt_features("Two words, two")["hashed words"] == {
+        one % 65_536: 2,
+        two % 65_536: 1,
+        pair % 65_536: 1,
+        zlib.crc32(b"two", two ^ 0xFFFF) % 65_536: 1,
+    }
     code = "from edgeroute.confidence import prompt_features; print(prompt_features('a few words of it'))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
-    assert said.strip() == str(prompt_features("a few words of it"))
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    ]
+    assert told == [str(prompt_features("a few words of it"))] * 2
 
 
 def test_what_is_no_prompt():
     """Nor a number of buckets."""
-    for text, buckets in ((None, 1), (b"a", 1), (5, 1), ("a", -1), ("a", 1.5)):
+    for text, buckets in ((None, 1), (b"a", 1), (5, 1), ("a", -1), ("a", 1.5), ("a", 65_537)):
         with pytest.raises(PolicyError, match=r"a prompt is a text|buckets= takes a whole number"):
             prompt_features(text, buckets=buckets)
+
+
+# ------------------------------------------------------------------------------------------ hashed words
+RARE = [f"topic{i}" for i in range(60)]
+
+
+def questions(n, seed=0):
+    """Prompts that differ by words alone; the edge knows half of the topics."""
+    rng = np.random.default_rng(seed)
+    topic = rng.integers(0, len(RARE), n)
+    texts = [f"tell me of {RARE[k]} number{rng.integers(50)} and say why" for k in topic]
+    return texts, rng.random(n) < np.where(topic < 30, 0.95, 0.3), rng.random(n) < 0.95
+
+
+def test_words_are_learned_that_64_buckets_confuse():
+    """The area is above .55, where the other features have none."""
+    texts, edge, cloud = questions(1500)
+    table = [prompt_features(text) for text in texts]
+    score = fit(table, edge, cloud)
+    unseen, *right = questions(2000, 1)
+    unseen = [prompt_features(text) for text in unseen]
+    assert area(score.many(unseen), *right) > 0.55
+    assert (
+        area(
+            fit([{"length": row["characters"]} for row in table], edge, cloud).many(
+                [{"length": row["characters"]} for row in unseen]
+            ),
+            *right,
+        )
+        < 0.2
+    )
+    assert "ridge 20" in score.chosen_because
+    assert [score(row) for row in unseen[:20]] == pytest.approx(score.many(unseen[:20]))
+    assert ((score.many(unseen) >= 0) & (score.many(unseen) <= 1)).all()
+
+
+def test_the_ridge_is_that_of_the_normal_equations():
+    """The conjugate gradients' solution is the exact one, computed with full matrices."""
+    texts, edge, cloud = questions(200)
+    table = [prompt_features(text) for text in texts]
+    score, names = fit(table, edge, cloud), [name for name in table[0] if name != "hashed words"]
+    gain = cloud.astype(float) - edge
+    counts = np.zeros((200, 65_536))
+    for row, features in zip(counts, table, strict=True):
+        row[list(features["hashed words"])] = list(features["hashed words"].values())
+    counts = counts[:, kept := counts.any(0)]
+    words = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * (np.log(201 / (1 + (counts > 0).sum(0))) + 1)
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    plain = np.array([[features[name] for name in names] for features in table])
+    spread = plain.std(0)
+    plain = (plain - plain.mean(0)) / np.where(spread < 1e-9, np.inf, spread) * 0.05
+    x = np.concatenate([plain, words], 1)
+    x -= x.mean(0)
+    expected = gain.mean() + x @ x.T @ np.linalg.solve(x @ x.T + 20 * np.eye(200), gain - gain.mean())
+    assert kept.sum() > 100
+    assert score.many(table) == pytest.approx(np.clip(0.5 - expected / 2, 0, 1), abs=1e-3)
+
+
+def test_a_score_of_words_comes_back(tmp_path):
+    """Its file is less than a megabyte, and gives the same scores; without words, and with words that no example had, too."""
+    texts, edge, cloud = questions(400)
+    score = auto([{"sure": i / 400, **prompt_features(text)} for i, text in enumerate(texts)], edge, cloud, base="sure")
+    score.save(tmp_path / "score.json")
+    again = Learned.load(tmp_path / "score.json")
+    assert (tmp_path / "score.json").stat().st_size < 1_000_000
+    others = [{"sure": 0.5, **prompt_features(text)} for text in ("", "unheard of words", texts[0], *TEXTS)]
+    assert again.many(others).tolist() == score.many(others).tolist()
+    assert np.isfinite(again.many(others)).all()
+    columns = {name: [row[name] for row in others] for name in others[0]}
+    assert again.many(columns).tolist() == score.many(others).tolist()
+
+
+@pytest.mark.parametrize("same", ["", "one and the same prompt"])
+def test_prompts_that_are_all_alike(same):
+    """Nothing can be learned of them, and all have one score."""
+    rng = np.random.default_rng(0)
+    score = fit([prompt_features(same)] * 200, rng.random(200) < 0.5, np.ones(200))
+    assert len(set(score.many([prompt_features(text) for text in (same, same)]))) == 1
+    assert math.isfinite(score(prompt_features("another")))
+
+
+@pytest.mark.parametrize("counts", [None, 7, {"a": 1}, {65_536: 1}, {1: "x"}, [3]])
+def test_words_that_are_none(counts):
+    """An example without them, or with others, is refused, when it is fitted and when it is scored."""
+    texts, edge, cloud = questions(100)
+    table = [prompt_features(text) for text in texts]
+    score = fit(table, edge, cloud)
+    with pytest.raises(BadReply, match="hashed words"):
+        score({**table[0], "hashed words": counts})
+    table[3] = {**table[3], "hashed words": counts}
+    with pytest.raises(PolicyError, match="hashed words"):
+        fit(table, edge, cloud)
+
+
+def test_columns_of_words_that_do_not_fit():
+    """Fewer prompts than the other features have."""
+    table = [prompt_features(text) for text in questions(100)[0]]
+    columns = {name: [row[name] for row in table] for name in table[0]}
+    with pytest.raises(PolicyError, match="has 99 prompts"):
+        fit({**columns, "hashed words": columns["hashed words"][:-1]}, *questions(100)[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"idf": "!"}, "broken"),
+        ({"idf": ""}, "finite weights"),
+        ({"scale": None}, "broken"),
+        ({"weights": base64.b64encode(np.full(65_536, np.inf, "<f2").tobytes()).decode()}, "finite weights"),
+    ],
+)
+def test_a_damaged_score_of_words(change, message):
+    """Is refused."""
+    texts, edge, cloud = questions(100)
+    data = fit([prompt_features(text) for text in texts], edge, cloud).data
+    with pytest.raises(ModelError, match=message):
+        Learned({**data, "words": {**data["words"], **change}})
+
+
+def test_a_score_of_an_earlier_version():
+    """One of 64 buckets says what to do; one of sizes and characters alone still works."""
+    texts, edge, cloud = questions(100)
+    table = [prompt_features(text, buckets=0) for text in texts]
+    few = list(table[0])[:14]
+    score = fit([{name: row[name] for name in few} | {"of a word": float(i % 3)} for i, row in enumerate(table)], edge, cloud)
+    data = {**score.data, "columns": ["bucket 0" if name == "of a word" else name for name in score.data["columns"]]}
+    with pytest.raises(ModelError, match="earlier prompt_features with few buckets: fit it again"):
+        Learned(data)
+    score = Learned(fit([{name: row[name] for name in few} for row in table], edge, cloud).data)
+    assert np.isfinite(score.many([prompt_features(text) for text in texts])).all()

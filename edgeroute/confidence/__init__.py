@@ -12,8 +12,9 @@ from edgeroute.system.late_imports import import_tool
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, NotEnough
     from edgeroute.confidence.first_tokens import Prefix
+    from edgeroute.confidence.hashed_words import prompt_features
     from edgeroute.confidence.learned_features import text_features
-    from edgeroute.confidence.learned_score import Learned, prompt_features
+    from edgeroute.confidence.learned_score import Learned
     from edgeroute.confidence.score_before_run import InputScore
     from edgeroute.tools.measure.calibration import calibrate, crossfit
     from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
@@ -27,7 +28,7 @@ _TOOLS_OF = {
 """Module of `edgeroute.tools.measure` -> its public names."""
 _NAMES_OF = {
     "certificate": ("Certificate", "NotEnough"), "learned_features": ("text_features",), "score_before_run": ("InputScore",),
-    "learned_score": ("Learned", "prompt_features"), "first_tokens": ("Prefix",),
+    "learned_score": ("Learned",), "hashed_words": ("prompt_features",), "first_tokens": ("Prefix",),
 }  # fmt: skip
 """Module of this package -> its public names that are imported at their first use."""
 

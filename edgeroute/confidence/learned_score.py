@@ -1,10 +1,11 @@
-"""Learned score: two logistic regressions applied to a model's outputs, and their JSON file.
+"""Learned score: two logistic regressions applied to a model's outputs, or a ridge regression of prompts; and their JSON file.
 
 Harm is that the cloud is right and the edge is not; win is the reverse. On the features of `learned_features.py`
 
     score = (1 + P(win) - P(harm)) / 2     0..1; above 1/2 the edge is the better bet, below it the cloud
 
-Also here: the blend of two scores by their ranks, and features that the caller gives (named tables, `prompt_features`).
+Of `prompt_features` with hashed words one ridge regression fits P(harm) - P(win), the gain of asking the cloud. Also here: the
+blend of two scores by their ranks, and features that the caller gives (named tables).
 """
 
 from __future__ import annotations
@@ -12,20 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
-from math import exp, isfinite, log1p, nan
+from math import exp, isfinite, nan
 from operator import mul
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 
+from edgeroute.confidence.hashed_words import HASHED, WordWeights
 from edgeroute.confidence.learned_features import PER_CLASS, Array, Foreign, names, of_logits, of_row, text_features
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
-from edgeroute.errors import BadReply, ModelError, ModelMissing, PolicyError
+from edgeroute.errors import BadReply, ModelError, ModelMissing
 from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import replace_file
 
@@ -95,13 +95,10 @@ def sigmoid(x: float) -> float:
     return 0.0 if x < -700 else 1 / (1 + exp(-x))  # noqa: PLR2004 - where exp would overflow
 
 
-# Features that the caller gives a learned score: named tables; and features of a prompt, before anything is generated.
+# Features that the caller gives a learned score: named tables.
 #
 # A table is a mapping from name to numbers [n] or [n, d] (an embedding), or a list with a mapping from name to number, or to a
 # row of numbers, for each example. The features of one input are such a mapping.
-
-BUCKETS = 64
-"""Number of buckets for words and pairs of words, by their hashes."""
 
 
 def row_of(features: Any, names: Sequence[str], widths: Sequence[int]) -> list[float]:
@@ -121,52 +118,6 @@ def row_of(features: Any, names: Sequence[str], widths: Sequence[int]) -> list[f
             raise BadReply(f"the feature {name!r} has {len(numbers)} numbers, and the score was fitted to {width}")
         row += numbers
     return row
-
-
-def prompt_features(text: str, *, buckets: int = BUCKETS) -> dict[str, float]:
-    """Return features of a prompt, known before anything is generated: microseconds per word, the same in each process.
-
-    Args:
-        text: the prompt.
-        buckets: number of counts into which words, and pairs of neighbouring words, are hashed; 0: none.
-
-    Returns:
-        Name -> number: sizes and counts as logarithms of one plus them, and shares of characters.
-
-    Raises:
-        PolicyError: `text` is not a text, or `buckets` is negative or no whole number.
-    """
-    if not isinstance(text, str):
-        raise PolicyError(f"a prompt is a text, not a {type(text).__name__}")
-    if not isinstance(buckets, int) or buckets < 0:
-        raise PolicyError(f"buckets= takes a whole number, 0 or more, not {buckets!r}")
-    words = text.lower().split()
-    size = max(1, len(text))
-
-    def share(test: Callable[[str], bool]) -> float:
-        return sum(map(test, text)) / size
-
-    features = {
-        "characters": log1p(len(text)),
-        "words": log1p(len(words)),
-        "lines": log1p(text.count("\n")),
-        "questions": log1p(text.count("?")),
-        "word length": sum(map(len, words)) / max(1, len(words)),
-        "distinct words": len(set(words)) / max(1, len(words)),
-        "longest word": log1p(max(map(len, words), default=0)),
-        "digits": share(str.isdigit),
-        "capitals": share(str.isupper),
-        "letters": share(str.isalpha),
-        "foreign": share(lambda c: not c.isascii()),
-        "signs": share(lambda c: c in "=+-*/^<>\\$%"),
-        "brackets": share(lambda c: c in "()[]{}"),
-        "numbers": log1p(sum(word[0].isdigit() for word in words)),
-    }
-    counts = [0] * buckets
-    if buckets:
-        for part in (*words, *(f"{a} {b}" for a, b in pairwise(words))):
-            counts[crc32(part.encode("utf-8", "surrogatepass")) % buckets] += 1
-    return features | {f"bucket {i}": log1p(count) for i, count in enumerate(counts)}
 
 
 VERSION = 1
@@ -209,7 +160,9 @@ class Learned:
         if type(self.classes) is not int or self.classes < 0 or self.classes == 1:
             raise ValueError(f"{self.classes!r} classes")
         self._table = None if "columns" not in data else (list(data["columns"]), [int(width) for width in data["widths"]])
-        self._base = data.get("base")
+        if self._table is not None and {"bucket 0", "longest word"} <= set(self._table[0]):
+            raise ModelError("the score is of an earlier prompt_features with few buckets: fit it again")
+        self._base, self._words = data.get("base"), WordWeights(data["words"]) if "words" in data else None
         self._text, self._fitted = self.classes == 0 and self._table is None, self.name == "learned"
         self.of_logits = self.classes > 0
         if not self._fitted:
@@ -229,11 +182,15 @@ class Learned:
         if data["features"] != columns:
             raise ValueError("its features are not those of this version")
         count = columns if isinstance(columns, int) else len(columns)
-        self._weights = np.array([data["harm"], data["win"]], np.float64)
-        if self._weights.shape != (2, count + 1):
-            raise ValueError(f"{self._weights.shape} weights for {count} features and a constant, twice")
+        outcomes = ["harm", "win"] if self._words is None else ["gain"]
+        self._weights = np.array([data[outcome] for outcome in outcomes], np.float64)
+        if self._weights.shape != (len(outcomes), count + 1):
+            raise ValueError(f"{self._weights.shape} weights for {count} features and a constant, for {' and '.join(outcomes)}")
         if not all(np.isfinite(part).all() for part in (self._weights, *(self._foreign or ()))):
             raise ValueError("a weight is not finite")
+        self._gain: list[float] = self._weights[0].tolist()
+        if self._words is not None:
+            return
         plain = count + 1 - (self.classes if self.classes <= PER_CLASS else 0)
         (self._harm, self._harm_of), (self._win, self._win_of) = (
             (w[1:plain], [w[0] + v for v in w[plain:]] or w[:1]) for w in self._weights.tolist()
@@ -266,8 +223,11 @@ class Learned:
         """Return the score for features and the predicted class, by both regressions."""
         harm = self._harm_of[predicted] + sum(map(mul, self._harm, vector))
         win = self._win_of[predicted] + sum(map(mul, self._win, vector))
-        better = sigmoid(win) - sigmoid(harm)
-        return 0.5 + 0.5 * better if self._blend is None else self._blend.score_one(vector[0], better)
+        return self._score_of(vector[0], sigmoid(win) - sigmoid(harm))
+
+    def _score_of(self, base: float, better: float) -> float:
+        """Return the score for a base score and P(win) - P(harm)."""
+        return min(max(0.5 + 0.5 * better, 0.0), 1.0) if self._blend is None else self._blend.score_one(base, better)
 
     def _of_features(self, features: Any) -> float:
         """Return the score of one input's named features.
@@ -280,7 +240,12 @@ class Learned:
             return 0.5 if self._base is None else row[0] if isfinite(row[0]) else nan
         if not all(map(isfinite, row)):  # no example of the fit was like it
             return nan
-        return self._weigh(row if self._base is not None else [0.0, *row], 0)
+        if self._base is None:
+            row.insert(0, 0.0)
+        if self._words is None:
+            return self._weigh(row, 0)
+        gain = self._gain[0] + sum(map(mul, self._gain[1:], row)) + self._words.weigh(features.get(HASHED))
+        return self._score_of(row[0], -gain)
 
     def many(self, outputs: Any) -> Array:
         """Return the scores of inputs, [n].
@@ -291,7 +256,7 @@ class Learned:
             BadReply: the number of classes differs from that of the fit, or a feature is missing.
         """
         if self._table is not None:
-            names_ = self._table[0]
+            names_ = self._table[0] + ([HASHED] if self._fitted and self._words is not None else [])
             if isinstance(outputs, Mapping):
                 missing = [name for name in names_ if name not in outputs]
                 if missing:

@@ -1,5 +1,7 @@
 """Fitting of a learned score by ridge logistic regression with cross-validation; `auto` blends it by the number of its examples.
 
+Of prompts with hashed words (`prompt_features`) the gain is fitted in place of harm and win: prompt_fitting.py.
+
 The first feature, the log odds of msp, is almost unpenalised and all others are penalised, so the less there is to learn, the
 closer the ranking is to that of msp (Chow, 1970). For texts the first feature is the 10 % quantile; of a table it is the base
 score, if there is one.
@@ -17,9 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from edgeroute.confidence.hashed_words import HASHED
 from edgeroute.confidence.learned_features import PER_CLASS, TEXT, Array, Foreign, centred, names, of_logits, text_features
 from edgeroute.confidence.learned_score import VERSION, Learned, expit, fallback, with_constant
 from edgeroute.errors import PolicyError
+from edgeroute.tools.measure import prompt_fitting
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share, outcomes
 
 RIDGE = (3.0, 30.0, 300.0)
@@ -33,8 +37,6 @@ KNOTS = 65
 """Quantiles of a score in its file, for ranks."""
 FREE = 0.01
 """Ridge of the intercept and the first feature: keeps the weights finite on separable examples."""
-NO_SLOPES = 1e9
-"""Ridge at which only the first feature is left."""
 
 
 def fit(
@@ -57,7 +59,7 @@ def fit(
         edge_correct: [n], 0 to 1.
         cloud_correct: [n], 0 to 1.
         base: column of a table that is a confidence already; None: there is none.
-        ridge: candidates; the one with the best held-out likelihood is used.
+        ridge: candidates; the one with the best held-out likelihood is used. For prompts with hashed words the default is 20.
         folds: number of cross-validation folds.
         seed: seed of the random split; the same seed gives the same score.
         ood: True adds energy and distance of the logits, which detect out-of-distribution inputs. Slower, and no longer invariant
@@ -106,6 +108,8 @@ class _Examples(NamedTuple):
     columns: tuple[list[str], list[int]] | None = None
     """Names of a table's features, and how many columns each has; None: no table."""
     base: str | None = None
+    words: prompt_fitting.Words | None = None
+    """Hashed words of prompts: the gain is fitted."""
 
     @property
     def name(self) -> str:
@@ -140,11 +144,24 @@ def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayL
         return _logit_examples(features, edge_correct, cloud_correct, ood)
     if ood:
         raise PolicyError("ood= works with logits, and this is a table of features: leave it out")
+    words = None
+    if HASHED in (features if isinstance(features, Mapping) else features[0]):
+        features, words = _split(features)
     names, widths, table = table_of(features, base)
+    if words is not None and words.n != len(table):
+        raise PolicyError(f"{HASHED!r} has {words.n} prompts, and the other features {len(table)}")
     edge, gain = outcomes(edge_correct, cloud_correct, len(table))
     if base is None:  # no score before the fit: a constant in its place
         table = np.concatenate([np.zeros((len(table), 1)), table], 1)
-    return _usable(_Examples(0, None, table, edge, gain, columns=(names, widths), base=base), table)
+    return _usable(_Examples(0, None, table, edge, gain, columns=(names, widths), base=base, words=words), table)
+
+
+def _split(features: Any) -> tuple[Any, prompt_fitting.Words]:
+    """Return a table without its hashed words, and these; raise `PolicyError` if an example has none."""
+    if isinstance(features, Mapping):
+        return {name: values for name, values in features.items() if name != HASHED}, prompt_fitting.words_of(features[HASHED])
+    words = prompt_fitting.words_of([example.get(HASHED) for example in features])
+    return [{name: value for name, value in example.items() if name != HASHED} for example in features], words
 
 
 def _logit_examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike, ood: bool) -> _Examples:
@@ -165,8 +182,9 @@ def _usable(examples: _Examples, table: Array) -> _Examples:
     keep = np.isfinite(table).all(1)
     logits = None if examples.logits is None else examples.logits[keep]
     return examples._replace(
-        logits=logits, table=table[keep], edge=examples.edge[keep], gain=examples.gain[keep], left_out=int((~keep).sum())
-    )
+        logits=logits, table=table[keep], edge=examples.edge[keep], gain=examples.gain[keep], left_out=int((~keep).sum()),
+        words=None if examples.words is None else examples.words.part(keep),
+    )  # fmt: skip
 
 
 def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, blend: bool) -> Learned:
@@ -175,6 +193,8 @@ def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, 
     Raises:
         PolicyError: `ridge`, `folds` or `seed` is invalid.
     """
+    if examples.words is not None and ridge is RIDGE:
+        ridge = (prompt_fitting.RIDGE,)
     if not 2 <= folds <= FEW or not ridge or not all(0 < r < inf for r in ridge):  # noqa: PLR2004 - one to leave out, one to keep
         raise PolicyError(f"folds {folds}, ridge {tuple(ridge)}: expected 2 to {FEW} folds, and positive numbers")
     if not isinstance(seed, int | np.integer) or seed < 0:
@@ -193,20 +213,20 @@ def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, 
         return fall_back("the cloud is never right where the edge is wrong")
     if max(harms, wins) < RARE:
         return fall_back(f"edge and cloud hardly differ: {harms:g} harms and {wins:g} wins, and {RARE} of either are needed")
-    if not np.ptp(examples.table, 0).any():
+    if not np.ptp(examples.table, 0).any() and examples.words is None:
         return fall_back("all outputs are alike")
 
     areas, losses = _crossvalidate(examples, ridge, folds, seed)
     best = int(losses[1:].sum(1).argmin()) + 1
     area, plain = (area_share(areas[i], examples.gain) for i in (best, 0))
     table, foreign = examples.fold(np.ones(n, bool))
-    weights = _train(table, examples, np.ones(n, bool), ridge[best - 1])
+    fitted = _train(table, examples, np.ones(n, bool), ridge[best - 1])
     summary, blending = "learned", None
     if blend:
         trust = (harms + wins) / (harms + wins + TRUST)
         summary = f"learned, {trust:.0%} of it and {1 - trust:.0%} of {name}"
-        fit_score = expit(with_constant(table) @ weights.T) @ [-1, 1]
-        blending = {"weight": trust, "base": _knots(table[:, 0]), "fit": _knots(fit_score)}
+        better, _ = fitted.better_and_losses(examples.words, table, examples.gain)
+        blending = {"weight": trust, "base": _knots(table[:, 0]), "fit": _knots(better)}
     areas_text = f"area {area:.3f} of the fit against {plain:.3f} for {name}"
     comparison = f"{areas_text}, {folds}-fold cross-validated; ridge {ridge[best - 1]:g}"
     return Learned(
@@ -215,8 +235,7 @@ def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, 
             "name": "learned",
             "chosen_because": f"{summary}, {comparison} ({n} examples{without}: {harms:.4g} harms, {wins:.4g} wins)",
             "features": names(examples.classes, foreign is not None) if examples.columns is None else table.shape[1],
-            "harm": weights[0].tolist(),
-            "win": weights[1].tolist(),
+            **fitted.data,
             "foreign": None if foreign is None else {part: a.tolist() for part, a in foreign._asdict().items()},
             **({} if blending is None else {"blend": blending}),
         }
@@ -241,20 +260,43 @@ def _crossvalidate(examples: _Examples, ridge: Sequence[float], folds: int, seed
     areas, losses = np.zeros((2, 1 + len(ridge), n))
     for left_out in (fold == i for i in range(folds)):
         table, _ = examples.fold(~left_out)
-        inputs, gain = with_constant(table[left_out]), examples.gain[left_out]
-        for i, strength in enumerate((NO_SLOPES, *ridge)):
-            logits = inputs @ _train(table, examples, ~left_out, strength).T
-            harm, win = expit(logits).T
-            areas[i, left_out] = area_parts(win - harm if i else table[left_out, 0], gain)
-            losses[i, left_out] = (np.logaddexp(0, logits) - logits * np.maximum(np.stack([gain, -gain], 1), 0)).sum(1)
+        gain, words = examples.gain[left_out], None if examples.words is None else examples.words.part(left_out)
+        areas[0, left_out] = area_parts(table[left_out, 0], gain)
+        for i, strength in enumerate(ridge, 1):
+            fitted = _train(table, examples, ~left_out, strength)
+            better, losses[i, left_out] = fitted.better_and_losses(words, table[left_out], gain)
+            areas[i, left_out] = area_parts(better, gain)
     return areas, losses
 
 
-def _train(table: Array, examples: _Examples, train: Array, ridge: float) -> Array:
-    """Return the weights of harm and win for unscaled features, [2, 1 + features]; a rare outcome gets a constant rate.
+class _HarmAndWin(NamedTuple):
+    """Two logistic regressions of unscaled features."""
+
+    weights: Array
+    """[2, 1 + features]."""
+
+    def better_and_losses(self, words: None, table: Array, gain: Array) -> tuple[Array, Array]:  # noqa: ARG002 - there are none
+        """Return P(win) - P(harm) and the negative log-likelihoods of examples, [n] each."""
+        logits = with_constant(table) @ self.weights.T
+        losses = np.logaddexp(0, logits) - logits * np.maximum(np.stack([gain, -gain], 1), 0)
+        return expit(logits) @ [-1, 1], losses.sum(1)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Contents of a score's file."""
+        return {"harm": self.weights[0].tolist(), "win": self.weights[1].tolist()}
+
+
+def _train(table: Array, examples: _Examples, train: Array, ridge: float) -> Any:
+    """Fit these examples; return the fit, with `better_and_losses` and `data`.
+
+    Of harm and win, a rare outcome gets a constant rate.
 
     train: [n], bool.
     """
+    if examples.words is not None:
+        words = examples.words.part(train)
+        return prompt_fitting.fit_gain(words, table[train], examples.gain[train], ridge, base=examples.base is not None)
     x = table[train]
     mean, scale = x.mean(0), x.std(0)
     scale[(scale < 1e-9) | (np.abs(x - mean).max(0) <= 0)] = 1  # noqa: PLR2004 - a constant, but for rounding
@@ -274,7 +316,7 @@ def _train(table: Array, examples: _Examples, train: Array, ridge: float) -> Arr
             row[:] = irls(inputs, y, penalty) @ directions
     weights[:, 1:] /= scale
     weights[:, 0] -= weights[:, 1:] @ mean
-    return weights
+    return _HarmAndWin(weights)
 
 
 def narrow(inputs: Array) -> tuple[Array, Array]:
