@@ -98,7 +98,7 @@ def partial(error):
     return error
 
 
-SPENT = Held("cloud was not asked: usd_per_day = 1 is spent (1, 0.4 more asked)", code="usd_per_day")
+SPENT = Held("cloud was not asked: usd_per_day = 1 is spent (1 so far, and this call takes 0.4)", code="usd_per_day")
 BELOW = "edge 0.41 < 0.85 (uncalibrated)"
 STANDS = "so the edge answer stands"
 """Of nearly every degraded answer."""
@@ -193,7 +193,7 @@ WALKS = {
     ),
     "held": (
         "usd_per_day", made(), [done(0.41), fails(SPENT)],
-        BELOW + "; cloud was not asked: usd_per_day = 1 is spent (1, 0.4 more asked); " + STANDS,
+        BELOW + "; cloud was not asked: usd_per_day = 1 is spent (1 so far, and this call takes 0.4); " + STANDS,
     ),
     "late": (
         "deadline", made(deadline_s=1.0), [done(0.41), late], BELOW + "; cloud not there by the deadline of 1000 ms; " + STANDS,
@@ -391,19 +391,19 @@ ROUTED = {
     ),
     "dollars": (
         "usd_per_day", lambda *_: here(GOOD, times=2, usd_per_call=1.0, limits=Limits(usd_per_day=1.5)),
-        HELD_SO + "usd_per_day = 1.5 is spent (1, 1 more asked, room again in N h); " + STANDS,
+        HELD_SO + "usd_per_day = 1.5 is spent (1 so far, and this call takes 1), and such a call may be made again in N h; " + STANDS,
     ),
     "joules": (
         "joules_per_hour", lambda *_: here(GOOD, joules_per_call=2.0, limits=Limits(joules_per_hour=1)),
-        HELD_SO + "joules_per_hour = 1 is spent (0, 2 more asked); " + STANDS,
+        HELD_SO + "joules_per_hour = 1 is spent (0 so far, and this call takes 2); " + STANDS,
     ),
     "bytes": (
         "mb_per_day", lambda *_: here(GOOD, limits=Limits(mb_per_day=1e-9)),
-        HELD_SO + "mb_per_day = 1e-09 is spent (0, 1.1e-05 more asked); " + STANDS,
+        HELD_SO + "mb_per_day = 1e-09 is spent (0 so far, and this call takes 1.1e-05); " + STANDS,
     ),
     "calls": (
         "calls_per_minute", lambda *_: here(GOOD, times=2, limits=Limits(calls_per_minute=1)),
-        HELD_SO + "calls_per_minute = 1 is spent (1, 1 more asked, room again in N s); " + STANDS,
+        HELD_SO + "calls_per_minute = 1 is spent (1 so far, and this call takes 1), and such a call may be made again in N s; " + STANDS,
     ),
     "what is not written ahead": (
         "usd_per_day", lambda path, patch: without_room_to_write(patch, path),
@@ -411,7 +411,7 @@ ROUTED = {
     ),
     "a state that was damaged": (
         "usd_per_day", lambda path, _: damaged(path),
-        HELD_SO + "usd_per_day = 0.05: what was spent is not known, since FOLDER/state.db was damaged, room again in N h; " + STANDS,
+        HELD_SO + "usd_per_day = 0.05: what was spent is not known, since FOLDER/state.db was damaged, and calls under this limit may be made again in N h; " + STANDS,
     ),
     "a ledger": (
         "ledger", lambda path, patch: without_a_ledger(patch, path),

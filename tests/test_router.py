@@ -25,6 +25,7 @@ from edgeroute import (
     Closed,
     DeadlineExceeded,
     Egress,
+    Limits,
     NoAnswer,
     OnnxModel,
     OpenInference,
@@ -34,7 +35,7 @@ from edgeroute import (
     Router,
 )
 from edgeroute.core.plan import Facts
-from edgeroute.testing import FakeCloud
+from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 
 def edge(x):
@@ -327,6 +328,33 @@ def test_a_batch_comes_back_in_order():
 
 
 # --------------------------------------------------------------------------------------------------- decide, check, stats
+@pytest.mark.parametrize(
+    ("limits", "terms"),
+    [
+        (Limits(usd_per_day=1), {"usd_per_call": 0.6}),
+        (Limits(calls_per_minute=1), {}),
+        (Limits(usd_per_day=1), {"usd_per_mb": 0.6e6 / 12}),
+    ],
+)
+def test_decide_knows_what_is_spent(limits, terms):
+    """A limit without room for this call: the input would stay, and nothing is booked; another endpoint may have room."""
+    with CannedServer(http_reply(b'{"value": 1}')) as server:
+        paid = PlainJson(f"{server.url}/ask", **terms)
+        with Router(edge=edge, cloud=paid, threshold=0.85, limits=limits) as router:
+            assert router.decide(-1).sends_to == (paid.where,)
+            assert [router.infer(-1).source, router.infer(-1).source] == ["cloud", "edge"]
+            before = router.status().spent
+            decision = router.decide(-1)
+            assert decision.sends_to == ()
+            assert f"would not be asked now: {limits._fields[0 if limits.usd_per_day == 1 else 3]} = 1 is spent" in str(decision)
+            assert router.status().spent == before
+        free = PlainJson(f"{server.url}/free", name="free")
+        both = [PlainJson(f"{server.url}/ask", name="paid", usd_per_call=2), free]
+        with Router(edge=edge, cloud=both, threshold=0.85, limits=Limits(usd_per_day=1)) as router:
+            assert router.decide(-1).sends_to == (free.where,)
+        assert len(server.requests) == 1
+
+
 def test_decide_sends_nothing_and_says_why():
     """A dry run: the plan with reasons, what the edge says, and where the input would go."""
     asked = []

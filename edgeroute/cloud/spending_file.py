@@ -193,10 +193,13 @@ class SharedSpending:
         self._limits = limits
         self._account.join(self)
 
-    def reserve(self, cost: Cost, now: float) -> Rejection | None:
-        """Book a cost, and return None; or return the limit that forbids it. Call `secure` before anything is sent for it."""
+    def reserve(self, cost: Cost, now: float, *, book: bool = True) -> Rejection | None:
+        """Book a cost, and return None; or return the limit that forbids it. Call `secure` before anything is sent for it.
+
+        book: False books nothing in any case.
+        """
         limits = up_against(self._limits, cost, self.edge_j) if cost.joules else self._limits
-        return self._account.reserve(cost, now, limits)
+        return self._account.reserve(cost, now, limits, book)
 
     @property
     def durable(self) -> bool:
@@ -266,13 +269,13 @@ class _Account(ForkSafe):
         """Add the spending of earlier runs and other processes not added yet. Return True if the state file could be read."""
         return self._earlier is None or self._earlier.recall(self.lock, self._name)
 
-    def reserve(self, cost: Cost, now: float, limits: Limits) -> Rejection | None:
+    def reserve(self, cost: Cost, now: float, limits: Limits, book: bool) -> Rejection | None:
         """Book a cost, and return None; or return the limit that forbids it. Then an unreadable state file may be read again.
 
         Nothing is booked then.
         """
         with self.lock:
-            rejection = self._spending.reserve(cost, now, limits)
+            rejection = self._spending.reserve(cost, now, limits, book=book)
         if rejection is not None and self._earlier is not None:
             self._earlier.look_again(self.lock, self._name)
         return rejection

@@ -87,11 +87,11 @@ class Spending:
         self._lost_at, self._lost_why = -INF, ""
         self._windows = tuple(map(_Window, Limits._fields, _LENGTHS_S))
 
-    def reserve(self, cost: Cost, now: float, limits: Limits | None = None) -> Rejection | None:
+    def reserve(self, cost: Cost, now: float, limits: Limits | None = None, *, book: bool = True) -> Rejection | None:
         """Book the cost and return None; or book nothing and return the limit that forbids it, whose name is the code.
 
         A limit already exceeded, by `add` or `settle`, does not stop a cost without a part of its kind. `limits`: those of the
-        caller, None: those of the account.
+        caller, None: those of the account. book: False books nothing in any case.
         """
         windows = self._windows
         limits = up_against(self.limits, cost, self.edge_j) if limits is None else limits
@@ -103,7 +103,7 @@ class Spending:
                     return Rejection(cast("HeldCode", window.name), f"{window.name} = {limit:g}: {why}")
                 if window.total + asked > limit * _ROUNDING:
                     return window.refusal(asked, limit, now)
-        for window, asked in zip(windows, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
+        for window, asked in zip(windows, cost if book else ()):  # noqa: B905 - always four, and the keyword costs 0.2 us
             if asked > 0:  # as `book`, without its call
                 window.booked[window.current] = window.booked.get(window.current, 0.0) + asked
                 window.total += asked
@@ -154,7 +154,7 @@ class Spending:
         if self.unknown:
             return self.unknown
         until = self._lost_at + window.length_s + window.width_s
-        return f"{self._lost_why}, room again in {span(until - now)}" if now < until else ""
+        return f"{self._lost_why}, and calls under this limit may be made again in {span(until - now)}" if now < until else ""
 
     def ahead(self) -> bool:
         """Return True if more is booked under a limit than the record of this process has."""
@@ -292,8 +292,8 @@ class _Window:
     def refusal(self, asked: float, limit: float, now: float) -> Rejection:
         """Return the rejection of an amount that exceeds the limit."""
         room_at = self.room_at(asked, limit)
-        when = "" if room_at is None else f", room again in {span(room_at - now)}"
-        text = f"{self.name} = {limit:g} is spent ({self.total:.6g}, {asked:.6g} more asked{when})"
+        when = "" if room_at is None else f", and such a call may be made again in {span(room_at - now)}"
+        text = f"{self.name} = {limit:g} is spent ({self.total:.6g} so far, and this call takes {asked:.6g}){when}"
         return Lasting.of(cast("HeldCode", self.name), text, 0.0 if room_at is None else room_at - now)
 
     def room_at(self, asked: float, limit: float) -> float | None:

@@ -14,6 +14,7 @@ from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, ju
 from edgeroute.router.leg_execution import PASSING, LegExecutor
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.system.late_imports import import_tool
+from edgeroute.system.process import now
 from edgeroute.types import Backend
 
 
@@ -57,7 +58,7 @@ class Check(NamedTuple):
         return import_tool("measure.report.report_page").check_page(self)  # type: ignore[no-any-return]
 
 
-def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:
+def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:
     """Yield the starts of the edges that the plan begins with, to be run, and return the route that the input would take.
 
     Ends with the first edge that is accepted, or before an edge behind a cloud that would be called; other failures are steps.
@@ -65,6 +66,7 @@ def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Sta
     Args:
         plan: plan of the input.
         legs: executor of the plan's legs.
+        x: the input, by which the cost of a call is estimated.
         audited: share of requests compared with the cloud later.
 
     Raises:
@@ -75,8 +77,7 @@ def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Sta
         start = Start(i)
         if leg.permit is not None:
             cloud: Any = legs.backend(start)
-            why = cloud.guard.why()
-            if why:
+            if why := cloud.guard.why() or _spent(cloud, x):
                 steps.append(f"=> {leg.name}: would not be asked now: {why}")
             else:
                 sends.append(cloud.where)
@@ -98,6 +99,13 @@ def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Sta
                 steps.append(f"=> one in {1 / audited:,.0f} such inputs is sent to the cloud afterwards, to compare (audit)")
             break
     return Decision(plan, tuple(steps), tuple(sends))
+
+
+def _spent(cloud: Any, x: Any) -> str:
+    """Return why limits of spending forbid a call of an endpoint for this input; empty: they allow it. Books nothing."""
+    cost = import_tool("inspect.never_works").smallest_cost(cloud, [x])
+    rejection = cloud.guard.spending.reserve(cost, now(), book=False)
+    return "" if rejection is None else str(rejection.text)
 
 
 def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str = "") -> Check:

@@ -560,7 +560,7 @@ def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | No
 
     request = engine.request(x, mode, deadline, data_class)
     legs = engine.legs([request])
-    return blocking.drive_inline(decide(request.plan, legs, engine.audited), legs.run)
+    return blocking.drive_inline(decide(request.plan, legs, x, engine.audited), legs.run)
 
 
 def check_all(engine: Engine, timeout: float) -> Check:

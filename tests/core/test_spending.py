@@ -25,7 +25,10 @@ def test_a_reservation_counts_at_once():
     assert spending.reserve(Cost(usd=1.998, calls=1), NOW) is None
     assert spending.spent(NOW) == Cost(1.998, 0, 0, 1)
     why = spending.reserve(Cost(usd=0.004, calls=1), NOW)
-    assert why == ("usd_per_day", "usd_per_day = 2 is spent (1.998, 0.004 more asked, room again in 25 h)")
+    assert why == (
+        "usd_per_day",
+        "usd_per_day = 2 is spent (1.998 so far, and this call takes 0.004), and such a call may be made again in 25 h",
+    )
     assert spending.reserve(Cost(usd=0.002), NOW) is None
     assert spending.reserve(Cost(usd=0.00001), NOW) is not None
 
@@ -36,7 +39,7 @@ def test_each_kind_has_its_limit(kind):
     limits, cost = Limits(*[1.0 if i == kind else INF for i in range(4)]), Cost(2, 2, 2, 2)
     spending = Spending(limits)
     name = Limits._fields[kind]
-    assert spending.reserve(cost, NOW) == (name, f"{name} = 1 is spent (0, 2 more asked)")
+    assert spending.reserve(cost, NOW) == (name, f"{name} = 1 is spent (0 so far, and this call takes 2)")
     assert spending.spent(NOW) == Cost()
     spending.limits = Limits()
     assert spending.reserve(cost, NOW) is None
@@ -96,10 +99,13 @@ def test_room_again():
         assert spending.reserve(Cost(calls=1), NOW + after) is None
     assert spending.reserve(Cost(calls=2), NOW + 40) == (
         "calls_per_minute",
-        "calls_per_minute = 4 is spent (4, 2 more asked, room again in 31 s)",
+        "calls_per_minute = 4 is spent (4 so far, and this call takes 2), and such a call may be made again in 31 s",
     )
     assert spending.reserve(Cost(calls=2), NOW + 70.9) is not None
-    assert spending.reserve(Cost(calls=5), NOW + 70.9) == ("calls_per_minute", "calls_per_minute = 4 is spent (3, 5 more asked)")
+    assert spending.reserve(Cost(calls=5), NOW + 70.9) == (
+        "calls_per_minute",
+        "calls_per_minute = 4 is spent (3 so far, and this call takes 5)",
+    )
     assert spending.reserve(Cost(calls=2), NOW + 71) is None
 
 
@@ -204,10 +210,10 @@ def test_what_is_lost():
     spending = Spending(Limits(usd_per_day=2.0, calls_per_minute=9))
     spending.mark_unknown_until(NOW, "the file was damaged")
     spending.mark_unknown_until(NOW - 99, "an older one")
-    why = ("calls_per_minute", "calls_per_minute = 9: the file was damaged, room again in 61 s")
+    why = ("calls_per_minute", "calls_per_minute = 9: the file was damaged, and calls under this limit may be made again in 61 s")
     assert spending.reserve(Cost(calls=1), NOW) == why
     assert spending.reserve(Cost(calls=1), NOW + 61) is None
-    assert spending.reserve(Cost(usd=1), NOW + 61).text.endswith("room again in 25 h")
+    assert spending.reserve(Cost(usd=1), NOW + 61).text.endswith("may be made again in 25 h")
     assert spending.reserve(Cost(usd=1), NOW + 86_400 + 1_440) is None
 
 
@@ -228,7 +234,7 @@ def test_a_restart_forgets_nothing():
     dumped = carried(before)
     after.load(dumped, NOW + 90)
     assert after.spent(NOW + 90) == Cost(11, 22, 33, 40) == before.spent(NOW + 90)
-    text = "joules_per_hour = 10 is spent (33, 1 more asked, room again in 61 min)"
+    text = "joules_per_hour = 10 is spent (33 so far, and this call takes 1), and such a call may be made again in 61 min"
     assert after.reserve(Cost(joules=1), NOW + 90) == ("joules_per_hour", text)
     for later in (3_659, 3_660, 3_720, 3_780, 90_000):
         assert after.spent(NOW + later) == before.spent(NOW + later)

@@ -106,7 +106,7 @@ def _limits(clouds: list[Any], limits: Limits, edge_j: float, inputs: list[Any])
                 f"or leave {name} out"
             )
     for cloud in clouds:
-        cost = _smallest(cloud, inputs)
+        cost = smallest_cost(cloud, inputs)
         for name, limit, asked in zip(Limits._fields, up_against(limits, cost, edge_j), cost, strict=True):
             if asked > limit:
                 least = f"at least {asked:.3g}" if asked > LEAST_MB or name == "usd_per_day" else "more"
@@ -121,7 +121,7 @@ def _call(cloud: Any, x: Any) -> Any:
     return cloud.encode(Escalated(x, None) if cloud.sends_edge else x)
 
 
-def _smallest(cloud: Any, inputs: list[Any]) -> Cost:
+def smallest_cost(cloud: Any, inputs: list[Any]) -> Cost:
     """Return the cost of the cheapest call of these inputs; inputs that the endpoint cannot encode count as one byte."""
     costs = []
     for x in inputs:
