@@ -143,3 +143,35 @@ def test_commands_answer_photos_by_views(tmp_path, command):
             assert (code, err) == (0, "")
     sent = [json.loads(request.partition(b"\r\n\r\n")[2])["content"] for request in server.requests]
     assert sent == [base64.b64encode(one).decode() for one in content * 2]
+
+
+@pytest.mark.parametrize(
+    ("piped", "values"),
+    [
+        ("a,b,c,d\n1,0,0,0\n0,0,1,0\n", ["a", "c"]),
+        ('\ufeff"a";"b";"c";"d"\r\n1;0;0;0\r\n', ["a"]),
+        ("1\t0\t0\t0\n", ["a"]),
+        ("a,b,c,d,label\n0,1,0,0,b\n", ["b"]),
+        ("[1, 0, 0, 0]\n[0, 1, 0, 0]\n", ["a", "b"]),
+    ],
+)
+def test_a_table_on_stdin(tmp_path, piped, values):
+    """Its rows are inputs, as those of a file; JSON stays JSON."""
+    tiny.linear(tmp_path / "edge.onnx", card={"labels": ["a", "b", "c"]})
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[edge]\npath = "edge.onnx"\n')
+    code, out, err = cli("infer", "-p", policy, "-", "--json", input=piped)
+    assert code == 0, err
+    assert [json.loads(line)["value"] for line in out.splitlines()] == values
+    code, out, err = cli("decide", "-p", policy, "-", "--index", len(values) - 1, input=piped)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("piped", ['"half, of a text', '{"a": 1,}', "[1, 2", "1,2,3,4\n1,2\n"])
+def test_what_is_neither_json_nor_a_table_on_stdin(tmp_path, piped):
+    """One line."""
+    tiny.linear(tmp_path / "edge.onnx")
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[edge]\npath = "edge.onnx"\n')
+    code, out, err = cli("infer", "-p", policy, "-", input=piped)
+    assert (code, err.count("error: ")) == (1, 1), (out, err)

@@ -119,3 +119,20 @@ def test_a_state_folder_that_cannot_be_used(looked, tmp_path, inside):
     assert "what is not in the egress ledger does not leave" in out, err
     assert "cannot be read" in cli(*decide)[2]
     assert listing(tmp_path) == before
+
+
+def test_infer_says_that_it_delivers(looked, tmp_path):
+    """Before the first answer, how many requests wait; in its summary what became of them; nothing without an outbox."""
+    with CannedServer(http_reply(status=503), close=True) as server:
+        path = policy(tmp_path, server.port)
+        with Router.from_policy(path) as router:
+            router.infer(UNSURE, data_class="product")
+        note = "the outbox is delivered to the cloud while this runs: 1 waiting"
+        more = ("infer", "-p", path, tmp_path / "x.npy", "--class", "product", "--mode", "only_edge")
+        code, out, err = cli(*more)
+        assert (code, err.strip()) == (0, note)
+        assert "0 delivered meanwhile, 1 waiting" in out
+    plain = tmp_path / "plain.toml"
+    plain.write_text('threshold = 0.9\n[edge]\npath = "small.onnx"\n')
+    assert "outbox" not in cli("infer", "-p", plain, tmp_path / "x.npy")[1]
+    assert "deliver what waits in the outbox" in " ".join(cli("infer", "--help")[1].split())

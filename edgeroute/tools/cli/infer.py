@@ -55,8 +55,15 @@ class Tally:
             self.labelled += 1
             self.right += _right(answer, item.label)
 
-    def show(self, stats: Stats, *, failed: int, batch: int) -> None:
-        """Print the summary. stats: of the router that answered; batch: inputs answered together."""
+    def show(self, stats: Stats, *, failed: int, batch: int, outbox: str = "") -> None:
+        """Print the summary.
+
+        Args:
+            stats: of the router that answered.
+            failed: number of inputs without an answer.
+            batch: number of inputs answered together.
+            outbox: text on the queued requests; empty: there is no outbox.
+        """
         import numpy as np
 
         from edgeroute.tools.cli.tables_and_options import console, pairs
@@ -77,6 +84,8 @@ class Tally:
             p50, p90, p99 = (f"{value * 1000:,.2f}" for value in np.quantile(self._latencies, (0.5, 0.9, 0.99)))
             rows.append(("latency, ms", f"p50 {p50}, p90 {p90}, p99 {p99}" + (f" (batches of {batch})" if batch > 1 else "")))
         rows.append(("bytes", f"{stats.bytes_sent:,} sent, {stats.bytes_received:,} received"))
+        if outbox:
+            rows.append(("outbox", outbox))
         if self.labelled:
             rows.append(("accuracy", f"{self.right / self.labelled:.2%} of {self.labelled:,} with a label"))
         pairs(rows)
@@ -113,7 +122,7 @@ def infer(
     batch: Annotated[int, typer.Option(min=1, help="Inputs to answer together.")] = 1,
     as_json: Json = False,
 ) -> int:
-    """Answer inputs. A failed input does not stop the others."""
+    """Answer inputs, and deliver what waits in the outbox meanwhile. A failed input does not stop the others."""
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.input_files import files, folder_labels, read_inputs
     from edgeroute.tools.measure.report.progress_bar import bar
@@ -147,6 +156,9 @@ def infer(
                 except EdgerouteError as e:  # its message contains the path
                     report_failure(e, **({"input": str(path)} if as_json else {}))
 
+        before = router.status().outbox or {"waiting": 0}
+        if before["waiting"] and not as_json:
+            print_note(f"the outbox is delivered to the cloud while this runs: {before['waiting']:,} waiting")
         for item, answer in _answers(router, items(), batch, {"mode": mode, "deadline": deadline, "data_class": data_class}):
             progress.advance(task)
             if isinstance(answer, EdgerouteError):
@@ -155,9 +167,11 @@ def infer(
             tally.add(item, answer)
             if as_json:
                 print(json.dumps(_plain(item, answer), allow_nan=False), flush=True)
-        stats = router.stats()
+        stats, queue = router.stats(), router.status().outbox
     if not as_json:
-        tally.show(stats, failed=len(failures), batch=batch)
+        sent = 0 if queue is None else queue["delivered"] - before.get("delivered", 0)
+        outbox = "" if queue is None else f"{sent:,} delivered meanwhile, {queue['waiting']:,} waiting"
+        tally.show(stats, failed=len(failures), batch=batch, outbox=outbox)
     if failures and not tally.answered and all(code_of(e) == NO_ANSWER for e in failures):
         return NO_ANSWER
     return FAILED if failures else OK

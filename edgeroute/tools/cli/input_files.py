@@ -19,7 +19,7 @@ from edgeroute.confidence.output_recognition import Labels
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.foreign_files import open_file, parse_json, read_bytes
-from edgeroute.tools.cli.table_files import Item, Note, array_of, label_of, pixels_in, read_table
+from edgeroute.tools.cli.table_files import SEPARATORS, Item, Note, array_of, label_of, pixels_in, read_table
 
 IMAGES = (".png", ".jpg", ".jpeg")
 TABLES = (".csv", ".tsv", ".parquet")
@@ -31,7 +31,7 @@ INPUTS, LABELS, GROUPS = ("images", "X", "x"), ("labels", "y"), "groups"
 CONTENT = ("jpeg", "jpg", "png", "bytes", "file")
 """Keys of a view that mean the content of an image's file; any other means its pixels."""
 MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
-"""First bytes of piped data -> its suffix; anything else is lines of JSON."""
+"""First bytes of piped data -> its suffix; anything else is CSV, or lines of JSON."""
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
@@ -150,8 +150,8 @@ def read_inputs(
     suffix = _suffix(path)
     if path == STDIN and not suffix:
         return _lines(path, ())
-    if suffix in TABLES and path.is_file():
-        return read_table(path, keys, label, note, fitted)
+    if suffix in TABLES and (path == STDIN or path.is_file()):
+        return read_table(path, keys, label, note, fitted, _piped() if path == STDIN else None)
     if path.is_dir() or suffix not in SUFFIXES:
         if not path.exists():
             raise BadInput(f"{path}: there is no such file")
@@ -226,7 +226,19 @@ def _suffix(path: Path) -> str:
     """Return a file's suffix; of stdin that of its format, or "" for JSON."""
     if path != STDIN:
         return path.suffix.lower()
-    return next((suffix for magic, suffix in MAGIC.items() if _piped().startswith(magic)), "")
+    return next((suffix for magic, suffix in MAGIC.items() if _piped().startswith(magic)), ".csv" if _is_csv() else "")
+
+
+def _is_csv() -> bool:
+    """Return True if the first line of stdin has a separator of CSV, and is neither JSON nor looks like it."""
+    first = _piped().lstrip().partition(b"\n")[0]
+    if first[:1] in (b"{", b"[") or not any(mark.encode() in first for mark in SEPARATORS):
+        return False
+    try:
+        parse_json(first)
+    except ValueError:
+        return True
+    return False
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -256,7 +268,7 @@ def _lines(path: Path, keys: Sequence[str]) -> list[Item]:
             raise BadInput(f"{where}: expected an input as JSON{other}: {_why(e)}") from e
         items.append(Item(where, x) if plain else Item(where, prompt_of(data, where), data.get("label"), data.get("group")))
     if not items and path == STDIN:
-        raise BadInput("-: there is nothing on stdin: expected a line of JSON for each input, or a .npy, .npz, .png or .jpg file")
+        raise BadInput("-: there is nothing on stdin: expected lines of JSON, CSV, or a .npy, .npz, .png or .jpg file")
     if not items:
         raise BadInput(f"{path} has no lines")
     return items

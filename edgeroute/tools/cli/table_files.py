@@ -23,6 +23,7 @@ NONE = "none"
 EXACT = 1 << 53
 """Limit of whole numbers that are exact as float."""
 SEPARATORS = ",;\t"
+"""Separators of the cells of CSV."""
 HEAD = 1000
 """Rows of a CSV file by which columns are taken for numbers."""
 FIRST_LINE = 1 << 16
@@ -46,7 +47,9 @@ class Item(NamedTuple):
     """Scene, user or session."""
 
 
-def read_table(path: Path, keys: Sequence[str], label: str | None, note: Note, fitted: Sequence[str] = ()) -> Iterator[Item]:
+def read_table(
+    path: Path, keys: Sequence[str], label: str | None, note: Note, fitted: Sequence[str] = (), piped: bytes | None = None
+) -> Iterator[Item]:
     """Yield the rows of a table as inputs; memory is needed for some rows alone.
 
     A row's input is an array of its numbers; its text or array, if there is one column; else a mapping from column to value.
@@ -57,13 +60,14 @@ def read_table(path: Path, keys: Sequence[str], label: str | None, note: Note, f
         label: name of the column of labels, or its index without a header; None: the one of `LABELS` that exists; `NONE`: none.
         note: called with a message about the columns.
         fitted: columns that the model was fitted on, to take in this order; empty: all.
+        piped: content in CSV, in place of the file's; None: the file is read.
 
     Raises:
         BadInput: there are no rows, a column of `fitted` or of labels is missing or ambiguous, or a row differs from the others.
         RuntimeMissing: pyarrow is not installed.
     """
     try:
-        columns, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, note)
+        columns, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, note, piped)
     except OSError as e:
         raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
     if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
@@ -127,12 +131,12 @@ def _plain(value: Any) -> Any:
 # CSV, as spreadsheets and pandas write it.
 
 
-def _csv(path: Path, note: Note) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
+def _csv(path: Path, note: Note, piped: bytes | None) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
     """Return the names of the columns, by number without a header, and the rows with their places in the file.
 
     A first row of numbers alone is no header. Numbers are in columns without any other text in the first rows; NaN if empty.
     """
-    rows = _cells(path)
+    rows = _cells(path, piped)
     begin = [*islice(rows, HEAD + 1)]
     if not begin:
         raise BadInput(f"{path} has no rows")
@@ -181,9 +185,9 @@ def _check_width(path: Path, number: int, row: Sequence[str], columns: Sequence[
         raise BadInput(f"{path}:{number}: this row has {len(row)} cells, and there are {len(columns)} columns")
 
 
-def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _cells(path: Path, piped: bytes | None) -> Iterator[tuple[int, list[str]]]:
     """Yield each row that is not empty, with the number of its last line; the separator is that of the first line."""
-    with open_file(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+    with open_file(path) if piped is None else io.BytesIO(piped) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         try:
             first = text.readline(FIRST_LINE)
             separator = max(SEPARATORS, key=lambda each: len(next(csv.reader([first], delimiter=each), [])))
