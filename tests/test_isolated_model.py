@@ -147,6 +147,62 @@ def hang():
     return child
 
 
+def test_a_child_that_is_killed_between_answers(isolated):
+    """The engine has ended, and says so to whoever still uses it, at once; the model loads another one."""
+    model = isolated(stall_s=3600.0)
+    engine = model.load()
+    truth = model.run_one("hi")[0].value
+    assert not engine.ended
+    killed()
+    until = monotonic() + LONG
+    while not engine.ended:
+        assert monotonic() < until
+        os.sched_yield()
+    with pytest.raises(ModelError, match=r"its process ended \(-9\)"):
+        engine.stream({"messages": HI}, True, print, StopToken())
+    assert model.load() is not engine
+    assert model.run_one("hi")[0].value == truth
+
+
+PANICS = """
+class PanicException(BaseException):
+    "As pyo3 raises it."
+class CommonParams:
+    def __getattr__(self, name):
+        setattr(self, name, CommonParams())
+        return getattr(self, name)
+class Server:
+    def __init__(self, params):
+        if LOADING:
+            raise PanicException("called `Option::unwrap()` on a `None` value")
+    def handle_completions(self, request, hear=None):
+        pass
+    def handle_chat_completions(self, request, hear):
+        raise PanicException(f"no token for {request}")
+"""
+
+
+@pytest.mark.parametrize("loading", [True, False])
+def test_a_panic_in_the_child(isolated, tmp_path, monkeypatch, loading):
+    """Which is no Exception: it is the model's error at once, not after the time for a token, and quotes no request."""
+    (tmp_path / "xllamacpp.py").write_text(f"LOADING = {loading}\n{PANICS}")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = isolated(stall_s=3600.0, runtime="xllamacpp")
+    answers = []
+
+    def ask():
+        try:
+            model.run_one([{"role": "user", "content": "a secret"}])
+        except ModelError as e:
+            answers.append(str(e))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert len(answers) == 1
+    assert answers[0].endswith("on a `None` value" if loading else "failed: PanicException"), answers
+
+
 def test_asyncio(isolated):
     """Answers, streams, and a child that is killed within an answer."""
     model = isolated()

@@ -352,7 +352,7 @@ class _Worker:
             self._engine = open_engine(runtime, LoadOptions(path=Path(path), **wanted))
             _limit_memory(None)
             self._reply({"call": call, "address": self._engine.address})
-        except Exception as e:  # noqa: BLE001 - raised by the parent
+        except BaseException as e:  # noqa: BLE001 - raised by the parent, also a panic, which is no Exception
             self._reply({"call": call, "failed": str(e), "kind": type(e).__name__})
 
     def _generate(self, call: int, request: Mapping[str, Any], chat: bool) -> None:
@@ -360,7 +360,7 @@ class _Worker:
         try:
             self._engine.stream(request, chat, lambda piece: self._reply({"call": call, "piece": piece}), self._stops[call])
             self._reply({"call": call, "end": True})
-        except Exception as e:  # noqa: BLE001 - the type alone: the text may quote the request
+        except BaseException as e:  # noqa: BLE001 - the type alone: the text may quote the request
             self._reply({"call": call, "failed": type(e).__name__})
         finally:
             del self._stops[call]
