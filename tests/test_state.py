@@ -13,16 +13,19 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny
 from draws import draws
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from edgeroute import AsyncRouter, Audit, OpenInference, Router
+from edgeroute import AsyncRouter, Audit, OpenInference, PolicyError, Router
 from edgeroute.stores import key_value_store as state
 from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.sqlite_file import Database
+from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0
 
@@ -467,3 +470,47 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=draws(25), stateful_step_count=20, deadline=None)
+
+
+FILES = {"state.db", "egress.jsonl", "cache.db", "outbox.db", "trace.jsonl"}
+
+
+@pytest.mark.parametrize("own", ['state = "own"\n', ""])
+@pytest.mark.parametrize("watched", [False, True])
+def test_another_state_folder_of_the_program(tmp_path, monkeypatch, own, watched):
+    """Has every file of the policy's: none is in the policy's own folder, which need not be given; also after a reload."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    tiny.linear(folder / "edge.onnx")
+    path = folder / "policy.toml"
+    with CannedServer(http_reply(status=503), close=True) as server:
+        path.write_text(
+            f'{own}threshold = 2\noffline = "queue"\nscore = "energy"\ncache = {{ disk = true }}\ntrace = {{}}\n'
+            f'outbox = {{ ttl = "1h" }}\n[edge]\npath = "edge.onnx"\n[cloud]\nprotocol = "json"\nurl = "{server.url}"\n'
+        )
+        before = {*folder.rglob("*")}
+        with Router.from_policy(path, state="other") as router:
+            if watched:
+                path.write_text(path.read_text() + "retries = 0\n")
+                router.reload()
+            assert "queued" in router.infer(np.zeros(4, np.float32)).reason
+            assert router.status().outbox["waiting"] == 1
+            router.infer(np.ones(4, np.float32), mode="only_edge")
+    assert {*folder.rglob("*")} == before
+    assert {file.name for file in (tmp_path / "other").iterdir()} >= FILES
+
+
+def test_no_state_folder_by_the_program(tmp_path, monkeypatch):
+    """Nothing is stored, whatever the policy has; a queue cannot be without one."""
+    monkeypatch.chdir(tmp_path)
+    tiny.linear(tmp_path / "edge.onnx")
+    path = tmp_path / "policy.toml"
+    text = 'state = "own"\ncache = { disk = true }\ntrace = {}\n[edge]\npath = "edge.onnx"\n'
+    path.write_text(text)
+    with Router.from_policy(path, state=None) as router:
+        assert [router.infer(np.zeros(4, np.float32)).source for _ in range(2)] == ["edge", "cache"]
+    assert {file.name for file in tmp_path.iterdir()} == {"edge.onnx", "policy.toml"}
+    path.write_text('offline = "queue"\n' + text + '[cloud]\nprotocol = "json"\nurl = "http://h/x"\n')
+    with pytest.raises(PolicyError, match="outbox"):
+        Router.from_policy(path, state=None, threshold=0.5)

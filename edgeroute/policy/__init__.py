@@ -33,7 +33,7 @@ def load(path: str | Path, given: Collection[str] = (), *, complete: bool = Fals
 
     Args:
         path: path of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
-        given: arguments of `edge`, `cloud` and `threshold` that the program gives, so that the file need not have them.
+        given: arguments of `edge`, `cloud`, `threshold` and `state` that the program gives, so that the file need not have them.
         complete: also report missing models, cards, certificates and scores.
 
     Raises:

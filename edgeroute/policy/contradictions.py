@@ -49,7 +49,7 @@ _GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
 
 @contextmanager
 def given_by_program(given: Collection[str]) -> Iterator[None]:
-    """Within the block, treat the sides in `given` (`edge`, `cloud`, `threshold`) as present, since the program gives them."""
+    """Within the block, treat keys as present that the program gives: of `edge`, `cloud`, `threshold` and `state`."""
     token = _GIVEN.set(frozenset(given))
     try:
         yield
@@ -113,7 +113,7 @@ def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("offline",), '"queue" needs a [cloud] section, and there is none')
     if offline == "stale" and "cache" not in data:
         yield Problem(("offline",), '"stale" needs a [cache] section, and there is none')
-    if "state" in data:
+    if "state" in data or "state" in _GIVEN.get():
         return
     needs = "needs state, the folder for what outlives the process, and there is none"
     if offline == "queue":

@@ -148,6 +148,14 @@ class Settings(Top):
             raise Wrong(None, problems)
         return settings
 
+    def with_state(self, state: str | Path | None) -> Settings:
+        """Return a copy whose files are in another state folder; None: a copy that stores none, except a trace with a path."""
+        if state is not None:
+            return self.model_copy(update={"state": str(Path(state).absolute())})
+        cache = self.cache and self.cache.model_copy(update={"disk": False})
+        trace = self.trace if self.trace and self.trace.file else None
+        return self.model_copy(update={"state": None, "cache": cache, "outbox": None, "trace": trace})
+
     def arguments(self, folder: Path, **functions: Any) -> dict[str, Any]:
         """Return the arguments of `Router`, with their objects made.
 

@@ -136,7 +136,8 @@ class BaseRouter(Generic[V]):
             watch: reload when the file changes; an invalid file is logged, and the old policy stays in force.
             more: further arguments of the router and fields of `Options`, which override the file's, and `consent`, `redact`
                 and `data_class` for its egress rules.
-                With an `edge`, `cloud` or `threshold` here the file need not have one.
+                With an `edge`, `cloud`, `threshold` or `state` here the file need not have one; in that state folder are
+                all files that the policy has in its own.
                 `instruments` are added to those of the file, whose ones of the same class are left out. None: no instruments.
 
         Raises:

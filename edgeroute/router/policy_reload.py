@@ -107,8 +107,10 @@ class PolicyFile:
         from edgeroute import policy as settings  # pydantic is imported only for policy files
 
         functions = {key: self._more[key] for key in ("consent", "redact", "data_class") if key in self._more}
-        given = [key for key in ("edge", "cloud", "threshold") if self._more.get(key) is not None]
+        given = [key for key in ("edge", "cloud", "threshold", "state") if self._more.get(key) is not None]
         policy = settings.load(self.path, given, complete=True)
+        if "state" in self._more:
+            policy = policy.with_state(self._more["state"])
         if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
             policy = policy.model_copy(update={"telemetry": None})
         try:
