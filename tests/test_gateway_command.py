@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import httpx
@@ -104,6 +105,18 @@ def test_mistakes(policy, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = cli("gateway", "--policy", policy, "--port", taken.getsockname()[1])
     assert (code, "cannot listen" in err, err.count("\n")) == (2, True, 1)
+
+
+def test_without_llama_cpp(tmp_path, monkeypatch):
+    """One line with what to install, at once: no client meets a gateway whose model cannot run."""
+    tiny_gguf = pytest.importorskip("tiny_gguf")
+    tiny_gguf.write(tmp_path / "chat.gguf")
+    (tmp_path / "chat.toml").write_text('[edge]\npath = "chat.gguf"\n')
+    for package in ("xllamacpp", "llama_cpp"):
+        monkeypatch.setitem(sys.modules, package, None)
+    code, out, err = cli("gateway", "--policy", tmp_path / "chat.toml", "--port", "0")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "pip install 'edgeroute[llama]'" in err
 
 
 @pytest.mark.parametrize("log", [(), ("--log", "json")])

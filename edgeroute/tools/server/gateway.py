@@ -7,12 +7,15 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.edge.llama_packages import SERVES_OTHERS
+from edgeroute.edge.llama_packages import INSTALL, SERVES_OTHERS
+from edgeroute.edge.model_attributes import member
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Prometheus, of_router
+from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.system.addresses import is_loopback
 
 try:
@@ -66,7 +69,7 @@ def gateway(
     Raises:
         PolicyError: the address cannot be listened on, the token is missing, or the policy is invalid.
         ModelError: the policy's model file is missing.
-        RuntimeMissing: metrics need the extra `prometheus`.
+        RuntimeMissing: metrics need the extra `prometheus`, or a GGUF model a package with llama.cpp.
     """
     token = None if token_env is None else token_of(token_env)
     if token is None and not _is_loopback(host):
@@ -83,6 +86,7 @@ def gateway(
             router = router_of(policy, metrics=metrics, instruments=instruments)
             stem = Path(policy).stem
             names_all += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
+        _check_llama(router.engine.snapshot)
         for line in _unsendable(router.engine.snapshot):  # the gateway still serves: the edge answers without it
             log.warning("%s; start the gateway again once it is", line)
         application = app(
@@ -114,6 +118,13 @@ def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequenc
     telemetry = load(Path(policy)).telemetry if metrics else None
     more = [*instruments, *([Prometheus()] if metrics and not (telemetry and telemetry.prometheus) else [])]
     return AsyncRouter.from_policy(policy, watch=True, **({"instruments": more} if more else {}))
+
+
+def _check_llama(snapshot: Snapshot) -> None:
+    """Raise RuntimeMissing if there is a GGUF model and no package with llama.cpp, which only its first run would show."""
+    gguf = any(str(member(backend.model, "path")).lower().endswith(".gguf") for _, backend in edges_of(snapshot))
+    if gguf and not any(find_spec(package) for package in ("xllamacpp", "llama_cpp")):
+        raise RuntimeMissing(INSTALL)
 
 
 def _unsendable(snapshot: Snapshot) -> list[str]:
