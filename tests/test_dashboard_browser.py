@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from lazily import Later, needs
 from watched import EVIL, LONG
@@ -234,3 +236,41 @@ def test_the_token(browser, served):
     page.keyboard.press("Enter")
     page.wait_for_selector("#all:not([hidden])")
     context.close()
+
+
+def test_a_person_says_which_answer_is_right(browser):
+    """On the page of `calibrate --ask --page`: text that looks like markup is text, pictures and sounds are there, and keys answer."""
+    from edgeroute.tools.cli.asked_labels import Asked, parts_of
+    from edgeroute.tools.cli.label_page import LabelPage
+
+    inputs = [
+        "<img src=x onerror=alert(1)><script>document.title = 'evil'</script>",
+        np.arange(784, dtype=np.uint8).reshape(28, 28),
+        np.zeros(16000, np.int16),
+        {"a": "two", "b": np.zeros((9, 9))},
+    ]
+    with LabelPage() as served, ThreadPoolExecutor() as threads:
+        for i, (x, key, reply) in enumerate(zip(inputs, ["1", "2", "n", "?"], ["1", "2", "neither", "unknown"], strict=True)):
+            asked = Asked(f"input {i}", tuple(parts_of(x)), (f"<b>{i}</b>", "dog"), i, 2)
+            waiting = threads.submit(served.ask, asked)
+            if i == 0:
+                context = browser.new_context()
+                stranger = context.new_page()
+                stranger.goto(served.url.partition("#")[0])
+                playwright.expect(stranger.get_by_role("status")).to_contain_text("needs the token")
+                assert "script>document" not in stranger.content()
+                context.close()
+            with opened(browser, served.url, width=360 if i % 2 else 1280) as page:
+                playwright.expect(page.get_by_role("status")).to_contain_text(f"Question {i + 1} of at least {i + 2}: input {i}")
+                playwright.expect(page.get_by_role("button").first).to_contain_text(f"<b>{i}</b>")
+                if i == 0:
+                    playwright.expect(page.locator("pre")).to_have_text(inputs[0])
+                    assert page.title() == "edgeroute: which is right?"
+                else:
+                    tag = ["", "img", "audio", "img"][i]
+                    playwright.expect(page.locator(tag)).to_be_visible()
+                    loaded = "e => e.tagName === 'AUDIO' ? e.duration > 0.9 : e.complete && e.naturalWidth > 8"
+                    page.wait_for_function(f"() => ({loaded})(document.querySelector('{tag}'))")
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+                page.keyboard.press(key)
+                assert waiting.result(LONG) == reply

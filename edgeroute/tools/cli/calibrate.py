@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from edgeroute.tools.cli.tables_and_options import Json, Policy, console, of_sha
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Kind
     from edgeroute.router.router import Router
+    from edgeroute.tools.cli.asked_labels import Ask
     from edgeroute.tools.cli.graded_answers import CertifiedGraded
     from edgeroute.tools.measure.report.router_results import CalibrationResult
 
@@ -66,6 +68,16 @@ def calibrate(
     edge: EdgeNumber = 0,
     data_class: DataClass = None,
     label: LabelColumn = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask which answer is right where the test needs it.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Ask on a local page.")] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of these answers; without --ask, blanks count against the edge.",
+            show_default="answers.jsonl beside the policy",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs in one request to the cloud.")] = 32,
     out: Annotated[
         Path | None,
@@ -95,6 +107,12 @@ def calibrate(
         raise typer.BadParameter("--max-defer has one threshold for all classes", param_hint="--per-class")
     if ood and score not in {"auto", "learned"}:
         raise typer.BadParameter("it needs a fitted score: --score learned or auto", param_hint="--ood")
+    asks = ask or page or answers is not None
+    if asks and (kind != "max_loss" or audited or score in {"auto", "learned"}):
+        why = "it is for --max-loss on --data, and a score that is not fitted to labels"
+        raise typer.BadParameter(why, param_hint="--ask, --page or --answers")
+    if ask and not page and Path("-") in (data or []):
+        raise typer.BadParameter("stdin has the data: ask with --page", param_hint="--ask")
     odds = _sure(sure, kind)
 
     from edgeroute.edge.model_attributes import member
@@ -116,17 +134,25 @@ def calibrate(
             why = "it needs graded answers: an .npz file with confidence and edge_scores, or .jsonl with grades"
             raise typer.BadParameter(why, param_hint="--metric")
         if scored is not None:
+            if asks:
+                raise typer.BadParameter("the answers are graded or recorded: there is nothing to ask", param_hint="--ask")
             only_graded(score=score, per_class=per_class, data_class=data_class)
             result = certify_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
         elif audited:
             result = _calibrate_recorded(router, None, want, edge, policy, every)
-        elif (examples := read_examples(data or [], every, router, label)).recorded:
+        elif (examples := read_examples(data or [], every, router, label, blanks=asks)).recorded:
+            if asks:
+                raise typer.BadParameter("the outputs are recorded: a person has to see the inputs", param_hint="--ask")
             result = _calibrate_recorded(router, examples, want, edge, policy, every)
         else:
-            result = router.calibrate(
-                examples.inputs, examples.labels, groups=examples.groups, edge=edge, data_class=data_class, batch=batch, **want
-            )
-            result = replace(result, notes=[*examples.notes, *result.notes])
+            want |= {"groups": examples.groups, "edge": edge, "data_class": data_class, "batch": batch}
+            calibration: CalibrationResult
+            if asks:
+                file = answers or policy.parent / "answers.jsonl"
+                calibration = _calibrate_asking(partial(router.calibrate, examples.inputs, **want), file, examples, ask, page)
+            else:
+                calibration = router.calibrate(examples.inputs, examples.labels, **want)
+            result = replace(calibration, notes=[*examples.notes, *calibration.notes])
         model = Path(member(DirectCalls(router.engine, edge).runner.model, "path") or "model")
     path = out or policy.parent / "certificate.json"
     lines = {"threshold": path_in_policy(policy, path)}
@@ -138,11 +164,27 @@ def calibrate(
         lines["score"] = str(result.score)
     result.certificate.save(path)
     if as_json:
+        read = {} if (count := getattr(result, "labels_read", None)) is None else {"labels_read": count}
         certificate = result.certificate.as_dict()
-        print(json.dumps({"certificate": certificate, "path": str(path), "policy": lines, "notes": [*result.notes]}))
+        print(json.dumps({"certificate": certificate, "path": str(path), "policy": lines, "notes": [*result.notes], **read}))
         return
     print_notes(result.notes)
     _show(result, path, lines, edge)
+
+
+def _calibrate_asking(
+    run: Callable[..., CalibrationResult], path: Path, examples: FileExamples, ask: bool, page: bool
+) -> CalibrationResult:
+    """Calibrate with the labels of the data, of a file of answers, and, if `ask`, of a person, in the terminal or on a page."""
+    from edgeroute.tools.cli.asked_labels import AskedLabels, answers_file, in_terminal
+
+    with answers_file(path) as file, ExitStack() as stack:
+        asker: Ask | None = in_terminal if ask else None
+        if page:
+            from edgeroute.tools.cli.label_page import LabelPage
+
+            asker = stack.enter_context(LabelPage()).ask
+        return run(label=AskedLabels(file, asker, examples.labels, examples.names))
 
 
 def _promise(targets: dict[Kind, float | None]) -> tuple[Kind, float]:

@@ -48,6 +48,8 @@ class FileExamples(NamedTuple):
     """Notes on the files, one line each."""
     groups: list[Any] | None = None
     """Scene, user or session of each."""
+    names: Sequence[str] = ()
+    """Name of each input; empty: the outputs are recorded."""
 
     @property
     def recorded(self) -> bool:
@@ -55,10 +57,13 @@ class FileExamples(NamedTuple):
         return not self.inputs
 
 
-def read_examples(paths: Sequence[Path], every: int, router: Router, label: str | None = None) -> FileExamples:
+def read_examples(
+    paths: Sequence[Path], every: int, router: Router, label: str | None = None, *, blanks: bool = False
+) -> FileExamples:
     """Read the files, with the keys that the router's views need, and take every `every`-th example.
 
-    Labels and groups are None if no example has any. Recorded outputs bring a note that they are taken on trust.
+    Labels and groups are None if no example has any. Recorded outputs bring a note that they are taken on trust. blanks: True if
+    some labels may be None.
 
     Raises:
         BadInput: a file cannot be read, inputs and recorded outputs are mixed, or only some have a label or a group.
@@ -83,10 +88,10 @@ def read_examples(paths: Sequence[Path], every: int, router: Router, label: str 
     if not recorded and not items:
         raise BadInput(f"there are no inputs in {', '.join(map(str, paths))}")
     if not recorded:
-        labels = all_or_none([item.label for item in items])
+        labels = [item.label for item in items] if blanks else all_or_none([item.label for item in items])
         groups = all_or_none([item.group for item in items], "group")
-        taken = [item.x for item in items[::every]]
-        return FileExamples(taken, [], None, labels[::every] or None, notes, groups[::every] or None)
+        taken, names = [item.x for item in items[::every]], [item.name for item in items[::every]]
+        return FileExamples(taken, [], None, labels[::every] or None, notes, groups[::every] or None, names)
     if len({outputs.edge.shape[1:] for outputs in recorded}) > 1 or len({outputs.cloud is None for outputs in recorded}) > 1:
         raise BadInput("the recorded outputs differ in their classes, or only some include the cloud's")
     edge = np.concatenate([outputs.edge for outputs in recorded])[::every]

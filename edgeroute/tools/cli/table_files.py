@@ -122,7 +122,7 @@ def _input(values: Mapping[str, Any]) -> Any:
 def _plain(value: Any) -> Any:
     """Return a label or group: whole numbers as int, missing ones as None."""
     if isinstance(value, str):
-        return label_of(value.strip()) or None
+        return label_of(text) if (text := value.strip()) else None
     if isinstance(value, float):
         return None if value != value else int(value) if value.is_integer() else value  # noqa: PLR0124 - NaN
     return value

@@ -118,20 +118,26 @@ def app(monitor: Monitor, token: str, *, hosts: Iterable[str] = (), routes: Iter
 
 
 async def _page(_: Request) -> Response:
-    """Return the HTML page with a fresh nonce for its scripts."""
+    """Return the dashboard's page."""
+    return page_reply("edgeroute.tools.dashboard", "page.html")
+
+
+def page_reply(package: str, name: str) -> Response:
+    """Return an HTML page of a package with a fresh nonce for its scripts; pictures and sounds have to be data URLs."""
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
+        "media-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {**HEADERS, "Content-Security-Policy": policy}
-    return Response(_html().replace(NONCE, nonce), headers=headers, media_type="text/html")
+    return Response(_html(package, name).replace(NONCE, nonce), headers=headers, media_type="text/html")
 
 
 @cache
-def _html() -> str:
-    """Read the text of the page's file, once."""
-    return files("edgeroute.tools.dashboard").joinpath("page.html").read_text(encoding="utf-8")
+def _html(package: str, name: str) -> str:
+    """Read the text of a page's file, once."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 class _Pages:

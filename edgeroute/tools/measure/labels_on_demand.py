@@ -125,7 +125,7 @@ class FunctionLabels(LabelsOnDemand):
         self._answers = [*examples.edge, *self.cloud]
         self._forms = {label_form(answer) for answer in self._answers} - {None}
 
-    def judge(self, questions: list[Question]) -> list[float | None]:
+    def judge(self, questions: list[Question]) -> Iterable[float | None]:
         """Return the losses by the function's labels. An exception carries the labels so far as its attribute `labels`."""
         try:
             self._ask_together([question for question in questions if question.number * self._every not in self.labels])
@@ -181,18 +181,15 @@ class FunctionLabels(LabelsOnDemand):
                 del self.labels[number]
                 raise
         self._has_matched = self._has_matched or label_form(label) in self._forms
-        for loss, answer in ((-1.0, question.edge), (1.0, question.cloud)):
-            if equal(label, answer):
-                self._has_matched = True
-                return loss
-        for loss, answer in ((1.0, question.cloud), (-1.0, question.edge)):
-            if same(label, answer):
-                self._other_form = label, answer
-                return loss
-        if not self._has_matched:
+        loss, answer = loss_of(label, question.edge, question.cloud)
+        if loss is None and not self._has_matched:
             self._unlike.append(label)
             self._check(FOREIGN)
-        return 0.0
+        if loss is not None:
+            self._has_matched = True
+            if not equal(label, answer):
+                self._other_form = label, answer
+        return loss or 0.0
 
     def _check(self, least: int) -> None:
         """Raise `BadInput` if the labels equal no answer: so many of them, or fewer of another kind."""
@@ -206,6 +203,18 @@ class FunctionLabels(LabelsOnDemand):
                 error.add_note(
                     f"calibrate(X, error.labels, label=...) goes on without asking for these {len(self.labels):,} labels"
                 )
+
+
+def loss_of(label: Any, edge: Any, cloud: Any) -> tuple[float | None, Any]:
+    """Return the loss by a label, and the answer that is right; None: neither is.
+
+    Compares by equality, or else by form (`same`), where the cloud's answer comes first: a loss is not missed.
+    """
+    for compare, sides in ((equal, ((-1.0, edge), (1.0, cloud))), (same, ((1.0, cloud), (-1.0, edge)))):
+        for loss, answer in sides:
+            if compare(label, answer):
+                return loss, answer
+    return None, None
 
 
 def _plain(label: Any) -> Any:

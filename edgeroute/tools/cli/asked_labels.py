@@ -1,0 +1,356 @@
+"""Labels that a person gives for `calibrate --ask`: their file, the questions in the terminal, and what is shown of an input."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import struct
+import sys
+import wave
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from edgeroute.core.error_codes import printable
+from edgeroute.errors import BadInput, StoreError
+from edgeroute.stores.cache.input_key import digest
+from edgeroute.stores.rotated_json_lines import ProcessLock
+from edgeroute.system.foreign_files import parse_json, read_bytes
+from edgeroute.system.process import to_json_types
+from edgeroute.tools.measure.evaluation import Examples
+from edgeroute.tools.measure.labels_on_demand import FunctionLabels, Question, loss_of
+
+# What is shown of an input: texts, pictures and sounds.
+
+MOST_PIXELS = 1024
+"""Most pixels of a picture's longer side; of a larger one every k-th is shown."""
+LEAST_PIXELS = 8
+"""Least pixels of the shorter side of an array that is shown as a picture."""
+LEAST_SAMPLES = 4000
+"""Least length of a row of numbers that is taken for a sound."""
+RATE = 16_000
+"""Rate at which sounds are played: that of the inputs of models of speech."""
+LONGEST = 4000
+"""Most characters of a text."""
+MEDIA = {
+    b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "audio/wav", b"OggS": "audio/ogg",
+    b"fLaC": "audio/flac", b"ID3": "audio/mpeg",
+}  # fmt: skip
+"""First bytes of a file -> its type."""
+SHADES = " .:-=+*#%@"
+
+
+class Part(NamedTuple):
+    """Part of an input that is shown."""
+
+    kind: Literal["text", "image", "audio"]
+    data: str
+    """A text, or a data URL."""
+    plain: str
+    """What a terminal shows."""
+
+
+def parts_of(x: Any, name: str = "") -> Iterator[Part]:
+    """Yield what is shown of an input: a text, an array, the content of a file, messages, or a mapping of these.
+
+    name: the input's key in a mapping; empty: it is not in one.
+    """
+    head = f"{name}: " if name else ""
+    if isinstance(x, Mapping) and {"role", "content"} <= x.keys():  # a message
+        yield from parts_of(x["content"], str(x["role"]))
+    elif isinstance(x, Mapping):
+        for key, value in x.items():
+            yield from parts_of(value, str(key))
+    elif isinstance(x, list | tuple) and any(isinstance(part, Mapping) for part in x):
+        for part in x:
+            yield from parts_of(part, name)
+    elif isinstance(x, bytes):
+        kind = next((kind for start, kind in MEDIA.items() if x.startswith(start)), "")
+        text = f"{head}{len(x):,} bytes{f' of {kind}' if kind else ''}"
+        shown: Any = kind.partition("/")[0] or "text"
+        yield Part(shown, _url(kind, x) if kind else text, text)
+    elif isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
+        yield from _array_parts(x, head)
+    else:
+        text = head + (x if isinstance(x, str) else json.dumps(to_json_types(x), ensure_ascii=False))
+        text = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+        yield Part("text", text, text)
+
+
+def _array_parts(x: Any, head: str) -> Iterator[Part]:
+    """Yield an array as a picture or a sound if it has the shape of one, and else as numbers."""
+    squeezed = np.squeeze(x)
+    if squeezed.ndim == 3 and squeezed.shape[0] in {3, 4} and squeezed.shape[-1] not in {3, 4}:  # noqa: PLR2004 - channels first
+        squeezed = np.moveaxis(squeezed, 0, -1)
+    text = f"{head}{x.dtype} {list(x.shape)}"
+    grey = squeezed.ndim == 2  # noqa: PLR2004 - rows and columns
+    if (grey or (squeezed.ndim == 3 and squeezed.shape[-1] in {3, 4})) and min(squeezed.shape[:2]) >= LEAST_PIXELS:  # noqa: PLR2004
+        pixels = _to_bytes(squeezed)
+        yield Part("image", _url("image/png", _png(pixels)), f"{text}\n{_drawn(pixels if grey else pixels[..., :3].mean(-1))}")
+    elif squeezed.ndim == 1 and squeezed.size >= LEAST_SAMPLES:
+        seconds = f"{text}, a sound of {squeezed.size / RATE:.1f} s at {RATE:,} Hz: --page plays it"
+        yield Part("audio", _url("audio/wav", _wav(squeezed)), seconds)
+    else:
+        numbers = " ".join(f"{value:.4g}" for value in x.ravel()[: LONGEST // 10].tolist())
+        yield Part("text", f"{text} {numbers}", f"{text} {numbers}")
+
+
+def _to_bytes(x: Any) -> Any:
+    """Return pixels as uint8, in the shape [height, width] or [height, width, channels]; other numbers are scaled."""
+    step = ceil(max(x.shape[:2]) / MOST_PIXELS)
+    x = x[::step, ::step]
+    if x.dtype == np.uint8:
+        return x
+    numbers = np.nan_to_num(x.astype(float))
+    low, high = numbers.min(), numbers.max()
+    return ((numbers - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+
+
+def _png(pixels: Any) -> bytes:
+    """Return pixels, uint8 [height, width] or [height, width, 3 or 4], as a PNG file."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        """Return a chunk of the file."""
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, *channels = pixels.shape
+    colour = {(): 0, (3,): 2, (4,): 6}[tuple(channels)]
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def _wav(samples: Any) -> bytes:
+    """Return samples as a WAV file of 16 bits: int16 as they are, others scaled by their greatest."""
+    if samples.dtype != np.int16:
+        numbers = np.nan_to_num(samples.astype(float))
+        samples = (numbers * (32767 / max(abs(numbers).max(), 1e-9))).astype(np.int16)
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(RATE)
+        out.writeframes(samples.astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def _url(kind: str, data: bytes) -> str:
+    """Return a file's content as a data URL."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _drawn(grey: Any) -> str:
+    """Return a picture as characters, at most 64 in a row; a character is twice as high as wide."""
+    step = ceil(grey.shape[1] / 64)
+    rows = grey[:: 2 * step, ::step] // (256 / len(SHADES))
+    return "\n".join("".join(SHADES[int(value)] for value in row).rstrip() for row in rows)
+
+
+# Questions, and the file of their answers.
+
+
+class Asked(NamedTuple):
+    """Question to a person."""
+
+    name: str
+    """Name of the input."""
+    parts: tuple[Part, ...]
+    """What is shown of the input."""
+    answers: tuple[str, str]
+    """The two answers, in an order that does not tell whose they are."""
+    done: int
+    """Number of questions before this one."""
+    left: int
+    """Least number of questions from this one on."""
+
+
+Reply = Literal["1", "2", "neither", "unknown"]
+Ask: TypeAlias = Callable[[Asked], Reply]
+"""Waits for a person's reply; raises KeyboardInterrupt to stop."""
+Right = Literal["edge", "cloud", "neither", "unknown"]
+REPLIES: Mapping[str, Reply] = {
+    "1": "1", "2": "2", "n": "neither", "0": "neither", "neither": "neither", "?": "unknown", "u": "unknown",
+}  # fmt: skip
+"""Keys of the terminal -> reply."""
+
+
+def in_terminal(asked: Asked) -> Reply:
+    """Print a question on stderr, and return the reply from stdin, asking again for anything else.
+
+    Raises:
+        KeyboardInterrupt: the reply is q, or stdin ends.
+    """
+    shown = [f"--- {asked.done + 1} of at least {asked.done + asked.left}: {asked.name}", *(part.plain for part in asked.parts)]
+    shown += [f"{key}: {answer}" for key, answer in zip("12", asked.answers, strict=True)]
+    print(printable("\n".join(shown)), file=sys.stderr)
+    while True:
+        print("Which is right? 1, 2, n (neither), ? (unknown), q (stop): ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        reply = line.strip().lower()
+        if not line or reply == "q":
+            raise KeyboardInterrupt
+        if reply in REPLIES:
+            return REPLIES[reply]
+
+
+class AnswersFile:
+    """File of a person's answers, a line of JSON each, by the content of the input. One process has it at a time.
+
+    A line has `input`, its SHA-256, `name`, the answers `edge` and `cloud`, and `right`: edge, cloud, neither or unknown,
+    or nothing, for a blank. Of several lines about an input the last counts.
+
+    Args:
+        path: path of the file; it is created with the first answer.
+
+    Raises:
+        BadInput: a line is something else.
+        StoreError: it cannot be read, or another process has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._is_torn = path, False
+        self._lock = ProcessLock(path.with_name(f"{path.name}.lock"))
+        try:
+            is_taken = not self._lock.take()
+            self.lines = self._read() if path.exists() and not is_taken else {}
+        except OSError as e:
+            self.close()
+            raise StoreError(f"{path} cannot be read: {e.strerror or e}") from e
+        except BadInput:
+            self.close()
+            raise
+        if is_taken:
+            raise StoreError(f"{path}: another `calibrate` has it: wait for its end, or name another file by --answers")
+
+    def close(self) -> None:
+        """Give up the file."""
+        self._lock.leave()
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a line; once this returns, the line is on the disk.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        text = b"\n" * self._is_torn + json.dumps(line).encode() + b"\n"
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+            with os.fdopen(descriptor, "ab", buffering=0) as file:
+                file.write(text)
+                os.fsync(file.fileno())
+        except OSError as e:
+            raise StoreError(f"{self.path} cannot be written: {e.strerror or e}") from e
+        self._is_torn = False
+        self.lines[line["input"]] = line
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """Return the lines by the hashes of their inputs, without a last line that a killed process has not finished."""
+        lines, text = dict[str, dict[str, Any]](), read_bytes(self.path)
+        self._is_torn = bool(text) and not text.endswith(b"\n")
+        for number, row in enumerate(text.splitlines(keepends=True), 1):
+            try:
+                line = parse_json(row) if row.strip() else None
+            except ValueError as e:
+                if not row.endswith(b"\n"):
+                    continue
+                raise BadInput(f"{self.path}:{number}: expected a line of JSON, as --ask writes it") from e
+            if line is None:
+                continue
+            if not isinstance(line, dict) or not {"input", "edge", "cloud"} <= line.keys():
+                raise BadInput(f'{self.path}:{number}: expected "input", "edge", "cloud" and "right", as --ask writes them')
+            if (right := line.get("right")) not in (None, "", "edge", "cloud", "neither", "unknown"):
+                raise BadInput(f"{self.path}:{number}: right must be edge, cloud, neither, unknown, or empty, not {right!r:.40}")
+            lines[str(line["input"])] = line
+        return lines
+
+
+@contextmanager
+def answers_file(path: Path) -> Iterator[AnswersFile]:
+    """Provide the file of answers, and give it up. Raises as `AnswersFile`; a stop is followed by a line on how to go on."""
+    file = AnswersFile(path)
+    try:
+        yield file
+    except KeyboardInterrupt:
+        print(f"\nstopped: {len(file.lines):,} answers are in {path}, and the same command goes on", file=sys.stderr)
+        raise
+    finally:
+        file.close()
+
+
+class AskedLabels(FunctionLabels):
+    """Labels that the data has, or else the file of answers, or else a person.
+
+    Args:
+        answers: file of answers.
+        ask: asks a person; None: a label that neither has is unknown.
+        labels: label of each input, None where the data has none; None: it has no labels.
+        names: name of each input.
+    """
+
+    def __init__(self, answers: AnswersFile, ask: Ask | None, labels: Sequence[Any] | None, names: Sequence[str]) -> None:
+        super().__init__(_nobody, dict(enumerate(labels or ())))
+        self._file, self._ask, self._names, self._asked = answers, ask, names, 0
+
+    def begin(self, examples: Examples, inputs: Sequence[Any], names: Sequence[Any] | None) -> None:
+        """Set the examples and hash the inputs."""
+        super().begin(examples, inputs, names)
+        self._keys = [(digest(b"", x) or f"by name: {self._names[i]}".encode()).hex() for i, x in enumerate(inputs)]
+
+    def judge(self, questions: list[Question]) -> Iterable[float | None]:
+        """Yield the losses; each answer of a person is on the disk before the next question."""
+        left = sum(question.number not in self.labels and self._stored(question) is None for question in questions)
+        for question in questions:
+            if question.number in self.labels:
+                yield self._loss(question)
+                continue
+            right = self._stored(question)
+            if right is None:
+                right = "unknown" if self._ask is None else self._answer(question, self._ask, left)
+                left -= 1
+            yield {"edge": -1.0, "cloud": 1.0, "neither": 0.0, "unknown": None}[right]
+
+    def notes(self) -> list[str]:
+        """Return notes on the labels, and on answers in the file that are about other inputs."""
+        others = len(self._file.lines.keys() - set(self._keys))
+        more = [f"{others:,} answers in {self._file.path} are about other inputs, and not used"] if others else []
+        return [*super().notes(), *more]
+
+    def _stored(self, question: Question) -> Right | None:
+        """Return who is right by the file, perhaps by a line about answers of other models; None: nobody knows yet."""
+        line = self._file.lines.get(self._keys[question.number], {})
+        right: Right | None = line.get("right") or None
+        sides = [to_json_types(answer) for answer in (question.edge, question.cloud)]
+        if right in {"edge", "cloud"}:
+            loss, _ = loss_of(line[right], *sides)
+            return "neither" if loss is None else "cloud" if loss > 0 else "edge"
+        then = line.get("edge"), line.get("cloud")
+        return right if all(loss_of(answer, *then)[0] is not None for answer in sides) else None
+
+    def _answer(self, question: Question, ask: Ask, left: int) -> Right:
+        """Ask who is right, append the answer to the file, and return it. left: least number of questions."""
+        key, name = self._keys[question.number], self._names[question.number]
+        line = {"edge": to_json_types(question.edge), "cloud": to_json_types(question.cloud)}
+        first, second = sides = (
+            ("cloud", "edge") if int(key[-1], 16) % 2 else ("edge", "cloud")
+        )  # so that nobody learns whose it is
+        reply = ask(Asked(name, tuple(parts_of(question.x)), (_text(line[first]), _text(line[second])), self._asked, left))
+        right: Any = reply if reply in {"neither", "unknown"} else sides[int(reply) - 1]
+        self._file.add({"input": key, "name": name, **line, "right": right})
+        self._asked += 1
+        return right  # type: ignore[no-any-return]
+
+
+def _text(answer: Any) -> str:
+    """Return an answer as text."""
+    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+
+
+def _nobody(_: Any) -> None:
+    """Return no label."""

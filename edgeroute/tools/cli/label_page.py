@@ -1,0 +1,143 @@
+"""Page of this machine on which a person answers the questions of `calibrate --ask --page`."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
+from edgeroute.system.process import json_dumps
+from edgeroute.system.workers import start_thread
+from edgeroute.tools.cli.asked_labels import REPLIES, Asked, Reply
+
+try:
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    from edgeroute.tools.dashboard.web_page import HEADERS, OPEN, page_reply
+    from edgeroute.tools.server.access import HANDLERS, Guard
+    from edgeroute.tools.server.uvicorn_host import notify_alive, run
+except ImportError as e:
+    raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+START_S = 30.0
+"""Longest wait for the server to listen, seconds."""
+LOOK_S = 1.0
+"""Interval at which a waiting question checks that the server lives, seconds."""
+
+
+class LabelPage:
+    """Server of the page, for the length of a `with` block: `ask` shows a question, and waits for the reply.
+
+    The page is open to whoever reaches 127.0.0.1, and has no data. Questions and replies need the token, which is in the page's
+    address and, as a header, in every request of the page. Requests of other sites' pages are refused.
+
+    Raises:
+        PolicyError: no port can be listened on.
+        RuntimeMissing: starlette or uvicorn is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._token = secrets.token_urlsafe(24)
+        self._question: dict[str, Any] = {"number": 0}
+        self._replies = SimpleQueue[tuple[int, Reply]]()
+        self._stop: Callable[[], object] = lambda: None
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        ready, errors = threading.Event(), list[BaseException]()
+
+        def on_ready(url: str) -> None:
+            """Store the page's address."""
+            self.url = f"{url}/#token={self._token}"
+            ready.set()
+
+        def serve() -> None:
+            """Serve until stopped, and pass an exception to the caller's thread."""
+            try:
+                run(self._app(), "127.0.0.1", 0, partial(notify_alive, "asking"), on_ready, self._set_stop)
+            except BaseException as e:
+                errors.append(e)
+                raise
+            finally:
+                ready.set()
+
+        self._thread = start_thread("edgeroute-label-page", serve)
+        if self._thread is None or not ready.wait(START_S) or not self.url:
+            raise errors[0] if errors else PolicyError(f"the page did not listen within {START_S:g} s")
+        print(f"answer on {self.url}", file=sys.stderr, flush=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+        if self._thread is not None:
+            self._thread.join(START_S)
+
+    def ask(self, asked: Asked) -> Reply:
+        """Show a question, and wait for its reply.
+
+        Raises:
+            PolicyError: the server has ended.
+        """
+        number = self._question["number"] + 1
+        parts = [{"kind": part.kind, "data": part.data} for part in asked.parts]
+        self._question = {**asked._asdict(), "parts": parts, "number": number}
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                of, reply = self._replies.get(timeout=LOOK_S)  # Ctrl-C does not end a wait without a limit on Windows
+            except Empty:
+                continue
+            if of == number:  # else a second reply to a question before, as of another tab
+                return reply
+        raise PolicyError("the page's server has ended: the same command goes on")
+
+    def _set_stop(self, stop: Callable[[], object]) -> None:
+        """Store the function that stops the server."""
+        self._stop = stop
+
+    def _app(self) -> Starlette:
+        """Return the application."""
+        guard = Middleware(Guard, token=self._token, without_token=OPEN, what="calibrate", links=OPEN)
+        routes = [Route("/", _page), Route("/question", self._show), Route("/reply", self._take)]
+        return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[guard])
+
+    async def _show(self, request: Request) -> Response:
+        """Return the question; its number alone if the page has it already."""
+        question = self._question
+        seen = request.query_params.get("seen") == str(question["number"])
+        return _json({"number": question["number"]} if seen else question)
+
+    async def _take(self, request: Request) -> Response:
+        """Take a reply. The token in the header keeps other pages from sending one, also by GET.
+
+        Raises:
+            BadInput: it is none.
+        """
+        number = request.query_params.get("number", "")
+        reply = next((known for known in REPLIES.values() if known == request.query_params.get("reply")), None)
+        if reply is None or number != str(self._question["number"]):
+            raise BadInput("expected /reply?number=N&reply=R: N of the question that is shown, R 1, 2, neither or unknown")
+        self._replies.put((int(number), reply))
+        return _json({})
+
+
+async def _page(_: Request) -> Response:
+    """Return the page."""
+    return page_reply("edgeroute.tools.cli", "label_page.html")
+
+
+def _json(data: dict[str, Any]) -> Response:
+    """Return a response of JSON."""
+    return Response(json_dumps(data), headers=HEADERS, media_type="application/json")
