@@ -444,7 +444,7 @@ def running(application):
 
 def collected(router, inputs, labels=None, *, edge=0, score=None, **options):
     """What `calibrate` and `evaluate` of a `Router` collect of these inputs."""
-    ((found, _),) = executed(pump(collect(DirectCalls(router.engine, edge, score), inputs, labels, **options), router.engine))
+    (((found,), _),) = executed(pump(collect(DirectCalls(router.engine, edge, score), inputs, labels, **options), router.engine))
     return found
 
 

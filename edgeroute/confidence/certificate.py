@@ -34,6 +34,8 @@ _VERSION = {
     "score": 'f.version = "1"', "codec": 'f.version = "1"', "earlier": 'CallableModel(f, version="1")',
 }  # fmt: skip
 """Thing -> how to give it a version, for one that cannot be identified otherwise."""
+OTHERS = "the other edge models, their thresholds or their order are not those that it was made for"
+"""Reason why a certificate about several edge models together does not apply."""
 
 
 class NotEnough(PolicyError):
@@ -112,6 +114,30 @@ class Certificate(NamedTuple):
     """Sketch of the examples, by which overlap with others is found (`edgeroute.confidence.sketch`)."""
     doubts: tuple[str, ...] = ()
     """Warnings about the cloud as the reference of the guarantee, one line each."""
+    reach: float = 1.0
+    """Share of the examples that reach the edge model, 0..1; less for a later one of a ladder."""
+    ladder: tuple[Mapping[str, Any], ...] = ()
+    """Of a guarantee about several edge models together, for each of them the fields that are its own, as in the file."""
+
+    def of_edge(self, i: int, count: int) -> Certificate:
+        """Return the certificate with the threshold and fingerprints of edge model number `i` of `count`.
+
+        Raises:
+            PolicyError: the guarantee is about another number of edge models together.
+        """
+        if not self.ladder:
+            return self
+        if len(self.ladder) != count:
+            have = f"there {'is' if count == 1 else 'are'} {count}"
+            raise PolicyError(f"the certificate is about {len(self.ladder)} edge models together, and {have}: calibrate again")
+        own = self.ladder[i]
+        low, high = own["deferral_interval"]
+        return self._replace(**{**own, "threshold": float(own["threshold"]), "deferral_interval": (low, high)})
+
+    @property
+    def accepted(self) -> float:
+        """Share of the examples that the edge model answers alone, 0..1."""
+        return self.reach * (1 - self.deferral_rate)
 
     @property
     def label(self) -> str:
@@ -120,7 +146,7 @@ class Certificate(NamedTuple):
         most = _percent(self.value)
         if self.metric and self.kind != "max_defer":
             what, most = f"{self.metric} {what}", f"{self.value:g}"
-        each = " in each class" if self.thresholds else ""
+        each = " in each class" if self.thresholds else " of all edge models together" if self.ladder else ""
         return f"{what} <= {most}{each}, " + ("on average" if self.sure is None else f"{_percent(self.sure)} sure")
 
     @property
@@ -139,6 +165,8 @@ class Certificate(NamedTuple):
                 f"{self.date}, each counted the same"
             )
         deferred = ", and that the edge models before it defer" if self.fingerprints.get("earlier") else ""
+        if self.ladder:
+            deferred, text = "", f"with {len(self.ladder)} edge models together, {text}"
         return f"{odds}, on {like}{deferred}: {text}."
 
     @property
@@ -196,11 +224,11 @@ class Certificate(NamedTuple):
             calibrated = self.fingerprints.get(name, "" if name == "earlier" else None)
             if used is None or used == calibrated:
                 continue
-            what = BOUND_TO[name]
+            what = "other edge models" if name == "earlier" and self.ladder else BOUND_TO[name]
             if UNIDENTIFIED in used:
                 differ.append(f"the {what} cannot be identified: give version=, as in {_VERSION[name]}")
             elif name == "earlier":
-                differ.append(_inputs_differ(calibrated or "", used))
+                differ.append(OTHERS if self.ladder else _inputs_differ(calibrated or "", used))
             elif calibrated is None:
                 differ.append(f"it does not say for which {what} it was made")
             elif UNIDENTIFIED in calibrated:
@@ -241,6 +269,7 @@ class Certificate(NamedTuple):
             "deferral_interval": list(self.deferral_interval),
             "area": None if self.area is None else list(self.area),
             "doubts": list(self.doubts),
+            "ladder": list(self.ladder),
             "guarantee": self.guarantee,
         }
 
@@ -276,6 +305,7 @@ class Certificate(NamedTuple):
                 value, *between = data["area"]
                 data["area"] = (value, *between)
             data["doubts"] = tuple(map(str, data.get("doubts", ())))
+            data["ladder"] = tuple(data.get("ladder", ()))
             return cls(**{name: data[name] for name in cls._fields if name in data or name not in cls._field_defaults})
         except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
             raise PolicyError(f"{path} is not a certificate: {type(e).__name__}: {e}") from e
@@ -403,6 +433,10 @@ def ladder_targets(targets: Sequence[Target], promises: Sequence[BoundCertificat
             steps[-1].append((target, promise))
         else:
             steps.append([(target, promise)])
+    together = [target for target, promise in edges if promise is not None and promise.certificate.ladder]
+    if together:  # one guarantee for all: where it is broken at one, it holds of none
+        broken = next((target.label for target in together if target.label.startswith("uncalibrated")), "")
+        return [target._replace(label=broken) if broken and target in together else target for target in targets]
     by_loss = [target for target, promise in edges if _is_loss(target, promise)]
     if len(steps) < 2 or not by_loss:  # noqa: PLR2004 - a ladder
         return list(targets)

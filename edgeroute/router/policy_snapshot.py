@@ -502,8 +502,8 @@ class _Draft:
             if isinstance(limit, float | None):
                 target = target._replace(threshold=limit)
             else:
-                self.promised[len(self.targets)] = limit
-                target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds, certified=True)
+                own = self.promised[len(self.targets)] = limit.of_edge(i, len(edges))
+                target = target._replace(threshold=own.threshold, thresholds=own.thresholds, certified=True)
             score = member(model, "score") or arguments.score
             check_range(limit, score)
             runner = edge_backend(name, model, score)
@@ -591,8 +591,17 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
         ):
             prints["codec"] += f" {view}"
     if earlier := earlier_edges(snapshot.targets, i):
-        prints["earlier"] = _earlier(snapshot, earlier)
+        prints["earlier"] = _models_print(snapshot, earlier)
     return prints
+
+
+def ladder_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
+    """Return the fingerprints to which edge model number `i` is bound by a certificate about all edge models together.
+
+    They include all other edge models with their own thresholds, in their order. Reads files.
+    """
+    others = [k for k, target in enumerate(snapshot.targets) if target.side == "edge" and k != i]
+    return {**fingerprints(snapshot, i), "earlier": _models_print(snapshot, others)}
 
 
 def served_identities(snapshot: Snapshot) -> str:
@@ -625,12 +634,12 @@ def calibrated_target(snapshot: Snapshot, i: int) -> routing.Target:
     return target._replace(threshold=promise.certificate.threshold, thresholds=promise.certificate.thresholds)
 
 
-def _earlier(snapshot: Snapshot, earlier: Sequence[int]) -> str:
-    """Return one hash over the edge models before another: their fingerprints and their own thresholds."""
+def _models_print(snapshot: Snapshot, numbers: Sequence[int]) -> str:
+    """Return one hash over edge models beside another: their fingerprints and their own thresholds."""
     import json
 
     models = []
-    for number in earlier:
+    for number in numbers:
         target = calibrated_target(snapshot, number)
         thresholds = {label: str(t) for label, t in target.thresholds.items()}
         models.append([_own_prints(snapshot, number), str(target.threshold), thresholds])
@@ -650,7 +659,7 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
         raise PolicyError("a certificate guarantees nothing of answers without a confidence: no_confidence has to be 'defer'")
     from edgeroute.confidence.certificate import BoundCertificate
 
-    used = {"earlier": "", **fingerprints(snapshot, i)}
+    used = ladder_prints(snapshot, i) if certificate.ladder else {"earlier": "", **fingerprints(snapshot, i)}
     return BoundCertificate(
         certificate, used, routing.INF if max_age_s is None else max_age_s / DAY_S, partial(served_identities, snapshot)
     )

@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from time import monotonic, sleep
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.routing_policy import INF, Mode
@@ -387,7 +387,7 @@ class Router(BaseRouter[V]):
         groups: Any = None,
         score: str | Score | None = None,
         ood: bool = False,
-        edge: int = 0,
+        edge: int | Literal["all"] = 0,
         data_class: str | None = None,
         batch: int = 32,
         every: int = 1,
@@ -421,7 +421,8 @@ class Router(BaseRouter[V]):
             score: another than the one in use: a name or a function; "learned" fits one to the examples, "auto" averages
                 its ranks and those of msp, by how much there was to learn from. None: the one in use.
             ood: a fitted score also looks at how foreign an input is.
-            edge: index of the edge model, from 0.
+            edge: index of the edge model, from 0; "all", for `max_loss`: thresholds of all edge models at once, whose guarantee
+                is of all together. Each edge then runs every example.
             data_class: data class of the inputs.
             batch: inputs in one request to the cloud.
             every: take each N-th example alone: the frames of a film are too alike to count each.
@@ -450,7 +451,7 @@ class Router(BaseRouter[V]):
         y: Any = None,
         *,
         ask_cloud: bool = True,
-        edge: int = 0,
+        edge: int | Literal["all"] | None = None,
         data_class: str | None = None,
         batch: int = 1,
         every: int = 1,
@@ -467,7 +468,7 @@ class Router(BaseRouter[V]):
             X: as for `calibrate`.
             y: as for `calibrate`.
             ask_cloud: False: the edge runs alone, and nothing leaves the device.
-            edge: index of the edge model, from 0.
+            edge: index of the edge model, from 0; "all": all together; None: all if the certificate is about all, else the first.
             data_class: data class of the inputs.
             batch: inputs in one request to the cloud; with more than one its latency is not measured.
             every: take each N-th example alone.

@@ -314,7 +314,7 @@ def loss_limit(promise: BoundCertificate) -> float | None:
     certificate = promise.certificate
     if certificate.kind == "max_defer" or not 0 <= certificate.deferral_rate < 1:
         return None
-    most = certificate.value if certificate.kind == "max_error" else certificate.value / (1 - certificate.deferral_rate)
+    most = certificate.value if certificate.kind == "max_error" else certificate.value / certificate.accepted
     return most if most < 1 else None
 
 
@@ -328,7 +328,7 @@ def limit(promise: BoundCertificate) -> float | None:
     seen = certificate.disagreement
     if seen is None or not 0 <= certificate.deferral_rate < 1:
         return None
-    allowed = certificate.value / (1 - certificate.deferral_rate) if certificate.kind == "max_loss" else 0.0
+    allowed = certificate.value / certificate.accepted if certificate.kind == "max_loss" else 0.0
     most = max(seen, allowed)
     return most if 0 < most < 1 else None
 

@@ -21,6 +21,7 @@ from edgeroute.tools.cli.example_options import (
     Every,
     FileExamples,
     LabelColumn,
+    one_edge,
     plain_router,
     read_examples,
 )
@@ -128,6 +129,8 @@ def calibrate(
     ):
         prompt_lines = None if audited else read_prompts(data or [], every)
         scored = None if audited or prompt_lines is not None else read_graded(data or [], every)
+        if prompt_lines is not None or scored is not None:
+            edge = one_edge(edge, "graded answers")
         if prompt_lines is not None:
             scored = grade_prompts(prompt_lines, DirectCalls(router.engine, edge), router)
         if scored is None and metric:
@@ -213,14 +216,16 @@ def _sure(text: str, kind: Kind) -> float | None:
     return None
 
 
-def _thresholds(policy: Path, edge: int) -> str:
-    """Return thresholds to calibrate with, as JSON: the policy's for edge models before this one, 0 from this one on.
+def _thresholds(policy: Path, edge: int | Literal["all"]) -> str:
+    """Return thresholds to calibrate with, as JSON: the policy's for edge models before this one, 0 from this one on, or for all.
 
     Raises:
         PolicyError: the policy has no thresholds for those before.
     """
     from edgeroute.policy.file_and_environment import read_policy
 
+    if edge == "all":
+        return "0"
     data = read_policy(policy) if edge else {}
     edges, stored = data.get("edge", []), data.get("threshold")
     count = len(edges) if isinstance(edges, list) else 1
@@ -252,7 +257,7 @@ def environment(**keys: str | None) -> Iterator[None]:
 
 
 def _calibrate_recorded(
-    router: Router, file_examples: FileExamples | None, want: dict[str, Any], edge: int, policy: Path, every: int
+    router: Router, file_examples: FileExamples | None, want: dict[str, Any], edge: int | Literal["all"], policy: Path, every: int
 ) -> CalibrationResult:
     """Calibrate on recorded outputs, or on the policy's audit log if `file_examples` is None. Runs no model."""
     from edgeroute.tools.cli.outbox_and_egress import state_folder
@@ -260,6 +265,7 @@ def _calibrate_recorded(
     from edgeroute.tools.measure.certification import audited_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
 
+    edge = one_edge(edge, "audits" if file_examples is None else "recorded outputs")
     options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
     target = checked_request(**options)
     calls = DirectCalls(router.engine, edge, "msp" if target.fit else target.score)
@@ -280,7 +286,7 @@ def path_in_policy(policy: Path, path: Path) -> str:
     return os.path.relpath(target, folder)
 
 
-def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int) -> None:
+def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int | Literal["all"]) -> None:
     """Print guarantee, score, rates and accuracy, and the lines for the policy, which is not changed."""
     from edgeroute.tools.measure.report.numbers_in_words import certificate_rows, level
 
@@ -290,6 +296,6 @@ def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[s
     if certificate.thresholds:
         thresholds = [(label, level(t)) for label, t in certificate.thresholds.items()]
         table(("class", "threshold"), thresholds, ("class", "threshold"))
-    print(f"written to {path}; in the policy" + (f", for edge model {edge}:" if edge else ":"))
+    print(f"written to {path}; in the policy" + (f", for edge model {edge}:" if edge and edge != "all" else ":"))
     for key, value in lines.items():
         print(f"    {key} = {json.dumps(value)}")

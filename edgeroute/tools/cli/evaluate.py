@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,7 @@ from edgeroute.tools.cli.example_options import (
     Every,
     FileExamples,
     LabelColumn,
+    one_edge,
     plain_router,
     read_examples,
 )
@@ -37,7 +38,7 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.")] = None,
     no_cloud: Annotated[bool, typer.Option("--no-cloud", help="Run the edge alone: nothing leaves the device.")] = False,
     every: Every = 1,
-    edge: EdgeNumber = 0,
+    edge: EdgeNumber = None,
     data_class: DataClass = None,
     label: LabelColumn = None,
     batch: Annotated[
@@ -100,13 +101,15 @@ def _may_write(report: Path) -> None:
         raise RuntimeMissing("--report draws with matplotlib, which is not installed: pip install 'edgeroute[demo]'")
 
 
-def _evaluate_recorded(router: Router, recorded: FileExamples, edge: int, **costs: float | None) -> EvaluationResult:
+def _evaluate_recorded(
+    router: Router, recorded: FileExamples, edge: int | Literal["all"] | None, **costs: float | None
+) -> EvaluationResult:
     """Evaluate recorded outputs."""
     from edgeroute.tools.measure.calibrate_steps import answer_notes, check_threshold, evaluate_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.router_results import EvaluationResult
 
-    calls = DirectCalls(router.engine, edge)
+    calls = DirectCalls(router.engine, one_edge(edge, "recorded outputs"))
     check_threshold(calls)
     examples = recorded_examples(calls, recorded.edge, recorded.cloud, recorded.labels)
     result = evaluate_examples(calls, examples)._replace(**costs)  # type: ignore[arg-type]
@@ -122,7 +125,7 @@ def _show(evaluation: Evaluation) -> None:
     table(*side_rows(evaluation), ("",))
     rows: list[tuple[str, object]] = [
         ("examples", f"{evaluation.n:,}" + ("" if evaluation.labelled else ", without labels")),
-        ("threshold", levels(evaluation.threshold, evaluation.thresholds)),
+        ("threshold", levels(evaluation.threshold, evaluation.thresholds, evaluation.ladder)),
         ("deferred", f"{percent(evaluation.deferral.value)} ({interval(evaluation.deferral)})"),
     ]
     if (accepted := evaluation.accuracy().get("accepted")) is not None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -27,7 +27,30 @@ DATA = (
 Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA)]
 DataOrNone = Annotated[list[Path] | None, typer.Option("--data", "-d", metavar="FILE", help=DATA)]
 Every = Annotated[int, typer.Option(min=1, help="Take only each N-th example: the frames of a film are too similar.")]
-EdgeNumber = Annotated[int, typer.Option("--edge", min=0, help="Index of the edge model, from 0, if there are several.")]
+
+
+def _edge_number(text: str) -> int | Literal["all"]:
+    """Parse the index of an edge model, or `all`; refuse all else."""
+    if str(text) == "all":
+        return "all"
+    if not str(text).isdecimal():
+        raise typer.BadParameter(f"expected a number from 0, or all, found {text!r}")
+    return int(text)
+
+
+def one_edge(edge: int | Literal["all"] | None, what: str) -> int:
+    """Return the index of the edge model, 0 for None; refuse `all` for examples that hold the answers of one: `what`."""
+    if edge == "all":
+        raise typer.BadParameter(f"{what} are of one edge model: pass the inputs", param_hint="--edge all")
+    return edge or 0
+
+
+EdgeNumber = Annotated[
+    Any,
+    typer.Option(
+        "--edge", parser=_edge_number, metavar="NUMBER", help="Index of the edge model, from 0, if there are several; or `all`."
+    ),
+]
 DataClass = Annotated[str | None, typer.Option("--data-class", "--class", metavar="NAME", help="Data class of the inputs.")]
 LabelColumn = Annotated[
     str | None,

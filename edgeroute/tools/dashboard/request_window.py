@@ -552,6 +552,8 @@ class Trial:
             return {"held": False, "text": f"The certificate does not hold here: {broken}."}
         thresholds = (certificate.threshold, *certificate.thresholds.values())
         highest = INF if certificate.highest is None else certificate.highest
+        if certificate.ladder:  # what is certified of all edge models together is so at these thresholds alone
+            highest = certificate.threshold
         if certificate.kind == "max_defer":
             covered, where = threshold <= min(thresholds), f"above the certified {min(thresholds):.6g}"
         elif threshold < max(thresholds):

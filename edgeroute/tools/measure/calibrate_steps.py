@@ -10,11 +10,11 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from time import gmtime, strftime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgeroute.confidence.certificate import BoundCertificate, Kind
+from edgeroute.confidence.certificate import BoundCertificate, Certificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes import UNIDENTIFIED, class_name
 from edgeroute.core.routing_policy import INF
@@ -29,6 +29,7 @@ from edgeroute.tools.measure.certification import Fit, certify
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect
 from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
+from edgeroute.tools.measure.ladder import certify_together, joined
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
@@ -249,7 +250,7 @@ def calibration(
     y: Any,
     want: Target,
     *,
-    edge: int,
+    edge: int | Literal["all"],
     policy: str,
     label: Callable[[Any], Any] | LabelsOnDemand | None = None,
     **reading: Any,
@@ -265,6 +266,11 @@ def calibration(
         raise PolicyError("per_class and groups exclude each other: a group may have several classes")
     if label is not None and (want.kind != "max_loss" or want.fit):
         raise PolicyError("label= is for max_loss, where most labels are not needed, and a score that was not fitted to labels")
+    if edge == "all" and (want.kind != "max_loss" or want.per_class or want.fit or label is not None):
+        raise PolicyError(
+            'edge="all" certifies max_loss, with one threshold for each edge model and a given score: for max_error, max_defer, '
+            "per_class, label= and fitted scores calibrate one edge model after the other, edge=0 first"
+        )
     calls = DirectCalls(engine, edge, "msp" if want.fit else want.score)
     if want.kind == "max_error" and y is None:
         raise PolicyError("max_error needs labels, the right answer of each input: y, or in an .npz file an array `labels`")
@@ -279,9 +285,13 @@ def calibration(
     if want.fit and y is None and not ask_cloud:
         raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")
     known = y if label is not None and isinstance(y, Mapping) else None
-    inputs, labels, examples, notes = yield from _examples(
+    inputs, labels, parts, notes = yield from _examples(
         calls, X, y if known is None else None, ask_cloud, on_demand=label is not None, **reading
     )
+    if len(parts) > 1:
+        together: CalibrationResult = yield Block(partial(certify_ladder, calls, parts, want, notes, policy=policy), INF)
+        return together
+    (examples,) = parts
     if label is not None and not isinstance(label, LabelsOnDemand):
         every = reading["every"]
         label = FunctionLabels(label, {i * every: y for i, y in enumerate(labels or ())} if known is None else known, every)
@@ -299,7 +309,7 @@ def evaluation(
     y: Any,
     *,
     ask_cloud: bool,
-    edge: int,
+    edge: int | Literal["all"] | None,
     edge_usd: float | None,
     edge_joules: float | None,
     policy: str,
@@ -309,10 +319,15 @@ def evaluation(
     for name, value in (("edge_usd", edge_usd), ("edge_joules", edge_joules)):
         if value is not None:
             check_number(name, value)
-    calls = DirectCalls(engine, edge)
+    calls = DirectCalls(engine, ("all" if _about_all(engine) else 0) if edge is None else edge)
     check_threshold(calls)
-    *_, examples, notes = yield from _examples(calls, X, y, ask_cloud and bool(calls.clouds), **reading)
-    result = yield Block(partial(evaluate_examples, calls, examples, policy=policy), INF)
+    *_, parts, notes = yield from _examples(calls, X, y, ask_cloud and bool(calls.clouds), **reading)
+    evaluated = (
+        partial(_evaluate_ladder, calls, parts, _about_all(engine), policy=policy)
+        if len(parts) > 1
+        else partial(evaluate_examples, calls, parts[0], policy=policy)
+    )
+    result = yield Block(evaluated, INF)
     return EvaluationResult(result._replace(edge_usd=edge_usd, edge_joules=edge_joules), [*notes, *answer_notes(result)])
 
 
@@ -328,8 +343,10 @@ def _examples(
     progress: Progress,
     groups: Any = None,
     on_demand: bool = False,
-) -> Steps[tuple[list[Any], list[Any] | None, Examples, list[str]]]:
-    """Collect the examples, with progress, and return inputs, labels, and the examples with notes on dropped inputs.
+) -> Steps[tuple[list[Any], list[Any] | None, list[Examples], list[str]]]:
+    """Collect the examples of each edge model, with progress, and return inputs, labels, and the examples with notes.
+
+    The notes are on dropped inputs.
 
     on_demand: True leaves the labels out of the examples: some may be None.
     """
@@ -337,16 +354,16 @@ def _examples(
     inputs, labels, group_list = yield from rows(X, y, every, groups, feature_names(calls.runner.model))
     total = len(inputs)
     with show_progress(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
-        examples, reached = yield from collect(
+        parts, reached = yield from collect(
             calls, inputs, None if on_demand else labels, group_list,
             ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance,
         )  # fmt: skip
     left_out = {
         "the edge models before it keep them": total - reached,
-        "the cloud did not answer them": reached - len(examples.edge),
+        "the cloud did not answer them": reached - len(parts[0].edge),
     }
     notes = [f"{count:,} of {total:,} inputs are left out: {why}" for why, count in left_out.items() if count]
-    return inputs, labels, examples, notes
+    return inputs, labels, parts, notes
 
 
 def certify_examples(
@@ -377,11 +394,7 @@ def certify_examples(
     )  # fmt: skip
     certificate, fitted = result.certificate, result.score_fit
     notes += result.notes
-    uncounted = ""
-    if any(UNIDENTIFIED in text for name, text in fingerprints.items() if name != "score"):
-        again = BoundCertificate(certificate, {k: v for k, v in calls.fingerprints().items() if k != "score"}, INF)
-        uncounted = again.broken() or ""
-        notes.append(f"a router will call this certificate uncalibrated: {uncounted}")
+    uncounted = _uncounted(certificate, calls.fingerprints(), notes)
     if fitted is not None:
         examples = examples._replace(score=fitted.scores)
         score = score if fitted.learned is None else fitted.learned
@@ -391,22 +404,93 @@ def certify_examples(
     return result_of() if labels is None else result_of(labels.read, getattr(labels, "labels", None))
 
 
+ABOUT_ALL = 'it is about all edge models together: evaluate them with edge="all"'
+"""Reason why a certificate says nothing about one edge model."""
+
+
+def _uncounted(certificate: Certificate, used: Mapping[str, str], notes: list[str]) -> str:
+    """Return why a router with these fingerprints will call the certificate uncalibrated, and append a note; else empty."""
+    if not any(UNIDENTIFIED in text for name, text in used.items() if name != "score"):
+        return ""
+    broken = BoundCertificate(certificate, {k: v for k, v in used.items() if k != "score"}, INF).broken() or ""
+    notes.append(f"a router will call this certificate uncalibrated: {broken}")
+    return broken
+
+
+def certify_ladder(
+    calls: DirectCalls, parts: Sequence[Examples], want: Target, notes: Sequence[str], *, policy: str = ""
+) -> CalibrationResult:
+    """Calibrate all edge models together on their examples, and return the result. Reads the models' files.
+
+    Raises:
+        NotEnough: there are too few.
+        PolicyError: they lack data for the guarantee.
+    """
+    specs = [calls.snapshot.specs[number] for number in calls.numbers]
+    names = [calls.backend(number).name for number in calls.numbers]
+    notes = [*notes, *dict.fromkeys(note for part in parts for note in part.notes)]
+    certificate = certify_together(
+        parts, want.value, want.sure or 0.0, names=names, scores=[_score_name(spec[3]) for spec in specs],
+        fingerprints=calls.together, notes=notes,
+    )  # fmt: skip
+    thresholds = [float(own["threshold"]) for own in certificate.ladder]
+    used = zip(certificate.ladder, calls.together(thresholds), strict=True)
+    broken = [_uncounted(certificate.of_edge(k, len(parts)), prints, notes) for k, (_, prints) in enumerate(used)]
+    own_scores = [member(calls.backend(number).model, "score") is not None for number in calls.numbers]
+    accepts = [part.score >= threshold for part, threshold in zip(parts, thresholds, strict=True)]
+    evaluated = _ladder(calls, parts, thresholds, accepts, policy, certificate.score)._replace(certificate=certificate)
+    score = specs[own_scores.index(False) if False in own_scores else 0][3]
+    return CalibrationResult(certificate, score, "", evaluated, notes, next(filter(None, broken), ""))
+
+
+def _evaluate_ladder(
+    calls: DirectCalls, parts: Sequence[Examples], certificate: Certificate | None, *, policy: str = ""
+) -> Evaluation:
+    """Evaluate the thresholds in force on the examples of all edge models; without one every answer is accepted."""
+    each = [evaluate_examples(calls, part, number=number) for number, part in zip(calls.numbers, parts, strict=True)]
+    score = ", ".join(dict.fromkeys(_score_name(calls.snapshot.specs[number][3]) for number in calls.numbers))
+    result = _ladder(calls, parts, [one.threshold for one in each], [one.accepted for one in each], policy, score)
+    promises = [calls.snapshot.certificates[number] for number in calls.numbers]
+    broken = "" if certificate is None else next(filter(None, (p.broken() for p in promises if p)), "")
+    return result._replace(certificate=certificate, uncalibrated=broken)
+
+
+def _ladder(
+    calls: DirectCalls, parts: Sequence[Examples], thresholds: Sequence[float], accepts: Sequence[Any], policy: str, score: str
+) -> Evaluation:
+    """Return the evaluation of several edge models together. accepts: [n] of each, True where its answer is accepted."""
+    result = _evaluation(calls, joined(parts, accepts), 1.0, policy, score)
+    names = ", ".join(calls.backend(number).model.name for number in calls.numbers)
+    return result._replace(names=result.names._replace(edge=names, edge_bytes=None), ladder=tuple(thresholds))
+
+
+def _about_all(engine: Engine) -> Certificate | None:
+    """Return the certificate in force that is about all edge models together; None: there is none."""
+    given = engine.arguments.threshold
+    each = [given] if given is None or isinstance(given, Certificate | float | int) else given
+    return next((limit for limit in each if isinstance(limit, Certificate) and limit.ladder), None)
+
+
 def check_threshold(calls: DirectCalls) -> None:
     """Raise `PolicyError` if there is no threshold to evaluate; without a cloud none is needed."""
-    if calls.snapshot.targets[calls.number].threshold is None and calls.clouds:
+    if any(calls.snapshot.targets[number].threshold is None for number in calls.numbers) and calls.clouds:
         raise PolicyError("there is no threshold to evaluate: calibrate finds one")
 
 
-def evaluate_examples(calls: DirectCalls, examples: Examples, *, policy: str = "") -> Evaluation:
-    """Evaluate the threshold in force on these examples; without one every answer is accepted."""
-    target, promise = calls.snapshot.targets[calls.number], calls.snapshot.certificates[calls.number]
+def evaluate_examples(calls: DirectCalls, examples: Examples, *, policy: str = "", number: int | None = None) -> Evaluation:
+    """Evaluate the threshold in force on these examples; without one every answer is accepted.
+
+    number: position of the edge model; None: the first of the calls.
+    """
+    position = calls.number if number is None else number
+    target, promise = calls.snapshot.targets[position], calls.snapshot.certificates[position]
     result = _evaluation(
         calls, examples, -inf if target.threshold is None else target.threshold, policy, _score_name(calls.score)
     )
     return result._replace(
         thresholds=target.thresholds,
         certificate=None if promise is None else promise.certificate,
-        uncalibrated="" if promise is None else promise.broken() or "",
+        uncalibrated="" if promise is None else promise.broken() or (ABOUT_ALL if promise.certificate.ladder else ""),
         accept_unsure=calls.snapshot.policy.no_confidence == "accept",
     )
 

@@ -272,7 +272,7 @@ def calibrate(
     too_few = {label for label, size in sizes.items() if size < enough}
     if len(too_few) == len(sizes):
         what = "groups" if group_ids is not None else "examples" if per_class is None else "examples of one predicted class"
-        raise _not_enough(kind, value, sure, enough, max(sizes.values()), what)
+        raise not_enough(kind, value, sure, enough, max(sizes.values()), what)
     if too_few:
         messages.append(f"always deferred, since {enough} examples are needed of each class: {', '.join(sorted(too_few))}")
     messages += dependence(scores, edge, cloud, group_ids)
@@ -288,7 +288,7 @@ def calibrate(
         everywhere = rows if per_class is not None else np.arange(n)
         accepted[everywhere] = scores[everywhere] >= steps[label].threshold
     weights = None if group_ids is None else 1 / np.bincount(group_ids)[group_ids]
-    rate = _mean(~accepted, weights)
+    rate = weighted_mean(~accepted, weights)
     none = all(step.threshold == INF for step in steps.values())
     units = n if group_ids is None else int(group_ids.max()) + 1
     wide = 0.0 if none else spread(units, delta or 0.05, classes=len(each), grouped=group_ids is not None)
@@ -313,12 +313,12 @@ def calibrate(
         thresholds={} if per_class is None else {label: step.threshold for label, step in steps.items()},
         deferral_rate=rate,
         deferral_interval=(max(0.0, rate - wide), min(1.0, rate + wide)),
-        accuracy=_accuracy(accepted, edge, cloud, weights) if read is None else {},
-        unscored=_mean(np.isnan(scores), weights),
+        accuracy=accuracies(accepted, edge, cloud, weights) if read is None else {},
+        unscored=weighted_mean(np.isnan(scores), weights),
         score=name,
         parameters=parameters or {},
         fingerprints=dict(fingerprints or {}),
-        disagreement=None if same is None else _disagreement(accepted, same, group_ids),
+        disagreement=None if same is None else disagreement_bound(accepted, same, group_ids),
         metric=(metric or "correctness") if graded else "",
         groups=None if group_ids is None else units,
         highest=min((step.highest for step in steps.values() if step.highest < INF), default=None),
@@ -363,7 +363,7 @@ def _read_rows(read: Callable[[Ints], Floats], rows: Ints, of: Ints) -> Floats:
     return read(rows[of])
 
 
-def _disagreement(accepted: NDArray[np.bool_], same: Floats, groups: Ints | None) -> float | None:
+def disagreement_bound(accepted: NDArray[np.bool_], same: Floats, groups: Ints | None) -> float | None:
     """Return the upper 95 % bound of the share of accepted answers that differ (Clopper and Pearson, 1934).
 
     None if no answer is accepted.
@@ -381,7 +381,7 @@ def _agree(agree: ArrayLike | None, n: int) -> Floats | None:
     return same
 
 
-def _not_enough(kind: Kind, value: float, sure: float | None, enough: int, have: int, what: str) -> NotEnough:
+def not_enough(kind: Kind, value: float, sure: float | None, enough: int, have: int, what: str) -> NotEnough:
     """Return the error for too few examples, without raising it."""
     odds = "on average" if sure is None else f"with sure={sure:g}"
     return NotEnough(
@@ -415,18 +415,20 @@ def _by_chance(area: Area, kind: Kind, value: float, edge: Floats | None, cloud:
     )
 
 
-def _accuracy(accepted: NDArray[np.bool_], edge: Floats | None, cloud: Floats | None, weights: Floats | None) -> dict[str, float]:
+def accuracies(
+    accepted: NDArray[np.bool_], edge: Floats | None, cloud: Floats | None, weights: Floats | None
+) -> dict[str, float]:
     """Return the mean correctness of edge, cloud, accepted answers and cascade, without what is unknown or empty."""
-    means = {name: _mean(right, weights) for name, right in (("edge", edge), ("cloud", cloud)) if right is not None}
+    means = {name: weighted_mean(right, weights) for name, right in (("edge", edge), ("cloud", cloud)) if right is not None}
     if edge is not None:
         if accepted.any():
-            means["accepted"] = _mean(edge[accepted], None if weights is None else weights[accepted])
+            means["accepted"] = weighted_mean(edge[accepted], None if weights is None else weights[accepted])
         if cloud is not None:
-            means["cascade"] = _mean(np.where(accepted, edge, cloud), weights)
+            means["cascade"] = weighted_mean(np.where(accepted, edge, cloud), weights)
     return means
 
 
-def _mean(values: NDArray[Any], weights: Floats | None) -> float:
+def weighted_mean(values: NDArray[Any], weights: Floats | None) -> float:
     """Return the mean, weighted if there are weights."""
     return float(values.mean() if weights is None else np.average(values, weights=weights))
 

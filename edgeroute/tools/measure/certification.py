@@ -283,7 +283,7 @@ def certify(
         NotEnough: there are too few examples.
         PolicyError: the examples lack data for the guarantee, or `calibrate` rejects them.
     """
-    edge, cloud = _correctness(examples, kind)
+    edge, cloud = correctness(examples, kind)
     score_fit = None if fit is None else _fit_to_examples(examples, kind, edge, cloud, fit, ood)
     learned = None if score_fit is None else score_fit.learned
     bound_to = dict(fingerprints) if learned is None else {**fingerprints, "score": learned.fingerprint}
@@ -305,7 +305,7 @@ def certify(
     return Certification(certificate, score_fit, notes)
 
 
-def _correctness(examples: Examples, kind: Kind) -> tuple[Bools | None, Bools | None]:
+def correctness(examples: Examples, kind: Kind) -> tuple[Bools | None, Bools | None]:
     """Return the correctness of edge and cloud, as arguments of `calibrate`; None where unknown.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import exp, isnan
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from edgeroute.router.call_stages import Block, Pause, Steps, walk_stage
 from edgeroute.router.engine import class_of, settle
 from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.leg_execution import LegExecutor, Walked
-from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints
+from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints, ladder_prints
 from edgeroute.router.request import Request
 from edgeroute.router.request_plans import make_plan
 from edgeroute.tools.measure.evaluation import Examples
@@ -47,46 +47,56 @@ LOOK_S = 1.0
 
 
 class DirectCalls:
-    """Caller of one edge model of a router and of its clouds, by the policy in force now; a reload changes nothing here.
+    """Caller of edge models of a router and of its clouds, by the policy in force now; a reload changes nothing here.
 
     Args:
         engine: engine of the router.
-        edge: index of the edge model, from 0.
+        edge: index of the edge model, from 0; "all": each of several.
         score: score of its confidence; None: the score in use.
         of: another policy than the one in force, such as that of a hidden edge on trial.
 
     Attributes:
         snapshot: that policy, reduced to plain calls.
-        number: position of the edge model among its targets.
-        before: positions of the edge models that decide which inputs reach it.
-        runner: backend of the edge model.
+        numbers: positions of the edge models among its targets.
+        number: the first of them.
+        before: positions of the edge models that decide which inputs reach that.
+        runner: backend of that edge model.
 
     Raises:
         Closed: the router is closed.
-        PolicyError: there is no such edge model, or it has a score of its own.
+        PolicyError: there is no such edge model, it has a score of its own, or "all" includes variants.
     """
 
-    def __init__(self, engine: Engine, edge: int = 0, score: str | Score | None = None, of: Snapshot | None = None) -> None:
+    def __init__(
+        self, engine: Engine, edge: int | Literal["all"] = 0, score: str | Score | None = None, of: Snapshot | None = None
+    ) -> None:
         self._engine = engine
         self._check_open()
         snapshot = of or engine.snapshot
         edges = [i for i, target in enumerate(snapshot.targets) if target.side == "edge"]
-        if isinstance(edge, bool) or not isinstance(edge, int) or not 0 <= edge < len(edges):
-            raise PolicyError(f"there is no edge model number {edge}: the policy has {len(edges)}, counted from 0")
-        self.number = edges[edge]
-        self.runner = cast("EdgeBackend", snapshot.backends[self.number])
-        self.score: str | Score = snapshot.specs[self.number][3]
-        if score is not None and score != self.score:
-            if member(self.runner.model, "score") is not None:
-                raise PolicyError(
-                    f"{self.runner.where} has its own score, which takes precedence over the router's: change it there, or leave"
-                    " out score="
-                )
-            self.score = score
-            self.runner = edge_backend(self.runner.name, self.runner.model, score)
+        if edge == "all" and len(edges) > 1:
+            if any(snapshot.targets[i].group for i in edges):
+                raise PolicyError('edge="all" is for edge models that are asked one after the other, and these are variants')
+            self.numbers = edges
+        else:
+            i = 0 if edge == "all" and edges else edge
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(edges):
+                raise PolicyError(f"there is no edge model number {edge}: the policy has {len(edges)}, counted from 0")
+            self.numbers = [edges[i]]
         backends, specs = list(snapshot.backends), list(snapshot.specs)
-        kind, name, arguments, _, *more = specs[self.number]
-        backends[self.number], specs[self.number] = self.runner, (kind, name, arguments, self.score, *more)
+        for number in self.numbers:
+            backend, (kind, name, arguments, own, *more) = cast("EdgeBackend", backends[number]), specs[number]
+            if score is None or score == own:
+                continue
+            if member(backend.model, "score") is not None:
+                raise PolicyError(
+                    f"{backend.where} has its own score, which takes precedence over the router's: change it there, or leave out"
+                    " score="
+                )
+            specs[number] = (kind, name, arguments, score, *more)
+            backends[number] = edge_backend(backend.name, backend.model, score)
+        self.number = self.numbers[0]
+        self.runner, self.score = cast("EdgeBackend", backends[self.number]), cast("str | Score", specs[self.number][3])
         policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, device_rules=())
         targets = tuple(target._replace(group="") for target in snapshot.targets)  # any can run, also if it is not selected
         self._targets, self.before = snapshot.targets, earlier_edges(snapshot.targets, self.number)
@@ -106,13 +116,25 @@ class DirectCalls:
         """Return the fingerprints that a certificate for this edge model and score is bound to. Reads files."""
         return fingerprints(self.snapshot._replace(targets=self._targets), self.number)
 
+    def together(self, thresholds: Sequence[float]) -> list[dict[str, str]]:
+        """Return for each edge model the fingerprints of a certificate about all together, with these thresholds. Reads files."""
+        limits = dict(zip(self.numbers, thresholds, strict=True))
+        targets = tuple(t._replace(threshold=limits.get(i), thresholds={}) for i, t in enumerate(self._targets))
+        snapshot = self.snapshot._replace(targets=targets, certificates=(None,) * len(targets))
+        return [ladder_prints(snapshot, number) for number in self.numbers]
+
+    def backend(self, number: int) -> EdgeBackend:
+        """Return the backend of the edge model at that position."""
+        return cast("EdgeBackend", self.snapshot.backends[number])
+
     def ready(self) -> Steps[None]:
-        """Load the edge model.
+        """Load the edge models.
 
         Raises:
-            ModelError: it cannot be used.
+            ModelError: one cannot be used.
         """
-        yield Block(partial(self.runner.ready, INF), INF)
+        for number in self.numbers:
+            yield Block(partial(self.backend(number).ready, INF), INF)
 
     def run(self, x: Any, number: int | None = None) -> Steps[Walked]:
         """Run the edge model, or an earlier one by its position, on one input; errors are in the walk, not raised."""
@@ -235,12 +257,13 @@ def collect(
     data_class: str | None = None,
     batch: int = 1,
     advance: Advance = lambda _: None,
-) -> Steps[tuple[Examples, int]]:
-    """Run the edge model and the cloud on each input that reaches the edge model, regardless of its threshold.
+) -> Steps[tuple[list[Examples], int]]:
+    """Run the edge models and the cloud on each input that reaches the first of them, regardless of their thresholds.
 
-    Returns the examples, and how many inputs reached the edge model. An edge model is reached by the inputs that the edge models
-    before it defer, by their thresholds. They run inputs one by one. Egress rules, consent, limits and ledger apply to the cloud,
-    and its rate is respected. Inputs without a cloud answer are dropped, at most `MAY_FAIL` of them.
+    Returns the examples of each edge model, and how many inputs reached it. An edge model is reached by the inputs that the edge
+    models before it defer, by their thresholds; with all edge models every input reaches each. They run inputs one by one. Egress
+    rules, consent, limits and ledger apply to the cloud, and its rate is respected. Inputs without a cloud answer are dropped, at
+    most `MAY_FAIL` of them.
 
     Args:
         calls: caller of the router's models.
@@ -261,57 +284,66 @@ def collect(
     """
     if not len(inputs):
         raise BadInput("there are no inputs")
-    runner = calls.runner
-    right = None if labels is None else label_values(labels, runner.reader.labels, len(inputs))
+    readers = [calls.backend(number).reader for number in calls.numbers]
+    rights = [None if labels is None else label_values(labels, reader.labels, len(inputs)) for reader in readers]
     classes: list[str | None] = []
     if ask_cloud:
         classes = yield Block(partial(calls.classes, inputs, data_class), INF)
         for name in dict.fromkeys(classes):  # before anything is run
             calls.may_leave(name, f"{classes.count(name)} of {len(inputs)}")
     yield from calls.ready()
-    runs = dict[int, _Reply]()
-    yield from _run(calls, 0, inputs[0])  # warm-up
+    runs = dict[int, list[_Reply]]()
+    yield from _run_each(calls, 0, inputs[0])  # warm-up
     for i, x in enumerate(inputs):
         if not (yield from _reaches(calls, i, x)):
             advance(1 + ask_cloud)
             continue
-        runs[i] = yield from _run(calls, i, x)
-        if len(runs) == 1 and right is not None:
-            check_possible("edge", [runs[i].prediction.value], runner.reader.labels or right, [], labelled=True)
+        runs[i] = yield from _run_each(calls, i, x)
+        for reply, reader, right in zip(runs[i], readers, rights, strict=True):
+            if len(runs) == 1 and right is not None:
+                check_possible("edge", [reply.prediction.value], reader.labels or right, [], labelled=True)
         advance(1)
     if not runs:
-        raise BadInput(f"none of the {len(inputs)} inputs reaches {runner.where}: the edge models before it accept them all")
+        raise BadInput(
+            f"none of the {len(inputs)} inputs reaches {calls.runner.where}: the edge models before it accept them all"
+        )
     reached = list(runs)
-    cloud = _CloudAnswers(calls, inputs, runs, classes, advance)
+    cloud = _CloudAnswers(calls, inputs, {i: replies[-1] for i, replies in runs.items()}, classes, advance)
     if ask_cloud:
-        size = calls.batch_size(batch)
-        ran = [run.prediction.value for run in runs.values()]
-        known, checked = runner.reader.labels or right or ran, False
-        check_possible("edge", ran, known, [], labelled=right is not None)
+        size, checked = calls.batch_size(batch), False
+        all_known = list[Sequence[Any]]()
+        for replies, reader, right in zip(zip(*runs.values(), strict=True), readers, rights, strict=True):
+            ran = [reply.prediction.value for reply in replies]
+            all_known.append(reader.labels or right or ran)
+            check_possible("edge", ran, all_known[-1], [], labelled=right is not None)
         for start in range(0, len(reached), size):
             yield from cloud.ask(reached[start : start + size])
             if not checked and len(cloud.replies) >= FOREIGN:  # before the others are paid for
                 checked = True
                 answers = [reply.prediction.value for reply in cloud.replies.values()]
-                check_possible("cloud", answers, known, [], labelled=right is not None)
+                for known in all_known:
+                    check_possible("cloud", answers, known, [], labelled=labels is not None)
     answered = [i for i in reached if not ask_cloud or i in cloud.replies]
-    predictions = [runs[i].prediction for i in answered]
-    outputs = _stack([prediction.outputs for prediction in predictions])
-    if runner.reader.kind in {None, "logits"} and outputs is not None and _are_probabilities(outputs):
-        raise ModelError(
-            f"{runner.where} returns probabilities, and its card says logits: the scores would be wrong. Return the output "
-            'before the softmax, or write into the card "output": {"kind": "probabilities"}'
-        )
-    replies = [cloud.replies[i] for i in answered] if ask_cloud else None
-    examples = _examples(
-        runner.reader, predictions, None if replies is None else [reply.prediction for reply in replies],
-        None if right is None else [right[i] for i in answered], outputs,
-        edge_s=np.array([runs[i].took_s for i in answered], float),
-        cloud_s=None if replies is None else np.array([reply.took_s if batch == 1 else np.nan for reply in replies], float),
-        sent_bytes=cloud.spent.sent_bytes, received_bytes=cloud.spent.received_bytes, usd=cloud.spent.usd,
-        groups=None if groups is None else [groups[i] for i in answered], numbers=answered,
-    )  # fmt: skip
-    return examples, len(reached)
+    from_cloud = [cloud.replies[i] for i in answered] if ask_cloud else None
+    measured: dict[str, Any] = {
+        "cloud_s": None if from_cloud is None else np.array([r.took_s if batch == 1 else np.nan for r in from_cloud], float),
+        "sent_bytes": cloud.spent.sent_bytes, "received_bytes": cloud.spent.received_bytes, "usd": cloud.spent.usd,
+        "groups": None if groups is None else [groups[i] for i in answered], "numbers": answered,
+    }  # fmt: skip
+    cloud_answers = None if from_cloud is None else [reply.prediction for reply in from_cloud]
+    parts = list[Examples]()
+    for k, number in enumerate(calls.numbers):
+        predictions = [runs[i][k].prediction for i in answered]
+        outputs = _stack([prediction.outputs for prediction in predictions])
+        if readers[k].kind in {None, "logits"} and outputs is not None and _are_probabilities(outputs):
+            raise ModelError(
+                f"{calls.backend(number).where} returns probabilities, and its card says logits: the scores would be wrong. "
+                'Return the output before the softmax, or write into the card "output": {"kind": "probabilities"}'
+            )
+        right, times = rights[k], np.array([runs[i][k].took_s for i in answered], float)
+        labels_left = None if right is None else [right[i] for i in answered]
+        parts.append(_examples(readers[k], predictions, cloud_answers, labels_left, outputs, edge_s=times, **measured))
+    return parts, len(reached)
 
 
 def _examples(
@@ -495,12 +527,15 @@ def _reaches(calls: DirectCalls, i: int, x: Any) -> Steps[bool]:
     return True
 
 
-def _run(calls: DirectCalls, i: int, x: Any) -> Steps[_Reply]:
-    """Run the edge model on input number `i`; raise its error, with the number in its text."""
-    walk = yield from calls.run(x)
-    if (reply := _reply(walk)) is not None:
-        return reply
-    raise _error_of(i, walk, calls.runner.where)
+def _run_each(calls: DirectCalls, i: int, x: Any) -> Steps[list[_Reply]]:
+    """Run each edge model on input number `i`; raise the error of one, with the number in its text."""
+    replies = list[_Reply]()
+    for number in calls.numbers:
+        walk = yield from calls.run(x, number)
+        if (reply := _reply(walk)) is None:
+            raise _error_of(i, walk, calls.backend(number).where)
+        replies.append(reply)
+    return replies
 
 
 def _error_of(i: int, walk: Walked, where: str) -> BaseException:

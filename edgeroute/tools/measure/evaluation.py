@@ -246,6 +246,8 @@ class Evaluation(NamedTuple):
     """True accepts an answer without a score."""
     arms: tuple[Mapping[str, Any], ...] = ()
     """Results of the arms of the router's trials in operation so far; empty: there are none."""
+    ladder: tuple[float, ...] = ()
+    """Threshold of each of several edge models together, whose score is 1 where one accepts; empty: one edge model."""
 
     @property
     def n(self) -> int:
@@ -323,7 +325,11 @@ class Evaluation(NamedTuple):
         Without the cloud it is measured by the edge's errors.
         """
         edge, cloud = self.edge_right, self.cloud_right
-        return None if edge is None else measured_area(self.examples.score, edge, np.ones(self.n) if cloud is None else cloud)
+        return (
+            None
+            if edge is None or self.ladder
+            else measured_area(self.examples.score, edge, np.ones(self.n) if cloud is None else cloud)
+        )
 
     @property
     def seen_before(self) -> float:

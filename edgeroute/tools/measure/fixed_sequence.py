@@ -234,8 +234,31 @@ def _relative(all_units: Units, ends: Ints, eps: float, delta: float, sized: boo
     if sized and all_units.n * eps >= BETTING * log(1 / delta):
         return accept_betting(all_units.after, all_units.of, ends, all_units.n, eps, delta), "betting"
     h, w = (counts[ends] for counts in all_units.dithered())
-    method = relative_method(all_units.n, eps, delta, wins=wins)
-    return accept_relative(method, h, w, all_units.n, eps, delta), f"dithered {method}" if sized else method
+    return _accept_counts(h, w, all_units.n, eps, delta, sized, wins)
+
+
+def accept_losses(losses: Floats, eps: float, delta: float, *, sized: bool, wins: bool) -> tuple[int, str]:
+    """Return the number of leading steps whose mean loss passes the max_loss test, and its name, as for blocks of scores.
+
+    losses: [steps, units], -1..1.
+    """
+    n = losses.shape[1]
+    if sized and n * eps >= BETTING * log(1 / delta):
+        order, wealth, reached = np.random.default_rng(ORDER_SEED).permutation(n), _Wealth(n, (1 + eps) / 2, delta), n
+        for step, loss in enumerate(losses):
+            wealth.x = (1 + loss[order]) / 2
+            if (reached := wealth.reaches(reached)) == n:
+                return step, "betting"
+        return len(losses), "betting"
+    happened = np.random.default_rng(UNITS_SEED).random(n) < np.abs(losses)
+    h, w = (np.count_nonzero(happened & (sign * losses > 0), axis=1) for sign in (1, -1))
+    return _accept_counts(h, w, n, eps, delta, sized, wins)
+
+
+def _accept_counts(h: Ints, w: Ints, n: int, eps: float, delta: float, sized: bool, wins: bool) -> tuple[int, str]:
+    """Return the number of leading counts of harms and wins that pass the max_loss test, and its name."""
+    method = relative_method(n, eps, delta, wins=wins)
+    return accept_relative(method, h, w, n, eps, delta), f"dithered {method}" if sized else method
 
 
 def relative_method(n: int, eps: float, delta: float, *, wins: bool) -> str:

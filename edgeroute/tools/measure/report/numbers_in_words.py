@@ -108,14 +108,23 @@ def level(threshold: float) -> str:
     return "none: every input is deferred" if threshold == INF else f"{threshold:.4g}"
 
 
-def levels(threshold: float, thresholds: Mapping[str, float]) -> str:
-    """Format a threshold; of classes with their own ones the range of these."""
+def levels(threshold: float, thresholds: Mapping[str, float], ladder: Sequence[float] = ()) -> str:
+    """Format a threshold; those of several edge models together; of classes with their own ones the range of these."""
+    if ladder and min(ladder) < INF:
+        return ", then ".join(f"{value:.4g}" for value in ladder)
+    if ladder:
+        return level(INF)
     if not thresholds:
         return level(threshold)
     finite = [value for value in thresholds.values() if value < INF]
     reach = f", {level(min(finite))} to {level(max(finite))}" if finite else ""
     deferred = f"; {counted_classes(len(thresholds) - len(finite))} always deferred" if len(finite) < len(thresholds) else ""
     return f"{counted_classes(len(thresholds))}, each with its own{reach}{deferred}"
+
+
+def ladder_thresholds(certificate: Certificate) -> list[float]:
+    """Return the thresholds of a certificate about several edge models together; empty for others."""
+    return [float(own["threshold"]) for own in certificate.ladder]
 
 
 def certificate_rows(certificate: Certificate, why: str) -> list[tuple[str, str]]:
@@ -127,7 +136,7 @@ def certificate_rows(certificate: Certificate, why: str) -> list[tuple[str, str]
         ("guarantee", certificate.label),
         ("method", f"{certificate.method or 'none'}, {count_text(certificate.n, 'example')}{groups}, {certificate.date}"),
         ("score", f"{certificate.score}: {why}" if why else certificate.score),
-        ("threshold", levels(certificate.threshold, certificate.thresholds)),
+        ("threshold", levels(certificate.threshold, certificate.thresholds, ladder_thresholds(certificate))),
         ("deferred", f"{percent(certificate.deferral_rate)} of the examples; of all inputs {percent(low)} to {percent(high)}"),
     ]
     for side, share in certificate.accuracy.items():

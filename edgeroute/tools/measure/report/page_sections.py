@@ -27,7 +27,7 @@ def promise(evaluation: Evaluation) -> str:
     kind, sign = words.outcome(evaluation, verdicts(evaluation))
     mark = f'<span class="sign" aria-hidden="true">{sign}</span> ' if sign else ""
     headline = f'<p class="verdict {kind}">{mark}<strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
-    rows = [("threshold", words.levels(evaluation.threshold, evaluation.thresholds))]
+    rows = [("threshold", words.levels(evaluation.threshold, evaluation.thresholds, evaluation.ladder))]
     warnings = [*map(html.paragraph, filter(None, (words.seen_before(evaluation), *evaluation.doubts)))]
     if certificate is None:
         return html.section("The guarantee", headline, *warnings, html.facts(rows))
@@ -156,7 +156,7 @@ def reliability(evaluation: Evaluation) -> str:
     """Return the section with the reliability diagram and expected calibration error of the edge; empty if unknown."""
     right, score = evaluation.edge_right, evaluation.examples.score
     finite = score[np.isfinite(score)]
-    if right is None or not finite.size:
+    if right is None or not finite.size or evaluation.ladder:
         return ""
     axis_label = "right, %" if evaluation.labelled else "as the cloud says, %"
     parts = bins(np.where(np.isfinite(score), score, np.nan), right)
@@ -176,7 +176,7 @@ def reliability(evaluation: Evaluation) -> str:
 
 def scores(evaluation: Evaluation) -> str:
     """Return the section with score histograms of correct and wrong answers; empty without scores."""
-    drawn = figures.histograms(evaluation)
+    drawn = None if evaluation.ladder else figures.histograms(evaluation)
     if drawn is None:
         return ""
     caption = "How many answers of the edge have which score"

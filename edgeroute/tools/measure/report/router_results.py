@@ -19,7 +19,15 @@ from edgeroute.errors import RuntimeMissing
 from edgeroute.system.process import replace_file
 from edgeroute.tools.measure.certification import verdicts
 from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
-from edgeroute.tools.measure.report.numbers_in_words import count_text, counted_classes, level, percent, seen_before, verdict
+from edgeroute.tools.measure.report.numbers_in_words import (
+    count_text,
+    counted_classes,
+    ladder_thresholds,
+    levels,
+    percent,
+    seen_before,
+    verdict,
+)
 from edgeroute.tools.measure.report.report_page import Page, calibration_page, cell, document, evaluation_page
 
 # Numbers of an evaluation as JSON data.
@@ -39,7 +47,8 @@ def numbers(evaluation: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
     return {
         "n": evaluation.n,
         "labelled": evaluation.labelled,
-        "threshold": finite(evaluation.threshold),
+        "threshold": None if evaluation.ladder else finite(evaluation.threshold),
+        "ladder": [finite(threshold) for threshold in evaluation.ladder],
         "thresholds": {label: finite(t) for label, t in evaluation.thresholds.items()},
         "accuracy": {side: _share(part) for side, part in evaluation.accuracy().items()},
         "deferral": _share(evaluation.deferral),
@@ -225,8 +234,9 @@ class CalibrationResult:
 
     def __repr__(self) -> str:
         certificate = self.certificate
-        least = f"thresholds of {counted_classes(len(certificate.thresholds))}"
-        least = least if certificate.thresholds else f"threshold {level(certificate.threshold)}"
+        least = f"threshold{'s' * bool(certificate.ladder)} {levels(certificate.threshold, {}, ladder_thresholds(certificate))}"
+        if certificate.thresholds:
+            least = f"thresholds of {counted_classes(len(certificate.thresholds))}"
         examples = count_text(certificate.n, "example")
         text = f"{certificate.label}: {least} of {self._score}, {percent(certificate.deferral_rate)} of {examples} deferred"
         if certificate.threshold == INF and all(threshold == INF for threshold in certificate.thresholds.values()):
