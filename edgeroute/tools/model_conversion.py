@@ -128,7 +128,7 @@ def convert(
             warnings.simplefilter("ignore")
             with as_errors(f"{path} cannot be converted by the converter of {source.framework}"):
                 source.write(new)
-            card = _write_card(
+            card = write_card(
                 new, new.with_name(card_file.name), [*labels] or [*source.labels], kind or source.kind, source.columns
             )
             rows = _inputs_of(source, new, given)
@@ -156,17 +156,22 @@ def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Pa
     if not path.exists():
         raise ModelMissing(f"there is no model at {path}")
     target = out or path.with_suffix(".onnx")
-    if target.suffix.lower() != ".onnx":
-        raise PolicyError(f"{target}: the new file must end in .onnx")
     card = target.with_suffix(".json")
     if card.resolve() == path.resolve():
         card = target.with_name(f"{target.name}.json")
+    check_targets(target, card, overwrite=overwrite, original=path)
+    return target, card
+
+
+def check_targets(target: Path, card: Path, *, overwrite: bool, original: Path | None = None) -> None:
+    """Raise `PolicyError` if a new file has another suffix than .onnx, or exists, or its folder does not."""
+    if target.suffix.lower() != ".onnx":
+        raise PolicyError(f"{target}: the new file must end in .onnx")
     for file in (target, card):
-        if file.exists() and (not overwrite or file.resolve() == path.resolve()):
+        if file.exists() and (not overwrite or (original is not None and file.resolve() == original.resolve())):
             raise PolicyError(f"{file} exists already: choose another name for the new file, or use --force")
     if not target.parent.is_dir():
         raise PolicyError(f"{target}: there is no folder {target.parent}")
-    return target, card
 
 
 # Samples.
@@ -191,7 +196,7 @@ def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
 # Card and comparison.
 
 
-def _write_card(new: Path, file: Path, labels: list[str], kind: str | None, columns: Sequence[str] | None) -> dict[str, Any]:
+def write_card(new: Path, file: Path, labels: list[str], kind: str | None, columns: Sequence[str] | None) -> dict[str, Any]:
     """Write the card of the new file to `file`: what `inspect` finds with good grounds, and what is known. Return it."""
     from edgeroute.tools.cli.inspect_file import inspect_file
 
@@ -357,7 +362,7 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
     roots = [base.__module__.partition(".")[0] for base in type(model).__mro__]
     framework = next((FRAMEWORKS[root] for root in roots if root in FRAMEWORKS), package)
     kind = "label+probabilities" if proba else "value"
-    write = lambda out: _by_skl2onnx(model, columns, out, texts=texts is not None)  # noqa: E731
+    write = lambda out: by_skl2onnx(model, columns, out, texts=texts is not None)  # noqa: E731
     return Loaded(model, framework, answer, write, rows, near, labels, kind, names)
 
 
@@ -392,7 +397,7 @@ def _vocabulary(model: Any) -> list[str] | None:
     return None if words is None else [*words]
 
 
-def _by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
+def by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
     """Write an estimator by skl2onnx, with the converters of onnxmltools for XGBoost and LightGBM.
 
     columns: table with the columns that it reads by their names; None: it reads rows.

@@ -12,6 +12,7 @@ from edgeroute.tools.cli.check import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.compress import prune, quantize
 from edgeroute.tools.cli.convert import convert
 from edgeroute.tools.cli.demo import demo
+from edgeroute.tools.cli.distil import distil
 from edgeroute.tools.cli.evaluate import evaluate
 from edgeroute.tools.cli.exit_codes import CODES, command
 from edgeroute.tools.cli.export import export
@@ -52,8 +53,8 @@ def root(
 
 
 COMMANDS = (
-    check, inspect, convert, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, arms, sensors,
-    egress, serve, gateway, dashboard, top, schema, demo, docs,
+    check, inspect, convert, quantize, prune, distil, decide, infer, calibrate, evaluate, recertify, replay, status, arms,
+    sensors, egress, serve, gateway, dashboard, top, schema, demo, docs,
 )  # fmt: skip
 for each in COMMANDS:
     command(app)(each)

@@ -181,7 +181,7 @@ def exchanges(
     """
     for place, text in lines(paths):
         try:
-            exchange = reader(_record(text), options)
+            exchange = reader(record_of(text), options)
         except Skip as e:  # noqa: PERF203 - a line must not lose the others
             if alone is not None and isinstance(e, RequestAlone):
                 alone(e)
@@ -193,7 +193,7 @@ def exchanges(
             yield place, exchange
 
 
-def _record(text: bytes | None) -> dict[str, object]:
+def record_of(text: bytes | None) -> dict[str, object]:
     """Parse a line as a JSON object; raise `Skip` if it is none."""
     if text is None:
         raise Skip("a line of more than 16 MiB")

@@ -1,0 +1,63 @@
+"""Command `edgeroute distil`: trains a text classifier on what the cloud has answered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from edgeroute.core.egress import Rules
+from edgeroute.tools.cli.calibrate import path_in_policy
+from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, of_share, pairs, print_notes
+
+
+def distil(
+    source: Annotated[list[Path], typer.Argument(metavar="FILE", help="Logs, or tables with the columns text and answer.")],
+    *,
+    kind: Annotated[
+        Literal["openai-log", "litellm-log", "langfuse-log", "csv"],
+        typer.Option("--from", help="Kind of the files. Audits, traces and outboxes hold no inputs beside answers."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The new .onnx file.")],
+    policy: OptionalPolicy = None,
+    max_loss: Annotated[Any, of_share("Share of answers that may differ from the cloud's.")] = "3%",
+    sure: Annotated[Any, of_share("Confidence level of the guarantee.")] = "95%",
+    force: Annotated[bool, typer.Option("--force", help="Replace files; write a model that is not worth a trial.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Train a small text classifier on the cloud's answers, certify it on others, and print the lines for a hidden trial.
+
+    Sends nothing. Inputs of a data class that may not leave are not used.
+    """
+    from edgeroute import policy as settings
+    from edgeroute.tools.distillation import distil as train
+    from edgeroute.tools.distillation import read_examples
+    from edgeroute.tools.replay.logs.lines_and_tables import LeftOut
+
+    section = None if policy is None else settings.load(policy).egress
+    rules, left_out = Rules() if section is None else section.make().rules, LeftOut()
+    examples = read_examples(source, kind, rules, left_out)
+    done = train(examples, out, max_loss=max_loss, sure=sure, force=force, left_out=left_out)
+    path = str(out) if policy is None else path_in_policy(policy, out)
+    lines = ["[trial]", f"edge = {json.dumps(path, ensure_ascii=False)}", "shown = false"] if done.out else []
+    code = OK if not done.why else TOO_FEW if done.threshold is None else NOT_READY
+    if as_json:
+        print(json.dumps({**done._asdict(), "policy": lines}))
+        return code
+    print_notes(done.left_out)
+    pairs([
+        ("trained on", f"{done.trained:,} answers of {done.classes} classes"),
+        ("held out", f"{done.held_out:,}, and it agrees on {done.agreement:.1%} of them"),
+        ("deferred", f"{done.deferral:.1%} at the certified threshold" if done.guarantee else "unknown"),
+        ("guarantee", done.guarantee or "none"),
+        ("size", f"{done.bytes / 1000:,.0f} KB"),
+        ("written", done.out or "nothing"),
+    ])  # fmt: skip
+    if done.why:
+        print(f"not worth a trial: {done.why}")
+    if lines:
+        print("\n".join(['next, in a policy with an [edge]; or name the file as [edge], with mode = "shadow":', *lines]))
+    return code

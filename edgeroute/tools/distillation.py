@@ -1,0 +1,329 @@
+"""Distillation: a text classifier trained on a cloud's recorded answers, and certified on a part that it has not seen.
+
+Texts that differ only in case, spaces and punctuation at their ends are in one part together, so the certificate's examples are
+never those of the training. The model is a logistic regression of tf-idf of words and pairs, an ONNX file with int8 weights.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.certificate import Certificate, NotEnough
+from edgeroute.confidence.output_recognition import same
+from edgeroute.confidence.score_before_run import text_of
+from edgeroute.core.egress import Permit, Rules, permit
+from edgeroute.edge.onnx import OnnxModel
+from edgeroute.errors import BadInput, PolicyError
+from edgeroute.router.router import Router
+from edgeroute.system.late_imports import import_late, import_needed
+from edgeroute.tools.compress.onnx_graphs import package, put, workplace
+from edgeroute.tools.conversion_inputs import as_errors
+from edgeroute.tools.measure.calibration import calibrate
+from edgeroute.tools.model_conversion import by_skl2onnx, check_targets, write_card
+from edgeroute.tools.replay.logs.answer_pairs import READERS, record_of
+from edgeroute.tools.replay.logs.lines_and_tables import LeftOut, lines
+from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, text_form, value_at
+
+CLASS_TEXTS = 5
+"""Fewest different texts with an answer that is a class."""
+LEAST_TEXTS, LEAST_COMMON, MOST_CLASSES = 200, 0.5, 1000
+"""Fewest different texts; the least share of answers that are classes; the most classes."""
+TRAINED = 0.6
+"""Share of the texts to train on."""
+LONGEST = 20_000
+"""Most characters of a text; longer ones are left out."""
+WORTH = 0.9
+"""Largest share of requests that a model worth a trial defers."""
+TERMS, STRENGTH = 20_000, 10.0
+"""Most words and pairs of a model; inverse of the ridge penalty of the regression."""
+
+
+class Example(NamedTuple):
+    """Text with the cloud's answer."""
+
+    text: str
+    answer: str
+
+
+class Distilled(NamedTuple):
+    """Result of `distil`."""
+
+    out: str
+    """Path of the model; empty: it is not worth a trial, and nothing was written."""
+    why: str
+    """Reason why it is not worth a trial; empty: it is."""
+    classes: int
+    trained: int
+    """Examples of the training."""
+    held_out: int
+    """Examples of the certificate."""
+    agreement: float
+    """Share of the held-out examples on which the model answers as the cloud did."""
+    deferral: float
+    """Share of them below the certified threshold."""
+    threshold: float | None
+    """None: no threshold is certified."""
+    guarantee: str
+    bytes: int
+    left_out: tuple[str, ...]
+    """Reasons why records were left out, with their numbers."""
+
+
+def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: LeftOut) -> list[Example]:
+    """Read the examples of logs or tables; a record that cannot be used is counted with its reason.
+
+    Args:
+        paths: the files.
+        kind: `openai-log`, `litellm-log`, `langfuse-log`; or `csv`, with the columns text and answer.
+        rules: records that name a data class which these do not permit are left out.
+        left_out: counts them.
+
+    Raises:
+        BadInput: a file cannot be read.
+    """
+    records = _rows(paths) if kind == "csv" else _records(paths, READERS[kind], left_out)
+    examples = []
+    for place, record, example in records:
+        data_class = record.get("data_class") or value_at(record, "metadata.data_class")
+        why = _unusable(example)
+        if data_class is not None and not isinstance(permit(rules, str(data_class)), Permit):
+            why = "a data class that may not leave"
+        if why:
+            left_out.add(why, place)
+        else:
+            examples.append(example)
+    return examples
+
+
+def _asked(request: Mapping[str, Any]) -> str:
+    """Return the text of a request, without its system messages.
+
+    Raises:
+        TypeError: it is a conversation of several turns, or has no text.
+    """
+    messages = request.get("messages")
+    if not isinstance(messages, list):
+        return text_of(request)
+    turns = [m for m in messages if isinstance(m, Mapping) and m.get("role") not in {"system", "developer"}]
+    if len(turns) != 1:
+        raise TypeError("a conversation")
+    return text_of(turns)
+
+
+def _unusable(example: Example) -> str:
+    """Return the reason why an example cannot be used; empty if it can be."""
+    if not example.text.strip() or not example.answer.strip():
+        return "an empty text or answer"
+    if len(example.text) > LONGEST:
+        return f"a text of more than {LONGEST:,} characters"
+    try:
+        (example.text + example.answer).encode()
+    except UnicodeEncodeError:
+        return "a text with half a character"
+    return ""
+
+
+def _records(paths: Sequence[Path], reader: Callable[..., Any], left_out: LeftOut) -> Iterator[tuple[str, Any, Example]]:
+    """Yield place, record and example of each line of logs; others are counted."""
+    for place, raw in lines(paths):
+        try:
+            record = record_of(raw)
+            exchange = reader(record, Options())
+            example = Example(_asked(exchange.request), "" if exchange.calls else exchange.text.strip())
+        except Skip as e:  # noqa: PERF203 - a line must not lose the others
+            left_out.add(str(e), place)
+        except (TypeError, RecursionError):
+            left_out.add("no request of one text", place)
+        else:
+            yield place, record, example
+
+
+def _rows(paths: Sequence[Path]) -> Iterator[tuple[str, Any, Example]]:
+    """Yield place, row and example of each row of tables.
+
+    Raises:
+        BadInput: one cannot be read, or has not the columns.
+    """
+    for path in paths:
+        with as_errors(f"{path} cannot be read", BadInput), path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+            reader = csv.DictReader(file)
+            if not {"text", "answer"} <= {*(reader.fieldnames or ())}:
+                raise BadInput(f"{path}: expected the columns text and answer")
+            for row in reader:
+                yield f"{path}:{reader.line_num}", row, Example((row["text"] or "").strip(), (row["answer"] or "").strip())
+
+
+def distil(
+    examples: Sequence[Example],
+    out: Path,
+    *,
+    max_loss: float = 0.03,
+    sure: float = 0.95,
+    force: bool = False,
+    left_out: LeftOut | None = None,
+) -> Distilled:
+    """Train, certify and write a model with its card; write nothing if it is not worth a trial.
+
+    Args:
+        examples: texts with the cloud's answers.
+        out: the new file, .onnx.
+        max_loss: largest share of requests whose answer may differ from the cloud's.
+        sure: confidence level of the guarantee.
+        force: replace existing files, and write a model that is not worth a trial.
+        left_out: records that were left out before.
+
+    Raises:
+        BadInput: the answers are no classes, or too few.
+        PolicyError: `out` exists, or has another suffix.
+        RuntimeMissing: a package is not installed.
+    """
+    check_targets(out, out.with_suffix(".json"), overwrite=force)
+    left_out = left_out or LeftOut()
+    texts: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        texts[text_form(example.text)].append(example)
+    common, spelled = _classes(texts, left_out)
+    train = [_most_frequent(group) for key, group in texts.items() if _part(key) < TRAINED]
+    train = [e for e in train if text_form(e.answer) in common]
+    held_out = [(number, e) for number, (key, group) in enumerate(texts.items()) if _part(key) >= TRAINED for e in group]
+    with workplace(out) as (_, new):
+        classes = _train([e.text for e in train], [text_form(e.answer) for e in train], spelled, new)
+        # without labels in the card, since the cloud may give answers that are no classes
+        card = write_card(new, new.with_suffix(".json"), [], "label+probabilities", None)
+        with Router(OnnxModel(new), mode="only_edge") as router:
+            answers = router.infer_many([e.text for _, e in held_out])
+            fingerprint = router.fingerprints()["edge"]
+        agree = np.array(
+            [
+                same(a.value, e.answer) or text_form(str(a.value)) == text_form(e.answer)
+                for a, (_, e) in zip(answers, held_out, strict=True)
+            ]
+        )
+        scores = np.array([np.nan if a.confidence is None else a.confidence for a in answers], np.float64)
+        certificate, why = _certified(scores, agree, [number for number, _ in held_out], max_loss, sure, {"edge": fingerprint})
+        size, guarantee = new.stat().st_size, "" if certificate is None else certificate.guarantee
+        if not why or force:
+            step = f"distilled from {len(train):,} answers; agreed on {agree.mean():.2%} of {len(agree):,} others. {guarantee}"
+            new.with_suffix(".json").write_text(json.dumps({**card, "steps": [{"step": step.strip()}]}, indent=2) + "\n", "utf-8")
+            put(new.parent, out)
+    deferral = 1.0 if certificate is None else float((~(scores >= certificate.threshold)).mean())
+    return Distilled(
+        out=str(out) if not why or force else "", why=why, classes=classes, trained=len(train), held_out=len(held_out),
+        agreement=float(agree.mean()), deferral=deferral,
+        threshold=None if certificate is None or not np.isfinite(certificate.threshold) else certificate.threshold,
+        guarantee=guarantee, bytes=size, left_out=tuple(map(str, left_out.all())),
+    )  # fmt: skip
+
+
+def _part(key: str) -> float:
+    """Return a number from 0 to 1 that is the same for equal texts in each process and order."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _most_frequent(group: Sequence[Example]) -> Example:
+    """Return a text's example with its most frequent answer."""
+    ((most, _),) = Counter(text_form(e.answer) for e in group).most_common(1)
+    return next(e for e in group if text_form(e.answer) == most)
+
+
+def _classes(texts: Mapping[str, Sequence[Example]], left_out: LeftOut) -> tuple[set[str], dict[str, str]]:
+    """Return the answers that are classes, by their `text_form`, and the most frequent spelling of each.
+
+    Raises:
+        BadInput: there are too few texts, or the answers are no classes.
+    """
+    n = len(texts)
+    if n < LEAST_TEXTS:
+        raise BadInput(f"{n:,} different texts with an answer: at least {LEAST_TEXTS} are needed{left_out}")
+    counts, spellings = Counter[str](), defaultdict[str, Counter[str]](Counter)
+    for group in texts.values():
+        counts.update({text_form(e.answer) for e in group})
+        for e in group:
+            spellings[text_form(e.answer)][e.answer] += 1
+    common = {answer for answer, count in counts.items() if count >= CLASS_TEXTS}
+    share = sum(any(text_form(e.answer) in common for e in group) for group in texts.values()) / n
+    if share < LEAST_COMMON or len(common) > MOST_CLASSES:
+        raise BadInput(
+            f"these answers are no classes: {n:,} texts have {len(counts):,} different answers, and {share:.0%} of the texts one "
+            f"that {CLASS_TEXTS} or more have. A model that writes texts has to be trained elsewhere"
+        )
+    if len(common) < 2:  # noqa: PLR2004 - nothing to tell apart
+        raise BadInput("all answers are the same: a constant needs no model")
+    return common, {answer: spellings[answer].most_common(1)[0][0] for answer in common}
+
+
+def _certified(
+    scores: Any, agree: Any, groups: Sequence[int], max_loss: float, sure: float, fingerprints: Mapping[str, str]
+) -> tuple[Certificate | None, str]:
+    """Return the certificate of the held-out examples, and the reason why the model is not worth a trial; empty: it is."""
+    by_text = groups if len(set(groups)) < len(groups) else None
+    notes = list[str]()
+    try:
+        certificate = calibrate(
+            scores, agree, max_loss=max_loss, sure=sure, name="msp", groups=by_text, fingerprints=fingerprints, notes=notes
+        )
+    except NotEnough as e:
+        return None, f"the held-out examples are too few for a guarantee of {max_loss:.1%}: {e.missing:,} are missing"
+    except PolicyError as e:
+        return None, str(e)
+    deferred = float((~(scores >= certificate.threshold)).mean())
+    if deferred > WORTH:
+        return certificate, f"it would defer {deferred:.0%} of the requests, to differ from the cloud in at most {max_loss:.1%}"
+    return certificate, ""
+
+
+def _train(texts: Sequence[str], answers: Sequence[str], spelled: Mapping[str, str], out: Path) -> int:
+    """Train a classifier, write it as an ONNX file with int8 weights, and return the number of its classes.
+
+    Raises:
+        BadInput: too few words are in more than one text.
+        RuntimeMissing: scikit-learn, skl2onnx or onnx is not installed.
+    """
+    vectorizers = import_needed(
+        "sklearn.feature_extraction.text", "training needs scikit-learn: pip install scikit-learn skl2onnx"
+    )
+    regression = import_late("sklearn.linear_model").LogisticRegression(C=STRENGTH, max_iter=300, tol=1e-3)
+    words = vectorizers.TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=TERMS, dtype=np.float32)
+    with as_errors("the texts have no words in common", BadInput):
+        table = words.fit_transform(texts)
+    with as_errors("the model cannot be trained", BadInput):
+        regression.fit(table, answers)
+    by_skl2onnx(words, None, out, texts=True)
+    weights, bias = regression.coef_, regression.intercept_
+    if len(weights) == 1:  # two classes: the second's log odds
+        weights, bias = (np.concatenate([-part / 2, part / 2]) for part in (weights, bias))
+    _add_head(out, weights, bias, [spelled[name] for name in regression.classes_])
+    return len(weights)
+
+
+def _add_head(path: Path, weights: Any, bias: Any, labels: Sequence[str]) -> None:
+    """Add a layer with int8 weights to a graph in its file: features -> label and probabilities. weights: [classes, features]."""
+    onnx = package()
+    model = onnx.load(str(path))
+    scale = np.maximum(np.abs(weights).max(1), 1e-9) / 127
+    constants = {
+        "head_weights": np.round(weights / scale[:, None]).astype(np.int8).T, "head_scale": scale.astype(np.float32),
+        "head_zero": np.zeros(len(scale), np.int8), "head_bias": bias.astype(np.float32), "labels": np.array(labels, object),
+    }  # fmt: skip
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in constants.items())
+    node, features = onnx.helper.make_node, model.graph.output[0].name
+    model.graph.node.extend([
+        node("DequantizeLinear", ["head_weights", "head_scale", "head_zero"], ["head_float"], axis=1),
+        node("MatMul", [features, "head_float"], ["head_sums"]),
+        node("Add", ["head_sums", "head_bias"], ["logits"]),
+        node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0),
+        node("Gather", ["labels", "best"], ["label"]),
+        node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ])  # fmt: skip
+    del model.graph.output[:]
+    value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    model.graph.output.extend([value("label", kinds.STRING, [None]), value("probabilities", kinds.FLOAT, [None, len(scale)])])
+    path.write_bytes(model.SerializeToString())
