@@ -347,6 +347,12 @@ class Answer(Generic[V]):
         return explain.truncated(self.outputs)
 
     @property
+    def malformed(self) -> str:
+        """Code of the check that the edge's answer failed, such as "schema"; empty: it passed, or none was made."""
+        codes = [event.get("check", "") for event in self.trace.get("events", ()) if event["leg"] == self.leg]
+        return codes[-1] if codes else ""
+
+    @property
     def edge_sent(self) -> bool | None:
         """True if the cloud that gave this answer was sent the edge's answer (`send_edge`), False if not.
 

@@ -93,6 +93,7 @@ OWN = {
     "catalog/file_downloads.py": (1, "the tag beside a partial download, which is written there"),
     "catalog/model_folder.py": (1, "a folder, to flush it"),
     "cloud/grpc_channels.py": (2, "certificates and keys that the operator names, perhaps a pipe of a key store"),
+    "edge/answer_check.py": (1, "an answer of at most 65,536 characters, in which a key that comes twice is refused"),
     "edge/gguf_format.py": (1, "an open file"),
     "edge/llama_process.py": (1, "of the kernel"),
     "http/addresses_and_messages.py": (1, "the certificate that the operator names"),

@@ -48,7 +48,7 @@ from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Facts, Plan, plan, without_first
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.stream_walk import FirstTokenLate
-from edgeroute.core.walk import Done, Elapsed, Failed, Left, Mark, Outcome, walk
+from edgeroute.core.walk import Done, Elapsed, Failed, Left, Malformed, Mark, Outcome, walk
 from edgeroute.errors import Unfit
 from edgeroute.router.offline_queue import Storing
 from edgeroute.stores.key_value_store import KeyValueStore
@@ -110,6 +110,10 @@ WALKS = {
         "edge 0.97 >= 0.85 (loss <= 2 %, 95 % sure)",
     ),
     "unsure": ("below", made(), [done(0.41), done(None)], f"{BELOW}; cloud 182 ms"),
+    "malformed": (
+        "malformed", made(), [done(Malformed("json", "it is no JSON")), done(None)],
+        "edge failed its check (it is no JSON); cloud 182 ms",
+    ),
     "hardly unsure": ("below", made(), [done(0.8496), done(None)], "edge 0.8496 < 0.85 (uncalibrated); cloud 182 ms"),
     "a threshold of its own": (
         "below", made((EDGE._replace(thresholds={"v": 0.99}), CLOUD)), [done(0.97), done(None)],
@@ -454,6 +458,10 @@ ROUTED = {
     "no log-probabilities of tokens": (
         "below", lambda *_: last(sure, edge=lambda _: "text", score=Prefix(2)),
         "edge without confidence (the score failed: the answer has no log-probabilities of its tokens), deferred by policy; cloud N ms",
+    ),
+    "a check that fails": (
+        "malformed", lambda *_: last(sure, edge=CallableModel(sure, check=lambda _: 1 / 0)),
+        "edge failed its check (the check itself failed: ZeroDivisionError); cloud N ms",
     ),
     "a text that is none": (
         "below", lambda *_: silent([]), "edge without confidence (its answer has no text), deferred by policy; cloud N ms",

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from edgeroute.core.error_codes import UNFIT, Coded, ErrorCode, Failure, HeldCode, class_name, error_message, failure_text
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Side
-from edgeroute.core.walk import Left, Mark, Outcome, new
+from edgeroute.core.walk import Left, Malformed, Mark, Outcome, new
 
 VERSION = 3
 """Version of the trace's layout. Version 1 had no codes in the events of failures; 2 had a battery and a heat for rules."""
@@ -96,6 +96,8 @@ def broken(outcome: Outcome) -> bool:
 
 def answer_part(plan: Plan, leg: Leg, confidence: float | None, took_s: float, threshold: float | None = None) -> str:
     """Return the part of a reason about one leg's answer. `threshold`: that of this answer; None: that of the leg."""
+    if type(confidence) is Malformed:
+        return f"{leg.name} failed its check ({confidence.why})"
     known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN, without an import
     sure = f"{confidence:.2f}" if known else "without confidence"
     if why := getattr(confidence, "why", ""):
@@ -176,7 +178,8 @@ def _detail(mark: Mark) -> dict[str, object]:
     if detail is None:
         return {}
     if mark.kind != "failed":
-        return {"threshold" if mark.kind == "limit" else "confidence": finite(detail)}
+        check = {"check": detail.code} if type(detail) is Malformed else {}
+        return {"threshold" if mark.kind == "limit" else "confidence": finite(detail), **check}
     text = class_name(detail) + (f": {error_message(detail)}" if isinstance(detail, Coded) else "")
     return {"error": text} | {name: part for name, part in Failure.of(detail)._asdict().items() if part}
 
@@ -191,14 +194,15 @@ def finite(value: Any) -> Any:
 # Reason codes: one of few words, for counting; `reason` is for people.
 
 Own = Literal[
-    "confident", "first", "stays", "below", "input", "faster", "failed", "deadline", "busy", "left", "cached", "stale", "error",
+    "confident", "first", "stays", "below", "malformed", "input", "faster", "failed", "deadline", "busy", "left", "cached",
+    "stale", "error",
 ]  # fmt: skip
 """Reason codes besides those of errors.
 
 Of accepted answers: the edge asked first is confident enough, or always accepted; the cloud is asked first; nothing may leave; an
-edge was below its threshold, or would be by the score of the input; a target asked later was faster; one asked before failed. Of
-degraded ones: the deadline came; the cloud is busy with runs that were given up. Of streams: the caller has left. Of errors,
-also: any other.
+edge was below its threshold, or failed its check, or would be below by the score of the input; a target asked later was faster;
+one asked before failed. Of degraded ones: the deadline came; the cloud is busy with runs that were given up. Of streams: the
+caller has left. Of errors, also: any other.
 """
 ReasonCode = Own | ErrorCode | HeldCode
 CODES: Final = frozenset[str]({*get_args(Own), *get_args(ErrorCode), *get_args(HeldCode)} - {""})
@@ -220,7 +224,7 @@ def reason_code(plan: Plan, outcome: Outcome) -> str:
             return "input"
         for mark in log:
             if mark.kind == "below":
-                return "below"
+                return _below(mark)
             if mark.kind == "failed":
                 return _failure_code(mark)
         if i and any(mark.kind == "cancelled" for mark in log):
@@ -238,7 +242,12 @@ def _degraded_reason(plan: Plan, log: Sequence[Mark]) -> str:
             return "deadline"
         if mark.kind == "failed":
             return _failure_code(mark)
-    return "busy" if plan.skipped else "below"
+    return "busy" if plan.skipped else "malformed" if any(_below(mark) == "malformed" for mark in log) else "below"
+
+
+def _below(mark: Mark) -> str:
+    """Return the reason code of an answer below its threshold: `malformed` if it failed its check."""
+    return "malformed" if type(mark.detail) is Malformed else "below"
 
 
 def _failure_code(mark: Mark) -> str:

@@ -71,6 +71,7 @@ from edgeroute.core.walk import (
     Failed,
     Leave,
     Left,
+    Malformed,
     Mark,
     Outcome,
     Prediction,
@@ -78,6 +79,7 @@ from edgeroute.core.walk import (
     Wait,
     Walk,
     acceptable,
+    best_held,
     own_threshold,
 )
 
@@ -338,7 +340,7 @@ class StreamState:
         if self.shown is not None and not (self.restart and self.may_degrade and self.held):
             return self.shown
         if self.held:
-            return self.shown if self.shown in self.held else max(self.held, key=lambda i: self.legs[i].target)
+            return self.shown if self.shown in self.held else best_held(self.legs, self.held)
         parts = [i for i in cut if self._edge_has_begun(i)] or [
             i for i, v in self.states.items() if v.failed and self._edge_has_begun(i)
         ]
@@ -379,6 +381,8 @@ class Restart(str):
 
 def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False, restart: bool = False) -> Walk:
     """Route one input along the plan, and emit the pieces of one leg's answer as they come; see the drawing above.
+
+    A malformed answer is never accepted, and brings no pieces: it is shown whole, once no other leg is left.
 
     A leg with a threshold is judged once: by its beginning, with the piece that brings a confidence (`Delta.confidence`), or else
     by its whole answer. Until then its pieces are held back, and so are those of a later leg that was started meanwhile (hedge).
@@ -521,7 +525,8 @@ class StreamWalk:
         if state.accepted is None and leg.thresholds:
             self.log.append(Mark("limit", i, self.stream.now, own_threshold(leg, answer)))
         if state.accepted is None:
-            state.accepted = state.last or (not leg.standby and acceptable(leg, answer))
+            last = state.last and type(answer.confidence) is not Malformed
+            state.accepted = last or (not leg.standby and acceptable(leg, answer))
             kind = "kept" if leg.standby else "below"
         else:
             kind = "kept"
@@ -598,6 +603,8 @@ class StreamWalk:
         if i is None:
             self.outcome = Outcome(None, None, False, self.log, self.stream.begun, self.stream.now)
             return
+        if type((held := self.stream.held.get(i, NOTHING)).confidence) is Malformed:
+            self.stream.states[i].pieces = [held.value]  # its pieces were never sent
         if i != self.stream.shown and (self.stream.may_degrade or self.stream.shown is not None):
             yield from self._show(i)
         self._end(
@@ -650,6 +657,9 @@ class StreamWalk:
     def _end(self, i: int, prediction: Prediction, *, accepted: bool) -> None:
         """Set the outcome."""
         self.outcome = Outcome(i, prediction, accepted, self.log, self.stream.begun, self.stream.now, self.stream.held)
+
+
+NOTHING = Prediction(None, None, None)
 
 
 def _partial_answer(pieces: list[object], error: BaseException | None = None) -> Prediction:

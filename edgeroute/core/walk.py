@@ -65,6 +65,29 @@ class Mark(NamedTuple):
     """
 
 
+@final
+class Malformed(float):
+    """Confidence of an answer that failed the check of its structure: NaN, never accepted, by whatever threshold.
+
+    Attributes:
+        code: code of the fault, such as "schema".
+        why: the fault in words, without content of the answer.
+    """
+
+    __slots__ = ("code", "why")
+    code: str
+    why: str
+
+    def __new__(cls, code: str, why: str) -> Malformed:
+        """Create a NaN with a code and its words."""
+        self = super().__new__(cls, "nan")
+        self.code, self.why = code, why
+        return self
+
+    def __reduce__(self) -> tuple[type[Malformed], tuple[str, str]]:
+        return Malformed, (self.code, self.why)
+
+
 class Prediction(NamedTuple):
     """Answer of a leg."""
 
@@ -159,12 +182,14 @@ new = tuple.__new__
 def acceptable(leg: Leg, prediction: Prediction) -> bool:
     """Return True if an answer is accepted; at exactly the threshold it is.
 
-    Always for a final leg or without a threshold; without confidence as `accept_unsure` demands; never at a threshold of inf.
+    Never if it is malformed. Always for a final leg or without a threshold; without confidence as `accept_unsure` demands; never
+    at a threshold of inf.
     """
-    threshold = leg.threshold
+    threshold, confidence = leg.threshold, prediction.confidence
+    if type(confidence) is Malformed:
+        return False
     if leg.final or threshold is None:
         return True
-    confidence = prediction.confidence
     if confidence is None or confidence != confidence:  # noqa: PLR0124 - NaN, without an import
         return leg.accept_unsure
     if leg.thresholds:
@@ -181,6 +206,11 @@ def own_threshold(leg: Leg, prediction: Prediction) -> float:
     """Return the threshold for this answer: that of its value as text, else the leg's."""
     assert leg.threshold is not None, "a leg with thresholds has one for the rest, too"
     return leg.thresholds.get(str(prediction.value), leg.threshold)
+
+
+def best_held(legs: Sequence[Leg], held: Mapping[int, Prediction]) -> int:
+    """Return the leg whose answer is the best fallback: the most capable one's, and a malformed answer only if all are."""
+    return max(held, key=lambda i: (type(held[i].confidence) is not Malformed, legs[i].target))
 
 
 def first_leg_outcome(plan: Plan, begun: float, prediction: Prediction, instant: float) -> Outcome | None:
@@ -263,7 +293,7 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
                 yield from _cancel(running, now, log)
                 break
             if fresh:
-                fresh, best = False, max(held, key=lambda i: legs[i].target)
+                fresh, best = False, best_held(legs, held)
                 shown = yield Emit(best, held[best], tuple(log))
                 now = shown.at  # type: ignore[union-attr]  # showing it may have taken time
                 continue
@@ -283,8 +313,8 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
                     yield from _cancel(running, now, log)
                 return new(Outcome, (i, prediction, True, log, begun, now, held))
             log.append(new(Mark, ("kept" if leg.standby else "below", i, now, prediction.confidence)))
-            fresh = provisional and all(legs[i].target > legs[j].target for j in held)
             held[i] = prediction
+            fresh = provisional and type(prediction.confidence) is not Malformed and best_held(legs, held) == i
         elif type(event) is Failed:
             running.remove(event.leg)
             log.append(Mark("failed", event.leg, now, event.error))
@@ -300,7 +330,7 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
     if not held:
         broken, part = _partial(log)
         return Outcome(broken, part, False, log, begun, now)
-    best = max(held, key=lambda i: legs[i].target)
+    best = best_held(legs, held)
     return Outcome(best, held[best], False, log, begun, now, held)
 
 

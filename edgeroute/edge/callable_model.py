@@ -33,6 +33,7 @@ class CallableModel:
         labels: class index -> value; None: the value is the index.
         kind: kind of its results, one of `edgeroute.confidence.KINDS`; None: recognised by its form.
         score: for this function, in place of the router's.
+        check: check of its answers' structure (docs/llama.md#structure).
         none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: "defer".
         version: text that you change whenever its answers change, for certificates and the cache on disk. None: the function's
             code and constants identify it; a function that uses an object, such as a model, cannot be identified by them.
@@ -54,6 +55,7 @@ class CallableModel:
         labels: Iterable[Any] | None = None,
         kind: str | None = None,
         score: str | Score | None = None,
+        check: Any = None,
         none_found: str | None = None,
         version: str | None = None,
         parallel: int | None = None,
@@ -75,7 +77,7 @@ class CallableModel:
         self.function: Callable[..., Any] = (lambda x: function(x, None)) if takes_edge else function
         self.name = name or str(getattr(self._given, "__name__", type(self._given).__name__))
         self.labels, self.kind = label_names(labels), checked_kind(kind)
-        self.score, self.none_found = score, checked_rule(none_found or "defer")
+        self.score, self.check, self.none_found = score, check, checked_rule(none_found or "defer")
         self.version, self.parallel, self.inputs, self.outputs = version, parallel, inputs, outputs
         self.settings: Mapping[str, Any] = {"function": self._given}
         self.stream: Callable[..., Generator[Any, None, Any] | AsyncGenerator[Any, None]] | None = None

@@ -18,8 +18,9 @@ from edgeroute.confidence.output_recognition import Labels, are_probabilities, a
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.routing_policy import Side
-from edgeroute.core.stream_walk import Pieces, one_piece, read_pieces
-from edgeroute.core.walk import Prediction
+from edgeroute.core.stream_walk import Piece, Pieces, one_piece, read_pieces
+from edgeroute.core.walk import Malformed, Prediction
+from edgeroute.edge.answer_check import AnswerCheck
 from edgeroute.edge.callable_model import gather
 from edgeroute.edge.model_attributes import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runtimes import Ensemble
@@ -163,7 +164,7 @@ class EdgeBackend(AbandonedRuns):
         """Run one input, and yield the answer in pieces: those of the model's `stream`, or one piece. Returns the prediction."""
         stream = member(self.model, "stream")
         if stream is None:
-            return one_piece(self.run_one(x, cancel))
+            return one_piece(EdgeBackend.run_one(self, x, cancel))  # a subclass looks at each answer once
         return self._stream_counted(stream(x, cancel), cancel)
 
     def _stream_counted(self, pieces: Generator[Any, None, Any], cancel: StopToken | None) -> Pieces:
@@ -182,7 +183,7 @@ class EdgeBackend(AbandonedRuns):
         """Run one input on an event loop, calling `show` with each piece of the answer; return the prediction."""
         stream = member(self.model, "stream")
         if stream is None:
-            (prediction,) = await self._run_async([x], many=False)
+            (prediction,) = await EdgeBackend._run_async(self, [x], many=False)
             show(prediction.value)
             return prediction
         async with nullcontext() if self._runs is None else self._runs.one_async():
@@ -382,10 +383,68 @@ def has_state(model: EdgeModel) -> bool:
     )
 
 
-# Edge backend whose confidence is computed from the input, before the model runs.
+# Edge backends whose confidences depend on more than the outputs: on the input, and on a check of the answer's structure.
 
 
-class InputScoredBackend(EdgeBackend):
+class CheckedBackend(EdgeBackend):
+    """Edge backend whose answers are checked. Pieces of an answer that is to be checked are held until it has passed."""
+
+    def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
+        super().__init__(name, model, score)
+        given = member(model, "check")
+        self.check = given if isinstance(given, AnswerCheck) else AnswerCheck(given)
+
+    def fingerprint(self, of: Callable[[Any], str]) -> str:
+        """Return a fingerprint as the base class does, with the check given."""
+        return super().fingerprint(of) + self.check.identity(of)
+
+    def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
+        """Run the inputs as one batch; return a prediction for each, with its confidence as settled."""
+        return [self._settled(p, x) for p, x in zip(super().run(inputs, cancel), inputs, strict=True)]
+
+    def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
+        """Run one input; return the prediction with its confidence as settled."""
+        return self._settled(super().run_one(x, cancel), x)
+
+    def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
+        """Run one input, and yield the answer in pieces; none of a malformed one. Returns the prediction as settled."""
+        return self._pieces(super().stream(x, cancel), x)
+
+    def _pieces(self, pieces: Pieces, x: Any) -> Pieces:
+        """Yield the pieces; of an answer that is checked empty ones, which nobody is shown, and all once it has passed."""
+        held, wants = list[Any](), self.check.wants(x)
+        try:
+            while True:
+                held.append(next(pieces))
+                yield Piece("") if wants else held.pop()
+        except StopIteration as end:
+            prediction = self._settled(end.value, x)
+        finally:
+            pieces.close()
+        if type(prediction.confidence) is not Malformed:
+            yield from held
+        return prediction
+
+    async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
+        """Await a run, and return the predictions as settled."""
+        return [self._settled(p, x) for p, x in zip(await super()._run_async(inputs, many), inputs, strict=True)]
+
+    async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
+        """Run one input on an event loop, calling `show` with each piece as `stream` yields it; return the prediction."""
+        held: list[Any] = []
+        wanted = self.check.wants(x)
+        prediction = self._settled(await super().stream_async(x, held.append if wanted else show), x)
+        if type(prediction.confidence) is not Malformed:
+            for piece in held:
+                show(piece)
+        return prediction
+
+    def _settled(self, prediction: Prediction, x: Any) -> Prediction:
+        """Return the prediction for an input after the check of its answer."""
+        return self.check.apply(prediction, x)
+
+
+class InputScoredBackend(CheckedBackend):
     """Edge backend whose answers have the confidence of their inputs, in place of a confidence from the outputs.
 
     Attributes:
@@ -396,38 +455,16 @@ class InputScoredBackend(EdgeBackend):
         super().__init__(name, model, "msp")
         self.before = score
 
-    def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
-        """Run the inputs as one batch; return a prediction for each, with its input's confidence."""
-        return [self._with_confidence(p, x) for p, x in zip(super().run(inputs, cancel), inputs, strict=True)]
-
-    def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
-        """Run one input; return the prediction with the confidence by the input, in place of its own."""
-        return self._with_confidence(super().run_one(x, cancel), x)
-
-    def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
-        """Run one input, and yield the answer in pieces. Returns the prediction with the input's confidence."""
-        return self._pieces(super().stream(x, cancel), x)
-
-    def _pieces(self, pieces: Pieces, x: Any) -> Pieces:
-        """Yield the pieces, and return the prediction with the input's confidence."""
-        return self._with_confidence((yield from pieces), x)
-
-    async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
-        """Await a run, and return the predictions with their inputs' confidences."""
-        return [self._with_confidence(p, x) for p, x in zip(await super()._run_async(inputs, many), inputs, strict=True)]
-
-    async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
-        """Run one input on an event loop, calling `show` with each piece; return the prediction with the input's confidence."""
-        return self._with_confidence(await super().stream_async(x, show), x)
-
-    def _with_confidence(self, prediction: Prediction, x: Any) -> Prediction:
-        """Return the prediction with the input's confidence."""
-        return prediction._replace(confidence=self.before.of_input(x))
+    def _settled(self, prediction: Prediction, x: Any) -> Prediction:
+        """Return the prediction with the input's confidence, after the check of its answer."""
+        return super()._settled(prediction._replace(confidence=self.before.of_input(x)), x)
 
 
 def edge_backend(name: str, model: EdgeModel, score: str | Score) -> EdgeBackend:
-    """Return a backend of the model with this score. An `InputScore` makes one that scores the input."""
-    return InputScoredBackend(name, model, score) if isinstance(score, InputScore) else EdgeBackend(name, model, score)
+    """Return a backend of the model with this score. An `InputScore` makes one that scores the input, a `check` one that does."""
+    if isinstance(score, InputScore):
+        return InputScoredBackend(name, model, score)
+    return (EdgeBackend if member(model, "check") is None else CheckedBackend)(name, model, score)
 
 
 def _specs_read(model: EdgeModel) -> list[TensorSpec]:

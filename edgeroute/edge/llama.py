@@ -17,6 +17,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.units import Count, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
+from edgeroute.edge.answer_check import AnswerCheck, Given
 from edgeroute.edge.llama_packages import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
 from edgeroute.edge.llama_process import EngineEnded, IsolatedEngine
 from edgeroute.edge.model_card import checked_sha256
@@ -179,6 +180,7 @@ class LlamaModel(LoadsLate):
         sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
         card: path of the card, if it is not beside the model; False: no card is read.
         score: for this model, in place of `confidence`: a function of the completion.
+        check: check of its answers' structure (docs/llama.md#structure).
 
     Raises:
         PolicyError: a value is invalid, or contradicts another.
@@ -214,6 +216,7 @@ class LlamaModel(LoadsLate):
         sha256: str | None = None,
         card: str | Path | Literal[False] | None = None,
         score: Score | None = None,
+        check: Given | None = None,
     ) -> None:
         check_units(LlamaModel, locals())
         if grammar is not None and _too_nested(grammar):
@@ -232,6 +235,7 @@ class LlamaModel(LoadsLate):
             chat=chat, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, grammar=grammar,
             response_format=response_format, confidence=confidence, request=request,
         )  # fmt: skip
+        self.check = AnswerCheck(check, self._chat.options)
         self._wanted = LoadOptions(
             self.path, context or 0, slots, threads, -1 if gpu_layers is None else gpu_layers, batch, chat_template, verbose
         )

@@ -12,6 +12,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
+from edgeroute.edge.answer_check import AnswerCheck, Given
 from edgeroute.errors import ModelError, PolicyError, check_number
 from edgeroute.http.addresses_and_messages import Call
 from edgeroute.http.loopback_client import SHORT, Local, exchange
@@ -51,6 +52,7 @@ class LocalServer:
         decide_after: number of first tokens that the confidence is of; None: all tokens.
         request: further keys of each request, as the server takes them.
         score: in place of `confidence`: a function of the completion.
+        check: check of its answers' structure (docs/llama.md#structure).
         version: text that you change whenever the server has another model under that name.
 
     Raises:
@@ -79,6 +81,7 @@ class LocalServer:
         decide_after: int | None = None,
         request: Mapping[str, Any] | None = None,
         score: Score | None = None,
+        check: Given | None = None,
         version: str | None = None,
     ) -> None:
         check_number("timeout_s", timeout_s, above=True)
@@ -94,6 +97,7 @@ class LocalServer:
             chat=chat, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, grammar=grammar,
             response_format=response_format, confidence=confidence, request=request,
         )  # fmt: skip
+        self.check = AnswerCheck(check, self._chat.options)
 
     @property
     def settings(self) -> dict[str, Any]:

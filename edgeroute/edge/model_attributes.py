@@ -48,6 +48,10 @@ class EdgeMembers(EdgeModel, Protocol):
         """Confidence score for this model. Default: the router's."""
 
     @property
+    def check(self) -> Any:
+        """Check of an answer's structure before it may be accepted: see `edgeroute.edge.answer_check`. Default: none."""
+
+    @property
     def none_found(self) -> str:
         """Rule for a detector that finds nothing: see `edgeroute.confidence.detector_boxes`. Default: defer."""
 
@@ -154,16 +158,16 @@ class EdgeMembers(EdgeModel, Protocol):
 
 
 Name: TypeAlias = Literal[
-    "card", "close", "closes_after_runs", "downgraded", "files", "grounds", "inputs", "kind", "labels", "load", "none_found",
-    "output", "outputs", "parallel", "path", "placement", "release", "run_escalated", "run_feed", "run_one", "score", "settings",
-    "stateful", "stream", "version",
+    "card", "check", "close", "closes_after_runs", "downgraded", "files", "grounds", "inputs", "kind", "labels", "load",
+    "none_found", "output", "outputs", "parallel", "path", "placement", "release", "run_escalated", "run_feed", "run_one",
+    "score", "settings", "stateful", "stream", "version",
 ]  # fmt: skip
 """Names of the optional members."""
 DEFAULTS: Mapping[Name, Any] = {
-    "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "grounds": "", "inputs": (),
-    "kind": None, "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None,
-    "path": None, "placement": None, "release": None, "run_escalated": None, "run_feed": None, "run_one": None, "score": None,
-    "settings": {}, "stateful": False, "stream": None, "version": None,
+    "card": None, "check": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "grounds": "",
+    "inputs": (), "kind": None, "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (),
+    "parallel": None, "path": None, "placement": None, "release": None, "run_escalated": None, "run_feed": None, "run_one": None,
+    "score": None, "settings": {}, "stateful": False, "stream": None, "version": None,
 }  # fmt: skip
 """Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
 _METHODS: tuple[Name, ...] = ("close", "load", "run_escalated", "run_feed", "run_one", "stream")

@@ -13,6 +13,7 @@ import numpy as np
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.confidence.output_recognition import is_embedding, label_names
 from edgeroute.confidence.scores import Score
+from edgeroute.edge.answer_check import Given
 from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.edge_backend import current_turn
 from edgeroute.edge.input_tensors import MakePrepare, Plain
@@ -102,6 +103,7 @@ class FileOptions(TypedDict, total=False):
     kind: str | None
     labels: Iterable[Any] | None
     score: str | Score | None
+    check: Given | None
     none_found: str | None
 
 
@@ -120,6 +122,7 @@ class ModelFile(LoadsLate):
             operator where that is a softmax or sigmoid, else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
+        check: check of its answers' structure (docs/llama.md#structure).
         none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
     """
 
@@ -138,6 +141,7 @@ class ModelFile(LoadsLate):
         kind: str | None = None,
         labels: Iterable[Any] | None = None,
         score: str | Score | None = None,
+        check: Given | None = None,
         none_found: str | None = None,
     ) -> None:
         super().__init__(path, card, sha256)
@@ -146,7 +150,7 @@ class ModelFile(LoadsLate):
         self.kind, self.grounds = checked_kind(kind) or self.card.kind, ""
         if self.kind is None:
             self.kind, self.grounds = self.guess_kind({state.output for state in self.card.state})
-        self.score, self.none_found = score or self.card.score, none_found or self.card.none_found
+        self.score, self.check, self.none_found = score or self.card.score, check, none_found or self.card.none_found
         self.fingerprint: str | None = None
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()

@@ -48,7 +48,7 @@ CardFile = Annotated[
 """Path of a card; false: no card is read."""
 FORMS: Mapping[str, Any] = {
     "api_key": values.SecretReference, "binary": values.Binary, "body": values.BodyTemplate, "card": CardFile,
-    "cert": values.Cert, "client": values.Client, "codec": values.PayloadCodec, "headers": values.Headers,
+    "cert": values.Cert, "check": values.Check, "client": values.Client, "codec": values.PayloadCodec, "headers": values.Headers,
     "hedge_after": values.Hedge, "kind": Kind, "labels": values.Texts, "max_concurrent": values.Concurrent,
     "may_leave": values.AnyTexts, "metered": values.Flag, "none_found": Literal["defer", "accept", "score"], "pin": values.Pins,
     "ping_path": values.PingPath, "providers": values.Providers, "retries": values.Retries, "score": values.Score,

@@ -18,12 +18,14 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from edgeroute.catalog.installed_models import model_file
+from edgeroute.edge.answer_check import Given
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.policy.contradictions import quote_value
 from edgeroute.policy.sections_from_classes import parameters_of
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
 from edgeroute.policy.target_sections import Edge, Model, Target
+from edgeroute.policy.value_types import Check
 
 log = logging.getLogger("edgeroute")
 WRITTEN = ".onnx"
@@ -95,7 +97,7 @@ def _parameters(runtime_class: Any) -> Iterator[tuple[inspect.Parameter, Any, st
     for parameter, given, text in islice(parameters_of([runtime_class]), 1, None):
         if parameter.name in Registered.model_fields:
             continue
-        annotation = _plain(given)
+        annotation = Check | None if given == Given | None else _plain(given)
         if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY} and _usable(annotation):
             yield parameter, annotation, text
 

@@ -17,6 +17,7 @@ from edgeroute.confidence.scores import SCORES
 from edgeroute.core.device_rules import NO_ONLY_CLOUD
 from edgeroute.core.routing_policy import HEDGE
 from edgeroute.edge import execution_providers as providers
+from edgeroute.edge.answer_check import AnswerCheck
 from edgeroute.edge.runtimes import step_of, suffixes
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.http.addresses_and_messages import Secret, bare, checked_pins
@@ -261,6 +262,8 @@ _PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a li
 Pins = Annotated[str | list[str], with_message(_PINS), checked_by(checked_pins)]
 _CODEC = 'a codec\'s name, as in "jpeg:85", a table, as in { name = "jpeg" }, or a list of them, best first'
 PayloadCodec = Annotated[str | dict[str, Any] | list[str | dict[str, Any]], with_message(_CODEC), checked_by(payload_of)]
+_CHECK = '"json", "python", a pattern as in "/[0-9]+ kg/", or a JSON schema as a table'
+Check = Annotated[str | dict[str, Any], with_message(_CHECK), checked_by(AnswerCheck)]
 Client = Annotated[Literal["httpx"], with_message('"httpx"')]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), with_message("64 hexadecimal digits in quotes")]
 PingPath = Annotated[str, Field(pattern="^/"), with_message('a path that begins with /, as in "/health"')]

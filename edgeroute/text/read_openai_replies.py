@@ -271,6 +271,7 @@ SIGNS: Final = (
 )  # fmt: skip
 """Keys of a delta that bring part of an answer; others, such as `role`, bring nothing new."""
 
+NO_LOGPROBS: Final = "no log-probabilities of its tokens"
 BESIDES: Final = ("tool_calls", "function_call", "audio", "images")
 """Keys of a message that is an answer without a text."""
 
@@ -467,7 +468,7 @@ class RunningConfidence:
 def _confidence(logprobs: list[float], rule: str) -> Any:
     """Return the confidence by the rule, or an `Unscored`; for `quantile` the log-probabilities, for a reader to score."""
     if not logprobs:
-        return Unscored("no log-probabilities of its tokens")
+        return Unscored(NO_LOGPROBS)
     if impossible(logprobs):
         return Unscored(IMPOSSIBLE)
     known = [min(logprob, 0.0) for logprob in logprobs]

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from heapq import heappop, heappush
+from math import isnan
 from random import Random
 from typing import Any, Final, Literal, NamedTuple
 
@@ -336,7 +337,9 @@ class Script:
                     return value
         assert leg.threshold is not None, "a leg with thresholds has one for the rest, too"
         levels, sure = (leg.threshold, *leg.thresholds.values()), seen.confidence
-        if leg.final or leg.standby or sure is None or sure < min(levels) or (sure >= max(levels) and INF not in levels):
+        if leg.final or leg.standby or sure is None or isnan(sure):
+            return None
+        if sure < min(levels) or (sure >= max(levels) and INF not in levels):
             return None
         raise Unknown(NO_CLASS.format(leg.name))
 

@@ -20,7 +20,7 @@ from edgeroute.core.answer_reasons import VERSION
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.routing_policy import INF, MODES, Mode
-from edgeroute.core.walk import new
+from edgeroute.core.walk import Malformed, new
 from edgeroute.errors import BadInput
 from edgeroute.stores import rotated_json_lines as journal
 
@@ -424,7 +424,8 @@ class _Reader:
                     legs[name] = legs[name]._replace(joules=run_joules)
                 continue
             took_s, error = event["at_s"] - started[name], event.get("error", "")
-            leg_confidence = confidence(event.get("confidence"))
+            failed_check = event.get("check")
+            leg_confidence = Malformed(str(failed_check), "recorded") if failed_check else confidence(event.get("confidence"))
             failure = _failure(event) if error else _WELL
             if away:
                 legs[name] = seen = Seen(

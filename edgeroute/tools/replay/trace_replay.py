@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from math import isnan
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -387,6 +388,6 @@ def _summary(request: Request) -> str:
         if seen.what == "failed":
             parts.append(f"{name} failed: {seen.error}")
         else:
-            edge_confidence = "" if seen.confidence is None else f" {seen.confidence:.2f}"
+            edge_confidence = "" if seen.confidence is None or isnan(seen.confidence) else f" {seen.confidence:.2f}"
             parts.append(f"{name}{edge_confidence} {seen.what}" + (f", {seen.took_s * 1000:.0f} ms" if seen.away else ""))
     return "; ".join(parts)

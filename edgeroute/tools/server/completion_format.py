@@ -45,6 +45,7 @@ def origin_of(answer: Answer[Any]) -> dict[str, Any]:
         "leg": clean(answer.leg, 100),
         "confidence": confidence_of(answer),
         "degraded": answer.degraded,
+        **({"malformed": answer.malformed} if answer.degraded and answer.malformed else {}),
         "reason": clean(answer.reason, REASON),
         "latency_s": round(answer.latency_s, 6),
     }

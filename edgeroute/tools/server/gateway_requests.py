@@ -79,10 +79,12 @@ def _is_bounded(data: Any, most_bytes: int) -> bool:
 
 
 def _is_mild(key: str, value: Any) -> bool:
-    """Return True unless an entry of a schema is a regular expression, a foreign reference or a length beyond `MOST_LENGTH`.
+    """Return True unless an entry of a schema may take for ever, is a foreign reference or a length beyond `MOST_LENGTH`.
 
     A mapping as value is a property of that name, and True.
     """
+    if key in {"patternProperties", "unevaluatedItems", "unevaluatedProperties"}:
+        return False
     if key == "pattern" or (key == "$ref" and not str(value).startswith("#")):
         return isinstance(value, dict)  # a property of that name
     length = key[3:] in {"Length", "Items", "Properties", "Contains"} and isinstance(value, int | float)

@@ -1,0 +1,234 @@
+"""Check of the structure of a local answer, before it may be accepted: JSON, calls of tools, code, a pattern, a function.
+
+No fault's words have content of the answer, and nothing is fetched for a schema.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping
+from functools import cache
+from operator import methodcaller
+from typing import Any, Final, TypeAlias
+
+from edgeroute.core.error_codes import failure_text
+from edgeroute.core.walk import Malformed, Prediction
+from edgeroute.edge.model_attributes import is_async
+from edgeroute.errors import PolicyError, RuntimeMissing, nearest
+from edgeroute.system.input_copies import copy_input
+from edgeroute.system.late_imports import import_needed
+from edgeroute.system.process import call_contained
+from edgeroute.system.safe_logging import Failures
+from edgeroute.text.read_openai_replies import NO_LOGPROBS
+
+Given: TypeAlias = str | Mapping[str, Any] | re.Pattern[str] | Callable[[Any], Any]
+LONGEST: Final = 1 << 16
+"""Most characters of a text that is parsed or matched; a longer one fails. A pattern may take for ever on few."""
+STEPS: Final = 100_000
+"""Most keywords of a schema that are evaluated for an answer; one that needs more fails."""
+NEEDS: Final = "a check by a JSON schema needs jsonschema: pip install 'edgeroute[schema]'"
+
+
+class Fault(Exception):
+    """Fault of an answer's structure, with the arguments of `Malformed`."""
+
+
+class AnswerCheck:
+    """Check of a model's answers; one that fails gets a `Malformed` in place of its confidence, so that it is never accepted.
+
+    Args:
+        given: "json" or "python" (the text parses); a JSON schema, for the value, or for the JSON that a text is; a compiled
+            pattern, or a text "/pattern/", that matches the whole text; or a function of a copy of the value, which returns
+            True, False, or a number from 0 (it fails) to 1, by which the confidence is multiplied. None: none of these.
+        options: keys of all requests to a language model, whose answers are checked by `response_format` and `tools` of
+            the request. None: inputs are no requests.
+
+    Raises:
+        PolicyError: it is none of these.
+        RuntimeMissing: a schema needs the package jsonschema.
+    """
+
+    def __init__(self, given: Given | None, options: Mapping[str, Any] | None = None) -> None:
+        self._test = None if given is None else _test(given)
+        self._given, self._options, self._failures = given, options, Failures()
+
+    def wants(self, x: Any) -> bool:
+        """Return True if the answer to an input is checked."""
+        return self._test is not None or bool(self._request(x))
+
+    def apply(self, prediction: Prediction, x: Any) -> Prediction:
+        """Return the prediction for an input, with another confidence if its answer fails, or passes with a share.
+
+        An answer without confidence, since its model gives none, gets the share. Errors of a check are logged, and fail.
+        """
+        share, sure = None, prediction.confidence
+        try:
+            if request := self._request(x):
+                self._check_reply(request, prediction)
+            if self._test is not None:
+                share = call_contained(self._test, prediction.value)
+        except Fault as e:
+            return prediction._replace(confidence=Malformed(*e.args))
+        except Exception as e:  # noqa: BLE001 - nobody knows that the answer is well-formed
+            self._failures.log("the check of an answer", e)
+            return prediction._replace(confidence=Malformed("error", f"the check itself failed: {failure_text(e)}"))
+        if share is None:
+            return prediction
+        known = sure is not None and getattr(sure, "why", "") != NO_LOGPROBS
+        return prediction._replace(confidence=sure * share if known and share < 1 else sure if known else share)  # type: ignore[operator]
+
+    def identity(self, of: Callable[[Any], str]) -> str:
+        """Return a text that identifies the check given, for certificates and caches; empty: there is none."""
+        return "" if self._given is None else f" check {of(self._given) if callable(self._given) else self._given!r}"
+
+    def _request(self, x: Any) -> Mapping[str, Any]:
+        """Return the request for an input if it demands a structure; empty: it does not."""
+        if self._options is None:
+            return {}
+        request = {**self._options, **x} if isinstance(x, Mapping) else self._options
+        return request if request.get("tools") or _form(request) else {}
+
+    def _check_reply(self, request: Mapping[str, Any], prediction: Prediction) -> None:
+        """Raise Fault for a completion with a call of no tool of the request, or a text that is not in the request's format."""
+        calls = prediction.outputs["choices"][0].get("message", {}).get("tool_calls") or ()
+        tools = {tool["function"]["name"]: tool["function"] for tool in request.get("tools") or () if "function" in tool}
+        choice = request.get("tool_choice")
+        chosen = {choice["function"]["name"]} if isinstance(choice, Mapping) else () if choice == "none" else tools
+        for call in calls:
+            if (name := call["function"]["name"]) not in tools or name not in chosen:
+                raise Fault("tool", "it calls a tool that is not to be called")
+            arguments = _json(call["function"].get("arguments"), "arguments")
+            if not isinstance(arguments, dict):
+                raise Fault("arguments", "a tool's arguments are no JSON object")
+            self._by_schema(tools[name].get("parameters"), arguments)
+        if not calls and (choice == "required" or isinstance(choice, Mapping)):
+            raise Fault("tool", "it calls no tool, and is to call one")
+        if not calls and (form := _form(request)):
+            self._by_schema(form.get("schema", (form.get("json_schema") or {}).get("schema")), _json(prediction.value))
+
+    def _by_schema(self, schema: Any, value: Any) -> None:
+        """Raise Fault for a value that a request's schema forbids; without jsonschema none is checked, which is logged."""
+        try:
+            if schema is not None:
+                _schema_test(schema)(value)
+        except RuntimeMissing as e:
+            self._failures.log("the check by a request's schema", e, coded=True)
+
+
+def _form(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the `response_format` of a request; empty: none, or that of a plain text."""
+    form = request.get("response_format")
+    return form if isinstance(form, Mapping) and form.get("type") != "text" else {}
+
+
+def _test(given: Any) -> Callable[[Any], float]:
+    """Return the test for a check as the application gives it: it returns a share, or raises Fault. Raises PolicyError."""
+    if isinstance(given, str) and len(given) > 2 and given[0] == given[-1] == "/":  # noqa: PLR2004 - a pattern within
+        try:
+            given = re.compile(given[1:-1], re.DOTALL)
+        except re.error as e:
+            raise PolicyError(f"check= has no regular expression between its slashes: {e}") from None
+    if isinstance(given, re.Pattern):
+        return lambda value: _share(given.fullmatch(_text(value)) is not None, "pattern", "it does not match the pattern")
+    if isinstance(given, Mapping):
+        test = _schema_test(given, own=True)
+        return lambda value: test(_json(value if isinstance(value, str) else json.dumps(value, default=methodcaller("tolist"))))
+    if isinstance(given, str) and given in TESTS:
+        return TESTS[given]
+    if not callable(given) or is_async(given):
+        nearby = nearest(given, TESTS) if isinstance(given, str) else "expected"
+        raise PolicyError(f'check: {nearby} "json", "python", a pattern as "/.../", a JSON schema, or a plain function')
+    return lambda value: _share(float(given(copy_input(value))), "check", "the check says no")
+
+
+def _share(passed: float, code: str, why: str) -> float:
+    """Return a share from above 0, at most 1. Raises Fault, with this code and these words, for any other."""
+    if not passed > 0:
+        raise Fault(code, why)
+    return min(float(passed), 1.0)
+
+
+def _json(value: Any, code: str = "json") -> Any:
+    """Return what a JSON text has. Raises Fault for no JSON, NaN, a key that comes twice, and too much nesting."""
+    try:
+        return json.loads(_text(value), parse_constant=int, object_pairs_hook=_object)  # int("NaN") raises
+    except (ValueError, RecursionError):
+        raise Fault(code, "it is no JSON" if code == "json" else "a tool's arguments are no JSON") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict. Raises ValueError for a key that comes twice, of which programs read one or the other."""
+    if len(made := dict(pairs)) < len(pairs):
+        raise ValueError
+    return made
+
+
+def _text(value: Any) -> str:
+    """Return a value that is a text of at most `LONGEST` characters. Raises Fault otherwise."""
+    _share(isinstance(value, str) and len(value) <= LONGEST, "text", f"it is no text of up to {LONGEST:,} characters")
+    return value  # type: ignore[no-any-return]
+
+
+def _python(value: Any) -> float:
+    """Return 1 for a text that is Python. Raises Fault otherwise."""
+    try:
+        return float(compile(_text(value), "<answer>", "exec", ast.PyCF_ONLY_AST) is not None)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise Fault("python", "it is no Python") from None
+
+
+TESTS: Final[Mapping[str, Callable[[Any], float]]] = {"json": lambda value: len([_json(value)]), "python": _python}
+_steps = threading.local()
+"""Steps that are left to the check under way in a thread."""
+
+
+def _schema_test(schema: Any, *, own: bool = False) -> Callable[[Any], float]:
+    """Return the test of a value by a JSON schema, which fetches nothing.
+
+    Args:
+        schema: the schema.
+        own: True: raise PolicyError if it is none; False: its test raises Fault then.
+
+    Raises:
+        RuntimeMissing: the package jsonschema is not installed.
+    """
+    validators, referencing = import_needed("jsonschema.validators", NEEDS), import_needed("referencing", NEEDS)
+    kind = validators.validator_for(schema, default=validators.Draft202012Validator)
+    if own:
+        try:
+            kind.check_schema(schema)
+        except Exception as e:  # noqa: BLE001 - of several kinds
+            raise PolicyError(f"check: this is no JSON schema: {getattr(e, 'message', type(e).__name__)}") from None
+
+    def test(value: Any) -> float:
+        _steps.left = STEPS
+        try:
+            error = next(_counting(kind)(schema, registry=referencing.Registry()).iter_errors(value), None)
+        except Fault:
+            raise
+        except Exception as e:  # noqa: BLE001 - jsonschema's texts quote the value
+            raise Fault("schema", f"the schema cannot be checked: {type(e).__name__}") from None
+        return _share(error is None, "schema", f"the schema forbids it: {getattr(error, 'validator', '')}")
+
+    return test
+
+
+@cache
+def _counting(kind: Any) -> Any:
+    """Return the class of validators of a draft that takes a step for each keyword that it evaluates."""
+
+    def counted(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*given: Any) -> Any:
+            _steps.left -= 1
+            _share(_steps.left, "schema", f"the check by the schema takes more than {STEPS:,} steps")
+            return evaluate(*given)
+
+        return step
+
+    more = {name: counted(evaluate) for name, evaluate in kind.VALIDATORS.items()}
+    counting = import_needed("jsonschema.validators", NEEDS).extend(kind, more)
+    counting.evolve = import_needed("attr", NEEDS).evolve  # jsonschema's own takes the class that a nested $schema names
+    return counting
