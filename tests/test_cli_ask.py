@@ -240,6 +240,19 @@ def test_what_is_shown_of_an_input():
         ("<b>", "text", "<b>"),
         ({"age": 3, "name": "x"}, "text", "age: 3"),
         ([{"role": "user", "content": "hello"}], "text", "user: hello"),
+        ([{"role": "user", "content": [{"type": "text", "text": "hello"}]}], "text", "user: hello"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]}],
+            "image",
+            "data:image/png",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a.b/c.png"}}]}],
+            "text",
+            "type: image_url",
+        ),
+        (np.full((9, 9), np.inf), "image", "data:image/png;base64,"),
+        (np.full(5000, np.nan), "audio", "data:audio/wav;base64,"),
         ("y" * 9000, "text", "y" * 4000 + "... (9,000 characters)"),
     ]:
         part = next(iter(parts_of(x)))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
 import warnings
 from contextlib import closing
 
 import numpy as np
 import pytest
-from both import Tasks, Threads
+from both import LONG, Tasks, Threads
 
-from edgeroute import BadInput, CallableModel, Function, PolicyError
+from edgeroute import AsyncRouter, BadInput, CallableModel, Function, PolicyError
 from edgeroute.confidence import NotEnough, calibrate
 from edgeroute.errors import EdgerouteError
 
@@ -75,10 +77,15 @@ CONFIDENCE, EDGE, CLOUD, RIGHT = classes(N)
 WORDS = ["ant", "bee", "a cat", "dog"]
 
 
-def router_of(kind, names=WORDS, cloud_names=WORDS, **more):
-    """A router whose inputs are numbers of rows."""
+def parts_of_router(names=WORDS, cloud_names=WORDS, **more):
+    """An edge and a cloud whose inputs are numbers of rows."""
     edge = CallableModel(lambda i: (names[EDGE[i]], float(CONFIDENCE[i])), version="1", **more)
-    return kind(edge, Function(lambda i: (cloud_names[CLOUD[i]], 1.0), version="1"), threshold=0.5)
+    return edge, Function(lambda i: (cloud_names[CLOUD[i]], 1.0), version="1")
+
+
+def router_of(kind, *args, **more):
+    """A router of them."""
+    return kind(*parts_of_router(*args, **more), threshold=0.5)
 
 
 def right(i):
@@ -235,6 +242,45 @@ def test_labels_of_named_classes():
         with pytest.raises(BadInput, match=r"^label \d+ is 'Katze', and the edge model answers ant, bee, a cat, dog") as raised:
             router.calibrate(X, label=lambda _: "Katze", max_loss=0.05)
         assert raised.value.labels == {}
+
+
+def test_inputs_that_are_left_out():
+    """Labels stay with their inputs where the cloud fails on some, and where an edge before keeps some."""
+
+    def cloud(i):
+        if i in {3, 400}:
+            raise ValueError("no answer")
+        return WORDS[CLOUD[i]], 1.0
+
+    asked = []
+    edges = [
+        CallableModel(lambda i: (WORDS[EDGE[i]], float(i % 7 == 0)), version="1", name="first"),
+        CallableModel(lambda i: (WORDS[EDGE[i]], float(CONFIDENCE[i])), version="1"),
+    ]
+    with closing(Threads(edges, Function(cloud, version="1"), threshold=[0.5, 0.5])) as router:
+        full = router.calibrate(X, [right(i) for i in X], max_loss=0.05, edge=1)
+        found = router.calibrate(X, label=lambda i: asked.append(i) or right(i), max_loss=0.05, edge=1)
+    assert found.certificate.threshold == full.certificate.threshold
+    assert found.labels == {i: right(i) for i in asked}
+    assert all(i % 7 and EDGE[i] != CLOUD[i] for i in asked)
+
+
+def test_other_tasks_go_on_while_somebody_thinks():
+    """The function runs in a thread beside the event loop."""
+    answered = threading.Event()
+
+    def slow(i):
+        assert answered.wait(LONG)
+        return right(i)
+
+    async def run():
+        async with AsyncRouter(*parts_of_router(), threshold=0.5) as router:
+            calibration = asyncio.ensure_future(router.calibrate(X, label=slow, max_loss=0.05))
+            await router.infer(1)
+            answered.set()
+            return await calibration
+
+    assert asyncio.run(run()).labels_read
 
 
 def test_a_cloud_that_is_worse_than_the_edge():

@@ -454,7 +454,7 @@ def test_whatever_is_there(drawn, labels, cloud):
     assert "no certificate" not in read(found)
     text = read(Evaluation(made, -inf, accept_unsure=True))
     assert ("Accuracy" in text) == labels
-    assert ("There are no labels" in text) == (cloud and not labels)
+    assert ("Not all labels are known" in text) == (cloud and not labels)
     assert ("neither labels nor answers" in text) == (not cloud and not labels)
     assert ("Reliability" in text) == ((cloud or labels) and any(np.isfinite(row[0]) for row in drawn))
     unscored = sum(np.isnan(row[0]) for row in drawn)

@@ -65,6 +65,10 @@ def parts_of(x: Any, name: str = "") -> Iterator[Part]:
     head = f"{name}: " if name else ""
     if isinstance(x, Mapping) and {"role", "content"} <= x.keys():  # a message
         yield from parts_of(x["content"], str(x["role"]))
+    elif isinstance(x, Mapping) and x.get("type") == "text" and "text" in x:  # a part of a message
+        yield from parts_of(x["text"], name)
+    elif isinstance(x, Mapping) and (url := str(dict(x.get("image_url") or {}).get("url"))).startswith("data:image/"):
+        yield Part("image", url, f"{head}a picture: --page shows it")
     elif isinstance(x, Mapping):
         for key, value in x.items():
             yield from parts_of(value, str(key))
@@ -108,9 +112,14 @@ def _to_bytes(x: Any) -> Any:
     x = x[::step, ::step]
     if x.dtype == np.uint8:
         return x
-    numbers = np.nan_to_num(x.astype(float))
+    numbers = _finite(x)
     low, high = numbers.min(), numbers.max()
     return ((numbers - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+
+
+def _finite(x: Any) -> Any:
+    """Return numbers as float64 of a moderate size, with 0 for NaN."""
+    return np.clip(np.nan_to_num(x.astype(float)), -1e9, 1e9)
 
 
 def _png(pixels: Any) -> bytes:
@@ -130,7 +139,7 @@ def _png(pixels: Any) -> bytes:
 def _wav(samples: Any) -> bytes:
     """Return samples as a WAV file of 16 bits: int16 as they are, others scaled by their greatest."""
     if samples.dtype != np.int16:
-        numbers = np.nan_to_num(samples.astype(float))
+        numbers = _finite(samples)
         samples = (numbers * (32767 / max(abs(numbers).max(), 1e-9))).astype(np.int16)
     file = io.BytesIO()
     with wave.open(file, "wb") as out:

@@ -88,7 +88,7 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
     if certificate is not None and not evaluation.uncalibrated:
         low, high = certificate.deferral_interval
         axes.axvspan(low * 100, high * 100, color=EDGE, alpha=0.25, linewidth=0, label="deferral that the certificate expects")
-        if certificate.kind == "max_loss" and "cloud" in accuracy:
+        if certificate.kind == "max_loss" and "cloud" in accuracy and evaluation.labelled != certificate.agreement:
             least = (accuracy["cloud"].value - certificate.value) * 100
             axes.axhline(least, color=CLOUD, linewidth=1, linestyle="-.", label="the least that is guaranteed")
     axes.set_xlim(-2, 102)

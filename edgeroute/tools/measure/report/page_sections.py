@@ -228,7 +228,7 @@ def notes(evaluation: Evaluation) -> str:
     if evaluation.labelled:
         sentences.append("Accuracy is the share of answers that are the label.")
     elif asked:
-        sentences.append("There are no labels. An answer counts as right where it is the cloud's, so the cloud has 100 %.")
+        sentences.append("Not all labels are known. An answer counts as right where it is the cloud's, so the cloud has 100 %.")
     else:
         sentences.append("There are neither labels nor answers of the cloud, so nothing is said about what is right.")
     if evaluation.certificate is not None and (how := words.methods(evaluation.certificate)):
