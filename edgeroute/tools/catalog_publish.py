@@ -186,9 +186,7 @@ def _sign(catalog: Path, text: bytes, signers: dict[str, Any], days: float) -> N
     if root is None:
         _write_root(folder, signers)
     elif signers["targets"].public_key.keyid not in root.signed.roles["targets"].keyids:
-        raise PolicyError(
-            f"{MODELS_KEY} is not the key of this catalog: take the right one, or rotate: edgeroute models keygen --rotate"
-        )
+        raise PolicyError(f"{MODELS_KEY} is not the key of this catalog: take the right one, or edgeroute models keygen --rotate")
     until = _expiry(days)
     version = {role: (0 if (last := _newest(folder, role)) is None else last.signed.version) + 1 for role in ONLINE}
     targets = api.Targets(version=version["targets"], expires=until, targets={INDEX: target})

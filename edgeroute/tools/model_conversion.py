@@ -556,9 +556,7 @@ def _keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - 
             raise _untrusted(path) from e
         raise
     if len(model.inputs) > 1 or len(model.outputs) > 1:
-        raise PolicyError(
-            f"{path} has several inputs or outputs: convert it in Keras, by model.export('model.onnx', format='onnx')"
-        )
+        raise PolicyError(f"{path} has several inputs or outputs: convert it in Keras: model.export('model.onnx', format='onnx')")
     model(np.zeros([size or 1 for size in model.inputs[0].shape], np.float32))  # the exporter needs one call
     activation = getattr(getattr(model.layers[-1], "activation", None), "__name__", "")
     binary = activation == "sigmoid" and model.outputs[0].shape[-1] == 1

@@ -29,9 +29,7 @@ def convert(
     ] = False,
     sample: Annotated[
         Path | None,
-        typer.Option(
-            "--sample", metavar="FILE", help="Inputs for the comparison: .npy, .npz, .jsonl, or a table: .csv, .parquet."
-        ),
+        typer.Option("--sample", metavar="FILE", help="Inputs for the comparison: .npy, .npz, .jsonl, .csv or .parquet."),
     ] = None,
     labels: Annotated[
         str, typer.Option(metavar="A,B,...", help="Names of the classes, in their order.", show_default=False)

@@ -205,9 +205,7 @@ def recorded_outputs(path: Path, note: Note = lambda _: None) -> Recorded | None
             labels, groups = _labels(archive), _groups(archive)
     for name, column in {"cloud_logits": cloud, "labels": labels, "groups": groups}.items():
         if column is not None and (not edge.ndim or len(column) != len(edge)):
-            raise BadInput(
-                f"{path} cannot be read: it holds {len(edge) if edge.ndim else 1} edge_logits and {len(column)} {name}"
-            )
+            raise BadInput(f"{path} cannot be read: it has {len(edge) if edge.ndim else 1} edge_logits and {len(column)} {name}")
     return Recorded(edge, cloud, labels, groups)
 
 

@@ -44,9 +44,7 @@ def inspect(
     report: Report
     if model.lower().startswith(("http://", "https://")):
         if write:
-            raise typer.BadParameter(
-                "a card is written beside a model file; an endpoint has [cloud] in the policy", param_hint="--write"
-            )
+            raise typer.BadParameter("a card is beside a model file; an endpoint has [cloud] in the policy", param_hint="--write")
         from edgeroute.tools.cli.inspect_url import inspect_url
 
         report = inspect_url(model, sample, index, timeout, key_env)

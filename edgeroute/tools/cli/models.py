@@ -32,9 +32,7 @@ From = Annotated[str | None, typer.Option("--from", metavar="WHERE", help="Catal
 Root = Annotated[
     Path | None, typer.Option("--root", metavar="FILE", help="The publisher's root.json: whose signatures count; remembered.")
 ]
-Authority = Annotated[
-    Path | None, typer.Option("--ca", metavar="FILE", help="Certificate authorities for HTTPS, instead of the system's.")
-]
+Authority = Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Certificate authorities, instead of the system's.")]
 STORE = Path("model-store")
 
 models = typer.Typer(
@@ -197,9 +195,7 @@ def _print(text: str, as_json: bool, **more: object) -> None:
 
 # Commands for publishers.
 
-CatalogFolder = Annotated[
-    Path, typer.Option("--catalog", metavar="DIR", help="Folder of the catalog, which a web server serves.")
-]
+CatalogFolder = Annotated[Path, typer.Option("--catalog", metavar="DIR", help="Folder of the catalog, for a web server.")]
 Keys = Annotated[Path, typer.Option("--keys", metavar="DIR", help="Folder of the keys.")]
 Days = Annotated[float, typer.Option("--days", min=0.001, metavar="N", help="Days that devices accept the list of models.")]
 CATALOG, KEYS = Path("catalog"), Path("keys")

@@ -140,9 +140,7 @@ def replay(
     ] = "",
     score_at: Annotated[
         str,
-        _of_log(
-            "--score", metavar="KEY", help="Path of the answer's score in a line, 0..1. Without it: agreement with the cloud."
-        ),
+        _of_log("--score", metavar="KEY", help="Path of the answer's score in a line, 0..1; default: agreement with the cloud."),
     ] = "",
     match: Annotated[
         Literal["text", "exact"], _of_log(help="Answers agree if they differ only in case and spaces, or exactly.")

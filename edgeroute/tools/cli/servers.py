@@ -123,13 +123,9 @@ def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -
         if policy is not None:
             notes.append(f"{policy.name} has no [trace]: add the line [trace] to it, and restart its program, to see requests")
     if sample < 1 and record is None:
-        notes.append(
-            f"the trace is a random sample of {sample:.3g} of the answers: all numbers of requests are those of the sample"
-        )
+        notes.append(f"the trace is a random sample of {sample:.3g} of the answers: numbers of requests are those of the sample")
     if path is None:
-        raise BadInput(
-            f"{policy}: it has neither a state folder nor a [trace], so there is nothing to follow: add state and [trace]"
-        )
+        raise BadInput(f"{policy}: it has no state folder and no [trace], so there is nothing to follow: add state and [trace]")
     if record is not None and record.exists() and not record.is_file():
         raise BadInput(f"{record} is no regular file: pass a trace's file")
     if record is not None and not any(record.parent.glob(f"{record.name}*")):

@@ -100,9 +100,7 @@ WITHIN = 2
 
 STATE = "Devices with a state"
 
-simulate = typer.Typer(
-    name="simulate", no_args_is_help=True, help="Simulate many devices in front of one cloud; no device is used."
-)
+simulate = typer.Typer(name="simulate", no_args_is_help=True, help="Simulate many devices in front of one cloud. None is used.")
 
 
 def multiple(text: str) -> float:

@@ -81,9 +81,7 @@ def read_table(
         raise BadInput(f"{path}: the policy's views take {missing[0]!r} of an input, and its columns are {', '.join(named)}")
     if fitted and not keys and named != [*map(str, range(len(named)))]:  # there is a header
         if missing := [name for name in fitted if name not in named]:
-            raise BadInput(
-                f"{path} has no column {missing[0]!r}, on which the model was fitted: its columns are {', '.join(named)}"
-            )
+            raise BadInput(f"{path} has no column {missing[0]!r}, on which the model was fitted: it has {', '.join(named)}")
         named = [*fitted]
     if not named:
         raise BadInput(f"{path} has no column of inputs")

@@ -55,9 +55,7 @@ def read_graph(path: Path) -> Any:
     if not model.graph.node:
         raise ModelError(f"{path} is not an ONNX model: it has no graph")
     if operators := sorted({node.op_type for node in model.graph.node} & QUANTISED):
-        raise ModelError(
-            f"{path} is quantised already, it has {', '.join(operators)}: pass the float model that it was made from"
-        )
+        raise ModelError(f"{path} is quantised already, it has {', '.join(operators)}: pass the float model it was made from")
     _make_weights_constant(model)
     return model
 
@@ -172,9 +170,7 @@ def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
     weights = external_data(path)
     written = [path_out, path_out.with_suffix(".json"), *([path_out.with_name(f"{path_out.name}.data")] if weights else [])]
     if taken := {file.resolve() for file in weights} & {file.resolve() for file in written}:
-        raise PolicyError(
-            f"{path_out} would replace {min(taken).name}, which has weights of the original: choose another name with --out"
-        )
+        raise PolicyError(f"{path_out} would replace {min(taken).name}, with weights of the original: choose another --out")
     for file in written:
         if file.exists() and not overwrite:
             raise PolicyError(f"{file} exists already: choose another name with --out, or use --force")

@@ -71,9 +71,7 @@ class Channels:
         self._depthwise: list[Any] = []
         self._shapes: list[str] = []
         self._reshaped = set[str]()
-        self._subgraphs = any(
-            attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute
-        )
+        self._subgraphs = any(part.HasField("g") or part.graphs for node in model.graph.node for part in node.attribute)
 
     def prune(self, node: Any, share: float) -> str:
         """Remove the share of the layer's channels with the smallest weights (Li et al. 2017, arXiv:1608.08710).
@@ -428,9 +426,7 @@ def _lost_zeros(model_path: Path, sparsity: float) -> list[str]:
     share = sum(int((array == 0).sum()) for array in arrays) / total if total else 0.0
     if share >= sparsity - SMALL:
         return []
-    return [
-        f"after fine-tuning {100 * share:.1f} % of the weights are zero, not {100 * sparsity:.1f} %: the training changed them"
-    ]
+    return [f"after fine-tuning {100 * share:.1f} % of the weights are zero, not {100 * sparsity:.1f} %: training changed them"]
 
 
 def _step(sparsity: float, *, structured: bool, tuned: bool) -> str:

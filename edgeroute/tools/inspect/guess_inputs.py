@@ -302,9 +302,7 @@ def _picture_guess(spec: TensorSpec, batch: int | None, layout: str, findings: l
         more = ' (yours have the colours last? "preprocess" turns them)' if layout == "CHW" else ""
         findings.append(Finding(f"{about}.preprocess", "none", "likely", f"it takes unchanged pixels, 0 to 255{more}"))
     else:
-        lines = "\n".join(
-            f'"preprocess": {json.dumps(preparation.preprocess)}  ({preparation.about})' for preparation in preparations
-        )
+        lines = "\n".join(f'"preprocess": {json.dumps(way.preprocess)}  ({way.about})' for way in preparations)
         why = "it takes floats, and the file does not say if pixels are 0 to 255, 0 to 1, or normalised: see the training code"
         findings.append(Finding(f"{about}.preprocess", "scale, mean and std?", "open", why, lines))
     return InputGuess(spec, "given", batch, layout, tuple(findings), preparations)

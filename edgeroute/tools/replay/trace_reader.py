@@ -242,9 +242,7 @@ class Past:
         self.sent_bytes, self.received_bytes = (median(sizes) if sizes else 0.0 for sizes in self._sizes)
         self._results.sort(key=lambda result: (result[0], result[1] is not None))
         self._times = [time for time, _ in self._results]
-        self.back = [
-            time + STEP_S / 10 for (time, failed), (_, next_failed) in pairwise(self._results) if failed and not next_failed
-        ]
+        self.back = [time + STEP_S / 10 for (time, fails), (_, next_fails) in pairwise(self._results) if fails and not next_fails]
 
     def away(self, time: float) -> Seen | None:
         """Return the last failed call before that time if the next one failed, too (an outage); None: the endpoint was up."""

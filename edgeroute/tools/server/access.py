@@ -540,6 +540,4 @@ def token_of(name: str) -> str:
     try:
         return checked_token(os.environ.get(name, ""))
     except PolicyError:
-        raise PolicyError(
-            f"the environment variable {name!r} has no token in it: set it, to at least 16 random characters"
-        ) from None
+        raise PolicyError(f"the environment variable {name!r} has no token: set it, to at least 16 random characters") from None

@@ -98,9 +98,7 @@ class Tensors:
                 return
             length = None if (raw_length := headers.get(_LENGTH)) is None else raw_length.decode("latin-1")
             if protocol.json_size(body, length) > self.max_json_bytes:
-                raise HTTPException(
-                    413, f"the JSON has more than {self.max_json_bytes} bytes: send tensors of this size as binary"
-                )
+                raise HTTPException(413, f"the JSON has more than {self.max_json_bytes} bytes: send such tensors as binary")
             ask = await self.calls.parse(body, partial(protocol.read, length=length, inputs=inputs, outputs=OUTPUTS))
             rows = _rows(ask.feed)
             with self.calls.place(scope):

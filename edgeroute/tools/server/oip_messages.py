@@ -342,9 +342,7 @@ def edge_answers(given: Any, count: int) -> Array:
     except (AttributeError, ValueError, RecursionError):
         answers = None
     if not isinstance(answers, list) or len(answers) != count or not all(isinstance(answer, dict | None) for answer in answers):
-        raise BadInput(
-            f"{PARAMETER} is {_say(given)}: send the JSON of a list, with an object or null for each of {count} inputs"
-        )
+        raise BadInput(f"{PARAMETER} is {_say(given)}: send JSON: a list with an object or null for each of {count} inputs")
     rows[:] = answers
     return rows
 
@@ -469,9 +467,7 @@ _SMALLER = {"UINT8": "uint8", "FP16": "float16"}
 def _part(body: bytes, offset: int, size: Any, spec: TensorSpec) -> memoryview:
     """Return the bytes of a binary tensor of files as a view of the body; raise `BadInput` if they are not all there."""
     if type(size) is not int or not 0 <= size <= len(body) - offset:
-        raise BadInput(
-            f"{spec.name}: binary_data_size is {_say(size)}, and {len(body) - offset} bytes are left: send all of them"
-        )
+        raise BadInput(f"{spec.name}: binary_data_size is {_say(size)}, and {len(body) - offset} bytes are left: send them all")
     return memoryview(body)[offset : offset + size]
 
 

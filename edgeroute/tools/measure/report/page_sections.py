@@ -103,9 +103,7 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str:
         caption = "The cloud was not asked: the accuracy is that of the answers that are not deferred."
     else:
         title = "Accuracy over deferral" if evaluation.labelled else "Agreement with the cloud over deferral"
-        caption = (
-            "Each point of the solid line is a threshold. At the left end the edge answers alone, at the right end the cloud."
-        )
+        caption = "Each point of the solid line is a threshold: at the left end the edge answers alone, at the right the cloud."
     if evaluation.thresholds:
         caption += " The line has one threshold for all classes; in use is one for each, so the point may lie beside the line."
     if (area := evaluation.area()) is not None and not isnan(area.value):
