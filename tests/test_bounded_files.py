@@ -25,7 +25,7 @@ from edgeroute.policy.file_and_environment import MOST_PARTS, parse_toml
 from edgeroute.system.foreign_files import open_file, parse_json, read_bytes, read_json, read_text
 from edgeroute.tools.cli.input_files import read_inputs, recorded_outputs
 from edgeroute.tools.cli.inspect_file import inspect_file
-from edgeroute.tools.replay.logs.lines_and_tables import lines
+from edgeroute.tools.replay.logs.answer_pairs import lines
 from edgeroute.types import TensorSpec
 
 LONG = 30.0

@@ -52,11 +52,10 @@ from edgeroute.core.admission import FAULTS
 from edgeroute.record.instrument_interface import RequestEnded
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.tools.cli.servers import file_monitor
-from edgeroute.tools.dashboard import journal_tail as tails
 from edgeroute.tools.dashboard import monitor as monitors
+from edgeroute.tools.dashboard import monitor as tails
 from edgeroute.tools.dashboard.in_process import Dashboard, sources_of
-from edgeroute.tools.dashboard.journal_tail import Tail
-from edgeroute.tools.dashboard.monitor import Monitor
+from edgeroute.tools.dashboard.monitor import Monitor, Tail
 from edgeroute.tools.dashboard.request_window import RECENT, Trial, reason, row
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.server.uvicorn_host import InChild

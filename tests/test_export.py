@@ -27,9 +27,9 @@ from edgeroute.edge.preprocessing import Picture
 from edgeroute.http.addresses_and_messages import Reply
 from edgeroute.tools.export.exported_models import PROGRAMS, Subject, new_folder, server_name
 from edgeroute.tools.export.programs.arms import arm_of, checked_shares
-from edgeroute.tools.export.ray import ray as export_ray
 from edgeroute.tools.export.triton import Batching, Cluster, object_name
 from edgeroute.tools.export.triton import kserve as export_kserve
+from edgeroute.tools.export.triton import ray as export_ray
 from edgeroute.tools.export.triton import triton as export_triton
 
 yaml = pytest.importorskip("yaml")

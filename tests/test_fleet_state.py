@@ -17,7 +17,7 @@ from edgeroute.tools.cli.simulate import show
 from edgeroute.tools.replay.fleet import scenario as devices
 from edgeroute.tools.replay.fleet.fleet_simulation import simulate
 from edgeroute.tools.replay.fleet.scenario import Course, Device, Scenario, Shares
-from edgeroute.tools.replay.replayed_policy import Setup
+from edgeroute.tools.replay.replay_result import Setup
 
 LOW, HOT = Rule("battery", "only_edge", 0.3), Rule("heat", "prefer_cloud", 40)
 TARGETS = (Target("small", "edge", 0.8), Target("large", "edge", 0.9), Target("cloud", "cloud"))

@@ -19,8 +19,8 @@ from lazily import Later, needs
 from edgeroute import AsyncRouter, BadInput, Egress, NoAnswer, Piece, PolicyError, Prediction, Prefix
 from edgeroute.errors import Unfit
 from edgeroute.tools.server.access import fault_of
-from edgeroute.tools.server.completion_format import Completion
 from edgeroute.tools.server.gateway_app import app
+from edgeroute.tools.server.gateway_requests import Completion
 
 needs("openai")
 openai = Later("openai")

@@ -108,7 +108,7 @@ OWN = {
     "tools/cli/status.py": (1, "values of the state file, which have checksums"),
     "tools/compress/quantize_models.py": (1, "a file that it has just written"),
     "tools/compress/onnx_graphs.py": (1, "a regular file, by its path, since weights may be beside it"),
-    "tools/dashboard/journal_tail.py": (1, "a second descriptor of an open file"),
+    "tools/dashboard/monitor.py": (1, "a second descriptor of an open file"),
     "tools/dashboard/web_page.py": (1, "the page of the package"),
     "tools/export/exported_models.py": (1, "templates of the package"),
     "tools/measure/calibration.py": (1, "what json.dumps has just made"),

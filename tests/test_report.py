@@ -25,8 +25,7 @@ from edgeroute.tools.measure.certification import Verdict, verdicts
 from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names, bins, calibration_error, share
 from edgeroute.tools.measure.report.figures import INK
 from edgeroute.tools.measure.report.numbers_in_words import duration, level, methods, size, verdict
-from edgeroute.tools.measure.report.report_page import page, style
-from edgeroute.tools.measure.report.router_results import EvaluationResult
+from edgeroute.tools.measure.report.report_page import EvaluationResult, page, style
 
 stats = Later("scipy.stats")
 CLASSES = ["a", "b", "c"]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from edgeroute.router.conversation import AsyncConversation
     from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
     from edgeroute.router.stateful_sessions import AsyncSession
-    from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
+    from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from edgeroute.router.policy_reload import PolicyFile
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
-    from edgeroute.tools.measure.report.router_results import CalibrationResult
+    from edgeroute.tools.measure.report.report_page import CalibrationResult
     from edgeroute.trials.guarantee_monitor import Audit
     from edgeroute.trials.trial_setting import Trial
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edgeroute.router.streams import Stream
     from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming
     from edgeroute.tools.measure.report.progress_bar import Progress
-    from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
+    from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
 
 T = TypeVar("T")
 

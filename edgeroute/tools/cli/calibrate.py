@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.asked_labels import Ask
     from edgeroute.tools.cli.graded_answers import CertifiedGraded
-    from edgeroute.tools.measure.report.router_results import CalibrationResult
+    from edgeroute.tools.measure.report.report_page import CalibrationResult
 
 Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
 

@@ -28,7 +28,7 @@ from edgeroute.tools.cli.tables_and_options import Json, Policy, console, pairs,
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
     from edgeroute.tools.measure.evaluation import Evaluation
-    from edgeroute.tools.measure.report.router_results import EvaluationResult
+    from edgeroute.tools.measure.report.report_page import EvaluationResult
 
 
 def evaluate(
@@ -107,7 +107,7 @@ def _evaluate_recorded(
     """Evaluate recorded outputs."""
     from edgeroute.tools.measure.calibrate_steps import answer_notes, check_threshold, evaluate_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
-    from edgeroute.tools.measure.report.router_results import EvaluationResult
+    from edgeroute.tools.measure.report.report_page import EvaluationResult
 
     calls = DirectCalls(router.engine, one_edge(edge, "recorded outputs"))
     check_threshold(calls)

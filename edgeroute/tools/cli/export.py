@@ -82,7 +82,7 @@ def ray(
     as_json: Json = False,
 ) -> None:
     """Write an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight."""
-    from edgeroute.tools.export.ray import ray as write
+    from edgeroute.tools.export.triton import ray as write
 
     exported = write(
         models, out, names=name or (), max_batch=max_batch, wait_s=wait, queue=queue, replicas=_range(replicas),

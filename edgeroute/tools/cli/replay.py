@@ -183,7 +183,7 @@ def replay(
 
     from edgeroute.tools.replay import Battery
     from edgeroute.tools.replay import replay as run
-    from edgeroute.tools.replay.logs.lines_and_tables import regular_files
+    from edgeroute.tools.replay.logs.answer_pairs import regular_files
 
     with regular_files(trace) as (file,):
         replayed = run(

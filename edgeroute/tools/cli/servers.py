@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
     from edgeroute.tools.cli.status import Opened
     from edgeroute.tools.dashboard.monitor import Monitor
-    from edgeroute.tools.replay.replayed_policy import Setup
+    from edgeroute.tools.replay.replay_result import Setup
 
 
 def serve(
@@ -191,7 +191,7 @@ class FileSources:
 
     def setup(self) -> Setup | None:
         """Read the policy for replays; None without a policy."""
-        from edgeroute.tools.replay.replayed_policy import Setup
+        from edgeroute.tools.replay.replay_result import Setup
 
         return None if self._policy is None else Setup.read(self._policy)
 

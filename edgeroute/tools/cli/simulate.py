@@ -40,7 +40,7 @@ def device_of(policy: Path | None, **more: float | None) -> Device | None:
             raise typer.BadParameter("battery, heat and load of the devices need their policy", param_hint="--policy")
         return None
     from edgeroute.tools.replay.fleet.scenario import Device
-    from edgeroute.tools.replay.replayed_policy import Setup
+    from edgeroute.tools.replay.replay_result import Setup
 
     device = Device.of(Setup.read(policy), **fields)
     if {target.side for target in device.targets} != {"edge", "cloud"}:

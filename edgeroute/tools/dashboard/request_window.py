@@ -19,7 +19,7 @@ from edgeroute.record.request_counts import Kind, Tally
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.measure.evaluation import share
 from edgeroute.tools.replay import Numbers, Recording, Setup, collect, replay
-from edgeroute.tools.replay.replayed_policy import Port
+from edgeroute.tools.replay.replay_result import Port
 from edgeroute.tools.replay.trace_reader import at_quantile, checked_number, confidence
 
 # Rows for display, from the records of a trace: the route of each request, and its reason in words.

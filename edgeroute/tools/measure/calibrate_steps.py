@@ -31,7 +31,7 @@ from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
 from edgeroute.tools.measure.ladder import certify_together, joined
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
-from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
+from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine

@@ -30,8 +30,18 @@ from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.python_names import is_python_name, python_object
 from edgeroute.tools.replay.edge_results import Result, Results
-from edgeroute.tools.replay.logs.answer_pairs import READERS, Logged, Pairs, Price, Read, Survey, read_sample, survey
-from edgeroute.tools.replay.logs.lines_and_tables import Left, regular_files
+from edgeroute.tools.replay.logs.answer_pairs import (
+    READERS,
+    Left,
+    Logged,
+    Pairs,
+    Price,
+    Read,
+    Survey,
+    read_sample,
+    regular_files,
+    survey,
+)
 from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, answer_digest, digest, parsed_body, text_form
 from edgeroute.tools.replay.savings_estimate import Saving, between, certified_saving, percent, saving_lines
 from edgeroute.types import Prediction

@@ -17,7 +17,7 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.core.usage_limits import Cost, Spending
 from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, new
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
-from edgeroute.tools.replay.replayed_policy import Port
+from edgeroute.tools.replay.replay_result import Port
 from edgeroute.tools.replay.trace_reader import ANSWERED, Past, Request, Seen, Tally, edge_confidence
 
 # Network models: transfer times, losses and availability.

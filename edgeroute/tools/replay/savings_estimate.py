@@ -16,8 +16,7 @@ from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.tools.measure.calibration import calibrate, least_deferral
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share
-from edgeroute.tools.replay.logs.answer_pairs import FORMATS, Pairs, Read, read_pairs
-from edgeroute.tools.replay.logs.lines_and_tables import Left
+from edgeroute.tools.replay.logs.answer_pairs import FORMATS, Left, Pairs, Read, read_pairs
 
 DRAWS: Final = 200
 """Draws of the bootstrap for the interval of the savings."""

@@ -21,8 +21,7 @@ from edgeroute.observe.planning_facts import READS_S, unsure_share
 from edgeroute.observe.target_counts import Counts
 from edgeroute.tools import virtual_time as virtual
 from edgeroute.tools.replay.leg_results import NETWORKS, SERVER_S, THERMAL, Battery, Gate, Link, Script, Unknown, heat
-from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Replay, Values, goes_by_energy, joules
-from edgeroute.tools.replay.replayed_policy import Port, Setup
+from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Port, Replay, Setup, Values, goes_by_energy, joules
 from edgeroute.tools.replay.trace_reader import ANSWERED, Past, Recording, Request, Tally, read, without_gc
 
 # Driver for the walk of a replayed request.

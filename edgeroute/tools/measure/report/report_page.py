@@ -1,20 +1,31 @@
-"""Pages of an evaluation, a calibration, trials, and a router, as an HTML file or as the output of a notebook's cell."""
+"""Pages of an evaluation, a calibration, trials and a router, as HTML files or in notebooks; results of both commands."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from math import isnan
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
-from edgeroute.tools.measure.evaluation import Evaluation
+from edgeroute.confidence.certificate import Certificate
+from edgeroute.confidence.learned_score import Learned
+from edgeroute.confidence.scores import Score
+from edgeroute.core.answer_reasons import finite
+from edgeroute.core.routing_policy import INF
+from edgeroute.errors import RuntimeMissing
+from edgeroute.system.process import replace_file
+from edgeroute.tools.measure.certification import verdicts
+from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
 from edgeroute.tools.measure.fleet_trial import Difference, Fleet
 from edgeroute.tools.measure.report import html_blocks as html
+from edgeroute.tools.measure.report import numbers_in_words as words
 from edgeroute.tools.measure.report import page_sections as sections
 from edgeroute.tools.measure.report.html_blocks import escape, side_by_side
-from edgeroute.tools.measure.report.numbers_in_words import arm_cells, arm_rows, count_text, duration, limit, percent, size
 
 if TYPE_CHECKING:
     from edgeroute.observe.router_stats import Stats
@@ -81,13 +92,13 @@ def verdict(fleet: Fleet) -> tuple[str, str]:
 def difference(row: Difference) -> tuple[str, str, str, str]:
     """Return the cells of a difference: value, interval, what is allowed, verdict."""
     value = f"{row.value * 100:+.2f} %"
-    return value, f"{row.low * 100:+.2f} to {row.high * 100:+.2f} %", f"+{limit(row.allowed)}", VERDICTS[row.verdict]
+    return value, f"{row.low * 100:+.2f} to {row.high * 100:+.2f} %", f"+{words.limit(row.allowed)}", VERDICTS[row.verdict]
 
 
 def how(fleet: Fleet) -> str:
     """Return a sentence about the basis of the differences' intervals."""
     unit = "devices, as each is in one arm: re-randomisation" if fleet.by_device else "requests, as each was drawn for itself"
-    sure = limit(fleet.settings.alpha)
+    sure = words.limit(fleet.settings.alpha)
     return (
         f"By {unit}. At one look, a trial that is no worse than is allowed is called worse with probability {sure} at most, over "
         f"all measures; and one that is worse is likewise called no worse."
@@ -101,7 +112,7 @@ def _is_all_within(fleet: Fleet) -> bool:
 
 def _table(arms: Sequence[Mapping[str, Any]]) -> str:
     """Return a table with a column for each arm."""
-    rows = [[name, *cells] for name, *cells in zip(arm_rows(arms), *map(arm_cells, arms), strict=True)]
+    rows = [[name, *cells] for name, *cells in zip(words.arm_rows(arms), *map(words.arm_cells, arms), strict=True)]
     return html.table(["", *(f"{arm['arm']}: {arm['model']}" for arm in arms)], rows, "The arms")
 
 
@@ -112,7 +123,7 @@ def _stopped(arms: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def basis(count: int, requests: int) -> str:
     """Return the number of devices and requests of a comparison in words."""
-    return f"{count_text(count, 'device')}, {count_text(requests, 'request')}"
+    return f"{words.count_text(count, 'device')}, {words.count_text(requests, 'request')}"
 
 
 SCOPE = ".edgeroute-report"
@@ -183,9 +194,9 @@ def calibration_page(evaluation: Evaluation, why: str, notes: Iterable[str], *, 
 def _page(what: str, evaluation: Evaluation, parts: Iterable[str]) -> Page:
     """Return a page with a title and a summary of the evaluation."""
     names = evaluation.names
-    edge = names.edge if names.edge_bytes is None else f"{names.edge} ({size(names.edge_bytes)})"
+    edge = names.edge if names.edge_bytes is None else f"{names.edge} ({words.size(names.edge_bytes)})"
     about = {"data": names.data, "edge model": edge, "cloud": names.cloud, "score": names.score, "measured": names.date}
-    summary = "; ".join([count_text(evaluation.n, "input"), *(f"{what} {name}" for what, name in about.items() if name)])
+    summary = "; ".join([words.count_text(evaluation.n, "input"), *(f"{what} {name}" for what, name in about.items() if name)])
     title = f"edgeroute {what}: {names.policy}" if names.policy else f"edgeroute {what}"
     return Page(title, summary, "\n".join(filter(None, parts)))
 
@@ -256,7 +267,7 @@ def router_page(router: BaseRouter[Any]) -> str:
 
 def stats_page(stats: Stats) -> str:
     """Return the page of statistics."""
-    return _cell("Stats", count_text(stats.requests, "request"), *_statistics(stats))
+    return _cell("Stats", words.count_text(stats.requests, "request"), *_statistics(stats))
 
 
 def decision_page(decision: Decision) -> str:
@@ -277,9 +288,9 @@ def _statistics(stats: Stats) -> list[str]:
     """Return the sections of statistics: counts, targets and trials."""
     tiles = html.tiles([
         ("requests", f"{stats.requests:,}", f"{stats.cached:,} more from the cache"),
-        ("deferred", percent(stats.deferral_rate), f"{stats.deferred:,} to the cloud"),
+        ("deferred", words.percent(stats.deferral_rate), f"{stats.deferred:,} to the cloud"),
         ("degraded", f"{stats.degraded:,}", f"{stats.unanswered:,} unanswered"),
-        ("bodies", size(stats.bytes_sent + stats.bytes_received), f"{size(stats.bytes_sent)} sent"),
+        ("bodies", words.size(stats.bytes_sent + stats.bytes_received), f"{words.size(stats.bytes_sent)} sent"),
         ("cost", f"{stats.usd_today:.4g} USD", "last 24 hours"),
     ])  # fmt: skip
     columns = ["target", "started", "answered", "accepted", "failed", "p50", "p99", "breaker"]
@@ -293,9 +304,237 @@ def _statistics(stats: Stats) -> list[str]:
 
 def _time(seconds: float | None) -> str:
     """Return a time, or a dash."""
-    return "-" if seconds is None else duration(seconds)
+    return "-" if seconds is None else words.duration(seconds)
 
 
 def _cell(title: str, summary: str, *parts: str) -> str:
     """Return a page as an element for the output of a notebook's cell."""
     return cell(Page(title, summary, "\n".join(filter(None, parts))), f"edgeroute-{uuid4().hex[:12]}")
+
+
+# Numbers of an evaluation as JSON data.
+
+
+def latencies(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """Return leg -> quantile (p50, p90, p99) -> seconds, as far as measured."""
+    return {
+        leg: {f"p{q * 100:g}": time for q, time in zip(QUANTILES, times, strict=True)}
+        for leg, times in evaluation.latency().items()
+    }
+
+
+def numbers(evaluation: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
+    """Return all numbers as JSON data. Shares 0..1, with their 95 % intervals; times in seconds; None: unknown."""
+    examples, certificate = evaluation.examples, evaluation.certificate
+    return {
+        "n": evaluation.n,
+        "labelled": evaluation.labelled,
+        "threshold": None if evaluation.ladder else finite(evaluation.threshold),
+        "ladder": [finite(threshold) for threshold in evaluation.ladder],
+        "thresholds": {label: finite(t) for label, t in evaluation.thresholds.items()},
+        "accuracy": {side: _share(part) for side, part in evaluation.accuracy().items()},
+        "deferral": _share(evaluation.deferral),
+        "latency_s": latencies(evaluation),
+        "sent_bytes": examples.sent_bytes,
+        "received_bytes": examples.received_bytes,
+        "usd": examples.usd,
+        "promise": None if certificate is None else certificate.label,
+        "uncalibrated": evaluation.uncalibrated,
+        "seen_before": evaluation.seen_before,
+        "area": None if (area := evaluation.area()) is None or isnan(area.value) else area._asdict(),
+        "held": [{**v._asdict(), "held": v.held, "broken": v.broken, "doubtful": v.doubtful} for v in verdicts(evaluation)],
+        "arms": [dict(arm) for arm in evaluation.arms],
+        "notes": list(notes),
+    }
+
+
+def _share(part: Share) -> dict[str, Any]:
+    """Return a share as JSON data; its value is None if it is of nothing."""
+    return {**part._asdict(), "value": part.value if part.of else None}
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """Result of `router.evaluate(X, y)`: the effect of the router's threshold on examples. A notebook shows it as a page.
+
+    Without labels, right means: as the cloud says.
+
+    Attributes:
+        evaluation: the examples with the threshold, the source of everything here.
+        notes: notes on the measurement, one line each.
+    """
+
+    evaluation: Evaluation
+    notes: Sequence[str] = ()
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return self.evaluation.n
+
+    @property
+    def accuracy(self) -> Mapping[str, Share]:
+        """Share of right answers of edge, cloud, cascade (both together) and accepted edge answers, as far as known."""
+        return self.evaluation.accuracy()
+
+    @property
+    def deferral(self) -> Share:
+        """Share of the inputs that are deferred to the cloud."""
+        return self.evaluation.deferral
+
+    @property
+    def latency_s(self) -> Mapping[str, Mapping[str, float]]:
+        """Edge, cloud and cascade -> p50, p90 and p99 -> seconds, as far as measured."""
+        return latencies(self.evaluation)
+
+    @property
+    def held(self) -> bool | None:
+        """True if the certificate's guarantee held on these examples; None: there is none, or they cannot measure it."""
+        if self.evaluation.uncalibrated:
+            return None
+        results = verdicts(self.evaluation)
+        return all(result.held for result in results) if results else None
+
+    @property
+    def verdict(self) -> str:
+        """Text: whether the guarantee held, and if these are the calibration's own examples, which prove nothing."""
+        texts = *words.verdict(self.evaluation, verdicts(self.evaluation)), words.seen_before(self.evaluation)
+        return " ".join(filter(None, texts))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON data, as `edgeroute evaluate --json` prints them."""
+        return numbers(self.evaluation, self.notes)
+
+    def html(self) -> str:
+        """Return the page: one HTML file, without scripts and external resources.
+
+        Raises:
+            RuntimeMissing: matplotlib is not installed.
+        """
+        return document(evaluation_page(self.evaluation))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the page to a file, replacing it.
+
+        Raises:
+            RuntimeMissing: matplotlib is not installed.
+            StoreError: the file cannot be written.
+        """
+        page = self.html()
+        replace_file(Path(path), page)
+
+    def _repr_html_(self) -> str:
+        """Return the page for a notebook."""
+        return _cell_of(lambda drawn: evaluation_page(self.evaluation, drawn=drawn))
+
+    def __repr__(self) -> str:
+        accuracy = self.accuracy
+        side = next((side for side in ("cascade", "accepted", "edge") if side in accuracy), None)
+        right = "right" if self.evaluation.labelled else "as the cloud says"
+        parts = [] if side is None else [f"{side} {words.percent(accuracy[side].value)} {right}"]
+        parts.append(f"{words.percent(self.deferral.value)} deferred")
+        if self.held is not None:
+            doubtful = any(result.doubtful for result in verdicts(self.evaluation))
+            held = "the guarantee held, as the cloud is worse than the edge" if doubtful else "the guarantee held"
+            parts.append(held if self.held else "the guarantee did not hold")
+        if self.evaluation.uncalibrated:
+            parts.append(f"uncalibrated: {self.evaluation.uncalibrated}")
+        return f"<EvaluationResult of {words.count_text(self.n, 'input')}: {', '.join(parts)}>"
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationResult:
+    """Result of `router.calibrate(X, y, max_loss=0.01)`: a threshold with a guarantee. A notebook shows it as a page.
+
+    Use it as `Router(..., threshold=result)`, with its score.
+
+    Attributes:
+        certificate: the threshold, its guarantee, and what it is bound to.
+        score: score of the threshold: a name, or the function; a `Learned` if it was fitted.
+        why: reason why a score was fitted, or not; empty: no fit was requested.
+        evaluation: the calibration's examples, with their scores and that threshold.
+        notes: notes on examples and certificate, one line each.
+        uncounted: reason why a router will call the certificate uncalibrated; empty: the certificate counts.
+        labels_read: number of labels that the test has read, with `label=`; None: without.
+        labels: index of an input -> its label, with `label=`: known ones and those that the function returned. Pass it as `y` to
+            calibrate again without asking for them, with more inputs after these, too.
+    """
+
+    certificate: Certificate
+    score: str | Score
+    why: str
+    evaluation: Evaluation
+    notes: Sequence[str] = ()
+    uncounted: str = ""
+    labels_read: int | None = None
+    labels: Mapping[int, Any] | None = None
+
+    @property
+    def fitted(self) -> Learned | None:
+        """Fitted score; None: no score was fitted."""
+        return self.score if self.why and isinstance(self.score, Learned) else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the certificate, the number of labels read and the notes as JSON data."""
+        data = {"certificate": self.certificate.as_dict(), "score": self._score, "why": self.why, "notes": list(self.notes)}
+        return data | ({} if self.labels_read is None else {"labels_read": self.labels_read})
+
+    def html(self) -> str:
+        """Return the page: one HTML file, without scripts and external resources.
+
+        Raises:
+            RuntimeMissing: matplotlib is not installed.
+        """
+        return document(calibration_page(self.evaluation, self.why, self.notes))
+
+    def save(self, path: str | PathLike[str]) -> dict[str, str]:
+        """Write the certificate as JSON, and a fitted score beside it, as `NAME.score.json`, replacing both.
+
+        Returns the entries for a policy file in that folder: `{"threshold": ..., "score": ...}`.
+
+        Raises:
+            StoreError: a file cannot be written.
+        """
+        file = Path(path)
+        lines = {"threshold": file.name}
+        self.certificate.save(file)
+        if self.fitted is not None:
+            beside = file.with_suffix(".score.json")
+            self.fitted.save(beside)
+            lines["score"] = beside.name
+        elif isinstance(self.score, str):
+            lines["score"] = self.score
+        return lines
+
+    def _repr_html_(self) -> str:
+        """Return the page for a notebook."""
+        return _cell_of(lambda drawn: calibration_page(self.evaluation, self.why, self.notes, drawn=drawn))
+
+    @property
+    def _score(self) -> str:
+        """Name of the score."""
+        return self.score if isinstance(self.score, str) else getattr(self.score, "name", "function")
+
+    def __repr__(self) -> str:
+        certificate = self.certificate
+        ladder = words.ladder_thresholds(certificate)
+        least = f"threshold{'s' * bool(ladder)} {words.levels(certificate.threshold, {}, ladder)}"
+        if certificate.thresholds:
+            least = f"thresholds of {words.counted_classes(len(certificate.thresholds))}"
+        examples = words.count_text(certificate.n, "example")
+        text = f"{certificate.label}: {least} of {self._score}, {words.percent(certificate.deferral_rate)} of {examples} deferred"
+        if certificate.threshold == INF and all(threshold == INF for threshold in certificate.thresholds.values()):
+            text = f"{certificate.label}: no threshold of {self._score} keeps it with {examples}, so all are deferred"
+        if self.labels_read is not None:
+            text += f", {words.count_text(self.labels_read, 'label')} read"
+        doubts = [f"a router will call it uncalibrated: {self.uncounted}"] if self.uncounted else []
+        return f"<CalibrationResult {'; '.join([text, *doubts, *certificate.doubts])}>"
+
+
+def _cell_of(make_page: Callable[[bool], Page]) -> str:
+    """Return a page for a notebook under a random id, without figures if matplotlib is missing, so that it never raises."""
+    try:
+        page = make_page(True)
+    except RuntimeMissing:
+        page = make_page(False)
+    return cell(page, f"edgeroute-{uuid4().hex[:12]}")

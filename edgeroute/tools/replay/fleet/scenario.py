@@ -16,7 +16,7 @@ from edgeroute.core.latency_and_load_estimates import CAP, QUEUE_S
 from edgeroute.core.plan import Facts, Refusal, plan, stays_on_device
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.observe.planning_facts import READS_S
-from edgeroute.tools.replay.replayed_policy import Setup
+from edgeroute.tools.replay.replay_result import Setup
 
 # A device of the fleet with its policy: power, heat, and the routes of its requests under the rules in force.
 
