@@ -470,18 +470,9 @@ class _Runs:
 
 
 def _estimate(
-    runs: _Runs,
-    drawn: Survey,
-    calls: DirectCalls,
-    edge: object,
-    judge: str,
-    seed: int,
-    max_loss: float,
-    sure: float,
-    how: Read,
-    judge_calls: tuple[int, float, int],
-    path: Path | None,
-) -> EdgeSaving:
+    runs: _Runs, drawn: Survey, calls: DirectCalls, edge: object, judge: str, seed: int, max_loss: float, sure: float, how: Read,
+    judge_calls: tuple[int, float, int], path: Path | None,
+) -> EdgeSaving:  # fmt: skip
     """Return the estimate of all results."""
     results, n = runs.results, len(runs.ids)
     confidence = np.array([nan if r.confidence is None else r.confidence for r in results], np.float64)

@@ -30,13 +30,8 @@ Answer = Callable[[Start, float], Event]
 """(effect that starts a leg, now) -> its event, not before `now`."""
 
 
-def is_sequential(plan: Plan) -> bool:
-    """Return True if legs run one at a time: each begins when the previous one has ended."""
-    return all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in plan.legs)
-
-
 def drive(walk: Walk, answer: Answer, begun: float, until: float, *, sequential: bool) -> Outcome:
-    """Drive a walk up to the deadline `until`, and return its outcome. `sequential`: from `is_sequential`, avoids sorting."""
+    """Drive a walk up to the deadline `until`, and return its outcome. `sequential`: legs run one at a time; avoids sorting."""
     if not sequential:
         return virtual.drive(walk, lambda start, now: (answer(start, now),), begun)[0]
     now, reply = begun, None
@@ -56,7 +51,6 @@ def drive(walk: Walk, answer: Answer, begun: float, until: float, *, sequential:
 
 EXAMPLES: Final = 5
 PLANS: Final = 1000
-NONE_YET: Final[State] = ()
 STARTED_AND_ACCEPTED: Final = 2
 NO_CACHE = "the cache answered, and this policy has none: the edge's answer is not known"
 NOTES: Final = (
@@ -147,7 +141,8 @@ class _Run:
         self.course = () if thermal is None else THERMAL[thermal]
         self.script = Script(self.gates, self.spending, self.course, random)
         self.counts, self.facts, self.tally = Counts(), Facts(), Tally()
-        self.rules, self.state, self.reading = setup.policy.device_rules, NONE_YET, Reading()
+        self.rules, self.reading = setup.policy.device_rules, Reading()
+        self.state: State = ()
         self.coming = trace.readings[::-1]
         self.reads_at = INF if battery is None and not self.course else -INF
         self.joules = joules(trace, setup, edge_joules) if goes_by_energy(setup) else {}
@@ -220,7 +215,8 @@ class _Run:
         mode, deadline_s, data_class = key
         policy, targets = self.setup.policy, self.setup.targets
         route = plan(policy, targets, self.facts, mode=mode, deadline_s=deadline_s, data_class=data_class)
-        planned = route, isinstance(route, Plan) and is_sequential(route)
+        legs = route.legs if isinstance(route, Plan) else ()
+        planned = route, all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
         if len(self.plans) < PLANS:
             self.plans[key] = planned
         return planned

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import exp
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,6 +16,7 @@ from edgeroute.core.plan import Facts, Refusal, plan, stays_on_device
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.observe.planning_facts import READS_S
 from edgeroute.tools.replay.replay_result import Setup
+from edgeroute.tools.server.batching import Meter
 
 # A device of the fleet with its policy: power, heat, and the routes of its requests under the rules in force.
 
@@ -194,25 +194,8 @@ def clients(scenario: Scenario, spread_s: float = EDGEROUTE.spread_s) -> tuple[C
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Some: TypeAlias = NDArray[np.bool_]
-WINDOW_S: Final = 2.0
-"""Time constant of the cloud's average use, as in `edgeroute serve`, seconds."""
 ANSWERED, REFUSED, BUSY, LATE = 0.0, 1.0, 2.0, 3.0
 """Result of an attempt. Floats, like the other columns of an attempt."""
-
-
-class Meter:
-    """Average use of the cloud, 0 to 1."""
-
-    def __init__(self) -> None:
-        self.used, self._at = 0.0, 0.0
-
-    def served(self, work_s: float, until: float) -> None:
-        """Record seconds of work done up to that time; earlier times are ignored."""
-        passed = until - self._at
-        if passed > 0:
-            decay = exp(-passed / WINDOW_S)
-            self.used = self.used * decay + min(1.0, work_s / passed) * (1 - decay)
-            self._at = until
 
 
 class Cloud:
@@ -230,7 +213,7 @@ class Cloud:
         self._scenario: Final = scenario
         self._free_at = 0.0
         self._emptied = False
-        self._meter = Meter()
+        self._meter, self._metered_at = Meter(), 0.0
         self.reports: Floats = np.zeros(0)
 
     def ask(self, arrivals: Floats, until: Floats, probe: Some) -> tuple[Floats, Floats]:
@@ -258,14 +241,16 @@ class Cloud:
             verdicts[up[busy]] = BUSY
             waits[up] = np.where(busy, scenario.queue_s, done_at - arrivals[up] - self._each_s)
             self.served += len(up) - int(busy.sum())
-            self._meter.served((len(up) - int(busy.sum())) * self._each_s, float(arrivals[-1]))
+            if (passed_s := float(arrivals[-1]) - self._metered_at) > 0:
+                self._meter.level(min(1.0, (len(up) - int(busy.sum())) * self._each_s / passed_s), self._metered_at)
+                self._metered_at += passed_s
             cut = (arrivals < scenario.outage_at_s) & (ends > scenario.outage_at_s)
             if cut.any():
                 ends[cut], verdicts[cut] = scenario.outage_at_s, REFUSED
         late = ends > until
         self.wasted += int((verdicts[late] == ANSWERED).sum())
         verdicts[late] = LATE
-        self.reports = np.minimum(CAP, self._meter.used + np.maximum(0.0, waits) / QUEUE_S)
+        self.reports = np.minimum(CAP, self._meter.used(self._metered_at) + np.maximum(0.0, waits) / QUEUE_S)
         return np.minimum(ends, until), verdicts
 
     def _serve(self, arrivals: Floats) -> Floats:
