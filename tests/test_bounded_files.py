@@ -56,7 +56,7 @@ def test_an_axis_of_two_billion(huge):
 
 def test_a_model_with_such_an_axis_is_not_run_on_zeros():
     """As a server does before it is ready."""
-    from edgeroute.tools.server.serve_app import make_zeros
+    from edgeroute.tools.server.batching import make_zeros
 
     with pytest.raises(PolicyError, match="elements"):
         make_zeros("m", [TensorSpec("x", "float32", (2**31, 2**20))])

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from math import prod
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -25,169 +23,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.cloud.tensor_types import NAMES, TEXTS
-from edgeroute.edge.model_attributes import feed_of, has_async_runs, member
-from edgeroute.edge.model_card import Array, Card
+from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.addresses import is_loopback
-from edgeroute.system.workers import Worker, failing
+from edgeroute.system.workers import failing
 from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.access import CLOSE, Bodies, Body, OneLength, is_named, of_a_page
-from edgeroute.tools.server.batching import Batcher, Tensors
+from edgeroute.tools.server.batching import EDGES, Batcher, Tensors, make_zeros, tensor_model
 from edgeroute.tools.server.oip_messages import ENCODED, FAULTS, VERSION, Ask, Decoder, Files, describe, edge_answers, reply
 from edgeroute.tools.server.systemd_notices import BEATS, Notify
 from edgeroute.tools.server.web_service import LEFT, unless_left
-from edgeroute.types import EdgeModel, TensorSpec
+from edgeroute.types import EdgeModel
 
 # Adapter of any edge model to tensors by name.
-
-EDGES = "\0edges"
-"""Key in a feed for the edge's answers, object [n], of a model that takes them. No input has this name."""
-SPECS = 'inputs=[TensorSpec("x", "float32", (-1, 784))]'
-
-
-def tensor_model(model: EdgeModel) -> TensorModel:
-    """Load a model and wrap it for serving.
-
-    Raises:
-        PolicyError: it declares no inputs; the message shows how to.
-        ModelError: it cannot be loaded, returns no tensors, or has a state for each stream.
-    """
-    card: Card | None = member(model, "card")
-    if card is not None and card.state:
-        raise ModelError(f"{model.name} cannot be served: it has a state for each stream, and requests belong to no stream")
-    load = member(model, "load")
-    if load is not None:
-        load()
-    if not member(model, "inputs"):
-        raise PolicyError(
-            f"{model.name} cannot be served: it declares no inputs. Declare them, with the batch axis first, as in "
-            f"CallableModel(f, {SPECS}), or as an attribute of its class"
-        )
-    return TensorModel(model)
-
-
-class TensorModel:
-    """Adapter that runs a model on tensors: by its own `run_feed`, or row by row.
-
-    A model whose `run` is a coroutine function gets an event loop in a thread. A model of a fixed number of rows takes any
-    number: its runs are padded. A model without declared outputs is run on zeros.
-    """
-
-    def __init__(self, model: EdgeModel) -> None:
-        self.name, self.model = model.name, model
-        self.inputs: tuple[TensorSpec, ...] = tuple(member(model, "inputs"))
-        run_feed, self._escalated = feed_of(model), member(model, "run_escalated")
-        self.takes_edge = self._escalated is not None
-        """True if a feed has the edge's answers, under `EDGES`."""
-        run_feed = None if self.takes_edge else run_feed
-        self.run_feed: Callable[[dict[str, Array]], Any] = (
-            self._run_rows if run_feed is None else lambda feed: run_feed(feed, None)
-        )
-        self._loop: asyncio.AbstractEventLoop | None = None
-        if run_feed is None and has_async_runs(model):
-            self._loop = asyncio.new_event_loop()
-            Worker("edgeroute-serve-loop", self._run_loop, f"{model.name} failed", retry_s=0.0).start()
-        self.card: Card = member(model, "card") or Card()
-        self.only: str | None = member(model, "output")
-        self.outputs: tuple[TensorSpec, ...] = tuple(member(model, "outputs")) or self._outputs_on_zeros()
-        self._size, self._whole = _fixed(self), self.run_feed
-        if self._size:  # clients send as many rows as they have
-            self.inputs, self.outputs = (tuple(map(_any_rows, specs)) for specs in (self.inputs, self.outputs))
-            self.run_feed = self._run_padded
-
-    def _run_rows(self, feed: dict[str, Array]) -> dict[str, Array]:
-        """Run the model on the feed's rows, as an array each or name -> array, and return its outputs by name.
-
-        A coroutine runs on the loop's thread, and is waited for.
-        """
-        arrays = [feed[spec.name] for spec in self.inputs]
-        count = len(arrays[0]) if arrays[0].ndim else 1
-        if len(arrays) == 1:
-            rows: list[Any] = list(arrays[0])
-        else:
-            rows = [{spec.name: array[i] for spec, array in zip(self.inputs, arrays, strict=True)} for i in range(count)]
-        if self._escalated is not None:
-            edges = feed.get(EDGES)
-            return self._by_name(self._escalated(rows, [None] * count if edges is None else list(edges)))
-        results = self.model.run(rows, None)
-        return self._by_name(results if self._loop is None else asyncio.run_coroutine_threadsafe(results, self._loop).result())
-
-    def _run_padded(self, feed: dict[str, Array]) -> Any:
-        """Run the feed in batches of the model's fixed size; repeat the last row to fill the last batch, and cut the rest off."""
-        size, count = self._size, len(next(iter(feed.values())))
-        missing = -count % size
-        if missing:
-            feed = {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in feed.items()}
-        parts = [
-            self._whole({name: array[start : start + size] for name, array in feed.items()})
-            for start in range(0, count + missing, size)
-        ]
-        if isinstance(parts[0], Mapping):
-            return {name: _joined_rows([part[name] for part in parts])[:count] for name in parts[0]}
-        return _joined_rows(parts)[:count]
-
-    def close(self) -> None:
-        """Stop the event loop of a model with a coroutine function, without waiting; does not free the model."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-
-    def _run_loop(self) -> None:
-        """Run the event loop until it is stopped, then close it. A coroutine's SystemExit passes, and the loop goes on."""
-        assert self._loop is not None
-        self._loop.run_forever()
-        self._loop.close()
-
-    def _by_name(self, results: Any) -> dict[str, Array]:
-        """Return the outputs of a run, by name, or rows of one output, as arrays by name; raise `ModelError` for other rows."""
-        if isinstance(results, Mapping):
-            return {str(name): np.asarray(array) for name, array in results.items()}
-        if not isinstance(results, np.ndarray) and any(
-            not isinstance(row, np.ndarray | np.generic | int | float | list) for row in results
-        ):
-            raise ModelError(
-                f"{self.name} returns {type(results[0]).__name__}s, and only tensors can be served: let it return an array, such"
-                " as a probability for each class"
-            )
-        outputs = member(self.model, "outputs")
-        array = np.asarray(results)
-        return {outputs[0].name if outputs else "output": array}
-
-    def _outputs_on_zeros(self) -> tuple[TensorSpec, ...]:
-        """Run the model on zeros and return the specifications of its outputs.
-
-        For a model that does not declare them.
-
-        Raises:
-            PolicyError: the model fails on zeros.
-        """
-        zeros = make_zeros(self.name, self.inputs)
-        try:
-            outputs = self.run_feed(zeros)
-        except EdgerouteError:
-            raise
-        except Exception as e:
-            raise PolicyError(
-                f"{self.name} cannot be served: it declares no outputs, and on zeros it raised {type(e).__name__}: {e}."
-                " Declare its outputs, as its inputs"
-            ) from e
-        named = outputs if isinstance(outputs, Mapping) else {"output": np.asarray(outputs)}
-        return tuple(TensorSpec(name, array.dtype.name, (-1, *array.shape[1:])) for name, array in named.items())
-
-
-def _fixed(model: TensorModel) -> int:
-    """Return the only number of rows that a model and its outputs have; 0 if it takes any number, or has no such axis."""
-    sizes = {spec.shape[0] if spec.shape else 0 for spec in (*model.inputs, *model.outputs)}
-    return max(0, sizes.pop()) if len(sizes) == 1 and model.card.batch_first else 0
-
-
-def _any_rows(spec: TensorSpec) -> TensorSpec:
-    """Return a specification whose first axis takes any size."""
-    return spec._replace(shape=(-1, *spec.shape[1:]))
-
-
-def _joined_rows(parts: list[Any]) -> Any:
-    """Concatenate the outputs of several runs, arrays or lists."""
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
 
 def platform_of(model: EdgeModel) -> str:
@@ -311,18 +159,6 @@ async def watch(served: Iterable[Served], notify: Notify) -> None:
         else:
             notify.alive()
         await asyncio.sleep(period)
-
-
-MOST_ZEROS = 1 << 28
-"""Maximum elements of the inputs of a model that is served: it is run on zeros."""
-
-
-def make_zeros(name: str, specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Return zeros for each input, of size 1 where an axis is dynamic. Raise PolicyError for inputs that are too large."""
-    shapes = [[max(1, size) for size in spec.shape] for spec in specs]
-    if sum(map(prod, shapes)) > MOST_ZEROS:
-        raise PolicyError(f"{name} cannot be served: its inputs have more than {MOST_ZEROS} elements")
-    return {spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}
 
 
 class _Probe:
