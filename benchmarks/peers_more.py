@@ -155,7 +155,7 @@ def gateway(cloud: Any = None, **more: Any) -> Iterator[Callable[[str, dict[str,
     """`edgeroute gateway` in a thread -> posts JSON to a path: status and JSON."""
     import uvicorn
 
-    from edgeroute.tools.server.gateway_app import app
+    from edgeroute.tools.server.gateway import app
     from edgeroute.tools.server.uvicorn_host import Connection
 
     router = AsyncRouter(lambda _: ("a local answer", 0.9), cloud, threshold=0.5, **more)
@@ -271,7 +271,7 @@ def limits() -> str:
 @looked_up("Keys, and budgets by user")
 def users() -> str:
     """What the gateway may be told."""
-    from edgeroute.tools.server.gateway_app import app
+    from edgeroute.tools.server.gateway import app
 
     return yes({"users", "keys", "budgets"} & {*inspect.signature(app).parameters})
 

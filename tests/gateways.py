@@ -9,7 +9,7 @@ import threading
 
 import uvicorn
 
-from edgeroute.tools.server.gateway_app import app
+from edgeroute.tools.server.gateway import app
 from edgeroute.tools.server.uvicorn_host import Connection
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -26,7 +26,7 @@ from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.exit_codes import code_of, line
 from edgeroute.tools.cli.input_files import files, read_inputs, recorded_outputs
 from edgeroute.tools.cli.tables_and_options import seconds, share
-from edgeroute.tools.server.serve_app import app as served
+from edgeroute.tools.server.serve import app as served
 
 SURE, UNSURE = 9.0, 1.0
 

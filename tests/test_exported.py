@@ -14,7 +14,7 @@ from both import running
 from onnx import TensorProto, helper
 
 from edgeroute import BadReply, OnnxModel, OpenInference, Options, Router
-from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.serve import app
 
 HERE = Path(__file__).parent / "exported"
 EXPECTED = json.loads((HERE / "expected.json").read_text())

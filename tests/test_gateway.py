@@ -19,7 +19,7 @@ from lazily import Later, needs
 from edgeroute import AsyncRouter, BadInput, Egress, NoAnswer, Piece, PolicyError, Prediction, Prefix
 from edgeroute.errors import Unfit
 from edgeroute.tools.server.access import fault_of
-from edgeroute.tools.server.gateway_app import app
+from edgeroute.tools.server.gateway import app
 from edgeroute.tools.server.gateway_requests import Completion
 
 needs("openai")

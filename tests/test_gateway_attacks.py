@@ -20,7 +20,7 @@ from edgeroute import AsyncRouter, BadInput, PolicyError, Unreachable
 from edgeroute.tools.server import gateway_requests
 from edgeroute.tools.server import uvicorn_host as host
 from edgeroute.tools.server.access import Bodies, Busy, Calls, Guard, peer_of
-from edgeroute.tools.server.gateway_app import app
+from edgeroute.tools.server.gateway import app
 
 CHATS = "/v1/chat/completions"
 

@@ -24,7 +24,7 @@ from edgeroute.edge.model_card import Card
 from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
 from edgeroute.tools.inspect.guess_inputs import describe, pairs
 from edgeroute.tools.inspect.guess_outputs import batch_of, named_classes, outputs
-from edgeroute.tools.server.serve_app import app as served
+from edgeroute.tools.server.serve import app as served
 from edgeroute.types import TensorSpec
 
 HERE = Path(__file__).parent / "exported"

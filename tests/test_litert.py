@@ -844,8 +844,7 @@ def test_calibrate(desk):
 def test_serve(desk):
     """As a server of the Open Inference Protocol, whose client is a router."""
     pytest.importorskip("starlette")
-    from edgeroute.tools.server.serve import named_model
-    from edgeroute.tools.server.serve_app import app
+    from edgeroute.tools.server.serve import app, named_model
 
     pixels = np.load("inputs.npz")["images"]
     with running(app([named_model("models/edge.int8.tflite")])) as client:

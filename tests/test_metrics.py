@@ -475,7 +475,7 @@ def test_a_policy_without_the_extra(tmp_path, fashion):
 GATEWAY = """
 import asyncio
 from edgeroute import AsyncRouter, RuntimeMissing
-from edgeroute.tools.server.gateway_app import app
+from edgeroute.tools.server.gateway import app
 router = AsyncRouter(lambda _: ("a", 1.0), None)
 try:
     app(router, metrics=True)
@@ -519,7 +519,7 @@ def test_the_server_of_models(fashion):
     from starlette.testclient import TestClient
 
     from edgeroute import OnnxModel
-    from edgeroute.tools.server.serve_app import app as models_app
+    from edgeroute.tools.server.serve import app as models_app
 
     model = OnnxModel(fashion / "cloud.onnx")
     with TestClient(models_app([model], metrics=True), raise_server_exceptions=False) as client:
@@ -545,7 +545,7 @@ def test_no_web_page_reads_the_servers_metrics(host, fashion):
     from starlette.testclient import TestClient
 
     from edgeroute import OnnxModel
-    from edgeroute.tools.server.serve_app import app as models_app
+    from edgeroute.tools.server.serve import app as models_app
 
     url = f"http://[{host}]:8080" if ":" in host else f"http://{host}:8080"
     with TestClient(models_app([OnnxModel(fashion / "cloud.onnx")], metrics=True), base_url=url) as client:

@@ -39,7 +39,7 @@ from edgeroute.cloud.codecs import Coded, codec_of, own_zstd
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.preprocessing import MOST_SCANS
 from edgeroute.tools.server.oip_messages import Decoder
-from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.serve import app
 from edgeroute.types import TensorSpec
 
 PIL = pytest.importorskip("PIL.Image")

@@ -18,7 +18,7 @@ from edgeroute.cloud.codecs import Coded, codec_of
 from edgeroute.cloud.input_encoding import Ladder, payload_of
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.serve import app
 from edgeroute.types import TensorSpec
 
 pytestmark = pytest.mark.pure

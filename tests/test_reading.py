@@ -18,7 +18,7 @@ from edgeroute.confidence.output_recognition import same
 from edgeroute.edge.onnx import last_operators
 from edgeroute.errors import BadReply
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.serve import app
 
 X = np.array([0.0, 2.0, -1.0, 0.5], np.float32)
 MANY = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)

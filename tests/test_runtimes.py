@@ -21,8 +21,7 @@ from edgeroute.edge.model_attributes import DEFAULTS, EdgeMembers
 from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.edge.runtimes import load
 from edgeroute.testing import fresh_runtimes
-from edgeroute.tools.server.serve import named_model
-from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.serve import app, named_model
 from edgeroute.types import TensorSpec
 
 SOURCE = '''

@@ -42,7 +42,7 @@ from edgeroute.core.plan import plan
 from edgeroute.router.target_views import EdgeAnswers
 from edgeroute.system.late_imports import package_folder
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.serve import app
 from edgeroute.types import Escalated, TensorSpec
 
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])

@@ -29,8 +29,7 @@ from edgeroute.edge.model_card import Card
 from edgeroute.system import process as system
 from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.batching import Batcher
-from edgeroute.tools.server.serve import serve
-from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.serve import app, serve
 from edgeroute.tools.server.uvicorn_host import run
 from edgeroute.types import TensorSpec
 

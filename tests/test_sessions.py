@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from edgeroute import BadInput, Cache, Closed, Ensemble, ModelError, NoAnswer, OnnxModel, Router, StopToken
 from edgeroute.edge.edge_backend import TURN, Turn
-from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.serve import app
 
 ROUTERS = pytest.mark.parametrize("make", [Threads, Tasks])
 CLOUD = ("silence", 0.9)
@@ -525,7 +525,7 @@ def test_a_model_with_a_state_is_not_served(vad, tmp_path):
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("Mul", ["x", "k"], ["y"])]
     tiny.save(tmp_path / "m.onnx", nodes, [value("x", 1, ["t", "n"]), value("k", 1, [])], [value("y", 1, ["t", "n"])])
-    from edgeroute.tools.server.serve_app import Served
+    from edgeroute.tools.server.serve import Served
 
     async def run(batcher):
         return await batcher.submit({"x": np.ones((1, 2), np.float32)}, 1)

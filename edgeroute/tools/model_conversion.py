@@ -23,19 +23,8 @@ from edgeroute.errors import ModelError, ModelMissing, PolicyError
 from edgeroute.router.router import Router
 from edgeroute.system.foreign_files import open_file, parse_json, read_bytes
 from edgeroute.system.late_imports import import_needed
+from edgeroute.tools import conversion_inputs as examples
 from edgeroute.tools.compress.onnx_graphs import put, workplace
-from edgeroute.tools.conversion_inputs import (
-    ROWS,
-    as_errors,
-    booster_of,
-    columns_of,
-    estimators_within,
-    lightgbm_ranges,
-    read_sample,
-    rows_of_numbers,
-    rows_of_texts,
-    values_of_training,
-)
 
 LEAST = 0.99
 """Least share of equal answers of a conversion that is written."""
@@ -117,7 +106,7 @@ def convert(
     """
     checked_kind(kind)
     target, card_file = _targets(path, out, overwrite=overwrite)
-    given = None if sample is None else read_sample(sample)
+    given = None if sample is None else examples.read_sample(sample)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         source = _load(path, given, trust=trust)
@@ -126,13 +115,13 @@ def convert(
         notes = tuple(dict.fromkeys(clean(str(w.message), 200) for w in caught if "Version" in w.category.__name__))
         with workplace(target) as (_, new), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with as_errors(f"{path} cannot be converted by the converter of {source.framework}"):
+            with examples.as_errors(f"{path} cannot be converted by the converter of {source.framework}"):
                 source.write(new)
             card = write_card(
                 new, new.with_name(card_file.name), [*labels] or [*source.labels], kind or source.kind, source.columns
             )
             rows = _inputs_of(source, new, given)
-            with as_errors(f"{path} does not take these inputs"):
+            with examples.as_errors(f"{path} does not take these inputs"):
                 CallableModel(source.answer).run(rows[:1])
             other, difference = _compared(source, new, rows, card)
             if len(rows) - len(other) < LEAST * len(rows):
@@ -182,7 +171,7 @@ def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
     if source.rows is not None:
         return source.rows
     if given is not None:
-        return [*given][:ROWS]
+        return [*given][: examples.ROWS]
     model = OnnxModel(new)
     model.load()
     (spec, *more) = model.inputs
@@ -190,7 +179,7 @@ def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
     if more or -1 in spec.shape[1:] or spec.dtype == "object":
         raise PolicyError("the sizes of its inputs are not fixed: give some with --sample FILE")
     rng = np.random.default_rng(0)
-    return [*rng.standard_normal((ROWS, *spec.shape[1:])).astype(spec.dtype)]
+    return [*rng.standard_normal((examples.ROWS, *spec.shape[1:])).astype(spec.dtype)]
 
 
 # Card and comparison.
@@ -281,7 +270,7 @@ def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
     if runs_code:
         sys.path.append(str(Path.cwd()))  # a pickle names the modules of its classes
     try:
-        with as_errors(f"{path} cannot be loaded"):
+        with examples.as_errors(f"{path} cannot be loaded"):
             if not path.is_dir():
                 open_file(path).close()  # no pipe, which a framework would wait for
             return load(path, given, trust=trust)
@@ -344,21 +333,21 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
     if names is not None and any(type(part).__name__ == "ColumnTransformer" for part in _parts(model)):
         if not hasattr(given, "columns"):
             raise PolicyError(f"{path}: {name} reads columns by their names: give a few rows with --sample FILE.csv")
-        columns = columns_of(given, names)
+        columns = examples.columns_of(given, names)
     size = 0 if texts is not None else model.n_features_in_
     for part in _parts(model):
-        booster = booster_of(part)
+        booster = examples.booster_of(part)
         _check_categories(booster, f"{path}: {name}")
         if hasattr(booster, "get_dump"):
             booster.feature_names = None  # the converter takes no others than f0, f1, ...
     labels = tuple(classes.tolist()) if proba and classes is not None and np.asarray(classes).dtype.kind in "USO" else ()
     if columns is not None:
         names = None  # each is an input of the file
-        rows, near = columns.head(ROWS).to_dict("records"), True
+        rows, near = columns.head(examples.ROWS).to_dict("records"), True
     elif texts is not None:
-        rows, near = rows_of_texts(given, texts), True
+        rows, near = examples.rows_of_texts(given, texts), True
     else:
-        rows, near = rows_of_numbers(size, given, names, values_of_training(model, size))
+        rows, near = examples.rows_of_numbers(size, given, names, examples.values_of_training(model, size))
     roots = [base.__module__.partition(".")[0] for base in type(model).__mro__]
     framework = next((FRAMEWORKS[root] for root in roots if root in FRAMEWORKS), package)
     kind = "label+probabilities" if proba else "value"
@@ -368,7 +357,7 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
 
 def _check_categories(booster: Any, what: str) -> None:
     """Raise `PolicyError` if a Booster has splits by category."""
-    ranges = lightgbm_ranges(booster) if hasattr(booster, "model_to_string") else []
+    ranges = examples.lightgbm_ranges(booster) if hasattr(booster, "model_to_string") else []
     if "c" in (getattr(booster, "feature_types", None) or ()) or any(e[0] != "[" and e != "none" for e in ranges):
         raise PolicyError(f"{what} has categories, which no converter writes: encode them as numbers before training")
 
@@ -387,7 +376,7 @@ def _table(x: Any) -> Any:
 def _parts(model: Any) -> list[Any]:
     """Return an estimator and those within it."""
     parts = [model, *(model.get_params(deep=True).values() if hasattr(model, "get_params") else ())]
-    return [*parts, *(part for outer in parts for inner in estimators_within(outer) for part in _parts(inner))]
+    return [*parts, *(part for outer in parts for inner in examples.estimators_within(outer) for part in _parts(inner))]
 
 
 def _vocabulary(model: Any) -> list[str] | None:
@@ -518,7 +507,7 @@ def _lightgbm_booster(model: Any, given: Any) -> Loaded:
         out.write_bytes(graph.SerializeToString())
 
     named = names if names != [f"Column_{i}" for i in range(size)] else None
-    rows, near = rows_of_numbers(size, given, named, values_of_training(model, size))
+    rows, near = examples.rows_of_numbers(size, given, named, examples.values_of_training(model, size))
     return Loaded(model, "LightGBM", answer, write, rows, near, (), "label+probabilities" if classifies else "value", named)
 
 
@@ -537,7 +526,7 @@ def _catboost(model: Any, given: Any) -> Loaded:
     labels = tuple(model.classes_.tolist()) if classifies and np.asarray(model.classes_).dtype.kind in "USO" else ()
     kind, names = "label+probabilities" if classifies else "value", model.feature_names_
     named = names if names != [*map(str, range(len(names)))] else None
-    rows, near = rows_of_numbers(len(names), given, named, values_of_training(model, len(names)))
+    rows, near = examples.rows_of_numbers(len(names), given, named, examples.values_of_training(model, len(names)))
     return Loaded(
         model, "CatBoost", answer, lambda out: model.save_model(str(out), format="onnx"), rows, near, labels, kind, named
     )

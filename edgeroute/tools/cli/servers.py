@@ -11,18 +11,8 @@ import typer
 
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.process import file_stamp
+from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.exit_codes import INTERRUPTED, OK
-from edgeroute.tools.cli.tables_and_options import (
-    AllowHost,
-    Json,
-    Log,
-    Metrics,
-    OptionalPolicy,
-    OptionalState,
-    Policy,
-    TokenEnv,
-    set_up_logging,
-)  # fmt: skip
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
@@ -43,9 +33,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; there is no authentication.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8080,
     max_batch: Annotated[int, typer.Option(min=1, help="Rows of several requests to merge into one run.")] = 32,
-    metrics: Metrics = False,
-    log: Log = None,
-    as_json: Json = False,
+    metrics: ui.Metrics = False,
+    log: ui.Log = None,
+    as_json: ui.Json = False,
 ) -> int:
     """Serve models over the Open Inference Protocol until Ctrl-C or SIGTERM. For demos, tests and small set-ups."""
     from edgeroute import models as built_in
@@ -61,31 +51,31 @@ def serve(
         places = ", ".join(f"{url}/v2/models/{name}" for name in names)
         print(json.dumps({"ready": url, "models": names}) if as_json else f"serving {places}", flush=True)
 
-    set_up_logging(log)
+    ui.set_up_logging(log)
     number = run(loaded, host=host, port=port, max_batch=max_batch, metrics=metrics, logs=log is not None, on_ready=ready)
     return INTERRUPTED if number == signal.SIGINT else OK
 
 
 def gateway(
     *,
-    policy: Policy,
+    policy: ui.Policy,
     host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8484,
-    token_env: TokenEnv = None,
-    allow_host: AllowHost = None,
+    token_env: ui.TokenEnv = None,
+    allow_host: ui.AllowHost = None,
     name: Annotated[
         list[str] | None, typer.Option(help="Further name of the model, beside edgeroute and the policy's; may be repeated.")
     ] = None,
     max_concurrent: Annotated[int, typer.Option(min=1, help="Most requests at a time; further ones get 429.")] = 64,
-    metrics: Metrics = False,
-    log: Log = None,
-    as_json: Json = False,
+    metrics: ui.Metrics = False,
+    log: ui.Log = None,
+    as_json: ui.Json = False,
 ) -> int:
     """Serve a policy's router to programs in any language, as OpenAI's API and over the Open Inference Protocol."""
     from edgeroute.record.structured_logging import RequestLog
     from edgeroute.tools.server.gateway import gateway as run
 
-    set_up_logging(log)
+    ui.set_up_logging(log)
 
     def ready(url: str) -> None:
         """Print the URL, as a line for the shell of a client."""
@@ -218,17 +208,17 @@ class FileSources:
 
 def dashboard(
     *,
-    policy: OptionalPolicy = None,
+    policy: ui.OptionalPolicy = None,
     record: Record = None,
-    state: OptionalState = None,
+    state: ui.OptionalState = None,
     host: Annotated[str, typer.Option(help="Address to listen on. There is no TLS: elsewhere the token can be intercepted.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8585,
-    token_env: TokenEnv = None,
-    allow_host: AllowHost = None,
-    metrics: Metrics = False,
-    as_json: Json = False,
+    token_env: ui.TokenEnv = None,
+    allow_host: ui.AllowHost = None,
+    metrics: ui.Metrics = False,
+    as_json: ui.Json = False,
 ) -> int:
     """Show a router live on a local page: routes, reasons, drift, latencies, budgets, outbox, egress. Tries thresholds.
 
@@ -256,7 +246,9 @@ def dashboard(
     return INTERRUPTED if number == signal.SIGINT else OK
 
 
-def top(*, policy: OptionalPolicy = None, record: Record = None, state: OptionalState = None, as_json: Json = False) -> None:
+def top(
+    *, policy: ui.OptionalPolicy = None, record: Record = None, state: ui.OptionalState = None, as_json: ui.Json = False
+) -> None:
     """Show a router live in the terminal; q quits. --json: once, for programs.
 
     Reads the trace and the state folder that the router's program writes. Changes nothing.

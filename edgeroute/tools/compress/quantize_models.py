@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import edgeroute.tools.compress.measurement as measured
 import edgeroute.tools.compress.onnx_graphs as graphs
 from edgeroute.edge.model_card import Card
 from edgeroute.edge.onnx import OnnxModel, external_data, runtime
@@ -21,17 +22,6 @@ from edgeroute.edge.runtime_base import first_line
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, check_number
 from edgeroute.system.late_imports import import_late, import_needed
-from edgeroute.tools.compress.measurement import (
-    Examples,
-    Layer,
-    Result,
-    answers,
-    labels_of,
-    load_original,
-    measure_both,
-    measure_files,
-    split,
-)
 from edgeroute.tools.compress.onnx_graphs import put, target, workplace, write_card
 
 # Static int8 of ONNX models, by ONNX Runtime's quantiser.
@@ -208,7 +198,9 @@ def convert(path: Path, out: Path) -> None:
 # Models of other formats than ONNX, quantised by their own tools.
 
 
-def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *, fp16: bool, keep_float: int) -> Result:
+def quantize_other(
+    path: Path, out: Path, used: measured.Examples, held_out: measured.Examples, *, fp16: bool, keep_float: int
+) -> measured.Result:
     """Quantise a .tflite model to static int8, or a .mlpackage to int8 weights, write and measure it; see `quantize`.
 
     A model that does not run here is measured by its size alone, with the error as a note; BadInput is raised.
@@ -232,21 +224,21 @@ def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *,
             write_card(quantised, card, step)
         try:
             original = load(path)
-            original_answers = answers(original, held_out.inputs)
-            notes += original_answers.check(held_out.labels, labels_of(original))
-            before, after = measure_both(original, quantised, original_answers, held_out)
+            original_answers = measured.answers(original, held_out.inputs)
+            notes += original_answers.check(held_out.labels, measured.labels_of(original))
+            before, after = measured.measure_both(original, quantised, original_answers, held_out)
         except BadInput:
             raise
         except EdgerouteError as e:  # such as a Core ML model elsewhere than on macOS
-            before, after = measure_files(path), measure_files(quantised)
+            before, after = measured.measure_files(path), measured.measure_files(quantised)
             notes.append(f"it was not run here: {e}")
         put(quantised.parent, out)
-    return Result(
+    return measured.Result(
         before, after._replace(path=out), (), out.with_suffix(".json"), len(used.inputs), len(held_out.inputs), tuple(notes)
     )
 
 
-def _quantize_tflite(path: Path, out: Path, used: Examples) -> tuple[str, list[str]]:
+def _quantize_tflite(path: Path, out: Path, used: measured.Examples) -> tuple[str, list[str]]:
     """Write a .tflite model quantised by ai-edge-quantizer; return the step for the card, and notes.
 
     Raises:
@@ -294,7 +286,7 @@ def _widest_ranges(calibrations: Iterable[dict[str, dict[str, Any]]]) -> dict[st
     return wide
 
 
-def _quantize_coreml(path: Path, out: Path, used: Examples) -> tuple[str, list[str]]:  # noqa: ARG001 - weights take no examples
+def _quantize_coreml(path: Path, out: Path, used: measured.Examples) -> tuple[str, list[str]]:  # noqa: ARG001 - weights alone
     """Write a .mlpackage with int8 weights by coremltools; return the step for the card, and notes.
 
     Raises:
@@ -312,7 +304,7 @@ def _quantize_coreml(path: Path, out: Path, used: Examples) -> tuple[str, list[s
     return "int8 weights, by edgeroute quantize", ["weights alone are int8, which takes no examples; sums are float"]
 
 
-_TOOLS: dict[str, Callable[[Path, Path, Examples], tuple[str, list[str]]]] = {
+_TOOLS: dict[str, Callable[[Path, Path, measured.Examples], tuple[str, list[str]]]] = {
     ".tflite": _quantize_tflite,
     ".mlpackage": _quantize_coreml,
 }
@@ -343,7 +335,7 @@ def quantize(
     reduce_range: bool = False,
     calibration: int = CALIBRATION,
     overwrite: bool = False,
-) -> Result:
+) -> measured.Result:
     """Quantise a float model, write the new model with its card, and measure both.
 
     int8 is static, per channel, with QDQ nodes, as ONNX Runtime, OpenVINO, TensorRT and QNN read it. The last layer stays float:
@@ -381,11 +373,11 @@ def quantize(
     if keep_float and (fp16 or not sensitivity):
         raise PolicyError("keep_float= is about layers of an int8 model, and needs their sensitivity")
     path_out = target(path, None if out is None else Path(out), word, overwrite=overwrite)
-    used, held_out = split(Examples([*inputs], None if labels is None else [*labels]), calibration)
+    used, held_out = measured.split(measured.Examples([*inputs], None if labels is None else [*labels]), calibration)
     if path.suffix.lower() != ".onnx":
         return quantize_other(path, path_out, used, held_out, fp16=fp16, keep_float=keep_float)
-    model, original, notes = load_original(path, held_out)
-    layers: tuple[Layer, ...] = ()
+    model, original, notes = measured.load_original(path, held_out)
+    layers: tuple[measured.Layer, ...] = ()
     with workplace(path_out) as (folder, quantised):
         if fp16:
             convert(path, quantised)
@@ -399,27 +391,27 @@ def quantize(
             int8.write(quantised, exclude=float_layers)
             layers = tuple(layer._replace(note="stays float") if layer.name in float_layers else layer for layer in layers)
         write_card(quantised, model.card, _step(word, len(used.inputs), keep_float))
-        before, after = measure_both(model, quantised, original, held_out)
+        before, after = measured.measure_both(model, quantised, original, held_out)
         put(quantised.parent, path_out)
     after, card, count = after._replace(path=path_out), path_out.with_suffix(".json"), 0 if fp16 else len(used.inputs)
-    return Result(before, after, layers, card, count, len(held_out.inputs), tuple(notes))
+    return measured.Result(before, after, layers, card, count, len(held_out.inputs), tuple(notes))
 
 
-def _layer_errors(int8: Int8, model: OnnxModel, examples: Examples) -> tuple[Layer, ...]:
+def _layer_errors(int8: Int8, model: OnnxModel, examples: measured.Examples) -> tuple[measured.Layer, ...]:
     """Quantise each layer alone, run the examples, and return the layers with their errors, the most sensitive first."""
-    original, layers = answers(model, examples.inputs), []
+    original, layers = measured.answers(model, examples.inputs), []
     for node, weights in int8.layers():
         path = int8.write_alone(node)
         write_card(path, model.card, "")
-        result = answers(OnnxModel(path), examples.inputs)
+        result = measured.answers(OnnxModel(path), examples.inputs)
         agreement = result.agreement(original)
         changed = None if agreement is None else 1 - agreement
-        layers.append(Layer(node.name, node.op_type, weights, result.error(original), changed, "int8"))
+        layers.append(measured.Layer(node.name, node.op_type, weights, result.error(original), changed, "int8"))
     layers.sort(key=lambda layer: (-(layer.error or 0), layer.name))
     return tuple(layers)
 
 
-def _most_sensitive(layers: Sequence[Layer], count: int) -> list[str]:
+def _most_sensitive(layers: Sequence[measured.Layer], count: int) -> list[str]:
     """Return the names of the first layers; raise `PolicyError` if there are fewer."""
     if count > len(layers):
         raise PolicyError(f"keep_float={count}: the model has {len(layers)} layers that are quantised")

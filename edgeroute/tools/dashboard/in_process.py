@@ -170,7 +170,7 @@ def _metrics(router: BaseRouter) -> BaseRoute:
     """Return the route of `/metrics`; raise `RuntimeMissing` without prometheus_client."""
     from starlette.routing import Route
 
-    from edgeroute.tools.server.gateway_app import Metrics
+    from edgeroute.tools.server.gateway import Metrics
 
     return Route("/metrics", Metrics(router).page)
 

@@ -1,27 +1,50 @@
-"""`gateway()`: runs a router as an HTTP server on uvicorn."""
+"""`gateway()`, which runs a router as an HTTP server on uvicorn, and its ASGI application: OpenAI's API, tensors, metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from edgeroute.cloud.openinference import LENGTH, NAMES
+from edgeroute.core.error_codes import clean
+from edgeroute.edge.input_tensors import row_shape
 from edgeroute.edge.llama_packages import INSTALL, SERVES_OTHERS
 from edgeroute.edge.model_attributes import member
-from edgeroute.errors import PolicyError, RuntimeMissing
-from edgeroute.record.prometheus import Prometheus, of_router
-from edgeroute.router.policy_snapshot import edges_of
+from edgeroute.edge.model_card import Array, Card
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing, check_number
+from edgeroute.record.prometheus import Measured, Prometheus, check_installed, metrics, of_router
+from edgeroute.router.async_router import AsyncRouter
+from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.system.addresses import is_loopback
+from edgeroute.system.process import json_dumps, to_json_types
+from edgeroute.system.workers import failing
+from edgeroute.types import Answer, TensorSpec
 
 try:
-    from edgeroute.tools.server.access import token_of
-    from edgeroute.tools.server.gateway_app import app
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+    from starlette.types import Receive, Scope, Send
+
+    from edgeroute.tools.server import access
+    from edgeroute.tools.server import gateway_requests as openai
+    from edgeroute.tools.server import oip_messages as protocol
+    from edgeroute.tools.server.oip_messages import reply
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
+    from edgeroute.tools.server.web_service import LEFT, unless_left
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 
@@ -29,6 +52,401 @@ if TYPE_CHECKING:
     from edgeroute.record.instrument_interface import Instrument
     from edgeroute.router.async_router import AsyncRouter
     from edgeroute.router.policy_snapshot import Snapshot
+
+MOST_ROWS = 1024
+"""Most rows of one request; each is routed by itself."""
+OUTPUTS = (
+    TensorSpec("label", "object", (-1,)),
+    TensorSpec("confidence", "float32", (-1,)),
+    TensorSpec("source", "object", (-1,)),
+    TensorSpec("degraded", "bool", (-1,)),
+    TensorSpec("reason", "object", (-1,)),
+)
+"""Outputs of every answer. A label is text, or JSON of any other value; a missing confidence is NaN, null in JSON."""
+_LENGTH = LENGTH.lower().encode()
+
+
+class Tensors:
+    """Handlers of `/v2`: metadata of the router's model, and inference.
+
+    The model takes the inputs that the first edge model declares.
+
+    Raises:
+        HTTPException: 404, from each handler, for another model or version, or where no edge takes tensors.
+    """
+
+    def __init__(self, routing: openai.Routing, calls: access.Calls, names: Collection[str], max_json_bytes: int) -> None:
+        self.routing, self.calls, self.names, self.max_json_bytes = routing, calls, names, max_json_bytes
+        self._cache: tuple[Snapshot | None, tuple[TensorSpec, ...]] = (None, ())
+
+    async def server(self, _: Request) -> Response:
+        """Describe the gateway."""
+        return reply({"name": "edgeroute-gateway", "version": protocol.VERSION, "extensions": ["binary_tensor_data"]})
+
+    async def live(self, _: Request) -> Response:
+        """Answer that the gateway is alive."""
+        return reply({"live": True})
+
+    async def ready(self, _: Request) -> Response:
+        """Answer that the gateway is ready, with the threads beside it that fail: requests are answered without them.
+
+        A cloud that is down does not matter: the router covers that.
+        """
+        return reply({"ready": True, **({"failing": names} if (names := failing()) else {})})
+
+    async def model(self, request: Request) -> Response:
+        """Describe the model's inputs and outputs."""
+        name = self._model_name(request.scope)
+        return reply(protocol.describe(name, "edgeroute_router", await self._inputs(), OUTPUTS))
+
+    async def model_ready(self, request: Request) -> Response:
+        """Answer that the model takes requests; raise 404 or 503."""
+        name = self._model_name(request.scope)
+        await self._inputs()
+        return reply({"name": name, "ready": True})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle POST .../infer: read the request, route each row, and reply; nothing if the client disconnects.
+
+        Raises:
+            HTTPException: 404, 413, 415, 429 or 503, before anything is routed.
+            BadInput: the request, or an option in a header, is invalid.
+        """
+        name, headers = self._model_name(scope), dict(scope["headers"])
+        access.plain_body(headers)
+        wanted = access.options(scope["headers"], self.routing.rules)
+        inputs = await self._inputs()
+        with self.calls.bodies.open_body() as held:
+            body = await held.read(headers.get(b"content-length", b""), receive)
+            if body is None:
+                return
+            length = None if (raw_length := headers.get(_LENGTH)) is None else raw_length.decode("latin-1")
+            if protocol.json_size(body, length) > self.max_json_bytes:
+                raise HTTPException(413, f"the JSON has more than {self.max_json_bytes} bytes: send such tensors as binary")
+            ask = await self.calls.parse(body, partial(protocol.read, length=length, inputs=inputs, outputs=OUTPUTS))
+            rows = _rows(ask.feed)
+            with self.calls.place(scope):
+                work = self.routing.infer_many(rows, wanted) if len(rows) > 1 else self._one(rows[0], wanted)
+                answers = await unless_left(work, receive)
+            if answers is LEFT:
+                return
+            response = protocol.write(ask, _outputs(answers), name)
+            origin = openai.headers_of(answers[0]) if len(answers) == 1 else {}
+            await Response(response.body, headers={**origin, **response.headers})(scope, receive, send)
+
+    async def _one(self, row: Any, wanted: Any) -> list[Answer[Any]]:
+        """Route a single row and return its answer in a list."""
+        return [await self.routing.infer(row, wanted)]
+
+    def _model_name(self, scope: Scope) -> str:
+        """Return the model name of a path; raise 404 for an unknown name or version."""
+        name, which = scope["path_params"]["name"], scope["path_params"].get("version", protocol.VERSION)
+        if name not in self.names:
+            raise openai.missing(name, self.names)
+        if which != protocol.VERSION:
+            raise HTTPException(404, f"{name} has no version {clean(which, 40)!r}, only {protocol.VERSION}")
+        return str(name)
+
+    async def _inputs(self) -> tuple[TensorSpec, ...]:
+        """Return the inputs that a request must have, cached for the policy in force; raise 404 or 503 without any.
+
+        Loads the first edge model in a thread if needed. If that fails after a reload, the former inputs stay.
+        """
+        snapshot = self.routing.router.engine.snapshot
+        if self._cache[0] is not snapshot:
+            models = [backend.model for _, backend in edges_of(snapshot)]
+            try:
+                self._cache = snapshot, await self.calls.in_thread(partial(_inputs_of, models[0])) if models else ()
+            except ModelError as e:
+                if not self._cache[1]:  # else the former inputs hold: the router answers without its edge
+                    raise HTTPException(503, f"the inputs of the edge model are unknown: {clean(e)}", access.AGAIN) from e
+        if not self._cache[1]:
+            raise HTTPException(404, "this router's edge model declares no tensors by name: send chats to /v1")
+        return self._cache[1]
+
+
+def _inputs_of(model: Any) -> tuple[TensorSpec, ...]:
+    """Return the inputs that a caller sends for a model, with the axis of rows first.
+
+    Loads the model if it declares no inputs yet. State and constant inputs are left out. Empty if an input is of no type that the
+    protocol has.
+    """
+    if not member(model, "inputs") and (load := member(model, "load")) is not None:
+        load()
+    card: Card = member(model, "card") or Card()
+    states = {state.input for state in card.state}
+    accepted = []
+    for spec in member(model, "inputs"):
+        field = card.of(spec.name)
+        if spec.name in states or (field is not None and field.value is not None):
+            continue
+        if field is not None and field.preprocess is not None:
+            prepared = field.preprocess.accepts
+            accepted.append(TensorSpec(spec.name, prepared.dtype, (-1, *prepared.shape[1:])))
+        else:
+            batch = None if not spec.shape else 0 if field is None else field.batch
+            accepted.append(TensorSpec(spec.name, spec.dtype, (-1, *row_shape(spec, batch))))
+    return tuple(accepted) if all(spec.dtype in NAMES for spec in accepted) else ()
+
+
+def _rows(feed: Mapping[str, Array]) -> list[Any]:
+    """Split a request's tensors into one router input per row: an array, or name -> array if there are several tensors.
+
+    Raises:
+        BadInput: the tensors differ in their rows, or these are not 1 to 1024.
+    """
+    counts = {len(array) for array in feed.values()}
+    if len(counts) != 1 or not 0 < (count := counts.pop()) <= MOST_ROWS:
+        raise BadInput(f"send the same number of rows in each input, 1 to {MOST_ROWS}")
+    if len(feed) == 1:
+        return list(next(iter(feed.values())))
+    return [{name: array[i] for name, array in feed.items()} for i in range(count)]
+
+
+def _outputs(answers: Sequence[Answer[Any]]) -> dict[str, Array]:
+    """Return the answers as output tensors, one row each; a missing confidence is NaN."""
+    confidences = [openai.confidence_of(answer) for answer in answers]
+    return {
+        "label": np.array([_label(answer.value) for answer in answers], object),
+        "confidence": np.array([np.nan if x is None else x for x in confidences], np.float32),
+        "source": np.array([answer.source for answer in answers], object),
+        "degraded": np.array([answer.degraded for answer in answers], bool),
+        "reason": np.array([clean(answer.reason, openai.REASON) for answer in answers], object),
+    }
+
+
+def _label(value: Any) -> str:
+    """Return an answer's value as text; any other value as JSON."""
+    return value if isinstance(value, str) else json_dumps(to_json_types(value)).decode()
+
+
+# `/v1/...`: OpenAI's API.
+
+log = logging.getLogger("edgeroute")
+BURST = 4
+"""Pieces sent in a row before other tasks run, such as the one that notices a client's disconnect."""
+EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
+"""Headers of a stream; the last one keeps proxies from buffering it."""
+
+
+class Completions:
+    """POST handler for chat and text completions.
+
+    Plain ASGI, so that a client's disconnect cancels its request.
+    """
+
+    def __init__(
+        self, routing: openai.Routing, calls: access.Calls, names: Collection[str], allow: Collection[str], *, chat: bool
+    ) -> None:
+        self.routing, self.calls, self.names, self.allow, self.chat = routing, calls, names, allow, chat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the request, ask the router, and send the reply, whole or as a stream; nothing if the client disconnects.
+
+        Raises:
+            HTTPException: 413 or 415 for the body, 429 if all places are taken, and as `Body.read`.
+            BadInput: the body, or an option in a header, is invalid.
+        """
+        headers = dict(scope["headers"])
+        access.plain_body(headers)
+        wanted = access.options(scope["headers"], self.routing.rules)
+        with self.calls.bodies.open_body() as held:
+            body = await held.read(headers.get(b"content-length", b""), receive)
+            if body is None:
+                return
+            read = partial(_parsed, chat=self.chat, names=self.names, allow=self.allow)
+            request = await self.calls.parse(body, read)
+            del body
+            with self.calls.place(scope):
+                respond = self._stream if request.stream else self._whole
+                await unless_left(respond(request, wanted, send), receive)
+
+    async def _whole(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:
+        """Infer, then send the whole reply."""
+        answer = await self.routing.infer(request.x, wanted)
+        body = json_dumps(openai.Completion(request).body(answer), to_json_types)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **openai.headers_of(answer)}
+        await send(_head(headers))
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:
+        """Send the answer as server-sent events; log an unexpected error.
+
+        Waits for the first piece before the head is sent: until then an error gets a status; later it becomes an event.
+        """
+        completion, begun, sent = openai.Completion(request), False, 0
+        try:
+            async with self.routing.stream(request.x, wanted) as stream:
+                async for piece in self.routing.pieces(stream):
+                    if not begun:
+                        begun = True
+                        await send(_head({**EVENTS, **self.routing.source(stream)}))
+                        await send(_part(completion.begin()))
+                    if part := completion.piece(piece):
+                        await send(_part(part))
+                        sent += 1
+                        if not sent % BURST:
+                            await asyncio.sleep(0)
+                assert stream.answer is not None, "a stream that ends has one"
+                for part in completion.end(stream.answer):
+                    await send(_part(part))
+        except Exception as e:
+            if not begun:
+                raise
+            if not isinstance(e, EdgerouteError):
+                log.exception("a stream failed")
+            await send(_part(openai.error_event(access.fault_of(e).openai())))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _parsed(body: bytes, **options: Any) -> openai.CompletionRequest:
+    """Parse and validate a body; `options` as of `read_request`."""
+    return openai.read_request(openai.parse_json(body), **options)
+
+
+def _head(headers: dict[str, str]) -> dict[str, Any]:
+    """Return the ASGI message that starts a reply of status 200."""
+    raw = [(name.encode("ascii"), text.encode("ascii")) for name, text in headers.items()]
+    return {"type": "http.response.start", "status": 200, "headers": raw}
+
+
+def _part(body: bytes) -> dict[str, Any]:
+    """Return the ASGI message with a part of the body."""
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+class Models:
+    """GET handlers that list the router's model names."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names, self._about = names, partial(_model, created=int(time()))
+
+    async def all(self, _: Request) -> Response:
+        """Describe all names."""
+        return reply({"object": "list", "data": [self._about(name) for name in self.names]})
+
+    async def describe_model(self, request: Request) -> Response:
+        """Describe one name; raise 404 if it is unknown."""
+        name = request.path_params["name"]
+        if name not in self.names:
+            raise openai.missing(name, self.names)
+        return reply(self._about(name))
+
+
+def _model(name: str, created: int) -> dict[str, Any]:
+    """Return OpenAI's object of a model."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "edgeroute"}
+
+
+# The application and its routes.
+
+NAME = "edgeroute"
+
+
+def app(
+    router: AsyncRouter[Any],
+    *,
+    names: Iterable[str] = (),
+    token: str | None = None,
+    hosts: Iterable[str] = (),
+    max_concurrent: int = 64,
+    max_body_bytes: int = 32 << 20,
+    max_json_bytes: int = 16 << 20,
+    max_bodies_bytes: int = 128 << 20,
+    body_timeout_s: float = 30.0,
+    metrics: bool = False,
+    allow: Collection[str] = (),
+) -> Starlette:
+    """Build the ASGI application that serves a router. The application closes the router when it shuts down.
+
+    Args:
+        router: a router for asyncio.
+        names: names of its model, beside `edgeroute`.
+        token: the token that clients send as `Authorization: Bearer TOKEN`; None: no token is needed.
+        hosts: names accepted in the header `Host`, beside `localhost` and addresses.
+        max_concurrent: requests in progress; a further one gets 429.
+        max_body_bytes: bytes of a body; a larger one gets 413.
+        max_json_bytes: bytes of the JSON in a request with tensors; more gets 413.
+        max_bodies_bytes: bytes of all bodies in progress; a request that exceeds them gets 503 and Retry-After.
+        body_timeout_s: time for a request's body to arrive; later it gets 408.
+        metrics: True serves `/metrics` for Prometheus, under the same access rules as the other paths.
+        allow: keys of a request that clients may send, and with any value, beside those in `gateway_requests.KEYS`.
+
+    Raises:
+        PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1, a key in `allow`
+            that the gateway handles itself.
+    """
+    limits = {
+        "max_concurrent": max_concurrent, "max_body_bytes": max_body_bytes, "max_json_bytes": max_json_bytes,
+        "max_bodies_bytes": max_bodies_bytes,
+    }  # fmt: skip
+    for what, value in limits.items():
+        check_number(what, value, least=1, whole=True)
+    check_number("body_timeout_s", body_timeout_s, above=True)
+    names_all = tuple(dict.fromkeys((NAME, *names)))
+    for name in names_all:
+        if not name or not name.isprintable() or {*"/?#%"} & {*name}:
+            raise PolicyError(f"{name!r} cannot be a model's name: it is empty, or has what a path cannot have")
+    if token is not None:
+        access.checked_token(token)
+    if taken := {*openai.OURS} & {*allow}:
+        raise PolicyError(f"allow has {', '.join(sorted(taken))}, which the gateway handles itself: leave that out")
+    calls = access.Calls(access.Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_concurrent)
+    routing, models = openai.Routing(router), Models(names_all)
+    tensors = Tensors(routing, calls, names_all, max_json_bytes)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        """Close the router and the parser thread at the end of the application."""
+        try:
+            yield
+        finally:
+            calls.close()
+            await router.close()
+
+    routes = [
+        Route("/v1/chat/completions", Completions(routing, calls, names_all, allow, chat=True), methods=["POST"]),
+        Route("/v1/completions", Completions(routing, calls, names_all, allow, chat=False), methods=["POST"]),
+        Route("/v1/models", models.all),
+        Route("/v1/models/{name}", models.describe_model),
+        Route("/v2", tensors.server),
+        Route("/v2/health/live", tensors.live),
+        Route("/v2/health/ready", tensors.ready),
+    ]
+    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        routes += [
+            Route(f"{base}/infer", tensors, methods=["POST"]),
+            Route(base, tensors.model),
+            Route(f"{base}/ready", tensors.model_ready),
+        ]
+    if metrics:
+        routes.append(Route("/metrics", Metrics(router).page))
+    guard = Middleware(access.Guard, hosts=tuple(hosts), token=token)
+    application = Starlette(routes=routes, exception_handlers=access.HANDLERS, middleware=[guard], lifespan=lifespan)
+    application.router.redirect_slashes = False
+    application.state.calls = calls
+    return application
+
+
+class Metrics:
+    """GET handler that renders one router's metrics.
+
+    Raises:
+        RuntimeMissing: `prometheus_client` is not installed.
+    """
+
+    def __init__(self, router: Measured) -> None:
+        check_installed()  # raise now, not at the first scrape
+        self.router = router
+
+    def page(self, request: Request) -> Response:
+        """Render the metrics in the format that the scraper accepts.
+
+        No coroutine function, so that Starlette calls it in a thread: it may wait for the outbox's file.
+        """
+        rendered = metrics(self.router, request.headers.get("accept", ""))
+        return Response(rendered.body, headers={"Content-Type": rendered.content_type, "Cache-Control": "no-store"})
+
 
 log = logging.getLogger("edgeroute")
 PORT = 8484
@@ -71,7 +489,7 @@ def gateway(
         ModelError: the policy's model file is missing.
         RuntimeMissing: metrics need the extra `prometheus`, or a GGUF model a package with llama.cpp.
     """
-    token = None if token_env is None else token_of(token_env)
+    token = None if token_env is None else access.token_of(token_env)
     if token is None and not _is_loopback(host):
         raise PolicyError(f"{host} can be reached from other machines: give --token-env NAME, or listen on 127.0.0.1")
     router: Any = policy

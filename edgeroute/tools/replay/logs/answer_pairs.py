@@ -20,28 +20,11 @@ from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
 
+import edgeroute.tools.replay.logs.recorded_answers as recorded
 from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.foreign_files import open_file
-from edgeroute.tools.replay.logs.recorded_answers import (
-    UNNAMED,
-    Answer,
-    Exchange,
-    Match,
-    Options,
-    Reader,
-    RequestAlone,
-    Skip,
-    answer_digest,
-    digest,
-    langfuse_answer,
-    litellm_answer,
-    number,
-    openai_answer,
-    round_grade,
-    text_form,
-)
 
 MOST: Final = 1 << 24
 """Most bytes of a line; longer ones are skipped without being held in memory."""
@@ -163,7 +146,7 @@ class Row(NamedTuple):
     """Costs of edge and cloud."""
 
 
-def rows(paths: Iterable[Path], options: Options, skipped: LeftOut) -> tuple[list[Row], bool]:
+def rows(paths: Iterable[Path], options: recorded.Options, skipped: LeftOut) -> tuple[list[Row], bool]:
     """Read the rows of all tables; return them, and True if answers are compared because there are no scores.
 
     A row that cannot be used is added to `skipped`.
@@ -187,7 +170,7 @@ def rows(paths: Iterable[Path], options: Options, skipped: LeftOut) -> tuple[lis
                 table_rows.append(_row(row, options, scores=not any(kinds)))
             except csv.Error:
                 skipped.add(DAMAGED, f"{path}:{text.number}")
-            except Skip as e:
+            except recorded.Skip as e:
                 skipped.add(str(e), f"{path}:{text.number}")
     return table_rows, any(kinds)
 
@@ -225,10 +208,10 @@ def _header(table: csv.DictReader[str], path: Path) -> set[str]:
     return header
 
 
-def _row(row: Mapping[str | None, str | None], options: Options, *, scores: bool) -> Row:
+def _row(row: Mapping[str | None, str | None], options: recorded.Options, *, scores: bool) -> Row:
     """Parse a row, an empty confidence as NaN; raise `Skip` if it cannot be used."""
     if any(len(text or "") > LONGEST for text in row.values()):
-        raise Skip(DAMAGED)  # csv's own limit may have been changed by the program
+        raise recorded.Skip(DAMAGED)  # csv's own limit may have been changed by the program
     text = {name: (row.get(name) or "").strip() for name in ("id", "confidence", *SCORES, *USD)}
     confidence = float("nan") if text["confidence"] in {"", "nan", "NaN"} else _number("confidence", text["confidence"])
     if scores:
@@ -236,17 +219,18 @@ def _row(row: Mapping[str | None, str | None], options: Options, *, scores: bool
     else:
         edge_answer, cloud_answer = (row.get(name) for name in ANSWERS)
         if edge_answer is None or cloud_answer is None:
-            raise Skip("a row that ends before its answers")
-        edge, cloud = float(answer_digest(edge_answer, [], options) == answer_digest(cloud_answer, [], options)), 1.0
-    usd = [number(_number(name, text[name])) if text[name] else None for name in USD]
+            raise recorded.Skip("a row that ends before its answers")
+        digests = [recorded.answer_digest(answer, [], options) for answer in (edge_answer, cloud_answer)]
+        edge, cloud = float(digests[0] == digests[1]), 1.0
+    usd = [recorded.number(_number(name, text[name])) if text[name] else None for name in USD]
     return Row(text["id"], confidence, edge, cloud, (usd[0], usd[1]))
 
 
 def _score(name: str, text: str) -> float:
     """Parse a score, from 0 to 1, or true or false; raise `Skip` for all else."""
-    score: float = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else round_grade(_number(name, text))
+    score: float = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else recorded.round_grade(_number(name, text))
     if not 0 <= score <= 1:
-        raise Skip(f"{name} is not from 0 to 1")
+        raise recorded.Skip(f"{name} is not from 0 to 1")
     return score
 
 
@@ -257,12 +241,12 @@ def _number(name: str, text: str) -> float:
     except ValueError:
         value = nan
     if not isfinite(value):
-        raise Skip(f"{name} is no number")
+        raise recorded.Skip(f"{name} is no number")
     return value
 
 
-READERS: Final[Mapping[str, Reader]] = {
-    "openai-log": openai_answer, "litellm-log": litellm_answer, "langfuse-log": langfuse_answer,
+READERS: Final[Mapping[str, recorded.Reader]] = {
+    "openai-log": recorded.openai_answer, "litellm-log": recorded.litellm_answer, "langfuse-log": recorded.langfuse_answer,
 }  # fmt: skip
 FORMATS: Final = (*READERS, "csv")
 SHOWN: Final = 10
@@ -298,7 +282,7 @@ class Read(NamedTuple):
     """Dotted path of a request's id (`metadata.job`); empty: the format's own id, or the messages."""
     score: str = ""
     """Dotted path of an answer's correctness, 0..1; empty: correct means to agree with the cloud."""
-    match: Match = "text"
+    match: recorded.Match = "text"
     """Meaning of agreement: `text` ignores case, spaces and surrounding punctuation; or `exact`."""
 
 
@@ -336,7 +320,7 @@ def read_pairs(paths: Sequence[Path], kind: str, how: Read) -> Pairs:
 
 def _pairs_of_table(paths: Sequence[Path], how: Read, skipped: LeftOut) -> Pairs:
     """Pair the rows of tables; an id that occurs again is skipped and counted."""
-    all_rows, compared = rows(paths, Options(match=how.match), skipped)
+    all_rows, compared = rows(paths, recorded.Options(match=how.match), skipped)
     unique, seen = list[Row](), set[str]()
     for row in all_rows:
         if row.id and row.id in seen:
@@ -356,13 +340,13 @@ def _column(table: Sequence[Row], i: int) -> Floats:
     return np.array([row[i] for row in table], np.float64)
 
 
-def _pairs_of_log(paths: Sequence[Path], reader: Reader, how: Read, skipped: LeftOut) -> Pairs:
+def _pairs_of_log(paths: Sequence[Path], reader: recorded.Reader, how: Read, skipped: LeftOut) -> Pairs:
     """Pair the answers of a log by request and model; count repeats, other models and single answers as skipped."""
-    requests, models = dict[bytes, dict[str, Answer]](), Counter[str]()
-    for place, exchange in exchanges(paths, reader, Options(how.id, how.score, how.match), skipped):
+    requests, models = dict[bytes, dict[str, recorded.Answer]](), Counter[str]()
+    for place, exchange in exchanges(paths, reader, recorded.Options(how.id, how.score, how.match), skipped):
         answer = exchange.answer
         if not answer.model:
-            skipped.add(UNNAMED, place)
+            skipped.add(recorded.UNNAMED, place)
             continue
         models[answer.model] += 1
         answers = requests.setdefault(answer.key, {})
@@ -371,7 +355,7 @@ def _pairs_of_log(paths: Sequence[Path], reader: Reader, how: Read, skipped: Lef
         else:
             answers[answer.model] = answer
     edge_model, cloud_model = _sides(f"{paths[0]}", models, how, skipped)
-    pairs = list[tuple[Answer, Answer]]()
+    pairs = list[tuple[recorded.Answer, recorded.Answer]]()
     single = Counter[str]()
     for answers in requests.values():
         edge_answer, cloud_answer = answers.get(edge_model), answers.get(cloud_model)
@@ -395,9 +379,9 @@ def _pairs_of_log(paths: Sequence[Path], reader: Reader, how: Read, skipped: Lef
 
 
 def exchanges(
-    paths: Sequence[Path], reader: Reader, options: Options, skipped: LeftOut,
-    alone: Callable[[RequestAlone], object] | None = None,
-) -> Iterator[tuple[str, Exchange]]:  # fmt: skip
+    paths: Sequence[Path], reader: recorded.Reader, options: recorded.Options, skipped: LeftOut,
+    alone: Callable[[recorded.RequestAlone], object] | None = None,
+) -> Iterator[tuple[str, recorded.Exchange]]:  # fmt: skip
     """Yield the place and content of each line that can be used; count the others as skipped.
 
     alone: called with a request whose answer is in another line; None: such a line is skipped.
@@ -408,8 +392,8 @@ def exchanges(
     for place, text in lines(paths):
         try:
             exchange = reader(record_of(text), options)
-        except Skip as e:  # noqa: PERF203 - a line must not lose the others
-            if alone is not None and isinstance(e, RequestAlone):
+        except recorded.Skip as e:  # noqa: PERF203 - a line must not lose the others
+            if alone is not None and isinstance(e, recorded.RequestAlone):
                 alone(e)
             else:
                 skipped.add(str(e), place)
@@ -422,13 +406,13 @@ def exchanges(
 def record_of(text: bytes | None) -> dict[str, object]:
     """Parse a line as a JSON object; raise `Skip` if it is none."""
     if text is None:
-        raise Skip("a line of more than 16 MiB")
+        raise recorded.Skip("a line of more than 16 MiB")
     try:
         record = json.loads(text)
     except ValueError as e:  # also of encodings, and of numbers with thousands of digits
-        raise Skip("no JSON object") from e
+        raise recorded.Skip("no JSON object") from e
     if not isinstance(record, dict):
-        raise Skip("no JSON object")
+        raise recorded.Skip("no JSON object")
     return record
 
 
@@ -522,13 +506,13 @@ def survey(paths: Sequence[Path], kind: str, how: Read, sample: int, seed: int) 
     answered = dict[bytes, dict[str, tuple[float, bool]]]()  # request -> model -> cost, and True if the request is beside it
     labels = dict[str, set[str] | None]()
 
-    def add_prompt(alone: RequestAlone) -> None:
+    def add_prompt(alone: recorded.RequestAlone) -> None:
         """Store that a request is known, if a model can take it."""
         if alone.request:
             prompts.add(alone.key)
 
     repeats = 0
-    for place, exchange in exchanges(paths, READERS[kind], Options(how.id), skipped, add_prompt):
+    for place, exchange in exchanges(paths, READERS[kind], recorded.Options(how.id), skipped, add_prompt):
         answer = exchange.answer
         counts[answer.model] += 1
         by_model = answered.setdefault(answer.key, {})
@@ -562,9 +546,9 @@ def survey(paths: Sequence[Path], kind: str, how: Read, sample: int, seed: int) 
     return Survey(models, len(usable), repeats, float(np.sum(costs)), frozenset(ranked), known, skipped.all())
 
 
-def _with_label(labels: set[str] | None, exchange: Exchange) -> set[str] | None:
+def _with_label(labels: set[str] | None, exchange: recorded.Exchange) -> set[str] | None:
     """Add an answer's form to the labels, in place, and return them; None if the answers are no labels."""
-    form = text_form(exchange.text)
+    form = recorded.text_form(exchange.text)
     if labels is None or not form or len(form) > LONGEST_LABEL or exchange.calls:
         return None
     labels.add(form)
@@ -599,10 +583,10 @@ def read_sample(paths: Sequence[Path], kind: str, how: Read, drawn: Survey) -> I
     Raises:
         BadInput: a file cannot be read.
     """
-    requests, waiting, done = dict[bytes, Any](), dict[bytes, Exchange](), set[bytes]()
+    requests, waiting, done = dict[bytes, Any](), dict[bytes, recorded.Exchange](), set[bytes]()
     ready = list[Logged]()
 
-    def add_prompt(alone: RequestAlone) -> None:
+    def add_prompt(alone: recorded.RequestAlone) -> None:
         """Store a sampled request until its answer comes, or complete the answer that waits for it."""
         if alone.key in drawn.chosen and alone.request and alone.key not in done:
             if (exchange := waiting.pop(alone.key, None)) is not None:
@@ -610,11 +594,11 @@ def read_sample(paths: Sequence[Path], kind: str, how: Read, drawn: Survey) -> I
             else:
                 requests.setdefault(alone.key, alone.request)
 
-    def complete(exchange: Exchange, request: Any) -> Logged:
+    def complete(exchange: recorded.Exchange, request: Any) -> Logged:
         """Return a request with its answer; mark it as done."""
         done.add(exchange.answer.key)
         x = next(iter(request.values())) if len(request) == 1 else request
-        asked = digest([x, exchange.answer.answer.hex()])
+        asked = recorded.digest([x, exchange.answer.answer.hex()])
         return Logged(
             asked.hex(),
             x,
@@ -624,7 +608,7 @@ def read_sample(paths: Sequence[Path], kind: str, how: Read, drawn: Survey) -> I
             exchange.took_s,
         )
 
-    for _, exchange in exchanges(paths, READERS[kind], Options(how.id, match="exact"), LeftOut(), add_prompt):
+    for _, exchange in exchanges(paths, READERS[kind], recorded.Options(how.id, match="exact"), LeftOut(), add_prompt):
         key = exchange.answer.key
         if key in drawn.chosen and exchange.answer.model in drawn.models and key not in done:
             request = exchange.request or requests.pop(key, None)
