@@ -482,7 +482,7 @@ def gateway(
         on_ready: called with the URL once the server listens.
         metrics: True serves `/metrics` for Prometheus, as does a policy or router with a `Prometheus` instrument.
         instruments: added to those of the policy file.
-        limits: passed to `gateway_app.app`.
+        limits: passed to `app`.
 
     Raises:
         PolicyError: the address cannot be listened on, the token is missing, or the policy is invalid.

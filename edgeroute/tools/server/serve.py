@@ -535,7 +535,7 @@ def serve(
         on_ready: called with the URL once the server listens.
 
     Raises:
-        PolicyError: the address cannot be listened on, a module or name does not exist, or `serve_app.app` refuses a model.
+        PolicyError: the address cannot be listened on, a module or name does not exist, or `app` refuses a model.
         ModelError: a model cannot be loaded.
     """
     application = app(
