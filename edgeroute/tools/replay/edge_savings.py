@@ -30,18 +30,7 @@ from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.python_names import is_python_name, python_object
 from edgeroute.tools.replay.edge_results import Result, Results
-from edgeroute.tools.replay.logs.answer_pairs import (
-    READERS,
-    Left,
-    Logged,
-    Pairs,
-    Price,
-    Read,
-    Survey,
-    read_sample,
-    regular_files,
-    survey,
-)
+from edgeroute.tools.replay.logs import answer_pairs as logs
 from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, answer_digest, digest, parsed_body, text_form
 from edgeroute.tools.replay.savings_estimate import Saving, between, certified_saving, percent, saving_lines
 from edgeroute.types import Prediction
@@ -61,7 +50,7 @@ class Said(NamedTuple):
     calls: list[list[object]]
 
 
-Judge = Callable[["Logged", Said], float]
+Judge = Callable[["logs.Logged", Said], float]
 """Function that returns the grade of the edge's answer against the cloud's, 0..1."""
 
 
@@ -147,7 +136,7 @@ class _FunctionJudge:
             raise PolicyError(f"{name} is no function of (request, edge, cloud)")
         self._name, self._function = name, function
 
-    def __call__(self, logged: Logged, said: Said) -> float:
+    def __call__(self, logged: logs.Logged, said: Said) -> float:
         try:
             given = self._function(logged.x, said.text, logged.text)
         except Exception as e:
@@ -171,7 +160,7 @@ class CloudJudge:
         self._router, self._direct, self._most = router, calls, most
         self.calls, self.usd, self.unclear = 0, 0.0, 0
 
-    def __call__(self, logged: Logged, said: Said) -> float:  # noqa: D102 - of a judge
+    def __call__(self, logged: logs.Logged, said: Said) -> float:  # noqa: D102 - of a judge
         options = Options()
         if answer_digest(logged.text, logged.calls, options) == answer_digest(said.text, said.calls, options):
             return 1.0
@@ -188,7 +177,7 @@ class CloudJudge:
         return 1.0 if verdict == 1.0 else 0.0
 
 
-def question(logged: Logged, said: Said) -> list[dict[str, str]]:
+def question(logged: logs.Logged, said: Said) -> list[dict[str, str]]:
     """Return the messages that ask the cloud to compare two answers."""
     content = {
         "request": logged.x, "answer A": [logged.text, *logged.calls], "answer B": [said.text, *said.calls],
@@ -261,7 +250,7 @@ class EdgeSaving(NamedTuple):
     """Reasons why the edge gave no answer, with their numbers: such requests are deferred."""
     judge_calls: tuple[int, float, int]
     """Calls of the cloud as judge, their cost, and the replies that are neither yes nor no."""
-    left_out: tuple[Left, ...]
+    left_out: tuple[logs.Left, ...]
     policy: tuple[str, ...]
     """Lines for the policy; empty without a certified threshold."""
     results: str
@@ -292,7 +281,7 @@ def edge_saving(
     judge_calls: int = 0,
     max_loss: float = 0.01,
     sure: float = 0.95,
-    how: Read = Read(),  # noqa: B008 - immutable
+    how: logs.Read = logs.Read(),  # noqa: B008 - immutable
     progress: Progress = False,
 ) -> EdgeSaving:
     """Answer a sample of a log's requests by an edge model, and estimate what it would save. Sends nothing but the judge's calls.
@@ -319,15 +308,15 @@ def edge_saving(
         ModelError: the edge model cannot be used, or fails on several requests in a row.
         PolicyError: an argument is invalid, or the judge may not make enough calls.
     """
-    if kind not in READERS:
-        raise BadInput(f"no log of the kind {clean(kind)}: expected one of {', '.join(READERS)}")
+    if kind not in logs.READERS:
+        raise BadInput(f"no log of the kind {clean(kind)}: expected one of {', '.join(logs.READERS)}")
     if how.edge_price is not None and (how.edge_price.usd_in or how.edge_price.usd_out):
         raise PolicyError("the price of an edge on this device is one number, of dollars a request")
     given = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
-    with regular_files(given) as several, _router_of(edge) as router:
+    with logs.regular_files(given) as several, _router_of(edge) as router:
         calls = DirectCalls(router.engine)
         how = how._replace(cloud_price=how.cloud_price or _price_of(calls, kind))
-        drawn = survey(several, kind, how, sample, seed)
+        drawn = logs.survey(several, kind, how, sample, seed)
         grade = judge_named(judge, drawn.labels, router, calls, judge_calls)
         if isinstance(grade, CloudJudge):
             _check_allowed(judge_calls, several, kind, how, drawn, calls)
@@ -339,7 +328,7 @@ def edge_saving(
         with closing(Results(path, setup)) as results:
             runs = _Runs(router, calls, grade, results)
             with show_progress(progress, "answering on the edge", len(drawn.chosen)) as advance:
-                for logged in read_sample(several, kind, how, drawn):
+                for logged in logs.read_sample(several, kind, how, drawn):
                     runs.run(logged)
                     advance(1)
             runs.flush()
@@ -359,16 +348,16 @@ def _router_of(edge: str | Path | Callable[..., Any]) -> Iterator[Router]:
         yield router
 
 
-def _price_of(calls: DirectCalls, kind: str) -> Price | None:
+def _price_of(calls: DirectCalls, kind: str) -> logs.Price | None:
     """Return the price of the policy's only cloud, for a log that records none; None without one."""
     terms = [cloud.terms for cloud in calls.clouds]
     if kind != "openai-log" or len(terms) != 1:
         return None
-    price = Price(terms[0].usd_per_call, terms[0].usd_per_million_input_tokens, terms[0].usd_per_million_output_tokens)
+    price = logs.Price(terms[0].usd_per_call, terms[0].usd_per_million_input_tokens, terms[0].usd_per_million_output_tokens)
     return price if any(price) else None
 
 
-def _setup(edge: object, calls: DirectCalls, judge: str, drawn: Survey) -> str:
+def _setup(edge: object, calls: DirectCalls, judge: str, drawn: logs.Survey) -> str:
     """Return the digest of what results depend on besides requests: the edge, and the judge with its labels, model or code."""
     prints = calls.fingerprints()
     if UNIDENTIFIED in prints["edge"]:
@@ -380,11 +369,12 @@ def _setup(edge: object, calls: DirectCalls, judge: str, drawn: Survey) -> str:
     return digest([[prints[name] for name in used], judge, parts]).hex()
 
 
-def _check_allowed(most: int, paths: Sequence[Path], kind: str, how: Read, drawn: Survey, calls: DirectCalls) -> None:
+def _check_allowed(most: int, paths: Sequence[Path], kind: str, how: logs.Read, drawn: logs.Survey, calls: DirectCalls) -> None:
     """Raise `PolicyError` with the number and cost of the judge's calls, unless at least one is allowed."""
     if most > 0:
         return
-    size = sum(len(str(question(logged, Said(logged.text, logged.calls)))) for logged in read_sample(paths, kind, how, drawn))
+    sample = logs.read_sample(paths, kind, how, drawn)
+    size = sum(len(str(question(logged, Said(logged.text, logged.calls)))) for logged in sample)
     cloud = calls.clouds[0]
     terms: Terms = cloud.terms
     tokens = size / CHARACTERS
@@ -412,7 +402,7 @@ class _Runs:
         self.usd: list[float] = []
         self.cloud_s: list[float] = []
 
-    def run(self, logged: Logged) -> None:
+    def run(self, logged: logs.Logged) -> None:
         """Answer a request, unless its result is known, and store the result.
 
         Raises:
@@ -470,8 +460,8 @@ class _Runs:
 
 
 def _estimate(
-    runs: _Runs, drawn: Survey, calls: DirectCalls, edge: object, judge: str, seed: int, max_loss: float, sure: float, how: Read,
-    judge_calls: tuple[int, float, int], path: Path | None,
+    runs: _Runs, drawn: logs.Survey, calls: DirectCalls, edge: object, judge: str, seed: int, max_loss: float, sure: float,
+    how: logs.Read, judge_calls: tuple[int, float, int], path: Path | None,
 ) -> EdgeSaving:  # fmt: skip
     """Return the estimate of all results."""
     results, n = runs.results, len(runs.ids)
@@ -480,7 +470,7 @@ def _estimate(
     usd = np.array(runs.usd, np.float64)
     price = 0.0 if how.edge_price is None else how.edge_price.usd
     name = clean(edge) if isinstance(edge, str | Path) else calls.runner.name
-    pairs = Pairs(name, drawn.model, confidence, grades, None, (np.full(n, price), usd), drawn.left_out)
+    pairs = logs.Pairs(name, drawn.model, confidence, grades, None, (np.full(n, price), usd), drawn.left_out)
     saving, certificate, problem, missing = None, None, "", 0
     score = calls.score if isinstance(calls.score, str) else getattr(calls.score, "name", "function")
     if np.isnan(confidence).all():
@@ -528,7 +518,7 @@ def _times(seconds: Sequence[float]) -> tuple[float, float] | None:
     return None if not seconds else (float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.95)))
 
 
-def _unbound(calls: DirectCalls, drawn: Survey) -> str:
+def _unbound(calls: DirectCalls, drawn: logs.Survey) -> str:
     """Return the reason why a certificate of the log is none of the policy's router; empty if it is one."""
     if len(calls.clouds) != 1:
         return "it is bound to an edge and a cloud: pass a policy with one [cloud] as --edge"

@@ -19,25 +19,8 @@ from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S
 from edgeroute.cloud.endpoint_guard import PROBE_S
 from edgeroute.stores.outbox import delivery
 from edgeroute.stores.outbox import sqlite_queue as store
-from edgeroute.tools.replay.fleet.scenario import (
-    AGAIN_S,
-    ANSWERED,
-    BUSY,
-    EDGEROUTE,
-    GOOD,
-    LATE,
-    Client,
-    Cloud,
-    Course,
-    DeviceResult,
-    Devices,
-    Floats,
-    Ints,
-    Places,
-    Reported,
-    Scenario,
-    Some,
-)
+from edgeroute.tools.replay.fleet import scenario as parts
+from edgeroute.tools.replay.fleet.scenario import Client, Floats, Ints, Scenario, Some
 
 # Result of a fleet simulation.
 
@@ -80,7 +63,7 @@ class Result:
     """Requests served by the cloud ..."""
     wasted: int = 0
     """... and those served after the device had given up."""
-    device: DeviceResult | None = None
+    device: parts.DeviceResult | None = None
     """Effect of the rules, if the devices have a state."""
 
     @classmethod
@@ -136,7 +119,7 @@ class Result:
         """Return the seconds until `good` stays at the share `GOOD` of `of`; None: never."""
         period = slice(self._back, int(self.scenario.length_s))
         good_sums, all_sums = _windows(good[period]), _windows(of[period])
-        bad = np.flatnonzero(good_sums < GOOD * all_sums)
+        bad = np.flatnonzero(good_sums < parts.GOOD * all_sums)
         back = int(bad[-1]) + 1 if len(bad) else 0
         return float(back) if back < len(all_sums) else None
 
@@ -144,7 +127,7 @@ class Result:
 def _windows(counts: Ints) -> Floats:
     """Return sums over windows of `AGAIN_S`, by their start."""
     sums = np.concatenate(([0.0], np.cumsum(counts)))
-    width = int(AGAIN_S)
+    width = int(parts.AGAIN_S)
     return sums[width:] - sums[:-width] if len(sums) > width else np.zeros(0)
 
 
@@ -162,7 +145,7 @@ FULL_S: Final = 0.25
 """Delay before an outbox at its concurrency limit is checked again, seconds."""
 
 
-def simulate(scenario: Scenario, client: Client = EDGEROUTE) -> Result:
+def simulate(scenario: Scenario, client: Client = parts.EDGEROUTE) -> Result:
     """Run the fleet for `length_s` seconds, and until the last request has an answer; return the counts. The seed decides."""
     return Fleet(scenario, client).run()
 
@@ -198,12 +181,12 @@ class Fleet:
     def __init__(self, scenario: Scenario, client: Client) -> None:
         self._scenario, self._client = scenario, client
         self._random = np.random.default_rng(scenario.seed)
-        self._devices = Devices(scenario.devices, client, self._random)
-        self._cloud = Cloud(scenario)
+        self._devices = parts.Devices(scenario.devices, client, self._random)
+        self._cloud = parts.Cloud(scenario)
         self._ranks = np.random.default_rng([scenario.seed, 2])  # separate, so that the fleet's numbers do not depend on it
-        self._reported = Reported(scenario.devices) if client.hints else None
-        self._places = Places(scenario.devices) if client.adaptive else None
-        self._course = None if scenario.device is None else Course(scenario, scenario.device)
+        self._reported = parts.Reported(scenario.devices) if client.hints else None
+        self._places = parts.Places(scenario.devices) if client.adaptive else None
+        self._course = None if scenario.device is None else parts.Course(scenario, scenario.device)
         self._begins, self._ends, self._stored, self._hurries = EventQueue(), EventQueue(), EventQueue(), EventQueue()
         self._hurry_at = np.full(scenario.devices, np.inf)
         """By device: time of the next flush of its outbox, after its endpoint has recovered."""
@@ -320,7 +303,7 @@ class Fleet:
         probe = rows[:, KIND] == PROBE
         ends, verdicts = self._cloud.ask(times, rows[:, UNTIL], probe)
         tally.attempts += _seconds(times[~probe], tally)
-        tally.good += _seconds(times[~probe & (verdicts == ANSWERED)], tally)
+        tally.good += _seconds(times[~probe & (verdicts == parts.ANSWERED)], tally)
         tally.probes += int(probe.sum())
         rows[:, BEGAN], rows[:, REPORT] = times, self._cloud.reports
         rows[:, AT], rows[:, VERDICT] = ends, verdicts
@@ -337,10 +320,10 @@ class Fleet:
         """Handle ended attempts at their devices: learn, succeed, schedule retries, or give up."""
         rows = rows[np.argsort(rows[:, AT], kind="stable")]
         who, times, kind, verdict = rows[:, WHO].astype(np.int64), rows[:, AT], rows[:, KIND], rows[:, VERDICT]
-        good, probe = verdict == ANSWERED, kind == PROBE
+        good, probe = verdict == parts.ANSWERED, kind == PROBE
         devices, scenario = self._devices, self._scenario
         self._learn(who, rows)
-        if scenario.retry_after_s and (busy := verdict == BUSY).any():
+        if scenario.retry_after_s and (busy := verdict == parts.BUSY).any():
             devices.hold(who[busy], times[busy], scenario.retry_after_s)
         if probe.any():
             tried, when = who[probe], times[probe]
@@ -357,7 +340,7 @@ class Fleet:
         tries = rows[:, TRIES]
         wait_s = devices.wait_s(np.minimum(MOST_S, FIRST_S * 2**tries))
         if scenario.retry_after_s:
-            wait_s[rows[:, VERDICT] == BUSY] = scenario.retry_after_s
+            wait_s[rows[:, VERDICT] == parts.BUSY] = scenario.retry_after_s
         allowed = tries < self._client.retries
         if self._client.whole:
             allowed &= times + wait_s < rows[:, UNTIL]  # always False after a timeout of the whole call
@@ -374,13 +357,13 @@ class Fleet:
         """Update devices' knowledge of the cloud's load from ended attempts."""
         verdict, tally = rows[:, VERDICT], self._tally
         real = rows[:, KIND] != PROBE
-        tally.refused += int((real & (verdict == BUSY)).sum())
-        tally.late += int((real & (verdict == LATE)).sum())
-        if self._reported is not None and (with_report := real & ((verdict == ANSWERED) | (verdict == BUSY))).any():
+        tally.refused += int((real & (verdict == parts.BUSY)).sum())
+        tally.late += int((real & (verdict == parts.LATE)).sum())
+        if self._reported is not None and (with_report := real & ((verdict == parts.ANSWERED) | (verdict == parts.BUSY))).any():
             self._reported.add(who[with_report], rows[with_report, AT], rows[with_report, REPORT])
         if self._places is not None and real.any():
             took_s = rows[real, AT] - rows[real, BEGAN]
-            self._places.ended(who[real], rows[real, AT], took_s, verdict[real] == ANSWERED)
+            self._places.ended(who[real], rows[real, AT], took_s, verdict[real] == parts.ANSWERED)
 
     def _succeed(self, who: Ints, rows: Floats) -> None:
         """Count answered attempts, close breakers, wake outboxes, and free places."""
