@@ -20,7 +20,7 @@ from edgeroute.confidence import Certificate, NotEnough, Prefix
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.threshold_path import accepting, lowest_thresholds
-from edgeroute.tools.server.serve_app import app
+from edgeroute.tools.server.serve import app
 
 MIDDLE = [[3, 0.2, 0], [0, 3, 0.2], [0.2, 0, 3], [1.2, -1, 0], [0, 0.8, -0.8]]
 WHOLE = "loss <= 5 % of all edge models together, 95 % sure"

@@ -28,8 +28,7 @@ from edgeroute.tools.compress.onnx_graphs import package, put, workplace
 from edgeroute.tools.conversion_inputs import as_errors
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.model_conversion import by_skl2onnx, check_targets, write_card
-from edgeroute.tools.replay.logs.answer_pairs import READERS, record_of
-from edgeroute.tools.replay.logs.lines_and_tables import LeftOut, lines
+from edgeroute.tools.replay.logs.answer_pairs import READERS, LeftOut, lines, record_of
 from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, text_form, value_at
 
 CLASS_TEXTS = 5
