@@ -12,11 +12,13 @@ import routes
 import tiny
 from both import running
 from commands import cli
+from devices import Device
 from test_ladders import LARGER, RIGHT, SMALL, drawn, is_right
 
-from edgeroute import Audit, OnnxModel, Options, Piece, PolicyError, Router, models
+from edgeroute import Audit, OnnxModel, Options, Piece, PolicyError, Router, Rule, Variants, models
 from edgeroute.cloud.cloud_backend import Function
 from edgeroute.confidence import Certificate, NotEnough, Prefix
+from edgeroute.confidence.certificate import checksum_of
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.threshold_path import accepting, lowest_thresholds
@@ -118,7 +120,7 @@ def test_what_it_is_bound_to(home, tmp_path):
         with pytest.raises(PolicyError, match="guarantees nothing here"):
             Router(edges, is_right, threshold=threshold, options=Options(uncalibrated="error"))
     for edges in ([small], [small, middle, larger], [larger, *[small, middle]]):
-        with pytest.raises(PolicyError, match=r"about 2 edge models together, and there (is|are) \d: calibrate again"):
+        with pytest.raises(PolicyError, match=r"about 2 edge models together, not [13]: calibrate again"):
             Router(edges, is_right, threshold=certificate)
     with Router([small, middle], lambda _: 0, threshold=certificate) as router:
         assert "it was made for cloud model" in router.engine.snapshot.targets[0].label
@@ -127,6 +129,26 @@ def test_what_it_is_bound_to(home, tmp_path):
     (tmp_path / "changed.json").write_text(json.dumps(changed))
     with pytest.raises(PolicyError, match="was changed after it was made"):
         Certificate.load(tmp_path / "changed.json")
+    for ladder in ([{}], [3], "no", [{"threshold": "x", "deferral_interval": [0, 1]}], [{**certificate.ladder[0], "no": 1}]):
+        data = {**{name: value for name, value in changed.items() if name != "checksum"}, "ladder": ladder}
+        (tmp_path / "changed.json").write_text(json.dumps({**data, "checksum": checksum_of(data)}))
+        with pytest.raises(PolicyError, match="is not a certificate"):
+            Certificate.load(tmp_path / "changed.json")
+
+
+def test_it_is_not_quoted_where_an_edge_model_is_left_out(home):
+    """By a rule on the device's state, or as one of two variants."""
+    x, _ = drawn(400, 2)
+    edges = edges_of(home, "small", "larger")
+    certificate = certified(edges, x).certificate
+    rules = [Rule("battery", "small_model", enter=0.2)]
+    with Router(edges, is_right, threshold=certificate, options=Options(rules=rules, sensors=Device(battery=0.1))) as router:
+        left_out = router.infer(x[0])
+    with Router(Variants(a=edges[0], b=edges[1]), is_right, threshold=certificate) as router:
+        variant = router.infer(x[0])
+    for answer in (left_out, variant):
+        assert "all edge models together, and not all are asked" in answer.reason
+        assert "loss" not in answer.reason
 
 
 def test_an_alarm_at_one_edge_model_is_one_of_the_whole(home):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date as day
 from datetime import datetime, timezone
+from itertools import groupby
 from math import ceil
 from os import PathLike
 from pathlib import Path
@@ -128,11 +129,10 @@ class Certificate(NamedTuple):
         if not self.ladder:
             return self
         if len(self.ladder) != count:
-            have = f"there {'is' if count == 1 else 'are'} {count}"
-            raise PolicyError(f"the certificate is about {len(self.ladder)} edge models together, and {have}: calibrate again")
-        own = self.ladder[i]
-        low, high = own["deferral_interval"]
-        return self._replace(**{**own, "threshold": float(own["threshold"]), "deferral_interval": (low, high)})
+            raise PolicyError(f"the certificate is about {len(self.ladder)} edge models together, not {count}: calibrate again")
+        low, high = self.ladder[i]["deferral_interval"]
+        own = {"threshold": float(self.ladder[i]["threshold"]), "deferral_interval": (low, high)}
+        return self._replace(**{**self.ladder[i], **own})
 
     @property
     def accepted(self) -> float:
@@ -306,9 +306,12 @@ class Certificate(NamedTuple):
                 data["area"] = (value, *between)
             data["doubts"] = tuple(map(str, data.get("doubts", ())))
             data["ladder"] = tuple(data.get("ladder", ()))
-            return cls(**{name: data[name] for name in cls._fields if name in data or name not in cls._field_defaults})
+            made = cls(**{name: data[name] for name in cls._fields if name in data or name not in cls._field_defaults})
+            for i in range(len(made.ladder)):
+                made.of_edge(i, len(made.ladder))
         except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
             raise PolicyError(f"{path} is not a certificate: {type(e).__name__}: {e}") from e
+        return made
 
 
 def checksum_of(data: Mapping[str, Any]) -> str:
@@ -427,12 +430,8 @@ def ladder_targets(targets: Sequence[Target], promises: Sequence[BoundCertificat
         promises: certificate of each.
     """
     edges = [(target, promise) for target, promise in zip(targets, promises, strict=True) if target.side == "edge"]
-    steps = list[list[tuple[Target, BoundCertificate | None]]]()
-    for target, promise in edges:
-        if steps and target.group and target.group == steps[-1][0][0].group:  # one of several that take each other's place
-            steps[-1].append((target, promise))
-        else:
-            steps.append([(target, promise)])
+    # of a group one takes the other's place
+    steps = [[pair for _, pair in step] for _, step in groupby(enumerate(edges), lambda edge: edge[1][0].group or edge[0])]
     together = [target for target, promise in edges if promise is not None and promise.certificate.ladder]
     if together:  # one guarantee for all: where it is broken at one, it holds of none
         broken = next((target.label for target in together if target.label.startswith("uncalibrated")), "")

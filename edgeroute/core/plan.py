@@ -260,6 +260,8 @@ def _pick(members: list[int], targets: Sequence[Target], facts: Facts, small: Ru
 
 
 SPENT: Final = "joules_per_hour is spent"
+PARTIAL: Final = "uncalibrated: its certificate is about all edge models together, and not all are asked"
+"""Label of a threshold where a rule, or a busy or unloaded edge, changes which edges are asked."""
 
 
 class Leg(NamedTuple):
@@ -360,7 +362,7 @@ def plan(
     """
     ruled = _applying(policy, facts, mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
-    edges = [i for i, t in enumerate(targets) if t.side == "edge"]
+    edges = every = [i for i, t in enumerate(targets) if t.side == "edge"]
     clouds = [i for i, t in enumerate(targets) if t.side == "cloud" and (not t.trial or t.name == arm)]
     edges, variants = pick_variants(edges, targets, facts, ruled.then("small_model"), deadline_s)
     firsts = [targets[side[0]].name for side in (edges, clouds) if side]
@@ -418,8 +420,12 @@ def plan(
         steps.append(f"no hedge: {facts.no_hedge}")
         hedge_s = INF
     legs: list[Leg] = []
+    asked = [place.target for place in places if targets[place.target].side == "edge" and not (place.late or place.spare)]
+    partial = mode == "prefer_edge" and asked != every
     for position, place in enumerate(places):
         target, usual = targets[place.target], not place.late
+        if target.together and partial:
+            target = target._replace(label=PARTIAL)
         if arm and target.certified:
             target = target._replace(label=f"uncalibrated: its certificate is for another cloud than {arm}")
         standby = place.spare or (first_away and target.side == "edge" and (usual or deadline_s < INF))

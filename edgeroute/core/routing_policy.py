@@ -52,6 +52,8 @@ class Target(NamedTuple):
     """True for a cloud that gets only the requests of its arm."""
     group: str = ""
     """Name of its group of variants; empty: none. One member of a group is in a plan."""
+    together: bool = False
+    """True if its certificate is about all edges together: it holds only where all of them are asked in their order."""
 
 
 class Policy(NamedTuple):

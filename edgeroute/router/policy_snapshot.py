@@ -503,7 +503,8 @@ class _Draft:
                 target = target._replace(threshold=limit)
             else:
                 own = self.promised[len(self.targets)] = limit.of_edge(i, len(edges))
-                target = target._replace(threshold=own.threshold, thresholds=own.thresholds, certified=True)
+                target = target._replace(threshold=own.threshold, thresholds=own.thresholds)
+                target = target._replace(certified=True, together=bool(own.ladder))
             score = member(model, "score") or arguments.score
             check_range(limit, score)
             runner = edge_backend(name, model, score)

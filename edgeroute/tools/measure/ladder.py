@@ -88,7 +88,7 @@ def certify_together(
     groups = group_numbers(parts[0].groups, n)
     units = n if groups is None else int(groups.max()) + 1
     delta = round(1 - sure, 12)
-    enough = least_n(value, delta)
+    enough = max(PART, least_n(value, delta))
     if test_size(units) < enough:
         needed = min((PART * enough - 1) // (PART - 1), enough + MOST)
         raise not_enough("max_loss", value, sure, needed, units, "examples" if groups is None else "groups")

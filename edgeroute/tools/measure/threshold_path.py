@@ -57,13 +57,15 @@ def test_size(units: int) -> int:
     return units - min(units // PART, MOST)
 
 
-def accepting(scores: Floats, thresholds: Sequence[float]) -> Ints:
+def accepting(scores: Floats, thresholds: Sequence[float] | Sequence[Sequence[float]]) -> Ints:
     """Return the index of the edge model that accepts its answer first, [n]; the number of models where none does.
 
-    scores: [n, models], NaN: deferred.
+    Args:
+        scores: [n, models], NaN: deferred.
+        thresholds: of each model, [models]; or [steps, models], for a result [steps, n].
     """
-    accepted = scores >= np.array(thresholds)
-    first: Ints = np.where(accepted.any(1), accepted.argmax(1), scores.shape[1])
+    accepted = scores >= np.array(thresholds)[..., None, :]
+    first: Ints = np.where(accepted.any(-1), accepted.argmax(-1), scores.shape[1])
     return first
 
 
@@ -95,12 +97,10 @@ def lowest_thresholds(
     cost = _estimated(scores[chooses], loss[chooses])
     path = _path(scores[chooses], cost * weight[chooses, None], weight[chooses], LIMITS * value * chosen)
     rows = np.flatnonzero(~chooses)
-    unit = place[group_of[rows]] - chosen
-    losses = np.zeros((len(path), units - chosen))
-    for step, thresholds in enumerate(path):
-        model = accepting(scores[rows], thresholds)
-        kept = model < models
-        losses[step] = np.bincount(unit[kept], (loss[rows[kept], model[kept]] * weight[rows[kept]]), units - chosen)
+    model = accepting(scores[rows], path)
+    lost = np.where(model < models, loss[rows, np.minimum(model, models - 1)] * weight[rows], 0)
+    unit = np.arange(len(path))[:, None] * (units - chosen) + place[group_of[rows]] - chosen
+    losses: Floats = np.bincount(unit.ravel(), lost.ravel(), len(path) * (units - chosen)).reshape(len(path), -1)  # type: ignore[assignment]  # with weights
     steps, method = accept_losses(losses, value, delta, sized=sized or groups is not None, wins=wins)
     return Path(path[steps - 1] if steps else (INF,) * models, method, rows, len(path))
 
@@ -146,7 +146,7 @@ def _path(scores: Floats, cost: Floats, weight: Floats, limits: Floats) -> list[
     last = scores[order, -1]
     ends = np.flatnonzero(np.append(last[1:] != last[:-1], True)[: len(last)])
     *earlier, before_last = (_candidates(column, min(100, int(TRIED ** (1 / (models - 1))))) for column in scores.T[:-1])
-    most, best = np.full(len(limits), -1.0), [(INF,) * models] * len(limits)
+    most, best = np.full(len(limits), -1.0), [((INF,) * (models - 1), 0)] * len(limits)
     for thresholds in product(*earlier):
         model = accepting(scores[:, : models - 2], thresholds) if thresholds else np.zeros(len(scores), np.int64)
         left = model == models - 2
@@ -162,9 +162,9 @@ def _path(scores: Floats, cost: Floats, weight: Floats, limits: Floats) -> list[
             blocks = np.searchsorted(costs, limits, "right") - 1
             accepted = np.where(blocks < 0, -1.0, counts[blocks])
             for step in np.flatnonzero(accepted > most):
-                best[step] = (*thresholds, float(threshold), between(last, ends, int(blocks[step])))
+                best[step] = (*thresholds, float(threshold)), int(blocks[step])
             most = np.maximum(most, accepted)
-    return list(dict.fromkeys(best))
+    return [(*thresholds, between(last, ends, blocks)) for thresholds, blocks in dict.fromkeys(best)]
 
 
 def _candidates(scores: Floats, most: int) -> Floats:
