@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,15 @@ def test_threads_that_live_long_are_workers():
         ):
             found.add(name)
     assert found == {*THREADS}
+
+
+def test_the_packages_of_a_users_program_are_pinned():
+    """What an index offers tomorrow changes no verdict on this tree: each package of that part has its version."""
+    ci = (Path(__file__).parent.parent / ".ci" / "run").read_text()
+    (part,) = re.findall(r"^part_users\(\) \{.*?^\}", ci, re.MULTILINE | re.DOTALL)
+    named = re.findall(r"--no-deps (\S+)", part)
+    groups = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    named += re.findall(r'"([^"]+)"', re.search(r"^users = \[(.*?)\]$", groups, re.MULTILINE | re.DOTALL)[1])
+    assert len(named) > 10
+    assert [name for name in named if "==" not in name] == []
+    assert '"$wheel[onnx,serve]" --group users\n' in part, "no package beside them"

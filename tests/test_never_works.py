@@ -21,9 +21,12 @@ from edgeroute import (
     OnnxModel,
     OpenAIChat,
     OpenInference,
+    Options,
     PlainJson,
     PolicyError,
+    Reading,
     Router,
+    Rule,
     Trial,
     Variants,
 )
@@ -89,6 +92,33 @@ def test_limits_of_one_call(make, limits):
     router = make(unsure, PRICED, threshold=0.5, limits=limits)
     assert never(router) == []
     assert router.infer(1).source == "cloud"
+
+
+def test_a_limit_beside_endpoints_without_a_price(make):
+    """Is said of those that are not counted, which may be free: it is ready."""
+    named = [Function(sure, name="own"), Function(sure, name="hosted", usd_per_call=0.01)]
+    result = make(unsure, named, threshold=0.5, limits=Limits(usd_per_day=5.0, joules_per_hour=3.0)).check()
+    assert not result.ok, "no endpoint has a price in joules"
+    result = make(unsure, named, threshold=0.5, limits=Limits(usd_per_day=5.0)).check()
+    assert result.ok
+    (line,) = [line for line in result.lines if line.startswith("! ")]
+    assert line.startswith(
+        "! usd_per_day = 5 does not count calls of own, without a price, while others have one: write usd_per_call"
+    )
+    for clouds, limits in ((named, Limits(mb_per_day=3)), (named[1:], Limits(usd_per_day=5.0))):
+        assert never(make(unsure, clouds, threshold=0.5, limits=limits)) == []
+
+
+def test_a_rule_without_a_reading(make):
+    """Is said to be of no effect on this machine; others may have a battery."""
+    options = Options(
+        sensors=lambda: Reading(memory_available=0.5), rules=[Rule("battery", "only_edge", 0.2), Rule("memory", "only_edge", 0.1)]
+    )
+    result = make(unsure, sure, threshold=0.5, options=options).check()
+    assert result.ok
+    (line,) = [line for line in result.lines if line.startswith("! ")]
+    assert "rule of battery" in line
+    assert "never applies" in line
 
 
 def test_a_limit_of_a_router_that_sends_nothing(make):

@@ -573,9 +573,10 @@ def check_all(engine: Engine, timeout: float) -> Check:
     check_seconds("timeout", timeout)
     result = check(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
     observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
-    lines = [*observer.rules(), *observer.budget(), *observer.lacking(snapshot.backends)]
+    unread, lacking = observer.lacking(()), observer.lacking(snapshot.backends)
+    lines = [*observer.rules(), *observer.budget(), *(f"! {line}" for line in unread), *lacking[len(unread) :]]
     judge = import_tool("inspect.never_works")
-    lines += judge.notes(snapshot)
+    lines += judge.notes(snapshot, spending.limits)
     never = [*judge.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
     return Check(result.ok and not never, (*result.lines, *lines, *(f"! {line}" for line in never)))
 

@@ -67,8 +67,18 @@ def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: s
             yield from _thresholds(judged)
 
 
-def notes(snapshot: Snapshot) -> Iterator[str]:
-    """Yield a line for each input of an edge that is a colour picture of floats, and whose scale no card states."""
+def notes(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
+    """Yield a line for each setting that is right only under a condition that nobody but the user knows.
+
+    These are limits beside endpoints without a price, and inputs that are colour pictures of floats whose scale no card states.
+    """
+    for name, terms in PRICES.items() if snapshot.policy.mode != "only_edge" else ():
+        free = [cloud.name for cloud in snapshot.clouds if not any(getattr(cloud.terms, term) for term in terms)]
+        if getattr(limits, name) < INF and 0 < len(free) < len(snapshot.clouds):
+            yield (
+                f"! {name} = {getattr(limits, name):g} does not count calls of {', '.join(free)}, without a price, while others "
+                f"have one: write {terms[0]} beside the url, unless they are free"
+            )
     edges = [backend for backend in snapshot.backends if isinstance(backend, EdgeBackend)]
     for edge, card in [(edge, card) for edge in edges if (card := member(edge.model, "card")) is not None]:
         for guess in describe(member(edge.model, "inputs"), []):
