@@ -134,7 +134,7 @@ def test_a_kind_is_open_where_the_output_is(tmp_path):
     constants = [("w", np.ones((1, 2048), np.float32)), ("size", np.array([-1, 16, 128]))]
     path = tiny.save(tmp_path / "m.onnx", nodes, [value("x", F, ["n", "t"])], read, constants)
     one = found(look(path, "--write"), "output.kind")
-    assert (one["says"], one["sure"], one["write"]) == ("boxes?", "open", '"output": {"name": "mask", "kind": "boxes"}')
+    assert (one["says"], one["sure"], one["write"]) == ("value?", "open", '"output": {"name": "mask", "kind": "boxes"}')
     assert "output" not in json.loads(path.with_suffix(".json").read_text())
 
 
@@ -174,7 +174,8 @@ BOXES = {"boxes": np.ones((2, 4)), "scores": np.array([0.9, 0.1]), "classes": np
         ([spec("y", shape=(-1, 1))], {"y": np.array([0.5])}, "value?", "open"),
         ([spec("logit", shape=(-1, 1))], {"logit": np.array([17.5])}, "value?", "open"),
         ([spec("y", shape=(-1, 84, 8400))], {"y": np.full((84, 8400), 2.0)}, "value?", "open"),
-        ([spec("y", shape=(-1, 84, 8400))], {"y": np.ones((84, 8400))}, "boxes", "likely"),
+        ([spec("y", shape=(-1, 84, 8400))], {"y": np.full((84, 8400), 1.0)}, "value?", "open"),
+        ([spec("y", shape=(-1, 84, 8400))], {"y": np.vstack([np.full((4, 8400), 9.0), np.ones((80, 8400))])}, "boxes", "likely"),
         ([spec("y", shape=(1, 5, 6))], {"y": np.array([[0, 0, 9, 9, 0.5, 3.0]] * 5)}, "boxes", "likely"),
         ([spec("y", shape=(1, 5, 6))], {"y": np.array([[0, 0, 9, 9, 0.5, 3.5]] * 5)}, "value?", "open"),
         ([spec(name) for name in BOXES], BOXES, "boxes", "likely"),

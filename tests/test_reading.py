@@ -104,6 +104,85 @@ def test_a_single_sigmoid_is_a_binary_classifiers(tmp_path):
         assert says(path) == "probabilities"
 
 
+def test_check_says_how_a_single_sigmoid_is_read(tmp_path):
+    """As one probability, not as several labels."""
+    line = checked(ending(tmp_path / "m.onnx", "Sigmoid", size=1))
+    assert "its outputs are read as the probability of the second of two classes, since Sigmoid makes them" in line
+    assert "multilabel" not in line
+
+
+def constant(path, *arrays):
+    """A picture x -> these arrays, whatever the picture."""
+    value, names = helper.make_tensor_value_info, [f"output{i}" for i in range(len(arrays))]
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], keepdims=0), helper.make_node("Mul", ["m", "zero"], ["z"])]
+    nodes += [helper.make_node("Add", [f"c{i}", "z"], [name]) for i, name in enumerate(names)]
+    constants = [("zero", np.float32(0)), *((f"c{i}", array) for i, array in enumerate(arrays))]
+    outputs = [value(name, TensorProto.FLOAT, array.shape) for name, array in zip(names, arrays, strict=True)]
+    return tiny.save(path, nodes, [value("x", TensorProto.FLOAT, [1, 8, 8, 1])], outputs, constants)
+
+
+def test_boxes_by_their_form_are_said_to_be_boxes(tmp_path):
+    """Raw ones in pixels; where it is open if there is an objectness, the line to write is for boxes."""
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(20, 300, (1, 4, 500)).astype(np.float32)
+    raw = np.concatenate([boxes, rng.uniform(0, 0.3, (1, 3, 500)).astype(np.float32)], axis=1)
+    raw[0, 5, 0] = 0.9
+    path = constant(tmp_path / "raw.onnx", raw)
+    assert "its outputs are read as boxes, by their form alone" in checked(path)
+    with Router(path, lambda x: "cloud", threshold=0.5) as router:
+        assert [box["label"] for box in router.infer(np.zeros((8, 8, 1), np.float32)).value] == [1]
+    path = constant(tmp_path / "v5.onnx", raw.transpose(0, 2, 1))
+    with Router(path, lambda x: "cloud", threshold=0.5) as router:
+        assert 'write kind = "boxes" and labels in its card' in str(router.check())
+
+
+@pytest.mark.parametrize("shapes", [[(1, 8, 200), (1, 4)], [(1, 320, 320)], [(1, 200, 8), (1, 4)], [(1, 8, 200)]])
+def test_numbers_from_0_to_1_are_no_boxes(tmp_path, shapes):
+    """A mask, or states of a layer: nothing is found in them with confidence, and `check` is not ready."""
+    rng = np.random.default_rng(0)
+    path = constant(tmp_path / "m.onnx", *(rng.uniform(0, 1, shape).astype(np.float32) for shape in shapes))
+    with Router(path, lambda x: "cloud", threshold=0.5) as router:
+        check = router.check()
+        assert not check.ok
+        assert "! edge gives no confidence, so each input goes on" in str(check)
+        assert router.infer(np.zeros((8, 8, 1), np.float32)).source == "cloud"
+
+
+def branches(path, operator, output="y", card=None):
+    """x [n, 4] -> y by an operator in both branches of an If."""
+    value = helper.make_tensor_value_info
+
+    def branch(name):
+        node, made = helper.make_node(operator, ["x"], [name]), value(name, TensorProto.FLOAT, ["n", 4])
+        return helper.make_graph([node], name, [], [made])
+
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], keepdims=0), helper.make_node("Greater", ["m", "zero"], ["more"])]
+    nodes += [helper.make_node("If", ["more"], [output], then_branch=branch("then"), else_branch=branch("else"))]
+    given, made = [value("x", TensorProto.FLOAT, ["n", 4])], [value(output, TensorProto.FLOAT, ["n", 4])]
+    if card is not None:
+        path.with_suffix(".json").write_text(json.dumps(card))
+    return tiny.save(path, nodes, given, made, [("zero", np.float32(0))])
+
+
+def test_a_graph_that_ends_in_an_if(tmp_path):
+    """Does not tell its kind: `check` says what to write, unless numbers, the output's name or a card tell."""
+    for operator in ("Sigmoid", "Identity", "LpNormalization"):
+        for card in (None, {"labels": LABELS}):
+            path = branches(tmp_path / f"{operator}{card is None}.onnx", operator, card=card)
+            with Router(path, lambda x: "cloud", threshold=0.9) as router:
+                check = router.check()
+                assert not check.ok
+                assert "! edge ends in an If, which does not tell what its output is" in str(check)
+                assert 'write "output": {"kind": "logits"} in its card' in str(check)
+    for path in (
+        branches(tmp_path / "p.onnx", "Softmax"),
+        branches(tmp_path / "n.onnx", "Identity", output="logits"),
+        branches(tmp_path / "k.onnx", "Sigmoid", card={"output": {"kind": "multilabel"}}),
+    ):
+        with Router(path, lambda x: "cloud", threshold=0.9) as router:
+            assert router.check().ok, path
+
+
 def test_a_state_is_no_answer(tmp_path):
     """The only other output tells the kind, also as a number without axes for each input."""
     value = helper.make_tensor_value_info

@@ -66,6 +66,8 @@ def are_rows_of_boxes(array: Array, labels: Sequence[Any] | None) -> bool:
     parts = _columns(array, labels, suppressed=False)
     if parts is None or (labels is None and len(array) > array.shape[1] != _COLUMNS):  # perhaps with an objectness
         return False
+    if array.shape[1] != _COLUMNS and array.max() <= 1:  # no pixels: masks and states look the same
+        return False
     boxes, scores, classes, _ = parts
     sides = bool((boxes[:, 2:] >= boxes[:, :2]).all())
     return sides and bool(((scores >= 0) & (scores <= 1)).all() and (classes >= 0).all() and (classes == np.floor(classes)).all())

@@ -315,13 +315,17 @@ class EdgeBackend(AbandonedRuns):
         session = f", but only in a session, since it {IN_SESSION}" if has_state(self.model) else ""
         where = f", {placement}" if (placement := member(self.model, "placement")) else ""
         release, downgraded, grounds = (member(self.model, name) for name in ("release", "downgraded", "grounds"))
+        value = None if self.on_zeros is None else self.on_zeros.value
+        if grounds and value is not None and type(value) is not list:
+            grounds = grounds.replace("multilabel", "the probability of the second of two classes")
         notes = [release, downgraded, self.warmth, grounds, self.doubt]
         if (other := getattr(member(self.model, "card"), "foreign", None)) is not None:
             notes.append(f"{other.name} is another program's file, and was not read as a card; there is nothing to do")
         if self.reader.kind != member(self.model, "kind"):
             notes.append("its outputs are read as probabilities, since they sum to 1")
         elif _by_form_alone(self.on_zeros, self.reader):
-            notes.append("its outputs are read as logits, by their form alone: kind says so")
+            kind = "boxes" if type(value) is list else "logits"
+            notes.append(f"its outputs are read as {kind}, by their form alone: kind says so")
         elif self.on_zeros is not None and self.on_zeros.confidence is None and is_embedding(name := self.reader.output_name()):
             notes.append(f"{name!r} is by its name an embedding, read as a value without confidence")
         more = [str(note) for note in notes if note]

@@ -64,7 +64,12 @@ def outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | None =
 
 
 def doubted(finding: Finding, grounds: str, name: str | None = None) -> Finding:
-    """Return a guessed kind or labels as an open finding, with the line that would state them; any other finding unchanged."""
+    """Return a guessed kind or labels as an open finding, with the line that would state them; any other finding unchanged.
+
+    name: output that the line names; None: the only one.
+    """
+    if name is not None and finding.write.startswith('"output": {"kind"'):
+        finding = finding._replace(write=finding.write.replace("{", f'{{"name": {text(name)}, ', 1))
     if finding.about not in {KIND, LABELS} or finding.sure == "open":
         return finding
     line = _card_line(finding.says, name) if finding.about == KIND else '"labels": ["...", ...]'

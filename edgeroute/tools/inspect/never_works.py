@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.json_api import PlainJson
+from edgeroute.confidence.detector_boxes import RAW
 from edgeroute.confidence.output_reader import CLASSES, bounded
 from edgeroute.confidence.output_recognition import SLACK, label_and_probabilities
 from edgeroute.core.admission import price
@@ -18,6 +19,7 @@ from edgeroute.edge.card_inputs import batch_axis_problem
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
 from edgeroute.edge.input_tensors import row_shape
 from edgeroute.edge.model_attributes import member
+from edgeroute.edge.onnx import last_operators
 from edgeroute.errors import BadInput
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.inspect.guess_inputs import describe, state_problem
@@ -32,6 +34,8 @@ LEAST_MB = 1e-6
 """Size of the smallest call: one byte, in million bytes."""
 SHORTEST = "a"
 """Input whose call counts as the smallest, if the inputs of the edge are not known."""
+BOX_AND_SCORE = 5
+"""Fewest columns of boxes with scores."""
 JUDGED = {"prefer_edge", "shadow"}
 """Modes in which an edge's confidence is compared with its threshold."""
 
@@ -164,9 +168,16 @@ def _thresholds(snapshot: Snapshot) -> Iterator[str]:
             )
         elif snapshot.policy.no_confidence == "defer" and not scored_before and _unsure(backend):
             kind = "" if backend.reader.kind == "value" else "kind in its card if its output has a number for each class, "
+            if backend.reader.kind is None and _may_be_boxes(backend):
+                kind = 'kind = "boxes" and labels in its card if its output has boxes and scores, '
             yield (
                 f"{target.name} gives no confidence, so each input goes on: write {kind}score=, a function of its outputs, or "
                 'no_confidence = "accept", which takes each answer'
+            )
+        elif _ends_in_branches(backend) and snapshot.policy.no_confidence == "defer":
+            yield (
+                f"{target.name} ends in an If, which does not tell what its output is, and it is read as a logit for each class, "
+                'by its form alone: write "output": {"kind": "logits"} in its card, or the kind that `edgeroute inspect` finds'
             )
         elif (names := _unnamed(backend)) and snapshot.policy.no_confidence == "defer":
             yield (
@@ -188,6 +199,24 @@ def _unsure(backend: EdgeBackend) -> bool:
         return False
     plain = answer is not None and answer.confidence is None and not isinstance(answer.value, list)  # which are boxes: none found
     return reader.kind == "value" or plain
+
+
+def _may_be_boxes(backend: EdgeBackend) -> bool:
+    """Return True if the output on zeros has the form of a detector's boxes before suppression, beside a score for each."""
+    row = None if backend.on_zeros is None else backend.on_zeros.outputs
+    first = next(iter(row.values()), None) if isinstance(row, dict) else row
+    shape = [n for n in np.shape(first) if n > 1] if isinstance(first, np.ndarray) else []
+    return len(shape) == 2 and max(shape) >= RAW and min(shape) >= BOX_AND_SCORE  # noqa: PLR2004 - boxes and columns
+
+
+def _ends_in_branches(backend: EdgeBackend) -> bool:
+    """Return True if a row of an ONNX file's output is read as logits by its form alone, and an `If` makes the output."""
+    answer, reader, path = backend.on_zeros, backend.reader, member(backend.model, "path")
+    named = reader.kind is not None or "logit" in reader.output_name().lower()
+    if named or answer is None or answer.confidence is None or type(answer.value) is list:
+        return False
+    operators = last_operators(path) if str(path).lower().endswith(".onnx") else {}
+    return operators.get(member(backend.model, "output") or next(iter(operators), "")) == "If"
 
 
 def _unnamed(backend: EdgeBackend) -> list[str]:
