@@ -471,6 +471,7 @@ def promised(kind="max_loss", threshold=0.6, **more):
     [
         (promised(), "e", [False, True, True]),
         (promised(highest=0.7), "e", [False, True, False]),
+        (promised(ladder=({}, {})), "e", [False, True, False]),  # about all edges together, at these thresholds alone
         (promised("max_defer"), "e", [True, True, False]),
         (promised(thresholds={"a": 0.8}), "e", [False, False, True]),
         (promised(), "another", [False, False, False]),
