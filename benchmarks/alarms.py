@@ -2,7 +2,8 @@
 
 1. How many requests pass before a false alarm, while the world stays as it was at the calibration, for inputs that come alone, in
    scenes, and in bursts of one input repeated, through a router.
-2. How many requests, and audits, pass from a change of the world to its alarm, by a router's sampler and monitor.
+2. How many requests, and audits, pass from a change of the world to its alarm, by a router's sampler and monitor, after two calm
+   days.
 3. Of which side the audited requests are under a cloud that is too slow for them, through a router.
 """
 
@@ -35,6 +36,8 @@ MOST = size(200_000, 200)
 """Requests after which a run without an alarm is cut off."""
 DAILY = 10_000
 """Requests a day."""
+CALM = size(2 * DAILY, 200)
+"""Requests before the world changes."""
 Array = np.ndarray
 
 
@@ -116,14 +119,17 @@ def false_alarms(made: Certificate, runs: int) -> None:
             print(f"| {what} of {scene} | >= {mean:,.0f} | {alarms} |", flush=True)
 
 
-def delay(made: Certificate, audit: Audit, stream: Iterator[tuple[float, bool]]) -> tuple[int, int]:
-    """(requests, audited accepted answers) until an alarm, with the sampler and the monitor of a router, and no calls.
+def delay(made: Certificate, audit: Audit, seed: int, **change: float) -> tuple[int, int]:
+    """(requests, audited accepted answers) from a change to an alarm, with the sampler and the monitor of a router, and no calls.
 
     There are `DAILY` requests a day, in virtual time.
     """
     sampler = Sampler(audit.share, audit.scene, lambda: 0, lambda: True)
-    monitor = DriftMonitor(BoundCertificate(made, {}, inf), audit)
+    monitor, rng, before = DriftMonitor(BoundCertificate(made, {}, inf), audit), np.random.default_rng(seed), 0
+    stream = world(rng, 1)
     for n in count(1):
+        if n == CALM:
+            stream, before = world(rng, 1, **change), monitor.audited
         drawn, (score, differs) = sampler.arrives(), next(stream)
         if drawn is None:
             continue
@@ -132,8 +138,8 @@ def delay(made: Certificate, audit: Audit, stream: Iterator[tuple[float, bool]])
         alarm = drawn.rate and monitor.add_deferral(made.threshold, below=below)
         if drawn.probability and not below:
             alarm = monitor.add_comparison(score, agrees=not differs, counted=drawn.counted) or alarm
-        if alarm:
-            return n, monitor.audited
+        if alarm and n >= CALM:
+            return n - CALM, monitor.audited - before
     raise AssertionError("unreachable")
 
 
@@ -146,7 +152,7 @@ def delays(made: Certificate, runs: int) -> None:
 
     def mean(audit: Audit, **change: float) -> str:
         random.seed(1)
-        found = np.array([delay(made, audit, world(np.random.default_rng(run), 1, **change)) for run in range(runs)])
+        found = np.array([delay(made, audit, run, **change) for run in range(runs)])
         (requests, audits), (error, _) = found.mean(0), found.std(0) / runs**0.5
         return f"{audit.share:.1%} | {audit.scene} | {requests:,.0f} | {error:,.0f} | {audits:,.0f}"
 

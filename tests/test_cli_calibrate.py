@@ -30,6 +30,7 @@ from edgeroute import (
 from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
+from edgeroute.core.sequential_tests import GRID
 from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.outbox import Waiting
 from edgeroute.stores.rotated_json_lines import Journal
@@ -698,8 +699,21 @@ def test_from_audits_to_a_new_certificate(home, policy, cloud):
                 threading.Event().wait(0.001)
     count = len((home / "state" / "audit.jsonl").read_text().splitlines())
     assert count > 20
-    found, told = made("-p", path, "--audited", "--max-loss", "20%")
-    assert (found.n, found.agreement, told["notes"]) == (count, True, [])
+    by_log, _ = made("-p", path, "--audited", "--max-loss", "20%", "--every", "2")
+    assert by_log.n == -(-count // 2)
+    (home / "state" / "audit.jsonl").unlink()  # rotated away, say: the counts stay
+    for _ in range(2):
+        found, told = made("-p", path, "--audited", "--max-loss", "20%")
+        assert (found.n, found.agreement, told["notes"]) == (count, True, [])
+    assert found.method == "bets at every look"
+    looks = home / "state" / "looks.json"
+    ((look, lowest),) = json.loads(looks.read_text()).items()
+    for earlier, threshold in ((json.dumps({look: 0}), GRID[0]), ("{", found.threshold), ("[1]", found.threshold)):
+        looks.write_text(earlier)
+        assert made("-p", path, "--audited", "--max-loss", "20%")[0].threshold >= threshold
+    assert json.loads(looks.read_text()) == {look: lowest}
+    code, _, error = cli("calibrate", "-p", path, "--audited", "--max-loss", "0.1%")
+    assert (code, "audits, and there are" in error) == (5, True)
     with Router.from_policy(policy(cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')) as router:
         assert routes.label(router.infer(drawn(1, 0)[0][0])) == found.label
 

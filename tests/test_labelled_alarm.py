@@ -30,7 +30,7 @@ def labels(rng, count, harm, win):
 
 def until_alarm(made, edge, cloud):
     """Return after how many labels the alarm goes off; their number if it does not."""
-    monitor = DriftMonitor(BoundCertificate(made, {}, 1e12), Audit(labelled=True))
+    monitor = DriftMonitor(BoundCertificate(made, {}, 1e12), Audit(labelled=True, scene=1))
     for i, (right, other) in enumerate(zip(edge.tolist(), cloud.tolist(), strict=True)):
         if monitor.add_label(edge=right, cloud=other, counted=True):
             return i + 1
@@ -95,7 +95,7 @@ def test_without_a_bound_of_the_wins_the_loss_is_tested():
         made._replace(agreement=True),
         made._replace(disagreement=0.99, agreement=True),
     ):
-        monitor = partial(DriftMonitor, BoundCertificate(other, {}, 1e12), Audit(labelled=True))
+        monitor = partial(DriftMonitor, BoundCertificate(other, {}, 1e12), Audit(labelled=True, scene=1))
         one, again = monitor(), monitor()
         assert ("harm" in one.dump()["drift"]) is (other.disagreement == made.disagreement)
         for _ in range(20):

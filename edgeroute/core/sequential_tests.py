@@ -1,16 +1,17 @@
-"""Sequential tests by betting: of one mean against its level, and of two arms against each other."""
+"""Sequential tests by betting: of one mean against its level, of a loss at fixed thresholds, and of two arms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
+from math import exp, inf, log, log1p
 from typing import Any, Final
 
 # Sequential test of one mean: detects that it exceeds its level, with few false alarms.
 
 ALARM: Final = 1e4
 """Average number of values to a false alarm: at least this while the mean, given the values before, is within its level."""
-_RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a drift of its own size
+_RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a difference of its own size
+_DRIFT_RATES: Final = tuple(0.01 * 90 ** (j / 7) for j in range(8))  # .01 to .9
 MOST: Final = 1e100
 """Cap of the wealth, far below float overflow."""
 
@@ -50,7 +51,7 @@ class Drift:
         ValueError: `level` or `alarm` is out of range.
     """
 
-    __slots__ = ("_wealth", "alarm", "alarmed", "count", "level", "ones")
+    __slots__ = ("_day", "_today", "_wealth", "alarm", "alarmed", "count", "level", "ones")
 
     def __init__(self, level: float, *, alarm: float = ALARM) -> None:
         if not (0 < level < 1 and 0 < alarm <= MOST):
@@ -60,32 +61,46 @@ class Drift:
         self.ones = 0.0
         self.alarmed = False
         self.alarm: Final = alarm
-        self._wealth = [0.0] * len(_RATES)
+        self._wealth = [0.0] * len(_DRIFT_RATES)
+        self._day, self._today = -1, 0
 
     @property
     def evidence(self) -> float:
         """Wealth of all bets, averaged over their rates: 0 or more."""
-        return sum(self._wealth) / len(_RATES)
+        return sum(self._wealth) / len(_DRIFT_RATES)
 
-    def add(self, x: float) -> None:
+    def add(self, x: float, day: int | None = None) -> None:
         """Add one value, and update evidence and alarm.
 
         An alarm stays until the end.
+
+        Args:
+            x: the value.
+            day: its day. The mean then has to be within the level over whole days only, as in a daily cycle: bets are made and
+                looked at as a day begins, of the number of values of the day before; none in the first. None: at each value.
 
         Raises:
             ValueError: it is NaN or outside 0..1. Skipping such values would make the detector blind.
         """
         if not 0 <= x <= 1:
             raise ValueError(f"{x} is not in 0..1")
-        self.bet(x, 1)
-        self.look()
+        if day is None:
+            self.bet(x, 1)
+            self.look()
+            return
+        fresh = 0
+        if day != self._day:
+            self.look()
+            self._day, self._today, fresh = day, 0, self._today
+        self._today += 1
+        self.bet(x, 1, fresh=fresh)
 
-    def bet(self, total: float, count: int, power: float = 1.0, *, fresh: bool = True) -> None:
+    def bet(self, total: float, count: int, power: float = 1.0, *, fresh: float = 1.0) -> None:
         """Win or lose all bets by the mean of `count` values, each 0..1, of sum `total`; the factor is raised to `power`.
 
-        fresh: a new bet of 1 is made first.
+        fresh: amount of a new bet that is made first.
         """
-        factors = [(1 + rate * (total / count / self.level - 1)) ** power for rate in _RATES]
+        factors = [(1 + rate * (total / count / self.level - 1)) ** power for rate in _DRIFT_RATES]
         self._wealth = [min(MOST, (had + fresh) * factor) for had, factor in zip(self._wealth, factors, strict=True)]
         self.count += count
         self.ones += total
@@ -96,7 +111,10 @@ class Drift:
 
     def dump(self) -> dict[str, object]:
         """Return the state in JSON types."""
-        return {"level": self.level, "count": self.count, "ones": self.ones, "alarmed": self.alarmed, "wealth": self._wealth[:]}
+        return {
+            "level": self.level, "count": self.count, "ones": self.ones, "alarmed": self.alarmed, "wealth": self._wealth[:],
+            "day": [self._day, self._today],
+        }  # fmt: skip
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Replace the state by that of a dump; not if that has another level, and so another guarantee.
@@ -106,12 +124,15 @@ class Drift:
         """
         try:
             level, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
-            wealth = _wealth(dumped["wealth"])
-            if not (0 < level < 1 and type(count) is int and 0 <= ones <= count < inf and type(alarmed) is bool):
+            wealth, (day, today) = _wealth(dumped["wealth"]), dumped.get("day", (-1, 0))  # of an earlier version: without
+            if not (0 < level < 1 and type(count) is type(day) is type(today) is int and 0 <= ones <= count < inf):
+                raise ValueError(f"{ones} of {count}, {day}, {today}")  # noqa: TRY301 - one message for all that may be wrong
+            if type(alarmed) is not bool:
                 raise ValueError(f"{ones} of {count}, {wealth}")  # noqa: TRY301 - one message for all that may be wrong
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ValueError(f"not a dump of a drift alarm: {e!r}") from e
         if level == self.level:
+            self._day, self._today = day, today
             self._wealth, self.ones, self.count, self.alarmed = wealth, ones, count, alarmed
 
 
@@ -215,6 +236,42 @@ class ShareTest:
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"not a dump of a test of a share: {e!r}") from e
         self._day, self._due, self._block, self._count, self._ones, self._values = day, due, block, count, ones, values
+
+
+# Certificate of a loss that is valid at every look, by counts of audits, which are kept for ever and added up over devices.
+
+GRID: Final = tuple(
+    sorted(
+        {round(1 / (1 + exp(-k / 8)), 12) for k in range(-32, 121)}
+        | {0.0, *(round(10 ** (k / 20), 9) for k in range(40)), *(-round(10 ** (k / 10), 9) for k in range(-20, 20))}
+    )
+)
+"""Thresholds that are tested, ascending, the same for each device: by logit between 0 and 1, geometric beyond."""
+_BETS: Final = tuple(0.02 * 47.5 ** (j / 19) for j in range(20))  # .02 to .95: share that a harm takes of each
+
+
+def log_evidence(limit: float, *counts: tuple[float, int, int, int]) -> float:
+    """Return the logarithm of the evidence that harms less wins are fewer than `limit` of n: the mean of 20 constant bets.
+
+    Bets are on (1 + harm - win) / 2. While the mean loss is `limit` or more, the evidence is ever 1 / risk with probability
+    `risk` at most (Ville's inequality; Waudby-Smith and Ramdas, 2024), so it may be looked at after each example.
+
+    Args:
+        limit: limit of the mean loss, -1..1.
+        counts: weight of each bet, more than 0, up to 1, and numbers of examples, harms and wins; for each rate of drawing.
+    """
+    mean, logs = (1 + limit) / 2, list[float]()
+    for bet in (part / (1 - mean) for part in _BETS):
+        logs.append(
+            sum(
+                harms * log1p(-bet * w * (1 - mean))
+                + wins * log1p(bet * w * mean)
+                + (n - harms - wins) * log1p(bet * w * limit / 2)
+                for w, n, harms, wins in counts
+            )
+        )
+    top = max(logs)
+    return top + log(sum(exp(x - top) for x in logs) / len(logs))
 
 
 # Sequential test of two arms: detects that the rate of something bad is higher in B than in A, valid at any time.

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class KeyValueStore(ForkSafe):
         )
         self._fresh: dict[str, tuple[str, float]] = {}
         """name -> JSON and Unix time of the put, of values not yet written to the file."""
+        self._sums: dict[str, Counter[str]] = {}
+        """name -> numbers that are not added to those in the file yet."""
         self._logged: set[str] = set()
         self._users: WeakSet[object] = WeakSet()
         self._writer = Worker("edgeroute-state", self._write, "state cannot be written", first_s=DELAY_S, retry_s=DELAY_S)
@@ -68,7 +71,7 @@ class KeyValueStore(ForkSafe):
         """Drop unwritten values too: the parent writes them."""
         super().after_fork()
         if self._database is not None:
-            self._fresh = {}
+            self._fresh, self._sums = {}, {}
 
     @classmethod
     def shared_store(cls, path: Path, user: object) -> KeyValueStore:
@@ -198,6 +201,16 @@ class KeyValueStore(ForkSafe):
         if self._database is not None:
             self._writer.start()  # without a thread, a later put or close writes it
 
+    def add(self, name: str, key: str) -> None:
+        """Add 1 to a number of a value that holds numbers by key, about a second later, in one transaction.
+
+        So those of several processes add up. Numbers of a store without a file are lost.
+        """
+        with self._lock:
+            self._sums.setdefault(name, Counter())[key] += 1
+        if self._database is not None:
+            self._writer.start()
+
     def forget(self, prefix: str, older_than_s: float) -> None:
         """Delete names that begin with `prefix` and were last put more than `older_than_s` seconds ago, from memory and file."""
         before = now() - older_than_s
@@ -212,15 +225,26 @@ class KeyValueStore(ForkSafe):
         False too without a file.
         """
         database = self._database
-        if database is None or not self._fresh:
+        sums: dict[str, Counter[str]] = {}
+        if database is None or not (self._fresh or self._sums):
             return database is not None
         try:
             with database.transaction() as connection:
                 with self._lock:  # only now: a later writer then has newer values
-                    batch = dict(self._fresh)
+                    batch, sums, self._sums = dict(self._fresh), self._sums, {}
+                for name, numbers in sums.items():
+                    rows = connection.execute("SELECT name, value FROM kept WHERE name = ?", (name,)).fetchall()
+                    stored = next(self._parse_values(rows), None)
+                    known = stored.items() if isinstance(stored, dict) else ()
+                    total = Counter({key: number for key, number in known if type(number) is int}) + numbers
+                    row = json.dumps(total, separators=(",", ":")), now()
+                    connection.execute(_PUT, (name, *row, checksum(name, *row)))
                 connection.executemany(_PUT, [(n, *v, checksum(n, *v)) for n, v in batch.items()])
         except StoreError as e:
             self._log_once(e)
+            with self._lock:
+                for name, numbers in sums.items():
+                    self._sums.setdefault(name, Counter()).update(numbers)
             return False
         with self._lock:
             for name, written in batch.items():
@@ -241,7 +265,7 @@ class KeyValueStore(ForkSafe):
 
     def _write(self) -> float | None:
         """Flush; return the seconds until the next flush; None: nothing is pending, or it failed: the next put starts again."""
-        return DELAY_S if self.flush() and self._fresh else None
+        return DELAY_S if self.flush() and (self._fresh or self._sums) else None
 
     def _parse_values(self, texts: Iterable[tuple[str, Any]]) -> Iterator[Any]:
         """Yield the values of (name, JSON) pairs; delete those that cannot be parsed."""

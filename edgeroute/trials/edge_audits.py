@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -15,6 +16,7 @@ from edgeroute.confidence.output_recognition import same
 from edgeroute.core.error_codes import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target
+from edgeroute.core.sequential_tests import GRID
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import StoreError
 from edgeroute.observe.router_stats import AuditStats, ShadowStats
@@ -262,6 +264,8 @@ UNTIL_NEXT = "audit-next"
 """Name of the stored number of requests until the next that is counted for the deferral rate."""
 UNLABELLED_MOST = 10_000
 """Number of audited answers that wait for a label; the oldest is given up for another."""
+COUNTS, COUNTS_S = "counts:", 366 * 86_400.0
+"""Prefix of the stored counts of a model's audits, before the digest of its fingerprints; and the age at which unused ones go."""
 log = logging.getLogger("edgeroute")
 _NONE: Any = object()
 
@@ -318,6 +322,8 @@ class Auditor(ForkSafe):
         self._tallies: dict[str, tuple[Any, Tally]] = {}
         """Edge model name -> fingerprints that its runs depend on, and their sums."""
         self._bound = NOTHING
+        self._begun: dict[str, int] = {}
+        """Digest of fingerprints -> Unix time of the last alarm, since which audits are counted."""
         self._unlabelled: dict[str, _Unlabelled] = {}
         self._early: dict[str, Any] = {}
         """Id of an audit that waits or runs -> the label that was reported meanwhile, or `_NONE`."""
@@ -361,6 +367,11 @@ class Auditor(ForkSafe):
             self._set(audit, full)
         watches, tallies = {}, {}
         bound = Bound(backends, {name: digest(used) for name, used in prints.items()}, others)
+        if self._kept is not None:
+            self._kept.forget(COUNTS, COUNTS_S)
+            for identity in {*bound.prints.values()} - {*self._begun}:
+                with contextlib.suppress(AttributeError, TypeError, ValueError):  # damaged: the counts begin anew
+                    self._begun[identity] = max(int(key.split()[0]) for key in self._kept.get(COUNTS + identity) or ["0"])
         thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
         for name, print_digest in bound.prints.items():
             of, had = (print_digest, thresholds.get(name)), self._tallies.get(name)
@@ -471,9 +482,10 @@ class Auditor(ForkSafe):
         Also closes the journal; later comparisons are dropped.
         """
         with self._lock:
-            self._bound, remaining = NOTHING, self.sampler.remaining()
+            remaining = self.sampler.remaining()
             if self._used:
                 self._note()
+            self._bound = NOTHING
             if self._kept is not None and (self._used or remaining != self._remained):
                 self._kept.put(UNTIL_NEXT, remaining)
         if self._journal is not None:
@@ -575,6 +587,7 @@ class Auditor(ForkSafe):
             with self._lock:
                 if bound is not self._bound:
                     continue
+                self._count_loss(leg.name, drawn.probability, confidence, agrees=agrees)
                 if more:
                     self._tallies[leg.name][1].add(line, accepted=how == "shadow")
                 watch = self._watches.get(leg.name)
@@ -594,6 +607,18 @@ class Auditor(ForkSafe):
         if news:
             self._changed()
 
+    def _count_loss(self, name: str, rate: float, confidence: float | None, *, agrees: bool) -> None:
+        """Count an audit for certificates of its model; once, if an edge on trial is the same as the one in use.
+
+        Under the time at which the counts have begun, 0 for the first, the rate of drawing, the index of the highest threshold of
+        `GRID` that accepts it, -1 for none, and its loss, 1 or 0.
+        """
+        prints = self._bound.prints
+        identity = prints.get(name)
+        if self._kept is not None and identity and name == next(key for key in prints if prints[key] == identity):
+            index = -1 if confidence is None else sum(confidence >= threshold for threshold in GRID) - 1
+            self._kept.add(COUNTS + identity, f"{self._begun.get(identity, 0)} {rate!r} {index} {not agrees:d}")
+
     def _write_line(self, line: Mapping[str, Any]) -> None:
         """Write a line to the journal; an error is logged once."""
         if self._journal is None:
@@ -612,7 +637,9 @@ class Auditor(ForkSafe):
                 self._kept.put(f"audit:{name}", watch.dump())
 
     def _report(self, name: str, watch: DriftMonitor) -> None:
-        """Log a monitor's alarm, and call `alarm`."""
+        """Log a monitor's alarm, and call `alarm`. The counts of the model's audits begin anew."""
+        if (identity := self._bound.prints.get(name)) is not None:
+            self._begun[identity] = max(int(process.now()), self._begun.get(identity, 0) + 1)
         alarm_text = "" if watch.alarm is None else watch.alarm.what
         log.warning("%s: %s; %s; calibrate again", name, alarm_text, watch.reaction)
         self._alarm(name, alarm_text)

@@ -23,6 +23,9 @@ SHOWN = 50
 """Number of audits that an alarm reports."""
 RECENT = 256
 """Number of stored confidences of audited accepted answers, to whose median an alarm raises the threshold; and of labels."""
+SOON, SOON_TIMES = "soon ", 4
+"""Prefix of the tests that do not wait for the end of a day, and how many times the limit they test."""
+DAY_S = 86_400
 
 
 class Audit(NamedTuple):
@@ -81,10 +84,11 @@ class DriftMonitor:
         self._right: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self._seen = (0, 0)
         self._totals = (0, 0)
-        self._audits: Drift | None = None
-        """Test of the loss if there are labels, else of the share that differs."""
-        self._harms: Drift | None = None
-        """Test of the share in which the cloud alone is right: at most the limit, and that in which the edge alone is."""
+        self._audits: dict[str, Drift] = {}
+        """Tests of the loss if there are labels, else of the share that differs.
+
+        And "harm", of the share in which the cloud alone is right: at most the limit, and that in which the edge alone is.
+        """
         self._deferrals: ShareTest | None = None
         if promise is not None:
             self.limit = loss_limit(promise) if audit.labelled else limit(promise)
@@ -152,38 +156,45 @@ class DriftMonitor:
         return True
 
     def _add_to_test(self, x: float, harm: float = 0.0, *, counted: bool) -> bool:
-        """Add a value to the test of the audits, and a harm to its own. Return True if that raises an alarm.
+        """Add a value to the tests of the audits, and a harm to its own. Return True if that raises an alarm.
 
-        Nothing is added if it is not counted, there is no test, or it has alarmed already.
+        Nothing is added if it is not counted, there is no test, or one has alarmed already.
         """
-        drift, harms = self._audits, self._harms
-        if drift is None or not counted or drift.alarmed:
+        if not counted or any(test.alarmed for test in self._audits.values()):
             return False
-        drift.add(x)
-        if harms is not None and self.limit is not None:
+        if "harm" in self._audits and self.limit is not None:
             # of late wins may be more than at the calibration: as many more harms are no loss
             wins = sum(max(0.0, edge - cloud) for edge, cloud in self._right) / RECENT
-            harms.add(harm * min(1.0, harms.level / (self.limit + wins + 2 * sqrt(wins / RECENT))))
-            drift.alarmed = drift.alarmed or harms.alarmed
-        return drift.alarmed
+            harm *= min(1.0, self._audits["harm"].level / (self.limit + wins + 2 * sqrt(wins / RECENT)))
+        day = int(process.now() // DAY_S)
+        for name, test in self._audits.items():
+            daily = self._audit.scene > 1 and not name.startswith(SOON)
+            test.add(harm if name.endswith("harm") else x, day if daily else None)
+        return any(test.alarmed for test in self._audits.values())
 
     def _begin(self) -> None:
         """Begin new tests of the audits. A loss x of -1..1 is tested as (1 + x) / 2.
 
         Beside it the harms, if the certificate bounds the wins: by half of the share that differs, less the loss; made without
-        labels, by all of that share. Each test has half of the risk. There are none without a limit to test.
+        labels, by all of that share. Where the hour matters, means of whole days are tested, and a multiple of the limit at once.
+        Each test has its part of the risk. There are none without a limit to test.
         """
+        self._audits = {}
         if self.limit is None or self.promise is None:
             return
-        made = self.promise.certificate
-        halved = self._audit.labelled and made.kind != "max_error"
+        made, labelled = self.promise.certificate, self._audit.labelled
+        halved = labelled and made.kind != "max_error"
         wins = made.disagreement if halved else None
         if wins is not None and not made.agreement:
             loss = (made.accuracy.get("cloud", 0.0) - made.accuracy.get("cascade", 0.0)) / (1 - made.deferral_rate)
             wins = max(0.0, (wins - loss) / 2)
-        level = 1.0 if wins is None else self.limit + wins
-        self._harms = Drift(level, alarm=2 * ALARM) if level < 1 else None
-        self._audits = Drift((1 + self.limit) / 2 if halved else self.limit, alarm=2 * ALARM if self._harms else ALARM)
+        levels = dict[str, float]()
+        for prefix, times in [("", 1), (SOON, SOON_TIMES)][: 1 + (self._audit.scene > 1)]:
+            limit = times * self.limit
+            levels[prefix + ("loss" if labelled else "disagreement")] = (1 + limit) / 2 if halved else limit
+            levels[prefix + "harm"] = 1.0 if wins is None else limit + times * wins
+        levels = {name: level for name, level in levels.items() if level < 1}
+        self._audits = {name: Drift(level, alarm=ALARM * len(levels)) for name, level in levels.items()}
 
     def set_baseline(self, judged: int, below: int) -> None:
         """Set the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
@@ -224,8 +235,8 @@ class DriftMonitor:
 
     def stats(self, name: str) -> AuditStats:
         """Return the statistics so far."""
-        tests = [test.evidence for test in self._tests.values() if isinstance(test, Drift)]
-        evidence, alarm_text = sum(tests) / max(1, len(tests)), "" if self.alarm is None else self.alarm.what
+        evidence = sum(test.evidence for test in self._audits.values()) / max(1, len(self._audits))
+        alarm_text = "" if self.alarm is None else self.alarm.what
         return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, alarm_text, self.labelled)
 
     def _raise_alarm(self, what: str) -> None:
@@ -298,9 +309,7 @@ class DriftMonitor:
     @property
     def _tests(self) -> dict[str, Drift | ShareTest]:
         """Tests by their names in a dump."""
-        audits = "loss" if self._audit.labelled else "disagreement"
-        tests = {audits: self._audits, "harm": self._harms, "deferrals": self._deferrals}
-        return {name: test for name, test in tests.items() if test is not None}
+        return {**self._audits, **({} if self._deferrals is None else {"deferrals": self._deferrals})}
 
 
 def highest_certified(promise: BoundCertificate | None) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.errors import PolicyError
+from edgeroute.errors import BadInput, PolicyError, StoreError
+from edgeroute.system.foreign_files import read_json
+from edgeroute.system.process import replace_file
 from edgeroute.tools.cli.example_options import (
     DataClass,
     DataOrNone,
@@ -28,10 +30,12 @@ from edgeroute.tools.cli.example_options import (
 from edgeroute.tools.cli.tables_and_options import Json, Policy, console, of_share, pairs, print_notes, share, table
 
 if TYPE_CHECKING:
-    from edgeroute.confidence.certificate import Kind
+    from edgeroute.confidence.certificate import Certificate, Kind
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.asked_labels import Ask
-    from edgeroute.tools.cli.graded_answers import CertifiedGraded
+    from edgeroute.tools.cli.graded_answers import CertificateAlone
+    from edgeroute.tools.measure.audit_counts import LossCounts
+    from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
     from edgeroute.tools.measure.report.report_page import CalibrationResult
 
 Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
@@ -121,7 +125,7 @@ def calibrate(
     from edgeroute.tools.cli.graded_answers import certify_graded, only_graded, read_graded
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
-    result: CalibrationResult | CertifiedGraded
+    result: CalibrationResult | CertificateAlone
     want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
     with (
         environment(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
@@ -141,6 +145,8 @@ def calibrate(
                 raise typer.BadParameter("the answers are graded or recorded: there is nothing to ask", param_hint="--ask")
             only_graded(score=score, per_class=per_class, data_class=data_class)
             result = certify_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
+        elif audited and kind == "max_loss":
+            result = _calibrate_counts(router, value, odds or 0.0, one_edge(edge, "audits"), policy, every)
         elif audited:
             result = _calibrate_recorded(router, None, want, edge, policy, every)
         elif (examples := read_examples(data or [], every, router, label, blanks=asks)).recorded:
@@ -278,6 +284,74 @@ def _calibrate_recorded(
     return certify_examples(calls, examples, target, notes, policy=policy.name)
 
 
+def _calibrate_counts(router: Router, value: float, sure: float, edge: int, policy: Path, every: int) -> CertificateAlone:
+    """Return the certificate that the policy's audits give now; it may be looked for again and again."""
+    from edgeroute.tools.cli.graded_answers import CertificateAlone
+    from edgeroute.tools.cli.outbox_and_egress import state_folder
+    from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
+
+    calls, folder = DirectCalls(router.engine, edge), state_folder(policy, None)
+    counts, stored, notes = audited_counts(folder, calls.runner.name, calls.fingerprints(), every=every)
+    certificate = certify_audits(folder, counts, calls, value, sure, remember=stored)
+    return CertificateAlone(certificate, notes, certificate.score)
+
+
+def audited_counts(
+    folder: Path, target: str, fingerprints: Mapping[str, str], *, every: int = 1, since: float | None = None
+) -> tuple[LossCounts, bool, list[str]]:
+    """Return the counts of a model's audits, True if routers have stored them, False for those of the audit log, and notes.
+
+    Args:
+        folder: the state folder.
+        target: name of the edge model in answers.
+        fingerprints: fingerprints in use, from `Router.fingerprints`.
+        every: use only each `every`-th audit, of the log.
+        since: use only audits from then on, of the log, seconds since 1970.
+
+    Raises:
+        BadInput: there are no audits of this model.
+        StoreError: the state or the log cannot be read.
+    """
+    from edgeroute.confidence.certificate import digest
+    from edgeroute.tools.cli.status import read_state
+    from edgeroute.tools.measure.audit_counts import LossCounts
+    from edgeroute.tools.measure.certification import audited_examples, counts_of
+    from edgeroute.trials.edge_audits import COUNTS
+
+    with suppress(BadInput, KeyError, ValueError):
+        if every == 1:
+            return LossCounts.load(read_state(folder)[COUNTS + digest(fingerprints)].value), True, []
+    audits = audited_examples(folder / "audit.jsonl", target, fingerprints, every=every, since=since)
+    return counts_of(audits), False, audits.notes
+
+
+def certify_audits(
+    folder: Path, counts: LossCounts, calls: DirectCalls, value: float, sure: float, *, remember: bool
+) -> Certificate:
+    """Return the certificate that counts of audits give.
+
+    remember: what was certified at earlier looks stays so, and this look is noted, in `looks.json`.
+
+    Raises:
+        NotEnough: there are too few.
+    """
+    from edgeroute.confidence.certificate import digest
+    from edgeroute.tools.measure.audit_counts import NONE
+    from edgeroute.tools.measure.certification import certify_counts
+
+    fingerprints, path = calls.fingerprints(), folder / "looks.json"
+    key = f"{digest(fingerprints)} {value:g} {sure:g} {counts.least(1 - sure):.6f}"
+    looks: dict[str, int] = {}
+    with suppress(OSError, TypeError, ValueError):
+        looks = {name: index for name, index in dict(read_json(path)).items() if type(index) is int and 0 <= index <= NONE}
+    score = calls.score if isinstance(calls.score, str) else getattr(calls.score, "name", "function")
+    certificate, lowest = certify_counts(counts, value, sure, score, fingerprints, looks.get(key, NONE) if remember else NONE)
+    if remember and lowest < looks.get(key, NONE):
+        with suppress(StoreError):
+            replace_file(path, json.dumps({**looks, key: lowest}))
+    return certificate
+
+
 def path_in_policy(policy: Path, path: Path) -> str:
     """Return a path as written in the policy: relative to its folder, or absolute if they have no common folder."""
     folder, target = policy.parent.resolve(), path.resolve()
@@ -286,7 +360,7 @@ def path_in_policy(policy: Path, path: Path) -> str:
     return os.path.relpath(target, folder)
 
 
-def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int | Literal["all"]) -> None:
+def _show(result: CalibrationResult | CertificateAlone, path: Path, lines: dict[str, str], edge: int | Literal["all"]) -> None:
     """Print guarantee, score, rates and accuracy, and the lines for the policy, which is not changed."""
     from edgeroute.tools.measure.report.numbers_in_words import certificate_rows, level
 

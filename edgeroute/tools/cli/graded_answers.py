@@ -64,8 +64,8 @@ def only_graded(**options: object) -> None:
             raise typer.BadParameter("the answers are graded: there are no classes, inputs or outputs", param_hint=hint)
 
 
-class CertifiedGraded(NamedTuple):
-    """Certificate of graded answers, with the attributes of a `CalibrationResult`."""
+class CertificateAlone(NamedTuple):
+    """Certificate without its examples, with the attributes of a `CalibrationResult`."""
 
     certificate: Certificate
     notes: list[str]
@@ -76,7 +76,7 @@ class CertifiedGraded(NamedTuple):
 
 def certify_graded(
     scored: Graded, kind: Kind, value: float, sure: float | None, metric: str, calls: DirectCalls
-) -> CertifiedGraded:
+) -> CertificateAlone:
     """Calibrate on graded answers; see `edgeroute.confidence.calibrate`.
 
     Raises:
@@ -91,4 +91,4 @@ def certify_graded(
         scored.confidence, scored.edge, scored.cloud, **limit, sure=sure, groups=scored.groups, metric=metric, name=score,
         fingerprints=calls.fingerprints(), notes=notes,
     )  # fmt: skip
-    return CertifiedGraded(certificate, notes, score)
+    return CertificateAlone(certificate, notes, score)

@@ -87,13 +87,12 @@ BACKUP_SUFFIX = ".before"
 
 
 class Memory:
-    """File `recertify.json` in the state folder: looks at trials, and the last switch.
+    """File `recertify.json` in the state folder: the last switch.
 
     Args:
         folder: the state folder.
 
     Attributes:
-        looks: fingerprints and guarantee -> numbers of audits at which the trial's certificate did not hold.
         switch: data of the last switch: the certificate's checksum, hashes of the policy before and after it, the trial's
             fingerprints, and the time of a rollback. Empty: there was none.
 
@@ -103,18 +102,16 @@ class Memory:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "recertify.json"
-        self.looks: dict[str, list[int]] = {}
         self.switch: dict[str, Any] = {}
         try:
             if self._path.exists():
-                data = read_json(self._path)
-                self.looks, self.switch = data["looks"], data["switch"]
+                self.switch = read_json(self._path)["switch"]
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise StoreError(f"{self._path} cannot be read ({e}): remove it to forget the last switch") from e
 
     def save(self) -> None:
         """Replace the file by the present values."""
-        replace_file(self._path, json.dumps({"looks": self.looks, "switch": self.switch}, indent=2) + "\n")
+        replace_file(self._path, json.dumps({"switch": self.switch}, indent=2) + "\n")
 
 
 def hash_of(path: Path) -> str:
@@ -188,8 +185,9 @@ def alarm(folder: Path, checksum: str) -> str:
     dumped = None if stored is None else stored.value
     if not isinstance(dumped, dict) or dumped.get("certificate") != checksum or not isinstance(dumped.get("alarm"), dict):
         return ""
-    differs = (dumped.get("drift") or {}).get("disagreement") or {}
-    return str(dumped["alarm"].get("what")) if dumped.get("raised") is not None or differs.get("alarmed") else ""
+    tests = [test for name, test in (dumped.get("drift") or {}).items() if name != "deferrals" and isinstance(test, dict)]
+    by_audits = dumped.get("raised") is not None or any(test.get("alarmed") for test in tests)
+    return str(dumped["alarm"].get("what")) if by_audits else ""
 
 
 def _try(policy: Path, text: str) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from math import ceil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -13,7 +12,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system.foreign_files import read_text
-from edgeroute.tools.cli.calibrate import path_in_policy, proper_share
+from edgeroute.tools.cli.calibrate import audited_counts, certify_audits, path_in_policy, proper_share
 from edgeroute.tools.cli.example_options import plain_router
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.outbox_and_egress import state_folder
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.policy_switch import Memory
-    from edgeroute.tools.measure.certification import Audited
-
-GROWTH = 1.5
-"""Factor by which the number of audits grows from one look to the next."""
 
 
 class Step(NamedTuple):
@@ -108,7 +103,7 @@ def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, 
                 "nothing", f"nothing to do: there is no hidden edge on [trial] in {policy}, and there was no alarm{since}"
             )
         value, risk = _promise(router, max_loss, sure)
-        step, certificate, digest = _judge(router, home, memory, value, risk, policy, dry_run=dry_run)
+        step, certificate, digest = _judge(router, home, memory, value, risk, dry_run=dry_run)
     if certificate is None:
         return step
     return _switch_to(policy, certificate, digest, memory, step, dry_run=dry_run)
@@ -133,69 +128,64 @@ def _promise(router: Router, max_loss: float | None, sure: float | None) -> tupl
 
 
 def _judge(
-    router: Router, home: Path, memory: Memory, value: float, risk: float, policy: Path, *, dry_run: bool
+    router: Router, home: Path, memory: Memory, value: float, risk: float, *, dry_run: bool
 ) -> tuple[Step, Certificate | None, str]:
-    """Return the certificate that the hidden edge's audits give, or None with the step to report; and its fingerprints.
-
-    A look that finds none is counted in the memory, and saved unless on a dry run.
-    """
-    from edgeroute.confidence.certificate import digest
+    """Return the certificate that the hidden edge's audits give, or None with the step to report; and its fingerprints."""
+    from edgeroute.confidence.certificate import NotEnough, digest
     from edgeroute.core.routing_policy import EDGE_TRIAL, INF
-    from edgeroute.tools.measure.calibrate_steps import certify_examples, checked_request
-    from edgeroute.tools.measure.certification import audited_examples
+    from edgeroute.tools.measure.audit_counts import LossCounts
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     calls = DirectCalls(router.engine, 0, of=router.engine.snapshot.hidden)
     fingerprints = calls.fingerprints()
     name = digest(fingerprints)
     back = memory.switch.get("rolled_back") if memory.switch.get("trial") == name else None
-    looks = memory.looks.setdefault(f"{name} {value:g}", [])
-    due, look_risk = next_look(looks, value, risk)
     try:
-        audits = audited_examples(home / "audit.jsonl", EDGE_TRIAL, fingerprints, since=back)
-        count, notes = len(audits.examples.edge), audits.notes
+        counts, stored, notes = audited_counts(home, EDGE_TRIAL, fingerprints, since=back)
     except BadInput as e:
-        audits, count, notes = None, 0, [str(e)]
-    if audits is None or count < due:
+        counts, stored, notes = LossCounts(), False, [str(e)]
+    try:
+        certificate = certify_audits(home, counts, calls, value, 1 - risk, remember=stored and not dry_run)
+    except NotEnough as e:
         again = f" since it was rolled back at {local_time(back)}" if back else ""
-        text = f"{EDGE_TRIAL} has {count:,} audits{again}, and {due:,} are needed: {due - count:,} are missing"
-        more = {"audits": count, "needed": due, "missing": due - count, "notes": notes}
+        text = f"{EDGE_TRIAL} has {counts.n:,} audits{again}, and {e.needed:,} are needed: {e.missing:,} are missing"
+        more = {"audits": counts.n, "needed": e.needed, "missing": e.missing, "notes": notes}
         return Step("waiting", "; ".join([text, *notes]), TOO_FEW, more), None, name
-    want = checked_request(
-        max_loss=value, max_error=None, max_defer=None, sure=1 - look_risk, per_class=False, score=None, ood=False
-    )
-    result = certify_examples(calls, audits.examples, want, notes, policy=policy.name)
     text = "the trial's guarantee holds at no threshold"
-    if result.certificate.threshold < INF:
-        better, text = _compare_with_edge(router, home, audits, result.certificate, value, look_risk)
+    if certificate.threshold < INF:
+        better, text = _compare_with_edge(router, home, fingerprints, certificate, value, risk, back)
         if better:
-            return Step("", text, more={"notes": result.notes}), result.certificate, name
-    looks.append(count)
-    if not dry_run:
-        memory.save()
-    later = ceil(GROWTH * count)
-    text = "; ".join([f"by {count:,} audits {text}; the next look is at {later:,}, or try another model", *result.notes])
-    more = {"audits": count, "needed": later, "missing": later - count, "notes": result.notes}
-    return Step("waiting", text, TOO_FEW, more), None, name
+            return Step("", text, more={"notes": notes}), certificate, name
+    text = "; ".join([f"by {counts.n:,} audits {text}: wait for more, or try another model", *notes])
+    return Step("waiting", text, TOO_FEW, {"audits": counts.n, "notes": notes}), None, name
 
 
 def _compare_with_edge(
-    router: Router, home: Path, trial: Audited, certificate: Certificate, value: float, risk: float
+    router: Router,
+    home: Path,
+    fingerprints: Mapping[str, str],
+    certificate: Certificate,
+    value: float,
+    risk: float,
+    since: float | None,
 ) -> tuple[bool, str]:
     """Return True if audits of the same requests show that the trial is better than the edge in use, and the reason in words.
 
-    False too if the edge in use has no usable audits.
+    False too if one of them has no usable audits in the log.
 
     Better: it defers fewer requests, which is also what calls of the same cloud cost; where the policy's certificate limits
     deferrals, it loses fewer answers, and keeps that limit.
     """
+    from edgeroute.core.routing_policy import EDGE_TRIAL
     from edgeroute.tools.measure.certification import audited_examples, compare_edges
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     calls = DirectCalls(router.engine)
     target, bound = router.engine.snapshot.targets[calls.number], router.engine.snapshot.certificates[calls.number]
+    log = home / "audit.jsonl"
     try:
-        edge = audited_examples(home / "audit.jsonl", target.name, calls.fingerprints())
+        trial = audited_examples(log, EDGE_TRIAL, fingerprints, since=since)
+        edge = audited_examples(log, target.name, calls.fingerprints(), since=since)
     except BadInput as e:
         return False, f"the trial's guarantee holds, and it cannot be compared with the edge in use: {e}"
     limit = None if bound is None or bound.certificate.kind != "max_defer" else bound.certificate.value
@@ -206,23 +196,6 @@ def _compare_with_edge(
     if result.better and (limit is None or certificate.deferral_rate <= limit):
         return True, figures
     return False, f"the trial's guarantee holds, and it is not shown to be better: {figures}"
-
-
-def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, float]:
-    """Return the number of audits for the next look at a hidden edge, and the risk of that look.
-
-    A look at each new audit would find a certificate by chance sooner or later. So looks are few, and share the risk: the first
-    has half of it, the next half of the rest, and so on.
-
-    Args:
-        looks: numbers of audits at the looks that did not suffice.
-        value: share of answers that may differ.
-        risk: risk of the guarantee, over all looks.
-    """
-    from edgeroute.tools.measure.critical_counts import least_n
-
-    look_risk = risk / 2 ** (len(looks) + 1)
-    return max(least_n(value, look_risk), ceil(GROWTH * looks[-1]) if looks else 0), look_risk
 
 
 def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memory, judged: Step, *, dry_run: bool) -> Step:

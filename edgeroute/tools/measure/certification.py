@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
+from math import log
 from pathlib import Path
+from time import gmtime, strftime
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper
-from edgeroute.confidence.certificate import Certificate, Kind, digest
+from edgeroute.confidence.certificate import Certificate, Kind, NotEnough, digest
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.core.routing_policy import INF
+from edgeroute.core.sequential_tests import GRID, log_evidence
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.rotated_json_lines import read
-from edgeroute.tools.measure.calibration import calibrate, crossfit
-from edgeroute.tools.measure.critical_counts import least_n
+from edgeroute.system.process import now
+from edgeroute.tools.measure.audit_counts import NONE, LossCounts
+from edgeroute.tools.measure.calibration import calibrate, crossfit, spread
 from edgeroute.tools.measure.evaluation import Bools, Evaluation, Examples, chance_doubts, share
-from edgeroute.tools.measure.fixed_sequence import lowest_threshold
 from edgeroute.tools.measure.independence import sketch
 from edgeroute.tools.measure.labels_on_demand import LabelsOnDemand
 from edgeroute.tools.measure.score_fitting import fit
@@ -104,10 +107,64 @@ def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
     return indices
 
 
-# Test that an edge on trial is better than the edge in use, on audits of the same requests.
+# Certificates by counts of audits, which may be looked at again and again (`edgeroute.core.sequential_tests`).
 
-STEPS = (0, 0.01, 0.02, 0.04, 0.08, 0.16)
-"""Shares of requests that the tested thresholds of a trial defer more than the lowest, or fewer where losses are compared."""
+
+def counts_of(audits: Audited) -> LossCounts:
+    """Return the counts of audits."""
+    counts = LossCounts()
+    for score, agrees in zip(audits.examples.score.tolist(), audits.examples.edge, strict=True):
+        counts.count(score, int(not agrees))
+    return counts
+
+
+def certify_counts(
+    counts: LossCounts, value: float, sure: float, score: str, fingerprints: Mapping[str, str], reached: int = NONE
+) -> tuple[Certificate, int]:
+    """Return the certificate that counts of audits give, and its index in `GRID`: the lowest certified at this look, or before.
+
+    Its deferral rate weighs each audit by the inverse of the probability with which it was drawn.
+
+    Args:
+        counts: the counts.
+        value: limit of the share of answers that differ from the cloud's, 0..1.
+        sure: its confidence level, over all looks.
+        score: name of the score.
+        fingerprints: fingerprints from `Router.fingerprints`.
+        reached: index of the lowest threshold certified at earlier looks.
+
+    Raises:
+        NotEnough: even as many audits without a difference would not prove it.
+    """
+    risk, n = round(1 - sure, 12), counts.n
+    if n < (needed := counts.needed(value, risk)):
+        why = f"max_loss={value:g} with sure={sure:g} at every look needs at least {needed:,} audits, and there are {n:,}"
+        raise NotEnough(f"{why}: {needed - n:,} are missing", needed=needed, missing=needed - n)
+    certified = counts.lowest(value, risk, reached)
+    lowest = min((i for _, i, _ in counts.numbers if i >= certified), default=NONE)  # a higher one that accepts the same
+    (kept, harms, _), (_, differ, _), wide = counts.accepted(lowest), counts.accepted(-1), spread(n, risk)
+    weights = np.array([[number / rate, number / rate * (i < lowest)] for (rate, i, _), number in counts.numbers.items()])
+    rate = float(weights[:, 1].sum() / weights[:, 0].sum())
+    certificate = Certificate(
+        kind="max_loss",
+        value=value,
+        sure=sure,
+        method="bets at every look",
+        agreement=True,
+        n=n,
+        date=strftime("%Y-%m-%d", gmtime(now())),
+        threshold=GRID[lowest] if lowest < NONE else INF,
+        thresholds={},
+        deferral_rate=rate,
+        deferral_interval=(max(0.0, rate - wide), min(1.0, rate + wide)),
+        accuracy={"edge": 1 - differ / n} | ({"accepted": 1 - harms / kept} if kept else {}),
+        unscored=1 - counts.accepted(0)[0] / n,
+        score=score,
+        parameters={},
+        fingerprints=dict(fingerprints),
+        disagreement=upper(harms, kept, RISK) if kept else None,
+    )
+    return certificate, certified
 
 
 class Comparison(NamedTuple):
@@ -116,7 +173,7 @@ class Comparison(NamedTuple):
     better: bool
     """True if the trial is better beyond chance."""
     n: int
-    """Number of requests of the test."""
+    """Number of requests that both have audits of."""
     trial: float
     """Share of them that the trial defers, or loses; NaN: there are none."""
     edge: float
@@ -126,13 +183,13 @@ class Comparison(NamedTuple):
 def compare_edges(
     trial: Audited, edge: Audited, certified: float, threshold: float | None, value: float, risk: float, *, by_loss: bool = False
 ) -> Comparison:
-    """Test that an edge on trial defers (or loses) fewer of the same requests than the edge in use: an exact sign test.
+    """Test that an edge on trial defers (or loses) fewer of the same requests than the edge in use, at any number of looks.
 
-    The earlier half of the requests fixes thresholds of the trial: the lowest that keeps the guarantee, and others by `STEPS`.
-    The one nearest to the certificate's, and no better, is tested on the later half at its part of the risk. An edge in use that
-    loses more than the guarantee, beyond chance, is taken at a threshold that keeps the guarantee.
+    The bets of `log_evidence` are on the requests of which one of the two is deferred (or lost). Their evidence falls as the
+    trial's threshold rises (for losses as it falls), so a threshold that depends on the audits is as good as a fixed one.
 
-    Without such requests it is not better, and the shares are NaN.
+    An edge in use that loses more than the guarantee, beyond chance, is taken at the threshold that its audits certify; as that
+    may be any of `GRID`, each has its part of half of the risk. Without common requests the trial is not better.
 
     Args:
         trial: audits of the edge on trial.
@@ -149,31 +206,17 @@ def compare_edges(
         (audits.examples.score[indices], np.array(audits.examples.edge, float)[indices])
         for audits, indices in zip((trial, edge), pairs.T, strict=True)
     )
-    half = len(pairs) // 2
-
-    def lowest(score: Floats, agrees: Floats) -> float:
-        """Return the lowest threshold that keeps the guarantee on the earlier half; inf if there is none."""
-        if half < least_n(value, risk):
-            return INF
-        return lowest_threshold("max_loss", value, risk, score[:half], agrees[:half], None).threshold
-
     accepted = ~np.array(edge.deferred, bool)[pairs[:, 1]] if threshold is None else edge_score >= threshold
-    if share((accepted & (edge_agrees < 1))[:half], 2 * risk).low > value:
-        accepted = edge_score >= lowest(edge_score, edge_agrees)
-    ranked = np.nan_to_num(trial_score[:half], nan=-INF)
-    rate = float(np.mean(ranked < lowest(trial_score, trial_agrees))) if half else 1.0
-    rates = [r for step in STEPS if 0 <= (r := rate - step if by_loss else rate + step) < 1]
-    fixed = [float(np.quantile(ranked, r, method="lower" if by_loss else "higher")) for r in rates]
-    if by_loss:
-        tested = max((t for t in fixed if t <= certified), default=-INF)
-    else:
-        tested = min((t for t in fixed if t >= certified), default=INF)
-    sides = ((trial_score >= tested, trial_agrees), (accepted, edge_agrees))
-    bad, edge_bad = ((kept & (agrees < 1) if by_loss else ~kept)[half:] for kept, agrees in sides)
+    parts, lost = 2, int(np.count_nonzero(accepted & (edge_agrees < 1)))
+    if log_evidence(-value, (1.0, len(pairs), 0, lost)) >= -log(risk):
+        lowest, parts = counts_of(edge).lowest(value, risk), 2 * NONE
+        accepted = edge_score >= (GRID[lowest] if lowest < NONE else INF)
+    sides = ((trial_score >= certified, trial_agrees), (accepted, edge_agrees))
+    bad, edge_bad = (kept & (agrees < 1) if by_loss else ~kept for kept, agrees in sides)
     worse, better = int(np.count_nonzero(bad & ~edge_bad)), int(np.count_nonzero(edge_bad & ~bad))
-    proven = worse < better and upper(worse, worse + better, risk / len(STEPS)) < 0.5  # noqa: PLR2004 - half of those that differ
+    proven = log_evidence(0.0, (1.0, worse + better, worse, better)) >= -log(risk / parts)
     shares = (float(side.mean()) if len(side) else float("nan") for side in (bad, edge_bad))
-    return Comparison(proven, len(pairs) - half, *shares)
+    return Comparison(proven, len(pairs), *shares)
 
 
 # A learned score, and cross-fitted scores of the same examples for calibration.

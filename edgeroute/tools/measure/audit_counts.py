@@ -1,0 +1,120 @@
+"""Counts of audits, and what they certify at any look: the lowest of fixed thresholds whose loss is within a limit.
+
+A device adds 1 to a number of its state file for each audit (`Auditor`); numbers of processes and devices are added up.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from math import isfinite, log
+from typing import Any
+
+from edgeroute.core.sequential_tests import GRID, log_evidence
+
+NONE = len(GRID)
+"""Index of the lowest certified threshold, where there is none."""
+FIRST = 0.75
+"""Share of the risk for the counts until they begin anew; the next have that share of the rest, and so on."""
+
+
+class LossCounts:
+    """Numbers of examples by rate, confidence and loss.
+
+    Thresholds are tested from the highest down, so the first that fails ends the test, and the risk is that of one. Examples of a
+    higher rate have smaller bets, by the ratio of the lowest rate to theirs: so each request counts the same.
+
+    Attributes:
+        numbers: (rate, index, loss) -> number of examples. rate: probability with which they were drawn; index: of the highest
+            threshold in `GRID` that accepts them, -1 for none; loss: 1 for a harm (the cloud alone is right), -1 for a win, or 0.
+        alarms: number of times that the counts have begun anew.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: Counter[tuple[float, int, int]] = Counter()
+        self.alarms = 0
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return self.numbers.total()
+
+    def count(self, confidence: float | None, loss: int, rate: float = 1.0) -> None:
+        """Count an example. confidence: None or NaN: no threshold accepts it."""
+        index = -1 if confidence is None else sum(confidence >= threshold for threshold in GRID) - 1
+        self.numbers[rate, index, loss] += 1
+
+    def add(self, other: LossCounts) -> None:
+        """Add the counts of another process or device, of the same beginning."""
+        self.numbers.update(other.numbers)
+        self.alarms = max(self.alarms, other.alarms)
+
+    def accepted(self, index: int) -> tuple[int, int, int]:
+        """Return the numbers of examples, harms and wins that a threshold accepts."""
+        by_loss = Counter[int]()
+        for (_, i, loss), number in self.numbers.items():
+            by_loss[loss] += number * (i >= index)
+        return by_loss.total(), by_loss[1], by_loss[-1]
+
+    def least(self, risk: float) -> float:
+        """Return the logarithm of the evidence that suffices; new beginnings and further rates have their parts of the risk."""
+        rates = {rate for rate, _, _ in self.numbers}
+        return -log(risk * FIRST) - (self.alarms + max(0, len(rates) - 1)) * log(1 - FIRST)
+
+    def needed(self, limit: float, risk: float) -> int:
+        """Return the number of examples of one rate that certify the highest threshold, without a harm."""
+        least, enough = self.least(risk), 1
+        while log_evidence(limit, (1.0, enough, 0, 0)) < least:
+            enough *= 2
+        return bisect_left(range(enough), least, key=lambda n: log_evidence(limit, (1.0, n, 0, 0)))
+
+    def lowest(self, limit: float, risk: float, reached: int = NONE) -> int:
+        """Return the index of the lowest certified threshold, at this look or before; `NONE` if there is none.
+
+        Args:
+            limit: limit of the share of all examples lost, 0..1, exclusive.
+            risk: probability that a threshold beyond the limit is ever certified, 0..1, exclusive.
+            reached: result of earlier looks at the same counts.
+        """
+        least, totals = self.least(risk), Counter[float]()
+        by_index: dict[int, list[tuple[float, int, int]]] = {}
+        for (rate, i, loss), number in self.numbers.items():
+            totals[rate] += number
+            by_index.setdefault(i, []).append((rate, loss, number))
+        first, losses = min(totals, default=1.0), Counter[tuple[float, int]]()
+        passes: bool | None = None
+        for index in range(NONE - 1, -1, -1):
+            for rate, loss, number in by_index.get(index, ()):
+                losses[rate, loss] += number
+            if index < reached:
+                if passes is None or index in by_index:
+                    rows = [(first / rate, n, losses[rate, 1], losses[rate, -1]) for rate, n in totals.items()]
+                    passes = log_evidence(limit, *rows) >= least
+                if not passes:
+                    return index + 1
+        return 0
+
+    @classmethod
+    def load(cls, stored: Any) -> LossCounts:
+        """Return the counts of a state file since they last began.
+
+        Raises:
+            ValueError: they are no counts.
+        """
+        counts = cls()
+        try:
+            rows = [(*key.split(), number) for key, number in stored.items()]
+            begun = {int(row[0]) for row in rows}
+            for since, text, i, loss, number in rows:
+                rate, index = float(text), int(i)
+                if not (
+                    type(number) is int and 0 <= number < 2**53 and loss in {"-1", "0", "1"} and 0 < rate <= 1
+                    and isfinite(rate) and -1 <= index < NONE
+                ):  # fmt: skip
+                    raise ValueError(f"{since} {text} {i} {loss}: {number}")  # noqa: TRY301 - one message for all that may be wrong
+                if int(since) == max(begun):
+                    counts.numbers[rate, index, int(loss)] += number
+        except (AttributeError, TypeError, ValueError) as e:
+            raise ValueError(f"these are no counts of audits: {e}") from e
+        counts.alarms = sum(since > 0 for since in begun)
+        return counts

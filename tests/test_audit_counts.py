@@ -1,0 +1,203 @@
+"""Counts of audits in the state file: what is counted, that processes add up, when they begin anew, and what damage does."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from both import LONG
+
+from edgeroute import Audit, CallableModel, Function, Router, Trial
+from edgeroute.confidence import Certificate
+from edgeroute.confidence.certificate import BoundCertificate, digest
+from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.system import process
+from edgeroute.tools.cli.status import read_state
+from edgeroute.tools.measure.audit_counts import NONE, LossCounts
+from edgeroute.trials.edge_audits import COUNTS
+from edgeroute.trials.guarantee_monitor import DriftMonitor
+
+DAY = 86_400.0
+
+
+def edge(value="a", version="1"):
+    """A model that is as sure as its input says."""
+    return CallableModel(lambda x: (value, x), version=version)
+
+
+def says(value):
+    """A cloud that always says that; its version is the same."""
+    return Function(lambda _: value, version="1")
+
+
+def until(condition):
+    """Returns once it holds."""
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end
+        threading.Event().wait(0.001)
+
+
+def used(home, *inputs, version="1", share=1.0, cloud="b", **more):
+    """Runs a router on the inputs, each audited -> the digest of its fingerprints."""
+    audit = Audit(share=share, scene=1)
+    with Router(edge(version=version), says(cloud), **{"threshold": 0.5, "audit": audit, "state": home, **more}) as router:
+        for x in inputs:
+            router.infer(x)
+            until(lambda: not router.engine.auditor.busy)
+        return digest(router.fingerprints())
+
+
+def stored(home):
+    """The stored counts, by digest."""
+    return {
+        name.removeprefix(COUNTS): LossCounts.load(v.value) for name, v in read_state(home).items() if name.startswith(COUNTS)
+    }
+
+
+def test_each_audit_counts_once(tmp_path):
+    """Accepted or deferred; a later run adds to them, another model has its own, and without audits nothing is stored."""
+    first = used(tmp_path, 0.9, 0.1, 0.9)
+    assert stored(tmp_path)[first].accepted(NONE - 1) == (0, 0, 0)
+    assert stored(tmp_path)[first].accepted(0) == (3, 3, 0)
+    assert used(tmp_path, 0.9, threshold=0.7) == first, "another threshold is no other model"
+    assert stored(tmp_path)[first].n == 4
+    second = used(tmp_path, 0.9, version="2")
+    assert {name: counts.n for name, counts in stored(tmp_path).items()} == {first: 4, second: 1}
+    used(tmp_path / "other", 0.9, share=0.0)
+    assert not stored(tmp_path / "other")
+
+
+def test_a_trial_that_is_the_edge_in_use_is_counted_once(tmp_path):
+    """The same request of the same model is no second example; another model has counts of its own."""
+    name = used(tmp_path, 0.9, 0.8, trial=Trial(edge=edge(), shown=False))
+    assert {name: counts.n for name, counts in stored(tmp_path).items()} == {name: 2}
+    used(tmp_path, 0.9, trial=Trial(edge=edge(version="2"), shown=False))
+    assert sorted(counts.n for counts in stored(tmp_path).values()) == [1, 3]
+
+
+ADD = """
+import sys
+from pathlib import Path
+from edgeroute.stores.key_value_store import KeyValueStore
+store = KeyValueStore(Path(sys.argv[1]))
+for i in range(40):
+    store.add("counts:x", "0 1.0 90 0")
+    store.flush()
+store.close()
+"""
+
+
+def test_two_processes_add_up(tmp_path):
+    """None of their audits is lost, though each writes on its own."""
+    processes = [subprocess.Popen([sys.executable, "-c", ADD, str(tmp_path / "state.db")]) for _ in range(2)]
+    assert [process.wait(LONG) for process in processes] == [0, 0]
+    assert stored(tmp_path)["x"].n == 80
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_does_not_add_what_the_parent_does(tmp_path):
+    """What waits is written once."""
+    store = KeyValueStore(tmp_path / "state.db")
+    for _ in range(3):
+        store.add("counts:x", "0 1.0 90 0")
+    child = os.fork()
+    if not child:
+        store.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    store.close()
+    assert stored(tmp_path)["x"].n == 3
+
+
+def test_with_a_disk_that_fails(tmp_path):
+    """What waits for it is added when it is back; without a file, or once it is closed, nothing happens."""
+    store = KeyValueStore(tmp_path / "s" / "state.db")
+    (tmp_path / "s").write_text("no folder")
+    store.add("counts:x", "0 1.0 90 0")
+    assert not store.flush()
+    store.add("counts:x", "0 1.0 90 0")
+    (tmp_path / "s").unlink()
+    assert store.flush()
+    store.close()
+    store.add("counts:x", "0 1.0 90 0")
+    assert stored(tmp_path / "s")["x"].n == 2
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"0 1.0 90": 3}', "{}", "changed"])
+def test_damage_begins_anew(tmp_path, text):
+    """A value that was changed or cut off is not believed: later audits alone count, and nothing else of the file is lost."""
+    used(tmp_path, 0.9)
+    (name,) = stored(tmp_path)
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        if text == "changed":
+            connection.execute("UPDATE kept SET value = replace(value, ':1', ':9') WHERE name LIKE 'counts:%'")
+        else:
+            connection.execute("UPDATE kept SET value = ? WHERE name LIKE 'counts:%'", (text,))
+    connection.close()
+    used(tmp_path, 0.8, 0.8)
+    assert stored(tmp_path)[name].accepted(0) == (2, 2, 0)
+
+
+def test_a_counts_file_that_is_cut_off(tmp_path):
+    """The state begins anew, and so do the counts."""
+    used(tmp_path, 0.9)
+    path = tmp_path / "state.db"
+    path.write_bytes(path.read_bytes()[:5000])
+    name = used(tmp_path, 0.8)
+    assert stored(tmp_path)[name].n == 1
+
+
+# ------------------------------------------------------------------------------------------------------ the alarm
+def certificate(loss=0.02):
+    return Certificate(
+        "max_loss", loss, 0.95, "LR-BB", True, 4000, "2026-01-01", 0.0, {}, 0.0, (0.0, 0.01), {}, 0.0, "msp", {}, {}, disagreement=loss
+    )  # fmt: skip
+
+
+def alarms(monkeypatch, rates, *, daily, scene=30, days=10, turn=1):
+    """The number of audits at which the alarm goes off; None: it does not. rates: share that differs, by the hour of the day."""
+    now = [0.0]
+    monkeypatch.setattr(process, "now", lambda: now[0])
+    monitor, credit = DriftMonitor(BoundCertificate(certificate(), {}, 1e12), Audit(scene=scene)), [0.0] * 24
+    for i in range(days * daily):
+        now[0] = turn * i * DAY / daily
+        hour = int(now[0] % DAY // 3600)
+        credit[hour] += rates[hour]
+        differs = credit[hour] >= 1
+        credit[hour] -= differs
+        if monitor.add_comparison(0.9, agrees=not differs, counted=True):
+            return i + 1
+    return None
+
+
+CYCLE = [0.0005] * 16 + [0.058] * 8
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_daily_cycle_is_no_alarm(monkeypatch, turn):
+    """Of which the mean is within the limit, whichever way the clock goes; a test of each value takes the night for a drift."""
+    assert alarms(monkeypatch, CYCLE, daily=1200, turn=turn) is None
+    assert alarms(monkeypatch, CYCLE, daily=1200, turn=turn, scene=1) < 3 * 1200
+
+
+def test_a_change_is_found_at_the_end_of_a_day_and_a_great_one_at_once(monkeypatch):
+    """Three times as many, and thirty times."""
+    assert 1200 < alarms(monkeypatch, [0.06] * 24, daily=1200) <= 2 * 1200 + 1
+    assert alarms(monkeypatch, [0.6] * 24, daily=1200) < 100
+
+
+def test_an_alarm_begins_the_counts_anew(tmp_path):
+    """What was counted is of other inputs, or of another cloud."""
+    before = used(tmp_path, *[0.9] * 20, threshold=certificate(), cloud="a")
+    assert stored(tmp_path)[before].n == 20
+    assert used(tmp_path, *[0.9] * 300, threshold=certificate(), cloud="b") == before
+    with Router(edge(), says("a"), threshold=certificate(), audit=Audit(share=1, scene=1), state=tmp_path) as router:
+        assert "differ from the cloud's" in router.stats().audits[0].alarm
+    counts = stored(tmp_path)[before]
+    assert counts.alarms == 1
+    assert 200 < counts.n < 300
+    assert counts.accepted(-1) == (counts.n, counts.n, 0)
