@@ -140,6 +140,12 @@ def test_labels_with_blanks(home):
     assert 0 < len(answers(home)) < told["labels_read"]
 
 
+def test_nobody_learns_whose_the_first_answer_is(home):
+    """The first is the edge's for some inputs, and the cloud's for others."""
+    assert cli(*command(home, "--ask"), input="1\n" * 600)[0] == 0
+    assert {line["right"] for line in answers(home)} == {"edge", "cloud"}
+
+
 def test_a_file_about_other_inputs(home):
     """Its answers have no part, which is said; a line that is none is named."""
     cli(*command(home, "--ask"), input="?\n?\n")
@@ -251,6 +257,7 @@ def test_what_is_shown_of_an_input():
             "text",
             "type: image_url",
         ),
+        ({"image_url": "data:image/png;base64,AA"}, "text", "image_url: data:"),
         (np.full((9, 9), np.inf), "image", "data:image/png;base64,"),
         (np.full(5000, np.nan), "audio", "data:audio/wav;base64,"),
         ("y" * 9000, "text", "y" * 4000 + "... (9,000 characters)"),

@@ -233,6 +233,27 @@ def test_labels_that_no_answer_is(label, text):
     assert raised.value.labels
 
 
+def test_few_labels_that_no_answer_is():
+    """Also the error where so few are read that it could be chance: nothing else shows that the labels are of these answers."""
+    differ = [i for i in X if EDGE[i] != CLOUD[i]]
+    few = [i for i in X if i not in differ[3:]]
+    with closing(router_of(Threads)) as router:
+        with pytest.raises(BadInput, match=r"none of the label function's 3 answers \('Katze'\) is ever one of the labels"):
+            router.calibrate(few, label=lambda _: "Katze", max_loss=0.05)
+        found = router.calibrate(few, label=lambda i: "Katze" if i == differ[0] else right(i), max_loss=0.05)
+        assert found.labels_read == 3
+
+
+@BOTH
+@pytest.mark.parametrize("more", [{"groups": [i // 2 for i in X]}, {"per_class": True}])
+def test_groups_and_classes(kind, more):
+    """The thresholds are those of all labels."""
+    with closing(router_of(kind)) as router:
+        full = router.calibrate(X, [right(i) for i in X], max_loss=0.1, **more).certificate
+        found = router.calibrate(X, label=right, max_loss=0.1, **more).certificate
+    assert (found.threshold, found.thresholds, found.groups) == (full.threshold, full.thresholds, full.groups)
+
+
 def test_labels_of_named_classes():
     """A number is a class index, and another name is refused at once."""
     with closing(router_of(Threads, labels=WORDS)) as router:
