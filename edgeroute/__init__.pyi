@@ -58,12 +58,7 @@ from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
 from edgeroute.stores.outbox import Outbox as Outbox
 from edgeroute.trials.guarantee_monitor import Audit as Audit
 from edgeroute.trials.trial_setting import Trial as Trial
-from edgeroute.types import (
-    Answer as Answer,
-    EdgeModel as EdgeModel,
-    Prediction as Prediction,
-    StopToken as StopToken,
-)
+from edgeroute.types import Answer as Answer, EdgeModel as EdgeModel, Prediction as Prediction, StopToken as StopToken
 from edgeroute import models as models
 
 __version__: str

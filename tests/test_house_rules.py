@@ -111,6 +111,7 @@ OWN = {
     "tools/compress/onnx_graphs.py": (1, "a regular file, by its path, since weights may be beside it"),
     "tools/dashboard/monitor.py": (1, "a second descriptor of an open file"),
     "tools/dashboard/web_page.py": (1, "the page of the package"),
+    "tools/distillation.py": (1, "a file that it has just written"),
     "tools/export/exported_models.py": (1, "templates of the package"),
     "tools/measure/calibration.py": (1, "what json.dumps has just made"),
     "tools/replay/edge_results.py": (1, "its own results, which it appends to"),

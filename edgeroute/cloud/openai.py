@@ -156,6 +156,8 @@ IMAGE, MEDIA_BYTES = 5000, 32
 """Tokens of an image, whatever its bytes; and bytes per token of sound and files, in Base64, beside as many as an image has."""
 MEDIA = frozenset({"image_url", "input_audio", "file", "video_url"})
 """Keys of a message's part that hold or name such data."""
+MOST_SEEN, NOT_SHOWN = 32, re.compile(r"[^\w.:@-]")
+"""Most names of models that are stored; characters that a name is shown without."""
 TOOLS = 1000
 """Tokens that a model's template may add for tools."""
 
@@ -239,10 +241,17 @@ class OpenAIChat(OneByOne):
         self.name, self.model, self.between_s, self.labels = name, model, between_s, label_names(labels)
         self.version = version
         self._stream, self._usage, self._logprobs = stream, usage, logprobs
+        self._seen: set[str] = set()
+        """Names and fingerprints of the models that have answered."""
         self._chat = Chat(
             chat=chat, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, grammar=None,
             response_format=response_format, confidence=confidence, request=request, texts_only=False,
         )  # fmt: skip
+
+    @property
+    def served(self) -> str:
+        """Identity of the models that have answered, for certificates: `model` and `system_fingerprint` of each reply so far."""
+        return f"version:{','.join(sorted([*self._seen])) or '?'} described:openai"
 
     def identity(self, of: Callable[[Any], str]) -> list[Any]:  # noqa: ARG002 - the protocol's
         """Return the settings on which an answer depends, besides the address."""
@@ -451,6 +460,9 @@ class OpenAIChat(OneByOne):
     def _answer(self, reply: Mapping[str, Any]) -> Prediction:
         """Return a completion as a prediction, without confidence if no log-probabilities were requested."""
         prediction = answer(reply, self._chat.rule, self.where, BadReply)
+        name = "/".join(NOT_SHOWN.sub("", str(reply.get(key) or ""))[:60] for key in ("model", "system_fingerprint")).strip("/")
+        if name and len(self._seen) < MOST_SEEN:
+            self._seen.add(name)
         return prediction if self._logprobs else prediction._replace(confidence=None)
 
     def _call(self, x: Any) -> Call:

@@ -337,13 +337,20 @@ def _served_differs(calibrated: str, used: str) -> list[str]:
     if len(then) != len(here):  # other clouds, of which `cloud` tells; or an older certificate, which does not say
         return []
     differ = [
-        pair for pair in zip(then, here, strict=True) if pair[0] != pair[1] and not any(word.endswith(":?") for word in pair)
+        pair
+        for pair in zip(then, here, strict=True)
+        if not any(word.endswith(":?") for word in pair) and not _names(pair[1]) <= _names(pair[0])
     ]
     if not differ:
         return []
-    versions = [(a.partition(":")[2], b.partition(":")[2]) for a, b in differ if a.startswith("version:")]
+    versions = [(a.partition(":")[2], ",".join(sorted(_names(b) - _names(a)))) for a, b in differ if a.startswith("version:")]
     difference = " and ".join(f"version {b}, and not {a}" for a, b in versions) or "another name, platform, inputs or outputs"
     return [f"the server has another model than it was made for: {difference}"]
+
+
+def _names(word: str) -> set[str]:
+    """Return the models that a word such as `version:a,b` names: a hosted one's replies may come from several in turn."""
+    return {*word.partition(":")[2].split(",")}
 
 
 def _percent(share: float) -> str:

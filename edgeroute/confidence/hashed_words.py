@@ -25,16 +25,8 @@ LONGEST = 2048
 """Most characters of a prompt's begin, and of its end, of which words and characters are counted."""
 _WORD = re.compile(r"\w\w+")
 _SIGNS = (
-    "0123456789",
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-    "abcdefghijklmnopqrstuvwxyz",
-    "=+-*/^<>\\$%",
-    "()[]{}",
-    ",",
-    ".!",
-    ":;",
-    "\"'`",
-)
+    "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz", "=+-*/^<>\\$%", "()[]{}", ",", ".!", ":;", "\"'`",
+)  # fmt: skip
 _IN_SIGNS = np.array([[chr(code) in signs for code in range(256)] for signs in _SIGNS], np.float64)
 """[groups, 256]: 1 for the ASCII characters of each group."""
 

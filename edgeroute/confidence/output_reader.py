@@ -26,13 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeroute.confidence.detector_boxes import (
-    RULES,
-    are_rows_of_boxes,
-    boxes_without_batch,
-    have_boxes,
-    read_boxes,
-)
+from edgeroute.confidence.detector_boxes import RULES, are_rows_of_boxes, boxes_without_batch, have_boxes, read_boxes
 from edgeroute.confidence.output_recognition import (
     SURE_SLACK,
     TINY,

@@ -54,10 +54,7 @@ def reason(plan: Plan, outcome: Outcome) -> str:
 
 CUT = "cut"
 """Result of `truncated` for a text whose end never came."""
-TRUNCATED = {
-    "length": "was cut off at the most tokens that it may have",
-    "content_filter": "was cut off by a content filter",
-}
+TRUNCATED = {"length": "was cut off at the most tokens that it may have", "content_filter": "was cut off by a content filter"}
 """`finish_reason` of a text that was cut off -> the words for it; other reasons stand for themselves."""
 WHOLE = frozenset(
     {"", "stop", "tool_calls", "function_call", "tool_use", "eos", "eos_token", "end_turn", "stop_sequence", "complete"}

@@ -84,16 +84,8 @@ from edgeroute.core.walk import (
 )
 
 __all__ = [
-    "FirstTokenLate",
-    "Piece",
-    "Pieces",
-    "Restart",
-    "join_pieces",
-    "join_result",
-    "one_piece",
-    "read_pieces",
-    "walk_stream",
-]
+    "FirstTokenLate", "Piece", "Pieces", "Restart", "join_pieces", "join_result", "one_piece", "read_pieces", "walk_stream",
+]  # fmt: skip
 
 
 # Answers in pieces: joining, and the log-probabilities that a piece may bring.
@@ -197,18 +189,8 @@ class LegState:
     """
 
     __slots__ = (
-        "accepted",
-        "answer",
-        "ended",
-        "error",
-        "failed",
-        "first_by",
-        "last",
-        "no_time_limit",
-        "passed_over",
-        "pieces",
-        "started",
-    )
+        "accepted", "answer", "ended", "error", "failed", "first_by", "last", "no_time_limit", "passed_over", "pieces", "started",
+    )  # fmt: skip
 
     def __init__(self, started: float, first_by: float, last: bool) -> None:
         self.started, self.first_by, self.last = started, first_by, last

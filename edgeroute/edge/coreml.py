@@ -87,13 +87,7 @@ class CoreMLModel(ModelFile):
     """One, as Core ML takes one call of a loaded model at a time."""
     folders = True
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        compute_units: ComputeUnits = "all",
-        **file: Unpack[FileOptions],
-    ) -> None:
+    def __init__(self, path: str | Path, *, compute_units: ComputeUnits = "all", **file: Unpack[FileOptions]) -> None:
         super().__init__(path, **file)
         if compute_units not in get_args(ComputeUnits):
             raise PolicyError(f"compute_units: {nearest(str(compute_units), get_args(ComputeUnits))}")

@@ -50,13 +50,7 @@ class JavaOnnxModel(ModelFile):
 
     parallel = 1
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        threads: int = 1,
-        **file: Unpack[FileOptions],
-    ) -> None:
+    def __init__(self, path: str | Path, *, threads: int = 1, **file: Unpack[FileOptions]) -> None:
         super().__init__(path, **file)
         self.threads = threads
         self._pid = os.getpid()  # no Java runs in a child: its threads are not there

@@ -120,8 +120,7 @@ class Telemetry(Section):
     """Metrics, spans and log records of requests, without inputs and answers (observe.md). Without this section: none."""
 
     prometheus: Flag = Field(
-        False,
-        description="Count for Prometheus; the gateway then has `/metrics`. Needs the extra `prometheus`.",
+        False, description="Count for Prometheus; the gateway then has `/metrics`. Needs the extra `prometheus`."
     )
     router: Text | None = Field(None, description="Value of the label `router` of these metrics. Without it: none.")
     opentelemetry: Flag = Field(
@@ -159,10 +158,7 @@ class Telemetry(Section):
 class Gateway(Section):
     """Requests of the gateway's clients (gateway.md); read at its start."""
 
-    allow: AnyTexts = Field(
-        [],
-        description="Further keys of a request that reach the model and the cloud, with any value.",
-    )
+    allow: AnyTexts = Field([], description="Further keys of a request that reach the model and the cloud, with any value.")
 
 
 # Sections `[[rule]]`: what changes while the device is short of something, or hot.
@@ -186,9 +182,7 @@ def _level(value: Any, info: ValidationInfo) -> float | None:
 
 
 Level = Annotated[
-    float | None,
-    PlainValidator(_level),
-    WithJsonSchema({"anyOf": [text("percentage", SHARE, "20%"), {"type": "number"}]}),
+    float | None, PlainValidator(_level), WithJsonSchema({"anyOf": [text("percentage", SHARE, "20%"), {"type": "number"}]})
 ]
 
 

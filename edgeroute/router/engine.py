@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from itertools import count
@@ -123,12 +123,14 @@ class Sensing:
 
 
 def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
-    """Have the costs of a request's calls stored soon, and log the failures of its legs.
+    """Have the costs of a request's calls stored soon, and log the failures of its legs. Notices another model of a server.
 
     Called once the walk has ended, so that no leg is late for it.
     """
     if legs.exchanges:
         engine.spending.keep()
+        if engine.refresh_at < INF and served_identities(engine.snapshot) != engine.served:
+            engine.refresh_thresholds()
     for kind, leg, _, detail in outcome.log:
         if kind == "failed":
             backend = request.snapshot.backends[request.plan.legs[leg].target]
@@ -138,10 +140,10 @@ def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor
                 backend.failures.log(f"{backend.name} ({backend.where})", detail)
 
 
-def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
+def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None, doubt: Mapping[str, Any]) -> Snapshot:
     """Return the policy with thresholds and labels as they are now, after alarms and certificates' expiry.
 
-    The same object if nothing changed; otherwise without stored plans.
+    The same object if nothing changed; otherwise without stored plans. doubt: fields of each target that has a certificate.
     """
     if auditor is None and not any(snapshot.certificates):
         return snapshot
@@ -151,6 +153,7 @@ def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
     for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
         monitor = None if auditor is None else auditor.watch(target.name)
         effective = effective_target(target, certificate) if monitor is None else monitor.target(target)
+        effective = effective if certificate is None else effective._replace(**doubt)
         beside = bool(by) and target.group == by  # a variant of the edge that was moved: inputs reach it as before
         unchanged = not moved or certificate is None or beside
         targets.append(effective if unchanged else effective._replace(label=f"uncalibrated: {moved}"))
@@ -244,6 +247,8 @@ class Engine(ForkSafe):
         self.refresh_at = INF
         """Instant of the next check for expired certificates."""
         self.served = ""
+        self.doubt: Mapping[str, Any] = {}
+        """Label, and threshold, of targets whose certificates a sentinel has suspended."""
         """Identities of the servers' models at the last check."""
         self.refused = ""
         """Error of the last reload; empty: the policy file is in force."""
@@ -460,9 +465,9 @@ class Engine(ForkSafe):
         """Update thresholds and labels in the snapshot, after an alarm or a certificate's expiry."""
         with self.refreshing:
             self.served = served_identities(self.snapshot)
-            snapshot = effective_snapshot(self.snapshot, self.auditor)
+            snapshot = effective_snapshot(self.snapshot, self.auditor, self.doubt)
             if snapshot.trial is not None:
-                snapshot = snapshot._replace(trial=effective_snapshot(snapshot.trial, self.auditor))
+                snapshot = snapshot._replace(trial=effective_snapshot(snapshot.trial, self.auditor, self.doubt))
             if snapshot.targets != self.snapshot.targets or snapshot.trial is not self.snapshot.trial:
                 self.snapshot = snapshot
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF

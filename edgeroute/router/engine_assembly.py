@@ -43,22 +43,12 @@ FIRST_S = 5.0
 
 
 def assemble(
-    spawn: Callable[[Engine, Steps[None]], bool],
-    *,
-    awaits: bool = False,
-    offline: Offline = "edge",
-    limits: Limits | None = None,
-    metered: bool | Callable[[], bool] = False,
-    cache: Cache | None = None,
-    outbox: Outbox | None = None,
-    audit: Audit | None = None,
-    sensors: Any = None,
-    state: str | Path | None = None,
-    trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
-    instruments: Sequence[Instrument] = (),
-    parts: Sequence[Part] = (),
-    **policy: Any,
-) -> Engine:
+    spawn: Callable[[Engine, Steps[None]], bool], *, awaits: bool = False, offline: Offline = "edge",
+    limits: Limits | None = None, metered: bool | Callable[[], bool] = False, cache: Cache | None = None,
+    outbox: Outbox | None = None, audit: Audit | None = None, sensors: Any = None, state: str | Path | None = None,
+    trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None, instruments: Sequence[Instrument] = (),
+    parts: Sequence[Part] = (), **policy: Any
+) -> Engine:  # fmt: skip
     """Construct an engine and its parts; opens the state folder's files, reads sensors, and starts the outbox's delivery.
 
     Restores the state of earlier runs. Logs which sensors a rule lacks.
@@ -122,6 +112,9 @@ def assemble(
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
     _fix(engine, cache, _outbox(outbox, offline, folder), spawn, parts)
     engine.use()
+    for part in parts:
+        if hasattr(part, "attach") and type(part).__module__.startswith("edgeroute."):  # no other may make calls of its own
+            part.attach(engine)
     if engine.snapshot.on_trial:
         from edgeroute.router.audits_and_hidden_trials import put_trials
 

@@ -331,10 +331,7 @@ class LegExecutor:
                 inputs = self._prepare_inputs(start, leg.permit, backend, stop)
                 with self._exchange(
                     start, backend.guard.enter(leg.permit, self._id, *self._calls_and_patience(start, backend), stop)
-                ) as (
-                    until,
-                    exchange,
-                ):
+                ) as (until, exchange):
                     if exchange.prepay():
                         exchange.secure()
                     if send is not None:

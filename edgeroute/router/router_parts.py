@@ -165,8 +165,8 @@ def name_of(part: Part) -> str:
 
 
 def own(part: Part) -> bool:
-    """Return True if the part is of this package, so that its methods are called directly."""
-    return type(part).__module__.startswith("edgeroute.")
+    """Return True if the part is of this package, and no tool that makes calls of its own: its methods are called directly."""
+    return type(part).__module__.startswith("edgeroute.") and not hasattr(part, "attach")
 
 
 def overrides(part: Part, event: str) -> bool:

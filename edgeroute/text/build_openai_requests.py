@@ -40,20 +40,10 @@ class Chat:
     """
 
     def __init__(
-        self,
-        *,
-        chat: bool,
-        system: str | None,
-        max_tokens: int | None,
-        temperature: float | None,
-        seed: int | None,
-        stop: Sequence[str],
-        grammar: str | None,
-        response_format: Mapping[str, Any] | None,
-        confidence: str,
-        request: Mapping[str, Any] | None,
-        texts_only: bool = True,
-    ) -> None:
+        self, *, chat: bool, system: str | None, max_tokens: int | None, temperature: float | None, seed: int | None,
+        stop: Sequence[str], grammar: str | None, response_format: Mapping[str, Any] | None, confidence: str,
+        request: Mapping[str, Any] | None, texts_only: bool = True
+    ) -> None:  # fmt: skip
         if max_tokens is not None:
             check_number("max_tokens", max_tokens, least=1, whole=True)
         if temperature is not None:

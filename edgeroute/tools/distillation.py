@@ -7,6 +7,7 @@ never those of the training. The model is a logistic regression of tf-idf of wor
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from edgeroute.core.egress import Permit, Rules, permit
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.router import Router
+from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_late, import_needed
 from edgeroute.tools.compress.onnx_graphs import package, put, workplace
 from edgeroute.tools.conversion_inputs import as_errors
@@ -152,8 +154,8 @@ def _rows(paths: Sequence[Path]) -> Iterator[tuple[str, Any, Example]]:
         BadInput: one cannot be read, or has not the columns.
     """
     for path in paths:
-        with as_errors(f"{path} cannot be read", BadInput), path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
-            reader = csv.DictReader(file)
+        with as_errors(f"{path} cannot be read", BadInput), open_file(path) as data:
+            reader = csv.DictReader(io.TextIOWrapper(data, encoding="utf-8-sig", newline="", errors="replace"))
             if not {"text", "answer"} <= {*(reader.fieldnames or ())}:
                 raise BadInput(f"{path}: expected the columns text and answer")
             for row in reader:

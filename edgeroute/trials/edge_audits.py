@@ -304,18 +304,10 @@ class Auditor(ForkSafe):
     _lock = per_process(threading.RLock)
 
     def __init__(
-        self,
-        audit: Audit,
-        counts: Counts,
-        *,
-        submit: Callable[[Callable[[], object]], bool],
-        asks: BackgroundCalls,
-        changed: Callable[[], None],
-        alarm: Callable[[str, str], object],
-        journal: Journal | None,
-        store: KeyValueStore | None,
-        compared: Callable[..., object] | None = None,
-    ) -> None:
+        self, audit: Audit, counts: Counts, *, submit: Callable[[Callable[[], object]], bool], asks: BackgroundCalls,
+        changed: Callable[[], None], alarm: Callable[[str, str], object], journal: Journal | None, store: KeyValueStore | None,
+        compared: Callable[..., object] | None = None
+    ) -> None:  # fmt: skip
         self._counts, self._asks = counts, asks
         self._changed, self._alarm, self._journal, self._kept, self._compared = changed, alarm, journal, store, compared
         self._watches: dict[str, DriftMonitor] = {}

@@ -165,11 +165,7 @@ class Battery:
             states.append(state)
             if state == "Discharging" and (power := self._drawn(path)) is not None:
                 drawn.append(power)
-        return {
-            "battery": _total_charge(weighted, len(states)),
-            "mains": self._mains(states),
-            "power_w": _power(drawn, states),
-        }
+        return {"battery": _total_charge(weighted, len(states)), "mains": self._mains(states), "power_w": _power(drawn, states)}
 
     def _charge(self, path: str) -> float | None:
         """Return the charge of one battery, 0..1; None: the battery does not report it.

@@ -123,11 +123,7 @@ class Recorded(NamedTuple):
 
 
 def read_inputs(
-    path: Path,
-    keys: Sequence[str] = (),
-    note: Note = lambda _: None,
-    label: str | None = None,
-    fitted: Sequence[str] = (),
+    path: Path, keys: Sequence[str] = (), note: Note = lambda _: None, label: str | None = None, fitted: Sequence[str] = ()
 ) -> Iterable[Item]:
     """Read inputs: a .npy file or an image is one; an .npz file has one in each row of `images` or `X`, or of its first array.
 

