@@ -226,15 +226,9 @@ def nearest(word: object, valid: Iterable[str]) -> str:
 
 
 def check_number(
-    name: str,
-    value: object,
-    *,
-    least: float = 0,
-    most: float | None = None,
-    above: bool = False,
-    whole: bool = False,
-    infinite: bool = False,
-) -> None:
+    name: str, value: object, *, least: float = 0, most: float | None = None, above: bool = False, whole: bool = False,
+    infinite: bool = False
+) -> None:  # fmt: skip
     """Raise PolicyError unless an argument is a number in its range. Python's and numpy's numbers count, booleans do not.
 
     Args:
