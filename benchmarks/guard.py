@@ -7,8 +7,7 @@ from figures import Figure, medians, size, table, timed
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.admission import Breaker, RetryBudget
-from edgeroute.core.egress import Permit, Rules, permit
-from edgeroute.core.routing_policy import Terms
+from edgeroute.core.routing_policy import Permit, Rules, Terms, permit
 from edgeroute.core.usage_limits import Cost, Limits, Spending
 from edgeroute.system import process
 

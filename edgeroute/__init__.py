@@ -21,7 +21,7 @@ _HOMES = {
     "Function": "cloud.cloud_backend", "Secret": "http.addresses_and_messages", "Rule": "core.device_rules",
     "Egress": "cloud.egress_settings", "Limits": "core.usage_limits", "Cache": "stores.cache", "Outbox": "stores.outbox",
     "Audit": "trials.guarantee_monitor", "Trace": "record.trace", "EdgerouteError": "errors", "BadInput": "errors",
-    "NoAnswer": "errors", "PolicyError": "errors", "CloudError": "errors", "AsyncStream": "router.streams", "BadReply": "errors",
+    "NoAnswer": "errors", "PolicyError": "errors", "CloudError": "errors", "AsyncStream": "router.stateful_sessions", "BadReply": "errors",
     "BargeIn": "router.live.speech_segments", "CatalogError": "errors", "Closed": "errors", "CoreMLModel": "edge.coreml",
     "DeadlineExceeded": "errors", "DeviceSensors": "observe.device_sensors", "EdgeModel": "types", "Ensemble": "edge.runtimes",
     "FrameUpdate": "router.live.frames", "Held": "errors", "InputScore": "confidence.score_before_run",
@@ -30,7 +30,7 @@ _HOMES = {
     "Piece": "core.stream_walk", "Prediction": "types", "Prefix": "confidence.first_tokens", "Prometheus": "record.prometheus",
     "Reading": "core.device_rules", "Refused": "errors", "RequestLog": "record.structured_logging", "Restart": "core.stream_walk",
     "RuntimeMissing": "errors", "Semantic": "stores.cache", "Stats": "observe.router_stats", "Status": "observe.router_stats",
-    "StopToken": "types", "StoreError": "errors", "Stream": "router.streams", "TimedOut": "errors",
+    "StopToken": "types", "StoreError": "errors", "Stream": "router.stateful_sessions", "TimedOut": "errors",
     "Trial": "trials.trial_setting", "Unreachable": "errors", "Utterance": "router.live.speech_segments",
     "Variants": "edge.runtimes", "metrics": "record.prometheus", "register": "edge.runtimes",
 }  # fmt: skip

@@ -53,7 +53,7 @@ from edgeroute.core.routing_policy import Options as Options
 from edgeroute.router.live.speech_segments import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router
-from edgeroute.router.streams import AsyncStream as AsyncStream, Stream as Stream
+from edgeroute.router.stateful_sessions import AsyncStream as AsyncStream, Stream as Stream
 from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
 from edgeroute.stores.outbox import Outbox as Outbox
 from edgeroute.trials.guarantee_monitor import Audit as Audit

@@ -28,10 +28,9 @@ from edgeroute.observe import network_routes as network
 from edgeroute.router import base_router as methods
 from edgeroute.router import policy_reload as reload
 from edgeroute.stores import key_value_store as keyvalue
-from edgeroute.stores.key_value_store import KeyValueStore
-from edgeroute.stores.outbox.late_callbacks import Callbacks
+from edgeroute.stores.outbox.delivery import Callbacks
 from edgeroute.stores.outbox.outbox_entries import Waiting
-from edgeroute.stores.sqlite_file import Database
+from edgeroute.stores.sqlite_file import Database, KeyValueStore
 from edgeroute.system.process import Shared, list_weakset, start_task_on
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.contracts.edge_runs import Token

@@ -13,7 +13,7 @@ from both import LONG
 from edgeroute import Audit, CallableModel, Function, Router, Trial
 from edgeroute.confidence import Certificate
 from edgeroute.confidence.certificate import BoundCertificate, digest
-from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system import process
 from edgeroute.tools.cli.status import read_state
 from edgeroute.tools.measure.audit_counts import NONE, LossCounts
@@ -82,7 +82,7 @@ def test_a_trial_that_is_the_edge_in_use_is_counted_once(tmp_path):
 ADD = """
 import sys
 from pathlib import Path
-from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.stores.sqlite_file import KeyValueStore
 store = KeyValueStore(Path(sys.argv[1]))
 for i in range(40):
     store.add("counts:x", "0 1.0 90 0")

@@ -31,9 +31,9 @@ from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
 from edgeroute.core.sequential_tests import GRID
-from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.outbox import Waiting
 from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system import process
 from edgeroute.tools.measure.certification import audited_examples, fit_score
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, label_values, recorded_examples

@@ -11,7 +11,7 @@ from both import flat
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
 from edgeroute.core.latency_and_load_estimates import ENOUGH_READINGS
 from edgeroute.observe import planning_facts as observer
-from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system.late_imports import package_folder
 from edgeroute.tools.cli.status import status
 from edgeroute.tools.replay import replay

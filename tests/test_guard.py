@@ -22,8 +22,7 @@ from edgeroute.cloud import request_exchange as turns
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.admission import FAULTS
-from edgeroute.core.egress import Rules, permit
-from edgeroute.core.routing_policy import Terms
+from edgeroute.core.routing_policy import Rules, Terms, permit
 from edgeroute.core.usage_limits import Spending
 from edgeroute.testing import CannedServer, http_reply
 

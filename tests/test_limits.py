@@ -19,8 +19,7 @@ from edgeroute import AsyncRouter, Function, Limits, PlainJson
 from edgeroute.cloud import spending_file as earlier
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.usage_limits import Cost, Spending
-from edgeroute.stores.key_value_store import KeyValueStore
-from edgeroute.stores.sqlite_file import Database
+from edgeroute.stores.sqlite_file import Database, KeyValueStore
 from edgeroute.system import process
 from edgeroute.testing import CannedServer, FakeCloud
 

@@ -44,15 +44,14 @@ from edgeroute import (
 from edgeroute.cloud import request_exchange as exchange
 from edgeroute.confidence import calibrate
 from edgeroute.core.answer_reasons import CODES, before_run, reason, reason_code
-from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Facts, Plan, plan, without_first
-from edgeroute.core.routing_policy import Policy, Target
+from edgeroute.core.routing_policy import Policy, Rules, Target
 from edgeroute.core.stream_walk import FirstTokenLate
 from edgeroute.core.walk import Done, Elapsed, Failed, Left, Malformed, Mark, Outcome, walk
 from edgeroute.errors import Unfit
 from edgeroute.router.offline_queue import Storing
-from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 from edgeroute.tools import virtual_time as virtual

@@ -22,8 +22,8 @@ from edgeroute.confidence import Certificate
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
-from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.rotated_json_lines import Journal, read
+from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.tools.cli.policy_switch import rewrite_policy
 from edgeroute.tools.measure.audit_counts import LossCounts
 from edgeroute.tools.measure.certification import Audited, certify_counts, compare_edges, counts_of

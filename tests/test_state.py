@@ -23,8 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edgeroute import AsyncRouter, Audit, OpenInference, PolicyError, Router
 from edgeroute.stores import key_value_store as state
-from edgeroute.stores.key_value_store import KeyValueStore
-from edgeroute.stores.sqlite_file import Database
+from edgeroute.stores.sqlite_file import Database, KeyValueStore
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0

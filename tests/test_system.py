@@ -18,8 +18,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgeroute.system import process
-from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
-from edgeroute.system.process import await_within, file_stamp, json_dumps, json_loads, replace_file, to_json_types
+from edgeroute.system.process import (
+    ForkSafe,
+    await_within,
+    file_stamp,
+    initially,
+    json_dumps,
+    json_loads,
+    per_process,
+    per_process_of,
+    replace_file,
+    to_json_types,
+)
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
@@ -216,7 +226,7 @@ def test_threads_that_come_at_once_share_what_is_made():
 
 FORK = """
 import os
-from edgeroute.system.forks import ForkSafe
+from edgeroute.system.process import ForkSafe
 
 class Thing(ForkSafe):
     def __init__(self, error=None):

@@ -17,8 +17,7 @@ from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
-from edgeroute.core.egress import Rules, permit
-from edgeroute.core.routing_policy import Terms
+from edgeroute.core.routing_policy import Rules, Terms, permit
 from edgeroute.core.usage_limits import Spending
 from edgeroute.testing import CannedServer, FakeCloud
 

@@ -6,11 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeroute.catalog.catalog import Catalog
     from edgeroute.catalog.catalog_entry import Entry
-    from edgeroute.catalog.file_downloads import Progress
     from edgeroute.catalog.installed_models import ModelStatus
-    from edgeroute.catalog.model_updates import Step, Updater
+    from edgeroute.catalog.model_folder import Progress
+    from edgeroute.catalog.model_updates import Catalog, Step, Updater
 
 _MODULE_OF = {
     "Catalog": "catalog", "Entry": "catalog_entry", "ModelStatus": "installed_models", "Progress": "file_downloads",

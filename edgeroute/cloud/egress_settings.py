@@ -7,8 +7,8 @@ from contextvars import ContextVar
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
-from edgeroute.core.egress import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.core.error_codes import class_name
+from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained

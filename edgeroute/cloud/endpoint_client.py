@@ -20,9 +20,8 @@ from edgeroute.errors import CloudError, Held, PolicyError, Refused
 from edgeroute.http.addresses_and_messages import OURS, Address, Call, Reply
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
-from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.late_imports import import_late
-from edgeroute.system.process import settle
+from edgeroute.system.process import ForkSafe, per_process, settle
 from edgeroute.types import StopToken
 
 # Transport of an endpoint's calls: edgeroute's connections, an httpx client, or channels of the endpoint.

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeroute.cloud.request_exchange import NO_DATA, Exchange, Reported, Turns
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.admission import Admission, State, behind
-from edgeroute.core.egress import Permit
 from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection
-from edgeroute.core.routing_policy import INF, Terms
+from edgeroute.core.routing_policy import INF, Permit, Terms
 from edgeroute.errors import Held
-from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import ForkSafe, per_process
 
 if TYPE_CHECKING:
     from edgeroute.stores.rotated_json_lines import Journal

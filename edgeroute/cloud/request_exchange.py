@@ -22,7 +22,7 @@ from edgeroute.core.usage_limits import Cost, Tokens
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.system import process
-from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import ForkSafe, per_process
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.core.usage_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError
 from edgeroute.system import process
-from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.workers import start_thread
+from edgeroute.system.process import ForkSafe, initially, per_process
+from edgeroute.system.thread_pool import start_thread
 
 if TYPE_CHECKING:
-    from edgeroute.stores.key_value_store import KeyValueStore
+    from edgeroute.stores.sqlite_file import KeyValueStore
 
 
 # Spending of earlier runs and of other processes, from the state file; while it is unknown, limits count as used up.

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from edgeroute.core.device_rules import Applying, Rule, applying
-from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.latency_and_load_estimates import Latency
-from edgeroute.core.routing_policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
+from edgeroute.core.routing_policy import INF, Denied, Mode, Offline, Permit, Policy, PolicyMode, Side, Target, permit
 
 # Facts: the current state that planning depends on, observed elsewhere and passed in.
 

@@ -24,7 +24,7 @@ from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError
 from edgeroute.system.declared_settings import check_units
-from edgeroute.system.forks import initially
+from edgeroute.system.process import initially
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, failure
 from edgeroute.types import StopToken

@@ -30,8 +30,7 @@ from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.edge.llama_packages import LoadOptions, OnPiece, open_engine
 from edgeroute.edge.runtime_base import NO_MEMORY
 from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
-from edgeroute.system.forks import ForkSafe
-from edgeroute.system.process import json_dumps, json_loads
+from edgeroute.system.process import ForkSafe, json_dumps, json_loads
 from edgeroute.types import StopToken
 
 LOAD_S = 600.0

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.model_attributes import member, model_text
 from edgeroute.errors import Busy, ModelError
-from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import Shared
+from edgeroute.system.process import ForkSafe, Shared, initially, per_process
 from edgeroute.system.safe_logging import call_logged
 from edgeroute.types import EdgeModel, StopToken
 

@@ -19,7 +19,7 @@ from edgeroute.edge.edge_backend import current_turn
 from edgeroute.edge.input_tensors import MakePrepare, Plain
 from edgeroute.edge.model_card import Array, Card, checked_sha256
 from edgeroute.errors import BadInput, ModelError
-from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import ForkSafe, initially, per_process
 from edgeroute.types import StopToken, TensorSpec
 
 UNFREED_SESSIONS: list[Any] = []

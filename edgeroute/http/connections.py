@@ -24,8 +24,7 @@ from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.reply_parser import Malformed, Reading
 from edgeroute.http.sans_io_connection import KEEP_S, RECORD, Line, Steps, Wire
-from edgeroute.system.forks import ForkSafe, per_process, per_process_of
-from edgeroute.system.process import settle
+from edgeroute.system.process import ForkSafe, per_process, per_process_of, settle
 from edgeroute.types import StopToken
 
 # Sockets of one connection: opened within the time limit, can be shut down from another thread, always closed.

@@ -17,8 +17,8 @@ from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.workers import start_thread
+from edgeroute.system.process import ForkSafe, per_process
+from edgeroute.system.thread_pool import start_thread
 
 MOST = 16
 """Maximum concurrent look-ups in this process; beyond it, a look-up of a further name fails at once."""

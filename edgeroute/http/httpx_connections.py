@@ -20,9 +20,8 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
 from edgeroute.http.sans_io_connection import context_for, is_tls
-from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.late_imports import import_needed
-from edgeroute.system.process import await_within, settle, start_task_on
+from edgeroute.system.process import ForkSafe, await_within, initially, per_process, settle, start_task_on
 from edgeroute.types import StopToken
 
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}

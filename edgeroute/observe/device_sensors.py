@@ -14,9 +14,8 @@ from weakref import WeakSet
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.thread_pool import ThreadPool
-from edgeroute.system.workers import Worker
+from edgeroute.system.process import ForkSafe, per_process
+from edgeroute.system.thread_pool import ThreadPool, Worker
 
 if TYPE_CHECKING:
     from edgeroute.observe.device.kernel_files import Measurement, Run

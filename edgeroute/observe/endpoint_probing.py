@@ -8,8 +8,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import LINUX
+from edgeroute.system.process import LINUX, ForkSafe, initially, per_process
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard

@@ -14,8 +14,8 @@ from math import inf
 from time import monotonic
 
 from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
-from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.workers import Worker
+from edgeroute.system.process import ForkSafe, initially, per_process
+from edgeroute.system.thread_pool import Worker
 
 MOST = 65536
 """Most bytes of a routing table that are read."""

@@ -16,8 +16,7 @@ from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.usage_limits import Cost
 from edgeroute.observe.device_sensors import Sensors, period_s, read
 from edgeroute.observe.target_counts import Counts
-from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.process import LINUX, call_contained, now
+from edgeroute.system.process import LINUX, ForkSafe, call_contained, now, per_process
 
 if TYPE_CHECKING:
     from edgeroute.cloud.spending_file import SharedSpending

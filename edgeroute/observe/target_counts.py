@@ -12,7 +12,7 @@ from edgeroute.core.latency_and_load_estimates import Latency, slack
 from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Left, Mark, Outcome, judged
-from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import ForkSafe, per_process
 
 if TYPE_CHECKING:
     from edgeroute.observe.router_stats import Seen, Stats

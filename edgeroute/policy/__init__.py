@@ -16,9 +16,8 @@ except ImportError as e:
     ) from e
 
 from edgeroute.policy.contradictions import Problem, Wrong, given_by_program
-from edgeroute.policy.error_messages import MISSPELT, corrected, explain, missing_files
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
-from edgeroute.policy.policy_keys import Settings
+from edgeroute.policy.policy_keys import MISSPELT, Settings, corrected, explain, missing_files
 from edgeroute.policy.schema import schema
 from edgeroute.policy.single_sections import paths_from
 

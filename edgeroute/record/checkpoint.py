@@ -11,7 +11,7 @@ from edgeroute.cloud.cloud_backend import CloudBackend
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.latency_and_load_estimates import Latency, Link
 from edgeroute.observe.target_counts import Counts
-from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system.process import to_json_types
 
 EVERY_S = 1.0

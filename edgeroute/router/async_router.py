@@ -28,16 +28,15 @@ from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.router import Router
-from edgeroute.router.streams import AsyncStream, End, Last, as_one_piece
+from edgeroute.router.stateful_sessions import AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming, view_samples, warm_up, warm_up_async
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.router.conversation import AsyncConversation
     from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
-    from edgeroute.router.stateful_sessions import AsyncSession
+    from edgeroute.router.stateful_sessions import AsyncConversation, AsyncSession
     from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
 
 P = ParamSpec("P")
@@ -338,7 +337,7 @@ class AsyncRouter(BaseRouter[V]):
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
         """Return a conversation that stores its messages, like `Router.conversation`."""
-        from edgeroute.router.conversation import AsyncConversation
+        from edgeroute.router.stateful_sessions import AsyncConversation
 
         return AsyncConversation(self, system)
 

@@ -26,7 +26,7 @@ from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
 from edgeroute.system.late_imports import import_tool
 from edgeroute.system.process import list_weakset
-from edgeroute.system.workers import start_thread
+from edgeroute.system.thread_pool import start_thread
 from edgeroute.types import V
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgeroute.observe.router_stats import Stats, Status
     from edgeroute.record.trace import Trace
     from edgeroute.router.argument_checks import Cloud, Edge
-    from edgeroute.router.policy_reload import PolicyFile
+    from edgeroute.router.engine_assembly import PolicyFile
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
     from edgeroute.tools.measure.report.report_page import CalibrationResult
@@ -145,7 +145,7 @@ class BaseRouter(Generic[V]):
         """
         if "options" in more:
             raise PolicyError("a policy file has these settings itself: give fields of Options one by one, as in order='fastest'")
-        from edgeroute.router.policy_reload import PolicyFile
+        from edgeroute.router.engine_assembly import PolicyFile
 
         file = PolicyFile(Path(path), more)
         with file.named():
@@ -341,7 +341,7 @@ _warned = threading.Event()
 
 def _replace(*given: Any) -> None:
     """Put another policy in force, as `reload.replace`, which is imported with the first reload."""
-    from edgeroute.router.policy_reload import replace
+    from edgeroute.router.engine_assembly import replace
 
     replace(*given)
 

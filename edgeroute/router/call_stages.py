@@ -12,9 +12,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from edgeroute.core.batch_walk import walk_many
 from edgeroute.core.stream_walk import StreamWalk
-from edgeroute.core.walk import Emit, Left, Mark, Outcome, outcome_when_left, walk
+from edgeroute.core.walk import Emit, Left, Mark, Outcome, outcome_when_left, walk, walk_many
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.request import Request
 from edgeroute.types import Answer

@@ -7,9 +7,9 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from edgeroute.core import answer_reasons as explain
-from edgeroute.core.egress import Rules
 from edgeroute.core.error_codes import error_text, failure_text
 from edgeroute.core.plan import Plan
+from edgeroute.core.routing_policy import Rules
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.router.leg_execution import PASSING, LegExecutor
 from edgeroute.router.policy_snapshot import Snapshot

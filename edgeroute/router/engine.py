@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgeroute.cloud.egress_settings import CLASSIFYING
-from edgeroute.core.egress import Permit, Rules, permit
 from edgeroute.core.plan import Plan, stays_on_device
-from edgeroute.core.routing_policy import INF, Mode
+from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held, StoreError
@@ -44,8 +43,8 @@ from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
 from edgeroute.router.router_parts import Followed, Method, Part, Parts
-from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.late_imports import import_tool
+from edgeroute.system.process import ForkSafe, per_process
 from edgeroute.system.safe_logging import call_quietly
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.types import Answer

@@ -19,8 +19,7 @@ from edgeroute.router.call_stages import Block, Result, Steps
 from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
 from edgeroute.system import process
-from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.process import call_contained
+from edgeroute.system.process import ForkSafe, call_contained, per_process
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

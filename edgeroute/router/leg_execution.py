@@ -10,12 +10,10 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from edgeroute.core.batch_walk import of_row
-from edgeroute.core.egress import Permit
 from edgeroute.core.error_codes import failure_text
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.routing_policy import INF, Permit
 from edgeroute.core.stream_walk import Pieces
-from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new
+from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new, of_row
 from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.leg_inputs import CallInputs

@@ -11,10 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from edgeroute.cloud.cloud_backend import CloudBackend
-from edgeroute.core.egress import Denied, permit
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.routing_policy import INF, Denied, permit
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.http.addresses_and_messages import Call

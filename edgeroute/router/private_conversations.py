@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from edgeroute.core.egress import Denied, Rules, permit
-from edgeroute.core.routing_policy import INF, Mode
+from edgeroute.core.routing_policy import INF, Denied, Mode, Rules, permit
 from edgeroute.core.walk import Left, Outcome
 from edgeroute.errors import StoreError
 from edgeroute.router.call_stages import Block
 from edgeroute.router.request import SCALARS, Request
 from edgeroute.router.router_parts import Part
-from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.late_imports import import_late
-from edgeroute.system.process import now
+from edgeroute.system.process import ForkSafe, initially, now, per_process
 
 if TYPE_CHECKING:
     from edgeroute.router.message_forms_and_digests import Conversation

@@ -25,13 +25,11 @@ from edgeroute.types import Answer, V
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.router.conversation import Conversation
     from edgeroute.router.decide_and_check import Check, Decision
     from edgeroute.router.live.frames import Drop, Signature
     from edgeroute.router.live.result_iterators import Audio, Frames
     from edgeroute.router.live.speech_segments import Vad
-    from edgeroute.router.stateful_sessions import Session
-    from edgeroute.router.streams import Stream
+    from edgeroute.router.stateful_sessions import Conversation, Session, Stream
     from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming
     from edgeroute.tools.measure.report.progress_bar import Progress
     from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
@@ -165,7 +163,7 @@ class Router(BaseRouter[V]):
         Raises:
             PolicyError: as `infer`; for an invalid value, raised in the `for`.
         """
-        from edgeroute.router.streams import Stream
+        from edgeroute.router.stateful_sessions import Stream
 
         return Stream(self._pieces(x, mode, deadline, first_token, restart, data_class))
 
@@ -189,7 +187,7 @@ class Router(BaseRouter[V]):
         finally:
             pieces.close()
         if not spoken:  # from the cache, or in place of the cloud's
-            from edgeroute.router.streams import as_one_piece
+            from edgeroute.router.stateful_sessions import as_one_piece
 
             yield as_one_piece(answer)
         return answer
@@ -319,7 +317,7 @@ class Router(BaseRouter[V]):
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Return a conversation that stores its messages: `talk.infer("Hello")`. After a turn that may not leave, all stay."""
-        from edgeroute.router.conversation import Conversation
+        from edgeroute.router.stateful_sessions import Conversation
 
         return Conversation(self, system)
 

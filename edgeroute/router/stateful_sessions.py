@@ -3,22 +3,101 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+from edgeroute.core.plan import Plan
+from edgeroute.core.routing_policy import Denied, permit
 from edgeroute.edge.edge_backend import TURN, Turn
-from edgeroute.errors import BadInput, Closed
-from edgeroute.router.call_stages import Shown
-from edgeroute.router.streams import AsyncStream, Last, Stream
-from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.errors import BadInput, Closed, MayNotLeave
+from edgeroute.router.call_stages import Result, Shown
+from edgeroute.system.process import ForkSafe, per_process
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from edgeroute.core.routing_policy import Mode
+
+# Streams: an answer in pieces, for threads and for asyncio.
+
+
+class Stream:
+    """Iterator over the pieces of one answer; use it in a `with`. Leaving the `with` early cancels the call.
+
+    Attributes:
+        leg: name of the target whose pieces are shown, or of the cache; None before the first piece.
+        answer: whole answer, once the last piece was yielded; None before.
+    """
+
+    def __init__(self, pieces: Generator[Any, None, Answer]) -> None:
+        self.answer: Answer | None = None
+        self.leg: str | None = None
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            while True:
+                try:
+                    shown = next(self._pieces)
+                except StopIteration as end:
+                    self.answer = end.value
+                    return
+                self.leg = shown.source
+                yield shown.piece
+        finally:
+            self._pieces.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pieces.close()
+
+
+class AsyncStream:
+    """Asynchronous iterator over the pieces of one answer; use it in an `async with`. Leaving that early cancels the call.
+
+    Attributes:
+        leg: name of the target whose pieces are shown, or of the cache; None before the first piece.
+        answer: whole answer, once the last piece was yielded; None before.
+    """
+
+    def __init__(self, pieces: AsyncGenerator[Any, None]) -> None:
+        self.answer: Answer | None = None
+        self.leg: str | None = None
+        self._pieces = pieces
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        async for shown in self._pieces:
+            if type(shown) is Last:
+                self.answer = shown.answer
+            else:
+                self.leg = shown.source
+                yield shown.piece
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._pieces.aclose()
+
+
+class Last(NamedTuple):
+    """End of an `AsyncStream`'s pieces: an asynchronous generator cannot return a value."""
+
+    answer: Answer
+
+
+class End(list[Result]):
+    """Results of a finished call, as the last item of an asynchronous generator."""
+
+
+def as_one_piece(answer: Answer) -> Shown:
+    """Return an answer of which no piece was shown as one piece."""
+    return Shown(answer.source if answer.source in {"cache", "stale"} else answer.leg, answer.value)
 
 
 _END: Any = object()
@@ -225,3 +304,131 @@ async def _anext(turn: Turn, steps: Any) -> Any:
     """Return the next item of a router's asynchronous generator, which runs models within it; `_END` after the last."""
     with _current(turn):
         return await anext(steps, _END)
+
+
+# Conversations that store their own messages, over a router.
+
+
+class History:
+    """Messages of a conversation. One call at a time.
+
+    Attributes:
+        messages: messages so far, the system's first; both sides get all of them.
+        stays: True once a turn had to stay on the device; all later turns stay, too.
+    """
+
+    def __init__(self, router: Any, system: str | None) -> None:
+        self._router = router
+        self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+        self.stays = False
+
+    def _with_turn(self, turn: Any, options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return the messages with the next turn, and the call's options, restricted to the edge if the conversation stays.
+
+        Sets `stays`. The turn is copied; the messages stay as they are until `_append_answer`.
+
+        Raises:
+            BadInput: the turn is no text, content or message.
+            MayNotLeave: the conversation must stay, and there is no edge.
+        """
+        if not isinstance(turn, str | list | tuple | Mapping):
+            raise BadInput(f"a turn is a text, the parts of a content, or a message, not a {type(turn).__name__}")
+        message = dict(turn) if isinstance(turn, Mapping) else {"role": "user", "content": turn}
+        snapshot = self._router.engine.snapshot
+        data_class = options.get("data_class")
+        # the call itself refuses a data class of another type; by a function the class is known once the turn is answered
+        known = isinstance(data_class, str) or (data_class is None and snapshot.egress.data_class is None)
+        verdict = permit(snapshot.policy.rules, data_class) if known else None
+        self.stays = self.stays or options.get("mode") == "only_edge" or isinstance(verdict, Denied)
+        if self.stays and any(target.side == "edge" for target in snapshot.targets):
+            options = {**options, "mode": "only_edge"}
+        elif self.stays and self.messages and not isinstance(verdict, Denied):
+            raise MayNotLeave("this conversation had a turn that may not leave, and there is no edge any more")
+        return [*self.messages, message], options
+
+    def _append_answer(self, messages: list[dict[str, Any]], answer: Answer) -> Answer:
+        """Append the turn and its answer to the messages. Return the answer.
+
+        Tool calls are kept in the reply; a value that is no text becomes one.
+        """
+        reply: dict[str, Any] = {
+            "role": "assistant",
+            "content": answer.value if isinstance(answer.value, str) else str(answer.value),
+        }
+        choices = answer.outputs.get("choices") if isinstance(answer.outputs, Mapping) else None
+        first = choices[0] if isinstance(choices, list | tuple) and choices else None
+        message = first.get("message") if isinstance(first, Mapping) else None
+        if isinstance(message, Mapping) and message.get("tool_calls"):
+            reply |= {"content": answer.value or None, "tool_calls": message["tool_calls"]}
+        rules, plan = self._router.engine.snapshot.policy.rules, answer._plan  # noqa: SLF001 - a function may have found its class
+        self.stays = self.stays or (isinstance(plan, Plan) and isinstance(permit(rules, plan.data_class), Denied))
+        self.messages = [*messages, reply]
+        return answer
+
+
+class Conversation(History):
+    """Conversation over a `Router`: `router.conversation()`. A turn that fails, or is left early, is not part of it."""
+
+    def infer(self, turn: Any, **options: Any) -> Answer:
+        """Return the answer to the next turn, and add both to the messages.
+
+        Args:
+            turn: the turn: a text, the parts of a content, or a message, such as a tool's result.
+            options: options of `Router.infer`.
+
+        Raises:
+            BadInput: the turn is none of these.
+            MayNotLeave: an earlier turn may not leave, and there is no edge any more.
+            EdgerouteError: as by `Router.infer`.
+        """
+        messages, options = self._with_turn(turn, options)
+        answer: Answer = self._router.infer(messages, **options)
+        return self._append_answer(messages, answer)
+
+    def stream(self, turn: Any, **options: Any) -> Stream:
+        """Return the answer to the next turn in pieces; the turn is added to the messages once the last piece was yielded.
+
+        Left early, the turn is not added.
+
+        Args:
+            turn: as for `infer`.
+            options: options of `Router.stream`.
+        """
+        messages, options = self._with_turn(turn, options)
+        return Stream(self._pieces(messages, self._router.stream(messages, **options)))
+
+    def _pieces(self, messages: list[dict[str, Any]], stream: Stream) -> Generator[Any, None, Answer]:
+        """Yield a stream's pieces; at its end add the turn to the messages, and return the answer.
+
+        Left early, the turn is not added, and the call is cancelled.
+        """
+        with stream:
+            for piece in stream:
+                yield Shown(stream.leg or "", piece)
+        assert stream.answer is not None, "it has ended"
+        return self._append_answer(messages, stream.answer)
+
+
+class AsyncConversation(History):
+    """Conversation over an `AsyncRouter`: `router.conversation()`. A turn that fails, or is left early, is not part of it."""
+
+    async def infer(self, turn: Any, **options: Any) -> Answer:
+        """Return the answer to the next turn, and add both to the messages. See `Conversation.infer`."""
+        messages, options = self._with_turn(turn, options)
+        return self._append_answer(messages, await self._router.infer(messages, **options))
+
+    def stream(self, turn: Any, **options: Any) -> AsyncStream:
+        """Return the answer to the next turn in pieces; the turn is added once the last piece was yielded.
+
+        See `Conversation.stream`.
+        """
+        messages, options = self._with_turn(turn, options)
+        return AsyncStream(self._pieces(messages, self._router.stream(messages, **options)))
+
+    async def _pieces(self, messages: list[dict[str, Any]], stream: AsyncStream) -> AsyncGenerator[Any, None]:
+        """Yield a stream's pieces; at its end add the turn to the messages, and yield the answer as `Last`."""
+        async with stream:
+            async for piece in stream:
+                yield Shown(stream.leg or "", piece)
+        assert stream.answer is not None, "it has ended"
+        yield Last(self._append_answer(messages, stream.answer))

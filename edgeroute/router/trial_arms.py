@@ -22,8 +22,7 @@ from edgeroute.edge.edge_backend import TURN, EdgeBackend
 from edgeroute.edge.model_attributes import member
 from edgeroute.observe.router_stats import ArmStats, Interval
 from edgeroute.router import router_parts as parts
-from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import call_contained
+from edgeroute.system.process import ForkSafe, call_contained, initially, per_process
 from edgeroute.trials.edge_audits import BackgroundCalls
 from edgeroute.trials.trial_setting import STORED, Trial
 from edgeroute.types import Spent

@@ -18,8 +18,7 @@ from typing import Any, BinaryIO
 
 from edgeroute.errors import StoreError
 from edgeroute.system.foreign_files import open_file
-from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import json_dumps, json_loads, to_json_types
+from edgeroute.system.process import ForkSafe, initially, json_dumps, json_loads, per_process, to_json_types
 
 # A lock that one process has at a time: `flock`, or `filelock` on Windows, which has no `flock`.
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from edgeroute.catalog.catalog_entry import FORMAT, Entry, entries, read_entry
 from edgeroute.catalog.catalog_source import INDEX, METADATA, TARGETS
-from edgeroute.catalog.file_downloads import FILES
-from edgeroute.catalog.model_folder import replace_durably
+from edgeroute.catalog.model_folder import FILES, replace_durably
 from edgeroute.catalog.model_updates import NAMED
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import suffix_of, suffixes

@@ -20,7 +20,7 @@ import numpy as np
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.confidence.output_recognition import same
 from edgeroute.confidence.score_before_run import text_of
-from edgeroute.core.egress import Permit, Rules, permit
+from edgeroute.core.routing_policy import Permit, Rules, permit
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.router import Router

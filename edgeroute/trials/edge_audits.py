@@ -21,15 +21,14 @@ from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import StoreError
 from edgeroute.observe.router_stats import AuditStats, ShadowStats
 from edgeroute.system import process
-from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.process import call_contained
+from edgeroute.system.process import ForkSafe, call_contained, per_process
 from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow_runs import UNHEARD, Background, Job, ShadowRun, Tally
 
 if TYPE_CHECKING:
     from edgeroute.observe.target_counts import Counts
-    from edgeroute.stores.key_value_store import KeyValueStore
     from edgeroute.stores.rotated_json_lines import Journal
+    from edgeroute.stores.sqlite_file import KeyValueStore
     from edgeroute.types import Spent
 
 __all__ = ["Audit", "AuditStats", "Auditor"]

@@ -14,7 +14,7 @@ from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
 from edgeroute.observe.router_stats import ShadowStats
-from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import ForkSafe, initially, per_process
 
 UNHEARD = "unheard"
 """Key that marks the lines of shadow runs in the audit log."""

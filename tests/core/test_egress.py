@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.egress import Denied, Permit, Rules, permit
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
-from edgeroute.core.routing_policy import MODES, Policy, Target
+from edgeroute.core.routing_policy import MODES, Denied, Permit, Policy, Rules, Target, permit
 
 TARGETS = (Target("small", "edge", 0.7), Target("edge", "edge", 0.85), Target("eu", "cloud"), Target("us", "cloud"))
 RULES = Rules(never_leave=frozenset({"medical"}), may_leave=frozenset({"public"}))

@@ -10,10 +10,9 @@ import pytest
 
 from edgeroute import Prediction
 from edgeroute.core.answer_reasons import reason, reason_code, trace
-from edgeroute.core.batch_walk import walk_many
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
 from edgeroute.core.routing_policy import INF, Policy, Target
-from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Start, Wait, walk
+from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Start, Wait, walk, walk_many
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.router.drivers import blocking
 from edgeroute.tools import virtual_time as virtual

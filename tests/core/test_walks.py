@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import Prediction
-from edgeroute.core.batch_walk import for_rows, walk_many
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import INF, MODES, Policy, Target
-from edgeroute.core.walk import Done, Failed, acceptable, first_leg_outcome, walk
+from edgeroute.core.walk import Done, Failed, acceptable, first_leg_outcome, for_rows, walk, walk_many
 from edgeroute.router.drivers import blocking
 from edgeroute.tools import virtual_time as virtual
 

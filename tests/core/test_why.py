@@ -6,9 +6,8 @@ import pytest
 
 from edgeroute import BadInput, DeadlineExceeded, Held, NoAnswer, Prediction, Refused, Unreachable
 from edgeroute.core.answer_reasons import CODES, Took, error_code, reason_code, took
-from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Facts, Plan, Unsure, plan
-from edgeroute.core.routing_policy import Policy, Target
+from edgeroute.core.routing_policy import Policy, Rules, Target
 from edgeroute.core.walk import Mark, Outcome
 from edgeroute.errors import Unfit
 

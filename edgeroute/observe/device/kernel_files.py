@@ -12,7 +12,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import ForkSafe, per_process
 
 TEXT = 4096
 """Most bytes read of a file: one page, the most that a file of sysfs can hold."""

@@ -16,8 +16,7 @@ from edgeroute.stores.cache.entry_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.system.declared_settings import check_units
-from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
-from edgeroute.system.process import now
+from edgeroute.system.process import ForkSafe, initially, now, per_process, per_process_of
 
 State = Literal["fresh", "revalidate", "stale"]
 REFUSALS = 4096

@@ -16,7 +16,7 @@ from edgeroute.errors import StoreError
 from edgeroute.stores.cache.entry_copies import CachedEntry, Entry
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite_file import Database
-from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import ForkSafe, initially, per_process
 from edgeroute.system.thread_pool import ThreadPool
 
 log = logging.getLogger("edgeroute")

@@ -13,8 +13,7 @@ from edgeroute.core.error_codes import class_name
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.entry_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
-from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
-from edgeroute.system.process import call_contained, now
+from edgeroute.system.process import ForkSafe, call_contained, initially, now, per_process, per_process_of
 
 log = logging.getLogger("edgeroute")
 Vector = np.ndarray[Any, np.dtype[Any]]

@@ -40,8 +40,7 @@ from edgeroute.stores.outbox.outbox_entries import (
 from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file import Database
 from edgeroute.system.declared_settings import check_units
-from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import now, to_json_types
+from edgeroute.system.process import ForkSafe, initially, now, per_process, to_json_types
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
 

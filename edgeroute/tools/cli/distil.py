@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from edgeroute.core.egress import Rules
+from edgeroute.core.routing_policy import Rules
 from edgeroute.tools.cli.calibrate import path_in_policy
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, of_share, pairs, print_notes

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.system.process import json_dumps
-from edgeroute.system.workers import start_thread
+from edgeroute.system.thread_pool import start_thread
 from edgeroute.tools.cli.asked_labels import REPLIES, Asked, Reply
 
 try:

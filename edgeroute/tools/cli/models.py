@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from edgeroute.catalog import Catalog
-    from edgeroute.catalog.file_downloads import Progress
-    from edgeroute.catalog.model_folder import Pointer
+    from edgeroute.catalog.model_folder import Pointer, Progress
 
 __all__ = ["models"]
 

@@ -14,8 +14,8 @@ from edgeroute.errors import PolicyError
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
 from edgeroute.system import process
-from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.workers import start_thread
+from edgeroute.system.process import ForkSafe, initially, per_process
+from edgeroute.system.thread_pool import start_thread
 from edgeroute.tools.dashboard.monitor import Monitor, Sources
 from edgeroute.tools.dashboard.request_window import certificates_of, policy_summary
 from edgeroute.tools.replay.replay_result import Setup

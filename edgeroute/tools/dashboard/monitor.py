@@ -21,7 +21,7 @@ from edgeroute.record.request_counts import Tallied
 from edgeroute.system import process
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.process import json_dumps, json_loads
-from edgeroute.system.workers import Worker
+from edgeroute.system.thread_pool import Worker
 from edgeroute.tools.dashboard.request_window import NAME, TEXT, Trial, Window, row
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.replay.trace_reader import MOST

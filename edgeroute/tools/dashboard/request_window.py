@@ -11,9 +11,8 @@ import numpy as np
 
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.answer_reasons import CODES, Took, finite
-from edgeroute.core.egress import Rules
 from edgeroute.core.error_codes import HELD, UNFIT, Failure, clean
-from edgeroute.core.routing_policy import INF, Policy, Target, Terms
+from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
 from edgeroute.errors import BadInput
 from edgeroute.record.request_counts import Kind, Tally
 from edgeroute.router.policy_snapshot import Snapshot

@@ -20,9 +20,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeroute.cloud.request_exchange import LEAST_LATE_S
-from edgeroute.core.egress import Rules
 from edgeroute.core.error_codes import Failure, clean
-from edgeroute.core.routing_policy import MODES, Mode
+from edgeroute.core.routing_policy import MODES, Mode, Rules
 from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit, nearest
 from edgeroute.router.private_conversations import bind_within
 from edgeroute.tools.server.oip_messages import reply

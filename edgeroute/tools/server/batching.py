@@ -21,7 +21,7 @@ import numpy as np
 from edgeroute.edge.model_attributes import feed_of, has_async_runs, member
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.errors import EdgerouteError, ModelError, PolicyError
-from edgeroute.system.workers import Worker
+from edgeroute.system.thread_pool import Worker
 from edgeroute.types import EdgeModel, TensorSpec
 
 # The load of a served model. Each reply reports it in the header `endpoint-load-metrics`, in ORCA's text form.

@@ -27,7 +27,7 @@ from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.system.addresses import is_loopback
 from edgeroute.system.process import json_dumps, to_json_types
-from edgeroute.system.workers import failing
+from edgeroute.system.thread_pool import failing
 from edgeroute.types import Answer, TensorSpec
 
 try:

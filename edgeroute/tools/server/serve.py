@@ -19,7 +19,7 @@ from edgeroute.edge.model_attributes import member
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.addresses import is_loopback
-from edgeroute.system.workers import failing
+from edgeroute.system.thread_pool import failing
 from edgeroute.tools.python_names import is_python_name, python_object
 from edgeroute.types import EdgeModel
 
