@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from os import PathLike, fspath
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_attributes import check_model, counts_runs, has_async_runs, is_model, member
 from edgeroute.errors import BadReply, PolicyError, nearest
-from edgeroute.system.late_imports import attribute, call_factory, plugin_targets
+from edgeroute.system.late_imports import attribute, call_factory, import_tool, plugin_targets
 from edgeroute.types import EdgeModel, StopToken
 
 BUILT_IN = {
@@ -36,20 +36,6 @@ GROUP = "edgeroute.runtimes"
 """Entry-point group by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
 _TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _SUFFIX = re.compile(r"\.[^\s./\\][^\s/\\]*")
-_EXPORT = "torch.onnx.export(model, example, 'model.onnx')"
-STEPS = {
-    (".pt", ".pth", ".pt2", ".ckpt", ".torchscript", ".bin"): "`edgeroute convert {} --trust --sample input.npy` writes an ONNX "
-    f"file of a whole PyTorch model; with weights alone, build the model in Python, and {_EXPORT}",
-    (".safetensors", ".pte"): f"build the PyTorch model in Python, and {_EXPORT}",
-    (".keras",): "`edgeroute convert {}` writes an ONNX file; or convert it to .tflite",
-    (".h5", ".hdf5", ".pb"): "`edgeroute convert {} --trust` writes an ONNX file; or convert it to .tflite",
-    (".pkl", ".pickle", ".joblib"): "`edgeroute convert {} --trust` writes an ONNX file; or load it in Python, and pass the "
-    "object, edge=model, if it has predict_proba",
-    (".json", ".ubj", ".txt", ".cbm"): "`edgeroute convert {}` writes an ONNX file of a model of XGBoost, LightGBM or CatBoost",
-    (".engine", ".plan", ".trt"): "give the ONNX file that it was built from: `providers` has TensorRT build an engine of it",
-    (".nemo",): "export it in NeMo: model.export('model.onnx')",
-}  # fmt: skip
-"""Suffixes of files that no runtime runs -> the step that makes one that does, with a place for the path."""
 _HUB = re.compile(r"(hf://|https://(?:huggingface|hf)\.co/)?([\w-]+/[\w-]+(?:\.\d[\w-]*)*)(?(1)(?:/.*)?)")
 """Name of a model on a hub; only with its address may a path in it follow."""
 _registered: dict[str, str] = {}
@@ -200,21 +186,7 @@ def step_of(path: str) -> str | None:
     hub = _HUB.fullmatch(path)
     if suffix_of(path) is not None and not (hub and hub[1]):
         return None
-    folder, names = Path(path), list[str]()
-    with suppress(OSError, ValueError):
-        names = sorted(file.name for file in folder.iterdir())
-    if "saved_model.pb" in names:
-        return STEPS[".h5", ".hdf5", ".pb"].format(path)
-    if inside := next(filter(suffix_of, names), None):
-        return f"it is a folder: give the file in it, {str(folder / inside)!r}"
-    if "config.json" in names or (hub and not folder.exists()):
-        name = path if hub is None or names else hub[2]
-        of = f"write edge=pipeline(model={name!r}) of transformers"
-        return f"if it is a model on a hub, {of}; or give the file that `optimum-cli export onnx --model {name} OUT` writes"
-    return next((step.format(path) for ends, step in STEPS.items() if path.lower().endswith(ends)), None) or (
-        f"expected a file that ends in {', '.join(suffixes())}; another one is added by "
-        'edgeroute.register(".suffix", "package.module:Class")'
-    )
+    return import_tool("inspect.unsupported_models").step(path, hub)  # type: ignore[no-any-return]
 
 
 # Variants: edge models for the same task, of which each call runs one.
