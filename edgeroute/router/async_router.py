@@ -20,16 +20,17 @@ from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.base_router import BaseRouter, Spawn
 from edgeroute.router.blocking_calls_off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
 from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.decide_and_check import Check, Decision, decide
+from edgeroute.router.decide_and_check import Check, Decision
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
-from edgeroute.router.engine import Engine, batch_steps, check_all
+from edgeroute.router.engine import Engine, batch_steps
 from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.router import Router
 from edgeroute.router.stateful_sessions import AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming, view_samples, warm_up, warm_up_async
+from edgeroute.system.late_imports import import_tool
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -353,7 +354,7 @@ class AsyncRouter(BaseRouter[V]):
         """Return the route that this input would take, like `Router.decide`."""
         request = await self._loop.request(x, mode, deadline, data_class)
         legs, event = self.engine.legs([request]), None
-        steps = decide(request.plan, legs, self.engine.audited)
+        steps = import_tool("inspect.preflight").decide(request.plan, legs, x, self.engine.audited)
         try:
             while True:
                 start = steps.send(event)
@@ -367,7 +368,8 @@ class AsyncRouter(BaseRouter[V]):
 
     async def check(self, *, timeout: float = 5.0) -> Check:
         """Load the models, ping the endpoints, and return their status, like `Router.check`."""
-        return await self._loop.in_thread(partial(check_all, self.engine, timeout))
+        check = import_tool("inspect.preflight").check
+        return await self._loop.in_thread(partial(check, self.engine, timeout))  # type: ignore[no-any-return]
 
     async def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
         """Load each model and run it twice, like `Router.warm`; models that are async are awaited, others run in a thread."""

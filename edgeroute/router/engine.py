@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instrument_interface import Instruments
     from edgeroute.router.cache_stage import Caching
-    from edgeroute.router.decide_and_check import Check, Decision
+    from edgeroute.router.decide_and_check import Decision
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.router.trial_arms import Trials
     from edgeroute.stores.rotated_json_lines import Journal
@@ -560,29 +560,10 @@ def batch_steps(
 
 def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
     """Return the route that an input would take, running edges if need be, without sending anything."""
-    from edgeroute.router.decide_and_check import decide
-
     request = engine.request(x, mode, deadline, data_class)
     legs = engine.legs([request])
-    return blocking.drive_inline(decide(request.plan, legs, x, engine.audited), legs.run)
-
-
-def check_all(engine: Engine, timeout: float) -> Check:
-    """Load the models and ping the endpoints, blocking. Return their status, and what may leave.
-
-    Raises PolicyError for an invalid timeout.
-    """
-    from edgeroute.router.decide_and_check import Check, check
-
-    check_seconds("timeout", timeout)
-    result = check(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
-    observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
-    unread, lacking = observer.lacking(()), observer.lacking(snapshot.backends)
-    lines = [*observer.rules(), *observer.budget(), *(f"! {line}" for line in unread), *lacking[len(unread) :]]
-    judge = import_tool("inspect.never_works")
-    lines += judge.notes(snapshot, spending.limits)
-    never = [*judge.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
-    return Check(result.ok and not never, (*result.lines, *lines, *(f"! {line}" for line in never)))
+    decide = import_tool("inspect.preflight").decide
+    return blocking.drive_inline(decide(request.plan, legs, x, engine.audited), legs.run)  # type: ignore[no-any-return]
 
 
 # Status of a router: statistics, limits, outbox, device.

@@ -16,10 +16,11 @@ from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.base_router import BaseRouter, Spawn
 from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
-from edgeroute.router.engine import Engine, batch_steps, check_all, decide_alone
+from edgeroute.router.engine import Engine, batch_steps, decide_alone
 from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
+from edgeroute.system.late_imports import import_tool
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -344,7 +345,7 @@ class Router(BaseRouter[V]):
         Args:
             timeout: seconds for each endpoint.
         """
-        return check_all(self.engine, timeout)
+        return import_tool("inspect.preflight").check(self.engine, timeout)  # type: ignore[no-any-return]
 
     def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
         """Load each model on the device and run it twice, so that the first request is not slow. Return the timings.

@@ -1,0 +1,159 @@
+"""Preflight of a router: `decide`, the route that an input would take, and `check`, the status of all targets. No input is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from time import monotonic
+from typing import Any
+
+from edgeroute.core import answer_reasons as explain
+from edgeroute.core.error_codes import error_text, failure_text
+from edgeroute.core.plan import Plan
+from edgeroute.core.routing_policy import Rules
+from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
+from edgeroute.router.argument_checks import check_seconds
+from edgeroute.router.decide_and_check import Check, Decision
+from edgeroute.router.engine import Engine
+from edgeroute.router.leg_execution import PASSING, LegExecutor
+from edgeroute.router.policy_snapshot import Snapshot
+from edgeroute.system.process import now
+from edgeroute.tools.inspect import never_works
+from edgeroute.types import Backend
+
+
+def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:
+    """Yield the starts of the edges that the plan begins with, to be run, and return the route that the input would take.
+
+    Ends with the first edge that is accepted, or before an edge behind a cloud that would be called; other failures are steps.
+
+    Args:
+        plan: plan of the input.
+        legs: executor of the plan's legs.
+        x: the input, by which the cost of a call is estimated.
+        audited: share of requests compared with the cloud later.
+
+    Raises:
+        BadInput: an edge rejects the input.
+    """
+    steps, sends = list(plan.steps), []
+    for i, leg in enumerate(plan.legs):
+        start = Start(i)
+        if leg.permit is not None:
+            cloud: Any = legs.backend(start)
+            if why := cloud.guard.why() or _spent(cloud, x):
+                steps.append(f"=> {leg.name}: would not be asked now: {why}")
+            else:
+                sends.append(cloud.where)
+                steps.append(f"=> {leg.name}: would send this input to {sends[-1]}")
+            continue
+        if sends:
+            break
+        event = yield start
+        if type(event) is Failed:
+            if event.fatal:
+                raise event.error
+            steps.append(f"=> {leg.name} failed: {failure_text(event.error)}")
+            continue
+        prediction: Prediction = event.answer  # type: ignore[union-attr]  # an executed leg is Done or Failed
+        limit = own_threshold(leg, prediction) if leg.thresholds else None
+        steps.append(f"=> {explain.answer_part(plan, leg, prediction.confidence, 0.0, limit)}")
+        if acceptable(leg, prediction):
+            if audited and judged(leg):
+                steps.append(f"=> one in {1 / audited:,.0f} such inputs is sent to the cloud afterwards, to compare (audit)")
+            break
+    return Decision(plan, tuple(steps), tuple(sends))
+
+
+def _spent(cloud: Any, x: Any) -> str:
+    """Return why limits of spending forbid a call of an endpoint for this input; empty: they allow it. Books nothing."""
+    cost = never_works.smallest_cost(cloud, [x])
+    rejection = cloud.guard.spending.reserve(cost, now(), book=False)
+    return "" if rejection is None else str(rejection.text)
+
+
+def check(engine: Engine, timeout: float) -> Check:
+    """Load the models and ping the endpoints, blocking. Return their status, and what may leave.
+
+    Raises PolicyError for an invalid timeout.
+    """
+    check_seconds("timeout", timeout)
+    result = _targets(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
+    observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
+    unread, lacking = observer.lacking(()), observer.lacking(snapshot.backends)
+    lines = [*observer.rules(), *observer.budget(), *(f"! {line}" for line in unread), *lacking[len(unread) :]]
+    lines += never_works.notes(snapshot, spending.limits)
+    never = [*never_works.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
+    return Check(result.ok and not never, (*result.lines, *lines, *(f"! {line}" for line in never)))
+
+
+def _targets(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str = "") -> Check:
+    """Load the models and ping the endpoints, blocking for at most `timeout` seconds each. Return their status.
+
+    Never raises for a target: its problem is a line that begins with `!`.
+
+    Args:
+        snapshot: policy in force.
+        timeout: seconds for each endpoint.
+        audited: share of requests compared with the cloud later.
+        stays: reason why nothing leaves the device by itself now; then no endpoint is pinged. Empty: endpoints are pinged.
+    """
+    asked = [backend for backend in snapshot.backends if not (stays and backend.side == "cloud")]
+    problems = [(backend, _problem(backend, timeout)) for backend in asked]
+    lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
+    lines += [f"{r.name}: was not asked whether it is ready ({stays})" for r in snapshot.backends if r not in asked]
+    if snapshot.trial is not None:
+        model: Any = snapshot.trial.backends[0]
+        problems.append((model, problem := _problem(model, timeout)))
+        kind = "on trial, hidden" if snapshot.hidden else "on trial"
+        lines.append(f"! {model.name}: {problem}" if problem else f"{model.name}, {kind}: {model.describe()}")
+    lines += snapshot.views.describe(snapshot.targets)
+    places = ", ".join(r.where for r in snapshot.backends if r.side == "cloud")
+    if not places:
+        lines.append("nothing can leave this device: there is no cloud")
+    elif snapshot.policy.mode == "only_edge":
+        lines.append(f"nothing leaves this device unless a call asks for another mode than only_edge; then to {places}")
+    else:
+        nothing = snapshot.policy.rules.nothing
+        lines.append(f"{'by its rules nothing may' if nothing else 'inputs may'} leave this device, to {places}")
+        lines.extend(_egress_lines(snapshot.policy.rules))
+        if snapshot.policy.mode == "shadow":
+            of = "each request" if audited == 1 else f"{100 * audited:g} % of the requests"
+            lines.append(f"the cloud answers everything; of {of} it is recorded what the edge would have answered (shadow)")
+        elif audited:
+            lines.append(f"{100 * audited:g} % of what the edge answers is sent there afterwards, to compare (audit)")
+    edges = [t for t in snapshot.targets if t.side == "edge"]
+    if not edges:
+        lines.append("there is no edge model: without the cloud there is no answer")
+    elif places and snapshot.policy.mode in {"prefer_edge", "shadow"}:
+        lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges if t.threshold is not None)
+        lines.extend(f"! its certificate says: {text}" for c in snapshot.certificates if c for text in c.certificate.doubts)
+    return Check(all(problem is None for _, problem in problems), tuple(lines))
+
+
+def _promise(label: str) -> str:
+    """Return the text of `check` for a threshold's label."""
+    if label == "uncalibrated":
+        return "uncalibrated, picked by hand, with no guarantee about errors"
+    return label if label.startswith("uncalibrated") else f"certified, {label}"
+
+
+def _egress_lines(rules: Rules) -> list[str]:
+    """Return the lines of `check` about the rules for data classes."""
+    if not rules.any:
+        return []
+    unknown = "may leave" if rules.unknown_class == "allow" else "stays"
+    lines = [f"data class {name}: never leaves" for name in sorted(rules.never_leave)]
+    lines += [f"data class {name}: may leave" for name in sorted(rules.may_leave)]
+    default = "" if rules.default_class is None else f"; a call that names none is {rules.default_class}"
+    return [*lines, f"any {'other ' if lines else ''}data class {unknown}{default}"]
+
+
+def _problem(backend: Backend, timeout: float) -> str | None:
+    """Load a model, or ping an endpoint without user data. Return the problem as a text; None: ready. Ctrl-C passes."""
+    try:
+        backend.ready(monotonic() + timeout)
+    except PASSING:
+        raise
+    except BaseException as e:  # noqa: BLE001 - any failure is the result
+        return error_text(e)
+    return None
