@@ -20,14 +20,14 @@ from test_connections import connected_to, in_thread
 from tiny import linear
 
 from edgeroute import Closed, Limits, Options, Outbox, Prediction, Router, StoreError
-from edgeroute.cloud import spending_file as earlier
+from edgeroute.cloud import endpoint_guard as earlier
 from edgeroute.core.usage_limits import Spending
 from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.observe import network_routes as network
 from edgeroute.router import base_router as methods
-from edgeroute.router import policy_reload as reload
-from edgeroute.stores import key_value_store as keyvalue
+from edgeroute.router import engine_assembly as reload
+from edgeroute.stores import sqlite_file as keyvalue
 from edgeroute.stores.outbox.delivery import Callbacks
 from edgeroute.stores.outbox.outbox_entries import Waiting
 from edgeroute.stores.sqlite_file import Database, KeyValueStore

@@ -91,8 +91,7 @@ PACKAGE = Path(edgeroute.__file__).parent  # of the clone, or of the wheel that 
 ROOMS = {"catalog", "confidence", "edge", "policy", "tools"}
 """Rooms whose JSON is of others; elsewhere it is the package's own, with checksums, or came over a connection, with bounds."""
 OWN = {
-    "catalog/model_folder.py": (1, "the tag beside a partial download, which is written there"),
-    "catalog/model_folder.py": (1, "a folder, to flush it"),
+    "catalog/model_folder.py": (2, "the tag beside a partial download, which is written there; a folder, to flush it"),
     "cloud/grpc_channels.py": (2, "certificates and keys that the operator names, perhaps a pipe of a key store"),
     "edge/answer_check.py": (1, "an answer of at most 65,536 characters, in which a key that comes twice is refused"),
     "edge/gguf_format.py": (1, "an open file"),
@@ -180,8 +179,7 @@ THREADS = {
     "observe/device/kernel_files.py": "a program, which is waited for",
     "router/live/result_iterators.py": "the source of an iterator, whose exception its caller gets",
     "system/late_imports.py": "an import, whose exception its caller gets",
-    "system/thread_pool.py": "the pool, whose jobs are contained",
-    "system/thread_pool.py": "the worker itself",
+    "system/thread_pool.py": "the pool, whose jobs are contained, and the worker itself",
     "tools/cli/inspect_file.py": "a run, whose exception its caller gets",
 }
 """Files that make threads, and why these are no workers."""

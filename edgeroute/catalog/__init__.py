@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from edgeroute.catalog.model_updates import Catalog, Step, Updater
 
 _MODULE_OF = {
-    "Catalog": "catalog", "Entry": "catalog_entry", "ModelStatus": "installed_models", "Progress": "file_downloads",
-    **dict.fromkeys(("Step", "Updater"), "model_updates"),
+    "Entry": "catalog_entry", "ModelStatus": "installed_models", "Progress": "model_folder",
+    **dict.fromkeys(("Catalog", "Step", "Updater"), "model_updates"),
 }  # fmt: skip
 
 __all__ = ["Catalog", "Entry", "ModelStatus", "Progress", "Step", "Updater"]

@@ -1,4 +1,4 @@
-"""Folder of a device's models: each version in its own folder, and for each model a file that names the active version.
+"""Folder of a device's models, and downloads into it: a folder for each version, and for each model the name of the active one.
 
 STORE/NAME.active                 {"version": ..., "previous": ...}: replaced atomically
 STORE/versions/NAME/VERSION/      the files, and entry.json, which is written last

@@ -1,4 +1,4 @@
-"""Routing policy as plain data: modes, targets with their thresholds, the policy, and prices and limits of an endpoint."""
+"""Routing policy as plain data: modes, targets, thresholds, egress rules with permits, and prices and limits of an endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walk of a plan: a generator yields effects; a driver executes them and sends events back.
+"""Walk of a plan, for one input or a batch: a generator yields effects; a driver executes them and sends events back.
 
     effects, yielded      Start(leg)   Wait(until)   Cancel(leg)   Leave(leg)   Emit(leg, prediction)
     events, sent back     Done   Failed   Elapsed   (and Delta, in streams only)

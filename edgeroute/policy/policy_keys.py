@@ -1,4 +1,4 @@
-"""Sections and top-level keys of a policy, and their conversion to the arguments of `Router`."""
+"""Sections and top-level keys of a policy, their conversion to the arguments of `Router`, and the messages about wrong ones."""
 
 from __future__ import annotations
 

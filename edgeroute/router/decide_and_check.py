@@ -1,21 +1,11 @@
-"""Results of `decide`, the route that an input would take, and of `check`, the status of all targets (edgeroute/tools/inspect/)."""
+"""Results of `decide`, the route that an input would take, and of `check`, the status of all targets (inspect/preflight.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from edgeroute.core import answer_reasons as explain
-from edgeroute.core.error_codes import error_text, failure_text
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import Rules
-from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
-from edgeroute.router.leg_execution import PASSING, LegExecutor
-from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.system.late_imports import import_tool
-from edgeroute.system.process import now
-from edgeroute.types import Backend
 
 
 class Decision(NamedTuple):

@@ -25,7 +25,6 @@ from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
-from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.cache_keys import LONGEST
 from edgeroute.router.call_stages import Block, Proceed, Result, Steps, compose, walk_stage
 from edgeroute.router.drivers import blocking

@@ -1,4 +1,4 @@
-"""Composition root: constructs an engine, with all its parts, from a router's arguments."""
+"""Composition root: constructs an engine from a router's arguments, and replaces its policy when the policy file changes."""
 
 from __future__ import annotations
 

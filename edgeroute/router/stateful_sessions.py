@@ -1,4 +1,4 @@
-"""Sessions: calls of one stream of inputs, in order, with the states of its models from one call to the next."""
+"""Streams, conversations and sessions: an answer in pieces, and calls in order, whose state goes from one to the next."""
 
 from __future__ import annotations
 

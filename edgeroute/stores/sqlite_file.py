@@ -1,4 +1,4 @@
-"""SQLite file shared by threads and processes: one transaction at a time, safe to fork, a corrupt file renamed and replaced."""
+"""SQLite file shared by threads and processes, safe to fork, a corrupt one renamed and replaced; keys and values in one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pool of daemon threads in which a job never waits behind another one."""
+"""Pool of daemon threads in which a job never waits behind another one, and workers, threads that run one job again and again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivery of the outbox's requests when their endpoint is available, with retries, jitter and a rate limit.
+"""Delivery of the outbox's requests when their endpoint is available, and of late answers to the app's callback.
 
 `Loop` is a background thread that only one process runs at a time; `Delivery` is what it does.
 """

@@ -1,4 +1,4 @@
-"""Preflight of a router: `decide`, the route that an input would take, and `check`, the status of all targets. No input is sent."""
+"""Preflight of a router: `decide`, the route that an input would take; `check`, the status of all targets. No input is sent."""
 
 from __future__ import annotations
 
