@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
 from edgeroute.errors import CatalogAway, CatalogError, PolicyError, StoreError
@@ -49,25 +49,6 @@ class Piece(NamedTuple):
     """Bytes of the file, from `begin` on."""
 
 
-class Source(Protocol):
-    """Place from which a catalog is read."""
-
-    where: str
-
-    @contextmanager
-    def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:
-        """Open a file at a byte offset, if its content still has that tag, or else at its start; closes it on exit.
-
-        Raises:
-            Missing: the catalog has no such file.
-            CatalogAway: the catalog cannot be reached, breaks off, or is too slow.
-            CatalogError: the reply is not that of a catalog.
-        """
-
-    def close(self) -> None:
-        """Close the connections, never raising. A later `open` connects again."""
-
-
 class Folder:
     """Catalog in a folder, such as a USB stick or a network drive."""
 
@@ -76,9 +57,11 @@ class Folder:
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:  # noqa: ARG002 - the size and hash tell
-        """Open a file at a byte offset. See `Source.open`, whose errors are raised.
+        """Open a file at a byte offset; `tag` is ignored. Closes it on exit.
 
-        The file is closed at the end of the block; `tag` is ignored.
+        Raises:
+            Missing: the catalog has no such file.
+            CatalogAway: the folder is not there, or the file cannot be read.
         """
         if not self.path.is_dir():
             raise CatalogAway(f"{self.where}: there is no such folder now")
@@ -143,9 +126,14 @@ class Web:
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:
-        """Request a file, or the rest of it from `begin` on; follow redirects on the same server. See `Source.open`.
+        """Request a file, or the rest of it from `begin` on; follow redirects on the same server. Closes the reply on exit.
 
-        A range is requested only with a strong `tag`; without it the file comes from its start. Raises CatalogError.
+        A range is requested only with a strong `tag`; without it, or if the content has another, the file comes from its start.
+
+        Raises:
+            Missing: the catalog has no such file.
+            CatalogAway: the catalog cannot be reached, breaks off, or is too slow.
+            CatalogError: the reply is not that of a catalog.
         """
         client, web = self._http_client(), import_late("httpx")
         ask = {"Range": f"bytes={begin}-", "If-Range": tag} if begin and tag else {}
@@ -240,6 +228,10 @@ class Web:
         if client is not None:
             with suppress(Exception):
                 client.close()
+
+
+Source: TypeAlias = Folder | Web
+"""Place from which a catalog is read."""
 
 
 def source_of(where: str | Path, *, verify: bool | str | Path = True, patience_s: float = 30.0) -> Source:

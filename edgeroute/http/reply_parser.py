@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from edgeroute.errors import BadReply
 
 # Parsers of HTTP/1.1 replies: httptools (llhttp) in its strict mode, or h11 where there is no wheel of it.
 #
-# Each parses a whole head, and then the chunks of a chunked body. `Reading` decides about the framing of the body for both.
+# Each parses a whole head (`head`, of data that ends with `END`), and then the chunks of a chunked body (`parse_chunks`).
+# `ended`: the last chunk and the trailers have come. `surplus`: bytes have come after the trailers. `wrong`: the fault in the
+# chunks, after the parts that `parse_chunks` returned last; empty: none. `Reading` decides about the body's framing for both.
 
 HAVE_LLHTTP = True
 """True if httptools is installed."""
@@ -42,32 +44,6 @@ class Head(NamedTuple):
     status: int
     headers: list[tuple[str, str]]
     """(lower-case name, value), in order, repeated ones too."""
-
-
-class Parser(Protocol):
-    """Parser of one head, and of the chunks after it."""
-
-    @property
-    def ended(self) -> bool:
-        """True if the last chunk and the trailers have come."""
-
-    @property
-    def surplus(self) -> bool:
-        """True if bytes have come after the trailers."""
-
-    def head(self, data: bytes) -> Head:
-        """Parse and return a head; `data` ends with `END`.
-
-        Raises:
-            Malformed: the data is no head.
-        """
-
-    @property
-    def wrong(self) -> str:
-        """Fault in the chunks, after the parts that `parse_chunks` returned last; empty: none."""
-
-    def parse_chunks(self, data: bytes) -> list[bytes]:
-        """Parse more of a chunked body, and return the parts of the body in it. Sets `ended`, `surplus` and `wrong`."""
 
 
 class Llhttp:
@@ -259,7 +235,7 @@ class Reading:
     def __init__(self, origin: str, method: str, limit: int) -> None:
         self._origin, self._method, self._limit = origin, method, limit
         self._buffer, self._seen, self._beyond, self._size = b"", 0, float(-FRAMING), 0
-        self._parser: Parser | None = None
+        self._parser: Llhttp | H11 | None = None
         self._left: int | None = None
         self.heard = False
         """True if any bytes have come."""
@@ -329,7 +305,7 @@ class Reading:
             raise Malformed("illegal line end")
         self._buffer, self._seen = buffer, len(buffer)
 
-    def _begin(self, head: Head, parser: Parser, rest: bytes) -> None:
+    def _begin(self, head: Head, parser: Llhttp | H11, rest: bytes) -> None:
         """Set status, headers and the framing of the body by the final head, and parse the bytes after it.
 
         Raises:

@@ -10,7 +10,7 @@ import contextlib
 import ssl
 import urllib.request
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import certifi
@@ -90,20 +90,7 @@ class WrongKey(OSError):
     """Error of a server whose certificate holds none of the pinned keys."""
 
 
-class Layer(Protocol):
-    """Byte stream of a connection, as generators of `Steps`."""
-
-    def write(self, parts: Sequence[bytes], heard: Heard) -> Steps[bool]:
-        """Send the parts; bytes received meanwhile are passed to `heard`.
-
-        Return True if all were sent, False if `heard` stopped it.
-        """
-
-    def read(self, most: int) -> Steps[bytes]:
-        """Receive and return up to `most` bytes; empty: the end, which may be premature."""
-
-    def surplus(self) -> bool:
-        """Return True if bytes received already are left to read, or the stream has ended in them."""
+# Layers: byte streams of a connection, as generators of `Steps`.
 
 
 class Plain:
@@ -134,7 +121,7 @@ class Plain:
 class Tls:
     """Layer of the client side of TLS above another layer."""
 
-    def __init__(self, inner: Layer, context: ssl.SSLContext, hostname: str | None) -> None:
+    def __init__(self, inner: Plain | Tls, context: ssl.SSLContext, hostname: str | None) -> None:
         self._inner = inner
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
@@ -429,7 +416,7 @@ class Line:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._layer: Layer = Plain()
+        self._layer: Plain | Tls = Plain()
         self._early = Early()
         self._forwarding: Proxy | None = None
         self.there: tuple[str, int] = (wire.address.host, wire.address.port)

@@ -320,10 +320,11 @@ class AsyncRouter(BaseRouter[V]):
 
         The source may be an async iterable, which is read in a task.
         """
-        from edgeroute.router.live.asyncio_iterators import frames_of
+        from edgeroute.router.live.asyncio_iterators import AsyncBell, AsyncFrames
         from edgeroute.router.live.frames import FrameSettings
+        from edgeroute.router.live.result_iterators import live_frames
 
-        return self._watch(frames_of(self, source, FrameSettings(**settings).check()))
+        return self._watch(live_frames(self, source, FrameSettings(**settings).check(), AsyncFrames, AsyncBell()))
 
     @like(Router.audio)
     def audio(self, chunks: Any, **settings: Any) -> AsyncAudio:
@@ -331,10 +332,11 @@ class AsyncRouter(BaseRouter[V]):
 
         The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
         """
-        from edgeroute.router.live.asyncio_iterators import audio_of
+        from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncBell
+        from edgeroute.router.live.result_iterators import live_audio
         from edgeroute.router.live.speech_segments import AudioSettings
 
-        return self._watch(audio_of(self, chunks, AudioSettings(**settings).check()))
+        return self._watch(live_audio(self, chunks, AudioSettings(**settings).check(), AsyncAudio, AsyncBell()))
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
         """Return a conversation that stores its messages, like `Router.conversation`."""
@@ -369,7 +371,7 @@ class AsyncRouter(BaseRouter[V]):
     async def check(self, *, timeout: float = 5.0) -> Check:
         """Load the models, ping the endpoints, and return their status, like `Router.check`."""
         check = import_tool("inspect.preflight").check
-        return await self._loop.in_thread(partial(check, self.engine, timeout))  # type: ignore[no-any-return]
+        return await self._loop.in_thread(partial(check, self.engine, timeout))
 
     async def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
         """Load each model and run it twice, like `Router.warm`; models that are async are awaited, others run in a thread."""

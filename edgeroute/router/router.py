@@ -246,12 +246,12 @@ class Router(BaseRouter[V]):
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
         from edgeroute.router.live.frames import FrameSettings
-        from edgeroute.router.live.result_iterators import frames_of
+        from edgeroute.router.live.result_iterators import Bell, Frames, live_frames
 
         settings = FrameSettings(
             max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
         ).check()
-        return self._watch(frames_of(self, source, settings))
+        return self._watch(live_frames(self, source, settings, Frames, Bell()))
 
     def audio(
         self,
@@ -307,14 +307,14 @@ class Router(BaseRouter[V]):
         Raises:
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
-        from edgeroute.router.live.result_iterators import audio_of
+        from edgeroute.router.live.result_iterators import Audio, Bell, live_audio
         from edgeroute.router.live.speech_segments import AudioSettings
 
         settings = AudioSettings(
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
             deadline, data_class,
         ).check()  # fmt: skip
-        return self._watch(audio_of(self, chunks, settings))
+        return self._watch(live_audio(self, chunks, settings, Audio, Bell()))
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Return a conversation that stores its messages: `talk.infer("Hello")`. After a turn that may not leave, all stay."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import Closed
-from edgeroute.router.live.frames import FrameSettings, FrameUpdate
+from edgeroute.router.live.frames import FrameUpdate
 from edgeroute.router.live.live_source import Call, Kind, Mailbox
-from edgeroute.router.live.result_iterators import CLOSE_S, AudioBase, FramesBase, LiveIterator, live_audio, live_frames
-from edgeroute.router.live.speech_segments import AudioSettings, BargeIn, Utterance
+from edgeroute.router.live.result_iterators import CLOSE_S, AudioBase, FramesBase, LiveIterator
+from edgeroute.router.live.speech_segments import BargeIn, Utterance
 from edgeroute.system.process import await_within
 from edgeroute.types import Answer
 
@@ -235,13 +235,3 @@ class AsyncFrames(FramesBase, AsyncUpdates[FrameUpdate]):
 
 class AsyncAudio(AudioBase, AsyncUpdates[Utterance | BargeIn]):
     """Asynchronous iterator over the answers to a source's speech: `AsyncRouter.audio`."""
-
-
-def frames_of(router: Any, source: Any, settings: FrameSettings) -> AsyncFrames:
-    """Return the iterator of `AsyncRouter.frames`."""
-    return live_frames(router, source, settings, AsyncFrames, AsyncBell())
-
-
-def audio_of(router: Any, chunks: Any, settings: AudioSettings) -> AsyncAudio:
-    """Return the iterator of `AsyncRouter.audio`."""
-    return live_audio(router, chunks, settings, AsyncAudio, AsyncBell())

@@ -234,20 +234,9 @@ class PolledCall:
         self._steps.close()
 
 
-class DirectCall:
-    """Call that runs when it is polled."""
-
-    until = INF
-
-    def __init__(self, call: Callable[[], Answer]) -> None:
-        self._call = call
-
-    def poll(self) -> Answer | None:
-        """Run the call, blocking, and return its answer. Raises the error of the call."""
-        return self._call()
-
-    def close(self) -> None:
-        """Do nothing: the call does not run between polls."""
+def once(call: Callable[[], Answer]) -> Generator[Answer, None, None]:
+    """Yield the answer of a call, which runs when it is polled."""
+    yield call()
 
 
 def equal(value: Any, other: Any) -> bool:

@@ -15,7 +15,7 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import BadInput, Closed
 from edgeroute.router.live import speech_segments as speech
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
-from edgeroute.router.live.live_source import Call, DirectCall, Kind, Mailbox, PolledCall, fill, items, kind_of
+from edgeroute.router.live.live_source import Call, Kind, Mailbox, PolledCall, fill, items, kind_of, once
 from edgeroute.system.safe_logging import call_quietly
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Bell:
     def begin(self, router: Any, mode: Mode | None, data_class: str | None, x: Any, alone: bool, deadline: float | None) -> Call:
         """Return a call of a router, to be polled; `alone`: of its edge only."""
         if alone:
-            return DirectCall(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class))
+            return PolledCall(once(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class)))
         return PolledCall(router._refine_steps(x, mode, deadline, data_class, self.ring))  # noqa: SLF001 - a part of it
 
 
@@ -253,13 +253,3 @@ def live_audio(router: Any, chunks: Any, settings: speech.AudioSettings, make: C
     if kind != "async":
         unread = speech.segments(chunks, kind, flow.listener, mailbox.stopped)
     return make(flow, mailbox, bell, unread, "edgeroute-audio")
-
-
-def frames_of(router: Any, source: Any, settings: FrameSettings) -> Frames:
-    """Return the iterator of `Router.frames`."""
-    return live_frames(router, source, settings, Frames, Bell())
-
-
-def audio_of(router: Any, chunks: Any, settings: speech.AudioSettings) -> Audio:
-    """Return the iterator of `Router.audio`."""
-    return live_audio(router, chunks, settings, Audio, Bell())
