@@ -20,7 +20,7 @@ from test_connections import connected_to, in_thread
 from tiny import linear
 
 from edgeroute import Closed, Limits, Options, Outbox, Prediction, Router, StoreError
-from edgeroute.cloud import endpoint_guard as earlier
+from edgeroute.cloud import spending_file as earlier
 from edgeroute.core.usage_limits import Spending
 from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.http.addresses_and_messages import Address, Call

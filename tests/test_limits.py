@@ -16,7 +16,7 @@ import routes
 from both import GOOD, LONG, GatedServer, ask, header, makes, unsure
 
 from edgeroute import AsyncRouter, Function, Limits, PlainJson
-from edgeroute.cloud import endpoint_guard as earlier
+from edgeroute.cloud import spending_file as earlier
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.usage_limits import Cost, Spending
 from edgeroute.stores.sqlite_file import Database, KeyValueStore
