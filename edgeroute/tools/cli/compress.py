@@ -11,7 +11,14 @@ import typer
 
 from edgeroute.errors import PolicyError
 from edgeroute.tools.cli.example_options import all_or_none
-from edgeroute.tools.cli.tables_and_options import Json, console, pairs, print_notes, share, table
+from edgeroute.tools.cli.tables_and_options import (
+    Json,
+    console,
+    pairs,
+    print_notes,
+    share,
+    table,
+)
 from edgeroute.tools.python_names import python_object
 
 if TYPE_CHECKING:
@@ -100,26 +107,21 @@ def prune(
     model: Model,
     *,
     data: Data,
-    sparsity: Annotated[
-        float, typer.Option("--sparsity", "-s", parser=share, metavar="SHARE", help="Share to remove: 0.5 or 50%.")
-    ],
+    sparsity: Annotated[float, typer.Option("--sparsity", "-s", parser=share, metavar="SHARE")],
     out: Out = None,
-    structured: Annotated[
-        bool, typer.Option("--structured", help="Remove channels, in place of single weights, which become zero.")
-    ] = False,
-    finetune: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION",
-            help="Function of the pruned model's path, inputs and labels, which trains the file in place.",
-        ),
-    ] = None,
+    structured: bool = False,
+    finetune: Annotated[str | None, typer.Option(metavar="MODULE:FUNCTION")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Prune a model by the size of its weights, fine-tune it, and measure the difference.
 
     Without --structured the file keeps its size, but compresses better; with it file, memory and time shrink.
+
+    Args:
+        sparsity: Share to remove: 0.5 or 50%.
+        structured: Remove channels, in place of single weights, which become zero.
+        finetune: Function of the pruned model's path, inputs and labels, which trains the file in place.
     """
     from edgeroute.tools import compress
 
@@ -138,24 +140,13 @@ def quantize(
     *,
     data: Data,
     out: Out = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="float16 in place of int8: for GPUs and NPUs.")] = False,
-    keep_float: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Number of layers that stay float, the most sensitive first.")
-    ] = 0,
-    layers: Annotated[bool, typer.Option(help="Try each layer alone, and show its sensitivity.")] = True,
-    last: Annotated[
-        bool, typer.Option("--last", help="Quantise the last layer too. Its logits are then some of 256, and confidences tie.")
-    ] = False,
-    activations: Annotated[
-        Literal["uint8", "int8"],
-        typer.Option(help="uint8 is the fastest on x86; int8, symmetric, is for TensorRT, and good on ARM."),
-    ] = "uint8",
-    reduce_range: Annotated[
-        bool, typer.Option("--reduce-range", help="Weights of 7 bits: for x86 CPUs without VNNI, where uint8 sums overflow.")
-    ] = False,
-    calibrate: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Examples for calibrating the ranges; half of the data at most.")
-    ] = 500,
+    fp16: bool = False,
+    keep_float: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
+    layers: Annotated[bool, typer.Option()] = True,
+    last: bool = False,
+    activations: Literal["uint8", "int8"] = "uint8",
+    reduce_range: bool = False,
+    calibrate: Annotated[int, typer.Option(min=1, metavar="N")] = 500,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -163,6 +154,15 @@ def quantize(
 
     A part of the data calibrates the ranges of the layers. The rest compares the model with the original: size, speed, accuracy,
     and the share of equal answers.
+
+    Args:
+        fp16: float16 in place of int8: for GPUs and NPUs.
+        keep_float: Number of layers that stay float, the most sensitive first.
+        layers: Try each layer alone, and show its sensitivity.
+        last: Quantise the last layer too. Its logits are then some of 256, and confidences tie.
+        activations: uint8 is the fastest on x86; int8, symmetric, is for TensorRT, and good on ARM.
+        reduce_range: Weights of 7 bits: for x86 CPUs without VNNI, where uint8 sums overflow.
+        calibrate: Examples for calibrating the ranges; half of the data at most.
     """
     from edgeroute.tools import compress
 

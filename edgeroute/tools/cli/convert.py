@@ -8,39 +8,37 @@ from typing import Annotated
 
 import typer
 
-from edgeroute.tools.cli.tables_and_options import Json, pairs, print_notes
+from edgeroute.tools.cli.tables_and_options import (
+    File,
+    Json,
+    pairs,
+    print_notes,
+)
 
 
 def convert(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="Of scikit-learn, XGBoost, LightGBM, CatBoost (.joblib, .pkl, or their own formats), Keras (.keras, .h5), "
-            "TensorFlow (a SavedModel's folder) or PyTorch (.pt, .pt2).",
-        ),
-    ],
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="The new file.", show_default="beside it, with the suffix .onnx")
-    ] = None,
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default="beside it, with the suffix .onnx")] = None,
     *,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Load a file that may run code, as pickles do: only of those that you trust.")
-    ] = False,
-    sample: Annotated[
-        Path | None,
-        typer.Option("--sample", metavar="FILE", help="Inputs for the comparison: .npy, .npz, .jsonl, .csv or .parquet."),
-    ] = None,
-    labels: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Names of the classes, in their order.", show_default=False)
-    ] = "",
-    kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Kind of the outputs, such as logits.", show_default="found")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    trust: bool = False,
+    sample: File | None = None,
+    labels: Annotated[str, typer.Option(metavar="A,B,...", show_default=False)] = "",
+    kind: Annotated[str | None, typer.Option(metavar="KIND", show_default="found")] = None,
+    force: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Convert a model to an ONNX file with a card, by its framework's converter, and compare the answers of both."""
+    """Convert a model to an ONNX file with a card, by its framework's converter, and compare the answers of both.
+
+    Args:
+        model: Of scikit-learn, XGBoost, LightGBM, CatBoost (.joblib, .pkl, or their own formats), Keras (.keras, .h5),
+            TensorFlow (a SavedModel's folder) or PyTorch (.pt, .pt2).
+        out: The new file.
+        trust: Load a file that may run code, as pickles do: only of those that you trust.
+        sample: Inputs for the comparison: .npy, .npz, .jsonl, .csv or .parquet.
+        labels: Names of the classes, in their order.
+        kind: Kind of the outputs, such as logits.
+        force: Replace existing files.
+    """
     from edgeroute.tools.model_conversion import convert as write
 
     names = [name.strip() for name in labels.split(",")] if labels else []

@@ -16,7 +16,11 @@ from urllib.parse import urlsplit
 
 import typer
 
-from edgeroute.tools.cli.tables_and_options import Json, of_share, of_time
+from edgeroute.tools.cli.tables_and_options import (
+    Json,
+    Seconds,
+    share,
+)
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
@@ -33,20 +37,22 @@ LAST = 5
 
 def demo(
     *,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Number of images; default: all, 500 with --rtt.")] = None,
-    rtt: Annotated[float | None, of_time("Time to add to each round trip, as in 80ms.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The folder with Fashion-MNIST's t10k-*.gz.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for curve.png and report.html; with --json they are written only if it is given.",
-            show_default="edgeroute-demo",
-        ),
-    ] = None,
-    max_defer: Annotated[float, of_share("Largest share that may be deferred.", "20%")] = 0.2,
+    n: Annotated[int | None, typer.Option("--n", min=1)] = None,
+    rtt: Seconds | None = None,
+    data: Path | None = None,
+    out: Annotated[Path | None, typer.Option(show_default="edgeroute-demo")] = None,
+    max_defer: Annotated[float, typer.Option(parser=share, metavar="SHARE", show_default="20%")] = 0.2,
     as_json: Json = False,
 ) -> None:
-    """Start a cloud on this machine, route images through it, and show the gain."""
+    """Start a cloud on this machine, route images through it, and show the gain.
+
+    Args:
+        n: Number of images; default: all, 500 with --rtt.
+        rtt: Time to add to each round trip, as in 80ms.
+        data: The folder with Fashion-MNIST's t10k-*.gz.
+        out: Folder for curve.png and report.html; with --json they are written only if it is given.
+        max_defer: Largest share that may be deferred.
+    """
     from edgeroute.tools.cli.demo_measurements import show
 
     folder = out or (None if as_json else Path("edgeroute-demo"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -10,14 +11,16 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from functools import cache, wraps
 from threading import Thread
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer
+from edgeroute.system.declared_settings import argument_texts
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
@@ -47,7 +50,27 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
             code = code_of(e)
         raise typer.Exit(code)
 
+    signature = _signature(command)
+    run.__doc__ = (inspect.getdoc(command) or "").partition("\n\nArgs:\n")[0]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    run.__signature__ = signature  # type: ignore[attr-defined]
     return run
+
+
+def _signature(command: Callable[..., Any]) -> inspect.Signature:
+    """Return a command's signature for Typer: the help of an argument or option is its text under `Args:` in the docstring."""
+    texts, types, hints = argument_texts(command), get_type_hints(command), get_type_hints(command, include_extras=True)
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        hint = hints[name]
+        if name in texts:
+            named = [f"--{name.replace('_', '-')}"] if types[name] is bool else []  # without a --no-NAME
+            plain = typer.Option(*named) if parameter.kind is parameter.KEYWORD_ONLY else typer.Argument()
+            info = copy(next((info for part in (hint, *get_args(hint)) for info in getattr(part, "__metadata__", ())), plain))
+            info.help = texts[name]
+            hint = Annotated[types[name], info]
+        parameters.append(parameter.replace(annotation=hint))
+    return inspect.Signature(parameters)
 
 
 def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., int | None]], Callable[..., None]]:

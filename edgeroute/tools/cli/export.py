@@ -48,12 +48,17 @@ def triton(
     max_batch: Most = 32,
     wait: Wait = "2ms",
     queue: Queue = 256,
-    instances: Annotated[int, typer.Option(min=1, metavar="N", help="Instances of each model, on each GPU.")] = 1,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Run on the server's GPUs.")] = False,
+    instances: Annotated[int, typer.Option(min=1, metavar="N")] = 1,
+    gpu: bool = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model repository for Triton, with dynamic batching; where a card has a picture, it takes JPEG, PNG and WebP."""
+    """Write a model repository for Triton, with dynamic batching; where a card has a picture, it takes JPEG, PNG and WebP.
+
+    Args:
+        instances: Instances of each model, on each GPU.
+        gpu: Run on the server's GPUs.
+    """
     from edgeroute.tools.export.triton import Batching
     from edgeroute.tools.export.triton import triton as write
 
@@ -71,17 +76,17 @@ def ray(
     wait: Wait = "2ms",
     queue: Queue = 256,
     replicas: Replicas = "1-4",
-    kept: Annotated[
-        int | None, typer.Option("--kept", min=1, metavar="N", help="Most models in a replica's memory.", show_default="all")
-    ] = None,
-    split: Annotated[
-        list[str] | None,
-        typer.Option("--split", metavar="NAME=MODEL:SHARE,...", help="A/B or canary: models that answer callers of NAME."),
-    ] = None,
+    kept: Annotated[int | None, typer.Option(min=1, metavar="N", show_default="all")] = None,
+    split: Annotated[list[str] | None, typer.Option(metavar="NAME=MODEL:SHARE,...")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight."""
+    """Write an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight.
+
+    Args:
+        kept: Most models in a replica's memory.
+        split: A/B or canary: models that answer callers of NAME.
+    """
     from edgeroute.tools.export.triton import ray as write
 
     exported = write(
@@ -97,26 +102,29 @@ def kserve(
     models: Models,
     *,
     out: Out,
-    image: Annotated[str, typer.Option(metavar="IMAGE", help="Name under which you push the image of repository/Dockerfile.")],
+    image: Annotated[str, typer.Option(metavar="IMAGE")],
     name: Names = None,
-    service: Annotated[
-        str | None, typer.Option("--service", metavar="NAME", help="Name of the objects.", show_default="the model's")
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option("--storage", metavar="URI", help="Address of the repository for KServe.", show_default="in the image"),
-    ] = None,
+    service: Annotated[str | None, typer.Option(metavar="NAME", show_default="the model's")] = None,
+    storage: Annotated[str | None, typer.Option(metavar="URI", show_default="in the image")] = None,
     backend: Runs = "python",
     max_batch: Most = 32,
     wait: Wait = "2ms",
     queue: Queue = 256,
     replicas: Replicas = "2-10",
-    cpu: Annotated[float, typer.Option(min=0.1, metavar="N", help="Cores of a replica.")] = 1.0,
-    gpu: Annotated[int, typer.Option(min=0, metavar="N", help="GPUs of a replica.")] = 0,
+    cpu: Annotated[float, typer.Option(min=0.1, metavar="N")] = 1.0,
+    gpu: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model repository, an InferenceService for KServe, and plain objects of Kubernetes."""
+    """Write a model repository, an InferenceService for KServe, and plain objects of Kubernetes.
+
+    Args:
+        image: Name under which you push the image of repository/Dockerfile.
+        service: Name of the objects.
+        storage: Address of the repository for KServe.
+        cpu: Cores of a replica.
+        gpu: GPUs of a replica.
+    """
     from edgeroute.tools.export.triton import Batching, Cluster
     from edgeroute.tools.export.triton import kserve as write
 

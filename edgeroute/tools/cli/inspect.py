@@ -9,38 +9,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.tools.cli.exit_codes import FAILED, OK
-from edgeroute.tools.cli.tables_and_options import Json, of_time
+from edgeroute.tools.cli.tables_and_options import File, Json, Name, Whole, seconds
 
 if TYPE_CHECKING:
     from edgeroute.tools.cli.inspect_report import Report
 
 
 def inspect(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A model file (.onnx, .tflite, .mlpackage, .gguf), or the URL of a model behind the Open Inference Protocol: "
-            "http://HOST/v2/models/NAME.",
-            show_default=False,
-        ),
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
     *,
-    sample: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Input: .npy, .npz (for several inputs, by name), .png, .jpg, or - for stdin. Sent if MODEL is a URL.",
-        ),
-    ] = None,
-    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file.")] = 0,
-    write: Annotated[bool, typer.Option("--write", help="Write the card, NAME.json beside the model.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing card.")] = False,
-    timeout: Annotated[float, of_time("Limit for the runs, or the endpoint.", "10s")] = "10s",  # type: ignore[assignment]  # the parser's
-    key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the endpoint's key.")] = None,
+    sample: File | None = None,
+    index: Whole = 0,
+    write: bool = False,
+    force: bool = False,
+    timeout: Annotated[Any, typer.Option(parser=seconds, metavar="TIME", show_default="10s")] = "10s",
+    key_env: Name | None = None,
     as_json: Json = False,
 ) -> int:
-    """Show a model's inputs and outputs, which facts are certain, guessed and open, and write its card."""
+    """Show a model's inputs and outputs, which facts are certain, guessed and open, and write its card.
+
+    Args:
+        model: A model file (.onnx, .tflite, .mlpackage, .gguf), or the URL of a model behind the Open Inference Protocol:
+            http://HOST/v2/models/NAME.
+        sample: Input: .npy, .npz (for several inputs, by name), .png, .jpg, or - for stdin. Sent if MODEL is a URL.
+        index: The row of an .npz file.
+        write: Write the card, NAME.json beside the model.
+        force: Replace an existing card.
+        timeout: Limit for the runs, or the endpoint.
+        key_env: Environment variable with the endpoint's key.
+    """
     report: Report
     if model.lower().startswith(("http://", "https://")):
         if write:

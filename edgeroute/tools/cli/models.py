@@ -12,7 +12,7 @@ from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput
 from edgeroute.system.foreign_files import open_file
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK, command
-from edgeroute.tools.cli.tables_and_options import Json, Policy, table
+from edgeroute.tools.cli.tables_and_options import File, Json, Policy, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,15 +124,12 @@ def rollback(name: Name, *, store: Store = STORE, as_json: Json = False) -> None
 
 
 @command(models)
-def pin(
-    name: Name,
-    *,
-    version: Version = None,
-    off: Annotated[bool, typer.Option("--off", help="Let updates change the version again.")] = False,
-    store: Store = STORE,
-    as_json: Json = False,
-) -> None:
-    """Keep updates from changing the active version; activates `--version` if that is given."""
+def pin(name: Name, *, version: Version = None, off: bool = False, store: Store = STORE, as_json: Json = False) -> None:
+    """Keep updates from changing the active version; activates `--version` if that is given.
+
+    Args:
+        off: Let updates change the version again.
+    """
     if off and version:
         raise typer.BadParameter("they exclude each other", param_hint="--version and --off")
     with _catalog(store) as catalog:
@@ -141,9 +138,14 @@ def pin(
 
 
 @command(models)
-def remove(name: Name, *, version: Annotated[str, typer.Option("--version", metavar="VERSION", help="Version to remove.")],
-           store: Store = STORE, as_json: Json = False) -> None:  # fmt: skip
-    """Delete an inactive version from the device."""
+def remove(
+    name: Name, *, version: Annotated[str, typer.Option(metavar="VERSION")], store: Store = STORE, as_json: Json = False
+) -> None:
+    """Delete an inactive version from the device.
+
+    Args:
+        version: Version to remove.
+    """
     with _catalog(store) as catalog:
         catalog.remove(name, version)
     _print(f"{name} {version} is removed", as_json, version=version)
@@ -204,15 +206,16 @@ CATALOG, KEYS = Path("catalog"), Path("keys")
 def keygen(
     *,
     keys: Keys = KEYS,
-    rotate: Annotated[
-        Path | None, typer.Option("--rotate", metavar="DIR", help="Replace the keys by those in this folder.")
-    ] = None,
+    rotate: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     catalog: CatalogFolder = CATALOG,
     as_json: Json = False,
 ) -> None:
     """Create a publisher's keys: root.pem, to be stored offline, and models.pem, which signs the lists of models.
 
     With --rotate none are created: the existing keys in that folder sign the catalog from now on.
+
+    Args:
+        rotate: Replace the keys by those in this folder.
     """
     from edgeroute.tools import catalog_publish
 
@@ -227,24 +230,30 @@ def keygen(
 @command(models)
 def publish(
     name: Name,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The model, and files that belong to it.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     *,
-    version: Annotated[str, typer.Option("--version", metavar="VERSION", help="New version.")],
+    version: Annotated[str, typer.Option(metavar="VERSION")],
     catalog: CatalogFolder = CATALOG,
     keys: Keys = KEYS,
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", metavar="FILE", help="Certificate of its threshold.")
-    ] = None,
-    canaries: Annotated[Path | None, typer.Option("--canaries", metavar="FILE", help="Inputs and answers to try (.npz).")] = None,
-    record: Annotated[
-        bool, typer.Option("--record", help="Run the model here on the canary inputs, and take its answers as right.")
-    ] = False,
-    requires: Annotated[str, typer.Option("--requires", metavar="VERSION", help="Lowest edgeroute.")] = "",
-    notes: Annotated[str, typer.Option("--notes", metavar="TEXT", help="Text for people.")] = "",
+    certificate: File | None = None,
+    canaries: File | None = None,
+    record: bool = False,
+    requires: Annotated[str, typer.Option(metavar="VERSION")] = "",
+    notes: Annotated[str, typer.Option(metavar="TEXT")] = "",
     days: Days = 30,
     as_json: Json = False,
 ) -> None:
-    """Add a version of a model to a catalog, created if missing, and sign it."""
+    """Add a version of a model to a catalog, created if missing, and sign it.
+
+    Args:
+        files: The model, and files that belong to it.
+        version: New version.
+        certificate: Certificate of its threshold.
+        canaries: Inputs and answers to try (.npz).
+        record: Run the model here on the canary inputs, and take its answers as right.
+        requires: Lowest edgeroute.
+        notes: Text for people.
+    """
     from tempfile import TemporaryDirectory
 
     from edgeroute.tools import catalog_publish
@@ -269,12 +278,14 @@ def sign(
     catalog: CatalogFolder = CATALOG,
     keys: Keys = KEYS,
     days: Days = 30,
-    withdraw: Annotated[
-        list[str] | None, typer.Option("--withdraw", metavar="NAME=VERSION", help="Remove it from the list.")
-    ] = None,
+    withdraw: Annotated[list[str] | None, typer.Option(metavar="NAME=VERSION")] = None,
     as_json: Json = False,
 ) -> None:
-    """Sign a catalog again, so that its list of models does not expire; root.pem is not needed."""
+    """Sign a catalog again, so that its list of models does not expire; root.pem is not needed.
+
+    Args:
+        withdraw: Remove it from the list.
+    """
     from edgeroute.tools import catalog_publish
 
     versions = [tuple(text.partition("=")[::2]) for text in withdraw or ()]

@@ -18,7 +18,15 @@ import typer
 from edgeroute.errors import BadInput, PolicyError, StoreError
 from edgeroute.system import process
 from edgeroute.tools.cli.exit_codes import FAILED, OK, command, line
-from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, local_time, seconds, table
+from edgeroute.tools.cli.tables_and_options import (
+    File,
+    Json,
+    OptionalPolicy,
+    OptionalState,
+    local_time,
+    seconds,
+    table,
+)
 
 if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox
@@ -40,12 +48,14 @@ def list_entries(
     *,
     policy: OptionalPolicy = None,
     state: OptionalState = None,
-    state_is: Annotated[
-        Literal["waiting", "answered", "dead"] | None, typer.Option(help="Show only entries in this state.")
-    ] = None,
+    state_is: Literal["waiting", "answered", "dead"] | None = None,
     as_json: Json = False,
 ) -> None:
-    """Show the entries (without --json the latest 500), and totals by final state."""
+    """Show the entries (without --json the latest 500), and totals by final state.
+
+    Args:
+        state_is: Show only entries in this state.
+    """
     with _open_outbox(policy, state) as box:
         if as_json:
             separator = '{"entries": ['
@@ -70,12 +80,16 @@ def list_entries(
 def retry(
     ids: Ids = None,
     *,
-    every: Annotated[bool, typer.Option("--all", help="Requeue all dead letters.")] = False,
+    every: Annotated[bool, typer.Option("--all")] = False,
     policy: OptionalPolicy = None,
     state: OptionalState = None,
     as_json: Json = False,
 ) -> int:
-    """Requeue dead letters, with a new time to live. Sends nothing: a router that uses the file does."""
+    """Requeue dead letters, with a new time to live. Sends nothing: a router that uses the file does.
+
+    Args:
+        every: Requeue all dead letters.
+    """
     names = _ids(ids, every, "--all")
     with _open_outbox(policy, state) as box:
         dead = {name for name, state_is in box.states(names or ()).items() if state_is == "dead"}
@@ -88,13 +102,18 @@ def retry(
 def drop(
     ids: Ids = None,
     *,
-    every: Annotated[bool, typer.Option("--all-dead", help="Delete all dead letters.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    every: Annotated[bool, typer.Option("--all-dead")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y")] = False,
     policy: OptionalPolicy = None,
     state: OptionalState = None,
     as_json: Json = False,
 ) -> int:
-    """Delete entries permanently, including answers not yet delivered to the application."""
+    """Delete entries permanently, including answers not yet delivered to the application.
+
+    Args:
+        every: Delete all dead letters.
+        yes: Do not ask for confirmation.
+    """
     names = _ids(ids, every, "--all-dead")
     with _open_outbox(policy, state) as box:
         states_by_id = {entry.id: entry.state for entry in box.pages("dead")} if names is None else box.states(names)
@@ -110,16 +129,12 @@ def drop(
 
 
 @command(outbox)
-def export(
-    *,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="New file, which only you may read, instead of stdout.")
-    ] = None,
-    policy: OptionalPolicy = None,
-    state: OptionalState = None,
-    as_json: Json = False,
-) -> None:
-    """Print every entry with all its contents, including user data, as a line of JSON; bytes are base64."""
+def export(*, out: File | None = None, policy: OptionalPolicy = None, state: OptionalState = None, as_json: Json = False) -> None:
+    """Print every entry with all its contents, including user data, as a line of JSON; bytes are base64.
+
+    Args:
+        out: New file, which only you may read, instead of stdout.
+    """
     with _open_outbox(policy, state) as box:
         if out is None:
             for entry in box.export():
@@ -236,14 +251,18 @@ def egress(
     *,
     policy: OptionalPolicy = None,
     state: OptionalState = None,
-    since: Annotated[
-        float | None, typer.Option(parser=parse_time, metavar="WHEN", help="Show attempts from then on: 1h (ago), or 2026-11-24.")
-    ] = None,
-    data_class: Annotated[str | None, typer.Option("--class", metavar="NAME", help="Show only this data class.")] = None,
-    to: Annotated[str | None, typer.Option(metavar="TEXT", help="Show only destinations that contain this text.")] = None,
+    since: Annotated[float | None, typer.Option(parser=parse_time, metavar="WHEN")] = None,
+    data_class: Annotated[str | None, typer.Option("--class", metavar="NAME")] = None,
+    to: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the egress ledger: each attempt to send, with time, destination, bytes, data class and rule."""
+    """Show the egress ledger: each attempt to send, with time, destination, bytes, data class and rule.
+
+    Args:
+        since: Show attempts from then on: 1h (ago), or 2026-11-24.
+        data_class: Show only this data class.
+        to: Show only destinations that contain this text.
+    """
     from edgeroute.stores.rotated_json_lines import read
 
     path = state_folder(policy, state) / "egress.jsonl"

@@ -13,7 +13,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.tools.cli.calibrate import path_in_policy
 from edgeroute.tools.cli.exit_codes import OK, TOO_FEW
-from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, of_share, of_time, print_notes, share
+from edgeroute.tools.cli.tables_and_options import Amount, Json, Name, OptionalPolicy, Seconds, Share, print_notes, share
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.logs import Price
@@ -45,11 +45,6 @@ _of_log = partial(typer.Option, rich_help_panel=LOG)
 _of_edge = partial(typer.Option, rich_help_panel=EDGE)
 
 
-def _price_of(text: str, default: bool | str) -> Any:
-    """Return an option that takes a price of requests on a side. default: as the help shows it; False: not at all."""
-    return _of_log(parser=_price, metavar="USD", help=f"Price of a request on {text}.", show_default=default)
-
-
 def _check_given(context: typer.Context, log: str | None, *, edge: bool) -> None:
     """Refuse options that are for a trace where there is a log, for a log where there is none, or for another kind of log."""
     for parameter in context.command.params:
@@ -75,76 +70,35 @@ def _check_given(context: typer.Context, log: str | None, *, edge: bool) -> None
 
 def replay(
     context: typer.Context,
-    trace: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE",
-            help="Trace of a router, with its rotated files; with --from one or more files of a log; or `-` for stdin.",
-        ),
-    ],
+    trace: Annotated[list[Path], typer.Argument(metavar="FILE")],
     *,
     policy: OptionalPolicy = None,
-    network: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="wifi, 4g, 3g, edge, satellite, offline or flapping, with typical figures. Without it: as recorded.",
-        ),
-    ] = None,
-    server_time: Annotated[
-        float | None, of_time("With a network, an endpoint's time for an answer. Without it: as its fastest recorded one.")
-    ] = None,
-    battery: Annotated[float | None, of_share("Charge of the battery at the first request, as 20%.")] = None,
-    battery_wh: Annotated[float, typer.Option(min=0, help="Watt hours of a full battery.")] = 10.0,
-    idle_watts: Annotated[float, typer.Option(min=0, help="Base load of the device.")] = 0.0,
-    edge_joules: Annotated[
-        float | None,
-        typer.Option(min=0, help="Energy of a run of the edge model. Without it: as recorded, where the router knew it."),
-    ] = None,
-    thermal: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cool, warm or hot: how the edge slows down with time.")
-    ] = None,
-    keep_mode: Annotated[bool, typer.Option("--keep-mode", help="Keep each request's recorded mode.")] = False,
-    keep_deadline: Annotated[bool, typer.Option("--keep-deadline", help="Keep each request's recorded deadline.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
-    log: Annotated[
-        Literal["openai-log", "litellm-log", "langfuse-log", "csv"] | None,
-        _of_log("--from", help="Estimate the savings of a certified threshold, from requests that two models answered."),
-    ] = None,
-    edge: Annotated[
-        str,
-        _of_edge(metavar="MODEL", help="Model, policy, URL on this device or module:name that answers the log's requests now."),
-    ] = "",
-    judge: Annotated[
-        str, _of_edge(metavar="NAME", help="Comparison of answers: text, exact, label, cloud (the policy's), or module:function.")
-    ] = "text",
-    sample: Annotated[int, _of_edge(min=0, help="Most requests, drawn at random by --seed; 0: all.")] = 500,
-    out: Annotated[
-        Path | None, _of_edge(metavar="FILE", help="Results, from which a run goes on.", show_default="beside the log")
-    ] = None,
-    judge_calls: Annotated[int, _of_edge(min=0, help="Most calls of the cloud as judge, which send requests of the log.")] = 0,
-    certificate: Annotated[Path | None, _of_edge(metavar="FILE", help="File for the certificate.", show_default="none")] = None,
-    max_loss: Annotated[
-        Any, _of_log(parser=share, metavar="SHARE", help="Largest loss of accuracy or score against the cloud.")
-    ] = "1%",
-    sure: Annotated[Any, _of_log(parser=share, metavar="SHARE", help="Confidence level of the guarantee.")] = "95%",
-    edge_model: Annotated[
-        str, _of_log(metavar="NAME", help="Model for the edge, as the log names it, or a pattern: 'gpt-4o-mini*'.")
-    ] = "",
-    cloud_model: Annotated[str, _of_log(metavar="NAME", help="Model for the cloud. Of two models one is enough.")] = "",
-    edge_price: Annotated[Any, _price_of("the edge (0 on a device), or IN/OUT: of a million tokens", "as the log says")] = None,
-    cloud_price: Annotated[Any, _price_of("the cloud, in the same form", False)] = None,
-    id_at: Annotated[
-        str,
-        _of_log("--id", metavar="KEY", show_default="its messages", help="Path of the request's ID in a line, as metadata.job."),
-    ] = "",
-    score_at: Annotated[
-        str,
-        _of_log("--score", metavar="KEY", help="Path of the answer's score in a line, 0..1; default: agreement with the cloud."),
-    ] = "",
-    match: Annotated[
-        Literal["text", "exact"], _of_log(help="Answers agree if they differ only in case and spaces, or exactly.")
-    ] = "text",
+    network: Name | None = None,
+    server_time: Seconds | None = None,
+    battery: Share | None = None,
+    battery_wh: Amount = 10.0,
+    idle_watts: Amount = 0.0,
+    edge_joules: Amount | None = None,
+    thermal: Name | None = None,
+    keep_mode: bool = False,
+    keep_deadline: bool = False,
+    seed: int = 0,
+    log: Annotated[Literal["openai-log", "litellm-log", "langfuse-log", "csv"] | None, _of_log("--from")] = None,
+    edge: Annotated[str, _of_edge(metavar="MODEL")] = "",
+    judge: Annotated[str, _of_edge(metavar="NAME")] = "text",
+    sample: Annotated[int, _of_edge(min=0)] = 500,
+    out: Annotated[Path | None, _of_edge(metavar="FILE", show_default="beside the log")] = None,
+    judge_calls: Annotated[int, _of_edge(min=0)] = 0,
+    certificate: Annotated[Path | None, _of_edge(metavar="FILE", show_default="none")] = None,
+    max_loss: Annotated[Any, _of_log(parser=share, metavar="SHARE")] = "1%",
+    sure: Annotated[Any, _of_log(parser=share, metavar="SHARE")] = "95%",
+    edge_model: Annotated[str, _of_log(metavar="NAME")] = "",
+    cloud_model: Annotated[str, _of_log(metavar="NAME")] = "",
+    edge_price: Annotated[Any, _of_log(parser=_price, metavar="USD", show_default="as the log says")] = None,
+    cloud_price: Annotated[Any, _of_log(parser=_price, metavar="USD", show_default=False)] = None,
+    id_at: Annotated[str, _of_log("--id", metavar="KEY", show_default="its messages")] = "",
+    score_at: Annotated[str, _of_log("--score", metavar="KEY")] = "",
+    match: Annotated[Literal["text", "exact"], _of_log()] = "text",
     as_json: Json = False,
 ) -> int:
     """Replay recorded requests under another policy or network. Runs no model; sends nothing.
@@ -152,6 +106,35 @@ def replay(
     With --from: estimate which requests the smaller of two models could answer, with a guarantee, from a log of both.
 
     With --edge too: from the log of one model, whose requests the edge answers on this device.
+
+    Args:
+        trace: Trace of a router, with its rotated files; with --from one or more files of a log; or `-` for stdin.
+        network: wifi, 4g, 3g, edge, satellite, offline or flapping, with typical figures. Without it: as recorded.
+        server_time: With a network, an endpoint's time for an answer. Without it: as its fastest recorded one.
+        battery: Charge of the battery at the first request, as 20%.
+        battery_wh: Watt hours of a full battery.
+        idle_watts: Base load of the device.
+        edge_joules: Energy of a run of the edge model. Without it: as recorded, where the router knew it.
+        thermal: cool, warm or hot: how the edge slows down with time.
+        keep_mode: Keep each request's recorded mode.
+        keep_deadline: Keep each request's recorded deadline.
+        seed: Seed of the random numbers.
+        log: Estimate the savings of a certified threshold, from requests that two models answered.
+        edge: Model, policy, URL on this device or module:name that answers the log's requests now.
+        judge: Comparison of answers: text, exact, label, cloud (the policy's), or module:function.
+        sample: Most requests, drawn at random by --seed; 0: all.
+        out: Results, from which a run goes on.
+        judge_calls: Most calls of the cloud as judge, which send requests of the log.
+        certificate: File for the certificate.
+        max_loss: Largest loss of accuracy or score against the cloud.
+        sure: Confidence level of the guarantee.
+        edge_model: Model for the edge, as the log names it, or a pattern: 'gpt-4o-mini*'.
+        cloud_model: Model for the cloud. Of two models one is enough.
+        edge_price: Price of a request on the edge (0 on a device), or IN/OUT: of a million tokens.
+        cloud_price: Price of a request on the cloud, in the same form.
+        id_at: Path of the request's ID in a line, as metadata.job.
+        score_at: Path of the answer's score in a line, 0..1; default: agreement with the cloud.
+        match: Answers agree if they differ only in case and spaces, or exactly.
     """
     _check_given(context, log, edge=bool(edge))
     if log is not None:

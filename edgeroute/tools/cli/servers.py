@@ -21,23 +21,26 @@ if TYPE_CHECKING:
     from edgeroute.tools.replay.replay_result import Setup
 
 
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")]
+
+
 def serve(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL...",
-            help="Model files, each with its card beside it; `fashion`, which comes with edgeroute; module:name in Python.",
-        ),
-    ],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...")],
     *,
-    host: Annotated[str, typer.Option(help="Address to listen on; there is no authentication.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8080,
-    max_batch: Annotated[int, typer.Option(min=1, help="Rows of several requests to merge into one run.")] = 32,
+    host: str = "127.0.0.1",
+    port: Port = 8080,
+    max_batch: ui.Count = 32,
     metrics: ui.Metrics = False,
     log: ui.Log = None,
     as_json: ui.Json = False,
 ) -> int:
-    """Serve models over the Open Inference Protocol until Ctrl-C or SIGTERM. For demos, tests and small set-ups."""
+    """Serve models over the Open Inference Protocol until Ctrl-C or SIGTERM. For demos, tests and small set-ups.
+
+    Args:
+        models: Model files, each with its card beside it; `fashion`, which comes with edgeroute; module:name in Python.
+        host: Address to listen on; there is no authentication.
+        max_batch: Rows of several requests to merge into one run.
+    """
     from edgeroute import models as built_in
     from edgeroute.tools.server.serve import named_model
     from edgeroute.tools.server.serve import serve as run
@@ -59,19 +62,23 @@ def serve(
 def gateway(
     *,
     policy: ui.Policy,
-    host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8484,
+    host: str = "127.0.0.1",
+    port: Port = 8484,
     token_env: ui.TokenEnv = None,
     allow_host: ui.AllowHost = None,
-    name: Annotated[
-        list[str] | None, typer.Option(help="Further name of the model, beside edgeroute and the policy's; may be repeated.")
-    ] = None,
-    max_concurrent: Annotated[int, typer.Option(min=1, help="Most requests at a time; further ones get 429.")] = 64,
+    name: list[str] | None = None,
+    max_concurrent: ui.Count = 64,
     metrics: ui.Metrics = False,
     log: ui.Log = None,
     as_json: ui.Json = False,
 ) -> int:
-    """Serve a policy's router to programs in any language, as OpenAI's API and over the Open Inference Protocol."""
+    """Serve a policy's router to programs in any language, as OpenAI's API and over the Open Inference Protocol.
+
+    Args:
+        host: Address to listen on; any but this machine's own needs a token.
+        name: Further name of the model, beside edgeroute and the policy's; may be repeated.
+        max_concurrent: Most requests at a time; further ones get 429.
+    """
     from edgeroute.record.structured_logging import RequestLog
     from edgeroute.tools.server.gateway import gateway as run
 
@@ -211,10 +218,8 @@ def dashboard(
     policy: ui.OptionalPolicy = None,
     record: Record = None,
     state: ui.OptionalState = None,
-    host: Annotated[str, typer.Option(help="Address to listen on. There is no TLS: elsewhere the token can be intercepted.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8585,
+    host: str = "127.0.0.1",
+    port: Port = 8585,
     token_env: ui.TokenEnv = None,
     allow_host: ui.AllowHost = None,
     metrics: ui.Metrics = False,
@@ -224,6 +229,9 @@ def dashboard(
 
     Reads the trace and the state folder that the router's program writes. Changes nothing. Without --token-env a random token is
     printed, with the page's address.
+
+    Args:
+        host: Address to listen on. There is no TLS: elsewhere the token can be intercepted.
     """
     from edgeroute.tools.dashboard.web_page import serve as run
     from edgeroute.tools.server.access import token_of

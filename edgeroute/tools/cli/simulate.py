@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.tools.cli.exit_codes import command
-from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, of_time, seconds, table
+from edgeroute.tools.cli.tables_and_options import (
+    Json,
+    OptionalPolicy,
+    console,
+    of_share,
+    of_time,
+    seconds,
+    share,
+    table,
+)
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.fleet.fleet_simulation import Result
@@ -120,12 +129,9 @@ def simulated_time(text: str) -> float:
     return time_s
 
 
-def _of_device(text: str, default: str, low: float = 0, high: float = 1e6) -> Any:
-    """Return an option about the state of the devices, a number from low to high. text: its help."""
-    return typer.Option(min=low, max=high, help=text, show_default=default, rich_help_panel=STATE)
-
-
+_of_device = partial(typer.Option, rich_help_panel=STATE)
 _simulated = partial(of_time, parser=simulated_time)
+SimulatedTime = Annotated[Any, typer.Option(parser=simulated_time, metavar="TIME")]
 PerMinute = Annotated[float, typer.Option(min=0.001, help="Requests per minute of each device.")]
 Defer = Annotated[float, of_share("Share of requests that the edge defers.", "10%")]
 Capacity = Annotated[
@@ -141,34 +147,27 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the random numbers; the 
 @command(simulate)
 def fleet(
     *,
-    devices: Annotated[int, typer.Option(min=1, max=5_000_000, help="Number of devices.")] = 1_000_000,
+    devices: Annotated[int, typer.Option(min=1, max=5_000_000)] = 1_000_000,
     per_minute: PerMinute = 1.0,
     defer: Defer = 0.1,
     capacity: Capacity = "1.5x",
-    outage: Annotated[Any, _simulated("Length of the outage.")] = "10s",
-    outage_is: Annotated[
-        Literal["silent", "refused"], typer.Option(help="During the outage there is no reply, or connections are refused.")
-    ] = "silent",
+    outage: SimulatedTime = "10s",
+    outage_is: Literal["silent", "refused"] = "silent",
     length: Length = "15m",
     timeout: Timeout = "2s",
-    offline: Annotated[
-        Literal["edge", "queue"], typer.Option(help="`offline` in the devices' policy; queue: an outbox.")
-    ] = "edge",
-    spread: Annotated[Any, _simulated("`spread` of the devices' outboxes.")] = "60s",
+    offline: Literal["edge", "queue"] = "edge",
+    spread: SimulatedTime = "60s",
     queue: Queue = "10s",
     retry_after: RetryAfter = "0s",
-    together: Annotated[float, of_share("Share of devices that ask in the outage's first second.", "0%")] = 0.0,
+    together: Annotated[float, typer.Option(parser=share, metavar="SHARE", show_default="0%")] = 0.0,
     seed: Seed = 0,
     policy: OptionalPolicy = None,
-    battery: Annotated[
-        float | None,
-        of_share("Charge of the average device at the start. Without it devices are on mains.", rich_help_panel=STATE),
-    ] = None,
-    battery_wh: Annotated[float | None, _of_device("Capacity of the battery, Wh.", "10")] = None,
-    idle_watts: Annotated[float | None, _of_device("Power of an idle device, W.", "1")] = None,
-    edge_joules: Annotated[float | None, _of_device("Energy of a run of the edge, J.", "0.1")] = None,
-    edge_time: Annotated[float | None, _simulated("Time of a run of the edge.", "50ms", rich_help_panel=STATE)] = None,
-    ambient: Annotated[float | None, _of_device("Ambient temperature, Celsius.", "25", -100, 100)] = None,
+    battery: Annotated[float | None, _of_device(parser=share, metavar="SHARE")] = None,
+    battery_wh: Annotated[float | None, _of_device(min=0, max=1e6, show_default="10")] = None,
+    idle_watts: Annotated[float | None, _of_device(min=0, max=1e6, show_default="1")] = None,
+    edge_joules: Annotated[float | None, _of_device(min=0, max=1e6, show_default="0.1")] = None,
+    edge_time: Annotated[float | None, _of_device(parser=simulated_time, metavar="TIME", show_default="50ms")] = None,
+    ambient: Annotated[float | None, _of_device(min=-100, max=100, show_default="25")] = None,
     as_json: Json = False,
 ) -> None:
     """Simulate an outage of a fleet's cloud, with and without each mechanism that protects the cloud.
@@ -177,6 +176,20 @@ def fleet(
     battery, heat and load; without it devices have no state.
 
     Every device is simulated, as elements of arrays, in steps of 0.1 s. The required capacity is found with a sample of 20,000.
+
+    Args:
+        devices: Number of devices.
+        outage: Length of the outage.
+        outage_is: During the outage there is no reply, or connections are refused.
+        offline: `offline` in the devices' policy; queue: an outbox.
+        spread: `spread` of the devices' outboxes.
+        together: Share of devices that ask in the outage's first second.
+        battery: Charge of the average device at the start. Without it devices are on mains.
+        battery_wh: Capacity of the battery, Wh.
+        idle_watts: Power of an idle device, W.
+        edge_joules: Energy of a run of the edge, J.
+        edge_time: Time of a run of the edge.
+        ambient: Ambient temperature, Celsius.
     """
     from edgeroute.tools.replay.fleet.scenario import AGAIN_S, Scenario, clients
 

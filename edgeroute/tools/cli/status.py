@@ -23,7 +23,16 @@ from edgeroute.system.process import replace_file
 from edgeroute.tools.cli.example_options import read_only
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.outbox_and_egress import opened_outbox, state_folder
-from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, console, local_time, print_notes, table
+from edgeroute.tools.cli.tables_and_options import (
+    File,
+    Json,
+    OptionalPolicy,
+    OptionalState,
+    console,
+    local_time,
+    print_notes,
+    table,
+)
 from edgeroute.trials.trial_setting import STORED
 
 if TYPE_CHECKING:
@@ -543,15 +552,16 @@ Devices = Annotated[
 
 
 def arms(
-    devices: Devices,
-    *,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.")] = None,
-    as_json: Json = False,
+    devices: Annotated[list[Path], typer.Argument(metavar="DEVICE...")], *, report: File | None = None, as_json: Json = False
 ) -> int:
     """Compare the arms of a trial over many devices, and report whether the one on trial is worse than allowed.
 
     Where each device is in one arm, no single device can compare them. Exit code 4: it is worse, stop it; or an endpoint on
     trial is stopped on a device.
+
+    Args:
+        devices: Output of `edgeroute status --json`, one device a line or file; or state folders.
+        report: Also write the report as an HTML page.
     """
     from edgeroute.tools.measure.fleet_trial import compare
     from edgeroute.tools.measure.report.report_page import basis, document, fleets_page

@@ -138,6 +138,15 @@ def share(text: str) -> float:
     return value
 
 
+Count = Annotated[int, typer.Option(min=1)]
+Whole = Annotated[int, typer.Option(min=0)]
+Amount = Annotated[float, typer.Option(min=0)]
+File = Annotated[Path, typer.Option(metavar="FILE")]
+Name = Annotated[str, typer.Option(metavar="NAME")]
+Share = Annotated[float, typer.Option(parser=share, metavar="SHARE")]
+Seconds = Annotated[float, typer.Option(parser=seconds, metavar="TIME")]
+
+
 def of_share(text: str, default: bool | str = True, **more: Any) -> Any:
     """Return an option that takes a share. text: its help. default: the default as the help shows it, if not as it is."""
     return typer.Option(parser=share, metavar="SHARE", help=text, show_default=default, **more)
