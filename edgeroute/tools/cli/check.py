@@ -17,7 +17,7 @@ from edgeroute.errors import nearest
 from edgeroute.system.late_imports import docs_folder
 from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_columns, looking_router
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK
-from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy, table
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy, Whole, table
 
 
 def check(
@@ -40,15 +40,20 @@ def check(
 
 
 def decide(
-    given: Annotated[Path, typer.Argument(metavar="INPUT", help="A .npy, .npz, .png, .jpg, .csv or .parquet file, or `-`.")],
+    given: Annotated[Path, typer.Argument(metavar="INPUT")],
     *,
     policy: Policy,
-    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file or table, or the line of JSON.")] = 0,
+    index: Whole = 0,
     data_class: DataClass = None,
     label: LabelColumn = None,
     as_json: Json = False,
 ) -> None:
-    """Explain which route an input would take. Runs the edge model; sends nothing."""
+    """Explain which route an input would take. Runs the edge model; sends nothing.
+
+    Args:
+        given: A .npy, .npz, .png, .jpg, .csv or .parquet file, or `-`.
+        index: The row of an .npz file or table, or the line of JSON.
+    """
     from edgeroute.tools.cli.input_files import read_inputs
 
     def print_note(note: str) -> None:
@@ -69,12 +74,12 @@ def decide(
         print(f"so it would leave the device, to {places}" if places else "so it would stay on the device")
 
 
-def docs(
-    name: Annotated[str | None, typer.Argument(metavar="PAGE", help="Page to print; default: list all.")] = None,
-    *,
-    as_json: Json = False,
-) -> None:
-    """Print a page of this version's documentation, as Markdown, or list the pages."""
+def docs(name: Annotated[str | None, typer.Argument(metavar="PAGE")] = None, *, as_json: Json = False) -> None:
+    """Print a page of this version's documentation, as Markdown, or list the pages.
+
+    Args:
+        name: Page to print; default: list all.
+    """
     all_pages = {file.stem: file for file in sorted(docs_folder().glob("*.md"))}
     if as_json and name in {None, *all_pages}:
         texts = {title: file.read_text(encoding="utf-8") for title, file in all_pages.items() if name in {None, title}}
@@ -93,12 +98,12 @@ def docs(
     print(all_pages[name].read_text(encoding="utf-8"), end="")
 
 
-def schema(
-    what: Annotated[Literal["policy", "card"], typer.Argument(help="Schema of policy files, or of model cards.")] = "policy",
-    *,
-    as_json: Json = False,
-) -> None:
-    """Print the JSON Schema of policy files or of model cards, for an editor or a validator; with --json on one line."""
+def schema(what: Literal["policy", "card"] = "policy", *, as_json: Json = False) -> None:
+    """Print the JSON Schema of policy files or of model cards, for an editor or a validator; with --json on one line.
+
+    Args:
+        what: Schema of policy files, or of model cards.
+    """
     if what == "card":
         from edgeroute.edge import model_card as described
     else:
@@ -113,14 +118,12 @@ BETWEEN_S = 0.5
 """Time between the two readings: rates are known only at the second."""
 
 
-def sensors(
-    *,
-    root: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder with sysfs and procfs, as in a container that mounts its host's.")
-    ] = Path("/"),
-    as_json: Json = False,
-) -> None:
-    """Show the readings of this device's sensors, and why others are missing: battery, heat, load, memory, power, network."""
+def sensors(*, root: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("/"), as_json: Json = False) -> None:
+    """Show the readings of this device's sensors, and why others are missing: battery, heat, load, memory, power, network.
+
+    Args:
+        root: Folder with sysfs and procfs, as in a container that mounts its host's.
+    """
     from edgeroute.observe.device.kernel_files import TIMEOUT_S
     from edgeroute.observe.device_sensors import DeviceSensors
 

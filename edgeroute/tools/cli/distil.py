@@ -11,26 +11,38 @@ import typer
 from edgeroute.core.routing_policy import Rules
 from edgeroute.tools.cli.calibrate import path_in_policy
 from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
-from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, of_share, pairs, print_notes
+from edgeroute.tools.cli.tables_and_options import (
+    File,
+    Json,
+    OptionalPolicy,
+    pairs,
+    print_notes,
+    share,
+)
 
 
 def distil(
-    source: Annotated[list[Path], typer.Argument(metavar="FILE", help="Logs, or tables with the columns text and answer.")],
+    source: Annotated[list[Path], typer.Argument(metavar="FILE")],
     *,
-    kind: Annotated[
-        Literal["openai-log", "litellm-log", "langfuse-log", "csv"],
-        typer.Option("--from", help="Kind of the files. Audits, traces and outboxes hold no inputs beside answers."),
-    ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The new .onnx file.")],
+    kind: Annotated[Literal["openai-log", "litellm-log", "langfuse-log", "csv"], typer.Option("--from")],
+    out: File,
     policy: OptionalPolicy = None,
-    max_loss: Annotated[Any, of_share("Share of answers that may differ from the cloud's.")] = "3%",
-    sure: Annotated[Any, of_share("Confidence level of the guarantee.")] = "95%",
-    force: Annotated[bool, typer.Option("--force", help="Replace files; write a model that is not worth a trial.")] = False,
+    max_loss: Annotated[Any, typer.Option(parser=share, metavar="SHARE")] = "3%",
+    sure: Annotated[Any, typer.Option(parser=share, metavar="SHARE")] = "95%",
+    force: bool = False,
     as_json: Json = False,
 ) -> int:
     """Train a small text classifier on the cloud's answers, certify it on others, and print the lines for a hidden trial.
 
     Sends nothing. Inputs of a data class that may not leave are not used.
+
+    Args:
+        source: Logs, or tables with the columns text and answer.
+        kind: Kind of the files. Audits, traces and outboxes hold no inputs beside answers.
+        out: The new .onnx file.
+        max_loss: Share of answers that may differ from the cloud's.
+        sure: Confidence level of the guarantee.
+        force: Replace files; write a model that is not worth a trial.
     """
     from edgeroute import policy as settings
     from edgeroute.tools.distillation import distil as train

@@ -7,23 +7,23 @@ from dataclasses import replace
 from importlib.util import find_spec
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from edgeroute.errors import BadInput, RuntimeMissing
-from edgeroute.tools.cli.example_options import (
-    Data,
-    DataClass,
-    EdgeNumber,
-    Every,
-    FileExamples,
-    LabelColumn,
-    one_edge,
-    plain_router,
-    read_examples,
+from edgeroute.tools.cli import example_options as shared
+from edgeroute.tools.cli.tables_and_options import (
+    Amount,
+    Count,
+    File,
+    Json,
+    Policy,
+    console,
+    pairs,
+    print_notes,
+    table,
 )
-from edgeroute.tools.cli.tables_and_options import Json, Policy, console, pairs, print_notes, table
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
@@ -34,18 +34,16 @@ if TYPE_CHECKING:
 def evaluate(
     *,
     policy: Policy,
-    data: Data,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.")] = None,
-    no_cloud: Annotated[bool, typer.Option("--no-cloud", help="Run the edge alone: nothing leaves the device.")] = False,
-    every: Every = 1,
-    edge: EdgeNumber = None,
-    data_class: DataClass = None,
-    label: LabelColumn = None,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Inputs in one request to the cloud. With more than one its latency is not measured.")
-    ] = 1,
-    edge_usd: Annotated[float | None, typer.Option(min=0, help="Cost of a run of the edge, for the break-even.")] = None,
-    edge_joules: Annotated[float | None, typer.Option(min=0, help="Energy of a run of the edge.")] = None,
+    data: shared.Data,
+    report: File | None = None,
+    no_cloud: bool = False,
+    every: shared.Every = 1,
+    edge: shared.EdgeNumber = None,
+    data_class: shared.DataClass = None,
+    label: shared.LabelColumn = None,
+    batch: Count = 1,
+    edge_usd: Amount | None = None,
+    edge_joules: Amount | None = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate the policy's threshold on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
@@ -53,6 +51,13 @@ def evaluate(
     Both edge and cloud are called for every example, whatever the threshold.
 
     Without labels, correct means agreeing with the cloud.
+
+    Args:
+        report: Also write the report as an HTML page.
+        no_cloud: Run the edge alone: nothing leaves the device.
+        batch: Inputs in one request to the cloud. With more than one its latency is not measured.
+        edge_usd: Cost of a run of the edge, for the break-even.
+        edge_joules: Energy of a run of the edge.
     """
     from edgeroute.tools.cli.graded_answers import read_graded
     from edgeroute.tools.measure.report.numbers_in_words import seen_before
@@ -62,8 +67,8 @@ def evaluate(
     if read_graded(data, every) is not None:
         raise BadInput("graded answers are for `calibrate`: pass inputs, or recorded outputs")
     options: dict[str, Any] = {"edge": edge, "edge_usd": edge_usd, "edge_joules": edge_joules}
-    with plain_router(policy) as router:
-        examples = read_examples(data, every, router, label)
+    with shared.plain_router(policy) as router:
+        examples = shared.read_examples(data, every, router, label)
         if no_cloud:
             examples = examples._replace(cloud=None)
         if examples.groups is not None:
@@ -102,14 +107,14 @@ def _may_write(report: Path) -> None:
 
 
 def _evaluate_recorded(
-    router: Router, recorded: FileExamples, edge: int | Literal["all"] | None, **costs: float | None
+    router: Router, recorded: shared.FileExamples, edge: int | Literal["all"] | None, **costs: float | None
 ) -> EvaluationResult:
     """Evaluate recorded outputs."""
     from edgeroute.tools.measure.calibrate_steps import answer_notes, check_threshold, evaluate_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.report_page import EvaluationResult
 
-    calls = DirectCalls(router.engine, one_edge(edge, "recorded outputs"))
+    calls = DirectCalls(router.engine, shared.one_edge(edge, "recorded outputs"))
     check_threshold(calls)
     examples = recorded_examples(calls, recorded.edge, recorded.cloud, recorded.labels)
     result = evaluate_examples(calls, examples)._replace(**costs)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.tools.cli.exit_codes import command
-from edgeroute.tools.cli.tables_and_options import Json, of_time, share
+from edgeroute.tools.cli.tables_and_options import Json, seconds, share
 
 if TYPE_CHECKING:
     from edgeroute.tools.export.exported_models import Subject
@@ -26,7 +26,7 @@ Names = Annotated[
     typer.Option("--name", metavar="NAME", help="Name of a model on the server, for each in turn.", show_default="the card's"),
 ]
 Most = Annotated[int, typer.Option("--max-batch", min=1, max=4096, metavar="N", help="Most rows of one run.")]
-Wait = Annotated[Any, of_time("Time that a request waits for others.")]
+Wait = Annotated[Any, typer.Option(parser=seconds, metavar="TIME", help="Time that a request waits for others.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace all of an earlier export.")]
 Queue = Annotated[int, typer.Option(min=1, metavar="N", help="Most waiting requests; further ones are refused (503).")]
 Replicas = Annotated[str, typer.Option("--replicas", metavar="LOW-HIGH", help="Least and most replicas.")]

@@ -15,7 +15,7 @@ from edgeroute.core.error_codes import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_columns, edge_labels
 from edgeroute.tools.cli.exit_codes import FAILED, NO_ANSWER, OK, code_of, line
-from edgeroute.tools.cli.tables_and_options import Json, Policy, of_time
+from edgeroute.tools.cli.tables_and_options import Count, Json, Policy, Seconds
 
 if TYPE_CHECKING:
     from edgeroute.observe.router_stats import Stats
@@ -104,25 +104,25 @@ def _right(answer: Answer, label: Any) -> bool:
 
 
 def infer(
-    given: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="INPUTS...",
-            help=".npy, .npz, .png, .jpg, .csv and .parquet files, and folders of them; each row of a table or .npz is an input. "
-            "`-` is stdin: one such file, or a line of JSON for each input.",
-            show_default=False,
-        ),
-    ],
+    given: Annotated[list[Path], typer.Argument(metavar="INPUTS...", show_default=False)],
     *,
     policy: Policy,
-    mode: Annotated[str | None, typer.Option(help="Instead of the policy's.")] = None,
-    deadline: Annotated[float | None, of_time("Instead of the policy's, as in 300ms.")] = None,
+    mode: str | None = None,
+    deadline: Seconds | None = None,
     data_class: DataClass = None,
     label: LabelColumn = None,
-    batch: Annotated[int, typer.Option(min=1, help="Inputs to answer together.")] = 1,
+    batch: Count = 1,
     as_json: Json = False,
 ) -> int:
-    """Answer inputs, and deliver what waits in the outbox meanwhile. A failed input does not stop the others."""
+    """Answer inputs, and deliver what waits in the outbox meanwhile. A failed input does not stop the others.
+
+    Args:
+        given: .npy, .npz, .png, .jpg, .csv and .parquet files, and folders of them; each row of a table or .npz is an input.
+            `-` is stdin: one such file, or a line of JSON for each input.
+        mode: Instead of the policy's.
+        deadline: Instead of the policy's, as in 300ms.
+        batch: Inputs to answer together.
+    """
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.input_files import files, folder_labels, read_inputs
     from edgeroute.tools.measure.report.progress_bar import bar

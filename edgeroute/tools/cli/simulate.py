@@ -17,16 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.tools.cli.exit_codes import command
-from edgeroute.tools.cli.tables_and_options import (
-    Json,
-    OptionalPolicy,
-    console,
-    of_share,
-    of_time,
-    seconds,
-    share,
-    table,
-)
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, seconds, share, table
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.fleet.fleet_simulation import Result
@@ -130,17 +121,17 @@ def simulated_time(text: str) -> float:
 
 
 _of_device = partial(typer.Option, rich_help_panel=STATE)
-_simulated = partial(of_time, parser=simulated_time)
-SimulatedTime = Annotated[Any, typer.Option(parser=simulated_time, metavar="TIME")]
+_simulated = partial(typer.Option, parser=simulated_time, metavar="TIME")
+SimulatedTime = Annotated[Any, _simulated()]
 PerMinute = Annotated[float, typer.Option(min=0.001, help="Requests per minute of each device.")]
 Defer = Annotated[float, of_share("Share of requests that the edge defers.", "10%")]
 Capacity = Annotated[
     Any, typer.Option(parser=multiple, metavar="MULTIPLE", help="Capacity of the cloud, as a multiple of its usual load.")
 ]
-Length = Annotated[Any, _simulated("Simulated time.")]
-Timeout = Annotated[Any, _simulated("Timeout of the cloud in the devices' policy.")]
-Queue = Annotated[Any, _simulated("Longest wait in the cloud: it refuses others (503).")]
-RetryAfter = Annotated[Any, _simulated("Retry-After of its 503; 0s: none.")]
+Length = Annotated[Any, _simulated(help="Simulated time.")]
+Timeout = Annotated[Any, _simulated(help="Timeout of the cloud in the devices' policy.")]
+Queue = Annotated[Any, _simulated(help="Longest wait in the cloud: it refuses others (503).")]
+RetryAfter = Annotated[Any, _simulated(help="Retry-After of its 503; 0s: none.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random numbers; the same seed gives the same results.")]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -150,11 +150,6 @@ Seconds = Annotated[float, typer.Option(parser=seconds, metavar="TIME")]
 def of_share(text: str, default: bool | str = True, **more: Any) -> Any:
     """Return an option that takes a share. text: its help. default: the default as the help shows it, if not as it is."""
     return typer.Option(parser=share, metavar="SHARE", help=text, show_default=default, **more)
-
-
-def of_time(text: str, default: bool | str = True, parser: Callable[[str], float] = seconds, **more: Any) -> Any:
-    """Return an option that takes a time, as `of_share` does."""
-    return typer.Option(parser=parser, metavar="TIME", help=text, show_default=default, **more)
 
 
 Policy = Annotated[Path, typer.Option("--policy", "-p", metavar="FILE", help="The policy: TOML, JSON or YAML.")]
