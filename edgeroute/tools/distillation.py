@@ -40,10 +40,10 @@ LEAST_TEXTS, LEAST_COMMON, MOST_CLASSES = 200, 0.5, 1000
 TRAINED = 0.6
 """Share of the texts to train on."""
 LONGEST = 20_000
-"""Most characters of a text; longer ones are left out."""
+"""Most characters of a text, or of an answer; longer ones are left out."""
 WORTH = 0.9
 """Largest share of requests that a model worth a trial defers."""
-TERMS, STRENGTH = 20_000, 10.0
+TERMS, STRENGTH = 20_000, 50.0
 """Most words and pairs of a model; inverse of the ridge penalty of the regression."""
 
 
@@ -123,8 +123,8 @@ def _unusable(example: Example) -> str:
     """Return the reason why an example cannot be used; empty if it can be."""
     if not example.text.strip() or not example.answer.strip():
         return "an empty text or answer"
-    if len(example.text) > LONGEST:
-        return f"a text of more than {LONGEST:,} characters"
+    if max(map(len, example)) > LONGEST:
+        return f"a text or answer of more than {LONGEST:,} characters"
     try:
         (example.text + example.answer).encode()
     except UnicodeEncodeError:
@@ -291,8 +291,8 @@ def _train(texts: Sequence[str], answers: Sequence[str], spelled: Mapping[str, s
     vectorizers = import_needed(
         "sklearn.feature_extraction.text", "training needs scikit-learn: pip install scikit-learn skl2onnx"
     )
-    regression = import_late("sklearn.linear_model").LogisticRegression(C=STRENGTH, max_iter=300, tol=1e-3)
-    words = vectorizers.TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=TERMS, dtype=np.float32)
+    regression = import_late("sklearn.linear_model").LogisticRegression(C=STRENGTH, max_iter=500)
+    words = vectorizers.TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=TERMS)
     with as_errors("the texts have no words in common", BadInput):
         table = words.fit_transform(texts)
     with as_errors("the model cannot be trained", BadInput):
