@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgeroute.testing.canned_server import Listener, finish
+from edgeroute.tools.contracts.canned_server import Listener, finish
 
 CLASSES = 64
 FAULTS = (

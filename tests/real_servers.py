@@ -21,7 +21,7 @@ import pytest
 from netns import within
 
 from edgeroute.testing import http_reply
-from edgeroute.testing.canned_server import Listener
+from edgeroute.tools.contracts.canned_server import Listener
 
 HERE = Path(__file__).parent / "servers"
 ENVIRONMENTS = Path(os.environ.get("SERVERS", HERE.parents[1] / ".servers"))

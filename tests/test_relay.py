@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgeroute.testing import CannedServer, Relay, http_reply
-from edgeroute.testing import faulty_relay as relay
+from edgeroute.tools.contracts import faulty_relay as relay
 
 LATE_S = 0.005
 

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.runtimes import fresh_runtimes
 from edgeroute.system.late_imports import import_tool
-from edgeroute.testing.canned_server import CannedServer, chat_events, http_reply, sse_reply
-from edgeroute.testing.fakes import Answers, FakeCloud, FakeModel
-from edgeroute.testing.faulty_relay import Relay
 
 if TYPE_CHECKING:
+    from edgeroute.tools.contracts.canned_server import CannedServer, chat_events, http_reply, sse_reply
     from edgeroute.tools.contracts.edge_contract import ContractBroken, edge_contract
     from edgeroute.tools.contracts.endpoint_contract import endpoint_contract
+    from edgeroute.tools.contracts.fakes import Answers, FakeCloud, FakeModel
+    from edgeroute.tools.contracts.faulty_relay import Relay
+
+_MODULE_OF = {
+    **dict.fromkeys(("CannedServer", "chat_events", "http_reply", "sse_reply"), "canned_server"),
+    **dict.fromkeys(("ContractBroken", "edge_contract"), "edge_contract"), "endpoint_contract": "endpoint_contract",
+    **dict.fromkeys(("Answers", "FakeCloud", "FakeModel"), "fakes"), "Relay": "faulty_relay",
+}  # fmt: skip
 
 __all__ = [
     "Answers", "CannedServer", "ContractBroken", "FakeCloud", "FakeModel", "Relay", "chat_events", "edge_contract",
@@ -22,9 +28,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a contract, a program of edgeroute/tools/, at its first use. Stores the value in the module."""
-    if name not in __all__:
+    """Import a helper, a program of edgeroute/tools/, at its first use. Stores the value in the module."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'edgeroute.testing' has no attribute {name!r}")
-    module = import_tool(f"contracts.{'endpoint' if name == 'endpoint_contract' else 'edge'}_contract")
-    value = globals()[name] = getattr(module, name)
+    value = globals()[name] = getattr(import_tool(f"contracts.{_MODULE_OF[name]}"), name)
     return value

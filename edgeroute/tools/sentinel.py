@@ -27,7 +27,7 @@ from edgeroute.router.request_plans import make_plan
 from edgeroute.router.router_parts import Part
 from edgeroute.system import process
 from edgeroute.system.process import call_contained, sha256
-from edgeroute.system.workers import Worker
+from edgeroute.system.thread_pool import Worker
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine

@@ -42,8 +42,8 @@ LOCKS = {
     "router/live/live_source.py": "of one iterator",
     "router/offline_queue.py": "of one call",
     "system/late_imports.py": "a fork waits for it",
-    "testing/fakes.py": "for tests",
-    "testing/canned_server.py": "for tests",
+    "tools/contracts/canned_server.py": "for tests",
+    "tools/contracts/fakes.py": "for tests",
     "tools/dashboard/monitor.py": "a page belongs to the process that serves it",
     "types.py": "of one call",
 }

@@ -1,1 +1,1 @@
-"""Contracts of models and endpoints, which a package with one of its own runs in its tests."""
+"""Test helpers of `edgeroute.testing`: scripted models, clouds and links; contracts of models and endpoints of other packages."""

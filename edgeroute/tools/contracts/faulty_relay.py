@@ -9,7 +9,7 @@ import struct
 import sys
 from time import monotonic
 
-from edgeroute.testing.canned_server import Listener, finish, turns
+from edgeroute.tools.contracts.canned_server import Listener, finish, turns
 
 PIECE = 1 << 16
 """Maximum bytes read at a time."""
