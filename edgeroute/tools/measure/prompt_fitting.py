@@ -110,8 +110,8 @@ def fit_gain(words: Words, table: Floats, gain: Floats, ridge: float, *, base: b
         return np.asarray(sums + dense @ w[:columns] - word_mean @ w[columns:], np.float64)
 
     def backward(u: Floats) -> Floats:
-        """Return the transposed product, [columns + 65,536]."""
-        sums = np.bincount(words.bucket, values * u[words.row], BUCKETS) - word_mean * u.sum()
+        """Return the transposed product, [columns + 65,536]. u: [n], of mean 0, so that the words need not be centred here."""
+        sums = np.bincount(words.bucket, values * u[words.row], BUCKETS)
         return np.concatenate([u @ dense, sums])
 
     w = np.zeros(columns + BUCKETS)
