@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from commands import cli
+from onnx import TensorProto, helper
 from PIL import Image
 
 from edgeroute import BadInput
@@ -175,3 +176,26 @@ def test_what_is_neither_json_nor_a_table_on_stdin(tmp_path, piped):
     policy.write_text('[edge]\npath = "edge.onnx"\n')
     code, out, err = cli("infer", "-p", policy, "-", input=piped)
     assert (code, err.count("error: ")) == (1, 1), (out, err)
+
+
+def test_a_table_for_a_model_of_several_numbers(tmp_path):
+    """Each input is the column of its name, as of a ColumnTransformer that was converted; a label beside them is none."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [node("Unsqueeze", [name, "one"], [f"{name}1"]) for name in ("age", "income")]
+    nodes += [node("Concat", ["income1", "age1"], ["logits"], axis=1)]
+    given = [value(name, TensorProto.FLOAT, ["n"]) for name in ("age", "income")]
+    made = [value("logits", TensorProto.FLOAT, ["n", 2])]
+    tiny.save(tmp_path / "edge.onnx", nodes, given, made, [("one", np.array([1]))])
+    policy, rows = tmp_path / "policy.toml", tmp_path / "rows.csv"
+    policy.write_text('[edge]\npath = "edge.onnx"\n')
+    rows.write_text("city,age,income,label\nUlm,41,7.5,1\nBonn,20,30,0\n")
+    for command in (("infer", "-p", policy, rows, "--json"), ("infer", "-p", policy, rows, "--json", "--batch", 2)):
+        code, out, err = cli(*command)
+        assert (code, [json.loads(line)["value"] for line in out.splitlines()]) == (0, [1, 0]), err
+    code, out, err = cli("evaluate", "-p", policy, "-d", rows, "--no-cloud", "--json")
+    assert code == 0, err
+    assert cli("decide", "-p", policy, rows)[0] == 0
+    rows.write_text("age,wage\n41,7.5\n")
+    code, out, err = cli("infer", "-p", policy, rows)
+    assert code == 1
+    assert "has no column 'income'" in err

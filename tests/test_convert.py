@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -477,3 +478,16 @@ def test_pytorch(tmp_path):
         assert (done.same, done.rows) == (1, 1)
         with Router(done.out, unsure, threshold=0) as router:
             assert len(router.infer_many([np.zeros((3, 4), "float32")] * 3)) == 3
+
+
+def test_a_hist_gradient_boosting_is_one_line(tmp_path):
+    """Its converter fails on it: the line says whose fault that is, and what works."""
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    file = saved(tmp_path, ensemble.HistGradientBoostingClassifier(max_iter=3).fit(X, Y))
+    said = ""
+    try:
+        convert(file, trust=True)
+    except ModelError as e:
+        said = str(e)
+    says = r"HistGradientBoostingClassifier is not converted by skl2onnx .*, whose fault this is: .*Router\(edge=clf\).*"
+    assert re.fullmatch(says, said) or (tmp_path / "m.onnx").exists(), "versions that fit each other convert it"

@@ -11,7 +11,7 @@ import pytest
 from both import Tasks, sure, unsure
 from commands import cli
 
-from edgeroute import BadInput, PolicyError, Router
+from edgeroute import BadInput, BadReply, Ensemble, PolicyError, Router
 
 X = np.random.default_rng(0).random((300, 3)).astype("float32")
 
@@ -319,3 +319,52 @@ def test_a_booster_gets_the_command():
     for edge in (booster, booster.predict):
         with pytest.raises(PolicyError, match="edgeroute convert"):
             Router(edge, unsure, threshold=0.5)
+
+
+@pytest.mark.parametrize("package", ["lightgbm", "xgboost"])
+def test_categories_of_pandas(package):
+    """Texts are the categories of the fit; one that was not fitted is for another model, and text for a number the caller's fault."""
+    pandas, module = pytest.importorskip("pandas"), pytest.importorskip(package)
+    pytest.importorskip("pyarrow")
+    rng = np.random.default_rng(0)
+    cities = pandas.Categorical(rng.choice(["Ulm", "Bonn", "Kiel"], 300))
+    table = pandas.DataFrame({"age": rng.normal(40, 10, 300), "city": cities})
+    right = ((table["city"] == "Ulm") & (table["age"] > 38)).astype(int)
+    clf = (
+        module.LGBMClassifier(n_estimators=5, verbose=-1)
+        if package == "lightgbm"
+        else module.XGBClassifier(n_estimators=5, enable_categorical=True)
+    ).fit(table, right)
+    p = clf.predict_proba(table)[:9]
+    with Router(clf, lambda x: ("asked", 1.0), threshold=0.0) as router:
+        for rows in (table.head(9).to_dict("records"), [table.iloc[i] for i in range(9)]):
+            for answers in (router.infer_many(rows), [router.infer(row) for row in rows]):
+                assert [answer.value for answer in answers] == p.argmax(1).tolist()
+                assert [answer.confidence for answer in answers] == pytest.approx(p.max(1).tolist(), rel=1e-5)
+        assert router.infer({"age": 45.0, "city": "Paris"}).source == "cloud"
+        for row in ({"age": "old", "city": "Ulm"}, {"age": 45.0}):
+            with pytest.raises(BadInput):
+                router.infer(row)
+
+
+def test_an_ensemble_of_estimators():
+    """Has the class with the greatest mean probability; estimators of other classes are refused."""
+    pytest.importorskip("sklearn")
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import GaussianNB
+
+    rows, right = load_iris(return_X_y=True)
+    names = np.array(["setosa", "versicolor", "virginica"])[right]
+    models = [LogisticRegression(max_iter=500).fit(rows, names), GaussianNB().fit(rows, names)]
+    p = np.mean([model.predict_proba(rows) for model in models], axis=0)
+    for members in (models, [model.predict_proba for model in models]):
+        with Router(Ensemble(members), threshold=0.0) as router:
+            answers = router.infer_many(list(rows))
+        assert [answer.value for answer in answers] == models[0].classes_[p.argmax(1)].tolist()
+        assert [answer.confidence for answer in answers] == pytest.approx(p.max(1).tolist(), rel=1e-6)
+    with (
+        Router(Ensemble([models[0], GaussianNB().fit(rows, right)]), threshold=0.0) as router,
+        pytest.raises(BadReply, match="other classes"),
+    ):
+        router.infer(rows[0])

@@ -44,7 +44,7 @@ class Estimator:
         try:
             if columns is None and size is None:  # texts or mappings, as a pipeline with a vectorizer takes them
                 return [self._read(np.asarray([x]))[0] for x in rows]
-            return self._read(np.asarray(rows) if columns is None else _table(rows, columns))
+            return self._read(np.asarray(rows) if columns is None else self._with_categories(_table(rows, columns)))
         except Exception as e:
             if len(rows) == 1:
                 name = f"{'' if start is None else f'input {start} of the batch: '}{class_name(self._estimator)}"
@@ -62,6 +62,26 @@ class Estimator:
         table = np.asarray(self._estimator.predict_proba(given))
         classes = np.asarray(getattr(self._estimator, "classes_", range(table.shape[1]))).tolist()
         return [dict(zip(classes, map(float, row), strict=True)) for row in table]
+
+    def _with_categories(self, table: Any) -> Any:
+        """Return a DataFrame whose texts are categories, if LightGBM or XGBoost was fitted on those of pandas; others unchanged.
+
+        Raises ValueError for an unknown category, which both would read as a missing value.
+        """
+        texts = [name for name in getattr(table, "columns", ()) if table[name].dtype.kind not in "biuf"]
+        booster = getattr(self._estimator, "get_booster", lambda: getattr(self._estimator, "booster_", None))()
+        if not texts or not (hasattr(booster, "pandas_categorical") or hasattr(booster, "get_categories")):
+            return table
+        known = getattr(booster, "pandas_categorical", None)  # of LightGBM, in the order of the columns
+        if known is None:
+            by_name = dict(booster.get_categories(export_to_arrow=True).to_arrow())
+            known = [by_name[name] for name in texts if by_name[name] is not None]
+        if len(known) != len(texts):
+            raise ValueError("text where numbers were fitted")
+        for name, values in zip(texts, known, strict=True):
+            if not table[name].isin([*map(str, values)]).all():
+                raise ValueError("unknown category")
+        return table.astype(dict.fromkeys(texts, "category"))
 
     def _misfit(self, x: Any, columns: list[str] | None, size: int | None, error: str) -> str:
         """Return why a row that the estimator refused with this error does not fit; empty if the row looks right."""

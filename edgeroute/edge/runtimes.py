@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute.confidence.output_recognition import is_by_class
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_attributes import check_model, counts_runs, has_async_runs, is_model, member
@@ -226,7 +227,8 @@ class Ensemble:
     model is overconfident (deep ensembles: Lakshminarayanan et al., 2017).
 
     Args:
-        models: two or more classifiers with the same classes: paths, models or callables, returning logits or probabilities.
+        models: two or more classifiers with the same classes: paths, models, estimators with `predict_proba` or callables,
+            returning logits or probabilities.
         votes: count the predicted classes only: the confidence is one minus the normalised entropy of the votes. Otherwise it is
             the largest mean softmax probability.
         name: in answers.
@@ -263,14 +265,20 @@ class Ensemble:
         [] for no inputs. Each model waits for its turn.
 
         Raises:
-            BadReply: the models' outputs differ in shape, or are not [n, classes].
+            BadReply: the models' outputs differ in shape or classes, or are not [n, classes].
         """
         if not inputs:
             return []
         outputs = []
         for model, runs in zip(self.models, self._runs, strict=True):
             with nullcontext() if runs is None else runs.one(cancel):
-                outputs.append(_logits(model, model.run(inputs, cancel)))
+                rows = model.run(inputs, cancel)
+            if by_class := isinstance(rows, list) and is_by_class(rows[0]):  # an estimator's
+                self.labels = self.labels or tuple(rows[0])
+                if {*rows[0]} != {*self.labels}:
+                    raise BadReply(f"{model.name} has other classes than the models of the ensemble before it")
+                rows = [[row[label] for label in self.labels] for row in rows]
+            outputs.append(_logits(model, rows, probabilities=by_class or member(model, "kind") == "probabilities"))
         if len({array.shape for array in outputs}) > 1:
             raise BadReply(f"the models of the ensemble give outputs {' and '.join(str(list(a.shape)) for a in outputs)}")
         logits = np.stack(outputs)
@@ -292,7 +300,7 @@ class Ensemble:
                 (close if runs is None else runs.close)()
 
 
-def _logits(model: EdgeModel, outputs: Any) -> np.ndarray[Any, np.dtype[Any]]:
+def _logits(model: EdgeModel, outputs: Any, *, probabilities: bool) -> np.ndarray[Any, np.dtype[Any]]:
     """Return the outputs as logits [n, classes]: of probabilities their logarithms.
 
     Raises:
@@ -301,7 +309,7 @@ def _logits(model: EdgeModel, outputs: Any) -> np.ndarray[Any, np.dtype[Any]]:
     array = np.asarray(next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs, np.float64)
     if array.ndim != 2:  # noqa: PLR2004 - a batch of rows
         raise BadReply(f"{model.name} gives outputs {list(array.shape)}, and not a row of numbers for each input")
-    if member(model, "kind") != "probabilities":
+    if not probabilities:
         return array
     with np.errstate(divide="ignore"):
         return np.log(array)

@@ -46,8 +46,9 @@ def load(path: str | Path, given: Collection[str] = (), *, complete: bool = Fals
         while better := corrected(data, problems):
             data, (_, environment, rest) = better, _validate(better)
             problems = [*(p for p in problems if p in rest or MISSPELT.match(p.text)), *(p for p in rest if p not in problems)]
-    missing = [p for p in missing_files(data, folder, given) if not environment.variable(p.key)] if complete else []
-    if lines := [environment.line(problem, path) for problem in [*problems, *missing]]:
+    wrong = {p.key for p in problems}
+    missing = [p for p in missing_files(data, folder, given) if p.key not in wrong and not environment.variable(p.key)]
+    if lines := [environment.line(problem, path) for problem in [*problems, *(missing if complete else ())]]:
         of_models = not problems and not any("certificate" in problem.text for problem in missing)
         raise (ModelMissing if of_models else PolicyError)("\n".join(lines))
     return settings  # type: ignore[no-any-return]  # None only with problems

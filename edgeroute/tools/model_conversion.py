@@ -414,9 +414,18 @@ def by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
             options[id(part)] = {"locale": "C" if all(map(str.isascii, part.vocabulary_)) else "C.UTF-8"}
             if part.analyzer == "word" and part.token_pattern == WORD:
                 options[id(part)]["tokenexp"] = r"[\p{L}\p{N}_]{2,}"  # the converter's own has ASCII alone
-    graph = skl2onnx.convert_sklearn(
-        model, initial_types=initial, options=options or None, target_opset={"": OPSET, "ai.onnx.ml": ML}
-    )
+    try:
+        graph = skl2onnx.convert_sklearn(
+            model, initial_types=initial, options=options or None, target_opset={"": OPSET, "ai.onnx.ml": ML}
+        )
+    except Exception as e:
+        boosted = next((name for part in _parts(model) if (name := type(part).__name__).startswith("HistGradientBoosting")), "")
+        if not boosted:
+            raise
+        raise ModelError(
+            f"{boosted} is not converted by skl2onnx {skl2onnx.__version__}, whose fault this is: use the estimator itself, "
+            f"Router(edge=clf), or fit {boosted.removeprefix('Hist')}"
+        ) from e
     if columns is not None:
         _flatten_columns(graph, [*map(str, columns)])
     out.write_bytes(graph.SerializeToString())

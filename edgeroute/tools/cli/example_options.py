@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from edgeroute.errors import BadInput
+from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.foreign_files import parse_json, read_bytes
 
 if TYPE_CHECKING:
     import sqlite3
 
     from edgeroute.router.router import Router
+    from edgeroute.tools.cli.table_files import Columns
 
 DATA = (
     ".npz, .npy, .png, .jpg, .csv and .parquet files, folders of them, also by class, .jsonl with prompts, or `-` for stdin; "
@@ -136,15 +137,24 @@ def all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
     return labels
 
 
-def edge_columns(router: Router) -> list[str]:
-    """Return the columns that the first edge model was fitted on, by its card's `data`; empty: the card names none."""
+def edge_columns(router: Router) -> Columns:
+    """Return the columns that the first edge model was fitted on, by its card's `data`, or else by its file's several inputs."""
+    from edgeroute.tools.cli.table_files import Columns
+
     edges: Any = (backend for backend in router.engine.snapshot.backends if backend.side == "edge")
-    card = getattr(getattr(next(edges, None), "model", None), "card", None)
-    if (path := getattr(card, "path", None)) is None:
-        return []
-    data = parse_json(read_bytes(path)).get("data")
+    model: Any = getattr(next(edges, None), "model", None)
+    card = getattr(model, "card", None)
+    data = parse_json(read_bytes(path)).get("data") if (path := getattr(card, "path", None)) else None
     columns = data.get("columns") if isinstance(data, dict) else None
-    return [*map(str, columns)] if isinstance(columns, list) else []
+    if isinstance(columns, list):
+        return Columns([*map(str, columns)])
+    if card is None or not str(getattr(model, "path", "")).lower().endswith(".onnx"):
+        return Columns()
+    with suppress(EdgerouteError):  # its first run tells
+        model.load()
+    entries = {spec.name: card.of(spec.name) for spec in model.inputs}
+    plain = all(entry is None or (entry.value is None and entry.preprocess is None) for entry in entries.values())
+    return Columns([*entries], separate=True) if plain and len(entries) > 1 and not card.state else Columns()
 
 
 def edge_labels(router: Router) -> Any:

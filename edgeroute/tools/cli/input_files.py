@@ -19,7 +19,7 @@ from edgeroute.confidence.output_recognition import Labels
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.foreign_files import open_file, parse_json, read_bytes
-from edgeroute.tools.cli.table_files import SEPARATORS, Item, Note, array_of, label_of, pixels_in, read_table
+from edgeroute.tools.cli.table_files import SEPARATORS, Columns, Item, Note, array_of, label_of, pixels_in, read_table
 
 IMAGES = (".png", ".jpg", ".jpeg")
 TABLES = (".csv", ".tsv", ".parquet")
@@ -123,7 +123,11 @@ class Recorded(NamedTuple):
 
 
 def read_inputs(
-    path: Path, keys: Sequence[str] = (), note: Note = lambda _: None, label: str | None = None, fitted: Sequence[str] = ()
+    path: Path,
+    keys: Sequence[str] = (),
+    note: Note = lambda _: None,
+    label: str | None = None,
+    fitted: Columns = Columns(),  # noqa: B008 - a tuple
 ) -> Iterable[Item]:
     """Read inputs: a .npy file or an image is one; an .npz file has one in each row of `images` or `X`, or of its first array.
 
@@ -137,7 +141,7 @@ def read_inputs(
             arrays; of an image its pixels, or the content of the file where a key means that.
         note: called with a message about unused arrays.
         label: column of a table that has the labels; see `read_table`.
-        fitted: columns of a table that the model was fitted on, in order; empty: all.
+        fitted: columns of a table that the model was fitted on.
 
     Raises:
         BadInput: the file cannot be read, or lacks keys that the views take.

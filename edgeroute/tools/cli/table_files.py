@@ -36,6 +36,15 @@ PARQUET = "Parquet is read by pyarrow, which is not installed: pip install pyarr
 Note: TypeAlias = Callable[[str], object]
 
 
+class Columns(NamedTuple):
+    """Columns of a table that a model was fitted on."""
+
+    names: Sequence[str] = ()
+    """Names of the columns, to take in this order; empty: all."""
+    separate: bool = False
+    """True if each is an input of the model, so that a row is a mapping."""
+
+
 class Item(NamedTuple):
     """Input with its name, and its label and group if the file has them."""
 
@@ -48,7 +57,12 @@ class Item(NamedTuple):
 
 
 def read_table(
-    path: Path, keys: Sequence[str], label: str | None, note: Note, fitted: Sequence[str] = (), piped: bytes | None = None
+    path: Path,
+    keys: Sequence[str],
+    label: str | None,
+    note: Note,
+    fitted: Columns = Columns(),  # noqa: B008 - a tuple
+    piped: bytes | None = None,
 ) -> Iterator[Item]:
     """Yield the rows of a table as inputs; memory is needed for some rows alone.
 
@@ -59,7 +73,7 @@ def read_table(
         keys: keys that the policy's views take; then each input is a mapping.
         label: name of the column of labels, or its index without a header; None: the one of `LABELS` that exists; `NONE`: none.
         note: called with a message about the columns.
-        fitted: columns that the model was fitted on, to take in this order; empty: all.
+        fitted: columns that the model was fitted on.
         piped: content in CSV, in place of the file's; None: the file is read.
 
     Raises:
@@ -72,24 +86,24 @@ def read_table(
         raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
     if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
         raise BadInput(f"{path}: the column {twice[0]!r} is there twice")
-    label_name = _label(path, columns, label, [*keys, *fitted])
-    group_name = next((c for c in columns if c.lower() in GROUPS and c not in keys and c not in fitted), None)
+    label_name = _label(path, columns, label, [*keys, *fitted.names])
+    group_name = next((c for c in columns if c.lower() in GROUPS and c not in keys and c not in fitted.names), None)
     named = [name for name in columns if name and name not in {label_name, group_name}]
     if label is None and label_name is not None:
         note(f"{path}: labels are in the column {label_name!r}; another one, or {NONE}, by --label")
     if missing := [key for key in keys if key not in named]:
         raise BadInput(f"{path}: the policy's views take {missing[0]!r} of an input, and its columns are {', '.join(named)}")
-    if fitted and not keys and named != [*map(str, range(len(named)))]:  # there is a header
-        if missing := [name for name in fitted if name not in named]:
+    if fitted.names and not keys and named != [*map(str, range(len(named)))]:  # there is a header
+        if missing := [name for name in fitted.names if name not in named]:
             raise BadInput(f"{path} has no column {missing[0]!r}, on which the model was fitted: it has {', '.join(named)}")
-        named = [*fitted]
+        named = [*fitted.names]
     if not named:
         raise BadInput(f"{path} has no column of inputs")
     for where, row in rows:
         values = {name: row[name] for name in named}
         if (absent := next((name for name, value in values.items() if value is None), None)) is not None:
             raise BadInput(f"{path}{where}: there is no value in the column {absent!r}")
-        x = values if keys else _input(values)
+        x = values if keys or fitted.separate else _input(values)
         yield Item(f"{path}{where}", x, *(None if name is None else _plain(row[name]) for name in (label_name, group_name)))
 
 
