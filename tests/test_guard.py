@@ -573,10 +573,10 @@ def test_a_signal_handler_may_ask_while_the_lock_is_held():
     signals = []
 
     class Interrupted(Spending):
-        def reserve(self, *args):
+        def reserve(self, *args, **more):
             if signals:
                 signals.pop()()
-            return super().reserve(*args)
+            return super().reserve(*args, **more)
 
     guard, _ = guarded(spending=Interrupted(Limits(usd_per_day=1.0)))
 
