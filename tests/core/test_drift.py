@@ -267,3 +267,35 @@ def test_a_share_survives_a_restart():
             other.load(bad)
     assert other.dump() == test.dump()
     assert fed_days(other, 3, 150, 0.1, 1).dump() == fed_days(test, 3, 150, 0.1, 1).dump()
+
+
+# ------------------------------------------------------------------------------------------------------ whole days
+def test_a_cycle_within_days_is_no_alarm():
+    """Hours far beyond the level are none while the day's mean is within it; the first, perhaps partial, day has no bets."""
+    day = [0.0] * 180 + [1.0, 0.0] * 10  # 5 % of the values, all of them at its end
+    daily, each = Drift(0.06), Drift(0.06)
+    for number in range(40):
+        for x in day[150 if not number else 0 :]:
+            daily.add(x, number)
+            each.add(x)
+    assert each.alarmed
+    assert not daily.alarmed
+    worse = Drift(0.02)
+    for number in range(5):
+        assert not worse.alarmed or number > 2
+        for x in day:
+            worse.add(x, number)
+    assert worse.alarmed
+
+
+def test_a_day_goes_on_after_a_restart():
+    """In its middle; a dump of an earlier version has no day, and begins one."""
+    once, often = Drift(0.02), Drift(0.02)
+    for i in range(300):
+        often = loaded(json.loads(json.dumps(often.dump())), 0.02)
+        for drift in (once, often):
+            drift.add(float(i % 20 == 0), i // 70)
+    assert often.dump() == once.dump()
+    dumped = once.dump()
+    del dumped["day"]
+    assert loaded(dumped, 0.02).evidence == pytest.approx(once.evidence)
