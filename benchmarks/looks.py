@@ -15,8 +15,8 @@ from math import log
 import numpy as np
 from figures import size
 
-from edgeroute.core.sequential_tests import _BETS, GRID
-from edgeroute.tools.measure.audit_counts import FIRST, NONE, LossCounts
+from edgeroute.core.sequential_tests import GRID
+from edgeroute.tools.measure.audit_counts import BETS, FIRST, NONE, LossCounts
 from edgeroute.tools.measure.fixed_sequence import lowest_threshold
 
 LIMIT, RISK, MOST = 0.02, 0.05, 10_000
@@ -84,7 +84,7 @@ def truth(world: World) -> tuple[Array, Array]:
 
 def evidence(harms: Array, wins: Array, n: int) -> Array:
     """Logarithm of the evidence, as `log_evidence`, of arrays."""
-    mean, part = (1 + LIMIT) / 2, np.array(_BETS)
+    mean, part = (1 + LIMIT) / 2, np.array(BETS)
     harm, win, none = np.log1p(-part), np.log1p(part / (1 - mean) * mean), np.log1p(part / (1 - mean) * LIMIT / 2)
     logs = harms[..., None] * harm + wins[..., None] * win + (n - harms - wins)[..., None] * none
     top = logs.max(-1)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute.core.sequential_tests import GRID, log_evidence
-from edgeroute.tools.measure.audit_counts import FIRST, NONE, LossCounts
+from edgeroute.core.sequential_tests import GRID
+from edgeroute.tools.measure.audit_counts import FIRST, NONE, LossCounts, log_evidence
 
 LIMIT, RISK = 0.02, 0.05
 examples = st.lists(st.tuples(st.one_of(st.none(), st.just(nan), st.floats(-1e6, 1e6)), st.booleans()), max_size=60)

@@ -1,9 +1,9 @@
-"""Sequential tests by betting: of one mean against its level, of a loss at fixed thresholds, and of two arms."""
+"""Sequential tests by betting: of one mean against its level, and of two arms against each other; and thresholds to count by."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp, inf, log, log1p
+from math import exp, inf
 from typing import Any, Final
 
 # Sequential test of one mean: detects that it exceeds its level, with few false alarms.
@@ -238,7 +238,7 @@ class ShareTest:
         self._day, self._due, self._block, self._count, self._ones, self._values = day, due, block, count, ones, values
 
 
-# Certificate of a loss that is valid at every look, by counts of audits, which are kept for ever and added up over devices.
+# Thresholds for which audits are counted, on each device, for certificates that are valid at every look.
 
 GRID: Final = tuple(
     sorted(
@@ -247,31 +247,6 @@ GRID: Final = tuple(
     )
 )
 """Thresholds that are tested, ascending, the same for each device: by logit between 0 and 1, geometric beyond."""
-_BETS: Final = tuple(0.02 * 47.5 ** (j / 19) for j in range(20))  # .02 to .95: share that a harm takes of each
-
-
-def log_evidence(limit: float, *counts: tuple[float, int, int, int]) -> float:
-    """Return the logarithm of the evidence that harms less wins are fewer than `limit` of n: the mean of 20 constant bets.
-
-    Bets are on (1 + harm - win) / 2. While the mean loss is `limit` or more, the evidence is ever 1 / risk with probability
-    `risk` at most (Ville's inequality; Waudby-Smith and Ramdas, 2024), so it may be looked at after each example.
-
-    Args:
-        limit: limit of the mean loss, -1..1.
-        counts: weight of each bet, more than 0, up to 1, and numbers of examples, harms and wins; for each rate of drawing.
-    """
-    mean, logs = (1 + limit) / 2, list[float]()
-    for bet in (part / (1 - mean) for part in _BETS):
-        logs.append(
-            sum(
-                harms * log1p(-bet * w * (1 - mean))
-                + wins * log1p(bet * w * mean)
-                + (n - harms - wins) * log1p(bet * w * limit / 2)
-                for w, n, harms, wins in counts
-            )
-        )
-    top = max(logs)
-    return top + log(sum(exp(x - top) for x in logs) / len(logs))
 
 
 # Sequential test of two arms: detects that the rate of something bad is higher in B than in A, valid at any time.

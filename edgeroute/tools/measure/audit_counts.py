@@ -7,15 +7,42 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from math import isfinite, log
+from math import exp, isfinite, log, log1p
 from typing import Any
 
-from edgeroute.core.sequential_tests import GRID, log_evidence
+from edgeroute.core.sequential_tests import GRID
 
 NONE = len(GRID)
 """Index of the lowest certified threshold, where there is none."""
 FIRST = 0.75
 """Share of the risk for the counts until they begin anew; the next have that share of the rest, and so on."""
+
+BETS = tuple(0.02 * 47.5 ** (j / 19) for j in range(20))
+"""Shares of the wealth that a harm takes, for each bet: .02 to .95."""
+
+
+def log_evidence(limit: float, *counts: tuple[float, int, int, int]) -> float:
+    """Return the logarithm of the evidence that harms less wins are fewer than `limit` of n: the mean of 20 constant bets.
+
+    Bets are on (1 + harm - win) / 2. While the mean loss is `limit` or more, the evidence is ever 1 / risk with probability
+    `risk` at most (Ville's inequality; Waudby-Smith and Ramdas, 2024), so it may be looked at after each example.
+
+    Args:
+        limit: limit of the mean loss, -1..1.
+        counts: weight of each bet, more than 0, up to 1, and numbers of examples, harms and wins; for each rate of drawing.
+    """
+    mean, logs = (1 + limit) / 2, list[float]()
+    for bet in (part / (1 - mean) for part in BETS):
+        logs.append(
+            sum(
+                harms * log1p(-bet * w * (1 - mean))
+                + wins * log1p(bet * w * mean)
+                + (n - harms - wins) * log1p(bet * w * limit / 2)
+                for w, n, harms, wins in counts
+            )
+        )
+    top = max(logs)
+    return top + log(sum(exp(x - top) for x in logs) / len(logs))
 
 
 class LossCounts:

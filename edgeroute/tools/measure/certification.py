@@ -16,11 +16,11 @@ from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper
 from edgeroute.confidence.certificate import Certificate, Kind, NotEnough, digest
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.sequential_tests import GRID, log_evidence
+from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.rotated_json_lines import read
 from edgeroute.system.process import now
-from edgeroute.tools.measure.audit_counts import NONE, LossCounts
+from edgeroute.tools.measure.audit_counts import NONE, LossCounts, log_evidence
 from edgeroute.tools.measure.calibration import calibrate, crossfit, spread
 from edgeroute.tools.measure.evaluation import Bools, Evaluation, Examples, chance_doubts, share
 from edgeroute.tools.measure.independence import sketch
