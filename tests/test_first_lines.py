@@ -368,3 +368,15 @@ def test_an_ensemble_of_estimators():
         pytest.raises(BadReply, match="other classes"),
     ):
         router.infer(rows[0])
+
+
+def test_a_module_of_torch_is_answered_with_its_line():
+    """Known by its class, without torch: the line that is said makes an edge of it; a function around it is one."""
+    module = type("Module", (), {"__module__": "torch.nn.modules.module", "__call__": lambda self, x: np.hstack([x, -x])})
+    net = type("Net", (module,), {})()
+    says = r"Net is a torch\.nn\.Module, which takes a batch of tensors: write edge=lambda x: net\("
+    for make in (lambda: Router(net, threshold=0.5), lambda: Router([net, sure], threshold=0.5), lambda: Ensemble([net, net])):
+        with pytest.raises(PolicyError, match=says):
+            make()
+    with Router(lambda x: net(x[None])[0], threshold=0.5) as router:
+        assert router.infer(np.float32([2.0])).source == "edge"

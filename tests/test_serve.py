@@ -775,7 +775,7 @@ def test_what_cannot_be_served(tmp_path):
     text.outputs = (*text.outputs, TensorSpec("words", "object", (-1,)))
     app([text])
     text.inputs = (*text.inputs, TensorSpec("words", "object", (-1,)))
-    with pytest.raises(ModelError, match=r"its inputs .*words.* are no numbers"):
+    with pytest.raises(ModelError, match=r"its inputs .*words.* are no numbers\. `edgeroute docs webservice`"):
         app([text])
     path = save(tmp_path / "scale.onnx")
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PolicyError, match="cannot listen"):

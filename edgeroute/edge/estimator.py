@@ -69,7 +69,7 @@ class Estimator:
         Raises ValueError for an unknown category, which both would read as a missing value.
         """
         texts = [name for name in getattr(table, "columns", ()) if table[name].dtype.kind not in "biuf"]
-        booster = getattr(self._estimator, "get_booster", lambda: getattr(self._estimator, "booster_", None))()
+        booster: Any = getattr(self._estimator, "get_booster", lambda: getattr(self._estimator, "booster_", None))()
         if not texts or not (hasattr(booster, "pandas_categorical") or hasattr(booster, "get_categories")):
             return table
         known = getattr(booster, "pandas_categorical", None)  # of LightGBM, in the order of the columns

@@ -24,6 +24,14 @@ STEPS = {
 """Suffixes of files that no runtime runs -> the step that makes one that does, with a place for the path."""
 
 
+def of_torch(name: str) -> str:
+    """Return the step that makes an edge of a module of PyTorch with this class."""
+    return (
+        f"edge= takes a function of one input, and {name} is a torch.nn.Module, which takes a batch of tensors: write "
+        f"edge=lambda x: net(torch.as_tensor(x)[None])[0].detach().numpy() after net.eval(), or {_EXPORT} and edge='model.onnx'"
+    )
+
+
 def step(path: str, hub: re.Match[str] | None) -> str:
     """Return the step that makes a runnable file of a file, a folder or a name on a hub.
 

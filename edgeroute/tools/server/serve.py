@@ -64,7 +64,10 @@ class Served:
         self.name, self.inputs, only = self.model.name, self.model.inputs, self.model.only
         self.outputs = tuple(spec for spec in self.model.outputs if only in (None, spec.name))
         if odd := [spec.name for spec in self.inputs if spec.dtype not in NAMES]:
-            raise ModelError(f"{self.name} cannot be served: its inputs {odd} are no numbers")
+            raise ModelError(
+                f"{self.name} cannot be served: its inputs {odd} are no numbers. "
+                "`edgeroute docs webservice` shows a service for texts"
+            )
         self.decoders = {spec.name: Decoder(spec, self.model.card) for spec in self.inputs}
         self.about = describe(model.name, platform_of(model), self.inputs, self.outputs)
         if parameters := {key: value for key in ("labels", "kind") if (value := member(model, key)) not in (None, "answers")}:
