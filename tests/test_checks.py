@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from both import CALLS, LONG, Tasks, Threads, ask
 
-from edgeroute import AsyncRouter, Cache, CallableModel, InputScore, LocalServer, NoAnswer, Options, PolicyError, Router
+from edgeroute import (
+    AsyncRouter,
+    Cache,
+    CallableModel,
+    InputScore,
+    LocalServer,
+    NoAnswer,
+    OpenAIChat,
+    Options,
+    PolicyError,
+    Router,
+)
 from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.edge.answer_check import LONGEST, AnswerCheck
 from edgeroute.edge.edge_backend import edge_backend
@@ -418,3 +429,74 @@ def test_a_replay_knows_it():
     targets = tuple(target._replace(threshold=0.0 if target.side == "edge" else None) for target in setup.targets)
     found = replay(collect(records), setup._replace(policy=setup.policy._replace(no_confidence="accept"), targets=targets))
     assert (found.replayed.edge, found.replayed.cloud) == (1, 2)
+
+
+# --- beside the rest
+
+
+def test_calibrated_with_a_check():
+    """A malformed answer counts as deferred: it is no harm, however confident, and lowers no deferral below its share."""
+    rng = np.random.default_rng(5)
+    sure = rng.random(600)
+
+    def edge(i):
+        malformed, right = i % 5 == 0, sure[i] > 0.2
+        return ("{" if malformed else f'{{"n": {i % 7 if right else -1}}}'), float(sure[i]) if not malformed else 0.99
+
+    def cloud(i):
+        return f'{{"n": {i % 7}}}'
+
+    labels = [cloud(i) for i in range(600)]
+    with Router(CallableModel(edge, check=SCHEMA, version="1"), cloud, threshold=0.5) as router:
+        result = router.calibrate(range(600), labels, max_loss=0.05)
+        asked = router.calibrate(range(600), label=lambda i: labels[i], max_loss=0.05)
+    certificate = result.certificate
+    assert certificate.threshold == asked.certificate.threshold < 0.3
+    assert 0.2 <= certificate.deferral_rate < 0.45
+    with Router(CallableModel(edge, check=SCHEMA, version="1"), cloud, threshold=certificate) as router:
+        answers = [router.infer(i) for i in range(100)]
+    assert not any(answer.value == "{" for answer in answers)
+    assert any(answer.source == "edge" for answer in answers)
+
+
+def test_a_late_answer_of_the_cloud(made):
+    """Comes after the malformed one, which was given as degraded."""
+    leaves, late = threading.Event(), threading.Event()
+
+    def slow(_):
+        assert leaves.wait(LONG)
+        return "cloud"
+
+    router = made(cloud=slow, deadline=0.3)
+
+    @router.on_late
+    def note(answer):
+        late.value = answer.value
+        late.set()
+
+    assert router.infer("x").malformed == "json"
+    leaves.set()
+    assert late.wait(LONG)
+    assert late.value == "cloud"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_gateway_shows_no_malformed_call(stream):
+    """Of a server on the device, while the cloud is there; else the reply says that it is malformed."""
+    httpx, starlette = pytest.importorskip("httpx"), pytest.importorskip("starlette")
+    assert starlette
+    from gateways import serving
+
+    kind = [("Content-Type", "application/json")]
+    bad, good = completion(("pay", BAD)), completion(("pay", GOOD))
+    with (
+        CannedServer(http_reply(json.dumps(bad).encode(), headers=kind)) as local,
+        CannedServer(http_reply(json.dumps(good).encode(), headers=kind)) as far,
+    ):
+        body = {"model": "edgeroute", "stream": stream, **ASKED}
+        for cloud, arguments in ((OpenAIChat(far.url, model="m", stream=False), GOOD), (away, BAD)):
+            router = AsyncRouter(LocalServer(f"{local.url}/v1"), cloud, threshold=0.5)
+            with serving(router) as url:
+                text = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=LONG).text
+            assert (json.dumps(arguments) in text, json.dumps(GOOD if arguments is BAD else BAD) in text) == (True, False)
+            assert ('"malformed":"arguments"' in text) == (arguments is BAD)

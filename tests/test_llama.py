@@ -513,6 +513,18 @@ def smollm():
 
 
 @pytest.mark.matrix
+def test_a_real_model_is_checked(smollm):
+    """What it writes as it should stands, and what it does not is the cloud's."""
+    shots = 'Q: Where is the Louvre?\nA: {"city": "paris"}\nQ: Where is the Prado?\nA: {"city": "madrid"}\n'
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
+    model = LlamaModel(smollm, chat=False, max_tokens=24, stop=["\n"], check=schema)
+    with Router(model, lambda x: "cloud", threshold=0.0) as router:
+        answer = router.infer(f"{shots}Q: Where is Big Ben?\nA:")
+        assert (answer.source, {*json.loads(answer.value)}) == ("edge", {"city"})
+        assert router.infer("Once upon a time").reason_code == "malformed"
+
+
+@pytest.mark.matrix
 def test_a_real_model(smollm, capsys):
     """It knows the capital of France, and is not sure of the smallest planet: the example, as it stands."""
     source = Path(__file__).parent.parent / "examples" / "local_llm.py"

@@ -209,3 +209,19 @@ def test_tools_are_stopped_within_an_answer(tiny):
     with pytest.raises(ModelError, match="stopped"):
         LlamaModel(tiny, max_tokens=200).run_one(x, AskedLater())
     assert len(looks) < 100
+
+
+def test_what_is_no_json_is_not_shown(tiny):
+    """By the model's own check, or the request's format, whose grammar cannot end an answer that is cut off."""
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "required": ["a"]}}}
+    request = {"messages": [{"role": "user", "content": "hi"}], "response_format": form, "max_tokens": 3}
+    with Router(LlamaModel(tiny, max_tokens=12, check="json"), cloud, threshold=0.0) as router:
+        for x in ("hi", request):
+            answer = router.infer(x, deadline=LONG)
+            assert (answer.value, answer.reason_code) == ("from the cloud", "malformed")
+            with router.stream(x, deadline=LONG) as stream:
+                assert list(stream) == ["from", " the", " cloud"]
+        assert router.infer("hi", mode="only_edge").malformed == "json"
+    with Router(LlamaModel(tiny, max_tokens=12), cloud, threshold=0.0) as router:
+        assert router.infer(request, deadline=LONG).reason_code == "malformed"
+        assert router.infer("hi", deadline=LONG).source == "edge"
