@@ -16,7 +16,7 @@ import pytest
 from both import LONG
 from commands import ROOT, cli
 
-from edgeroute import BadInput, PolicyError, Router
+from edgeroute import BadInput, PolicyError, Router, RuntimeMissing
 from edgeroute.tools.distillation import Example, distil
 
 pytest.importorskip("sklearn")
@@ -285,3 +285,11 @@ def test_tables_that_are_none(tmp_path, content):
     assert code == 1
     assert len(errors.splitlines()) == 1
     assert not Path(tmp_path / "small.onnx").exists()
+
+
+def test_without_the_converter(tmp_path, monkeypatch):
+    """It says what to install, before it trains."""
+    monkeypatch.setitem(sys.modules, "skl2onnx", None)
+    with pytest.raises(RuntimeMissing, match="pip install scikit-learn skl2onnx"):
+        distil(tickets(300), tmp_path / "small.onnx")
+    assert [*tmp_path.iterdir()] == []

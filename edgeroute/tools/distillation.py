@@ -288,9 +288,10 @@ def _train(texts: Sequence[str], answers: Sequence[str], spelled: Mapping[str, s
         BadInput: too few words are in more than one text.
         RuntimeMissing: scikit-learn, skl2onnx or onnx is not installed.
     """
-    vectorizers = import_needed(
-        "sklearn.feature_extraction.text", "training needs scikit-learn: pip install scikit-learn skl2onnx"
-    )
+    need = "training needs scikit-learn and its converter: pip install scikit-learn skl2onnx"
+    vectorizers = import_needed("sklearn.feature_extraction.text", need)
+    import_needed("skl2onnx", need)
+    package()  # all are there before minutes are spent
     regression = import_late("sklearn.linear_model").LogisticRegression(C=STRENGTH, max_iter=500)
     words = vectorizers.TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=TERMS)
     with as_errors("the texts have no words in common", BadInput):
