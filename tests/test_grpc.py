@@ -56,7 +56,7 @@ class Server(grpc.GenericRpcHandler):
 
     def __init__(self, credentials=None, datatype="FP32"):
         self.version, self.error, self.raw, self.hold, self.datatype = "1", None, True, False, datatype
-        self.answer = None
+        self.answer, self.parameters = None, {}
         self.arrived, self.over, self.seen = threading.Event(), threading.Event(), []
         self.messages = message_classes()
         self._server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 10_000)])
@@ -84,6 +84,8 @@ class Server(grpc.GenericRpcHandler):
         said = self.messages["Metadata"](name="m", versions=[self.version], platform="test")
         said.inputs.add(name="x", datatype=self.datatype, shape=[-1, 3])
         said.outputs.add(name="y", datatype=self.datatype, shape=[-1, 3])
+        for key, value in self.parameters.items():
+            said.parameters.add(key=key, value=value)
         return said.SerializeToString()
 
     def _infer(self, request, context):
@@ -550,3 +552,23 @@ def test_first_calls_at_once_share_a_channel(monkeypatch):
             channels.close()
             for call in calls:
                 assert re.search("(?i)closed", str(call.exception(LONG) or call.result().body))
+
+
+@BOTH
+@pytest.mark.parametrize("form", ["a message", "a text"])
+def test_metadata_has_labels_and_kind(kind, form):
+    """As over HTTP: in the form of MLServer's parameters, or of KServe's properties. What is damaged is left out."""
+    with Server() as server:
+        value = server.messages["Value"]
+        for told, labels in (('["a", "b", "c"]', ("a", "b", "c")), ("[1", None), ('["a", "b"]', ("a", "b"))):
+            server.parameters = {
+                key: value(string_param=text).SerializeToString() if form == "a message" else text.encode()
+                for key, text in {"labels": told, "kind": "multilabel", "odd": "x"}.items()
+            }
+            server.parameters["torn"] = b"\x1a\xff"
+            cloud = OpenInferenceGrpc(server.url, model="m")
+            with kind(unsure, cloud, threshold=0.5) as router:
+                assert router.check().ok or labels == ("a", "b")
+                assert (cloud.served_labels, cloud.served_kind) == (labels, "multilabel")
+                if labels == ("a", "b", "c"):
+                    assert router.infer(X / 8).value == ["c"]  # of .25, .5 and .75

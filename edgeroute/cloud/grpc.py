@@ -27,8 +27,9 @@ FIELDS: dict[str, dict[str, tuple[int, str]]] = {
     "Ready": {"ready": (1, "bool")},
     "Metadata": {
         "name": (1, "string"), "versions": (2, "string*"), "platform": (3, "string"), "inputs": (4, "Tensor*"),
-        "outputs": (5, "Tensor*"),
+        "outputs": (5, "Tensor*"), "parameters": (6, "Entry*"),
     },
+    "Entry": {"key": (1, "string"), "value": (2, "bytes")},  # whose value is a message of MLServer's, or KServe's text
     "Tensor": {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "int64*"), "contents": (5, "Contents")},
     "Contents": {
         "bool_contents": (1, "bool*"), "int_contents": (2, "int32*"), "int64_contents": (3, "int64*"),
@@ -187,7 +188,15 @@ class OpenInferenceGrpc(ServedModel):
         if max(len(metadata.inputs), len(metadata.outputs)) > MOST_TENSORS:
             raise BadReply(f"{self.where} describes more than {MOST_TENSORS} tensors")
         about = {"name": metadata.name, "versions": list(metadata.versions), "platform": metadata.platform}
+        about["parameters"] = {entry.key: self._text(entry.value) for entry in metadata.parameters[:MOST_TENSORS]}
         return {**about, "inputs": _descriptions(metadata.inputs), "outputs": _descriptions(metadata.outputs)}
+
+    def _text(self, value: bytes) -> str:
+        """Return the text of a parameter in metadata; empty if it has none."""
+        try:
+            return str(self._messages["Value"].FromString(value).string_param) or value.decode()
+        except Exception:  # noqa: BLE001 - protobuf's implementations differ in what they raise
+            return value.decode("utf-8", "replace")
 
     def _infer(self, feed: Feed) -> Call:
         """Return the call of `ModelInfer` for a feed, with raw tensors.
