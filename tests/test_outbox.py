@@ -116,7 +116,6 @@ def call():
 def no_wait(monkeypatch):
     """Retries come at once."""
     monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 0.0)
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda _: 0.0)
 
 
 @pytest.fixture
@@ -1281,7 +1280,7 @@ def test_a_callback_may_put(outbox, call, no_wait):
 @pytest.mark.parametrize(("ordered", "order"), [(False, ["b", "c", "a"]), (True, ["c", "a", "b"])])
 def test_a_callback_that_raises_is_called_again(outbox, call, monkeypatch, caplog, ordered, order):
     """It is logged and repeated with a pause; other answers go on, of the same target only if order was not asked for."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda _: 0.3)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 0.3)
     outbox.clock = now
     told, failed = [], []
 

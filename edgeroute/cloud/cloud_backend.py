@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
 from time import monotonic
 from types import AsyncGeneratorType, CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,14 +15,14 @@ from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.output_recognition import Labels, as_array, best_label, label_names
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes import Failure
-from edgeroute.core.routing_policy import INF, Side, Terms
+from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.model_attributes import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.addresses_and_messages import checked_terms
 from edgeroute.system.process import AbandonedRuns, is_task_cancelled
-from edgeroute.types import Backend, StopToken
+from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
@@ -265,65 +265,6 @@ def checked_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise PolicyError(f"{name} is True or False, not a {type(value).__name__}")
     return value
-
-
-class CloudBackend(Backend, Protocol):
-    """Target off the device. It runs within an exchange, which its guard opens for a permit."""
-
-    guard: Guard
-    origin: str
-    """Protocol and address, or the function: a stored request is sent to no other."""
-    sends_edge: bool
-    """True if it takes inputs with the edge's answers, as `Escalated`."""
-
-    @property
-    def terms(self) -> Terms:
-        """Prices and limits of its calls."""
-
-    @property
-    def patience_s(self) -> float:
-        """Its own timeout, seconds."""
-
-    @property
-    def load(self) -> Callable[[], object] | None:
-        """Does the imports and construction of a first call, which may outlast a deadline; None: done already."""
-
-    @property
-    def keeps_time(self) -> bool:
-        """True if `run` ends by its instant whatever happens, so that no thread is needed for that."""
-
-    @property
-    def alone_async(self) -> bool:
-        """True if it runs on an event loop only."""
-
-    @property
-    def run_async(self) -> Callable[[list[Any], float, Exchange], Awaitable[list[Prediction]]] | None:
-        """Counterpart of `run` on an event loop; None: it needs a thread."""
-
-    def calls(self, inputs: int) -> int:
-        """Return the number of calls for so many inputs."""
-
-    def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Return the predictions for several inputs, by the instant `until`; blocks. A row that failed has its exception."""
-
-    @property
-    def health(self) -> Callable[[float, Exchange], object] | None:
-        """Health check without user data; None: there is none."""
-
-    def codec(self, of: Callable[[Any], str]) -> str:
-        """Return the fingerprint of the encoding of inputs; `of` as in `fingerprint`."""
-
-    def encode(self, x: Any, codec: str = "") -> Call | None:
-        """Return the call for one input; None: not known yet, or not possible. codec: rung of a ladder by which it was sent."""
-
-    def above_floor(self, codec: str) -> bool:
-        """Return True if a call by that rung of a ladder differs from those that certificates are about."""
-
-    def identify(self, exchange: Exchange) -> None:
-        """Raise Unreachable if another program than the cloud answers, before a stored input is sent; blocks."""
-
-    def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
-        """Send an encoded call, and return the prediction; blocks."""
 
 
 class FunctionBackend(AbandonedRuns):

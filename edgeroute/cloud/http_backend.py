@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud import reply_pieces as speeches
-from edgeroute.cloud.cloud_backend import MAX_ABANDONED, SENDS_EDGE, ReplyReader, Rows
+from edgeroute.cloud.cloud_backend import MAX_ABANDONED, SENDS_EDGE, FunctionBackend, ReplyReader, Rows
 from edgeroute.cloud.input_encoding import split_answers
 from edgeroute.confidence.scores import Score
 from edgeroute.core.latency_and_load_estimates import pick
@@ -281,3 +281,7 @@ class HttpBackend(AbandonedRuns):
         """Close the connections, and wait for those of the running event loop."""
         if self._client is not None:
             await self._client.aclose()
+
+
+CloudBackend: TypeAlias = FunctionBackend | HttpBackend
+"""Target off the device. It runs within an exchange, which its guard opens for a permit."""

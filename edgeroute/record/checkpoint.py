@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud.cloud_backend import CloudBackend
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.latency_and_load_estimates import Latency, Link
 from edgeroute.observe.target_counts import Counts
 from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system.process import to_json_types
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.http_backend import CloudBackend
 
 EVERY_S = 1.0
 """Minimum time between two checkpoints, seconds."""

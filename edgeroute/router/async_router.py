@@ -19,7 +19,6 @@ from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.base_router import BaseRouter, Spawn
 from edgeroute.router.blocking_calls_off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
-from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.decide_and_check import Check, Decision
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
@@ -28,6 +27,7 @@ from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.router import Router
+from edgeroute.router.router_parts import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.stateful_sessions import AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming, view_samples, warm_up, warm_up_async
 from edgeroute.system.late_imports import import_tool

@@ -20,10 +20,10 @@ from edgeroute.core.usage_limits import Limits
 from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.argument_checks import checked_options, with_options
-from edgeroute.router.call_stages import Steps
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
+from edgeroute.router.router_parts import Steps
 from edgeroute.system.late_imports import import_tool
 from edgeroute.system.process import list_weakset
 from edgeroute.system.thread_pool import start_thread

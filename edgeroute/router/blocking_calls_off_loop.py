@@ -13,7 +13,7 @@ from edgeroute.errors import Held, Unreachable
 from edgeroute.system.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.cloud.http_backend import CloudBackend
 
 T = TypeVar("T")
 

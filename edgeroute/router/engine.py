@@ -26,7 +26,6 @@ from edgeroute.observe.endpoint_probing import EndpointHealth
 from edgeroute.observe.planning_facts import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.cache_keys import LONGEST
-from edgeroute.router.call_stages import Block, Proceed, Result, Steps, compose, walk_stage
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallbacks_and_late_replies import Fallback, LateReplies
 from edgeroute.router.leg_execution import LegExecutor, Walked
@@ -41,7 +40,7 @@ from edgeroute.router.policy_snapshot import (
 from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
-from edgeroute.router.router_parts import Followed, Method, Part, Parts
+from edgeroute.router.router_parts import Block, Followed, Method, Part, Parts, Proceed, Result, Steps, compose, walk_stage
 from edgeroute.system.late_imports import import_tool
 from edgeroute.system.process import ForkSafe, per_process
 from edgeroute.system.safe_logging import call_quietly

@@ -23,19 +23,18 @@ from edgeroute.observe.planning_facts import Observer
 from edgeroute.observe.target_counts import Counts
 from edgeroute.router.argument_checks import check_types
 from edgeroute.router.audits_and_hidden_trials import put_audits, put_trials
-from edgeroute.router.call_stages import Steps
 from edgeroute.router.engine import CLOSED, Engine, status_of
 from edgeroute.router.fallbacks_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, build, clear_plans
-from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
+from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State, Steps
 from edgeroute.router.warm_up_and_rehearsal import check_releases
 from edgeroute.system.process import file_stamp, log
 from edgeroute.system.safe_logging import call_quietly
 from edgeroute.system.thread_pool import ThreadPool, Worker, start_thread
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.cloud_backend import CloudBackend
     from edgeroute.cloud.endpoint_guard import Guard
+    from edgeroute.cloud.http_backend import CloudBackend
     from edgeroute.record.instrument_interface import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.stores.cache import Cache

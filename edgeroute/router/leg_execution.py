@@ -23,7 +23,7 @@ from edgeroute.system.process import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.cloud.http_backend import CloudBackend
     from edgeroute.cloud.request_exchange import Exchange
     from edgeroute.stores.cache import Cache
     from edgeroute.system.thread_pool import ThreadPool

@@ -10,7 +10,6 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from edgeroute.cloud.cloud_backend import CloudBackend
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF, Denied, permit
@@ -25,6 +24,7 @@ from edgeroute.system.process import call_contained, json_loads
 from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.http_backend import CloudBackend
     from edgeroute.cloud.request_exchange import Exchange
     from edgeroute.router.leg_execution import LegExecutor, Walked
     from edgeroute.router.policy_snapshot import Snapshot
@@ -374,7 +374,7 @@ def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Pr
         if backend.alone_async:
             import asyncio
 
-            predictions: list[Prediction] = asyncio.run(backend.run_async([x], INF, exchange))  # type: ignore[misc,arg-type]
+            predictions: list[Prediction] = asyncio.run(backend.run_async([x], INF, exchange))  # type: ignore[misc]
             return predictions[0]
         return backend.run([x], INF, None, exchange)[0]
     except OSError as e:  # raised by a function: temporary, no reason to give up

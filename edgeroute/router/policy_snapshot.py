@@ -31,8 +31,8 @@ from edgeroute.system.process import sha256
 from edgeroute.types import Backend
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.cloud_backend import CloudBackend
     from edgeroute.cloud.endpoint_guard import Guard
+    from edgeroute.cloud.http_backend import CloudBackend
     from edgeroute.confidence.certificate import BoundCertificate, Certificate
     from edgeroute.trials.trial_setting import Trial
 

@@ -22,9 +22,8 @@ import numpy as np
 from edgeroute.core.routing_policy import INF, Denied, Mode, Rules, permit
 from edgeroute.core.walk import Left, Outcome
 from edgeroute.errors import StoreError
-from edgeroute.router.call_stages import Block
 from edgeroute.router.request import SCALARS, Request
-from edgeroute.router.router_parts import Part
+from edgeroute.router.router_parts import Block, Part
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import ForkSafe, initially, now, per_process
 

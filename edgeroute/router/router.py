@@ -14,12 +14,12 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.base_router import BaseRouter, Spawn
-from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine, batch_steps, decide_alone
 from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
+from edgeroute.router.router_parts import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.system.late_imports import import_tool
 from edgeroute.types import Answer, V
 

@@ -28,7 +28,7 @@ from edgeroute.trials.trial_setting import STORED, Trial
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.cloud.http_backend import CloudBackend
     from edgeroute.router.leg_execution import Walked
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request

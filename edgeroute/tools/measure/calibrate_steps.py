@@ -21,8 +21,8 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.edge.callable_model import feature_names
 from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
-from edgeroute.router.call_stages import Block, Steps
 from edgeroute.router.request import is_read_once, read_once_error
+from edgeroute.router.router_parts import Block, Steps
 from edgeroute.system import process
 from edgeroute.tools.measure.calibration import checked_target
 from edgeroute.tools.measure.certification import Fit, certify

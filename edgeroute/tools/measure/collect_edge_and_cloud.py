@@ -21,18 +21,18 @@ from edgeroute.core.walk import Prediction, acceptable
 from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
 from edgeroute.edge.model_attributes import member
 from edgeroute.errors import BadInput, BadReply, Closed, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
-from edgeroute.router.call_stages import Block, Pause, Steps, walk_stage
 from edgeroute.router.engine import class_of, settle
 from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints, ladder_prints
 from edgeroute.router.request import Request
 from edgeroute.router.request_plans import make_plan
+from edgeroute.router.router_parts import Block, Pause, Steps, walk_stage
 from edgeroute.tools.measure.evaluation import Examples
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.cloud.http_backend import CloudBackend
     from edgeroute.router.engine import Engine
     from edgeroute.router.policy_snapshot import Snapshot
 

@@ -20,9 +20,9 @@ from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import UNIDENTIFIED, clean
 from edgeroute.core.routing_policy import Terms
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, Unfit
-from edgeroute.router.call_stages import Steps
 from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.router import Router, pump
+from edgeroute.router.router_parts import Steps
 from edgeroute.stores.cache import fingerprint
 from edgeroute.tools.cli.calibrate import environment
 from edgeroute.tools.cli.example_options import plain_router
