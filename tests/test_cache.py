@@ -33,7 +33,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from edgeroute import BadInput, Cache, Semantic
 from edgeroute.stores.cache import Entry, Flights, digest, fingerprint
 from edgeroute.stores.cache import answer_cache as disk_module
-from edgeroute.stores.cache import answer_cache as recent
+from edgeroute.stores.cache import interrupt_safe_lru as recent
 from edgeroute.stores.cache.entry_copies import private_copy
 from edgeroute.stores.cache.input_key import encode_buffers
 from edgeroute.stores.cache.interrupt_safe_lru import Recent

@@ -1,11 +1,10 @@
-"""Serialisation of inputs, values and outputs: .npy, .npz, bytes, JSON, or nested values with arrays in them. Never pickle."""
+"""Serialisation of inputs, values and outputs: .npy, bytes, JSON, or nested values with arrays in them. Never pickle."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -154,7 +153,7 @@ def unpack(body: bytes) -> Any:
     return value
 
 
-NPY, NPZ, RAW, JSON = "application/x-npy", "application/x-npz", "application/octet-stream", "application/json"
+NPY, RAW, JSON = "application/x-npy", "application/octet-stream", "application/json"
 MIXED = "application/x-edgeroute-mixed"
 """Content type of `edgeroute.stores.serialisation`: nested values with arrays and bytes in them."""
 
@@ -170,8 +169,6 @@ def encode_input(x: Any) -> tuple[str, bytes] | None:
     if is_array(x):
         return NPY, to_npy(x)
     try:
-        if isinstance(x, dict) and x and all(isinstance(name, str) and "\0" not in name and is_array(a) for name, a in x.items()):
-            return NPZ, _npz(x)
         if _is_json(x):
             return JSON, json.dumps(x, separators=(",", ":")).encode()
     except (ValueError, RecursionError):  # a lone surrogate in a name; a self-referential list
@@ -189,11 +186,6 @@ def decode_input(content_type: str, body: bytes) -> Any:
     """
     if content_type == NPY:
         return from_npy(body)
-    if content_type == NPZ:
-        with zipfile.ZipFile(io.BytesIO(body)) as z:
-            if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > len(body) for member in z.infolist()):
-                raise ValueError("an array in the .npz file is compressed, or longer than the whole file")
-            return {name[: -len(".npy")]: from_npy(z.read(name)) for name in z.namelist()}
     if content_type == RAW:
         return body
     if content_type == JSON:
@@ -210,12 +202,3 @@ def _is_json(x: Any) -> bool:
     if isinstance(x, list | tuple):
         return all(_is_json(part) for part in x)
     return x is None or isinstance(x, bool | int | float | str)
-
-
-def _npz(arrays: dict[str, Any]) -> bytes:
-    """Return arrays as an .npz file, like `numpy.savez`, but with any names (it refuses "file") and reproducible bytes."""
-    to = io.BytesIO()
-    with zipfile.ZipFile(to, "w") as z:
-        for name, x in arrays.items():
-            z.writestr(zipfile.ZipInfo(f"{name}.npy"), to_npy(x))
-    return to.getvalue()
