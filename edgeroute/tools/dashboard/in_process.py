@@ -170,9 +170,9 @@ def _metrics(router: BaseRouter) -> BaseRoute:
     """Return the route of `/metrics`; raise `RuntimeMissing` without prometheus_client."""
     from starlette.routing import Route
 
-    from edgeroute.tools.server.gateway import Metrics
+    from edgeroute.tools.server.gateway import metrics_page
 
-    return Route("/metrics", Metrics(router).page)
+    return Route("/metrics", metrics_page(router))
 
 
 def sources_of(router: BaseRouter) -> Sources:

@@ -108,7 +108,7 @@ def judge_named(name: str, labels: Iterable[str] | None, router: Router, calls: 
         return CloudJudge(router, calls, most_calls)
     if not is_python_name(name):
         raise PolicyError(f"there is no judge {clean(name)}: expected {NAMES}")
-    return _FunctionJudge(name, python_object(name, "function"))
+    return _function_judge(name)
 
 
 def _finder(labels: Iterable[str]) -> Callable[[str], str | None]:
@@ -128,23 +128,24 @@ def _finder(labels: Iterable[str]) -> Callable[[str], str | None]:
     return find
 
 
-class _FunctionJudge:
-    """Judge by a function of (input, the edge's text, the cloud's text)."""
+def _function_judge(name: str) -> Judge:
+    """Return the judge that is a function of (input, the edge's text, the cloud's text)."""
+    function = python_object(name, "function")
+    if not callable(function):
+        raise PolicyError(f"{name} is no function of (request, edge, cloud)")
 
-    def __init__(self, name: str, function: Any) -> None:
-        if not callable(function):
-            raise PolicyError(f"{name} is no function of (request, edge, cloud)")
-        self._name, self._function = name, function
-
-    def __call__(self, logged: logs.Logged, said: Said) -> float:
+    def judge(logged: logs.Logged, said: Said) -> float:
+        """Return the function's grade."""
         try:
-            given = self._function(logged.x, said.text, logged.text)
+            given = function(logged.x, said.text, logged.text)
         except Exception as e:
-            raise PolicyError(f"the judge {self._name} raised {type(e).__name__}") from e
+            raise PolicyError(f"the judge {name} raised {type(e).__name__}") from e
         grade = number_of(given)
         if grade is None or not 0 <= grade <= 1:
-            raise PolicyError(f"the judge {self._name} must return True, False, or a number from 0 to 1")
+            raise PolicyError(f"the judge {name} must return True, False, or a number from 0 to 1")
         return grade
+
+    return judge
 
 
 class CloudJudge:

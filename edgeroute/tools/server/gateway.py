@@ -420,7 +420,7 @@ def app(
             Route(f"{base}/ready", tensors.model_ready),
         ]
     if metrics:
-        routes.append(Route("/metrics", Metrics(router).page))
+        routes.append(Route("/metrics", metrics_page(router)))
     guard = Middleware(access.Guard, hosts=tuple(hosts), token=token)
     application = Starlette(routes=routes, exception_handlers=access.HANDLERS, middleware=[guard], lifespan=lifespan)
     application.router.redirect_slashes = False
@@ -428,24 +428,22 @@ def app(
     return application
 
 
-class Metrics:
-    """GET handler that renders one router's metrics.
+def metrics_page(router: Measured) -> Callable[[Request], Response]:
+    """Return a GET handler that renders one router's metrics, in the format that the scraper accepts.
+
+    It is no coroutine function, so that Starlette calls it in a thread: it may wait for the outbox's file.
 
     Raises:
         RuntimeMissing: `prometheus_client` is not installed.
     """
+    check_installed()  # raise now, not at the first scrape
 
-    def __init__(self, router: Measured) -> None:
-        check_installed()  # raise now, not at the first scrape
-        self.router = router
-
-    def page(self, request: Request) -> Response:
-        """Render the metrics in the format that the scraper accepts.
-
-        No coroutine function, so that Starlette calls it in a thread: it may wait for the outbox's file.
-        """
-        rendered = metrics(self.router, request.headers.get("accept", ""))
+    def page(request: Request) -> Response:
+        """Render the metrics."""
+        rendered = metrics(router, request.headers.get("accept", ""))
         return Response(rendered.body, headers={"Content-Type": rendered.content_type, "Cache-Control": "no-store"})
+
+    return page
 
 
 log = logging.getLogger("edgeroute")
