@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.tools.measure.audit_counts import FIRST, NONE, LossCounts, log_evidence
+from edgeroute.tools.measure.certification import Audited, counts_of
+from edgeroute.tools.measure.evaluation import Examples
 
 LIMIT, RISK = 0.02, 0.05
 examples = st.lists(st.tuples(st.one_of(st.none(), st.just(nan), st.floats(-1e6, 1e6)), st.booleans()), max_size=60)
@@ -66,6 +68,15 @@ def test_what_a_threshold_accepts(rows):
     for index in (0, 60, 150, NONE - 1):
         kept = [harm for confidence, harm in rows if confidence is not None and confidence >= GRID[index]]
         assert counts.accepted(index) == (len(kept), sum(kept), 0)
+
+
+def test_counts_of_the_log():
+    """As counted one by one."""
+    rng = np.random.default_rng(2)
+    score, agree = np.array([nan, inf, -inf, *GRID, *rng.normal(size=200)]), [*(rng.random(203 + len(GRID)) < 0.5).tolist()]
+    examples = Examples(score, agree, [True] * len(agree), labels=None)
+    one_by_one = counted(zip(score.tolist(), (not same for same in agree), strict=True))
+    assert counts_of(Audited(examples, [], [], [])).numbers == one_by_one.numbers
 
 
 def test_thresholds_outside_the_grid():

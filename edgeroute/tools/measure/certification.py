@@ -112,9 +112,10 @@ def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
 
 def counts_of(audits: Audited) -> LossCounts:
     """Return the counts of audits."""
-    counts = LossCounts()
-    for score, agrees in zip(audits.examples.score.tolist(), audits.examples.edge, strict=True):
-        counts.count(score, int(not agrees))
+    counts, score = LossCounts(), audits.examples.score
+    index = np.where(np.isnan(score), -1, np.searchsorted(GRID, score, "right") - 1)
+    for i, agrees in zip(index.tolist(), audits.examples.edge, strict=True):
+        counts.numbers[1.0, i, int(not agrees)] += 1
     return counts
 
 
