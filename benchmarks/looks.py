@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import log
 
 import numpy as np
@@ -82,10 +82,10 @@ def truth(world: World) -> tuple[Array, Array]:
     return np.append(loss, 0.0), np.append(1 - kept, 1.0)
 
 
-def evidence(harms: Array, wins: Array, n: int) -> Array:
+def evidence(harms: Array, wins: Array, n: int, limit: float = LIMIT) -> Array:
     """Logarithm of the evidence, as `log_evidence`, of arrays."""
-    mean, part = (1 + LIMIT) / 2, np.array(BETS)
-    harm, win, none = np.log1p(-part), np.log1p(part / (1 - mean) * mean), np.log1p(part / (1 - mean) * LIMIT / 2)
+    mean, part = (1 + limit) / 2, np.array(BETS)
+    harm, win, none = np.log1p(-part), np.log1p(part / (1 - mean) * mean), np.log1p(part / (1 - mean) * limit / 2)
     logs = harms[..., None] * harm + wins[..., None] * win + (n - harms - wins)[..., None] * none
     top = logs.max(-1)
     return top + np.log(np.exp(logs - top[..., None]).mean(-1))
@@ -99,7 +99,7 @@ def stream(world: World, draws: int, seed: int) -> tuple[Array, Array]:
     return score, (luck < harm) * 1 - ((luck >= harm) & (luck < harm + win)) * 1
 
 
-def looks(score: Array, loss: Array) -> dict[int, Array]:
+def looks(score: Array, loss: Array, at: Sequence[int] = LOOKS, limit: float = LIMIT) -> dict[int, Array]:
     """Lowest certified threshold so far, [draws], by the number of audits at the look."""
     draws = len(score)
     cell = (np.searchsorted(GRID, score.ravel(), "right") - 1).reshape(score.shape)
@@ -108,12 +108,12 @@ def looks(score: Array, loss: Array) -> dict[int, Array]:
     sums = np.zeros((2, draws, len(used)))
     reached, least, before, found = np.full(draws, len(used)), -log(RISK * FIRST), 0, {}
     rows = np.arange(draws)[:, None] * len(used)
-    for n in LOOKS:
+    for n in at:
         places, part = (rows + column[:, before:n]).ravel(), loss[:, before:n].ravel()
         for k, sign in enumerate((1, -1)):
             sums[k] += np.bincount(places[part == sign], minlength=draws * len(used)).reshape(draws, -1)
         harms, wins = (side[:, ::-1].cumsum(1)[:, ::-1] for side in sums)
-        passes = (evidence(harms, wins, n) >= least) | (np.arange(len(used)) >= reached[:, None])
+        passes = (evidence(harms, wins, n, limit) >= least) | (np.arange(len(used)) >= reached[:, None])
         leading = passes[:, ::-1].cumprod(1).sum(1)
         reached = np.minimum(reached, len(used) - leading)
         found[n] = np.append(used, NONE)[reached]

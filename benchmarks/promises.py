@@ -1,31 +1,30 @@
-"""What is guaranteed, and what holds: `python benchmarks/promises.py`, with paths of recorded sets; `--help` tells.
+"""How often promises of thresholds are kept, and what they cost: `python benchmarks/promises.py`, with paths of recorded sets.
 
-For each task, with e and c how correct edge and cloud are: the share deferred under a certificate that costs at most 1 or 2 points
-of the cloud's accuracy, beside the least that the same score could defer (oracle), a threshold that fits the examples (plug-in),
-and Hoeffding's bound. The recorded set is taken as the population, so that a threshold's true loss is known, and every method gets
-the same n examples drawn from it with replacement: a guarantee is broken if the true loss of its threshold exceeds the limit.
+For each set, with e and c how correct edge and cloud are: thresholds that are to cost at most 1 or 2 points of the cloud's accuracy,
+by `calibrate`, by usual rules and by those of other packages (`promise_methods.py`). The recorded set is taken as the population, so
+that a threshold's true loss is known, and every rule gets the same n examples drawn from it with replacement: a promise is broken if
+the true loss of its threshold exceeds the limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Iterator
-from math import inf, log
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import promise_methods
 import specialist
 from figures import SMOKE, size
-from recorded import Array, Broken, Task, cascades, routellm, routerarena, table
+from promise_methods import RULES, Draw
+from recorded import Array, Broken, Task, cascades, clinc, outcomes, routellm, routerarena
 from routing import apgr, cpt
 
-from edgeroute.confidence import calibrate, crossfit, fit, msp
+from edgeroute.confidence import crossfit, fit, msp
 
 POINTS = (0.01, 0.02)
-DELTA = 0.05
 PUBLISHED = (
     ("random, MMLU", 0.500, 50.07, 79.93),
     ("BERT, MMLU", 0.572, 41.30, 72.20),
@@ -48,6 +47,8 @@ class Population(NamedTuple):
     """[levels], mean loss against the cloud where scores from this level up are accepted."""
     deferral: Array
     """[levels]."""
+    share: Array
+    """[n], for each request the share of requests with a higher score; 1 where it has none."""
 
     @classmethod
     def of(cls, task: Task) -> Population:
@@ -58,7 +59,10 @@ class Population(NamedTuple):
         ends = np.flatnonzero(np.append(s[1:] != s[:-1], True))
         lost = np.cumsum((task.cloud - task.edge)[known][order])[ends]
         n = len(task.score)
-        return cls(task, s[ends], lost / n, 1 - (ends + 1) / n)
+        above = np.append(0, ends + 1) / n
+        share = np.ones(n)
+        share[known] = above[np.searchsorted(-s[ends], -task.score[known])]
+        return cls(task, s[ends], lost / n, 1 - (ends + 1) / n, share)
 
     def truth(self, threshold: float) -> tuple[float, float]:
         """Deferral and loss at a threshold."""
@@ -77,70 +81,64 @@ class Population(NamedTuple):
         return int((lost <= eps * len(largest) + 1e-9).argmax()) / len(largest)
 
 
-def certified(score: Array, edge: Array, cloud: Array, eps: float, u: Array) -> float:
-    """A threshold with a certificate; inf: none. Partial scores are dithered: right if below u, one u for both sides."""
-    if not all(np.isin(side, (0, 1)).all() for side in (edge, cloud)):
-        edge, cloud = u < edge, u < cloud
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # duplicates and ties are those of the draw
-        return calibrate(score, edge, cloud, max_loss=eps, sure=1 - DELTA).threshold
-
-
-def plug_in(score: Array, edge: Array, cloud: Array, eps: float) -> float:
-    """The lowest threshold with a loss of at most eps on these examples."""
-    one = Population.of(Task("", "", score, edge, cloud))
-    good = np.flatnonzero(one.loss <= eps + 1e-12)
-    return float(one.levels[good[-1]]) if good.size else inf
-
-
-def hoeffding(score: Array, edge: Array, cloud: Array, eps: float) -> float:
-    """The last threshold, from the highest down, whose loss is below eps by Hoeffding's bound of the mean (1963, theorem 1)."""
-    one = Population.of(Task("", "", score, edge, cloud))
-    mean, limit = np.clip((1 + one.loss) / 2, 1e-12, 1 - 1e-12), (1 + eps) / 2
-    apart = mean * np.log(mean / limit) + (1 - mean) * np.log((1 - mean) / (1 - limit))
-    passes = (mean < limit) & (len(score) * apart >= log(1 / DELTA))
-    kept = len(passes) if passes.all() else int(passes.argmin())
-    return float(one.levels[kept - 1]) if kept else inf
-
-
 class Row(NamedTuple):
-    """Of one method, over draws."""
+    """Of one rule, over draws."""
 
     deferral: float
+    """Mean, of the recorded requests."""
     broken: float
+    """Share of the draws with a threshold beyond the limit, at any look."""
+    labels: float
+    """Mean number of examples whose right answer had to be known."""
+    seconds: float
+    """Mean time of a choice."""
+
+
+def drawn(population: Population, eps: float, rng: np.random.Generator) -> Draw:
+    """As many examples as were recorded. Partial correctness is dithered: right if below u, one u for both sides."""
+    task = population.task
+    n = len(task.score)
+    rows, u = rng.integers(0, n, n), rng.random(n)
+    edge, cloud = ((u < side[rows]).astype(float) for side in (task.edge, task.cloud))
+    agree = None if task.agree is None else task.agree[rows]
+    return Draw(task.score[rows], edge, cloud, agree, eps, population.share[rows])
 
 
 def measure(population: Population, eps: float, draws: int, seed: int = 0) -> dict[str, Row]:
-    """Runs each method on the same draws of as many examples as were recorded."""
-    task, rng = population.task, np.random.default_rng(seed)
-    n = len(task.score)
-    found: dict[str, list[tuple[float, float]]] = {"certified": [], "plug-in": [], "Hoeffding": []}
-    for _ in range(draws):
-        rows = rng.integers(0, n, n)
-        examples = task.score[rows], task.edge[rows], task.cloud[rows], eps
-        found["certified"].append(population.truth(certified(*examples, rng.random(n))))
-        found["plug-in"].append(population.truth(plug_in(*examples)))
-        found["Hoeffding"].append(population.truth(hoeffding(*examples)))
-    return {
-        name: Row(float(np.mean([d for d, _ in each])), float(np.mean([loss > eps + 1e-9 for _, loss in each])))
-        for name, each in found.items()
-    }
+    """Apply each rule to the same draws of as many examples as were recorded."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    for number in range(draws):
+        draw = drawn(population, eps, rng)
+        for rule in RULES:
+            if (rule.agree and draw.agree is None) or number % rule.every:
+                continue
+            chosen, seconds = promise_methods.timed(rule, draw)
+            deferral, loss = population.truth(chosen.threshold)
+            most = max([loss, *(population.truth(threshold)[1] for threshold in {*chosen.before})])
+            found.setdefault(rule.name, []).append((deferral, most > eps + 1e-9, chosen.labels, seconds))
+    return {name: Row(*np.mean(each, 0).tolist()) for name, each in found.items()}
 
 
 def report(tasks: list[Task], draws: int) -> Iterator[str]:
-    """Lines of both tables."""
-    yield "| task | n | edge / cloud | points | certified | oracle | plug-in, broken | Hoeffding | perfect score |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    """Lines of the tables."""
     for task in tasks:
         one = Population.of(task)
-        means = f"{task.edge.mean():.3f} / {task.cloud.mean():.3f}"
-        for eps in POINTS:
-            ours, fits, bound = measure(one, eps, draws).values()
-            yield (
-                f"| {task.name}, by {task.by} | {len(task.score):,} | {means} | {eps * 100:g} | {ours.deferral:.3f}, broken {100 * ours.broken:.1f} % "
-                f"| {one.oracle(eps):.3f} | {fits.deferral:.3f}, broken **{100 * fits.broken:.0f} %** | {bound.deferral:.3f} | {one.perfect(eps):.3f} |"
-            )
-    yield ""
+        rows = {eps: measure(one, eps, draws) for eps in POINTS}
+        yield f"**{task.name}**, by {task.by}; n = {len(task.score):,}, edge {task.edge.mean():.3f}, cloud {task.cloud.mean():.3f}"
+        yield ""
+        yield f"| rule | promised with | {' | '.join(f'{eps:.0%}: broken | deferred | labels' for eps in POINTS)} | ms |"
+        yield f"| --- | --- |{' ---: |' * (3 * len(POINTS) + 1)}"
+        for rule in RULES:
+            if rule.name not in rows[POINTS[0]]:
+                yield f"| {rule.name} | {rule.promises} |{' - |' * (3 * len(POINTS) + 1)}"
+                continue
+            of = [each[rule.name] for each in rows.values()]
+            cells = " | ".join(f"{100 * row.broken:.1f} % | {row.deferral:.3f} | {row.labels:,.0f}" for row in of)
+            yield f"| {rule.name} | {rule.promises} | {cells} | {1000 * np.mean([row.seconds for row in of]):.1f} |"
+        for name, least in (("oracle, the same score", one.oracle), ("oracle, a perfect score", one.perfect)):
+            yield f"| {name} | | {' | '.join(f'- | {least(eps):.3f} | -' for eps in POINTS)} | - |"
+        yield ""
     yield "| router | APGR | CPT(50 %) | CPT(80 %) |"
     yield "| --- | ---: | ---: | ---: |"
     for task in tasks:
@@ -169,13 +167,14 @@ def of_images() -> Iterator[Task]:
 
 
 def _images(name: str, by: str, pair: specialist.Pair, score: Array) -> Task:
-    return Task(name, by, score, *((z.argmax(1) == pair.labels).astype(float) for z in (pair.edge, pair.cloud)))
+    edge, cloud = pair.edge.argmax(1), pair.cloud.argmax(1)
+    return Task(name, by, score, (edge == pair.labels) * 1.0, (cloud == pair.labels) * 1.0, edge == cloud)
 
 
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=size(200, 2))
+    parser.add_argument("--draws", type=int, default=size(300, 2))
     parser.add_argument("--fashion", type=Path, default=specialist.DEBIAN, help="folder with Fashion-MNIST's idx.gz files")
     parser.add_argument("--no-images", action="store_true", help="only the recorded sets")
     parser.add_argument(
@@ -191,7 +190,11 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs=2, default=("", ""), metavar=("EDGE", "CLOUD"), help="of --cascades; else the first and last"
     )
-    parser.add_argument("--csv", type=Path, nargs="+", default=[], help="tables as `edgeroute replay --from csv` reads them")
+    parser.add_argument("--clinc", type=Path, help="CLINC150, a .csv or .csv.gz with the columns split, text, intent")
+    parser.add_argument(
+        "--outcomes", "--csv", type=Path, nargs="+", default=[],
+        help="recorded outcomes, .csv or .jsonl: confidence, edge_score and cloud_score (0..1), perhaps agree",
+    )  # fmt: skip
     given = parser.parse_args()
     specialist.DEBIAN = given.fashion
     try:
@@ -199,7 +202,8 @@ def main() -> None:
         tasks += [routerarena(given.routerarena)] if given.routerarena else []
         tasks += [routellm(given.routellm)] if given.routellm else []
         tasks += [cascades(given.cascades, *given.models)] if given.cascades else []
-        tasks += [table(path) for path in given.csv]
+        tasks += [clinc(given.clinc)] if given.clinc else []
+        tasks += [outcomes(path) for path in given.outcomes]
     except (Broken, OSError) as e:
         sys.exit(f"error: {e}")
     for text in report(tasks, given.draws):

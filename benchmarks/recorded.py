@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -48,6 +49,8 @@ class Task(NamedTuple):
     edge: Array
     """[n], how correct, 0..1."""
     cloud: Array
+    agree: Array | None = None
+    """[n], True where both give the same answer; None: not known."""
 
 
 class Broken(Exception):
@@ -132,11 +135,59 @@ def _chain(path: Path, edge: str, cloud: str) -> tuple[tuple[Array, Array, Array
     return (confidence, a, b), f"{edge}, {cloud}"
 
 
-def table(path: Path) -> Task:
-    """A table as `edgeroute replay --from csv` reads it: confidence, edge_score, cloud_score."""
-    pairs = read_pairs([path], "csv", Read())
-    cloud = np.ones_like(pairs.edge) if pairs.cloud is None else pairs.cloud
-    return Task(path.stem, "its confidence", pairs.confidence, pairs.edge, cloud)
+def outcomes(path: Path) -> Task:
+    """A table as `edgeroute replay --from csv` reads it, or lines of JSON: confidence, edge_score, cloud_score, and perhaps agree."""
+    if path.suffix != ".jsonl":
+        pairs = read_pairs([path], "csv", Read())
+        cloud = np.ones_like(pairs.edge) if pairs.cloud is None else pairs.cloud
+        return Task(path.stem, "its confidence", pairs.confidence, pairs.edge, cloud)
+    found, agree = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            one = json.loads(line)
+            found.append([np.nan if one["confidence"] is None else one["confidence"], one["edge_score"], one["cloud_score"]])
+            agree.append(one.get("agree"))
+            if not all(0 <= score <= 1 for score in found[-1][1:]):
+                raise ValueError("a score is not in 0..1")  # noqa: TRY301 - with the number of the line
+        except (AttributeError, KeyError, TypeError, ValueError) as e:  # noqa: PERF203 - with the number of the line
+            raise Broken(f"{path}:{number}: expected confidence, edge_score and cloud_score: {type(e).__name__}: {e}") from e
+    if not found:
+        raise Broken(f"{path}: no rows")
+    score, edge, cloud = np.array(found, float).T
+    return Task(path.stem, "its confidence", score, edge, cloud, None if None in agree else np.array(agree, bool))
+
+
+def clinc(path: Path) -> Task:
+    """CLINC150's validation and test queries, with two classifiers by ridge regression, taught here on its training queries.
+
+    The edge has 1,024 hashed words and 40 queries of each intent, the cloud 4,096 words and pairs and all queries.
+    """
+    rows = [row for row in _table(path) if row.get("intent", "oos") != "oos"]
+    if not rows or not {"split", "text"} <= rows[0].keys():
+        raise Broken(f"{path}: expected columns split, text and intent")
+    y = np.unique([row["intent"] for row in rows], return_inverse=True)[1]
+    train = np.array([row["split"] == "train" for row in rows])
+    few = np.zeros(len(rows), bool)
+    for intent in range(y.max() + 1):
+        few[np.flatnonzero(train & (y == intent))[:40]] = True
+    answers = []
+    for width, pairs, taught in ((1024, False, few), (4096, True, train)):
+        x = np.array([_hashed(row["text"], width, pairs=pairs) for row in rows], np.float32)
+        targets = np.eye(y.max() + 1, dtype=np.float32)[y[taught]]
+        weights = np.linalg.solve(x[taught].T @ x[taught] + np.eye(width, dtype=np.float32), x[taught].T @ targets)
+        answers.append(x[~train] @ weights)
+    edge, cloud = (values.argmax(1) for values in answers)
+    top = np.sort(answers[0], 1)
+    right = [(side == y[~train]) * 1.0 for side in (edge, cloud)]
+    return Task("CLINC150, two linear classifiers", "margin", (top[:, -1] - top[:, -2]).astype(float), *right, edge == cloud)
+
+
+def _hashed(text: str, width: int, *, pairs: bool) -> Array:
+    """Counts of hashed words, and of pairs of them, of length 1."""
+    words = re.findall(r"\w+", text.lower())
+    terms = words + ([" ".join(two) for two in pairwise(words)] if pairs else [])
+    x = np.bincount([crc32(term.encode()) % width for term in terms] or [0], minlength=width).astype(np.float32)
+    return x / np.sqrt(x @ x)
 
 
 def features(texts: Sequence[str]) -> Array:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -203,10 +204,10 @@ def test_what_holds_and_what_breaks():
     task = Task("", "", 1 - x, (rng.random(2000) > 0.3 * x**2).astype(float), (rng.random(2000) > 0.05).astype(float))
     one = Population.of(task)
     found = measure(one, 0.02, 60)
-    assert found["certified"].broken <= 0.05 + 3 * 0.028
+    assert found["**ours**, one look"].broken <= 0.05 + 3 * 0.028
     assert found["plug-in"].broken > 0.25
-    assert found["Hoeffding"].deferral == 1
-    assert one.perfect(0.02) < one.oracle(0.02) < found["certified"].deferral < one.oracle(0.02) + 0.2
+    assert found["Hoeffding, harms less wins"].deferral == 1
+    assert one.perfect(0.02) < one.oracle(0.02) < found["**ours**, one look"].deferral < one.oracle(0.02) + 0.2
 
 
 def test_partial_scores_are_certified_by_dithering():
@@ -218,13 +219,14 @@ def test_partial_scores_are_certified_by_dithering():
     x = rng.random(1500)
     task = Task("", "", 1 - x, np.clip(0.9 - 0.5 * x**3 + 0.1 * rng.normal(size=1500), 0, 1), np.full(1500, 0.9))
     found = measure(Population.of(task), 0.03, 60)
-    assert found["certified"].broken <= 0.05 + 3 * 0.028
-    assert found["certified"].deferral < 0.9
+    assert found["**ours**, one look"].broken <= 0.05 + 3 * 0.028
+    assert found["**ours**, one look"].deferral < 0.9
 
 
 def test_truth_oracle_and_plug_in_by_hand():
     """Five requests, of which the two least sure are lost by the edge, and one in the middle is won by it."""
-    from promises import Population, hoeffding, plug_in
+    from promise_methods import Draw, hoeffding_loss, plug_in
+    from promises import Population
     from recorded import Task
 
     task = Task("", "", np.array([0.9, 0.8, 0.7, 0.6, np.nan]), np.array([1, 1, 1, 0, 0.0]), np.array([1, 1, 0, 1, 1.0]))
@@ -235,10 +237,56 @@ def test_truth_oracle_and_plug_in_by_hand():
     assert one.truth(0.0) == pytest.approx((0.2, 0))
     assert (one.oracle(0.0), one.oracle(-0.1), one.oracle(-0.3)) == (pytest.approx(0.2), pytest.approx(0.4), 1)
     assert (one.perfect(0.0), one.perfect(0.3), one.perfect(-0.2)) == pytest.approx((0.2, 0, 0.4))
-    assert plug_in(task.score, task.edge, task.cloud, 0.0) == 0.6
-    assert hoeffding(task.score, task.edge, task.cloud, 0.01) == np.inf
-    many = [np.repeat(part, 4000) for part in (task.score, task.edge, task.cloud)]
-    assert hoeffding(*many, 0.05) == 0.6
+    parts = [task.score, task.edge, task.cloud, None]
+    assert plug_in(Draw(*parts, 0.0, one.share)).threshold == 0.6
+    assert hoeffding_loss(Draw(*parts, 0.01, one.share)).threshold == np.inf
+    many = [np.repeat(part, 4000) for part in parts[:3]]
+    assert hoeffding_loss(Draw(*many, None, 0.05, np.repeat(one.share, 4000))).threshold == 0.6
+    assert one.share.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 1])
+
+
+def test_rules_of_the_same_limit():
+    """Labels on demand choose the threshold of all labels; a rule that bounds more is never lower; all keep within what was drawn."""
+    from promise_methods import RULES, on_demand, one_look, without_labels
+    from promises import Population, drawn
+    from recorded import Task
+
+    rng = np.random.default_rng(3)
+    x, wrong = rng.random(1200), rng.random(1200)
+    edge, cloud = (wrong > 0.4 * x**2) * 1.0, (rng.random(1200) > 0.03) * 1.0
+    population = Population.of(Task("", "", 1 - x, edge, cloud, agree=(edge == cloud) & (edge + cloud > 0)))
+    for seed in range(5):
+        draw = drawn(population, 0.02, np.random.default_rng(seed))
+        few, full = on_demand(draw), one_look(draw)
+        assert few.threshold == full.threshold
+        assert 0 < few.labels < full.labels / 4
+        assert without_labels(draw).threshold > full.threshold
+        chosen = {rule.name: rule.choose(draw).threshold for rule in RULES}
+        accepts = {name: population.truth(threshold)[0] for name, threshold in chosen.items()}
+        order = ["Hoeffding, harms alone", "Hoeffding-Bentkus, harms alone", "Clopper-Pearson, harms alone"]
+        assert [accepts[name] for name in order] == sorted((accepts[name] for name in order), reverse=True)
+        assert accepts["shrewd 0.3"] == pytest.approx(accepts["**ours**, no labels"], abs=0.01)
+        assert accepts["plug-in"] == min(accepts.values())
+
+
+def test_outcomes_of_lines(tmp_path):
+    """Lines of JSON say what a table does, and where the answers are the same; one that is wrong is named."""
+    from recorded import Broken, outcomes
+
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        '{"confidence": 0.9, "edge_score": 1, "cloud_score": 1, "agree": true}\n'
+        '{"confidence": null, "edge_score": 0, "cloud_score": 0.5, "agree": false}\n'
+    )
+    task = outcomes(path)
+    assert (task.edge.tolist(), task.cloud.tolist(), task.agree.tolist()) == ([1, 0], [1, 0.5], [True, False])
+    assert np.isnan(task.score).tolist() == [False, True]
+    path.write_text('{"confidence": 0.9, "edge_score": 1, "cloud_score": 1}\n')
+    assert outcomes(path).agree is None
+    for line in ("[]", '{"confidence": 0.9, "edge_score": 1}', '{"confidence": 0.9, "edge_score": 2, "cloud_score": 1}', "{"):
+        path.write_text('{"confidence": 0.9, "edge_score": 1, "cloud_score": 1}\n' + line)
+        with pytest.raises(Broken, match=r"mine\.jsonl:2: "):
+            outcomes(path)
 
 
 def test_the_program(tmp_path):
@@ -249,7 +297,9 @@ def test_the_program(tmp_path):
     command = [sys.executable, BENCHMARKS / "promises.py", "--no-images", "--draws", "3", "--csv", tmp_path / "mine.csv"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("| mine, by its confidence | 700 |") == 2
+    assert "**mine**, by its confidence; n = 700" in done.stdout
+    assert "| **ours**, no labels | 95 % | - |" in done.stdout  # a table does not say where the answers are the same
+    assert re.search(r"\| \*\*ours\*\*, one look \| 95 % \| \d", done.stdout)
     assert "| ours: mine |" in done.stdout
     assert "| RouteLLM: SW ranking, MMLU | 0.603 | 35.40 % | 71.55 % |" in done.stdout
     done = subprocess.run([*command, "--cascades", tmp_path / "mine.csv"], capture_output=True, text=True, check=False)
