@@ -53,9 +53,9 @@ bench: $(VENV)/bench.installed
 figures: $(VENV)/bench.installed
 	$(BIN)/python benchmarks/run.py --write
 
-## bench-promises    what is promised and what holds, per task; ARGS='--routerarena FILE' adds recorded sets
-bench-promises: $(VENV)/demo.installed
-	$(BIN)/python benchmarks/promises.py $(ARGS)
+## bench-promises    how often promises are kept, by rule; ARGS='--routerarena FILE', '--clinc FILE', '--outcomes FILE' add sets
+bench-promises: $(VENV)/demo.installed .promises/made
+	$(BIN)/python benchmarks/promises.py --packages .promises/bin/python $(ARGS)
 
 ## example-NAME      sets up and runs an example; ARGS='...' are its arguments
 $(EXAMPLES:%=example-%): example-%: .examples/%/made
@@ -104,7 +104,7 @@ site: .site/made
 
 ## clean             removes what was built, but for what was downloaded for arm64
 clean:
-	rm -rf $(VENV) .android .examples .site build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .android .examples .promises .site build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -144,6 +144,12 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 	if [ -e examples/$*/no-deps.txt ]; then \
 		$(BIN)/uv pip install --quiet --python .examples/$*/bin/python --no-deps --requirement examples/$*/no-deps.txt; \
 	fi
+	touch $@
+
+# packages of others; one that cannot be installed is left out of the comparison
+.promises/made: benchmarks/promise_peers.txt
+	$(PYTHON) -m venv --clear .promises
+	while read package; do .promises/bin/python -m pip install --quiet "$$package" || true; done < $<
 	touch $@
 
 .site/made: pyproject.toml

@@ -198,9 +198,9 @@ def mapie(draw: Draw) -> Chosen:
     Its thresholds are 0, .01 ... .99, so scores are given as ranks: 1 less the share of requests with a higher score.
     """
     rank = 1 - draw.share
-    thresholds = np.arange(HOLM) / HOLM
+    thresholds = np.linspace(0, 0.99, HOLM)
     ranks = np.sort(np.where((draw.loss == 1) & ~np.isnan(draw.score), rank, -1))
-    mean = (draw.n - np.searchsorted(ranks, thresholds - 1e-12)) / draw.n
+    mean = (draw.n - np.searchsorted(ranks, thresholds)) / draw.n
     p = np.where(mean < draw.eps, np.exp(-draw.n * _divergence(mean, draw.eps)), 1.0)
     p = np.minimum(p, e * _below(draw.n, draw.eps)[np.ceil(draw.n * mean - 1e-9).astype(int)])
     order = np.argsort(p, kind="stable")
@@ -208,7 +208,7 @@ def mapie(draw: Draw) -> Chosen:
     if not count:
         return Chosen(inf, draw.n)
     lowest = thresholds[order[:count].min()]
-    accepted = draw.score[(rank >= lowest - 1e-12) & ~np.isnan(draw.score)]
+    accepted = draw.score[(rank >= lowest) & ~np.isnan(draw.score)]
     return Chosen(float(accepted.min()) if accepted.size else inf, draw.n)
 
 

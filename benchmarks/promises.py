@@ -9,7 +9,10 @@ the true loss of its threshold exceeds the limit.
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +28,8 @@ from routing import apgr, cpt
 from edgeroute.confidence import crossfit, fit, msp
 
 POINTS = (0.01, 0.02)
+PACKAGES = 3
+"""Draws of each set and limit on which the packages themselves are run: some take a minute for one."""
 PUBLISHED = (
     ("random, MMLU", 0.500, 50.07, 79.93),
     ("BERT, MMLU", 0.572, 41.30, 72.20),
@@ -148,6 +153,42 @@ def report(tasks: list[Task], draws: int) -> Iterator[str]:
         yield f"| RouteLLM: {name} | {area:.3f} | {half:.2f} % | {most:.2f} % |"
 
 
+def with_packages(python: Path, tasks: list[Task]) -> Iterator[str]:
+    """Lines of a table: the packages themselves on a few of the same draws, beside the rules that are written down here."""
+    draws: list[Draw] = []
+    for task in tasks:
+        one = Population.of(task)
+        for eps in POINTS:
+            rng = np.random.default_rng(0)
+            draws += [drawn(one, eps, rng) for _ in range(size(PACKAGES, 1))]
+    arrays = {"eps": np.array([draw.eps for draw in draws])}
+    for i, draw in enumerate(draws):
+        differ = np.zeros(0, bool) if draw.agree is None else ~draw.agree.astype(bool)
+        arrays |= {f"rank{i}": 1 - draw.share, f"harm{i}": draw.loss == 1, f"differ{i}": differ}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "draws.npz"
+        np.savez(path, **arrays)  # type: ignore[arg-type] - its keyword of another type is not given
+        program = Path(__file__).with_name("promise_peers.py")
+        done = subprocess.run([python, program, path], check=False, capture_output=True, text=True)
+    if done.returncode:
+        yield f"The packages were not run: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}"
+        return
+    yield "| package | draws | accepts as many as its rule | largest difference | seconds, most |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for rule in RULES:
+        mine = [line for line in lines if line["row"] == rule.name]
+        for line in mine:
+            if "failed" in line:
+                yield f"| {rule.name} | not run: {line['failed']} | | | |"
+        ran = [line for line in mine if "failed" not in line]
+        if ran:
+            counts = [int((draws[line["draw"]].score >= rule.choose(draws[line["draw"]]).threshold).sum()) for line in ran]
+            apart = [abs(line["accepts"] - count) for line, count in zip(ran, counts, strict=True)]
+            most = max(line["seconds"] for line in ran)
+            yield f"| {rule.name} ({ran[0]['version']}) | {len(ran)} | {apart.count(0)} | {max(apart)} | {most:.2f} |"
+
+
 def of_images() -> Iterator[Task]:
     """The shipped pair on its validation images, and an edge that was never taught three classes beside the shipped cloud."""
     pair = specialist.validated()
@@ -195,6 +236,7 @@ def main() -> None:
         "--outcomes", "--csv", type=Path, nargs="+", default=[],
         help="recorded outcomes, .csv or .jsonl: confidence, edge_score and cloud_score (0..1), perhaps agree",
     )  # fmt: skip
+    parser.add_argument("--packages", type=Path, metavar="PYTHON", help="Python of an environment with the packages of others")
     given = parser.parse_args()
     specialist.DEBIAN = given.fashion
     try:
@@ -207,6 +249,8 @@ def main() -> None:
     except (Broken, OSError) as e:
         sys.exit(f"error: {e}")
     for text in report(tasks, given.draws):
+        print(text, flush=True)
+    for text in with_packages(given.packages, tasks) if given.packages else ():
         print(text, flush=True)
 
 
