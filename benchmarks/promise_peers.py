@@ -164,6 +164,8 @@ PACKAGES: dict[str, tuple[str, Callable[..., int]]] = {
 
 def main() -> None:
     """Prints the lines."""
+    if len(sys.argv) < 2:
+        sys.exit("needs a file of draws: promises.py --packages PYTHON starts this program")
     with np.load(sys.argv[1]) as file:
         limits = file["eps"].tolist()
         draws = [Examples(*(file[f"{name}{i}"] for name in Examples._fields)) for i in range(len(limits))]

@@ -25,6 +25,7 @@ from promise_methods import RULES, Draw
 from recorded import Array, Broken, Task, cascades, clinc, outcomes, routellm, routerarena
 from routing import apgr, cpt
 
+from edgeroute import errors
 from edgeroute.confidence import crossfit, fit, msp
 
 POINTS = (0.01, 0.02)
@@ -169,10 +170,11 @@ def with_packages(python: Path, tasks: list[Task]) -> Iterator[str]:
         path = Path(folder) / "draws.npz"
         np.savez(path, **arrays)  # type: ignore[arg-type] - its keyword of another type is not given
         program = Path(__file__).with_name("promise_peers.py")
-        done = subprocess.run([python, program, path], check=False, capture_output=True, text=True)
-    if done.returncode:
-        yield f"The packages were not run: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}"
-        return
+        try:
+            done = subprocess.run([python, program, path], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as e:
+            yield f"The packages were not run: {getattr(e, 'stderr', '') or e}".strip().splitlines()[-1]
+            return
     yield "| package | draws | accepts as many as its rule | largest difference | seconds, most |"
     yield "| --- | ---: | ---: | ---: | ---: |"
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -246,7 +248,7 @@ def main() -> None:
         tasks += [cascades(given.cascades, *given.models)] if given.cascades else []
         tasks += [clinc(given.clinc)] if given.clinc else []
         tasks += [outcomes(path) for path in given.outcomes]
-    except (Broken, OSError) as e:
+    except (errors.BadInput, Broken, OSError) as e:
         sys.exit(f"error: {e}")
     for text in report(tasks, given.draws):
         print(text, flush=True)

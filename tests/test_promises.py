@@ -289,6 +289,20 @@ def test_outcomes_of_lines(tmp_path):
             outcomes(path)
 
 
+def test_a_package_that_is_not_installed_costs_its_row_alone():
+    """Each package that cannot run is a row that says why."""
+    from promises import with_packages
+    from recorded import Task
+
+    rng = np.random.default_rng(0)
+    edge = (rng.random(400) < 0.9) * 1.0
+    task = Task("", "", rng.random(400), edge, np.ones(400), edge == 1)
+    lines = [*with_packages(Path(sys.executable), [task])]
+    for name in ("shrewd 0.3", "calibroute-ai 0.4", "MAPIE 1.6", "firstpass 0.9"):
+        assert any(line.startswith((f"| {name} | not run: ", f"| {name} (")) for line in lines), lines
+    assert [*with_packages(Path(sys.executable).with_name("no-python"), [task])][0].startswith("The packages were not run: ")
+
+
 def test_the_program(tmp_path):
     """It prints a row for each task and limit, with the published figures; a wrong file is one line."""
     rng = np.random.default_rng(0)
