@@ -26,7 +26,7 @@ from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.observe import network_routes as network
 from edgeroute.router import base_router as methods
-from edgeroute.router import engine_assembly as reload
+from edgeroute.router import policy_reload as reload
 from edgeroute.stores import sqlite_file as keyvalue
 from edgeroute.stores.outbox.delivery import Callbacks
 from edgeroute.stores.outbox.outbox_entries import Waiting

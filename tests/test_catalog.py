@@ -32,7 +32,7 @@ from edgeroute.catalog import installed_models as installed
 from edgeroute.catalog.catalog_entry import check_distinct, checked_name, checked_path, checked_version, entries, fits
 from edgeroute.confidence import calibrate
 from edgeroute.errors import CatalogAway
-from edgeroute.router import engine_assembly as reload
+from edgeroute.router import policy_reload as reload
 from edgeroute.router.policy_snapshot import build
 from edgeroute.tools.catalog_publish import keygen, rotate, sign
 

@@ -31,7 +31,7 @@ from edgeroute import (
     Rule,
     Unreachable,
 )
-from edgeroute.router.engine_assembly import replace
+from edgeroute.router.policy_reload import replace
 from edgeroute.router.policy_snapshot import PolicyArguments
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 

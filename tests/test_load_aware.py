@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, Function, OpenInference, Options, PlainJson, PolicyError, Router, Trial
-from edgeroute.cloud.endpoint import LONGEST, report_in
+from edgeroute.cloud.load_reports import LONGEST, report_in
 from edgeroute.core.latency_and_load_estimates import ENOUGH_DEFERRED, Load, Report
 from edgeroute.edge.model_card import Card
 from edgeroute.router.audits_and_hidden_trials import AuditCalls

@@ -13,7 +13,7 @@ from edgeroute.observe import device_sensors as system
 from edgeroute.observe.device.power_and_batteries import Battery
 from edgeroute.observe.device_sensors import SAMPLER, Sampler, period_s
 from edgeroute.router import engine_assembly as assemble
-from edgeroute.router.engine_assembly import replace
+from edgeroute.router.policy_reload import replace
 
 LOW_RULE = [Rule("battery", "only_edge", 0.2)]
 FULL, LOW = Reading(battery=0.9), Reading(battery=0.1)

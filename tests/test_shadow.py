@@ -17,7 +17,7 @@ from lazily import Later
 
 from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router
 from edgeroute.confidence import Certificate
-from edgeroute.router.engine_assembly import replace
+from edgeroute.router.policy_reload import replace
 from edgeroute.stores.rotated_json_lines import read
 from edgeroute.testing import FakeCloud
 from edgeroute.trials.edge_audits import MOST_WAITING

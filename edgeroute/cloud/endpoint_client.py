@@ -13,7 +13,8 @@ from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from edgeroute.cloud.endpoint import HEADER, HttpEndpoint, Talk, check_status, with_key
+from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status, with_key
+from edgeroute.cloud.load_reports import HEADER
 from edgeroute.cloud.request_exchange import Exchange, Sending
 from edgeroute.errors import CloudError, Held, PolicyError, Refused
 from edgeroute.http.addresses_and_messages import OURS, Address, Call, Reply

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute.cloud.endpoint import ASK, Talk, check_status, loads
+from edgeroute.cloud.endpoint import Talk, check_status, loads
 from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
+from edgeroute.cloud.load_reports import ASK
 from edgeroute.cloud.served_model import TRITON, Given, ServedModel, identity, kind_in, labels_in
 from edgeroute.cloud.tensor_types import (
     DTYPES,

@@ -9,7 +9,8 @@ from time import monotonic
 from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 
-from edgeroute.cloud.endpoint import HEADER, with_key
+from edgeroute.cloud.endpoint import with_key
+from edgeroute.cloud.load_reports import HEADER
 from edgeroute.cloud.request_exchange import Exchange
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.usage_limits import Tokens

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 from weakref import ref
 
-from edgeroute.cloud.endpoint import report_in
+from edgeroute.cloud.load_reports import report_in
 from edgeroute.core.admission import price
 from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.routing_policy import INF

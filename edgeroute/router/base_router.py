@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgeroute.observe.router_stats import Stats, Status
     from edgeroute.record.trace import Trace
     from edgeroute.router.argument_checks import Cloud, Edge
-    from edgeroute.router.engine_assembly import PolicyFile
+    from edgeroute.router.policy_reload import PolicyFile
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
     from edgeroute.tools.measure.report.report_page import CalibrationResult
@@ -145,7 +145,7 @@ class BaseRouter(Generic[V]):
         """
         if "options" in more:
             raise PolicyError("a policy file has these settings itself: give fields of Options one by one, as in order='fastest'")
-        from edgeroute.router.engine_assembly import PolicyFile
+        from edgeroute.router.policy_reload import PolicyFile
 
         file = PolicyFile(Path(path), more)
         with file.named():
@@ -341,7 +341,7 @@ _warned = threading.Event()
 
 def _replace(*given: Any) -> None:
     """Put another policy in force, as `reload.replace`, which is imported with the first reload."""
-    from edgeroute.router.engine_assembly import replace
+    from edgeroute.router.policy_reload import replace
 
     replace(*given)
 

@@ -1,0 +1,213 @@
+"""Policy files of a router: read when it is made, watched, and put in force again when they change."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.core.error_codes import error_text
+from edgeroute.core.usage_limits import Limits
+from edgeroute.edge.model_attributes import member
+from edgeroute.edge.runtimes import each
+from edgeroute.errors import Closed, EdgerouteError, PolicyError
+from edgeroute.observe.device_sensors import SAMPLER
+from edgeroute.router.audits_and_hidden_trials import put_audits, put_trials
+from edgeroute.router.engine import CLOSED, Engine
+from edgeroute.router.engine_assembly import guard
+from edgeroute.router.fallbacks_and_late_replies import RULES
+from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, build, clear_plans
+from edgeroute.router.warm_up_and_rehearsal import check_releases
+from edgeroute.system.process import file_stamp
+from edgeroute.system.safe_logging import call_quietly
+from edgeroute.system.thread_pool import Worker
+
+if TYPE_CHECKING:
+    from edgeroute.trials.guarantee_monitor import Audit
+
+# Replacement of the policy in force of a running router, which reuses models and connections of the old one.
+
+
+def replace(
+    engine: Engine, arguments: PolicyArguments, limits: Limits, metered: bool | Callable[[], bool], audit: Audit | None = None
+) -> None:
+    """Put another policy in force, which reuses unchanged models and connections of the old one.
+
+    New models of a catalog are loaded and tested first; targets that the policy has no more are closed.
+
+    Raises:
+        PolicyError: it is invalid; the old one stays.
+        Closed: the router is closed, also meanwhile.
+    """
+    with engine.replacing:  # and not the other one, which calls wait for: this may take long
+        if engine.closed:
+            raise Closed(CLOSED)
+        old = engine.snapshot
+        new = build(arguments, partial(guard, engine), old)
+        RULES[new.policy.offline].check(engine)
+        for check in engine.parts.methods("check"):
+            check(new)
+        check_releases(new, old)
+        with engine.refreshing:
+            put_audits(engine, new, audit)
+            if new.views.given:
+                engine.plain = False  # before it is in force
+            engine.snapshot, engine.arguments = new, arguments
+        put_trials(engine, new)
+        engine.spending.limits, engine.observer.metered = limits, metered
+        engine.observer.use(new.policy, new.watched[0])
+        clear_plans(new)  # of rules that were not there before
+        SAMPLER.add(engine)
+        engine.refresh_thresholds()
+        current = [*backends_by_spec(new).values()]
+        models = [getattr(b, "model", b) for b in current]
+        for backend in backends_by_spec(old).values():
+            if backend not in current and getattr(backend, "model", backend) not in models:
+                call_quietly(backend.close, "dropping a target that the policy has no more")
+        if engine.closed:
+            for backend in current:
+                call_quietly(backend.close, "closing a router")
+            raise Closed(CLOSED)
+
+
+LOOKS_S = 1.0
+"""Seconds between two checks of a watched file."""
+STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
+"""Arguments that a reload does not change: most have open files."""
+
+
+class PolicyFile:
+    """Policy file of one router.
+
+    Args:
+        path: path of the file.
+        more: arguments of the router that override the file's, and `consent`, `redact` and `data_class` for its egress rules.
+    """
+
+    def __init__(self, path: Path, more: Mapping[str, Any]) -> None:
+        self.path, self._more = path, more
+        self._seen = file_stamp(path)  # before reading it: later changes are detected
+        self._worker: Worker | None = None
+        self._versions: dict[Path, str] = {}
+        """File that names the active version of a model -> version read last."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Read the file, and return the router's arguments. Notes the active versions of its models.
+
+        Errors have the file's path.
+
+        Raises:
+            PolicyError: the file is invalid.
+            ModelMissing: the file of a model does not exist.
+        """
+        from edgeroute import policy as settings  # pydantic is imported only for policy files
+
+        functions = {key: self._more[key] for key in ("consent", "redact", "data_class") if key in self._more}
+        given = [key for key in ("edge", "cloud", "threshold", "state") if self._more.get(key) is not None]
+        policy = settings.load(self.path, given, complete=True)
+        if "state" in self._more:
+            policy = policy.with_state(self._more["state"])
+        if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
+            policy = policy.model_copy(update={"telemetry": None})
+        try:
+            arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
+        except EdgerouteError as e:
+            raise type(e)(f"{self.path}: {e}") from e
+        merged = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
+        if "instruments" in self._more:
+            instruments = self._more["instruments"]
+            kinds = {type(instrument) for instrument in instruments or ()}
+            merged["instruments"] = (
+                [*(instrument for instrument in arguments.get("instruments", ()) if type(instrument) not in kinds), *instruments]
+                if instruments
+                else ()
+            )
+        on_trial = [trial.edge for trial in merged["trial"] or () if trial.edge is not None]
+        models = [*on_trial, *_models(merged["edge"])]  # the latter's version counts, where both are of one model
+        releases = [release for model in models if (release := member(model, "release")) is not None]
+        self._versions = {release.pointer: release.version for release in releases}
+        return merged
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Add the file and the key to a PolicyError raised within the block, if the mistake is the file's."""
+        try:
+            yield
+        except PolicyError as e:
+            section = {"rule": "rules"}.get(name := re.split(r"[.\[]", e.key)[0], name)
+            if not e.key or section in self._more:  # no key of the file's
+                raise
+            raise PolicyError(f"{self.path}: {e.key}: {e}") from None
+
+    def reload(self, engine: Engine) -> None:
+        """Read the file again, and put it in force.
+
+        Raises:
+            PolicyError: the file is invalid; the policy in force stays.
+            Closed: the router is closed.
+        """
+        with engine.replacing:  # from here on: who has read the file before another does not put it in force after that one
+            try:
+                self._put_in_force(engine)
+            except Exception as e:
+                engine.refused = error_text(e)
+                raise
+            engine.refused = ""
+
+    def _put_in_force(self, engine: Engine) -> None:
+        """Read the file, and replace the engine's policy by it. Raises as `reload`."""
+        arguments = self.arguments()
+        limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
+        for key in STAYS:
+            arguments.pop(key, None)
+        with self.named():
+            settings = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
+            replace(engine, settings, limits or Limits(), metered, audit)
+
+    def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
+        """Start a thread that calls the referent of the weak reference `reload` when the file changes; errors are logged."""
+        message = f"{self.path} cannot be used; the policy in force stays"
+        self._worker = Worker("edgeroute-watch", partial(self._look, reload), message, first_s=LOOKS_S, retry_s=LOOKS_S)
+        self._worker.start()
+
+    def _look(self, reload: Callable[[], Callable[[], object] | None]) -> float:
+        """Check the file, and the active versions; reload after a change. Return the seconds until the next check.
+
+        A file that is missing for a moment is no change.
+        """
+        now = file_stamp(self.path)
+        if self._activated() or (now is not None and now != self._seen):
+            self._seen = now or self._seen
+            if (call := reload()) is not None:
+                call()
+        return LOOKS_S
+
+    def _activated(self) -> bool:
+        """Return True if another version of a model is active than at the last check, and note it. Reads the catalogs' files.
+
+        A file that cannot be read counts as unchanged.
+        """
+        if not self._versions:
+            return False
+        from edgeroute.catalog.model_folder import pointer
+
+        changed = False
+        for path, version in self._versions.items():
+            with contextlib.suppress(EdgerouteError):  # it cannot be read now
+                active = pointer(path)
+                if active is not None and active.version != version:
+                    self._versions, changed = {**self._versions, path: active.version}, True
+        return changed
+
+    def close(self) -> None:
+        """Have the watching thread end, without waiting: a reload that has begun goes on."""
+        if self._worker is not None:
+            self._worker.close(0.0)
+
+
+def _models(edges: Any) -> list[Any]:
+    """Return the models of one or several edges, each variant of a group by itself."""
+    return [model for edge in (edges if isinstance(edges, list) else [edges]) for model in each(edge)]
