@@ -161,6 +161,14 @@ def test_hostile_schemas(schema):
     assert applied(schema, GOOD) == "schema"
 
 
+def test_unique_items():
+    """Are told apart in no more time than it takes to read them: all pairs of 5,000 would take a minute."""
+    many = [{"a": i} for i in range(5_000)]
+    assert applied({"uniqueItems": True}, many) == 0.9
+    assert applied({"uniqueItems": True}, json.dumps([*many[:9], {"a": 3}])) == "schema"
+    assert applied({"uniqueItems": False}, "[1, 1]") == applied({"uniqueItems": True}, "3") == 0.9
+
+
 def test_nothing_is_fetched():
     """For a schema that refers to an address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

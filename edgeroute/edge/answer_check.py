@@ -9,7 +9,7 @@ import ast
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from operator import methodcaller
 from typing import Any, Final, TypeAlias
@@ -216,6 +216,12 @@ def _schema_test(schema: Any, *, own: bool = False) -> Callable[[Any], float]:
     return test
 
 
+def _unique(_: Any, wanted: Any, items: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001 - as jsonschema calls it
+    """Yield an error for equal items, in a time that grows with their number, where jsonschema's own compares all pairs."""
+    if wanted is True and isinstance(items, list) and len({json.dumps(item, sort_keys=True) for item in items}) < len(items):
+        yield import_needed("jsonschema", NEEDS).ValidationError("")
+
+
 @cache
 def _counting(kind: Any) -> Any:
     """Return the class of validators of a draft that takes a step for each keyword that it evaluates."""
@@ -228,7 +234,7 @@ def _counting(kind: Any) -> Any:
 
         return step
 
-    more = {name: counted(evaluate) for name, evaluate in kind.VALIDATORS.items()}
+    more = {name: counted(evaluate) for name, evaluate in kind.VALIDATORS.items()} | {"uniqueItems": _unique}
     counting = import_needed("jsonschema.validators", NEEDS).extend(kind, more)
     counting.evolve = import_needed("attr", NEEDS).evolve  # jsonschema's own takes the class that a nested $schema names
     return counting
