@@ -226,9 +226,15 @@ def nearest(word: object, valid: Iterable[str]) -> str:
 
 
 def check_number(
-    name: str, value: object, *, least: float = 0, most: float | None = None, above: bool = False, whole: bool = False,
-    infinite: bool = False
-) -> None:  # fmt: skip
+    name: str,
+    value: object,
+    *,
+    least: float = 0,
+    most: float | None = None,
+    above: bool = False,
+    whole: bool = False,
+    infinite: bool = False,
+) -> None:
     """Raise PolicyError unless an argument is a number in its range. Python's and numpy's numbers count, booleans do not.
 
     Args:

@@ -231,10 +231,17 @@ class Updater:
     """
 
     def __init__(
-        self, catalog: Catalog, name: str, router: Reloads, *, every_s: float = 3600.0, trial_runs: int = 200,
-        max_errors: float = 0.05, progress: Callable[[Progress], object] | None = None,
-        on_step: Callable[[Step], object] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        catalog: Catalog,
+        name: str,
+        router: Reloads,
+        *,
+        every_s: float = 3600.0,
+        trial_runs: int = 200,
+        max_errors: float = 0.05,
+        progress: Callable[[Progress], object] | None = None,
+        on_step: Callable[[Step], object] | None = None,
+    ) -> None:
         check_number("every_s", every_s, above=True)
         check_number("trial_runs", trial_runs, least=1, whole=True)
         check_number("max_errors", max_errors, most=1)

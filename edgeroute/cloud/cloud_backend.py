@@ -451,10 +451,17 @@ class Function:
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, name: str = "cloud", health: Callable[[], object] | None = None,
-        labels: Iterable[Any] | None = None, kind: str | None = None, version: str | None = None, send_edge: bool = False,
-        **terms: Any
-    ) -> None:  # fmt: skip
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str = "cloud",
+        health: Callable[[], object] | None = None,
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        version: str | None = None,
+        send_edge: bool = False,
+        **terms: Any,
+    ) -> None:
         self.send_edge = checked_flag("send_edge", send_edge)
         if not isinstance(version, str | None):
             raise PolicyError(f'version is text, as in version="{version}", and not a {type(version).__name__}')

@@ -70,10 +70,17 @@ class Guard(ForkSafe):
     lock: AbstractContextManager[Any] = per_process(threading.RLock)
 
     def __init__(
-        self, name: str, where: str, terms: Terms, spending: SharedSpending, *,
-        health: Callable[[float, Exchange], object] | None, watcher: Watcher, journal: Journal | None,
-        report: Reported | None = None
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        where: str,
+        terms: Terms,
+        spending: SharedSpending,
+        *,
+        health: Callable[[float, Exchange], object] | None,
+        watcher: Watcher,
+        journal: Journal | None,
+        report: Reported | None = None,
+    ) -> None:
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
         self.journal, self.report, self._health, self.watcher = journal, report, health, watcher
         self.rules = Admission(terms, spending, careful=True)

@@ -99,10 +99,20 @@ class ServedModel(ABC):
     """True if tensors are sent as bytes; None: not known yet."""
 
     def __init__(
-        self, url: str, *, model: str | None = None, version: str | None = None, name: str = "cloud",
-        labels: Iterable[Any] | None = None, kind: str | None = None, output: str | None = None, card: str | Path | None = None,
-        codec: Given | None = None, send_edge: bool = False, **address: Any
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        name: str = "cloud",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        output: str | None = None,
+        card: str | Path | None = None,
+        codec: Given | None = None,
+        send_edge: bool = False,
+        **address: Any,
+    ) -> None:
         self.payload = None if codec is None else payload_of(codec)
         """Codec of inputs; None: they are sent as the model's tensors."""
         self.send_edge = checked_flag("send_edge", send_edge)

@@ -198,9 +198,16 @@ class Certificate(NamedTuple):
         return max(threshold, min(at_least, self.highest))
 
     def matches(
-        self, *, edge: str | None = None, cloud: str | None = None, score: str | None = None, codec: str | None = None,
-        earlier: str | None = None, served: str | None = None, max_age_days: float = INF
-    ) -> str | None:  # fmt: skip
+        self,
+        *,
+        edge: str | None = None,
+        cloud: str | None = None,
+        score: str | None = None,
+        codec: str | None = None,
+        earlier: str | None = None,
+        served: str | None = None,
+        max_age_days: float = INF,
+    ) -> str | None:
         """Compare the certificate with the setup in use. Return in words why it does not apply; None if it applies.
 
         Args:

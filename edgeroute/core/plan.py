@@ -343,9 +343,16 @@ class Refusal(NamedTuple):
 
 
 def plan(
-    policy: Policy, targets: tuple[Target, ...], facts: Facts, *, mode: Mode | None = None, deadline_s: float | None = None,
-    data_class: str | None = None, why_home: str = "", arm: str = ""
-) -> Plan | Refusal:  # fmt: skip
+    policy: Policy,
+    targets: tuple[Target, ...],
+    facts: Facts,
+    *,
+    mode: Mode | None = None,
+    deadline_s: float | None = None,
+    data_class: str | None = None,
+    why_home: str = "",
+    arm: str = "",
+) -> Plan | Refusal:
     """Return the plan for one request, or why there is none. `mode` and `deadline_s` (seconds) override the policy's.
 
     `why_home`: reason why nothing of the request may leave, whatever its data class; empty: the egress rules decide. `arm`: name

@@ -288,9 +288,17 @@ class Preprocess:
     """
 
     def __init__(
-        self, accepts: TensorSpec, gives: TensorSpec, scale: float = 1, mean: Any = 0, std: Any = 1, *,
-        layouts: Layouts = NO_LAYOUTS, batch: int | None = 0, picture: Picture | None = None
-    ) -> None:  # fmt: skip
+        self,
+        accepts: TensorSpec,
+        gives: TensorSpec,
+        scale: float = 1,
+        mean: Any = 0,
+        std: Any = 1,
+        *,
+        layouts: Layouts = NO_LAYOUTS,
+        batch: int | None = 0,
+        picture: Picture | None = None,
+    ) -> None:
         self.accepts, self.gives, self.picture, self._batch = accepts, gives, picture, batch
         source, target = accepts.shape[1:], row_shape(gives, batch)
         self.axes = None if layouts == NO_LAYOUTS and 1 in (len(source), len(target)) else match_axes(source, target, layouts)

@@ -61,9 +61,16 @@ class Database(ForkSafe):
     """Connections to close. A finaliser holds this set too, so that an object dropped without `close` leaves none open."""
 
     def __init__(
-        self, path: Path, schema: str, *, version: int = 1, durable: bool, busy_s: float = BUSY_S, lenient: bool = False,
-        check: Callable[[sqlite3.Connection], None] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        schema: str,
+        *,
+        version: int = 1,
+        durable: bool,
+        busy_s: float = BUSY_S,
+        lenient: bool = False,
+        check: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> None:
         self.path, self._busy_s, self._lenient, self._check_content = path, busy_s, lenient, check
         self._version, self._durable = version, durable
         self._create_script = f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT"

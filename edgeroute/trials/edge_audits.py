@@ -71,9 +71,14 @@ class Sampler(ForkSafe):
     _lock = per_process(threading.RLock)
 
     def __init__(
-        self, share: float, scene: int, waiting: Callable[[], int], allowed: Callable[[], bool], due: int | None = None,
-        full: int = FULL
-    ) -> None:  # fmt: skip
+        self,
+        share: float,
+        scene: int,
+        waiting: Callable[[], int],
+        allowed: Callable[[], bool],
+        due: int | None = None,
+        full: int = FULL,
+    ) -> None:
         self._full = full
         self._share, self._scene, self._waiting, self._allowed = share, scene, waiting, allowed
         self._halvings = self._changed = self._counts_from = self._seen = 0
@@ -324,10 +329,15 @@ class Auditor(ForkSafe):
         return self._jobs.busy
 
     def adopt(
-        self, targets: Sequence[Target], certificates: Sequence[BoundCertificate | None],
-        prints: Mapping[str, Mapping[str, str]], backends: Any = (), audit: Audit | None = None, full: int = FULL,
-        others: Sequence[Any] = ()
-    ) -> None:  # fmt: skip
+        self,
+        targets: Sequence[Target],
+        certificates: Sequence[BoundCertificate | None],
+        prints: Mapping[str, Mapping[str, str]],
+        backends: Any = (),
+        audit: Audit | None = None,
+        full: int = FULL,
+        others: Sequence[Any] = (),
+    ) -> None:
         """Monitor the thresholds of these targets from now on; the statistics of an unchanged certificate are retained.
 
         Alarms and counts of an earlier run are loaded for the same certificate.

@@ -301,9 +301,15 @@ class Delivery(ForkSafe):
     _stop = per_process(threading.Event)
 
     def __init__(
-        self, outbox: Outbox, send: Send, *, ordered: bool = False, parallel: int = 2, rate_per_s: float = 10.0,
-        poll_s: float = 5.0
-    ) -> None:  # fmt: skip
+        self,
+        outbox: Outbox,
+        send: Send,
+        *,
+        ordered: bool = False,
+        parallel: int = 2,
+        rate_per_s: float = 10.0,
+        poll_s: float = 5.0,
+    ) -> None:
         self._outbox, self._send, self._ordered, self._parallel = outbox, send, ordered, parallel
         self._spacing_s, self._poll_s = 1.0 / rate_per_s, poll_s
         self._workers = ThreadPool("edgeroute-delivery", parallel)

@@ -291,10 +291,18 @@ class Outbox(Listing):
     """Sequence number of the first entry put since this was None: a delivery sets it to None as it is made."""
 
     def __init__(
-        self, path: str | Path, *, max_bytes: Bytes = 64 << 20, ttl_s: Seconds = 7 * 86400.0, drop: Drop = "oldest",
-        ordered: bool = False, parallel: Count = 2, rate_per_s: Rate = 10.0, spread_s: Delay = 60.0,
-        clock: Callable[[], float] = now
-    ) -> None:  # fmt: skip
+        self,
+        path: str | Path,
+        *,
+        max_bytes: Bytes = 64 << 20,
+        ttl_s: Seconds = 7 * 86400.0,
+        drop: Drop = "oldest",
+        ordered: bool = False,
+        parallel: Count = 2,
+        rate_per_s: Rate = 10.0,
+        spread_s: Delay = 60.0,
+        clock: Callable[[], float] = now,
+    ) -> None:
         if drop not in get_args(Drop):
             raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
         check_units(Outbox, locals())
