@@ -29,8 +29,8 @@ from edgeroute import errors
 from edgeroute.confidence import crossfit, fit, msp
 
 POINTS = (0.01, 0.02)
-PACKAGES = 3
-"""Draws of each set and limit on which the packages themselves are run: some take a minute for one."""
+PACKAGES = 1
+"""Draws of each set and limit on which the packages themselves are run: some take ten seconds for one."""
 PUBLISHED = (
     ("random, MMLU", 0.500, 50.07, 79.93),
     ("BERT, MMLU", 0.572, 41.30, 72.20),

@@ -154,6 +154,8 @@ def outcomes(path: Path) -> Task:
     if not found:
         raise Broken(f"{path}: no rows")
     score, edge, cloud = np.array(found, float).T
+    if np.isnan(score).all():
+        raise Broken(f"{path}: no request has a confidence")
     return Task(path.stem, "its confidence", score, edge, cloud, None if None in agree else np.array(agree, bool))
 
 

@@ -283,6 +283,9 @@ def test_outcomes_of_lines(tmp_path):
     assert np.isnan(task.score).tolist() == [False, True]
     path.write_text('{"confidence": 0.9, "edge_score": 1, "cloud_score": 1}\n')
     assert outcomes(path).agree is None
+    path.write_text('{"confidence": null, "edge_score": 1, "cloud_score": 1}\n')
+    with pytest.raises(Broken, match="no request has a confidence"):
+        outcomes(path)
     for line in ("[]", '{"confidence": 0.9, "edge_score": 1}', '{"confidence": 0.9, "edge_score": 2, "cloud_score": 1}', "{"):
         path.write_text('{"confidence": 0.9, "edge_score": 1, "cloud_score": 1}\n' + line)
         with pytest.raises(Broken, match=r"mine\.jsonl:2: "):
