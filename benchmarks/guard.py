@@ -8,7 +8,7 @@ from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.admission import Breaker, RetryBudget
 from edgeroute.core.routing_policy import Permit, Rules, Terms, permit
-from edgeroute.core.usage_limits import Cost, Limits, Spending
+from edgeroute.core.spending_limits import Cost, Limits, Spending
 from edgeroute.system import process
 
 LIMITS = Limits(usd_per_day=1e9, mb_per_day=1e9, joules_per_hour=1e9, calls_per_minute=1e9)

@@ -118,10 +118,10 @@ def languages() -> str:
 @looked_up("Serves the large model, in batches on GPUs")
 def serves() -> str:
     """It writes the model as servers take it that do."""
-    from edgeroute.tools import export
+    from edgeroute.tools.export import server_files
 
     known = {"triton": "Triton", "ray": "Ray Serve", "kserve": "KServe"}
-    there = [name for module, name in known.items() if (Path(export.__file__).parent / f"{module}.py").exists()]
+    there = [name for command, name in known.items() if hasattr(server_files, command)]
     return f"no, exports it to {', '.join(there)}"
 
 

@@ -10,7 +10,7 @@ from edgeroute.cloud.openinference import OpenInference as OpenInference
 from edgeroute.confidence.score_before_run import InputScore as InputScore
 from edgeroute.confidence.first_tokens import Prefix as Prefix
 from edgeroute.core.device_rules import Reading as Reading, Rule as Rule
-from edgeroute.core.usage_limits import Limits as Limits
+from edgeroute.core.spending_limits import Limits as Limits
 from edgeroute.core.stream_walk import Piece as Piece, Restart as Restart
 from edgeroute.edge.callable_model import CallableModel as CallableModel
 from edgeroute.edge.coreml import CoreMLModel as CoreMLModel
@@ -42,7 +42,7 @@ from edgeroute.errors import (
 )
 from edgeroute.http.addresses_and_messages import Secret as Secret
 from edgeroute.observe.device_sensors import DeviceSensors as DeviceSensors
-from edgeroute.observe.router_stats import Stats as Stats, Status as Status
+from edgeroute.observe.stats_and_status import Stats as Stats, Status as Status
 from edgeroute.record.instrument_interface import Instrument as Instrument
 from edgeroute.record.opentelemetry import OpenTelemetry as OpenTelemetry
 from edgeroute.record.prometheus import Prometheus as Prometheus, metrics as metrics
@@ -53,7 +53,7 @@ from edgeroute.core.routing_policy import Options as Options
 from edgeroute.router.live.speech_segments import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router
-from edgeroute.router.stateful_sessions import AsyncStream as AsyncStream, Stream as Stream
+from edgeroute.router.streams_and_sessions import AsyncStream as AsyncStream, Stream as Stream
 from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
 from edgeroute.stores.outbox import Outbox as Outbox
 from edgeroute.trials.guarantee_monitor import Audit as Audit

@@ -22,7 +22,7 @@ def main() -> None:
         sys.exit(2)
     from edgeroute.system.late_imports import import_tool
 
-    import_tool("cli.exit_codes").run(import_tool("cli.app").app)
+    import_tool("cli.command_runner").run(import_tool("cli.app").app)
 
 
 def _end(*_: object) -> None:

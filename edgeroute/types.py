@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
-from edgeroute.core import answer_reasons as explain
-from edgeroute.core.answer_reasons import Took, reason_code, took
+from edgeroute.core import reason_and_trace as explain
 from edgeroute.core.error_codes import clean
 from edgeroute.core.plan import Plan
+from edgeroute.core.reason_and_trace import Took, reason_code, took
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
 from edgeroute.system.process import short, to_json_types
@@ -103,7 +103,7 @@ def _call_hook(hook: Callable[[], object]) -> None:
 class EdgeModel(Protocol):
     """Structural interface of an edge model: `name` and `run`.
 
-    Every other member that edgeroute reads is one of `edgeroute.edge.model_attributes.EdgeMembers`, and optional. A model
+    Every other member that edgeroute reads is one of `edgeroute.edge.edge_model_interface.EdgeMembers`, and optional. A model
     is thread-safe, unless its `parallel` limits how many of its runs go at a time. Where `run` is a coroutine function, so are
     `run_one` and `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them, and stops a run by cancelling
     the coroutine.
@@ -323,7 +323,7 @@ class Answer(Generic[V]):
 
     @property
     def reason_code(self) -> str:
-        """Reason as one of the few words of `edgeroute.core.answer_reasons.CODES`, for counting."""
+        """Reason as one of the few words of `edgeroute.core.reason_and_trace.CODES`, for counting."""
         plan, outcome = self._plan, self._outcome
         if type(plan) is Plan and outcome is not None:
             return reason_code(plan, outcome)

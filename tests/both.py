@@ -18,8 +18,8 @@ import pytest
 import edgeroute
 from edgeroute import AsyncRouter, Router
 from edgeroute.core.walk import Elapsed
-from edgeroute.router.argument_checks import with_options
 from edgeroute.router.async_router import Loop
+from edgeroute.router.constructor_checks import with_options
 from edgeroute.router.leg_execution import LegExecutor
 from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply

@@ -61,7 +61,7 @@ from edgeroute.http.sans_io_connection import pin_of
 from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer
-from edgeroute.tools.replay import trace_reader as records
+from edgeroute.tools.replay import recorded_requests as records
 from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.types import TensorSpec
 

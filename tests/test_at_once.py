@@ -21,7 +21,7 @@ from tiny import linear
 
 from edgeroute import Closed, Limits, Options, Outbox, Prediction, Router, StoreError
 from edgeroute.cloud import spending_file as earlier
-from edgeroute.core.usage_limits import Spending
+from edgeroute.core.spending_limits import Spending
 from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.observe import network_routes as network

@@ -18,7 +18,7 @@ from edgeroute.confidence.scores import quantile
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Elapsed, Mark, Outcome, Start, Wait
-from edgeroute.observe.router_stats import Seen
+from edgeroute.observe.stats_and_status import Seen
 from edgeroute.observe.target_counts import Counts
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.testing import CannedServer, chat_events, sse_reply

@@ -24,7 +24,7 @@ from commands import PYTHON, ROOT, cli
 
 from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.app import app
-from edgeroute.tools.cli.exit_codes import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
+from edgeroute.tools.cli.command_runner import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
 
 ALL = ("check", "decide", "infer", "calibrate", "evaluate", "replay", "status", "egress", "serve", "schema", "demo", "docs")
 GROUPS = ("outbox list", "outbox retry", "outbox drop", "outbox export", "simulate fleet")

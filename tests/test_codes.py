@@ -9,7 +9,7 @@ import pytest
 
 from edgeroute import EdgerouteError, Egress, Limits, NoAnswer, Outbox, PlainJson, Router
 from edgeroute.core import admission
-from edgeroute.core import answer_reasons as explain
+from edgeroute.core import reason_and_trace as explain
 from edgeroute.core.error_codes import HELD, ErrorCode, Rejection
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer, http_reply

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, page_of
 
 from edgeroute import Cache, Function, Limits, Options, Reading, Router, Rule, Unreachable
-from edgeroute.core.answer_reasons import CODES
+from edgeroute.core.reason_and_trace import CODES
 from edgeroute.errors import Unfit
 from edgeroute.tools.dashboard.monitor import OLD_S, Monitor
 

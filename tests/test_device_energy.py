@@ -10,12 +10,12 @@ from both import flat
 
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
 from edgeroute.core.latency_and_load_estimates import ENOUGH_READINGS
-from edgeroute.observe import planning_facts as observer
+from edgeroute.observe import planning_observer as observer
 from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system.late_imports import package_folder
 from edgeroute.tools.cli.status import status
 from edgeroute.tools.replay import replay
-from edgeroute.tools.replay.trace_reader import collect
+from edgeroute.tools.replay.recorded_requests import collect
 
 FRUGAL = Rule("power", "cheapest_energy", enter=1.0)
 

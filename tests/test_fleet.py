@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from edgeroute import Limits
 from edgeroute.core.admission import Admission
 from edgeroute.core.routing_policy import Terms
-from edgeroute.core.usage_limits import Spending
+from edgeroute.core.spending_limits import Spending
 from edgeroute.stores.outbox.delivery import longest
 from edgeroute.stores.outbox.sqlite_queue import spread_for
 from edgeroute.tools.cli.simulate import notes, show

@@ -23,7 +23,7 @@ from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.admission import FAULTS
 from edgeroute.core.routing_policy import Rules, Terms, permit
-from edgeroute.core.usage_limits import Spending
+from edgeroute.core.spending_limits import Spending
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0

@@ -177,7 +177,7 @@ THREADS = {
     "edge/llama.py": "a generation, which ends",
     "edge/llama_process.py": "the reader of a process, which ends with it",
     "observe/device/kernel_files.py": "a program, which is waited for",
-    "router/live/result_iterators.py": "the source of an iterator, whose exception its caller gets",
+    "router/live/thread_iterators.py": "the source of an iterator, whose exception its caller gets",
     "system/late_imports.py": "an import, whose exception its caller gets",
     "system/thread_pool.py": "the pool, whose jobs are contained, and the worker itself",
     "tools/cli/inspect_file.py": "a run, whose exception its caller gets",

@@ -16,7 +16,7 @@ from lazily import Later
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
 from edgeroute.tools.measure.calibration import least_deferral, spread
 from edgeroute.tools.measure.deferral_curve import student_quantile
-from edgeroute.tools.measure.independence import correlations, dependence
+from edgeroute.tools.measure.independence_and_overlap import correlations, dependence
 
 stats = Later("scipy.stats")
 

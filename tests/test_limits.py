@@ -18,7 +18,7 @@ from both import GOOD, LONG, GatedServer, ask, header, makes, unsure
 from edgeroute import AsyncRouter, Function, Limits, PlainJson
 from edgeroute.cloud import spending_file as earlier
 from edgeroute.cloud.spending_file import SharedSpending
-from edgeroute.core.usage_limits import Cost, Spending
+from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.stores.sqlite_file import Database, KeyValueStore
 from edgeroute.system import process
 from edgeroute.testing import CannedServer, FakeCloud

@@ -12,8 +12,8 @@ from tiny import linear
 
 from edgeroute import Router
 from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.cli.command_runner import NOT_READY
 from edgeroute.tools.cli.example_options import looking_router
-from edgeroute.tools.cli.exit_codes import NOT_READY
 
 UNSURE = np.zeros(4, np.float32)
 

@@ -39,9 +39,9 @@ from edgeroute import (
     Status,
     metrics,
 )
-from edgeroute.core.answer_reasons import CODES, Took
-from edgeroute.core.usage_limits import Cost, Tokens
-from edgeroute.observe.router_stats import ArmStats, AuditStats, Interval, LegStats
+from edgeroute.core.reason_and_trace import CODES, Took
+from edgeroute.core.spending_limits import Cost, Tokens
+from edgeroute.observe.stats_and_status import ArmStats, AuditStats, Interval, LegStats
 from edgeroute.record import request_counts as tally
 from edgeroute.record.instrument_interface import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import of_router
@@ -160,7 +160,7 @@ def test_the_devices_own_sensors(monkeypatch):
         read.set()
         return Reading(battery=0.7)
 
-    monkeypatch.setattr("edgeroute.observe.planning_facts.read", sensors)
+    monkeypatch.setattr("edgeroute.observe.planning_observer.read", sensors)
     with Router(sure, None, options=Options(instruments=[Prometheus()])) as router:
         assert read.wait(LONG)
         assert router.engine.observer.wanted

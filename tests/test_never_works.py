@@ -31,7 +31,7 @@ from edgeroute import (
     Variants,
 )
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.cli.exit_codes import NOT_READY
+from edgeroute.tools.cli.command_runner import NOT_READY
 
 make = makes()
 LABELS = ("a", "b", "c")

@@ -17,7 +17,7 @@ from pages import Closed
 
 from edgeroute import Audit, Router, Trial
 from edgeroute.errors import Unreachable
-from edgeroute.observe.router_stats import Stats
+from edgeroute.observe.stats_and_status import Stats
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FOREIGN = "<script>alert(1)</script>&\"'</p>"

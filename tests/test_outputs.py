@@ -294,7 +294,7 @@ def test_the_kinds_are_the_same_everywhere():
     """In Python, in the policy and in the page about them."""
     from typing import get_args
 
-    from edgeroute.policy.target_sections import Kind
+    from edgeroute.policy.model_and_endpoint_sections import Kind
 
     assert get_args(Kind) == KINDS
     for make in (

@@ -12,7 +12,7 @@ from commands import cli
 from edgeroute import BadInput, Prefix, Router
 from edgeroute.confidence.scores import quantile
 from edgeroute.stores.sqlite_file import Database
-from edgeroute.tools.cli.answered_prompts import read_prompts
+from edgeroute.tools.cli.graded_prompts import read_prompts
 
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")

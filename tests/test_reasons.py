@@ -43,8 +43,8 @@ from edgeroute import (
 )
 from edgeroute.cloud import request_exchange as exchange
 from edgeroute.confidence import calibrate
-from edgeroute.core.answer_reasons import CODES, before_run, reason, reason_code
 from edgeroute.core.plan import Facts, Plan, plan, without_first
+from edgeroute.core.reason_and_trace import CODES, before_run, reason, reason_code
 from edgeroute.core.routing_policy import Policy, Rules, Target
 from edgeroute.core.stream_walk import FirstTokenLate
 from edgeroute.core.walk import Done, Elapsed, Failed, Left, Malformed, Mark, Outcome, walk

@@ -15,9 +15,9 @@ from both import LONG
 import edgeroute
 from edgeroute import CallableModel, ModelError, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
 from edgeroute import policy as settings
-from edgeroute.edge import model_attributes as members
+from edgeroute.edge import edge_model_interface as members
 from edgeroute.edge import runtimes
-from edgeroute.edge.model_attributes import DEFAULTS, EdgeMembers
+from edgeroute.edge.edge_model_interface import DEFAULTS, EdgeMembers
 from edgeroute.edge.runs_under_way import runs_of
 from edgeroute.edge.runtimes import load
 from edgeroute.testing import fresh_runtimes
@@ -249,7 +249,8 @@ def test_several_at_once(lookup, tmp_path):
     with pytest.raises(PolicyError) as caught:
         settings.load(path)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
+    assert any(line.startswith(f"{path}: mode: found 1") for line in lines)
     assert any(line.startswith(f'{path}: edge[0].thread: there is no such key: did you mean "threads"') for line in lines)
     assert any(line.startswith(f"{path}: edge[1].delegate: there is no such key") for line in lines)
 

@@ -16,7 +16,7 @@ from edgeroute import AsyncRouter, Egress, Function, Limits, Options, PolicyErro
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.sequential_tests import UnitArmTest
-from edgeroute.router.trial_arms import RunningTrial
+from edgeroute.router.trial_arms_and_guardrail import RunningTrial
 from edgeroute.testing import FakeModel
 
 

@@ -16,7 +16,7 @@ from test_recertify import until
 
 from edgeroute import AsyncRouter, Audit, Cache, Options, PolicyError, Router, Trial, Variants
 from edgeroute.edge.edge_backend import TURN, Turn
-from edgeroute.router.trial_arms import RunningTrial, Seen
+from edgeroute.router.trial_arms_and_guardrail import RunningTrial, Seen
 from edgeroute.trials.trial_setting import check_trials
 
 X = np.array([1, 0, 0, 0], np.float32)

@@ -18,7 +18,7 @@ from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
 from edgeroute.core.routing_policy import Rules, Terms, permit
-from edgeroute.core.usage_limits import Spending
+from edgeroute.core.spending_limits import Spending
 from edgeroute.testing import CannedServer, FakeCloud
 
 PERMIT = permit(Rules(), None)

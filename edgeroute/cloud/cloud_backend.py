@@ -18,7 +18,7 @@ from edgeroute.core.error_codes import Failure
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.model_attributes import callable_fingerprint
+from edgeroute.edge.edge_model_interface import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.addresses_and_messages import checked_terms
 from edgeroute.system.process import AbandonedRuns, is_task_cancelled

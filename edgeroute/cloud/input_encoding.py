@@ -12,7 +12,7 @@ from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
 from edgeroute.cloud.tensor_types import stack_inputs, zeros_like_row
 from edgeroute.core.latency_and_load_estimates import Ceiling
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.input_tensors import Array, shape_text
+from edgeroute.edge.input_stacking import Array, shape_text
 from edgeroute.edge.preprocessing import Picture, Preprocess, picture_for
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.system.process import json_dumps, to_json_types

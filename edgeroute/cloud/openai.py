@@ -25,10 +25,10 @@ from edgeroute.cloud.reply_pieces import (
 )
 from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_recognition import label_names
-from edgeroute.core.answer_reasons import truncated
 from edgeroute.core.error_codes import clean
+from edgeroute.core.reason_and_trace import truncated
+from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.units import Amount, Count, Patience, Size, Timeout, Whole
-from edgeroute.core.usage_limits import Tokens
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply

@@ -200,7 +200,7 @@ class OpenInference(ServedModel):
         return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
     def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
-        """Return the call for a feed in any form: with files, with the edge's answers, in JSON or binary.
+        """Return the POST of a feed: tensors in binary after a JSON header, or in JSON, with files in base64.
 
         Raise BadInput for text that JSON cannot carry, if not binary.
         """

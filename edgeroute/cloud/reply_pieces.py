@@ -13,7 +13,7 @@ from edgeroute.cloud.endpoint import with_key
 from edgeroute.cloud.load_reports import HEADER
 from edgeroute.cloud.request_exchange import Exchange
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.usage_limits import Tokens
+from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.addresses_and_messages import OURS, SUCCESS, Call, Reply
 from edgeroute.types import StopToken

@@ -18,7 +18,7 @@ from edgeroute.cloud.load_reports import report_in
 from edgeroute.core.admission import price
 from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.usage_limits import Cost, Tokens
+from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.system import process

@@ -19,7 +19,7 @@ from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decode_t
 from edgeroute.confidence.output_reader import KINDS, checked_kind
 from edgeroute.confidence.output_recognition import label_names
 from edgeroute.edge.card_inputs import constant
-from edgeroute.edge.input_tensors import Plain
+from edgeroute.edge.input_stacking import Plain
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.preprocessing import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused, Unreachable

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from edgeroute.core.error_codes import HeldCode, Rejection
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.usage_limits import Cost, Limits, Spending, up_against
+from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, initially, per_process
@@ -194,7 +194,9 @@ class SharedSpending:
         self._account.join(self)
 
     def reserve(self, cost: Cost, now: float, *, book: bool = True) -> Rejection | None:
-        """Book a cost, and return None; or return the limit that forbids it. Call `secure` before anything is sent for it.
+        """Book a cost in the shared account, and return None; or return the limit that forbids it.
+
+        Call `secure` before anything is sent for the cost.
 
         book: False books nothing in any case.
         """

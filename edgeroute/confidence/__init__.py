@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from edgeroute.confidence.score_before_run import InputScore
     from edgeroute.tools.measure.calibration import calibrate, crossfit
     from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
-    from edgeroute.tools.measure.independence import overlap, sketch
+    from edgeroute.tools.measure.independence_and_overlap import overlap, sketch
     from edgeroute.tools.measure.score_fitting import auto, fit, fit_text
 
 _TOOLS_OF = {
     "calibration": ("calibrate", "crossfit"), "deferral_curve": ("Area", "deferral_curve", "measured_area"),
-    "score_fitting": ("auto", "fit", "fit_text"), "independence": ("overlap", "sketch"),
+    "score_fitting": ("auto", "fit", "fit_text"), "independence_and_overlap": ("overlap", "sketch"),
 }  # fmt: skip
 """Module of `edgeroute.tools.measure` -> its public names."""
 _NAMES_OF = {

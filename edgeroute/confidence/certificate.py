@@ -15,8 +15,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.core.reason_and_trace import finite
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import PolicyError
 from edgeroute.system.foreign_files import read_json

@@ -11,7 +11,7 @@ from typing import Final, Literal, Protocol
 from edgeroute.core.error_codes import Crowded, Lasting, Rejection
 from edgeroute.core.latency_and_load_estimates import FROM, Latency, Link, Load, Numbers, least, most
 from edgeroute.core.routing_policy import INF, Terms
-from edgeroute.core.usage_limits import Cost, Tokens
+from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
 
 # Circuit breaker: stops calls to a failing endpoint, and probes for its recovery.

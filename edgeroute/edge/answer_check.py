@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.walk import Malformed, Prediction
-from edgeroute.edge.model_attributes import is_async
+from edgeroute.edge.edge_model_interface import is_async
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.late_imports import import_needed

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.edge.input_tensors import Array, MakePrepare, Plain, Prepare, shape_text
+from edgeroute.edge.input_stacking import Array, MakePrepare, Plain, Prepare, shape_text
 from edgeroute.edge.model_card import Card, CardInput, CardState
 from edgeroute.errors import BadInput, nearest
 from edgeroute.system.late_imports import import_tool

@@ -22,7 +22,7 @@ from edgeroute.core.stream_walk import Piece, Pieces, one_piece, read_pieces
 from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.edge.answer_check import AnswerCheck
 from edgeroute.edge.callable_model import gather
-from edgeroute.edge.model_attributes import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
+from edgeroute.edge.edge_model_interface import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.system.late_imports import import_late
@@ -190,7 +190,7 @@ class EdgeBackend(AbandonedRuns):
             return self.reader.read_answer(await gather(stream(x, None), show))
 
     def ready(self, until: float) -> None:
-        """Load the model, and run it once on zeros to check its outputs, if its inputs are known and the run takes little time.
+        """Load the model, and run it on zeros for a limited time to check its outputs, if its inputs are known.
 
         A model that cannot be run on zeros passes unchecked.
 

@@ -14,7 +14,7 @@ from edgeroute.confidence.detector_boxes import RULES
 from edgeroute.confidence.output_reader import KINDS
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.error_codes import clean
-from edgeroute.edge.input_tensors import Array, stack
+from edgeroute.edge.input_stacking import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest
 from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import file_sha256, files_in, sha256

@@ -11,7 +11,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.edge.model_attributes import member, model_text
+from edgeroute.edge.edge_model_interface import member, model_text
 from edgeroute.errors import Busy, ModelError
 from edgeroute.system.process import ForkSafe, Shared, initially, per_process
 from edgeroute.system.safe_logging import call_logged

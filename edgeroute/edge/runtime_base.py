@@ -16,7 +16,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.edge.answer_check import Given
 from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.edge_backend import current_turn
-from edgeroute.edge.input_tensors import MakePrepare, Plain
+from edgeroute.edge.input_stacking import MakePrepare, Plain
 from edgeroute.edge.model_card import Array, Card, checked_sha256
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.process import ForkSafe, initially, per_process

@@ -14,7 +14,7 @@ import numpy as np
 from edgeroute.confidence.output_recognition import is_by_class
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
-from edgeroute.edge.model_attributes import check_model, counts_runs, has_async_runs, is_model, member
+from edgeroute.edge.edge_model_interface import check_model, counts_runs, has_async_runs, is_model, member
 from edgeroute.errors import BadReply, PolicyError, nearest
 from edgeroute.system.late_imports import attribute, call_factory, import_tool, plugin_targets
 from edgeroute.types import EdgeModel, StopToken
@@ -178,7 +178,7 @@ def load(edge: Any, **options: Any) -> EdgeModel:
         check_model(edge)
         return edge  # type: ignore[no-any-return]
     if any(kind.__module__ == "torch.nn.modules.module" for kind in type(edge).__mro__):
-        raise PolicyError(import_tool("inspect.unsupported_models").of_torch(type(edge).__name__))
+        raise PolicyError(import_tool("inspect.conversion_advice").of_torch(type(edge).__name__))
     if callable(edge) or hasattr(edge, "predict_proba"):
         return CallableModel(edge)
     raise PolicyError(f"edge= takes a path, a model or a callable, not {type(edge).__name__}")
@@ -189,7 +189,7 @@ def step_of(path: str) -> str | None:
     hub = _HUB.fullmatch(path)
     if suffix_of(path) is not None and not (hub and hub[1]):
         return None
-    return import_tool("inspect.unsupported_models").step(path, hub)  # type: ignore[no-any-return]
+    return import_tool("inspect.conversion_advice").step(path, hub)  # type: ignore[no-any-return]
 
 
 # Variants: edge models for the same task, of which each call runs one.

@@ -17,7 +17,7 @@ from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
 from edgeroute.http.dns_resolver import SocketAddress
 from edgeroute.http.sans_io_connection import Wire
-from edgeroute.system.addresses import is_loopback
+from edgeroute.system.loopback_addresses import is_loopback
 from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
@@ -122,7 +122,7 @@ class _LocalWire(Wire):
         """Return None: inputs of an edge do not leave the device."""
 
     def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:  # noqa: ARG002 - no connection is kept
-        """Return the error of a connection, with its reason."""
+        """Return the error of a connection: it broke off if it was opened, otherwise there is no server."""
         reason = clean(e, 100) or type(e).__name__
         return CloudError(
             f"{self._origin} broke off: {reason}" if opened else f"no server at {self._origin} ({reason}): is it started?"

@@ -15,7 +15,7 @@ from edgeroute.core.walk import Left, Mark, Outcome, judged
 from edgeroute.system.process import ForkSafe, per_process
 
 if TYPE_CHECKING:
-    from edgeroute.observe.router_stats import Seen, Stats
+    from edgeroute.observe.stats_and_status import Seen, Stats
 
 RECENT = 128
 """Number of a target's latest deferred answers whose distance from their threshold is stored."""
@@ -240,7 +240,7 @@ class Counts(ForkSafe):
             targets: state of the targets that the counters lack.
             usd_today: cost of the last 24 hours, US dollars.
         """
-        from edgeroute.observe.router_stats import LegStats, Stats  # imported if a program asks for statistics
+        from edgeroute.observe.stats_and_status import LegStats, Stats  # imported if a program asks for statistics
 
         with self._lock:
             self._add_up()

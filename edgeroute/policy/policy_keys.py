@@ -16,14 +16,23 @@ from edgeroute.catalog.installed_models import version_of
 from edgeroute.catalog.model_folder import SUFFIX
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
-from edgeroute.edge.model_attributes import is_model, stamps
+from edgeroute.edge.edge_model_interface import is_model, stamps
 from edgeroute.edge.runtimes import is_address
 from edgeroute.errors import EdgerouteError, PolicyError, nearest
 from edgeroute.policy.contradictions import Key, Problem, Wrong, contradictions, kind_text, listed, quote_value
+from edgeroute.policy.model_and_endpoint_sections import (
+    CLOUDS,
+    PROTOCOLS,
+    AnyCloud,
+    Cloud,
+    Edge,
+    InstalledCloud,
+    Target,
+    group_variants,
+)
 from edgeroute.policy.sections_from_classes import Section, configures
 from edgeroute.policy.sections_of_runtimes import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
-from edgeroute.policy.target_sections import CLOUDS, PROTOCOLS, AnyCloud, Cloud, Edge, InstalledCloud, Target, group_variants
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
 from edgeroute.system.late_imports import load_plugin, plugin_targets

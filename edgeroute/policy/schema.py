@@ -12,10 +12,10 @@ from pydantic_core import core_schema
 
 from edgeroute.edge.runtimes import ACTIVE, SCHEMES
 from edgeroute.errors import EdgerouteError
+from edgeroute.policy.model_and_endpoint_sections import Cloud
 from edgeroute.policy.policy_keys import LISTS, SECTIONS, Settings
 from edgeroute.policy.sections_from_classes import text_of
 from edgeroute.policy.sections_of_runtimes import Registered, all_registered, registered_section
-from edgeroute.policy.target_sections import Cloud
 
 VARIANTS = {
     "type": "object",

@@ -22,9 +22,9 @@ from edgeroute.edge.answer_check import Given
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.policy.contradictions import quote_value
+from edgeroute.policy.model_and_endpoint_sections import Edge, Model, Target
 from edgeroute.policy.sections_from_classes import parameters_of
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
-from edgeroute.policy.target_sections import Edge, Model, Target
 from edgeroute.policy.value_types import Check
 
 log = logging.getLogger("edgeroute")

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, Wit
 
 from edgeroute.cloud import egress_settings
 from edgeroute.core import device_rules as rules
-from edgeroute.core import usage_limits as spending
+from edgeroute.core import spending_limits as spending
 from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.sections_from_classes import Section, configures

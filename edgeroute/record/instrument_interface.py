@@ -9,14 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.device_rules import Reading
-from edgeroute.core.usage_limits import Tokens
+from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.walk import new
 from edgeroute.system.safe_logging import call_logged
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from edgeroute.cloud.request_exchange import Sending
-    from edgeroute.observe.router_stats import Status
+    from edgeroute.observe.stats_and_status import Status
 
 log = logging.getLogger("edgeroute")
 

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from edgeroute.core.answer_reasons import error_code
 from edgeroute.core.error_codes import Failure
+from edgeroute.core.reason_and_trace import error_code
 from edgeroute.errors import PolicyError, Refused, RuntimeMissing
 from edgeroute.record.instrument_interface import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from edgeroute.errors import PolicyError, RuntimeMissing
-from edgeroute.observe.router_stats import Stats, Status
+from edgeroute.observe.stats_and_status import Stats, Status
 from edgeroute.record.instrument_interface import Instruments
 from edgeroute.record.request_counts import Histogram, Tallied, Tally
 from edgeroute.system.process import ForkSafe, per_process

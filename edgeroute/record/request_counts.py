@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
-from edgeroute.core.answer_reasons import CODES, Took, error_code
 from edgeroute.core.error_codes import Failure
-from edgeroute.core.usage_limits import Tokens
+from edgeroute.core.reason_and_trace import CODES, Took, error_code
+from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.walk import new
-from edgeroute.observe.router_stats import Status
+from edgeroute.observe.stats_and_status import Status
 from edgeroute.record.instrument_interface import AttemptEnded, Instrument, RequestEnded
 from edgeroute.system.process import ForkSafe, per_process
 
@@ -55,7 +55,7 @@ class Kind(NamedTuple):
     """Source of the answer; `none`: there was an error instead."""
     leg: str
     reason: str
-    """One of `edgeroute.core.answer_reasons.CODES`."""
+    """One of `edgeroute.core.reason_and_trace.CODES`."""
     degraded: bool
 
 

@@ -19,7 +19,7 @@ from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.base_router import BaseRouter, Spawn
 from edgeroute.router.blocking_calls_off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
-from edgeroute.router.decide_and_check import Check, Decision
+from edgeroute.router.decision_and_check_results import Check, Decision
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, batch_steps
@@ -28,7 +28,7 @@ from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.router import Router
 from edgeroute.router.router_parts import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.stateful_sessions import AsyncStream, End, Last, as_one_piece
+from edgeroute.router.streams_and_sessions import AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming, view_samples, warm_up, warm_up_async
 from edgeroute.system.late_imports import import_tool
 from edgeroute.types import Answer, V
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
-    from edgeroute.router.stateful_sessions import AsyncConversation, AsyncSession
+    from edgeroute.router.streams_and_sessions import AsyncConversation, AsyncSession
     from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
 
 P = ParamSpec("P")
@@ -322,7 +322,7 @@ class AsyncRouter(BaseRouter[V]):
         """
         from edgeroute.router.live.asyncio_iterators import AsyncBell, AsyncFrames
         from edgeroute.router.live.frames import FrameSettings
-        from edgeroute.router.live.result_iterators import live_frames
+        from edgeroute.router.live.thread_iterators import live_frames
 
         return self._watch(live_frames(self, source, FrameSettings(**settings).check(), AsyncFrames, AsyncBell()))
 
@@ -333,20 +333,20 @@ class AsyncRouter(BaseRouter[V]):
         The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
         """
         from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncBell
-        from edgeroute.router.live.result_iterators import live_audio
         from edgeroute.router.live.speech_segments import AudioSettings
+        from edgeroute.router.live.thread_iterators import live_audio
 
         return self._watch(live_audio(self, chunks, AudioSettings(**settings).check(), AsyncAudio, AsyncBell()))
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
         """Return a conversation that stores its messages, like `Router.conversation`."""
-        from edgeroute.router.stateful_sessions import AsyncConversation
+        from edgeroute.router.streams_and_sessions import AsyncConversation
 
         return AsyncConversation(self, system)
 
     def session(self) -> AsyncSession:
         """Return a session, a stream of inputs, like `Router.session`, for `async with`."""
-        from edgeroute.router.stateful_sessions import AsyncSession
+        from edgeroute.router.streams_and_sessions import AsyncSession
 
         return AsyncSession(self)
 

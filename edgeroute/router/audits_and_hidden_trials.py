@@ -20,7 +20,7 @@ from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS
 from edgeroute.trials.shadow_runs import ShadowRun
 
 if TYPE_CHECKING:
-    from edgeroute.router.trial_arms import Trials
+    from edgeroute.router.trial_arms_and_guardrail import Trials
     from edgeroute.trials.edge_audits import Auditor
     from edgeroute.trials.guarantee_monitor import Audit
 
@@ -216,7 +216,7 @@ def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
     known = engine.trials
     if not snapshot.on_trial:
         return None
-    from edgeroute.router.trial_arms import Trials as Made
+    from edgeroute.router.trial_arms_and_guardrail import Trials as Made
 
     store = None if engine.checkpoint is None else engine.checkpoint.store
     dumped = known.dump() if known is not None else None if store is None else store.get(Made.name)

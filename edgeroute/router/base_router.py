@@ -16,10 +16,10 @@ from weakref import WeakSet
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.routing_policy import Offline, Options, PolicyMode
-from edgeroute.core.usage_limits import Limits
-from edgeroute.edge.model_attributes import member
+from edgeroute.core.spending_limits import Limits
+from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.router.argument_checks import checked_options, with_options
+from edgeroute.router.constructor_checks import checked_options, with_options
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from edgeroute.cloud.egress_settings import Egress
     from edgeroute.confidence.certificate import Certificate
-    from edgeroute.observe.router_stats import Stats, Status
+    from edgeroute.observe.stats_and_status import Stats, Status
     from edgeroute.record.trace import Trace
-    from edgeroute.router.argument_checks import Cloud, Edge
+    from edgeroute.router.constructor_checks import Cloud, Edge
     from edgeroute.router.policy_reload import PolicyFile
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox

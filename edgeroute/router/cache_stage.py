@@ -17,7 +17,7 @@ from edgeroute.router.cache_keys import is_accepted
 from edgeroute.router.request import Request
 from edgeroute.router.router_parts import Block, Join, Part, Proceed, Result, Steps, answer_of
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
-from edgeroute.stores.cache.entry_copies import CachedEntry, private_copy
+from edgeroute.stores.cache.cache_entries import CachedEntry, private_copy
 from edgeroute.system import process
 from edgeroute.system.input_copies import copy_input
 from edgeroute.types import Answer

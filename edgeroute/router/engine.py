@@ -23,7 +23,7 @@ from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held, StoreError
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
-from edgeroute.observe.planning_facts import EASES_S, Observer
+from edgeroute.observe.planning_observer import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.cache_keys import LONGEST
 from edgeroute.router.drivers import blocking
@@ -39,7 +39,7 @@ from edgeroute.router.policy_snapshot import (
 )
 from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
-from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
+from edgeroute.router.request_plans import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
 from edgeroute.router.router_parts import Block, Followed, Method, Part, Parts, Proceed, Result, Steps, compose, walk_stage
 from edgeroute.system.late_imports import import_tool
 from edgeroute.system.process import ForkSafe, per_process
@@ -52,13 +52,13 @@ if TYPE_CHECKING:
 
     from edgeroute.cloud.egress_settings import Egress
     from edgeroute.cloud.spending_file import SharedSpending
-    from edgeroute.observe.router_stats import Stats, Status
+    from edgeroute.observe.stats_and_status import Stats, Status
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instrument_interface import Instruments
     from edgeroute.router.cache_stage import Caching
-    from edgeroute.router.decide_and_check import Decision
+    from edgeroute.router.decision_and_check_results import Decision
     from edgeroute.router.offline_queue import OfflineQueue
-    from edgeroute.router.trial_arms import Trials
+    from edgeroute.router.trial_arms_and_guardrail import Trials
     from edgeroute.stores.rotated_json_lines import Journal
     from edgeroute.trials.edge_audits import Auditor
 
@@ -302,7 +302,7 @@ class Engine(ForkSafe):
             and not CLASSIFYING.get()
             and (home := self.private.why(x, identity, snapshot.policy.rules, None if renews else mode, data_class))
         ):
-            plan = make_plan(snapshot, observer.facts, mode, deadline, data_class, home)
+            plan = checked_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
             plan = snapshot.plans.get(PLAIN)
         else:
@@ -330,7 +330,7 @@ class Engine(ForkSafe):
         self.private.awaited.pop(first.id, None)
         why = {row.id: self.private.why(row.inputs, row.id, rules, mode, data_class) for row in rows}
         if home := next(filter(None, why.values()), ""):  # one that stays keeps all: they are asked about together
-            plan = make_plan(first.snapshot, facts, mode, deadline, data_class, home)
+            plan = checked_plan(first.snapshot, facts, mode, deadline, data_class, home)
             rows = [row._replace(plan=plan) for row in rows]
         return rows
 
@@ -350,7 +350,7 @@ class Engine(ForkSafe):
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str) -> Plan:
         """Make a plan, and store it until the facts change. Not stored for a long data class; a full store is cleared first."""
         facts = self.observer.facts
-        plan = make_plan(snapshot, facts, mode, deadline, data_class, "", arm)
+        plan = checked_plan(snapshot, facts, mode, deadline, data_class, "", arm)
         if data_class is None or len(data_class) <= LONGEST:
             if len(snapshot.plans) >= MOST_PLANS:
                 snapshot.plans.clear()
@@ -487,7 +487,7 @@ class Engine(ForkSafe):
 
     def stats(self) -> Stats:
         """Return counts, deferral rate, latency quantiles, bytes and cost, so far."""
-        from edgeroute.observe.router_stats import Seen
+        from edgeroute.observe.stats_and_status import Seen
 
         seen = []
         for b in self.snapshot.watched[1]:
@@ -569,7 +569,7 @@ def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | No
 
 def status(engine: Engine) -> Status:
     """Return the status of a router. Waits for the outbox's file, if there is one, and for no network."""
-    from edgeroute.observe.router_stats import Status
+    from edgeroute.observe.stats_and_status import Status
 
     observer = engine.observer
     read_at = observer.read_at

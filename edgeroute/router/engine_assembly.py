@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.routing_policy import INF, Offline
-from edgeroute.core.usage_limits import Limits, Spending
+from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
-from edgeroute.observe.planning_facts import Observer
+from edgeroute.observe.planning_observer import Observer
 from edgeroute.observe.target_counts import Counts
-from edgeroute.router.argument_checks import check_types
+from edgeroute.router.constructor_checks import check_types
 from edgeroute.router.engine import Engine, status_of
 from edgeroute.router.fallbacks_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.policy_snapshot import PolicyArguments, build

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
-from edgeroute.core import answer_reasons as explain
+from edgeroute.core import reason_and_trace as explain
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Offline

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.error_codes import error_text
-from edgeroute.core.usage_limits import Limits
-from edgeroute.edge.model_attributes import member
+from edgeroute.core.spending_limits import Limits
+from edgeroute.edge.edge_model_interface import member
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import Closed, EdgerouteError, PolicyError
 from edgeroute.observe.device_sensors import SAMPLER

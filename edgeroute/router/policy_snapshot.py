@@ -20,12 +20,12 @@ from edgeroute.core.device_rules import Rule, problem
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
-from edgeroute.edge.model_attributes import member, stamps
+from edgeroute.edge.edge_model_interface import member, stamps
 from edgeroute.edge.runtimes import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
-from edgeroute.router.argument_checks import is_float
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
+from edgeroute.router.constructor_checks import is_float
 from edgeroute.router.target_views import TargetViews, View, check_send_edge
 from edgeroute.system.process import sha256
 from edgeroute.types import Backend

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeroute.core.answer_reasons import before_run
 from edgeroute.core.plan import Facts, Plan, Refusal, plan, without_first
+from edgeroute.core.reason_and_trace import before_run
 from edgeroute.core.routing_policy import MODES, POLICY_MODES, Mode
 from edgeroute.core.walk import Prediction, acceptable, judged
 from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, MayNotLeave, PolicyError, nearest
-from edgeroute.router.argument_checks import check_seconds
+from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.policy_snapshot import Snapshot
 
 
-def make_plan(
+def checked_plan(
     snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None, home: str = "",
     arm: str = ""
 ) -> Plan:  # fmt: skip
-    """Return the plan for a request.
+    """Check the arguments of a call, and return the plan of `core.plan.plan`; raise its refusal as an exception.
 
     Args:
         snapshot: policy in force.

@@ -26,11 +26,11 @@ from edgeroute.types import Answer, V
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.router.decide_and_check import Check, Decision
+    from edgeroute.router.decision_and_check_results import Check, Decision
     from edgeroute.router.live.frames import Drop, Signature
-    from edgeroute.router.live.result_iterators import Audio, Frames
     from edgeroute.router.live.speech_segments import Vad
-    from edgeroute.router.stateful_sessions import Conversation, Session, Stream
+    from edgeroute.router.live.thread_iterators import Audio, Frames
+    from edgeroute.router.streams_and_sessions import Conversation, Session, Stream
     from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming
     from edgeroute.tools.measure.report.progress_bar import Progress
     from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
@@ -164,7 +164,7 @@ class Router(BaseRouter[V]):
         Raises:
             PolicyError: as `infer`; for an invalid value, raised in the `for`.
         """
-        from edgeroute.router.stateful_sessions import Stream
+        from edgeroute.router.streams_and_sessions import Stream
 
         return Stream(self._pieces(x, mode, deadline, first_token, restart, data_class))
 
@@ -188,7 +188,7 @@ class Router(BaseRouter[V]):
         finally:
             pieces.close()
         if not spoken:  # from the cache, or in place of the cloud's
-            from edgeroute.router.stateful_sessions import as_one_piece
+            from edgeroute.router.streams_and_sessions import as_one_piece
 
             yield as_one_piece(answer)
         return answer
@@ -246,7 +246,7 @@ class Router(BaseRouter[V]):
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
         from edgeroute.router.live.frames import FrameSettings
-        from edgeroute.router.live.result_iterators import Bell, Frames, live_frames
+        from edgeroute.router.live.thread_iterators import Bell, Frames, live_frames
 
         settings = FrameSettings(
             max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
@@ -307,8 +307,8 @@ class Router(BaseRouter[V]):
         Raises:
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
-        from edgeroute.router.live.result_iterators import Audio, Bell, live_audio
         from edgeroute.router.live.speech_segments import AudioSettings
+        from edgeroute.router.live.thread_iterators import Audio, Bell, live_audio
 
         settings = AudioSettings(
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
@@ -318,13 +318,13 @@ class Router(BaseRouter[V]):
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Return a conversation that stores its messages: `talk.infer("Hello")`. After a turn that may not leave, all stay."""
-        from edgeroute.router.stateful_sessions import Conversation
+        from edgeroute.router.streams_and_sessions import Conversation
 
         return Conversation(self, system)
 
     def session(self) -> Session:
         """Return a session, a stream of inputs for models with a state: `with router.session() as s: s.infer(chunk)`."""
-        from edgeroute.router.stateful_sessions import Session
+        from edgeroute.router.streams_and_sessions import Session
 
         return Session(self)
 

@@ -17,8 +17,8 @@ from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
-    from edgeroute.observe.planning_facts import Observer
-    from edgeroute.observe.router_stats import Status
+    from edgeroute.observe.planning_observer import Observer
+    from edgeroute.observe.stats_and_status import Status
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instrument_interface import Instruments
     from edgeroute.router.policy_snapshot import Snapshot

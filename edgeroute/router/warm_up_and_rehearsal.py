@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.error_codes import error_text, failure_text
 from edgeroute.edge.edge_backend import EdgeBackend, in_new_session
-from edgeroute.edge.model_attributes import member
+from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, backends_by_spec, edges_of
 from edgeroute.system.safe_logging import call_quietly

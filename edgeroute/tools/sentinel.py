@@ -23,7 +23,7 @@ from edgeroute.router.audits_and_hidden_trials import AuditCalls
 from edgeroute.router.engine import class_of
 from edgeroute.router.leg_execution import LegExecutor
 from edgeroute.router.request import Request
-from edgeroute.router.request_plans import make_plan
+from edgeroute.router.request_plans import checked_plan
 from edgeroute.router.router_parts import Part
 from edgeroute.system import process
 from edgeroute.system.process import call_contained, sha256
@@ -234,7 +234,7 @@ class Sentinel(Part):
         """
         snapshot, calls = engine.snapshot, AuditCalls(engine)
         named = self._data_class if snapshot.egress.data_class is None else class_of(engine, snapshot.egress, x, self._data_class)
-        plan = make_plan(snapshot, engine.observer.facts, "only_cloud", None, named)
+        plan = checked_plan(snapshot, engine.observer.facts, "only_cloud", None, named)
         clouds = [i for i, leg in enumerate(plan.legs) if leg.permit is not None and self._cloud in {None, leg.name}]
         identity = f"{engine.name}-{next(engine.numbers)}-sentinel"
         request = Request(identity, x, plan, snapshot, monotonic(), INF)

@@ -19,7 +19,7 @@ from edgeroute.core.routing_policy import INF, Target
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import StoreError
-from edgeroute.observe.router_stats import AuditStats, ShadowStats
+from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, call_contained, per_process
 from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor, check_audit
@@ -88,7 +88,7 @@ class Sampler(ForkSafe):
         self._step = self._left = min(self._audit, self._rate)
 
     def arrives(self) -> AuditDraw | None:
-        """Count a request that arrives now, and draw it at random; None: not drawn, as most."""
+        """Count down to the next draw by a request that arrives now; return the draw once it is due, else None."""
         left = self._left = self._left - 1  # without a lock: of a race that loses one, it is only later by one
         return None if left > 0 else self._draw()
 

@@ -15,7 +15,7 @@ from edgeroute.core.routing_policy import INF, OnAlarm, Target
 from edgeroute.core.sequential_tests import ALARM, Drift, ShareTest
 from edgeroute.core.units import Count, Share
 from edgeroute.errors import PolicyError
-from edgeroute.observe.router_stats import AuditStats
+from edgeroute.observe.stats_and_status import AuditStats
 from edgeroute.system import process
 from edgeroute.system.declared_settings import check_units
 

@@ -13,7 +13,7 @@ from edgeroute.confidence.binomial_tests import proportion
 from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
-from edgeroute.observe.router_stats import ShadowStats
+from edgeroute.observe.stats_and_status import ShadowStats
 from edgeroute.system.process import ForkSafe, initially, per_process
 
 UNHEARD = "unheard"

@@ -11,7 +11,7 @@ from skills import COMMANDS, commanded, done
 from sound import Samples
 
 from edgeroute import Answer, EdgerouteError, Router
-from edgeroute.router.stateful_sessions import Conversation
+from edgeroute.router.streams_and_sessions import Conversation
 
 if TYPE_CHECKING:
     from typing_extensions import Self

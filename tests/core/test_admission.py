@@ -15,7 +15,7 @@ from edgeroute import BadInput, BadReply, Held, Limits, Refused, TimedOut, Unrea
 from edgeroute.core.admission import FAULTS, Admission, behind
 from edgeroute.core.error_codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, may_succeed_again
 from edgeroute.core.routing_policy import Terms
-from edgeroute.core.usage_limits import Spending
+from edgeroute.core.spending_limits import Spending
 
 INF = float("inf")
 DAY = 1_700_000_040.0

@@ -12,7 +12,7 @@ from edgeroute import Limits
 from edgeroute.core.admission import FAULT, LEAST, MOST, ROUND, SLOWER, Admission, Concurrency
 from edgeroute.core.error_codes import Crowded, Rejection
 from edgeroute.core.routing_policy import Terms
-from edgeroute.core.usage_limits import Spending
+from edgeroute.core.spending_limits import Spending
 
 
 class Calls(RuleBasedStateMachine):

@@ -9,8 +9,8 @@ from time import monotonic
 import pytest
 
 from edgeroute import Prediction
-from edgeroute.core.answer_reasons import reason, reason_code, trace
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
+from edgeroute.core.reason_and_trace import reason, reason_code, trace
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Start, Wait, walk, walk_many
 from edgeroute.router.drivers import asyncio_task as tasks

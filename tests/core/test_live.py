@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.live_decisions import (
+from edgeroute.core.frames_scenes_and_speech import (
     Began,
     Display,
     Ended,

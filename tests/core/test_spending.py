@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgeroute import Limits
-from edgeroute.core.usage_limits import BUCKETS, Cost, Spending, span
+from edgeroute.core.spending_limits import BUCKETS, Cost, Spending, span
 
 INF = float("inf")
 NOW = 1_700_000_040.0  # the beginning of a bucket of each window but the day's

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import Piece, Prediction, Restart
-from edgeroute.core.answer_reasons import broken, reason_code
 from edgeroute.core.plan import Facts, Plan, plan
+from edgeroute.core.reason_and_trace import broken, reason_code
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import FirstTokenLate, walk_stream
 from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Start, Wait

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgeroute import BadInput, DeadlineExceeded, Held, NoAnswer, Prediction, Refused, Unreachable
-from edgeroute.core.answer_reasons import CODES, Took, error_code, reason_code, took
 from edgeroute.core.plan import Facts, Plan, Unsure, plan
+from edgeroute.core.reason_and_trace import CODES, Took, error_code, reason_code, took
 from edgeroute.core.routing_policy import Policy, Rules, Target
 from edgeroute.core.walk import Mark, Outcome
 from edgeroute.errors import Unfit

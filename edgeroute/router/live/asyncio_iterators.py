@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import Closed
 from edgeroute.router.live.frames import FrameUpdate
-from edgeroute.router.live.live_source import Call, Kind, Mailbox
-from edgeroute.router.live.result_iterators import CLOSE_S, AudioBase, FramesBase, LiveIterator
+from edgeroute.router.live.source_mailbox import Call, Kind, Mailbox
 from edgeroute.router.live.speech_segments import BargeIn, Utterance
+from edgeroute.router.live.thread_iterators import CLOSE_S, AudioBase, FramesBase, LiveIterator
 from edgeroute.system.process import await_within
 from edgeroute.types import Answer
 

@@ -9,12 +9,12 @@ from math import inf
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from edgeroute.core.live_decisions import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
+from edgeroute.core.frames_scenes_and_speech import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.units import Amount, Chance, Count
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
-from edgeroute.router.argument_checks import check_seconds
-from edgeroute.router.live.live_source import Begin, Call, Mailbox
+from edgeroute.router.constructor_checks import check_seconds
+from edgeroute.router.live.source_mailbox import Begin, Call, Mailbox
 from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import call_contained
 from edgeroute.system.safe_logging import Failures

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.core.live_decisions import Began, Ended, Loudness, Speech
+from edgeroute.core.frames_scenes_and_speech import Began, Ended, Loudness, Speech
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.units import Count, Share
 from edgeroute.errors import BadInput, PolicyError, check_number
-from edgeroute.router.argument_checks import check_seconds
+from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
-from edgeroute.router.live.live_source import Begin, Call, Kind, Mailbox, equal, items
+from edgeroute.router.live.source_mailbox import Begin, Call, Kind, Mailbox, equal, items
 from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import call_contained
 from edgeroute.types import Answer

@@ -1,8 +1,8 @@
 """Answer cache: exact (memory and disk) and semantic, with stale-while-revalidate, negative caching and singleflight."""
 
 from edgeroute.stores.cache.answer_cache import Cache, CacheStats, Flight, Flights, State
-from edgeroute.stores.cache.entry_copies import Entry
-from edgeroute.stores.cache.input_key import digest, fingerprint
+from edgeroute.stores.cache.cache_entries import Entry
+from edgeroute.stores.cache.input_keys_and_fingerprints import digest, fingerprint
 from edgeroute.stores.cache.semantic_cache import Semantic
 
 __all__ = ["Cache", "CacheStats", "Entry", "Flight", "Flights", "Semantic", "State", "digest", "fingerprint"]

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from edgeroute.core.units import Bytes, Seconds
 from edgeroute.errors import StoreError
-from edgeroute.stores.cache.entry_copies import CachedEntry, Entry, private_copy
+from edgeroute.stores.cache.cache_entries import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.stores.serialisation import pack, unpack

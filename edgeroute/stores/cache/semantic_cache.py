@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeroute.core.error_codes import class_name
 from edgeroute.errors import BadInput, check_number
-from edgeroute.stores.cache.entry_copies import CachedEntry, Entry, private_copy
+from edgeroute.stores.cache.cache_entries import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.system.process import ForkSafe, call_contained, initially, now, per_process, per_process_of
 

@@ -180,7 +180,7 @@ class Callbacks(ForkSafe):
 
 
 def _takes_tx(f: Callable[..., object]) -> bool:
-    """Return True if the callback takes a transaction as second argument.
+    """Return True if the callback's second parameter is required, or is named `tx`.
 
     False if the signature is unknown.
 

@@ -9,12 +9,12 @@ import typer
 from edgeroute import __version__
 from edgeroute.tools.cli.calibrate import calibrate
 from edgeroute.tools.cli.check import check, decide, docs, schema, sensors
+from edgeroute.tools.cli.command_runner import CODES, command
 from edgeroute.tools.cli.compress import prune, quantize
 from edgeroute.tools.cli.convert import convert
 from edgeroute.tools.cli.demo import demo
 from edgeroute.tools.cli.distil import distil
 from edgeroute.tools.cli.evaluate import evaluate
-from edgeroute.tools.cli.exit_codes import CODES, command
 from edgeroute.tools.cli.export import export
 from edgeroute.tools.cli.infer import infer
 from edgeroute.tools.cli.inspect import inspect

@@ -120,9 +120,9 @@ def calibrate(
         raise typer.BadParameter("stdin has the data: ask with --page", param_hint="--ask")
     odds = _sure(sure, kind)
 
-    from edgeroute.edge.model_attributes import member
-    from edgeroute.tools.cli.answered_prompts import grade_prompts, read_prompts
+    from edgeroute.edge.edge_model_interface import member
     from edgeroute.tools.cli.graded_answers import certify_graded, only_graded, read_graded
+    from edgeroute.tools.cli.graded_prompts import grade_prompts, read_prompts
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     result: CalibrationResult | CertificateAlone
@@ -353,7 +353,7 @@ def certify_audits(
 
 
 def path_in_policy(policy: Path, path: Path) -> str:
-    """Return a path as written in the policy: relative to its folder, or absolute if they have no common folder."""
+    """Return a path as written in the policy: relative to its folder, or absolute if they share no folder but the root."""
     folder, target = policy.parent.resolve(), path.resolve()
     if target.anchor != folder.anchor or os.path.commonpath([folder, target]) == folder.anchor:  # first: another drive
         return str(target)

@@ -15,8 +15,8 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import nearest
 from edgeroute.system.late_imports import docs_folder
+from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_columns, looking_router
-from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy, Whole, table
 
 

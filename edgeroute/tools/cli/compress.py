@@ -51,7 +51,7 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
         BadInput: a file cannot be read, or only some inputs have a label.
         ModelError: the model cannot be loaded.
     """
-    from edgeroute.edge.model_attributes import member
+    from edgeroute.edge.edge_model_interface import member
     from edgeroute.edge.runtimes import load
     from edgeroute.tools.cli.input_files import files, read_inputs
 

@@ -10,7 +10,7 @@ import typer
 
 from edgeroute.core.routing_policy import Rules
 from edgeroute.tools.cli.calibrate import path_in_policy
-from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
+from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.tables_and_options import (
     File,
     Json,

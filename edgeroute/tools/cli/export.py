@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.tools.cli.exit_codes import command
+from edgeroute.tools.cli.command_runner import command
 from edgeroute.tools.cli.tables_and_options import Json, seconds, share
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def triton(
         instances: Instances of each model, on each GPU.
         gpu: Run on the server's GPUs.
     """
-    from edgeroute.tools.export.triton import Batching
-    from edgeroute.tools.export.triton import triton as write
+    from edgeroute.tools.export.server_files import Batching
+    from edgeroute.tools.export.server_files import triton as write
 
     batching = Batching(max_batch, wait, queue, instances, gpu)
     _report(write(models, out, names=name or (), backend=backend, batching=batching, force=force), out, as_json)
@@ -87,7 +87,7 @@ def ray(
         kept: Most models in a replica's memory.
         split: A/B or canary: models that answer callers of NAME.
     """
-    from edgeroute.tools.export.triton import ray as write
+    from edgeroute.tools.export.server_files import ray as write
 
     exported = write(
         models, out, names=name or (), max_batch=max_batch, wait_s=wait, queue=queue, replicas=_range(replicas),
@@ -125,8 +125,8 @@ def kserve(
         cpu: Cores of a replica.
         gpu: GPUs of a replica.
     """
-    from edgeroute.tools.export.triton import Batching, Cluster
-    from edgeroute.tools.export.triton import kserve as write
+    from edgeroute.tools.export.server_files import Batching, Cluster
+    from edgeroute.tools.export.server_files import kserve as write
 
     batching = Batching(max_batch, wait, queue, gpu=gpu > 0)
     cluster = Cluster(image, _range(replicas), cpu, gpu=gpu)

@@ -13,12 +13,12 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
+from edgeroute.tools.cli.command_runner import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_columns, edge_labels
-from edgeroute.tools.cli.exit_codes import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.tools.cli.tables_and_options import Count, Json, Policy, Seconds
 
 if TYPE_CHECKING:
-    from edgeroute.observe.router_stats import Stats
+    from edgeroute.observe.stats_and_status import Stats
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.table_files import Item
     from edgeroute.types import Answer

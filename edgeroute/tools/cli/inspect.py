@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute.tools.cli.exit_codes import FAILED, OK
+from edgeroute.tools.cli.command_runner import FAILED, OK
 from edgeroute.tools.cli.tables_and_options import File, Json, Name, Whole, seconds
 
 if TYPE_CHECKING:

@@ -17,17 +17,17 @@ from edgeroute.core.error_codes import error_text
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.card_inputs import Inputs
 from edgeroute.edge.edge_backend import in_new_session
-from edgeroute.edge.input_tensors import shape_text
-from edgeroute.edge.model_attributes import feed_of, member
+from edgeroute.edge.edge_model_interface import feed_of, member
+from edgeroute.edge.input_stacking import shape_text
 from edgeroute.edge.model_card import Card, card_path, sha256_of
 from edgeroute.edge.runtime_base import ModelFile
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.system.foreign_files import open_file, read_bytes
-from edgeroute.tools.cli.exit_codes import LEFT
+from edgeroute.tools.cli.command_runner import LEFT
 from edgeroute.tools.cli.input_files import IMAGES, STDIN, by_name, input_at
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
-from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, text, variations
+from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, random_feeds, text
 from edgeroute.tools.inspect.guess_outputs import LABELS, batch_of, card, doubted, named_classes, outputs
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
@@ -434,7 +434,7 @@ class _Inspection:
                 error = e
                 continue
             count = self._count(feed)
-            for other in variations(self.inputs, feed):
+            for other in random_feeds(self.inputs, feed):
                 try:
                     raw = self.model.run(other)
                 except EdgerouteError:

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeroute.confidence.output_recognition import form_of
 from edgeroute.core.error_codes import LOST, clean, printable
-from edgeroute.edge.input_tensors import shape_text
+from edgeroute.edge.input_stacking import shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, quoted
 from edgeroute.types import TensorSpec
 

@@ -11,7 +11,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput
 from edgeroute.system.foreign_files import open_file
-from edgeroute.tools.cli.exit_codes import NOT_READY, OK, command
+from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
 from edgeroute.tools.cli.tables_and_options import File, Json, Policy, table
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import typer
 
 from edgeroute.errors import BadInput, PolicyError, StoreError
 from edgeroute.system import process
-from edgeroute.tools.cli.exit_codes import FAILED, OK, command, line
+from edgeroute.tools.cli.command_runner import FAILED, OK, command, line
 from edgeroute.tools.cli.tables_and_options import (
     File,
     Json,

@@ -13,8 +13,8 @@ from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system.foreign_files import read_text
 from edgeroute.tools.cli.calibrate import audited_counts, certify_audits, path_in_policy, proper_share
+from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.example_options import plain_router
-from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.outbox_and_egress import state_folder
 from edgeroute.tools.cli.tables_and_options import Json, Policy, local_time, of_share
 

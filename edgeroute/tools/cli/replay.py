@@ -12,7 +12,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.tools.cli.calibrate import path_in_policy
-from edgeroute.tools.cli.exit_codes import OK, TOO_FEW
+from edgeroute.tools.cli.command_runner import OK, TOO_FEW
 from edgeroute.tools.cli.tables_and_options import Amount, Json, Name, OptionalPolicy, Seconds, Share, print_notes, share
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import typer
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.process import file_stamp
 from edgeroute.tools.cli import tables_and_options as ui
-from edgeroute.tools.cli.exit_codes import INTERRUPTED, OK
+from edgeroute.tools.cli.command_runner import INTERRUPTED, OK
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate

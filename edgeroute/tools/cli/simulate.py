@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.tools.cli.exit_codes import command
+from edgeroute.tools.cli.command_runner import command
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, seconds, share, table
 
 if TYPE_CHECKING:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import printable
+from edgeroute.core.reason_and_trace import finite
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF, Target
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import process
 from edgeroute.system.foreign_files import MOST_DATA, parse_json, read_text
 from edgeroute.system.process import replace_file
+from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options import read_only
-from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.outbox_and_egress import opened_outbox, state_folder
 from edgeroute.tools.cli.tables_and_options import (
     File,
@@ -37,8 +37,8 @@ from edgeroute.trials.trial_setting import STORED
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
-    from edgeroute.core.usage_limits import Limits
-    from edgeroute.observe.router_stats import ShadowStats
+    from edgeroute.core.spending_limits import Limits
+    from edgeroute.observe.stats_and_status import ShadowStats
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.tools.measure.fleet_trial import Device, Fleet
     from edgeroute.trials.guarantee_monitor import Audit
@@ -148,7 +148,7 @@ def shadow_stats(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
 
 
 def _accepted(line: Mapping[str, Any], target: Target | None) -> bool:
-    """Return True if the target's threshold would accept the edge's answer; without one threshold, if it was accepted then."""
+    """Return True if the target's threshold would accept an audit's answer; without one, if the answer was accepted."""
     confidence = line.get("edge_confidence")
     if target is None or target.thresholds or not isinstance(confidence, int | float):
         return line.get("audited") == "shadow"
@@ -482,7 +482,7 @@ def _spent(state: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[
 
     Entries that cannot be read are left out.
     """
-    from edgeroute.core.usage_limits import Limits, Spending
+    from edgeroute.core.spending_limits import Limits, Spending
 
     now, spending = process.now(), Spending(limits or Limits())
     for name, dumped in state.items():

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.output_recognition import Labels, plain
-from edgeroute.edge.model_attributes import files, member
+from edgeroute.edge.edge_model_interface import files, member
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, BadReply, ModelError

@@ -23,7 +23,7 @@ import numpy as np
 from edgeroute.core.stream_walk import join_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable_model import CallableModel
-from edgeroute.edge.model_attributes import files, fingerprint, member
+from edgeroute.edge.edge_model_interface import files, fingerprint, member
 from edgeroute.edge.runtimes import Ensemble, load
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.input_copies import copy_input

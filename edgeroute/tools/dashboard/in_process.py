@@ -9,7 +9,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.core.answer_reasons import finite
+from edgeroute.core.reason_and_trace import finite
 from edgeroute.errors import PolicyError
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.record.trace import Trace

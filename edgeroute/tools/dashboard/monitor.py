@@ -24,7 +24,7 @@ from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.system.thread_pool import Worker
 from edgeroute.tools.dashboard.request_window import NAME, TEXT, Trial, Window, row
 from edgeroute.tools.replay import Setup, collect
-from edgeroute.tools.replay.trace_reader import MOST
+from edgeroute.tools.replay.recorded_requests import MOST
 
 PIECE = 1 << 20
 """Bytes read at a time."""

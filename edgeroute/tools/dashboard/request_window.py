@@ -10,16 +10,16 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from edgeroute.confidence.certificate import BoundCertificate
-from edgeroute.core.answer_reasons import CODES, Took, finite
 from edgeroute.core.error_codes import HELD, UNFIT, Failure, clean
+from edgeroute.core.reason_and_trace import CODES, Took, finite
 from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
 from edgeroute.errors import BadInput
 from edgeroute.record.request_counts import Kind, Tally
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.measure.evaluation import share
 from edgeroute.tools.replay import Numbers, Recording, Setup, collect, replay
+from edgeroute.tools.replay.recorded_requests import at_quantile, checked_number, confidence
 from edgeroute.tools.replay.replay_result import Port
-from edgeroute.tools.replay.trace_reader import at_quantile, checked_number, confidence
 
 # Rows for display, from the records of a trace: the route of each request, and its reason in words.
 

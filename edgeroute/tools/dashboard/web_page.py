@@ -12,13 +12,13 @@ from typing import Any
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.usage_limits import Cost, Limits
+from edgeroute.core.spending_limits import Cost, Limits
 from edgeroute.errors import BadInput, RuntimeMissing
-from edgeroute.observe.router_stats import AuditStats, LegStats, Stats, Status
+from edgeroute.observe.stats_and_status import AuditStats, LegStats, Stats, Status
 from edgeroute.record.prometheus import Page, check_installed, of_status, of_tally, shown
 from edgeroute.system.process import json_dumps
 from edgeroute.tools.dashboard.monitor import OLD_S, Monitor
-from edgeroute.tools.replay.trace_reader import MOST
+from edgeroute.tools.replay.recorded_requests import MOST
 
 try:
     from starlette.applications import Starlette

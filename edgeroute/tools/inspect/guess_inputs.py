@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.core.error_codes import clean
-from edgeroute.edge.input_tensors import Array, shape_text
+from edgeroute.edge.input_stacking import Array, shape_text
 from edgeroute.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -338,10 +338,10 @@ def feeds(inputs: Sequence[InputGuess], most: int) -> Iterator[dict[str, Array]]
             return
 
 
-def variations(inputs: Sequence[InputGuess], zeros: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
-    """Yield three more feeds for a model that runs on these zeros: the same random numbers each time, of several inputs.
+def random_feeds(inputs: Sequence[InputGuess], zeros: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """Yield three feeds of random numbers, from -2 to 2, 0 to 1 and -50 to 50, with a fixed seed; constants stay zeros.
 
-    Of one input if the model does not take several.
+    A batch, if the model takes batches.
     """
     rng = np.random.default_rng(0)
     several = all(

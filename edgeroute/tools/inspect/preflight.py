@@ -6,18 +6,18 @@ from collections.abc import Generator
 from time import monotonic
 from typing import Any
 
-from edgeroute.core import answer_reasons as explain
+from edgeroute.core import reason_and_trace as explain
 from edgeroute.core.error_codes import error_text, failure_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Rules
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
-from edgeroute.router.argument_checks import check_seconds
-from edgeroute.router.decide_and_check import Check, Decision
+from edgeroute.router.constructor_checks import check_seconds
+from edgeroute.router.decision_and_check_results import Check, Decision
 from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import PASSING, LegExecutor
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.system.process import now
-from edgeroute.tools.inspect import never_works
+from edgeroute.tools.inspect import impossible_settings
 from edgeroute.types import Backend
 
 
@@ -66,7 +66,7 @@ def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Gener
 
 def _spent(cloud: Any, x: Any) -> str:
     """Return why limits of spending forbid a call of an endpoint for this input; empty: they allow it. Books nothing."""
-    cost = never_works.smallest_cost(cloud, [x])
+    cost = impossible_settings.smallest_cost(cloud, [x])
     rejection = cloud.guard.spending.reserve(cost, now(), book=False)
     return "" if rejection is None else str(rejection.text)
 
@@ -81,8 +81,8 @@ def check(engine: Engine, timeout: float) -> Check:
     observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
     unread, lacking = observer.lacking(()), observer.lacking(snapshot.backends)
     lines = [*observer.rules(), *observer.budget(), *(f"! {line}" for line in unread), *lacking[len(unread) :]]
-    lines += never_works.notes(snapshot, spending.limits)
-    never = [*never_works.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
+    lines += impossible_settings.notes(snapshot, spending.limits)
+    never = [*impossible_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
     return Check(result.ok and not never, (*result.lines, *lines, *(f"! {line}" for line in never)))
 
 

@@ -19,7 +19,7 @@ from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes import UNIDENTIFIED, class_name
 from edgeroute.core.routing_policy import INF
 from edgeroute.edge.callable_model import feature_names
-from edgeroute.edge.model_attributes import member
+from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.request import is_read_once, read_once_error
 from edgeroute.router.router_parts import Block, Steps

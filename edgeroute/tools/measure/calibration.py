@@ -27,7 +27,7 @@ from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.deferral_curve import Area, grades, measured_area
 from edgeroute.tools.measure.evaluation import reference_doubts
 from edgeroute.tools.measure.fixed_sequence import Step, lowest_threshold, one_of_each
-from edgeroute.tools.measure.independence import dependence, sketch
+from edgeroute.tools.measure.independence_and_overlap import dependence, sketch
 
 # Validation of the arguments of `calibrate`: target, scores, correctness, classes and groups.
 

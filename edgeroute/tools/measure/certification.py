@@ -23,7 +23,7 @@ from edgeroute.system.process import now
 from edgeroute.tools.measure.audit_counts import NONE, LossCounts, log_evidence
 from edgeroute.tools.measure.calibration import calibrate, crossfit, spread
 from edgeroute.tools.measure.evaluation import Bools, Evaluation, Examples, chance_doubts, share
-from edgeroute.tools.measure.independence import sketch
+from edgeroute.tools.measure.independence_and_overlap import sketch
 from edgeroute.tools.measure.labels_on_demand import LabelsOnDemand
 from edgeroute.tools.measure.score_fitting import fit
 

@@ -19,14 +19,14 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Prediction, acceptable
 from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
-from edgeroute.edge.model_attributes import member
+from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import BadInput, BadReply, Closed, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
 from edgeroute.router.engine import class_of, settle
 from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints, ladder_prints
 from edgeroute.router.request import Request
-from edgeroute.router.request_plans import make_plan
+from edgeroute.router.request_plans import checked_plan
 from edgeroute.router.router_parts import Block, Pause, Steps, walk_stage
 from edgeroute.tools.measure.evaluation import Examples
 from edgeroute.types import Spent
@@ -138,7 +138,7 @@ class DirectCalls:
 
     def run(self, x: Any, number: int | None = None) -> Steps[Walked]:
         """Run the edge model, or an earlier one by its position, on one input; errors are in the walk, not raised."""
-        plan = make_plan(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
+        plan = checked_plan(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
         leg = next(leg for leg in plan.legs if leg.target == (self.number if number is None else number))
         leg = leg._replace(final=True, standby=False, hedge_after_s=INF, start_by_s=INF)
         (walk,) = yield from self._walk(plan._replace(legs=(leg,), order=(0,), sequential=True), [x])
@@ -170,7 +170,7 @@ class DirectCalls:
         if why := self._engine.stays_on_device(read=True):
             raise MayNotLeave(f"every example is sent to the cloud, and nothing leaves the device: the mode is {why}")
         try:
-            return make_plan(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class)
+            return checked_plan(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class)
         except MayNotLeave as e:
             why = str(e).removeprefix("no answer is possible: ").partition(", and mode ")[0]  # no mode of the user's
             raise MayNotLeave(

@@ -14,7 +14,7 @@ from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import Terms
 from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
-from edgeroute.tools.measure.independence import overlap
+from edgeroute.tools.measure.independence_and_overlap import overlap
 
 # Examples: answers of edge and cloud to the same inputs.
 

@@ -216,7 +216,7 @@ def lowest_threshold(
     loss = (1 if cloud is None else cloud) - edge
     unread = loss > 0 if read is not None else np.zeros(len(loss), bool)
     while True:  # unread losses are 1, the worst case: the blocks that pass would pass with any labels, and the next is tested
-        blocks, method = _relative(
+        blocks, method = _blocks_within_max_loss(
             units(loss, order, groups), ends, value, delta, graded or groups is not None, cloud is not None or read is not None
         )
         tested = order[: ends[: blocks + 1].max(initial=-1) + 1]
@@ -226,8 +226,8 @@ def lowest_threshold(
         loss[needed], unread[needed] = read(needed), False
 
 
-def _relative(all_units: Units, ends: Ints, eps: float, delta: float, sized: bool, wins: bool) -> tuple[int, str]:
-    """Return the number of leading blocks that pass the max_loss test, and its name.
+def _blocks_within_max_loss(all_units: Units, ends: Ints, eps: float, delta: float, sized: bool, wins: bool) -> tuple[int, str]:
+    """Return how many leading blocks pass the test of `max_loss`, and the test's name: betting, or a test of counts.
 
     Losses of any size (`sized`) are bet on if there are enough units, and otherwise rounded at random (dithered).
     """

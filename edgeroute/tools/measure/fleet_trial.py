@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import RISK, Floats, proportion
 from edgeroute.errors import BadInput
-from edgeroute.observe.router_stats import ArmStats, Interval
+from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.tools.measure.evaluation import Bools
 
 DRAWS = 4_999

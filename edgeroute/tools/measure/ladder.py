@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.core.answer_reasons import finite
+from edgeroute.core.reason_and_trace import finite
 from edgeroute.errors import PolicyError
 from edgeroute.system.process import now
 from edgeroute.tools.measure.calibration import accuracies, disagreement_bound, group_numbers, not_enough, weighted_mean
@@ -17,7 +17,7 @@ from edgeroute.tools.measure.certification import correctness
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.evaluation import Bools, Examples, chance_doubts, reference_doubts, share
 from edgeroute.tools.measure.fixed_sequence import one_of_each
-from edgeroute.tools.measure.independence import dependence, sketch
+from edgeroute.tools.measure.independence_and_overlap import dependence, sketch
 from edgeroute.tools.measure.threshold_path import MOST, PART, accepting, lowest_thresholds, test_size
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from edgeroute.confidence.binomial_tests import proportion
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.confidence.output_recognition import number_of, plain
-from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import UNIDENTIFIED, clean
+from edgeroute.core.reason_and_trace import finite
 from edgeroute.core.routing_policy import Terms
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, Unfit
 from edgeroute.router.fallbacks_and_late_replies import no_answer

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from edgeroute.core.routing_policy import INF, Policy, Target, Terms
-from edgeroute.core.usage_limits import Limits
-from edgeroute.edge.model_attributes import member
+from edgeroute.core.spending_limits import Limits
+from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import ModelMissing
 from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, build
-from edgeroute.tools.replay.trace_reader import Numbers, Past, Recording
+from edgeroute.tools.replay.recorded_requests import Numbers, Past, Recording
 
 if TYPE_CHECKING:
-    from edgeroute.policy.target_sections import Edge
+    from edgeroute.policy.model_and_endpoint_sections import Edge
 
 KEPT: Final = frozenset({"state", "cache", "outbox", "trace", "audit", "telemetry"})
 """Policy keys about storage and background work, which a replay ignores."""
@@ -57,7 +57,7 @@ class Setup(NamedTuple):
             PolicyError: one message with all problems.
         """
         from edgeroute import policy
-        from edgeroute.policy.target_sections import group_variants
+        from edgeroute.policy.model_and_endpoint_sections import group_variants
 
         path = Path(path)
         sections = policy.load(path)

@@ -11,8 +11,8 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.confidence.certificate import Certificate, NotEnough
-from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import clean
+from edgeroute.core.reason_and_trace import finite
 from edgeroute.errors import BadInput
 from edgeroute.tools.measure.calibration import calibrate, least_deferral
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share

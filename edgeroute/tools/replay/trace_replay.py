@@ -9,20 +9,20 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from edgeroute.core import answer_reasons as explain
+from edgeroute.core import reason_and_trace as explain
 from edgeroute.core.device_rules import Reading, State, in_force, step
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
 from edgeroute.core.routing_policy import INF, Mode
-from edgeroute.core.usage_limits import Cost, Spending
+from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest
-from edgeroute.observe.planning_facts import READS_S, unsure_share
+from edgeroute.observe.planning_observer import READS_S, unsure_share
 from edgeroute.observe.target_counts import Counts
 from edgeroute.tools import virtual_time as virtual
-from edgeroute.tools.replay.leg_results import NETWORKS, SERVER_S, THERMAL, Battery, Gate, Link, Script, Unknown, heat
+from edgeroute.tools.replay.recorded_requests import ANSWERED, Past, Recording, Request, Tally, read, without_gc
 from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Port, Replay, Setup, Values, goes_by_energy, joules
-from edgeroute.tools.replay.trace_reader import ANSWERED, Past, Recording, Request, Tally, read, without_gc
+from edgeroute.tools.replay.simulated_legs import NETWORKS, SERVER_S, THERMAL, Battery, Gate, Link, Script, Unknown, heat
 
 # Driver for the walk of a replayed request.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.edge.model_attributes import feed_of, has_async_runs, member
+from edgeroute.edge.edge_model_interface import feed_of, has_async_runs, member
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.errors import EdgerouteError, ModelError, PolicyError
 from edgeroute.system.thread_pool import Worker

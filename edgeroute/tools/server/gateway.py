@@ -17,15 +17,15 @@ import numpy as np
 
 from edgeroute.cloud.openinference import LENGTH, NAMES
 from edgeroute.core.error_codes import clean
-from edgeroute.edge.input_tensors import row_shape
+from edgeroute.edge.edge_model_interface import member
+from edgeroute.edge.input_stacking import row_shape
 from edgeroute.edge.llama_packages import INSTALL, SERVES_OTHERS
-from edgeroute.edge.model_attributes import member
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.record.prometheus import Measured, Prometheus, check_installed, metrics, of_router
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
-from edgeroute.system.addresses import is_loopback
+from edgeroute.system.loopback_addresses import is_loopback
 from edgeroute.system.process import json_dumps, to_json_types
 from edgeroute.system.thread_pool import failing
 from edgeroute.types import Answer, TensorSpec

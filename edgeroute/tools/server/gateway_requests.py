@@ -17,7 +17,7 @@ from edgeroute.core.error_codes import clean, error_text
 from edgeroute.core.routing_policy import Rules
 from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
 from edgeroute.router.async_router import AsyncRouter
-from edgeroute.router.stateful_sessions import AsyncStream
+from edgeroute.router.streams_and_sessions import AsyncStream
 from edgeroute.system.process import json_dumps, json_loads, to_json_types
 from edgeroute.tools.server.access import Options
 from edgeroute.types import Answer

@@ -15,10 +15,10 @@ from typing import Any
 
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.cloud.tensor_types import NAMES, TEXTS
-from edgeroute.edge.model_attributes import member
+from edgeroute.edge.edge_model_interface import member
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
-from edgeroute.system.addresses import is_loopback
+from edgeroute.system.loopback_addresses import is_loopback
 from edgeroute.system.thread_pool import failing
 from edgeroute.tools.python_names import is_python_name, python_object
 from edgeroute.types import EdgeModel

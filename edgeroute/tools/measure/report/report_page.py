@@ -15,7 +15,7 @@ from uuid import uuid4
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.confidence.scores import Score
-from edgeroute.core.answer_reasons import finite
+from edgeroute.core.reason_and_trace import finite
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import RuntimeMissing
 from edgeroute.system.process import replace_file
@@ -28,9 +28,9 @@ from edgeroute.tools.measure.report import page_sections as sections
 from edgeroute.tools.measure.report.html_blocks import escape, side_by_side
 
 if TYPE_CHECKING:
-    from edgeroute.observe.router_stats import Stats
+    from edgeroute.observe.stats_and_status import Stats
     from edgeroute.router.base_router import BaseRouter
-    from edgeroute.router.decide_and_check import Check, Decision
+    from edgeroute.router.decision_and_check_results import Check, Decision
 
 # Sections of a trial, for one router in operation, and for many devices.
 

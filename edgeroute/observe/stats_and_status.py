@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edgeroute.core.device_rules import Reading
-from edgeroute.core.usage_limits import Cost, Limits
+from edgeroute.core.spending_limits import Cost, Limits
 from edgeroute.system.late_imports import import_tool
 
 # Statistics of the arms of trials.

@@ -71,7 +71,7 @@ CLASSES: Mapping[str, tuple[str, str]] = {
     "audit": ("edgeroute.trials.guarantee_monitor", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
     "egress": ("edgeroute.cloud.egress_settings", "Egress"),
-    "limits": ("edgeroute.core.usage_limits", "Limits"),
+    "limits": ("edgeroute.core.spending_limits", "Limits"),
     "outbox": ("edgeroute.stores.outbox", "Outbox"),
 }
 """Argument -> module and name of its class, imported only if the argument is given."""

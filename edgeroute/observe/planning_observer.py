@@ -13,7 +13,7 @@ from edgeroute.core.device_rules import SHARES, Reading, State, amount, in_force
 from edgeroute.core.latency_and_load_estimates import FROM, PowerFit, break_even, rounded_share_to_keep
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
 from edgeroute.core.routing_policy import INF, Policy, Target
-from edgeroute.core.usage_limits import Cost
+from edgeroute.core.spending_limits import Cost
 from edgeroute.observe.device_sensors import Sensors, period_s, read
 from edgeroute.observe.target_counts import Counts
 from edgeroute.system.process import LINUX, ForkSafe, call_contained, now, per_process

@@ -14,11 +14,11 @@ from edgeroute.core.admission import Admission
 from edgeroute.core.error_codes import Failure, Rejection
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.usage_limits import Cost, Spending
+from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, new
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
+from edgeroute.tools.replay.recorded_requests import ANSWERED, Past, Request, Seen, Tally, edge_confidence
 from edgeroute.tools.replay.replay_result import Port
-from edgeroute.tools.replay.trace_reader import ANSWERED, Past, Request, Seen, Tally, edge_confidence
 
 # Network models: transfer times, losses and availability.
 

@@ -19,8 +19,8 @@ from edgeroute.core.routing_policy import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Outcome, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
-from edgeroute.edge.model_attributes import member
-from edgeroute.observe.router_stats import ArmStats, Interval
+from edgeroute.edge.edge_model_interface import member
+from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.system.process import ForkSafe, call_contained, initially, per_process
 from edgeroute.trials.edge_audits import BackgroundCalls

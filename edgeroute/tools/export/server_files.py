@@ -141,7 +141,7 @@ def repository(folder: Path, model: Subject, backend: Backend, batching: Batchin
 
 def _write_front(folder: Path, model: Subject, front: str) -> None:
     """Write the program and description of a step before the model."""
-    programs(folder / VERSION_FOLDER, {"by_card.py": "by_card.py", "triton_front.py": "model.py"})
+    programs(folder / VERSION_FOLDER, {"by_card.py": "by_card.py", "triton_preprocessing.py": "model.py"})
     write(folder / VERSION_FOLDER / "model.json", text_of(model.about(front=front)))
 
 

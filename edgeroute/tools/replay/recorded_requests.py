@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import StatisticsError, linear_regression, median
 from typing import Any, Final, NamedTuple
 
-from edgeroute.core.answer_reasons import VERSION
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.error_codes import Failure
+from edgeroute.core.reason_and_trace import VERSION
 from edgeroute.core.routing_policy import INF, MODES, Mode
 from edgeroute.core.walk import Malformed, new
 from edgeroute.errors import BadInput

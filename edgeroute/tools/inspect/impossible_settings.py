@@ -14,11 +14,11 @@ from edgeroute.confidence.output_recognition import SLACK, label_and_probabiliti
 from edgeroute.core.admission import price
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.usage_limits import Cost, Limits, up_against
+from edgeroute.core.spending_limits import Cost, Limits, up_against
 from edgeroute.edge.card_inputs import batch_axis_problem
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
-from edgeroute.edge.input_tensors import row_shape
-from edgeroute.edge.model_attributes import member
+from edgeroute.edge.edge_model_interface import member
+from edgeroute.edge.input_stacking import row_shape
 from edgeroute.edge.onnx import last_operators
 from edgeroute.errors import BadInput
 from edgeroute.router.policy_snapshot import Snapshot
