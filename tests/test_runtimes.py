@@ -654,3 +654,14 @@ def test_runs_are_counted_by_model():
     assert runs_of(CallableModel(lambda x: x, parallel=1)) is not kept
     assert members.is_model(plain)
     assert not members.is_model(lambda x: x)
+
+
+def test_a_model_that_is_in_no_file(lookup, tmp_path):
+    """Is made from a policy: the class knows where its model is, such as in a package."""
+    (tmp_path / "nowhere.py").write_text(
+        "class Nowhere:\n    def __init__(self, path):\n        self.name = 'nowhere'\n\n"
+        "    def run(self, inputs, cancel=None):\n        return [('here', 0.9) for _ in inputs]\n"
+    )
+    edgeroute.register(".nowhere", "nowhere:Nowhere")
+    with Router.from_policy(_written(tmp_path, 'mode = "only_edge"\n[edge]\npath = "any.nowhere"\n')) as router:
+        assert router.infer(1).value == "here"

@@ -17,7 +17,7 @@ from edgeroute.catalog.model_folder import SUFFIX
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
 from edgeroute.edge.edge_model_interface import is_model, stamps
-from edgeroute.edge.runtimes import is_address
+from edgeroute.edge.runtimes import BUILT_IN, is_address, suffix_of
 from edgeroute.errors import EdgerouteError, PolicyError, nearest
 from edgeroute.policy.contradictions import Key, Problem, Wrong, contradictions, kind_text, listed, quote_value
 from edgeroute.policy.model_and_endpoint_sections import (
@@ -439,6 +439,8 @@ def missing_files(data: Mapping[str, Any], folder: Path, given: Collection[str])
         for key, value in [(key, values.get(key)) for key in _FILES if {*place[:1], key}.isdisjoint(given)]:
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str) or name in SCORES or is_address(name) or name.endswith(SUFFIX):
+                    continue
+                if key == "path" and suffix_of(name) not in BUILT_IN:  # a class of others may run a model that is in no file
                     continue
                 with suppress(PolicyError):  # of a name that no file can have
                     if not (path := at(folder, name)).exists():
