@@ -167,6 +167,39 @@ def test_unique_items():
     assert applied({"uniqueItems": True}, many) == 0.9
     assert applied({"uniqueItems": True}, json.dumps([*many[:9], {"a": 3}])) == "schema"
     assert applied({"uniqueItems": False}, "[1, 1]") == applied({"uniqueItems": True}, "3") == 0.9
+    for equal in ("[1, 1.0]", "[0, -0.0]", '[{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}]', "[[1], [1e0]]", "[null, null]"):
+        assert applied({"uniqueItems": True}, equal) == "schema"
+    assert applied({"uniqueItems": True}, '[1, true, "1", [1], [true], 0, false, {}, [], null]') == 0.9
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.0, -5.0, -np.inf])
+def test_a_share_never_raises_a_confidence(confidence):
+    """A negative one, as of a log-probability, falls as well."""
+    shares = [applied(lambda _, share=share: share, "x", confidence=confidence) for share in (1e-3, 0.1, 0.5, 1.0)]
+    assert shares == sorted(shares)
+    assert shares[-1] == confidence
+    assert applied(lambda _: 0.5, "x", confidence=2.0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"required": ["diagnosis"]}, {"required": ["b"]}), ("/.*diagnosis.*/", "/.*b.*/"),
+        (re.compile("diagnosis"), re.compile("diagnosis", re.IGNORECASE)),
+        (re.compile("a" * 300 + "diagnosis"), re.compile("a" * 300 + "b")),
+    ],
+)  # fmt: skip
+def test_no_words_of_a_check_are_in_its_identity(a, b):
+    """Which is in certificates and reasons: a hash, which differs for another check."""
+    identities = [AnswerCheck(check).identity(repr) for check in (a, b)]
+    assert identities[0] != identities[1]
+    assert "diagnosis" not in identities[0]
+
+
+def test_an_identity_knows_no_order():
+    """The keys of a schema have none; the hash is the same in each process."""
+    turned = dict(reversed(SCHEMA.items()))
+    assert AnswerCheck(SCHEMA).identity(repr) == AnswerCheck(turned).identity(repr) == " check a13847107258dd15"
 
 
 def test_nothing_is_fetched():
@@ -355,11 +388,29 @@ def test_a_check_that_hangs_ends_at_the_deadline():
         ({"tool_choice": {"function": {"name": "x"}}}, [("pay", GOOD)], "tool"),
         ({"tools": [{"type": "web_search"}]}, [("pay", GOOD)], "tool"), ({"tools": [3]}, [("pay", GOOD)], "error"),
         ({"tools": [{"type": "function", "function": {"name": "pay"}}]}, [("pay", "{}")], 0.9),
+        ({"parallel_tool_calls": False}, [("pay", GOOD)], 0.9), ({"parallel_tool_calls": False}, [("pay", GOOD)] * 2, "tool"),
     ],
 )  # fmt: skip
 def test_calls_of_tools(request_, calls, found):
     """Of the request's tools, with arguments by their schemas."""
     assert requested(request_, *calls) == found
+
+
+@pytest.mark.parametrize(
+    ("request_", "call", "found"),
+    [
+        (ASKED, ("pay", GOOD), 0.9), (ASKED, ("steal", GOOD), "tool"), (ASKED, ("pay", "{}"), "schema"),
+        ({"functions": [TOOL["function"]]}, ("pay", GOOD), 0.9), ({"functions": [TOOL["function"]]}, ("steal", GOOD), "tool"),
+        ({"functions": [TOOL["function"]], "function_call": "none"}, ("pay", GOOD), "tool"),
+        ({"functions": [TOOL["function"]], "function_call": {"name": "pay"}}, ("pay", GOOD), 0.9),
+        ({"functions": [TOOL["function"]], "function_call": {"name": "pay"}}, None, "tool"),
+    ],
+)  # fmt: skip
+def test_calls_of_functions(request_, call, found):
+    """As servers and requests had them before there were tools."""
+    reply = completion()
+    reply["choices"][0]["message"]["function_call"] = call and {"name": call[0], "arguments": call[1]}
+    assert applied(None, "", request_, options={}, outputs=reply) == found
 
 
 @pytest.mark.parametrize(
@@ -369,7 +420,8 @@ def test_calls_of_tools(request_, calls, found):
         ({"type": "json_object"}, "free", "json"), ({"type": "json_object", "schema": SCHEMA}, "{}", "schema"),
         ({"type": "json_schema", "json_schema": {"schema": SCHEMA}}, GOOD, 0.9),
         ({"type": "json_schema", "json_schema": {"schema": SCHEMA}}, "{}", "schema"),
-        ({"type": "json_schema", "json_schema": None}, "{}", 0.9),
+        ({"type": "json_schema", "json_schema": None}, "{}", 0.9), ({"type": "json_object", "schema": True}, "3", 0.9),
+        *(({"type": "json_object"}, text, "json") for text in ("3", "null", '"x"', "[1]")),
     ],
 )  # fmt: skip
 def test_formats_of_answers(form, text, found):

@@ -20,7 +20,7 @@ from edgeroute.edge.edge_model_interface import is_async
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.late_imports import import_needed
-from edgeroute.system.process import call_contained
+from edgeroute.system.process import call_contained, sha256, to_json_types
 from edgeroute.system.safe_logging import Failures
 from edgeroute.text.read_openai_replies import NO_LOGPROBS
 
@@ -42,7 +42,8 @@ class AnswerCheck:
     Args:
         given: "json" or "python" (the text parses); a JSON schema, for the value, or for the JSON that a text is; a compiled
             pattern, or a text "/pattern/", that matches the whole text; or a function of a copy of the value, which returns
-            True, False, or a number from 0 (it fails) to 1, by which the confidence is multiplied. None: none of these.
+            True, False, or a number from 0 (it fails) to 1, by which the confidence is multiplied (divided, if negative: it never
+            rises). None: none of these.
         options: keys of all requests to a language model, whose answers are checked by `response_format` and `tools` of
             the request. None: inputs are no requests.
 
@@ -78,36 +79,50 @@ class AnswerCheck:
         if share is None:
             return prediction
         known = sure is not None and getattr(sure, "why", "") != NO_LOGPROBS
-        return prediction._replace(confidence=sure * share if known and share < 1 else sure if known else share)  # type: ignore[operator]
+        if known:
+            share = sure if share == 1 else sure * share if sure > 0 else sure / share  # type: ignore[operator]
+        return prediction._replace(confidence=share)
 
     def identity(self, of: Callable[[Any], str]) -> str:
-        """Return a text that identifies the check given, for certificates and caches; empty: there is none."""
-        return "" if self._given is None else f" check {of(self._given) if callable(self._given) else self._given!r}"
+        """Return a text that identifies the check given, for certificates and caches, by a hash; empty: there is none."""
+        given = self._given
+        if given is None or callable(given):
+            return "" if given is None else f" check {of(given)}"
+        plain = (given.pattern, given.flags) if isinstance(given, re.Pattern) else given
+        return f" check {sha256(json.dumps(to_json_types(plain), sort_keys=True).encode()).hexdigest()[:16]}"
 
     def _request(self, x: Any) -> Mapping[str, Any]:
         """Return the request for an input if it demands a structure; empty: it does not."""
         if self._options is None:
             return {}
         request = {**self._options, **x} if isinstance(x, Mapping) else self._options
-        return request if request.get("tools") or _form(request) else {}
+        return request if request.get("tools") or request.get("functions") or _form(request) else {}
 
     def _check_reply(self, request: Mapping[str, Any], prediction: Prediction) -> None:
         """Raise Fault for a completion with a call of no tool of the request, or a text that is not in the request's format."""
-        calls = prediction.outputs["choices"][0].get("message", {}).get("tool_calls") or ()
-        tools = {tool["function"]["name"]: tool["function"] for tool in request.get("tools") or () if "function" in tool}
-        choice = request.get("tool_choice")
-        chosen = {choice["function"]["name"]} if isinstance(choice, Mapping) else () if choice == "none" else tools
+        message = prediction.outputs["choices"][0].get("message", {})
+        calls = [call["function"] for call in message.get("tool_calls") or ()]
+        calls += filter(None, [message.get("function_call")])  # of servers, and requests, from before there were tools
+        functions = [tool["function"] for tool in request.get("tools") or () if "function" in tool]
+        tools = {function["name"]: function for function in [*functions, *(request.get("functions") or ())]}
+        choice = request.get("tool_choice", request.get("function_call"))
+        chosen = {choice.get("function", choice)["name"]} if isinstance(choice, Mapping) else () if choice == "none" else tools
+        if len(calls) > 1 and request.get("parallel_tool_calls") is False:
+            raise Fault("tool", "it calls several tools, and is to call one")
         for call in calls:
-            if (name := call["function"]["name"]) not in tools or name not in chosen:
+            if (name := call["name"]) not in tools or name not in chosen:
                 raise Fault("tool", "it calls a tool that is not to be called")
-            arguments = _json(call["function"].get("arguments"), "arguments")
+            arguments = _json(call.get("arguments"), "arguments")
             if not isinstance(arguments, dict):
                 raise Fault("arguments", "a tool's arguments are no JSON object")
             self._by_schema(tools[name].get("parameters"), arguments)
         if not calls and (choice == "required" or isinstance(choice, Mapping)):
             raise Fault("tool", "it calls no tool, and is to call one")
         if not calls and (form := _form(request)):
-            self._by_schema(form.get("schema", (form.get("json_schema") or {}).get("schema")), _json(prediction.value))
+            schema, value = form.get("schema", (form.get("json_schema") or {}).get("schema")), _json(prediction.value)
+            if schema is None and form.get("type") == "json_object" and not isinstance(value, dict):
+                raise Fault("json", "it is no JSON object")
+            self._by_schema(schema, value)
 
     def _by_schema(self, schema: Any, value: Any) -> None:
         """Raise Fault for a value that a request's schema forbids; without jsonschema none is checked, which is logged."""
@@ -218,8 +233,15 @@ def _schema_test(schema: Any, *, own: bool = False) -> Callable[[Any], float]:
 
 def _unique(_: Any, wanted: Any, items: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001 - as jsonschema calls it
     """Yield an error for equal items, in a time that grows with their number, where jsonschema's own compares all pairs."""
-    if wanted is True and isinstance(items, list) and len({json.dumps(item, sort_keys=True) for item in items}) < len(items):
+    if wanted is True and isinstance(items, list) and len(set(map(_key, items))) < len(items):
         yield import_needed("jsonschema", NEEDS).ValidationError("")
+
+
+def _key(value: Any) -> Any:
+    """Return a hashable key of a JSON value, equal to that of an equal value: 1 and 1.0 are equal, true and 1 are not."""
+    if isinstance(value, dict):
+        return frozenset((name, _key(part)) for name, part in value.items())
+    return tuple(map(_key, value)) if isinstance(value, list) else (bool, value) if isinstance(value, bool) else value
 
 
 @cache
@@ -234,7 +256,9 @@ def _counting(kind: Any) -> Any:
 
         return step
 
-    more = {name: counted(evaluate) for name, evaluate in kind.VALIDATORS.items()} | {"uniqueItems": _unique}
-    counting = import_needed("jsonschema.validators", NEEDS).extend(kind, more)
+    evaluates = {**kind.VALIDATORS, "uniqueItems": _unique}
+    counting = import_needed("jsonschema.validators", NEEDS).extend(
+        kind, {name: counted(evaluate) for name, evaluate in evaluates.items()}
+    )
     counting.evolve = import_needed("attr", NEEDS).evolve  # jsonschema's own takes the class that a nested $schema names
     return counting
