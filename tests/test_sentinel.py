@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -171,6 +173,49 @@ def test_it_goes_on_in_the_next_run(made, tmp_path):
     router, sentinel = made(hosted, Sentinel(PINNED[:3], rounds=2), state=tmp_path)
     assert sentinel.pinned.test is None
     assert not routes.uncalibrated(router.infer("x"))
+
+
+KILLED = """
+import os, sys
+from edgeroute import Function, Options, Router
+from edgeroute.tools.sentinel import Sentinel
+
+said = ["usual"]
+sentinel = Sentinel(["x"], rounds=2, exact=True, agrees=lambda a, b: a == b)
+sentinel.opened = lambda status: None
+cloud = Function(lambda _: {"label": said[0]} if "dict" in sys.argv else said[0], version="1")
+router = Router(lambda _: ("edge", 0.9), cloud, threshold=0.5, state=sys.argv[1], options=Options(parts=[sentinel]))
+if "again" not in sys.argv:
+    for _ in range(4):
+        assert sentinel.probe()
+    said[0] = "other"
+    while not sentinel.stats()["alarm"]:
+        assert sentinel.probe()
+print(sentinel.stats()["alarm"][:12], flush=True)
+os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("kind", ["text", "dict"])
+def test_an_alarm_outlives_a_kill(tmp_path, kind):
+    """Of a process that dies at once, before anything else was stored; also where answers cannot be stored."""
+    runs = [[sys.executable, "-c", KILLED, str(tmp_path), kind, *more] for more in ([], ["again"])]
+    ended = [subprocess.run(run, capture_output=True, text=True, timeout=LONG, check=False) for run in runs]
+    assert [(run.returncode, run.stdout) for run in ended] == [(9, "the sentinel\n")] * 2
+
+
+@pytest.mark.parametrize("changed", ["nothing", "inputs", "answers"])
+def test_costs_are_remembered(made, tmp_path, changed):
+    """By the next run, also with other inputs, or answers that cannot be stored."""
+    cloud = (lambda x: {"answer": x}) if changed == "answers" else Hosted()
+    terms = {"usd_per_call": 0.02}
+    router, sentinel = made(cloud, Sentinel(PINNED, usd_per_day=0.01), terms=terms, state=tmp_path)
+    assert sentinel.probe()
+    assert not sentinel.probe()
+    router.close()
+    pinned = PINNED[:3] if changed == "inputs" else PINNED
+    _, sentinel = made(cloud, Sentinel(pinned, usd_per_day=0.01), terms=terms, state=tmp_path)
+    assert not sentinel.probe()
 
 
 def test_an_awaited_cloud():

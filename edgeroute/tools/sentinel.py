@@ -24,9 +24,9 @@ from edgeroute.router.engine import class_of
 from edgeroute.router.leg_execution import LegExecutor
 from edgeroute.router.request import Request
 from edgeroute.router.request_plans import checked_plan
-from edgeroute.router.router_parts import Part
+from edgeroute.router.router_parts import Part, name_of
 from edgeroute.system import process
-from edgeroute.system.process import call_contained, sha256
+from edgeroute.system.process import call_contained, sha256, to_json_types
 from edgeroute.system.thread_pool import Worker
 
 if TYPE_CHECKING:
@@ -212,19 +212,22 @@ class Sentinel(Part):
             answer = self._ask(engine, self.inputs[i], now)
         except MayNotLeave:
             return False
-        if answer is None:
-            return False
-        self._probes += 1
-        if self.pinned.add(i, answer[0]):
+        alarms = answer is not None and self.pinned.add(i, answer[0])
+        if alarms:
             recent = self.pinned.recent
             self._what = (
                 f"the sentinel of {strftime('%Y-%m-%d', gmtime(now))} found another model: {sum(recent)} of the last "
                 f"{len(recent)} answers to pinned inputs are not the usual ones"
             )
+        if engine.checkpoint is not None:  # a router without requests stores nothing by itself
+            engine.checkpoint.store.put(f"part:{name_of(self)}", to_json_types(self.dump()))
+            engine.checkpoint.store.flush()
+        if alarms:
             self._suspend(engine)
             log.warning("%s", self._what)
             engine.alarm(self.name, self._what)
-        return True
+        self._probes += answer is not None
+        return answer is not None
 
     def _ask(self, engine: Engine, x: Any, now: float) -> tuple[Any] | None:
         """Call the endpoint for an input, in this thread, and return its value; None: there is no room, or the call failed.
@@ -287,21 +290,25 @@ class Sentinel(Part):
         level, evidence = (None, 0.0) if test is None else (test.level, test.evidence)
         return {"probes": self._probes, "failed": self._failed, "level": level, "evidence": evidence, "alarm": self._what}
 
-    def dump(self) -> dict[str, Any] | None:
-        """Return the state to store; None: answers cannot be stored."""
-        pinned = self.pinned.dump()
-        return None if pinned is None else {"key": self._key, "alarm": self._what, "spent": list(self._spent), **pinned}
+    def dump(self) -> dict[str, Any]:
+        """Return the state to store; without answers if they cannot be stored."""
+        return {"key": self._key, "alarm": self._what, "spent": list(self._spent), **(self.pinned.dump() or {})}
 
     def load(self, state: Any) -> None:
-        """Restore the state of an earlier run with the same inputs, endpoint and certificates. A damaged one is dropped."""
+        """Restore the state of an earlier run: its costs, and the rest if inputs, endpoint and certificates are the same.
+
+        What is damaged is dropped.
+        """
         with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
-            if state["key"] != self._key or len(state["answers"]) != len(self.inputs):
-                return
             self._spent.extend((float(at), float(usd)) for at, usd in state["spent"])
-            self.pinned.load(state)
+            if state["key"] != self._key:
+                return
             self._what = str(state["alarm"])
             if self._what and (engine := self._engine()) is not None:
                 self._suspend(engine)
+            if len(state["answers"]) == len(self.inputs):
+                (pinned := self._new()).load(state)
+                self.pinned = pinned
 
     def close(self) -> None:
         """End the probes; one under way is waited for up to a second."""
