@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
+import threading
 
 import numpy as np
 import pytest
 import routes
 import tiny
-from both import running
+from both import LONG, running
 from commands import cli
 from devices import Device
 from test_ladders import LARGER, RIGHT, SMALL, drawn, is_right
 
-from edgeroute import Audit, OnnxModel, Options, Piece, PolicyError, Router, Rule, Variants
+from edgeroute import AsyncRouter, Audit, OnnxModel, Options, Piece, PolicyError, Router, Rule, Variants
 from edgeroute import models as shipped
 from edgeroute.cloud.cloud_backend import Function
 from edgeroute.confidence import Certificate, NotEnough, Prefix
 from edgeroute.confidence.certificate import checksum_of
+from edgeroute.core.plan import EARLIER, Facts, plan, without_guarantee
+from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.threshold_path import accepting, lowest_thresholds
@@ -154,6 +158,100 @@ def test_it_is_not_quoted_where_an_edge_model_is_left_out(home):
         variant = router.infer(x[0])
     for answer in (left_out, variant):
         assert all("all edge models together, and not all are asked" in label and "loss" not in label for label in labels(answer))
+
+
+class Fickle:
+    """An edge callable, sure of small numbers, that can be switched to failing."""
+
+    broken = False
+
+    def small(self, x):
+        """Answers, or fails."""
+        if self.broken:
+            raise RuntimeError("no memory")
+        return ("low", 0.99) if x < 0.5 else ("?", 0.01)
+
+
+def sure(x):
+    return "high", 0.9 + abs(x - 0.5) / 20
+
+
+def by_size(x):
+    return "low" if x < 0.5 else "high"
+
+
+def texts(router, xs):
+    """The reasons of inputs asked in every way, with the steps of `decide`."""
+    answers = [router.infer(xs[0]), router.infer(xs[0], mode="only_edge"), *router.infer_many(xs), [*router.refine(xs[0])][-1]]
+    with router.stream(xs[0]) as stream:
+        assert [*stream]
+        answers.append(stream.answer)
+    for answer in answers:
+        assert (answer.source, answer.value) == ("edge", "high")
+        assert routes.label(answer, answer.leg) in answer.reason
+    return [*(answer.reason for answer in answers), router.decide(xs[0]).steps[-1]]
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_it_is_not_quoted_where_an_edge_model_before_failed(each):
+    """Nor are certificates of one model each: the later one's is for what the earlier one leaves. Asked in every way."""
+    fickle, xs = Fickle(), np.random.default_rng(0).random(1500).tolist()
+    edges = [CallableModel(fickle.small, version="1"), CallableModel(sure, version="1")]
+    if each:
+        with Router(edges, by_size, threshold=[0.9, 0.9]) as router:
+            first = router.calibrate(xs, max_loss=0.02, edge=0).certificate
+        with Router(edges, by_size, threshold=[first, 0.9]) as router:
+            threshold = [first, router.calibrate(xs, max_loss=0.02, edge=1).certificate]
+    else:
+        threshold = certified(edges, xs, cloud=by_size, max_loss=0.02).certificate
+    with Router(edges, by_size, threshold=threshold) as router:
+        assert all("loss <=" in text and "uncalibrated" not in text for text in texts(router, [0.8, 0.9]))
+        fickle.broken = True
+        for text in texts(router, [0.1, 0.2]):
+            assert "uncalibrated: its certificate counts on the edge models before it" in text
+            assert "loss <=" not in text
+
+
+def test_it_is_not_quoted_where_an_edge_model_before_was_late():
+    """In a stream by AsyncRouter, the second edge model answers after the first one's time for a first token."""
+    fickle, xs = Fickle(), np.random.default_rng(0).random(1500).tolist()
+    gate, waits = threading.Event(), []
+
+    def small(x):
+        if waits:
+            gate.wait(LONG)
+        return fickle.small(x)
+
+    edges = [CallableModel(small, version="1"), CallableModel(sure, version="1")]
+    certificate = certified(edges, xs, cloud=by_size, max_loss=0.02).certificate
+    waits.append(True)
+
+    async def streamed():
+        options = Options(first_token=0.05)
+        async with AsyncRouter(edges, by_size, threshold=certificate, options=options) as router, router.stream(0.1) as stream:
+            pieces = [piece async for piece in stream]
+            gate.set()
+            return pieces, stream.answer.reason
+
+    pieces, reason = asyncio.run(streamed())
+    assert pieces == ["high"]
+    assert "loss <=" not in reason
+    assert "uncalibrated: its certificate counts" in reason
+
+
+def test_a_busy_edge_model_breaks_the_certificate_of_the_next():
+    """While an abandoned run of the first goes on, the second is asked at once: by the plan, not what it was calibrated for."""
+    targets = tuple(Target(name, "edge", 0.5, "loss <= 2 %", certified=True) for name in "ab")
+    for busy, mode, want in (
+        ("", "prefer_edge", ["loss <= 2 %"] * 2),
+        ("a", "prefer_edge", [EARLIER] * 2),
+        ("a", "only_edge", [EARLIER] * 2),
+        ("b", "prefer_edge", ["loss <= 2 %"] * 2),
+    ):
+        route = plan(Policy(), (*targets, Target("cloud", "cloud")), Facts(busy=frozenset(busy)), mode=mode)
+        assert [leg.label for leg in route.legs if leg.permit is None] == want
+    broken = targets[0]._replace(label="uncalibrated: too old")
+    assert without_guarantee(broken, EARLIER) == broken
 
 
 def test_an_alarm_at_one_edge_model_is_one_of_the_whole(home):

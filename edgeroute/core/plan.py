@@ -6,8 +6,8 @@ In order: `Facts`; the hedging delay; the order of trying; the standby's reserve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Container, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 from edgeroute.core.device_rules import Applying, Rule, applying
 from edgeroute.core.latency_and_load_estimates import Latency
@@ -261,6 +261,8 @@ def _pick(members: list[int], targets: Sequence[Target], facts: Facts, small: Ru
 SPENT: Final = "joules_per_hour is spent"
 PARTIAL: Final = "uncalibrated: its certificate is about all edge models together, and not all are asked"
 """Label of a threshold where a rule, or a busy or unloaded edge, changes which edges are asked."""
+EARLIER: Final = "uncalibrated: its certificate counts on the edge models before it, and not all of them judged this input"
+"""Label of a certificate's threshold for an input that reaches its edge in another way than in the calibration."""
 
 
 class Leg(NamedTuple):
@@ -288,6 +290,8 @@ class Leg(NamedTuple):
     """Per-class thresholds: an answer's `str()` -> its threshold."""
     lowered: float = 0.0
     """By how much its thresholds are below the target's, as the cloud is loaded."""
+    certified: bool = False
+    """True if its threshold is a certificate's."""
 
     @property
     def side(self) -> Side:
@@ -420,13 +424,17 @@ def plan(
         hedge_s = INF
     legs: list[Leg] = []
     asked = [place.target for place in places if targets[place.target].side == "edge" and not (place.late or place.spare)]
-    partial = mode == "prefer_edge" and asked != every
+    before: list[int] = []
     for position, place in enumerate(places):
         target, usual = targets[place.target], not place.late
-        if target.together and partial:
-            target = target._replace(label=PARTIAL)
-        if arm and target.certified:
-            target = target._replace(label=f"uncalibrated: its certificate is for another cloud than {arm}")
+        if target.certified:
+            if target.together and asked != every:
+                target = without_guarantee(target, PARTIAL)
+            elif before != [i for i in edges if i < place.target]:
+                target = without_guarantee(target, EARLIER)
+            if arm:
+                target = target._replace(label=f"uncalibrated: its certificate is for another cloud than {arm}")
+        before += [place.target] if target.side == "edge" else []
         standby = place.spare or (first_away and target.side == "edge" and (usual or deadline_s < INF))
         waits = start_by_s(
             place, standby=standby and not any(leg.standby for leg in legs), hedge_s=hedge_s,
@@ -444,6 +452,7 @@ def plan(
             start_by_s=waits,
             label=target.label,
             thresholds=target.thresholds,
+            certified=target.certified,
         )
         after = places[position + 1].target if position + 1 < len(places) else None
         if facts.kept and after is not None and targets[after].side == "cloud" and not standby:
@@ -456,6 +465,26 @@ def plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
         stays, data_class, facts, skipped, silent, ruled.rules, hedge_s, arm=arm,
     )  # fmt: skip
+
+
+Labelled = TypeVar("Labelled", Leg, Target)
+
+
+def without_guarantee(promising: Labelled, label: str) -> Labelled:
+    """Return a leg or target with another label, unless its own says already that nothing is guaranteed."""
+    return promising if promising.label.startswith("uncalibrated") else promising._replace(label=label)
+
+
+def judged_leg(plan: Plan, i: int, below: Container[int]) -> Leg:
+    """Return a leg with the label that its answer may quote.
+
+    A certificate's guarantee holds only if each edge before it answered below its threshold: none failed, was late or cancelled.
+    `below`: legs whose answers were below their thresholds.
+    """
+    leg = plan.legs[i]
+    if not leg.certified or all(j in below or plan.legs[j].permit is not None for j in range(i)):
+        return leg
+    return without_guarantee(leg, EARLIER)
 
 
 def without_first(plan_before: Plan, confidence: float | None, why: str) -> Plan:
@@ -576,7 +605,7 @@ def shadow_leg(i: int, target: Target, policy: Policy) -> Leg:
     return Leg(
         target.name, None, i, target.threshold if known else INF, final=False,
         accept_unsure=known and policy.no_confidence == "accept", hedge_after_s=INF, standby=False, start_by_s=INF,
-        label=target.label, thresholds=target.thresholds,
+        label=target.label, thresholds=target.thresholds, certified=target.certified,
     )  # fmt: skip
 
 

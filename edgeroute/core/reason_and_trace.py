@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from edgeroute.core.error_codes import UNFIT, Coded, ErrorCode, Failure, HeldCode, class_name, error_message, failure_text
-from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.plan import Leg, Plan, judged_leg
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.walk import Left, Malformed, Mark, Outcome, new
 
@@ -20,8 +20,9 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     limits: dict[int, float] = {}
     decided = set[int]()
     parts = [before_run(plan, edge.leg, edge.confidence) for edge in plan.unsure]
+    below = below_threshold(outcome.log)
     for kind, i, instant, detail in outcome.log:
-        leg = plan.legs[i]
+        leg = judged_leg(plan, i, below)
         if kind == "start":
             started[i] = instant
         elif kind == "limit":
@@ -50,6 +51,11 @@ def reason(plan: Plan, outcome: Outcome) -> str:
         parts.append(f"its answer {TRUNCATED.get(why, f'was cut off: {why}')}")
     parts += [f"{rule}: {rule.then}" for rule in plan.rules]
     return "; ".join(parts)
+
+
+def below_threshold(log: Sequence[Mark]) -> set[int]:
+    """Return the legs whose answers were below their thresholds."""
+    return {mark.leg for mark in log if mark.kind == "below"}
 
 
 CUT = "cut"
@@ -128,7 +134,9 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
 
     Instants are seconds from the beginning. `costs`: leg number -> bytes sent and received, and cost.
     """
-    facts = plan.facts
+    facts, below = plan.facts, below_threshold(outcome.log)
+    started = {mark.leg for mark in outcome.log}
+    legs = [judged_leg(plan, i, below) if i in started else leg for i, leg in enumerate(plan.legs)]
     return {
         "version": VERSION,
         "id": identity,
@@ -155,7 +163,7 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
                 "hedge_after_s": None if leg.hedge_after_s == INF else leg.hedge_after_s,
                 "rule": None if leg.permit is None else leg.permit.rule,
             }
-            for leg in plan.legs
+            for leg in legs
         ],
         "events": [
             {"at_s": round(mark.at - outcome.begun, 6), "leg": plan.legs[mark.leg].name, "what": mark.kind}

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeroute.core import reason_and_trace as explain
 from edgeroute.core.error_codes import error_text, failure_text
-from edgeroute.core.plan import Plan
+from edgeroute.core.plan import Plan, judged_leg
 from edgeroute.core.routing_policy import Rules
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.router.constructor_checks import check_seconds
@@ -35,9 +35,9 @@ def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Gener
     Raises:
         BadInput: an edge rejects the input.
     """
-    steps, sends = list(plan.steps), []
-    for i, leg in enumerate(plan.legs):
-        start = Start(i)
+    steps, sends, below = list(plan.steps), [], set[int]()
+    for i in plan.order:
+        leg, start = judged_leg(plan, i, below), Start(i)
         if leg.permit is not None:
             cloud: Any = legs.backend(start)
             if why := cloud.guard.why() or _spent(cloud, x):
@@ -61,6 +61,7 @@ def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Gener
             if audited and judged(leg):
                 steps.append(f"=> one in {1 / audited:,.0f} such inputs is sent to the cloud afterwards, to compare (audit)")
             break
+        below.add(i)
     return Decision(plan, tuple(steps), tuple(sends))
 
 
