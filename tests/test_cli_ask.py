@@ -21,6 +21,7 @@ from commands import PYTHON, cli
 from lazily import needs
 
 from edgeroute.confidence import Certificate
+from edgeroute.errors import StoreError
 from edgeroute.tools.cli.asked_labels import Asked, AskedLabels, answers_file, parts_of
 from edgeroute.tools.measure.evaluation import Examples
 from edgeroute.tools.measure.labels_on_demand import Question
@@ -320,3 +321,34 @@ def test_the_page_needs_its_token(capsys):
         assert got(address, "/reply?number=1&reply=1", token)[0] == 400  # another tab
         assert got(address, "/reply?number=2&reply=2", token)[0] == 200
         assert again.result(LONG) == "2"
+
+
+def test_a_disk_that_takes_half_a_line(tmp_path):
+    """It raises, the next line replaces the half, and so does that of the next process; a last line without its end stays."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "answers.jsonl"
+    lines = [{"input": f"{i:064x}", "name": "n", "edge": "a" * 50, "cloud": "b" * 50, "right": "edge"} for i in range(3)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fails(file):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, hard))
+            with pytest.raises(StoreError, match="cannot be written: File too large"):
+                file.add(lines[1])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not path.read_bytes().endswith(b"\n")
+
+    with answers_file(path) as file:
+        file.add(lines[0])
+        fails(file)
+        file.add(lines[1])
+        assert [json.loads(row) for row in path.read_bytes().splitlines()] == lines[:2]
+        fails(file)
+    with answers_file(path) as file:
+        assert [*file.lines.values()] == lines[:2]
+        file.add(lines[2])
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    with answers_file(path) as file:
+        file.add(lines[0])
+    assert [json.loads(row) for row in path.read_bytes().splitlines()] == [*lines, lines[0]]

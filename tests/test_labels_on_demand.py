@@ -218,6 +218,51 @@ def test_labels_in_another_form(names, cloud_names, label, noted):
     assert any("in another form than" in note for note in found.notes) == noted
 
 
+SPELLINGS = [str, str.upper, lambda name: f" {name} ", lambda name: f"{name}.", lambda name: f'"{name}"']
+
+
+@pytest.mark.parametrize("mixed", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize("more", [{}, {"per_class": True}])
+def test_several_spellings_of_a_label(mixed, more):
+    """Of edge, cloud and labels, in any mixture: the thresholds of full labels, and no question about equal answers."""
+    thresholds = set()
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        confidence, *sides = classes(400, seed)
+        edge, cloud, labels = (
+            [SPELLINGS[rng.integers(len(SPELLINGS)) if mix else 0](WORDS[c]) for c in side]
+            for side, mix in zip(sides, mixed, strict=True)
+        )
+        asked = []
+        with closing(
+            Threads(
+                CallableModel(lambda i, edge=edge, sure=confidence: (edge[i], float(sure[i])), version="1"),
+                Function(lambda i, cloud=cloud: (cloud[i], 1.0), version="1"),
+                threshold=0.5,
+            )
+        ) as router:
+            full = router.calibrate(range(400), labels, max_loss=0.1, **more).certificate
+            found = router.calibrate(
+                range(400), label=lambda i, asked=asked, labels=labels: asked.append(i) or labels[i], max_loss=0.1, **more
+            ).certificate
+        assert (found.threshold, found.thresholds) == (full.threshold, full.thresholds)
+        assert all(sides[0][i] != sides[1][i] for i in asked)
+        thresholds |= {full.threshold, *full.thresholds.values()}
+    assert any(0 < threshold < 1 for threshold in thresholds)
+
+
+def test_named_classes_that_differ_in_case():
+    """They stay two classes, with full labels and on demand; without names they are one, with a note."""
+    names = ["us", "US", "a cat", "dog"]
+    for options, noted in (({"labels": names}, False), ({}, True)):
+        with closing(router_of(Threads, names, names, **options)) as router:
+            full = router.calibrate(X, [names[c] for c in RIGHT], max_loss=0.05)
+            found = router.calibrate(X, label=lambda i: names[RIGHT[i]], max_loss=0.05)
+        assert found.certificate.threshold == full.certificate.threshold
+        assert any("the edge gives labels in another form" in note for note in full.notes) == noted
+        assert noted or full.certificate.accuracy["edge"] == pytest.approx(np.mean(EDGE == RIGHT))
+
+
 @pytest.mark.parametrize(
     ("label", "text"),
     [

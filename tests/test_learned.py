@@ -534,6 +534,25 @@ def test_a_file_that_was_changed(change, message, tmp_path):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"columns": columns} for columns in ("", "x", [], {}, [1], None, ["a", "b"])),
+        *({"widths": widths} for widths in ([0], [-1], [True], [1.0], ["1"], {}, [[]])),
+        {"columns": [], "widths": []},
+    ],
+)
+def test_a_table_that_was_changed(change, tmp_path):
+    """Columns that are no names, or have no widths: refused, with and without a fit."""
+    path = tmp_path / "score.json"
+    data = {"version": 1, "name": "base", "chosen_because": "", "classes": 0, "columns": ["a"], "widths": [1], "base": "a"}
+    path.write_text(json.dumps(data))
+    assert Learned.load(path)({"a": 0.5}) == 0.5
+    path.write_text(json.dumps(data | change))
+    with pytest.raises(ModelError, match="is broken"):
+        Learned.load(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", b"{}", b"[" * 100_000])
 def test_a_file_that_is_something_else(content, tmp_path):
     """Empty, cut off, not an object, not text: refused, and nothing else is raised."""

@@ -340,6 +340,9 @@ def test_a_score_of_words_comes_back(tmp_path):
     assert np.isfinite(again.many(others)).all()
     columns = {name: [row[name] for row in others] for name in others[0]}
     assert again.many(columns).tolist() == score.many(others).tolist()
+    for scale in (math.nan, math.inf):
+        with pytest.raises(ModelError, match="finite weights"):
+            Learned({**again.data, "words": {**again.data["words"], "scale": scale}})
 
 
 @pytest.mark.parametrize("same", ["", "one and the same prompt"])

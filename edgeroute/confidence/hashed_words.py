@@ -10,7 +10,7 @@ import re
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Mapping
-from math import log1p
+from math import isfinite, log1p
 from typing import Any
 from zlib import crc32
 
@@ -93,7 +93,8 @@ class WordWeights:
             np.frombuffer(b64decode(data[name], validate=True), "<f2").astype(np.float32) for name in ("idf", "weights")
         )
         self._scale = float(data["scale"])
-        if not all(part.shape == (BUCKETS,) and np.isfinite(part).all() for part in (self._idf, self._weights)):
+        parts = self._idf, self._weights
+        if not isfinite(self._scale) or not all(part.shape == (BUCKETS,) and np.isfinite(part).all() for part in parts):
             raise ValueError(f"words need {BUCKETS:,} finite weights")
 
     def weigh(self, counts: Any) -> float:

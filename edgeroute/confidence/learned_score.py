@@ -159,7 +159,13 @@ class Learned:
         """
         if type(self.classes) is not int or self.classes < 0 or self.classes == 1:
             raise ValueError(f"{self.classes!r} classes")
-        self._table = None if "columns" not in data else (list(data["columns"]), [int(width) for width in data["widths"]])
+        self._table = None if "columns" not in data else (data["columns"], data["widths"])
+        if self._table is not None and (
+            [type(part) for part in self._table] != [list, list]
+            or not all(type(name) is str and type(width) is int and width > 0 for name, width in zip(*self._table, strict=True))
+            or (data.get("base") is not None and not self._table[0])
+        ):
+            raise ValueError("its columns are no names with a width each")
         if self._table is not None and {"bucket 0", "longest word"} <= set(self._table[0]):
             raise ModelError("the score is of an earlier prompt_features with few buckets: fit it again")
         self._base, self._words = data.get("base"), WordWeights(data["words"]) if "words" in data else None

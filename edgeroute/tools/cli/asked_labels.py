@@ -25,7 +25,7 @@ from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.foreign_files import parse_json, read_bytes
 from edgeroute.system.process import to_json_types
 from edgeroute.tools.measure.evaluation import Examples
-from edgeroute.tools.measure.labels_on_demand import FunctionLabels, Question, loss_of
+from edgeroute.tools.measure.labels_on_demand import FunctionLabels, Question
 
 # What is shown of an input: texts, pictures and sounds.
 
@@ -229,7 +229,9 @@ class AnswersFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._is_torn = path, False
+        self.path, self._needs_newline = path, False
+        self._torn_at: int | None = None
+        """Length of the file without a line that was not finished; None: there is none."""
         self._lock = ProcessLock(path.with_name(f"{path.name}.lock"))
         try:
             is_taken = not self._lock.take()
@@ -253,26 +255,31 @@ class AnswersFile:
         Raises:
             StoreError: it cannot be written.
         """
-        text = b"\n" * self._is_torn + json.dumps(line).encode() + b"\n"
+        text = b"\n" * self._needs_newline + json.dumps(line).encode() + b"\n"
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
             with os.fdopen(descriptor, "ab", buffering=0) as file:
-                file.write(text)
+                if self._torn_at is not None:
+                    file.truncate(self._torn_at)
+                self._torn_at = file.seek(0, os.SEEK_END)
+                while text:  # a disk that is nearly full takes a part, and then raises
+                    text = text[file.write(text) :]
                 os.fsync(file.fileno())
         except OSError as e:
             raise StoreError(f"{self.path} cannot be written: {e.strerror or e}") from e
-        self._is_torn = False
+        self._torn_at, self._needs_newline = None, False
         self.lines[line["input"]] = line
 
     def _read(self) -> dict[str, dict[str, Any]]:
         """Return the lines by the hashes of their inputs, without a last line that a killed process has not finished."""
         lines, text = dict[str, dict[str, Any]](), read_bytes(self.path)
-        self._is_torn = bool(text) and not text.endswith(b"\n")
+        self._needs_newline = bool(text) and not text.endswith(b"\n")
         for number, row in enumerate(text.splitlines(keepends=True), 1):
             try:
                 line = parse_json(row) if row.strip() else None
             except ValueError as e:
                 if not row.endswith(b"\n"):
+                    self._torn_at, self._needs_newline = len(text) - len(row), False
                     continue
                 raise BadInput(f"{self.path}:{number}: expected a line of JSON, as --ask writes it") from e
             if line is None:
@@ -342,10 +349,10 @@ class AskedLabels(FunctionLabels):
         right: Right | None = line.get("right") or None
         sides = [to_json_types(answer) for answer in (question.edge, question.cloud)]
         if right in {"edge", "cloud"}:
-            loss, _ = loss_of(line[right], *sides)
+            loss, _ = self._loss_of(line[right], *sides)
             return "neither" if loss is None else "cloud" if loss > 0 else "edge"
         then = line.get("edge"), line.get("cloud")
-        return right if all(loss_of(answer, *then)[0] is not None for answer in sides) else None
+        return right if all(self._loss_of(answer, *then)[0] is not None for answer in sides) else None
 
     def _answer(self, question: Question, ask: Ask, left: int) -> Right:
         """Ask who is right, append the answer to the file, and return it. left: least number of questions."""

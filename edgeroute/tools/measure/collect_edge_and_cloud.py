@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.confidence.output_recognition import TINY, Labels, equal, form_of, label_form, labels_by_form, plain
+from edgeroute.confidence.output_recognition import TINY, Labels, equal, form_of, label_form, plain
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import error_text
 from edgeroute.core.plan import Plan
@@ -28,7 +28,7 @@ from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, f
 from edgeroute.router.request import Request
 from edgeroute.router.request_plans import checked_plan
 from edgeroute.router.router_parts import Block, Pause, Steps, walk_stage
-from edgeroute.tools.measure.evaluation import Examples
+from edgeroute.tools.measure.evaluation import Examples, label_matcher
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
@@ -352,7 +352,7 @@ def _examples(
 ) -> Examples:  # fmt: skip
     """Return examples of these answers, compared with each other and the labels. measured: further fields of `Examples`."""
     values = None if cloud is None else [prediction.value for prediction in cloud]
-    edge_values, cloud_values, notes = _matched([prediction.value for prediction in edge], values, labels, reader.labels)
+    edge_values, cloud_values, labels, notes = _matched([prediction.value for prediction in edge], values, labels, reader.labels)
     logits = _as_logits(reader, outputs)
     return Examples(_scores(edge), edge_values, cloud_values, labels, logits, notes=notes, **measured)
 
@@ -423,8 +423,8 @@ def _is_whole(number: Any) -> bool:
 
 def _matched(
     edge: list[Any], cloud: list[Any] | None, labels: list[Any] | None, names: Sequence[Any] | None
-) -> tuple[list[Any], list[Any] | None, tuple[str, ...]]:
-    """Return the answers with labels in place of other forms of them, and notes on that.
+) -> tuple[list[Any], list[Any] | None, list[Any] | None, tuple[str, ...]]:
+    """Return answers and labels in one spelling for each form (`label_matcher`), and notes on that.
 
     Args:
         edge: [n], the edge's answers.
@@ -436,26 +436,35 @@ def _matched(
         BadInput: no answer of a target can be a label, so nothing would be compared.
     """
     known, notes = names or labels or edge, list[str]()
-    check_possible("edge", edge, known, notes, labelled=labels is not None)
-    edge = _in_form_of(known, "edge", edge, notes)
-    if cloud is not None:
-        check_possible("cloud", cloud, known, notes, labelled=labels is not None)
-        cloud = _in_form_of(known, "cloud", cloud, notes)
-    return edge, cloud, tuple(notes)
+    match = label_matcher(names, [*edge, *(cloud or [])])
+    matched_sides = list[list[Any] | None]()
+    for side, answers in (("edge", edge), ("cloud", cloud)):
+        if answers is not None:
+            check_possible(side, answers, known, notes, labelled=labels is not None)
+            _note_unknown(known, side, answers, notes)
+        matched_sides.append(_in_form_of(match, f"the {side} gives labels", answers, notes))
+    edge_values, cloud_values = matched_sides
+    return edge_values or [], cloud_values, _in_form_of(match, "y has labels", labels, notes), tuple(notes)
 
 
-def _in_form_of(known: Iterable[Any], side: str, answers: list[Any], notes: list[str]) -> list[Any]:
-    """Return the answers, each replaced by the known label of its form; append a note if some differ, or many are no label."""
-    by_form, forms = labels_by_form(known), {label_form(label) for label in known}
+def _note_unknown(known: Iterable[Any], side: str, answers: list[Any], notes: list[str]) -> None:
+    """Append a note if many answers are none of the known labels."""
+    forms = {label_form(label) for label in known}
     unknown = [answer for answer in answers if label_form(answer) not in forms]
     if FEW_UNKNOWN * len(answers) < len(unknown) < len(answers):
         notes.append(f"{len(unknown):,} of {len(answers):,} answers of the {side} ({_quoted(unknown[0])}) are none of the labels")
-    labels = [by_form.get(label_form(answer), answer) for answer in answers]
-    pairs = [(a, label) for a, label in zip(answers, labels, strict=True) if a is not label and not equal(a, label)]
+
+
+def _in_form_of(match: Callable[[Any], Any], head: str, values: list[Any] | None, notes: list[str]) -> list[Any] | None:
+    """Return the values in the spelling of `match`; append a note, which begins with `head`, if some differ."""
+    if values is None:
+        return None
+    labels = [match(value) for value in values]
+    pairs = [(a, label) for a, label in zip(values, labels, strict=True) if a is not label and not equal(a, label)]
     if pairs:
         notes.append(
-            f"the {side} gives labels in another form ({_quoted(pairs[0][0])} for {_quoted(pairs[0][1])}) in {len(pairs):,} of "
-            f"{len(answers):,} answers: they are compared as those labels, and are handed to the application as they are"
+            f"{head} in another form ({_quoted(pairs[0][0])} for {_quoted(pairs[0][1])}) in {len(pairs):,} of {len(values):,} "
+            "cases: they are compared as those labels, and are handed to the application as they are"
         )
     return labels
 

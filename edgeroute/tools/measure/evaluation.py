@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper
 from edgeroute.confidence.certificate import Certificate
+from edgeroute.confidence.output_recognition import label_form, labels_by_form
 from edgeroute.core.routing_policy import Terms
 from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
 from edgeroute.tools.measure.independence_and_overlap import overlap
@@ -68,8 +69,32 @@ class Examples(NamedTuple):
 
 def _same(left: list[Any], right: list[Any]) -> Bools:
     """Return [n], True where two answers are equal; arrays where all elements are."""
-    pairs = zip(left, right, strict=True)
-    return np.array([a == b if type(a) in _PLAIN else bool(np.all(a == b)) for a, b in pairs], bool)
+    return np.array([is_right(a, b) for a, b in zip(left, right, strict=True)], bool)
+
+
+def is_right(answer: Any, label: Any) -> bool:
+    """Return True if an answer equals a label in the same spelling; for arrays: all elements, and the shapes."""
+    if type(answer) in _PLAIN and type(label) in _PLAIN:
+        return bool(answer == label)
+    shapes = {getattr(value, "shape", None) for value in (answer, label)} - {None}
+    return len(shapes) < 2 and bool(np.all(answer == label))  # noqa: PLR2004 - two shapes
+
+
+def label_matcher(names: Sequence[Any] | None, answers: Iterable[Any]) -> Callable[[Any], Any]:
+    """Return a function that replaces an answer or a label by the first spelling of its form; others are unchanged.
+
+    Args:
+        names: names of the edge's classes, which are the spellings; None: unknown.
+        answers: the edge's answers and then the cloud's, which are the spellings if the names are unknown.
+    """
+    if names is None:
+        by_form = dict[str | None, Any]()
+        for answer in answers:
+            by_form.setdefault(label_form(answer), answer)
+        by_form.pop(None, None)
+    else:
+        by_form = labels_by_form(names)
+    return lambda value: by_form.get(label_form(value), value)
 
 
 _PLAIN = (str, int, bool)

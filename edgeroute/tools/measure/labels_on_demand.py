@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
-from edgeroute.confidence.output_recognition import equal, label_form, plain, same
+from edgeroute.confidence.output_recognition import equal, label_form, plain
 from edgeroute.core.error_codes import class_name
 from edgeroute.edge.edge_model_interface import is_async
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
-from edgeroute.tools.measure.evaluation import Examples, reference_doubts
+from edgeroute.tools.measure.evaluation import Examples, is_right, label_matcher, reference_doubts
 
 
 class Question(NamedTuple):
@@ -123,6 +123,7 @@ class FunctionLabels(LabelsOnDemand):
         if (last := max(self.labels, default=0)) >= len(inputs) * self._every:
             raise BadInput(f"y has a label for input {last}, and the last input is {len(inputs) * self._every - 1} at most")
         self._answers = [*examples.edge, *self.cloud]
+        self._match = label_matcher(names, self._answers)
         self._forms = {label_form(answer) for answer in self._answers} - {None}
 
     def judge(self, questions: list[Question]) -> Iterable[float | None]:
@@ -161,7 +162,7 @@ class FunctionLabels(LabelsOnDemand):
             self.labels |= {q.number * self._every: _plain(label) for q, label in zip(questions, labels, strict=True)}
 
     def _loss(self, question: Question) -> float | None:
-        """Return the loss of a label, by equality, or else by its form, where the cloud's answer comes first.
+        """Return the loss of a label.
 
         Calls the function if the label is not known, and stores it; removes a label that cannot be right.
 
@@ -181,7 +182,7 @@ class FunctionLabels(LabelsOnDemand):
                 del self.labels[number]
                 raise
         self._has_matched = self._has_matched or label_form(label) in self._forms
-        loss, answer = loss_of(label, question.edge, question.cloud)
+        loss, answer = self._loss_of(label, question.edge, question.cloud)
         if loss is None and not self._has_matched:
             self._unlike.append(label)
             self._check(FOREIGN)
@@ -190,6 +191,12 @@ class FunctionLabels(LabelsOnDemand):
             if not equal(label, answer):
                 self._other_form = label, answer
         return loss or 0.0
+
+    def _loss_of(self, label: Any, edge: Any, cloud: Any) -> tuple[float | None, Any]:
+        """Return the loss by a label, compared as full labels are, and the answer that is right; None: neither is."""
+        right = self._match(label)
+        sides = ((1.0, cloud), (-1.0, edge))
+        return next(((loss, answer) for loss, answer in sides if is_right(self._match(answer), right)), (None, None))
 
     def _check(self, least: int) -> None:
         """Raise `BadInput` if the labels equal no answer: so many of them, or fewer of another kind."""
@@ -203,18 +210,6 @@ class FunctionLabels(LabelsOnDemand):
                 error.add_note(
                     f"calibrate(X, error.labels, label=...) goes on without asking for these {len(self.labels):,} labels"
                 )
-
-
-def loss_of(label: Any, edge: Any, cloud: Any) -> tuple[float | None, Any]:
-    """Return the loss by a label, and the answer that is right; None: neither is.
-
-    Compares by equality, or else by form (`same`), where the cloud's answer comes first: a loss is not missed.
-    """
-    for compare, sides in ((equal, ((-1.0, edge), (1.0, cloud))), (same, ((1.0, cloud), (-1.0, edge)))):
-        for loss, answer in sides:
-            if compare(label, answer):
-                return loss, answer
-    return None, None
 
 
 def _plain(label: Any) -> Any:
