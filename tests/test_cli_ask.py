@@ -115,7 +115,6 @@ def test_a_stop_and_what_goes_on(home):
     code, _, err = cli(*command(home, "--ask"), input="?\n")
     assert code == 130
     lines = (home / "answers.jsonl").read_text().splitlines()
-    assert lines.pop(4) == '{"input": "to'
     names = [json.loads(line)["name"] for line in lines]
     assert len(set(names)) == len(names) == 5
     assert names[:2] == first
