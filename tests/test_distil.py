@@ -10,13 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 from time import monotonic
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from both import LONG
+from both import LONG, wait_for
 from commands import ROOT, cli
+from gateways import serving
 
-from edgeroute import BadInput, PolicyError, Router, RuntimeMissing
+from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router, RuntimeMissing, Trial
 from edgeroute.tools.distillation import Example, distil
 
 pytest.importorskip("sklearn")
@@ -166,6 +168,49 @@ def test_inputs_of_a_class_that_may_not_leave(tmp_path):
     assert code == 1
     assert "0 different texts" in errors
     assert "left out, 540: a data class that may not leave" in errors
+
+
+def test_chats_reach_the_model_made_of_them(tmp_path, caplog):
+    """A text model takes the last user message of a chat or a request, behind a router, in a hidden trial, and at a gateway."""
+    path, question = tmp_path / "small.onnx", {"role": "user", "content": "courier parcel"}
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(json.dumps(chat(row)) for row in tickets(500)), encoding="utf-8")
+    assert cli("distil", log, "--from", "openai-log", "--out", path, "--max-loss", "5%")[0] == 0
+    turns = [
+        {"role": "system", "content": "Sort."},
+        {"role": "user", "content": "password"},
+        {"role": "assistant", "content": "?"},
+    ]
+    parts = [{"type": "text", "text": "courier parcel"}]
+    chats = [
+        [*turns, question],
+        {"model": "m", "messages": [question]},
+        [{**question, "content": parts}],
+        {"prompt": "courier parcel"},
+    ]
+    with Router(str(path), mode="only_edge") as router:
+        assert [router.infer(x).value for x in chats] == ["Delivery"] * 4
+        answers = router.infer_many([*chats, "courier parcel"])
+        assert {a.value for a in answers} == {"Delivery"}
+        for x in (turns[:1], {"messages": [{**question, "content": ""}]}):
+            with pytest.raises(BadInput, match="no user message with a text"):
+                router.infer(x)
+    with serving(AsyncRouter(str(path), mode="only_edge")) as url:
+        body = json.dumps({"model": "edgeroute", "messages": chats[0]}).encode()
+        head = {"content-type": "application/json"}
+        with urlopen(Request(f"{url}/v1/chat/completions", body, head), timeout=LONG) as reply:
+            assert json.load(reply)["choices"][0]["message"]["content"] == "Delivery"
+    trial, audit = Trial(edge=str(path), shown=False), Audit(share=1)
+    with Router(lambda _: ("Login", 0.9), lambda _: "Delivery", threshold=0.5, trial=trial, audit=audit) as router:
+        router.infer(chats[0])
+        wait_for(lambda: any(s.target == "edge-trial" and s.compared + s.failed for s in router.stats().shadows))
+        (shadow,) = (s for s in router.stats().shadows if s.target == "edge-trial")
+        assert (shadow.failed, shadow.compared) == (0, 1)
+        router.infer(turns[:1])
+        wait_for(lambda: any(s.failed for s in router.stats().shadows))
+    assert "edge-trial" in caplog.text
+    assert "BadInput" in caplog.text
+    assert "password" not in caplog.text
 
 
 def test_a_word_of_one_text_is_not_kept(tmp_path):

@@ -282,6 +282,16 @@ def test_an_endpoint_that_cannot_read_the_inputs(make, small):
         assert "takes text or a number, not an array" in never(make(small, text_in, threshold=0.5))[0]
 
 
+@pytest.mark.parametrize("shape", [["n"], ["n", 1]])
+def test_a_cloud_that_takes_texts_reads_what_a_text_model_reads(make, tmp_path, shape):
+    """The sample input of a tensor of texts is a text."""
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.STRING, shape)  # noqa: E731
+    model = save(tmp_path / "text.onnx", [helper.make_node("Identity", ["x"], ["y"])], [value("x")], [value("y")])
+    with CannedServer(http_reply(b'{"data": [{"id": "gpt"}]}')) as server:
+        lines = never(make(model, OpenAIChat(f"{server.url}/v1", model="gpt"), threshold=0.5))
+    assert [line for line in lines if "cannot read" in line] == []
+
+
 def fails(x):
     """Refuse any input."""
     raise BadInput("patient-4711")

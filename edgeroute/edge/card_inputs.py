@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from edgeroute.confidence.score_before_run import text_of
 from edgeroute.edge.input_stacking import Array, MakePrepare, Plain, Prepare, shape_text
 from edgeroute.edge.model_card import Card, CardInput, CardState
 from edgeroute.errors import BadInput, nearest
@@ -76,12 +78,15 @@ class Inputs:
         if self.batch is None:
             self.size = 1
         alone = len(given) == 1 and not self.constants and not self.state and self.batch == 0 and self.size in (None, 1)
-        self.one = self._prepare[given[0].name].one if alone else None
+        only = self._prepare[given[0].name] if len(given) == 1 else None
+        self._chats = only is not None and getattr(only, "accepts", given[0]).dtype == "object"
+        self.one = None if only is None or not alone else partial(_one_text, only.one) if self._chats else only.one
 
     def feed(self, inputs: list[Any], name: str) -> dict[str, Array]:
         """Return name -> tensor for n inputs of the caller.
 
-        A single input may be given bare, or in a mapping if the first one is.
+        A single input may be given bare, or in a mapping if the first one is. For a single text, a chat stands for its last user
+        message.
 
         Args:
             inputs: n arrays, or mappings of name to array, without the batch axis.
@@ -92,6 +97,8 @@ class Inputs:
         """
         if len(self.given) == 1:
             ((only, prepare),) = self._prepare.items()
+            if self._chats:
+                inputs = [last_user_text(x) for x in inputs]
             return {only: prepare([_value_of(x, only) for x in inputs] if inputs and isinstance(inputs[0], dict) else inputs)}
         if not all(isinstance(x, dict) for x in inputs):
             raise BadInput(f"{name} has {len(self.given)} inputs: pass a mapping with {[s.name for s in self.given]}")
@@ -102,6 +109,32 @@ class Inputs:
         if self.batch is None:
             return np.asarray(output)[None]
         return np.moveaxis(output, self.batch, 0) if self.batch else output
+
+
+def last_user_text(x: Any) -> Any:
+    """Return the last user message's text of a chat or of a request, or a request's prompt; return any other input unchanged.
+
+    Raises:
+        BadInput: the chat has no text of a user.
+    """
+    messages = x.get("messages", x.get("prompt", x)) if isinstance(x, Mapping) else x
+    if isinstance(messages, str):
+        return messages
+    if (
+        not isinstance(messages, list | tuple)
+        or not messages
+        or not all(isinstance(m, Mapping) and "role" in m for m in messages)
+    ):
+        return x
+    text = next((text_of([m]) for m in reversed(messages) if m["role"] == "user"), "")
+    if not text:
+        raise BadInput("the chat has no user message with a text")
+    return text
+
+
+def _one_text(one: Callable[[Any], Array], x: Any) -> Array:
+    """Return the tensor of a text or chat."""
+    return one(last_user_text(x))
 
 
 def _with_card_shape(spec: TensorSpec, entry: CardInput | None) -> TensorSpec:

@@ -102,7 +102,7 @@ def _rehearse(legs: LegExecutor) -> list[ShadowRun]:
         took_s = event.at - begun
         if type(event) is Failed:
             backend: Any = legs.backend(Start(i))
-            backend.failures.log(f"{leg.name} ({backend.where}), in shadow", event.error)
+            backend.failures.log(f"{leg.name} ({backend.where}), in shadow", event.error, coded=True)
             runs.append(ShadowRun(leg, None, False, took_s, type(event.error).__name__))
             if event.fatal:  # an error to the caller, if this were followed
                 break

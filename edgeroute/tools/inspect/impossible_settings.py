@@ -240,7 +240,9 @@ def _least(backend: EdgeBackend) -> float:
 
 
 def _zeros(edge: EdgeBackend, endpoint: Any = None) -> Any:
-    """Return an input of zeros as the caller gives it to the edge: an array, or arrays by name; None: its inputs are not known.
+    """Return an input of zeros as the caller gives it to the edge, or None if its inputs are not known.
+
+    An input is an array, or a text for a tensor of one text; several are a mapping by name.
 
     Args:
         edge: the edge.
@@ -262,9 +264,9 @@ def _zeros(edge: EdgeBackend, endpoint: Any = None) -> Any:
         ):
             return None
         there = sizes.get(len(shape), shape)
-        fill = "" if accepts.dtype == "object" else 0
         sized = [max(1, other) if size == -1 else size for size, other in zip(shape, there, strict=True)]
-        inputs[spec.name] = np.full(sized, fill, accepts.dtype)
+        texts = accepts.dtype == "object"
+        inputs[spec.name] = "text" if texts and {*sized} <= {1} else np.full(sized, "" if texts else 0, accepts.dtype)
     return None if not inputs else inputs if len(inputs) > 1 else next(iter(inputs.values()))
 
 
