@@ -7,14 +7,17 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from both import LONG
 
 from edgeroute import Audit, CallableModel, Function, Router, Trial
 from edgeroute.confidence import Certificate
-from edgeroute.confidence.certificate import BoundCertificate, digest
+from edgeroute.confidence.certificate import BoundCertificate, NotEnough, digest
+from edgeroute.errors import BadInput
 from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system import process
+from edgeroute.tools.cli.calibrate import audited_counts, certify_audits
 from edgeroute.tools.cli.status import read_state
 from edgeroute.tools.measure.audit_counts import NONE, LossCounts
 from edgeroute.trials.edge_audits import COUNTS
@@ -201,3 +204,81 @@ def test_an_alarm_begins_the_counts_anew(tmp_path):
     assert counts.alarms == 1
     assert 200 < counts.n < 300
     assert counts.accepted(-1) == (counts.n, counts.n, 0)
+
+
+class Calls:
+    """What is certified."""
+
+    score = "msp"
+
+    def __init__(self, prints):
+        self.fingerprints = lambda: prints
+
+
+def looked(home, prints, **more):
+    """The certificate of a look by the command; None: there are too few audits."""
+    counts, remember, _ = audited_counts(home, "edge", prints, **more)
+    try:
+        return certify_audits(home, counts, Calls(prints), 0.02, 0.95, remember=remember)
+    except NotEnough:
+        return None
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_nothing_from_before_an_alarm_is_certified(tmp_path, every):
+    """Neither after a restart at once, nor by the log, with the counts or without; and what was certified is forgotten."""
+    used(tmp_path, *[0.9] * 700, threshold=certificate(), cloud="a")
+    with Router(edge(), says("b"), threshold=certificate(), audit=Audit(share=1.0, scene=1), state=tmp_path) as router:
+        prints = router.fingerprints()
+        assert looked(tmp_path, prints, every=every).threshold < 0.9
+        while not router.stats().audits[0].alarm:
+            router.infer(0.9)
+            until(lambda: not router.engine.auditor.busy)
+    assert looked(tmp_path, prints) is None
+    with pytest.raises(BadInput, match="from before the last alarm"):
+        audited_counts(tmp_path, "edge", prints, every=2)
+    used(tmp_path, *[0.9] * 10, threshold=certificate(), cloud="a")
+    assert stored(tmp_path)[digest(prints)].n == 10
+    assert audited_counts(tmp_path, "edge", prints, every=2)[0].n == 5
+    (tmp_path / "state.db").unlink()
+    counts, remember, notes = audited_counts(tmp_path, "edge", prints)
+    assert (counts.n, counts.alarms, remember) == (10, 1, False)
+    assert any("from before the last alarm" in note for note in notes)
+
+
+@pytest.mark.parametrize("later", ["alarm", "lost"])
+def test_a_look_is_bound_to_its_counts(tmp_path, later):
+    """Two rates before an alarm and one after it, or a state that began anew: what was certified is none of these counts."""
+    prints = {"edge": later}
+    before, after = {"0 0.02 90 0": 1500}, {f"{17 * (later == 'alarm')} 0.02 90 1": 900}
+    before |= {"0 0.01 90 0": 1500} if later == "alarm" else {}
+    store = KeyValueStore(tmp_path / "state.db")
+    store.put(COUNTS + digest(prints), before)
+    assert store.flush()
+    good = looked(tmp_path, prints)
+    assert good.threshold < 1
+    assert looked(tmp_path, prints).threshold == good.threshold
+    store.put(COUNTS + digest(prints), (before if later == "alarm" else {}) | after)
+    store.close()
+    assert looked(tmp_path, prints).accuracy["edge"] == 0
+    assert looked(tmp_path, prints).threshold > good.threshold
+
+
+@pytest.mark.parametrize(("grade", "n"), [(0.1, 0), (None, 0), ("yes", 0), (1.0, 3), (0, 3), (np.bool_(True), 3)])
+def test_a_grade_is_no_agreement(tmp_path, grade, n, caplog):
+    """Without labels a comparison says yes or no."""
+    audit = Audit(share=1.0, scene=1, agrees=lambda *_: grade)
+    with Router(edge(), says("b"), threshold=0.5, audit=audit, state=tmp_path) as router:
+        for x in (0.9, 0.9, 0.1):
+            router.infer(x)
+            until(lambda: not router.engine.auditor.busy)
+    assert sum(counts.n for counts in stored(tmp_path).values()) == n
+    assert sum(counts.accepted(-1)[1] for counts in stored(tmp_path).values()) == n * (not grade)
+    assert ("returns True or False" in caplog.text) == (not n)
+
+
+def test_a_grade_with_labels_agrees_at_1_alone(tmp_path):
+    """It grades what is right; half as good is another answer."""
+    audit = Audit(share=1.0, scene=1, agrees=lambda *_: 0.5, labelled=True)
+    name = used(tmp_path, 0.9, 0.8, audit=audit)
+    assert stored(tmp_path)[name].accepted(-1) == (2, 2, 0)

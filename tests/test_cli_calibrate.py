@@ -689,6 +689,11 @@ def test_what_was_drawn_more_often_counts_less(tmp_path):
     assert audited_examples(path, "edge", {}).examples.score.tolist() == found.examples.score.tolist()
 
 
+def drawn_lowest(look):
+    """The lowest fixed threshold with an audit."""
+    return min(GRID[int(key.split()[2])] for key in look["counts"] if key.split()[2] != "-1")
+
+
 def test_from_audits_to_a_new_certificate(home, policy, cloud):
     """A router audits all it answers; of its log a certificate is made without labels, and the router takes it."""
     path = policy(cloud, 'state = "state"\nthreshold = 0.5', '[audit]\nshare = "100%"')
@@ -707,11 +712,18 @@ def test_from_audits_to_a_new_certificate(home, policy, cloud):
         assert (found.n, found.agreement, told["notes"]) == (count, True, [])
     assert found.method == "bets at every look"
     looks = home / "state" / "looks.json"
-    ((look, lowest),) = json.loads(looks.read_text()).items()
-    for earlier, threshold in ((json.dumps({look: 0}), GRID[0]), ("{", found.threshold), ("[1]", found.threshold)):
+    ((key, look),) = json.loads(looks.read_text()).items()
+    lower = json.dumps({key: {**look, "lowest": 0}})
+    for earlier, threshold in (
+        ("{", found.threshold), ("[1]", found.threshold), (json.dumps({key: 0}), found.threshold),
+        (json.dumps({key: {"lowest": 0}}), found.threshold), (json.dumps({key: {"lowest": 0, "counts": {}}}), found.threshold),
+        (lower, min(found.threshold, drawn_lowest(look))),
+    ):  # fmt: skip
         looks.write_text(earlier)
-        assert made("-p", path, "--audited", "--max-loss", "20%")[0].threshold >= threshold
-    assert json.loads(looks.read_text()) == {look: lowest}
+        assert made("-p", path, "--audited", "--max-loss", "20%")[0].threshold == threshold
+    looks.write_text("{")
+    made("-p", path, "--audited", "--max-loss", "20%")
+    assert json.loads(looks.read_text()) == {key: look}
     code, _, error = cli("calibrate", "-p", path, "--audited", "--max-loss", "0.1%")
     assert (code, "audits, and there are" in error) == (5, True)
     with Router.from_policy(policy(cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')) as router:

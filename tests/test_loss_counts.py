@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from math import inf, log, nan
+from math import exp, inf, log, nan
 
 import numpy as np
 import pytest
@@ -137,7 +137,15 @@ def test_a_new_beginning_has_its_own_part_of_the_risk():
     assert (counts.alarms, counts.n, counts.accepted(0)) == (1, 500, (500, 0, 0))
     needed = [counted([], alarms=k).needed(LIMIT, RISK) for k in range(3)]
     assert needed == sorted(set(needed))
-    assert sum(FIRST * (1 - FIRST) ** k for k in range(100)) <= 1
+    assert LossCounts.load(both | {"18": 1}).n == 0
+    parts = []
+    for alarms in range(40):
+        counts = counted([], alarms=alarms)
+        for rates in range(40):
+            counts.count(0.9, 0, 1 / (1 + rates))
+            parts.append(exp(-counts.least(RISK)))
+    assert 0.999 * RISK < sum(parts) < 1.0001 * RISK
+    assert parts[0] == pytest.approx(RISK * FIRST)
 
 
 def test_audits_of_a_higher_rate_count_less():
@@ -154,7 +162,7 @@ def test_audits_of_a_higher_rate_count_less():
 GOOD = {"0 0.01 -1 0": 1, "0 0.01 9 1": 3, "0 0.5 9 -1": 2}
 BAD = [
     None, 3, [], "text",
-    *[{bad: 1} for bad in ("", "0", "x 1 1 1", "0 0 1 1", "0 2 1 1", "0 nan 1 1", "0 1 -2 1", f"0 1 {NONE} 1", "0 1 1 2", "0 1 1 1 1")],
+    *[{bad: 1} for bad in ("", "0", "-1", "x 1 1 1", "0 0 1 1", "0 2 1 1", "0 nan 1 1", "0 1 -2 1", f"0 1 {NONE} 1", "0 1 1 2", "0 1 1 1 1")],
     *[{"0 1.0 1 1": bad} for bad in (None, "1", -1, 1.0, True, 2**60)],
 ]  # fmt: skip
 

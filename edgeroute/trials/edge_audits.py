@@ -18,7 +18,7 @@ from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
-from edgeroute.errors import StoreError
+from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, call_contained, per_process
@@ -257,6 +257,20 @@ def has_failed(outcome: Outcome, cloud: int) -> bool:
     return False
 
 
+def agreement(audit: Audit, edge: Any, cloud: Any) -> bool:
+    """Return True if an edge's value agrees with the cloud's: a grade below 1, where labels are graded, is a difference.
+
+    Raises:
+        PolicyError: without labels, the result of `agrees` is neither a bool nor 0 or 1.
+    """
+    result: Any = call_contained(audit.agrees or same, edge, cloud)
+    agrees = bool(result == 1)
+    if not (agrees or audit.labelled or result == 0):
+        what = type(result).__name__
+        raise PolicyError(f"audit: agrees returns True or False, 1 or 0 (with labels a grade), and this {what} is none")
+    return agrees
+
+
 MOST_WAITING = 64
 """Number of waiting audits at which a drawn request has no shadow run, whatever its answer: its input waits, too."""
 UNTIL_NEXT = "audit-next"
@@ -440,14 +454,14 @@ class Auditor(ForkSafe):
             return False
         agrees = self.audit.agrees or same
         edge, cloud = (float(call_contained(agrees, value, truth)) for value in (waiting.edge, waiting.cloud))
+        alarms = list[Mapping[str, Any]]()
         with self._lock:
             watch = self._watches.get(waiting.leg.name)
             counted = watch is not None and waiting.counted and waiting.leg.threshold == watch.threshold
-            news = watch is not None and watch.add_label(edge=edge, cloud=cloud, counted=counted)
-            if news and watch is not None:
-                self._report(waiting.leg.name, watch)
-                self._note()
-        if news:
+            if watch is not None and watch.add_label(edge=edge, cloud=cloud, counted=counted):
+                alarms.append(self._report(waiting.leg.name, watch))
+        self._write_lines(*alarms)
+        if alarms:
             self._changed()
         return True
 
@@ -484,17 +498,16 @@ class Auditor(ForkSafe):
 
     def _count(self, request: Audited, outcome: Outcome) -> None:
         """Count, for the deferral rate of each edge that judged the request, whether its answer was below the threshold."""
-        news = False
+        alarms = list[Mapping[str, Any]]()
         legs = request.plan.legs
         marks = [(legs[i], kind == "below") for kind, i, _, _ in outcome.log if kind in {"accepted", "below"} and judged(legs[i])]
         for leg, below in [*((unsure.leg, True) for unsure in request.plan.unsure), *marks]:
             with self._lock:
                 watch = self._watches.get(leg.name)
                 if watch is not None and watch.add_deferral(leg.threshold, below=below):
-                    self._report(leg.name, watch)
-                    self._note()
-                    news = True
-        if news:
+                    alarms.append(self._report(leg.name, watch))
+        self._write_lines(*alarms)
+        if alarms:
             self._changed()
 
     def _take(
@@ -560,11 +573,11 @@ class Auditor(ForkSafe):
     def _compare(self, identity: str, drawn: AuditDraw, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
         """Compare edges' answers with the cloud's: writes a line each; updates tallies, monitors, trials and waiting labels.
 
-        With another policy in force only the lines are written.
+        With another policy in force only the lines are written. Raises PolicyError for an invalid result of `Audit.agrees`.
         """
-        news = False
+        alarms = list[Mapping[str, Any]]()
         for leg, edge, how, more in edges:
-            agrees = edge is not None and bool(call_contained(self.audit.agrees or same, edge.value, cloud.value))
+            agrees = edge is not None and agreement(self.audit, edge.value, cloud.value)
             confidence = None if edge is None else edge.confidence
             known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
             # before it is counted: who reads the count finds the line
@@ -574,7 +587,7 @@ class Auditor(ForkSafe):
                 "agrees": agrees, "audited": how, "probability": drawn.probability,
                 "fingerprints": bound.prints.get(leg.name, ""), **more,
             }  # fmt: skip
-            self._write_line(line)
+            self._write_lines(line)
             with self._lock:
                 if bound is not self._bound:
                     continue
@@ -592,17 +605,16 @@ class Auditor(ForkSafe):
                     self._compared(leg.name, agrees=agrees, request=identity)
                 counted = drawn.counted and leg.threshold == watch.threshold  # else another threshold accepted it
                 if watch.add_comparison(confidence if known else None, agrees=agrees, counted=counted):
-                    self._report(leg.name, watch)
-                    self._note()
-                    news = True
-        if news:
+                    alarms.append(self._report(leg.name, watch))
+        self._write_lines(*alarms)
+        if alarms:
             self._changed()
 
     def _count_loss(self, name: str, rate: float, confidence: float | None, *, agrees: bool) -> None:
         """Count an audit for certificates of its model; once, if an edge on trial is the same as the one in use.
 
         Under the time at which the counts have begun, 0 for the first, the rate of drawing, the index of the highest threshold of
-        `GRID` that accepts it, -1 for none, and its loss, 1 or 0.
+        `GRID` that accepts it, -1 for none, and its loss, 1 or 0. An alarm stores its time alone.
         """
         prints = self._bound.prints
         identity = prints.get(name)
@@ -610,12 +622,13 @@ class Auditor(ForkSafe):
             index = -1 if confidence is None else sum(confidence >= threshold for threshold in GRID) - 1
             self._kept.add(COUNTS + identity, f"{self._begun.get(identity, 0)} {rate!r} {index} {not agrees:d}")
 
-    def _write_line(self, line: Mapping[str, Any]) -> None:
-        """Write a line to the journal; an error is logged once."""
+    def _write_lines(self, *lines: Mapping[str, Any]) -> None:
+        """Write lines to the journal; an error is logged once."""
         if self._journal is None:
             return
         try:
-            self._journal.append(line)
+            for line in lines:
+                self._journal.append(line)
         except StoreError as e:
             if (what := str(e)) not in self._said:
                 self._said.add(what)
@@ -627,13 +640,21 @@ class Auditor(ForkSafe):
             for name, watch in self._watches.items():
                 self._kept.put(f"audit:{name}", watch.dump())
 
-    def _report(self, name: str, watch: DriftMonitor) -> None:
-        """Log a monitor's alarm, and call `alarm`. The counts of the model's audits begin anew."""
-        if (identity := self._bound.prints.get(name)) is not None:
-            self._begun[identity] = max(int(process.now()), self._begun.get(identity, 0) + 1)
+    def _report(self, name: str, watch: DriftMonitor) -> Mapping[str, Any]:
+        """Log a monitor's alarm, call `alarm`, and store the monitors. Return the alarm's line for the journal.
+
+        The counts of the model's audits begin anew; the store has the new beginning with the alarm.
+        """
+        identity = self._bound.prints.get(name)
+        if identity is not None:
+            self._begun[identity] = begun = max(int(process.now()), self._begun.get(identity, 0) + 1)
+            if self._kept is not None:
+                self._kept.add(COUNTS + identity, str(begun))
         alarm_text = "" if watch.alarm is None else watch.alarm.what
         log.warning("%s: %s; %s; calibrate again", name, alarm_text, watch.reaction)
         self._alarm(name, alarm_text)
+        self._note()
+        return {"at": round(process.now(), 3), "target": name, "alarm": alarm_text, "fingerprints": identity or ""}
 
 
 def _allowed(asks: BackgroundCalls) -> bool:

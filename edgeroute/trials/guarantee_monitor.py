@@ -36,9 +36,9 @@ class Audit(NamedTuple):
             rates are monitored.
         on_alarm: effect when more answers differ from the cloud's than should. tell: report it in the log, the reasons and
             `stats`. raise: also defer half of what was accepted. defer: also defer everything (audit.md#the-alarm).
-        agrees: `f(edge's value, cloud's value)`: True if they agree; None: they are equal, or the same label in another form
-            (digits and text, case, white space). With labels also
-            `f(a value, the right one)`, which may be a number from 0 to 1 where answers are graded.
+        agrees: `f(edge's value, cloud's value)`: True if they agree, else False; None: they are equal, or the same label in
+            another form (digits and text, case, white space). With labels also `f(a value, the right one)`, which may be a number
+            from 0 to 1 where answers are graded; an edge and a cloud then agree at 1 alone.
         scene: number of successive requests whose inputs may be alike, as frames of one scene are: alarms count requests at least
             so far apart. 1: the inputs are independent, and alike at any time of day.
         labelled: the right values of audited answers are reported (`router.report`): alarms test what the certificate guarantees,

@@ -318,11 +318,15 @@ def audited_counts(
     from edgeroute.tools.measure.certification import audited_examples, counts_of
     from edgeroute.trials.edge_audits import COUNTS
 
+    alarms = 0
     with suppress(BadInput, KeyError, ValueError):
+        counts = LossCounts.load(read_state(folder)[COUNTS + digest(fingerprints)].value)
         if every == 1:
-            return LossCounts.load(read_state(folder)[COUNTS + digest(fingerprints)].value), True, []
+            return counts, True, []
+        since, alarms = max(since or 0.0, counts.begun), counts.alarms
     audits = audited_examples(folder / "audit.jsonl", target, fingerprints, every=every, since=since)
-    return counts_of(audits), False, audits.notes
+    counts = counts_of(audits._replace(alarms=max(alarms, audits.alarms)))
+    return counts, False, audits.notes
 
 
 def certify_audits(
@@ -330,25 +334,29 @@ def certify_audits(
 ) -> Certificate:
     """Return the certificate that counts of audits give.
 
-    remember: what was certified at earlier looks stays so, and this look is noted, in `looks.json`.
+    remember: what was certified at an earlier look at the same counts stays so; and this look is noted with its counts, in
+    `looks.json`.
 
     Raises:
         NotEnough: there are too few.
     """
     from edgeroute.confidence.certificate import digest
-    from edgeroute.tools.measure.audit_counts import NONE
+    from edgeroute.tools.measure.audit_counts import NONE, LossCounts
     from edgeroute.tools.measure.certification import certify_counts
 
     fingerprints, path = calls.fingerprints(), folder / "looks.json"
-    key = f"{digest(fingerprints)} {value:g} {sure:g} {counts.least(1 - sure):.6f}"
-    looks: dict[str, int] = {}
-    with suppress(OSError, TypeError, ValueError):
-        looks = {name: index for name, index in dict(read_json(path)).items() if type(index) is int and 0 <= index <= NONE}
+    key, looks, reached = f"{digest(fingerprints)} {value:.12g} {1 - sure:.9g}", dict[str, Any](), NONE
+    if remember:
+        with suppress(OSError, TypeError, ValueError, KeyError):
+            looks = {name: look for name, look in dict(read_json(path)).items() if isinstance(look, dict)}
+            lowest, earlier = looks[key]["lowest"], LossCounts.load(looks[key]["counts"])
+            if type(lowest) is int and 0 <= lowest <= NONE and earlier.n and counts.includes(earlier):
+                reached = lowest
     score = calls.score if isinstance(calls.score, str) else getattr(calls.score, "name", "function")
-    certificate, lowest = certify_counts(counts, value, sure, score, fingerprints, looks.get(key, NONE) if remember else NONE)
-    if remember and lowest < looks.get(key, NONE):
+    certificate, lowest = certify_counts(counts, value, sure, score, fingerprints, reached)
+    if remember:
         with suppress(StoreError):
-            replace_file(path, json.dumps({**looks, key: lowest}))
+            replace_file(path, json.dumps({**looks, key: {"lowest": lowest, "counts": counts.dump()}}))
     return certificate
 
 

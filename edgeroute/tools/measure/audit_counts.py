@@ -15,7 +15,7 @@ from edgeroute.core.sequential_tests import GRID
 NONE = len(GRID)
 """Index of the lowest certified threshold, where there is none."""
 FIRST = 0.75
-"""Share of the risk for the counts until they begin anew; the next have that share of the rest, and so on."""
+"""Share of the risk for the first counts of one rate. Each new beginning, and each further rate, has 1 - FIRST ** .5 of it."""
 
 BETS = tuple(0.02 * 47.5 ** (j / 19) for j in range(20))
 """Shares of the wealth that a harm takes, for each bet: .02 to .95."""
@@ -55,11 +55,12 @@ class LossCounts:
         numbers: (rate, index, loss) -> number of examples. rate: probability with which they were drawn; index: of the highest
             threshold in `GRID` that accepts them, -1 for none; loss: 1 for a harm (the cloud alone is right), -1 for a win, or 0.
         alarms: number of times that the counts have begun anew.
+        begun: Unix time at which they began; 0: at the first audit.
     """
 
     def __init__(self) -> None:
         self.numbers: Counter[tuple[float, int, int]] = Counter()
-        self.alarms = 0
+        self.alarms = self.begun = 0
 
     @property
     def n(self) -> int:
@@ -75,6 +76,17 @@ class LossCounts:
         """Add the counts of another process or device, of the same beginning."""
         self.numbers.update(other.numbers)
         self.alarms = max(self.alarms, other.alarms)
+        self.begun = max(self.begun, other.begun)
+
+    def dump(self) -> dict[str, int]:
+        """Return the counts as a state file has them, in JSON types."""
+        return {f"{self.begun} {rate!r} {index} {loss}": number for (rate, index, loss), number in self.numbers.items()}
+
+    def includes(self, earlier: LossCounts) -> bool:
+        """Return True if these are earlier counts with further audits: of the same beginning and rates, and none is missing."""
+        rates, earlier_rates = ({rate for rate, _, _ in counts.numbers} for counts in (self, earlier))
+        grown = all(self.numbers[key] >= number for key, number in earlier.numbers.items())
+        return grown and (self.begun, rates) == (earlier.begun, earlier_rates)
 
     def accepted(self, index: int) -> tuple[int, int, int]:
         """Return the numbers of examples, harms and wins that a threshold accepts."""
@@ -84,9 +96,12 @@ class LossCounts:
         return by_loss.total(), by_loss[1], by_loss[-1]
 
     def least(self, risk: float) -> float:
-        """Return the logarithm of the evidence that suffices; new beginnings and further rates have their parts of the risk."""
+        """Return the logarithm of the evidence that suffices: each pair of beginnings and rates has its own part of the risk.
+
+        The parts are products of two geometric series, so that all of them together are the risk.
+        """
         rates = {rate for rate, _, _ in self.numbers}
-        return -log(risk * FIRST) - (self.alarms + max(0, len(rates) - 1)) * log(1 - FIRST)
+        return -log(risk * FIRST) - (self.alarms + max(0, len(rates) - 1)) * log(1 - FIRST**0.5)
 
     def needed(self, limit: float, risk: float) -> int:
         """Return the number of examples of one rate that certify the highest threshold, without a harm."""
@@ -123,7 +138,7 @@ class LossCounts:
 
     @classmethod
     def load(cls, stored: Any) -> LossCounts:
-        """Return the counts of a state file since they last began.
+        """Return the counts of a state file since they last began. A key of a time alone is a beginning without audits so far.
 
         Raises:
             ValueError: they are no counts.
@@ -132,7 +147,11 @@ class LossCounts:
         try:
             rows = [(*key.split(), number) for key, number in stored.items()]
             begun = {int(row[0]) for row in rows}
-            for since, text, i, loss, number in rows:
+            for row in rows:
+                since, *of, number = row
+                if not of and int(since) > 0 and type(number) is int:
+                    continue
+                text, i, loss = of
                 rate, index = float(text), int(i)
                 if not (
                     type(number) is int and 0 <= number < 2**53 and loss in {"-1", "0", "1"} and 0 < rate <= 1
@@ -143,5 +162,5 @@ class LossCounts:
                     counts.numbers[rate, index, int(loss)] += number
         except (AttributeError, TypeError, ValueError) as e:
             raise ValueError(f"these are no counts of audits: {e}") from e
-        counts.alarms = sum(since > 0 for since in begun)
+        counts.alarms, counts.begun = sum(since > 0 for since in begun), max(begun, default=0)
         return counts

@@ -41,6 +41,8 @@ class Audited(NamedTuple):
     """Id of each request."""
     deferred: list[bool]
     """True where the answer was deferred, by the threshold in force then."""
+    alarms: int = 0
+    """Number of alarms in the log; examples are from after the last."""
 
 
 def audited_examples(
@@ -50,7 +52,7 @@ def audited_examples(
 
     Requests are drawn when they arrive, whether edge or cloud will answer, and lines that were drawn with a higher probability
     than others are thinned at random to the lowest. So the rest represents all traffic, except for requests that are withheld
-    systematically (by a limit, a metered link or a data class).
+    systematically (by a limit, a metered link or a data class). Audits from before the last alarm are left out.
 
     Args:
         path: path of the log.
@@ -67,8 +69,12 @@ def audited_examples(
         raise BadInput(f"{path}: there is no audit log: routers with this state folder have audited nothing, or it was removed")
     wanted, left_out = digest(fingerprints), Counter[str]()
     audits, probabilities = list[tuple[float, bool, str, bool]](), list[float]()
-    log = read(path, since=since)
+    log, alarms = read(path, since=since), 0
     for record in log:
+        if isinstance(record.get("alarm"), str) and record.get("fingerprints") == wanted:
+            left_out["are from before the last alarm"] += len(audits)
+            audits, probabilities, alarms = [], [], alarms + 1
+            continue
         confidence, agrees, probability = record.get("edge_confidence"), record.get("agrees"), record.get("probability")
         if not isinstance(agrees, bool) or not isinstance(confidence, int | float | None):
             left_out["are not whole"] += 1
@@ -84,7 +90,7 @@ def audited_examples(
             audits.append((score, agrees, identity, record.get("audited") == "deferred"))
     if log.skipped:
         left_out["are not whole"] += log.skipped
-    notes = [f"{count:,} lines of the audit log are left out: they {why}" for why, count in left_out.items()]
+    notes = [f"{count:,} lines of the audit log are left out: they {why}" for why, count in left_out.items() if count]
     if not audits:
         raise BadInput("; ".join([f"{path}: there is no audit of {target} in it", *notes]))
     sample = _uniform(np.array(probabilities), [identity for _, _, identity, _ in audits])
@@ -92,7 +98,7 @@ def audited_examples(
         why = f"they were drawn more often than others (by {max(probabilities):g}, not {min(probabilities):g})"
         notes.append(f"{len(probabilities) - len(sample):,} lines of the audit log are left out at random: {why}")
     scores, agree, ids, deferred = map(list, zip(*(audits[i] for i in sample[::every]), strict=True))
-    return Audited(Examples(np.array(scores, float), agree, [True] * len(agree), labels=None), notes, ids, deferred)
+    return Audited(Examples(np.array(scores, float), agree, [True] * len(agree), labels=None), notes, ids, deferred, alarms)
 
 
 def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
@@ -113,6 +119,7 @@ def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
 def counts_of(audits: Audited) -> LossCounts:
     """Return the counts of audits."""
     counts, score = LossCounts(), audits.examples.score
+    counts.alarms = audits.alarms
     index = np.where(np.isnan(score), -1, np.searchsorted(GRID, score, "right") - 1)
     for i, agrees in zip(index.tolist(), audits.examples.edge, strict=True):
         counts.numbers[1.0, i, int(not agrees)] += 1
