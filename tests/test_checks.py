@@ -374,6 +374,64 @@ def test_a_check_that_hangs_ends_at_the_deadline():
         leaves.set()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("awaited", [True, False])
+def test_a_check_never_blocks_the_loop(awaited, stream):
+    """That of an awaited model runs in a thread, as that of a model known to be quick does: other tasks go on.
+
+    A check that goes on after its call was cancelled counts as an abandoned run until it ends.
+    """
+    begun, leaves, threads = threading.Event(), threading.Event(), set()
+
+    def check(value):
+        threads.add(threading.current_thread())
+        if value == "waits":
+            begun.set()
+            leaves.wait(LONG)
+        return True
+
+    def plain(x):
+        return x, 0.9
+
+    async def edge(x):
+        return x, 0.9
+
+    async def call(router, x):
+        if not stream:
+            return await router.infer(x)
+        async with router.stream(x) as pieces:
+            return [piece async for piece in pieces]
+
+    async def run():
+        async with AsyncRouter(
+            CallableModel(edge if awaited else plain, check=check), lambda _: "cloud", threshold=0.5
+        ) as router:
+            for _ in range(20):  # it is quick
+                await call(router, "x")
+            task = asyncio.create_task(call(router, "waits"))
+            assert await asyncio.to_thread(begun.wait, LONG)
+            assert not task.done()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            backend = router.engine.snapshot.backends[0]
+            assert backend.abandoned
+            leaves.set()
+            while backend.abandoned:  # noqa: ASYNC110 - its thread tells nobody
+                await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert threading.main_thread() not in threads
+
+
+def test_which_checks_may_stay_on_the_loop():
+    """That of one text that is to be JSON, which is bounded."""
+    assert [AnswerCheck(check).blocks("x") for check in (None, "json", "python", "/a/", SCHEMA, len)] == [False] * 2 + [True] * 4
+    assert AnswerCheck("json").blocks("xy")
+    assert AnswerCheck(None, {}).blocks([ASKED])
+    assert not AnswerCheck(None, {}).blocks([{}])
+
+
 # --- by the request
 
 

@@ -9,7 +9,7 @@ import ast
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from operator import methodcaller
 from typing import Any, Final, TypeAlias
@@ -59,6 +59,10 @@ class AnswerCheck:
     def wants(self, x: Any) -> bool:
         """Return True if the answer to an input is checked."""
         return self._test is not None or bool(self._request(x))
+
+    def blocks(self, inputs: Sequence[Any]) -> bool:
+        """Return True if the check of the answers to these inputs may take long: of all but one text that is to be "json"."""
+        return (self._given is not None and (self._given != "json" or len(inputs) > 1)) or any(map(self._request, inputs))
 
     def apply(self, prediction: Prediction, x: Any) -> Prediction:
         """Return the prediction for an input, with another confidence if its answer fails, or passes with a share.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
+from functools import partial
 from math import prod
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -87,6 +88,8 @@ def in_new_session(function: Callable[..., T], *arguments: object) -> T:
 
 
 log = logging.getLogger("edgeroute")
+OffLoop: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Awaits a blocking call without blocking the event loop."""
 MOST_PROBED = 1 << 22
 """Largest input, in elements, that `ready` runs with zeros."""
 PROBE_S = 2.0
@@ -172,14 +175,20 @@ class EdgeBackend(AbandonedRuns):
         with nullcontext() if self._runs is None else self._runs.one(cancel):
             return (yield from read_pieces(pieces, self.reader.read_answer))
 
-    async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
-        """Await a counted run of the inputs as one batch, or, if not `many`, of the only input by the model's `run_one`."""
+    async def _run_async(self, inputs: list[Any], many: bool, off_loop: OffLoop | None = None) -> list[Prediction]:  # noqa: ARG002
+        """Await a counted run of the inputs as one batch, or, if not `many`, of the only input by the model's `run_one`.
+
+        Args:
+            inputs: the inputs.
+            many: True: they are a batch.
+            off_loop: awaits a blocking call, such as a subclass's check; None: it is made here.
+        """
         async with nullcontext() if self._runs is None else self._runs.one_async():
             if many:
                 return self.reader.read_many(await self._run(inputs, None), len(inputs))
             return [self.reader.read_one(await self._one(inputs[0], None))]
 
-    async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
+    async def stream_async(self, x: Any, show: Callable[[Any], object], off_loop: OffLoop | None = None) -> Prediction:  # noqa: ARG002
         """Run one input on an event loop, calling `show` with each piece of the answer; return the prediction."""
         stream = member(self.model, "stream")
         if stream is None:
@@ -397,6 +406,7 @@ class CheckedBackend(EdgeBackend):
         super().__init__(name, model, score)
         given = member(model, "check")
         self.check = given if isinstance(given, AnswerCheck) else AnswerCheck(given)
+        self.at_once = self.at_once and not self.check.blocks([{}])
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """Return a fingerprint as the base class does, with the check given."""
@@ -429,19 +439,49 @@ class CheckedBackend(EdgeBackend):
             yield from held
         return prediction
 
-    async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
+    async def _run_async(self, inputs: list[Any], many: bool, off_loop: OffLoop | None = None) -> list[Prediction]:
         """Await a run, and return the predictions as settled."""
-        return [self._settled(p, x) for p, x in zip(await super()._run_async(inputs, many), inputs, strict=True)]
+        return await self._settled_beside(await super()._run_async(inputs, many), inputs, off_loop)
 
-    async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
+    async def stream_async(self, x: Any, show: Callable[[Any], object], off_loop: OffLoop | None = None) -> Prediction:
         """Run one input on an event loop, calling `show` with each piece as `stream` yields it; return the prediction."""
         held: list[Any] = []
         wanted = self.check.wants(x)
-        prediction = self._settled(await super().stream_async(x, held.append if wanted else show), x)
+        answer = await super().stream_async(x, held.append if wanted else show)
+        (prediction,) = await self._settled_beside([answer], [x], off_loop)
         if type(prediction.confidence) is not Malformed:
             for piece in held:
                 show(piece)
         return prediction
+
+    async def _settled_beside(
+        self, predictions: list[Prediction], inputs: list[Any], off_loop: OffLoop | None
+    ) -> list[Prediction]:
+        """Return the predictions as settled, off the event loop if a check may take long.
+
+        A check that goes on after the task was cancelled counts as an abandoned run.
+        """
+        states = set[str]()
+
+        def settle() -> list[Prediction]:
+            states.add("begun")
+            try:
+                return [self._settled(p, x) for p, x in zip(predictions, inputs, strict=True)]
+            finally:
+                states.add("ended")
+                self.stopping.discard(settle)
+
+        if off_loop is None or not self.check.blocks(inputs):
+            return settle()
+        try:
+            settled: list[Prediction] = await off_loop(partial(copy_context().run, settle))
+        except BaseException:
+            if "begun" in states:
+                self.stopping.add(settle)
+            if "ended" in states:  # meanwhile
+                self.stopping.discard(settle)
+            raise
+        return settled
 
     def _settled(self, prediction: Prediction, x: Any) -> Prediction:
         """Return the prediction for an input after the check of its answer."""

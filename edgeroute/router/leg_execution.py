@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
@@ -25,6 +25,7 @@ from edgeroute.types import Answer, Backend, Spent, StopToken
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
     from edgeroute.cloud.request_exchange import Exchange
+    from edgeroute.edge.edge_backend import OffLoop
     from edgeroute.stores.cache import Cache
     from edgeroute.system.thread_pool import ThreadPool
 
@@ -235,8 +236,6 @@ class LegTask:
 
 
 T = TypeVar("T")
-OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Awaits a blocking call without blocking the event loop."""
 STUCK_MOST = 32
 """Number of abandoned runs of an edge model at which a further run without a free thread is refused."""
 
@@ -382,9 +381,9 @@ class LegExecutor:
             if permit is None:
                 inputs = await prepare(partial(self.inputs.of, target, start.rows))
                 if send is not None:
-                    answers = [await backend.stream_async(inputs[0], show)]
+                    answers = [await backend.stream_async(inputs[0], show, off_loop)]
                 else:
-                    answers = await backend.run_async(inputs, self._many)
+                    answers = await backend.run_async(inputs, self._many, off_loop)
                 if self.edge is not None:
                     self.edge.note(start.rows, answers)
             else:
