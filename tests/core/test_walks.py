@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
+
 from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +13,7 @@ from hypothesis import strategies as st
 from edgeroute import Prediction
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import INF, MODES, Policy, Target
-from edgeroute.core.walk import Done, Failed, acceptable, first_leg_outcome, for_rows, walk, walk_many
+from edgeroute.core.walk import Done, Failed, Malformed, acceptable, first_leg_outcome, for_rows, walk, walk_many
 from edgeroute.router.drivers import blocking
 from edgeroute.tools import virtual_time as virtual
 
@@ -234,3 +238,10 @@ def test_a_row_that_fails_alone_goes_its_own_way(case, data):
         assert (outcome.leg, outcome.accepted, outcome.ended) == (one.leg, one.accepted, one.ended)
         assert [mark[:3] for mark in outcome.log] == [mark[:3] for mark in one.log]
     assert {leg: set(rows) for leg, rows in started.items()} == wanted
+
+
+def test_a_fault_of_an_answer_outlives_a_copy():
+    """Answers are copied, and pass between processes."""
+    for same in (copy.deepcopy(Malformed("schema", "no name")), pickle.loads(pickle.dumps(Malformed("schema", "no name")))):
+        assert (same.code, same.why) == ("schema", "no name")
+        assert math.isnan(same)
