@@ -282,3 +282,16 @@ def test_a_grade_with_labels_agrees_at_1_alone(tmp_path):
     audit = Audit(share=1.0, scene=1, agrees=lambda *_: 0.5, labelled=True)
     name = used(tmp_path, 0.9, 0.8, audit=audit)
     assert stored(tmp_path)[name].accepted(-1) == (2, 2, 0)
+
+
+def test_an_alarm_is_stored_at_once(tmp_path, monkeypatch):
+    """With the beginning of the counts, while the router runs: a process that is killed after it does not forget it."""
+    monkeypatch.setattr("edgeroute.stores.sqlite_file.DELAY_S", 1e6)
+    with Router(edge(), says("b"), threshold=certificate(), audit=Audit(share=1.0, scene=1), state=tmp_path) as router:
+        while not router.stats().audits[0].alarm:
+            router.infer(0.9)
+            until(lambda: not router.engine.auditor.busy)
+        until(lambda: "audit:edge" in read_state(tmp_path))
+        assert read_state(tmp_path)["audit:edge"].value["alarm"]
+        (counts,) = stored(tmp_path).values()
+        assert (counts.n, counts.alarms) == (0, 1)

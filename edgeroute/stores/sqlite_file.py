@@ -571,6 +571,11 @@ class KeyValueStore(ForkSafe):
         if self._database is not None:
             self._writer.start()
 
+    def hurry(self) -> None:
+        """Have pending values written now, by the thread. Does not block."""
+        if self._database is not None:
+            self._writer.nudge()
+
     def forget(self, prefix: str, older_than_s: float) -> None:
         """Delete names that begin with `prefix` and were last put more than `older_than_s` seconds ago, from memory and file."""
         before = now() - older_than_s

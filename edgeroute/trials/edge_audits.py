@@ -654,6 +654,8 @@ class Auditor(ForkSafe):
         log.warning("%s: %s; %s; calibrate again", name, alarm_text, watch.reaction)
         self._alarm(name, alarm_text)
         self._note()
+        if self._kept is not None:
+            self._kept.hurry()
         return {"at": round(process.now(), 3), "target": name, "alarm": alarm_text, "fingerprints": identity or ""}
 
 
