@@ -15,7 +15,7 @@ from both import flat, sure, unsure
 from commands import cli
 
 import edgeroute
-from edgeroute import AsyncRouter, OnnxModel, OpenInference, Options, PolicyError, Router, models
+from edgeroute import AsyncRouter, CallableModel, OnnxModel, OpenInference, Options, PolicyError, Router, models
 from edgeroute.edge.model_card import Card
 
 
@@ -58,6 +58,14 @@ REFUSED = [
     ({"edge": Regression()}, "edge= takes no Regression as it is: write edge=lambda x: (model.predict([x])[0], None)"),
     ({"edge": OnnxModel}, "as in edge=OnnxModel(...), not the class OnnxModel"),
     ({"cloud": 42}, "cloud= takes a URL, an endpoint or a callable, not int"),
+    ({"cloud": CallableModel(unsure)}, 'write large = Router(model, mode="only_edge"), and cloud=lambda x: large.infer(x).value'),
+    ({"cloud": Path("m.onnx")}, 'write large = Router(model, mode="only_edge")'),
+    ({"cloud": "m.onnx"}, "cloud= takes no model's file: write large = "),
+    ({"cloud": "/data/large model.onnx"}, "cloud= takes no model's file: write large = "),
+    ({"cloud": "./models/large"}, "cloud= takes no model's file: write large = "),
+    ({"threshold": "cert.json"}, "not 'cert.json': a certificate's file is Certificate.load(path)"),
+    ({"threshold": Path("cert.json")}, "a certificate's file is Certificate.load(path)"),
+    ({"threshold": "85%"}, "85 % is 0.85"),
     ({"cloud": Forest()}, "write cloud=lambda x: model.predict([x])[0]"),
     ({"cloud": OpenInference}, "as in cloud=OpenInference(...), not the class OpenInference"),
 ]

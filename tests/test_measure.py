@@ -404,7 +404,9 @@ def test_the_verdict_says_that_these_are_the_calibrations_own_examples():
     [
         ({}, "pass exactly one of max_loss, max_error, max_defer, not 0"),
         ({"max_loss": 0.1, "max_error": 0.1}, "max_defer, not 2"),
-        ({"max_loss": "1%"}, "max_loss must be a share between 0 and 1, not '1%'"),
+        ({"max_loss": "1%"}, "max_loss must be a share between 0 and 1, not '1%': 1 % is 0.01"),
+        ({"max_loss": 5}, "not 5: 5 % is 0.05"),
+        ({"max_loss": 0.05, "sure": 95}, "not 95: 95 % is 0.95"),
         ({"max_loss": 1}, "max_loss must be a share between 0 and 1, not 1"),
         ({"max_loss": np.nan}, "max_loss must be a share"),
         ({"max_loss": 0.1, "sure": 95}, "sure must be a probability between 0 and 1, not 95"),

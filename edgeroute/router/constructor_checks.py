@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.routing_policy import Options
+from edgeroute.edge.edge_model_interface import is_model
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import PolicyError
 from edgeroute.types import StopToken
@@ -222,3 +223,55 @@ def _wrong(name: str, wanted: str, value: Any) -> PolicyError:
         f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
     )  # not quoted: it may hold secrets
     return PolicyError(f"{name}= takes {wanted}, not {value if isinstance(value, bool) else type_text}")
+
+
+_MODEL_FILES = ".onnx", ".ort", ".gguf", ".tflite", ".mlpackage", ".mlmodel", ".joblib", ".pkl", ".pt", ".keras"
+_LOCAL = 'write large = Router(model, mode="only_edge"), and cloud=lambda x: large.infer(x).value'
+
+
+def endpoint_of(given: Any) -> Any:
+    """Return the endpoint for an argument `cloud`; made here for a URL of the Open Inference Protocol.
+
+    Opens no connection.
+
+    Raises:
+        PolicyError: it is no URL, endpoint or callable.
+    """
+    if isinstance(given, str):
+        from edgeroute.cloud.openinference import OpenInference
+        from edgeroute.http.addresses_and_messages import bare, chat_advice
+
+        if "://" not in given and (given[:1] in {"/", ".", "~", "\\"} or given.lower().endswith(_MODEL_FILES)):
+            raise PolicyError(f"cloud= takes no model's file: {_LOCAL}; or run `edgeroute serve FILE`, and pass its model's URL")
+        if "/v2/models/" not in given:
+            raise PolicyError(_advice(bare(given), chats=bool(chat_advice(given))))
+        return OpenInference(given)
+    from edgeroute.cloud.cloud_backend import Function
+
+    if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
+        return given
+    local = f": {_LOCAL}" if is_model(given) or isinstance(given, os.PathLike) else ""
+    raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}{local}")
+
+
+def _advice(given: str, *, chats: bool) -> str:
+    """Return what to write in place of a text that is no URL of a model.
+
+    Args:
+        given: the text, without secrets, quoted.
+        chats: True if it is the URL of an API of chats.
+    """
+    text = given.strip("'\"").rstrip("/")
+    if "://" not in text and given.startswith("'"):
+        return f"cloud={given} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
+    if chats or "api.openai.com" in text:
+        return f"{given} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
+    return f"what does {given} speak? Pass OpenInference(url, model=...), OpenAIChat(url, model=...) or PlainJson(url)"
+
+
+def threshold_advice(value: Any) -> str:
+    """Return how to write a text or path as a threshold, after a colon; empty for other values."""
+    if isinstance(value, str) and value.endswith("%"):
+        return ": 85 % is 0.85"
+    file = isinstance(value, os.PathLike) or str(value).endswith(".json")
+    return ": a certificate's file is Certificate.load(path)" if file else ""

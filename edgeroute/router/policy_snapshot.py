@@ -25,7 +25,7 @@ from edgeroute.edge.runtimes import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
-from edgeroute.router.constructor_checks import is_float
+from edgeroute.router.constructor_checks import endpoint_of, is_float, threshold_advice
 from edgeroute.router.target_views import TargetViews, View, check_send_edge
 from edgeroute.system.process import sha256
 from edgeroute.types import Backend
@@ -73,43 +73,6 @@ def target_name(side: str, own: str, i: int, of: int, taken: list[routing.Target
         return side
     name = own if own and own != side else f"{side}-{i + 1}"
     return name if name not in {t.name for t in taken} else f"{name}-{i + 1}"
-
-
-def endpoint_of(given: Any) -> Any:
-    """Return the endpoint for an argument `cloud`; made here for a URL of the Open Inference Protocol.
-
-    Opens no connection.
-
-    Raises:
-        PolicyError: it is no URL, endpoint or callable.
-    """
-    if isinstance(given, str):
-        from edgeroute.cloud.openinference import OpenInference
-        from edgeroute.http.addresses_and_messages import bare, chat_advice
-
-        if "/v2/models/" not in given:
-            raise PolicyError(_advice(bare(given), chats=bool(chat_advice(given))))
-        return OpenInference(given)
-    from edgeroute.cloud.cloud_backend import Function
-
-    if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
-        return given
-    raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")
-
-
-def _advice(given: str, *, chats: bool) -> str:
-    """Return what to write in place of a text that is no URL of a model.
-
-    Args:
-        given: the text, without secrets, quoted.
-        chats: True if it is the URL of an API of chats.
-    """
-    text = given.strip("'\"").rstrip("/")
-    if "://" not in text and given.startswith("'"):
-        return f"cloud={given} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
-    if chats or "api.openai.com" in text:
-        return f"{given} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
-    return f"what does {given} speak? Pass OpenInference(url, model=...), OpenAIChat(url, model=...) or PlainJson(url)"
 
 
 # Models of a catalog, with the certificate that came with a version.
@@ -208,7 +171,7 @@ def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | 
         if hasattr(value, "guarantee"):  # a certificate
             continue
         if isinstance(value, bool) or not isinstance(value, Real) or not is_float(value):
-            raise PolicyError(f"a threshold is a number or a certificate, not {value!r:.80}")
+            raise PolicyError(f"a threshold is a number or a certificate, not {value!r:.80}{threshold_advice(value)}")
     return [value if hasattr(value, "guarantee") else float(value) for value in values]
 
 

@@ -9,6 +9,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from math import ceil, e, isnan, log, sqrt
 from numbers import Real
@@ -51,14 +52,24 @@ def checked_target(
         raise PolicyError(f"pass exactly one of {', '.join(targets)}, not {len(targets_given)}")
     ((kind, value),) = targets_given
     if not _is_share(value):
-        raise PolicyError(f"{kind} must be a share between 0 and 1, not {value!r}")
+        raise PolicyError(f"{kind} must be a share between 0 and 1, not {value!r}{_percent(value)}")
     if sure is None:
         if kind != "max_defer":
             raise PolicyError(f"sure=None works only with max_defer: {kind} is guaranteed with a probability")
         return kind, float(value), None
     if not _is_share(sure) or not 0 < (risk := round(1 - float(sure), 12)) < 1:
-        raise PolicyError(f"sure must be a probability between 0 and 1, not {sure!r}")
+        raise PolicyError(f"sure must be a probability between 0 and 1, not {sure!r}{_percent(sure)}")
     return kind, float(value), risk
+
+
+def _percent(value: object) -> str:
+    """Return a percentage's share after a colon, as for 5 and "5%"; empty for other values."""
+    text = str(value)
+    with suppress(ValueError):
+        number = float(text.rstrip("% "))
+        if 1 < number < 100 or (text.endswith("%") and 0 < number < 100):  # noqa: PLR2004 - a hundred per cent
+            return f": {number:g} % is {number / 100:g}"
+    return ""
 
 
 def _is_share(value: object) -> bool:
