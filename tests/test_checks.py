@@ -406,6 +406,7 @@ def test_a_check_never_blocks_the_loop(awaited, stream):
         async with AsyncRouter(
             CallableModel(edge if awaited else plain, check=check), lambda _: "cloud", threshold=0.5
         ) as router:
+            await router.warm(["x"])
             for _ in range(20):  # it is quick
                 await call(router, "x")
             task = asyncio.create_task(call(router, "waits"))

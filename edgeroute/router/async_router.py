@@ -379,11 +379,12 @@ class AsyncRouter(BaseRouter[V]):
         for i, (name, backend) in enumerate(models):
             if progress is not None:
                 progress(i, len(models), name)
+            off_loop: Any = partial(in_edge_thread, self.engine.edge_threads)
             if backend.run_async is not None:
-                timings.append(await warm_up_async(name, backend, view_samples(self.engine.snapshot, samples, backend)))
+                timings.append(await warm_up_async(name, backend, view_samples(self.engine.snapshot, samples, backend), off_loop))
             else:
                 call = partial(warm_up, name, backend, view_samples(self.engine.snapshot, samples, backend))
-                timings.append(await in_edge_thread(self.engine.edge_threads, call))
+                timings.append(await off_loop(call))
         if progress is not None:
             progress(len(models), len(models), "")
         return timings

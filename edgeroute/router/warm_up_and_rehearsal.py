@@ -7,7 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.error_codes import error_text, failure_text
-from edgeroute.edge.edge_backend import EdgeBackend, in_new_session
+from edgeroute.edge.edge_backend import EdgeBackend, OffLoop, in_new_session
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, backends_by_spec, edges_of
@@ -149,8 +149,11 @@ def view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBacken
     return samples
 
 
-async def warm_up_async(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
-    """Load one asynchronous model, and run it on the samples. Return the timings. Without samples it is not run."""
+async def warm_up_async(name: str, backend: EdgeBackend, samples: Sequence[Any], off_loop: OffLoop) -> Warmed:
+    """Load one asynchronous model, and run it on the samples. Return the timings. Without samples it is not run.
+
+    Checks of its answers are awaited by `off_loop`.
+    """
     begun = monotonic()
     load = member(backend.model, "load")
     if load is not None:
@@ -159,7 +162,7 @@ async def warm_up_async(name: str, backend: EdgeBackend, samples: Sequence[Any])
     if not samples or backend.run_async is None:
         return Warmed(name, loaded - begun, None, None)
     for x in samples:
-        await backend.run_async([x], many=False)
+        await backend.run_async([x], False, off_loop)
     first = monotonic()
-    await backend.run_async([samples[0]], many=False)
+    await backend.run_async([samples[0]], False, off_loop)
     return Warmed(name, loaded - begun, (first - loaded) / len(samples), monotonic() - first)
