@@ -207,7 +207,7 @@ class Sentinel(Part):
             self._spent.popleft()
         if sum(usd for _, usd in self._spent) >= self._usd_per_day:
             return False
-        i = self.pinned.next()
+        i, calls = self.pinned.next(), len(self._spent)
         try:
             answer = self._ask(engine, self.inputs[i], now)
         except MayNotLeave:
@@ -219,7 +219,7 @@ class Sentinel(Part):
                 f"the sentinel of {strftime('%Y-%m-%d', gmtime(now))} found another model: {sum(recent)} of the last "
                 f"{len(recent)} answers to pinned inputs are not the usual ones"
             )
-        if engine.checkpoint is not None:  # a router without requests stores nothing by itself
+        if engine.checkpoint is not None and len(self._spent) > calls:  # a router without requests stores nothing by itself
             engine.checkpoint.store.put(f"part:{name_of(self)}", to_json_types(self.dump()))
             engine.checkpoint.store.flush()
         if alarms:
