@@ -18,8 +18,10 @@ from both import LONG, wait_for
 from commands import ROOT, cli
 from gateways import serving
 
-from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router, RuntimeMissing, Trial
-from edgeroute.tools.distillation import Example, distil
+from edgeroute import AsyncRouter, Audit, BadInput, Egress, PolicyError, Router, RuntimeMissing, Trial
+from edgeroute.tools.compress.onnx_graphs import workplace
+from edgeroute.tools.distillation import Example, distil, read_examples
+from edgeroute.tools.replay.logs.answer_pairs import LeftOut
 
 pytest.importorskip("sklearn")
 pytest.importorskip("skl2onnx")
@@ -213,6 +215,74 @@ def test_chats_reach_the_model_made_of_them(tmp_path, caplog):
     assert "password" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("place", "used"),
+    [
+        ({"data_class": "ticket"}, True),
+        ({"data_class": ["ticket"]}, True),
+        ({"data_class": ["ticket", "medical"]}, False),
+        ({"data_class": "", "metadata": {"data_class": "medical"}}, False),
+        ({"data_class": "ticket", "metadata": {"data_class": "medical"}}, False),
+        ({"metadata": '{"data_class": "medical"}'}, False),
+        ({"data_class": {"name": "ticket"}}, False),
+        ({"request": {"data_class": "medical"}}, False),
+        ({"request": {"metadata": {"data_class": "medical"}}}, False),
+        ({"request": {"body": {"metadata": {"data_class": "medical"}}}}, False),
+        ({"request": {"metadata": {"data_class": "ticket"}}}, True),
+        ({}, False),
+        ({"data_class": None, "metadata": {"tags": ["medical"]}}, False),
+    ],
+)
+def test_where_a_record_names_its_class(tmp_path, place, used):
+    """Beside the request, in it, and in metadata; once a class is declared, a record without one is not used."""
+    line = chat(Example("parcel", "Delivery"))
+    request = {"messages": line.pop("messages"), **place.get("request", {})}
+    if "body" in request:
+        request = {"body": {**request["body"], "messages": request["messages"]}}
+    source, left_out = tmp_path / "log.jsonl", LeftOut()
+    source.write_text(json.dumps({**line, **place, "request": request}), encoding="utf-8")
+    for rules in (
+        Egress(may_leave=["ticket"], never_leave=["medical"]).rules,
+        Egress(never_leave=["medical"], may_leave=["ticket"], unknown_class="allow").rules,
+    ):
+        named = "data_class" in json.dumps({**place, "data_class": place.get("data_class") or 0}).replace('"data_class": 0', "")
+        allowed = used or (rules.unknown_class == "allow" and not named)
+        assert len(read_examples([source], "openai-log", rules, left_out)) == allowed
+    assert all("may not leave" in left.why for left in left_out.all())
+    assert len(left_out.all()) == (not used)
+    rules = Egress(may_leave=["ticket"], default_class="ticket").rules
+    assert len(read_examples([source], "openai-log", rules, LeftOut())) == (used or not named)
+
+
+def test_texts_that_differ_in_numbers(tmp_path):
+    """They are in one part, and count as one: few templates give no guarantee, however often they were sent."""
+    rng = np.random.default_rng(0)
+    rows = [
+        row._replace(text=f"{row.text.replace('n', 'x')} number {rng.integers(10**6):,}")
+        for row in tickets(40)
+        for _ in range(20)
+    ]
+    done = distil(rows, tmp_path / "small.onnx", max_loss=0.05)
+    assert "too few" in done.why
+    assert done.trained % 20 == done.held_out % 20 == 0
+    many = distil([row._replace(text=f"{row.text} {i}") for row in tickets(500) for i in range(2)], tmp_path / "small.onnx")
+    assert "groups" in many.guarantee
+
+
+def test_warnings_of_the_calibration(tmp_path):
+    """They are printed, as of answers that the model gives with one and the same score."""
+    rows = [
+        Example(f"{word} {'ab'[i % 2] * 2} {chr(97 + i % 26)}{chr(97 + i // 26)}", word)
+        for i in range(600)
+        for word in ("yes", "no")
+    ]
+    code, _, errors = cli(
+        "distil", table(tmp_path / "log.csv", rows), "--from", "csv", "--out", tmp_path / "small.onnx", "--max-loss", "5%"
+    )
+    assert code == 0
+    assert "of the examples" in errors
+
+
 def test_a_word_of_one_text_is_not_kept(tmp_path):
     """Such as a name or a number; it could not help with others."""
     rows = tickets(600)
@@ -311,13 +381,16 @@ def test_killed_in_the_middle(tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         until = monotonic() + LONG
-        while not [*(tmp_path / "out").iterdir()] and process.poll() is None:
+        while not [*(tmp_path / "out").glob(".small.*/made")] and process.poll() is None:
             assert monotonic() < until
+        with workplace(tmp_path / "out" / "small.onnx"):
+            assert len([*(tmp_path / "out").glob(".small.*/made")]) == 2, "one is of a process that runs"
         process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
     assert not (tmp_path / "out" / "small.onnx").exists()
     assert not (tmp_path / "out" / "small.json").exists()
     code, *_ = cli(*command[3:], "--max-loss", "5%")
     assert code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["small.json", "small.onnx"]
     with Router(edge=command[-1], cloud=lambda _: "", threshold=0.5) as router:
         assert router.infer("parcel courier", mode="only_edge").value == "Delivery"
 

@@ -1,7 +1,8 @@
 """Distillation: a text classifier trained on a cloud's recorded answers, and certified on a part that it has not seen.
 
-Texts that differ only in case, spaces and punctuation at their ends are in one part together, so the certificate's examples are
-never those of the training. The model is a logistic regression of tf-idf of words and pairs, an ONNX file with int8 weights.
+Texts that differ only in case, spaces, numbers and punctuation at their ends are in one part together, so the certificate's
+examples are never those of the training; they count as one. The model is a logistic regression of tf-idf of words and pairs, an
+ONNX file with int8 weights.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -31,7 +33,7 @@ from edgeroute.tools.conversion_inputs import as_errors
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.model_conversion import by_skl2onnx, check_targets, write_card
 from edgeroute.tools.replay.logs.answer_pairs import READERS, LeftOut, lines, record_of
-from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, text_form, value_at
+from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, parsed_text, text_form
 
 CLASS_TEXTS = 5
 """Fewest different texts with an answer that is a class."""
@@ -39,6 +41,9 @@ LEAST_TEXTS, LEAST_COMMON, MOST_CLASSES = 200, 0.5, 1000
 """Fewest different texts; the least share of answers that are classes; the most classes."""
 TRAINED = 0.6
 """Share of the texts to train on."""
+CLASS_DEPTH = 3
+"""Mappings within a record that are searched for its data class, as in request.body.metadata."""
+_NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
 LONGEST = 20_000
 """Most characters of a text, or of an answer; longer ones are left out."""
 WORTH = 0.9
@@ -76,6 +81,8 @@ class Distilled(NamedTuple):
     bytes: int
     left_out: tuple[str, ...]
     """Reasons why records were left out, with their numbers."""
+    notes: tuple[str, ...]
+    """Warnings of the calibration."""
 
 
 def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: LeftOut) -> list[Example]:
@@ -84,7 +91,7 @@ def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: Left
     Args:
         paths: the files.
         kind: `openai-log`, `litellm-log`, `langfuse-log`; or `csv`, with the columns text and answer.
-        rules: records that name a data class which these do not permit are left out.
+        rules: records whose data class these do not permit are left out; once any is declared, those without one, too.
         left_out: counts them.
 
     Raises:
@@ -93,15 +100,26 @@ def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: Left
     records = _rows(paths) if kind == "csv" else _records(paths, READERS[kind], left_out)
     examples = []
     for place, record, example in records:
-        data_class = record.get("data_class") or value_at(record, "metadata.data_class")
         why = _unusable(example)
-        if data_class is not None and not isinstance(permit(rules, str(data_class)), Permit):
-            why = "a data class that may not leave"
+        named = [*_data_classes(record)]
+        if not all(
+            (name is None or isinstance(name, str)) and isinstance(permit(rules, name), Permit) for name in named or [None]
+        ):
+            why = "a data class that may not leave" if named else "no data class, which may not leave"
         if why:
             left_out.add(why, place)
         else:
             examples.append(example)
     return examples
+
+
+def _data_classes(record: Mapping[str, Any], depth: int = CLASS_DEPTH) -> Iterator[Any]:
+    """Yield all values of `data_class` in a record that are not empty, also of its mappings, and of those written as JSON."""
+    for key, value in record.items():
+        if key == "data_class":
+            yield from (value if isinstance(value, list) else [] if value in (None, "") else [value])
+        elif depth and isinstance(inner := parsed_text(value) if key in {"metadata", "input"} else value, Mapping):
+            yield from _data_classes(inner, depth - 1)
 
 
 def _asked(request: Mapping[str, Any]) -> str:
@@ -192,9 +210,10 @@ def distil(
     for example in examples:
         texts[text_form(example.text)].append(example)
     common, spelled = _classes(texts, left_out)
-    train = [_most_frequent(group) for key, group in texts.items() if _part(key) < TRAINED]
+    parts = {key: _template(key) for key in texts}
+    train = [_most_frequent(group) for key, group in texts.items() if _part(parts[key]) < TRAINED]
     train = [e for e in train if text_form(e.answer) in common]
-    held_out = [(number, e) for number, (key, group) in enumerate(texts.items()) if _part(key) >= TRAINED for e in group]
+    held_out = [(parts[key], e) for key, group in texts.items() if _part(parts[key]) >= TRAINED for e in group]
     with workplace(out) as (_, new):
         classes = _train([e.text for e in train], [text_form(e.answer) for e in train], spelled, new)
         # without labels in the card, since the cloud may give answers that are no classes
@@ -209,7 +228,8 @@ def distil(
             ]
         )
         scores = np.array([np.nan if a.confidence is None else a.confidence for a in answers], np.float64)
-        certificate, why = _certified(scores, agree, [number for number, _ in held_out], max_loss, sure, {"edge": fingerprint})
+        notes = list[str]()
+        certificate, why = _certified(scores, agree, [key for key, _ in held_out], max_loss, sure, {"edge": fingerprint}, notes)
         size, guarantee = new.stat().st_size, "" if certificate is None else certificate.guarantee
         if not why or force:
             step = f"distilled from {len(train):,} answers; agreed on {agree.mean():.2%} of {len(agree):,} others. {guarantee}"
@@ -221,12 +241,18 @@ def distil(
         agreement=float(agree.mean()), deferral=deferral,
         threshold=None if certificate is None or not np.isfinite(certificate.threshold) else certificate.threshold,
         guarantee=guarantee, bytes=size, left_out=tuple(map(str, left_out.all())),
+        notes=tuple(notes),
     )  # fmt: skip
 
 
 def _part(key: str) -> float:
     """Return a number from 0 to 1 that is the same for equal texts in each process and order."""
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _template(key: str) -> str:
+    """Return a text's form without its numbers: texts that differ in these alone are not independent."""
+    return " ".join(_NUMBER.sub("0", key).split())
 
 
 def _most_frequent(group: Sequence[Example]) -> Example:
@@ -262,11 +288,19 @@ def _classes(texts: Mapping[str, Sequence[Example]], left_out: LeftOut) -> tuple
 
 
 def _certified(
-    scores: Any, agree: Any, groups: Sequence[int], max_loss: float, sure: float, fingerprints: Mapping[str, str]
+    scores: Any,
+    agree: Any,
+    groups: Sequence[str],
+    max_loss: float,
+    sure: float,
+    fingerprints: Mapping[str, str],
+    notes: list[str],
 ) -> tuple[Certificate | None, str]:
-    """Return the certificate of the held-out examples, and the reason why the model is not worth a trial; empty: it is."""
+    """Return the certificate of the held-out examples, and the reason why the model is not worth a trial; empty: it is.
+
+    Appends the calibration's warnings to `notes`.
+    """
     by_text = groups if len(set(groups)) < len(groups) else None
-    notes = list[str]()
     try:
         certificate = calibrate(
             scores, agree, max_loss=max_loss, sure=sure, name="msp", groups=by_text, fingerprints=fingerprints, notes=notes

@@ -59,7 +59,7 @@ def distil(
     if as_json:
         print(json.dumps({**done._asdict(), "policy": lines}))
         return code
-    print_notes(done.left_out)
+    print_notes([*done.left_out, *done.notes])
     pairs([
         ("trained on", f"{done.trained:,} answers of {done.classes} classes"),
         ("held out", f"{done.held_out:,}, and it agrees on {done.agreement:.1%} of them"),

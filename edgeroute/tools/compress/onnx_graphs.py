@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,7 @@ from typing import Any
 from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, ModelMissing, PolicyError, StoreError
+from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.foreign_files import read_json
 from edgeroute.system.late_imports import import_late, import_needed
 
@@ -23,6 +26,8 @@ PER_CHANNEL = 13
 """The first opset whose quantisation has an axis."""
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
              "MatMulInteger"}  # fmt: skip
+LOCK = "edgeroute.lock"
+"""File in a workplace that its process has locked."""
 SHOWN = 6
 """Maximum number of operators named in a message."""
 
@@ -183,16 +188,24 @@ def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
 def workplace(out: Path) -> Iterator[tuple[Path, Path]]:
     """Provide a temporary folder on the disk of the result, and in it the path for the new model, in a folder of its own.
 
-    All is deleted at the end of the `with` block.
+    All is deleted at the end of the `with` block, and so is, at its begin, what a killed process has left.
 
     Raises:
         StoreError: the disk is full, or may not be written to.
     """
     try:
+        for lock_file in out.parent.glob(f".{glob.escape(out.stem)}.*/{LOCK}"):
+            if (lock := ProcessLock(lock_file)).take():  # its process has ended
+                lock.leave()
+                shutil.rmtree(lock_file.parent, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
-            new = Path(folder) / "made" / out.name
+            lock, new = ProcessLock(Path(folder) / LOCK), Path(folder) / "made" / out.name
+            lock.take()
             new.parent.mkdir()
-            yield Path(folder), new
+            try:
+                yield Path(folder), new
+            finally:
+                lock.leave()
     except OSError as e:
         if isinstance(e, StoreError) or e.errno is None:
             raise

@@ -386,7 +386,7 @@ def langfuse_answer(record: Mapping[str, Any], options: Options) -> Exchange:
         raise Skip("no generation of a model")
     if record.get("level") == "ERROR":
         raise Skip("the request failed")
-    given, output = (_parsed(record.get(name)) for name in ("input", "output"))
+    given, output = (parsed_text(record.get(name)) for name in ("input", "output"))
     asked = given if isinstance(given, dict) else {"messages" if isinstance(given, list) else "prompt": given}
     key = request_key(record, options, asked=given)
     usage = record.get("usageDetails") or record.get("usage")
@@ -397,7 +397,7 @@ def langfuse_answer(record: Mapping[str, Any], options: Options) -> Exchange:
     return _exchange(key, record.get("model"), body, record, options, number(usd), asked)
 
 
-def _parsed(value: Any) -> Any:
+def parsed_text(value: Any) -> Any:
     """Return a value, parsed if it is a text of JSON: exports to tables write lists and mappings so."""
     if isinstance(value, str) and value[:1] in {"[", "{"}:
         try:
