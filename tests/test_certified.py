@@ -1,16 +1,19 @@
 """A router whose threshold comes with a guarantee: what it says, and when it says that the guarantee does not hold here."""
 
 import json
+import pickle
 import re
 import time
 
 import numpy as np
 import pytest
 import routes
+import tiny
 from both import flat
 
-from edgeroute import Audit, Egress, OpenInference, Options, PlainJson, PolicyError, Router
+from edgeroute import Audit, Egress, Ensemble, OnnxModel, OpenInference, Options, PlainJson, PolicyError, Router
 from edgeroute.confidence import Learned, calibrate, fit
+from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.observe.target_counts import TOGETHER
 
 
@@ -66,6 +69,93 @@ def test_one_that_is_bound_to_nothing_promises_nothing():
     loose = calibrate(SCORE, RIGHT, CLOUD, max_loss=0.02)
     with Router(edge, cloud, threshold=[loose]) as router:
         assert routes.uncalibrated(router.infer(1.0))
+
+
+OTHER = np.eye(4, 3)[:, ::-1]
+SURE = np.array([9, 0, 0, 0], np.float32)
+
+
+def promising(edge):
+    """A certificate for the edge as its files are now, with a threshold that all answers reach."""
+    with Router(edge, cloud, threshold=0.1) as router:
+        return calibrate(SCORE, RIGHT, CLOUD, max_loss=0.02, fingerprints=router.fingerprints(), name="msp")._replace(
+            threshold=0.1
+        )
+
+
+def replaced(answer):
+    """Whether the reason says that another file was loaded; otherwise it quotes the limit."""
+    assert ("loss <=" in answer.reason) == (not routes.uncalibrated(answer, answer.leg))
+    return "was replaced before it was loaded" in answer.reason
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["one", "in an ensemble"])
+def test_a_file_replaced_before_it_is_loaded_breaks_it(tmp_path, whole):
+    """At the first load, and at one after it was freed: from the first answer on, and also what was asked by a batch."""
+    path = tiny.linear(tmp_path / "small.onnx")
+    twin = tiny.linear(tmp_path / "twin.onnx")
+
+    def made():
+        model = OnnxModel(path)
+        return model, Ensemble([model, twin], name="both") if whole else model
+
+    threshold = promising(made()[1])
+    model, given = made()
+    with Router(given, cloud, threshold=threshold) as router:
+        answer = router.infer(SURE, mode="only_edge")
+        assert not replaced(answer)
+        held = answer.reason
+        tiny.linear(path, weights=OTHER)
+        assert not replaced(router.infer(SURE, mode="only_edge")), "the first is still in memory"
+        model.close()
+        assert [replaced(a) for a in router.infer_many([SURE, SURE], mode="only_edge")] == [True, True]
+        assert router.engine.snapshot.certificates[0].broken() == "the file of small was replaced before it was loaded"
+        assert "loss <=" in held
+        decision = pickle.loads(pickle.dumps(router.decide(SURE)))
+        assert "was replaced before it was loaded" in decision.steps[-1]
+        assert "was replaced" in decision.plan.legs[0].moved()
+    tiny.linear(path)
+    with Router(made()[1], cloud, threshold=threshold) as router:
+        tiny.linear(path, weights=OTHER)
+        assert replaced(router.infer(SURE, mode="only_edge"))
+
+
+def test_the_file_that_is_loaded_is_compared_not_one_before(tmp_path):
+    """The same content again is the same model; and a model loaded for another router earlier is no reason, once it was freed."""
+    path = tiny.linear(tmp_path / "small.onnx")
+    model, content = OnnxModel(path), path.read_bytes()
+    threshold = promising(OnnxModel(path))
+    tiny.linear(path, weights=OTHER)
+    model.load()
+    path.write_bytes(content)
+    with Router(model, cloud, threshold=threshold) as router:
+        assert replaced(router.infer(SURE, mode="only_edge")), "it is in memory"
+    assert not model.in_memory
+    with Router(model, cloud, threshold=threshold, options=Options(uncalibrated="error")) as router:
+        path.unlink()
+        path.write_bytes(content)
+        assert not replaced(router.infer(SURE, mode="only_edge"))
+
+
+def test_a_model_without_a_hash_is_known_by_the_time_and_size_of_its_file(tmp_path):
+    """As language models are, which are hashed for a certificate, and not again by loading."""
+
+    class Words(LoadsLate):
+        def _load(self):
+            return self.path.read_text()
+
+        def run(self, inputs, cancel=None):
+            self.load()
+            return [("edge", 0.9)] * len(inputs)
+
+    path = tmp_path / "words.txt"
+    path.write_text("one")
+    model = Words(path, card=None, sha256=None)
+    with Router(model, cloud, threshold=promising(model)) as router:
+        assert not replaced(router.infer(1.0, mode="only_edge"))
+        path.write_text("three")
+        model.close()
+        assert replaced(router.infer(1.0, mode="only_edge"))
 
 
 def test_what_a_certificate_cannot_promise_is_refused(certificate):

@@ -390,11 +390,14 @@ class BoundCertificate(NamedTuple):
     """Maximum age of the calibration, days."""
     served: Callable[[], str] | None = None
     """Returns the models that the cloud's servers report now; None: as in `used`."""
+    moved: Callable[[], str] | None = None
+    """Returns why models in memory are not those of `used`: a file was replaced before it was loaded. Empty: they are."""
 
     def broken(self) -> str | None:
         """Return in words why the certificate is not valid for this setup or at this time; None if it is valid."""
         used = self.used if self.served is None else {**self.used, "served": self.served()}
-        return self.certificate.matches(**used, max_age_days=self.max_age_days)
+        differs = self.certificate.matches(**used, max_age_days=self.max_age_days)
+        return differs or (self.moved and self.moved()) or None
 
 
 def digest(used: Mapping[str, str]) -> str:
@@ -421,6 +424,7 @@ def effective_target(target: Target, promise: BoundCertificate | None, alarm: st
         threshold=certificate.raised(at_least),
         thresholds={label: certificate.raised(at_least, label) for label in certificate.thresholds},
         label=certificate.label if broken is None else f"uncalibrated: {broken}",
+        moved=promise.moved,
     )
 
 

@@ -6,7 +6,7 @@ In order: `Facts`; the hedging delay; the order of trying; the standby's reserve
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from edgeroute.core.device_rules import Applying, Rule, applying
@@ -292,6 +292,8 @@ class Leg(NamedTuple):
     """By how much its thresholds are below the target's, as the cloud is loaded."""
     certified: bool = False
     """True if its threshold is a certificate's."""
+    moved: Callable[[], str] | None = None
+    """As the target's."""
 
     @property
     def side(self) -> Side:
@@ -453,6 +455,7 @@ def plan(
             label=target.label,
             thresholds=target.thresholds,
             certified=target.certified,
+            moved=target.moved,
         )
         after = places[position + 1].target if position + 1 < len(places) else None
         if facts.kept and after is not None and targets[after].side == "cloud" and not standby:
@@ -478,10 +481,12 @@ def without_guarantee(promising: Labelled, label: str) -> Labelled:
 def judged_leg(plan: Plan, i: int, below: Container[int]) -> Leg:
     """Return a leg with the label that its answer may quote.
 
-    A certificate's guarantee holds only if each edge before it answered below its threshold: none failed, was late or cancelled.
-    `below`: legs whose answers were below their thresholds.
+    A certificate's guarantee holds only if each edge before it answered below its threshold: none failed, was late or cancelled;
+    and if the files that were loaded are those that it is bound to. `below`: legs whose answers were below their thresholds.
     """
     leg = plan.legs[i]
+    if leg.moved is not None and (why := leg.moved()):
+        return without_guarantee(leg, f"uncalibrated: {why}")
     if not leg.certified or all(j in below or plan.legs[j].permit is not None for j in range(i)):
         return leg
     return without_guarantee(leg, EARLIER)
@@ -605,7 +610,7 @@ def shadow_leg(i: int, target: Target, policy: Policy) -> Leg:
     return Leg(
         target.name, None, i, target.threshold if known else INF, final=False,
         accept_unsure=known and policy.no_confidence == "accept", hedge_after_s=INF, standby=False, start_by_s=INF,
-        label=target.label, thresholds=target.thresholds, certified=target.certified,
+        label=target.label, thresholds=target.thresholds, certified=target.certified, moved=target.moved,
     )  # fmt: skip
 
 

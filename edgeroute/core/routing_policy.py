@@ -128,6 +128,8 @@ class Target(NamedTuple):
     """Name of its group of variants; empty: none. One member of a group is in a plan."""
     together: bool = False
     """True if its certificate is about all edges together: it holds only where all of them are asked in their order."""
+    moved: Callable[[], str] | None = None
+    """Returns why the models in memory are not those of its certificate; empty: they are. None: without a certificate."""
 
 
 class Policy(NamedTuple):

@@ -222,6 +222,43 @@ def stamps(model: EdgeModel) -> tuple[Any, ...]:
     return tuple((path.absolute(), file_stamp(path)) for path in files(model))
 
 
+class LoadedFiles:
+    """Comparison of models in memory, now and later, with their files at the time it is made. Reads the files then.
+
+    Contents are compared where loading takes the SHA-256, else times and sizes. Models without `loaded_stamp` are those of other
+    packages, and not watched.
+
+    Args:
+        models: the models.
+        of: returns the fingerprint of a file or a folder; of a file, its SHA-256.
+    """
+
+    __slots__ = ("_seen",)
+
+    def __init__(self, models: Sequence[EdgeModel], of: Of) -> None:
+        parts = [part for model in models for part in (model, *(model.models if is_ensemble(model) else ()))]  # type: ignore[attr-defined]
+        watched: list[Any] = [part for part in parts if hasattr(part, "loaded_stamp")]
+        self._seen = [(m, m.loaded_stamp if not m.in_memory else None, (file_stamp(m.path),), of(m.path)) for m in watched]
+
+    def __call__(self) -> str:
+        """Return which file was replaced before it was loaded; empty: none. Reads no files."""
+        for model, before, stamp, content in self._seen:
+            if model.loaded_stamp is before:
+                continue  # it was not loaded since
+            by_content = getattr(model, "fingerprint", None) is not None and not model.path.is_dir()
+            if model.fingerprint != content if by_content else model.loaded_stamp != stamp:
+                return f"the file of {model.name} was replaced before it was loaded"
+        return ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (str, self())  # a plan that is pickled has no models
+
+
+def is_ensemble(model: EdgeModel) -> bool:
+    """Return True if a model consists of several, listed as `models`."""
+    return isinstance(getattr(model, "models", None), list)
+
+
 def is_async(function: Any) -> bool:
     """Return True if a call returns a coroutine or an asynchronous generator."""
     while isinstance(function, partial):
@@ -278,7 +315,7 @@ def model_text(model: EdgeModel) -> str:
 
 # Fingerprint of an edge model: all that its outputs depend on, in one text.
 
-Of = Callable[[Any], str]
+Of: TypeAlias = Callable[[Any], str]
 """Function that returns the fingerprint of a file, a folder or a callable."""
 
 

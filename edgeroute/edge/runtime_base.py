@@ -19,7 +19,7 @@ from edgeroute.edge.edge_backend import current_turn
 from edgeroute.edge.input_stacking import MakePrepare, Plain
 from edgeroute.edge.model_card import Array, Card, checked_sha256
 from edgeroute.errors import BadInput, ModelError
-from edgeroute.system.process import ForkSafe, initially, per_process
+from edgeroute.system.process import ForkSafe, file_stamp, initially, per_process
 from edgeroute.types import StopToken, TensorSpec
 
 UNFREED_SESSIONS: list[Any] = []
@@ -48,6 +48,8 @@ class LoadsLate(ForkSafe, ABC):
 
     _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads
     _session: Any = initially(None, UNFREED_SESSIONS.append)
+    loaded_stamp: tuple[Any] | None = None
+    """`file_stamp` of the file as it was last loaded; None: it never was."""
     closes_after_runs = True
     """True, as each run holds its session: closing during a run frees it after the last run."""
 
@@ -57,6 +59,11 @@ class LoadsLate(ForkSafe, ABC):
         self.name = self.card.name or self.path.stem
         self.downgraded: str | None = None
         self._expected = sha256 or self.card.sha256
+
+    @property
+    def in_memory(self) -> bool:
+        """True while the model is loaded."""
+        return self._session is not None
 
     @property
     def files(self) -> list[Path]:
@@ -75,7 +82,8 @@ class LoadsLate(ForkSafe, ABC):
         """
         with self._lock:
             if self._session is None:
-                self._session = self._load()
+                stamp = file_stamp(self.path)
+                self._session, self.loaded_stamp = self._load(), (stamp,)
             return self._session
 
     @abstractmethod

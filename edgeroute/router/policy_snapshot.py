@@ -20,7 +20,7 @@ from edgeroute.core.device_rules import Rule, problem
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
-from edgeroute.edge.edge_model_interface import member, stamps
+from edgeroute.edge.edge_model_interface import LoadedFiles, member, stamps
 from edgeroute.edge.runtimes import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
@@ -622,11 +622,14 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
     if snapshot.policy.no_confidence != "defer":
         raise PolicyError("a certificate guarantees nothing of answers without a confidence: no_confidence has to be 'defer'")
     from edgeroute.confidence.certificate import BoundCertificate
+    from edgeroute.stores.cache import fingerprint
 
+    numbers = [k for k, target in enumerate(snapshot.targets) if target.side == "edge"]
+    numbers = numbers if certificate.ladder else [*earlier_edges(snapshot.targets, i), i]
+    moved = LoadedFiles([cast("EdgeBackend", snapshot.backends[k]).model for k in numbers], fingerprint)
     used = ladder_prints(snapshot, i) if certificate.ladder else {"earlier": "", **fingerprints(snapshot, i)}
-    return BoundCertificate(
-        certificate, used, routing.INF if max_age_s is None else max_age_s / DAY_S, partial(served_identities, snapshot)
-    )
+    max_age_days = routing.INF if max_age_s is None else max_age_s / DAY_S
+    return BoundCertificate(certificate, used, max_age_days, partial(served_identities, snapshot), moved)
 
 
 def _all_hold(targets: Sequence[routing.Target], certificates: Sequence[BoundCertificate | None]) -> None:
