@@ -429,7 +429,7 @@ class Answer(Generic[V]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the fields with the reason and the trace in place of the plan, which refers to objects of this process."""
-        fields = {name: getattr(self, name) for name in (*_FIELDS, "outputs") if name != "reason"}
+        fields = {name: getattr(self, name) for name in (*_FIELDS, "outputs") if name not in {"reason", "malformed"}}
         return _unpickle, (type(self), fields, _Route(self.reason, dict(self.trace), self.reason_code))
 
     def __repr__(self) -> str:
@@ -438,7 +438,7 @@ class Answer(Generic[V]):
         return f"<Answer {clean(short.repr(self.value), 100)} from {self.leg}{sure}{marks}: {clean(self.reason, 200)}>"
 
 
-_FIELDS = ("id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s")
+_FIELDS = ("id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s", "malformed")
 """Keys of `Answer.as_dict()`."""
 
 

@@ -21,7 +21,7 @@ from edgeroute import Answer, BadInput, Cache, Held, NoAnswer, Refused, Router, 
 
 pytestmark = pytest.mark.pure
 
-FIELDS = {"id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s"}
+FIELDS = {"id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s", "malformed"}
 
 
 make = makes(threshold=0.5)

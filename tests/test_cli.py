@@ -353,7 +353,10 @@ def test_infer_as_json(policy, cloud, inputs, batch):
     assert [(a["value"], a["source"], a["degraded"]) for a in answers] == [
         ("a", "edge", False), ("c", "cloud", False), ("c", "edge", False),
     ]  # fmt: skip
-    assert all(a.keys() == {"id", "input", "value", "source", "confidence", "degraded", "reason", "latency_s"} for a in answers)
+    assert all(
+        a.keys() == {"id", "input", "value", "source", "confidence", "degraded", "reason", "malformed", "latency_s"}
+        for a in answers
+    )
     assert len({a["id"] for a in answers}) == 3
     assert "0.58 < 0.90" in answers[1]["reason"]
 

@@ -219,5 +219,6 @@ def _plain(item: Item, answer: Answer) -> dict[str, Any]:
         "confidence": None if confidence is None or confidence != confidence else float(confidence),  # noqa: PLR0124 - NaN is not JSON
         "degraded": answer.degraded,
         "reason": answer.reason,
+        "malformed": answer.malformed,
         "latency_s": round(answer.latency_s, 6),
     }
