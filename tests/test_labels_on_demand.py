@@ -97,6 +97,20 @@ X = list(range(N))
 
 
 @BOTH
+def test_a_model_without_a_version_is_named_before_the_first_label(kind, caplog):
+    """By `check`, and by `calibrate` in the log: no certificate would hold."""
+    text = "the edge model cannot be identified: give version="
+    before = []
+    edge, cloud = lambda i: (WORDS[EDGE[i]], float(CONFIDENCE[i])), parts_of_router()[1]
+    with closing(kind(edge, cloud, threshold=0.5)) as router:
+        assert sum(text in line for line in router.check().lines) == 1
+        router.calibrate(X, label=lambda i: before.append(text in caplog.text) or right(i), max_loss=0.05)
+    assert all(before)
+    with closing(router_of(kind)) as router:
+        assert not any("version=" in line for line in router.check().lines)
+
+
+@BOTH
 def test_a_function_is_asked_only_for_what_counts(kind):
     """It gets the inputs on which edge and cloud differ, the surest first, and what it says makes the threshold of all labels."""
     asked = []

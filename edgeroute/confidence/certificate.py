@@ -35,6 +35,8 @@ _VERSION = {
     "score": 'f.version = "1"', "codec": 'f.version = "1"', "earlier": 'CallableModel(f, version="1")',
 }  # fmt: skip
 """Thing -> how to give it a version, for one that cannot be identified otherwise."""
+UNVERSIONED = f"the edge model cannot be identified: give version=, as in {_VERSION['edge']}"
+"""Reason why no certificate applies to an edge model that is a function or an estimator, without a version."""
 OTHERS = "the other edge models, their thresholds or their order are not those that it was made for"
 """Reason why a certificate about several edge models together does not apply."""
 

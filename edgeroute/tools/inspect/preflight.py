@@ -6,16 +6,18 @@ from collections.abc import Generator
 from time import monotonic
 from typing import Any
 
+from edgeroute.confidence.certificate import UNVERSIONED
 from edgeroute.core import reason_and_trace as explain
-from edgeroute.core.error_codes import error_text, failure_text
+from edgeroute.core.error_codes import UNIDENTIFIED, error_text, failure_text
 from edgeroute.core.plan import Plan, judged_leg
 from edgeroute.core.routing_policy import Rules
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
+from edgeroute.edge.edge_model_interface import member
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.decision_and_check_results import Check, Decision
 from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import PASSING, LegExecutor
-from edgeroute.router.policy_snapshot import Snapshot
+from edgeroute.router.policy_snapshot import Snapshot, fingerprints
 from edgeroute.system.process import now
 from edgeroute.tools.inspect import impossible_settings
 from edgeroute.types import Backend
@@ -127,8 +129,19 @@ def _targets(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: st
         lines.append("there is no edge model: without the cloud there is no answer")
     elif places and snapshot.policy.mode in {"prefer_edge", "shadow"}:
         lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges if t.threshold is not None)
+        lines.extend(
+            f"the certificate of {t.name} will not hold, since {UNVERSIONED}: calibrate with that"
+            for i, t in enumerate(snapshot.targets)
+            if t in edges and t.label == "uncalibrated" and _unversioned(snapshot, i)
+        )
         lines.extend(f"! its certificate says: {text}" for c in snapshot.certificates if c for text in c.certificate.doubts)
     return Check(all(problem is None for _, problem in problems), tuple(lines))
+
+
+def _unversioned(snapshot: Snapshot, i: int) -> bool:
+    """Return True if an edge model without a file cannot be identified. Hashes no file."""
+    model: Any = snapshot.backends[i]
+    return member(model.model, "path") is None and UNIDENTIFIED in fingerprints(snapshot, i)["edge"]
 
 
 def _promise(label: str) -> str:

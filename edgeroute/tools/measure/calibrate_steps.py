@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgeroute.confidence.certificate import BoundCertificate, Certificate, Kind
+from edgeroute.confidence.certificate import UNVERSIONED, BoundCertificate, Certificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.error_codes import UNIDENTIFIED, class_name
 from edgeroute.core.routing_policy import INF
@@ -296,6 +297,8 @@ def calibration(
         every = reading["every"]
         label = FunctionLabels(label, {i * every: y for i, y in enumerate(labels or ())} if known is None else known, every)
     if label is not None:
+        if UNIDENTIFIED in calls.fingerprints()["edge"]:
+            log.warning("the certificate will not hold, since %s", UNVERSIONED)
         label.begin(examples, inputs, calls.runner.reader.labels)
     result: CalibrationResult = yield Block(
         partial(certify_examples, calls, examples, want, notes, policy=policy, labels=label), INF
@@ -404,6 +407,7 @@ def certify_examples(
     return result_of() if labels is None else result_of(labels.read, getattr(labels, "labels", None))
 
 
+log = logging.getLogger("edgeroute")
 ABOUT_ALL = 'it is about all edge models together: evaluate them with edge="all"'
 """Reason why a certificate says nothing about one edge model."""
 
