@@ -242,7 +242,10 @@ def endpoint_of(given: Any) -> Any:
         from edgeroute.http.addresses_and_messages import bare, chat_advice
 
         if "://" not in given and (given[:1] in {"/", ".", "~", "\\"} or given.lower().endswith(_MODEL_FILES)):
-            raise PolicyError(f"cloud= takes no model's file: {_LOCAL}; or run `edgeroute serve FILE`, and pass its model's URL")
+            file = given if bare(given).startswith("'") else "FILE"
+            raise PolicyError(
+                f"cloud= takes no model's file: {_LOCAL}; or run `edgeroute serve {file}`, and pass its model's URL"
+            )
         if "/v2/models/" not in given:
             raise PolicyError(_advice(bare(given), chats=bool(chat_advice(given))))
         return OpenInference(given)
