@@ -69,6 +69,7 @@ def take_away(system: str, root: Path) -> None:
         os.process_cpu_count = os.cpu_count
     if system == "win32":
         socket.socketpair = _socketpair
+        socket.SO_EXCLUSIVEADDRUSE = socket.SO_REUSEADDR  # an option that this kernel knows in its place
         asyncio.ProactorEventLoop = asyncio.SelectorEventLoop
         io._WindowsConsoleIO = type("_WindowsConsoleIO", (), {})  # private: Python looks for it on Windows
     sys.platform = system
