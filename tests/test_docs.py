@@ -80,8 +80,24 @@ def answered():
         "delivery": "parcel courier late tracking",
         "login": "password account locked",
     }
-    names, rng = [*words], random.Random(0)
-    lines = [f"{' '.join(rng.sample(words[name].split(), 3))} in order {k},{name}" for k in range(900) for name in [names[k % 3]]]
+    others = [
+        "please",
+        "hello",
+        "my",
+        "the",
+        "order",
+        "number",
+        "was",
+        "about",
+        "it",
+        "thanks",
+        "again",
+        "question",
+        "team",
+        "kind",
+    ]
+    rng = random.Random(0)
+    lines = [f"{' '.join([*rng.sample(words[name].split(), 2), *rng.sample(others, 6)])},{name}" for name in [*words] * 300]
     Path("answers.csv").write_text("text,answer\n" + "\n".join(lines) + "\n")
 
 
