@@ -59,10 +59,9 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
 
 def _signature(command: Callable[..., Any]) -> inspect.Signature:
     """Return a command's signature for Typer: the help of an argument or option is its text under `Args:` in the docstring."""
-    texts, types, hints = argument_texts(command), get_type_hints(command), get_type_hints(command, include_extras=True)
-    parameters = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        hint = hints[name]
+    texts, types, parameters = argument_texts(command), get_type_hints(command), []
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        hint = parameter.annotation  # Python 3.10: get_type_hints hides an Annotated in an Optional if the default is None
         if name in texts:
             named = [f"--{name.replace('_', '-')}"] if types[name] is bool else []  # without a --no-NAME
             plain = typer.Option(*named) if parameter.kind is parameter.KEYWORD_ONLY else typer.Argument()
