@@ -120,7 +120,7 @@ class Certificate(NamedTuple):
     reach: float = 1.0
     """Share of the examples that reach the edge model, 0..1; less for a later one of a ladder."""
     ladder: tuple[Mapping[str, Any], ...] = ()
-    """Of a guarantee about several edge models together, for each of them the fields that are its own, as in the file."""
+    """Fields of each edge model, as in the file, of a guarantee about several edge models together; empty: it is about one."""
 
     def of_edge(self, i: int, count: int) -> Certificate:
         """Return the certificate with the threshold and fingerprints of edge model number `i` of `count`.

@@ -293,7 +293,7 @@ class Leg(NamedTuple):
     certified: bool = False
     """True if its threshold is a certificate's."""
     moved: Callable[[], str] | None = None
-    """As the target's."""
+    """Function that says why the loaded models are not the certified ones, as the target has it; None: no certificate."""
 
     @property
     def side(self) -> Side:

@@ -54,7 +54,7 @@ class Part(NamedTuple):
     data: str
     """A text, or a data URL."""
     plain: str
-    """What a terminal shows."""
+    """Text of the input for a terminal."""
 
 
 def parts_of(x: Any, name: str = "") -> Iterator[Part]:
@@ -176,7 +176,7 @@ class Asked(NamedTuple):
     name: str
     """Name of the input."""
     parts: tuple[Part, ...]
-    """What is shown of the input."""
+    """View of the input: its text, picture or sound."""
     answers: tuple[str, str]
     """The two answers, in an order that does not tell whose they are."""
     done: int

@@ -159,7 +159,7 @@ BETTING = 3.3
 STARTS = {0.2: 0.8, 0.4: 0.1, 0.6: 0.1}
 """Acceptance rate at which the test of max_error starts, or restarts -> its part of the risk. Fewer examples prove little."""
 EVEN_STARTS = {0.2: 0.4, 0.4: 0.3, 0.6: 0.3}
-"""As `STARTS`, for n * alpha of 10 * log(1 / delta) or more (30 at 95 %), where restarts cost a clean top little."""
+"""Starts in place of `STARTS` from n * alpha = 10 * log(1 / delta) on (30 at 95 %), where restarts cost a clean top little."""
 
 
 class Step(NamedTuple):

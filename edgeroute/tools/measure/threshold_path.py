@@ -43,7 +43,7 @@ class Path(NamedTuple):
     """Thresholds at which the test of a path stopped."""
 
     thresholds: tuple[float, ...]
-    """Of each edge model; inf: all its answers are deferred."""
+    """Threshold of each edge model; inf: all its answers are deferred."""
     method: str
     """Test used, as of `Step`."""
     rows: Ints
