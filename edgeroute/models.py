@@ -10,8 +10,7 @@ from edgeroute.system.late_imports import package_folder
 if TYPE_CHECKING:
     import numpy as np
 
-NAMES = ("fashion",)
-"""Names of the functions below, each of which returns a pair of models."""
+NAMES = ("fashion",)  # names of the functions below, each of which returns a pair of models
 
 
 class Pair(NamedTuple):

@@ -27,8 +27,7 @@ else:
 
 __all__ = ["Answer", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
 
-Source = Literal["edge", "cloud", "cache", "stale"]
-"""Origin of an answer; stale: an expired cache entry."""
+Source = Literal["edge", "cloud", "cache", "stale"]  # origin of an answer; stale: an expired cache entry
 
 
 class TensorSpec(NamedTuple):

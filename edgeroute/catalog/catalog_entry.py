@@ -16,8 +16,7 @@ from edgeroute.system.foreign_files import parse_json
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,63}")
-LONGEST = 200
-"""Maximum characters of a file's path: Windows takes 260 with the folder."""
+LONGEST = 200  # maximum characters of a file's path: Windows takes 260 with the folder
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(\..*)?", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
@@ -93,10 +92,8 @@ def _quote(value: object) -> str:
 
 
 FORMAT = 1
-MOST_ENTRIES, MOST_FILES = 10_000, 1_000
-"""Maximum entries of a catalog, and files of an entry."""
-MOST_BYTES = 1 << 40
-"""Maximum size of a file."""
+MOST_ENTRIES, MOST_FILES = 10_000, 1_000  # maximum entries of a catalog, and files of an entry
+MOST_BYTES = 1 << 40  # maximum size of a file
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _EARLY = re.compile(r"[._+-]?(a|alpha|b|beta|c|rc|pre|preview|dev)[._-]?", re.IGNORECASE)
 """Text within a version by which a release is announced."""

@@ -25,12 +25,9 @@ if TYPE_CHECKING:
 
     import httpx
 
-BLOCK = 1 << 16
-"""Bytes read at a time."""
-SLOWEST = 500
-"""Bytes a second, on average over the patience, below which a catalog counts as unavailable."""
-CONNECT_S = 10.0
-"""Maximum time to connect, seconds."""
+BLOCK = 1 << 16  # bytes read at a time
+SLOWEST = 500  # bytes a second, on average over the patience, below which a catalog counts as unavailable
+CONNECT_S = 10.0  # maximum time to connect, seconds
 MOST_REDIRECTS = 3
 
 
@@ -230,8 +227,7 @@ class Web:
                 client.close()
 
 
-Source: TypeAlias = Folder | Web
-"""Place from which a catalog is read."""
+Source: TypeAlias = Folder | Web  # place from which a catalog is read
 
 
 def source_of(where: str | Path, *, verify: bool | str | Path = True, patience_s: float = 30.0) -> Source:
@@ -266,10 +262,8 @@ def _checked_address(url: str) -> str:
 
 METADATA, TARGETS, INDEX = "metadata", "targets", "catalog.json"
 """Folders of a catalog, and the file that TUF signs: the list of models, with the hash of each of their files."""
-MOST_INDEX = 8 << 20
-"""Maximum size of that list, bytes."""
-HERE = "catalog:/"
-"""Base of the addresses that TUF requests from its fetcher."""
+MOST_INDEX = 8 << 20  # maximum size of that list, bytes
+HERE = "catalog:/"  # base of the addresses that TUF requests from its fetcher
 
 
 def download_index(source: Source, folder: Path, root: bytes) -> bytes:

@@ -15,8 +15,7 @@ from edgeroute.errors import CatalogError, ModelMissing, PolicyError
 from edgeroute.system.foreign_files import read_bytes
 from edgeroute.types import EdgeModel
 
-KNOWN = "catalog.json"
-"""Name of the file with the list that was read last."""
+KNOWN = "catalog.json"  # name of the file with the list that was read last
 
 
 class ModelStatus(NamedTuple):

@@ -32,8 +32,7 @@ from edgeroute.system.process import ForkSafe, file_sha256, json_dumps, per_proc
 
 SUFFIX = ACTIVE
 ENTRY = "entry.json"
-TURN_S = 10.0
-"""Maximum time that a change of the active version waits for another change, seconds."""
+TURN_S = 10.0  # maximum time that a change of the active version waits for another change, seconds
 
 
 class _Lock(ForkSafe):
@@ -270,14 +269,10 @@ def loads(path: Path) -> Any:
 
 # Downloads of a version's files: resumed, bounded by the stated size, and verified before they are used.
 
-FILES = "files"
-"""Folder of a catalog with the models' files: `files/NAME/VERSION/...`."""
-SPARE = 1 << 20
-"""Bytes that are left free on the disk."""
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Errors of a full disk."""
-ATTEMPTS = 3
-"""Attempts for one file, each resuming the one before."""
+FILES = "files"  # folder of a catalog with the models' files: `files/NAME/VERSION/...`
+SPARE = 1 << 20  # bytes that are left free on the disk
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a full disk
+ATTEMPTS = 3  # attempts for one file, each resuming the one before
 
 
 class Progress(NamedTuple):

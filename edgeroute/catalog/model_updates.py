@@ -177,10 +177,8 @@ class Catalog(Installed):
 
 
 log = logging.getLogger("edgeroute")
-LOOKS_S = 1.0
-"""Interval of checks of a version on trial, seconds."""
-MOST_STARTS = 3
-"""Process starts with a version on trial after which that version is rolled back, as the cause of the crashes."""
+LOOKS_S = 1.0  # interval of checks of a version on trial, seconds
+MOST_STARTS = 3  # process starts with a version on trial after which that version is rolled back, as the cause of the crashes
 Did = Literal["nothing", "updated", "refused", "rolled_back", "on_trial", "confirmed"]
 
 
@@ -445,10 +443,8 @@ class Updater:
 
 # Canary inputs: a few inputs with their right answers, on which a new version is tried before it is activated.
 
-CLOSE = 1e-3
-"""Relative and absolute difference of numbers that count as equal: devices sum in another order."""
-NAMED = "input:"
-"""Prefix of an input's name in a file, for a model with several inputs."""
+CLOSE = 1e-3  # relative and absolute difference of numbers that count as equal: devices sum in another order
+NAMED = "input:"  # prefix of an input's name in a file, for a model with several inputs
 
 
 class Canaries(NamedTuple):

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 # Checks of the answers of an endpoint, or of a function as the cloud: nonsense never replaces an edge answer.
 
-SLACK = 0.01
-"""Amount by which a probability may exceed 1: some servers round."""
+SLACK = 0.01  # amount by which a probability may exceed 1: some servers round
 
 
 class ReplyReader(Reader):
@@ -159,10 +158,8 @@ def _kind(value: Any) -> str:
 
 SPARE, SPARE_S = 0.05, 0.05
 """Share of the time left, and maximum seconds of it, that a call leaves for returning the answers of the others."""
-REFUSALS = (400, 413, 422)
-"""HTTP statuses of a server that takes no batch of this size, or not an input in it."""
-MOST_HALVINGS = 16
-"""Maximum refused calls of a batch that are followed by calls of half as many rows."""
+REFUSALS = (400, 413, 422)  # HTTP statuses of a server that takes no batch of this size, or not an input in it
+MOST_HALVINGS = 16  # maximum refused calls of a batch that are followed by calls of half as many rows
 
 
 class Rows:
@@ -182,11 +179,9 @@ class Rows:
 
     def __init__(self, exchange: Exchange, guard: Guard, inputs: list[Any], until: float, most: int = 1) -> None:
         self._exchange, self._guard, self._inputs, self._until = exchange, guard, inputs, until
-        self._unreadable = False
-        """True if the reply to the call before could not be read."""
+        self._unreadable = False  # True if the reply to the call before could not be read
         self.most = most
-        self.refused = False
-        """True if the server refused an input alone, so that its refusals do not show how many rows it takes."""
+        self.refused = False  # True if the server refused an input alone, so that its refusals do not show how many rows it takes
         self._first_most, self._size = most, 0
         self._halvings = self._accepted = 0
         self.found: list[Any] = []
@@ -250,10 +245,8 @@ def _of_the_input(error: BaseException) -> bool:
     return failure.code in {"", "bad_input", "bad_reply"} or failure.of_the_input
 
 
-SENDS_EDGE = "send_edge"
-"""Part of fingerprints: the cloud is sent the edge's answer."""
-MAX_ABANDONED = 16
-"""Maximum abandoned runs (requested to stop, still running), above which the planner skips the endpoint."""
+SENDS_EDGE = "send_edge"  # part of fingerprints: the cloud is sent the edge's answer
+MAX_ABANDONED = 16  # maximum abandoned runs (requested to stop, still running), above which the planner skips the endpoint
 
 
 def checked_flag(name: str, value: object) -> bool:

@@ -16,13 +16,11 @@ from edgeroute.edge.preprocessing import MODES, load_pillow
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.late_imports import import_late
 
-MEDIA = "media_type"
-"""Parameter of a tensor with the media type of its bytes."""
+MEDIA = "media_type"  # parameter of a tensor with the media type of its bytes
 PICTURES = {"jpeg": 95, "webp": 95, "png": None}
 """Codec of pictures -> default quality, with little loss (docs/payloads.md); None: lossless."""
 MOST_QUALITY = 100
-MOST_LEVEL = 19
-"""Maximum level of zstd, below the levels that take much memory."""
+MOST_LEVEL = 19  # maximum level of zstd, below the levels that take much memory
 
 
 class Coded(NamedTuple):

@@ -79,10 +79,8 @@ class OneByOne:
         raise NotImplementedError
 
 
-MAX_VALUES = 250_000
-"""Default maximum of values in a reply: that many parse in some 10 ms."""
-MAX_NESTED = 50_000
-"""Maximum of lists and objects in a reply: they parse ten times as slowly as numbers."""
+MAX_VALUES = 250_000  # default maximum of values in a reply: that many parse in some 10 ms
+MAX_NESTED = 50_000  # maximum of lists and objects in a reply: they parse ten times as slowly as numbers
 
 
 def loads(body: bytes | memoryview, where: str, max_values: int = MAX_VALUES) -> Any:
@@ -153,8 +151,7 @@ _HINTS = {
     403: " (may this api_key do that?)", 404: " (is the URL right, and the model loaded?)",
 }  # fmt: skip
 """HTTP status -> hint at the likely mistake."""
-_OF_KEYS = (401, 403, 407)
-"""HTTP statuses whose texts often have a part of the key, and are never logged."""
+_OF_KEYS = (401, 403, 407)  # HTTP statuses whose texts often have a part of the key, and are never logged
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:

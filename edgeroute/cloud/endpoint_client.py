@@ -134,14 +134,12 @@ class OnLoop:
         self.open: Any = getattr(channels, "open", None)
 
 
-CallSender: TypeAlias = InThread | OnLoop
-"""Sending of a call and waiting, as coroutines."""
+CallSender: TypeAlias = InThread | OnLoop  # sending of a call and waiting, as coroutines
 
 # Retries of a call, with back-off: the only retry layer.
 
 T = TypeVar("T")
-FIRST_S, MOST_S = 0.1, 2.0
-"""Maximum back-off before the first retry, and before any, seconds."""
+FIRST_S, MOST_S = 0.1, 2.0  # maximum back-off before the first retry, and before any, seconds
 _RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retriable)
 
 
@@ -162,8 +160,7 @@ def _is_stale(state: RetryCallState) -> bool:
     return state.attempt_number == 1 and isinstance(error, CloudError) and error.stale
 
 
-ABSENT = (404, 405, 501)
-"""HTTP statuses of a path that does not exist, which is no fault in a probe."""
+ABSENT = (404, 405, 501)  # HTTP statuses of a path that does not exist, which is no fault in a probe
 
 
 class HttpClient(ForkSafe):

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from edgeroute.stores.rotated_json_lines import Journal
     from edgeroute.types import StopToken
 
-PROBE_S = 5.0
-"""Timeout of a probe, seconds."""
+PROBE_S = 5.0  # timeout of a probe, seconds
 
 
 def _jitter() -> float:

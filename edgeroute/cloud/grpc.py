@@ -51,8 +51,7 @@ CONTENTS = {
     "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
 """Datatype -> field with its values, if they are not raw bytes; FP16 and BF16 have none."""
-_RAW = bytes([7 << 3 | 2])
-"""Tag of `Request.raw`."""
+_RAW = bytes([7 << 3 | 2])  # tag of `Request.raw`
 
 
 def message_classes() -> dict[str, Any]:

@@ -29,8 +29,7 @@ from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.system.process import ForkSafe, initially, per_process, start_task_on
 from edgeroute.types import StopToken
 
-LONGEST = (1 << 31) - 1
-"""Maximum bytes of a message: gRPC's own limit."""
+LONGEST = (1 << 31) - 1  # maximum bytes of a message: gRPC's own limit
 RECONNECT_MS = (100, 1000)
 """Least and greatest time between attempts to connect, ms. gRPC's own is up to two minutes, too long for a recovered server."""
 _CODES = grpc.StatusCode
@@ -54,8 +53,7 @@ REASONS = (
 )  # fmt: skip
 """Parts of these texts that may be quoted; the texts may also contain a server's words."""
 _TLS = re.compile("certificate|_CA|WRONG_VERSION|handshake|Verification", re.IGNORECASE)
-EARLY_S = 0.05
-"""Seconds by which gRPC's time limit may come too early."""
+EARLY_S = 0.05  # seconds by which gRPC's time limit may come too early
 
 
 class _Channels(ForkSafe):

@@ -22,14 +22,10 @@ from edgeroute.types import Escalated, TensorSpec
 
 PARAMETER = "edge_answers"
 """Parameter of a request of the Open Inference Protocol: JSON, a list with an object or null for each input."""
-MOST_OUTPUTS = 100
-"""Maximum numbers of an answer's raw outputs; more are not sent."""
-MOST_VALUE = 16 << 10
-"""Maximum bytes of an answer's value as JSON; a longer one is sent as null."""
-MOST_BITS = 1000
-"""Maximum bits of a whole number in the value; with more, the value is sent as null."""
-MOST_DEEP = 50
-"""Maximum levels of lists and objects in the value; with more, it is sent as null."""
+MOST_OUTPUTS = 100  # maximum numbers of an answer's raw outputs; more are not sent
+MOST_VALUE = 16 << 10  # maximum bytes of an answer's value as JSON; a longer one is sent as null
+MOST_BITS = 1000  # maximum bits of a whole number in the value; with more, the value is sent as null
+MOST_DEEP = 50  # maximum levels of lists and objects in the value; with more, it is sent as null
 
 
 def answer_fields(prediction: Prediction) -> dict[str, Any]:
@@ -105,8 +101,7 @@ def answers_json(edges: Sequence[Mapping[str, Any] | None]) -> str:
 
 # Ladders of codecs: several qualities, of which the best that is predicted to arrive in time is sent.
 
-NEWEST = 0.1
-"""Weight of the newest input in the prediction of its encodings' sizes."""
+NEWEST = 0.1  # weight of the newest input in the prediction of its encodings' sizes
 Choose = Callable[[Sequence[float]], int]
 """(sizes of a request's encodings, bytes, best first; NaN: not available) -> index of the one to send."""
 
@@ -356,5 +351,4 @@ def _picture(fit: tuple[Picture | None, str], x: Any) -> Array:
     return x
 
 
-_ANY = Picture("picture", -1, -1, 3)
-"""Reader of picture files if nothing determines the model's input."""
+_ANY = Picture("picture", -1, -1, 3)  # reader of picture files if nothing determines the model's input

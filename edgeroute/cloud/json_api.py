@@ -185,8 +185,7 @@ class PlainJson(OneByOne):
 
 
 _MISSING = object()
-_FAILED = {500, 502, 503, 504}
-"""HTTP statuses of OPTIONS by which a server does not work; others may refuse the method alone."""
+_FAILED = {500, 502, 503, 504}  # HTTP statuses of OPTIONS by which a server does not work; others may refuse the method alone
 
 _DEFAULT: tuple[Any, ...] = ("{input}", {"input": "{input}"})
 _WITH_EDGE = {**_DEFAULT[1], "edge": "{edge}"}

@@ -17,14 +17,10 @@ from edgeroute.core.latency_and_load_estimates import Report
 from edgeroute.system.process import json_loads
 
 HEADER: Final = "endpoint-load-metrics"
-ASK: Final = ("endpoint-load-metrics-format", "text")
-"""Request header by which Triton and vLLM are asked for reports."""
-LONGEST: Final = 2048
-"""Maximum characters of a header to read."""
-MOST: Final = 64
-"""Maximum metrics of a header to read."""
-LARGEST: Final = 1e6
-"""Maximum value of a metric."""
+ASK: Final = ("endpoint-load-metrics-format", "text")  # request header by which Triton and vLLM are asked for reports
+LONGEST: Final = 2048  # maximum characters of a header to read
+MOST: Final = 64  # maximum metrics of a header to read
+LARGEST: Final = 1e6  # maximum value of a metric
 _USED: Final = ("application_utilization", "cpu_utilization", "kv_cache_utilization", "kv_cache_usage_perc")
 """Metrics of utilisation: the first above 0 counts, as in gRPC's weighted round robin; the last two are Triton's and vLLM's."""
 

@@ -50,15 +50,13 @@ from edgeroute.text.read_openai_replies import (
 
 # Errors of a language model behind OpenAI's API (key, model, length, rate) as exceptions.
 
-SHORT = 1 << 16
-"""Maximum bytes of an error reply to read."""
+SHORT = 1 << 16  # maximum bytes of an error reply to read
 NOT_FOUND, TOO_MANY, FAILED = 404, 429, 500
 _LONG = re.compile(
     r"context.{0,20}(length|size|window)|maximum context|prompt is too long|too many (input )?tokens", re.IGNORECASE
 )
 """Messages of a prompt that is too long."""
-_SPENT = {"insufficient_quota", "billing_hard_limit_reached"}
-"""Codes of a key whose quota is used up."""
+_SPENT = {"insufficient_quota", "billing_hard_limit_reached"}  # codes of a key whose quota is used up
 _STATUS = {
     **dict.fromkeys(LONG, 400), "invalid_request_error": 400, "authentication_error": 401,
     "invalid_api_key": 401, "permission_error": 403, "not_found_error": 404, "rate_limit_error": 429,
@@ -140,26 +138,19 @@ def _is_long(error: Mapping[str, Any]) -> bool:
 
 BASE = "/v1"
 ROUTES = ("/chat/completions", "/completions")
-MAX_REPLY = 8 << 20
-"""Default maximum of a reply, bytes: a token's event in a stream takes some hundred."""
-NO_LIST = {404, 405, 501}
-"""HTTP statuses of servers that do not list their models."""
-EXPECTED = 512
-"""Tokens of an answer to book ahead if its maximum length is unknown."""
-MOST_TOKENS = 1_000_000_000
-"""Maximum tokens of an answer in a request: a larger number is a mistake."""
+MAX_REPLY = 8 << 20  # default maximum of a reply, bytes: a token's event in a stream takes some hundred
+NO_LIST = {404, 405, 501}  # HTTP statuses of servers that do not list their models
+EXPECTED = 512  # tokens of an answer to book ahead if its maximum length is unknown
+MOST_TOKENS = 1_000_000_000  # maximum tokens of an answer in a request: a larger number is a mistake
 MARGIN = 200_000
 """Tokens, beside ten times those expected, beyond which a server's count is not believed: thoughts and images take many."""
-LETTERS = 3
-"""Bytes of an answer's text per token, where tokens are not counted."""
+LETTERS = 3  # bytes of an answer's text per token, where tokens are not counted
 IMAGE, MEDIA_BYTES = 5000, 32
 """Tokens of an image, whatever its bytes; and bytes per token of sound and files, in Base64, beside as many as an image has."""
-MEDIA = frozenset({"image_url", "input_audio", "file", "video_url"})
-"""Keys of a message's part that hold or name such data."""
+MEDIA = frozenset({"image_url", "input_audio", "file", "video_url"})  # keys of a message's part that hold or name such data
 MOST_SEEN, NOT_SHOWN = 32, re.compile(r"[^\w.:@-]")
 """Most names of models that are stored; characters that a name is shown without."""
-TOOLS = 1000
-"""Tokens that a model's template may add for tools."""
+TOOLS = 1000  # tokens that a model's template may add for tools
 
 SILENT = {
     "length": ": it had the most tokens that it may have before it said anything",
@@ -241,8 +232,7 @@ class OpenAIChat(OneByOne):
         self.name, self.model, self.between_s, self.labels = name, model, between_s, label_names(labels)
         self.version = version
         self._stream, self._usage, self._logprobs = stream, usage, logprobs
-        self._seen: set[str] = set()
-        """Names and fingerprints of the models that have answered."""
+        self._seen: set[str] = set()  # names and fingerprints of the models that have answered
         self._chat = Chat(
             chat=chat, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, grammar=None,
             response_format=response_format, confidence=confidence, request=request, texts_only=False,

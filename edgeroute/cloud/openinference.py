@@ -37,14 +37,10 @@ from edgeroute.types import TensorSpec
 __all__ = ["DTYPES", "LENGTH", "NAMES", "TEXTS", "OpenInference"]
 
 _DIGITS = re.compile("[0-9]{1,18}")
-TRIES = 2
-"""Unanswered probes with binary tensors after which the server counts as JSON-only."""
-BUSY = (429, 503)
-"""HTTP statuses of a server that is busy, and so gives no information."""
-MOST_PROBED = 1 << 22
-"""Maximum elements of an input with which `ping` probes, before there is a real input."""
-MOST_HEADS = 64
-"""Maximum shapes of requests whose JSON is stored."""
+TRIES = 2  # unanswered probes with binary tensors after which the server counts as JSON-only
+BUSY = (429, 503)  # HTTP statuses of a server that is busy, and so gives no information
+MOST_PROBED = 1 << 22  # maximum elements of an input with which `ping` probes, before there is a real input
+MOST_HEADS = 64  # maximum shapes of requests whose JSON is stored
 LENGTH = "Inference-Header-Content-Length"
 _LENGTH = LENGTH.lower()
 OCTETS = ("Content-Type", "application/octet-stream")

@@ -37,8 +37,7 @@ T = TypeVar("T")
 LINGER_S = 0.5
 """Maximum seconds to wait for token counts after a whole answer; a fifth of it for the end of the reply, which keeps the
 connection."""
-LINE = 1 << 16
-"""Maximum bytes of a first line that is waited for."""
+LINE = 1 << 16  # maximum bytes of a first line that is waited for
 
 
 class Head(NamedTuple):
@@ -225,8 +224,7 @@ class StreamAttempt:
 
 # Runner of speeches: attempt by attempt, by the endpoint's client.
 
-Say: TypeAlias = Callable[[], AnswerStream[Any]]
-"""Returns a new speech, for each attempt."""
+Say: TypeAlias = Callable[[], AnswerStream[Any]]  # returns a new speech, for each attempt
 _LEFT = Unreachable("it was left before its end")
 
 

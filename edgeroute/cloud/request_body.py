@@ -25,8 +25,7 @@ from edgeroute.system.process import json_dumps
 
 # Encoding of values as JSON, multipart and form fields. An error names the value's place, and what to write instead.
 
-QUICK = find_spec("orjson") is not None
-"""True if orjson is installed, so that the fast encoder is tried first."""
+QUICK = find_spec("orjson") is not None  # True if orjson is installed, so that the fast encoder is tried first
 BYTES = (bytes, bytearray, memoryview)
 
 
@@ -202,14 +201,10 @@ def form(fields: list[tuple[str, str]]) -> tuple[str, bytes]:
 
 
 BodyType = Literal["json", "multipart", "form"]
-MAX_BODY = 64 << 20
-"""Default maximum of a request's body, bytes."""
-MAX_NESTED, MAX_VALUES, MAX_TEXT = 32, 1000, 1 << 16
-"""Limits of a template: levels, values, characters."""
-FILE_KEYS = ("file", "filename", "type")
-"""Keys of a file in a multipart template."""
-EDGE_KEYS = ("value", "confidence", "outputs")
-"""Keys of an edge's answer."""
+MAX_BODY = 64 << 20  # default maximum of a request's body, bytes
+MAX_NESTED, MAX_VALUES, MAX_TEXT = 32, 1000, 1 << 16  # limits of a template: levels, values, characters
+FILE_KEYS = ("file", "filename", "type")  # keys of a file in a multipart template
+EDGE_KEYS = ("value", "confidence", "outputs")  # keys of an edge's answer
 OCTETS = "application/octet-stream"
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -249,8 +244,7 @@ class Body:
             raise PolicyError(f"there is no body_type {kind!r}: {nearest(kind, kinds)}")
         check_number("max_body_bytes", max_bytes, least=1, whole=True)
         self.kind, self.max_bytes = kind, int(max_bytes)
-        self.identity = repr((kind, template))
-        """Text that identifies all settings of which a body depends."""
+        self.identity = repr((kind, template))  # text that identifies all settings of which a body depends
         parser = _Parser()
         parsed = parser.value(template, "", 0)
         if parser.edges and not edge:

@@ -40,10 +40,8 @@ if TYPE_CHECKING:
 
 MOST_THREADS = 200
 """Maximum waiting threads in this process, of the 256 for the clouds of a router, so that others have some left."""
-MOST_TASKS = 1000
-"""Maximum waiting tasks for one endpoint."""
-LOOK_S = 0.5
-"""Seconds between a waiting request's own checks: the place of a garbage-collected one is freed without notice."""
+MOST_TASKS = 1000  # maximum waiting tasks for one endpoint
+LOOK_S = 0.5  # seconds between a waiting request's own checks: the place of a garbage-collected one is freed without notice
 _CLOSED = Rejection("stopped", "the router is closed")
 
 
@@ -56,8 +54,7 @@ class Turn:
         self, slot: Hashable, calls: int, until: float, wake: Callable[[], object], stop: StopToken | None = None
     ) -> None:
         self.slot, self.calls, self.until, self.wake, self.stop = slot, calls, until, wake, stop
-        self.done = False
-        """True if it was admitted, or rejected for another reason than the places."""
+        self.done = False  # True if it was admitted, or rejected for another reason than the places
         self.rejection: Rejection | None = None
 
     def waits(self, now: float) -> bool:
@@ -84,8 +81,7 @@ class Turns:
 
     def __init__(self, rules: Admission, lock: AbstractContextManager[Any]) -> None:
         self._rules, self._lock, self._closed = rules, lock, False
-        self.waiting: dict[Turn, None] = {}
-        """Turns in order of arrival."""
+        self.waiting: dict[Turn, None] = {}  # turns in order of arrival
 
     def advance(self) -> None:
         """Admit the first waiting requests while there are places, and wake them.
@@ -212,11 +208,9 @@ class Turns:
 
 
 MB = 1e6
-TOO_LARGE = 413
-"""HTTP status of a request whose body is too large."""
+TOO_LARGE = 413  # HTTP status of a request whose body is too large
 NO_DATA = "no user data"
-NUMBERS = count(1)
-"""Numbers of attempts."""
+NUMBERS = count(1)  # numbers of attempts
 LEAST_LATE_S: ContextVar[float] = ContextVar("edgeroute_least_late_s", default=0.0)
 """Time that an attempt of this context must have had if its lateness is to be a fault, seconds: for deadlines of strangers."""
 
@@ -328,26 +322,20 @@ class Exchange:
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
         self.thread = get_ident()
-        self._admitted = calls
-        """Calls admitted by the rate limit that have not begun."""
-        self._paid = 0
-        """Calls booked ahead that have not begun."""
-        self._unpaid = rule != NO_DATA
-        """True if the next attempt is the first one of a call."""
+        self._admitted = calls  # calls admitted by the rate limit that have not begun
+        self._paid = 0  # calls booked ahead that have not begun
+        self._unpaid = rule != NO_DATA  # True if the next attempt is the first one of a call
         self._guard, self.identity, self.data_class, self.rule = guard, identity, data_class, rule
         self.slot = _Slot(self, guard.rules.under_way.discard)
         self.sent, self.received, self.usd = 0, 0, 0.0
         self.off_loop: Callable[[Callable[[], Any]], Any] | None = None  # books attempts, which may wait for the disk; None: here
-        self.counts = True
-        """True if the breaker counts its result."""
+        self.counts = True  # True if the breaker counts its result
         self.answers = False
         """True once a part of the answer has come: the endpoint works, and a request for too much is late by itself."""
-        self.failure: BaseException | None = None
-        """Exception that ended it, although some of its calls have answered."""
+        self.failure: BaseException | None = None  # exception that ended it, although some of its calls have answered
         self.wanted_by = INF
         """Instant by which its answer is of use, though it may go on; -inf: it is one that certificates are about."""
-        self.codec = ""
-        """Rung of a ladder of codecs by which its inputs are encoded; empty: no ladder."""
+        self.codec = ""  # rung of a ladder of codecs by which its inputs are encoded; empty: no ladder
         self.edge: bool | None = None
         """True if the edge's answers are sent along to all inputs, False if not to all; None: the endpoint takes none."""
         self.ended: Callable[..., object] | None = None
@@ -355,15 +343,13 @@ class Exchange:
 
         True if its answer did not come by `wanted_by`, or could not, as the request was too large.
         """
-        self._tokens_usd = 0.0
-        """Cost booked for the tokens of the attempt under way, before they are counted."""
+        self._tokens_usd = 0.0  # cost booked for the tokens of the attempt under way, before they are counted
         self._going = self._open = self.late = False
         self._attempts = self._made = self._moved = self._size = 0
         self._number = self._again = 0
         """Number of the attempt under way, 0 if its beginning was not reported; and how often the same was sent before."""
         self._sending: Sending | None = None
-        self.status: int | None = None
-        """HTTP status of its reply."""
+        self.status: int | None = None  # HTTP status of its reply
         self.begun, self._until = 0.0, INF
         self._took_s: float | None = None
 

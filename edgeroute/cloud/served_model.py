@@ -30,10 +30,8 @@ from edgeroute.types import TensorSpec
 
 # Labels in a server's metadata of its model, as `edgeroute export` writes them there.
 
-MOST = 100_000
-"""Maximum labels of a model."""
-LONGEST = 1_000
-"""Maximum characters of a label."""
+MOST = 100_000  # maximum labels of a model
+LONGEST = 1_000  # maximum characters of a label
 TRITON = frozenset({"ensemble", "python", "onnxruntime_onnx", "onnxruntime"})
 """Platforms whose server may have labels in the model's configuration, which the metadata lacks."""
 
@@ -66,24 +64,16 @@ def kind_in(document: Any) -> str | None:
     return kind if isinstance(kind, str) and kind in KINDS else None
 
 
-SEVERAL = ("label+probabilities", "boxes")
-"""Kinds with several outputs."""
-MOST_ROWS = 16
-"""Maximum inputs of one call for which the limit of the reply is multiplied."""
-NUMBER = 32
-"""Maximum bytes of a number as JSON."""
-HEAD = 1 << 16
-"""Maximum bytes of a reply beside its numbers."""
+SEVERAL = ("label+probabilities", "boxes")  # kinds with several outputs
+MOST_ROWS = 16  # maximum inputs of one call for which the limit of the reply is multiplied
+NUMBER = 32  # maximum bytes of a number as JSON
+HEAD = 1 << 16  # maximum bytes of a reply beside its numbers
 OTHERS = (400, 404, 422, 500)
 """HTTP statuses for inputs of other names, shapes and datatypes than the model's: the metadata is then fetched again."""
-_PLAIN = re.compile("[A-Za-z0-9_.+-]{1,20}")
-"""Versions that messages may quote."""
-Given: TypeAlias = str | Mapping[str, Any] | Codec | Sequence[Any]
-"""Codec, or list of codecs."""
-BASE64 = 4 / 3
-"""Bytes sent as JSON per byte of a file."""
-UNKNOWN = "?"
-"""Placeholder for an unknown property of the server's model."""
+_PLAIN = re.compile("[A-Za-z0-9_.+-]{1,20}")  # versions that messages may quote
+Given: TypeAlias = str | Mapping[str, Any] | Codec | Sequence[Any]  # codec, or list of codecs
+BASE64 = 4 / 3  # bytes sent as JSON per byte of a file
+UNKNOWN = "?"  # placeholder for an unknown property of the server's model
 
 
 class ServedModel(ABC):
@@ -148,10 +138,8 @@ class ServedModel(ABC):
         """Shapes of the outputs by name, from the metadata; -1: any size."""
         self.version = self.pinned
         """Version that answers; None: not known yet."""
-        self._described: str | None = None
-        """Hash of the metadata; None: not fetched yet."""
-        self._sources: _InputSources | None = None
-        """Sources of `inputs`, computed at the first call."""
+        self._described: str | None = None  # hash of the metadata; None: not fetched yet
+        self._sources: _InputSources | None = None  # sources of `inputs`, computed at the first call
         self._sizes: tuple[dict[str, tuple[int, ...]], int | None] | None = None
         """(outputs, numbers in them for one input or None), computed at the first call."""
         self._changed = False

@@ -28,14 +28,11 @@ if TYPE_CHECKING:
 # Spending of earlier runs and of other processes, from the state file; while it is unknown, limits count as used up.
 
 log = logging.getLogger("edgeroute")
-PREFIX = "spending:"
-"""Prefix of the names of records, one per process with spending."""
+PREFIX = "spending:"  # prefix of the names of records, one per process with spending
 MOST_RECORDS = 256
 """Maximum records of earlier processes that stay although they do not count any more, by a clock that may be wrong."""
-MOST_S = 25 * 3600.0
-"""Longest window plus an hour, seconds."""
-AGAIN_S = 5.0
-"""Seconds after which an unreadable state file is read again."""
+MOST_S = 25 * 3600.0  # longest window plus an hour, seconds
+AGAIN_S = 5.0  # seconds after which an unreadable state file is read again
 Lock: TypeAlias = AbstractContextManager[Any]
 
 
@@ -52,10 +49,8 @@ class EarlierSpending:
 
     def __init__(self, spending: Spending, store: KeyValueStore) -> None:
         self._spending, self._store, self._said = spending, store, ""
-        self._read_at = INF
-        """Instant at which to read an unreadable file again; inf: it was read, or is being read."""
-        self.known = set[str]()
-        """Names of the records whose amounts are in the account."""
+        self._read_at = INF  # instant at which to read an unreadable file again; inf: it was read, or is being read
+        self.known = set[str]()  # names of the records whose amounts are in the account
 
     def recall(self, lock: Lock, own_name: str) -> bool:
         """Read the records of other processes, and add each once; delete old ones. Return True if the file could be read.

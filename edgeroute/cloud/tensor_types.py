@@ -18,24 +18,17 @@ DTYPES = {
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
 """Datatype of the protocol -> NumPy's dtype, where that exists."""
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-"""NumPy's dtype -> datatype of the protocol."""
-TEXTS = "BYTES"
-"""Datatype of texts and other bytes of any length."""
-BRAIN = "BF16"
-"""Datatype of the upper half of a float32; callers give and get float32."""
-_ARRAYS = {**DTYPES, TEXTS: "object", BRAIN: "float32"}
-"""Datatype -> dtype of its arrays."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}  # NumPy's dtype -> datatype of the protocol
+TEXTS = "BYTES"  # datatype of texts and other bytes of any length
+BRAIN = "BF16"  # datatype of the upper half of a float32; callers give and get float32
+_ARRAYS = {**DTYPES, TEXTS: "object", BRAIN: "float32"}  # datatype -> dtype of its arrays
 _NATIVE = {datatype: np.dtype(dtype) for datatype, dtype in _ARRAYS.items()}
 """Datatype -> NumPy dtype object: comparing these takes no Python call, unlike comparing names."""
 _BITS = np.dtype(np.uint16)
 _HIGHEST = np.maximum.reduce
-MOST_DIMENSIONS = 32
-"""Maximum dimensions of a tensor."""
-MOST_CHARACTERS = 1 << 26
-"""Maximum characters of a tensor of texts, where each text takes the room of the longest."""
-_LENGTH = 4
-"""Bytes of the length before each text, little-endian."""
+MOST_DIMENSIONS = 32  # maximum dimensions of a tensor
+MOST_CHARACTERS = 1 << 26  # maximum characters of a tensor of texts, where each text takes the room of the longest
+_LENGTH = 4  # bytes of the length before each text, little-endian
 
 
 class Tensor(NamedTuple):
@@ -208,5 +201,4 @@ def wrong_with(error: Exception) -> str:
     return f"{type(error).__name__}: {missing!r}" if missing in _KEYS else type(error).__name__
 
 
-_KEYS = ("inputs", "outputs", "name", "datatype", "shape", "data")
-"""Keys that a description may quote."""
+_KEYS = ("inputs", "outputs", "name", "datatype", "shape", "data")  # keys that a description may quote

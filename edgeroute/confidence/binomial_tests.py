@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-RATE = 1e-9
-"""Tolerance of the bisection for a proportion's bound."""
-WIDE = 8
-"""Standard deviations, plus as many counts, beyond which a tail is neglected: it is less than 1e-14."""
+RATE = 1e-9  # tolerance of the bisection for a proportion's bound
+WIDE = 8  # standard deviations, plus as many counts, beyond which a tail is neglected: it is less than 1e-14
 
 
 def most(n: int, rate: float, delta: float) -> int:
@@ -38,8 +36,7 @@ def upper(k: int, m: int, delta: float) -> float:
     return high
 
 
-RISK = 0.05
-"""Usual probability that an interval misses the truth."""
+RISK = 0.05  # usual probability that an interval misses the truth
 LARGEST = 50_000
 """Sample size from which the intervals of `proportion` do not become narrower: an exact one of more would take too long."""
 

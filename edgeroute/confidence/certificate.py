@@ -23,8 +23,7 @@ from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import now, replace_file, sha256
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
-VERSION = 2
-"""Version of the file's format."""
+VERSION = 2  # version of the file's format
 BOUND_TO = {
     "edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec",
     "earlier": "edge models before it", "served": "model on the server",

@@ -19,19 +19,13 @@ from typing import Any, Final
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FOUND: Final = 0.5
-"""Minimum score of a box that counts."""
-OVERLAP: Final = 0.5
-"""Intersection over union above which the worse of two boxes of a class is removed."""
-MOST: Final = 300
-"""Maximum number of boxes after suppression."""
-RAW: Final = 100
-"""Minimum number of boxes in an array before suppression."""
-RULES: Final = ("defer", "accept", "score")
-"""Values of `none_found`."""
+FOUND: Final = 0.5  # minimum score of a box that counts
+OVERLAP: Final = 0.5  # intersection over union above which the worse of two boxes of a class is removed
+MOST: Final = 300  # maximum number of boxes after suppression
+RAW: Final = 100  # minimum number of boxes in an array before suppression
+RULES: Final = ("defer", "accept", "score")  # values of `none_found`
 _SIDES = 4
-_COLUMNS = 6
-"""Columns of a detector that gives one array: x1, y1, x2, y2, score, class."""
+_COLUMNS = 6  # columns of a detector that gives one array: x1, y1, x2, y2, score, class
 
 
 def are_boxes(outputs: Mapping[Any, Any]) -> bool:
@@ -124,8 +118,7 @@ def read_boxes(
     return [], 0.0 if none_found == "defer" else 1.0
 
 
-Parts = tuple[Array, Array, Array, dict[str, Any]]
-"""Boxes [n, 4], scores [n], classes [n], and name -> further values [n, ...]."""
+Parts = tuple[Array, Array, Array, dict[str, Any]]  # boxes [n, 4], scores [n], classes [n], and name -> further values [n, ...]
 
 
 def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Exception]) -> Parts:

@@ -18,11 +18,9 @@ import numpy as np
 
 from edgeroute.errors import BadReply, PolicyError
 
-HASHED = "hashed words"
-"""Name of the feature that maps a bucket to its count."""
+HASHED = "hashed words"  # name of the feature that maps a bucket to its count
 BUCKETS = 65_536
-LONGEST = 2048
-"""Most characters of a prompt's begin, and of its end, of which words and characters are counted."""
+LONGEST = 2048  # most characters of a prompt's begin, and of its end, of which words and characters are counted
 _WORD = re.compile(r"\w\w+")
 _SIGNS = (
     "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz", "=+-*/^<>\\$%", "()[]{}", ",", ".!", ":;", "\"'`",

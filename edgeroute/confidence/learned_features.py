@@ -28,14 +28,11 @@ import numpy as np
 from edgeroute.confidence.scores import quantile_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FLOOR = -80.0
-"""Lower bound of z and of log-probabilities, -inf included."""
-PER_CLASS = 128
-"""Maximum number of classes that get features of their own."""
+FLOOR = -80.0  # lower bound of z and of log-probabilities, -inf included
+PER_CLASS = 128  # maximum number of classes that get features of their own
 LOGITS = ("logit msp", "closeness", "entropy", "log p2", "height", "norm")
 """Names of the features of logits, apart from those for each class."""
-FOREIGN = ("energy", "distance")
-"""Names of the out-of-distribution features."""
+FOREIGN = ("energy", "distance")  # names of the out-of-distribution features
 TEXT = ("log quantile 0.1", "log quantile 0.25", "log quantile 0.5", "mean", "min", "first", "log length")
 """Names of the features of a text."""
 

@@ -59,10 +59,8 @@ from edgeroute.system.safe_logging import Failures
 logger = logging.getLogger("edgeroute")
 KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers")
 """Kinds of model outputs."""
-CLASSES: Final = ("logits", "probabilities", "logprobs")
-"""Kinds with a number for each class."""
-LIMITED: Final = ("probabilities", "logprobs", "multilabel")
-"""Kinds whose numbers have limits."""
+CLASSES: Final = ("logits", "probabilities", "logprobs")  # kinds with a number for each class
+LIMITED: Final = ("probabilities", "logprobs", "multilabel")  # kinds whose numbers have limits
 
 
 def checked_kind(kind: str | None) -> str | None:
@@ -136,8 +134,7 @@ class Reader:
         self.settle(checked_kind(kind))
         fast = kind in {None, "logits"} and isinstance(score, str) and self.labels is not None
         self._fast = len(self.labels or ()) if fast and 1 < len(self.labels or ()) <= SMALL else 0
-        self._simple = 0
-        """Number of classes of the usual case, known once outputs have been seen; 0: there is no usual case."""
+        self._simple = 0  # number of classes of the usual case, known once outputs have been seen; 0: there is no usual case
 
     def settle(self, kind: str | None) -> None:
         """Set the kind of all later outputs; None: by their form.

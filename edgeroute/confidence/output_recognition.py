@@ -14,14 +14,10 @@ import numpy as np
 from edgeroute.confidence.scores import NAN, SHORT, Array, Unscored, quantile, quantile_row
 from edgeroute.errors import BadReply, PolicyError
 
-TINY: Final = -745.0
-"""Logarithm of the smallest float."""
-SLACK: Final = 1e-6
-"""Tolerance of a confidence out_of_range 0..1, for rounding."""
-SUM_SLACK: Final = 1e-3
-"""Tolerance of the sum of probabilities."""
-SURE_SLACK: Final = 1e-4
-"""Tolerance of the sum by which outputs are read as probabilities though nobody says so."""
+TINY: Final = -745.0  # logarithm of the smallest float
+SLACK: Final = 1e-6  # tolerance of a confidence out_of_range 0..1, for rounding
+SUM_SLACK: Final = 1e-3  # tolerance of the sum of probabilities
+SURE_SLACK: Final = 1e-4  # tolerance of the sum by which outputs are read as probabilities though nobody says so
 _EMBEDDING: Final = pattern("embed|pooler|pooled|hidden|latent|(?<![a-z])(features?|vectors?)(?![a-z])")
 
 

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Score = Callable[[Any], float]
 NAN = float("nan")
-SMALL = 64
-"""Maximum classes for which a row is scored in plain Python, several times faster than with numpy calls."""
-SHORT = 1_000
-"""Maximum tokens of a text for which that holds; sorting more takes longer than numpy's selection."""
+SMALL = 64  # maximum classes for which a row is scored in plain Python, several times faster than with numpy calls
+SHORT = 1_000  # maximum tokens of a text for which that holds; sorting more takes longer than numpy's selection
 
 
 def _softmax(logits: Array) -> Array:
@@ -147,8 +145,7 @@ ROWS: dict[str, Callable[[list[float], float], float]] = {
 """Name -> function from one row [classes], as a list, and its largest value to the score."""
 ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "entropy": entropy, "energy": energy}
 """Name -> function from logits [..., classes] to scores [...]."""
-SCORES = (*ROWS, "quantile")
-"""Names of the scores."""
+SCORES = (*ROWS, "quantile")  # names of the scores
 
 
 # Missing confidence with a reason.

@@ -18,16 +18,11 @@ from edgeroute.core.walk import new
 
 State = Literal["closed", "open", "half-open"]
 
-FAULTS: Final = 3
-"""Number of consecutive faults that open the breaker."""
-FIRST_S, MOST_S = 5.0, 300.0
-"""Initial and maximum opening time, seconds; it doubles each time."""
-WELL_S: Final = 60.0
-"""Seconds for which an endpoint is known to be well after a success, unless it fails."""
-HOLD_MOST_S: Final = 300.0
-"""Upper limit of a hold that an endpoint requests, seconds."""
-PROBE_LOST_S: Final = 60.0
-"""Seconds after which a probe without a result counts as lost."""
+FAULTS: Final = 3  # number of consecutive faults that open the breaker
+FIRST_S, MOST_S = 5.0, 300.0  # initial and maximum opening time, seconds; it doubles each time
+WELL_S: Final = 60.0  # seconds for which an endpoint is known to be well after a success, unless it fails
+HOLD_MOST_S: Final = 300.0  # upper limit of a hold that an endpoint requests, seconds
+PROBE_LOST_S: Final = 60.0  # seconds after which a probe without a result counts as lost
 
 
 def allowed(closed: Numbers, held: Numbers, now: Numbers) -> Numbers:
@@ -89,10 +84,8 @@ class Breaker:
         self._faults = 0
         self._next_s = FIRST_S
         self._due = INF
-        self._held = -INF
-        """End of the hold: no request before this instant."""
-        self._well_until = -INF
-        """Instant until which its last success counts, unless it fails."""
+        self._held = -INF  # end of the hold: no request before this instant
+        self._well_until = -INF  # instant until which its last success counts, unless it fails
 
     @property
     def due(self) -> float:
@@ -196,10 +189,8 @@ def _seconds(wait_s: float) -> str:
 
 # Token buckets, which start full: retries per success, and calls per second.
 
-RETRY: Final = 10
-"""Cost of a retry, and the maximum balance (ten retries), in units of successes to avoid rounding."""
-CAP: Final = 100
-"""In units of successes, to avoid rounding: cost of a retry, and the maximum (ten retries)."""
+RETRY: Final = 10  # cost of a retry, and the maximum balance (ten retries), in units of successes to avoid rounding
+CAP: Final = 100  # in units of successes, to avoid rounding: cost of a retry, and the maximum (ten retries)
 
 
 def affords(left: Numbers) -> Numbers:
@@ -287,10 +278,8 @@ class Rate:
 # measured with a quarter of them, as in BBR (Cardwell et al., 2016). So the limit settles below `SLOW` times the number that is
 # answered at a time, one slow input changes nothing, and a link that has become slower for good is the new base.
 
-FIRST: Final = 8.0
-"""Initial limit."""
-LEAST: Final = 1.0
-"""Minimum and maximum limit."""
+FIRST: Final = 8.0  # initial limit
+LEAST: Final = 1.0  # minimum and maximum limit
 MOST: Final = 64.0
 ROUND: Final = 8
 ROUNDS: Final = 16
@@ -298,8 +287,7 @@ PROBE: Final = 0.25
 SLOW: Final = 2.0
 SLOWER: Final = 0.8
 FAULT: Final = 0.5
-PAUSE_S: Final = 0.1
-"""Time between two decreases by faults before `base` is known, seconds."""
+PAUSE_S: Final = 0.1  # time between two decreases by faults before `base` is known, seconds
 
 
 class Concurrency:
@@ -364,10 +352,8 @@ class Concurrency:
 
 
 MILLION = 1e6
-USUAL: float = 0.9
-"""Latency quantile of an endpoint that counts as its usual time."""
-UNSURE = ", and more may be only once it has answered"
-"""End of a rejection by an endpoint that is not known to be well."""
+USUAL: float = 0.9  # latency quantile of an endpoint that counts as its usual time
+UNSURE = ", and more may be only once it has answered"  # end of a rejection by an endpoint that is not known to be well
 
 
 def price(terms: Terms, tokens: Tokens) -> float:

@@ -8,8 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard, get_ar
 
 from edgeroute.core.units import Delay
 
-MOST: Final = nextafter(inf, 0.0)
-"""Largest float."""
+MOST: Final = nextafter(inf, 0.0)  # largest float
 
 # Readings of the device's sensors: battery, temperature, load, memory, power, network.
 
@@ -43,8 +42,7 @@ class Reading(NamedTuple):
     """True if the link is metered: bytes cost money."""
 
 
-SHARES = ("battery", "cpu", "cpu_pressure", "memory_available", "memory_pressure", "gpu")
-"""Fields of a reading that are shares."""
+SHARES = ("battery", "cpu", "cpu_pressure", "memory_available", "memory_pressure", "gpu")  # fields of a reading that are shares
 
 
 Of = Literal["battery", "heat", "memory", "load", "throttled", "gpu", "power"]
@@ -57,8 +55,7 @@ prefer_edge, a policy that prefers the cloud spares it.
 """
 RULE_MODES: Final[tuple[str, ...]] = get_args(RuleMode)
 NO_ONLY_CLOUD: Final = "only_cloud would cost answers that the edge has: prefer_cloud asks the cloud first"
-BINDING: Final = frozenset({"heat", "memory"})
-"""Quantities whose rules override a call's own mode: they protect the device."""
+BINDING: Final = frozenset({"heat", "memory"})  # quantities whose rules override a call's own mode: they protect the device
 
 
 class Quantity(NamedTuple):
@@ -128,8 +125,7 @@ class Standing(NamedTuple):
     since_s: float | None = None
 
 
-State: TypeAlias = tuple[Standing, ...]
-"""States of the rules, in the order of the policy."""
+State: TypeAlias = tuple[Standing, ...]  # states of the rules, in the order of the policy
 
 
 def step(rules: Iterable[Rule], state: State, reading: Reading, now_s: float) -> State:

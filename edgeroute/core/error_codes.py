@@ -131,12 +131,9 @@ UNIDENTIFIED = "unidentified:"
 #
 # `edgeroute.system.quotable_codes` decides which parts of a server's reply such a text may have at all.
 
-FOREIGN = 200
-"""Maximum characters of a server's text, or of an exception that edgeroute did not raise."""
-OWN = 400
-"""Maximum characters of one of edgeroute's own messages, which may contain such a text."""
-LOST = "\N{REPLACEMENT CHARACTER}"
-"""Replacement of a character that is not printable."""
+FOREIGN = 200  # maximum characters of a server's text, or of an exception that edgeroute did not raise
+OWN = 400  # maximum characters of one of edgeroute's own messages, which may contain such a text
+LOST = "\N{REPLACEMENT CHARACTER}"  # replacement of a character that is not printable
 _name = type.__dict__["__name__"].__get__
 
 

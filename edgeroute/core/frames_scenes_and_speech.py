@@ -8,10 +8,8 @@ from typing import Literal, NamedTuple
 
 # Frames of a live source: time of the next frame, and use of late answers.
 
-SMOOTHING = 0.2
-"""Weight of the newest latency in the smoothed one."""
-SLACK = 4
-"""Multiple of its usual latency that an edge gets, beside the time in which a refinement is of use."""
+SMOOTHING = 0.2  # weight of the newest latency in the smoothed one
+SLACK = 4  # multiple of its usual latency that an edge gets, beside the time in which a refinement is of use
 
 Outdated = Literal["", "late", "newer", "scene"]
 
@@ -36,10 +34,8 @@ class Pace:
 
     def __init__(self, every_s: float = 0.0, busy: float = 1.0) -> None:
         self._every_s, self._busy = every_s, busy
-        self.edge_s = 0.0
-        """Smoothed latency of the edge, seconds; 0: unknown."""
-        self.due = 0.0
-        """Instant from which the next frame may be taken."""
+        self.edge_s = 0.0  # smoothed latency of the edge, seconds; 0: unknown
+        self.due = 0.0  # instant from which the next frame may be taken
 
     def took(self, begun: float, took_s: float) -> None:
         """Record that an edge's run took `took_s` seconds; sets when the next frame is due."""
@@ -110,12 +106,9 @@ def scene_of(scene: Scene, signature: Sequence[float], change: float) -> Scene:
 
 # Segments of speech: a state machine over probabilities of short windows of audio, and a detector by loudness.
 
-QUIET_DB, SILENT_DB = -50.0, -90.0
-"""Noise level assumed at first, and the least noise level, dB of full scale."""
-RISE_DB_PER_S = 3.0
-"""Speed at which the assumed noise level grows: a lasting level is noise."""
-ABOVE_DB, SLOPE_DB = 10.0, 2.0
-"""dB above the noise at which the probability is one half, and dB more that multiply the odds by e."""
+QUIET_DB, SILENT_DB = -50.0, -90.0  # noise level assumed at first, and the least noise level, dB of full scale
+RISE_DB_PER_S = 3.0  # speed at which the assumed noise level grows: a lasting level is noise
+ABOVE_DB, SLOPE_DB = 10.0, 2.0  # dB above the noise at which the probability is one half, and dB more that multiply the odds by e
 
 
 class Began(NamedTuple):
@@ -213,8 +206,7 @@ class Loudness:
 
 # Hysteresis of a displayed label: it changes for one that wins clearly, or that stays.
 
-LONGER = 2
-"""Multiple of `hold` for which the displayed label may be missing."""
+LONGER = 2  # multiple of `hold` for which the displayed label may be missing
 
 
 class Display(NamedTuple):

@@ -14,12 +14,9 @@ from edgeroute.core.routing_policy import INF
 
 # Latency sketch: decaying quantiles in constant memory.
 
-ERROR = 0.02
-"""Relative error of a quantile."""
-LOWEST_S, HIGHEST_S = 1e-6, 1e3
-"""Limits to which latencies are clipped."""
-HALF_LIFE = 1_000
-"""Half-life of a value, in newer values."""
+ERROR = 0.02  # relative error of a quantile
+LOWEST_S, HIGHEST_S = 1e-6, 1e3  # limits to which latencies are clipped
+HALF_LIFE = 1_000  # Half-life of a value, in newer values
 
 _WIDTH = log((1 + ERROR) / (1 - ERROR))
 _SCALE, _SHIFT = 1 / _WIDTH, -log(LOWEST_S) / _WIDTH
@@ -37,8 +34,7 @@ class Latency:
 
     def __init__(self) -> None:
         self.count = 0
-        self._buckets: dict[int, float] = {}
-        """Number of a bucket -> weight of its values."""
+        self._buckets: dict[int, float] = {}  # number of a bucket -> weight of its values
         self._total = 0.0
         self._weight = 1.0
 
@@ -131,8 +127,7 @@ def _middle(bucket: int) -> float:
 
 # Elementwise minimum and maximum of floats or arrays, so that one rule serves one device and a simulated fleet.
 
-Numbers: TypeAlias = Any
-"""A float, or an array of floats; of bools if a rule decides yes or no."""
+Numbers: TypeAlias = Any  # a float, or an array of floats; of bools if a rule decides yes or no
 
 
 def least(a: Numbers, b: Numbers) -> Numbers:
@@ -147,14 +142,10 @@ def most(a: Numbers, b: Numbers) -> Numbers:
 
 # Energy of an edge's runs, fitted from the device's power and the time spent in runs.
 
-FADING: Final = 0.99
-"""Weight of a reading, relative to the next one's: the last hundred or so count."""
-ENOUGH_READINGS: Final = 20
-"""Minimum number of readings for an estimate."""
-MOST_W: Final = 1e6
-"""A reading further from 0 than this, or NaN, is a fault of the sensor: one alone would stay in the sums."""
-CERTAIN: Final = 3.0
-"""Minimum ratio of the fitted power to its standard error for an estimate."""
+FADING: Final = 0.99  # weight of a reading, relative to the next one's: the last hundred or so count
+ENOUGH_READINGS: Final = 20  # minimum number of readings for an estimate
+MOST_W: Final = 1e6  # a reading further from 0 than this, or NaN, is a fault of the sensor: one alone would stay in the sums
+CERTAIN: Final = 3.0  # minimum ratio of the fitted power to its standard error for an estimate
 
 
 class PowerFit:
@@ -211,12 +202,10 @@ def break_even(edge_j: float, cloud_j: float) -> float:
 
 # Quality ladder: choice of an input's encoding by the predicted time of each.
 
-LADDER_SHARE = 0.8
-"""Share of the remaining time that a call may be predicted to take: predictions are of the mean call."""
+LADDER_SHARE = 0.8  # share of the remaining time that a call may be predicted to take: predictions are of the mean call
 
 
-FEWEST_TRANSFERS, MOST_TRANSFERS = 8, 128
-"""Calls in time after which a better encoding is tried again: at first, and at most."""
+FEWEST_TRANSFERS, MOST_TRANSFERS = 8, 128  # calls in time after which a better encoding is tried again: at first, and at most
 
 
 def pick(took_s: Sequence[float], left_s: float, best: int = 0) -> int:
@@ -266,14 +255,10 @@ class Ceiling:
 
 # Link: time of a call and bandwidth to an endpoint, fitted to real calls.
 
-LEAST = 8
-"""Minimum number of calls for a bandwidth."""
-SHARE = 0.02
-"""Weight of the newest call once there are 50: the estimate follows a link that changes."""
-LEAST_SLOPE = 1e-15
-"""Minimum seconds per byte; anything faster is no link."""
-SURE = 4.0
-"""Minimum ratio of the fitted slope to its standard error; below it, bytes do not explain the times."""
+LEAST = 8  # minimum number of calls for a bandwidth
+SHARE = 0.02  # weight of the newest call once there are 50: the estimate follows a link that changes
+LEAST_SLOPE = 1e-15  # minimum seconds per byte; anything faster is no link
+SURE = 4.0  # minimum ratio of the fitted slope to its standard error; below it, bytes do not explain the times
 
 
 class Link:
@@ -286,10 +271,8 @@ class Link:
 
     def __init__(self) -> None:
         self.count = 0
-        self._bytes = self._seconds = 0.0
-        """Decaying means."""
-        self._bb = self._bs = self._ss = 0.0
-        """Decaying variances and covariance."""
+        self._bytes = self._seconds = 0.0  # decaying means
+        self._bb = self._bs = self._ss = 0.0  # decaying variances and covariance
 
     def add(self, size: int, seconds: float) -> None:
         """Add a successful call: bytes of its bodies in both directions, and its time in seconds."""
@@ -368,23 +351,15 @@ class Link:
 # kept: thresholds are lowered by the quantile `share` of how far recent deferred answers were below their own. Of answers that
 # are all equally far none is kept.
 
-FROM: Final = 0.8
-"""Load from which optional calls are skipped, and deferrals kept."""
+FROM: Final = 0.8  # load from which optional calls are skipped, and deferrals kept
 SPAN: Final = 0.4
-MOST: Final = 0.9
-"""Largest share of the deferrals that is kept."""
-STEP: Final = 0.05
-"""Step of the share, a multiple of this, so that plans do not change for nothing."""
-HALF_S: Final = 30.0
-"""Half-life of a report, seconds."""
-STALE_S: Final = 300.0
-"""Age from which the last report counts nothing, seconds."""
-CAP: Final = 4.0
-"""Largest load that counts."""
-QUEUE_S: Final = 1.0
-"""Wait in the endpoint's queue that counts as much as full use, seconds."""
-ENOUGH_DEFERRED: Final = 16
-"""Minimum number of deferred answers before any is kept."""
+MOST: Final = 0.9  # largest share of the deferrals that is kept
+STEP: Final = 0.05  # step of the share, a multiple of this, so that plans do not change for nothing
+HALF_S: Final = 30.0  # Half-life of a report, seconds
+STALE_S: Final = 300.0  # age from which the last report counts nothing, seconds
+CAP: Final = 4.0  # largest load that counts
+QUEUE_S: Final = 1.0  # wait in the endpoint's queue that counts as much as full use, seconds
+ENOUGH_DEFERRED: Final = 16  # minimum number of deferred answers before any is kept
 
 
 class Report(NamedTuple):

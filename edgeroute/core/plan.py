@@ -51,8 +51,7 @@ class Facts(NamedTuple):
 
 # Hedging delay: when to call the cloud while the edge is still running.
 
-ENOUGH_LATENCIES: Final = 50
-"""Minimum number of latencies of each side."""
+ENOUGH_LATENCIES: Final = 50  # minimum number of latencies of each side
 
 
 def auto(
@@ -172,17 +171,13 @@ def start_by_s(place: Place, *, standby: bool, hedge_s: float, reserve_s: float,
 
 # Reserve: time that a standby edge gets before the deadline.
 
-ENOUGH_RUNS: Final = 50
-"""Number of runs below which the standby starts at once."""
+ENOUGH_RUNS: Final = 50  # number of runs below which the standby starts at once
 MANY: Final = 1_000
 """Number of runs whose longest suffices: among so many, a run of the longest 1 % is missing once in 20,000 times."""
-RECENT: Final = 5_000
-"""Number of newer runs for which the longest run counts."""
+RECENT: Final = 5_000  # number of newer runs for which the longest run counts
 TIMES_LONGEST: Final = 2
-TIMES_MEDIAN: Final = 20
-"""Multiple of the median until there are MANY runs: ten times, and twice that for the machine."""
-LEAST_S: Final = 0.025
-"""Minimum reserve, seconds: for starting a thread on a busy machine, whatever the model takes."""
+TIMES_MEDIAN: Final = 20  # multiple of the median until there are MANY runs: ten times, and twice that for the machine
+LEAST_S: Final = 0.025  # minimum reserve, seconds: for starting a thread on a busy machine, whatever the model takes
 
 
 def reserve_s(edge: Latency) -> float:
@@ -197,8 +192,7 @@ def reserve_s(edge: Latency) -> float:
 
 # Choice of one member of each group of variants: edge models for the same task, of which one runs.
 
-MOST: Final = 0.9
-"""Share of a variant's runs that has to end within a deadline."""
+MOST: Final = 0.9  # share of a variant's runs that has to end within a deadline
 
 
 def pick_variants(

@@ -58,8 +58,7 @@ def below_threshold(log: Sequence[Mark]) -> set[int]:
     return {mark.leg for mark in log if mark.kind == "below"}
 
 
-CUT = "cut"
-"""Result of `truncated` for a text whose end never came."""
+CUT = "cut"  # result of `truncated` for a text whose end never came
 TRUNCATED = {"length": "was cut off at the most tokens that it may have", "content_filter": "was cut off by a content filter"}
 """`finish_reason` of a text that was cut off -> the words for it; other reasons stand for themselves."""
 WHOLE = frozenset(
@@ -211,8 +210,7 @@ caller has left. Of errors, also: any other.
 """
 ReasonCode = Own | ErrorCode | HeldCode
 CODES: Final = frozenset[str]({*get_args(Own), *get_args(ErrorCode), *get_args(HeldCode)} - {""})
-ALONE = 2
-"""Number of marks in the log of a request with a single leg."""
+ALONE = 2  # number of marks in the log of a request with a single leg
 
 
 def reason_code(plan: Plan, outcome: Outcome) -> str:

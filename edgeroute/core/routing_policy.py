@@ -13,8 +13,7 @@ from edgeroute.core.units import Amount, Patience, Rate
 Unknown = Literal["deny", "allow"]
 
 _OURS: Final = object()
-UNCLASSIFIED: Final = "unclassified"
-"""Class of an input whose data class cannot be found: the input never leaves."""
+UNCLASSIFIED: Final = "unclassified"  # class of an input whose data class cannot be found: the input never leaves
 
 
 class Rules(NamedTuple):
@@ -92,8 +91,7 @@ NoConfidence = Literal["defer", "accept"]
 CloudOrder = Literal["listed", "fastest"]
 Uncalibrated = Literal["tell", "error"]
 OnAlarm = Literal["tell", "raise", "defer"]
-Hedge = float | str
-"""Seconds, a quantile of the edge's own latency such as "p90", or "auto"."""
+Hedge = float | str  # seconds, a quantile of the edge's own latency such as "p90", or "auto"
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 POLICY_MODES: Final[tuple[PolicyMode, ...]] = get_args(PolicyMode)
@@ -102,8 +100,7 @@ NEEDS: Final[Mapping[str, tuple[Side, ...]]] = {
     "cheapest_energy": ("edge", "cloud"), "unload": ("edge",),
 }  # fmt: skip
 """Mode, or effect of a rule -> sides that it requires."""
-HEDGE: Final = "p[1-9][0-9]|auto"
-"""Regular expression for a `Hedge` as text."""
+HEDGE: Final = "p[1-9][0-9]|auto"  # regular expression for a `Hedge` as text
 INF: Final = float("inf")
 EDGE_TRIAL: Final = "edge-trial"
 """Name of the edge model on trial in answers, traces, audits and statistics; the one in use is `edge`."""

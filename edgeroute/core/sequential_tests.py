@@ -12,8 +12,7 @@ ALARM: Final = 1e4
 """Average number of values to a false alarm: at least this while the mean, given the values before, is within its level."""
 _RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a difference of its own size
 _DRIFT_RATES: Final = tuple(0.01 * 90 ** (j / 7) for j in range(8))  # .01 to .9
-MOST: Final = 1e100
-"""Cap of the wealth, far below float overflow."""
+MOST: Final = 1e100  # cap of the wealth, far below float overflow
 
 
 def _wealth(dumped: Any) -> list[float]:
@@ -139,10 +138,8 @@ class Drift:
 # Sequential test of a share that follows the time of day, on values that come in scenes.
 
 _DAY_S: Final = 86_400
-MEMORY: Final = 4096
-"""Number of recent values by which the length of scenes is estimated."""
-LONGEST: Final = 128
-"""Most values in a block."""
+MEMORY: Final = 4096  # number of recent values by which the length of scenes is estimated
+LONGEST: Final = 128  # most values in a block
 _LEAST, _DAYS, _BLOCKS, _LAG, _ALIKE, _CODE = 20, 8, 16, 4, 0.65, 33
 
 
@@ -279,10 +276,8 @@ class ArmTest:
         self._limit: Final = 1 / alpha
         self._wealth = [1.0] * len(_RATES)
         self._a, self._b = [0.0, 0.0], [0.0, 0.0]  # count and sum since the last bet
-        self.pairs = 0
-        """Number of bets."""
-        self.alarmed = False
-        """True once the wealth has reached 1 / alpha."""
+        self.pairs = 0  # number of bets
+        self.alarmed = False  # True once the wealth has reached 1 / alpha
 
     @property
     def p(self) -> float:
@@ -331,12 +326,9 @@ class ArmTest:
         self.alarmed = self.alarmed or sum(self._wealth) / len(_RATES) >= self._limit
 
 
-EACH: Final = 8
-"""Number of values of a unit whose mean is bet on."""
-PERIOD: Final = 1000
-"""Number of values in the first period of a `UnitArmTest`; each further one has twice as many."""
-UNITS: Final = 2000
-"""Most units that bet in a period; later ones are left out."""
+EACH: Final = 8  # number of values of a unit whose mean is bet on
+PERIOD: Final = 1000  # number of values in the first period of a `UnitArmTest`; each further one has twice as many
+UNITS: Final = 2000  # most units that bet in a period; later ones are left out
 
 
 class UnitArmTest:
@@ -361,8 +353,7 @@ class UnitArmTest:
 
     def __init__(self, margin: float, alpha: float) -> None:
         self._margin, self._alpha = margin, alpha
-        self.alarmed = False
-        """True once the evidence of a period suffices."""
+        self.alarmed = False  # True once the evidence of a period suffices
         self._begin(0)
 
     def _begin(self, period: int) -> None:

@@ -10,13 +10,10 @@ from edgeroute.core.error_codes import HeldCode, Lasting, Rejection
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.units import Limit
 
-BUCKETS: Final = 60
-"""Buckets per window. An amount counts for its whole window, and at most one bucket longer."""
+BUCKETS: Final = 60  # buckets per window. An amount counts for its whole window, and at most one bucket longer.
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
-_ROUNDING = 1 + 1e-9
-"""Tolerance for rounding: three times 0.1 must fit into 0.3."""
-AHEAD: Final = 64
-"""At most this fraction of a limit, 1 / AHEAD, is recorded ahead of its use."""
+_ROUNDING = 1 + 1e-9  # tolerance for rounding: three times 0.1 must fit into 0.3
+AHEAD: Final = 64  # at most this fraction of a limit, 1 / AHEAD, is recorded ahead of its use
 
 
 class Limits(NamedTuple):
@@ -228,12 +225,10 @@ class _Window:
 
     def __init__(self, name: str, length_s: float) -> None:
         self.name, self.length_s, self.width_s = name, length_s, length_s / BUCKETS
-        self.current = self.until = -INF
-        """Start of the current bucket, and its end, `until`."""
+        self.current = self.until = -INF  # start of the current bucket, and its end, `until`
         self.booked, self.loaded = dict[float, float](), dict[float, float]()
         """Start of a bucket -> its amount, booked here (sorted, oldest first) and loaded from other processes."""
-        self.recorded = dict[float, float]()
-        """Start of a bucket -> its amount in the record that outlives the process."""
+        self.recorded = dict[float, float]()  # start of a bucket -> its amount in the record that outlives the process
         self.total = 0.0
 
     def roll(self, now: float) -> None:

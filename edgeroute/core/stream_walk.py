@@ -90,8 +90,7 @@ __all__ = [
 
 # Answers in pieces: joining, and the log-probabilities that a piece may bring.
 
-Pieces: TypeAlias = Generator[Any, None, Prediction]
-"""Yields the pieces of an answer, and returns the whole."""
+Pieces: TypeAlias = Generator[Any, None, Prediction]  # yields the pieces of an answer, and returns the whole
 
 
 class Piece(str):

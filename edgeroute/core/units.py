@@ -31,8 +31,7 @@ Size = Annotated[int, Unit("size", least=1, whole=True)]
 Share = Annotated[float, Unit("share", most=1)]
 Chance = Annotated[float, Unit("share", most=1, above=True)]
 Amount = Annotated[float, Unit("amount")]
-Limit = Annotated[float, Unit("amount", infinite=True)]
-"""An amount of which infinity, the default, is no limit."""
+Limit = Annotated[float, Unit("amount", infinite=True)]  # an amount of which infinity, the default, is no limit
 Rate = Annotated[float, Unit("rate", above=True, infinite=True)]
 Count = Annotated[int, Unit("count", least=1, whole=True)]
 Whole = Annotated[int, Unit("whole", whole=True)]

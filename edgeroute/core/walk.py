@@ -175,8 +175,7 @@ Walk: TypeAlias = Generator[Effect, Event | None, Outcome]
 
 STARTS = tuple(Start(i) for i in range(16))
 FOREVER = Wait(INF)
-new = tuple.__new__
-"""Build a NamedTuple from its fields without a Python-level call: for objects that every request makes."""
+new = tuple.__new__  # build a NamedTuple from its fields without a Python-level call: for objects that every request makes
 
 
 def acceptable(leg: Leg, prediction: Prediction) -> bool:
@@ -394,8 +393,7 @@ def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> 
     plan = for_rows(plan, count)
     live: dict[int, Walk] = {row: walk(plan, begun, False, keep_late) for row in range(count)}
     outcomes: list[Outcome | None] = [None] * count
-    asked: dict[int, dict[int, int]] = {}
-    """Leg -> rows that it was started for, each with its place among them."""
+    asked: dict[int, dict[int, int]] = {}  # leg -> rows that it was started for, each with its place among them
     events: list[Event | None] = [None]
 
     while True:

@@ -27,8 +27,7 @@ from edgeroute.text.read_openai_replies import NO_LOGPROBS
 Given: TypeAlias = str | Mapping[str, Any] | re.Pattern[str] | Callable[[Any], Any]
 LONGEST: Final = 1 << 16
 """Most characters of a text that is parsed or matched; a longer one fails. A pattern may take for ever on few."""
-STEPS: Final = 100_000
-"""Most keywords of a schema that are evaluated for an answer; one that needs more fails."""
+STEPS: Final = 100_000  # most keywords of a schema that are evaluated for an answer; one that needs more fails
 NEEDS: Final = "a check by a JSON schema needs jsonschema: pip install 'edgeroute[schema]'"
 
 
@@ -200,8 +199,7 @@ def _python(value: Any) -> float:
 
 
 TESTS: Final[Mapping[str, Callable[[Any], float]]] = {"json": lambda value: len([_json(value)]), "python": _python}
-_steps = threading.local()
-"""Steps that are left to the check under way in a thread."""
+_steps = threading.local()  # steps that are left to the check under way in a thread
 
 
 def _schema_test(schema: Any, *, own: bool = False) -> Callable[[Any], float]:

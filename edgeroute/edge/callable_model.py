@@ -150,8 +150,7 @@ def feature_names(model: Any) -> list[str] | None:
     return function.columns if isinstance(function, Estimator) else None
 
 
-_AWAITED = (CoroutineType, AsyncGeneratorType)
-"""Types of results that only `AsyncRouter` can await."""
+_AWAITED = (CoroutineType, AsyncGeneratorType)  # types of results that only `AsyncRouter` can await
 
 
 async def gather(stream: AsyncGenerator[Any, None], show: Callable[[Any], object] | None = None) -> tuple[Any, Any]:

@@ -15,8 +15,7 @@ from edgeroute.errors import BadInput, nearest
 from edgeroute.system.late_imports import import_tool
 from edgeroute.types import TensorSpec
 
-FLOATS = {"float16", "float32", "float64", "object"}
-"""dtypes that any number fits into."""
+FLOATS = {"float16", "float32", "float64", "object"}  # dtypes that any number fits into
 
 
 class Inputs:

@@ -88,14 +88,10 @@ def in_new_session(function: Callable[..., T], *arguments: object) -> T:
 
 
 log = logging.getLogger("edgeroute")
-OffLoop: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Awaits a blocking call without blocking the event loop."""
-MOST_PROBED = 1 << 22
-"""Largest input, in elements, that `ready` runs with zeros."""
-PROBE_S = 2.0
-"""Longest run on zeros, seconds."""
-FREE = ((224, 16), (64, 512), (640, 64), (32, 1))
-"""Sizes of axes of any size that are tried: in a picture, and otherwise."""
+OffLoop: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]  # awaits a blocking call without blocking the event loop
+MOST_PROBED = 1 << 22  # largest input, in elements, that `ready` runs with zeros
+PROBE_S = 2.0  # longest run on zeros, seconds
+FREE = ((224, 16), (64, 512), (640, 64), (32, 1))  # sizes of axes of any size that are tried: in a picture, and otherwise
 NOT_CHECKED = "its outputs were not checked"
 MAX_ABANDONED = 4
 """Abandoned runs of one model (cancelled, still running) at which the planner skips it; `parallel` may set fewer."""

@@ -315,8 +315,7 @@ def model_text(model: EdgeModel) -> str:
 
 # Fingerprint of an edge model: all that its outputs depend on, in one text.
 
-Of: TypeAlias = Callable[[Any], str]
-"""Function that returns the fingerprint of a file, a folder or a callable."""
+Of: TypeAlias = Callable[[Any], str]  # function that returns the fingerprint of a file, a folder or a callable
 
 
 def fingerprint(model: EdgeModel, of: Of, of_callable: Of | None = None) -> str:

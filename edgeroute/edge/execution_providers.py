@@ -121,12 +121,9 @@ KINDS: Mapping[str, Kind] = {
     "cpu": Kind(CPU),
 }  # fmt: skip
 """Short name -> provider."""
-NATIVE = "options"
-"""Key of a table for options by ONNX Runtime's own names, which are passed on unchecked."""
-_FULL = {kind.name: short for short, kind in KINDS.items()}
-"""ONNX Runtime's name -> short name."""
-_LOWER = {full.lower(): full for full in _FULL}
-"""ONNX Runtime's name in small letters -> as it is written."""
+NATIVE = "options"  # key of a table for options by ONNX Runtime's own names, which are passed on unchecked
+_FULL = {kind.name: short for short, kind in KINDS.items()}  # ONNX Runtime's name -> short name
+_LOWER = {full.lower(): full for full in _FULL}  # ONNX Runtime's name in small letters -> as it is written
 
 
 def parse_providers(given: Given | Iterable[Given], folder: Path | None = None) -> tuple[Provider, ...]:

@@ -15,14 +15,11 @@ from edgeroute.system.foreign_files import open_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MOST = 1 << 20
-"""Most entries and most tensors of a header; real files have a few thousand."""
+MOST = 1 << 20  # most entries and most tensors of a header; real files have a few thousand
 MOST_TEXTS, MOST_BYTES = 1 << 23, 1 << 28
 """Most texts of a list, such as a vocabulary, of which real ones have up to a million; and most bytes of entries."""
-MOST_LAYERS = 512
-"""Most layers that llama.cpp takes; it ends the process on a file with more, or with none."""
-LONGEST = 1 << 16
-"""Bytes of a text that are returned, such as a chat template; the rest of a longer one is skipped."""
+MOST_LAYERS = 512  # most layers that llama.cpp takes; it ends the process on a file with more, or with none
+LONGEST = 1 << 16  # bytes of a text that are returned, such as a chat template; the rest of a longer one is skipped
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 _TYPES = {

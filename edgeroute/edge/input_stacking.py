@@ -23,8 +23,7 @@ class Prepare(Protocol):
         """Return the tensor of several inputs, or of one."""
 
 
-MakePrepare = Callable[[TensorSpec, "int | None"], Prepare]
-"""Function that returns a `Prepare` for an input and its batch axis."""
+MakePrepare = Callable[[TensorSpec, "int | None"], Prepare]  # function that returns a `Prepare` for an input and its batch axis
 
 
 class Plain:

@@ -30,8 +30,7 @@ _VIEWS = {
     "int64": "asLongBuffer",
 }  # fmt: skip
 """dtype -> method that returns the view of a buffer which Java's library takes for it."""
-_BYTES = {"int8": "INT8", "uint8": "UINT8", "bool": "BOOL"}
-"""dtype -> Java type that is passed beside a buffer of bytes."""
+_BYTES = {"int8": "INT8", "uint8": "UINT8", "bool": "BOOL"}  # dtype -> Java type that is passed beside a buffer of bytes
 _LOCK, _STOP_LOCK = threading.RLock(), threading.Lock()
 """Locks held while pyjnius is used: two threads that call one method on two objects may both call it on the same object."""
 

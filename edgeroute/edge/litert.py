@@ -73,8 +73,7 @@ def load_delegate(module: Any, delegate: str, options: Mapping[str, Any]) -> Any
 
 # Interpreters of one .tflite model: each serves one run at a time, and is pooled for the next.
 
-MOST_IDLE = 16
-"""Most idle interpreters of a model; each has the model's activations, and XNNPACK's copy of its weights."""
+MOST_IDLE = 16  # most idle interpreters of a model; each has the model's activations, and XNNPACK's copy of its weights
 _QUANTISED = {"int8", "uint8", "int16"}
 
 
@@ -267,11 +266,9 @@ class Interpreters:
         return worker
 
 
-RUNTIMES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime"}
-"""Runtime -> its package; the first that is installed is used."""
+RUNTIMES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime"}  # runtime -> its package; the first that is installed is used
 _NAMES = {"litert": "LiteRT", "tflite": "tflite-runtime"}
-BUILT_IN = {"none", "xnnpack"}
-"""Delegates that are no libraries."""
+BUILT_IN = {"none", "xnnpack"}  # delegates that are no libraries
 _EDGE_TPU = "edgetpu-custom-op"
 
 
@@ -331,8 +328,7 @@ class LiteRTModel(ModelFile):
         """True, once it is loaded, if the model has a state in resources, and so runs in a session only."""
         self._used: tuple[str, ...] = self.delegates
         self._prepare: Any = None
-        self._quantised: Port | None = None
-        """The only input, if it is quantised."""
+        self._quantised: Port | None = None  # the only input, if it is quantised
         self._stream = object()
 
     def _operators(self) -> dict[str, str]:

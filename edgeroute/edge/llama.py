@@ -34,10 +34,8 @@ from edgeroute.types import StopToken
 # It renders by recursion without a limit, so a template that calls itself, or is nested deeply, overflows the stack; and it has
 # no limit of time or memory. A short template without macros, counted loops and much nesting cannot do that, and is not tried.
 
-WAIT_S = 60.0
-"""Longest trial, seconds; a usual one takes a few seconds at most."""
-MOST_BYTES = 8_192
-"""Largest template that is trusted without a trial, bytes."""
+WAIT_S = 60.0  # longest trial, seconds; a usual one takes a few seconds at most
+MOST_BYTES = 8_192  # largest template that is trusted without a trial, bytes
 MOST_NESTED, MOST_TOKENS, MOST_BRANCHES, MOST_SUMS = 60, 400, 100, 20
 """Limits of a template without a trial: nested blocks, tokens of a tag, `elif`s, variables set to a sum of texts."""
 _STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
@@ -138,10 +136,8 @@ def _trial(path: Path, template: str | None) -> str | None:
     return _run(path.absolute(), template, stat.st_mtime_ns, stat.st_size)
 
 
-MOST_CONTEXT = 4096
-"""Tokens of context, unless a number is given; a model may have been trained for more."""
-MOST_ENDS, ENDS_S = 5, 60.0
-"""Times that the process of a model may end within so many seconds, and is started again."""
+MOST_CONTEXT = 4096  # tokens of context, unless a number is given; a model may have been trained for more
+MOST_ENDS, ENDS_S = 5, 60.0  # times that the process of a model may end within so many seconds, and is started again
 MOST_PARENTHESES = 200
 """Most nested parentheses of a grammar: llama.cpp reads them by recursion, and ends the process on a stack overflow."""
 NOT_THE_CALLERS = ("chat_format", "chat_parser", "grammar_lazy", "grammar_triggers", "preserved_tokens")

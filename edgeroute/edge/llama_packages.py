@@ -24,15 +24,12 @@ from edgeroute.system.process import ForkSafe, initially, list_weakset, per_proc
 from edgeroute.text.read_openai_replies import TOO_LONG
 from edgeroute.types import StopToken
 
-OnPiece = Callable[[Mapping[str, Any]], object]
-"""Function that takes each piece of a reply."""
+OnPiece = Callable[[Mapping[str, Any]], object]  # function that takes each piece of a reply
 INSTALL: Final = "llama.cpp is not installed: pip install 'edgeroute[llama]'"
-_LONGEST_SOCKET = 100
-"""Longest path of a unix socket that every system takes, bytes."""
+_LONGEST_SOCKET = 100  # longest path of a unix socket that every system takes, bytes
 SERVES_OTHERS = threading.Event()
 """Set while this process serves a router to clients: models run isolated, unless their `isolate` is False."""
-EXIT_S = 10.0
-"""Longest wait of the interpreter's exit for generations to stop, seconds."""
+EXIT_S = 10.0  # longest wait of the interpreter's exit for generations to stop, seconds
 
 
 class LoadOptions(NamedTuple):
@@ -112,8 +109,7 @@ class _ExitGuard(ForkSafe):
                     engine.free()
 
 
-EXIT_GUARD = _ExitGuard()
-"""The counter of this process."""
+EXIT_GUARD = _ExitGuard()  # the counter of this process
 
 
 class XLlama:

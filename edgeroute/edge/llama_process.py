@@ -33,29 +33,20 @@ from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.process import ForkSafe, json_dumps, json_loads
 from edgeroute.types import StopToken
 
-LOAD_S = 600.0
-"""Longest load of a model, seconds."""
+LOAD_S = 600.0  # longest load of a model, seconds
 STOP_SHARE: Final = 1 / 12
 """Time for a generation to stop on request, as a share of the time for a token; then the process is killed."""
-MOST_GROWTH: Final = 1 << 30
-"""Memory that requests may take beside the loaded model, bytes, on Linux."""
-MOST_FRAME: Final = 1 << 26
-"""Longest frame, bytes."""
-TURN_S: Final = 0.1
-"""Time between two looks at a stop request while all slots are taken, seconds."""
+MOST_GROWTH: Final = 1 << 30  # memory that requests may take beside the loaded model, bytes, on Linux
+MOST_FRAME: Final = 1 << 26  # longest frame, bytes
+TURN_S: Final = 0.1  # time between two looks at a stop request while all slots are taken, seconds
 _HEAD: Final = 4
-_STACK: Final = 2 << 20
-"""Stack of a thread that renders a template, bytes: smaller than those of usual threads."""
-_TAIL: Final = 40
-"""Last lines of the child's stderr that are searched for a lack of memory."""
+_STACK: Final = 2 << 20  # stack of a thread that renders a template, bytes: smaller than those of usual threads
+_TAIL: Final = 40  # last lines of the child's stderr that are searched for a lack of memory
 _PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeroute.edge.llama_process import main; main()"
 _KINDS: Final = {kind.__name__: kind for kind in (PolicyError, RuntimeMissing)}
-PR_SET_PDEATHSIG: Final = 1
-"""Linux's number for the signal that a process gets at its parent's end."""
-_END: Any = None
-"""Item of a call's queue: no more pieces come."""
-_STOP: Any = {}
-"""Item of a call's queue: a stop was requested."""
+PR_SET_PDEATHSIG: Final = 1  # Linux's number for the signal that a process gets at its parent's end
+_END: Any = None  # item of a call's queue: no more pieces come
+_STOP: Any = {}  # item of a call's queue: a stop was requested
 
 
 # Frames.

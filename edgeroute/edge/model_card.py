@@ -33,12 +33,9 @@ DTYPES = (
     "float32", "float16", "float64", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
 )  # fmt: skip
 """dtypes of tensors."""
-LAYOUTS = ("HW", "HWC", "CHW")
-"""Orders of a picture's axes: height, width, channels."""
-FILTERS = ("bilinear", "nearest", "box", "hamming", "bicubic", "lanczos")
-"""Interpolations of Pillow."""
-LARGEST = 2**31 - 1
-"""Largest size of an axis."""
+LAYOUTS = ("HW", "HWC", "CHW")  # orders of a picture's axes: height, width, channels
+FILTERS = ("bilinear", "nearest", "box", "hamming", "bicubic", "lanczos")  # interpolations of Pillow
+LARGEST = 2**31 - 1  # largest size of an axis
 
 
 def _key(about: str, title: str, kind: str | None = None, **more: Any) -> dict[str, Any]:
@@ -248,8 +245,7 @@ def _as_text(value: Any) -> str:
     return clean(json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool | int | float | list) else repr(value), 60)
 
 
-MOST = 5
-"""Most problems of a card in one message."""
+MOST = 5  # most problems of a card in one message
 
 
 class CardInput(NamedTuple):
@@ -382,10 +378,8 @@ def card_path(model: Path) -> Path:
     return own[0] if own else model.with_name(f"{model.name}.json") if (path := model.with_suffix(".json")) in others else path
 
 
-MOST_KEYS = 100
-"""Most keys of what may be a card: comparing more takes seconds."""
-_TELLING = ("sha256", "input", "inputs", "preprocess", "state", "output", "labels")
-"""Keys that only a card is likely to have."""
+MOST_KEYS = 100  # most keys of what may be a card: comparing more takes seconds
+_TELLING = ("sha256", "input", "inputs", "preprocess", "state", "output", "labels")  # keys that only a card is likely to have
 _NO_CARD = "give the model card=False"
 
 

@@ -61,8 +61,7 @@ def _file_in_folder(folder: Path, name: bytes) -> Path | None:
         return None
 
 
-_NORM_1 = b"\x0a\x01p\x18\x01"
-"""Attribute p = 1 of `LpNormalization`, which divides by the sum: probabilities may come out."""
+_NORM_1 = b"\x0a\x01p\x18\x01"  # attribute p = 1 of `LpNormalization`, which divides by the sum: probabilities may come out
 
 
 def last_operators(model: Path) -> dict[str, str]:
@@ -121,8 +120,7 @@ def _fields(data: Any, at: int, end: int, wanted: set[int]) -> Iterator[tuple[in
 
 # Sessions of ONNX Runtime: opened on the requested providers, and compared with the providers that they really run on.
 
-MOST_SHOWN = 5
-"""Most operators named in a line."""
+MOST_SHOWN = 5  # most operators named in a line
 
 
 class Node(NamedTuple):

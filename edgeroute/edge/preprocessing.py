@@ -15,18 +15,12 @@ from edgeroute.errors import BadInput
 from edgeroute.system.late_imports import import_late, import_needed
 from edgeroute.types import TensorSpec
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-"""Formats that are decoded, by Pillow's names."""
-MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}
-"""Number of channels -> Pillow's mode; 0: an array without an axis of channels."""
-DEEP = ("I", "F")
-"""Beginnings of modes of more than 8 bits a channel, whose values Pillow would clip."""
-MOST_PIXELS = 1 << 26
-"""Most pixels of a picture that is decoded, or was resized."""
-MOST_SCANS = 100
-"""Most scans of a JPEG: each of a progressive one's goes over the whole picture, and usual ones have ten."""
-MOST_SEGMENTS = 10_000
-"""Most segments of a JPEG, its scans included."""
+FORMATS = ("JPEG", "PNG", "WEBP")  # formats that are decoded, by Pillow's names
+MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's mode; 0: an array without an axis of channels
+DEEP = ("I", "F")  # beginnings of modes of more than 8 bits a channel, whose values Pillow would clip
+MOST_PIXELS = 1 << 26  # most pixels of a picture that is decoded, or was resized
+MOST_SCANS = 100  # most scans of a JPEG: each of a progressive one's goes over the whole picture, and usual ones have ten
+MOST_SEGMENTS = 10_000  # most segments of a JPEG, its scans included
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """Beginning of a segment that states its length, or of the end; within a scan, bytes of 255 are followed by others."""
 _SCAN, _END = 0xDA, 0xD9
@@ -262,8 +256,7 @@ class Layouts(NamedTuple):
 
 
 NO_LAYOUTS = Layouts()
-CHANNELS = (1, 3, 4)
-"""Usual numbers of channels, by which a layout is guessed for messages."""
+CHANNELS = (1, 3, 4)  # usual numbers of channels, by which a layout is guessed for messages
 
 
 class Preprocess:

@@ -194,8 +194,7 @@ class Runs(ForkSafe):
             self._close_now()
 
 
-_shared: Shared[int, Runs] = Shared()
-"""id of a model -> its runs."""
+_shared: Shared[int, Runs] = Shared()  # id of a model -> its runs
 
 
 def runs_of(model: EdgeModel) -> Runs:

@@ -22,18 +22,15 @@ from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.process import ForkSafe, file_stamp, initially, per_process
 from edgeroute.types import StopToken, TensorSpec
 
-UNFREED_SESSIONS: list[Any] = []
-"""Sessions of the parent of a forked process, which are never freed."""
+UNFREED_SESSIONS: list[Any] = []  # sessions of the parent of a forked process, which are never freed
 
 
 PASSING = ("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators, by ONNX's names, that leave the meaning of numbers as it is."""
-MOST_PASSED = 8
-"""Most such operators behind the one that makes an output."""
+MOST_PASSED = 8  # most such operators behind the one that makes an output
 KIND_BY_OPERATOR = {"Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel", "LpNormalization": "value"}
 """Operator that makes an output -> kind of the output. A vector of length 1 is an embedding."""
-MOST_FILLED = 1 << 16
-"""Maximum copies of an input with which a batch of fixed size is filled up."""
+MOST_FILLED = 1 << 16  # maximum copies of an input with which a batch of fixed size is filled up
 NO_BATCH = 'if that is no batch axis, its card says so: "batch": "none"'
 
 

@@ -29,18 +29,15 @@ BUILT_IN = {
     "http:": "edgeroute.edge.local_server:LocalServer",
 }
 """Suffix, or `http:` for a server on this device, -> `module:Class`."""
-SCHEMES = ("http:", "https:", "unix:")
-"""Beginnings of addresses of servers."""
-ACTIVE = ".active"
-"""Suffix of the pointer file to a catalog's active model, whose own suffix picks the runtime."""
+SCHEMES = ("http:", "https:", "unix:")  # beginnings of addresses of servers
+ACTIVE = ".active"  # suffix of the pointer file to a catalog's active model, whose own suffix picks the runtime
 GROUP = "edgeroute.runtimes"
 """Entry-point group by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
 _TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _SUFFIX = re.compile(r"\.[^\s./\\][^\s/\\]*")
 _HUB = re.compile(r"(hf://|https://(?:huggingface|hf)\.co/)?([\w-]+/[\w-]+(?:\.\d[\w-]*)*)(?(1)(?:/.*)?)")
 """Name of a model on a hub; only with its address may a path in it follow."""
-_registered: dict[str, str] = {}
-"""Suffix -> target, as `register` was called."""
+_registered: dict[str, str] = {}  # suffix -> target, as `register` was called
 
 
 def register(suffix: str, target: str) -> None:

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.edge.runtime_base import last_operator
 
-MOST_BYTES = (1 << 31) - 1
-"""Largest size of a flatbuffer, whose offsets have 31 bits."""
+MOST_BYTES = (1 << 31) - 1  # largest size of a flatbuffer, whose offsets have 31 bits
 _FLOAT32, _INT8, _INT4 = 0, 9, 17
 _BYTES = {0: 4, 1: 2, 2: 4, 4: 8, 7: 2, 8: 8, 10: 8, 11: 16, 12: 8, 15: 4, 16: 2}
 """Type of an element -> its bytes; elements of other types have 1, or less."""

@@ -120,8 +120,7 @@ class Secret:
         return hash((self._value, self._env))
 
 
-_NAME = re.compile("[A-Z_][A-Z0-9_]{0,63}")
-"""Names of environment variables that may be quoted."""
+_NAME = re.compile("[A-Z_][A-Z0-9_]{0,63}")  # names of environment variables that may be quoted
 
 
 def checked_terms(fields: dict[str, Any]) -> Terms:
@@ -162,8 +161,7 @@ def checked_pins(given: str | Collection[str] | None) -> frozenset[bytes]:
     return frozenset(hashes)
 
 
-MAX_REPLY = 1 << 20
-"""Default maximum of a reply's body, bytes."""
+MAX_REPLY = 1 << 20  # default maximum of a reply's body, bytes
 
 
 class Address:
@@ -236,8 +234,7 @@ class Address:
             raise PolicyError(f"{self.origin}: pin= is checked on edgeroute's own connections only: leave out client=, or pin=")
         if self.client not in (None, (None, None)) and (verify is not True or cert is not None):
             raise PolicyError(f"{self.origin}: verify= and cert= have no effect with client=: set them on the client")
-        self.hidden: set[str] = set()
-        """Password of the proxy, in the forms in which a text may quote it; `proxy_for` fills it."""
+        self.hidden: set[str] = set()  # password of the proxy, in the forms in which a text may quote it; `proxy_for` fills it
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
         for name in headers or {}:
             if not (
@@ -337,8 +334,7 @@ def _clients(client: Any) -> tuple[Any, Any]:
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SENDABLE = re.compile(r"([!-~]([\t -~]*[!-~])?)?")
 _PASSWORD_LENGTH = 4
-_SECRET_LENGTH = 8
-"""Shorter words of a header's value are not masked: masking them would garble messages."""
+_SECRET_LENGTH = 8  # shorter words of a header's value are not masked: masking them would garble messages
 
 
 def bare(url: str) -> str:
@@ -368,8 +364,7 @@ _QUOTABLE_LENGTH = 100
 # A reply's headers, and its reason phrase, may repeat the credentials. Of httpcore's records only the event's name stays; httpx's
 # are dropped. Records of the application's own use of a client are not changed.
 
-OURS: ContextVar[bool] = ContextVar("edgeroute_call", default=False)
-"""True in the context of a call to an endpoint by edgeroute."""
+OURS: ContextVar[bool] = ContextVar("edgeroute_call", default=False)  # True in the context of a call to an endpoint by edgeroute
 
 
 class _NamesOnly(logging.Filter):

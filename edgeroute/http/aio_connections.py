@@ -27,12 +27,10 @@ class AsyncSockets(Sockets):
     def __init__(self, origin: str, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(origin)
         self.loop = loop
-        self._read: socket.socket | None = None
-        """Socket with a registered reader; None: none."""
+        self._read: socket.socket | None = None  # socket with a registered reader; None: none
         self._most = 0
         self._waiting: asyncio.Future[bytes | None] | None = None
-        self._rings_at = INF
-        """Instant of the alarm, which may be sooner than `until`."""
+        self._rings_at = INF  # instant of the alarm, which may be sooner than `until`
         self._alarm: asyncio.TimerHandle | None = None
 
     async def receive(self, sock: socket.socket, most: int) -> bytes | None:
@@ -214,8 +212,7 @@ class AsyncSockets(Sockets):
 
 
 T = TypeVar("T")
-FREE_READS = 4
-"""Reads of a reply without a pause for the event loop's other tasks."""
+FREE_READS = 4  # reads of a reply without a pause for the event loop's other tasks
 
 
 class AsyncConnections(Pool):

@@ -29,13 +29,10 @@ from edgeroute.types import StopToken
 
 # Sockets of one connection: opened within the time limit, can be shut down from another thread, always closed.
 
-STAGGER_S = 0.25
-"""Delay before the next address is tried in parallel, seconds (RFC 8305, happy eyeballs)."""
-POLL_S = 1.0
-"""Maximum seconds of one wait, after which a signal that came just before is handled."""
+STAGGER_S = 0.25  # delay before the next address is tried in parallel, seconds (RFC 8305, happy eyeballs)
+POLL_S = 1.0  # maximum seconds of one wait, after which a signal that came just before is handled
 MOST_MS = round(POLL_S * 1000)
-_UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}
-"""Error numbers of a connection attempt in progress."""
+_UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}  # error numbers of a connection attempt in progress
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
@@ -44,10 +41,8 @@ class Sockets:
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
-        self.until = INF
-        """Instant by which the next step must be done."""
-        self.doing = ""
-        """Present step of the server, for the error of a timeout, as in "did not {doing} in time"."""
+        self.until = INF  # instant by which the next step must be done
+        self.doing = ""  # present step of the server, for the error of a timeout, as in "did not {doing} in time"
         self._sockets: list[socket.socket] = []
 
     def begin(self, until: float, cancel: StopToken | None) -> None:  # noqa: ARG002 - of threads
@@ -260,8 +255,7 @@ class Connection:
         self._sock: socket.socket | None = None
         self._poll: Poll | None = None
         self._idle_since = 0.0
-        self._reads = 0
-        """Reads of the reply under way."""
+        self._reads = 0  # reads of the reply under way
 
     def _usable_line(self) -> Line:
         """Return the line if the server has kept it open; else close the sockets and return a new one, not yet opened.

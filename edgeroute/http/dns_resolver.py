@@ -20,19 +20,14 @@ from typing import Any, NamedTuple
 from edgeroute.system.process import ForkSafe, per_process
 from edgeroute.system.thread_pool import start_thread
 
-MOST = 16
-"""Maximum concurrent look-ups in this process; beyond it, a look-up of a further name fails at once."""
-MOST_EACH = 4
-"""Maximum concurrent look-ups of one name."""
+MOST = 16  # maximum concurrent look-ups in this process; beyond it, a look-up of a further name fails at once
+MOST_EACH = 4  # maximum concurrent look-ups of one name
 FRESH_S = 5.0
 """Seconds after which a look-up may be stuck on a dead DNS server, so that another of the same name is started beside it."""
 
-STALE_S = 86400.0
-"""Seconds for which an earlier answer is used while the resolver does not answer."""
-PATIENCE_S = 1.8
-"""Seconds to wait for the resolver before an earlier answer is used."""
-MOST_KEPT = 256
-"""Maximum names whose addresses are stored."""
+STALE_S = 86400.0  # seconds for which an earlier answer is used while the resolver does not answer
+PATIENCE_S = 1.8  # seconds to wait for the resolver before an earlier answer is used
+MOST_KEPT = 256  # maximum names whose addresses are stored
 _FINAL: set[int] = set() if sys.platform == "darwin" else {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 """Error numbers for "there is no such name". Empty on macOS, which reports them without a network, too."""
 
@@ -49,8 +44,7 @@ class Lookup:
 
     def __init__(self, host: str, port: int, earlier: list[SocketAddress] | None = None) -> None:
         self.host, self.port, self.begun = host, port, monotonic()
-        self.earlier = earlier or []
-        """Addresses of an earlier look-up, used while the resolver is down."""
+        self.earlier = earlier or []  # addresses of an earlier look-up, used while the resolver is down
         self.done = False
         self._addresses: list[SocketAddress] = []
         self._error: BaseException | None = None

@@ -26,8 +26,7 @@ from edgeroute.types import StopToken
 
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
 """httpx's timeout -> step that the endpoint did not do in time."""
-MOST_KEPT = 10
-"""Maximum of `Carrier._kept`: after so many closed connections in a row, the server itself is at fault."""
+MOST_KEPT = 10  # maximum of `Carrier._kept`: after so many closed connections in a row, the server itself is at fault
 
 
 class Carrier(ForkSafe):
@@ -43,8 +42,7 @@ class Carrier(ForkSafe):
     def __init__(self, address: Address, client: Any) -> None:
         self.address, self.given = address, client
         self._met = False
-        self._kept = 0
-        """Estimate of the connections that the client keeps alive: so many may prove closed by the server."""
+        self._kept = 0  # estimate of the connections that the client keeps alive: so many may prove closed by the server
 
     def new_client(self, kind: str) -> Any:
         """Return a new httpx client: with the environment's proxies, this address's TLS settings, no redirects and no timeout.
@@ -162,8 +160,7 @@ class HttpxResponse:
             raise BadReply(f"{self._origin} answered with an encoding, though asked not to: unread")
         length = self.headers.get("content-length", "")
         declared = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0  # noqa: PLR2004 - of 64 bits
-        self._unread = not self._fits(declared)
-        """True if the rest of the body is not read: of an error reply that is too long."""
+        self._unread = not self._fits(declared)  # True if the rest of the body is not read: of an error reply that is too long
 
     async def read(self, until: float | None = None) -> bytes | None:
         """Return the next piece of the body; None at its end. Of an error reply that is too long, the rest is not read.

@@ -21,14 +21,10 @@ from edgeroute.system.loopback_addresses import is_loopback
 from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
-CONNECT_S = 5.0
-"""Timeout of a connection, seconds: on one device it is made at once, or the server is stuck."""
-BASE = "/v1"
-"""Path prefix if the address has none."""
-UNIX: Any = getattr(socket, "AF_UNIX", None)
-"""Address family of unix sockets; None: Python has none here."""
-SHORT = 1 << 16
-"""Maximum bytes to read of an error reply's body."""
+CONNECT_S = 5.0  # timeout of a connection, seconds: on one device it is made at once, or the server is stuck
+BASE = "/v1"  # path prefix if the address has none
+UNIX: Any = getattr(socket, "AF_UNIX", None)  # address family of unix sockets; None: Python has none here
+SHORT = 1 << 16  # maximum bytes to read of an error reply's body
 
 
 def _is_path(text: str) -> bool:

@@ -19,16 +19,14 @@ from edgeroute.errors import BadReply
 # `ended`: the last chunk and the trailers have come. `surplus`: bytes have come after the trailers. `wrong`: the fault in the
 # chunks, after the parts that `parse_chunks` returned last; empty: none. `Reading` decides about the body's framing for both.
 
-HAVE_LLHTTP = True
-"""True if httptools is installed."""
+HAVE_LLHTTP = True  # True if httptools is installed
 try:
     import httptools
 except ImportError:
     HAVE_LLHTTP = False
     import h11
 
-END = b"\r\n\r\n"
-"""End of a head, also of an interim reply's, and of the trailers."""
+END = b"\r\n\r\n"  # end of a head, also of an interim reply's, and of the trailers
 _BEGUN, _HEADED, _ENDED = "begun", "headed", "ended"
 
 
@@ -165,16 +163,12 @@ def _headers(head: bytes) -> list[tuple[str, str]]:
 
 _NOT_STRICT = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """Bare line ends, continued lines and control characters, which h11 accepts."""
-new_parser: type[Llhttp | H11] = Llhttp if HAVE_LLHTTP else H11
-"""Parser class in use."""
+new_parser: type[Llhttp | H11] = Llhttp if HAVE_LLHTTP else H11  # parser class in use
 
 
-SUCCESS = range(200, 300)
-"""HTTP statuses of a success."""
-EARLY = 1 << 16
-"""Maximum bytes read while a request is being sent."""
-FRAMING = 1 << 16
-"""Maximum bytes beside the body (heads, chunk sizes, trailers); the body's size divided by `BODY_EACH` is added."""
+SUCCESS = range(200, 300)  # HTTP statuses of a success
+EARLY = 1 << 16  # maximum bytes read while a request is being sent
+FRAMING = 1 << 16  # maximum bytes beside the body (heads, chunk sizes, trailers); the body's size divided by `BODY_EACH` is added
 BODY_EACH = 8
 READ_LEAST, READ_MOST = 1 << 12, 1 << 16
 PIECE_MOST = 1 << 18
@@ -192,8 +186,7 @@ class Early:
 
     def __init__(self) -> None:
         self.data = b""
-        self._last_begin = 0
-        """Index at which the last reply begins."""
+        self._last_begin = 0  # index at which the last reply begins
 
     def heard(self, data: bytes) -> bool:
         """Append received bytes; empty: the end. Return True if no more is to be sent, as the final reply has begun.

@@ -78,12 +78,9 @@ sent, bytes received meanwhile or None).
 """
 Heard: TypeAlias = Callable[[bytes], bool]
 """Called with bytes received while others are being sent; empty: the end. Returns True if no more is to be sent."""
-PIECE = 1 << 18
-"""Maximum bytes encrypted at a time."""
-RECORD = 1 << 16
-"""Maximum bytes received at a time."""
-MEANWHILE = 1 << 18
-"""Maximum bytes received while a handshake's messages are being sent."""
+PIECE = 1 << 18  # maximum bytes encrypted at a time
+RECORD = 1 << 16  # maximum bytes received at a time
+MEANWHILE = 1 << 18  # maximum bytes received while a handshake's messages are being sent
 
 
 class WrongKey(OSError):
@@ -236,8 +233,7 @@ class Tls:
 # Hash of the public key in a certificate, which a pin names, whoever has signed the certificate.
 
 _SEQUENCE, _VERSION = 0x30, 0xA0
-_BEFORE_KEY = 5
-"""Fields between version and key: serial number, signature algorithm, issuer, validity, subject."""
+_BEFORE_KEY = 5  # fields between version and key: serial number, signature algorithm, issuer, validity, subject
 
 
 def pin_of(certificate: bytes) -> bytes:
@@ -311,10 +307,8 @@ def is_tls(error: BaseException | None) -> bool:
     return error is not None
 
 
-KEEP_S = 300.0
-"""Maximum seconds that an idle connection is kept alive. Before reuse a check shows if the server closed it."""
-TOGETHER = 1 << 14
-"""Maximum bytes of a body that is joined to its head, to be sent with it."""
+KEEP_S = 300.0  # maximum seconds that an idle connection is kept alive. Before reuse a check shows if the server closed it.
+TOGETHER = 1 << 14  # maximum bytes of a body that is joined to its head, to be sent with it
 
 
 class ProxyRefused(OSError):
@@ -332,8 +326,7 @@ class Wire:
         self.address = address
         self._starts: dict[tuple[str, str, bool], bytes] = {}
         self._context: ssl.SSLContext | None = None
-        self.met = False
-        """True if the server has ever replied."""
+        self.met = False  # True if the server has ever replied
 
     def context(self) -> ssl.SSLContext:
         """Return the TLS context of the endpoint, made at the first call."""
@@ -426,10 +419,8 @@ class Line:
         self._proxy = wire.proxy()
         if self._proxy is not None:
             self.there = self._proxy[:2]
-        self.opened = False
-        """True if requests can be sent."""
-        self.served = False
-        """True after the first reply: from then on, the server may just have closed the connection."""
+        self.opened = False  # True if requests can be sent
+        self.served = False  # True after the first reply: from then on, the server may just have closed the connection
 
     def open(self) -> Steps[None]:
         """Open the layers on a connected socket: the proxy's tunnel, if any, and TLS.

@@ -21,21 +21,14 @@ if TYPE_CHECKING:
     from edgeroute.observe.device.kernel_files import Measurement, Run
     from edgeroute.observe.device.phone_and_desktop import Android, Others
 
-Sensors = Callable[[], Reading]
-"""Function that reads the sensors."""
+Sensors = Callable[[], Reading]  # function that reads the sensors
 
-FIND_S = 60.0
-"""Time after which the files of sensors are searched again, seconds: a battery, a dock or a driver may come later."""
-LEAST_S, MOST_S = 1.0, 60.0
-"""Least and most time between two readings, seconds."""
-EVERY_S = 10.0
-"""Usual time between two readings, seconds."""
-PATIENCE_S = 1.0
-"""Longest wait for another thread that reads, seconds; after it the last reading is returned."""
-FRESH_S = 0.5
-"""Age up to which a reading is returned again, seconds: routers that are made together share one."""
-KERNELS = frozenset({"linux", "android"})
-"""Values of `sys.platform` with sysfs and procfs."""
+FIND_S = 60.0  # time after which the files of sensors are searched again, seconds: a battery, a dock or a driver may come later
+LEAST_S, MOST_S = 1.0, 60.0  # least and most time between two readings, seconds
+EVERY_S = 10.0  # usual time between two readings, seconds
+PATIENCE_S = 1.0  # longest wait for another thread that reads, seconds; after it the last reading is returned
+FRESH_S = 0.5  # age up to which a reading is returned again, seconds: routers that are made together share one
+KERNELS = frozenset({"linux", "android"})  # values of `sys.platform` with sysfs and procfs
 
 
 class DeviceSensors(ForkSafe):
@@ -137,8 +130,7 @@ class DeviceSensors(ForkSafe):
         return fields
 
 
-_system: dict[str, DeviceSensors] = {}
-"""Has the process's sensors under "sensors" once they are used."""
+_system: dict[str, DeviceSensors] = {}  # has the process's sensors under "sensors" once they are used
 
 
 def system_sensors() -> DeviceSensors:
@@ -163,10 +155,8 @@ def read() -> Reading:
 
 # Sampler: reads the sensors of all routers of the process in the background when they are due, also while no request comes.
 
-MOST = 8
-"""Most threads in which sensors are read: functions of the application may hang."""
-AGAIN_S = 1.0
-"""Seconds until a reading is tried again for which there was no thread; also until a sampler without work ends."""
+MOST = 8  # most threads in which sensors are read: functions of the application may hang
+AGAIN_S = 1.0  # seconds until a reading is tried again for which there was no thread; also until a sampler without work ends
 
 
 class Due(Protocol):
@@ -262,5 +252,4 @@ class Sampler(ForkSafe):
         return None if was_idle else AGAIN_S
 
 
-SAMPLER = Sampler()
-"""The sampler of this process."""
+SAMPLER = Sampler()  # the sampler of this process

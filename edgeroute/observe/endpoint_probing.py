@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from edgeroute.system.thread_pool import ThreadPool
 
 log = logging.getLogger("edgeroute")
-NEWS_S = 30.0
-"""Seconds after this device's link came up within which an endpoint's recovery counts as caused by the link."""
+NEWS_S = 30.0  # seconds after this device's link came up within which an endpoint's recovery counts as caused by the link
 
 
 class Router(Protocol):
@@ -56,8 +55,7 @@ class EndpointHealth(ForkSafe):
 
     def __init__(self, router: Router) -> None:
         self._router, self._closed = router, False
-        self._linked_at = -inf
-        """Monotonic instant at which this device's link last came up, as far as observed."""
+        self._linked_at = -inf  # monotonic instant at which this device's link last came up, as far as observed
 
     def opened(self, guard: Guard) -> None:
         """Log and report that a breaker opened, and start the network monitor if none runs. None is started after the close."""

@@ -17,20 +17,16 @@ from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
 from edgeroute.system.process import ForkSafe, initially, per_process
 from edgeroute.system.thread_pool import Worker
 
-MOST = 65536
-"""Most bytes of a routing table that are read."""
+MOST = 65536  # most bytes of a routing table that are read
 UP, REJECT = 0x1, 0x200
-METERED_S = 30.0
-"""Minimum time between two queries to NetworkManager, seconds."""
+METERED_S = 30.0  # minimum time between two queries to NetworkManager, seconds
 BUS = (
     "busctl", "--system", "--auto-start=no", "--timeout=1", "get-property", "org.freedesktop.NetworkManager",
     "/org/freedesktop/NetworkManager", "org.freedesktop.NetworkManager", "Metered",
 )  # fmt: skip
 """Command that queries NetworkManager."""
-STATES = {"1": True, "2": False, "3": True, "4": False}
-"""Values of NMMetered: yes, no, and each as a guess; 0 is unknown."""
-LINK_LOCAL = 0xFEA9
-"""169.254, in network byte order."""
+STATES = {"1": True, "2": False, "3": True, "4": False}  # values of NMMetered: yes, no, and each as a guess; 0 is unknown
+LINK_LOCAL = 0xFEA9  # 169.254, in network byte order
 
 
 class Links:
@@ -109,10 +105,8 @@ def _routes6(text: str) -> Iterator[str]:
             yield interface
 
 
-QUIET_S = 0.05
-"""Debounce, as changes come in bursts: the callback is called after so many seconds without another change ..."""
-MOST_S = 1.0
-"""... and at the latest so many seconds after the first change."""
+QUIET_S = 0.05  # debounce, as changes come in bursts: the callback is called after so many seconds without another change ...
+MOST_S = 1.0  # ... and at the latest so many seconds after the first change.
 
 # rtnetlink constants, which Python does not define
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses and routes of IPv4 and of IPv6

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 # Energy of a call of each target: edges' fitted from the device's power, clouds' from their prices.
 
-LONGEST_S = 120.0
-"""Longest time between two readings of the power from which energy is computed, seconds."""
+LONGEST_S = 120.0  # longest time between two readings of the power from which energy is computed, seconds
 
 
 class Energy:
@@ -106,8 +105,7 @@ def steady(old: Mapping[str, float], new: Mapping[str, float], share: float = 0.
 
 # Times that the variants of an edge model take, as far as they are recent.
 
-AGAIN_S = 60.0
-"""Pause after which a variant's earlier times no longer count, seconds, so that the variant is tried again."""
+AGAIN_S = 60.0  # pause after which a variant's earlier times no longer count, seconds, so that the variant is tried again
 
 
 class Paces:
@@ -137,12 +135,9 @@ class Paces:
         return known
 
 
-ADVICE = "give the router `sensors=`, a function that returns a Reading"
-"""Advice where this system lacks a sensor."""
-EASES_S = 1.0
-"""Time between two checks whether the load of a cloud has eased, seconds."""
-READS_S = 10.0
-"""Time between two readings of the device's sensors, seconds, unless the policy or the sensors set another."""
+ADVICE = "give the router `sensors=`, a function that returns a Reading"  # advice where this system lacks a sensor
+EASES_S = 1.0  # time between two checks whether the load of a cloud has eased, seconds
+READS_S = 10.0  # time between two readings of the device's sensors, seconds, unless the policy or the sensors set another
 log = logging.getLogger("edgeroute")
 
 

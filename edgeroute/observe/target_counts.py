@@ -17,13 +17,10 @@ from edgeroute.system.process import ForkSafe, per_process
 if TYPE_CHECKING:
     from edgeroute.observe.stats_and_status import Seen, Stats
 
-RECENT = 128
-"""Number of a target's latest deferred answers whose distance from their threshold is stored."""
-TOGETHER = 64
-"""Requests that are counted together; an answer that was not simply accepted triggers counting at once."""
+RECENT = 128  # number of a target's latest deferred answers whose distance from their threshold is stored
+TOGETHER = 64  # requests that are counted together; an answer that was not simply accepted triggers counting at once
 
-ALONE = 2
-"""Number of marks in the log of a request whose only leg's answer was accepted."""
+ALONE = 2  # number of marks in the log of a request whose only leg's answer was accepted
 
 
 class _Leg:
@@ -70,8 +67,7 @@ class Counts(ForkSafe):
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = self.unanswered = 0
         self.cached = self.queued = self.late = self.spared = 0
-        self._added = 0
-        """Requests counted since `record` last returned True."""
+        self._added = 0  # requests counted since `record` last returned True
         self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
         self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
         """Outcomes that are not counted yet: legs, answering leg, accepted, log, row of a batch."""

@@ -20,10 +20,8 @@ from edgeroute.http.addresses_and_messages import chat_advice
 from edgeroute.policy.units_as_text import duration
 
 Key = tuple[str | int, ...]
-SHOWN = 60
-"""Maximum number of characters of a value quoted in a message."""
-HUGE = 1e300
-"""Longer integers are not quoted: some cannot be converted to float, which formats numbers."""
+SHOWN = 60  # maximum number of characters of a value quoted in a message
+HUGE = 1e300  # longer integers are not quoted: some cannot be converted to float, which formats numbers
 
 
 class Problem(NamedTuple):

@@ -29,12 +29,9 @@ else:
     import tomli as tomllib
 
 PREFIX = "EDGEROUTE_"
-MOST_BYTES = 1 << 20
-"""Maximum bytes of a policy file."""
-MAX_NODES = 10_000
-"""Maximum values of a policy in YAML, with aliases expanded."""
-MOST_QUOTED = 60
-"""Maximum characters of a key quoted in a message."""
+MOST_BYTES = 1 << 20  # maximum bytes of a policy file
+MAX_NODES = 10_000  # maximum values of a policy in YAML, with aliases expanded
+MOST_QUOTED = 60  # maximum characters of a key quoted in a message
 # Kubernetes sets these in every container, for services whose names begin with "edgeroute"
 _KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 
@@ -190,8 +187,7 @@ def _sections(file: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {**sections(), "edge": {**sections()["edge"], **keys_of(paths)}}
 
 
-_PATH = re.compile(f"{PREFIX}EDGE__([0-9]+__)?PATH")
-"""Variables with the path of a model."""
+_PATH = re.compile(f"{PREFIX}EDGE__([0-9]+__)?PATH")  # variables with the path of a model
 
 
 def variable_names(known: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
@@ -272,8 +268,7 @@ def _without_groups(edges: Any, path: Path) -> Any:
     return flat
 
 
-MOST_PARTS = 64
-"""Maximum parts of a dotted key."""
+MOST_PARTS = 64  # maximum parts of a dotted key
 _LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){{{MOST_PARTS}}}""")
 
 
@@ -425,5 +420,4 @@ def _place(error: ValueError) -> str:
     return str(error)
 
 
-_FORMATS = {".toml": parse_toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
-"""Suffix -> parser."""
+_FORMATS = {".toml": parse_toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}  # suffix -> parser

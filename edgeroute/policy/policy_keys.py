@@ -78,8 +78,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "gateway": (Gateway,),
 }
 """Types of a section; if there are several, its key `protocol` selects one."""
-LISTS = ("edge", "cloud", "trial", "rule")
-"""Sections that may occur several times."""
+LISTS = ("edge", "cloud", "trial", "rule")  # sections that may occur several times
 
 # the sources number such sections, "0" and on, so that a variable can override one of several
 IN_ORDER = BeforeValidator(lambda given: list(given.values()) if isinstance(given, dict) else given)
@@ -233,8 +232,7 @@ class Settings(Top):
         }
 
 
-_made: Shared[tuple[Any, ...], Any] = Shared()
-"""Objects made from sections, by weak reference, for later policies."""
+_made: Shared[tuple[Any, ...], Any] = Shared()  # objects made from sections, by weak reference, for later policies
 
 
 @contextmanager
@@ -252,8 +250,7 @@ def _part(name: str, keys: dict[str, Any]) -> Any:
         return load_plugin(PARTS, name, **keys)
 
 
-PARTS = "edgeroute.parts"
-"""Group of the entry points by which an installed package adds parts: `name = "module:Class"`."""
+PARTS = "edgeroute.parts"  # group of the entry points by which an installed package adds parts: `name = "module:Class"`
 
 
 def _with_certificates(threshold: Any, folder: Path) -> Any:
@@ -370,8 +367,7 @@ def _problem(loc: Key, kind: str, context: Mapping[str, Any], value: Any) -> Pro
     return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {kind_text(value)}")
 
 
-_MAY_BE_SECRET = ("cert", "verify")
-"""Keys near which a key or password may have been written: their text is not quoted."""
+_MAY_BE_SECRET = ("cert", "verify")  # keys near which a key or password may have been written: their text is not quoted
 
 
 def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
@@ -424,8 +420,7 @@ def corrected(data: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str,
     return better if changed else {}
 
 
-_FILES = {"path": "model", "card": "model card", "threshold": "certificate", "score": "score"}
-"""Key -> file that it may name."""
+_FILES = {"path": "model", "card": "model card", "threshold": "certificate", "score": "score"}  # key -> file that it may name
 
 
 def missing_files(data: Mapping[str, Any], folder: Path, given: Collection[str]) -> Iterator[Problem]:

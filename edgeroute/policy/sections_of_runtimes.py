@@ -28,8 +28,7 @@ from edgeroute.policy.single_sections import at, paths_from, policy_folder
 from edgeroute.policy.value_types import Check
 
 log = logging.getLogger("edgeroute")
-WRITTEN = ".onnx"
-"""Suffix whose section is written by hand, as `targets.Edge`."""
+WRITTEN = ".onnx"  # suffix whose section is written by hand, as `targets.Edge`
 
 
 class Registered(Model):

@@ -111,14 +111,10 @@ def text(title: str, pattern: str, example: str) -> dict[str, Any]:
     return {"type": "string", "title": title, "pattern": f"^({pattern})$", "examples": [example]}
 
 
-Duration = Annotated[float, PlainValidator(span), WithJsonSchema(text("duration", DURATION, "300ms"))]
-"""Seconds, above 0."""
-Delay = Annotated[float, PlainValidator(duration), WithJsonSchema(text("duration", DURATION, "100ms"))]
-"""Seconds, 0 or more."""
-Period = Annotated[float, PlainValidator(period), WithJsonSchema(text("duration", DURATION, "5s"))]
-"""Seconds, 1 to 60."""
-Size = Annotated[int, PlainValidator(size), WithJsonSchema(text("size", SIZE, "16MiB"))]
-"""Bytes."""
+Duration = Annotated[float, PlainValidator(span), WithJsonSchema(text("duration", DURATION, "300ms"))]  # seconds, above 0
+Delay = Annotated[float, PlainValidator(duration), WithJsonSchema(text("duration", DURATION, "100ms"))]  # seconds, 0 or more
+Period = Annotated[float, PlainValidator(period), WithJsonSchema(text("duration", DURATION, "5s"))]  # seconds, 1 to 60
+Size = Annotated[int, PlainValidator(size), WithJsonSchema(text("size", SIZE, "16MiB"))]  # Bytes
 Share = Annotated[
     float,
     PlainValidator(share),

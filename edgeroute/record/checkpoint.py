@@ -16,8 +16,7 @@ from edgeroute.system.process import to_json_types
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
 
-EVERY_S = 1.0
-"""Minimum time between two checkpoints, seconds."""
+EVERY_S = 1.0  # minimum time between two checkpoints, seconds
 
 
 class Checkpoint:

@@ -172,8 +172,7 @@ def _method(instrument: Instrument, name: str) -> Any:
         return lambda *event: getattr(instrument, name)(*event)  # noqa: PLW0108 - it is looked up at the event
 
 
-_DURING = ("attempt_began", "attempt_ended", "breaker_changed", "limit_hit")
-"""Events while a call is under way."""
+_DURING = ("attempt_began", "attempt_ended", "breaker_changed", "limit_hit")  # events while a call is under way
 
 
 def _forward(name: str) -> Callable[..., None]:

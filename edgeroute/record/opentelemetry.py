@@ -170,10 +170,8 @@ try:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as e:
     _missing = e  # said once it is used: the names of edgeroute can be imported without it
-EARLIER = 10_000
-"""Number of ended requests whose spans are remembered, to link later spans to them."""
-ROWS = 100
-"""Maximum rows of a batch that its calls are linked to."""
+EARLIER = 10_000  # number of ended requests whose spans are remembered, to link later spans to them
+ROWS = 100  # maximum rows of a batch that its calls are linked to
 S = 1_000_000_000
 
 
@@ -212,8 +210,7 @@ class OpenTelemetry(Instrument):
         if meter_provider is not None:
             self._meters = Meters(meter_provider)
         self._open: dict[str, _OpenSpan] = {}
-        self._batches: dict[str, list[str]] = {}
-        """Batch -> its rows that have not ended."""
+        self._batches: dict[str, list[str]] = {}  # batch -> its rows that have not ended
         self._attempts: dict[int, tuple[Span, AttemptBegan]] = {}
         self._earlier: OrderedDict[str, SpanContext] = OrderedDict()
         self._traceparent = TraceContextTextMapPropagator()

@@ -19,12 +19,9 @@ from edgeroute.system.process import ForkSafe, per_process
 
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the histograms' buckets, seconds."""
-TOGETHER = 64
-"""Number of events that are counted together, off the path of most calls."""
-WAITING = 1 << 16
-"""Maximum events of a sort that wait to be counted while a scrape reads; of more the oldest are dropped."""
-MOST = 1000
-"""Maximum kinds of requests, and endpoints, that are distinguished; a further one is counted under the target `other`."""
+TOGETHER = 64  # number of events that are counted together, off the path of most calls
+WAITING = 1 << 16  # maximum events of a sort that wait to be counted while a scrape reads; of more the oldest are dropped
+MOST = 1000  # maximum kinds of requests, and endpoints, that are distinguished; a further one is counted under the target `other`
 OTHER = "other"
 K = TypeVar("K")
 

@@ -12,8 +12,7 @@ from edgeroute.core.reason_and_trace import error_code
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 
 log = logging.getLogger("edgeroute.requests")
-LONGEST = 8000
-"""Maximum characters of a message, and of a traceback."""
+LONGEST = 8000  # maximum characters of a message, and of a traceback
 FIELDS = ("request", "source", "leg", "reason", "degraded", "confidence", "latency_s", "error", "model", "status")
 """Fields of a request's record (`extra=`)."""
 

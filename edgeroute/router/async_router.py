@@ -49,8 +49,7 @@ QUICK_S = 0.001
 A thread and back takes up to 0.2 ms, twice as long as a small model. With a deadline or a hedge, and for a batch, a model always
 runs in a thread.
 """
-CLOSE_S = 1.0
-"""Maximum seconds that closing waits for cancelled tasks."""
+CLOSE_S = 1.0  # maximum seconds that closing waits for cancelled tasks
 
 
 def like(method: Callable[Concatenate[Any, P], Any]) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:

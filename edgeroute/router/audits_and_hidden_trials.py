@@ -165,8 +165,7 @@ def put_audits(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
         before.close()
 
 
-CLOSE_S = 1.0
-"""Maximum time that closing waits for audits under way, seconds."""
+CLOSE_S = 1.0  # maximum time that closing waits for audits under way, seconds
 
 
 class Audits(Part):

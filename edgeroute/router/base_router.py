@@ -47,8 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 Late = TypeVar("Late", bound=Callable[..., object])
 W = TypeVar("W")
-Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]
-"""Executes steps in the background; returns False if the router cannot."""
+Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]  # executes steps in the background; returns False if the router cannot
 
 
 class BaseRouter(Generic[V]):

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
     from edgeroute.stores.cache import Entry
     from edgeroute.types import Backend
 
-MOST = 1000
-"""Maximum stored prefixes: callers may name a new data class each time."""
-LONGEST = 200
-"""Maximum characters of a data class whose prefix is stored."""
+MOST = 1000  # maximum stored prefixes: callers may name a new data class each time
+LONGEST = 200  # maximum characters of a data class whose prefix is stored
 
 
 class KeyPrefixes:

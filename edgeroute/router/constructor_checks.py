@@ -43,8 +43,7 @@ Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | No
 
 
 DEFAULTS = Options()
-ESTIMATORS = {"catboost", "keras", "lightgbm", "sklearn", "xgboost"}
-"""Packages whose methods take tables, and never one input."""
+ESTIMATORS = {"catboost", "keras", "lightgbm", "sklearn", "xgboost"}  # packages whose methods take tables, and never one input
 
 
 def with_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,15 +163,11 @@ def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None, doubt: Mappi
 
 
 log = logging.getLogger("edgeroute")
-AGES_S = 60.0
-"""Minimum seconds between checks of certificates' age."""
+AGES_S = 60.0  # minimum seconds between checks of certificates' age
 CLOSED = "this router is closed"
-NO_RULES = Rules()
-"""Egress rules by which everything may leave."""
-PLAIN = (None, None, None, "")
-"""Key of the plan for calls that override nothing."""
-MOST_PLANS = 1000
-"""Limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time."""
+NO_RULES = Rules()  # egress rules by which everything may leave
+PLAIN = (None, None, None, "")  # key of the plan for calls that override nothing
+MOST_PLANS = 1000  # limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time
 
 
 def _ignore(target: str, what: str) -> None:
@@ -234,21 +230,15 @@ class Engine(ForkSafe):
         self.trials: Trials | None = None
         self.breaker_changed = self.alarm = self.outbox_changed = _ignore
         self.closed = False
-        self.plain = True
-        """Fast path: no cache, late replies or views are configured, so `infer` walks and records directly."""
-        self.fixed: tuple[Part, ...] = ()
-        """Parts that a reload does not change, the outermost first."""
-        self.audited = 0.0
-        """Share of requests audited, 0..1."""
+        self.plain = True  # fast path: no cache, late replies or views are configured, so `infer` walks and records directly
+        self.fixed: tuple[Part, ...] = ()  # parts that a reload does not change, the outermost first
+        self.audited = 0.0  # share of requests audited, 0..1
         self.numbers = count(1)
-        self.refresh_at = INF
-        """Instant of the next check for expired certificates."""
+        self.refresh_at = INF  # instant of the next check for expired certificates
         self.served = ""
-        self.doubt: Mapping[str, Any] = {}
-        """Label, and threshold, of targets whose certificates a sentinel has suspended."""
+        self.doubt: Mapping[str, Any] = {}  # label, and threshold, of targets whose certificates a sentinel has suspended
         """Identities of the servers' models at the last check."""
-        self.refused = ""
-        """Error of the last reload; empty: the policy file is in force."""
+        self.refused = ""  # error of the last reload; empty: the policy file is in force
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,

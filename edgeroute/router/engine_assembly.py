@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
 """Maximum threads: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies."""
 
-FIRST_S = 5.0
-"""Maximum seconds that a new router waits for the first reading of the application's own sensors."""
+FIRST_S = 5.0  # maximum seconds that a new router waits for the first reading of the application's own sensors
 
 
 def assemble(

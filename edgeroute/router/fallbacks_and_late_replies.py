@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 AGREES = "it agrees with the provisional answer"
 """Note in the reason of a cloud's answer that equals the edge's answer shown before."""
-CORRECTS = "it corrects that"
-"""Note in the reason of a cloud's answer that differs from the edge's answer shown before."""
+CORRECTS = "it corrects that"  # note in the reason of a cloud's answer that differs from the edge's answer shown before
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
 

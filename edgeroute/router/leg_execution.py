@@ -119,12 +119,9 @@ class LateEvents:
         self._lock = threading.Lock()
         self._left: dict[int, list[int]] | None = None
         """Leg left running -> rows that wanted its answer; None: the walk has not ended."""
-        self._early: dict[int, Event] = {}
-        """Leg -> event sent to the walk."""
-        self.rows: dict[int, tuple[int, ...]] = {}
-        """Leg -> rows of the batch that it was started for."""
-        self._answered: set[int] = set()
-        """Rows with a late answer: of several late clouds the first counts."""
+        self._early: dict[int, Event] = {}  # leg -> event sent to the walk
+        self.rows: dict[int, tuple[int, ...]] = {}  # leg -> rows of the batch that it was started for
+        self._answered: set[int] = set()  # rows with a late answer: of several late clouds the first counts
 
     def deliver(self, leg: int, send: Send, own_thread: bool, event: Event) -> None:
         """Send a leg's last event to the walk, or report it as late.
@@ -236,8 +233,7 @@ class LegTask:
 
 
 T = TypeVar("T")
-STUCK_MOST = 32
-"""Number of abandoned runs of an edge model at which a further run without a free thread is refused."""
+STUCK_MOST = 32  # number of abandoned runs of an edge model at which a further run without a free thread is refused
 
 
 class Walked(NamedTuple):
@@ -281,8 +277,7 @@ class LegExecutor:
     ) -> None:
         first = requests[0]
         self.plan, self.backends = first.plan, first.snapshot.backends
-        self.exchanges: dict[int, Exchange] = {}
-        """Leg -> its exchange with a cloud."""
+        self.exchanges: dict[int, Exchange] = {}  # leg -> its exchange with a cloud
         self.shows = bool(first.shows)
         """True if the caller gets something before the last leg has ended, and may write to its buffer then."""
         self._many, self.until, self.egress = bool(first.batch), first.until, first.snapshot.egress

@@ -28,23 +28,17 @@ from edgeroute.system.late_imports import import_late
 
 SHORTEST: Final = 17
 """Minimum bytes of content of a text that identifies a conversation; shorter ones, such as "yes", are in too many."""
-SHORTEST_ANSWER: Final = 36
-"""Minimum bytes of an answer that identifies a conversation: all models greet alike."""
+SHORTEST_ANSWER: Final = 36  # minimum bytes of an answer that identifies a conversation: all models greet alike
 LONG: Final = 48
 """Minimum bytes of an earlier message of a turn that identify a conversation; a shorter one may be an instruction."""
-LONG_PAIR: Final = 64
-"""Minimum bytes of two messages in a row that identify a conversation that merely stays."""
+LONG_PAIR: Final = 64  # minimum bytes of two messages in a row that identify a conversation that merely stays
 LONGEST_RUN: Final = 64
 """Maximum segments of a run, unless a part or a message begins with the run; a long conversation has shorter runs."""
-MOST_COMPARED: Final = 4_000
-"""Maximum segments of a conversation to compare; of a longer one the form counts as unknown."""
-MOST_BOUND: Final = 64
-"""Maximum digests that one call stores, beside that of the whole conversation."""
-MOST_LEAVES: Final = 20_000
-"""Maximum values in an input to read; the form of a larger one counts as unknown."""
+MOST_COMPARED: Final = 4_000  # maximum segments of a conversation to compare; of a longer one the form counts as unknown
+MOST_BOUND: Final = 64  # maximum digests that one call stores, beside that of the whole conversation
+MOST_LEAVES: Final = 20_000  # maximum values in an input to read; the form of a larger one counts as unknown
 DEEPEST: Final = 16
-SYSTEM_ROLES: Final = frozenset({"system", "developer"})
-"""Roles of messages with which many conversations begin."""
+SYSTEM_ROLES: Final = frozenset({"system", "developer"})  # roles of messages with which many conversations begin
 ANSWER_ROLES: Final = frozenset({"assistant", "ai", "model", "bot", "gpt"})
 REQUEST_KEYS: Final = ("messages", "prompt", "input", "contents", "history", "conversation")
 """Keys, or attributes, of a request that may have its messages."""
@@ -59,8 +53,7 @@ _FORM: Final = re.compile(r"[\W_]+")
 _DATA_URL: Final = re.compile(r"data:([^,\s]{0,200}),\s*([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*\s*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
-_OF_ANSWER: Final = b"answer"
-"""End of a short answer's digest: other messages alone are compared with it."""
+_OF_ANSWER: Final = b"answer"  # end of a short answer's digest: other messages alone are compared with it
 _PLAIN: Final = (int, float, complex, PurePath, UUID, date, Decimal)
 
 

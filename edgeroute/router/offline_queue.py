@@ -33,18 +33,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 
 
-QUEUED = "queued"
-"""Note in the reason of a request that is on disk."""
-BEING_QUEUED = "being queued"
-"""Note in the reason of a request that was not on disk by its deadline; a later failure is reported."""
-NOT_QUEUED = "not queued"
-"""Note in the reason of a request that cannot be stored; the cause follows after a colon."""
-TOGETHER = 64
-"""Maximum rows of a batch stored in one transaction."""
-EDGE = "Edge-Answer"
-"""Header of a stored input with the edge's answer to send along."""
-CLOSE_S = 5.0
-"""Maximum seconds that `close` waits for requests that are being stored."""
+QUEUED = "queued"  # note in the reason of a request that is on disk
+BEING_QUEUED = "being queued"  # note in the reason of a request that was not on disk by its deadline; a later failure is reported
+NOT_QUEUED = "not queued"  # note in the reason of a request that cannot be stored; the cause follows after a colon
+TOGETHER = 64  # maximum rows of a batch stored in one transaction
+EDGE = "Edge-Answer"  # header of a stored input with the edge's answer to send along
+CLOSE_S = 5.0  # maximum seconds that `close` waits for requests that are being stored
 
 
 class Storing:

@@ -73,8 +73,7 @@ def replace(
             raise Closed(CLOSED)
 
 
-LOOKS_S = 1.0
-"""Seconds between two checks of a watched file."""
+LOOKS_S = 1.0  # seconds between two checks of a watched file
 STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
 """Arguments that a reload does not change: most have open files."""
 
@@ -91,8 +90,7 @@ class PolicyFile:
         self.path, self._more = path, more
         self._seen = file_stamp(path)  # before reading it: later changes are detected
         self._worker: Worker | None = None
-        self._versions: dict[Path, str] = {}
-        """File that names the active version of a model -> version read last."""
+        self._versions: dict[Path, str] = {}  # file that names the active version of a model -> version read last
 
     def arguments(self) -> dict[str, Any]:
         """Read the file, and return the router's arguments. Notes the active versions of its models.

@@ -284,8 +284,7 @@ class PolicyArguments(NamedTuple):
         )  # fmt: skip
 
 
-Guards: TypeAlias = "Callable[[CloudBackend], Guard]"
-"""Function that returns a new guard of a cloud."""
+Guards: TypeAlias = "Callable[[CloudBackend], Guard]"  # function that returns a new guard of a cloud
 
 
 def build(arguments: PolicyArguments, guard: Guards, old: Snapshot | None = None) -> Snapshot:
@@ -426,8 +425,7 @@ class _Draft:
         self.targets: list[routing.Target] = []
         self.backends: list[Backend] = []
         self.specs: list[tuple[Any, ...]] = []
-        self.promised: dict[int, Certificate] = {}
-        """Number of a target -> the certificate that its threshold comes from."""
+        self.promised: dict[int, Certificate] = {}  # number of a target -> the certificate that its threshold comes from
 
     def _add(self, spec: tuple[Any, ...], target: routing.Target, backend: Any) -> None:
         """Append a target with its backend; a known backend of the same spec takes its place."""

@@ -32,21 +32,16 @@ if TYPE_CHECKING:
     from edgeroute.stores.sqlite_file import Database
 
 log = logging.getLogger("edgeroute")
-MOST: Final = 50_000
-"""Maximum stored digests; the oldest are deleted first."""
-DAYS: Final = 90
-"""Days for which a digest is stored."""
-PATIENCE_S: Final = 0.1
-"""Maximum time that a call waits for new digests in the file, seconds; after that its conversation stays."""
+MOST: Final = 50_000  # maximum stored digests; the oldest are deleted first
+DAYS: Final = 90  # days for which a digest is stored
+PATIENCE_S: Final = 0.1  # maximum time that a call waits for new digests in the file, seconds; after that its conversation stays
 BUSY_S: Final = 1.0
 """Maximum time that a thread waits for another process's transaction, seconds; the digests are written with the next ones."""
-LOCKED_S: Final = 0.05
-"""Maximum time that a read waits while another process opens or closes the file, seconds."""
+LOCKED_S: Final = 0.05  # maximum time that a read waits while another process opens or closes the file, seconds
 UNTOUCHED_S: Final = 3.0
 """Age of a file's last change beyond which an equal time of change means that nothing was written since, seconds."""
 _DAY_S: Final = 86400.0
-LONGEST_KEY: Final = 64
-"""Maximum bytes of a key of BLAKE2b."""
+LONGEST_KEY: Final = 64  # maximum bytes of a key of BLAKE2b
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS key (key BLOB NOT NULL);
 INSERT INTO key SELECT randomblob(32) WHERE NOT EXISTS (SELECT 1 FROM key);
@@ -97,8 +92,7 @@ class Digests(ForkSafe):
             self._database = Database(path, _SCHEMA, durable=False, busy_s=BUSY_S)
         self._unwritten: OrderedDict[bytes, int] = OrderedDict()
         """Digest -> day, of those that are not in the file, the oldest first."""
-        self._known: OrderedDict[bytes, int] = OrderedDict()
-        """Keyed digest -> day, of those in the file."""
+        self._known: OrderedDict[bytes, int] = OrderedDict()  # keyed digest -> day, of those in the file
         self._key, self._last_id = b"", 0
         self._stamp: tuple[object, ...] = ()
         self._read_at, self._is_logged = -INF, False
@@ -279,20 +273,14 @@ def _stamp(path: Path) -> tuple[object, ...]:
 
 WHY: Final = "this conversation had a turn that may not leave"
 UNKNOWN: Final = "this conversation has a form that cannot be compared with those that have to stay"
-MOST_AWAITED: Final = 10_000
-"""Maximum calls whose answers will be digested."""
-MOST_SHARED: Final = 20_000
-"""Maximum texts remembered that have left the device."""
-SHARE: Final = 0.1
-"""Share of the deadline for which an answer waits until its digests are in the file."""
-WRITTEN_S: Final = 0.5
-"""Maximum time for which an answer waits for that, seconds."""
-MUTE: Final = SCALARS | {str, np.ndarray}
-"""Types of inputs that have no messages, or of which none is compared."""
+MOST_AWAITED: Final = 10_000  # maximum calls whose answers will be digested
+MOST_SHARED: Final = 20_000  # maximum texts remembered that have left the device
+SHARE: Final = 0.1  # share of the deadline for which an answer waits until its digests are in the file
+WRITTEN_S: Final = 0.5  # maximum time for which an answer waits for that, seconds
+MUTE: Final = SCALARS | {str, np.ndarray}  # types of inputs that have no messages, or of which none is compared
 _SCOPE: ContextVar[bytes] = ContextVar("edgeroute_conversation", default=b"")
 """Digest of the key given to `bind_within`; empty: none."""
-_MARK: Final = b"any"
-"""Stored with each call that may not leave, so that it is known that there was one."""
+_MARK: Final = b"any"  # stored with each call that may not leave, so that it is known that there was one
 
 
 def bind_within(key: str) -> Token[bytes]:
@@ -326,8 +314,7 @@ class PrivateConversations(Part):
 
     def __init__(self, path: Path | None, submit: Submit = _run_here) -> None:
         self._digests = Digests(path, submit)
-        self._shared: OrderedDict[bytes, None] = OrderedDict()
-        """Digests of texts that have left the device."""
+        self._shared: OrderedDict[bytes, None] = OrderedDict()  # digests of texts that have left the device
         self.awaited: dict[str, bytes | None] = {}
         """Ids of calls that stay, and that have not ended -> beginning of the answer; None: the answer binds nothing."""
 

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 Shows = Literal["", "provisional", "pieces", "restarts"]
 
 
-STREAMS: frozenset[Shows] = frozenset({"pieces", "restarts"})
-"""Values of `Request.shows` for answers in pieces."""
-MOST_KINDS = 100
-"""Maximum types in `AGAIN`."""
+STREAMS: frozenset[Shows] = frozenset({"pieces", "restarts"})  # values of `Request.shows` for answers in pieces
+MOST_KINDS = 100  # maximum types in `AGAIN`
 AGAIN: set[type] = {str, bytes, list}
 """Types whose values can be read again; `is_read_once` adds to it. A look-up is quicker than two missing attributes."""
 

@@ -70,8 +70,7 @@ class Pause(NamedTuple):
 
 Step: TypeAlias = Walk | Join | Block | Pause
 Steps: TypeAlias = Generator[Step, Any, T]
-Result: TypeAlias = Answer | BaseException
-"""Result of one request: an answer, or the exception to raise."""
+Result: TypeAlias = Answer | BaseException  # result of one request: an answer, or the exception to raise
 Proceed: TypeAlias = Callable[[Sequence[Request]], Steps[list[Result]]]
 
 

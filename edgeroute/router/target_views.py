@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.egress_settings import Egress
     from edgeroute.types import Backend
 
-View: TypeAlias = str | Callable[[Any], Any]
-"""Key of the input (a mapping), or function of the input."""
+View: TypeAlias = str | Callable[[Any], Any]  # key of the input (a mapping), or function of the input
 SIDES = ("edge", "cloud")
 
 
@@ -46,10 +45,8 @@ class TargetViews:
             if not isinstance(key, tuple) and key not in names:
                 raise PolicyError(f"views has {clean(repr(key), 80)}, which is no side or target here: {nearest(key, names)}")
             _check(key, value)
-        self.views: list[View | None] = []
-        """View of each target; None: it takes the whole input."""
-        self.cells: list[int] = []
-        """For each target, the index of the first one on its side with the same view."""
+        self.views: list[View | None] = []  # view of each target; None: it takes the whole input
+        self.cells: list[int] = []  # for each target, the index of the first one on its side with the same view
         for target in targets:
             number = (target.side, numbers[target.side].index(target.name))
             named = None if target.name in SIDES else views.get(target.name)
@@ -161,8 +158,7 @@ def _item(x: Any, key: str, name: str) -> Any:
 
 # Answers of the edges within one call, for its clouds that take them along (`send_edge`); and the policies that exclude them.
 
-ALONE = (0,)
-"""Rows of a single input."""
+ALONE = (0,)  # rows of a single input
 
 
 class EdgeAnswers:

@@ -34,14 +34,11 @@ if TYPE_CHECKING:
     from edgeroute.router.request import Request
 
 log = logging.getLogger("edgeroute")
-MOST_HIDDEN = 8
-"""Concurrent calls of hidden clouds; further ones are left out."""
-MOST_UNITS = 4096
-"""Recent requests whose users or sessions are remembered for audits that come later."""
+MOST_HIDDEN = 8  # concurrent calls of hidden clouds; further ones are left out
+MOST_UNITS = 4096  # recent requests whose users or sessions are remembered for audits that come later
 OF_SESSIONS = "_by_session"
 """Suffix of the name of a test whose units are sessions, beside that of the requests that belong to none."""
-AWAY = {"breaker", "retry_after"}
-"""Codes of calls that were not made because of the endpoint's own faults."""
+AWAY = {"breaker", "retry_after"}  # codes of calls that were not made because of the endpoint's own faults
 
 
 # Sums of one arm.
@@ -175,8 +172,7 @@ class RunningTrial(ForkSafe):
         self.of: list[Any] = [trial.side, trial.shown, *names, *prints, trial.salt, *numbers]
         """Identity of the figures; equal after JSON. Shares may change: a canary's grows."""
         self._tests, self._tallies = self._new_tests(), (_Tally(), _Tally())
-        self._units: dict[str, str] = {}
-        """Id of a recent request -> digest of its user's key, or of its session."""
+        self._units: dict[str, str] = {}  # id of a recent request -> digest of its user's key, or of its session
         self._limit = 0.0 if free <= 0 else (trial.share or 0.0) / free
         self._said = set[str]()
         self._fixed = None if trial.device is None else self._in_arm(trial.device)
@@ -362,8 +358,7 @@ class Trials(ForkSafe, parts.Part):
         in_use = [cloud.name for cloud in snapshot.proper]
         clouds, free = ", ".join(in_use), 1.0
         left = max(0.0, 1 - sum(trial.share or 0.0 for trial, _ in snapshot.on_trial if trial.side == "cloud" and trial.shown))
-        self._arms = dict.fromkeys(in_use, clouds)
-        """Endpoint -> its arm: those in use are one, whichever of them is called first."""
+        self._arms = dict.fromkeys(in_use, clouds)  # endpoint -> its arm: those in use are one, whichever of them is called first
         for trial, name in snapshot.on_trial:
             if trial.side == "edge":
                 assert snapshot.trial is not None, "it is shown"

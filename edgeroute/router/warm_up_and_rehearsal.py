@@ -16,10 +16,8 @@ from edgeroute.system.safe_logging import call_quietly
 if TYPE_CHECKING:
     from edgeroute.catalog.installed_models import Release
 
-Warming = Callable[[int, int, str], object]
-"""Called with (number of models done, number of all, name of the next)."""
-CHECK_S = 60.0
-"""Time limit of a run on zeros, seconds."""
+Warming = Callable[[int, int, str], object]  # called with (number of models done, number of all, name of the next)
+CHECK_S = 60.0  # time limit of a run on zeros, seconds
 
 
 class Warmed(NamedTuple):

@@ -22,8 +22,7 @@ from edgeroute.system.process import ForkSafe, initially, json_dumps, json_loads
 
 # A lock that one process has at a time: `flock`, or `filelock` on Windows, which has no `flock`.
 
-AGAIN_S = 0.005
-"""Seconds between two attempts to take a lock."""
+AGAIN_S = 0.005  # seconds between two attempts to take a lock
 
 if sys.platform == "win32":
     from filelock import FileLock, Timeout
@@ -122,8 +121,7 @@ else:
         return True
 
 
-WAIT_S = 5.0
-"""Maximum time that an append waits for another process's, seconds; only on Windows, where appends take turns."""
+WAIT_S = 5.0  # maximum time that an append waits for another process's, seconds; only on Windows, where appends take turns
 _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)  # Windows would write CR LF
 
 
@@ -147,8 +145,7 @@ class Journal(ForkSafe):
 
     def __init__(self, path: str | Path, *, max_bytes: int = 4 << 20, keep: int = 4) -> None:
         self.path = Path(path)
-        self._text = str(path)
-        """`path` as a str for the stat at each append: a Path would take a quarter of the append's time."""
+        self._text = str(path)  # `path` as a str for the stat at each append: a Path would take a quarter of the append's time
         self._max_bytes, self._keep = max_bytes, keep
         self._fd: int | None = None
         self._file = (0, 0)

@@ -16,10 +16,8 @@ import numpy as np
 
 from edgeroute.errors import BadInput
 
-_KINDS = "?biufcSUmM"
-"""numpy kinds that a .npy file restores unchanged; objects and foreign types are not among them."""
-_FOREIGN = 2
-"""`isbuiltin` of a dtype that another library has registered."""
+_KINDS = "?biufcSUmM"  # numpy kinds that a .npy file restores unchanged; objects and foreign types are not among them
+_FOREIGN = 2  # `isbuiltin` of a dtype that another library has registered
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 

@@ -23,16 +23,12 @@ from edgeroute.system.process import ForkSafe, initially, list_weakset, now, per
 from edgeroute.system.thread_pool import Worker
 
 log = logging.getLogger("edgeroute")
-BUSY_S = 5.0
-"""Default of how long a transaction waits for another process's, seconds."""
+BUSY_S = 5.0  # default of how long a transaction waits for another process's, seconds
 CLOSE_S = 1.0
 """Time that `close` waits for running transactions before it makes those that wait for another process fail, seconds."""
-READ_BUSY_S = 0.5
-"""Maximum time that a transaction which only reads waits for another process that has the whole file, seconds."""
-READS_S = 0.005
-"""Maximum time that a read waits for another read of this process, seconds."""
-CHECKPOINT_PAGES = 256
-"""WAL pages (4 KB each) before a checkpoint: a megabyte, for small disks."""
+READ_BUSY_S = 0.5  # maximum time that a transaction which only reads waits for another process that has the whole file, seconds
+READS_S = 0.005  # maximum time that a read waits for another read of this process, seconds
+CHECKPOINT_PAGES = 256  # WAL pages (4 KB each) before a checkpoint: a megabyte, for small disks
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
 _parents: list[sqlite3.Connection | None] = []
 """Connections inherited through fork, kept referenced: SQLite forbids a child even to close them."""
@@ -382,10 +378,8 @@ if hasattr(os, "register_at_fork"):
 
 # Key-value store for small JSON values, kept in memory and written to a SQLite file about a second later (write-behind).
 
-DELAY_S = 1.0
-"""Write-behind delay, seconds. Values put within it are lost if the process is killed."""
-DAMAGED = "damaged"
-"""Name of the value whose time is that of the latest damage."""
+DELAY_S = 1.0  # Write-behind delay, seconds. Values put within it are lost if the process is killed.
+DAMAGED = "damaged"  # name of the value whose time is that of the latest damage
 _SCHEMA = """
 CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE total (rows INTEGER NOT NULL, crc INTEGER NOT NULL);
@@ -421,8 +415,7 @@ class KeyValueStore(ForkSafe):
         )
         self._fresh: dict[str, tuple[str, float]] = {}
         """name -> JSON and Unix time of the put, of values not yet written to the file."""
-        self._sums: dict[str, Counter[str]] = {}
-        """name -> numbers that are not added to those in the file yet."""
+        self._sums: dict[str, Counter[str]] = {}  # name -> numbers that are not added to those in the file yet
         self._logged: set[str] = set()
         self._users: WeakSet[object] = WeakSet()
         self._writer = Worker("edgeroute-state", self._write, "state cannot be written", first_s=DELAY_S, retry_s=DELAY_S)

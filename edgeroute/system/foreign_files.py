@@ -16,12 +16,9 @@ from io import BufferedReader
 from math import inf, isinf
 from typing import Any
 
-MOST_TEXT = 1 << 24
-"""Most bytes of a text that is read at once."""
-MOST_DATA = 1 << 32
-"""Most bytes of arrays, pictures and models that are read at once."""
-MOST_DIGITS = 308
-"""Most digits of a whole number in JSON: floats have no larger ones."""
+MOST_TEXT = 1 << 24  # most bytes of a text that is read at once
+MOST_DATA = 1 << 32  # most bytes of arrays, pictures and models that are read at once
+MOST_DIGITS = 308  # most digits of a whole number in JSON: floats have no larger ones
 
 
 def open_file(path: str | os.PathLike[str], most: float = inf) -> BufferedReader:

@@ -161,5 +161,4 @@ def _copy_view(x: memoryview) -> memoryview:
 
 _IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes, range, object, type(...), type(NotImplemented)})
 """Types whose values are returned uncopied."""
-_WEAK = (WeakKeyDictionary, WeakSet, WeakValueDictionary)
-"""Types whose own copies share the values."""
+_WEAK = (WeakKeyDictionary, WeakSet, WeakValueDictionary)  # types whose own copies share the values

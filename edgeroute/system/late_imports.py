@@ -51,17 +51,14 @@ class _NoFork:
             self.lock = threading.RLock()
 
 
-no_fork = _NoFork()
-"""The lock of this process."""
+no_fork = _NoFork()  # the lock of this process
 
 if hasattr(os, "register_at_fork"):
     # registered last is called first before a fork: `logging`, which `system` imports, takes its lock then, and imports need it
     os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.in_parent, after_in_child=no_fork.in_child)
 
-_loaded: set[str] = set()
-"""Names of modules that `import_late` has imported."""
-_threads: dict[str, threading.Thread] = {}
-"""Module name -> the thread that imports it for the main thread."""
+_loaded: set[str] = set()  # names of modules that `import_late` has imported
+_threads: dict[str, threading.Thread] = {}  # module name -> the thread that imports it for the main thread
 
 
 def import_late(name: str) -> ModuleType:

@@ -117,8 +117,7 @@ def initially(value: T, drop: Callable[[T], object] | None = None) -> T:
     return cast("T", _Field(lambda: value, drop))
 
 
-_alive: WeakSet[ForkSafe] = WeakSet()
-"""Objects that are called in a forked child."""
+_alive: WeakSet[ForkSafe] = WeakSet()  # objects that are called in a forked child
 
 
 def _in_child() -> None:
@@ -147,8 +146,7 @@ LINUX = sys.platform == "linux"
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
-orjson: Any = NotImplemented
-"""The module, imported at the first use; None: it is not installed."""
+orjson: Any = NotImplemented  # the module, imported at the first use; None: it is not installed
 
 _elapsed: Callable[[], float] = time.monotonic
 """Seconds since the boot, time of sleep included, which `monotonic` counts on Windows alone."""
@@ -309,8 +307,7 @@ class AbandonedRuns(ForkSafe):
         return len(self.stopping)
 
 
-pooled = threading.local()
-"""Thread-local flag: has the attribute `thread` in the threads of a `ThreadPool`, and nowhere else."""
+pooled = threading.local()  # Thread-local flag: has the attribute `thread` in the threads of a `ThreadPool`, and nowhere else
 
 
 class NoException(RuntimeError):
@@ -454,8 +451,7 @@ class _Short(Repr):
         return super().repr_instance(x, level)
 
 
-short = _Short()
-"""Shared formatter: `short.repr(value)` is at most about 60 characters of a text or of a foreign object."""
+short = _Short()  # shared formatter: `short.repr(value)` is at most about 60 characters of a text or of a foreign object
 short.maxstring = short.maxother = 60
 
 

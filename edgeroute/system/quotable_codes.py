@@ -17,22 +17,17 @@ from urllib.parse import unquote_plus
 
 from edgeroute.system.process import json_dumps, json_loads
 
-MOST_READ = 1 << 16
-"""Bytes of an error's body, beyond which it is not read ..."""
-MOST_COMPARED = 1 << 18
-"""... and of a request's, beyond which nothing is quoted: comparing takes time."""
+MOST_READ = 1 << 16  # bytes of an error's body, beyond which it is not read ...
+MOST_COMPARED = 1 << 18  # ... and of a request's, beyond which nothing is quoted: comparing takes time.
 FIELDS, WITHIN = ("code", "type", "status", "reason", "error", "error_code", "errorCode"), ("error", "errors", "detail")
 """Fields of an error in JSON that hold a code, and those that hold an object with one: OpenAI's, Google's, FastAPI's, OAuth's."""
 _DEEP, _MANY = 3, 8
-_SHORTEST = 3
-"""Letters of a request's word that no word of a quoted code may contain."""
-_SECRET = 6
-"""Letters and digits of the shortest word of a secret that no text may have."""
+_SHORTEST = 3  # letters of a request's word that no word of a quoted code may contain
+_SECRET = 6  # letters and digits of the shortest word of a secret that no text may have
 _CODE = re.compile(r"(?=.{3,64}$)(?:[a-z]+(?:[_.-][a-z]+)*|[A-Z]+(?:_[A-Z]+)*|(?:[A-Z]{2,6})?(?:[A-Z][a-z]{2,})+)")
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _WORD = re.compile(r"[^\W_]+")
-_PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-"""Word of a code such as InvalidArgument or model_not_found."""
+_PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # word of a code such as InvalidArgument or model_not_found
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
 _COMMON = {
     "api", "argument", "bad", "batch", "context", "denied", "error", "exceeded", "exhausted", "failed", "forbidden", "found",

@@ -11,8 +11,7 @@ from typing import Any
 from edgeroute.core.error_codes import FOREIGN, OWN, Coded, error_message, error_text, failure_text, printable
 
 log = logging.getLogger("edgeroute")
-MESSAGE = "%s failed: %s (said once a minute at most)"
-"""Text of the log line of `Failures`; tests and users search for it."""
+MESSAGE = "%s failed: %s (said once a minute at most)"  # text of the log line of `Failures`; tests and users search for it
 
 
 class _CleanLog(logging.Filter):
@@ -99,8 +98,7 @@ class Failures:
     """Least time between two log lines, seconds."""
 
     def __init__(self) -> None:
-        self.due = 0.0
-        """Monotonic instant from which the next exception is logged."""
+        self.due = 0.0  # monotonic instant from which the next exception is logged
 
     def log(self, what: str, error: BaseException, *, coded: bool = False) -> None:
         """Log an exception of a function with its traceback, unless the last log line is less than a minute old.

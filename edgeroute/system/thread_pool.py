@@ -20,17 +20,14 @@ from edgeroute.system.process import ForkSafe, initially, list_weakset, per_proc
 from edgeroute.system.safe_logging import call_logged
 
 log = logging.getLogger("edgeroute")
-Job = Callable[[], object]
-"""Function without arguments; its result is ignored."""
-MOST_WAITING = 10_000
-"""Most jobs of a pool that may wait for a thread."""
+Job = Callable[[], object]  # function without arguments; its result is ignored
+MOST_WAITING = 10_000  # most jobs of a pool that may wait for a thread
 EXIT_S = 5.0
 """How long Python's exit waits for jobs that may be in native code, seconds.
 
 A thread that comes back from native code after that aborts the process (up to Python 3.13).
 """
-_native: WeakSet[ThreadPool] = WeakSet()
-"""Pools whose jobs run native code."""
+_native: WeakSet[ThreadPool] = WeakSet()  # pools whose jobs run native code
 
 
 def _nothing() -> None:

@@ -14,8 +14,7 @@ from edgeroute.errors import BadInput, PolicyError, Unfit, check_number
 
 OURS: Final = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "return_progress", "model")
 """Keys of a request that edgeroute sets; the caller's are ignored."""
-ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
-"""Roles of a message."""
+ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")  # roles of a message
 
 
 class Chat:

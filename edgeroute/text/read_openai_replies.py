@@ -28,8 +28,7 @@ log = logging.getLogger("edgeroute")
 # Server-sent events (WHATWG HTML, 9.2), in which the answers of language models come.
 
 DATA, ERROR, EVENT = b"data", b"error", b"event"
-FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")
-"""Beginnings of a line of an event stream."""
+FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")  # beginnings of a line of an event stream
 
 
 class Events:
@@ -43,13 +42,10 @@ class Events:
     __slots__ = ("_begun", "_cr", "_data", "_failed", "_parts")
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        """Parts of the last line, which is incomplete."""
-        self._data: list[bytes] = []
-        """Lines of data of the last event, which is incomplete."""
+        self._parts: list[bytes] = []  # parts of the last line, which is incomplete
+        self._data: list[bytes] = []  # lines of data of the last event, which is incomplete
         self._cr = self._begun = False
-        self._failed = False
-        """True if the last event, which is incomplete, is an error by its name."""
+        self._failed = False  # True if the last event, which is incomplete, is an error by its name
 
     def feed(self, part: bytes) -> list[bytes]:
         """Parse more bytes. Return the data of the events that end in them.
@@ -149,10 +145,8 @@ def events(parts: Iterable[bytes]) -> Iterator[bytes]:
 # Joining of tool calls that come in pieces: not all servers number them as OpenAI does.
 
 
-MOST_CALLS: Final = 256
-"""Most calls of tools in one answer: each part is compared with all calls before it."""
-LONGEST: Final = 1 << 16
-"""Characters of arguments that are parsed to see if they are complete, with each part that comes."""
+MOST_CALLS: Final = 256  # most calls of tools in one answer: each part is compared with all calls before it
+LONGEST: Final = 1 << 16  # characters of arguments that are parsed to see if they are complete, with each part that comes
 
 
 class ToolCalls:
@@ -164,8 +158,7 @@ class ToolCalls:
     """
 
     def __init__(self) -> None:
-        self._calls: list[tuple[int, dict[str, Any]]] = []
-        """(index, call) in the order in which they began."""
+        self._calls: list[tuple[int, dict[str, Any]]] = []  # (index, call) in the order in which they began
         self._function: dict[str, str] = {}
 
     def __bool__(self) -> bool:
@@ -246,8 +239,7 @@ def _join(function: dict[str, Any], part: Mapping[str, Any]) -> None:
             function[key] = text
 
 
-QUANTILE: Final = 0.1
-"""Quantile of the rule `quantile`."""
+QUANTILE: Final = 0.1  # quantile of the rule `quantile`
 TOO_LONG: Final = "exceed_context_size_error"
 LONG: Final = frozenset({TOO_LONG, "context_length_exceeded"})
 """Types and codes of an error that mean a prompt longer than the context, of llama.cpp and others."""
@@ -256,8 +248,7 @@ LACKS: Final = re.compile(
     rf"(?i)({_PARTS}).{{0,60}}(not support|unsupported|requires? --|not allowed)|(not support|unsupported).{{0,40}}({_PARTS})"
 )
 """Messages of servers whose model cannot take a part of the request."""
-_SEARCHED: Final = 1_000
-"""Characters of a message that are searched for these."""
+_SEARCHED: Final = 1_000  # characters of a message that are searched for these
 _KEYS: Final = (
     "grammar", "response_format", "tools", "tool_choice", "stop", "temperature", "top_p", "top_k", "max_tokens", "seed"
 )  # fmt: skip
@@ -272,8 +263,7 @@ SIGNS: Final = (
 """Keys of a delta that bring part of an answer; others, such as `role`, bring nothing new."""
 
 NO_LOGPROBS: Final = "no log-probabilities of its tokens"
-BESIDES: Final = ("tool_calls", "function_call", "audio", "images")
-"""Keys of a message that is an answer without a text."""
+BESIDES: Final = ("tool_calls", "function_call", "audio", "images")  # keys of a message that is an answer without a text
 
 
 class Gathered:
@@ -294,12 +284,9 @@ class Gathered:
         self._thoughts: list[str] = []
         self._refusal: list[str] = []
         self._chat = True
-        self.logprobs: list[Any] = []
-        """A mapping with `logprob` for each token that has come."""
-        self.error: Mapping[str, Any] | None = None
-        """Error that the server reported; None: none."""
-        self.size = 0
-        """Bytes of the texts so far, thoughts and calls of tools included."""
+        self.logprobs: list[Any] = []  # a mapping with `logprob` for each token that has come
+        self.error: Mapping[str, Any] | None = None  # error that the server reported; None: none
+        self.size = 0  # bytes of the texts so far, thoughts and calls of tools included
         self.progress = False
         """True if the last piece brought anything: text, thoughts, tool calls, tokens, the end, or token counts."""
 

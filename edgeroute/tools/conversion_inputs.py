@@ -17,10 +17,8 @@ from edgeroute.errors import BadInput, EdgerouteError, ModelError
 from edgeroute.system.late_imports import import_needed
 from edgeroute.tools.cli.table_files import GROUPS, LABELS
 
-ROWS = 100
-"""Most inputs of the comparison."""
-WORDS = 8
-"""Words of a text that is drawn for the comparison."""
+ROWS = 100  # most inputs of the comparison
+WORDS = 8  # words of a text that is drawn for the comparison
 
 
 @contextmanager

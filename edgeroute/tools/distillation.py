@@ -35,21 +35,15 @@ from edgeroute.tools.model_conversion import by_skl2onnx, check_targets, write_c
 from edgeroute.tools.replay.logs.answer_pairs import READERS, LeftOut, lines, record_of
 from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, parsed_text, text_form
 
-CLASS_TEXTS = 5
-"""Fewest different texts with an answer that is a class."""
+CLASS_TEXTS = 5  # fewest different texts with an answer that is a class
 LEAST_TEXTS, LEAST_COMMON, MOST_CLASSES = 200, 0.5, 1000
 """Fewest different texts; the least share of answers that are classes; the most classes."""
-TRAINED = 0.6
-"""Share of the texts to train on."""
-CLASS_DEPTH = 3
-"""Mappings within a record that are searched for its data class, as in request.body.metadata."""
+TRAINED = 0.6  # share of the texts to train on
+CLASS_DEPTH = 3  # mappings within a record that are searched for its data class, as in request.body.metadata
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
-LONGEST = 20_000
-"""Most characters of a text, or of an answer; longer ones are left out."""
-WORTH = 0.9
-"""Largest share of requests that a model worth a trial defers."""
-TERMS, STRENGTH = 20_000, 50.0
-"""Most words and pairs of a model; inverse of the ridge penalty of the regression."""
+LONGEST = 20_000  # most characters of a text, or of an answer; longer ones are left out
+WORTH = 0.9  # largest share of requests that a model worth a trial defers
+TERMS, STRENGTH = 20_000, 50.0  # most words and pairs of a model; inverse of the ridge penalty of the regression
 
 
 class Example(NamedTuple):

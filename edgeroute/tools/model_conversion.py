@@ -26,14 +26,10 @@ from edgeroute.system.late_imports import import_needed
 from edgeroute.tools import conversion_inputs as examples
 from edgeroute.tools.compress.onnx_graphs import put, workplace
 
-LEAST = 0.99
-"""Least share of equal answers of a conversion that is written."""
-CLOSE = 1e-3
-"""Relative tolerance of values that are numbers."""
-ML, OPSET = 3, 17
-"""Versions of ONNX's operators in the files that scikit-learn's converter writes."""
-WORD = r"(?u)\b\w\w+\b"
-"""Regular expression of words that scikit-learn's vectorizers have by default."""
+LEAST = 0.99  # least share of equal answers of a conversion that is written
+CLOSE = 1e-3  # relative tolerance of values that are numbers
+ML, OPSET = 3, 17  # versions of ONNX's operators in the files that scikit-learn's converter writes
+WORD = r"(?u)\b\w\w+\b"  # regular expression of words that scikit-learn's vectorizers have by default
 
 
 class Loaded(NamedTuple):

@@ -35,14 +35,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeroute")
 DAY_S: Final = 86_400.0
-MONTH: Final = 30.4
-"""Days of a month."""
-PACE_S: Final = 60.0
-"""Seconds between two probes until all usual answers are known."""
-RISK: Final = 0.01
-"""Risk that the usual share of differing answers is above its bound."""
-SHOWN: Final = 20
-"""Most recent probes that an alarm counts."""
+MONTH: Final = 30.4  # days of a month
+PACE_S: Final = 60.0  # seconds between two probes until all usual answers are known
+RISK: Final = 0.01  # risk that the usual share of differing answers is above its bound
+SHOWN: Final = 20  # most recent probes that an alarm counts
 
 
 class Pinned:

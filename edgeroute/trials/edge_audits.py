@@ -36,10 +36,8 @@ __all__ = ["Audit", "AuditStats", "Auditor"]
 
 # Sampling: which requests are audited, and which a drift alarm counts; drawn when a request arrives, before it has an answer.
 
-FULL, FULL_OF_RUNS = 8, 32
-"""`Sampler`'s `full`: for audits that call the cloud, and for those that only run an edge model."""
-CALM = 10_000
-"""Number of requests, without any audit waiting at the end, after which they are drawn twice as often again."""
+FULL, FULL_OF_RUNS = 8, 32  # `Sampler`'s `full`: for audits that call the cloud, and for those that only run an edge model
+CALM = 10_000  # number of requests, without any audit waiting at the end, after which they are drawn twice as often again
 
 
 class AuditDraw(NamedTuple):
@@ -143,8 +141,7 @@ class Sampler(ForkSafe):
 
 # Comparison of an edge's answer with the cloud's, and the interfaces for it.
 
-NEVER = frozenset({"consent", "redaction", "view"})
-"""Codes of calls that were not made and never will be for this input."""
+NEVER = frozenset({"consent", "redaction", "view"})  # codes of calls that were not made and never will be for this input
 
 
 class Audited(Protocol):
@@ -225,8 +222,7 @@ class Pending(NamedTuple):
     more: Mapping[str, Any]
 
 
-NOTHING = Bound(None, {})
-"""Value before the router is made, and once it is closed."""
+NOTHING = Bound(None, {})  # value before the router is made, and once it is closed
 
 
 def cloud_fields(outcome: Outcome, cloud: int, costs: Mapping[int, Spent]) -> dict[str, Any]:
@@ -273,10 +269,8 @@ def agreement(audit: Audit, edge: Any, cloud: Any) -> bool:
 
 MOST_WAITING = 64
 """Number of waiting audits at which a drawn request has no shadow run, whatever its answer: its input waits, too."""
-UNTIL_NEXT = "audit-next"
-"""Name of the stored number of requests until the next that is counted for the deferral rate."""
-UNLABELLED_MOST = 10_000
-"""Number of audited answers that wait for a label; the oldest is given up for another."""
+UNTIL_NEXT = "audit-next"  # name of the stored number of requests until the next that is counted for the deferral rate
+UNLABELLED_MOST = 10_000  # number of audited answers that wait for a label; the oldest is given up for another
 COUNTS, COUNTS_S = "counts:", 366 * 86_400.0
 """Prefix of the stored counts of a model's audits, before the digest of its fingerprints; and the age at which unused ones go."""
 log = logging.getLogger("edgeroute")
@@ -327,11 +321,9 @@ class Auditor(ForkSafe):
         self._tallies: dict[str, tuple[Any, Tally]] = {}
         """Edge model name -> fingerprints that its runs depend on, and their sums."""
         self._bound = NOTHING
-        self._begun: dict[str, int] = {}
-        """Digest of fingerprints -> Unix time of the last alarm, since which audits are counted."""
+        self._begun: dict[str, int] = {}  # digest of fingerprints -> Unix time of the last alarm, since which audits are counted
         self._unlabelled: dict[str, _Unlabelled] = {}
-        self._early: dict[str, Any] = {}
-        """Id of an audit that waits or runs -> the label that was reported meanwhile, or `_NONE`."""
+        self._early: dict[str, Any] = {}  # id of an audit that waits or runs -> the label that was reported meanwhile, or `_NONE`
         self._said: set[str] = set()
         self._used = False
         self._jobs = Background(submit)

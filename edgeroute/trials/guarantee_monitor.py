@@ -19,12 +19,10 @@ from edgeroute.observe.stats_and_status import AuditStats
 from edgeroute.system import process
 from edgeroute.system.declared_settings import check_units
 
-SHOWN = 50
-"""Number of audits that an alarm reports."""
+SHOWN = 50  # number of audits that an alarm reports
 RECENT = 256
 """Number of stored confidences of audited accepted answers, to whose median an alarm raises the threshold; and of labels."""
-SOON, SOON_TIMES = "soon ", 4
-"""Prefix of the tests that do not wait for the end of a day, and how many times the limit they test."""
+SOON, SOON_TIMES = "soon ", 4  # prefix of the tests that do not wait for the end of a day, and how many times the limit they test
 DAY_S = 86_400
 
 

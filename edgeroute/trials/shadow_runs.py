@@ -16,10 +16,8 @@ from edgeroute.core.walk import Prediction
 from edgeroute.observe.stats_and_status import ShadowStats
 from edgeroute.system.process import ForkSafe, initially, per_process
 
-UNHEARD = "unheard"
-"""Key that marks the lines of shadow runs in the audit log."""
-PER = 1000
-"""Number of requests to which stated savings refer."""
+UNHEARD = "unheard"  # key that marks the lines of shadow runs in the audit log
+PER = 1000  # number of requests to which stated savings refer
 MB = 1e6
 
 
@@ -111,8 +109,7 @@ def _number(value: Any) -> float | None:
 
 # Background jobs of a router's audits: a few at a time, in order, in threads.
 
-TOGETHER = 2
-"""Maximum number of concurrent jobs; any beyond that wait."""
+TOGETHER = 2  # maximum number of concurrent jobs; any beyond that wait
 log = logging.getLogger("edgeroute")
 
 

@@ -14,16 +14,13 @@ from typing import Any, NamedTuple
 
 from edgeroute.system.process import ForkSafe, per_process
 
-TEXT = 4096
-"""Most bytes read of a file: one page, the most that a file of sysfs can hold."""
-ENTRIES = 1024
-"""Most entries of a folder that are read."""
+TEXT = 4096  # most bytes read of a file: one page, the most that a file of sysfs can hold
+ENTRIES = 1024  # most entries of a folder that are read
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 """Flags that keep `open` from waiting for a pipe's writer."""
 
 
-SECOND = "it is a difference: known from the second reading on"
-"""Reason why a difference is unknown at the first reading."""
+SECOND = "it is a difference: known from the second reading on"  # reason why a difference is unknown at the first reading
 
 
 class Measurement(NamedTuple):
@@ -114,10 +111,8 @@ class Files:
 
 
 log = logging.getLogger("edgeroute")
-TIMEOUT_S = 2.0
-"""Longest run of a program, seconds; then it is killed, and its output is empty."""
-Run = Callable[..., str]
-"""Function that runs a program with arguments and returns its output."""
+TIMEOUT_S = 2.0  # longest run of a program, seconds; then it is killed, and its output is empty
+Run = Callable[..., str]  # function that runs a program with arguments and returns its output
 
 
 class Commands(ForkSafe):

@@ -9,8 +9,7 @@ from edgeroute.observe.device.kernel_files import SECOND, Files, Measurement
 # CPU load, from differences of /proc/stat, and CPU and memory pressure (PSI).
 
 STAT = "proc/stat"
-TICKS = 5
-"""Least time of all cores together between two counts, in ticks of 10 ms; below it, the share would be noise."""
+TICKS = 5  # least time of all cores together between two counts, in ticks of 10 ms; below it, the share would be noise
 
 
 class Load:
@@ -170,10 +169,8 @@ PER_MILLE = (
     "sys/devices/platform/bus@0/*.ga10b/load",
 )
 """Files of Jetson's boards and JetPack's versions with the load, 0..1000."""
-PERCENT = ("sys/class/drm/card*/device/gpu_busy_percent",)
-"""Files of AMD's driver with the load, 0..100."""
-DEVFREQ = "sys/class/devfreq/*gpu*/load"
-"""Files of devfreq drivers, such as `12@800000000Hz`: percent and frequency."""
+PERCENT = ("sys/class/drm/card*/device/gpu_busy_percent",)  # files of AMD's driver with the load, 0..100
+DEVFREQ = "sys/class/devfreq/*gpu*/load"  # files of devfreq drivers, such as `12@800000000Hz`: percent and frequency
 FULL = 100
 
 

@@ -10,11 +10,9 @@ from edgeroute.observe.device.kernel_files import SECOND, Commands, Measurement
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import json_loads
 
-PMSET_S = 10.0
-"""Minimum time between two runs of macOS's `pmset`, seconds."""
+PMSET_S = 10.0  # minimum time between two runs of macOS's `pmset`, seconds
 FULL = 100
-MISSING = "pip install psutil, which reads it"
-"""Reason why a field is unknown, with the advice."""
+MISSING = "pip install psutil, which reads it"  # reason why a field is unknown, with the advice
 
 
 class Others:
@@ -76,10 +74,8 @@ def parse_pmset_throttling(output: str | None) -> dict[str, Measurement]:
     return {"throttled": Measurement(int(limit[1]) < FULL, f"pmset: speed limit {limit[1]} %")}
 
 
-TERMUX_S = 30.0
-"""Minimum time between two runs of `termux-battery-status`, which queries another app, seconds."""
-CAPACITY = 4
-"""BatteryManager.BATTERY_PROPERTY_CAPACITY: remaining charge, in percent."""
+TERMUX_S = 30.0  # minimum time between two runs of `termux-battery-status`, which queries another app, seconds
+CAPACITY = 4  # BatteryManager.BATTERY_PROPERTY_CAPACITY: remaining charge, in percent
 
 
 class Android:

@@ -9,20 +9,13 @@ from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
 
 # Power of the whole device where it is measured, otherwise of its processor, in watts.
 
-WHOLE = ("VDD_IN", "POM_5V_IN", "VIN", "5V_IN")
-"""Rails of Jetson's boards through which all power of a module comes."""
-WITHIN = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
-"""Rail of an AGX Orin -> the rail that feeds it, whose power includes it already."""
-PI5 = re.compile(r"Raspberry Pi (5|500|Compute Module 5)\b")
-"""Raspberry Pi models whose power controller measures."""
-RAPL = "sys/class/powercap"
-"""Folder of the energy counters of Intel's and AMD's processors."""
-PACKAGE = re.compile(r"intel-rapl:\d+|intel-rapl-mmio:\d+")
-"""Names of counters of a whole processor package."""
-OLD_S = 600.0
-"""Longest time between two readings of a counter, seconds: after more, it may have wrapped around more than once."""
-PMIC_S = 10.0
-"""Minimum time between two runs of `vcgencmd`, seconds."""
+WHOLE = ("VDD_IN", "POM_5V_IN", "VIN", "5V_IN")  # rails of Jetson's boards through which all power of a module comes
+WITHIN = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}  # rail of an AGX Orin -> the rail that feeds it, whose power includes it already
+PI5 = re.compile(r"Raspberry Pi (5|500|Compute Module 5)\b")  # Raspberry Pi models whose power controller measures
+RAPL = "sys/class/powercap"  # folder of the energy counters of Intel's and AMD's processors
+PACKAGE = re.compile(r"intel-rapl:\d+|intel-rapl-mmio:\d+")  # names of counters of a whole processor package
+OLD_S = 600.0  # longest time between two readings of a counter, seconds: after more, it may have wrapped around more than once
+PMIC_S = 10.0  # minimum time between two runs of `vcgencmd`, seconds
 _PMIC = re.compile(r"^\s*(\w+)_([AV])\s.*?=\s*(-?\d+\.?\d*)([AV])\s*$", re.MULTILINE)
 
 
@@ -124,12 +117,9 @@ class Power:
 
 # Battery and external power, from /sys/class/power_supply.
 
-SUPPLIES = "sys/class/power_supply"
-"""Folder of batteries and external supplies."""
-FED = frozenset({"Charging", "Full", "Not charging"})
-"""States of a battery that an external supply feeds."""
-MOST = 1.1
-"""Largest charge that is accepted: a gauge may show a little more than full."""
+SUPPLIES = "sys/class/power_supply"  # folder of batteries and external supplies
+FED = frozenset({"Charging", "Full", "Not charging"})  # states of a battery that an external supply feeds
+MOST = 1.1  # largest charge that is accepted: a gauge may show a little more than full
 
 
 class Battery:

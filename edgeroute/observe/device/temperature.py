@@ -11,8 +11,7 @@ from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
 
 ZONES = "sys/class/thermal/thermal_zone*"
 SENSORS = "sys/class/hwmon/hwmon*/temp*_input"
-COLDEST_C, HOTTEST_C = -60.0, 150.0
-"""Range of valid temperatures, degrees Celsius: a zone that is off reads -273.2 or 0x7fffffff."""
+COLDEST_C, HOTTEST_C = -60.0, 150.0  # range of valid temperatures, degrees Celsius: a zone that is off reads -273.2 or 0x7fffffff
 
 
 class Thermal:
@@ -50,14 +49,12 @@ class Thermal:
 
 FIRMWARE = ("sys/devices/platform/soc/soc:firmware/get_throttled", "sys/devices/platform/*soc*/*firmware*/get_throttled")
 """Files with the throttling bits of the Raspberry Pi's firmware."""
-VCGENCMD_S = 10.0
-"""Minimum time between two runs of `vcgencmd`, seconds."""
+VCGENCMD_S = 10.0  # minimum time between two runs of `vcgencmd`, seconds
 NOW = ((0x1, "under-voltage"), (0x2, "the frequency is capped"), (0x4, "throttled"), (0x8, "the soft limit of temperature"))
 """Bits of the Raspberry Pi's firmware; each is repeated 16 bits higher for "at some time since the boot"."""
 COOLING = re.compile(r"cpufreq|^Processor$|throttle-alert", re.IGNORECASE)
 """Types of cooling devices that slow a processor: of the thermal framework, of ACPI, and on Jetson."""
-MOST_CORES = 32
-"""Most cores whose counter of thermal events is read."""
+MOST_CORES = 32  # most cores whose counter of thermal events is read
 
 
 class Throttling:

@@ -14,8 +14,7 @@ from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Fail
 from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, do_nothing, in_time
 
 T = TypeVar("T")
-MOST_AT_ONCE = 64
-"""Events handled without a pause: pieces may come faster than they are handled, and the loop has other tasks."""
+MOST_AT_ONCE = 64  # events handled without a pause: pieces may come faster than they are handled, and the loop has other tasks
 
 
 async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, show: Callable[[Emit], object] | None = None) -> T:
@@ -27,8 +26,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, s
     mail: deque[Event] = deque()
     waiting: asyncio.Future[None] | None = None
     stops: dict[int, Stop] = {}
-    stopped: set[int] = set()
-    """Legs that were stopped or left: their further events are dropped."""
+    stopped: set[int] = set()  # legs that were stopped or left: their further events are dropped
     deferred: Deferrable | None = None
     taken = 0
     reply: Event | None = None

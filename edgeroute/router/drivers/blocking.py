@@ -42,8 +42,7 @@ def stream(
     mail: SimpleQueue[Event] = SimpleQueue()
     send = mail.put if ring is None else partial(_send, mail, ring)
     stops: dict[int, Stop] = {}
-    stopped: set[int] = set()
-    """Legs that were stopped or left: their further events are dropped."""
+    stopped: set[int] = set()  # legs that were stopped or left: their further events are dropped
     deferred: Deferrable | None = None
     reply: Event | None = None
     try:

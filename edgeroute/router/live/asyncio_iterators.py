@@ -35,8 +35,7 @@ class AsyncBell:
 
     def __init__(self) -> None:
         self.event = asyncio.Event()
-        self.loop: asyncio.AbstractEventLoop | None = None
-        """Loop of the consumer; None: not known yet."""
+        self.loop: asyncio.AbstractEventLoop | None = None  # loop of the consumer; None: not known yet
         self.tasks: set[asyncio.Task[None]] = set()
         self._pending = False
 

@@ -31,8 +31,7 @@ HeldReason = Literal["", "scene", "in_flight"]
 Signature = Callable[[Any], Sequence[float]]
 ACROSS, BLOCK = 32, 4
 """Samples of a frame in each direction, and the samples per direction of which a value of its signature is the mean."""
-FOREVER_S = 1e9
-"""Refinements that are of use for so many seconds do not expire."""
+FOREVER_S = 1e9  # refinements that are of use for so many seconds do not expire
 BYTES_ABOVE = 8.0
 """A float array with a larger value is 0..255: no resizing or normalising of 0..1 gives more, and dark pictures have less."""
 
@@ -187,10 +186,8 @@ def signature_of(frame: Any) -> Sequence[float]:
     return (sums / np.outer(down, across)).ravel().tolist()  # type: ignore[no-any-return]
 
 
-UNKNOWN = -1
-"""Scene number of a frame whose signature failed."""
-AGAIN = 3
-"""Number of consecutive frames with another edge label after which a scene that looks the same counts as a new one."""
+UNKNOWN = -1  # scene number of a frame whose signature failed
+AGAIN = 3  # number of consecutive frames with another edge label after which a scene that looks the same counts as a new one
 
 
 @dataclass(slots=True, eq=False)

@@ -17,8 +17,7 @@ from edgeroute.types import Answer
 
 T = TypeVar("T")
 Kind = Literal["async", "read", "iterate", "call"]
-POLL_S = 0.01
-"""Seconds between two calls of a function that returns its newest item."""
+POLL_S = 0.01  # seconds between two calls of a function that returns its newest item
 
 
 class SourceItem(NamedTuple):
@@ -55,12 +54,10 @@ class Mailbox(Generic[T]):
         self._items: deque[SourceItem] = deque()
         self._lock = threading.Lock()
         self._most, self._drops, self.ring, self.space = most, drops, ring, space
-        self.stopped = threading.Event()
-        """Set when nobody takes items any more."""
+        self.stopped = threading.Event()  # set when nobody takes items any more
         self.read = self.dropped = 0
         self.ended = False
-        self.error: BaseException | None = None
-        """Exception that ended the source; None: none."""
+        self.error: BaseException | None = None  # exception that ended the source; None: none
 
     def __len__(self) -> int:
         return len(self._items)

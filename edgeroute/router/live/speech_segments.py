@@ -28,13 +28,10 @@ if TYPE_CHECKING:
 
 # Settings and results of `Router.audio`.
 
-LOUDEST = 16.0
-"""Largest sample of floats, whose full scale is 1; larger ones are in the scale of int16."""
-LONGEST_S = 86400.0
-"""Maximum seconds of a segment, and of pauses: a segment is held in memory."""
+LOUDEST = 16.0  # largest sample of floats, whose full scale is 1; larger ones are in the scale of int16
+LONGEST_S = 86400.0  # maximum seconds of a segment, and of pauses: a segment is held in memory
 
-Vad = Callable[[Any], float]
-"""Voice activity detector: samples of a window, float32 [samples] -> probability of speech, 0..1."""
+Vad = Callable[[Any], float]  # voice activity detector: samples of a window, float32 [samples] -> probability of speech, 0..1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -318,8 +315,7 @@ async def segments_async(chunks: AsyncIterable[Any], listener: Listener) -> Asyn
 
 
 log = logging.getLogger("edgeroute")
-WAITING = 4
-"""Maximum segments that wait to be answered."""
+WAITING = 4  # maximum segments that wait to be answered
 
 
 @dataclass(slots=True, eq=False)

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 U = TypeVar("U", covariant=True)  # noqa: PLC0105 - one letter, as everywhere
-CLOSE_S = 1.0
-"""Maximum seconds that `close` waits for a source that is being read."""
+CLOSE_S = 1.0  # maximum seconds that `close` waits for a source that is being read
 ROUTER_CLOSED = "the router was closed while its answers were being iterated over"
 BUSY = "another thread or task is at this iterator: one consumer for each"
 

@@ -40,16 +40,12 @@ _FIND = "SELECT at, crc, CAST(entry AS BLOB) FROM answers WHERE key = ?"
 """Query of an entry. The cast matters in a damaged file, where a column may have another type."""
 _FAULTS = (StoreError, UnicodeDecodeError)
 """UnicodeDecodeError: raised by sqlite3 when SQLite quotes a damaged schema in its message."""
-WAITING_BYTES = 4 << 20
-"""Write-behind buffer limit; beyond it, new entries stay in memory only."""
-TOGETHER = 64
-"""Maximum entries written in one transaction."""
-BUSY_MS = 100
-"""Maximum time that a write waits for another process's lock, milliseconds; the entries are dropped then."""
+WAITING_BYTES = 4 << 20  # Write-behind buffer limit; beyond it, new entries stay in memory only
+TOGETHER = 64  # maximum entries written in one transaction
+BUSY_MS = 100  # maximum time that a write waits for another process's lock, milliseconds; the entries are dropped then
 PAUSES_S = (0.001, 0.01, 0.1)
 """Back-off after each failed write: while another process opens the file, SQLite fails at once instead of waiting."""
-REST_S = 30.0
-"""Time for which the disk is not used after the second consecutive failure, seconds."""
+REST_S = 30.0  # time for which the disk is not used after the second consecutive failure, seconds
 
 
 class _BackOff:
@@ -216,8 +212,7 @@ def _pack_entry(entry: Entry) -> bytes | None:
 
 
 State = Literal["fresh", "revalidate", "stale"]
-REFUSALS = 4096
-"""Capacity of the negative cache; least recently used refusals are evicted."""
+REFUSALS = 4096  # capacity of the negative cache; least recently used refusals are evicted
 
 
 class CacheStats(NamedTuple):

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-OVERHEAD_BYTES = 500
-"""Estimated memory of an entry besides its contents: key, tuples, numbers, and slots in the store's tables."""
+OVERHEAD_BYTES = 500  # estimated memory of an entry besides its contents: key, tuples, numbers, and slots in the store's tables
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
-_ELSEWHERE = (type, ModuleType, FunctionType)
-"""Types that an object refers to but does not own."""
+_ELSEWHERE = (type, ModuleType, FunctionType)  # types that an object refers to but does not own
 
 
 class Entry(NamedTuple):

@@ -17,8 +17,7 @@ from edgeroute.system.process import ForkSafe, call_contained, initially, now, p
 
 log = logging.getLogger("edgeroute")
 Vector = np.ndarray[Any, np.dtype[Any]]
-EMBEDDED = 64
-"""Number of embeddings kept between a miss and the `add` that follows it."""
+EMBEDDED = 64  # number of embeddings kept between a miss and the `add` that follows it
 
 
 class Semantic(ForkSafe):

@@ -28,8 +28,7 @@ from edgeroute.system.thread_pool import ThreadPool, Worker
 
 # Delivery of late answers to the app's callback, by a thread of one process.
 
-MOST_FAILURES = 10_000
-"""Maximum ids whose failures are counted."""
+MOST_FAILURES = 10_000  # maximum ids whose failures are counted
 
 
 class _CallbackError(Exception):
@@ -234,17 +233,12 @@ class Loop(Worker):
         self.lock.leave()
 
 
-MOST_S = 60.0
-"""Maximum back-off after a failure, unless `spread_s` or the endpoint's Retry-After is longer, seconds."""
-ASKED_MOST_S = 3600.0
-"""Longest Retry-After that is honoured, seconds."""
-HURRY_S = 1.0
-"""Minimum seconds between two `wake()` that cut waits short."""
-MOST_PAUSED = 10_000
-"""Maximum lanes that are paused at a time."""
+MOST_S = 60.0  # maximum back-off after a failure, unless `spread_s` or the endpoint's Retry-After is longer, seconds
+ASKED_MOST_S = 3600.0  # longest Retry-After that is honoured, seconds
+HURRY_S = 1.0  # minimum seconds between two `wake()` that cut waits short
+MOST_PAUSED = 10_000  # maximum lanes that are paused at a time
 Send: TypeAlias = Callable[[Waiting], Answering]
-_NOT_ABOUT_REQUEST = (StoreError, Closed, MemoryError)
-"""Errors that are not about the request, which then stays waiting."""
+_NOT_ABOUT_REQUEST = (StoreError, Closed, MemoryError)  # errors that are not about the request, which then stays waiting
 
 
 def longest(attempts: int, spread_s: float = 0.0) -> float:

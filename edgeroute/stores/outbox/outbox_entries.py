@@ -112,16 +112,13 @@ class Late(NamedTuple):
     """Time of the late answer, Unix time, seconds."""
 
 
-LISTED = ", ".join(Listed._fields)
-"""Columns of `Listed`."""
+LISTED = ", ".join(Listed._fields)  # columns of `Listed`
 WAITING = ", ".join(Waiting._fields[:-1]) + ", CASE WHEN outbox_origins.seq IS NULL THEN '' ELSE origin END"
 """Columns of `Waiting`."""
 LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since"
 """Columns of a late answer, as `read_late` reads them."""
-FAR_S = 1e11
-"""Largest distance of a timestamp from 1970, seconds; one beyond is damaged."""
-MOST_BYTES = 1 << 40
-"""Largest size of an entry, bytes; one beyond is damaged."""
+FAR_S = 1e11  # largest distance of a timestamp from 1970, seconds; one beyond is damaged
+MOST_BYTES = 1 << 40  # largest size of an entry, bytes; one beyond is damaged
 _METHOD, _PATH = re.compile(r"[A-Za-z]*"), re.compile(r"(/[^\0-\x20\x7f]*)?")
 _NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\0-\x08\x0a-\x1f\x7f]*")
 

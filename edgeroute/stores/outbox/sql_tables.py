@@ -13,10 +13,8 @@ import edgeroute.stores.outbox.outbox_entries as entries
 
 # Queries by index that find the next entry of an outbox; their time does not depend on the number of entries.
 
-MOST_LANES = 100
-"""Number of lanes examined in one step; the next step continues with the rest."""
-SLICE = 200
-"""Number of entries that one `hurry` examines."""
+MOST_LANES = 100  # number of lanes examined in one step; the next step continues with the rest
+SLICE = 200  # number of entries that one `hurry` examines
 
 
 class Lane(NamedTuple):
@@ -165,8 +163,7 @@ class Turns:
 TRUSTED_S = 1_577_836_800.0
 """2020-01-01, Unix time. An earlier clock was never set: no entry expires by it, and its timestamps are replaced later."""
 
-MOST_TIDIED = 500
-"""Maximum entries whose time is replaced, and maximum entries deleted, in one transaction."""
+MOST_TIDIED = 500  # maximum entries whose time is replaced, and maximum entries deleted, in one transaction
 _SOUND = f"typeof({{0}}) = 'integer' AND {{0}} BETWEEN 0 AND {entries.MOST_BYTES}"
 
 

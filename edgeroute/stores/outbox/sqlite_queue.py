@@ -44,11 +44,9 @@ from edgeroute.system.process import ForkSafe, initially, now, per_process, to_j
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
 
-MOST = 256
-"""Maximum entries in one transaction."""
+MOST = 256  # maximum entries in one transaction
 Write: TypeAlias = Callable[[Sequence[Waiting]], Sequence[Put]]
-Refuse: TypeAlias = Callable[[], str]
-"""Returns why entries are not stored any more; empty: they are stored."""
+Refuse: TypeAlias = Callable[[], str]  # returns why entries are not stored any more; empty: they are stored
 
 
 class _PendingEntry:
@@ -145,8 +143,7 @@ def _result(ticket: _PendingEntry) -> Put | Exception:
 
 COUNTED = ("stored", "delivered", "called", "dead", "withdrawn", "dropped_full", "dropped_expired", "dropped_by_hand")
 """Names of the counters."""
-PAGE = 1000
-"""Entries that `pages` reads at a time."""
+PAGE = 1000  # entries that `pages` reads at a time
 
 
 class Listing(ForkSafe):
@@ -236,10 +233,8 @@ class Listing(ForkSafe):
 
 # Retry spreading: queued requests wait a random time, so that devices that lost a cloud do not return at once.
 
-TIMES = 4.0
-"""Requests are spread over this multiple of their age: after a longer outage more devices have a backlog."""
-LONGEST_S = 3600.0
-"""Maximum spread, unless `spread_s` is longer, seconds."""
+TIMES = 4.0  # requests are spread over this multiple of their age: after a longer outage more devices have a backlog
+LONGEST_S = 3600.0  # maximum spread, unless `spread_s` is longer, seconds
 
 
 def spread_for(spread_s: float, age_s: float) -> float:
@@ -254,12 +249,9 @@ def spread_for(spread_s: float, age_s: float) -> float:
 
 log = logging.getLogger("edgeroute")
 Drop: TypeAlias = Literal["oldest", "least_important", "newest"]
-ROW_BYTES = 512
-"""Overhead per entry counted towards `max_bytes`."""
-REMEMBERED = 50_000
-"""Number of completed ids stored for deduplication; older ones are deleted."""
-MOST_TEXT = 1000
-"""Characters of an error that are stored."""
+ROW_BYTES = 512  # overhead per entry counted towards `max_bytes`
+REMEMBERED = 50_000  # number of completed ids stored for deduplication; older ones are deleted
+MOST_TEXT = 1000  # characters of an error that are stored
 
 T = TypeVar("T")
 
@@ -310,10 +302,8 @@ class Outbox(Listing):
         self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
         self._database = Database(self.path, tables.SCHEMA, durable=True, lenient=True)
         self._group = GroupCommit(self._write)
-        self._plausible = -1
-        """Total size up to which the stored count is trusted, bytes."""
-        self._owner = 0
-        """Id of the thread that is in a transaction."""
+        self._plausible = -1  # total size up to which the stored count is trusted, bytes
+        self._owner = 0  # id of the thread that is in a transaction
         self._listeners: list[Callable[[], object]] = []
         self.report_damaged: Callable[[str], object] = lambda _: None
         """Called with the id of each entry that became a dead letter because its row is damaged."""

@@ -29,16 +29,11 @@ from edgeroute.tools.measure.labels_on_demand import FunctionLabels, Question
 
 # What is shown of an input: texts, pictures and sounds.
 
-MOST_PIXELS = 1024
-"""Most pixels of a picture's longer side; of a larger one every k-th is shown."""
-LEAST_PIXELS = 8
-"""Least pixels of the shorter side of an array that is shown as a picture."""
-LEAST_SAMPLES = 4000
-"""Least length of a row of numbers that is taken for a sound."""
-RATE = 16_000
-"""Rate at which sounds are played: that of the inputs of models of speech."""
-LONGEST = 4000
-"""Most characters of a text."""
+MOST_PIXELS = 1024  # most pixels of a picture's longer side; of a larger one every k-th is shown
+LEAST_PIXELS = 8  # least pixels of the shorter side of an array that is shown as a picture
+LEAST_SAMPLES = 4000  # least length of a row of numbers that is taken for a sound
+RATE = 16_000  # rate at which sounds are played: that of the inputs of models of speech
+LONGEST = 4000  # most characters of a text
 MEDIA = {
     b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "audio/wav", b"OggS": "audio/ogg",
     b"fLaC": "audio/flac", b"ID3": "audio/mpeg",
@@ -186,8 +181,7 @@ class Asked(NamedTuple):
 
 
 Reply = Literal["1", "2", "neither", "unknown"]
-Ask: TypeAlias = Callable[[Asked], Reply]
-"""Waits for a person's reply; raises KeyboardInterrupt to stop."""
+Ask: TypeAlias = Callable[[Asked], Reply]  # waits for a person's reply; raises KeyboardInterrupt to stop
 Right = Literal["edge", "cloud", "neither", "unknown"]
 REPLIES: Mapping[str, Reply] = {
     "1": "1", "2": "2", "n": "neither", "0": "neither", "neither": "neither", "?": "unknown", "u": "unknown",
@@ -230,8 +224,7 @@ class AnswersFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self._needs_newline = path, False
-        self._torn_at: int | None = None
-        """Length of the file without a line that was not finished; None: there is none."""
+        self._torn_at: int | None = None  # length of the file without a line that was not finished; None: there is none
         self._lock = ProcessLock(path.with_name(f"{path.name}.lock"))
         try:
             is_taken = not self._lock.take()

@@ -112,10 +112,8 @@ def schema(what: Literal["policy", "card"] = "policy", *, as_json: Json = False)
     print(json.dumps(described.schema(), indent=None if as_json else 2))
 
 
-UNITS = {"temperature_c": "{:.1f} C", "power_w": "{:.2f} W"}
-"""Format of a reading; all others are shares."""
-BETWEEN_S = 0.5
-"""Time between the two readings: rates are known only at the second."""
+UNITS = {"temperature_c": "{:.1f} C", "power_w": "{:.2f} W"}  # format of a reading; all others are shares
+BETWEEN_S = 0.5  # time between the two readings: rates are known only at the second
 
 
 def sensors(*, root: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("/"), as_json: Json = False) -> None:

@@ -25,8 +25,7 @@ from edgeroute.system.declared_settings import argument_texts
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
 MARKUP = re.compile(r"\[(?=[a-z#/@][^\[\]]*\])")
-LEFT: list[Thread] = []
-"""Abandoned threads. They may be in a native call, which would abort a process that ends as usual."""
+LEFT: list[Thread] = []  # abandoned threads. They may be in a native call, which would abort a process that ends as usual.
 CODES = (
     "Exit codes: 0 success; 1 an input could not be read or answered; 2 wrong usage, policy, model or file; "
     "3 no answer, the cloud was needed and could not be reached; 4 something is not ready in `check`, or a trial is worse in "

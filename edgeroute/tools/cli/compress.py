@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 # Parts of both commands: reading the data, and printing the result.
 
-SLOWER = 1.05
-"""Ratio of times from which a model is reported as slower."""
+SLOWER = 1.05  # ratio of times from which a model is reported as slower
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model file; its card beside it is copied, too.")]
 Data = Annotated[
     list[Path],

@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 
 MANY, SINGLY = 2_000, 1_000
 """With more images than the first number, "cloud alone" sends only the second number singly, and the rest in batches."""
-WITH_RTT = 500
-"""Default number of images with a long round trip."""
+WITH_RTT = 500  # default number of images with a long round trip
 START_S = 60.0
-LAST = 5
-"""Last lines of the server's output to show if it does not start."""
+LAST = 5  # last lines of the server's output to show if it does not start
 
 
 def demo(

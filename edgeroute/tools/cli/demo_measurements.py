@@ -95,8 +95,7 @@ def read_idx(path: Path) -> Array:
 # Choice of a threshold, and measurement of edge, cloud and cascade.
 
 BATCH = 64
-NEAR = 1e-9
-"""Tolerance of shares, which are quotients of integers: smaller differences are rounding errors."""
+NEAR = 1e-9  # tolerance of shares, which are quotients of integers: smaller differences are rounding errors
 
 
 class Sweep(NamedTuple):
@@ -202,11 +201,9 @@ def measure(router: Router, images: Array, labels: Array, *, singly: int, advanc
         )
 
 
-SLACK = 0.005
-"""Accuracy, 0..1, that the cascade may lose against the cloud on the validation images."""
+SLACK = 0.005  # accuracy, 0..1, that the cascade may lose against the cloud on the validation images
 HEAD = ("", "accuracy", "p50 latency", "asked the cloud", "sent")
-POINTS = 400
-"""Most points of the curve, to limit file sizes."""
+POINTS = 400  # most points of the curve, to limit file sizes
 
 
 class Report(NamedTuple):

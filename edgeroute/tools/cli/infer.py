@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 # Summary of `infer`.
 
-FIRST = 10
-"""Most answers shown individually."""
+FIRST = 10  # most answers shown individually
 
 
 class Tally:

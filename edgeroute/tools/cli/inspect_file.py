@@ -84,8 +84,7 @@ def _existing_card(path: Path, *specs: Sequence[TensorSpec]) -> tuple[str, Card 
 
 # Runs of a model file without its card, for a limited time, and in a thread so that Ctrl-C acts meanwhile.
 
-GRACE_S = 1.0
-"""Time that a run may take to stop before its thread is abandoned, seconds."""
+GRACE_S = 1.0  # time that a run may take to stop before its thread is abandoned, seconds
 
 
 class Model:
@@ -188,12 +187,9 @@ def _run_within(f: Callable[[], Any], seconds: float | None, stop: StopToken | N
     return result
 
 
-MOST_BYTES = 1 << 31
-"""Most bytes of a model file: protobuf and flatbuffers allow no more."""
-MOST_PROBED = 1 << 22
-"""Most elements of the tensors of a try."""
-MOST_PICTURE = 1 << 26
-"""Most bytes of a picture file."""
+MOST_BYTES = 1 << 31  # most bytes of a model file: protobuf and flatbuffers allow no more
+MOST_PROBED = 1 << 22  # most elements of the tensors of a try
+MOST_PICTURE = 1 << 26  # most bytes of a picture file
 
 
 class Sample(NamedTuple):

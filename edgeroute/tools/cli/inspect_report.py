@@ -19,10 +19,8 @@ from edgeroute.edge.input_stacking import shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, quoted
 from edgeroute.types import TensorSpec
 
-MOST = 24
-"""Most elements of a value to show."""
-LINES = 60
-"""Most tensors, and findings of one kind, to show."""
+MOST = 24  # most elements of a value to show
+LINES = 60  # most tensors, and findings of one kind, to show
 WIDEST = 100
 NARROWEST = 24
 

@@ -32,10 +32,8 @@ except ImportError as e:
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-START_S = 30.0
-"""Longest wait for the server to listen, seconds."""
-LOOK_S = 1.0
-"""Interval at which a waiting question checks that the server lives, seconds."""
+START_S = 30.0  # longest wait for the server to listen, seconds
+LOOK_S = 1.0  # interval at which a waiting question checks that the server lives, seconds
 
 
 class LabelPage:

@@ -31,8 +31,7 @@ from edgeroute.tools.cli.tables_and_options import (
 if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox
 
-MOST_ROWS = 500
-"""Most entries to show, the latest."""
+MOST_ROWS = 500  # most entries to show, the latest
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids as `list` shows them.")]
 

@@ -82,8 +82,7 @@ def _apply_trial(data: Any, threshold: str) -> None:
     data["edge"], data["threshold"] = edge, threshold
 
 
-BACKUP_SUFFIX = ".before"
-"""Suffix of the file with the policy before the switch."""
+BACKUP_SUFFIX = ".before"  # suffix of the file with the policy before the switch
 
 
 class Memory:

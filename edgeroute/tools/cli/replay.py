@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 # `replay --from`: savings of a certified threshold, from a foreign log.
 
-LOG, EDGE = "A foreign log", "The log of one model, and an edge on this device"
-"""Titles of these options in the help."""
+LOG, EDGE = "A foreign log", "The log of one model, and an edge on this device"  # titles of these options in the help
 
 
 def _price(text: str) -> Price:

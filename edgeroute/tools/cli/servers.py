@@ -157,8 +157,7 @@ class FileSources:
 
     def __init__(self, policy: Path | None, folder: Path | None, notes: list[str]) -> None:
         self._policy, self._folder, self._notes = policy, folder, notes
-        self._given: dict[str, Any] = {}
-        """Settings of the policy that `open_policy` overrides."""
+        self._given: dict[str, Any] = {}  # settings of the policy that `open_policy` overrides
         self._stamp: Any = None
         self._opened: Opened | None = None
 

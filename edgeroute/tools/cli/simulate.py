@@ -88,15 +88,11 @@ def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
     return [*lines, f"At the end {state['battery']:.0%} of a full battery were left{empty}; {hottest}."]
 
 
-LONGEST_S = 30 * 86_400.0
-"""Longest time to simulate."""
-MOST_PER_S = 1_000_000
-"""Most requests to the cloud to simulate, per second."""
+LONGEST_S = 30 * 86_400.0  # longest time to simulate
+MOST_PER_S = 1_000_000  # most requests to the cloud to simulate, per second
 MOST_MULTIPLE = 1_000
-POLL_S = 0.2
-"""Interval of the checks if simulations are done, seconds: where a wait cannot be interrupted, Ctrl-C acts within it."""
-WITHIN = 2
-"""The required capacity lets the cloud recover within this many times the outage."""
+POLL_S = 0.2  # interval of the checks if simulations are done, seconds: where a wait cannot be interrupted, Ctrl-C acts within it
+WITHIN = 2  # the required capacity lets the cloud recover within this many times the outage
 
 STATE = "Devices with a state"
 
@@ -378,8 +374,7 @@ def _time(back_s: float | None) -> str:
 
 # `edgeroute simulate load`: devices in front of a cloud that is too small, with and without its reports of load.
 
-FEW = 20_000
-"""Most devices: each one's limit of concurrent calls is simulated."""
+FEW = 20_000  # most devices: each one's limit of concurrent calls is simulated
 
 
 def load(

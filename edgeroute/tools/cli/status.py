@@ -189,8 +189,7 @@ def shadow_lines(stats: ShadowStats, target: Target | None, *, first: bool) -> l
 
 
 MB = 1e6
-EDGE = "audit:"
-"""Prefix of the names under which a router stores the drift monitor of an edge model."""
+EDGE = "audit:"  # prefix of the names under which a router stores the drift monitor of an edge model
 
 
 class Edge(NamedTuple):

@@ -16,20 +16,13 @@ from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_needed
 
-LABELS, GROUPS = ("label", "labels", "y", "target", "class"), ("group", "groups")
-"""Names of the columns of labels and groups."""
-NONE = "none"
-"""Name given in place of a column of labels, if there is none."""
-EXACT = 1 << 53
-"""Limit of whole numbers that are exact as float."""
-SEPARATORS = ",;\t"
-"""Separators of the cells of CSV."""
-HEAD = 1000
-"""Rows of a CSV file by which columns are taken for numbers."""
-FIRST_LINE = 1 << 16
-"""Most characters of the first line by which the separator is found."""
-INDEX = "__index_level_"
-"""Beginning of the name of a column in which pandas stores an index."""
+LABELS, GROUPS = ("label", "labels", "y", "target", "class"), ("group", "groups")  # names of the columns of labels and groups
+NONE = "none"  # name given in place of a column of labels, if there is none
+EXACT = 1 << 53  # limit of whole numbers that are exact as float
+SEPARATORS = ",;\t"  # separators of the cells of CSV
+HEAD = 1000  # rows of a CSV file by which columns are taken for numbers
+FIRST_LINE = 1 << 16  # most characters of the first line by which the separator is found
+INDEX = "__index_level_"  # beginning of the name of a column in which pandas stores an index
 PARQUET = "Parquet is read by pyarrow, which is not installed: pip install pyarrow"
 
 

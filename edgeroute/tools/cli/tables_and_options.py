@@ -20,10 +20,8 @@ from edgeroute.core.error_codes import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDE = 1 << 16
-"""Width if stdout is no terminal: a row is a line, however long."""
-LEAST = 8
-"""Least width of a folded column, characters."""
+WIDE = 1 << 16  # width if stdout is no terminal: a row is a line, however long
+LEAST = 8  # least width of a folded column, characters
 
 
 def console() -> Console:

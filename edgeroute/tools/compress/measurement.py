@@ -81,12 +81,9 @@ class Result(NamedTuple):
         return {**self._asdict(), **models, "layers": layers, "card": str(self.card), "notes": [*self.notes]}
 
 
-RUNS, SECONDS = 200, 2.0
-"""Most timed runs of a model, and most seconds of timing."""
-MOST = 10_000
-"""Most numbers of an output that are compared; larger outputs, such as pictures, are sampled evenly."""
-FEW = 5
-"""Runs before the timing begins, and the least number of timed runs."""
+RUNS, SECONDS = 200, 2.0  # most timed runs of a model, and most seconds of timing
+MOST = 10_000  # most numbers of an output that are compared; larger outputs, such as pictures, are sampled evenly
+FEW = 5  # runs before the timing begins, and the least number of timed runs
 
 
 class Examples(NamedTuple):

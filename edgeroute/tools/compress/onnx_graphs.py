@@ -20,16 +20,12 @@ from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.foreign_files import read_json
 from edgeroute.system.late_imports import import_late, import_needed
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators with weights, which are quantised."""
-PER_CHANNEL = 13
-"""The first opset whose quantisation has an axis."""
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators with weights, which are quantised
+PER_CHANNEL = 13  # the first opset whose quantisation has an axis
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
              "MatMulInteger"}  # fmt: skip
-LOCK = "edgeroute.lock"
-"""File in a workplace that its process has locked."""
-SHOWN = 6
-"""Maximum number of operators named in a message."""
+LOCK = "edgeroute.lock"  # file in a workplace that its process has locked
+SHOWN = 6  # maximum number of operators named in a message
 
 
 def package() -> Any:

@@ -26,8 +26,7 @@ UNARY = {"Abs", "Cast", "Ceil", "Clip", "Dropout", "Elu", "Erf", "Exp", "Floor",
          "Tanh", "ThresholdedRelu"}  # fmt: skip
 BINARY = {"Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub"}
 POOLS = {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool", "GlobalLpPool"}
-ALIGNED = 8
-"""Divisor of the channels that stay, of 16 or more: kernels are optimised for it."""
+ALIGNED = 8  # divisor of the channels that stay, of 16 or more: kernels are optimised for it
 
 
 class Whole(Exception):
@@ -290,8 +289,7 @@ def _set(node: Any, name: str, value: int) -> None:
 
 Finetune = Callable[[str, list[Any], "list[Any] | None"], object]
 """Function of the pruned model's path, inputs and labels, which trains the model at the path, in place."""
-SMALL = 0.01
-"""Loss of zeros by fine-tuning that is not reported, as a share of the weights."""
+SMALL = 0.01  # loss of zeros by fine-tuning that is not reported, as a share of the weights
 
 
 def prune(

@@ -315,10 +315,8 @@ def _import_tool(module: str, name: str, path: Path) -> Any:
     return import_needed(module, f"{path} is quantised by {name}, which cannot be imported: pip install {name}")
 
 
-CALIBRATION = 500
-"""Most examples for calibrating the ranges; half of the data if that is less."""
-TRIED = 64
-"""Most of them that measure the sensitivity of layers."""
+CALIBRATION = 500  # most examples for calibrating the ranges; half of the data if that is less
+TRIED = 64  # most of them that measure the sensitivity of layers
 
 
 def quantize(

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
-TURNS = 5
-"""Turns of an event loop after which an accepted connection has its task, and an ended one is closed."""
+TURNS = 5  # turns of an event loop after which an accepted connection has its task, and an ended one is closed
 
 
 class Listener(ABC):

@@ -130,8 +130,7 @@ def whole_of(pipe: int) -> str:
     return b"".join(parts).decode(errors="replace")
 
 
-ROUNDS = 20
-"""Runs of each of two threads beside each other."""
+ROUNDS = 20  # runs of each of two threads beside each other
 ANEW = "make threads, locks and sessions anew there"
 CLOUD = "the router takes that for the model's fault, and sends the input to the cloud"
 LET_IT = "let it pass, as by `except BadInput: raise` before `except ValueError`, which catches it too"

@@ -14,8 +14,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.types import EdgeModel, StopToken
 
-Ask = Callable[[], object]
-"""Function that asks a run to stop."""
+Ask = Callable[[], object]  # function that asks a run to stop
 
 
 class Hangs(BaseException):

@@ -16,12 +16,9 @@ from edgeroute.system.input_copies import copy_input
 from edgeroute.tools.contracts.edge_contract import check_all, equal, error_text, same, short, shown
 
 Server = Callable[[Call], Reply]
-MOST_CALLS = 100
-"""Calls of a talk after which it counts as endless."""
-RTOL = 1e-6
-"""Relative tolerance between outputs."""
-SECRET_LENGTH = 8
-"""Minimum length of a credential's word that counts as secret; shorter ones are words such as Bearer."""
+MOST_CALLS = 100  # calls of a talk after which it counts as endless
+RTOL = 1e-6  # relative tolerance between outputs
+SECRET_LENGTH = 8  # minimum length of a credential's word that counts as secret; shorter ones are words such as Bearer
 WORD = "quoted-by-nobody"
 DAMAGED = (
     b"", b"{", b"[]", b"{}", b"null", b"1", b'"text"', b"<html>log in</html>", b"\x1f\x8b\x08", b"\xff\xfe\x00", b"[[[[[1]]]]]",
@@ -30,8 +27,7 @@ DAMAGED = (
 """Bodies of replies with status 200, as proxies, login pages and broken servers send them."""
 UNREADABLE = (b"", b"<html>log in</html>", b"\x1f\x8b\x08")
 """Damaged bodies that no protocol can read but plain text or bytes, for which they differ."""
-QUOTABLE = 4
-"""Minimum bytes of a body that is searched for in a probe; a shorter one may be part of it by chance."""
+QUOTABLE = 4  # minimum bytes of a body that is searched for in a probe; a shorter one may be part of it by chance
 
 
 def endpoint_contract(endpoint: HttpEndpoint, samples: Sequence[Any], server: Server, *, bad: Sequence[Any] = ()) -> None:
@@ -77,10 +73,8 @@ class _Checks:
     def __init__(self, endpoint: HttpEndpoint, samples: Sequence[Any], server: Server, bad: Sequence[Any]) -> None:
         self.endpoint, self.server, self.bad = endpoint, server, [object(), *bad]
         self._samples = list(samples)
-        self.texts: list[str] = []
-        """Messages of its errors."""
-        self.bodies: set[bytes] = set()
-        """Bodies that were sent for the samples."""
+        self.texts: list[str] = []  # messages of its errors
+        self.bodies: set[bytes] = set()  # bodies that were sent for the samples
 
     @property
     def samples(self) -> list[Any]:

@@ -11,12 +11,9 @@ from time import monotonic
 
 from edgeroute.tools.contracts.canned_server import Listener, finish, turns
 
-PIECE = 1 << 16
-"""Maximum bytes read at a time."""
-_AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-"""`struct linger` that makes a close a reset."""
-QUEUE = 256
-"""Pieces in transit per direction of a relay before the sender is blocked."""
+PIECE = 1 << 16  # maximum bytes read at a time
+_AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)  # `struct linger` that makes a close a reset
+QUEUE = 256  # pieces in transit per direction of a relay before the sender is blocked
 
 
 class Relay(Listener):

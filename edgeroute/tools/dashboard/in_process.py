@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from edgeroute.router.base_router import BaseRouter
     from edgeroute.router.engine import Engine
 
-MOST = 20_000
-"""Most answers in the queue to the page; beyond that the oldest are dropped, and counted."""
-START_S = 30.0
-"""Longest wait for the server to listen, seconds."""
+MOST = 20_000  # most answers in the queue to the page; beyond that the oldest are dropped, and counted
+START_S = 30.0  # longest wait for the server to listen, seconds
 
 
 class AnswerFeed:

@@ -26,22 +26,14 @@ from edgeroute.tools.dashboard.request_window import NAME, TEXT, Trial, Window, 
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.replay.recorded_requests import MOST
 
-PIECE = 1 << 20
-"""Bytes read at a time."""
-MOST_READ = 8 << 20
-"""Most bytes of lines returned at a time."""
-LONGEST = 16 << 20
-"""Most bytes of a line; a longer one is skipped."""
-HISTORY = 4 << 20
-"""Bytes before the end at which reading begins."""
-BEHIND = 16 << 20
-"""Most unread bytes; beyond that reading skips towards the end, and counts the skipped lines."""
-HEAD = 256
-"""Bytes of a file's beginning that identify it: its inode may be reused once it is deleted."""
-DONE = 256
-"""Most finished files to remember."""
-KEEPS_OPEN = sys.platform != "win32"
-"""False on Windows: there an open file cannot be renamed, so its writer could not rotate it."""
+PIECE = 1 << 20  # bytes read at a time
+MOST_READ = 8 << 20  # most bytes of lines returned at a time
+LONGEST = 16 << 20  # most bytes of a line; a longer one is skipped
+HISTORY = 4 << 20  # bytes before the end at which reading begins
+BEHIND = 16 << 20  # most unread bytes; beyond that reading skips towards the end, and counts the skipped lines
+HEAD = 256  # bytes of a file's beginning that identify it: its inode may be reused once it is deleted
+DONE = 256  # most finished files to remember
+KEEPS_OPEN = sys.platform != "win32"  # False on Windows: there an open file cannot be renamed, so its writer could not rotate it
 
 
 class Tail:
@@ -65,17 +57,12 @@ class Tail:
         self.left_out = self.gaps = 0
         self.error = ""
         self._file: FileIO | None = None
-        self._file_id: tuple[int, int] | None = None
-        """Device and inode of the file in reading; None: none yet."""
+        self._file_id: tuple[int, int] | None = None  # device and inode of the file in reading; None: none yet
         self._offset = 0
-        self._part = bytearray()
-        """Beginning of an incomplete line."""
-        self._skips = False
-        """True while the rest of the line is skipped."""
-        self._done = deque[tuple[int, int, bytes]](maxlen=DONE)
-        """Files that were read, or skipped, to their ends."""
-        self._gone = False
-        """True if the file in reading was deleted, and no other follows it."""
+        self._part = bytearray()  # beginning of an incomplete line
+        self._skips = False  # True while the rest of the line is skipped
+        self._done = deque[tuple[int, int, bytes]](maxlen=DONE)  # files that were read, or skipped, to their ends
+        self._gone = False  # True if the file in reading was deleted, and no other follows it
 
     def read(self) -> list[bytes]:
         """Return the complete lines since the last call, at most `MOST_READ` bytes; [] if the file is missing or cannot be read.
@@ -266,24 +253,16 @@ def _file_id(file: FileIO) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-EVERY_S = 0.5
-"""Time between two reads of new records, seconds."""
-STATE_S = 2.0
-"""Time between two reads of state and sensors, seconds."""
-CLOSE_S = 5.0
-"""Longest wait for a read in progress at the end, seconds: a state or a sensor may hang."""
-OLD_S = 60.0
-"""Age of a traced reading from which this machine's sensors replace it, seconds."""
-AHEAD_S = 60.0
-"""A record dated later than this after now counts as of now, seconds."""
+EVERY_S = 0.5  # time between two reads of new records, seconds
+STATE_S = 2.0  # time between two reads of state and sensors, seconds
+CLOSE_S = 5.0  # longest wait for a read in progress at the end, seconds: a state or a sensor may hang
+OLD_S = 60.0  # age of a traced reading from which this machine's sensors replace it, seconds
+AHEAD_S = 60.0  # a record dated later than this after now counts as of now, seconds
 REPLAYED, REPLAYED_BYTES, RECORD_BYTES = 5000, 8 << 20, 1 << 14
 """Requests in memory for replays: most requests, most bytes together, and most bytes of a record. A larger one counts as lost."""
-DESTINATIONS = 50
-"""Most pairs of destination and data class in the sums of the egress ledger."""
-LEDGER = 20
-"""Latest lines of the egress ledger on the page."""
-AUDITS = 20_000
-"""Latest audited answers that are read."""
+DESTINATIONS = 50  # most pairs of destination and data class in the sums of the egress ledger
+LEDGER = 20  # latest lines of the egress ledger on the page
+AUDITS = 20_000  # latest audited answers that are read
 WRONG = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """Exceptions of a record that is no valid record of a trace."""
 

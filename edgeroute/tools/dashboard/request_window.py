@@ -23,13 +23,10 @@ from edgeroute.tools.replay.replay_result import Port
 
 # Rows for display, from the records of a trace: the route of each request, and its reason in words.
 
-SIDES = ("edge", "cloud", "cache", "none")
-"""Sides that answer a request; `none`: no answer."""
+SIDES = ("edge", "cloud", "cache", "none")  # sides that answer a request; `none`: no answer
 ANSWERED = frozenset({"accepted", "below", "kept"})
-TEXT = 300
-"""Most characters of a displayed text."""
-NAME = 80
-"""Most characters of a displayed name."""
+TEXT = 300  # most characters of a displayed text
+NAME = 80  # most characters of a displayed name
 
 
 class Run(NamedTuple):
@@ -192,16 +189,11 @@ def _number(value: Any) -> str:
 
 
 T = TypeVar("T")
-RECENT = 2000
-"""Latest requests in the sums of reasons and latencies."""
-SHOWN = 60
-"""Latest requests in the lists."""
-BATCHES = 256
-"""Latest batches whose calls are remembered, so that none counts twice."""
-LEGS = 32
-"""Most legs with their own sums."""
-WIDTHS = {"seconds": (1, 120), "minutes": (60, 180)}
-"""Series -> seconds of a step, and number of steps."""
+RECENT = 2000  # latest requests in the sums of reasons and latencies
+SHOWN = 60  # latest requests in the lists
+BATCHES = 256  # latest batches whose calls are remembered, so that none counts twice
+LEGS = 32  # most legs with their own sums
+WIDTHS = {"seconds": (1, 120), "minutes": (60, 180)}  # series -> seconds of a step, and number of steps
 COUNTED = (*SIDES, "deferred", "odd")
 
 
@@ -290,8 +282,7 @@ class Window:
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = 0
         self.answered = Counter[str]()
-        self.tally = Tally()
-        """Counts for metrics, the same as in the router's own process."""
+        self.tally = Tally()  # counts for metrics, the same as in the router's own process
         self.latest: Row | None = None
         self.recent, self.odd = deque[Row](maxlen=SHOWN), deque[Row](maxlen=SHOWN)
         self.series = {name: Series(*width) for name, width in WIDTHS.items()}
@@ -419,10 +410,8 @@ def certificates_of(snapshot: Snapshot) -> dict[str, BoundCertificate]:
     return {target.name: certificate for target, certificate in pairs if certificate is not None}
 
 
-STEPS = 100
-"""Positions of a slider, beside the threshold in force."""
-DRAWN = 20
-"""Points of a curve, of those positions."""
+STEPS = 100  # positions of a slider, beside the threshold in force
+DRAWN = 20  # points of a curve, of those positions
 NO_GUARANTEE = "No certificate: nothing is guaranteed at any threshold."
 
 

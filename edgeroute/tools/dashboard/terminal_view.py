@@ -20,10 +20,8 @@ except ImportError as e:
 if TYPE_CHECKING:
     from edgeroute.tools.dashboard.monitor import Monitor
 
-EVERY_S = 1.0
-"""Time between two updates, seconds."""
-WIDE = 90
-"""Terminal columns from which the tables are side by side."""
+EVERY_S = 1.0  # time between two updates, seconds
+WIDE = 90  # terminal columns from which the tables are side by side
 NONE = "-"
 COLUMNS = {
     "legs": ("target", "breaker", "answers", "p50", "p99", "failed", "not asked"), "reasons": ("requests", "reason"),

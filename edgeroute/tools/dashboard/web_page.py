@@ -34,8 +34,7 @@ except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e
 
 PORT = 8585
-OPEN = ("/",)
-"""Paths that need no token: the page itself has no data, and requests all of it with the token in its address."""
+OPEN = ("/",)  # paths that need no token: the page itself has no data, and requests all of it with the token in its address
 NONCE = "@NONCE@"
 HEADERS = {
     "Cache-Control": "no-store",
@@ -176,10 +175,8 @@ def _json(text: bytes) -> Response:
     return Response(text, headers=HEADERS, media_type="application/json")
 
 
-UNKNOWN = frozenset({"queued", "late", "spared"})
-"""Metrics of a router's state that neither its trace nor its state folder has."""
-SPENT = frozenset({"spent", "limit"})
-"""Metrics that are unknown without a state folder."""
+UNKNOWN = frozenset({"queued", "late", "spared"})  # metrics of a router's state that neither its trace nor its state folder has
+SPENT = frozenset({"spent", "limit"})  # metrics that are unknown without a state folder
 
 
 def route(monitor: Monitor) -> BaseRoute:

@@ -28,8 +28,7 @@ from edgeroute.types import TensorSpec
 
 # The folder of an export: written beside its destination, and moved there once complete.
 
-MARK = "edgeroute-export.json"
-"""File in each export that describes it; a folder without it is never replaced."""
+MARK = "edgeroute-export.json"  # file in each export that describes it; a folder without it is never replaced
 PROGRAMS, TEMPLATES = Path(__file__).parent / "programs", Path(__file__).parent / "templates"
 
 
@@ -119,8 +118,7 @@ def programs(folder: Path, names: Mapping[str, str]) -> None:
 # The exported model: loaded and checked, and its description for `model.json`.
 
 FILE = "model.onnx"
-TEXTS = "object"
-"""Dtype of a tensor of texts."""
+TEXTS = "object"  # dtype of a tensor of texts
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 

@@ -302,8 +302,7 @@ def _quoted(text: str) -> str:
     return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in text.encode()) + '"'  # noqa: PLR2004 - ASCII
 
 
-BESIDE = 1 << 29
-"""Bytes of memory beside the models: Triton itself, Python, inputs and outputs in progress."""
+BESIDE = 1 << 29  # bytes of memory beside the models: Triton itself, Python, inputs and outputs in progress
 MIB = 1 << 20
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
 MOST_CORES = 1e6

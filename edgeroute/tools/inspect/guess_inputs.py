@@ -20,15 +20,12 @@ from edgeroute.types import TensorSpec
 if TYPE_CHECKING:
     from edgeroute.edge.model_card import Card
 
-Sure = Literal["certain", "likely", "open"]
-"""Stated by the file itself; guessed on good grounds; known only to a person."""
+Sure = Literal["certain", "likely", "open"]  # stated by the file itself; guessed on good grounds; known only to a person
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet, by which most models of colour pictures are normalised."""
-_LEAST = 8
-"""Least pixels of a picture's side."""
+_LEAST = 8  # least pixels of a picture's side
 _GREY, _COLOURS, _ALPHA = 1, 3, 4
-_PICTURE_AXES = 3
-"""Axes of a picture with channels."""
+_PICTURE_AXES = 3  # axes of a picture with channels
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _BEFORE = frozenset(["in", "input", "inputs", "prev", "previous", "old", "past", "init", "initial", "0"])
 _AFTER = frozenset(["out", "output", "outputs", "next", "new", "n", "t", "1", "cur", "current", "present", "updated"])
@@ -40,8 +37,7 @@ TOKENS = frozenset(["ids", "id", "tokens", "token", "mask"])
 _RATES = frozenset(["sr", "sample", "rate", "samplerate"])
 _CACHE = re.compile(r"(?<=past|sent)_key_values")
 """Part of the names of a language model's cache: past_key_values.0.key and present.0.key."""
-_FREE = {"picture": (224, 64, 640, 32), "other": (16, 512, 64, 1, 576, 4096)}
-"""Sizes to try for axes of any size."""
+_FREE = {"picture": (224, 64, 640, 32), "other": (16, 512, 64, 1, 576, 4096)}  # sizes to try for axes of any size
 
 
 class Finding(NamedTuple):

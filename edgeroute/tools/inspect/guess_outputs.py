@@ -16,8 +16,7 @@ from edgeroute.edge.input_stacking import Array, shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
 from edgeroute.types import TensorSpec
 
-Row = Mapping[str, Any]
-"""Outputs of one input by name, without a batch axis."""
+Row = Mapping[str, Any]  # outputs of one input by name, without a batch axis
 _PROBABILITIES = frozenset(["prob", "probs", "probability", "probabilities", "softmax", "proba"])
 _LOGITS = frozenset(["logit", "logits"])
 _SCORES = frozenset(["score", "scores", "class", "classes", "classification", "cls"])

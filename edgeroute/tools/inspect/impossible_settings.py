@@ -30,14 +30,10 @@ PRICES = {
     "joules_per_hour": ("joules_per_call", "joules_per_mb"),
 }
 """Limit -> the terms of an endpoint that count under it."""
-LEAST_MB = 1e-6
-"""Size of the smallest call: one byte, in million bytes."""
-SHORTEST = "a"
-"""Input whose call counts as the smallest, if the inputs of the edge are not known."""
-BOX_AND_SCORE = 5
-"""Fewest columns of boxes with scores."""
-JUDGED = {"prefer_edge", "shadow"}
-"""Modes in which an edge's confidence is compared with its threshold."""
+LEAST_MB = 1e-6  # size of the smallest call: one byte, in million bytes
+SHORTEST = "a"  # input whose call counts as the smallest, if the inputs of the edge are not known
+BOX_AND_SCORE = 5  # fewest columns of boxes with scores
+JUDGED = {"prefer_edge", "shadow"}  # modes in which an edge's confidence is compared with its threshold
 
 
 def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: str = "") -> Iterator[str]:

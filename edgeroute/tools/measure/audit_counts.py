@@ -12,13 +12,11 @@ from typing import Any
 
 from edgeroute.core.sequential_tests import GRID
 
-NONE = len(GRID)
-"""Index of the lowest certified threshold, where there is none."""
+NONE = len(GRID)  # index of the lowest certified threshold, where there is none
 FIRST = 0.75
 """Share of the risk for the first counts of one rate. Each new beginning, and each further rate, has 1 - FIRST ** .5 of it."""
 
-BETS = tuple(0.02 * 47.5 ** (j / 19) for j in range(20))
-"""Shares of the wealth that a harm takes, for each bet: .02 to .95."""
+BETS = tuple(0.02 * 47.5 ** (j / 19) for j in range(20))  # shares of the wealth that a harm takes, for each bet: .02 to .95
 
 
 def log_evidence(limit: float, *counts: tuple[float, int, int, int]) -> float:

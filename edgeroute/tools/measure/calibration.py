@@ -32,8 +32,7 @@ from edgeroute.tools.measure.independence_and_overlap import dependence, sketch
 
 # Validation of the arguments of `calibrate`: target, scores, correctness, classes and groups.
 
-LONGEST = 60
-"""Most characters of a metric's name."""
+LONGEST = 60  # most characters of a metric's name
 
 
 def checked_target(
@@ -182,8 +181,7 @@ def group_numbers(groups: Sequence[object] | NDArray[Any] | None, n: int) -> Int
         raise PolicyError(f"groups must have a text or number for each example: {e}") from e
 
 
-WORTH = 0.02
-"""Least share of deferrals that a better score could save for a warning about a useless score."""
+WORTH = 0.02  # least share of deferrals that a better score could save for a warning about a useless score
 
 
 def calibrate(

@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 # Egress rules, consent, redaction, limits, the ledger, the breaker and instruments of attempts apply. Cache, outbox, audits,
 # hedges, deadlines, offline rules, counts, alarms and traces do not.
 
-LOOK_S = 1.0
-"""Interval at which a waiting call checks if the router was closed, seconds."""
+LOOK_S = 1.0  # interval at which a waiting call checks if the router was closed, seconds
 
 
 class DirectCalls:
@@ -237,14 +236,10 @@ def _spare_in(cloud: CloudBackend, inputs: int) -> float:
 
 
 SMALLEST = exp(TINY)
-MAY_FAIL = 0.01
-"""Maximum share of inputs dropped for lack of a cloud answer; more would bias the sample."""
-FEW_UNKNOWN = 0.05
-"""Share of answers that are no label up to which nothing is noted: a label may be missing among the examples."""
-Advance = Callable[[int], object]
-"""Function that is called with the number of inputs just answered, by edge or cloud."""
-FOREIGN = 20
-"""Least number of labels for which it is no chance that no answer equals any of them."""
+MAY_FAIL = 0.01  # maximum share of inputs dropped for lack of a cloud answer; more would bias the sample
+FEW_UNKNOWN = 0.05  # share of answers that are no label up to which nothing is noted: a label may be missing among the examples
+Advance = Callable[[int], object]  # function that is called with the number of inputs just answered, by edge or cloud
+FOREIGN = 20  # least number of labels for which it is no chance that no answer equals any of them
 
 
 def collect(
@@ -585,8 +580,7 @@ class _CloudAnswers:
         self._calls, self._inputs, self._runs, self._reached = calls, inputs, runs, len(runs)
         self._classes, self._advance = classes, advance
         self._error_of = self._asked = 0
-        self._has_failed = False
-        """True once an input got no answer."""
+        self._has_failed = False  # True once an input got no answer
         self._why: BaseException = NoAnswer("")
         self.replies: dict[int, _Reply] = {}
         self.spent = Spent(0, 0, 0.0, 0.0)

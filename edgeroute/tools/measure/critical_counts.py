@@ -15,8 +15,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import WIDE, Floats, Ints, log_factorials, most, read_only
 
-GAMMA = 1 / 50
-"""Share of delta spent on the confidence bound of q."""
+GAMMA = 1 / 50  # share of delta spent on the confidence bound of q
 
 
 def least_n(rate: float, delta: float) -> int:

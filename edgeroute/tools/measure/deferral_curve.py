@@ -12,8 +12,7 @@ from edgeroute.confidence.binomial_tests import Ints
 from edgeroute.confidence.learned_features import Array
 from edgeroute.errors import PolicyError
 
-ROUNDING = 1e-6
-"""Tolerance outside 0 to 1 for a grade: arithmetic, of float32 too, turns 1 into 1.0000001."""
+ROUNDING = 1e-6  # tolerance outside 0 to 1 for a grade: arithmetic, of float32 too, turns 1 into 1.0000001
 
 
 class Curve(NamedTuple):
@@ -87,10 +86,8 @@ def grades(answers: Array) -> Array:
 
 # Quality of a score's ranking: the normalised area under its deferral curve, with a confidence interval.
 
-EVENTS = 20
-"""Least harms and wins together for an area: with fewer, intervals miss it too often (.167 of draws at 12)."""
-LOW = 0.1
-"""An area below this whose interval includes 0 counts as no better than chance."""
+EVENTS = 20  # least harms and wins together for an area: with fewer, intervals miss it too often (.167 of draws at 12)
+LOW = 0.1  # an area below this whose interval includes 0 counts as no better than chance
 
 
 class Area(NamedTuple):

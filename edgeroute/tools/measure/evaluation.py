@@ -97,14 +97,12 @@ def label_matcher(names: Sequence[Any] | None, answers: Iterable[Any]) -> Callab
     return lambda value: by_form.get(label_form(value), value)
 
 
-_PLAIN = (str, int, bool)
-"""Types whose `==` is a bool. Anything else may be an array, and takes ten times as long."""
+_PLAIN = (str, int, bool)  # types whose `==` is a bool. Anything else may be an array, and takes ten times as long.
 
 
 # Doubts about the cloud as the reference of a guarantee: a loss against a cloud that is wrong is easily kept.
 
-COMPARED = 20
-"""Least number of examples for a doubt."""
+COMPARED = 20  # least number of examples for a doubt
 
 
 def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints | None = None) -> list[str]:
@@ -192,8 +190,7 @@ def calibration_error(groups: list[Bin]) -> float:
     return sum(part.right.of * abs(part.score - part.right.value) for part in groups) / n if n else float("nan")
 
 
-Line = tuple[Floats, Floats]
-"""Deferral rate [k], ascending, and accuracy [k]."""
+Line = tuple[Floats, Floats]  # deferral rate [k], ascending, and accuracy [k]
 QUANTILES = (0.5, 0.9, 0.99)
 
 

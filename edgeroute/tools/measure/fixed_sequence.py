@@ -32,8 +32,7 @@ from edgeroute.tools.measure.critical_counts import d_limits, least_n, lr_limits
 # likewise, a gambler's wealth is multiplied by 1 - bet (x - m). Each bet depends on earlier units alone, so where the mean is m
 # or more, wealth that began at 1 ever reaches 1 / delta with probability at most delta (Ville's inequality).
 
-MOST = 0.75
-"""Largest share of the wealth that a bet can lose."""
+MOST = 0.75  # largest share of the wealth that a bet can lose
 ORDER_SEED = 0x0BE7_71D6_5EED
 """Seed of the order of bets: the same in each calibration, and an unlikely seed for drawing examples."""
 
@@ -150,12 +149,9 @@ def one_of_each(groups: Ints) -> Ints:
 
 
 Bools = NDArray[np.bool_]
-FEW = 1.5
-"""Below n * eps = FEW * log(1 / delta) (4.5 at 95 %) only harms are tested: wins are too rare to help."""
-MANY = 4000
-"""Most examples for the likelihood-ratio test; beyond, the difference test is as powerful and faster."""
-BETTING = 3.3
-"""From n * eps = BETTING * log(1 / delta) (10 at 95 %) losses of any size are bet on; below, they are dithered."""
+FEW = 1.5  # below n * eps = FEW * log(1 / delta) (4.5 at 95 %) only harms are tested: wins are too rare to help
+MANY = 4000  # most examples for the likelihood-ratio test; beyond, the difference test is as powerful and faster
+BETTING = 3.3  # from n * eps = BETTING * log(1 / delta) (10 at 95 %) losses of any size are bet on; below, they are dithered
 STARTS = {0.2: 0.8, 0.4: 0.1, 0.6: 0.1}
 """Acceptance rate at which the test of max_error starts, or restarts -> its part of the risk. Fewer examples prove little."""
 EVEN_STARTS = {0.2: 0.4, 0.4: 0.3, 0.6: 0.3}

@@ -13,8 +13,7 @@ from edgeroute.errors import BadInput
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.tools.measure.evaluation import Bools
 
-DRAWS = 4_999
-"""Random assignments of devices to arms for the re-randomisation test."""
+DRAWS = 4_999  # random assignments of devices to arms for the re-randomisation test
 RESAMPLES = 2_000
 MEASURES = {("edge", True): ("failed", "deferred", "differs"), ("cloud", True): ("failed", "differs")}
 """(Side, True if shown) -> the measures to compare. The devices themselves compare a hidden cloud's answers with those in use."""

@@ -113,8 +113,7 @@ class FunctionLabels(LabelsOnDemand):
         self._function, self._every = function, every
         self.labels = {int(i): label for i, given in known.items() if not _is_blank(label := _plain(given))}
         self._other_form: tuple[Any, Any] | None = None
-        self._unlike = list[Any]()
-        """Labels that equal no answer, as long as none has."""
+        self._unlike = list[Any]()  # labels that equal no answer, as long as none has
         self._has_matched = False
 
     def begin(self, examples: Examples, inputs: Sequence[Any], names: Sequence[Any] | None) -> None:

@@ -16,14 +16,10 @@ from edgeroute.confidence.binomial_tests import Floats, Ints
 from edgeroute.confidence.hashed_words import BUCKETS, HASHED
 from edgeroute.errors import PolicyError
 
-RIDGE = 20.0
-"""Penalty of all weights but the intercept, and but that of a base score."""
-PLAIN = 0.05
-"""Scale of a standardised column."""
-BASE = 30.0
-"""Scale of a base score."""
-ACCURATE = 1e-7
-"""Relative residual at which the solution is good enough."""
+RIDGE = 20.0  # penalty of all weights but the intercept, and but that of a base score
+PLAIN = 0.05  # scale of a standardised column
+BASE = 30.0  # scale of a base score
+ACCURATE = 1e-7  # relative residual at which the solution is good enough
 
 
 class Words(NamedTuple):

@@ -27,16 +27,11 @@ from edgeroute.tools.measure import prompt_fitting
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share, outcomes
 
 RIDGE = (3.0, 30.0, 300.0)
-FEW = 50
-"""Least examples to learn from."""
-RARE = 20
-"""Least harms (or wins) to fit features to; with fewer their rate is a constant, with fewer of both nothing is learned."""
-TRUST = 60
-"""Events (harms and wins) from which `auto` trusts the fit as much as msp."""
-KNOTS = 65
-"""Quantiles of a score in its file, for ranks."""
-FREE = 0.01
-"""Ridge of the intercept and the first feature: keeps the weights finite on separable examples."""
+FEW = 50  # least examples to learn from
+RARE = 20  # least harms (or wins) to fit features to; with fewer their rate is a constant, with fewer of both nothing is learned
+TRUST = 60  # events (harms and wins) from which `auto` trusts the fit as much as msp
+KNOTS = 65  # quantiles of a score in its file, for ranks
+FREE = 0.01  # ridge of the intercept and the first feature: keeps the weights finite on separable examples
 
 
 def fit(
@@ -335,8 +330,7 @@ def narrow(inputs: Array) -> tuple[Array, Array]:
     return np.concatenate([inputs[:, :2], u * s], 1), directions
 
 
-SHRINKAGE = 0.1
-"""Shrinkage of the covariance towards a scaled identity, so that it can be inverted."""
+SHRINKAGE = 0.1  # shrinkage of the covariance towards a scaled identity, so that it can be inverted
 
 
 def fit_foreign(logits: Array, right: Array) -> Foreign:
@@ -395,8 +389,7 @@ def log_odds(y: Array) -> float:
     return float(np.log((y.sum() + 0.5) / (y.size - y.sum() + 0.5)))
 
 
-LARGEST = 1e100
-"""Largest absolute value of a feature."""
+LARGEST = 1e100  # largest absolute value of a feature
 
 
 def is_table(given: Any) -> bool:

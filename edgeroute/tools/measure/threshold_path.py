@@ -23,20 +23,15 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.tools.measure.fixed_sequence import accept_losses, between
 from edgeroute.tools.measure.score_fitting import FREE, irls
 
-PART = 3
-"""One of so many examples chooses the path."""
-MOST = 5000
-"""Most examples that choose the path."""
+PART = 3  # one of so many examples chooses the path
+MOST = 5000  # most examples that choose the path
 ORDER_SEED = 0xCA5C_ADE5_EED
 """Seed of the choice of these examples: the same in each calibration, and an unlikely seed for drawing examples."""
-LIMITS = np.geomspace(0.02, 4, 60)
-"""Estimated losses at the steps of the path, as shares of the limit."""
+LIMITS = np.geomspace(0.02, 4, 60)  # estimated losses at the steps of the path, as shares of the limit
 TRIED = 2000
 """Most combinations of thresholds, but for those of the last edge model, of which a path is chosen; a hundred for each model."""
-FEW = 3
-"""Least harms (or wins) for a fit of when they happen."""
-RIDGE = 1.0
-"""Ridge of the ranks of earlier scores in a fit."""
+FEW = 3  # least harms (or wins) for a fit of when they happen
+RIDGE = 1.0  # ridge of the ranks of earlier scores in a fit
 
 
 class Path(NamedTuple):

@@ -16,8 +16,7 @@ from edgeroute.system.foreign_files import open_file, parse_json
 
 MARK: Final = "edgeroute.replay"
 VERSION: Final = 1
-LONGEST: Final = 4096
-"""Most bytes of a line."""
+LONGEST: Final = 4096  # most bytes of a line
 
 
 class Result(NamedTuple):

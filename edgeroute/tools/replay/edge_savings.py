@@ -50,8 +50,7 @@ class Said(NamedTuple):
     calls: list[list[object]]
 
 
-Judge = Callable[["logs.Logged", Said], float]
-"""Function that returns the grade of the edge's answer against the cloud's, 0..1."""
+Judge = Callable[["logs.Logged", Said], float]  # function that returns the grade of the edge's answer against the cloud's, 0..1
 
 
 def run_steps(steps: Steps[T], router: Router) -> T:
@@ -186,18 +185,12 @@ def question(logged: logs.Logged, said: Said) -> list[dict[str, str]]:
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": json.dumps(content)}]
 
 
-KEPT: Final = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-"""Shares of the requests that the table of thresholds is about."""
-IN_A_ROW: Final = 5
-"""Failures of the edge one after the other that end a run: it is the edge, and not the requests."""
-FEW: Final = 30
-"""Below so many requests nothing is said but that they are few."""
-REPEATS: Final = 0.05
-"""Least share of repeated requests for advice about a cache."""
-CHARACTERS: Final = 4
-"""Characters of a token, about."""
-LEAST_S: Final = 0.9995
-"""Least time that is shown in seconds: with three digits it is 1."""
+KEPT: Final = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # shares of the requests that the table of thresholds is about
+IN_A_ROW: Final = 5  # failures of the edge one after the other that end a run: it is the edge, and not the requests
+FEW: Final = 30  # below so many requests nothing is said but that they are few
+REPEATS: Final = 0.05  # least share of repeated requests for advice about a cache
+CHARACTERS: Final = 4  # characters of a token, about
+LEAST_S: Final = 0.9995  # least time that is shown in seconds: with three digits it is 1
 POLICIES: Final = {".toml", ".yaml", ".yml", ".json"}
 
 

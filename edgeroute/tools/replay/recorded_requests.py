@@ -26,11 +26,9 @@ from edgeroute.stores import rotated_json_lines as journal
 
 # Validated numbers of a record, and counters shared by the recorded and the replayed run.
 
-MOST: Final = 1e300
-"""Bound on the size of any number in a record."""
+MOST: Final = 1e300  # bound on the size of any number in a record
 _PLAIN: Final = frozenset({int, float, type(None)})
-_INFINITE: Final = {"inf": INF, "-inf": -INF}
-"""Infinite confidences as a trace writes them."""
+_INFINITE: Final = {"inf": INF, "-inf": -INF}  # infinite confidences as a trace writes them
 
 
 class Numbers(NamedTuple):
@@ -181,8 +179,7 @@ class Request(NamedTuple):
     """Target name -> recorded result."""
 
 
-NEAR: Final = 50
-"""Number of recorded calls, nearest in confidence, of which one has the latency of a call that is not recorded."""
+NEAR: Final = 50  # number of recorded calls, nearest in confidence, of which one has the latency of a call that is not recorded
 FARTHEST: Final = log(4)
 """Logarithm of the greatest factor by which a latency is extended to a confidence beyond the recorded ones."""
 
@@ -209,11 +206,9 @@ class Past:
         self.back: list[float] = []
         self._failures: list[float] = []
         self._sizes: tuple[list[float], list[float]] = [], []
-        self._results: list[tuple[float, Seen | None]] = []
-        """End of each call, and its failure if it was the endpoint's fault."""
+        self._results: list[tuple[float, Seen | None]] = []  # end of each call, and its failure if it was the endpoint's fault
         self._times: list[float] = []
-        self._given: list[tuple[float, float]] = []
-        """(confidence of the edge, latency) of each answer, sorted."""
+        self._given: list[tuple[float, float]] = []  # (confidence of the edge, latency) of each answer, sorted
         self._slope = 0.0
 
     def add(self, seen: Seen, time: float, sure: float | None = None) -> None:
@@ -364,8 +359,7 @@ class _Reader:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self._tally = Tally()
-        self._rows: dict[tuple[str, str], int] = {}
-        """(batch, target) -> number of its rows that called it."""
+        self._rows: dict[tuple[str, str], int] = {}  # (batch, target) -> number of its rows that called it
         self._first: float | None = None
         self._readings: list[tuple[float, Reading]] = []
         self._latest = -INF

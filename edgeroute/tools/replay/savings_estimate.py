@@ -18,15 +18,13 @@ from edgeroute.tools.measure.calibration import calibrate, least_deferral
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share
 from edgeroute.tools.replay.logs.answer_pairs import FORMATS, Left, Pairs, Read, read_pairs
 
-DRAWS: Final = 200
-"""Draws of the bootstrap for the interval of the savings."""
+DRAWS: Final = 200  # draws of the bootstrap for the interval of the savings
 ASSUMPTIONS: Final = (
     "taken for granted:",
     "  requests to come are like these: if one of the models was asked about some kinds only, the rest may differ",
     "  the edge model answers on the device as in the log: another quantisation is another model",
 )
-CHANCE: Final = 1.645
-"""Standard errors above a random score's area: a one-sided test at 5 %."""
+CHANCE: Final = 1.645  # standard errors above a random score's area: a one-sided test at 5 %
 
 
 class Money(NamedTuple):

@@ -22,8 +22,7 @@ from edgeroute.tools.replay.replay_result import Port
 
 # Network models: transfer times, losses and availability.
 
-RETRANSMIT_S: Final = 0.2
-"""Minimum retransmission timeout, seconds (Linux: TCP_RTO_MIN)."""
+RETRANSMIT_S: Final = 0.2  # minimum retransmission timeout, seconds (Linux: TCP_RTO_MIN)
 
 
 class Network(NamedTuple):
@@ -78,8 +77,7 @@ class Link:
         return took_s + network.rtt_s + RETRANSMIT_S if random.random() < network.loss else took_s
 
 
-SERVER_S: Final = 0.02
-"""Assumed latency of an endpoint without records, seconds."""
+SERVER_S: Final = 0.02  # assumed latency of an endpoint without records, seconds
 News = Literal["answered", "failed", "overdue", "dropped", "probed", "back"]
 
 
@@ -240,8 +238,7 @@ class Battery(NamedTuple):
 
 
 MB: Final = 1e6
-SLACK_S: Final = 1e-5
-"""Tolerance for rounded times: a leg unfinished at a time was unfinished a little later, too."""
+SLACK_S: Final = 1e-5  # tolerance for rounded times: a leg unfinished at a time was unfinished a little later, too
 TIMEOUT = "no reply in {:g} s"
 NO_NETWORK = "there is no network"
 NOT_RUN = "{} did not run when this was recorded, so its confidence is not known"

@@ -26,8 +26,7 @@ from edgeroute.tools.replay.simulated_legs import NETWORKS, SERVER_S, THERMAL, B
 
 # Driver for the walk of a replayed request.
 
-Answer = Callable[[Start, float], Event]
-"""(effect that starts a leg, now) -> its event, not before `now`."""
+Answer = Callable[[Start, float], Event]  # (effect that starts a leg, now) -> its event, not before `now`
 
 
 def drive(walk: Walk, answer: Answer, begun: float, until: float, *, sequential: bool) -> Outcome:

@@ -29,8 +29,7 @@ from edgeroute.tools.server.web_service import retry_after_s
 
 LARGE = 1 << 16
 """Bytes from which a body is large: parsed in a thread, and without a part of the total that is kept for smaller ones."""
-LARGE_SHARE = 0.9
-"""Most memory of all bodies while a large one comes, as a share of the total."""
+LARGE_SHARE = 0.9  # most memory of all bodies while a large one comes, as a share of the total
 CLOSE = {"Connection": "close"}
 TWO_LENGTHS = "bad request: Content-Length and Transfer-Encoding contradict each other: send one"
 _BUSY = "the requests in progress are too large together: try again later"
@@ -47,8 +46,7 @@ class Bodies:
 
     def __init__(self, most: int, total: int, timeout_s: float) -> None:
         self.most, self.total, self.timeout_s = most, total, timeout_s
-        self.held = 0
-        """Bytes in memory now."""
+        self.held = 0  # bytes in memory now
 
     @contextmanager
     def open_body(self) -> Iterator[Body]:
@@ -219,8 +217,7 @@ async def _other(request: Request, error: Exception) -> Response:
     return fault_of(error).reply(request.url.path)
 
 
-HANDLERS: dict[Any, Any] = {HTTPException: _http, EdgerouteError: _other, Exception: _other}
-"""Exception -> its handler."""
+HANDLERS: dict[Any, Any] = {HTTPException: _http, EdgerouteError: _other, Exception: _other}  # exception -> its handler
 
 
 # Calls in progress: their number, their bodies, and cancellation when the client disconnects.
@@ -228,8 +225,7 @@ HANDLERS: dict[Any, Any] = {HTTPException: _http, EdgerouteError: _other, Except
 T = TypeVar("T")
 
 
-PEER_SHARE = 0.75
-"""Most calls and most connections of one address of another machine, as a share of all."""
+PEER_SHARE = 0.75  # most calls and most connections of one address of another machine, as a share of all
 
 
 def peer_of(client: Any) -> str:
@@ -308,12 +304,9 @@ def plain_body(headers: Mapping[bytes, bytes]) -> None:
 
 PREFIX = b"x-edgeroute-"
 NAMES = ("mode", "deadline", "first-token", "data-class", "conversation")
-LONGEST = 200
-"""Most characters of a value."""
-CLIENT_LATE_S = 1.0
-"""Least time after which the lateness of a cloud counts for its breaker, if a client chose the time, seconds."""
-MOST_S = 86400.0
-"""Longest deadline, seconds."""
+LONGEST = 200  # most characters of a value
+CLIENT_LATE_S = 1.0  # least time after which the lateness of a cloud counts for its breaker, if a client chose the time, seconds
+MOST_S = 86400.0  # longest deadline, seconds
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(ms|s|m)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
@@ -431,10 +424,8 @@ def _is_address(name: str, version: int) -> bool:
 
 # Access: requests of web pages, for other hosts' names, and without the token are refused before a body is read.
 
-STRANGER = "edgeroute.stranger"
-"""Key of a request's scope: True if it showed no token, where one is needed."""
-OPEN = ("/v2/health/live", "/v2/health/ready")
-"""Paths that need no token: they tell only that the gateway is alive."""
+STRANGER = "edgeroute.stranger"  # key of a request's scope: True if it showed no token, where one is needed
+OPEN = ("/v2/health/live", "/v2/health/ready")  # paths that need no token: they tell only that the gateway is alive
 SIMPLE = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
 """Media types that a web page may send to any address without permission (CORS)."""
 

@@ -26,8 +26,7 @@ from edgeroute.types import EdgeModel, TensorSpec
 
 # The load of a served model. Each reply reports it in the header `endpoint-load-metrics`, in ORCA's text form.
 
-WINDOW_S = 2.0
-"""Time constant of the average of a model's use, seconds."""
+WINDOW_S = 2.0  # time constant of the average of a model's use, seconds
 
 
 class Meter:
@@ -263,8 +262,7 @@ def _tensor(output: Array | list[Mapping[Any, float]]) -> Array:
     return np.array([[row[name] for name in names] for row in output], np.float32)
 
 
-EDGES = "\0edges"
-"""Key in a feed for the edge's answers, object [n], of a model that takes them. No input has this name."""
+EDGES = "\0edges"  # key in a feed for the edge's answers, object [n], of a model that takes them. No input has this name.
 
 
 SPECS = 'inputs=[TensorSpec("x", "float32", (-1, 784))]'
@@ -302,8 +300,7 @@ class TensorModel:
         self.name, self.model = model.name, model
         self.inputs: tuple[TensorSpec, ...] = tuple(member(model, "inputs"))
         run_feed, self._escalated = feed_of(model), member(model, "run_escalated")
-        self.takes_edge = self._escalated is not None
-        """True if a feed has the edge's answers, under `EDGES`."""
+        self.takes_edge = self._escalated is not None  # True if a feed has the edge's answers, under `EDGES`
         run_feed = None if self.takes_edge else run_feed
         self.run_feed: Callable[[dict[str, Array]], Any] = (
             self._run_rows if run_feed is None else lambda feed: run_feed(feed, None)
@@ -415,8 +412,7 @@ def _joined_rows(parts: list[Any]) -> Any:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
 
-MOST_ZEROS = 1 << 28
-"""Maximum elements of the inputs of a model that is served: it is run on zeros."""
+MOST_ZEROS = 1 << 28  # maximum elements of the inputs of a model that is served: it is run on zeros
 
 
 def make_zeros(name: str, specs: Sequence[TensorSpec]) -> dict[str, Any]:

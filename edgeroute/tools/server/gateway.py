@@ -53,8 +53,7 @@ if TYPE_CHECKING:
     from edgeroute.router.async_router import AsyncRouter
     from edgeroute.router.policy_snapshot import Snapshot
 
-MOST_ROWS = 1024
-"""Most rows of one request; each is routed by itself."""
+MOST_ROWS = 1024  # most rows of one request; each is routed by itself
 OUTPUTS = (
     TensorSpec("label", "object", (-1,)),
     TensorSpec("confidence", "float32", (-1,)),
@@ -223,8 +222,7 @@ def _label(value: Any) -> str:
 # `/v1/...`: OpenAI's API.
 
 log = logging.getLogger("edgeroute")
-BURST = 4
-"""Pieces sent in a row before other tasks run, such as the one that notices a client's disconnect."""
+BURST = 4  # pieces sent in a row before other tasks run, such as the one that notices a client's disconnect
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
 """Headers of a stream; the last one keeps proxies from buffering it."""
 

@@ -22,12 +22,10 @@ from edgeroute.system.process import json_dumps, json_loads, to_json_types
 from edgeroute.tools.server.access import Options
 from edgeroute.types import Answer
 
-MOST_TOKENS = 131_072
-"""Most tokens of an answer that a client may ask for."""
+MOST_TOKENS = 131_072  # most tokens of an answer that a client may ask for
 MOST_LEVELS, MOST_ENTRIES, MOST_LENGTH = 16, 128, 1000
 """Limits of a schema: levels, entries of a list or object, value of a length such as `maxItems`."""
-MOST_MESSAGES = 2048
-"""Most messages of a chat; their parts and calls of tools count, too."""
+MOST_MESSAGES = 2048  # most messages of a chat; their parts and calls of tools count, too
 
 
 class Range(NamedTuple):
@@ -184,12 +182,10 @@ def client_messages(messages: Any) -> list[dict[str, Any]]:
     return kept
 
 
-DEEPEST = 100
-"""Most levels of lists and objects within each other."""
+DEEPEST = 100  # most levels of lists and objects within each other
 MOST_SIGNS = 1_000_000
 """Most commas and brackets in a body before it is parsed: each value takes some 60 bytes. A long text may have many, too."""
-MOST_VALUES = 50_000
-"""Most values in a parsed body: legs copy their input, and the event loop waits for that."""
+MOST_VALUES = 50_000  # most values in a parsed body: legs copy their input, and the event loop waits for that
 OURS = ("model", "stream", "stream_options", "n", "best_of", "echo", "logprobs", "top_logprobs", "messages", "prompt")
 """Keys that the gateway handles itself."""
 
@@ -292,8 +288,7 @@ def missing(model: str, names: Collection[str]) -> HTTPException:
 
 
 MOST_FLOAT = sys.float_info.max
-REASON = 400
-"""Most characters of a reason, in a header and in the body."""
+REASON = 400  # most characters of a reason, in a header and in the body
 DONE = b"data: [DONE]\n\n"
 
 

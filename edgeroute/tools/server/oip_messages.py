@@ -30,14 +30,10 @@ from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.tools.server.batching import Full
 from edgeroute.types import TensorSpec
 
-MOST_FILES = 1024
-"""Most files in one request."""
-MOST_BYTES = 1 << 28
-"""Most bytes of one decoded row."""
-MOST_FREE = 1 << 24
-"""Most pixels of a picture for a model that takes any size."""
-ENCODED = "-encoded"
-"""Suffix of the model name under which a model takes only picture files, as in exported folders."""
+MOST_FILES = 1024  # most files in one request
+MOST_BYTES = 1 << 28  # most bytes of one decoded row
+MOST_FREE = 1 << 24  # most pixels of a picture for a model that takes any size
+ENCODED = "-encoded"  # suffix of the model name under which a model takes only picture files, as in exported folders
 _ZSTD = re.compile(r"application/zstd; datatype=([A-Z0-9]{1,8}); shape=([0-9]{0,9}(?:x[0-9]{1,9}){0,7})")
 
 
@@ -222,8 +218,7 @@ def _picture_preparation(spec: TensorSpec, prepare: Preprocess | None, batch: in
     return limited
 
 
-VERSION = "1"
-"""Version of every model."""
+VERSION = "1"  # version of every model
 
 
 class Ask(NamedTuple):
@@ -544,8 +539,7 @@ def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -
     return array.reshape(shape)
 
 
-PIECE = 1 << 16
-"""Numbers converted at a time: other threads run in between, the event loop among them."""
+PIECE = 1 << 16  # numbers converted at a time: other threads run in between, the event loop among them
 
 
 def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:

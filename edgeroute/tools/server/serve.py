@@ -209,8 +209,7 @@ class _Probe:
 # Handler of POST .../infer.
 
 _LENGTH = LENGTH.lower().encode()
-LARGE = 1 << 16
-"""Bytes from which a body is parsed, or a reply encoded, in a thread, so that the event loop is not blocked."""
+LARGE = 1 << 16  # bytes from which a body is parsed, or a reply encoded, in a thread, so that the event loop is not blocked
 
 
 class Infer:
@@ -276,8 +275,7 @@ class Infer:
 # Metrics for Prometheus, and a log record for each request.
 
 log = logging.getLogger("edgeroute.requests")
-LONGEST = 100
-"""Most characters of the id that a client gives its request."""
+LONGEST = 100  # most characters of the id that a client gives its request
 
 
 class Metrics:

@@ -14,10 +14,8 @@ from time import monotonic
 from types import TracebackType
 
 _log = logging.getLogger("edgeroute")
-BEATS = 3
-"""Notices of life in a watchdog's period: two may be late."""
-_DIGITS = 20
-"""Most digits of a time in microseconds, which has 64 bits."""
+BEATS = 3  # notices of life in a watchdog's period: two may be late
+_DIGITS = 20  # most digits of a time in microseconds, which has 64 bits
 
 
 class Notify:

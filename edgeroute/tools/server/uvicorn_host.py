@@ -26,29 +26,20 @@ from edgeroute.tools.server.access import PEER_SHARE, STRANGER, peer_of
 from edgeroute.tools.server.oip_messages import reply
 from edgeroute.tools.server.systemd_notices import BEATS, Notify
 
-HEAD_S = 10.0
-"""Time for a request's head to arrive, from the connection's beginning or the head's first byte, seconds."""
-HEAD_BYTES = 1 << 16
-"""Most bytes of a head; a longer one is refused."""
-HEAD_LINES = 256
-"""Most lines of a head."""
-CHUNKS, CHUNK_BYTES = 256, 64
-"""Chunks of a body that may be small; of more each has so many bytes, on average."""
-TAKEN_S = 30.0
-"""Time for a client to read once a write waits for it, seconds."""
+HEAD_S = 10.0  # time for a request's head to arrive, from the connection's beginning or the head's first byte, seconds
+HEAD_BYTES = 1 << 16  # most bytes of a head; a longer one is refused
+HEAD_LINES = 256  # most lines of a head
+CHUNKS, CHUNK_BYTES = 256, 64  # chunks of a body that may be small; of more each has so many bytes, on average
+TAKEN_S = 30.0  # time for a client to read once a write waits for it, seconds
 MOST_CONNECTIONS = 500
 """Most connections at a time: an idle one is closed for a further one, or else that gets 503 with Retry-After. Fewer than the
 files that a process may have open."""
 KEEP_ALIVE_S = 75
 """Time an idle connection stays open, seconds: a router may call rarely, and a new connection costs it round trips."""
-STRANGER_S = 5
-"""Keep-alive of a connection without a token, where one is needed, seconds."""
-BACKLOG = 2048
-"""Connections that wait to be accepted, as uvicorn's default."""
-ANSWERS_S = 0.2
-"""Time for another program to take a connection, seconds."""
-GRACE_S = 5
-"""Time for requests in progress to finish at shutdown, seconds."""
+STRANGER_S = 5  # Keep-alive of a connection without a token, where one is needed, seconds
+BACKLOG = 2048  # connections that wait to be accepted, as uvicorn's default
+ANSWERS_S = 0.2  # time for another program to take a connection, seconds
+GRACE_S = 5  # time for requests in progress to finish at shutdown, seconds
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 Beat = Callable[[Notify], Coroutine[Any, Any, None]]

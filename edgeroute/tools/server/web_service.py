@@ -19,10 +19,8 @@ from edgeroute.router.router import Router
 log = logging.getLogger("edgeroute")
 T = TypeVar("T")
 Message: TypeAlias = MutableMapping[str, Any]
-MOST_WAIT_S = 3600
-"""Largest `Retry-After`, seconds."""
-MOST_REASON = 123
-"""Most bytes of the reason of a closed WebSocket (RFC 6455, 5.5)."""
+MOST_WAIT_S = 3600  # largest `Retry-After`, seconds
+MOST_REASON = 123  # most bytes of the reason of a closed WebSocket (RFC 6455, 5.5)
 REPLIES: Mapping[int, tuple[str, str, int]] = {
     403: ("may_not_leave", "the data class of this request may not be sent to a model", 1008),
     422: ("bad_input", "the input does not fit the model", 1008),
@@ -89,8 +87,7 @@ async def while_connected(request: Any, call: Awaitable[T]) -> T:
     return result
 
 
-LEFT: Any = object()
-"""Result of a call whose client has disconnected."""
+LEFT: Any = object()  # result of a call whose client has disconnected
 
 
 async def unless_left(work: Awaitable[T], receive: Callable[[], Awaitable[Message]]) -> T:

@@ -11,10 +11,8 @@ import numpy as np
 from by_card import BadInput, datatype
 
 LENGTH = "inference-header-content-length"
-MOST_DIGITS = 20
-"""Most digits of a length."""
-MOST_TEXTS = 1 << 20
-"""Most texts or files of one request."""
+MOST_DIGITS = 20  # most digits of a length
+MOST_TEXTS = 1 << 20  # most texts or files of one request
 
 
 class Ask(NamedTuple):

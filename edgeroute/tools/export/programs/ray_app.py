@@ -19,18 +19,12 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 HERE = Path(__file__).parent / "models"
-ENCODED = "-encoded"
-"""Suffix of the model name under which a model takes picture files."""
-ATTEMPTS = 3
-"""Attempts of a request whose replica died: a run changes nothing, and may be repeated."""
-ILL = 10
-"""Failed runs in a row after which a replica is replaced if its model fails on zeros, too."""
-MOST_BODY = 64 << 20
-"""Most bytes of a body."""
-WINDOW_S = 2.0
-"""Time constant of the average of a replica's use, seconds."""
-LOAD = "endpoint-load-metrics"
-"""The header that reports the load, in ORCA's text form."""
+ENCODED = "-encoded"  # suffix of the model name under which a model takes picture files
+ATTEMPTS = 3  # attempts of a request whose replica died: a run changes nothing, and may be repeated
+ILL = 10  # failed runs in a row after which a replica is replaced if its model fails on zeros, too
+MOST_BODY = 64 << 20  # most bytes of a body
+WINDOW_S = 2.0  # time constant of the average of a replica's use, seconds
+LOAD = "endpoint-load-metrics"  # the header that reports the load, in ORCA's text form
 app = FastAPI()
 
 

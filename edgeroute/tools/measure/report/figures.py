@@ -14,12 +14,10 @@ from edgeroute.tools.measure.report.numbers_in_words import LEGS
 
 # Shared matplotlib style of the figures, and their conversion to inline SVG.
 
-INK = "#010203"
-"""Placeholder for the page's text colour in an SVG."""
+INK = "#010203"  # placeholder for the page's text colour in an SVG
 EDGE, CLOUD = "#2f7ed8", "#e8590c"
 """Colours of the sides: distinguishable on white and black, and colour-blind safe; lines also differ in dashes."""
-SIZE = (4.2, 3.2)
-"""Size of a figure, inches; on a phone 340 pixels wide the text is at least 10 pixels."""
+SIZE = (4.2, 3.2)  # size of a figure, inches; on a phone 340 pixels wide the text is at least 10 pixels
 
 
 def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) -> tuple[Any, Any]:
@@ -61,8 +59,7 @@ def element(figure: Any, name: str) -> str:
 
 
 HISTOGRAM_BINS = 30
-SHORT = 100
-"""A log axis spanning less than this ratio gets ticks between the powers of ten."""
+SHORT = 100  # a log axis spanning less than this ratio gets ticks between the powers of ten
 MARKED = {"linestyle": "", "marker": "D", "markersize": 6, "color": CLOUD, "ecolor": CLOUD, "elinewidth": 1.5, "capsize": 3}
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-NARROW = 4
-"""Most columns of a table that fits on a phone."""
+NARROW = 4  # most columns of a table that fits on a phone
 
 
 def escape(text: str) -> str:

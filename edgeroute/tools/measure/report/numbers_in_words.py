@@ -27,8 +27,7 @@ METHODS = {
     "rank": "the score of the example at the guaranteed rank, which holds on average over examples",
 }
 """Test behind a certificate -> its description."""
-DITHERED = "dithered "
-"""Prefix of a test's name: graded answers become right or wrong at random."""
+DITHERED = "dithered "  # prefix of a test's name: graded answers become right or wrong at random
 TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the guarantee nothing."
 
 
@@ -215,8 +214,7 @@ def verdict(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
     return "It did not hold on these inputs, and chance does not explain it.", f"{explanation}."
 
 
-SEEN = 0.05
-"""Share of examples seen before from which a warning is given."""
+SEEN = 0.05  # share of examples seen before from which a warning is given
 
 
 def seen_before(evaluation: Evaluation) -> str:

@@ -14,10 +14,8 @@ from edgeroute.tools.measure.report import figures
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_in_words as words
 
-WORST = 20
-"""Most classes in the table."""
-NO_PROBABILITY = {*SCORES, "learned"} - {"msp"}
-"""Scores that are not probabilities of being correct."""
+WORST = 20  # most classes in the table
+NO_PROBABILITY = {*SCORES, "learned"} - {"msp"}  # scores that are not probabilities of being correct
 
 
 def promise(evaluation: Evaluation) -> str:

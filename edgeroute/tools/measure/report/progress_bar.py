@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 Progress: TypeAlias = "bool | Callable[[int, int], object] | None"
 """A function of (done, total); True: a bar, or lines without a terminal; None: a bar on a terminal; False: nothing."""
 Show: TypeAlias = "Callable[[int, int], object]"
-AGAIN_S = 0.1
-"""Time between two updates of a bar in a notebook, seconds."""
-LINES = 10
-"""Lines to print without a terminal."""
+AGAIN_S = 0.1  # time between two updates of a bar in a notebook, seconds
+LINES = 10  # lines to print without a terminal
 
 
 @contextmanager

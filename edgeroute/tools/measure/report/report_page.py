@@ -126,8 +126,7 @@ def basis(count: int, requests: int) -> str:
     return f"{words.count_text(count, 'device')}, {words.count_text(requests, 'request')}"
 
 
-SCOPE = ".edgeroute-report"
-"""Selector of the element that is a page in a notebook."""
+SCOPE = ".edgeroute-report"  # selector of the element that is a page in a notebook
 STRONG = ".edgeroute-report:not(#_)"
 """Selector of that element with the weight of an id, which no rule of the notebook for tables or lists overrides."""
 

@@ -132,17 +132,14 @@ def _windows(counts: Ints) -> Floats:
 
 
 STEP_S: Final = 0.1
-POLL_S: Final = 5.0
-"""Delay of an outbox before it retries a held request, in addition to part of its spread, seconds."""
-PARALLEL: Final = 2
-"""Concurrent requests of one outbox."""
+POLL_S: Final = 5.0  # delay of an outbox before it retries a held request, in addition to part of its spread, seconds
+PARALLEL: Final = 2  # concurrent requests of one outbox
 REQUEST, DELIVERY, PROBE = 0.0, 1.0, 2.0
 WHO, AT, UNTIL, ASKED, TRIES, KIND, VERDICT, FAILED, RANK, REPORT, BEGAN = range(11)
 """Columns of an attempt: its device, its start or end, its time limit, the start of the request (for a delivery: of queueing),
 previous attempts of this call, its purpose, its result, previous failed deliveries, rank of the edge's confidence among the
 inputs that it defers (0..1), the load that its reply reports, and its start."""
-FULL_S: Final = 0.25
-"""Delay before an outbox at its concurrency limit is checked again, seconds."""
+FULL_S: Final = 0.25  # delay before an outbox at its concurrency limit is checked again, seconds
 
 
 def simulate(scenario: Scenario, client: Client = parts.EDGEROUTE) -> Result:
@@ -194,11 +191,9 @@ class Fleet:
         self._since = np.full(scenario.devices, np.inf)
         """By device: time of the first entry since its outbox was empty; that entry may be delivered already."""
         self._flying = np.zeros(scenario.devices, np.int8)
-        self._failed = np.zeros(scenario.devices, np.int8)
-        """By device: failed attempts of the last delivery that failed."""
+        self._failed = np.zeros(scenario.devices, np.int8)  # by device: failed attempts of the last delivery that failed
         self._paused = np.full(scenario.devices, -np.inf)
-        self._next_at = np.full(scenario.devices, -np.inf)
-        """By device: earliest next delivery, by the rate limit."""
+        self._next_at = np.full(scenario.devices, -np.inf)  # by device: earliest next delivery, by the rate limit
         self._woken = np.zeros(scenario.devices, np.int32)
         """By device: number of flushes of its outbox; deliveries scheduled before the last flush are ignored."""
         attempts_s = scenario.timeout_s + max(MOST_S, scenario.retry_after_s)
@@ -506,15 +501,11 @@ def _seconds(times: Floats, tally: Result) -> Ints:
 
 # Search for the capacity that a cloud needs.
 
-SAMPLE: Final = 20_000
-"""Most devices in the search: the result is a multiple of the load, which does not depend on their number."""
-WARM_S, AFTER_S = 3.0, 20.0
-"""Seconds simulated before the outage, and after the required recovery of the cloud."""
-SPREADS = 1
-"""With outboxes, multiple of their spread that is simulated in addition: the peak is within it."""
+SAMPLE: Final = 20_000  # most devices in the search: the result is a multiple of the load, which does not depend on their number
+WARM_S, AFTER_S = 3.0, 20.0  # seconds simulated before the outage, and after the required recovery of the cloud
+SPREADS = 1  # with outboxes, multiple of their spread that is simulated in addition: the peak is within it
 STEP: Final = 0.1
-MOST: Final = 5.0
-"""Step and maximum of the margins to try, multiples of the normal load."""
+MOST: Final = 5.0  # step and maximum of the margins to try, multiples of the normal load
 
 
 def needed(scenario: Scenario, client: Client, within_s: float) -> float | None:

@@ -194,8 +194,7 @@ def clients(scenario: Scenario, spread_s: float = EDGEROUTE.spread_s) -> tuple[C
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Some: TypeAlias = NDArray[np.bool_]
-ANSWERED, REFUSED, BUSY, LATE = 0.0, 1.0, 2.0, 3.0
-"""Result of an attempt. Floats, like the other columns of an attempt."""
+ANSWERED, REFUSED, BUSY, LATE = 0.0, 1.0, 2.0, 3.0  # result of an attempt. Floats, like the other columns of an attempt.
 
 
 class Cloud:
@@ -383,8 +382,7 @@ class Devices:
 
 KINDS: Final = 200
 CHARGE: Final = 0.1
-SURROUNDINGS_C: Final = 5.0
-"""Largest distances of the devices' charges and surroundings from the average."""
+SURROUNDINGS_C: Final = 5.0  # largest distances of the devices' charges and surroundings from the average
 SIMULATED: Final = frozenset({"battery", "heat", "load", "power"})
 """Simulated readings. Rules on other readings are never in force."""
 
@@ -434,8 +432,7 @@ class Course:
         random = np.random.default_rng([scenario.seed, 1])  # a separate one, so that the fleet's numbers do not depend on it
         around = 2 * random.random((3, kinds)) - 1
         self.count = kinds
-        self.sizes: Ints = (scenario.devices - np.arange(kinds) + kinds - 1) // kinds
-        """Number of devices of each kind."""
+        self.sizes: Ints = (scenario.devices - np.arange(kinds) + kinds - 1) // kinds  # number of devices of each kind
         self.charge: Floats = np.clip((1.0 if device.battery is None else device.battery) + CHARGE * around[0], 0, 1)
         self.around_c: Floats = device.ambient_c + SURROUNDINGS_C * around[1]
         self.celsius: Floats = self.around_c + device.c_per_w * device.idle_w

@@ -26,8 +26,7 @@ from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.foreign_files import open_file
 
-MOST: Final = 1 << 24
-"""Most bytes of a line; longer ones are skipped without being held in memory."""
+MOST: Final = 1 << 24  # most bytes of a line; longer ones are skipped without being held in memory
 
 
 class Line(NamedTuple):
@@ -127,8 +126,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 SCORES, ANSWERS, USD = ("edge_score", "cloud_score"), ("edge_answer", "cloud_answer"), ("edge_usd", "cloud_usd")
 COLUMNS: Final = "confidence, edge_score and cloud_score (0..1) or edge_answer and cloud_answer; if known id, edge_usd, cloud_usd"
-LONGEST: Final = 1 << 17
-"""Most characters of a field."""
+LONGEST: Final = 1 << 17  # most characters of a field
 DAMAGED: Final = "no row of a table: a field that is too long, or damaged"
 _TRUTHS: Final = {"true": 1.0, "false": 0.0}
 
@@ -249,8 +247,7 @@ READERS: Final[Mapping[str, recorded.Reader]] = {
     "openai-log": recorded.openai_answer, "litellm-log": recorded.litellm_answer, "langfuse-log": recorded.langfuse_answer,
 }  # fmt: skip
 FORMATS: Final = (*READERS, "csv")
-SHOWN: Final = 10
-"""Most models of a log that an error lists."""
+SHOWN: Final = 10  # most models of a log that an error lists
 
 
 class Price(NamedTuple):
@@ -445,8 +442,7 @@ def _sides(where: str, models: Counter[str], how: Read, skipped: LeftOut) -> tup
     return sides[0], sides[1]
 
 
-LONGEST_LABEL, MOST_LABELS = 60, 100
-"""Most characters of a label, and most labels, of answers that count as labels."""
+LONGEST_LABEL, MOST_LABELS = 60, 100  # most characters of a label, and most labels, of answers that count as labels
 REPEATED: Final = "the same request again, which tells nothing new"
 
 

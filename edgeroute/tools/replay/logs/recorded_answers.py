@@ -19,21 +19,15 @@ from edgeroute.tools.measure.deferral_curve import ROUNDING
 # Parts of a recorded answer. No error contains text of a log.
 
 Match = Literal["text", "exact"]
-REDACTED: Final = "redacted-by-litellm"
-"""Text that LiteLLM logs in place of messages and answers if these are not to be logged."""
-LEAST: Final = -1e9
-"""Least log-probability of a token; lower ones count as this: e to it is 0 already, and no number overflows."""
-MOST_MODEL: Final = 200
-"""Most characters of a model's name."""
+REDACTED: Final = "redacted-by-litellm"  # text that LiteLLM logs in place of messages and answers if these are not to be logged
+LEAST: Final = -1e9  # least log-probability of a token; lower ones count as this: e to it is 0 already, and no number overflows
+MOST_MODEL: Final = 200  # most characters of a model's name
 UNNAMED: Final = "no model is named"
-ASKED: Final = ("messages", "input", "prompt")
-"""Keys of the input: of chat completions, responses and completions."""
-FORMS: Final = ("tools", "tool_choice", "response_format")
-"""Keys of a request on which the form of its answer depends."""
+ASKED: Final = ("messages", "input", "prompt")  # keys of the input: of chat completions, responses and completions
+FORMS: Final = ("tools", "tool_choice", "response_format")  # keys of a request on which the form of its answer depends
 DURATIONS: Final = {"latency_s": 1.0, "latency_ms": 1e-3, "duration_ms": 1e-3, "response_time": 1.0, "latency": 1.0}
 """Name of a call's duration -> its unit, seconds."""
-MOST_S: Final = 1e6
-"""Longest duration that is believed, seconds."""
+MOST_S: Final = 1e6  # longest duration that is believed, seconds
 
 
 class Skip(Exception):
@@ -410,8 +404,7 @@ def parsed_text(value: Any) -> Any:
 # Logs of OpenAI's APIs: files of batches, stored completions, conversations, and lines of a request with its response.
 
 GOOD: Final = 200
-TEXTS: Final = ("completion", "output", "answer")
-"""Names under which programs log the text of an answer."""
+TEXTS: Final = ("completion", "output", "answer")  # names under which programs log the text of an answer
 
 
 def openai_answer(record: Mapping[str, Any], options: Options) -> Exchange:
