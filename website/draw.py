@@ -16,7 +16,7 @@ FIGURES = ROOT / "docs" / "figures"
 
 FLOORS = (
     ("programs", PLAIN, ("tools", "testing")),
-    ("the router", DEVICE, ("router",)),
+    ("the router, its part of a fleet", DEVICE, ("router", "fleet")),
     ("policy files", PLAIN, ("policy",)),
     ("what is seen, what is kept of it", PLAIN, ("observe", "trials", "record")),
     ("what is asked", AWAY, ("edge", "cloud", "catalog")),

@@ -1,0 +1,1 @@
+"""A device's part of a fleet: counts of its requests by day, without inputs and answers, and their way to the owner."""
