@@ -88,12 +88,22 @@ COLUMNS: dict[str, Callable[[], Cells]] = {
 
 
 def column(name: str) -> dict[str, str]:
-    """Row -> what that router did.
+    """Return row -> what that router did; a row whose library is missing is left out, and reported.
 
     Raises:
-        ImportError: it is not installed, or something that a row needs.
+        ImportError: the router itself is not installed.
     """
-    return {row: probe() for row, probe in COLUMNS[name]().items()}
+    cells = {row: _filled(name, row, probe) for row, probe in COLUMNS[name]().items()}
+    return {row: text for row, text in cells.items() if text is not None}
+
+
+def _filled(name: str, row: str, probe: Callable[[], str]) -> str | None:
+    """Return a cell; None, reported, if a library that the row needs is missing."""
+    try:
+        return probe()
+    except ImportError as e:
+        print(f"{name}: without {row!r}: {e}")
+        return None
 
 
 def main(names: list[str]) -> None:

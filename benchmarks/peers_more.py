@@ -183,10 +183,12 @@ CHAT = {"model": "edgeroute", "messages": [{"role": "user", "content": "hello"}]
 
 @cell("Any OpenAI client, by one environment variable")
 def openai_api() -> str:
-    """The API that `OPENAI_BASE_URL` then names."""
+    """Return the paths that answer of the API that `OPENAI_BASE_URL` then names."""
     with gateway() as post:
         status, reply = post("/v1/chat/completions", CHAT)
-    return yes(status == 200 and reply["choices"][0]["message"]["content"] == "a local answer")
+        works = status == 200 and reply["choices"][0]["message"]["content"] == "a local answer"
+        missing = [path for path in ("responses",) if post(f"/v1/{path}", CHAT)[0] == http.HTTPStatus.NOT_FOUND]
+    return yes(works) + "".join(f", without `/v1/{path}`" for path in missing)
 
 
 @cell("Embeddings, images, speech and responses, by the same API")

@@ -28,7 +28,7 @@ from edgeroute import (
     Unreachable,
     models,
 )
-from edgeroute.confidence import calibrate, msp, prompt_features
+from edgeroute.confidence import calibrate, fit, msp, prompt_features
 from edgeroute.core.routing_policy import CloudOrder
 from edgeroute.edge.runtimes import suffixes
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
@@ -137,12 +137,27 @@ def by_confidence() -> str:
 
 @cell("By the prompt, before anything is generated")
 def by_prompt() -> str:
-    """A function of the prompt, or one that was fitted; the small model does not run."""
-    short = InputScore(lambda found: 1 - found["words"] / 6, features=prompt_features, name="length")
-    edge = FakeModel([("local", 1.0)])
-    with Router(edge, lambda _: "cloud", threshold=0.5, score=short) as router:
-        sources = router.infer("Hello").source, router.infer(" ".join(["word"] * 50)).source
-    return "your function" if sources == ("edge", "cloud") and edge.runs == 1 else "no"
+    """Return the scores of a prompt that decide here: a function, and a fit to recorded answers; the small model does not run."""
+    rng = np.random.default_rng(0)
+    hard = rng.random(600) < 0.5
+    prompts = [f"what is {i} times {i + 7}" if h else f"name a river in country {i}" for i, h in enumerate(hard)]
+    right = rng.random(600) < np.where(hard, 0.1, 0.98)
+    fitted = fit([prompt_features(prompt) for prompt in prompts], right, np.ones(600, bool))
+    length = InputScore(lambda features: 1 - features["words"] / 6, features=prompt_features, name="length")
+
+    def decides(score: InputScore, threshold: float, easy: str, difficult: str) -> bool:
+        edge = FakeModel([("local", 1.0)])
+        with Router(edge, lambda _: "cloud", threshold=threshold, score=score) as router:
+            sources = router.infer(easy).source, router.infer(difficult).source
+        return sources == ("edge", "cloud") and edge.runs == 1
+
+    easy, difficult = "name a river in country 7", "what is 17 times 24"
+    middle = sum(fitted(prompt_features(prompt)) for prompt in (easy, difficult)) / 2
+    ways = {
+        "your function": decides(length, 0.5, "Hello", " ".join(["word"] * 50)),
+        "fitted to recorded answers": decides(InputScore(fitted, features=prompt_features), middle, easy, difficult),
+    }
+    return ", ".join(way for way, works in ways.items() if works) or "no"
 
 
 @cell("A threshold with a statistical guarantee")
