@@ -22,6 +22,12 @@ LONG = 30.0
 GOOD = b'{"value": "cloud", "confidence": 0.9}'
 
 
+@pytest.fixture(autouse=True, params=["httpx", "httpx2"])
+def library(request, monkeypatch):
+    """Each test runs with clients of either library; edgeroute's own are of httpx2 where it is installed."""
+    monkeypatch.setattr(sys.modules[__name__], "httpx", pytest.importorskip(request.param))
+
+
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
@@ -174,21 +180,21 @@ def test_a_reply_that_is_too_long(ask, head):
 def test_a_coded_reply_is_not_decoded(ask):
     """Whatever unpacks it could unpack a bomb."""
     with pytest.raises(BadReply, match="an encoding"):
-        ask("http://a", mocked(lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Once(b"x"))))
+        ask("http://a", mocked(lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=once(b"x"))))
 
 
-class Once(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body in pieces."""
+def once(*pieces):
+    """A body in pieces, of the library in use."""
 
-    def __init__(self, *pieces):
-        self._pieces = pieces
+    class Once(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self):
+            yield from pieces
 
-    def __iter__(self):
-        yield from self._pieces
+        async def __aiter__(self):
+            for piece in pieces:
+                yield piece
 
-    async def __aiter__(self):
-        for piece in self._pieces:
-            yield piece
+    return Once()
 
 
 @pytest.mark.parametrize("where", ["here", "there"])
@@ -212,13 +218,15 @@ def test_redirects(ask, where):
     assert len(asked) == 1
 
 
-class Broken(httpx.Auth):
-    """An auth flow of the application that fails."""
+def broken():
+    """An auth flow of the application that fails, of the library in use."""
 
-    def auth_flow(self, request):
-        """Fails."""
-        raise LookupError("no token for secret-secret")
-        yield request
+    class Broken(httpx.Auth):
+        def auth_flow(self, request):
+            raise LookupError("no token for secret-secret")
+            yield request
+
+    return Broken()
 
 
 def raising(error):
@@ -253,7 +261,7 @@ def test_errors(ask, error, kind, said, retriable):
 def test_an_auth_flow_that_fails(ask):
     """Is an error of the call, so that the edge's answer stands."""
     with pytest.raises(Unreachable, match=r"no token for \*\*\*"):
-        ask("http://a", both(auth=Broken()), headers={"X-Key": "secret-secret"})
+        ask("http://a", both(auth=broken()), headers={"X-Key": "secret-secret"})
 
 
 def test_a_closed_client(ask):
@@ -268,24 +276,18 @@ def test_a_closed_client(ask):
 def test_a_body_that_trickles_ends_with_the_time(ask):
     """It is looked at piece by piece; asyncio ends a head that trickles, too."""
 
-    def pieces():
-        return Endless()
+    class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self):
+            while True:
+                yield b"x"
+
+        async def __aiter__(self):
+            while True:
+                await asyncio.sleep(0)
+                yield b"x"
 
     with pytest.raises(TimedOut, match="finish its answer"):
-        ask("http://a", mocked(lambda _: httpx.Response(200, stream=pieces())), left_s=1.0, max_reply_bytes=1 << 40)
-
-
-class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that never ends, a byte at a time."""
-
-    def __iter__(self):
-        while True:
-            yield b"x"
-
-    async def __aiter__(self):
-        while True:
-            await asyncio.sleep(0)
-            yield b"x"
+        ask("http://a", mocked(lambda _: httpx.Response(200, stream=Endless())), left_s=1.0, max_reply_bytes=1 << 40)
 
 
 def test_a_request_to_stop_ends_a_reply():
@@ -347,15 +349,16 @@ def test_a_client_certificate_is_asked_for(tmp_path):
 def test_httpx_is_imported_late():
     """At the first call: neither the import of edgeroute nor a router that has no such client needs it."""
     code = """
-import sys
+import importlib.util, sys
 from edgeroute import PlainJson, Router
 router = Router(lambda x: ("edge", 0.1), PlainJson("http://127.0.0.1:1", client="httpx", retries=0), threshold=0.5)
-assert "httpx" not in sys.modules
+assert not {"httpx", "httpx2"} & set(sys.modules)
 other = Router(lambda x: ("edge", 0.1), PlainJson("http://127.0.0.1:1", retries=0), threshold=0.5)
 assert other.infer(1).value == "edge"
-assert not {"httpx", "httpcore", "anyio"} & set(sys.modules)
+assert not {"httpx", "httpx2", "httpcore", "httpcore2", "anyio"} & set(sys.modules)
 assert router.infer(1).value == "edge"
-assert "httpx" in sys.modules
+assert len({"httpx", "httpx2"} & set(sys.modules)) == 1, "httpx2 if it is installed, else httpx"
+assert ("httpx2" in sys.modules) == (importlib.util.find_spec("httpx2") is not None)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=LONG)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from edgeroute.errors import CatalogAway, CatalogError, PolicyError, StoreError
 from edgeroute.system.foreign_files import open_file
-from edgeroute.system.late_imports import import_late, import_needed
+from edgeroute.system.late_imports import import_httpx, import_late, import_needed
 from edgeroute.system.loopback_addresses import is_loopback
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ class Web:
         """Return the HTTP client, created at the first call.
 
         Raises:
-            RuntimeMissing: httpx is not installed.
+            RuntimeMissing: neither httpx2 nor httpx is installed.
             PolicyError: `verify` is False, or its file has no authorities.
         """
         if (client := self._client) is None:
-            web = import_needed("httpx", "a catalog at an address needs httpx: pip install 'edgeroute[catalog]'")
+            web = import_httpx("a catalog at an address needs httpx2 or httpx: pip install 'edgeroute[catalog]'")
             context: bool | ssl.SSLContext = True
             if not isinstance(self._verify, bool):
                 try:
@@ -132,7 +132,7 @@ class Web:
             CatalogAway: the catalog cannot be reached, breaks off, or is too slow.
             CatalogError: the reply is not that of a catalog.
         """
-        client, web = self._http_client(), import_late("httpx")
+        client, web = self._http_client(), import_httpx("")
         ask = {"Range": f"bytes={begin}-", "If-Range": tag} if begin and tag else {}
         url = self._url + quote(path)
         with self._translate_errors(path, web):

@@ -1,6 +1,6 @@
-"""Connections by an httpx client, for threads and asyncio: for SOCKS, auth flows, HTTP/2 or mock transports.
+"""Connections by a client of httpx2 or httpx, for threads and asyncio: for SOCKS, auth flows, HTTP/2 or mock transports.
 
-httpx is imported at the first call. Unlike `connections`, httpx limits the time of each read but not of a reply's whole head, and
+The library is imported at the first call; a client of the application may be of either. Unlike `connections`, httpx limits the time of each read but not of a reply's whole head, and
 cannot be interrupted from another thread before the reply begins. The time of the body is checked after each piece.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from time import monotonic
@@ -20,7 +19,7 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
 from edgeroute.http.sans_io_connection import context_for, is_tls
-from edgeroute.system.late_imports import import_needed
+from edgeroute.system.late_imports import import_httpx
 from edgeroute.system.process import ForkSafe, await_within, initially, per_process, settle, start_task_on
 from edgeroute.types import StopToken
 
@@ -51,10 +50,10 @@ class Carrier(ForkSafe):
             kind: `Client` or `AsyncClient`.
 
         Raises:
-            RuntimeMissing: httpx is not installed.
+            RuntimeMissing: neither httpx2 nor httpx is installed.
             PolicyError: the certificates cannot be read.
         """
-        web = import_needed("httpx", "client = 'httpx' needs httpx: pip install 'edgeroute[httpx]'")
+        web = import_httpx("client = 'httpx' needs httpx2 or httpx: pip install 'edgeroute[httpx]'")
         verify = context_for(self.address) if self.address.https else True
         return getattr(web, kind)(verify=verify, timeout=None, limits=web.Limits(max_connections=None))
 
@@ -101,27 +100,27 @@ class Carrier(ForkSafe):
 
         Sets `retriable` and `stale`; hides secrets. Counts a closed connection off `_kept`.
         """
-        origin, web = self.address.origin, sys.modules["httpx"]
-        name = type(e).__name__
-        if isinstance(e, web.TimeoutException):
+        origin, name = self.address.origin, type(e).__name__
+        kinds = {kind.__name__ for kind in type(e).__mro__ if kind.__module__.partition(".")[0] in {"httpx2", "httpx"}}
+        if "TimeoutException" in kinds:
             return self.late(_DOING.get(name, "answer"))
         text = str(e)
-        if isinstance(e, web.ProxyError):  # status and the proxy's own words
+        if "ProxyError" in kinds:  # status and the proxy's own words
             error = Unreachable(
                 f"{origin}: " + (f"the proxy answered {text[:3]}" if text[:3].isdecimal() else "the proxy failed")
             )
             error.retriable = not text.startswith("4")
             return error
-        if isinstance(e, web.ProtocolError):  # its text may quote what came
+        if "ProtocolError" in kinds:  # its text may quote what came
             gone = text.startswith(("Server disconnected", "peer closed"))
             text = "disconnected without sending complete reply" if gone else "illegal reply"
         error = Unreachable(f"{origin}: {self.address.hide(text or name)[:200]}")
-        if isinstance(e, web.ProtocolError | web.ReadError) and self.address.https and not self._met:
+        if kinds & {"ProtocolError", "ReadError"} and self.address.https and not self._met:
             error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {text}")
             error.retriable = False
-        elif isinstance(e, web.LocalProtocolError) or is_tls(e) or not isinstance(e, web.NetworkError | web.RemoteProtocolError):
+        elif "LocalProtocolError" in kinds or is_tls(e) or not kinds & {"NetworkError", "RemoteProtocolError"}:
             error.retriable = False
-        if self._kept and isinstance(e, web.RemoteProtocolError) and str(e).startswith("Server disconnected"):
+        if self._kept and "RemoteProtocolError" in kinds and str(e).startswith("Server disconnected"):
             error.stale, self._kept = True, self._kept - 1  # the client does not say whether it was a connection that it had kept
         return error
 

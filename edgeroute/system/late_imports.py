@@ -103,6 +103,18 @@ def import_needed(name: str, need: str) -> ModuleType:
         raise RuntimeMissing(f"{need} ({e})") from e
 
 
+def import_httpx(need: str) -> ModuleType:
+    """Import httpx2, or httpx where that is not installed, and return it; see `import_needed`.
+
+    Raises:
+        RuntimeMissing: neither can be imported.
+    """
+    try:
+        return import_late("httpx2")
+    except ImportError:
+        return import_needed("httpx", need)
+
+
 def import_tool(name: str) -> ModuleType:
     """Import `edgeroute.tools.<name>` and return the module. Nothing else outside that folder imports a program.
 
