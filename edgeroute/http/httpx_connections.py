@@ -1,7 +1,8 @@
 """Connections by a client of httpx2 or httpx, for threads and asyncio: for SOCKS, auth flows, HTTP/2 or mock transports.
 
-The library is imported at the first call; a client of the application may be of either. Unlike `connections`, httpx limits the time of each read but not of a reply's whole head, and
-cannot be interrupted from another thread before the reply begins. The time of the body is checked after each piece.
+The library is imported at the first call; a client of the application may be of either. Unlike `connections`, it limits the time
+of each read but not of a reply's whole head, and cannot be interrupted from another thread before the reply begins. The time of
+the body is checked after each piece.
 """
 
 from __future__ import annotations
