@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Name -> module from which the name is imported at its first use. Type checkers read `__init__.pyi`; a test compares them.
 _HOMES = {
     "Router": "router.router", "AsyncRouter": "router.async_router", "Answer": "types", "Options": "core.routing_policy",
     "OnnxModel": "edge.onnx", "LiteRTModel": "edge.litert", "LlamaModel": "edge.llama", "CallableModel": "edge.callable_model",
@@ -35,7 +36,6 @@ _HOMES = {
     "Unreachable": "errors", "Utterance": "router.live.speech_segments", "Variants": "edge.runtimes",
     "metrics": "record.prometheus", "register": "edge.runtimes",
 }  # fmt: skip
-"""Name -> module from which the name is imported at its first use. Type checkers read `__init__.pyi`; a test compares them."""
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - of texts
 

@@ -83,8 +83,7 @@ class Busy(ModelError):
     """Model whose runs are all taken, for longer than the deadline lets a call wait that another target may answer."""
 
     code = "busy"
-    held = True
-    """True, as nothing was run, which is no evidence about the model."""
+    held = True  # True, as nothing was run, which is no evidence about the model
 
 
 class ModelMissing(ModelError, FileNotFoundError):

@@ -133,12 +133,9 @@ class Backend(Protocol):
 
     name: str
     side: Side
-    stopping: set[object]
-    """Runs that were cancelled and have not ended."""
-    max_abandoned: int
-    """Number of runs in `stopping` at which the target counts as busy."""
-    failures: Failures
-    """Rate-limited log of exceptions of the target's function."""
+    stopping: set[object]  # runs that were cancelled and have not ended
+    max_abandoned: int  # number of runs in `stopping` at which the target counts as busy
+    failures: Failures  # rate-limited log of exceptions of the target's function
 
     @property
     def abandoned(self) -> int:
@@ -184,10 +181,8 @@ class Endpoint(Protocol):
     """Structural interface of a cloud endpoint; for HTTP see `edgeroute.cloud.endpoint.HttpEndpoint`."""
 
     name: str
-    labels: tuple[Any, ...] | None
-    """Labels of the classes, by index; None: the endpoint has none."""
-    kind: str | None
-    """Kind of its outputs, such as "logits" or "answers"; None: not stated."""
+    labels: tuple[Any, ...] | None  # labels of the classes, by index; None: the endpoint has none
+    kind: str | None  # kind of its outputs, such as "logits" or "answers"; None: not stated
 
 
 class Spent(NamedTuple):
@@ -197,10 +192,8 @@ class Spent(NamedTuple):
     received_bytes: int
     usd: float
     joules: float
-    codec: str = ""
-    """Rung of the ladder of codecs by which the inputs were sent; empty: there is no ladder."""
-    edge: bool | None = None
-    """True if the edge's answers to all inputs were sent along; None: the endpoint takes none."""
+    codec: str = ""  # rung of the ladder of codecs by which the inputs were sent; empty: there is no ladder
+    edge: bool | None = None  # True if the edge's answers to all inputs were sent along; None: the endpoint takes none
 
     def as_trace(self) -> dict[str, Any]:
         """Return the fields as a trace has them, without `codec` and `edge` where they are not known."""
@@ -212,8 +205,7 @@ class Escalated(NamedTuple):
     """Input with the edge's answer, as an endpoint with `send_edge` takes it."""
 
     x: Any
-    edge: Mapping[str, Any] | None
-    """Answer in JSON types; None: the edge has not answered."""
+    edge: Mapping[str, Any] | None  # answer in JSON types; None: the edge has not answered
 
 
 class Recorded(Protocol):
@@ -437,8 +429,8 @@ class Answer(Generic[V]):
         return f"<Answer {clean(short.repr(self.value), 100)} from {self.leg}{sure}{marks}: {clean(self.reason, 200)}>"
 
 
+# Keys of `Answer.as_dict()`.
 _FIELDS = ("id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s", "malformed")
-"""Keys of `Answer.as_dict()`."""
 
 
 def _unpickle(kind: type[Answer[V]], fields: Mapping[str, Any], route: Plan | _Route | None) -> Answer[V]:

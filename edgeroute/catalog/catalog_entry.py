@@ -95,20 +95,17 @@ FORMAT = 1
 MOST_ENTRIES, MOST_FILES = 10_000, 1_000  # maximum entries of a catalog, and files of an entry
 MOST_BYTES = 1 << 40  # maximum size of a file
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# Text within a version by which a release is announced.
 _EARLY = re.compile(r"[._+-]?(a|alpha|b|beta|c|rc|pre|preview|dev)[._-]?", re.IGNORECASE)
-"""Text within a version by which a release is announced."""
 _NUMBERS = re.compile(r"\d{1,9}(\.\d{1,9}){0,5}")
 
 
 class FileEntry(NamedTuple):
     """File of a version."""
 
-    path: str
-    """Path inside the folder of the version, with / between its parts."""
-    size: int
-    """Size, bytes."""
-    sha256: str
-    """SHA-256 of the content, hex."""
+    path: str  # path inside the folder of the version, with / between its parts
+    size: int  # size, bytes
+    sha256: str  # SHA-256 of the content, hex
 
 
 class Entry(NamedTuple):

@@ -260,8 +260,8 @@ def _checked_address(url: str) -> str:
 
 # Verification of a catalog: the client of The Update Framework (TUF), reading from a `Source`.
 
+# Folders of a catalog, and the file that TUF signs: the list of models, with the hash of each of their files.
 METADATA, TARGETS, INDEX = "metadata", "targets", "catalog.json"
-"""Folders of a catalog, and the file that TUF signs: the list of models, with the hash of each of their files."""
 MOST_INDEX = 8 << 20  # maximum size of that list, bytes
 HERE = "catalog:/"  # base of the addresses that TUF requests from its fetcher
 

@@ -291,16 +291,12 @@ _trying: ContextVar[tuple[Path, str] | None] = ContextVar("trying", default=None
 class Release(NamedTuple):
     """Version of a catalog that a loaded model is."""
 
-    pointer: Path
-    """File that names the active version."""
+    pointer: Path  # file that names the active version
     name: str
     version: str
-    certificate: Path | None
-    """Path of its threshold's certificate; None: it has none."""
-    canaries: Path | None
-    """Path of its inputs with right answers; None: it has none."""
-    trial: bool = False
-    """True if the version is tried before it is activated: then its certificate has to hold."""
+    certificate: Path | None  # path of its threshold's certificate; None: it has none
+    canaries: Path | None  # path of its inputs with right answers; None: it has none
+    trial: bool = False  # True if the version is tried before it is activated: then its certificate has to hold
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"

@@ -67,16 +67,11 @@ class Pointer(NamedTuple):
     """Which version of a model is active, and the state of its update: the content of `NAME.active`."""
 
     version: str
-    previous: str = ""
-    """Version in use before, for a rollback; empty: there is none."""
-    pinned: bool = False
-    """True if updates do not change the active version."""
-    refused: tuple[tuple[str, str], ...] = ()
-    """Versions that updates do not try again, each with the reason."""
-    trial: int = 0
-    """Number of process starts with the version on trial; 0: it is confirmed."""
-    tried: str = ""
-    """Version that is being tried before it is activated; empty: none."""
+    previous: str = ""  # version in use before, for a rollback; empty: there is none
+    pinned: bool = False  # True if updates do not change the active version
+    refused: tuple[tuple[str, str], ...] = ()  # versions that updates do not try again, each with the reason
+    trial: int = 0  # number of process starts with the version on trial; 0: it is confirmed
+    tried: str = ""  # version that is being tried before it is activated; empty: none
 
 
 class Store:

@@ -450,11 +450,9 @@ NAMED = "input:"  # prefix of an input's name in a file, for a model with severa
 class Canaries(NamedTuple):
     """Inputs with their right answers."""
 
-    inputs: Sequence[Any]
-    """Inputs, each as a router takes it."""
+    inputs: Sequence[Any]  # inputs, each as a router takes it
     answers: Sequence[Any]
-    most_wrong: int
-    """Number of wrong answers that is allowed."""
+    most_wrong: int  # number of wrong answers that is allowed
 
     def wrong(self, answer: Callable[[Any], Any]) -> list[str]:
         """Answer each input by a function, and return a text for each wrong answer; empty if no more are wrong than allowed."""

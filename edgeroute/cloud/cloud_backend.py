@@ -44,8 +44,8 @@ class ReplyReader(Reader):
     """
 
     wrong = BadReply
+    # Returns the server's labels and kind of outputs, once known; used if no others were given.
     served: Callable[[], tuple[tuple[Any, ...] | None, str | None]] | None = None
-    """Returns the server's labels and kind of outputs, once known; used if no others were given."""
 
     def read_many(self, outputs: Any, count: int) -> list[Prediction]:
         """Return the predictions in the outputs of `count` inputs; raise BadReply. Takes over the server's labels and kind."""
@@ -156,8 +156,8 @@ def _kind(value: Any) -> str:
 
 # Rows of a batch that are sent one by one, or as many together as the server takes: the error of one costs no other its answer.
 
+# Share of the time left, and maximum seconds of it, that a call leaves for returning the answers of the others.
 SPARE, SPARE_S = 0.05, 0.05
-"""Share of the time left, and maximum seconds of it, that a call leaves for returning the answers of the others."""
 REFUSALS = (400, 413, 422)  # HTTP statuses of a server that takes no batch of this size, or not an input in it
 MOST_HALVINGS = 16  # maximum refused calls of a batch that are followed by calls of half as many rows
 

@@ -17,8 +17,8 @@ from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.late_imports import import_late
 
 MEDIA = "media_type"  # parameter of a tensor with the media type of its bytes
+# Codec of pictures -> default quality, with little loss (docs/payloads.md); None: lossless.
 PICTURES = {"jpeg": 95, "webp": 95, "png": None}
-"""Codec of pictures -> default quality, with little loss (docs/payloads.md); None: lossless."""
 MOST_QUALITY = 100
 MOST_LEVEL = 19  # maximum level of zstd, below the levels that take much memory
 
@@ -36,10 +36,8 @@ class Coded(NamedTuple):
 class Codec(Protocol):
     """Encoder of inputs. Called from several threads at once."""
 
-    name: str
-    """Name with all settings that change the result: certificates and cached answers are bound to it."""
-    pictures: bool
-    """True if `encode` takes pictures, uint8 [height, width(, channels)]; False: rows of the tensor."""
+    name: str  # name with all settings that change the result: certificates and cached answers are bound to it
+    pictures: bool  # True if `encode` takes pictures, uint8 [height, width(, channels)]; False: rows of the tensor
 
     def encode(self, x: Array) -> Coded:
         """Return one input, without the batch axis, encoded. Raise BadInput if it cannot be."""
@@ -227,11 +225,11 @@ class FlacCodec:
         return Coded(out.getvalue(), {MEDIA: "audio/flac"})
 
 
+# Codec -> its options; the first may follow its name, as in jpeg:85.
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "jpeg": ("quality",), "webp": ("quality",), "png": (), "uint8": ("scale", "offset"), "fp16": (), "zstd": ("level",),
     "flac": ("rate",),
 }  # fmt: skip
-"""Codec -> its options; the first may follow its name, as in jpeg:85."""
 
 
 def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:

@@ -17,8 +17,8 @@ from edgeroute.system.safe_logging import Failures
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input
 Redact = Callable[[Any, str | None], Any]  # (input, data class) -> the input to send instead; may work in place on a copy
+# True within a function that returns a data class: nothing leaves by the calls that the function makes.
 CLASSIFYING: Final = ContextVar("edgeroute_classifying", default=False)
-"""True within a function that returns a data class: nothing leaves by the calls that the function makes."""
 
 
 class Egress:

@@ -31,8 +31,7 @@ class HttpEndpoint(Protocol):
     """
 
     name: str
-    where: str
-    """Address, as quoted in messages."""
+    where: str  # address, as quoted in messages
     labels: tuple[str, ...] | None
     kind: str
     address: Address
@@ -146,11 +145,11 @@ def check_status(reply: Reply, where: str, body: bytes = b"", address: Address |
     raise Refused(message, status=reply.status, retry_after_s=retry_after_s(reply.headers, now()))
 
 
+# HTTP status -> hint at the likely mistake.
 _HINTS = {
     **dict.fromkeys((301, 302, 307, 308), " (it redirects: give its final URL)"), 401: " (is api_key set, and current?)",
     403: " (may this api_key do that?)", 404: " (is the URL right, and the model loaded?)",
 }  # fmt: skip
-"""HTTP status -> hint at the likely mistake."""
 _OF_KEYS = (401, 403, 407)  # HTTP statuses whose texts often have a part of the key, and are never logged
 
 

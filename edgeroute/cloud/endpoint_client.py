@@ -175,8 +175,8 @@ class HttpClient(ForkSafe):
         self.on_loop = OnLoop(self.channels_async)
         self._protocol = "grpc" if hasattr(endpoint, "channels") else "http"
         self._model = str(getattr(endpoint, "model", ""))
+        # True if a call in threads ends by its instant, whatever the server does.
         self.keeps_time: bool = getattr(self.channels, "keeps_time", False)
-        """True if a call in threads ends by its instant, whatever the server does."""
 
     def run(
         self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None, posts: Iterator[int] | None = None

@@ -22,6 +22,7 @@ from edgeroute.system.late_imports import import_late
 # registered under the same names as the stubs of `tritonclient` or `kserve`. Several messages of the protocol have their fields
 # at the same numbers, and share one here. What else a server sends is skipped.
 
+# Message -> field -> (number, type); * after a type: repeated.
 FIELDS: dict[str, dict[str, tuple[int, str]]] = {
     "Name": {"name": (1, "string"), "version": (2, "string")},  # of the requests for readiness and for metadata
     "Ready": {"ready": (1, "bool")},
@@ -44,13 +45,12 @@ FIELDS: dict[str, dict[str, tuple[int, str]]] = {
     },
     "Response": {"model_name": (1, "string"), "model_version": (2, "string"), "outputs": (5, "Tensor*"), "raw": (6, "bytes*")},
 }  # fmt: skip
-"""Message -> field -> (number, type); * after a type: repeated."""
+# Datatype -> field with its values, if they are not raw bytes; FP16 and BF16 have none.
 CONTENTS = {
     "BOOL": "bool_contents", **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"), "INT64": "int64_contents",
     **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"), "UINT64": "uint64_contents", "FP32": "fp32_contents",
     "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
-"""Datatype -> field with its values, if they are not raw bytes; FP16 and BF16 have none."""
 _RAW = bytes([7 << 3 | 2])  # tag of `Request.raw`
 
 
@@ -93,8 +93,8 @@ def _varint(number: int) -> bytes:
     return bytes(encoded)
 
 
+# Maximum tensors of one model or reply: a message of a megabyte could have some 500,000, which take seconds to read.
 MOST_TENSORS = 1000
-"""Maximum tensors of one model or reply: a message of a megabyte could have some 500,000, which take seconds to read."""
 _METADATA = re.compile("(?!grpc-)[a-z0-9_.-]+", re.IGNORECASE)
 SERVICE = "/inference.GRPCInferenceService"
 

@@ -30,28 +30,28 @@ from edgeroute.system.process import ForkSafe, initially, per_process, start_tas
 from edgeroute.types import StopToken
 
 LONGEST = (1 << 31) - 1  # maximum bytes of a message: gRPC's own limit
+# Least and greatest time between attempts to connect, ms. gRPC's own is up to two minutes, too long for a recovered server.
 RECONNECT_MS = (100, 1000)
-"""Least and greatest time between attempts to connect, ms. gRPC's own is up to two minutes, too long for a recovered server."""
 _CODES = grpc.StatusCode
+# gRPC status -> HTTP status; any other is 500.
 STATUSES = {
     _CODES.INVALID_ARGUMENT: 400, _CODES.FAILED_PRECONDITION: 400, _CODES.OUT_OF_RANGE: 400, _CODES.UNAUTHENTICATED: 401,
     _CODES.PERMISSION_DENIED: 403, _CODES.NOT_FOUND: 404, _CODES.ALREADY_EXISTS: 409, _CODES.ABORTED: 409,
     _CODES.RESOURCE_EXHAUSTED: 429, _CODES.UNIMPLEMENTED: 501, _CODES.UNAVAILABLE: 503, _CODES.DEADLINE_EXCEEDED: 504,
 }  # fmt: skip
-"""gRPC status -> HTTP status; any other is 500."""
 _TOO_LONG = "larger than max"
+# Beginnings of gRPC's texts for UNAVAILABLE without a reply, which it marks in no other way.
 LOST = (
     "failed to connect", "errors resolving", "DNS resolution failed", "empty address list", "Socket closed", "Connection reset",
     "recvmsg:", "sendmsg:", "Endpoint closing", "Transport closed", "Stream removed", "GOAWAY", "Received http2 header",
 )  # fmt: skip
-"""Beginnings of gRPC's texts for UNAVAILABLE without a reply, which it marks in no other way."""
+# Parts of these texts that may be quoted; the texts may also contain a server's words.
 REASONS = (
     "Connection refused", "Connection reset", "No route to host", "Network is unreachable", "Host is down",
     "Domain name not found", "Broken pipe", "Socket closed", "CERTIFICATE_VERIFY_FAILED", "CERTIFICATE_REQUIRED",
     "certificate required", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "Hostname Verification Check failed", "handshake",
     "Failed parsing HTTP/2", "proxy",
 )  # fmt: skip
-"""Parts of these texts that may be quoted; the texts may also contain a server's words."""
 _TLS = re.compile("certificate|_CA|WRONG_VERSION|handshake|Verification", re.IGNORECASE)
 EARLY_S = 0.05  # seconds by which gRPC's time limit may come too early
 

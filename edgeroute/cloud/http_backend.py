@@ -47,11 +47,11 @@ class HttpBackend(AbandonedRuns):
         self._speak: Callable[[Any], AnswerStream[Any]] | None = getattr(endpoint, "speak", None)
         payload = getattr(endpoint, "payload", None)
         self._ladder: Ladder | None = payload if hasattr(payload, "rungs") else None
+        # Encodes inputs for `run_async`, off the event loop; None: that takes no time.
         self.pack: Callable[[list[Any], Exchange], list[Any]] | None = None if payload is None else self._pack
-        """Encodes inputs for `run_async`, off the event loop; None: that takes no time."""
         self.sends_edge: bool = getattr(endpoint, "send_edge", False)
+        # Rows of the largest call that the server took after it had refused more; None: it has refused none.
         self._accepted_rows: int | None = None
-        """Rows of the largest call that the server took after it had refused more; None: it has refused none."""
         self._client: HttpClient | None = None
         self._closed = False
         self.reader.output_name = lambda: getattr(endpoint, "output", None) or next(iter(getattr(endpoint, "outputs", ())), "")
@@ -283,5 +283,5 @@ class HttpBackend(AbandonedRuns):
             await self._client.aclose()
 
 
+# Target off the device. It runs within an exchange, which its guard opens for a permit.
 CloudBackend: TypeAlias = FunctionBackend | HttpBackend
-"""Target off the device. It runs within an exchange, which its guard opens for a permit."""

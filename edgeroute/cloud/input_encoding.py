@@ -20,8 +20,8 @@ from edgeroute.types import Escalated, TensorSpec
 
 # Edge's answer to an input, sent along with it: a hint for the model behind the endpoint, or the input of its next stage.
 
+# Parameter of a request of the Open Inference Protocol: JSON, a list with an object or null for each input.
 PARAMETER = "edge_answers"
-"""Parameter of a request of the Open Inference Protocol: JSON, a list with an object or null for each input."""
 MOST_OUTPUTS = 100  # maximum numbers of an answer's raw outputs; more are not sent
 MOST_VALUE = 16 << 10  # maximum bytes of an answer's value as JSON; a longer one is sent as null
 MOST_BITS = 1000  # maximum bits of a whole number in the value; with more, the value is sent as null
@@ -102,8 +102,8 @@ def answers_json(edges: Sequence[Mapping[str, Any] | None]) -> str:
 # Ladders of codecs: several qualities, of which the best that is predicted to arrive in time is sent.
 
 NEWEST = 0.1  # weight of the newest input in the prediction of its encodings' sizes
+# (sizes of a request's encodings, bytes, best first; NaN: not available) -> index of the one to send.
 Choose = Callable[[Sequence[float]], int]
-"""(sizes of a request's encodings, bytes, best first; NaN: not available) -> index of the one to send."""
 
 
 class Ladder:
@@ -126,8 +126,8 @@ class Ladder:
             raise PolicyError(f"codec: a ladder is of pictures or of tensors, not of both: {', '.join(names)}")
         self.rungs, self.floor, self.pictures = tuple(rungs), rungs[-1], rungs[-1].pictures
         self.name = f"ladder:{'>'.join(names)}"
+        # Encoded bytes per raw byte of each rung, a decaying mean; 0: not known, so the rung is tried.
         self._shares = [0.0] * len(names)
-        """Encoded bytes per raw byte of each rung, a decaying mean; 0: not known, so the rung is tried."""
         self._ceiling = Ceiling()
 
     def encode(self, x: Array) -> Coded:
@@ -196,18 +196,15 @@ class Packed(NamedTuple):
     """Input that is encoded already."""
 
     coded: Coded
-    made: Array
-    """Array that was encoded."""
-    by: str = ""
-    """Name of the codec."""
+    made: Array  # array that was encoded
+    by: str = ""  # name of the codec
 
 
 class Feed(dict[str, Array]):
     """Tensors by name, in the order of the inputs; `coded`: name -> (parameters, first row before encoding) of those encoded."""
 
     coded: Mapping[str, tuple[dict[str, Any], Array]] = MappingProxyType({})
-    edges: list[Mapping[str, Any] | None] | None = None
-    """Edge's answers to send along; None: none."""
+    edges: list[Mapping[str, Any] | None] | None = None  # edge's answers to send along; None: none
 
 
 def tensor_parameters(feed: dict[str, Array], name: str) -> tuple[dict[str, Any], bool]:

@@ -21,8 +21,8 @@ ASK: Final = ("endpoint-load-metrics-format", "text")  # request header by which
 LONGEST: Final = 2048  # maximum characters of a header to read
 MOST: Final = 64  # maximum metrics of a header to read
 LARGEST: Final = 1e6  # maximum value of a metric
+# Metrics of utilisation: the first above 0 counts, as in gRPC's weighted round robin; the last two are Triton's and vLLM's.
 _USED: Final = ("application_utilization", "cpu_utilization", "kv_cache_utilization", "kv_cache_usage_perc")
-"""Metrics of utilisation: the first above 0 counts, as in gRPC's weighted round robin; the last two are Triton's and vLLM's."""
 
 
 def report_in(headers: Mapping[str, str]) -> Report | None:

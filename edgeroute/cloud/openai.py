@@ -52,17 +52,17 @@ from edgeroute.text.read_openai_replies import (
 
 SHORT = 1 << 16  # maximum bytes of an error reply to read
 NOT_FOUND, TOO_MANY, FAILED = 404, 429, 500
+# Messages of a prompt that is too long.
 _LONG = re.compile(
     r"context.{0,20}(length|size|window)|maximum context|prompt is too long|too many (input )?tokens", re.IGNORECASE
 )
-"""Messages of a prompt that is too long."""
 _SPENT = {"insufficient_quota", "billing_hard_limit_reached"}  # codes of a key whose quota is used up
+# Type or code of an error within a stream -> the HTTP status that it would have had before.
 _STATUS = {
     **dict.fromkeys(LONG, 400), "invalid_request_error": 400, "authentication_error": 401,
     "invalid_api_key": 401, "permission_error": 403, "not_found_error": 404, "rate_limit_error": 429,
     "rate_limit_exceeded": 429, "insufficient_quota": 429, "overloaded_error": 503, "unavailable_error": 503,
 }  # fmt: skip
-"""Type or code of an error within a stream -> the HTTP status that it would have had before."""
 
 
 def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address) -> CloudError:
@@ -142,21 +142,21 @@ MAX_REPLY = 8 << 20  # default maximum of a reply, bytes: a token's event in a s
 NO_LIST = {404, 405, 501}  # HTTP statuses of servers that do not list their models
 EXPECTED = 512  # tokens of an answer to book ahead if its maximum length is unknown
 MOST_TOKENS = 1_000_000_000  # maximum tokens of an answer in a request: a larger number is a mistake
+# Tokens, beside ten times those expected, beyond which a server's count is not believed: thoughts and images take many.
 MARGIN = 200_000
-"""Tokens, beside ten times those expected, beyond which a server's count is not believed: thoughts and images take many."""
 LETTERS = 3  # bytes of an answer's text per token, where tokens are not counted
+# Tokens of an image, whatever its bytes; and bytes per token of sound and files, in Base64, beside as many as an image has.
 IMAGE, MEDIA_BYTES = 5000, 32
-"""Tokens of an image, whatever its bytes; and bytes per token of sound and files, in Base64, beside as many as an image has."""
 MEDIA = frozenset({"image_url", "input_audio", "file", "video_url"})  # keys of a message's part that hold or name such data
+# Most names of models that are stored; characters that a name is shown without.
 MOST_SEEN, NOT_SHOWN = 32, re.compile(r"[^\w.:@-]")
-"""Most names of models that are stored; characters that a name is shown without."""
 TOOLS = 1000  # tokens that a model's template may add for tools
 
+# `finish_reason` -> reason why an answer has no text.
 SILENT = {
     "length": ": it had the most tokens that it may have before it said anything",
     "content_filter": ": a content filter took it",
 }
-"""`finish_reason` -> reason why an answer has no text."""
 
 
 class OpenAIChat(OneByOne):

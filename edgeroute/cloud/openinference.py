@@ -91,8 +91,8 @@ class OpenInference(ServedModel):
         )  # fmt: skip
         self.binary = None if binary == "auto" else binary
         self._tries = 0
+        # (name, datatype, shape, size) of binary tensors -> the JSON before them, and the headers.
         self._heads: dict[tuple[Any, ...], tuple[bytes, tuple[tuple[str, str], ...]]] = {}
-        """(name, datatype, shape, size) of binary tensors -> the JSON before them, and the headers."""
 
     @property
     def prompt(self) -> bool:

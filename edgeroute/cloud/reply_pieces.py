@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 # It returns the whole answer, as a talk returns one of its outputs. It has no retries and no clock.
 
 T = TypeVar("T")
+# Maximum seconds to wait for token counts after a whole answer; a fifth of it for the end of the reply, which keeps the
+# connection.
 LINGER_S = 0.5
-"""Maximum seconds to wait for token counts after a whole answer; a fifth of it for the end of the reply, which keeps the
-connection."""
 LINE = 1 << 16  # maximum bytes of a first line that is waited for
 
 
@@ -44,19 +44,17 @@ class Head(NamedTuple):
     """Status and headers of a reply."""
 
     status: int
-    headers: Mapping[str, str]
-    """Values by lower-case name."""
+    headers: Mapping[str, str]  # values by lower-case name
 
 
 @final
 class Read(NamedTuple):
     """Step: read on."""
 
-    progress: bool = False
-    """True if the last bytes were a part of the answer, so that the time for the next ones begins anew."""
+    progress: bool = False  # True if the last bytes were a part of the answer, so that the time for the next ones begins anew
+    # True if the answer is whole: the rest is not waited for long, and a failure there is no fault. With `progress`: nothing
+    # but the end is missing.
     over: bool = False
-    """True if the answer is whole: the rest is not waited for long, and a failure there is no fault. With `progress`: nothing
-    but the end is missing."""
 
 
 @final
@@ -64,8 +62,7 @@ class AnswerPiece(NamedTuple):
     """Step: a piece of the answer."""
 
     value: Any
-    confidence: float | None = None
-    """Confidence of the answer so far; None: none."""
+    confidence: float | None = None  # confidence of the answer so far; None: none
 
 
 READ, PROGRESS, OVER, DONE = Read(), Read(progress=True), Read(over=True), Read(progress=True, over=True)

@@ -218,10 +218,8 @@ class Placeholder(NamedTuple):
 
     path: tuple[str, ...]
     filters: tuple[str, ...]
-    text: str
-    """Placeholder as written."""
-    edge: bool = False
-    """True if it is of the edge's answer, which may be missing; False: of the input."""
+    text: str  # placeholder as written
+    edge: bool = False  # True if it is of the edge's answer, which may be missing; False: of the input
 
 
 class Body:
@@ -555,8 +553,8 @@ def _json(value: Any, where: str) -> str:  # noqa: ARG001 - a filter's
     return to_json(value).decode()
 
 
+# Name of a filter -> function of (value, placeholder as written).
 FILTERS: Mapping[str, Callable[[Any, str], str]] = {"base64": _base64, "text": _text, "json": _json}
-"""Name of a filter -> function of (value, placeholder as written)."""
 
 
 def _at(place: str) -> str:

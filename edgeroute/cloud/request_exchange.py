@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 # Turns: requests wait for a place among an endpoint's calls under way, in order of arrival, for threads and asyncio.
 
+# Maximum waiting threads in this process, of the 256 for the clouds of a router, so that others have some left.
 MOST_THREADS = 200
-"""Maximum waiting threads in this process, of the 256 for the clouds of a router, so that others have some left."""
 MOST_TASKS = 1000  # maximum waiting tasks for one endpoint
 LOOK_S = 0.5  # seconds between a waiting request's own checks: the place of a garbage-collected one is freed without notice
 _CLOSED = Rejection("stopped", "the router is closed")
@@ -211,32 +211,25 @@ MB = 1e6
 TOO_LARGE = 413  # HTTP status of a request whose body is too large
 NO_DATA = "no user data"
 NUMBERS = count(1)  # numbers of attempts
+# Time that an attempt of this context must have had if its lateness is to be a fault, seconds: for deadlines of strangers.
 LEAST_LATE_S: ContextVar[float] = ContextVar("edgeroute_least_late_s", default=0.0)
-"""Time that an attempt of this context must have had if its lateness is to be a fault, seconds: for deadlines of strangers."""
 
 
 class Sending(NamedTuple):
     """Request about to be sent over the network, as instruments get it."""
 
-    protocol: str
-    """http or grpc."""
-    method: str
-    """Method of HTTP."""
-    origin: str
-    """Scheme, host and port of the endpoint, as in `https://api.example.com`."""
-    path: str
-    """Path of HTTP, or method of gRPC."""
-    model: str
-    """Name of the model at the endpoint; empty: none."""
+    protocol: str  # http or grpc
+    method: str  # method of HTTP
+    origin: str  # scheme, host and port of the endpoint, as in `https://api.example.com`
+    path: str  # path of HTTP, or method of gRPC
+    model: str  # name of the model at the endpoint; empty: none
 
 
 class Reported(Protocol):
     """Receiver of attempts, and of rejected requests."""
 
-    follows: bool
-    """True if `began` is to be called."""
-    prompt: bool
-    """True if its methods return at once, whatever happens."""
+    follows: bool  # True if `began` is to be called
+    prompt: bool  # True if its methods return at once, whatever happens
 
     def began(self, number: int, target: str, request: str, again: int, sending: Sending) -> Mapping[str, str]:
         """Handle that an attempt is about to be sent. Return further headers for it."""
@@ -330,24 +323,23 @@ class Exchange:
         self.sent, self.received, self.usd = 0, 0, 0.0
         self.off_loop: Callable[[Callable[[], Any]], Any] | None = None  # books attempts, which may wait for the disk; None: here
         self.counts = True  # True if the breaker counts its result
+        # True once a part of the answer has come: the endpoint works, and a request for too much is late by itself.
         self.answers = False
-        """True once a part of the answer has come: the endpoint works, and a request for too much is late by itself."""
         self.failure: BaseException | None = None  # exception that ended it, although some of its calls have answered
+        # Instant by which its answer is of use, though it may go on; -inf: it is one that certificates are about.
         self.wanted_by = INF
-        """Instant by which its answer is of use, though it may go on; -inf: it is one that certificates are about."""
         self.codec = ""  # rung of a ladder of codecs by which its inputs are encoded; empty: no ladder
+        # True if the edge's answers are sent along to all inputs, False if not to all; None: the endpoint takes none.
         self.edge: bool | None = None
-        """True if the edge's answers are sent along to all inputs, False if not to all; None: the endpoint takes none."""
+        # Called at the end with `late=`, but not after other failures than these.
+        #
+        # True if its answer did not come by `wanted_by`, or could not, as the request was too large.
         self.ended: Callable[..., object] | None = None
-        """Called at the end with `late=`, but not after other failures than these.
-
-        True if its answer did not come by `wanted_by`, or could not, as the request was too large.
-        """
         self._tokens_usd = 0.0  # cost booked for the tokens of the attempt under way, before they are counted
         self._going = self._open = self.late = False
         self._attempts = self._made = self._moved = self._size = 0
+        # Number of the attempt under way, 0 if its beginning was not reported; and how often the same was sent before.
         self._number = self._again = 0
-        """Number of the attempt under way, 0 if its beginning was not reported; and how often the same was sent before."""
         self._sending: Sending | None = None
         self.status: int | None = None  # HTTP status of its reply
         self.begun, self._until = 0.0, INF

@@ -32,8 +32,8 @@ from edgeroute.types import TensorSpec
 
 MOST = 100_000  # maximum labels of a model
 LONGEST = 1_000  # maximum characters of a label
+# Platforms whose server may have labels in the model's configuration, which the metadata lacks.
 TRITON = frozenset({"ensemble", "python", "onnxruntime_onnx", "onnxruntime"})
-"""Platforms whose server may have labels in the model's configuration, which the metadata lacks."""
 
 
 def labels_in(document: Any) -> tuple[str | int | float | bool, ...] | None:
@@ -68,8 +68,8 @@ SEVERAL = ("label+probabilities", "boxes")  # kinds with several outputs
 MOST_ROWS = 16  # maximum inputs of one call for which the limit of the reply is multiplied
 NUMBER = 32  # maximum bytes of a number as JSON
 HEAD = 1 << 16  # maximum bytes of a reply beside its numbers
+# HTTP statuses for inputs of other names, shapes and datatypes than the model's: the metadata is then fetched again.
 OTHERS = (400, 404, 422, 500)
-"""HTTP statuses for inputs of other names, shapes and datatypes than the model's: the metadata is then fetched again."""
 _PLAIN = re.compile("[A-Za-z0-9_.+-]{1,20}")  # versions that messages may quote
 Given: TypeAlias = str | Mapping[str, Any] | Codec | Sequence[Any]  # codec, or list of codecs
 BASE64 = 4 / 3  # bytes sent as JSON per byte of a file
@@ -140,10 +140,10 @@ class ServedModel(ABC):
         """Version that answers; None: not known yet."""
         self._described: str | None = None  # hash of the metadata; None: not fetched yet
         self._sources: _InputSources | None = None  # sources of `inputs`, computed at the first call
+        # (outputs, numbers in them for one input or None), computed at the first call.
         self._sizes: tuple[dict[str, tuple[int, ...]], int | None] | None = None
-        """(outputs, numbers in them for one input or None), computed at the first call."""
+        # True if the metadata may be outdated, since outputs contradict it, or inputs were refused; it is then fetched again.
         self._changed = False
-        """True if the metadata may be outdated, since outputs contradict it, or inputs were refused; it is then fetched again."""
 
         self._check(address.get("headers") or ())
 
@@ -411,10 +411,9 @@ class _InputSources(NamedTuple):
     """Sources of a model's inputs."""
 
     inputs: tuple[TensorSpec, ...]
-    constants: list[tuple[TensorSpec, Any]]
-    """Inputs with their values from the card."""
+    constants: list[tuple[TensorSpec, Any]]  # inputs with their values from the card
+    # Inputs of the caller, with the card's preprocessing of each (None: none), and the converter without preprocessing.
     given: list[tuple[TensorSpec, Preprocess | None, Plain]]
-    """Inputs of the caller, with the card's preprocessing of each (None: none), and the converter without preprocessing."""
 
 
 def _split_inputs(inputs: tuple[TensorSpec, ...], card: Card) -> _InputSources:

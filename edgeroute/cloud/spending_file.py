@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeroute")
 PREFIX = "spending:"  # prefix of the names of records, one per process with spending
+# Maximum records of earlier processes that stay although they do not count any more, by a clock that may be wrong.
 MOST_RECORDS = 256
-"""Maximum records of earlier processes that stay although they do not count any more, by a clock that may be wrong."""
 MOST_S = 25 * 3600.0  # longest window plus an hour, seconds
 AGAIN_S = 5.0  # seconds after which an unreadable state file is read again
 Lock: TypeAlias = AbstractContextManager[Any]
@@ -174,8 +174,8 @@ class SharedSpending:
         self._account.join(self)
 
         account = self._account
+        # Methods of the account that all share.
         self.recall, self.settle, self.add, self.spent = account.recall, account.settle, account.add, account.spent
-        """Methods of the account that all share."""
 
     @property
     def limits(self) -> Limits:
@@ -238,10 +238,8 @@ class _Account(ForkSafe):
     """Bookings of all routers that share a state file, with their record. `Spending.limits` are the strictest of all."""
 
     lock, _writing = per_process(threading.RLock), per_process(threading.RLock)
-    _name = per_process(lambda: PREFIX + os.urandom(6).hex())
-    """Name of the record; a forked child has its own."""
-    _version, _written = initially(0), initially(0)
-    """Versions of the record: the latest, and the latest in the file."""
+    _name = per_process(lambda: PREFIX + os.urandom(6).hex())  # name of the record; a forked child has its own
+    _version, _written = initially(0), initially(0)  # versions of the record: the latest, and the latest in the file
 
     def __init__(self, spending: Spending, store: KeyValueStore | None) -> None:
         self._spending, self.store = spending, store
@@ -335,5 +333,5 @@ class _Account(ForkSafe):
             return self._spending.scarce(process.now(), limits)
 
 
+# Account by the store's id, unique while the account lives, since the account refers to the store.
 _accounts: process.Shared[int, _Account] = process.Shared()
-"""Account by the store's id, unique while the account lives, since the account refers to the store."""

@@ -13,17 +13,17 @@ from edgeroute.edge.input_stacking import Array, stack
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
 
+# Datatype of the protocol -> NumPy's dtype, where that exists.
 DTYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
-"""Datatype of the protocol -> NumPy's dtype, where that exists."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}  # NumPy's dtype -> datatype of the protocol
 TEXTS = "BYTES"  # datatype of texts and other bytes of any length
 BRAIN = "BF16"  # datatype of the upper half of a float32; callers give and get float32
 _ARRAYS = {**DTYPES, TEXTS: "object", BRAIN: "float32"}  # datatype -> dtype of its arrays
+# Datatype -> NumPy dtype object: comparing these takes no Python call, unlike comparing names.
 _NATIVE = {datatype: np.dtype(dtype) for datatype, dtype in _ARRAYS.items()}
-"""Datatype -> NumPy dtype object: comparing these takes no Python call, unlike comparing names."""
 _BITS = np.dtype(np.uint16)
 _HIGHEST = np.maximum.reduce
 MOST_DIMENSIONS = 32  # maximum dimensions of a tensor
@@ -37,8 +37,7 @@ class Tensor(NamedTuple):
     name: Any
     datatype: Any
     shape: Any
-    data: Any
-    """List of values; or bytes, as `bytes` or a `memoryview`."""
+    data: Any  # list of values; or bytes, as `bytes` or a `memoryview`
 
 
 class Invalid(ValueError):

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from edgeroute.tools.measure.independence_and_overlap import overlap, sketch
     from edgeroute.tools.measure.score_fitting import auto, fit, fit_text
 
+# Module of `edgeroute.tools.measure` -> its public names.
 _TOOLS_OF = {
     "calibration": ("calibrate", "crossfit"), "deferral_curve": ("Area", "deferral_curve", "measured_area"),
     "score_fitting": ("auto", "fit", "fit_text"), "independence_and_overlap": ("overlap", "sketch"),
 }  # fmt: skip
-"""Module of `edgeroute.tools.measure` -> its public names."""
+# Module of this package -> its public names that are imported at their first use.
 _NAMES_OF = {
     "certificate": ("Certificate", "NotEnough"), "learned_features": ("text_features",), "score_before_run": ("InputScore",),
     "learned_score": ("Learned",), "hashed_words": ("prompt_features",), "first_tokens": ("Prefix",),
 }  # fmt: skip
-"""Module of this package -> its public names that are imported at their first use."""
 
 __all__ = [
     "KINDS", "SCORES", "Area", "Certificate", "InputScore", "Learned", "NotEnough", "Prefix", "Reader", "agreement", "auto",

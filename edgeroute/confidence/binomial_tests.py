@@ -37,8 +37,8 @@ def upper(k: int, m: int, delta: float) -> float:
 
 
 RISK = 0.05  # usual probability that an interval misses the truth
+# Sample size from which the intervals of `proportion` do not become narrower: an exact one of more would take too long.
 LARGEST = 50_000
-"""Sample size from which the intervals of `proportion` do not become narrower: an exact one of more would take too long."""
 
 
 def proportion(count: float, of: int, risk: float = RISK) -> tuple[float, float, float]:

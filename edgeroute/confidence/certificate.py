@@ -24,20 +24,20 @@ from edgeroute.system.process import now, replace_file, sha256
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
 VERSION = 2  # version of the file's format
+# Things that a certificate can be bound to -> name in messages.
 BOUND_TO = {
     "edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec",
     "earlier": "edge models before it", "served": "model on the server",
 }  # fmt: skip
-"""Things that a certificate can be bound to -> name in messages."""
+# Thing -> how to give it a version, for one that cannot be identified otherwise.
 _VERSION = {
     "edge": 'CallableModel(f, version="1")', "cloud": 'Function(f, version="1")',
     "score": 'f.version = "1"', "codec": 'f.version = "1"', "earlier": 'CallableModel(f, version="1")',
 }  # fmt: skip
-"""Thing -> how to give it a version, for one that cannot be identified otherwise."""
+# Reason why no certificate applies to an edge model that is a function or an estimator, without a version.
 UNVERSIONED = f"the edge model cannot be identified: give version=, as in {_VERSION['edge']}"
-"""Reason why no certificate applies to an edge model that is a function or an estimator, without a version."""
+# Reason why a certificate about several edge models together does not apply.
 OTHERS = "the other edge models, their thresholds or their order are not those that it was made for"
-"""Reason why a certificate about several edge models together does not apply."""
 
 
 class NotEnough(PolicyError):
@@ -385,14 +385,11 @@ class BoundCertificate(NamedTuple):
     """Certificate with the fingerprints of the setup in use."""
 
     certificate: Certificate
-    used: Mapping[str, str]
-    """Fingerprints of the edge model, cloud, score and codec in use, by the keys of `BOUND_TO`."""
-    max_age_days: float
-    """Maximum age of the calibration, days."""
-    served: Callable[[], str] | None = None
-    """Returns the models that the cloud's servers report now; None: as in `used`."""
+    used: Mapping[str, str]  # fingerprints of the edge model, cloud, score and codec in use, by the keys of `BOUND_TO`
+    max_age_days: float  # maximum age of the calibration, days
+    served: Callable[[], str] | None = None  # returns the models that the cloud's servers report now; None: as in `used`
+    # Returns why models in memory are not those of `used`: a file was replaced before it was loaded. Empty: they are.
     moved: Callable[[], str] | None = None
-    """Returns why models in memory are not those of `used`: a file was replaced before it was loaded. Empty: they are."""
 
     def broken(self) -> str | None:
         """Return in words why the certificate is not valid for this setup or at this time; None if it is valid."""

@@ -13,8 +13,8 @@ from edgeroute.errors import BadReply, PolicyError, check_number
 from edgeroute.system.process import call_contained
 
 Rule = Literal["quantile", "mean", "min", "first"]
+# Rules from log-probabilities of tokens to a confidence: exponential of their 10 % quantile, mean, least, or first.
 RULES: Final[tuple[Rule, ...]] = ("quantile", "mean", "min", "first")
-"""Rules from log-probabilities of tokens to a confidence: exponential of their 10 % quantile, mean, least, or first."""
 
 
 class Prefix:

@@ -25,8 +25,8 @@ _WORD = re.compile(r"\w\w+")
 _SIGNS = (
     "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz", "=+-*/^<>\\$%", "()[]{}", ",", ".!", ":;", "\"'`",
 )  # fmt: skip
+# [groups, 256]: 1 for the ASCII characters of each group.
 _IN_SIGNS = np.array([[chr(code) in signs for code in range(256)] for signs in _SIGNS], np.float64)
-"""[groups, 256]: 1 for the ASCII characters of each group."""
 
 
 def prompt_features(text: str, *, buckets: int = BUCKETS) -> dict[str, Any]:

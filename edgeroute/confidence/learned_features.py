@@ -30,20 +30,18 @@ from edgeroute.confidence.scores import quantile_of
 Array = np.ndarray[Any, np.dtype[Any]]
 FLOOR = -80.0  # lower bound of z and of log-probabilities, -inf included
 PER_CLASS = 128  # maximum number of classes that get features of their own
+# Names of the features of logits, apart from those for each class.
 LOGITS = ("logit msp", "closeness", "entropy", "log p2", "height", "norm")
-"""Names of the features of logits, apart from those for each class."""
 FOREIGN = ("energy", "distance")  # names of the out-of-distribution features
+# Names of the features of a text.
 TEXT = ("log quantile 0.1", "log quantile 0.25", "log quantile 0.5", "mean", "min", "first", "log length")
-"""Names of the features of a text."""
 
 
 class Foreign(NamedTuple):
     """Whitened class means of correctly answered logits, for the Mahalanobis distance."""
 
-    whiten: Array
-    """[C, C]: whitens the within-class covariance of u."""
-    means: Array
-    """[classes that had examples, C], whitened."""
+    whiten: Array  # [C, C]: whitens the within-class covariance of u
+    means: Array  # [classes that had examples, C], whitened
 
     def distance(self, u: Array) -> Array:
         """Return the distances to the nearest mean, [n], standard deviations. u: [n, C]."""

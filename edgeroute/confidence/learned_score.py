@@ -31,8 +31,8 @@ from edgeroute.system.process import replace_file
 
 # Blend of two scores: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.
 
+# Part of a rank that separates values where the examples had none between: beyond the lowest and the highest, above all.
 BEYOND = 1e-3
-"""Part of a rank that separates values where the examples had none between: beyond the lowest and the highest, above all."""
 
 
 class Ranks:

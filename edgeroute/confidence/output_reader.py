@@ -57,8 +57,8 @@ from edgeroute.system.process import call_contained
 from edgeroute.system.safe_logging import Failures
 
 logger = logging.getLogger("edgeroute")
+# Kinds of model outputs.
 KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers")
-"""Kinds of model outputs."""
 CLASSES: Final = ("logits", "probabilities", "logprobs")  # kinds with a number for each class
 LIMITED: Final = ("probabilities", "logprobs", "multilabel")  # kinds whose numbers have limits
 
@@ -145,14 +145,14 @@ class Reader:
         if self.score == "energy" and kind in {"probabilities", "logprobs", "label+probabilities", "multilabel"}:
             raise PolicyError("the energy score needs logits, and this model gives probabilities")
         self.kind = kind
+        # True if the score takes logits and the model gives probabilities, whose logarithms serve as logits.
         self._logits = kind in {"probabilities", "label+probabilities"} and getattr(self.score, "of_logits", False)
-        """True if the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
         self._special = {
             "label+probabilities": self._labelled_prediction, "value": self._value,
             "boxes": self._decoded, "ctc": self._decoded, "multilabel": self._decoded,
         }.get(kind or "")  # fmt: skip
+        # True once outputs have been checked for probabilities that are taken for logits.
         self._seen = kind not in {None, "logits"}
-        """True once outputs have been checked for probabilities that are taken for logits."""
 
     def read_one(self, outputs: Any) -> Prediction:
         """Return the prediction for outputs of one input, with their batch axis of length 1.

@@ -136,15 +136,15 @@ def _energy_row(z: list[float], top: float) -> float:
     return top + log(sum([exp(v - top) for v in z]))
 
 
+# Name -> function from one row [classes], as a list, and its largest value to the score.
 ROWS: dict[str, Callable[[list[float], float], float]] = {
     "msp": _msp_row,
     "margin": _margin_row,
     "entropy": _entropy_row,
     "energy": _energy_row,
 }
-"""Name -> function from one row [classes], as a list, and its largest value to the score."""
+# Name -> function from logits [..., classes] to scores [...].
 ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "entropy": entropy, "energy": energy}
-"""Name -> function from logits [..., classes] to scores [...]."""
 SCORES = (*ROWS, "quantile")  # names of the scores
 
 

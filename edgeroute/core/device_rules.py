@@ -47,12 +47,11 @@ SHARES = ("battery", "cpu", "cpu_pressure", "memory_available", "memory_pressure
 
 Of = Literal["battery", "heat", "memory", "load", "throttled", "gpu", "power"]
 Then = Literal["small_model", "only_edge", "prefer_cloud", "cheapest_energy", "unload", "prefer_edge"]
+# Modes that a rule may set.
+#
+# Not only_cloud: a rule would then cost an answer that the edge has, if the cloud does not answer or the data may not leave. With
+# prefer_edge, a policy that prefers the cloud spares it.
 RuleMode = Literal["only_edge", "prefer_cloud", "prefer_edge"]
-"""Modes that a rule may set.
-
-Not only_cloud: a rule would then cost an answer that the edge has, if the cloud does not answer or the data may not leave. With
-prefer_edge, a policy that prefers the cloud spares it.
-"""
 RULE_MODES: Final[tuple[str, ...]] = get_args(RuleMode)
 NO_ONLY_CLOUD: Final = "only_cloud would cost answers that the edge has: prefer_cloud asks the cloud first"
 BINDING: Final = frozenset({"heat", "memory"})  # quantities whose rules override a call's own mode: they protect the device
@@ -61,17 +60,15 @@ BINDING: Final = frozenset({"heat", "memory"})  # quantities whose rules overrid
 class Quantity(NamedTuple):
     """Quantity that rules compare with a limit."""
 
-    reading: str
-    """Field of `Reading`."""
-    low: bool
-    """True if a rule is in force below `enter`, not above it."""
-    gap: float
-    """Distance of `leave` from `enter` if `leave` is not given; a share of `enter` if `relative`."""
+    reading: str  # field of `Reading`
+    low: bool  # True if a rule is in force below `enter`, not above it
+    gap: float  # distance of `leave` from `enter` if `leave` is not given; a share of `enter` if `relative`
     text: str
     share: bool = False
     relative: bool = False
 
 
+# Name of a quantity -> its properties.
 OF: Final[Mapping[str, Quantity]] = {
     "battery": Quantity("battery", True, 0.05, "battery below {}", share=True),
     "heat": Quantity("temperature_c", False, 5.0, "heat above {} C"),
@@ -81,7 +78,6 @@ OF: Final[Mapping[str, Quantity]] = {
     "gpu": Quantity("gpu", False, 0.1, "GPU load above {}", share=True),
     "power": Quantity("power_w", False, 0.1, "power above {} W", relative=True),
 }
-"""Name of a quantity -> its properties."""
 
 
 class Rule(NamedTuple):
@@ -168,10 +164,8 @@ class Applying(NamedTuple):
     """Rules in force that apply to a call."""
 
     rules: tuple[Rule, ...]
-    mode: Rule | None
-    """Rule that sets the call's mode; None: none does."""
-    not_applied: tuple[str, ...]
-    """Reasons why rules in force do not apply, one line each."""
+    mode: Rule | None  # rule that sets the call's mode; None: none does
+    not_applied: tuple[str, ...]  # reasons why rules in force do not apply, one line each
 
     def then(self, what: Then) -> Rule | None:
         """Return the first rule with this effect; None if there is none."""

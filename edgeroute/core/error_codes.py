@@ -16,17 +16,16 @@ Its breaker is open, or closed but on hold; a limit (concurrency: of calls under
 `max_concurrent = "auto"`, or it is not known whether the endpoint is well); the egress ledger cannot be written; no consent; the
 redaction or the view of the input failed; no free thread; the answer is no longer needed.
 """
+# Kind of error; empty: any other.
+#
+# context, unsupported: the edge model cannot take this input, which is longer than its context, or has tools or images in it;
+# another model is asked, and this one is not at fault. busy: all runs that the edge model may have at a time are taken.
 ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_reply", "held", "context", "unsupported", "busy"]
-"""Kind of error; empty: any other.
-
-context, unsupported: the edge model cannot take this input, which is longer than its context, or has tools or images in it;
-another model is asked, and this one is not at fault. busy: all runs that the edge model may have at a time are taken.
-"""
+# Codes of an input that this model cannot take, or not now, though another may.
 UNFIT: Final[frozenset[str]] = frozenset({"context", "unsupported", "busy"})
-"""Codes of an input that this model cannot take, or not now, though another may."""
 HELD: Final[frozenset[str]] = frozenset(get_args(HeldCode))
+# HTTP statuses that are about this input, not about the endpoint.
 INPUTS_OWN: Final = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
-"""HTTP statuses that are about this input, not about the endpoint."""
 AnyCode: TypeAlias = ErrorCode | HeldCode
 Verdict = Literal["answered", "fault", "late", "nothing"]
 
@@ -123,8 +122,8 @@ class Failure(NamedTuple):
         return "late" if cut or self.code == "timeout" else "fault"
 
 
+# Mark in the fingerprint of a thing without an identity across processes; such a fingerprint differs at every call.
 UNIDENTIFIED = "unidentified:"
-"""Mark in the fingerprint of a thing without an identity across processes; such a fingerprint differs at every call."""
 
 
 # Sanitising of foreign texts (of servers, models, functions, stored rows) for reasons, traces, logs, stores and terminals.

@@ -17,10 +17,8 @@ Outdated = Literal["", "late", "newer", "scene"]
 class Taken(NamedTuple):
     """Frame taken from its source."""
 
-    number: int
-    """Number of the frame, from 0, counting dropped ones."""
-    at: float
-    """Instant at which the source gave the frame, seconds."""
+    number: int  # number of the frame, from 0, counting dropped ones
+    at: float  # instant at which the source gave the frame, seconds
     scene: int = 0
 
 
@@ -77,10 +75,8 @@ def why_outdated(frame: Taken, *, now: float, scene: int, refined: int, stale_s:
 class Scene(NamedTuple):
     """Run of frames that are alike."""
 
-    number: int = 0
-    """Number of the scene, from 1; 0: no frame yet."""
-    signature: Sequence[float] = ()
-    """Signature of the first frame: slow changes add up until they are a new scene."""
+    number: int = 0  # number of the scene, from 1; 0: no frame yet
+    signature: Sequence[float] = ()  # signature of the first frame: slow changes add up until they are a new scene
 
 
 def distance(a: Sequence[float], b: Sequence[float]) -> float:
@@ -114,18 +110,15 @@ ABOVE_DB, SLOPE_DB = 10.0, 2.0  # dB above the noise at which the probability is
 class Began(NamedTuple):
     """Event: speech has begun."""
 
-    start: int
-    """Number of its first window."""
+    start: int  # number of its first window
 
 
 class Ended(NamedTuple):
     """Event: a segment of speech has ended."""
 
     start: int
-    end: int
-    """Number of the window after its last one."""
-    cut: bool = False
-    """True if it was cut for its length: the speech goes on in the next segment."""
+    end: int  # number of the window after its last one
+    cut: bool = False  # True if it was cut for its length: the speech goes on in the next segment
 
 
 class Speech:
@@ -213,15 +206,11 @@ class Display(NamedTuple):
     """Displayed label, and the one that may follow it."""
 
     label: Hashable = None
-    confidence: float | None = None
-    """Confidence of the displayed label when it was last seen; None: unknown."""
+    confidence: float | None = None  # confidence of the displayed label when it was last seen; None: unknown
     rival: Hashable = None
-    seen: int = 0
-    """Number of times in a row that the rival was seen; 0: there is none."""
-    absent: int = 0
-    """Number of times in a row that the displayed label was not seen."""
-    begun: bool = False
-    """True once a label is displayed."""
+    seen: int = 0  # number of times in a row that the rival was seen; 0: there is none
+    absent: int = 0  # number of times in a row that the displayed label was not seen
+    begun: bool = False  # True once a label is displayed
 
 
 def next_display(

@@ -16,7 +16,7 @@ from edgeroute.core.routing_policy import INF
 
 ERROR = 0.02  # relative error of a quantile
 LOWEST_S, HIGHEST_S = 1e-6, 1e3  # limits to which latencies are clipped
-HALF_LIFE = 1_000  # Half-life of a value, in newer values
+HALF_LIFE = 1_000  # half-life of a value, in newer values
 
 _WIDTH = log((1 + ERROR) / (1 - ERROR))
 _SCALE, _SHIFT = 1 / _WIDTH, -log(LOWEST_S) / _WIDTH
@@ -355,7 +355,7 @@ FROM: Final = 0.8  # load from which optional calls are skipped, and deferrals k
 SPAN: Final = 0.4
 MOST: Final = 0.9  # largest share of the deferrals that is kept
 STEP: Final = 0.05  # step of the share, a multiple of this, so that plans do not change for nothing
-HALF_S: Final = 30.0  # Half-life of a report, seconds
+HALF_S: Final = 30.0  # half-life of a report, seconds
 STALE_S: Final = 300.0  # age from which the last report counts nothing, seconds
 CAP: Final = 4.0  # largest load that counts
 QUEUE_S: Final = 1.0  # wait in the endpoint's queue that counts as much as full use, seconds
@@ -365,10 +365,8 @@ ENOUGH_DEFERRED: Final = 16  # minimum number of deferred answers before any is 
 class Report(NamedTuple):
     """Load that an endpoint reports."""
 
-    utilization: float
-    """Used share of its capacity; above 1: it is overloaded."""
-    queue_s: float = 0.0
-    """Time that a request waits there, seconds."""
+    utilization: float  # used share of its capacity; above 1: it is overloaded
+    queue_s: float = 0.0  # time that a request waits there, seconds
 
     @property
     def load(self) -> float:

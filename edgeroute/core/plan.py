@@ -19,34 +19,26 @@ from edgeroute.core.routing_policy import INF, Denied, Mode, Offline, Permit, Po
 class Facts(NamedTuple):
     """State of the device and its targets."""
 
-    busy: frozenset[str] = frozenset()
-    """Names of targets occupied by abandoned runs (asked to stop, still running)."""
-    edge_s: float = 0.0
-    """99 % quantile of the edge's measured latency, seconds; 0 while unknown."""
+    busy: frozenset[str] = frozenset()  # names of targets occupied by abandoned runs (asked to stop, still running)
+    edge_s: float = 0.0  # 99 % quantile of the edge's measured latency, seconds; 0 while unknown
+    # Name of an edge -> time it needs before a deadline, seconds (`reserve_s`); inf or missing: unknown.
     reserves: Mapping[str, float] = {}
-    """Name of an edge -> time it needs before a deadline, seconds (`reserve_s`); inf or missing: unknown."""
-    no_hedge: str = ""
-    """Reason why hedges are forbidden; empty: they are allowed."""
-    deferral_rate: float = 0.0
-    """Share of requests for which the cloud was needed, 0..1."""
-    latencies: Mapping[str, Latency] = {}
-    """Target -> latencies measured so far; only if the policy uses them."""
+    no_hedge: str = ""  # reason why hedges are forbidden; empty: they are allowed
+    deferral_rate: float = 0.0  # share of requests for which the cloud was needed, 0..1
+    latencies: Mapping[str, Latency] = {}  # target -> latencies measured so far; only if the policy uses them
+    # Rules on the device's state that are in force. Readings are no facts: a plan is valid until a rule begins or ends.
     rules: tuple[Rule, ...] = ()
-    """Rules on the device's state that are in force. Readings are no facts: a plan is valid until a rule begins or ends."""
-    loading: frozenset[str] = frozenset()
-    """Names of edges that are being loaded again."""
+    loading: frozenset[str] = frozenset()  # names of edges that are being loaded again
+    # Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`core/latency_and_load_estimates.py`).
     kept: float = 0.0
-    """Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`core/latency_and_load_estimates.py`)."""
+    # Name of an edge -> by how much its thresholds are lowered for that; not those of a certificate.
     slack: Mapping[str, float] = {}
-    """Name of an edge -> by how much its thresholds are lowered for that; not those of a certificate."""
+    # Name of a variant -> time in which nine in ten of its runs end, seconds; missing: unknown, or no variant.
     took_s: Mapping[str, float] = {}
-    """Name of a variant -> time in which nine in ten of its runs end, seconds; missing: unknown, or no variant."""
-    joules: Mapping[str, float] = {}
-    """Target -> energy of a call, joules, as far as known; only if a rule or a limit needs it."""
+    joules: Mapping[str, float] = {}  # target -> energy of a call, joules, as far as known; only if a rule or a limit needs it
+    # Share of the first edge's answers, 0..1, that are below its threshold; None: unknown, or no rule needs it.
     unsure: float | None = None
-    """Share of the first edge's answers, 0..1, that are below its threshold; None: unknown, or no rule needs it."""
-    energy_spent: bool = False
-    """True if `joules_per_hour` has no room for another run of the edge, whose energy is known."""
+    energy_spent: bool = False  # True if `joules_per_hour` has no room for another run of the edge, whose energy is known
 
 
 # Hedging delay: when to call the cloud while the edge is still running.
@@ -92,24 +84,18 @@ def quantile(edge: Latency, q: float) -> float:
 class Place(NamedTuple):
     """Target in the order of trying."""
 
-    target: int
-    """Position in the list of targets."""
-    late: bool = False
-    """True for an edge that is not in memory: it comes behind every cloud, and only if they all have failed."""
-    spare: bool = False
-    """True for an edge that earlier runs keep busy: better than no answer."""
-    wakes: bool = False
-    """True for the late edge that is loaded while a cloud may still answer, as no other edge would."""
+    target: int  # position in the list of targets
+    late: bool = False  # True for an edge that is not in memory: it comes behind every cloud, and only if they all have failed
+    spare: bool = False  # True for an edge that earlier runs keep busy: better than no answer
+    wakes: bool = False  # True for the late edge that is loaded while a cloud may still answer, as no other edge would
 
 
 class Places(NamedTuple):
     """All places in order, with the reasons."""
 
     order: tuple[Place, ...]
-    skipped: tuple[str, ...]
-    """Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place."""
-    steps: tuple[str, ...]
-    """Reasons, one line each."""
+    skipped: tuple[str, ...]  # clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place
+    steps: tuple[str, ...]  # reasons, one line each
 
 
 def place_targets(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload: Rule | None) -> Places:
@@ -172,8 +158,8 @@ def start_by_s(place: Place, *, standby: bool, hedge_s: float, reserve_s: float,
 # Reserve: time that a standby edge gets before the deadline.
 
 ENOUGH_RUNS: Final = 50  # number of runs below which the standby starts at once
+# Number of runs whose longest suffices: among so many, a run of the longest 1 % is missing once in 20,000 times.
 MANY: Final = 1_000
-"""Number of runs whose longest suffices: among so many, a run of the longest 1 % is missing once in 20,000 times."""
 RECENT: Final = 5_000  # number of newer runs for which the longest run counts
 TIMES_LONGEST: Final = 2
 TIMES_MEDIAN: Final = 20  # multiple of the median until there are MANY runs: ten times, and twice that for the machine
@@ -253,41 +239,32 @@ def _pick(members: list[int], targets: Sequence[Target], facts: Facts, small: Ru
 
 
 SPENT: Final = "joules_per_hour is spent"
+# Label of a threshold where a rule, or a busy or unloaded edge, changes which edges are asked.
 PARTIAL: Final = "uncalibrated: its certificate is about all edge models together, and not all are asked"
-"""Label of a threshold where a rule, or a busy or unloaded edge, changes which edges are asked."""
+# Label of a certificate's threshold for an input that reaches its edge in another way than in the calibration.
 EARLIER: Final = "uncalibrated: its certificate counts on the edge models before it, and not all of them judged this input"
-"""Label of a certificate's threshold for an input that reaches its edge in another way than in the calibration."""
 
 
 class Leg(NamedTuple):
     """Target as used in this plan."""
 
     name: str
-    permit: Permit | None
-    """Permission to leave the device; None: the leg runs on it. No cloud can be called without one."""
-    target: int
-    """Position in the list of targets; a higher one is more capable, so its answer is the better fallback."""
-    threshold: float | None
-    """Accept from this confidence on; None: accept any answer; inf: accept none."""
-    final: bool
-    """True for the last leg to call: its answer is accepted whatever its confidence."""
-    accept_unsure: bool
-    """True if an answer without a confidence is accepted."""
+    permit: Permit | None  # permission to leave the device; None: the leg runs on it. No cloud can be called without one.
+    target: int  # position in the list of targets; a higher one is more capable, so its answer is the better fallback
+    threshold: float | None  # accept from this confidence on; None: accept any answer; inf: accept none
+    final: bool  # True for the last leg to call: its answer is accepted whatever its confidence
+    accept_unsure: bool  # True if an answer without a confidence is accepted
+    # Hedging delay: start so many seconds after the previous leg, even if that still runs; inf: only once that has ended.
     hedge_after_s: float
-    """Hedging delay: start so many seconds after the previous leg, even if that still runs; inf: only once that has ended."""
-    standby: bool
-    """True for a standby for failures: its answer is stored until every other leg has ended, or until the deadline."""
+    standby: bool  # True for a standby for failures: its answer is stored until every other leg has ended, or until the deadline
+    # Latest start of a standby, or of an edge not in memory, seconds from the beginning; inf: only after every other leg.
     start_by_s: float
-    """Latest start of a standby, or of an edge not in memory, seconds from the beginning; inf: only after every other leg."""
     label: str
-    thresholds: Mapping[str, float]
-    """Per-class thresholds: an answer's `str()` -> its threshold."""
-    lowered: float = 0.0
-    """By how much its thresholds are below the target's, as the cloud is loaded."""
-    certified: bool = False
-    """True if its threshold is a certificate's."""
+    thresholds: Mapping[str, float]  # per-class thresholds: an answer's `str()` -> its threshold
+    lowered: float = 0.0  # by how much its thresholds are below the target's, as the cloud is loaded
+    certified: bool = False  # True if its threshold is a certificate's
+    # Function that says why the loaded models are not the certified ones, as the target has it; None: no certificate.
     moved: Callable[[], str] | None = None
-    """Function that says why the loaded models are not the certified ones, as the target has it; None: no certificate."""
 
     @property
     def side(self) -> Side:
@@ -298,8 +275,7 @@ class Leg(NamedTuple):
 class Unsure(NamedTuple):
     """Edge whose confidence, known from the input alone, is below its threshold."""
 
-    leg: Leg
-    """Leg as it would have been asked."""
+    leg: Leg  # leg as it would have been asked
     confidence: float | None
 
 
@@ -310,36 +286,27 @@ class Plan(NamedTuple):
     deadline_s: float
     offline: Offline
     mode: Mode
-    steps: tuple[str, ...]
-    """Reasons for this plan, one line each."""
-    order: tuple[int, ...]
-    """Numbers of the legs: 0, 1, ..."""
-    sequential: bool
-    """True if at most one leg runs at a time, and nothing can interrupt it."""
-    stays: str
-    """Reason why no leg leaves the device although there is a cloud; empty otherwise."""
+    steps: tuple[str, ...]  # reasons for this plan, one line each
+    order: tuple[int, ...]  # numbers of the legs: 0, 1, ...
+    sequential: bool  # True if at most one leg runs at a time, and nothing can interrupt it
+    stays: str  # reason why no leg leaves the device although there is a cloud; empty otherwise
     data_class: str | None
     facts: Facts
+    # Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place.
     skipped: tuple[str, ...] = ()
-    """Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place."""
+    # Shadow mode: edges that would be asked first, in order; for a sample of the requests they run after these have ended.
     shadow_legs: tuple[Leg, ...] = ()
-    """Shadow mode: edges that would be asked first, in order; for a sample of the requests they run after these have ended."""
-    rules: tuple[Rule, ...] = ()
-    """Rules on the device's state that have shaped this plan."""
-    hedge_s: float = INF
-    """Hedging delay, seconds after the beginning; in streams a standby, too, is started then."""
-    unsure: tuple[Unsure, ...] = ()
-    """Edges that are not asked first, as the input's own confidence is below their thresholds."""
-    arm: str = ""
-    """Cloud on trial that answers in place of the first; empty: none."""
+    rules: tuple[Rule, ...] = ()  # rules on the device's state that have shaped this plan
+    hedge_s: float = INF  # hedging delay, seconds after the beginning; in streams a standby, too, is started then
+    unsure: tuple[Unsure, ...] = ()  # edges that are not asked first, as the input's own confidence is below their thresholds
+    arm: str = ""  # cloud on trial that answers in place of the first; empty: none
 
 
 class Refusal(NamedTuple):
     """No plan is possible: the reason, and what to do."""
 
     reason: str
-    denied: bool = False
-    """True if the data class is the reason, not a contradiction in the policy."""
+    denied: bool = False  # True if the data class is the reason, not a contradiction in the policy
 
 
 def plan(

@@ -10,8 +10,8 @@ from edgeroute.core.plan import Leg, Plan, judged_leg
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.walk import Left, Malformed, Mark, Outcome, new
 
+# Version of the trace's layout. Version 1 had no codes in the events of failures; 2 had a battery and a heat for rules.
 VERSION = 3
-"""Version of the trace's layout. Version 1 had no codes in the events of failures; 2 had a battery and a heat for rules."""
 
 
 def reason(plan: Plan, outcome: Outcome) -> str:
@@ -59,18 +59,18 @@ def below_threshold(log: Sequence[Mark]) -> set[int]:
 
 
 CUT = "cut"  # result of `truncated` for a text whose end never came
+# `finish_reason` of a text that was cut off -> the words for it; other reasons stand for themselves.
 TRUNCATED = {"length": "was cut off at the most tokens that it may have", "content_filter": "was cut off by a content filter"}
-"""`finish_reason` of a text that was cut off -> the words for it; other reasons stand for themselves."""
+# Values of `finish_reason`, of any server, of a text that came to its own end.
 WHOLE = frozenset(
     {"", "stop", "tool_calls", "function_call", "tool_use", "eos", "eos_token", "end_turn", "stop_sequence", "complete"}
 )
-"""Values of `finish_reason`, of any server, of a text that came to its own end."""
+# Values of `finish_reason` of a text that did not; others become "other", since a server may write the request's words there.
 KNOWN = frozenset({
     *TRUNCATED, "model_length", "max_tokens", "max_output_tokens", "error", "abort", "aborted", "cancelled", "timeout",
     "network_error", "insufficient_system_resource", "safety", "recitation", "blocklist", "prohibited_content", "spii",
     "language", "repetition", "malformed_function_call", "refusal", "pause_turn",
 })  # fmt: skip
-"""Values of `finish_reason` of a text that did not; others become "other", since a server may write the request's words there."""
 
 
 def truncated(outputs: Any) -> str:

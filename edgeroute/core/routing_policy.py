@@ -21,12 +21,10 @@ class Rules(NamedTuple):
 
     never_leave: frozenset[str] = frozenset()
     may_leave: frozenset[str] = frozenset()
+    # Decision for a class in neither list, and, once any class is declared, for a call without one.
     unknown_class: Unknown = "deny"
-    """Decision for a class in neither list, and, once any class is declared, for a call without one."""
-    default_class: str | None = None
-    """Class of a call that names none."""
-    declared: bool = False
-    """True if `may_leave` was declared, though it may be empty: then nothing may leave."""
+    default_class: str | None = None  # class of a call that names none
+    declared: bool = False  # True if `may_leave` was declared, though it may be empty: then nothing may leave
 
     @property
     def any(self) -> bool:
@@ -83,8 +81,8 @@ def permit(rules: Rules, data_class: str | None) -> Permit | Denied:
 
 
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
+# Mode of a policy. shadow: the cloud answers everything, and for a sample the edge's answer is recorded.
 PolicyMode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud", "shadow"]
-"""Mode of a policy. shadow: the cloud answers everything, and for a sample the edge's answer is recorded."""
 Side = Literal["edge", "cloud"]
 Offline = Literal["edge", "queue", "stale", "raise"]
 NoConfidence = Literal["defer", "accept"]
@@ -95,15 +93,15 @@ Hedge = float | str  # seconds, a quantile of the edge's own latency such as "p9
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 POLICY_MODES: Final[tuple[PolicyMode, ...]] = get_args(PolicyMode)
+# Mode, or effect of a rule -> sides that it requires.
 NEEDS: Final[Mapping[str, tuple[Side, ...]]] = {
     "only_edge": ("edge",), "prefer_cloud": ("cloud",), "only_cloud": ("cloud",), "shadow": ("edge", "cloud"),
     "cheapest_energy": ("edge", "cloud"), "unload": ("edge",),
 }  # fmt: skip
-"""Mode, or effect of a rule -> sides that it requires."""
 HEDGE: Final = "p[1-9][0-9]|auto"  # regular expression for a `Hedge` as text
 INF: Final = float("inf")
+# Name of the edge model on trial in answers, traces, audits and statistics; the one in use is `edge`.
 EDGE_TRIAL: Final = "edge-trial"
-"""Name of the edge model on trial in answers, traces, audits and statistics; the one in use is `edge`."""
 
 
 class Target(NamedTuple):
@@ -111,22 +109,16 @@ class Target(NamedTuple):
 
     name: str
     side: Side
-    threshold: float | None = None
-    """Minimum confidence of an accepted answer; None: every answer is accepted."""
-    label: str = "uncalibrated"
-    """Origin of the threshold, as quoted in the reason."""
-    thresholds: Mapping[str, float] = {}
-    """Per-class thresholds: an answer's `str()` -> its threshold; empty: one for all."""
-    certified: bool = False
-    """True if the threshold is a certificate's: it is never lowered."""
-    trial: bool = False
-    """True for a cloud that gets only the requests of its arm."""
-    group: str = ""
-    """Name of its group of variants; empty: none. One member of a group is in a plan."""
+    threshold: float | None = None  # minimum confidence of an accepted answer; None: every answer is accepted
+    label: str = "uncalibrated"  # origin of the threshold, as quoted in the reason
+    thresholds: Mapping[str, float] = {}  # per-class thresholds: an answer's `str()` -> its threshold; empty: one for all
+    certified: bool = False  # True if the threshold is a certificate's: it is never lowered
+    trial: bool = False  # True for a cloud that gets only the requests of its arm
+    group: str = ""  # name of its group of variants; empty: none. One member of a group is in a plan.
+    # True if its certificate is about all edges together: it holds only where all of them are asked in their order.
     together: bool = False
-    """True if its certificate is about all edges together: it holds only where all of them are asked in their order."""
+    # Returns why the models in memory are not those of its certificate; empty: they are. None: without a certificate.
     moved: Callable[[], str] | None = None
-    """Returns why the models in memory are not those of its certificate; empty: they are. None: without a certificate."""
 
 
 class Policy(NamedTuple):
@@ -134,24 +126,17 @@ class Policy(NamedTuple):
 
     mode: PolicyMode = "prefer_edge"
     deadline_s: float = INF
+    # Hedging delay: start the next target so long after the previous one if that has not answered; 0 is a race.
     hedge_after: Hedge = INF
-    """Hedging delay: start the next target so long after the previous one if that has not answered; 0 is a race."""
+    # Result if the cloud was needed and did not answer. edge: the edge's answer; queue: the same, and the request is sent later;
+    # stale: an expired cache entry; raise: NoAnswer.
     offline: Offline = "edge"
-    """Result if the cloud was needed and did not answer. edge: the edge's answer; queue: the same, and the request is sent later;
-    stale: an expired cache entry; raise: NoAnswer.
-    """
-    first_token_s: float = INF
-    """In streams: maximum time to the first piece; a target without one counts as failed."""
-    no_confidence: NoConfidence = "defer"
-    """Treatment of a missing or NaN confidence."""
-    order: CloudOrder = "listed"
-    """Order of several clouds: as listed, or the one with the lowest latency first."""
-    rules: Rules = Rules()
-    """Egress rules."""
-    device_rules: tuple[Rule, ...] = ()
-    """Rules on the device's state; the first one in force that changes the mode counts."""
-    sensors_every_s: float | None = None
-    """Time between two readings of the device's sensors; None: the sensors' default."""
+    first_token_s: float = INF  # in streams: maximum time to the first piece; a target without one counts as failed
+    no_confidence: NoConfidence = "defer"  # treatment of a missing or NaN confidence
+    order: CloudOrder = "listed"  # order of several clouds: as listed, or the one with the lowest latency first
+    rules: Rules = Rules()  # egress rules
+    device_rules: tuple[Rule, ...] = ()  # rules on the device's state; the first one in force that changes the mode counts
+    sensors_every_s: float | None = None  # time between two readings of the device's sensors; None: the sensors' default
 
 
 class Terms(NamedTuple):

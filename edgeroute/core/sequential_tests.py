@@ -8,8 +8,8 @@ from typing import Any, Final
 
 # Sequential test of one mean: detects that it exceeds its level, with few false alarms.
 
+# Average number of values to a false alarm: at least this while the mean, given the values before, is within its level.
 ALARM: Final = 1e4
-"""Average number of values to a false alarm: at least this while the mean, given the values before, is within its level."""
 _RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a difference of its own size
 _DRIFT_RATES: Final = tuple(0.01 * 90 ** (j / 7) for j in range(8))  # .01 to .9
 MOST: Final = 1e100  # cap of the wealth, far below float overflow
@@ -237,13 +237,13 @@ class ShareTest:
 
 # Thresholds for which audits are counted, on each device, for certificates that are valid at every look.
 
+# Thresholds that are tested, ascending, the same for each device: by logit between 0 and 1, geometric beyond.
 GRID: Final = tuple(
     sorted(
         {round(1 / (1 + exp(-k / 8)), 12) for k in range(-32, 121)}
         | {0.0, *(round(10 ** (k / 20), 9) for k in range(40)), *(-round(10 ** (k / 10), 9) for k in range(-20, 20))}
     )
 )
-"""Thresholds that are tested, ascending, the same for each device: by logit between 0 and 1, geometric beyond."""
 
 
 # Sequential test of two arms: detects that the rate of something bad is higher in B than in A, valid at any time.

@@ -226,8 +226,8 @@ class _Window:
     def __init__(self, name: str, length_s: float) -> None:
         self.name, self.length_s, self.width_s = name, length_s, length_s / BUCKETS
         self.current = self.until = -INF  # start of the current bucket, and its end, `until`
+        # Start of a bucket -> its amount, booked here (sorted, oldest first) and loaded from other processes.
         self.booked, self.loaded = dict[float, float](), dict[float, float]()
-        """Start of a bucket -> its amount, booked here (sorted, oldest first) and loaded from other processes."""
         self.recorded = dict[float, float]()  # start of a bucket -> its amount in the record that outlives the process
         self.total = 0.0
 

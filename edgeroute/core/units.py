@@ -16,8 +16,7 @@ class Unit(NamedTuple):
     kind: Literal["duration", "size", "share", "amount", "rate", "count", "whole"]
     least: float = 0
     most: float | None = None
-    above: bool = False
-    """True if `least` itself is out of the range."""
+    above: bool = False  # True if `least` itself is out of the range
     whole: bool = False
     infinite: bool = False
 

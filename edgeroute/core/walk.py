@@ -106,8 +106,8 @@ class Delta(NamedTuple):
     leg: int
     piece: Any
     at: float
+    # Confidence of the whole answer, if it is taken of its beginning alone and known with this piece; else None.
     confidence: float | None = None
-    """Confidence of the whole answer, if it is taken of its beginning alone and known with this piece; else None."""
 
 
 @final
@@ -126,8 +126,7 @@ class Failed(NamedTuple):
     leg: int
     error: BaseException
     at: float
-    fatal: bool = False
-    """True if the input itself is invalid: no other leg is tried."""
+    fatal: bool = False  # True if the input itself is invalid: no other leg is tried
 
 
 @final
@@ -153,16 +152,13 @@ Event: TypeAlias = Delta | Done | Failed | Elapsed
 class Outcome(NamedTuple):
     """Result of a route."""
 
-    leg: int | None
-    """Leg that gave the answer; None: there is no answer."""
+    leg: int | None  # leg that gave the answer; None: there is no answer
     prediction: Prediction | None
-    accepted: bool
-    """False: the best available answer, not the one the policy requires."""
+    accepted: bool  # False: the best available answer, not the one the policy requires
     log: Sequence[Mark]
     begun: float
     ended: float
-    held: Mapping[int, Prediction] = {}
-    """Leg -> its answer that was not accepted."""
+    held: Mapping[int, Prediction] = {}  # leg -> its answer that was not accepted
 
 
 class Left(Outcome):

@@ -25,8 +25,8 @@ from edgeroute.system.safe_logging import Failures
 from edgeroute.text.read_openai_replies import NO_LOGPROBS
 
 Given: TypeAlias = str | Mapping[str, Any] | re.Pattern[str] | Callable[[Any], Any]
+# Most characters of a text that is parsed or matched; a longer one fails. A pattern may take for ever on few.
 LONGEST: Final = 1 << 16
-"""Most characters of a text that is parsed or matched; a longer one fails. A pattern may take for ever on few."""
 STEPS: Final = 100_000  # most keywords of a schema that are evaluated for an answer; one that needs more fails
 NEEDS: Final = "a check by a JSON schema needs jsonschema: pip install 'edgeroute[schema]'"
 

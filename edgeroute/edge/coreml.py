@@ -30,22 +30,20 @@ SYSTEM = platform.system()
 _UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu_and_gpu": "CPU_AND_GPU", "cpu_and_ne": "CPU_AND_NE"}
 _DTYPES = {"FLOAT16": "float16", "FLOAT32": "float32", "DOUBLE": "float64", "INT32": "int32", "INT8": "int8"}
 _NUMBERS = {"doubleType": "float64", "int64Type": "int64"}
+# Colour space of an input -> dtype and channels of the array for it.
+#
+# For BGR the array is RGB, too: Core ML swaps the channels.
 _PICTURES = {"GRAYSCALE": ("uint8", ()), "RGB": ("uint8", (3,)), "BGR": ("uint8", (3,)), "GRAYSCALE_FLOAT16": ("float32", ())}
-"""Colour space of an input -> dtype and channels of the array for it.
-
-For BGR the array is RGB, too: Core ML swaps the channels.
-"""
 
 
 class _Input(NamedTuple):
     """Input of the file, with the shapes that it accepts: any if neither ranges nor shapes are listed."""
 
     spec: TensorSpec
-    ranges: list[tuple[int, int]]
-    """(Least, most) of each axis; a most below 0: any number."""
+    ranges: list[tuple[int, int]]  # (Least, most) of each axis; a most below 0: any number
     listed: list[tuple[int, ...]]
+    # Converts a tensor to the object that `predict` takes; None: that is the tensor itself.
     convert: Callable[[Array], Any] | None
-    """Converts a tensor to the object that `predict` takes; None: that is the tensor itself."""
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Return True if the input accepts a tensor of this shape."""
@@ -215,8 +213,7 @@ class _Session(NamedTuple):
     """Loaded model and the lock that is held during a prediction."""
 
     predict: Callable[[dict[str, Any]], Mapping[str, Any]]
-    lock: threading.Lock
-    """Held during a prediction."""
+    lock: threading.Lock  # held during a prediction
 
 
 def _runtime() -> Any:

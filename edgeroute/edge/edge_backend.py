@@ -55,14 +55,14 @@ class Turn:
         self.stream = stream
 
 
+# Turn of the current call; None: the call belongs to no session.
 TURN: ContextVar[Turn | None] = ContextVar("edgeroute_turn", default=None)
-"""Turn of the current call; None: the call belongs to no session."""
 
 
+# Message about a model with a state, with the code to write.
 IN_SESSION = (
     "keeps a state from one input to the next, one for each stream: use a session, `with router.session() as s: s.infer(x)`"
 )
-"""Message about a model with a state, with the code to write."""
 
 
 def current_turn(name: str) -> Turn:
@@ -93,8 +93,8 @@ MOST_PROBED = 1 << 22  # largest input, in elements, that `ready` runs with zero
 PROBE_S = 2.0  # longest run on zeros, seconds
 FREE = ((224, 16), (64, 512), (640, 64), (32, 1))  # sizes of axes of any size that are tried: in a picture, and otherwise
 NOT_CHECKED = "its outputs were not checked"
+# Abandoned runs of one model (cancelled, still running) at which the planner skips it; `parallel` may set fewer.
 MAX_ABANDONED = 4
-"""Abandoned runs of one model (cancelled, still running) at which the planner skips it; `parallel` may set fewer."""
 
 
 class EdgeBackend(AbandonedRuns):
@@ -113,12 +113,9 @@ class EdgeBackend(AbandonedRuns):
 
     side: Side = "edge"
     traffic = (0, 0)
-    warmth = ""
-    """Times of loading and first runs, as text; empty: the model was not warmed up."""
-    on_zeros: Prediction | None = None
-    """Answer to zeros, without the caller's score, once `ready` has run them; None: not run."""
-    doubt = ""
-    """Reason why `ready` did not check the outputs; empty: it did, or the inputs are not known."""
+    warmth = ""  # times of loading and first runs, as text; empty: the model was not warmed up
+    on_zeros: Prediction | None = None  # answer to zeros, without the caller's score, once `ready` has run them; None: not run
+    doubt = ""  # reason why `ready` did not check the outputs; empty: it did, or the inputs are not known
     unloaded = loading = False
 
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:

@@ -157,21 +157,21 @@ class EdgeMembers(EdgeModel, Protocol):
         """
 
 
+# Names of the optional members.
 Name: TypeAlias = Literal[
     "card", "check", "close", "closes_after_runs", "downgraded", "files", "grounds", "inputs", "kind", "labels", "load",
     "none_found", "output", "outputs", "parallel", "path", "placement", "release", "run_escalated", "run_feed", "run_one",
     "score", "settings", "stateful", "stream", "version",
 ]  # fmt: skip
-"""Names of the optional members."""
+# Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them.
 DEFAULTS: Mapping[Name, Any] = {
     "card": None, "check": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "grounds": "",
     "inputs": (), "kind": None, "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (),
     "parallel": None, "path": None, "placement": None, "release": None, "run_escalated": None, "run_feed": None, "run_one": None,
     "score": None, "settings": {}, "stateful": False, "stream": None, "version": None,
 }  # fmt: skip
-"""Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
+# Optional members that are methods.
 _METHODS: tuple[Name, ...] = ("close", "load", "run_escalated", "run_feed", "run_one", "stream")
-"""Optional members that are methods."""
 
 
 def member(model: EdgeModel, name: Name) -> Any:

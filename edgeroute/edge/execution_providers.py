@@ -11,23 +11,18 @@ from edgeroute.errors import PolicyError, nearest
 
 CPU = "CPUExecutionProvider"
 SUFFIX = "ExecutionProvider"
+# Provider as a policy or a caller names it: a name, a table with a `name`, or a name and its options.
 Given: TypeAlias = "str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] | Provider"
-"""Provider as a policy or a caller names it: a name, a table with a `name`, or a name and its options."""
 
 
 class Provider(NamedTuple):
     """Requested provider with its options."""
 
-    name: str
-    """ONNX Runtime's name of the provider."""
-    options: Mapping[str, str] = {}
-    """Options by ONNX Runtime's names."""
-    output_options: Mapping[str, Any] = {}
-    """Options that may change outputs, as they were given."""
-    folders: tuple[Path, ...] = ()
-    """Folders that the provider writes to."""
-    threads: str | None = None
-    """ONNX Runtime's name of the provider's option for the number of threads; None: it has none."""
+    name: str  # ONNX Runtime's name of the provider
+    options: Mapping[str, str] = {}  # options by ONNX Runtime's names
+    output_options: Mapping[str, Any] = {}  # options that may change outputs, as they were given
+    folders: tuple[Path, ...] = ()  # folders that the provider writes to
+    threads: str | None = None  # ONNX Runtime's name of the provider's option for the number of threads; None: it has none
 
     def native(self, threads: int) -> tuple[str, dict[str, str]]:
         """Return (name, options) as ONNX Runtime takes them, with the model's number of threads as a default."""
@@ -43,15 +38,11 @@ class Provider(NamedTuple):
 class Option(NamedTuple):
     """Option of a provider."""
 
-    keys: tuple[str, ...]
-    """ONNX Runtime's names: the first gets the value, the others get 1."""
-    kind: type
-    """Type of the value: bool, int (0 or more), str, or Path, which is a folder that is created if missing."""
+    keys: tuple[str, ...]  # ONNX Runtime's names: the first gets the value, the others get 1
+    kind: type  # type of the value: bool, int (0 or more), str, or Path, which is a folder that is created if missing
     meaning: str
-    counts: bool = False
-    """True if the option may change outputs."""
-    values: Mapping[str, str] | None = None
-    """Allowed value -> ONNX Runtime's word for it; None: any of its type."""
+    counts: bool = False  # True if the option may change outputs
+    values: Mapping[str, str] | None = None  # allowed value -> ONNX Runtime's word for it; None: any of its type
     convert: Callable[[str], str] | None = None
 
 
@@ -83,6 +74,7 @@ _SPEEDS = (
     "default", "burst", "balanced", "high_performance", "sustained_high_performance", "low_balanced", "high_power_saver",
     "power_saver", "low_power_saver", "extreme_power_saver",
 )  # fmt: skip
+# Short name -> provider.
 KINDS: Mapping[str, Kind] = {
     "tensorrt": Kind("TensorrtExecutionProvider", {
         "fp16": Option(("trt_fp16_enable",), bool, "Layers may run in float16.", counts=True),
@@ -120,7 +112,6 @@ KINDS: Mapping[str, Kind] = {
     "xnnpack": Kind("XnnpackExecutionProvider", {"threads": Option(("intra_op_num_threads",), int, _THREADS)}),
     "cpu": Kind(CPU),
 }  # fmt: skip
-"""Short name -> provider."""
 NATIVE = "options"  # key of a table for options by ONNX Runtime's own names, which are passed on unchecked
 _FULL = {kind.name: short for short, kind in KINDS.items()}  # ONNX Runtime's name -> short name
 _LOWER = {full.lower(): full for full in _FULL}  # ONNX Runtime's name in small letters -> as it is written

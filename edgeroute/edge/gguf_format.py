@@ -16,12 +16,13 @@ from edgeroute.system.foreign_files import open_file
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST = 1 << 20  # most entries and most tensors of a header; real files have a few thousand
+# Most texts of a list, such as a vocabulary, of which real ones have up to a million; and most bytes of entries.
 MOST_TEXTS, MOST_BYTES = 1 << 23, 1 << 28
-"""Most texts of a list, such as a vocabulary, of which real ones have up to a million; and most bytes of entries."""
 MOST_LAYERS = 512  # most layers that llama.cpp takes; it ends the process on a file with more, or with none
 LONGEST = 1 << 16  # bytes of a text that are returned, such as a chat template; the rest of a longer one is skipped
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
+# Number of a tensor's type -> (its name, elements of a block, bytes of a block).
 _TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
@@ -30,7 +31,6 @@ _TYPES = {
     23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
-"""Number of a tensor's type -> (its name, elements of a block, bytes of a block)."""
 
 
 class Gguf(NamedTuple):
@@ -38,15 +38,11 @@ class Gguf(NamedTuple):
 
     architecture: str
     name: str
-    context: int
-    """Tokens of context that it was trained for; 0: not stated."""
+    context: int  # tokens of context that it was trained for; 0: not stated
     parameters: int
-    quantisation: str
-    """Type of most of its weights."""
-    tokens: int
-    """Size of the vocabulary; 0: it has none."""
-    template: str
-    """Chat template, Jinja; empty: it has none."""
+    quantisation: str  # type of most of its weights
+    tokens: int  # size of the vocabulary; 0: it has none
+    template: str  # chat template, Jinja; empty: it has none
     license: str
 
 

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 _JAVA = "ai.onnxruntime."
 _PREFIX = "ONNX_TENSOR_ELEMENT_DATA_TYPE_"
 _DTYPES = {kind.upper(): dtype for kind, dtype in DTYPES.items()}
+# dtype -> method that returns the view of a buffer which Java's library takes for it.
 _VIEWS = {
     "float32": "asFloatBuffer", "float64": "asDoubleBuffer", "int16": "asShortBuffer", "int32": "asIntBuffer",
     "int64": "asLongBuffer",
 }  # fmt: skip
-"""dtype -> method that returns the view of a buffer which Java's library takes for it."""
 _BYTES = {"int8": "INT8", "uint8": "UINT8", "bool": "BOOL"}  # dtype -> Java type that is passed beside a buffer of bytes
+# Locks held while pyjnius is used: two threads that call one method on two objects may both call it on the same object.
 _LOCK, _STOP_LOCK = threading.RLock(), threading.Lock()
-"""Locks held while pyjnius is used: two threads that call one method on two objects may both call it on the same object."""
 
 
 class JavaOnnxModel(ModelFile):
@@ -141,10 +141,8 @@ class JavaOnnxModel(ModelFile):
 class _Bridge(NamedTuple):
     """Access to Java from Python."""
 
-    find: Callable[[str], Any]
-    """Returns a Java class by its name."""
-    detach: Callable[[], None] | None
-    """Detaches the current thread from Java; None: the bridge does so by itself."""
+    find: Callable[[str], Any]  # returns a Java class by its name
+    detach: Callable[[], None] | None  # detaches the current thread from Java; None: the bridge does so by itself
 
     def release(self) -> None:
         """Detach the current thread after it has used Java: an attached thread that ends would end an Android app.

@@ -83,13 +83,11 @@ class Port(NamedTuple):
     name: str
     number: int
     dtype: str
-    shape: tuple[int, ...]
-    """Shape; -1 for a dynamic axis."""
-    initial_shape: tuple[int, ...]
-    """Shape in a new interpreter."""
+    shape: tuple[int, ...]  # shape; -1 for a dynamic axis
+    initial_shape: tuple[int, ...]  # shape in a new interpreter
     scale: float
+    # Zero point of a quantised tensor: its numbers are (element - zero) * scale. A scale of 0: the tensor is not quantised.
     zero: int
-    """Zero point of a quantised tensor: its numbers are (element - zero) * scale. A scale of 0: the tensor is not quantised."""
 
     @classmethod
     def of(cls, name: str, details: Mapping[str, Any]) -> Port:

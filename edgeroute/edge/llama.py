@@ -36,19 +36,19 @@ from edgeroute.types import StopToken
 
 WAIT_S = 60.0  # longest trial, seconds; a usual one takes a few seconds at most
 MOST_BYTES = 8_192  # largest template that is trusted without a trial, bytes
+# Limits of a template without a trial: nested blocks, tokens of a tag, `elif`s, variables set to a sum of texts.
 MOST_NESTED, MOST_TOKENS, MOST_BRANCHES, MOST_SUMS = 60, 400, 100, 20
-"""Limits of a template without a trial: nested blocks, tokens of a tag, `elif`s, variables set to a sum of texts."""
 _STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _BLOCK, _SHOWN = (rf"(?:{_STRING}|(?!{end})[^'\"])*" for end in (r"%\}", r"\}\}"))
+# A comment, a block's tag, or an expression that is shown.
 _PART = re.compile(rf"\{{#.*?#\}}|\{{(?P<kind>%)(?P<block>{_BLOCK})%\}}|\{{\{{(?P<shown>{_SHOWN})\}}\}}", re.DOTALL)
-"""A comment, a block's tag, or an expression that is shown."""
+# Words that make a trial necessary, searched in the whole text, as llama.cpp may see tags elsewhere; and escaped quotes.
 _WORDS = re.compile(r"\b(?:macro|range|recursive|import|include|extends)\b|\\['\"]")
-"""Words that make a trial necessary, searched in the whole text, as llama.cpp may see tags elsewhere; and escaped quotes."""
 _TOKEN = re.compile(rf"{_STRING}|\w+|[^\s\w]", re.DOTALL)
 _UNBOUNDED = {"call", "replace", "center", "indent", "*"}
 _BLOCKS = {"if", "for", "set", "filter", "generation"}
+# Text longer than the context of the trial: the request is refused once its prompt is rendered, and nothing is computed.
 _LONG = "word " * 2_000
-"""Text longer than the context of the trial: the request is refused once its prompt is rendered, and nothing is computed."""
 _TOOL = {
     "type": "function",
     "function": {
@@ -57,12 +57,12 @@ _TOOL = {
     },
 }  # fmt: skip
 _TALK = [{"role": role, "content": _LONG} for role in ("user", "assistant") * 4 + ("user",)]
+# Requests of the trial.
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"max_tokens": 1, "messages": [{"role": "user", "content": _LONG}]},
     {"max_tokens": 1, "messages": [{"role": "system", "content": _LONG}, *_TALK]},
     {"max_tokens": 1, "messages": _TALK, "tools": [_TOOL]},
 )
-"""Requests of the trial."""
 
 
 def is_harmless(template: str) -> bool:
@@ -138,10 +138,10 @@ def _trial(path: Path, template: str | None) -> str | None:
 
 MOST_CONTEXT = 4096  # tokens of context, unless a number is given; a model may have been trained for more
 MOST_ENDS, ENDS_S = 5, 60.0  # times that the process of a model may end within so many seconds, and is started again
+# Most nested parentheses of a grammar: llama.cpp reads them by recursion, and ends the process on a stack overflow.
 MOST_PARENTHESES = 200
-"""Most nested parentheses of a grammar: llama.cpp reads them by recursion, and ends the process on a stack overflow."""
+# Keys of a request that llama.cpp's server sets by the template, and trusts.
 NOT_THE_CALLERS = ("chat_format", "chat_parser", "grammar_lazy", "grammar_triggers", "preserved_tokens")
-"""Keys of a request that llama.cpp's server sets by the template, and trusts."""
 
 
 class LlamaModel(LoadsLate):

@@ -27,8 +27,8 @@ from edgeroute.types import StopToken
 OnPiece = Callable[[Mapping[str, Any]], object]  # function that takes each piece of a reply
 INSTALL: Final = "llama.cpp is not installed: pip install 'edgeroute[llama]'"
 _LONGEST_SOCKET = 100  # longest path of a unix socket that every system takes, bytes
+# Set while this process serves a router to clients: models run isolated, unless their `isolate` is False.
 SERVES_OTHERS = threading.Event()
-"""Set while this process serves a router to clients: models run isolated, unless their `isolate` is False."""
 EXIT_S = 10.0  # longest wait of the interpreter's exit for generations to stop, seconds
 
 
@@ -36,25 +36,19 @@ class LoadOptions(NamedTuple):
     """Options for loading a model."""
 
     path: Path
-    context: int
-    """Tokens for each generation."""
-    slots: int
-    """Generations at a time."""
+    context: int  # tokens for each generation
+    slots: int  # generations at a time
     threads: int
-    gpu_layers: int
-    """Layers on a GPU; -1: all, if there is one."""
-    batch: int
-    """Tokens of a prompt that are read at a time."""
-    template: str | None
-    """Chat template; None: the file's."""
+    gpu_layers: int  # layers on a GPU; -1: all, if there is one
+    batch: int  # tokens of a prompt that are read at a time
+    template: str | None  # chat template; None: the file's
     verbose: bool
 
 
 class Engine(Protocol):
     """Loaded model."""
 
-    address: str
-    """Address where other processes of this device could reach the model; empty: none."""
+    address: str  # address where other processes of this device could reach the model; empty: none
 
     @property
     def ended(self) -> bool:
@@ -120,8 +114,8 @@ class XLlama:
     """
 
     ended = False
+    # True if a parent of this process had a model: its background threads cannot be joined here, so no server may end.
     forked = False
-    """True if a parent of this process had a model: its background threads cannot be joined here, so no server may end."""
 
     def __init__(self, wanted: LoadOptions) -> None:
         module = _import("xllamacpp")
@@ -336,8 +330,8 @@ def _import(name: str) -> Any:
     return import_needed(name, INSTALL if name == "xllamacpp" else "llama-cpp-python is not installed: it builds llama.cpp")
 
 
+# Name of the package -> its engine.
 ENGINES: Final[Mapping[str, Callable[[LoadOptions], Engine]]] = {"xllamacpp": XLlama, "llama-cpp-python": LlamaCppPython}
-"""Name of the package -> its engine."""
 
 
 def runtime_of(wanted: str) -> str:

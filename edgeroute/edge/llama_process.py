@@ -34,8 +34,8 @@ from edgeroute.system.process import ForkSafe, json_dumps, json_loads
 from edgeroute.types import StopToken
 
 LOAD_S = 600.0  # longest load of a model, seconds
+# Time for a generation to stop on request, as a share of the time for a token; then the process is killed.
 STOP_SHARE: Final = 1 / 12
-"""Time for a generation to stop on request, as a share of the time for a token; then the process is killed."""
 MOST_GROWTH: Final = 1 << 30  # memory that requests may take beside the loaded model, bytes, on Linux
 MOST_FRAME: Final = 1 << 26  # longest frame, bytes
 TURN_S: Final = 0.1  # time between two looks at a stop request while all slots are taken, seconds
@@ -131,8 +131,8 @@ class IsolatedEngine(ForkSafe):
         if isinstance(process, Exception):
             shutil.rmtree(folder, ignore_errors=True)
             raise EngineEnded(f"{self._where} needs a process of its own, which cannot be started: {process}") from process
+        # Function that kills the child, and waits for its end; callable from any thread, more than once.
         self.end = finalize(self, _end, process, folder)
-        """Function that kills the child, and waits for its end; callable from any thread, more than once."""
         _begin(_receive, process.stdout, self._calls, self._over, self._frames)
         _begin(_listen, process.stderr, self._tail, wanted.verbose)
         self._frames.put(_frame({"runtime": runtime, **wanted._asdict(), "path": str(wanted.path)}))

@@ -29,10 +29,10 @@ __all__ = ["Array", "Card", "CardInput", "CardState", "checked_sha256", "sha256_
 # Format of model cards: the keys, their JSON Schema, and the check of a card.
 
 Schema = Mapping[str, Any]
+# dtypes of tensors.
 DTYPES = (
     "float32", "float16", "float64", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
 )  # fmt: skip
-"""dtypes of tensors."""
 LAYOUTS = ("HW", "HWC", "CHW")  # orders of a picture's axes: height, width, channels
 FILTERS = ("bilinear", "nearest", "box", "hamming", "bicubic", "lanczos")  # interpolations of Pillow
 LARGEST = 2**31 - 1  # largest size of an axis
@@ -251,33 +251,22 @@ MOST = 5  # most problems of a card in one message
 class CardInput(NamedTuple):
     """Description of one input of the model, by its card."""
 
-    name: str
-    """Name of the model's tensor."""
-    dtype: str | None
-    """dtype of the tensor; None: as in the file."""
-    shape: tuple[int, ...] | None
-    """Shape of the tensor, with its batch axis; None: as in the file."""
-    batch: int | None
-    """Axis that counts the inputs; None: there is none."""
-    batch_given: bool
-    """True if the card states `batch`; otherwise it is a default."""
-    value: Any
-    """Constant value of the tensor; None: the caller gives the input."""
-    preprocess: Preprocess | None
-    """Preprocessing of the caller's input; None: there is none."""
+    name: str  # name of the model's tensor
+    dtype: str | None  # dtype of the tensor; None: as in the file
+    shape: tuple[int, ...] | None  # shape of the tensor, with its batch axis; None: as in the file
+    batch: int | None  # axis that counts the inputs; None: there is none
+    batch_given: bool  # True if the card states `batch`; otherwise it is a default
+    value: Any  # constant value of the tensor; None: the caller gives the input
+    preprocess: Preprocess | None  # preprocessing of the caller's input; None: there is none
 
 
 class CardState(NamedTuple):
     """Output that is fed back as an input."""
 
-    input: str
-    """Name of the input that takes the state."""
-    output: str
-    """Name of the output that returns the next state."""
-    shape: tuple[int, ...] | None
-    """Shape of the first state; None: as in the file."""
-    value: float
-    """Number that fills the first state."""
+    input: str  # name of the input that takes the state
+    output: str  # name of the output that returns the next state
+    shape: tuple[int, ...] | None  # shape of the first state; None: as in the file
+    value: float  # number that fills the first state
 
 
 class Card:

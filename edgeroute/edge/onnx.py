@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # External data of an ONNX model: files with weights beside it.
 
+# Key of a `StringStringEntryProto` in the encoding of protocol buffers, and the length of its value.
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])")
-"""Key of a `StringStringEntryProto` in the encoding of protocol buffers, and the length of its value."""
 
 
 def external_data(model: Path) -> list[Path]:
@@ -135,12 +135,9 @@ class OpenedSession(NamedTuple):
     """Session and the providers that it really runs on."""
 
     session: Any
-    running: tuple[str, ...]
-    """Providers of the session, in order."""
-    nodes: tuple[Node, ...] | None
-    """Nodes with their providers; None: this version of ONNX Runtime does not report them."""
-    downgraded: str | None
-    """How the session runs otherwise than requested; None: as requested."""
+    running: tuple[str, ...]  # providers of the session, in order
+    nodes: tuple[Node, ...] | None  # nodes with their providers; None: this version of ONNX Runtime does not report them
+    downgraded: str | None  # how the session runs otherwise than requested; None: as requested
 
     def used(self, providers: Sequence[Provider]) -> list[Provider]:
         """Return those of the providers that run a node, as far as this is known; the CPU's if none does."""
@@ -250,10 +247,10 @@ def _downgrade(providers: Sequence[Provider], running: Sequence[str], nodes: Seq
     return None
 
 
+# ONNX's type of an element -> dtype.
 DTYPES = {"float": "float32", "double": "float64"} | {
     kind: kind for kind in ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
-"""ONNX's type of an element -> dtype."""
 _DTYPES = {f"tensor({kind})": dtype for kind, dtype in DTYPES.items()}
 
 

@@ -21,8 +21,8 @@ DEEP = ("I", "F")  # beginnings of modes of more than 8 bits a channel, whose va
 MOST_PIXELS = 1 << 26  # most pixels of a picture that is decoded, or was resized
 MOST_SCANS = 100  # most scans of a JPEG: each of a progressive one's goes over the whole picture, and usual ones have ten
 MOST_SEGMENTS = 10_000  # most segments of a JPEG, its scans included
+# Beginning of a segment that states its length, or of the end; within a scan, bytes of 255 are followed by others.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-"""Beginning of a segment that states its length, or of the end; within a scan, bytes of 255 are followed by others."""
 _SCAN, _END = 0xDA, 0xD9
 
 
@@ -32,22 +32,15 @@ class Picture(NamedTuple):
     Calling it decodes and fits a picture.
     """
 
-    name: str
-    """Name of the model's input, for messages."""
-    height: int
-    """Height, pixels; -1: any."""
-    width: int
-    """Width, pixels; -1: any."""
-    channels: int
-    """Number of channels; 0: the array has no axis of channels."""
+    name: str  # name of the model's input, for messages
+    height: int  # height, pixels; -1: any
+    width: int  # width, pixels; -1: any
+    channels: int  # number of channels; 0: the array has no axis of channels
+    # Length of the shorter side, or (height, width); None: pictures of other sizes are refused.
     resize: int | tuple[int, int] | None = None
-    """Length of the shorter side, or (height, width); None: pictures of other sizes are refused."""
-    crop: tuple[int, int] | None = None
-    """(height, width) that is cut out of the middle after resizing; None: nothing is."""
-    filter: str = "bilinear"
-    """Name of Pillow's interpolation."""
-    most: int = MOST_PIXELS
-    """Most pixels of a picture that is decoded."""
+    crop: tuple[int, int] | None = None  # (height, width) that is cut out of the middle after resizing; None: nothing is
+    filter: str = "bilinear"  # name of Pillow's interpolation
+    most: int = MOST_PIXELS  # most pixels of a picture that is decoded
 
     def __call__(self, x: Any) -> Any:
         """Return the picture as uint8 [height, width(, channels)], decoded, resized and cropped as needed.
@@ -302,8 +295,8 @@ class Preprocess:
         self._dtype = np.dtype(gives.dtype)
         if self.factor is None and not np.can_cast(accepts.dtype, self._dtype, "same_kind"):
             raise ValueError(f"{accepts.dtype} cannot be given as {gives.dtype}")
+        # dtype of pictures, whose numbers have a scale that another kind of numbers would not have; None: no picture.
         self._scaled = None if layouts.given is None else np.dtype(accepts.dtype)
-        """dtype of pictures, whose numbers have a scale that another kind of numbers would not have; None: no picture."""
         self._usual = self._fast_path()
 
     @property

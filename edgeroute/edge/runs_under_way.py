@@ -32,8 +32,7 @@ class Runs(ForkSafe):
 
     _free = per_process(threading.Condition)  # on a lock that its owner may take again: a signal handler may run the model
     _count, _closing = initially(0), initially(False)
-    _freeing = initially(False)
-    """True while the model is being closed: until that has ended, no run begins."""
+    _freeing = initially(False)  # True while the model is being closed: until that has ended, no run begins
     _threads: Counter[int] = per_process(Counter)
     _tasks: deque[asyncio.Future[None]] = per_process(deque)
 

@@ -25,11 +25,11 @@ from edgeroute.types import StopToken, TensorSpec
 UNFREED_SESSIONS: list[Any] = []  # sessions of the parent of a forked process, which are never freed
 
 
+# Operators, by ONNX's names, that leave the meaning of numbers as it is.
 PASSING = ("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-"""Operators, by ONNX's names, that leave the meaning of numbers as it is."""
 MOST_PASSED = 8  # most such operators behind the one that makes an output
+# Operator that makes an output -> kind of the output. A vector of length 1 is an embedding.
 KIND_BY_OPERATOR = {"Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel", "LpNormalization": "value"}
-"""Operator that makes an output -> kind of the output. A vector of length 1 is an embedding."""
 MOST_FILLED = 1 << 16  # maximum copies of an input with which a batch of fixed size is filled up
 NO_BATCH = 'if that is no batch axis, its card says so: "batch": "none"'
 
@@ -352,8 +352,8 @@ def concatenate(parts: tuple[Any, ...]) -> Any:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
 
+# Words of native runtimes' errors that mean a lack of memory, in small letters.
 NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot allocate", "out of memory")
-"""Words of native runtimes' errors that mean a lack of memory, in small letters."""
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from edgeroute.errors import BadReply, PolicyError, nearest
 from edgeroute.system.late_imports import attribute, call_factory, import_tool, plugin_targets
 from edgeroute.types import EdgeModel, StopToken
 
+# Suffix, or `http:` for a server on this device, -> `module:Class`.
 BUILT_IN = {
     ".active": "edgeroute.catalog.installed_models:active_model",
     ".gguf": "edgeroute.edge.llama:LlamaModel",
@@ -28,15 +29,14 @@ BUILT_IN = {
     ".tflite": "edgeroute.edge.litert:LiteRTModel",
     "http:": "edgeroute.edge.local_server:LocalServer",
 }
-"""Suffix, or `http:` for a server on this device, -> `module:Class`."""
 SCHEMES = ("http:", "https:", "unix:")  # beginnings of addresses of servers
 ACTIVE = ".active"  # suffix of the pointer file to a catalog's active model, whose own suffix picks the runtime
+# Entry-point group by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot.
 GROUP = "edgeroute.runtimes"
-"""Entry-point group by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
 _TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _SUFFIX = re.compile(r"\.[^\s./\\][^\s/\\]*")
+# Name of a model on a hub; only with its address may a path in it follow.
 _HUB = re.compile(r"(hf://|https://(?:huggingface|hf)\.co/)?([\w-]+/[\w-]+(?:\.\d[\w-]*)*)(?(1)(?:/.*)?)")
-"""Name of a model on a hub; only with its address may a path in it follow."""
 _registered: dict[str, str] = {}  # suffix -> target, as `register` was called
 
 

@@ -15,20 +15,19 @@ from edgeroute.edge.runtime_base import last_operator
 
 MOST_BYTES = (1 << 31) - 1  # largest size of a flatbuffer, whose offsets have 31 bits
 _FLOAT32, _INT8, _INT4 = 0, 9, 17
+# Type of an element -> its bytes; elements of other types have 1, or less.
 _BYTES = {0: 4, 1: 2, 2: 4, 4: 8, 7: 2, 8: 8, 10: 8, 11: 16, 12: 8, 15: 4, 16: 2}
-"""Type of an element -> its bytes; elements of other types have 1, or less."""
+# Operators that take weights of 8 bits beside activations in float, by their codes.
 _HYBRID = {
     3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 7: "EMBEDDING_LOOKUP", 9: "FULLY_CONNECTED", 16: "LSTM", 27: "SVDF", 35: "RNN",
     44: "UNIDIRECTIONAL_SEQUENCE_LSTM", 46: "UNIDIRECTIONAL_SEQUENCE_RNN", 48: "BIDIRECTIONAL_SEQUENCE_LSTM",
     52: "BIDIRECTIONAL_SEQUENCE_RNN", 67: "TRANSPOSE_CONV", 126: "BATCH_MATMUL", 132: "CONV_3D",
 }  # fmt: skip
-"""Operators that take weights of 8 bits beside activations in float, by their codes."""
 _CUSTOM, _VAR_HANDLE = 32, 142
+# Limits of the description: bytes that are read, times the file's size, bytes that a table counts as, and axes.
+#
+# Offsets may lead to the same place any number of times. A file without such offsets stays below the limits.
 _MOST_READ, _TIMES, _TABLE_BYTES, _MOST_AXES = 1 << 26, 8, 32, 255
-"""Limits of the description: bytes that are read, times the file's size, bytes that a table counts as, and axes.
-
-Offsets may lead to the same place any number of times. A file without such offsets stays below the limits.
-"""
 
 
 class Signature(NamedTuple):
@@ -36,28 +35,21 @@ class Signature(NamedTuple):
 
     key: str
     subgraph: int
-    inputs: dict[str, int]
-    """Name -> number of the tensor."""
-    outputs: dict[str, int]
-    """Name -> number of the tensor."""
+    inputs: dict[str, int]  # name -> number of the tensor
+    outputs: dict[str, int]  # name -> number of the tensor
 
 
 class Contents(NamedTuple):
     """Description of a model file: signatures, special operators, states and sizes."""
 
     signatures: tuple[Signature, ...]
+    # Operators that have weights in int8 and activations in float, which are quantised during the run.
     dynamic_range: tuple[str, ...]
-    """Operators that have weights in int8 and activations in float, which are quantised during the run."""
-    custom: tuple[str, ...]
-    """Operators that are not TFLite's own."""
-    resources: bool
-    """True if the model has a state in variables that its operators read and assign."""
-    variables: bool
-    """True if the model has a state in tensors, as an SVDF or an LSTM has."""
-    operators: int
-    """Number of operators of the main graph."""
-    largest: int
-    """Bytes of the largest tensor."""
+    custom: tuple[str, ...]  # operators that are not TFLite's own
+    resources: bool  # True if the model has a state in variables that its operators read and assign
+    variables: bool  # True if the model has a state in tensors, as an SVDF or an LSTM has
+    operators: int  # number of operators of the main graph
+    largest: int  # bytes of the largest tensor
 
 
 def read_contents(data: bytes) -> Contents:
@@ -112,11 +104,11 @@ def _contents(model: _Table) -> Contents:
     return Contents(signatures, tuple(hybrid), tuple(custom), resources, variables, count, largest)
 
 
+# Codes of operators that tell the kind of an output -> ONNX's names.
 _OPERATORS = {
     6: "DequantizeLinear", 11: "LpNormalization", 14: "Sigmoid", 22: "Reshape", 25: "Softmax", 43: "Squeeze", 50: "LogSoftmax",
     53: "Cast", 114: "QuantizeLinear",
 }  # fmt: skip
-"""Codes of operators that tell the kind of an output -> ONNX's names."""
 
 
 def last_operators(data: Any) -> dict[str, str]:
@@ -147,8 +139,7 @@ class _Tensor(NamedTuple):
     kind: int
     buffer: int
     variable: bool
-    size: int
-    """Bytes of its elements."""
+    size: int  # bytes of its elements
 
 
 def _tensor(table: _Table) -> _Tensor:

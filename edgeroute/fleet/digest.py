@@ -12,57 +12,43 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from edgeroute.core.sequential_tests import GRID
 
 FORMAT: Final = 1
-MOST_BYTES: Final = 1024
-"""Maximum bytes of an encoded digest."""
+MOST_BYTES: Final = 1024  # maximum bytes of an encoded digest
+# Upper bounds of the latency buckets, each inclusive; the last bucket has the rest.
 LATENCIES_S: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0)
-"""Upper bounds of the latency buckets, each inclusive; the last bucket has the rest."""
-CONFIDENCES: Final = GRID[::8]
-"""Grid of the table of confidences."""
+CONFIDENCES: Final = GRID[::8]  # grid of the table of confidences
+# An audit's index in `GRID` is rounded down to a multiple of this, so counts are exact for the thresholds `GRID[::4]`.
 AUDIT_STEP: Final = 4
-"""An audit's index in `GRID` is rounded down to a multiple of this, so counts are exact for the thresholds `GRID[::4]`."""
-UNSTATED: Final = -2
-"""Index of audits in a digest that had no room for their confidences; -1: no threshold accepts the answer."""
-OTHER: Final = ("other", "", "", "")
-"""Group of the rarest groups, in a digest that has no room for all."""
+UNSTATED: Final = -2  # index of audits in a digest that had no room for their confidences; -1: no threshold accepts the answer
+OTHER: Final = ("other", "", "", "")  # group of the rarest groups, in a digest that has no room for all
 _KEPT: Final = (16, 12, 8, 4, 1)
+# Coarsest level: 1: hours in blocks of 6. 2: data classes joined. 3: no confidences. 4: one block a day. 5: audits without
+# index. 6: no latencies. From 7 on: the 16, 12, 8, 4, 1 groups with the most requests, and all others as `OTHER`. Each level has
+# those before.
 LAST_LEVEL: Final = 6 + len(_KEPT)
-"""Coarsest level: 1: hours in blocks of 6. 2: data classes joined. 3: no confidences. 4: one block a day. 5: audits without
-index. 6: no latencies. From 7 on: the 16, 12, 8, 4, 1 groups with the most requests, and all others as `OTHER`. Each level has
-those before."""
-MOST_TEXT: Final = 1 << 16
-"""Maximum bytes of a digest's JSON."""
+MOST_TEXT: Final = 1 << 16  # maximum bytes of a digest's JSON
 MOST_GROUPS: Final = 512
-MOST_NAME: Final = 64
-"""Maximum bytes of a name."""
-Group: TypeAlias = tuple[str, str, str, str]
-"""(model, policy, arm of a trial or empty, data class or empty)."""
+MOST_NAME: Final = 64  # maximum bytes of a name
+Group: TypeAlias = tuple[str, str, str, str]  # (model, policy, arm of a trial or empty, data class or empty)
 Row: TypeAlias = tuple[Any, ...]
 
 
 class Digest(NamedTuple):
     """Counts of one device and UTC day; of several with the same device and day only that with the highest revision counts."""
 
-    device: str
-    """32 hexadecimal digits, random."""
-    day: str
-    """Such as 2026-11-28."""
+    device: str  # 32 hexadecimal digits, random
+    day: str  # such as 2026-11-28
     revision: int
-    final: bool
-    """True if the day was over."""
+    final: bool  # True if the day was over
     site: str
-    version: str
-    """Version of edgeroute."""
-    signed: str
-    """Name and version of the signed policy in force; empty: none."""
+    version: str  # version of edgeroute
+    signed: str  # name and version of the signed policy in force; empty: none
     groups: tuple[Group, ...]
+    # (group's index, hour, requests, deferred, degraded, failed, bytes, micro-USD, requests by latency bucket: 8 numbers).
     requests: tuple[Row, ...]
-    """(group's index, hour, requests, deferred, degraded, failed, bytes, micro-USD, requests by latency bucket: 8 numbers)."""
+    # (group's index, index of the highest threshold of `CONFIDENCES` that accepts the edge's answer, or -1, requests).
     confidences: tuple[Row, ...]
-    """(group's index, index of the highest threshold of `CONFIDENCES` that accepts the edge's answer, or -1, requests)."""
-    audits: tuple[Row, ...]
-    """(group's index, hour, index in `GRID`, audited, differ, harms, wins, rate of the draw)."""
-    coarse: int = 0
-    """Level of coarsening, 0: none. An hour is the first of its block."""
+    audits: tuple[Row, ...]  # (group's index, hour, index in `GRID`, audited, differ, harms, wins, rate of the draw)
+    coarse: int = 0  # level of coarsening, 0: none. An hour is the first of its block.
 
 
 def bucket(latency_s: float) -> int:

@@ -30,27 +30,24 @@ class Call(NamedTuple):
     path: str
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
+    # True: sent once, and a reply of any status is returned; without a reply, status 0 with the error as the body.
+    #
+    # False: retried up to `Address.retries` times, and only a success is returned.
     probe: bool = False
-    """True: sent once, and a reply of any status is returned; without a reply, status 0 with the error as the body.
-
-    False: retried up to `Address.retries` times, and only a success is returned.
-    """
-    max_reply: int | None = None
-    """Maximum bytes of the reply's body; None: `Address.max_reply_bytes`."""
+    max_reply: int | None = None  # maximum bytes of the reply's body; None: `Address.max_reply_bytes`
+    # Expected tokens: their price is booked before the request is sent, and corrected by the reply's count; None: no tokens.
     tokens: Tokens | None = None
-    """Expected tokens: their price is booked before the request is sent, and corrected by the reply's count; None: no tokens."""
 
 
+# HTTP statuses of a success; not of a reply that a proxy changed (203), emptied (205) or cut (206).
 SUCCESS = frozenset(range(200, 300)) - {203, 205, 206}
-"""HTTP statuses of a success; not of a reply that a proxy changed (203), emptied (205) or cut (206)."""
 
 
 class Reply(NamedTuple):
     """HTTP reply to a call."""
 
     status: int
-    headers: Mapping[str, str]
-    """Values by lower-case name."""
+    headers: Mapping[str, str]  # values by lower-case name
     body: bytes
 
 

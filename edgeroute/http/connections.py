@@ -453,15 +453,13 @@ class Connections(Pool):
     lock: a list's `append` and `pop` are atomic, in threads, in signal handlers and across a fork.
     """
 
+    # All connections. A forked child closes its copies of the parent's sockets.
+    #
+    # That sends nothing, and leaves the parent's open.
     _all: weakref.WeakSet[ThreadConnection] = per_process(weakref.WeakSet, lambda parents: _close_all([*parents]))
-    """All connections. A forked child closes its copies of the parent's sockets.
-
-    That sends nothing, and leaves the parent's open.
-    """
     _idle: list[ThreadConnection] = per_process_of(lambda self: _closed_at_end(self), list.clear)  # noqa: PLW0108 - it is defined below
 
-    keeps_time = True
-    """True: `send` ends by its instant, whatever the server does."""
+    keeps_time = True  # True: `send` ends by its instant, whatever the server does
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Send the call and return the reply by the instant `until`; blocks.

@@ -22,14 +22,14 @@ from edgeroute.system.thread_pool import start_thread
 
 MOST = 16  # maximum concurrent look-ups in this process; beyond it, a look-up of a further name fails at once
 MOST_EACH = 4  # maximum concurrent look-ups of one name
+# Seconds after which a look-up may be stuck on a dead DNS server, so that another of the same name is started beside it.
 FRESH_S = 5.0
-"""Seconds after which a look-up may be stuck on a dead DNS server, so that another of the same name is started beside it."""
 
 STALE_S = 86400.0  # seconds for which an earlier answer is used while the resolver does not answer
 PATIENCE_S = 1.8  # seconds to wait for the resolver before an earlier answer is used
 MOST_KEPT = 256  # maximum names whose addresses are stored
+# Error numbers for "there is no such name". Empty on macOS, which reports them without a network, too.
 _FINAL: set[int] = set() if sys.platform == "darwin" else {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
-"""Error numbers for "there is no such name". Empty on macOS, which reports them without a network, too."""
 
 
 class SocketAddress(NamedTuple):

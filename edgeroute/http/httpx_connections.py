@@ -24,20 +24,17 @@ from edgeroute.system.late_imports import import_httpx
 from edgeroute.system.process import ForkSafe, await_within, initially, per_process, settle, start_task_on
 from edgeroute.types import StopToken
 
+# httpx's timeout -> step that the endpoint did not do in time.
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
-"""httpx's timeout -> step that the endpoint did not do in time."""
 MOST_KEPT = 10  # maximum of `Carrier._kept`: after so many closed connections in a row, the server itself is at fault
 
 
 class Carrier(ForkSafe):
     """Base of the connections by an httpx client: builds requests, follows redirects, maps errors."""
 
-    own: Any = initially(None)
-    """httpx client made by edgeroute; None: none yet, or the application gave one."""
-    _first: dict[str, Any] = per_process(dict)
-    """Client under the key "client", so that concurrent first calls share it."""
-    _using: set[object] = per_process(set)
-    """Tokens of the calls under way."""
+    own: Any = initially(None)  # httpx client made by edgeroute; None: none yet, or the application gave one
+    _first: dict[str, Any] = per_process(dict)  # client under the key "client", so that concurrent first calls share it
+    _using: set[object] = per_process(set)  # tokens of the calls under way
 
     def __init__(self, address: Address, client: Any) -> None:
         self.address, self.given = address, client

@@ -37,11 +37,9 @@ class Malformed(Exception):
 class Head(NamedTuple):
     """Status line and headers of a reply."""
 
-    version: str
-    """"1.0" or "1.1"."""
+    version: str  # "1.0" or "1.1"
     status: int
-    headers: list[tuple[str, str]]
-    """(lower-case name, value), in order, repeated ones too."""
+    headers: list[tuple[str, str]]  # (lower-case name, value), in order, repeated ones too
 
 
 class Llhttp:
@@ -161,8 +159,8 @@ def _headers(head: bytes) -> list[tuple[str, str]]:
     return headers
 
 
+# Bare line ends, continued lines and control characters, which h11 accepts.
 _NOT_STRICT = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-"""Bare line ends, continued lines and control characters, which h11 accepts."""
 new_parser: type[Llhttp | H11] = Llhttp if HAVE_LLHTTP else H11  # parser class in use
 
 
@@ -171,8 +169,8 @@ EARLY = 1 << 16  # maximum bytes read while a request is being sent
 FRAMING = 1 << 16  # maximum bytes beside the body (heads, chunk sizes, trailers); the body's size divided by `BODY_EACH` is added
 BODY_EACH = 8
 READ_LEAST, READ_MOST = 1 << 12, 1 << 16
+# Maximum bytes to receive at a time of a body of known length; of others `CHUNKS_MOST`, since they take longer to parse.
 PIECE_MOST = 1 << 18
-"""Maximum bytes to receive at a time of a body of known length; of others `CHUNKS_MOST`, since they take longer to parse."""
 CHUNKS_MOST = 1 << 14
 _LENGTH = re.compile("[0-9]{1,18}")
 _BARE = re.compile(rb"(?<!\r)\n")

@@ -28,10 +28,8 @@ class Proxy(NamedTuple):
 
     host: str
     port: int
-    https: bool
-    """True if the connection to the proxy itself uses TLS."""
-    authorization: str
-    """Value of Proxy-Authorization, user and password encoded; empty: none."""
+    https: bool  # True if the connection to the proxy itself uses TLS
+    authorization: str  # value of Proxy-Authorization, user and password encoded; empty: none
 
 
 def proxy_for(address: Address) -> Proxy | None:
@@ -76,8 +74,8 @@ Steps: TypeAlias = Generator[int | Buffers, Any, T]
 It yields a number, and is sent up to so many received bytes (empty: the end); or it yields buffers, and is sent (number of bytes
 sent, bytes received meanwhile or None).
 """
+# Called with bytes received while others are being sent; empty: the end. Returns True if no more is to be sent.
 Heard: TypeAlias = Callable[[bytes], bool]
-"""Called with bytes received while others are being sent; empty: the end. Returns True if no more is to be sent."""
 PIECE = 1 << 18  # maximum bytes encrypted at a time
 RECORD = 1 << 16  # maximum bytes received at a time
 MEANWHILE = 1 << 18  # maximum bytes received while a handshake's messages are being sent
@@ -412,8 +410,8 @@ class Line:
         self._layer: Plain | Tls = Plain()
         self._early = Early()
         self._forwarding: Proxy | None = None
+        # Host and port to connect to: the proxy's, or the endpoint's.
         self.there: tuple[str, int] = (wire.address.host, wire.address.port)
-        """Host and port to connect to: the proxy's, or the endpoint's."""
         if wire.address.https:
             wire.context()  # unreadable files are reported before anything is connected
         self._proxy = wire.proxy()

@@ -162,8 +162,7 @@ AGAIN_S = 1.0  # seconds until a reading is tried again for which there was no t
 class Due(Protocol):
     """Part of an observer that the sampler uses."""
 
-    reads_at: float
-    """Monotonic instant from which the sensors are due; inf: they are not used, or are being read."""
+    reads_at: float  # monotonic instant from which the sensors are due; inf: they are not used, or are being read
 
 
 class Router(Protocol):
@@ -187,8 +186,8 @@ class Sampler(ForkSafe):
     """
 
     _lock = per_process(threading.RLock)  # reentrant: a signal handler may make or close a router
+    # Empty in a forked child, where a router's first request starts the reading again.
     _routers: WeakSet[Router] = per_process(WeakSet)
-    """Empty in a forked child, where a router's first request starts the reading again."""
     _threads = per_process(lambda: ThreadPool("edgeroute-sensors", MOST))
     _idle = False
 

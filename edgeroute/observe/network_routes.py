@@ -20,11 +20,11 @@ from edgeroute.system.thread_pool import Worker
 MOST = 65536  # most bytes of a routing table that are read
 UP, REJECT = 0x1, 0x200
 METERED_S = 30.0  # minimum time between two queries to NetworkManager, seconds
+# Command that queries NetworkManager.
 BUS = (
     "busctl", "--system", "--auto-start=no", "--timeout=1", "get-property", "org.freedesktop.NetworkManager",
     "/org/freedesktop/NetworkManager", "org.freedesktop.NetworkManager", "Metered",
 )  # fmt: skip
-"""Command that queries NetworkManager."""
 STATES = {"1": True, "2": False, "3": True, "4": False}  # values of NMMetered: yes, no, and each as a guess; 0 is unknown
 LINK_LOCAL = 0xFEA9  # 169.254, in network byte order
 

@@ -112,8 +112,8 @@ class Paces:
     """Filter for the latencies of an edge model's variants: passes those of enough runs since the variant's last long pause."""
 
     def __init__(self) -> None:
+        # Variant -> runs in all, runs before its last long pause, and the monotonic instant of its last run.
         self._seen: dict[str, tuple[int, int, float]] = {}
-        """Variant -> runs in all, runs before its last long pause, and the monotonic instant of its last run."""
 
     def known(self, took_s: Iterable[tuple[str, int, float]], now_s: float) -> Mapping[str, float]:
         """Return variant -> its time, seconds, for variants with enough runs since their last long pause.

@@ -69,8 +69,8 @@ class Counts(ForkSafe):
         self.cached = self.queued = self.late = self.spared = 0
         self._added = 0  # requests counted since `record` last returned True
         self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
+        # Outcomes that are not counted yet: legs, answering leg, accepted, log, row of a batch.
         self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
-        """Outcomes that are not counted yet: legs, answering leg, accepted, log, row of a batch."""
 
     def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
         """Store the outcome of a request, to be counted later with others. Return True if the stored ones were counted just now.

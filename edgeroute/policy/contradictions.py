@@ -27,11 +27,9 @@ HUGE = 1e300  # longer integers are not quoted: some cannot be converted to floa
 class Problem(NamedTuple):
     """Problem of a policy."""
 
-    key: Key
-    """Place, as in ("cloud", 0, "timeout"); () for the policy as a whole."""
+    key: Key  # place, as in ("cloud", 0, "timeout"); () for the policy as a whole
     text: str
-    variable: str = ""
-    """Environment variable, if the problem belongs to no key."""
+    variable: str = ""  # environment variable, if the problem belongs to no key
 
 
 class Wrong(Exception):

@@ -362,8 +362,8 @@ def _yaml(text: str) -> Any:
         raise ValueError(f"is not YAML: {str(e).splitlines()[0]}") from None
 
 
+# Quotes in pyyaml's messages: a character or the kind of a token (the group), else text of the file, perhaps a secret.
 _YAML_QUOTED = re.compile(r"""(\s*(?:'.'|'<[a-z ]+>'))|\s*['"].*""", re.DOTALL)
-"""Quotes in pyyaml's messages: a character or the kind of a token (the group), else text of the file, perhaps a secret."""
 
 
 def _at(mark: Any) -> str:

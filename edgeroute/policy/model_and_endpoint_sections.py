@@ -175,12 +175,12 @@ class InstalledCloud(Cloud):
         return endpoint
 
 
+# Group of the entry points by which an installed package adds protocols: `name = "module:Class"`.
 PROTOCOLS = "edgeroute.protocols"
-"""Group of the entry points by which an installed package adds protocols: `name = "module:Class"`."""
+# Protocol -> section type.
 CLOUDS: dict[str, type[Cloud]] = {
     "openinference": OpenInferenceCloud, "openinference-grpc": OpenInferenceGrpcCloud, "json": JsonCloud, "openai": OpenAICloud,
 }  # fmt: skip
-"""Protocol -> section type."""
 
 
 def _protocol(section: Any) -> str:

@@ -63,6 +63,7 @@ class Trial(Section):
     )
 
 
+# Types of a section; if there are several, its key `protocol` selects one.
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
     "cloud": tuple(CLOUDS.values()),
@@ -77,7 +78,6 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "telemetry": (Telemetry,),
     "gateway": (Gateway,),
 }
-"""Types of a section; if there are several, its key `protocol` selects one."""
 LISTS = ("edge", "cloud", "trial", "rule")  # sections that may occur several times
 
 # the sources number such sections, "0" and on, so that a variable can override one of several
@@ -321,13 +321,13 @@ def _files(target: Any) -> Any:
 
 # Messages for users, translated from pydantic's errors: they name the key, quote no secret, and suggest a valid one.
 
+# Section of an earlier policy -> what replaces it.
 REPLACED = {
     "ab": "write [trial] with edge = the path of B, and the other keys as they are (trials.md)",
     "candidate": "write [trial] with shown = false, and its keys in [trial.edge] (trials.md)",
     "cloud_arms": "write a [[trial]] for each endpoint but the first: cloud = its name; shown = false for shadow (trials.md)",
     "saver": 'a [[rule]] of = "battery" and one of = "heat" with the same `then` do the same (rules.md)',
 }
-"""Section of an earlier policy -> what replaces it."""
 
 
 def explain(error: ValidationError) -> list[Problem]:
@@ -402,8 +402,8 @@ def _suggestion(word: str, model: type[Section | Settings]) -> str:
     return nearest(word, model.model_fields)
 
 
+# Text of the problem of a misspelt key, with the key that was meant.
 MISSPELT = re.compile('there is no such key: did you mean "([^"]+)"')
-"""Text of the problem of a misspelt key, with the key that was meant."""
 
 
 def corrected(data: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str, Any]:

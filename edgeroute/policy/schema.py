@@ -17,6 +17,7 @@ from edgeroute.policy.policy_keys import LISTS, SECTIONS, Settings
 from edgeroute.policy.sections_from_classes import text_of
 from edgeroute.policy.sections_of_runtimes import Registered, all_registered, registered_section
 
+# JSON Schema of `[edge]` with `[[edge.variant]]`.
 VARIANTS = {
     "type": "object",
     "title": "group of variants",
@@ -30,7 +31,6 @@ VARIANTS = {
     "required": ["variant"],
     "additionalProperties": False,
 }  # fmt: skip
-"""JSON Schema of `[edge]` with `[[edge.variant]]`."""
 
 
 class _Plain(GenerateJsonSchema):

@@ -24,28 +24,29 @@ from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size,
 from edgeroute.system.declared_settings import argument_texts, hints, unit_of
 
 S = TypeVar("S", bound=BaseModel)
+# Words of a docstring -> words of the reference of policy files.
 WORDS = {"; None:": "; without it:", "None:": "Without it:", "inf:": "Without it:", ", seconds": "", ", 0..1": "", "docs/": ""}
-"""Words of a docstring -> words of the reference of policy files."""
+# Name of a parameter `**name` -> the class whose arguments it takes.
 FURTHER: Mapping[str, Any] = {"address": Address, "file": ModelFile, "terms": Terms}
-"""Name of a parameter `**name` -> the class whose arguments it takes."""
+# Argument -> key, where that is another name and not only one without the unit.
 KEYS = {"max_bytes": "max_size", "rate_per_s": "rate"}
-"""Argument -> key, where that is another name and not only one without the unit."""
+# (kind of unit, True if its least value is excluded) -> type of the key.
 UNITS: Mapping[tuple[str, bool], Any] = {
     ("duration", False): Delay, ("duration", True): Duration, ("size", False): Size,
     ("share", False): Share, ("share", True): Share, ("amount", False): values.Amount, ("rate", True): values.Rate,
     ("count", False): values.Count, ("whole", False): values.Whole,
 }  # fmt: skip
-"""(kind of unit, True if its least value is excluded) -> type of the key."""
+# Kind of a model's outputs.
 Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "multilabel", "value", "boxes", "ctc", "answers"]
-"""Kind of a model's outputs."""
+# Path of a file; a relative one starts from the policy's folder.
 File = Annotated[values.Text, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
-"""Path of a file; a relative one starts from the policy's folder."""
+# Path of a card; false: no card is read.
 CardFile = Annotated[
     Literal[False] | values.Text,
     values.with_message("the path of a card, or false"),
     AfterValidator(lambda text: text and Path(text)),
 ]
-"""Path of a card; false: no card is read."""
+# Argument -> type of its key, where a policy file writes the value otherwise than Python, or checks more than its type.
 FORMS: Mapping[str, Any] = {
     "api_key": values.SecretReference, "binary": values.Binary, "body": values.BodyTemplate, "card": CardFile,
     "cert": values.Cert, "check": values.Check, "client": values.Client, "codec": values.PayloadCodec, "headers": values.Headers,
@@ -54,7 +55,6 @@ FORMS: Mapping[str, Any] = {
     "ping_path": values.PingPath, "providers": values.Providers, "retries": values.Retries, "score": values.Score,
     "sensors_every": Period, "sha256": values.Sha256, "threads": values.Threads, "verify": values.Verify,
 }  # fmt: skip
-"""Argument -> type of its key, where a policy file writes the value otherwise than Python, or checks more than its type."""
 
 
 def text_of(section: type[BaseModel]) -> str:

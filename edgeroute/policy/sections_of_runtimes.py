@@ -35,8 +35,7 @@ class Registered(Model):
     """A model on the device, whose keys are its class's arguments."""
 
     model_config = ConfigDict(protected_namespaces=())
-    target: ClassVar[str]
-    """The runtime's class, `module:Class`."""
+    target: ClassVar[str]  # the runtime's class, `module:Class`
 
     def __repr_name__(self) -> str:
         return self.target

@@ -14,10 +14,10 @@ SIZE = r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(B|KB|MB|GB|KiB|MiB|GiB)"
 SHARE = r"(100(?:\.0{1,9})?|[0-9]{1,2}(?:\.[0-9]{1,9})?)%"
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# A number with any word after it, for suggestions.
 _LOOSE = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*([a-z]*|%)\s*", re.IGNORECASE)
-"""A number with any word after it, for suggestions."""
+# Unit -> words that are taken for it in suggestions.
 _WORDS = {"ms": "ms|msecs?|milli.*", "s": "s.*", "m": "m|min.*", "h": "h|hrs?|hours?", "d": "d|days?"}
-"""Unit -> words that are taken for it in suggestions."""
 
 
 def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "12h"') -> float:
@@ -115,12 +115,12 @@ Duration = Annotated[float, PlainValidator(span), WithJsonSchema(text("duration"
 Delay = Annotated[float, PlainValidator(duration), WithJsonSchema(text("duration", DURATION, "100ms"))]  # seconds, 0 or more
 Period = Annotated[float, PlainValidator(period), WithJsonSchema(text("duration", DURATION, "5s"))]  # seconds, 1 to 60
 Size = Annotated[int, PlainValidator(size), WithJsonSchema(text("size", SIZE, "16MiB"))]  # Bytes
+# 0..1.
 Share = Annotated[
     float,
     PlainValidator(share),
     WithJsonSchema({"anyOf": [text("percentage", SHARE, "1%"), {"type": "number", "minimum": 0, "maximum": 1}]}),
 ]
-"""0..1."""
 
 
 def to_text(kind: str, value: float) -> str:

@@ -107,10 +107,10 @@ def _url(url: str) -> str:
 
 _JSON = r".+\.json"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+# "name: value" of a header that looks like a secret.
 _SECRET_HEADER = re.compile(
     r"[^:]*(auth|cookie|key|token|secret|passw|credential|signature|session|jwt)|[^:]*: *(bearer|basic|token) ", re.IGNORECASE
 )
-""""name: value" of a header that looks like a secret."""
 _HEADER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LITERAL = 'a secret does not belong in a file: put it in an environment variable, and write { env = "ITS_NAME" } here'
 
@@ -170,10 +170,10 @@ def _headers(value: Any) -> dict[str, str | Secret]:
     return {name: v if isinstance(v, str) else _secret(v) for name, v in value.items()}
 
 
+# Names of a body's keys that look like a secret.
 _SECRET_FIELD = re.compile(
     r"(api|access|secret|private)[_-]?key|.*(passw(or)?d|secret|credentials?)|(access|auth|api|bearer)[_-]?token|authorization"
 )
-"""Names of a body's keys that look like a secret."""
 
 
 def checked_body(make: Callable[[], object], body: Any) -> Any:

@@ -30,8 +30,8 @@ class Checkpoint:
 
     def __init__(self, store: KeyValueStore, counts: Counts, spending: SharedSpending) -> None:
         self.store, self._counts, self.spending = store, counts, spending
+        # Name -> function that returns the state of a part; None: there is nothing to store.
         self.dumps: dict[str, Callable[[], Any]] = {}
-        """Name -> function that returns the state of a part; None: there is nothing to store."""
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:

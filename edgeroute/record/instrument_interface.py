@@ -138,10 +138,10 @@ class Instrument:
 
 FAILED = "an instrument failed at %s; no answer is affected"
 _NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[!-~]([\t -~]*[!-~])?")
+# Headers that no instrument may set.
 FIXED = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "content-type", "authorization", "idempotency-key"}
 )
-"""Headers that no instrument may set."""
 
 
 def _check_headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -21,10 +21,10 @@ __all__ = ["OpenTelemetry"]
 
 # Attributes of spans and metrics, by OpenTelemetry's conventions for HTTP clients, RPC clients and generative AI. No I/O.
 
+# Methods that HTTP knows; any other is `_OTHER`.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
-"""Methods that HTTP knows; any other is `_OTHER`."""
+# End of a path of OpenAI's API -> operation.
 OPERATIONS = {"/chat/completions": "chat", "/completions": "text_completion", "/embeddings": "embeddings"}
-"""End of a path of OpenAI's API -> operation."""
 Attributes = dict[str, Any]
 
 

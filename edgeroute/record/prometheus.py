@@ -24,6 +24,7 @@ __all__ = ["Exposition", "Prometheus", "metrics"]
 
 PREFIX = "edgeroute_"
 STATES = ("closed", "half-open", "open")
+# Field of a reading -> its metric, and the metric's description.
 SENSORS = {
     "battery": ("device_battery_ratio", "State of charge of the battery"),
     "temperature_c": ("device_temperature_celsius", "Temperature of the hottest part of the device"),
@@ -38,7 +39,6 @@ SENSORS = {
     "network": ("device_network", "Whether there is a route to anywhere"),
     "metered": ("device_metered", "Whether the link is metered"),
 }
-"""Field of a reading -> its metric, and the metric's description."""
 
 
 class Page:

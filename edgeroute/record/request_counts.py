@@ -17,8 +17,8 @@ from edgeroute.observe.stats_and_status import Status
 from edgeroute.record.instrument_interface import AttemptEnded, Instrument, RequestEnded
 from edgeroute.system.process import ForkSafe, per_process
 
+# Upper bounds of the histograms' buckets, seconds.
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper bounds of the histograms' buckets, seconds."""
 TOGETHER = 64  # number of events that are counted together, off the path of most calls
 WAITING = 1 << 16  # maximum events of a sort that wait to be counted while a scrape reads; of more the oldest are dropped
 MOST = 1000  # maximum kinds of requests, and endpoints, that are distinguished; a further one is counted under the target `other`
@@ -48,11 +48,9 @@ class Histogram:
 class Kind(NamedTuple):
     """Kind of request, under which it is counted."""
 
-    source: str
-    """Source of the answer; `none`: there was an error instead."""
+    source: str  # source of the answer; `none`: there was an error instead
     leg: str
-    reason: str
-    """One of `edgeroute.core.reason_and_trace.CODES`."""
+    reason: str  # one of `edgeroute.core.reason_and_trace.CODES`
     degraded: bool
 
 
@@ -60,20 +58,13 @@ class Tallied(NamedTuple):
     """Counts so far."""
 
     requests: dict[Kind, int]
-    sources: dict[str, Histogram]
-    """Source -> latencies of its answers."""
-    legs: dict[tuple[str, str], Histogram]
-    """(target, side) -> durations of its answers, without those of batches."""
-    attempts: dict[tuple[str, str], int]
-    """(endpoint, result: ok or an error's code) -> number of attempts."""
-    endpoints: dict[str, Histogram]
-    """Endpoint -> durations of its attempts."""
-    tokens: dict[tuple[str, str], int]
-    """(endpoint, input or output) -> tokens that it counted."""
-    held: dict[tuple[str, str], int]
-    """(endpoint, code of a limit) -> number of calls that were not made."""
-    events: dict[str, int]
-    """Event of the outbox -> its number; `alarm`: alarms of drift."""
+    sources: dict[str, Histogram]  # source -> latencies of its answers
+    legs: dict[tuple[str, str], Histogram]  # (target, side) -> durations of its answers, without those of batches
+    attempts: dict[tuple[str, str], int]  # (endpoint, result: ok or an error's code) -> number of attempts
+    endpoints: dict[str, Histogram]  # endpoint -> durations of its attempts
+    tokens: dict[tuple[str, str], int]  # (endpoint, input or output) -> tokens that it counted
+    held: dict[tuple[str, str], int]  # (endpoint, code of a limit) -> number of calls that were not made
+    events: dict[str, int]  # event of the outbox -> its number; `alarm`: alarms of drift
 
 
 class Tally(ForkSafe, Instrument):

@@ -13,8 +13,8 @@ from edgeroute.record.instrument_interface import Instrument, RequestEnded
 
 log = logging.getLogger("edgeroute.requests")
 LONGEST = 8000  # maximum characters of a message, and of a traceback
+# Fields of a request's record (`extra=`).
 FIELDS = ("request", "source", "leg", "reason", "degraded", "confidence", "latency_s", "error", "model", "status")
-"""Fields of a request's record (`extra=`)."""
 
 
 class RequestLog(Instrument):

@@ -58,11 +58,9 @@ class BaseRouter(Generic[V]):
     """
 
     engine: Engine
-    _awaits: bool
-    """True if edges and clouds may be asynchronous."""
+    _awaits: bool  # True if edges and clouds may be asynchronous
     _file: PolicyFile | None = None
-    _live: WeakSet[Any] | None = None
-    """Iterators over live sources, which end with the router."""
+    _live: WeakSet[Any] | None = None  # iterators over live sources, which end with the router
 
     def __init__(
         self,

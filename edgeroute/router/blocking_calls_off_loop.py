@@ -69,8 +69,8 @@ def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None) ->
 
 # Legs that run in their callers' tasks: a cloud call that ends by itself needs no task of its own.
 
+# True if the cancellation of a task can be revoked; before Python 3.11, legs have tasks of their own.
 TAKES_BACK = hasattr(asyncio.Task, "uncancel")
-"""True if the cancellation of a task can be revoked; before Python 3.11, legs have tasks of their own."""
 
 
 class _Leg:
@@ -80,8 +80,8 @@ class _Leg:
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task, self.closed = task, False
+        # Earlier requests of others to cancel the task: a caller may clean up in a cancelled task.
         self.before = task.cancelling() if TAKES_BACK else 0
-        """Earlier requests of others to cancel the task: a caller may clean up in a cancelled task."""
         self.ended: asyncio.Future[None] | None = None
 
 

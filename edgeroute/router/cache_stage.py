@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeroute")
 SHARE = 0.1  # share of the deadline for the cache's disk, or for the embedding of a text; after that the look-up counts as a miss
+# Maximum seconds to wait for an equal request that shows its answer early: it goes on only as its reader does, who may stop.
 HELD_S = 1.0
-"""Maximum seconds to wait for an equal request that shows its answer early: it goes on only as its reader does, who may stop."""
 
 
 class Owned(Protocol):

@@ -67,6 +67,7 @@ def checked_options(options: Options | None) -> Options:
     return options or DEFAULTS
 
 
+# Argument -> module and name of its class, imported only if the argument is given.
 CLASSES: Mapping[str, tuple[str, str]] = {
     "audit": ("edgeroute.trials.guarantee_monitor", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
@@ -74,10 +75,10 @@ CLASSES: Mapping[str, tuple[str, str]] = {
     "limits": ("edgeroute.core.spending_limits", "Limits"),
     "outbox": ("edgeroute.stores.outbox", "Outbox"),
 }
-"""Argument -> module and name of its class, imported only if the argument is given."""
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
+# Argument -> test of its value, and the words for a value that fits.
 FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "rules": (
         lambda rules: isinstance(rules, list | tuple) and all(isinstance(rule, Rule) for rule in rules),
@@ -100,7 +101,6 @@ FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a list of instruments, objects with methods as edgeroute.Instrument has",
     ),
 }
-"""Argument -> test of its value, and the words for a value that fits."""
 
 
 def _hears(instrument: Any) -> bool:

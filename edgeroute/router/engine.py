@@ -235,9 +235,8 @@ class Engine(ForkSafe):
         self.audited = 0.0  # share of requests audited, 0..1
         self.numbers = count(1)
         self.refresh_at = INF  # instant of the next check for expired certificates
-        self.served = ""
+        self.served = ""  # identities of the servers' models at the last check
         self.doubt: Mapping[str, Any] = {}  # label, and threshold, of targets whose certificates a sentinel has suspended
-        """Identities of the servers' models at the last check."""
         self.refused = ""  # error of the last reload; empty: the policy file is in force
 
     def request(

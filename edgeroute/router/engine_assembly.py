@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox
     from edgeroute.trials.guarantee_monitor import Audit
 
+# Maximum threads: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies.
 EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
-"""Maximum threads: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies."""
 
 FIRST_S = 5.0  # maximum seconds that a new router waits for the first reading of the application's own sensors
 

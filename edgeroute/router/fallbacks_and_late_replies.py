@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from edgeroute.system.thread_pool import ThreadPool
 
 log = logging.getLogger("edgeroute")
+# Note in the reason of a cloud's answer that equals the edge's answer shown before.
 AGREES = "it agrees with the provisional answer"
-"""Note in the reason of a cloud's answer that equals the edge's answer shown before."""
 CORRECTS = "it corrects that"  # note in the reason of a cloud's answer that differs from the edge's answer shown before
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
@@ -131,8 +131,8 @@ class Queue(OfflineRule):
         return [best_answer(walked, note, final=note not in queue.UNSETTLED) for walked, note in zip(walks, notes, strict=True)]
 
 
+# Rule by the policy's `offline`.
 RULES: Mapping[Offline, OfflineRule] = {"edge": OfflineRule(), "queue": Queue(), "stale": Stale(), "raise": Raises()}
-"""Rule by the policy's `offline`."""
 
 
 class Fallback:
@@ -252,8 +252,8 @@ class LateReplies(ForkSafe):
         wanted: True if the cache, the outbox or a function uses late replies.
     """
 
+    # Lock held while a reply is stored. After `close` none is, since that would open the files again.
     _storing = per_process(threading.RLock)
-    """Lock held while a reply is stored. After `close` none is, since that would open the files again."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

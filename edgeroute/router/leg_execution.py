@@ -68,8 +68,8 @@ class ExchangeContext:
 
 # Pieces of a leg's answer, sent to the walk with the confidence that becomes known within it.
 
+# Takes each piece of an answer; returns the answer's confidence with the piece that makes it known, else None.
 Watch = Callable[[Any], float | None]
-"""Takes each piece of an answer; returns the answer's confidence with the piece that makes it known, else None."""
 
 
 def new_watch(backend: Any) -> Watch:
@@ -102,8 +102,8 @@ def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken | None, wa
 
 # Events of legs left running past the deadline, separated from those that the walk waits for.
 
+# Receives (request, event, True if the thread may be blocked) of a leg that was left running past the request's deadline.
 Late = Callable[[Request, Event, bool], object]
-"""Receives (request, event, True if the thread may be blocked) of a leg that was left running past the request's deadline."""
 
 
 class LateEvents:
@@ -117,8 +117,8 @@ class LateEvents:
     def __init__(self, requests: Sequence[Request], take: Late) -> None:
         self._requests, self._take = requests, take
         self._lock = threading.Lock()
+        # Leg left running -> rows that wanted its answer; None: the walk has not ended.
         self._left: dict[int, list[int]] | None = None
-        """Leg left running -> rows that wanted its answer; None: the walk has not ended."""
         self._early: dict[int, Event] = {}  # leg -> event sent to the walk
         self.rows: dict[int, tuple[int, ...]] = {}  # leg -> rows of the batch that it was started for
         self._answered: set[int] = set()  # rows with a late answer: of several late clouds the first counts
@@ -175,8 +175,8 @@ class LateEvents:
 # Legs in threads: each always sends an event, and its backend counts it while it goes on after a stop request.
 
 Measured = Callable[[str, float], object]
+# Exceptions that are no failure of a leg in the caller's own thread, since a signal handler may have raised them.
 PASSING = (KeyboardInterrupt, SystemExit)
-"""Exceptions that are no failure of a leg in the caller's own thread, since a signal handler may have raised them."""
 
 
 class LegTask:
@@ -241,14 +241,10 @@ class Walked(NamedTuple):
 
     request: Request
     outcome: Outcome
-    costs: Mapping[int, Spent]
-    """Leg -> cost of its exchange with the cloud."""
-    shown: Answer | None = None
-    """Last provisional answer that the caller got."""
-    spoken: bool = False
-    """True if the caller got pieces of this answer."""
-    legs: LegExecutor | None = None
-    """Executor, if legs may still be running; None: none runs."""
+    costs: Mapping[int, Spent]  # leg -> cost of its exchange with the cloud
+    shown: Answer | None = None  # last provisional answer that the caller got
+    spoken: bool = False  # True if the caller got pieces of this answer
+    legs: LegExecutor | None = None  # executor, if legs may still be running; None: none runs
 
 
 class LegExecutor:
@@ -278,16 +274,16 @@ class LegExecutor:
         first = requests[0]
         self.plan, self.backends = first.plan, first.snapshot.backends
         self.exchanges: dict[int, Exchange] = {}  # leg -> its exchange with a cloud
+        # True if the caller gets something before the last leg has ended, and may write to its buffer then.
         self.shows = bool(first.shows)
-        """True if the caller gets something before the last leg has ended, and may write to its buffer then."""
         self._many, self.until, self.egress = bool(first.batch), first.until, first.snapshot.egress
         self._id, self._key = first.batch or first.id, None if first.batch else first.key
         self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
         self.inputs = CallInputs(requests, first.snapshot.targets, first.snapshot.views)
+        # Answers of the edge, for clouds that take them along; None: none does.
         self.edge = EdgeAnswers([request.id for request in requests]) if first.snapshot.sends_edge else None
-        """Answers of the edge, for clouds that take them along; None: none does."""
+        # True if clouds are called as certificates assume: at the floor of a ladder of codecs.
         self.floor = first.snapshot.policy.mode == "shadow"
-        """True if clouds are called as certificates assume: at the floor of a ladder of codecs."""
         self.late = None if late is None else LateEvents(requests, late)
         self._measured = None if self._many else measured  # a batch's time is not that of one input
 

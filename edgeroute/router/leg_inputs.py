@@ -20,10 +20,8 @@ class Fitting(NamedTuple):
     """Start of a batch's leg for those rows whose view could be computed."""
 
     start: Start
-    rows: Sequence[int]
-    """All rows for which the leg was to be started."""
-    misfits: Mapping[int, Exception]
-    """Row -> exception of its view."""
+    rows: Sequence[int]  # all rows for which the leg was to be started
+    misfits: Mapping[int, Exception]  # row -> exception of its view
     side: Side
 
     def early_event(self) -> Event | None:

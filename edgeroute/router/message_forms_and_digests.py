@@ -26,22 +26,22 @@ from uuid import UUID
 from edgeroute.router.request import SCALARS
 from edgeroute.system.late_imports import import_late
 
+# Minimum bytes of content of a text that identifies a conversation; shorter ones, such as "yes", are in too many.
 SHORTEST: Final = 17
-"""Minimum bytes of content of a text that identifies a conversation; shorter ones, such as "yes", are in too many."""
 SHORTEST_ANSWER: Final = 36  # minimum bytes of an answer that identifies a conversation: all models greet alike
+# Minimum bytes of an earlier message of a turn that identify a conversation; a shorter one may be an instruction.
 LONG: Final = 48
-"""Minimum bytes of an earlier message of a turn that identify a conversation; a shorter one may be an instruction."""
 LONG_PAIR: Final = 64  # minimum bytes of two messages in a row that identify a conversation that merely stays
+# Maximum segments of a run, unless a part or a message begins with the run; a long conversation has shorter runs.
 LONGEST_RUN: Final = 64
-"""Maximum segments of a run, unless a part or a message begins with the run; a long conversation has shorter runs."""
 MOST_COMPARED: Final = 4_000  # maximum segments of a conversation to compare; of a longer one the form counts as unknown
 MOST_BOUND: Final = 64  # maximum digests that one call stores, beside that of the whole conversation
 MOST_LEAVES: Final = 20_000  # maximum values in an input to read; the form of a larger one counts as unknown
 DEEPEST: Final = 16
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})  # roles of messages with which many conversations begin
 ANSWER_ROLES: Final = frozenset({"assistant", "ai", "model", "bot", "gpt"})
+# Keys, or attributes, of a request that may have its messages.
 REQUEST_KEYS: Final = ("messages", "prompt", "input", "contents", "history", "conversation")
-"""Keys, or attributes, of a request that may have its messages."""
 _TEXT_KEYS: Final = frozenset({"", "text", "content", "parts", "value", *REQUEST_KEYS})
 _ARGUMENT_KEYS: Final = frozenset({"arguments", "args", "input", "parameters"})
 _FORM_KEYS: Final = frozenset(
@@ -60,16 +60,11 @@ _PLAIN: Final = (int, float, complex, PurePath, UUID, date, Decimal)
 class Message(NamedTuple):
     """One message of a conversation."""
 
-    role: str
-    """Role in lower case; empty for a text in a list of texts, which may as well be the row of a table."""
-    texts: list[list[bytes]]
-    """Contents of the sentences and lines of the message's texts, a list for each part."""
-    beside: list[list[bytes]]
-    """Contents of other texts, such as arguments of calls."""
-    media: list[bytes]
-    """Digests of pictures and other bytes, and of addresses."""
-    calls: list[bytes]
-    """Contents of calls' arguments."""
+    role: str  # role in lower case; empty for a text in a list of texts, which may as well be the row of a table
+    texts: list[list[bytes]]  # contents of the sentences and lines of the message's texts, a list for each part
+    beside: list[list[bytes]]  # contents of other texts, such as arguments of calls
+    media: list[bytes]  # digests of pictures and other bytes, and of addresses
+    calls: list[bytes]  # contents of calls' arguments
 
     @property
     def content(self) -> bytes:
@@ -461,10 +456,8 @@ class _Segment(NamedTuple):
     """Sentence or line of a message."""
 
     content: bytes
-    is_answer: bool
-    """True if an answer has it: short answers are looked for elsewhere alone."""
-    reach: int
-    """Minimum segments of a run that begins here: to the end of a part or message."""
+    is_answer: bool  # True if an answer has it: short answers are looked for elsewhere alone
+    reach: int  # minimum segments of a run that begins here: to the end of a part or message
 
 
 def _runs(flow: list[_Segment]) -> Iterator[bytes]:

@@ -125,13 +125,12 @@ class OfflineQueue:
             promised otherwise; `damaged`, of a row in the outbox.
     """
 
-    UNSETTLED = QUEUED, BEING_QUEUED
-    """Notes of requests that get a late answer."""
+    UNSETTLED = QUEUED, BEING_QUEUED  # notes of requests that get a late answer
 
     def __init__(self, outbox: Outbox, router: Owner) -> None:
         self.outbox, self._router = outbox, router
+        # Id of a request being stored -> future to which jobs for the time after are attached.
         self._storing: dict[str, Future[None]] = {}
-        """Id of a request being stored -> future to which jobs for the time after are attached."""
         self._refusal = ""  # reason of a closed queue to store nothing
         outbox.report_damaged = partial(router.note, "damaged")
         self.callbacks = Callbacks(outbox, ordered=outbox.ordered)

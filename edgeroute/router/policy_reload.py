@@ -74,8 +74,8 @@ def replace(
 
 
 LOOKS_S = 1.0  # seconds between two checks of a watched file
+# Arguments that a reload does not change: most have open files.
 STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
-"""Arguments that a reload does not change: most have open files."""
 
 
 class PolicyFile:

@@ -194,25 +194,18 @@ class Snapshot(NamedTuple):
     policy: routing.Policy
     targets: tuple[routing.Target, ...]
     backends: tuple[Backend, ...]
+    # Arguments from which each backend was made: a reload reuses a backend if they are unchanged.
     specs: tuple[tuple[Any, ...], ...]
-    """Arguments from which each backend was made: a reload reuses a backend if they are unchanged."""
     egress: Egress
+    # Plans made so far, by (mode, deadline, data class, arm of the cloud).
     plans: dict[tuple[routing.Mode | None, float | None, str | None, str], Plan]
-    """Plans made so far, by (mode, deadline, data class, arm of the cloud)."""
-    prefixes: KeyPrefixes
-    """Cache key prefixes; unlike plans they do not depend on thresholds."""
-    certificates: tuple[BoundCertificate | None, ...]
-    """Certificate of each target, if its threshold comes from one."""
-    views: TargetViews
-    """Each target's view of an input."""
-    trials: tuple[Trial, ...] = ()
-    """Trials, with their defaults filled in."""
-    trial: Snapshot | None = None
-    """Policy with the edge model on trial in place of the edge; None: no trial of an edge."""
-    sends_edge: bool = False
-    """True if a cloud takes the edge's answer along."""
-    before: bool = False
-    """True if an edge is judged by the input alone, before it runs."""
+    prefixes: KeyPrefixes  # cache key prefixes; unlike plans they do not depend on thresholds
+    certificates: tuple[BoundCertificate | None, ...]  # certificate of each target, if its threshold comes from one
+    views: TargetViews  # each target's view of an input
+    trials: tuple[Trial, ...] = ()  # trials, with their defaults filled in
+    trial: Snapshot | None = None  # policy with the edge model on trial in place of the edge; None: no trial of an edge
+    sends_edge: bool = False  # True if a cloud takes the edge's answer along
+    before: bool = False  # True if an edge is judged by the input alone, before it runs
 
     @property
     def shown(self) -> Snapshot | None:
@@ -271,8 +264,7 @@ class PolicyArguments(NamedTuple):
     rules: Sequence[Rule] | None = None
     sensors_every: float | None = None
     trial: Trial | Sequence[Trial] | None = None
-    awaits: bool = False
-    """True if the router can await models and clouds that are async."""
+    awaits: bool = False  # True if the router can await models and clouds that are async
 
     def policy(self) -> routing.Policy:
         """Build the `Policy` from these arguments, with durations in seconds."""

@@ -35,11 +35,11 @@ log = logging.getLogger("edgeroute")
 MOST: Final = 50_000  # maximum stored digests; the oldest are deleted first
 DAYS: Final = 90  # days for which a digest is stored
 PATIENCE_S: Final = 0.1  # maximum time that a call waits for new digests in the file, seconds; after that its conversation stays
+# Maximum time that a thread waits for another process's transaction, seconds; the digests are written with the next ones.
 BUSY_S: Final = 1.0
-"""Maximum time that a thread waits for another process's transaction, seconds; the digests are written with the next ones."""
 LOCKED_S: Final = 0.05  # maximum time that a read waits while another process opens or closes the file, seconds
+# Age of a file's last change beyond which an equal time of change means that nothing was written since, seconds.
 UNTOUCHED_S: Final = 3.0
-"""Age of a file's last change beyond which an equal time of change means that nothing was written since, seconds."""
 _DAY_S: Final = 86400.0
 LONGEST_KEY: Final = 64  # maximum bytes of a key of BLAKE2b
 _SCHEMA: Final = """
@@ -80,8 +80,7 @@ class Digests(ForkSafe):
     """
 
     _reading, _writing = per_process(threading.RLock), per_process(threading.Lock)
-    _is_late = initially(False)
-    """True while a thread waits for the disk longer than its call."""
+    _is_late = initially(False)  # True while a thread waits for the disk longer than its call
 
     def __init__(self, path: Path | None, submit: Submit = _run_here) -> None:
         self.path, self._submit = path, submit
@@ -90,8 +89,8 @@ class Digests(ForkSafe):
             from edgeroute.stores.sqlite_file import Database  # imports SQLite, only where there is a file
 
             self._database = Database(path, _SCHEMA, durable=False, busy_s=BUSY_S)
+        # Digest -> day, of those that are not in the file, the oldest first.
         self._unwritten: OrderedDict[bytes, int] = OrderedDict()
-        """Digest -> day, of those that are not in the file, the oldest first."""
         self._known: OrderedDict[bytes, int] = OrderedDict()  # keyed digest -> day, of those in the file
         self._key, self._last_id = b"", 0
         self._stamp: tuple[object, ...] = ()
@@ -278,8 +277,8 @@ MOST_SHARED: Final = 20_000  # maximum texts remembered that have left the devic
 SHARE: Final = 0.1  # share of the deadline for which an answer waits until its digests are in the file
 WRITTEN_S: Final = 0.5  # maximum time for which an answer waits for that, seconds
 MUTE: Final = SCALARS | {str, np.ndarray}  # types of inputs that have no messages, or of which none is compared
+# Digest of the key given to `bind_within`; empty: none.
 _SCOPE: ContextVar[bytes] = ContextVar("edgeroute_conversation", default=b"")
-"""Digest of the key given to `bind_within`; empty: none."""
 _MARK: Final = b"any"  # stored with each call that may not leave, so that it is known that there was one
 
 
@@ -315,8 +314,8 @@ class PrivateConversations(Part):
     def __init__(self, path: Path | None, submit: Submit = _run_here) -> None:
         self._digests = Digests(path, submit)
         self._shared: OrderedDict[bytes, None] = OrderedDict()  # digests of texts that have left the device
+        # Ids of calls that stay, and that have not ended -> beginning of the answer; None: the answer binds nothing.
         self.awaited: dict[str, bytes | None] = {}
-        """Ids of calls that stay, and that have not ended -> beginning of the answer; None: the answer binds nothing."""
 
     def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
         """Return the reason why a call stays although its own data class may leave; empty: it may leave.

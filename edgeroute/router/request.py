@@ -17,11 +17,11 @@ Shows = Literal["", "provisional", "pieces", "restarts"]
 
 STREAMS: frozenset[Shows] = frozenset({"pieces", "restarts"})  # values of `Request.shows` for answers in pieces
 MOST_KINDS = 100  # maximum types in `AGAIN`
+# Types whose values can be read again; `is_read_once` adds to it. A look-up is quicker than two missing attributes.
 AGAIN: set[type] = {str, bytes, list}
-"""Types whose values can be read again; `is_read_once` adds to it. A look-up is quicker than two missing attributes."""
 
+# Types whose values have no messages.
 SCALARS = frozenset({int, float, complex, bool, type(None), bytes, bytearray, memoryview, range})
-"""Types whose values have no messages."""
 
 
 def is_read_once(x: Any) -> bool:
@@ -68,24 +68,17 @@ def length(batch: Sequence[Any]) -> int:
 class Request(NamedTuple):
     """One request, or row of a batch; immutable."""
 
-    id: str
-    """Identity in traces and ledgers, and for endpoints, as the idempotency key."""
-    inputs: Any
-    """Input without the batch axis."""
+    id: str  # identity in traces and ledgers, and for endpoints, as the idempotency key
+    inputs: Any  # input without the batch axis
     plan: Plan
     snapshot: Snapshot
-    begun: float
-    """Monotonic instant of the call's begin, seconds."""
-    until: float
-    """Monotonic instant of the deadline; inf: none."""
+    begun: float  # monotonic instant of the call's begin, seconds
+    until: float  # monotonic instant of the deadline; inf: none
     importance: float = 0.0
-    batch: str = ""
-    """Id of the batch to which the row belongs; empty: no batch."""
-    shows: Shows = ""
-    """Output before the final answer: none, a provisional answer, its pieces, or pieces that may begin anew."""
+    batch: str = ""  # id of the batch to which the row belongs; empty: no batch
+    shows: Shows = ""  # output before the final answer: none, a provisional answer, its pieces, or pieces that may begin anew
     first_token_s: float = INF
-    key: bytes | None = None
-    """Cache key; None: not cached."""
+    key: bytes | None = None  # cache key; None: not cached
 
     @property
     def streams(self) -> bool:

@@ -39,10 +39,9 @@ class Walk(NamedTuple):
 
     walk: Generator[Any, Any, Any]
     legs: LegExecutor
+    # Converts an effect `Emit` to the object that the caller gets; None: the walk emits nothing.
     show: Callable[[Emit], Any] | None = None
-    """Converts an effect `Emit` to the object that the caller gets; None: the walk emits nothing."""
-    streams: bool = False
-    """True if legs are started as streams."""
+    streams: bool = False  # True if legs are started as streams
 
 
 class Join(NamedTuple):
@@ -58,8 +57,8 @@ class Block(NamedTuple):
     call: Callable[[], Any]
     until: float
     late: Any = None
+    # True: without a free thread the function waits for one, or runs in the caller's if too many wait. False: `late` instead.
     needed: bool = True
-    """True: without a free thread the function waits for one, or runs in the caller's if too many wait. False: `late` instead."""
 
 
 class Pause(NamedTuple):
@@ -77,13 +76,12 @@ Proceed: TypeAlias = Callable[[Sequence[Request]], Steps[list[Result]]]
 class Shown(NamedTuple):
     """Piece of an answer that the caller of a stream gets."""
 
-    source: str
-    """Name of the target, or of the cache."""
+    source: str  # name of the target, or of the cache
     piece: Any
 
 
+# Stage around the walk of each request: returns the results in order. Its `proceed` runs all stages inside it, and the walk.
 Stage: TypeAlias = Callable[[Sequence[Request], Proceed], Steps[list[Result]]]
-"""Stage around the walk of each request: returns the results in order. Its `proceed` runs all stages inside it, and the walk."""
 
 
 def answer_of(result: Result) -> Answer:
@@ -174,8 +172,7 @@ class Part:
     limits and the ledger.
     """
 
-    name = ""
-    """Key of the part in `Stats.parts` and in the state folder; empty: the name of its class."""
+    name = ""  # key of the part in `Stats.parts` and in the state folder; empty: the name of its class
 
     def check(self, snapshot: Snapshot) -> None:
         """Check a policy before it is in force, as the router is made and at each reload.

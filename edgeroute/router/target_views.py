@@ -173,8 +173,8 @@ class EdgeAnswers:
     def __init__(self, ids: Sequence[str]) -> None:
         self._rows = {identity: row for row, identity in enumerate(ids)}
         self._answers: dict[int, Prediction] = {}
+        # Leg -> row -> edge's answer sent along; None: there was none. Each leg writes its own item.
         self._sent: dict[int, dict[int, Mapping[str, Any] | None]] = {}
-        """Leg -> row -> edge's answer sent along; None: there was none. Each leg writes its own item."""
 
     def note(self, rows: Sequence[int] | None, answers: Sequence[Any]) -> None:
         """Store the edge's answers to these rows, None: to all; failures are skipped."""

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 MOST_HIDDEN = 8  # concurrent calls of hidden clouds; further ones are left out
 MOST_UNITS = 4096  # recent requests whose users or sessions are remembered for audits that come later
+# Suffix of the name of a test whose units are sessions, beside that of the requests that belong to none.
 OF_SESSIONS = "_by_session"
-"""Suffix of the name of a test whose units are sessions, beside that of the requests that belong to none."""
 AWAY = {"breaker", "retry_after"}  # codes of calls that were not made because of the endpoint's own faults
 
 
@@ -47,20 +47,15 @@ AWAY = {"breaker", "retry_after"}  # codes of calls that were not made because o
 class Seen(NamedTuple):
     """Outcome of one request in its arm."""
 
-    name: str
-    """Name of the arm."""
+    name: str  # name of the arm
     failed: bool
     deferred: bool
-    differs: bool | None
-    """True if its answer differs from the one it is compared with; None: not compared."""
-    took_s: float | None
-    """Latency; None: unknown, or a batch's."""
+    differs: bool | None  # True if its answer differs from the one it is compared with; None: not compared
+    took_s: float | None  # latency; None: unknown, or a batch's
     usd: float | None
     leg: int = 0
-    answer: Prediction | None = None
-    """Answer of the cloud."""
-    edge: Prediction | None = None
-    """Answer of the edge, which was not accepted."""
+    answer: Prediction | None = None  # answer of the cloud
+    edge: Prediction | None = None  # answer of the edge, which was not accepted
 
 
 _SUMS = (
@@ -133,8 +128,8 @@ def part(count: int, of: int, risk: float = RISK) -> Interval:
 # Arms and guardrail of one trial.
 
 ERRORS, DEFERRED, DIFFERS = "more_errors", "more_deferred", "more_differs"
+# (side, True if shown) -> quantities that the guardrail tests. A hidden edge is judged by its audits instead.
 TESTS = {("edge", True): (ERRORS, DEFERRED, DIFFERS), ("cloud", True): (ERRORS, DIFFERS), ("cloud", False): (DIFFERS,)}
-"""(side, True if shown) -> quantities that the guardrail tests. A hidden edge is judged by its audits instead."""
 WORDS = {
     ("edge", ERRORS): "has more requests that its edge model failed on than {}",
     ("edge", DEFERRED): "has more deferrals than {}",
@@ -169,8 +164,8 @@ class RunningTrial(ForkSafe):
     ) -> None:  # fmt: skip
         self.trial, self.names, self._models, self._alarm, self._left, self.stopped = trial, names, models, alarm, left, ""
         numbers = [float(getattr(trial, name)) for name in (ERRORS, DEFERRED, DIFFERS, "alpha")]
+        # Identity of the figures; equal after JSON. Shares may change: a canary's grows.
         self.of: list[Any] = [trial.side, trial.shown, *names, *prints, trial.salt, *numbers]
-        """Identity of the figures; equal after JSON. Shares may change: a canary's grows."""
         self._tests, self._tallies = self._new_tests(), (_Tally(), _Tally())
         self._units: dict[str, str] = {}  # id of a recent request -> digest of its user's key, or of its session
         self._limit = 0.0 if free <= 0 else (trial.share or 0.0) / free

@@ -23,14 +23,10 @@ CHECK_S = 60.0  # time limit of a run on zeros, seconds
 class Warmed(NamedTuple):
     """Timings of one model's warm-up."""
 
-    name: str
-    """Name of the target."""
-    load_s: float
-    """Seconds that loading took; about 0: it was loaded already."""
-    first_s: float | None
-    """Seconds of the first run; None: no run, without samples and without an input shape."""
-    again_s: float | None
-    """Seconds of a second run on the same input; None: no run."""
+    name: str  # name of the target
+    load_s: float  # seconds that loading took; about 0: it was loaded already
+    first_s: float | None  # seconds of the first run; None: no run, without samples and without an input shape
+    again_s: float | None  # seconds of a second run on the same input; None: no run
 
     def __str__(self) -> str:
         if self.first_s is None or self.again_s is None:

@@ -156,8 +156,8 @@ def unpack(body: bytes) -> Any:
 
 
 NPY, NPZ, RAW, JSON = "application/x-npy", "application/x-npz", "application/octet-stream", "application/json"
+# Content type of `edgeroute.stores.serialisation`: nested values with arrays and bytes in them.
 MIXED = "application/x-edgeroute-mixed"
-"""Content type of `edgeroute.stores.serialisation`: nested values with arrays and bytes in them."""
 
 
 def encode_input(x: Any) -> tuple[str, bytes] | None:

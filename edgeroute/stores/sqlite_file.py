@@ -24,14 +24,14 @@ from edgeroute.system.thread_pool import Worker
 
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0  # default of how long a transaction waits for another process's, seconds
+# Time that `close` waits for running transactions before it makes those that wait for another process fail, seconds.
 CLOSE_S = 1.0
-"""Time that `close` waits for running transactions before it makes those that wait for another process fail, seconds."""
 READ_BUSY_S = 0.5  # maximum time that a transaction which only reads waits for another process that has the whole file, seconds
 READS_S = 0.005  # maximum time that a read waits for another read of this process, seconds
 CHECKPOINT_PAGES = 256  # WAL pages (4 KB each) before a checkpoint: a megabyte, for small disks
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
+# Connections inherited through fork, kept referenced: SQLite forbids a child even to close them.
 _parents: list[sqlite3.Connection | None] = []
-"""Connections inherited through fork, kept referenced: SQLite forbids a child even to close them."""
 
 
 class Database(ForkSafe):
@@ -51,10 +51,10 @@ class Database(ForkSafe):
     _lock, _reads = per_process(threading.RLock), per_process(threading.RLock)
     _connection: sqlite3.Connection | None = initially(None, _parents.append)
     _reader: sqlite3.Connection | None = initially(None, _parents.append)
+    # How often `close` has made waiting transactions fail, and that number when the current transaction began.
     _closes, _begun_after = initially(0), initially(0)
-    """How often `close` has made waiting transactions fail, and that number when the current transaction began."""
+    # Connections to close. A finaliser holds this set too, so that an object dropped without `close` leaves none open.
     _opened: set[sqlite3.Connection] = per_process_of(lambda self: _closed_at_end(self), set.clear)  # noqa: PLW0108 - defined below
-    """Connections to close. A finaliser holds this set too, so that an object dropped without `close` leaves none open."""
 
     def __init__(
         self,
@@ -378,7 +378,7 @@ if hasattr(os, "register_at_fork"):
 
 # Key-value store for small JSON values, kept in memory and written to a SQLite file about a second later (write-behind).
 
-DELAY_S = 1.0  # Write-behind delay, seconds. Values put within it are lost if the process is killed.
+DELAY_S = 1.0  # write-behind delay, seconds. Values put within it are lost if the process is killed.
 DAMAGED = "damaged"  # name of the value whose time is that of the latest damage
 _SCHEMA = """
 CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
@@ -413,8 +413,8 @@ class KeyValueStore(ForkSafe):
         self._database = (
             None if path is None else Database(path, _SCHEMA, version=2, durable=True, lenient=True, check=self._check)
         )
+        # name -> JSON and Unix time of the put, of values not yet written to the file.
         self._fresh: dict[str, tuple[str, float]] = {}
-        """name -> JSON and Unix time of the put, of values not yet written to the file."""
         self._sums: dict[str, Counter[str]] = {}  # name -> numbers that are not added to those in the file yet
         self._logged: set[str] = set()
         self._users: WeakSet[object] = WeakSet()

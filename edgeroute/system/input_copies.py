@@ -9,8 +9,8 @@ from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
+# Id of an object -> its copy; under the memo's own id a list that keeps the objects alive, as in `copy.deepcopy`.
 Memo = dict[int, Any]
-"""Id of an object -> its copy; under the memo's own id a list that keeps the objects alive, as in `copy.deepcopy`."""
 
 
 def copy_input(x: Any) -> Any:
@@ -159,6 +159,6 @@ def _copy_view(x: memoryview) -> memoryview:
     return copied.toreadonly() if x.readonly else copied  # type: ignore[no-any-return]
 
 
+# Types whose values are returned uncopied.
 _IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes, range, object, type(...), type(NotImplemented)})
-"""Types whose values are returned uncopied."""
 _WEAK = (WeakKeyDictionary, WeakSet, WeakValueDictionary)  # types whose own copies share the values

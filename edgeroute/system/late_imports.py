@@ -152,8 +152,8 @@ def _importing() -> bool:
 
 # Folders that come with the package beside its code: models and documentation.
 
+# Where to look for those folders: inside the package, as a wheel has them, and beside the package, as a source tree has them.
 HOMES = (Path(__file__).parents[1], Path(__file__).parents[2])
-"""Where to look for those folders: inside the package, as a wheel has them, and beside the package, as a source tree has them."""
 
 
 def package_folder(*parts: str, has: str) -> Path:

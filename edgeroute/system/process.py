@@ -141,15 +141,15 @@ if hasattr(os, "register_at_fork"):
 
 
 log = logging.getLogger("edgeroute")
+# True on Linux, the only system where the kernel reports changes of the network and most of the device's sensors.
 LINUX = sys.platform == "linux"
-"""True on Linux, the only system where the kernel reports changes of the network and most of the device's sensors."""
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
 orjson: Any = NotImplemented  # the module, imported at the first use; None: it is not installed
 
+# Seconds since the boot, time of sleep included, which `monotonic` counts on Windows alone.
 _elapsed: Callable[[], float] = time.monotonic
-"""Seconds since the boot, time of sleep included, which `monotonic` counts on Windows alone."""
 _CLOCK: int | None = getattr(time, "CLOCK_MONOTONIC" if sys.platform == "darwin" else "CLOCK_BOOTTIME", None)
 if sys.platform != "win32" and _CLOCK is not None:
     _elapsed = partial(time.clock_gettime, _CLOCK)
@@ -307,7 +307,7 @@ class AbandonedRuns(ForkSafe):
         return len(self.stopping)
 
 
-pooled = threading.local()  # Thread-local flag: has the attribute `thread` in the threads of a `ThreadPool`, and nowhere else
+pooled = threading.local()  # thread-local flag: has the attribute `thread` in the threads of a `ThreadPool`, and nowhere else
 
 
 class NoException(RuntimeError):
@@ -411,8 +411,8 @@ def start_task_on(loop: asyncio.AbstractEventLoop, steps: Callable[[], Coroutine
         loop.call_soon_threadsafe(begin)
 
 
+# Tasks that nobody waits for; they are referred to from here, as an event loop refers to them weakly.
 _begun: set[asyncio.Task[object]] = set()
-"""Tasks that nobody waits for; they are referred to from here, as an event loop refers to them weakly."""
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -19,8 +19,8 @@ from edgeroute.system.process import json_dumps, json_loads
 
 MOST_READ = 1 << 16  # bytes of an error's body, beyond which it is not read ...
 MOST_COMPARED = 1 << 18  # ... and of a request's, beyond which nothing is quoted: comparing takes time.
+# Fields of an error in JSON that hold a code, and those that hold an object with one: OpenAI's, Google's, FastAPI's, OAuth's.
 FIELDS, WITHIN = ("code", "type", "status", "reason", "error", "error_code", "errorCode"), ("error", "errors", "detail")
-"""Fields of an error in JSON that hold a code, and those that hold an object with one: OpenAI's, Google's, FastAPI's, OAuth's."""
 _DEEP, _MANY = 3, 8
 _SHORTEST = 3  # letters of a request's word that no word of a quoted code may contain
 _SECRET = 6  # letters and digits of the shortest word of a secret that no text may have
@@ -29,13 +29,13 @@ _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _WORD = re.compile(r"[^\W_]+")
 _PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # word of a code such as InvalidArgument or model_not_found
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
+# Words that are quoted even if the request has them: they are in most codes, and tell nothing of an input.
 _COMMON = {
     "api", "argument", "bad", "batch", "context", "denied", "error", "exceeded", "exhausted", "failed", "forbidden", "found",
     "id", "input", "insufficient", "internal", "invalid", "key", "large", "length", "limit", "message", "missing", "model", "not",
     "of", "overloaded", "parameter", "payload", "permission", "quota", "rate", "request", "required", "requests", "resource",
     "server", "shape", "size", "timeout", "token", "tokens", "too", "type", "unauthorized", "unavailable", "unsupported", "value",
 }  # fmt: skip
-"""Words that are quoted even if the request has them: they are in most codes, and tell nothing of an input."""
 
 
 def quote(reply: bytes, sent: bytes, secrets: Iterable[str]) -> str:

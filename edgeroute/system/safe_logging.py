@@ -94,8 +94,7 @@ def call_logged(call: Callable[[], object], message: str, *arguments: object) ->
 class Failures:
     """Log of exceptions in functions of the application, with traceback, at most once in `EVERY_S` seconds for each instance."""
 
-    EVERY_S = 60.0
-    """Least time between two log lines, seconds."""
+    EVERY_S = 60.0  # least time between two log lines, seconds
 
     def __init__(self) -> None:
         self.due = 0.0  # monotonic instant from which the next exception is logged

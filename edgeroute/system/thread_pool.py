@@ -22,11 +22,10 @@ from edgeroute.system.safe_logging import call_logged
 log = logging.getLogger("edgeroute")
 Job = Callable[[], object]  # function without arguments; its result is ignored
 MOST_WAITING = 10_000  # most jobs of a pool that may wait for a thread
+# How long Python's exit waits for jobs that may be in native code, seconds.
+#
+# A thread that comes back from native code after that aborts the process (up to Python 3.13).
 EXIT_S = 5.0
-"""How long Python's exit waits for jobs that may be in native code, seconds.
-
-A thread that comes back from native code after that aborts the process (up to Python 3.13).
-"""
 _native: WeakSet[ThreadPool] = WeakSet()  # pools whose jobs run native code
 
 
@@ -49,8 +48,8 @@ class ThreadPool(ForkSafe):
         native: the jobs run native code, such as models: Python's exit waits for them, up to `EXIT_S`.
     """
 
+    # Mailboxes of idle threads; a dict, since `popitem` and removing one are atomic.
     _idle: dict[SimpleQueue[Job | None], None] = per_process(dict)
-    """Mailboxes of idle threads; a dict, since `popitem` and removing one are atomic."""
     _threads: set[threading.Thread] = per_process(set)
     _waiting: deque[Job] = per_process(deque)
 

@@ -12,8 +12,8 @@ from edgeroute.confidence.first_tokens import RULES, Prefix, Rule
 from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.errors import BadInput, PolicyError, Unfit, check_number
 
+# Keys of a request that edgeroute sets; the caller's are ignored.
 OURS: Final = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "return_progress", "model")
-"""Keys of a request that edgeroute sets; the caller's are ignored."""
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")  # roles of a message
 
 

@@ -241,26 +241,26 @@ def _join(function: dict[str, Any], part: Mapping[str, Any]) -> None:
 
 QUANTILE: Final = 0.1  # quantile of the rule `quantile`
 TOO_LONG: Final = "exceed_context_size_error"
+# Types and codes of an error that mean a prompt longer than the context, of llama.cpp and others.
 LONG: Final = frozenset({TOO_LONG, "context_length_exceeded"})
-"""Types and codes of an error that mean a prompt longer than the context, of llama.cpp and others."""
 _PARTS = "tool|function|image|audio|vision|multimodal|mmproj"
+# Messages of servers whose model cannot take a part of the request.
 LACKS: Final = re.compile(
     rf"(?i)({_PARTS}).{{0,60}}(not support|unsupported|requires? --|not allowed)|(not support|unsupported).{{0,40}}({_PARTS})"
 )
-"""Messages of servers whose model cannot take a part of the request."""
 _SEARCHED: Final = 1_000  # characters of a message that are searched for these
+# Keys of a request that are named if a message has them, whatever else it says.
 _KEYS: Final = (
     "grammar", "response_format", "tools", "tool_choice", "stop", "temperature", "top_p", "top_k", "max_tokens", "seed"
 )  # fmt: skip
-"""Keys of a request that are named if a message has them, whatever else it says."""
 _ALIASES: Final = {"response_format": "schema"}
 UNQUOTED: Final = "its reason may repeat the request, and is not quoted"
 
 
+# Keys of a delta that bring part of an answer; others, such as `role`, bring nothing new.
 SIGNS: Final = (
     "content", "reasoning_content", "reasoning", "reasoning_details", "refusal", "tool_calls", "function_call", "audio",
 )  # fmt: skip
-"""Keys of a delta that bring part of an answer; others, such as `role`, bring nothing new."""
 
 NO_LOGPROBS: Final = "no log-probabilities of its tokens"
 BESIDES: Final = ("tool_calls", "function_call", "audio", "images")  # keys of a message that is an answer without a text
@@ -287,8 +287,8 @@ class Gathered:
         self.logprobs: list[Any] = []  # a mapping with `logprob` for each token that has come
         self.error: Mapping[str, Any] | None = None  # error that the server reported; None: none
         self.size = 0  # bytes of the texts so far, thoughts and calls of tools included
+        # True if the last piece brought anything: text, thoughts, tool calls, tokens, the end, or token counts.
         self.progress = False
-        """True if the last piece brought anything: text, thoughts, tool calls, tokens, the end, or token counts."""
 
     def add(self, chunk: Mapping[str, Any]) -> Piece | None:
         """Add a chunk. Return its text with all pending log-probabilities; None without text (if eager: both) and at errors.

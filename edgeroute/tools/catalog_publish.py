@@ -21,8 +21,8 @@ from edgeroute.system.foreign_files import read_bytes
 from edgeroute.system.late_imports import import_late, import_needed
 from edgeroute.system.process import files_in
 
+# Days that the list of keys, and that of models, are valid. An attacker can show a device an old list of models that long.
 ROOT_DAYS, LISTS_DAYS = 3650, 30
-"""Days that the list of keys, and that of models, are valid. An attacker can show a device an old list of models that long."""
 ROOT_KEY, MODELS_KEY = "root.pem", "models.pem"
 ONLINE = ("targets", "snapshot", "timestamp")
 

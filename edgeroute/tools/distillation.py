@@ -36,8 +36,8 @@ from edgeroute.tools.replay.logs.answer_pairs import READERS, LeftOut, lines, re
 from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, parsed_text, text_form
 
 CLASS_TEXTS = 5  # fewest different texts with an answer that is a class
+# Fewest different texts; the least share of answers that are classes; the most classes.
 LEAST_TEXTS, LEAST_COMMON, MOST_CLASSES = 200, 0.5, 1000
-"""Fewest different texts; the least share of answers that are classes; the most classes."""
 TRAINED = 0.6  # share of the texts to train on
 CLASS_DEPTH = 3  # mappings within a record that are searched for its data class, as in request.body.metadata
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
@@ -56,27 +56,18 @@ class Example(NamedTuple):
 class Distilled(NamedTuple):
     """Result of `distil`."""
 
-    out: str
-    """Path of the model; empty: it is not worth a trial, and nothing was written."""
-    why: str
-    """Reason why it is not worth a trial; empty: it is."""
+    out: str  # path of the model; empty: it is not worth a trial, and nothing was written
+    why: str  # reason why it is not worth a trial; empty: it is
     classes: int
-    trained: int
-    """Examples of the training."""
-    held_out: int
-    """Examples of the certificate."""
-    agreement: float
-    """Share of the held-out examples on which the model answers as the cloud did."""
-    deferral: float
-    """Share of them below the certified threshold."""
-    threshold: float | None
-    """None: no threshold is certified."""
+    trained: int  # examples of the training
+    held_out: int  # examples of the certificate
+    agreement: float  # share of the held-out examples on which the model answers as the cloud did
+    deferral: float  # share of them below the certified threshold
+    threshold: float | None  # None: no threshold is certified
     guarantee: str
     bytes: int
-    left_out: tuple[str, ...]
-    """Reasons why records were left out, with their numbers."""
-    notes: tuple[str, ...]
-    """Warnings of the calibration."""
+    left_out: tuple[str, ...]  # reasons why records were left out, with their numbers
+    notes: tuple[str, ...]  # warnings of the calibration
 
 
 def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: LeftOut) -> list[Example]:

@@ -37,19 +37,13 @@ class Loaded(NamedTuple):
 
     model: Any
     framework: str
-    answer: Callable[[Any], Any]
-    """Function of one input, as `edge=` takes it."""
-    write: Callable[[Path], object]
-    """Writes the ONNX file."""
-    rows: list[Any] | None = None
-    """Inputs, given or drawn at random; None: as the file's inputs are."""
-    near: bool = False
-    """True if the inputs were given, or drawn around values that the model has from its training."""
+    answer: Callable[[Any], Any]  # function of one input, as `edge=` takes it
+    write: Callable[[Path], object]  # writes the ONNX file
+    rows: list[Any] | None = None  # inputs, given or drawn at random; None: as the file's inputs are
+    near: bool = False  # True if the inputs were given, or drawn around values that the model has from its training
     labels: tuple[str, ...] = ()
-    kind: str | None = None
-    """Kind of the outputs; None: by the outputs themselves."""
-    columns: Sequence[str] | None = None
-    """Names of the numbers of a row, in order; None: they have none."""
+    kind: str | None = None  # kind of the outputs; None: by the outputs themselves
+    columns: Sequence[str] | None = None  # names of the numbers of a row, in order; None: they have none
 
 
 class Conversion(NamedTuple):
@@ -59,16 +53,11 @@ class Conversion(NamedTuple):
     card_file: Path
     card: dict[str, Any]
     framework: str
-    rows: int
-    """Inputs of the comparison."""
-    sampled: bool
-    """True if the inputs were given, and not drawn at random."""
-    near: bool
-    """True if they were given, or drawn around values that the model has from its training, and not from N(0, 1)."""
-    same: int
-    """Inputs with the same answer."""
-    difference: float | None
-    """Largest difference of a confidence; None: there is none."""
+    rows: int  # inputs of the comparison
+    sampled: bool  # True if the inputs were given, and not drawn at random
+    near: bool  # True if they were given, or drawn around values that the model has from its training, and not from N(0, 1)
+    same: int  # inputs with the same answer
+    difference: float | None  # largest difference of a confidence; None: there is none
     notes: tuple[str, ...]
 
 
@@ -358,8 +347,8 @@ def _check_categories(booster: Any, what: str) -> None:
         raise PolicyError(f"{what} has categories, which no converter writes: encode them as numbers before training")
 
 
+# Package of an estimator -> the framework's name.
 FRAMEWORKS = {"sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM"}
-"""Package of an estimator -> the framework's name."""
 
 
 def _table(x: Any) -> Any:
@@ -427,8 +416,8 @@ def by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
     out.write_bytes(graph.SerializeToString())
 
 
+# Package -> the name of its converter, and its estimators.
 BOOSTERS = {"xgboost": ("XGBoost", "XGBClassifier", "XGBRegressor"), "lightgbm": ("LightGbm", "LGBMClassifier", "LGBMRegressor")}
-"""Package -> the name of its converter, and its estimators."""
 
 
 def _register(skl2onnx: Any, package: str, prefix: str, classifier: str, regressor: str) -> None:
@@ -640,6 +629,7 @@ def _torch(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - 
     return Loaded(model, "PyTorch", answer, write)
 
 
+# Suffix -> the function that loads such a file, and True if loading it may run code in it.
 LOADERS: dict[str, tuple[Callable[..., Loaded], bool]] = {
     **dict.fromkeys((".pkl", ".pickle", ".joblib"), (_pickled, True)),
     **dict.fromkeys((".json", ".ubj"), (_xgboost_file, False)),
@@ -650,4 +640,3 @@ LOADERS: dict[str, tuple[Callable[..., Loaded], bool]] = {
     ".pb": (_saved_model, True),
     **dict.fromkeys((".pt", ".pth", ".pt2", ".ckpt", ".torchscript", ".bin"), (_torch, True)),
 }
-"""Suffix -> the function that loads such a file, and True if loading it may run code in it."""

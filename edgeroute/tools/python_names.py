@@ -10,8 +10,8 @@ from typing import Any
 
 from edgeroute.errors import PolicyError
 
+# `module:name`; a single letter and a colon are a drive, and no module.
 _NAMED = re.compile(r"([^\W\d]\w+(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
-"""`module:name`; a single letter and a colon are a drive, and no module."""
 
 
 def is_python_name(text: str) -> bool:

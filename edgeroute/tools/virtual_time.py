@@ -11,8 +11,8 @@ from edgeroute.core.walk import Effect, Elapsed, Emit, Event, Start, Wait
 
 T = TypeVar("T")
 
+# (effect that starts a leg, now) -> the leg's events, none before `now`; no event: the leg never answers.
 Script = Callable[[Start, float], Iterable[Event]]
-"""(effect that starts a leg, now) -> the leg's events, none before `now`; no event: the leg never answers."""
 
 
 def drive(walk: Generator[Effect, Event | None, T], script: Script, begun: float = 0.0) -> tuple[T, float]:

@@ -43,12 +43,9 @@ CALM = 10_000  # number of requests, without any audit waiting at the end, after
 class AuditDraw(NamedTuple):
     """Draw of a request at its arrival, independent of its answer and of the side that gives it."""
 
-    probability: float
-    """Probability with which the request was drawn for an audit; 0: not drawn."""
-    counted: bool
-    """True if the alarm counts the audit: it is far enough from the last one that was counted."""
-    rate: bool
-    """True if the alarm of deferral rates counts the request."""
+    probability: float  # probability with which the request was drawn for an audit; 0: not drawn
+    counted: bool  # True if the alarm counts the audit: it is far enough from the last one that was counted
+    rate: bool  # True if the alarm of deferral rates counts the request
 
 
 class Sampler(ForkSafe):
@@ -183,12 +180,9 @@ class BackgroundCalls(Protocol):
 class Bound(NamedTuple):
     """Models and endpoints that comparisons are about."""
 
-    backends: Any
-    """Backends of the policy in force, as in each of its snapshots."""
-    prints: Mapping[str, str]
-    """Edge model name -> digest of its fingerprints."""
-    others: Sequence[Any] = ()
-    """Backends of policies with an edge on trial."""
+    backends: Any  # backends of the policy in force, as in each of its snapshots
+    prints: Mapping[str, str]  # edge model name -> digest of its fingerprints
+    others: Sequence[Any] = ()  # backends of policies with an edge on trial
 
     def of(self, backends: Any) -> bool:
         """Return True if a request with these backends is compared."""
@@ -199,12 +193,9 @@ class Comparison(NamedTuple):
     """An edge's answer that is to be compared with the cloud's."""
 
     leg: Leg
-    prediction: Prediction | None
-    """None: its run failed."""
-    how: str
-    """`shadow`: the edge's answer was accepted, or would be; `deferred`: it was not."""
-    more: Mapping[str, Any] = {}
-    """Further fields of the log line, of a shadow run."""
+    prediction: Prediction | None  # None: its run failed
+    how: str  # `shadow`: the edge's answer was accepted, or would be; `deferred`: it was not
+    more: Mapping[str, Any] = {}  # further fields of the log line, of a shadow run
 
 
 class Pending(NamedTuple):
@@ -213,11 +204,9 @@ class Pending(NamedTuple):
     request: Audited
     drawn: AuditDraw
     bound: Bound
-    cloud: Prediction | None
-    """The cloud's answer; None: the cloud is still to be called."""
+    cloud: Prediction | None  # the cloud's answer; None: the cloud is still to be called
     ask: Callable[[], Event] | None
-    edges: Sequence[Comparison]
-    """Comparisons that wait for the cloud's answer."""
+    edges: Sequence[Comparison]  # comparisons that wait for the cloud's answer
     rehearse: Callable[[], list[ShadowRun]] | None
     more: Mapping[str, Any]
 
@@ -267,12 +256,12 @@ def agreement(audit: Audit, edge: Any, cloud: Any) -> bool:
     return agrees
 
 
+# Number of waiting audits at which a drawn request has no shadow run, whatever its answer: its input waits, too.
 MOST_WAITING = 64
-"""Number of waiting audits at which a drawn request has no shadow run, whatever its answer: its input waits, too."""
 UNTIL_NEXT = "audit-next"  # name of the stored number of requests until the next that is counted for the deferral rate
 UNLABELLED_MOST = 10_000  # number of audited answers that wait for a label; the oldest is given up for another
+# Prefix of the stored counts of a model's audits, before the digest of its fingerprints; and the age at which unused ones go.
 COUNTS, COUNTS_S = "counts:", 366 * 86_400.0
-"""Prefix of the stored counts of a model's audits, before the digest of its fingerprints; and the age at which unused ones go."""
 log = logging.getLogger("edgeroute")
 _NONE: Any = object()
 
@@ -318,8 +307,8 @@ class Auditor(ForkSafe):
         self._counts, self._asks = counts, asks
         self._changed, self._alarm, self._journal, self._kept, self._compared = changed, alarm, journal, store, compared
         self._watches: dict[str, DriftMonitor] = {}
+        # Edge model name -> fingerprints that its runs depend on, and their sums.
         self._tallies: dict[str, tuple[Any, Tally]] = {}
-        """Edge model name -> fingerprints that its runs depend on, and their sums."""
         self._bound = NOTHING
         self._begun: dict[str, int] = {}  # digest of fingerprints -> Unix time of the last alarm, since which audits are counted
         self._unlabelled: dict[str, _Unlabelled] = {}

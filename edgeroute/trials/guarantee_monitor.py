@@ -20,8 +20,8 @@ from edgeroute.system import process
 from edgeroute.system.declared_settings import check_units
 
 SHOWN = 50  # number of audits that an alarm reports
+# Number of stored confidences of audited accepted answers, to whose median an alarm raises the threshold; and of labels.
 RECENT = 256
-"""Number of stored confidences of audited accepted answers, to whose median an alarm raises the threshold; and of labels."""
 SOON, SOON_TIMES = "soon ", 4  # prefix of the tests that do not wait for the end of a day, and how many times the limit they test
 DAY_S = 86_400
 
@@ -53,8 +53,7 @@ class Audit(NamedTuple):
 class Alarm(NamedTuple):
     """Alarm about a guarantee that is no longer trusted."""
 
-    at: float
-    """Seconds since 1970."""
+    at: float  # seconds since 1970
     what: str
     action: OnAlarm
 
@@ -82,11 +81,10 @@ class DriftMonitor:
         self._right: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self._seen = (0, 0)
         self._totals = (0, 0)
+        # Tests of the loss if there are labels, else of the share that differs.
+        #
+        # And "harm", of the share in which the cloud alone is right: at most the limit, and that in which the edge alone is.
         self._audits: dict[str, Drift] = {}
-        """Tests of the loss if there are labels, else of the share that differs.
-
-        And "harm", of the share in which the cloud alone is right: at most the limit, and that in which the edge alone is.
-        """
         self._deferrals: ShareTest | None = None
         if promise is not None:
             self.limit = loss_limit(promise) if audit.labelled else limit(promise)

@@ -25,13 +25,10 @@ class ShadowRun(NamedTuple):
     """Run of an edge model whose answer no caller got."""
 
     leg: Leg
-    prediction: Prediction | None
-    """None: the run failed."""
-    accepted: bool
-    """True if the answer would have been accepted."""
+    prediction: Prediction | None  # None: the run failed
+    accepted: bool  # True if the answer would have been accepted
     took_s: float
-    error: str = ""
-    """Class name of the error; empty: the run did not fail."""
+    error: str = ""  # class name of the error; empty: the run did not fail
 
 
 class Tally:
@@ -117,8 +114,7 @@ class Job(NamedTuple):
     """Job that waits for a thread."""
 
     run: Callable[[], object]
-    room: Callable[[], bool]
-    """Returns True if the job may begin now; until then it and those after it wait."""
+    room: Callable[[], bool]  # returns True if the job may begin now; until then it and those after it wait
 
 
 class Background(ForkSafe):
@@ -130,10 +126,8 @@ class Background(ForkSafe):
 
     _idle = per_process(threading.Condition)  # on a lock that its owner may take again
     _running, _held_up = initially(0), initially(False)
-    _looks = initially(0)
-    """Number of calls of `start`."""
-    _queue: deque[Job] = per_process(deque)
-    """Jobs that wait; a forked child does not inherit them."""
+    _looks = initially(0)  # number of calls of `start`
+    _queue: deque[Job] = per_process(deque)  # jobs that wait; a forked child does not inherit them
 
     def __init__(self, submit: Callable[[Callable[[], object]], bool]) -> None:
         self._submit = submit

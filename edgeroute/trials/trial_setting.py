@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 STORED: Final = "trials"  # name in the state folder of the figures of all trials
 SHOWN, HIDDEN = 0.1, 0.01  # default share of a trial whose answers callers get, and of a hidden one
+# Default margins of the guardrail. Another cloud may differ from the edge because it is better, so that margin is wide.
 MARGINS: Final = {
     "edge": {"more_errors": 0.01, "more_deferred": 0.1, "more_differs": 0.02},
     "cloud": {"more_errors": 0.02, "more_deferred": 1.0, "more_differs": 0.1},
 }
-"""Default margins of the guardrail. Another cloud may differ from the edge because it is better, so that margin is wide."""
 GIVEN = ("share", *MARGINS["edge"])  # settings whose default depends on the side, or on whether the trial is shown
 
 

@@ -16,8 +16,8 @@ from edgeroute.system.process import ForkSafe, per_process
 
 TEXT = 4096  # most bytes read of a file: one page, the most that a file of sysfs can hold
 ENTRIES = 1024  # most entries of a folder that are read
+# Flags that keep `open` from waiting for a pipe's writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-"""Flags that keep `open` from waiting for a pipe's writer."""
 
 
 SECOND = "it is a difference: known from the second reading on"  # reason why a difference is unknown at the first reading

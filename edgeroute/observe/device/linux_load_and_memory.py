@@ -157,6 +157,7 @@ def _table(text: str, between: str) -> dict[str, float]:
     return values
 
 
+# Files of Jetson's boards and JetPack's versions with the load, 0..1000.
 PER_MILLE = (
     "sys/devices/gpu.0/load",
     "sys/devices/platform/gpu.0/load",
@@ -168,7 +169,6 @@ PER_MILLE = (
     "sys/devices/platform/bus@0/*.gpu/load",
     "sys/devices/platform/bus@0/*.ga10b/load",
 )
-"""Files of Jetson's boards and JetPack's versions with the load, 0..1000."""
 PERCENT = ("sys/class/drm/card*/device/gpu_busy_percent",)  # files of AMD's driver with the load, 0..100
 DEVFREQ = "sys/class/devfreq/*gpu*/load"  # files of devfreq drivers, such as `12@800000000Hz`: percent and frequency
 FULL = 100

@@ -47,13 +47,13 @@ class Thermal:
 
 # Throttling: the processor runs slower than it could, because of heat or a weak supply.
 
+# Files with the throttling bits of the Raspberry Pi's firmware.
 FIRMWARE = ("sys/devices/platform/soc/soc:firmware/get_throttled", "sys/devices/platform/*soc*/*firmware*/get_throttled")
-"""Files with the throttling bits of the Raspberry Pi's firmware."""
 VCGENCMD_S = 10.0  # minimum time between two runs of `vcgencmd`, seconds
+# Bits of the Raspberry Pi's firmware; each is repeated 16 bits higher for "at some time since the boot".
 NOW = ((0x1, "under-voltage"), (0x2, "the frequency is capped"), (0x4, "throttled"), (0x8, "the soft limit of temperature"))
-"""Bits of the Raspberry Pi's firmware; each is repeated 16 bits higher for "at some time since the boot"."""
+# Types of cooling devices that slow a processor: of the thermal framework, of ACPI, and on Jetson.
 COOLING = re.compile(r"cpufreq|^Processor$|throttle-alert", re.IGNORECASE)
-"""Types of cooling devices that slow a processor: of the thermal framework, of ACPI, and on Jetson."""
 MOST_CORES = 32  # most cores whose counter of thermal events is read
 
 

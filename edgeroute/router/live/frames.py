@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 Drop = Literal["oldest", "never"]
 HeldReason = Literal["", "scene", "in_flight"]
 Signature = Callable[[Any], Sequence[float]]
+# Samples of a frame in each direction, and the samples per direction of which a value of its signature is the mean.
 ACROSS, BLOCK = 32, 4
-"""Samples of a frame in each direction, and the samples per direction of which a value of its signature is the mean."""
 FOREVER_S = 1e9  # refinements that are of use for so many seconds do not expire
+# A float array with a larger value is 0..255: no resizing or normalising of 0..1 gives more, and dark pictures have less.
 BYTES_ABOVE = 8.0
-"""A float array with a larger value is 0..255: no resizing or normalising of 0..1 gives more, and dark pictures have less."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,10 +199,8 @@ class _PendingFrame:
     call: Call
     begun: float
     held: HeldReason
-    ends: bool
-    """True if the call's deadline ends it once its refinement is of no use any more."""
-    ours: bool
-    """True if that is its only deadline, so that passing it is no error."""
+    ends: bool  # True if the call's deadline ends it once its refinement is of no use any more
+    ours: bool  # True if that is its only deadline, so that passing it is no error
     edge: Answer | None = None
 
 
@@ -231,8 +229,8 @@ class FrameFlow:
         self._pace = Pace(settings.every or 0.0, settings.busy)
         self._signature_failed, self._label_failed = Failures(), Failures()
         self._scene, self._last = Scene(), -1
+        # Number of the newest frame that the cloud answered: in a known scene, and in any.
         self._refined_until = self._cloud_until = -1
-        """Number of the newest frame that the cloud answered: in a known scene, and in any."""
         self._refined: _Refined | None = None
         self._current: _PendingFrame | None = None
         self._flights: list[_PendingFrame] = []

@@ -23,10 +23,8 @@ POLL_S = 0.01  # seconds between two calls of a function that returns its newest
 class SourceItem(NamedTuple):
     """Item of a source."""
 
-    number: int
-    """Number from 0, counting dropped items."""
-    at: float
-    """Monotonic instant at which the item came, seconds."""
+    number: int  # number from 0, counting dropped items
+    at: float  # monotonic instant at which the item came, seconds
     item: Any
 
 
@@ -207,8 +205,8 @@ class Call(Protocol):
         """Cancel the call."""
 
 
+# Begins a call: (input, True for the device alone, deadline in seconds) -> the call.
 Begin = Callable[[Any, bool, float | None], Call]
-"""Begins a call: (input, True for the device alone, deadline in seconds) -> the call."""
 
 
 class PolledCall:

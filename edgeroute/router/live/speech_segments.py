@@ -324,10 +324,8 @@ class _PendingSegment:
 
     segment: Segment
     call: Call
-    shown: Answer | None = None
-    """Provisional answer that the caller got; None: none."""
-    ready: Answer | BaseException | None = None
-    """Next answer, or error, of the call after the provisional one; None: not yet."""
+    shown: Answer | None = None  # provisional answer that the caller got; None: none
+    ready: Answer | BaseException | None = None  # next answer, or error, of the call after the provisional one; None: not yet
 
 
 class AudioFlow:

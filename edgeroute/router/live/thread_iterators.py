@@ -40,8 +40,7 @@ class Flow(Protocol[U]):
 class Bell:
     """Event that wakes the thread at an iterator, and the other differences between threads and asyncio."""
 
-    awaits = False
-    """True if a source may be asynchronous."""
+    awaits = False  # True if a source may be asynchronous
 
     def __init__(self) -> None:
         self.event = threading.Event()

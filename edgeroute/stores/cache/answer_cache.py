@@ -36,15 +36,15 @@ CREATE TABLE IF NOT EXISTS answers (
 );
 CREATE INDEX IF NOT EXISTS answers_at ON answers (at)
 """
+# Query of an entry. The cast matters in a damaged file, where a column may have another type.
 _FIND = "SELECT at, crc, CAST(entry AS BLOB) FROM answers WHERE key = ?"
-"""Query of an entry. The cast matters in a damaged file, where a column may have another type."""
+# UnicodeDecodeError: raised by sqlite3 when SQLite quotes a damaged schema in its message.
 _FAULTS = (StoreError, UnicodeDecodeError)
-"""UnicodeDecodeError: raised by sqlite3 when SQLite quotes a damaged schema in its message."""
-WAITING_BYTES = 4 << 20  # Write-behind buffer limit; beyond it, new entries stay in memory only
+WAITING_BYTES = 4 << 20  # write-behind buffer limit; beyond it, new entries stay in memory only
 TOGETHER = 64  # maximum entries written in one transaction
 BUSY_MS = 100  # maximum time that a write waits for another process's lock, milliseconds; the entries are dropped then
+# Back-off after each failed write: while another process opens the file, SQLite fails at once instead of waiting.
 PAUSES_S = (0.001, 0.01, 0.1)
-"""Back-off after each failed write: while another process opens the file, SQLite fails at once instead of waiting."""
 REST_S = 30.0  # time for which the disk is not used after the second consecutive failure, seconds
 
 
@@ -87,8 +87,7 @@ class Disk(ForkSafe):
     """
 
     _lock, _turn = per_process(threading.RLock), per_process(threading.RLock)  # a signal handler may ask in the middle
-    _waiting: deque[tuple[bytes, CachedEntry]] = per_process(deque)
-    """Entries to write; a child writes none of its parent's."""
+    _waiting: deque[tuple[bytes, CachedEntry]] = per_process(deque)  # entries to write; a child writes none of its parent's
     _waiting_bytes, _begun = initially(0), initially(False)
 
     def __init__(self, path: Path, max_bytes: int, keep_s: float, clock: Callable[[], float]) -> None:
@@ -218,20 +217,13 @@ REFUSALS = 4096  # capacity of the negative cache; least recently used refusals 
 class CacheStats(NamedTuple):
     """Counters of the cache since it was created."""
 
-    hits: int
-    """Fresh entries returned from memory."""
-    disk_hits: int
-    """Fresh entries returned from disk."""
-    misses: int
-    """Look-ups without an entry that could be used."""
-    stale: int
-    """Expired entries returned by `lookup`."""
-    stored: int
-    """Entries put."""
-    evicted: int
-    """Entries evicted from memory."""
-    bytes: int
-    """Current size in memory."""
+    hits: int  # fresh entries returned from memory
+    disk_hits: int  # fresh entries returned from disk
+    misses: int  # look-ups without an entry that could be used
+    stale: int  # expired entries returned by `lookup`
+    stored: int  # entries put
+    evicted: int  # entries evicted from memory
+    bytes: int  # current size in memory
 
 
 class Cache(ForkSafe):
@@ -489,8 +481,8 @@ class Flights(ForkSafe):
     """Flights in progress, by key. A flight is removed when it ends, however it ended."""
 
     _lock = per_process(threading.RLock)  # an abandoned leader may be collected, and so ended, during a `join`
+    # Empty in a forked child, which does not have the threads that lead the parent's flights.
     _open: dict[bytes, _Shared] = per_process(dict)
-    """Empty in a forked child, which does not have the threads that lead the parent's flights."""
 
     def __len__(self) -> int:
         return len(self._open)

@@ -33,8 +33,7 @@ class CachedEntry(NamedTuple):
 
     entry: Entry
     bytes: int
-    immutable: bool
-    """True if the entry is immutable, so that callers may share one object."""
+    immutable: bool  # True if the entry is immutable, so that callers may share one object
 
     def for_caller(self) -> Entry:
         """Return the entry for one caller: arrays are read-only, mutable values are copied."""

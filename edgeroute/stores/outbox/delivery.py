@@ -45,16 +45,14 @@ class Callbacks(ForkSafe):
         poll_s: seconds between polls for other processes' answers.
     """
 
-    _failures: dict[str, int] = per_process(dict)
-    """id -> number of failures, of the latest `MOST_FAILURES` that have failed."""
-    _called: set[str] = per_process(set)
-    """Ids whose callback returned, but whose call is not recorded yet."""
+    _failures: dict[str, int] = per_process(dict)  # id -> number of failures, of the latest `MOST_FAILURES` that have failed
+    _called: set[str] = per_process(set)  # ids whose callback returned, but whose call is not recorded yet
     _turns, _soon_s = per_process(Turns), initially(inf)
 
     def __init__(self, outbox: Outbox, *, ordered: bool = False, poll_s: float = 5.0) -> None:
         self._outbox, self._ordered = outbox, ordered
+        # The callback, and True if it takes a transaction; in one attribute, since `register` may come at any time.
         self._f: tuple[Callable[..., object], bool] | None = None
-        """The callback, and True if it takes a transaction; in one attribute, since `register` may come at any time."""
         place = outbox.path.with_name(outbox.path.name + ".callback")
         self.loop = Loop("edgeroute-late", place, self.step, poll_s=poll_s)
         outbox.listen(self.loop.nudge)
@@ -272,26 +270,22 @@ class Delivery(ForkSafe):
     """
 
     _in_flight: set[str] = per_process(set)
+    # Ids in flight when the current scan began.
+    #
+    # The outcome of any other request is stored, and its lane paused, before the scan reads either: a request that ends during a
+    # scan would look as if it were due.
     _began: frozenset[str] = initially(frozenset())
-    """Ids in flight when the current scan began.
-
-    The outcome of any other request is stored, and its lane paused, before the scan reads either: a request that ends during a
-    scan would look as if it were due.
-    """
+    # Lane -> time until which it is paused (monotonic), and the entry that was held last.
     _paused: dict[Lane, tuple[float, Listed]] = per_process(dict)
-    """Lane -> time until which it is paused (monotonic), and the entry that was held last."""
     _turns, _soon_s = per_process(Turns), initially(inf)
+    # Target -> last entry whose wait was cut short; None: the cut has yet to begin at each target.
     _hurry: dict[str, int] | None = initially(None)
-    """Target -> last entry whose wait was cut short; None: the cut has yet to begin at each target."""
-    _through = initially(0)
-    """Last entry in the outbox when waits were to be cut short."""
-    _starts = initially(True)
-    """True if waits are cut short for the start: entries put from now on wait for their own time."""
-    _since: float | None = initially(None)
-    """Time when the oldest waiting entry was queued, as of the last scan."""
+    _through = initially(0)  # last entry in the outbox when waits were to be cut short
+    _starts = initially(True)  # True if waits are cut short for the start: entries put from now on wait for their own time
+    _since: float | None = initially(None)  # time when the oldest waiting entry was queued, as of the last scan
     _next, _hurried = initially(-inf), initially(-inf)
+    # Instant at which to cut waits short (monotonic); initially at once: the reason for earlier waits may be over.
     hurry_at = initially(-inf)
-    """Instant at which to cut waits short (monotonic); initially at once: the reason for earlier waits may be over."""
     _stop = per_process(threading.Event)
 
     def __init__(

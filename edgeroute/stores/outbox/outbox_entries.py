@@ -9,59 +9,45 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from edgeroute.stores.serialisation import decode_input
 
+# waiting: to be sent. answered: the callback is still due. dead: failed permanently (dead letter), until retried or dropped.
 State: TypeAlias = Literal["waiting", "answered", "dead"]
-"""waiting: to be sent. answered: the callback is still due. dead: failed permanently (dead letter), until retried or dropped."""
 
 
 class Waiting(NamedTuple):
     """Queued request. All times are Unix time, seconds."""
 
-    id: str
-    """Idempotency key; unique in the outbox."""
-    target: str
-    """Name of the endpoint."""
+    id: str  # idempotency key; unique in the outbox
+    target: str  # name of the endpoint
+    # call: an encoded HTTP request. input: a model input, encoded for the endpoint when it is sent.
     kind: Literal["call", "input"]
-    """call: an encoded HTTP request. input: a model input, encoded for the endpoint when it is sent."""
-    body: bytes
-    """Body of the call; or the input as encoded by `encode_input`."""
+    body: bytes  # body of the call; or the input as encoded by `encode_input`
     method: str = ""
     path: str = ""
+    # Headers of a call, never secrets: credentials are added when it is sent. For an input: its Content-Type.
     headers: Sequence[tuple[str, str]] = ()
-    """Headers of a call, never secrets: credentials are added when it is sent. For an input: its Content-Type."""
     data_class: str | None = None
-    rule: str = ""
-    """Egress rule that permitted the request."""
+    rule: str = ""  # egress rule that permitted the request
     importance: float = 0.0
-    provisional: Any = None
-    """Provisional answer that the app got, JSON-serialisable."""
-    ready_at: float | None = None
-    """Earliest time of sending; None: now."""
-    queued_at: float | None = None
-    """Time of the put; None: now."""
-    attempts: int = 0
-    """Number of failed attempts so far."""
-    error: str = ""
-    """Error of the live request: the entry then waits a random part of `spread_s`, unless `ready_at` is given."""
-    origin: str = ""
-    """Protocol and address of the endpoint, or the function, that may get the request."""
+    provisional: Any = None  # provisional answer that the app got, JSON-serialisable
+    ready_at: float | None = None  # earliest time of sending; None: now
+    queued_at: float | None = None  # time of the put; None: now
+    attempts: int = 0  # number of failed attempts so far
+    error: str = ""  # error of the live request: the entry then waits a random part of `spread_s`, unless `ready_at` is given
+    origin: str = ""  # protocol and address of the endpoint, or the function, that may get the request
 
 
 class Put(NamedTuple):
     """Result of a put."""
 
-    stored: bool
-    """True if the request is in the outbox, or was and is done."""
-    dropped: tuple[str, ...] = ()
-    """Ids of entries deleted to make room for the request."""
-    reason: str = ""
-    """Reason why the request was not stored; empty if it was."""
+    stored: bool  # True if the request is in the outbox, or was and is done
+    dropped: tuple[str, ...] = ()  # ids of entries deleted to make room for the request
+    reason: str = ""  # reason why the request was not stored; empty if it was
 
 
 class Listed(NamedTuple):
     """Entry without its contents, as listed."""
 
-    seq: int
-    """Sequence number, in the order of puts."""
+    seq: int  # sequence number, in the order of puts
     id: str
     state: State
     target: str
@@ -72,10 +58,8 @@ class Listed(NamedTuple):
     queued_at: float
     ready_at: float
     attempts: int
-    bytes: int
-    """Size as counted towards `max_bytes`."""
-    error: str
-    """Error of the last attempt."""
+    bytes: int  # size as counted towards `max_bytes`
+    error: str  # error of the last attempt
 
 
 class Answering(Protocol):
@@ -113,10 +97,10 @@ class Late(NamedTuple):
 
 
 LISTED = ", ".join(Listed._fields)  # columns of `Listed`
+# Columns of `Waiting`.
 WAITING = ", ".join(Waiting._fields[:-1]) + ", CASE WHEN outbox_origins.seq IS NULL THEN '' ELSE origin END"
-"""Columns of `Waiting`."""
+# Columns of a late answer, as `read_late` reads them.
 LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since"
-"""Columns of a late answer, as `read_late` reads them."""
 FAR_S = 1e11  # largest distance of a timestamp from 1970, seconds; one beyond is damaged
 MOST_BYTES = 1 << 40  # largest size of an entry, bytes; one beyond is damaged
 _METHOD, _PATH = re.compile(r"[A-Za-z]*"), re.compile(r"(/[^\0-\x20\x7f]*)?")

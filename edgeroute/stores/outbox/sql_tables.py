@@ -129,8 +129,8 @@ class Heads:
         return [entries.read_checked(row) for row in self._c.execute(statement, values)]
 
 
+# Function from a lane to the entry to take, or to the seconds until the lane may have one.
 Look: TypeAlias = Callable[[Lane], "entries.Listed | float"]
-"""Function from a lane to the entry to take, or to the seconds until the lane may have one."""
 
 
 class Turns:
@@ -160,8 +160,8 @@ class Turns:
         return None, 0.0 if more or not self._whole else self._soon_s
 
 
+# 2020-01-01, Unix time. An earlier clock was never set: no entry expires by it, and its timestamps are replaced later.
 TRUSTED_S = 1_577_836_800.0
-"""2020-01-01, Unix time. An earlier clock was never set: no entry expires by it, and its timestamps are replaced later."""
 
 MOST_TIDIED = 500  # maximum entries whose time is replaced, and maximum entries deleted, in one transaction
 _SOUND = f"typeof({{0}}) = 'integer' AND {{0}} BETWEEN 0 AND {entries.MOST_BYTES}"

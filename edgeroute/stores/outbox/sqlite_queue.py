@@ -66,10 +66,8 @@ class GroupCommit(ForkSafe):
         write: stores entries in one transaction; all or none.
     """
 
-    _pending: dict[_PendingEntry, None] = per_process(dict)
-    """Entries to store, in order of arrival."""
-    _turn = per_process(threading.RLock)
-    """Lock for the transaction; reentrant for a signal handler that stores an entry too."""
+    _pending: dict[_PendingEntry, None] = per_process(dict)  # entries to store, in order of arrival
+    _turn = per_process(threading.RLock)  # lock for the transaction; reentrant for a signal handler that stores an entry too
 
     def __init__(self, write: Write) -> None:
         self._write = write
@@ -141,8 +139,8 @@ def _result(ticket: _PendingEntry) -> Put | Exception:
 
 # Lists, counts and exports of an outbox's entries, as far as each can be read.
 
+# Names of the counters.
 COUNTED = ("stored", "delivered", "called", "dead", "withdrawn", "dropped_full", "dropped_expired", "dropped_by_hand")
-"""Names of the counters."""
 PAGE = 1000  # entries that `pages` reads at a time
 
 

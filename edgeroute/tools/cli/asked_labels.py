@@ -34,11 +34,11 @@ LEAST_PIXELS = 8  # least pixels of the shorter side of an array that is shown a
 LEAST_SAMPLES = 4000  # least length of a row of numbers that is taken for a sound
 RATE = 16_000  # rate at which sounds are played: that of the inputs of models of speech
 LONGEST = 4000  # most characters of a text
+# First bytes of a file -> its type.
 MEDIA = {
     b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "audio/wav", b"OggS": "audio/ogg",
     b"fLaC": "audio/flac", b"ID3": "audio/mpeg",
 }  # fmt: skip
-"""First bytes of a file -> its type."""
 SHADES = " .:-=+*#%@"
 
 
@@ -46,10 +46,8 @@ class Part(NamedTuple):
     """Part of an input that is shown."""
 
     kind: Literal["text", "image", "audio"]
-    data: str
-    """A text, or a data URL."""
-    plain: str
-    """Text of the input for a terminal."""
+    data: str  # a text, or a data URL
+    plain: str  # text of the input for a terminal
 
 
 def parts_of(x: Any, name: str = "") -> Iterator[Part]:
@@ -168,25 +166,20 @@ def _drawn(grey: Any) -> str:
 class Asked(NamedTuple):
     """Question to a person."""
 
-    name: str
-    """Name of the input."""
-    parts: tuple[Part, ...]
-    """View of the input: its text, picture or sound."""
-    answers: tuple[str, str]
-    """The two answers, in an order that does not tell whose they are."""
-    done: int
-    """Number of questions before this one."""
-    left: int
-    """Least number of questions from this one on."""
+    name: str  # name of the input
+    parts: tuple[Part, ...]  # view of the input: its text, picture or sound
+    answers: tuple[str, str]  # the two answers, in an order that does not tell whose they are
+    done: int  # number of questions before this one
+    left: int  # least number of questions from this one on
 
 
 Reply = Literal["1", "2", "neither", "unknown"]
 Ask: TypeAlias = Callable[[Asked], Reply]  # waits for a person's reply; raises KeyboardInterrupt to stop
 Right = Literal["edge", "cloud", "neither", "unknown"]
+# Keys of the terminal -> reply.
 REPLIES: Mapping[str, Reply] = {
     "1": "1", "2": "2", "n": "neither", "0": "neither", "neither": "neither", "?": "unknown", "u": "unknown",
 }  # fmt: skip
-"""Keys of the terminal -> reply."""
 
 
 def in_terminal(asked: Asked) -> Reply:

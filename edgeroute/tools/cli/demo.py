@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.demo_measurements import Report
 
+# With more images than the first number, "cloud alone" sends only the second number singly, and the rest in batches.
 MANY, SINGLY = 2_000, 1_000
-"""With more images than the first number, "cloud alone" sends only the second number singly, and the rest in batches."""
 WITH_RTT = 500  # default number of images with a long round trip
 START_S = 60.0
 LAST = 5  # last lines of the server's output to show if it does not start

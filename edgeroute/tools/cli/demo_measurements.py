@@ -36,19 +36,15 @@ IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 class Images(NamedTuple):
     """Test images; no parameter is chosen on them."""
 
-    images: Array
-    """uint8 [n, 28, 28]."""
-    labels: Array
-    """[n], class indices."""
-    which: str
-    """Source of the images, for people."""
+    images: Array  # uint8 [n, 28, 28]
+    labels: Array  # [n], class indices
+    which: str  # source of the images, for people
 
 
 class Validation(NamedTuple):
     """Results of both models on images outside the training and test sets."""
 
-    confidence: Array
-    """[n], confidence of the edge, by the score msp."""
+    confidence: Array  # [n], confidence of the edge, by the score msp
     edge_right: Array
     cloud_right: Array
 
@@ -101,12 +97,9 @@ NEAR = 1e-9  # tolerance of shares, which are quotients of integers: smaller dif
 class Sweep(NamedTuple):
     """Every cascade that a threshold can make, from deferring nothing to deferring everything."""
 
-    threshold: Array
-    """[k], ascending: accept from this confidence on."""
-    deferral: Array
-    """[k], 0..1: deferral rate, the share below the threshold."""
-    accuracy: Array
-    """[k], 0..1: accuracy with the cloud's answers for that share, and the edge's for the rest."""
+    threshold: Array  # [k], ascending: accept from this confidence on
+    deferral: Array  # [k], 0..1: deferral rate, the share below the threshold
+    accuracy: Array  # [k], 0..1: accuracy with the cloud's answers for that share, and the edge's for the rest
 
 
 class Choice(NamedTuple):
@@ -115,8 +108,7 @@ class Choice(NamedTuple):
     threshold: float
     deferral: float
     accuracy: float
-    reached: bool
-    """True if it reaches the requested accuracy; otherwise it is the most accurate one allowed."""
+    reached: bool  # True if it reaches the requested accuracy; otherwise it is the most accurate one allowed
 
 
 def sweep(confidence: Array, edge_right: Array, cloud_right: Array) -> Sweep:
@@ -142,16 +134,11 @@ def choose(points: Sweep, *, goal: float, most: float) -> Choice:
 class Run(NamedTuple):
     """Result of answering all n images in one way."""
 
-    right: Array
-    """[n], bool."""
-    confidence: Array
-    """[n], confidence of the answering target."""
-    p50_ms: float
-    """Median time of single calls."""
-    bytes_sent: int
-    """Bytes of request bodies; for all n, as if each had been sent singly."""
-    deferral: float
-    """Deferral rate, 0..1."""
+    right: Array  # [n], bool
+    confidence: Array  # [n], confidence of the answering target
+    p50_ms: float  # median time of single calls
+    bytes_sent: int  # bytes of request bodies; for all n, as if each had been sent singly
+    deferral: float  # deferral rate, 0..1
     degraded: int
 
     @property
@@ -214,14 +201,10 @@ class Report(NamedTuple):
     cloud: Run
     cascade: Run
     choice: Choice
-    validated: int
-    """Number of images that the threshold was chosen on."""
-    most: float
-    """Largest deferral rate, 0..1, on those."""
-    singly: int
-    """Number of images sent to the cloud alone singly."""
-    rtt: float
-    """Seconds added to each round trip."""
+    validated: int  # number of images that the threshold was chosen on
+    most: float  # largest deferral rate, 0..1, on those
+    singly: int  # number of images sent to the cloud alone singly
+    rtt: float  # seconds added to each round trip
 
     @property
     def n(self) -> int:

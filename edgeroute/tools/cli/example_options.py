@@ -64,16 +64,12 @@ class FileExamples(NamedTuple):
     """Examples from files: inputs, or recorded outputs; the other is empty."""
 
     inputs: list[Any]
-    edge: Any
-    """Recorded outputs [n, classes]."""
+    edge: Any  # recorded outputs [n, classes]
     cloud: Any
     labels: list[Any] | None
-    notes: list[str]
-    """Notes on the files, one line each."""
-    groups: list[Any] | None = None
-    """Scene, user or session of each."""
-    names: Sequence[str] = ()
-    """Name of each input; empty: the outputs are recorded."""
+    notes: list[str]  # notes on the files, one line each
+    groups: list[Any] | None = None  # scene, user or session of each
+    names: Sequence[str] = ()  # name of each input; empty: the outputs are recorded
 
     @property
     def recorded(self) -> bool:

@@ -22,14 +22,10 @@ NAMES = ("edge_scores", "cloud_scores", "confidence", "groups")
 class Graded(NamedTuple):
     """Graded answers of n examples; None: absent."""
 
-    confidence: Any
-    """[n], confidence of the edge by the score in use."""
-    edge: Any
-    """[n], grades of the edge, 0..1."""
-    cloud: Any | None
-    """[n], grades of the cloud, 0..1."""
-    groups: Any | None
-    """[n], scene, user or session of each."""
+    confidence: Any  # [n], confidence of the edge by the score in use
+    edge: Any  # [n], grades of the edge, 0..1
+    cloud: Any | None  # [n], grades of the cloud, 0..1
+    groups: Any | None  # [n], scene, user or session of each
 
 
 def read_graded(paths: Sequence[Path], every: int) -> Graded | None:

@@ -30,16 +30,12 @@ class Line(NamedTuple):
 
     where: str
     x: Any
-    answers: dict[str, Any]
-    """Side -> its answer's text; None: absent."""
-    grades: dict[str, float | None]
-    """Side -> grade of its answer, 0..1."""
+    answers: dict[str, Any]  # side -> its answer's text; None: absent
+    grades: dict[str, float | None]  # side -> grade of its answer, 0..1
     confidence: float | None
-    logprobs: list[float]
-    """Log-probabilities of the edge's tokens; empty: absent."""
+    logprobs: list[float]  # log-probabilities of the edge's tokens; empty: absent
     group: Any
-    labels: dict[str, Any]
-    """Side -> the right answer, where its grade comes from that."""
+    labels: dict[str, Any]  # side -> the right answer, where its grade comes from that
 
 
 def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:

@@ -26,12 +26,12 @@ TABLES = (".csv", ".tsv", ".parquet")
 SUFFIXES = (".npy", ".npz", ".jsonl", *IMAGES)
 MEDIA = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 STDIN = Path("-")
+# Names of the arrays of inputs, labels and groups in an .npz file; the first that exists counts.
 INPUTS, LABELS, GROUPS = ("images", "X", "x"), ("labels", "y"), "groups"
-"""Names of the arrays of inputs, labels and groups in an .npz file; the first that exists counts."""
+# Keys of a view that mean the content of an image's file; any other means its pixels.
 CONTENT = ("jpeg", "jpg", "png", "bytes", "file")
-"""Keys of a view that mean the content of an image's file; any other means its pixels."""
+# First bytes of piped data -> its suffix; anything else is CSV, or lines of JSON.
 MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
-"""First bytes of piped data -> its suffix; anything else is CSV, or lines of JSON."""
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
@@ -114,10 +114,8 @@ def _index(name: str, known: Labels) -> bool:
 class Recorded(NamedTuple):
     """Recorded outputs of the models for n inputs that the file does not contain."""
 
-    edge: Any
-    """[n, classes], outputs of the edge model."""
-    cloud: Any | None
-    """[n, classes], outputs of the cloud model; None: not recorded."""
+    edge: Any  # [n, classes], outputs of the edge model
+    cloud: Any | None  # [n, classes], outputs of the cloud model; None: not recorded
     labels: list[int | str] | None
     groups: list[int | str] | None = None
 

@@ -196,10 +196,8 @@ class Sample(NamedTuple):
     """Input that the user passed."""
 
     path: Path
-    x: Any
-    """Array, or name -> array."""
-    picture: bytes | None
-    """Content of the file, if it is a picture."""
+    x: Any  # array, or name -> array
+    picture: bytes | None  # content of the file, if it is a picture
 
 
 class Way(NamedTuple):

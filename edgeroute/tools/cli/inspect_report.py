@@ -40,19 +40,15 @@ class Report:
 
     model: str
     facts: dict[str, str] = field(default_factory=dict)
-    inputs: list[tuple[TensorSpec, str]] = field(default_factory=list)
-    """Input tensors with their roles."""
+    inputs: list[tuple[TensorSpec, str]] = field(default_factory=list)  # input tensors with their roles
     outputs: list[tuple[TensorSpec, str]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """Notes on its runs."""
+    notes: list[str] = field(default_factory=list)  # notes on its runs
     sample: str = ""
     shown: list[SampleAnswer] = field(default_factory=list)
-    card: dict[str, Any] | None = None
-    """Card to write; None: not for this model."""
+    card: dict[str, Any] | None = None  # card to write; None: not for this model
     written: str = ""
-    policy: dict[str, str] = field(default_factory=dict)
-    """Entries of `[cloud]` in a policy for an endpoint."""
+    policy: dict[str, str] = field(default_factory=dict)  # entries of `[cloud]` in a policy for an endpoint
 
     def as_json(self) -> str:
         """Return everything as a JSON object."""

@@ -224,11 +224,11 @@ def _report_missing(names: Iterable[str] | None, existing: Iterable[str], why: s
 # `edgeroute egress`.
 
 
+# Field of a line of the ledger -> the function that checks and converts it.
 FIELDS: dict[str, Callable[[Any], Any]] = {
     "at": float, "to": str, "bytes": int, "data_class": lambda name: None if name is None else str(name), "rule": str,
     "request": str,
 }  # fmt: skip
-"""Field of a line of the ledger -> the function that checks and converts it."""
 
 
 def parse_time(text: str) -> float:

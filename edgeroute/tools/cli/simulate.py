@@ -261,8 +261,8 @@ def _without_ctrl_c() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+# Figures of an outage that are attributes of its result.
 COUNTS = ("cloud_back_s", "fleet_back_s", "degraded", "lost", "queued", "delivered", "waiting", "probes")
-"""Figures of an outage that are attributes of its result."""
 
 
 def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:

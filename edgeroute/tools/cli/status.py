@@ -50,8 +50,7 @@ class Value(NamedTuple):
     """Value stored by a router."""
 
     value: Any
-    updated: float
-    """Time of its last write, seconds since 1970."""
+    updated: float  # time of its last write, seconds since 1970
 
 
 def read_state(folder: Path) -> dict[str, Value]:
@@ -196,29 +195,20 @@ class Edge(NamedTuple):
     """Status of an edge model with a threshold. None: unknown."""
 
     target: str
+    # Effective threshold; `inf` defers every input; with thresholds per class the one of any other class.
     threshold: float | str | None
-    """Effective threshold; `inf` defers every input; with thresholds per class the one of any other class."""
-    promise: str
-    """Label of the certificate, or why there is none. Empty: unknown."""
-    made: str | None
-    """Date of the certificate."""
+    promise: str  # label of the certificate, or why there is none. Empty: unknown.
+    made: str | None  # date of the certificate
     age_days: int | None
-    audited: int
-    """Number of accepted answers that were compared with the cloud's."""
+    audited: int  # number of accepted answers that were compared with the cloud's
     disagreed: int
-    limit: float | None
-    """Largest share of them that may differ; with labels the largest loss or error rate."""
-    evidence: float
-    """Evidence that it is exceeded; at 10,000 there is an alarm."""
-    alarm: Mapping[str, Any] | None
-    """Time (seconds since 1970), text and action of the alarm; None: there is none."""
-    judged: int
-    """Answers compared with the threshold since the certificate was first used; without one, in the last run."""
+    limit: float | None  # largest share of them that may differ; with labels the largest loss or error rate
+    evidence: float  # evidence that it is exceeded; at 10,000 there is an alarm
+    alarm: Mapping[str, Any] | None  # time (seconds since 1970), text and action of the alarm; None: there is none
+    judged: int  # answers compared with the threshold since the certificate was first used; without one, in the last run
     deferred: int
-    usual: tuple[float, float] | None
-    """Interval of the deferral rate in the certificate."""
-    labelled: int | None = None
-    """Audited answers with a reported label; None: labels are not expected."""
+    usual: tuple[float, float] | None  # interval of the deferral rate in the certificate
+    labelled: int | None = None  # audited answers with a reported label; None: labels are not expected
 
 
 def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_json: Json = False) -> None:
@@ -266,8 +256,7 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
 class Opened(NamedTuple):
     """Policy as a router would have it if it started now."""
 
-    snapshot: Snapshot | None = None
-    """None without a policy, or with a missing model."""
+    snapshot: Snapshot | None = None  # None without a policy, or with a missing model
     audit: Audit | None = None
     limits: Limits | None = None
     notes: tuple[str, ...] = ()

@@ -32,10 +32,8 @@ Note: TypeAlias = Callable[[str], object]
 class Columns(NamedTuple):
     """Columns of a table that a model was fitted on."""
 
-    names: Sequence[str] = ()
-    """Names of the columns, to take in this order; empty: all."""
-    separate: bool = False
-    """True if each is an input of the model, so that a row is a mapping."""
+    names: Sequence[str] = ()  # names of the columns, to take in this order; empty: all
+    separate: bool = False  # True if each is an input of the model, so that a row is a mapping
 
 
 class Item(NamedTuple):
@@ -43,10 +41,8 @@ class Item(NamedTuple):
 
     name: str
     x: Any
-    label: int | str | None = None
-    """Correct answer."""
-    group: int | str | None = None
-    """Scene, user or session."""
+    label: int | str | None = None  # correct answer
+    group: int | str | None = None  # scene, user or session
 
 
 def read_table(

@@ -36,10 +36,8 @@ class Whole(Exception):
 class Position(NamedTuple):
     """Position of a layer's channels in a later tensor."""
 
-    axis: int
-    """Axis of the channels, counted from the last, which is 1."""
-    repeat: int
-    """Adjacent numbers of one channel; 0: unknown after a Flatten, until a layer reads them."""
+    axis: int  # axis of the channels, counted from the last, which is 1
+    repeat: int  # adjacent numbers of one channel; 0: unknown after a Flatten, until a layer reads them
 
 
 class Cut(NamedTuple):
@@ -287,8 +285,8 @@ def _set(node: Any, name: str, value: int) -> None:
             attribute.i = value
 
 
+# Function of the pruned model's path, inputs and labels, which trains the model at the path, in place.
 Finetune = Callable[[str, list[Any], "list[Any] | None"], object]
-"""Function of the pruned model's path, inputs and labels, which trains the model at the path, in place."""
 SMALL = 0.01  # loss of zeros by fine-tuning that is not reported, as a share of the weights
 
 

@@ -133,8 +133,8 @@ async def finish(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
+# Bytes of a reply, in one piece or several; None among them: the server stalls.
 Parts: TypeAlias = "bytes | Iterable[bytes | None] | None"
-"""Bytes of a reply, in one piece or several; None among them: the server stalls."""
 
 
 class CannedServer(Listener):

@@ -154,8 +154,8 @@ class Checks(Running):
         self.model, self.rtol = model, rtol
         self._samples = list(samples)
         self.truth: list[Prediction] = []
+        # True if the model itself decides what it takes; a plain function may raise whatever it likes.
         self.strict = not _calls(model)
-        """True if the model itself decides what it takes; a plain function may raise whatever it likes."""
 
     @property
     def samples(self) -> list[Any]:

@@ -20,13 +20,13 @@ MOST_CALLS = 100  # calls of a talk after which it counts as endless
 RTOL = 1e-6  # relative tolerance between outputs
 SECRET_LENGTH = 8  # minimum length of a credential's word that counts as secret; shorter ones are words such as Bearer
 WORD = "quoted-by-nobody"
+# Bodies of replies with status 200, as proxies, login pages and broken servers send them.
 DAMAGED = (
     b"", b"{", b"[]", b"{}", b"null", b"1", b'"text"', b"<html>log in</html>", b"\x1f\x8b\x08", b"\xff\xfe\x00", b"[[[[[1]]]]]",
     b'{"error": {"message": "no"}}', *(form % WORD.encode() for form in (b"%s", b"%s 1", b"a %s", b'{"%s', b'{"%s": 1}')),
 )  # fmt: skip
-"""Bodies of replies with status 200, as proxies, login pages and broken servers send them."""
+# Damaged bodies that no protocol can read but plain text or bytes, for which they differ.
 UNREADABLE = (b"", b"<html>log in</html>", b"\x1f\x8b\x08")
-"""Damaged bodies that no protocol can read but plain text or bytes, for which they differ."""
 QUOTABLE = 4  # minimum bytes of a body that is searched for in a probe; a shorter one may be part of it by chance
 
 

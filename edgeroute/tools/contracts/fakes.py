@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 from edgeroute.types import StopToken
 
+# Scripted answers: `(value, confidence)` pairs, one per run, the last one repeated; or a function of the input.
+# An exception in place of a pair is raised.
 Answers: TypeAlias = Sequence[Any] | Callable[[Any], Any]
-"""Scripted answers: `(value, confidence)` pairs, one per run, the last one repeated; or a function of the input.
-An exception in place of a pair is raised."""
 
 
 class FakeCloud:

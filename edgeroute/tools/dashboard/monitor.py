@@ -258,20 +258,19 @@ STATE_S = 2.0  # time between two reads of state and sensors, seconds
 CLOSE_S = 5.0  # longest wait for a read in progress at the end, seconds: a state or a sensor may hang
 OLD_S = 60.0  # age of a traced reading from which this machine's sensors replace it, seconds
 AHEAD_S = 60.0  # a record dated later than this after now counts as of now, seconds
+# Requests in memory for replays: most requests, most bytes together, and most bytes of a record. A larger one counts as lost.
 REPLAYED, REPLAYED_BYTES, RECORD_BYTES = 5000, 8 << 20, 1 << 14
-"""Requests in memory for replays: most requests, most bytes together, and most bytes of a record. A larger one counts as lost."""
 DESTINATIONS = 50  # most pairs of destination and data class in the sums of the egress ledger
 LEDGER = 20  # latest lines of the egress ledger on the page
 AUDITS = 20_000  # latest audited answers that are read
+# Exceptions of a record that is no valid record of a trace.
 WRONG = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
-"""Exceptions of a record that is no valid record of a trace."""
 
 
 class Feed(Protocol):
     """Source of records."""
 
-    name: str
-    """Description for people."""
+    name: str  # description for people
 
     def take(self) -> Iterable[Mapping[str, Any]]:
         """Yield the records since the last call, the oldest first."""
@@ -295,17 +294,14 @@ class Feed(Protocol):
 class Sources(NamedTuple):
     """Sources of a router's state beside its trace."""
 
+    # Returns the state as `edgeroute status --json` prints it, with `breakers` of a router in this process.
+    #
+    # Raises EdgerouteError if it is unknown.
     state: Callable[[], Mapping[str, Any]] = dict
-    """Returns the state as `edgeroute status --json` prints it, with `breakers` of a router in this process.
-
-    Raises EdgerouteError if it is unknown.
-    """
-    setup: Callable[[], Setup | None] = lambda: None
-    """Returns the policy for replays; None: derive it from the trace."""
+    setup: Callable[[], Setup | None] = lambda: None  # returns the policy for replays; None: derive it from the trace
+    # Returns the certificates of the edges; None: unknown.
     certificates: Callable[[], Mapping[str, BoundCertificate] | None] = lambda: None
-    """Returns the certificates of the edges; None: unknown."""
-    folder: Path | None = None
-    """State folder, with the egress ledger and the audit log."""
+    folder: Path | None = None  # state folder, with the egress ledger and the audit log
 
 
 class TraceFile:

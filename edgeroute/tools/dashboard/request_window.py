@@ -34,8 +34,7 @@ class Run(NamedTuple):
 
     name: str
     side: str
-    what: str
-    """accepted, below, kept: it answered; failed; held: it was not called; cancelled, timeout."""
+    what: str  # accepted, below, kept: it answered; failed; held: it was not called; cancelled, timeout
     took_s: float
     confidence: float | None
     code: str
@@ -49,18 +48,14 @@ class Row(NamedTuple):
 
     at: float
     id: str
-    side: str
-    """One of `SIDES`."""
-    by: str
-    """Target that answered; empty: none."""
+    side: str  # one of `SIDES`
+    by: str  # target that answered; empty: none
     accepted: bool
-    deferred: bool
-    """True if a cloud leg started."""
+    deferred: bool  # True if a cloud leg started
     latency_s: float
     data_class: str
     note: str
-    kind: str
-    """Reason without numbers, by which requests are counted."""
+    kind: str  # reason without numbers, by which requests are counted
     runs: tuple[Run, ...]
     record: Mapping[str, Any]
 

@@ -18,8 +18,8 @@ from edgeroute.tools.export.programs.arms import checked_shares
 
 Backend = Literal["python", "onnxruntime"]
 VERSION_FOLDER = "1"
+# numpy dtype -> Triton's data type; integers have their names in capitals.
 TYPES = {"object": "TYPE_STRING", "bool": "TYPE_BOOL", "float16": "TYPE_FP16", "float32": "TYPE_FP32", "float64": "TYPE_FP64"}
-"""numpy dtype -> Triton's data type; integers have their names in capitals."""
 MOST_BATCH = 4096
 
 
@@ -153,11 +153,11 @@ class Parts:
         self.ensemble = backend == "onnxruntime" and model.prepared
         self.runs = f"{model.name}-onnx" if self.ensemble else model.name
         self.prepares, self.decodes, self.encoded = f"{model.name}-prepare", f"{model.name}-decode", f"{model.name}-encoded"
+        # All names that the model may have in a repository, used or not.
         self.names = [model.name, f"{model.name}-onnx", self.prepares, self.decodes, self.encoded]
-        """All names that the model may have in a repository, used or not."""
         fixed = backend == "onnxruntime" and model.size is not None
+        # Triton's max_batch_size; 0: no batches, and shapes include the first axis.
         self.most = 0 if fixed or model.rowless else batching.most
-        """Triton's max_batch_size; 0: no batches, and shapes include the first axis."""
         self._lead = [] if self.most else [model.size if fixed and model.size else -1]
 
     def configs(self) -> dict[str, dict[str, Any]]:

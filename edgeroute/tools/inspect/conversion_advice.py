@@ -9,6 +9,7 @@ from pathlib import Path
 from edgeroute.edge.runtimes import suffix_of, suffixes
 
 _EXPORT = "torch.onnx.export(model, example, 'model.onnx')"
+# Suffixes of files that no runtime runs -> the step that makes one that does, with a place for the path.
 STEPS = {
     (".pt", ".pth", ".pt2", ".ckpt", ".torchscript", ".bin"): "`edgeroute convert {} --trust --sample input.npy` writes an ONNX "
     f"file of a whole PyTorch model; with weights alone, build the model in Python, and {_EXPORT}",
@@ -21,7 +22,6 @@ STEPS = {
     (".engine", ".plan", ".trt"): "give the ONNX file that it was built from: `providers` has TensorRT build an engine of it",
     (".nemo",): "export it in NeMo: model.export('model.onnx')",
 }  # fmt: skip
-"""Suffixes of files that no runtime runs -> the step that makes one that does, with a place for the path."""
 
 
 def of_torch(name: str) -> str:

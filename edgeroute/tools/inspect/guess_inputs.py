@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from edgeroute.edge.model_card import Card
 
 Sure = Literal["certain", "likely", "open"]  # stated by the file itself; guessed on good grounds; known only to a person
+# Mean and standard deviation of ImageNet, by which most models of colour pictures are normalised.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet, by which most models of colour pictures are normalised."""
 _LEAST = 8  # least pixels of a picture's side
 _GREY, _COLOURS, _ALPHA = 1, 3, 4
 _PICTURE_AXES = 3  # axes of a picture with channels
@@ -35,22 +35,19 @@ _STATES = frozenset(
 )
 TOKENS = frozenset(["ids", "id", "tokens", "token", "mask"])
 _RATES = frozenset(["sr", "sample", "rate", "samplerate"])
+# Part of the names of a language model's cache: past_key_values.0.key and present.0.key.
 _CACHE = re.compile(r"(?<=past|sent)_key_values")
-"""Part of the names of a language model's cache: past_key_values.0.key and present.0.key."""
 _FREE = {"picture": (224, 64, 640, 32), "other": (16, 512, 64, 1, 576, 4096)}  # sizes to try for axes of any size
 
 
 class Finding(NamedTuple):
     """Guess or open question about one field of a model's card."""
 
-    about: str
-    """Field of a card: `inputs.x`, `output.kind`."""
+    about: str  # field of a card: `inputs.x`, `output.kind`
     says: str
     sure: Sure
-    grounds: str
-    """Reason in words."""
-    write: str = ""
-    """Lines of a card that answer it, where it is open."""
+    grounds: str  # reason in words
+    write: str = ""  # lines of a card that answer it, where it is open
 
 
 class Pair(NamedTuple):
@@ -74,14 +71,11 @@ class InputGuess(NamedTuple):
 
     spec: TensorSpec
     role: Literal["given", "state", "constant"]
-    batch: int | None
-    """Axis that counts the inputs; None: there is none."""
+    batch: int | None  # axis that counts the inputs; None: there is none
     layout: str | None
     findings: tuple[Finding, ...]
-    preparations: tuple[Preparation, ...] = ()
-    """Possible preprocessings of the caller's pictures."""
-    value: Any = None
-    """Value of a constant; None: unknown."""
+    preparations: tuple[Preparation, ...] = ()  # possible preprocessings of the caller's pictures
+    value: Any = None  # value of a constant; None: unknown
 
     @property
     def written(self) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.inspect.guess_inputs import describe, state_problem
 from edgeroute.types import Escalated, TensorSpec
 
+# Limit -> the terms of an endpoint that count under it.
 PRICES = {
     "usd_per_day": ("usd_per_call", "usd_per_mb", "usd_per_million_input_tokens", "usd_per_million_output_tokens"),
     "joules_per_hour": ("joules_per_call", "joules_per_mb"),
 }
-"""Limit -> the terms of an endpoint that count under it."""
 LEAST_MB = 1e-6  # size of the smallest call: one byte, in million bytes
 SHORTEST = "a"  # input whose call counts as the smallest, if the inputs of the edge are not known
 BOX_AND_SCORE = 5  # fewest columns of boxes with scores

@@ -13,8 +13,8 @@ from typing import Any
 from edgeroute.core.sequential_tests import GRID
 
 NONE = len(GRID)  # index of the lowest certified threshold, where there is none
+# Share of the risk for the first counts of one rate. Each new beginning, and each further rate, has 1 - FIRST ** .5 of it.
 FIRST = 0.75
-"""Share of the risk for the first counts of one rate. Each new beginning, and each further rate, has 1 - FIRST ** .5 of it."""
 
 BETS = tuple(0.02 * 47.5 ** (j / 19) for j in range(20))  # shares of the wealth that a harm takes, for each bet: .02 to .95
 

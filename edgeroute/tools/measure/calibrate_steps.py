@@ -408,8 +408,8 @@ def certify_examples(
 
 
 log = logging.getLogger("edgeroute")
+# Reason why a certificate says nothing about one edge model.
 ABOUT_ALL = 'it is about all edge models together: evaluate them with edge="all"'
-"""Reason why a certificate says nothing about one edge model."""
 
 
 def _uncounted(certificate: Certificate, used: Mapping[str, str], notes: list[str]) -> str:

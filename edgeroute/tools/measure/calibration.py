@@ -444,8 +444,8 @@ def weighted_mean(values: NDArray[Any], weights: Floats | None) -> float:
 
 # The deferral rate of a threshold: its confidence interval, and the rate of the best possible score.
 
+# Bound of the mean of the largest deviation of an empirical distribution from the true one, times the root of n.
 _SUPREMUM = 0.8885
-"""Bound of the mean of the largest deviation of an empirical distribution from the true one, times the root of n."""
 
 
 def spread(n: int, delta: float, *, classes: int = 1, grouped: bool = False) -> float:

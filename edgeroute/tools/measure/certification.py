@@ -33,16 +33,11 @@ from edgeroute.tools.measure.score_fitting import fit
 class Audited(NamedTuple):
     """Examples from the audit log."""
 
-    examples: Examples
-    """`cloud` is True for each; `edge` is True where the edge agreed."""
-    notes: list[str]
-    """Messages about skipped lines."""
-    ids: list[str]
-    """Id of each request."""
-    deferred: list[bool]
-    """True where the answer was deferred, by the threshold in force then."""
-    alarms: int = 0
-    """Number of alarms in the log; examples are from after the last."""
+    examples: Examples  # `cloud` is True for each; `edge` is True where the edge agreed
+    notes: list[str]  # messages about skipped lines
+    ids: list[str]  # id of each request
+    deferred: list[bool]  # True where the answer was deferred, by the threshold in force then
+    alarms: int = 0  # number of alarms in the log; examples are from after the last
 
 
 def audited_examples(
@@ -178,14 +173,10 @@ def certify_counts(
 class Comparison(NamedTuple):
     """Result of `compare_edges`."""
 
-    better: bool
-    """True if the trial is better beyond chance."""
-    n: int
-    """Number of requests that both have audits of."""
-    trial: float
-    """Share of them that the trial defers, or loses; NaN: there are none."""
-    edge: float
-    """Share of them that the edge in use defers, or loses."""
+    better: bool  # True if the trial is better beyond chance
+    n: int  # number of requests that both have audits of
+    trial: float  # share of them that the trial defers, or loses; NaN: there are none
+    edge: float  # share of them that the edge in use defers, or loses
 
 
 def compare_edges(
@@ -233,12 +224,9 @@ def compare_edges(
 class Fitted(NamedTuple):
     """Result of `fit_score`."""
 
-    learned: Learned | None
-    """Score fitted to all examples, for deployment; None: msp is used instead."""
-    scores: Floats
-    """[n], for `calibrate`: out-of-fold scores, or msp."""
-    why: str
-    """Reason for the choice of the score."""
+    learned: Learned | None  # score fitted to all examples, for deployment; None: msp is used instead
+    scores: Floats  # [n], for `calibrate`: out-of-fold scores, or msp
+    why: str  # reason for the choice of the score
 
 
 def fit_score(
@@ -297,10 +285,8 @@ class Certification(NamedTuple):
     """Result of `certify`."""
 
     certificate: Certificate
-    score_fit: Fitted | None
-    """The fitted score; None: no fit was requested."""
-    notes: list[str]
-    """Warnings of the calibration."""
+    score_fit: Fitted | None  # the fitted score; None: no fit was requested
+    notes: list[str]  # warnings of the calibration
 
 
 def certify(
@@ -394,16 +380,12 @@ ROUNDED = 1e-12
 class Verdict(NamedTuple):
     """Guaranteed limit and its measured value."""
 
-    where: str
-    """Predicted class; empty: all inputs."""
-    n: int
-    """Number of examples in the measurement."""
+    where: str  # predicted class; empty: all inputs
+    n: int  # number of examples in the measurement
     measured: float
-    low: float
-    """low..high: 95 % confidence interval, simultaneous over classes."""
+    low: float  # low..high: 95 % confidence interval, simultaneous over classes
     high: float
-    limit: float
-    """The guaranteed limit."""
+    limit: float  # the guaranteed limit
 
     @property
     def held(self) -> bool:

@@ -18,12 +18,9 @@ ROUNDING = 1e-6  # tolerance outside 0 to 1 for a grade: arithmetic, of float32 
 class Curve(NamedTuple):
     """Accuracy (of graded answers their mean) over the share deferred; the lowest scores first, equal ones together."""
 
-    deferred: Array
-    """0..1, ascending: 0, then a point for each distinct score."""
-    accuracy: Array
-    """0..1, of the cascade."""
-    area: float
-    """Area above random deferral, as a share of an oracle's: 0 random, 1 oracle; NaN where there is nothing to choose."""
+    deferred: Array  # 0..1, ascending: 0, then a point for each distinct score
+    accuracy: Array  # 0..1, of the cascade
+    area: float  # area above random deferral, as a share of an oracle's: 0 random, 1 oracle; NaN where there is nothing to choose
 
 
 def deferral_curve(score: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike) -> Curve:

@@ -25,31 +25,19 @@ Bools = NDArray[np.bool_]
 class Examples(NamedTuple):
     """Answers, labels, latency and cost of n inputs, in order."""
 
-    score: Floats
-    """[n], the edge's confidence by the policy's score; NaN: none."""
-    edge: list[Any]
-    """The edge's answers: labels, or class indices if the model has no labels."""
-    cloud: list[Any] | None
-    """The cloud's answers; None: not called."""
-    labels: list[Any] | None
-    """Ground truth, in the same form; None: unknown."""
-    outputs: Floats | None = None
-    """[n, classes], the edge's raw outputs; None: not rows of equal length."""
-    edge_s: Floats | None = None
-    """[n], edge latency, seconds; NaN, or None for all: not measured."""
-    cloud_s: Floats | None = None
-    """[n], cloud latency, seconds; NaN, or None for all: not measured."""
-    sent_bytes: int = 0
-    """Total bytes of request bodies to the cloud."""
+    score: Floats  # [n], the edge's confidence by the policy's score; NaN: none
+    edge: list[Any]  # the edge's answers: labels, or class indices if the model has no labels
+    cloud: list[Any] | None  # the cloud's answers; None: not called
+    labels: list[Any] | None  # ground truth, in the same form; None: unknown
+    outputs: Floats | None = None  # [n, classes], the edge's raw outputs; None: not rows of equal length
+    edge_s: Floats | None = None  # [n], edge latency, seconds; NaN, or None for all: not measured
+    cloud_s: Floats | None = None  # [n], cloud latency, seconds; NaN, or None for all: not measured
+    sent_bytes: int = 0  # total bytes of request bodies to the cloud
     received_bytes: int = 0
-    usd: float = 0.0
-    """Total cost of the cloud calls by the endpoint's terms, dollars."""
-    groups: list[Any] | None = None
-    """Scene, user or session of each; None: they are independent."""
-    notes: tuple[str, ...] = ()
-    """Notes on answers in another form than the labels."""
-    numbers: Sequence[int] | None = None
-    """Index of each among the inputs; None: none is left out."""
+    usd: float = 0.0  # total cost of the cloud calls by the endpoint's terms, dollars
+    groups: list[Any] | None = None  # scene, user or session of each; None: they are independent
+    notes: tuple[str, ...] = ()  # notes on answers in another form than the labels
+    numbers: Sequence[int] | None = None  # index of each among the inputs; None: none is left out
 
     @property
     def edge_correct(self) -> Bools | None:
@@ -168,8 +156,7 @@ def share(flags: Bools, risk: float = RISK) -> Share:
 class Bin(NamedTuple):
     """Bin of examples with similar scores."""
 
-    score: float
-    """Mean score."""
+    score: float  # mean score
     right: Share
 
 
@@ -197,19 +184,13 @@ QUANTILES = (0.5, 0.9, 0.99)
 class Names(NamedTuple):
     """Names of the parts of an evaluation. Empty or None: unknown."""
 
-    edge: str = ""
-    """Edge model."""
-    cloud: str = ""
-    """Endpoint."""
+    edge: str = ""  # edge model
+    cloud: str = ""  # Endpoint
     score: str = ""
-    policy: str = ""
-    """Policy file."""
-    data: str = ""
-    """Examples file."""
-    date: str = ""
-    """Date of the measurement, YYYY-MM-DD."""
-    edge_bytes: int | None = None
-    """Size of the model file."""
+    policy: str = ""  # policy file
+    data: str = ""  # examples file
+    date: str = ""  # date of the measurement, YYYY-MM-DD
+    edge_bytes: int | None = None  # size of the model file
 
 
 class Class(NamedTuple):
@@ -217,8 +198,7 @@ class Class(NamedTuple):
 
     name: str
     n: int
-    edge: float | None
-    """Accuracy of the edge alone; without labels, here and below: agreement with the cloud."""
+    edge: float | None  # accuracy of the edge alone; without labels, here and below: agreement with the cloud
     cloud: float | None
     cascade: float | None
     deferral: float
@@ -227,10 +207,8 @@ class Class(NamedTuple):
 class Cost(NamedTuple):
     """Cost of one input on each side."""
 
-    what: str
-    """seconds, usd or joules."""
-    edge: float | None
-    """None: unknown."""
+    what: str  # seconds, usd or joules
+    edge: float | None  # None: unknown
     cloud: float
 
     @property
@@ -250,26 +228,19 @@ class Evaluation(NamedTuple):
     """Examples evaluated with a threshold."""
 
     examples: Examples
-    threshold: float
-    """Edge answers with at least this score are accepted; inf: every input is deferred."""
-    thresholds: Mapping[str, float] = {}
-    """Predicted class -> its own threshold; empty: one for all."""
-    certificate: Certificate | None = None
-    """Source of the thresholds; None: none."""
-    uncalibrated: str = ""
-    """Reason why the certificate does not apply to this setup; empty: it applies."""
+    threshold: float  # edge answers with at least this score are accepted; inf: every input is deferred
+    thresholds: Mapping[str, float] = {}  # predicted class -> its own threshold; empty: one for all
+    certificate: Certificate | None = None  # source of the thresholds; None: none
+    uncalibrated: str = ""  # reason why the certificate does not apply to this setup; empty: it applies
     names: Names = Names()
-    terms: Terms = Terms()
-    """Prices of the cloud."""
-    edge_usd: float | None = None
-    """Cost of an input on the edge, dollars; None: unknown."""
+    terms: Terms = Terms()  # prices of the cloud
+    edge_usd: float | None = None  # cost of an input on the edge, dollars; None: unknown
     edge_joules: float | None = None
-    accept_unsure: bool = False
-    """True accepts an answer without a score."""
+    accept_unsure: bool = False  # True accepts an answer without a score
+    # Results of the arms of the router's trials in operation so far; empty: there are none.
     arms: tuple[Mapping[str, Any], ...] = ()
-    """Results of the arms of the router's trials in operation so far; empty: there are none."""
+    # Threshold of each of several edge models together, whose score is 1 where one accepts; empty: one edge model.
     ladder: tuple[float, ...] = ()
-    """Threshold of each of several edge models together, whose score is 1 where one accepts; empty: one edge model."""
 
     @property
     def n(self) -> int:

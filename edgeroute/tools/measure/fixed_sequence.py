@@ -33,8 +33,8 @@ from edgeroute.tools.measure.critical_counts import d_limits, least_n, lr_limits
 # or more, wealth that began at 1 ever reaches 1 / delta with probability at most delta (Ville's inequality).
 
 MOST = 0.75  # largest share of the wealth that a bet can lose
+# Seed of the order of bets: the same in each calibration, and an unlikely seed for drawing examples.
 ORDER_SEED = 0x0BE7_71D6_5EED
-"""Seed of the order of bets: the same in each calibration, and an unlikely seed for drawing examples."""
 
 
 def accept_betting(after: Floats, of: Ints, ends: Ints, n: int, eps: float, delta: float) -> int:
@@ -96,21 +96,17 @@ class _Wealth:
 # A loss of any size becomes 0 or 1 by dithering: with U uniform, one for each unit, a loss d > 0 is a harm where U < d, and d < 0
 # a win where U < -d. Harms less wins have the mean of the losses, so the exact tests (binomial_tests.py) stay exact.
 
+# Seed of the uniform numbers: the same in each calibration, and an unlikely seed for drawing examples.
 UNITS_SEED = 0xD17_4E12_5EED
-"""Seed of the uniform numbers: the same in each calibration, and an unlikely seed for drawing examples."""
 
 
 class Units(NamedTuple):
     """Accepted examples, best score first, and the units that they belong to."""
 
-    n: int
-    """Number of units, those without an accepted example included."""
-    of: Ints
-    """[k], the number of each example's unit."""
-    before: Floats
-    """[k], the mean loss of its unit until the example is accepted, -1..1."""
-    after: Floats
-    """[k], the mean loss of its unit once the example is accepted, -1..1."""
+    n: int  # number of units, those without an accepted example included
+    of: Ints  # [k], the number of each example's unit
+    before: Floats  # [k], the mean loss of its unit until the example is accepted, -1..1
+    after: Floats  # [k], the mean loss of its unit once the example is accepted, -1..1
 
     def dithered(self) -> tuple[Ints, Ints]:
         """Return cumulative harms and wins, [k] each, of losses rounded at random to 0 or 1; the same at each call."""
@@ -152,10 +148,10 @@ Bools = NDArray[np.bool_]
 FEW = 1.5  # below n * eps = FEW * log(1 / delta) (4.5 at 95 %) only harms are tested: wins are too rare to help
 MANY = 4000  # most examples for the likelihood-ratio test; beyond, the difference test is as powerful and faster
 BETTING = 3.3  # from n * eps = BETTING * log(1 / delta) (10 at 95 %) losses of any size are bet on; below, they are dithered
+# Acceptance rate at which the test of max_error starts, or restarts -> its part of the risk. Fewer examples prove little.
 STARTS = {0.2: 0.8, 0.4: 0.1, 0.6: 0.1}
-"""Acceptance rate at which the test of max_error starts, or restarts -> its part of the risk. Fewer examples prove little."""
+# Starts in place of `STARTS` from n * alpha = 10 * log(1 / delta) on (30 at 95 %), where restarts cost a clean top little.
 EVEN_STARTS = {0.2: 0.4, 0.4: 0.3, 0.6: 0.3}
-"""Starts in place of `STARTS` from n * alpha = 10 * log(1 / delta) on (30 at 95 %), where restarts cost a clean top little."""
 
 
 class Step(NamedTuple):

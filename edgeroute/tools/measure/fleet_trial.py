@@ -15,11 +15,11 @@ from edgeroute.tools.measure.evaluation import Bools
 
 DRAWS = 4_999  # random assignments of devices to arms for the re-randomisation test
 RESAMPLES = 2_000
+# (Side, True if shown) -> the measures to compare. The devices themselves compare a hidden cloud's answers with those in use.
 MEASURES = {("edge", True): ("failed", "deferred", "differs"), ("cloud", True): ("failed", "differs")}
-"""(Side, True if shown) -> the measures to compare. The devices themselves compare a hidden cloud's answers with those in use."""
 SHARES = ("failed", "deferred", "differs")
+# Measure -> the setting with the largest difference that is allowed.
 MARGINS = {"failed": "more_errors", "deferred": "more_deferred", "differs": "more_differs"}
-"""Measure -> the setting with the largest difference that is allowed."""
 
 
 class Settings(NamedTuple):
@@ -44,13 +44,10 @@ class Settings(NamedTuple):
 class Device(NamedTuple):
     """Stored results of one device's trial."""
 
-    origin: str
-    """File or folder that it was read from."""
-    name: str | None
-    """Id of the device if each device is in one arm; None: each request is assigned separately."""
+    origin: str  # file or folder that it was read from
+    name: str | None  # id of the device if each device is in one arm; None: each request is assigned separately
     settings: Settings
-    arms: Sequence[Mapping[str, Any]]
-    """Arms in use and on trial, as in `edgeroute status --json`."""
+    arms: Sequence[Mapping[str, Any]]  # arms in use and on trial, as in `edgeroute status --json`
 
 
 class Difference(NamedTuple):

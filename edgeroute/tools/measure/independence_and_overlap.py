@@ -16,7 +16,7 @@ from edgeroute.confidence.binomial_tests import Floats, Ints
 TIED = 0.1  # share of examples with the same score from which a warning is given
 REPEATED = 0.02  # share of examples that look like copies of others from which a warning is given
 COARSE = 0.05  # scores that use at least this share of the levels between their extremes are on a grid, and tie by chance
-ALIKE = 0.1  # Lag-1 correlation of scores from which a warning is given, if it is also beyond 5 standard errors
+ALIKE = 0.1  # lag-1 correlation of scores from which a warning is given, if it is also beyond 5 standard errors
 SKETCH = 64  # hashes in a sketch
 _HASH = 8  # hexadecimal digits of a hash
 

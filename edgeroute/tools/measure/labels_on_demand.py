@@ -25,11 +25,9 @@ from edgeroute.tools.measure.evaluation import Examples, is_right, label_matcher
 class Question(NamedTuple):
     """Input on which edge and cloud differ."""
 
-    number: int
-    """Index of the input."""
+    number: int  # index of the input
     x: Any
-    edge: Any
-    """The edge's answer."""
+    edge: Any  # the edge's answer
     cloud: Any
 
 

@@ -27,8 +27,7 @@ class Words(NamedTuple):
 
     row: Ints
     bucket: Ints
-    times: Ints
-    """[entries] each."""
+    times: Ints  # [entries] each
     n: int
 
     def part(self, keep: Any) -> Words:
@@ -59,11 +58,9 @@ def words_of(prompts: Sequence[Mapping[int, int]]) -> Words:
 class GainFit(NamedTuple):
     """Linear prediction of the gain of asking the cloud."""
 
-    plain: Floats
-    """[1 + columns]: the intercept and the weights of unscaled columns."""
+    plain: Floats  # [1 + columns]: the intercept and the weights of unscaled columns
     idf: Floats
-    words: Floats
-    """[65,536] each."""
+    words: Floats  # [65,536] each
 
     def better_and_losses(self, words: Words, table: Floats, gain: Floats) -> tuple[Floats, Floats]:
         """Return the negative predicted gains and the squared errors of prompts, [n] each. table: [n, columns]; gain: [n]."""

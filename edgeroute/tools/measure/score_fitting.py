@@ -90,21 +90,17 @@ def fit_text(
 class _Examples(NamedTuple):
     """Features and outcomes of the examples."""
 
-    classes: int
-    """Number of classes; 0: texts or a table."""
+    classes: int  # number of classes; 0: texts or a table
+    # Logits for out-of-distribution features, which depend on the training fold; None: the features are `table`.
     logits: Array | None
-    """Logits for out-of-distribution features, which depend on the training fold; None: the features are `table`."""
-    table: Array
-    """Features, [n, k]."""
+    table: Array  # features, [n, k]
     edge: Array
-    gain: Array
-    """1 harm, -1 win, 0 neither."""
+    gain: Array  # 1 harm, -1 win, 0 neither
     left_out: int = 0
+    # Names of a table's features, and how many columns each has; None: no table.
     columns: tuple[list[str], list[int]] | None = None
-    """Names of a table's features, and how many columns each has; None: no table."""
     base: str | None = None
-    words: prompt_fitting.Words | None = None
-    """Hashed words of prompts: the gain is fitted."""
+    words: prompt_fitting.Words | None = None  # hashed words of prompts: the gain is fitted
 
     @property
     def name(self) -> str:
@@ -267,8 +263,7 @@ def _crossvalidate(examples: _Examples, ridge: Sequence[float], folds: int, seed
 class _HarmAndWin(NamedTuple):
     """Two logistic regressions of unscaled features."""
 
-    weights: Array
-    """[2, 1 + features]."""
+    weights: Array  # [2, 1 + features]
 
     def better_and_losses(self, words: None, table: Array, gain: Array) -> tuple[Array, Array]:  # noqa: ARG002 - there are none
         """Return P(win) - P(harm) and the negative log-likelihoods of examples, [n] each."""

@@ -25,11 +25,11 @@ from edgeroute.tools.measure.score_fitting import FREE, irls
 
 PART = 3  # one of so many examples chooses the path
 MOST = 5000  # most examples that choose the path
+# Seed of the choice of these examples: the same in each calibration, and an unlikely seed for drawing examples.
 ORDER_SEED = 0xCA5C_ADE5_EED
-"""Seed of the choice of these examples: the same in each calibration, and an unlikely seed for drawing examples."""
 LIMITS = np.geomspace(0.02, 4, 60)  # estimated losses at the steps of the path, as shares of the limit
+# Most combinations of thresholds, but for those of the last edge model, of which a path is chosen; a hundred for each model.
 TRIED = 2000
-"""Most combinations of thresholds, but for those of the last edge model, of which a path is chosen; a hundred for each model."""
 FEW = 3  # least harms (or wins) for a fit of when they happen
 RIDGE = 1.0  # ridge of the ranks of earlier scores in a fit
 
@@ -37,14 +37,10 @@ RIDGE = 1.0  # ridge of the ranks of earlier scores in a fit
 class Path(NamedTuple):
     """Thresholds at which the test of a path stopped."""
 
-    thresholds: tuple[float, ...]
-    """Threshold of each edge model; inf: all its answers are deferred."""
-    method: str
-    """Test used, as of `Step`."""
-    rows: Ints
-    """Indices of the examples of the test."""
-    steps: int
-    """Number of steps of the path."""
+    thresholds: tuple[float, ...]  # threshold of each edge model; inf: all its answers are deferred
+    method: str  # test used, as of `Step`
+    rows: Ints  # indices of the examples of the test
+    steps: int  # number of steps of the path
 
 
 def test_size(units: int) -> int:

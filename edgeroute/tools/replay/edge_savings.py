@@ -198,14 +198,10 @@ class Level(NamedTuple):
     """Threshold, with what it would do on the sample."""
 
     threshold: float
-    kept: float
-    """Share of the requests that the edge answers alone."""
-    agreement: float
-    """Mean grade of these answers."""
-    interval: tuple[float, float]
-    """Interval of the agreement for a threshold that is chosen beforehand."""
-    saved: float | None
-    """Share of the cost that is saved; None: unknown."""
+    kept: float  # share of the requests that the edge answers alone
+    agreement: float  # mean grade of these answers
+    interval: tuple[float, float]  # interval of the agreement for a threshold that is chosen beforehand
+    saved: float | None  # share of the cost that is saved; None: unknown
 
 
 class EdgeSaving(NamedTuple):
@@ -214,41 +210,28 @@ class EdgeSaving(NamedTuple):
     edge_model: str
     cloud_model: str
     judge: str
-    requests: int
-    """Different usable requests of the log."""
+    requests: int  # different usable requests of the log
     repeats: int
-    n: int
-    """Requests that were sampled."""
+    n: int  # requests that were sampled
     seed: int
     sure: float
-    agreement: float
-    """Mean grade of the edge's answers, 0..1; without an answer 0."""
+    agreement: float  # mean grade of the edge's answers, 0..1; without an answer 0
     interval: tuple[float, float]
     levels: tuple[Level, ...]
-    saving: Saving | None
-    """Certified threshold and its savings; None: see `problem`."""
-    problem: str
-    """Reason why there is no guarantee; empty: there is one, or the saving says why."""
-    missing: int
-    """Requests that are missing for a guarantee."""
+    saving: Saving | None  # certified threshold and its savings; None: see `problem`
+    problem: str  # reason why there is no guarantee; empty: there is one, or the saving says why
+    missing: int  # requests that are missing for a guarantee
     certificate: Certificate | None
-    unbound: str
-    """Reason why the certificate is of no router; empty: it is of the policy's."""
-    log_usd: float | None
-    """Cost of all usable requests, dollars."""
-    edge_s: tuple[float, float] | None
-    """Median and 95 % quantile of the time of an answer on this device, seconds."""
+    unbound: str  # reason why the certificate is of no router; empty: it is of the policy's
+    log_usd: float | None  # cost of all usable requests, dollars
+    edge_s: tuple[float, float] | None  # median and 95 % quantile of the time of an answer on this device, seconds
+    # Median and 95 % quantile of the time of an answer in the log, seconds; None: it has no times.
     cloud_s: tuple[float, float] | None
-    """Median and 95 % quantile of the time of an answer in the log, seconds; None: it has no times."""
-    unanswered: tuple[tuple[str, int], ...]
-    """Reasons why the edge gave no answer, with their numbers: such requests are deferred."""
-    judge_calls: tuple[int, float, int]
-    """Calls of the cloud as judge, their cost, and the replies that are neither yes nor no."""
+    unanswered: tuple[tuple[str, int], ...]  # reasons why the edge gave no answer, with their numbers: such requests are deferred
+    judge_calls: tuple[int, float, int]  # calls of the cloud as judge, their cost, and the replies that are neither yes nor no
     left_out: tuple[logs.Left, ...]
-    policy: tuple[str, ...]
-    """Lines for the policy; empty without a certified threshold."""
-    results: str
-    """Path of the results; empty: there is no file."""
+    policy: tuple[str, ...]  # lines for the policy; empty without a certified threshold
+    results: str  # path of the results; empty: there is no file
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON data; the certificate as in its file."""

@@ -123,36 +123,30 @@ def confidence(value: Any) -> Any:
 
 
 ANSWERED: Final = frozenset({"accepted", "below", "kept"})
+# Tolerance for a record's rounded `at`: a record that seems to begin within it before the previous one's end began after it.
 ROUNDED_S: Final = 2e-3
-"""Tolerance for a record's rounded `at`: a record that seems to begin within it before the previous one's end began after it."""
 STEP_S: Final = 1e-6
 BEGUN: Final = attrgetter("begun")
 _WELL: Final = Failure()
+# Keys of an event whose values are finite numbers.
 NUMBERS: Final = frozenset({"at_s", "sent_bytes", "received_bytes", "usd", "joules"})
-"""Keys of an event whose values are finite numbers."""
 _WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class Seen(NamedTuple):
     """Recorded result of one leg."""
 
-    what: str
-    """accepted, below or kept: it answered; failed; cancelled, timeout: it was stopped after `took_s`."""
+    what: str  # accepted, below or kept: it answered; failed; cancelled, timeout: it was stopped after `took_s`
     took_s: float
     confidence: float | None
-    error: str
-    """Error type and message, for people; empty unless it failed."""
-    away: bool
-    """True for a cloud."""
+    error: str  # error type and message, for people; empty unless it failed
+    away: bool  # True for a cloud
     sent_bytes: float = 0.0
     received_bytes: float = 0.0
     usd: float = 0.0
-    joules: float = 0.0
-    """Energy; 0 for an edge's run of unknown energy."""
-    own: tuple[float, str] | None = None
-    """Threshold of this answer if it is not the same for all, and its label."""
-    failure: Failure = Failure()
-    """The error's code and properties, for rules."""
+    joules: float = 0.0  # energy; 0 for an edge's run of unknown energy
+    own: tuple[float, str] | None = None  # threshold of this answer if it is not the same for all, and its label
+    failure: Failure = Failure()  # the error's code and properties, for rules
 
     @property
     def held(self) -> bool:
@@ -164,24 +158,20 @@ class Request(NamedTuple):
     """Recorded request."""
 
     id: str
-    begun: float
-    """Seconds after the first request."""
+    begun: float  # seconds after the first request
     latency_s: float
     mode: Mode | None
     deadline_s: float
     data_class: str | None
-    by: str | None
-    """Target that answered; None: the cache, or none."""
+    by: str | None  # target that answered; None: the cache, or none
     accepted: bool
-    batch: str
-    """Id shared by the rows of its batch; empty: not in a batch."""
-    legs: Mapping[str, Seen]
-    """Target name -> recorded result."""
+    batch: str  # id shared by the rows of its batch; empty: not in a batch
+    legs: Mapping[str, Seen]  # target name -> recorded result
 
 
 NEAR: Final = 50  # number of recorded calls, nearest in confidence, of which one has the latency of a call that is not recorded
+# Logarithm of the greatest factor by which a latency is extended to a confidence beyond the recorded ones.
 FARTHEST: Final = log(4)
-"""Logarithm of the greatest factor by which a latency is extended to a confidence beyond the recorded ones."""
 
 
 def edge_confidence(legs: Mapping[str, Seen]) -> float | None:

@@ -16,8 +16,8 @@ from edgeroute.tools.replay.recorded_requests import Numbers, Past, Recording
 if TYPE_CHECKING:
     from edgeroute.policy.model_and_endpoint_sections import Edge
 
+# Policy keys about storage and background work, which a replay ignores.
 KEPT: Final = frozenset({"state", "cache", "outbox", "trace", "audit", "telemetry"})
-"""Policy keys about storage and background work, which a replay ignores."""
 
 
 class Port(NamedTuple):
@@ -25,12 +25,9 @@ class Port(NamedTuple):
 
     terms: Terms = Terms()
     retries: int = 0
-    patience_s: float = 10.0
-    """Timeout of a request with its retries, seconds."""
-    health: bool = True
-    """True if it has a health check; otherwise the next request is the probe."""
-    one_by_one: bool = False
-    """True if each row of a batch takes a separate call."""
+    patience_s: float = 10.0  # timeout of a request with its retries, seconds
+    health: bool = True  # True if it has a health check; otherwise the next request is the probe
+    one_by_one: bool = False  # True if each row of a batch takes a separate call
 
 
 class Setup(NamedTuple):
@@ -137,21 +134,16 @@ class Energy(NamedTuple):
     """Battery at the end."""
 
     spent_joules: float
-    left: float
-    """Charge, 0..1."""
-    empty_after_s: float | None
-    """Seconds after the first request; None: not empty."""
+    left: float  # charge, 0..1
+    empty_after_s: float | None  # seconds after the first request; None: not empty
 
 
 class Values(NamedTuple):
     """Comparison of the targets that answer. A trace has no values, only who answered."""
 
-    same: int
-    """Requests with the same target as in the recording."""
-    seen: int
-    """Requests with another target, which had answered in the recording, too, without being accepted."""
-    unknown: int
-    """Requests with another target, which was not called in the recording, or did not answer."""
+    same: int  # requests with the same target as in the recording
+    seen: int  # requests with another target, which had answered in the recording, too, without being accepted
+    unknown: int  # requests with another target, which was not called in the recording, or did not answer
 
 
 class Replay(NamedTuple):

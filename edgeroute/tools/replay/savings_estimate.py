@@ -30,14 +30,10 @@ CHANCE: Final = 1.645  # standard errors above a random score's area: a one-side
 class Money(NamedTuple):
     """Costs of all paired requests, dollars."""
 
-    cloud: float
-    """Cost if the cloud answers everything."""
-    cascade: float
-    """Cost if the edge answers everything, and the cloud the deferred requests."""
-    saved: float
-    """Share of `cloud` that `cascade` saves; negative: it costs more."""
-    interval: tuple[float, float]
-    """Interval of `saved`, on requests like these; uniform over thresholds, by the bootstrap."""
+    cloud: float  # cost if the cloud answers everything
+    cascade: float  # cost if the edge answers everything, and the cloud the deferred requests
+    saved: float  # share of `cloud` that `cascade` saves; negative: it costs more
+    interval: tuple[float, float]  # interval of `saved`, on requests like these; uniform over thresholds, by the bootstrap
 
 
 class Saving(NamedTuple):
@@ -45,37 +41,24 @@ class Saving(NamedTuple):
 
     edge_model: str
     cloud_model: str
-    n: int
-    """Requests that both answered."""
-    judged: str
-    """`scores` or `agreement`."""
-    edge_correct: float
-    """Mean correctness over the requests, 0..1; of agreement the share of requests on which they agree."""
+    n: int  # requests that both answered
+    judged: str  # `scores` or `agreement`
+    edge_correct: float  # mean correctness over the requests, 0..1; of agreement the share of requests on which they agree
     cloud_correct: float | None
     max_loss: float
     sure: float
-    threshold: float
-    """Certified threshold; inf: none, so that everything is deferred and nothing saved."""
+    threshold: float  # certified threshold; inf: none, so that everything is deferred and nothing saved
     guarantee: str
     method: str
-    deferral: float
-    """Share of the requests that the cloud answers, 0..1."""
-    deferral_interval: tuple[float, float]
-    """Interval on all requests like these, at level `sure`."""
-    loss: float
-    """Loss on these requests; the threshold was chosen on them."""
-    plug_in: float
-    """Deferral of the lowest threshold whose loss on these requests is within the limit, without a certificate."""
-    least: float
-    """Deferral of a perfect score with that loss on these requests."""
-    area: float | None
-    """Area under the deferral curve: 0 chance, 1 a perfect score; None: there is nothing to rank."""
-    by_chance: bool
-    """True if the score may rank no better than chance."""
-    unscored: float
-    """Share of the requests without a confidence, which are deferred."""
-    money: Money | None
-    """Costs; None: not all are known."""
+    deferral: float  # share of the requests that the cloud answers, 0..1
+    deferral_interval: tuple[float, float]  # interval on all requests like these, at level `sure`
+    loss: float  # loss on these requests; the threshold was chosen on them
+    plug_in: float  # deferral of the lowest threshold whose loss on these requests is within the limit, without a certificate
+    least: float  # deferral of a perfect score with that loss on these requests
+    area: float | None  # area under the deferral curve: 0 chance, 1 a perfect score; None: there is nothing to rank
+    by_chance: bool  # True if the score may rank no better than chance
+    unscored: float  # share of the requests without a confidence, which are deferred
+    money: Money | None  # costs; None: not all are known
     left_out: tuple[Left, ...]
     notes: tuple[str, ...]
 

@@ -28,19 +28,19 @@ RETRANSMIT_S: Final = 0.2  # minimum retransmission timeout, seconds (Linux: TCP
 class Network(NamedTuple):
     """Kind of network: typical orders of magnitude, not measured on a particular one."""
 
-    rtt_s: float
-    """Round-trip time of a small packet."""
-    jitter_s: float
-    """Its standard deviation."""
+    rtt_s: float  # round-trip time of a small packet
+    jitter_s: float  # its standard deviation
     up_bits_per_s: float
     down_bits_per_s: float
-    loss: float
-    """Share of exchanges with a lost packet: it is retransmitted after a round trip and `RETRANSMIT_S`."""
-    on_s: float = float("inf")
-    """Duration of each period with a link, followed by `off_s` without; 0: no link ever."""
+    loss: float  # share of exchanges with a lost packet: it is retransmitted after a round trip and `RETRANSMIT_S`
+    on_s: float = float("inf")  # duration of each period with a link, followed by `off_s` without; 0: no link ever
     off_s: float = 0.0
 
 
+# Name -> network. wifi, 4g: medians of lines, as commonly reported by public speed tests. 3g: HSPA as deployed, far below the
+# 14.4 and 5.76 Mbit/s that 3GPP gives for its first releases. edge: 2G with EDGE, of whose 236 kbit/s (four slots, 3GPP) a part
+# arrives. satellite: a geostationary one, whose four ways of 35,786 km alone take 0.48 s of a round trip. flapping: 4g with
+# 45 s of link, then 15 s without.
 NETWORKS: Final[dict[str, Network]] = {
     "wifi": Network(0.015, 0.005, 40e6, 90e6, 0.001),
     "4g": Network(0.050, 0.015, 9e6, 40e6, 0.005),
@@ -50,10 +50,6 @@ NETWORKS: Final[dict[str, Network]] = {
     "offline": Network(0.0, 0.0, 1.0, 1.0, 0.0, on_s=0.0, off_s=float("inf")),
     "flapping": Network(0.050, 0.015, 9e6, 40e6, 0.005, on_s=45.0, off_s=15.0),
 }
-"""Name -> network. wifi, 4g: medians of lines, as commonly reported by public speed tests. 3g: HSPA as deployed, far below the
-14.4 and 5.76 Mbit/s that 3GPP gives for its first releases. edge: 2G with EDGE, of whose 236 kbit/s (four slots, 3GPP) a part
-arrives. satellite: a geostationary one, whose four ways of 35,786 km alone take 0.48 s of a round trip. flapping: 4g with
-45 s of link, then 15 s without."""
 
 
 class Link:
@@ -189,20 +185,18 @@ class Gate:
 class Heat(NamedTuple):
     """Phase of thermal throttling."""
 
-    after_s: float
-    """Start of the phase, seconds after the first request."""
-    times: float
-    """Factor by which the edge's run time grows."""
+    after_s: float  # start of the phase, seconds after the first request
+    times: float  # factor by which the edge's run time grows
     celsius: float
 
 
+# Name -> phases. Typical of devices without a fan under steady load, which often retain half to three quarters of their speed;
+# not measured on a particular device.
 THERMAL: Final[dict[str, tuple[Heat, ...]]] = {
     "cool": (Heat(0.0, 1.0, 40.0),),
     "warm": (Heat(0.0, 1.0, 45.0), Heat(300.0, 1.2, 65.0)),
     "hot": (Heat(0.0, 1.0, 50.0), Heat(120.0, 1.3, 75.0), Heat(600.0, 1.8, 85.0)),
 }
-"""Name -> phases. Typical of devices without a fan under steady load, which often retain half to three quarters of their speed;
-not measured on a particular device."""
 
 
 def heat(course: tuple[Heat, ...], now: float) -> Heat:

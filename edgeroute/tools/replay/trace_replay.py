@@ -149,8 +149,8 @@ class _Run:
         self.limited = bool(self.edges) and setup.limits.joules_per_hour < INF
         if self.joules or self.limited:
             self._set_energy()
+        # The plans made so far, and whether their legs run one at a time.
         self.plans: dict[tuple[Mode | None, float | None, str | None], tuple[Plan | Refusal, bool]] = {}
-        """The plans made so far, and whether their legs run one at a time."""
         self.changed = self.unserved = self.same = self.seen = self.unseen = 0
         self.examples: list[Change] = []
         self.unknown, self.refused = Counter[str](), Counter[str]()

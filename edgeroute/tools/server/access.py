@@ -27,8 +27,8 @@ from edgeroute.router.private_conversations import bind_within
 from edgeroute.tools.server.oip_messages import reply
 from edgeroute.tools.server.web_service import retry_after_s
 
+# Bytes from which a body is large: parsed in a thread, and without a part of the total that is kept for smaller ones.
 LARGE = 1 << 16
-"""Bytes from which a body is large: parsed in a thread, and without a part of the total that is kept for smaller ones."""
 LARGE_SHARE = 0.9  # most memory of all bodies while a large one comes, as a share of the total
 CLOSE = {"Connection": "close"}
 TWO_LENGTHS = "bad request: Content-Length and Transfer-Encoding contradict each other: send one"
@@ -132,8 +132,8 @@ class OneLength:
 
 
 AGAIN = {"Retry-After": "1"}
+# Status -> OpenAI's type of error; others below 500 are `invalid_request_error`, and the rest `server_error`.
 KINDS: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-"""Status -> OpenAI's type of error; others below 500 are `invalid_request_error`, and the rest `server_error`."""
 
 
 class Fault(NamedTuple):
@@ -426,8 +426,8 @@ def _is_address(name: str, version: int) -> bool:
 
 STRANGER = "edgeroute.stranger"  # key of a request's scope: True if it showed no token, where one is needed
 OPEN = ("/v2/health/live", "/v2/health/ready")  # paths that need no token: they tell only that the gateway is alive
+# Media types that a web page may send to any address without permission (CORS).
 SIMPLE = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
-"""Media types that a web page may send to any address without permission (CORS)."""
 
 
 class Guard:

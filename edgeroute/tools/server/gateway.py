@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from edgeroute.router.policy_snapshot import Snapshot
 
 MOST_ROWS = 1024  # most rows of one request; each is routed by itself
+# Outputs of every answer. A label is text, or JSON of any other value; a missing confidence is NaN, null in JSON.
 OUTPUTS = (
     TensorSpec("label", "object", (-1,)),
     TensorSpec("confidence", "float32", (-1,)),
@@ -61,7 +62,6 @@ OUTPUTS = (
     TensorSpec("degraded", "bool", (-1,)),
     TensorSpec("reason", "object", (-1,)),
 )
-"""Outputs of every answer. A label is text, or JSON of any other value; a missing confidence is NaN, null in JSON."""
 _LENGTH = LENGTH.lower().encode()
 
 
@@ -223,8 +223,8 @@ def _label(value: Any) -> str:
 
 log = logging.getLogger("edgeroute")
 BURST = 4  # pieces sent in a row before other tasks run, such as the one that notices a client's disconnect
+# Headers of a stream; the last one keeps proxies from buffering it.
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
-"""Headers of a stream; the last one keeps proxies from buffering it."""
 
 
 class Completions:

@@ -23,8 +23,8 @@ from edgeroute.tools.server.access import Options
 from edgeroute.types import Answer
 
 MOST_TOKENS = 131_072  # most tokens of an answer that a client may ask for
+# Limits of a schema: levels, entries of a list or object, value of a length such as `maxItems`.
 MOST_LEVELS, MOST_ENTRIES, MOST_LENGTH = 16, 128, 1000
-"""Limits of a schema: levels, entries of a list or object, value of a length such as `maxItems`."""
 MOST_MESSAGES = 2048  # most messages of a chat; their parts and calls of tools count, too
 
 
@@ -102,6 +102,7 @@ def _is_mild(key: str, value: Any) -> bool:
 _BIAS = _number(-100, 100)
 _TOKEN = re.compile("[0-9]{1,7}")
 _TOKENS = _whole(f"1..{MOST_TOKENS:,}", 1, MOST_TOKENS)
+# Key -> its range.
 KEYS: Final[Mapping[str, Range]] = {
     "temperature": _number(0, 2),
     "top_p": _number(0, 1),
@@ -125,13 +126,12 @@ KEYS: Final[Mapping[str, Range]] = {
     "parallel_tool_calls": Range("true or false", lambda x: isinstance(x, bool)),
     "response_format": Range("text, json_object or json_schema, 32 KiB", _is_format),
 }
-"""Key -> its range."""
+# Keys that usual clients send and that change no answer: accepted, and not passed on.
 DROPPED: Final = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key")
-"""Keys that usual clients send and that change no answer: accepted, and not passed on."""
+# Keys of a message that are passed on.
 MESSAGE: Final = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning_content"})
-"""Keys of a message that are passed on."""
+# Keys of a message's part that are passed on.
 PART: Final = frozenset({"type", "text", "image_url", "input_audio", "file", "refusal"})
-"""Keys of a message's part that are passed on."""
 
 
 def client_keys(body: Mapping[str, Any], handled: Collection[str], allow: Collection[str]) -> dict[str, Any]:
@@ -183,24 +183,21 @@ def client_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 DEEPEST = 100  # most levels of lists and objects within each other
+# Most commas and brackets in a body before it is parsed: each value takes some 60 bytes. A long text may have many, too.
 MOST_SIGNS = 1_000_000
-"""Most commas and brackets in a body before it is parsed: each value takes some 60 bytes. A long text may have many, too."""
 MOST_VALUES = 50_000  # most values in a parsed body: legs copy their input, and the event loop waits for that
+# Keys that the gateway handles itself.
 OURS = ("model", "stream", "stream_options", "n", "best_of", "echo", "logprobs", "top_logprobs", "messages", "prompt")
-"""Keys that the gateway handles itself."""
 
 
 class CompletionRequest(NamedTuple):
     """Validated request for a chat or text completion."""
 
-    x: dict[str, Any]
-    """Input for the router: messages or prompt, and the keys that a client may send."""
+    x: dict[str, Any]  # input for the router: messages or prompt, and the keys that a client may send
     chat: bool
-    model: str
-    """Model name as the client wrote it."""
+    model: str  # model name as the client wrote it
     stream: bool
-    usage: bool
-    """True if a stream shall end with the usage."""
+    usage: bool  # True if a stream shall end with the usage
     logprobs: bool
 
 

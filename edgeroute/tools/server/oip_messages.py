@@ -42,8 +42,7 @@ class Files:
     """Input that arrived as files; each file is a row."""
 
     data: list[bytes]
-    media: str | None
-    """Media type of the files; None: not stated, read as pictures."""
+    media: str | None  # media type of the files; None: not stated, read as pictures
 
     def __len__(self) -> int:
         return len(self.data)
@@ -224,13 +223,10 @@ VERSION = "1"  # version of every model
 class Ask(NamedTuple):
     """Parsed infer request."""
 
-    feed: dict[str, Any]
-    """Arrays, or `Files` to decode, in the order of the model's inputs; may be read-only views of the body."""
-    outputs: list[tuple[str, bool]]
-    """(name, True if it is sent as binary), in the order of the reply."""
+    feed: dict[str, Any]  # arrays, or `Files` to decode, in the order of the model's inputs; may be read-only views of the body
+    outputs: list[tuple[str, bool]]  # (name, True if it is sent as binary), in the order of the reply
     id: str | None
-    edges: Any = None
-    """Parameter with the edge's answers, not parsed yet; None: absent."""
+    edges: Any = None  # parameter with the edge's answers, not parsed yet; None: absent
 
 
 class Reply(NamedTuple):
@@ -597,5 +593,5 @@ async def _other(_: Request, e: Exception) -> Response:
     return reply({"error": failed if isinstance(e, ModelError) else fault}, 500)
 
 
+# Exception -> its handler.
 FAULTS: dict[Any, Any] = {HTTPException: _http, **dict.fromkeys((BadInput, Full, ModelError, Exception), _other)}
-"""Exception -> its handler."""

@@ -31,19 +31,19 @@ HEAD_BYTES = 1 << 16  # most bytes of a head; a longer one is refused
 HEAD_LINES = 256  # most lines of a head
 CHUNKS, CHUNK_BYTES = 256, 64  # chunks of a body that may be small; of more each has so many bytes, on average
 TAKEN_S = 30.0  # time for a client to read once a write waits for it, seconds
+# Most connections at a time: an idle one is closed for a further one, or else that gets 503 with Retry-After. Fewer than the
+# files that a process may have open.
 MOST_CONNECTIONS = 500
-"""Most connections at a time: an idle one is closed for a further one, or else that gets 503 with Retry-After. Fewer than the
-files that a process may have open."""
+# Time an idle connection stays open, seconds: a router may call rarely, and a new connection costs it round trips.
 KEEP_ALIVE_S = 75
-"""Time an idle connection stays open, seconds: a router may call rarely, and a new connection costs it round trips."""
-STRANGER_S = 5  # Keep-alive of a connection without a token, where one is needed, seconds
+STRANGER_S = 5  # keep-alive of a connection without a token, where one is needed, seconds
 BACKLOG = 2048  # connections that wait to be accepted, as uvicorn's default
 ANSWERS_S = 0.2  # time for another program to take a connection, seconds
 GRACE_S = 5  # time for requests in progress to finish at shutdown, seconds
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
+# Coroutine that notifies the service manager that the application is ready, and from then on that it is alive.
 Beat = Callable[[Notify], Coroutine[Any, Any, None]]
-"""Coroutine that notifies the service manager that the application is ready, and from then on that it is alive."""
 
 
 _BLANK = re.compile(rb"\n\r?\n")
@@ -82,10 +82,8 @@ class Connection(H11Protocol):
 
     _head: asyncio.TimerHandle | None = None
     _taken: asyncio.TimerHandle | None = None
-    stranger = True
-    """True until a request was answered that needed no token, or showed the right one."""
-    idle_since = 0.0
-    """Time of the loop since which no request is in progress, seconds."""
+    stranger = True  # True until a request was answered that needed no token, or showed the right one
+    idle_since = 0.0  # time of the loop since which no request is in progress, seconds
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the timer (10 s) of the first head. With too many connections close an idle one, or this one after a 503."""

@@ -21,6 +21,7 @@ T = TypeVar("T")
 Message: TypeAlias = MutableMapping[str, Any]
 MOST_WAIT_S = 3600  # largest `Retry-After`, seconds
 MOST_REASON = 123  # most bytes of the reason of a closed WebSocket (RFC 6455, 5.5)
+# Status -> code and text of the body, and code with which a WebSocket is closed. None of them has anything of an input.
 REPLIES: Mapping[int, tuple[str, str, int]] = {
     403: ("may_not_leave", "the data class of this request may not be sent to a model", 1008),
     422: ("bad_input", "the input does not fit the model", 1008),
@@ -28,7 +29,6 @@ REPLIES: Mapping[int, tuple[str, str, int]] = {
     503: ("unavailable", "no model is available now: try again later", 1013),
     504: ("timeout", "no model answered in time: try again", 1013),
 }
-"""Status -> code and text of the body, and code with which a WebSocket is closed. None of them has anything of an input."""
 
 
 class Disconnected(EdgerouteError):

@@ -18,8 +18,8 @@ MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode; 0: a
 MOST_PIXELS = 1 << 26  # most pixels of a picture, decoded or resized
 MOST_SCANS = 100  # most scans of a JPEG: each scan of a progressive JPEG covers the whole picture, and usual ones have ten
 MOST_FILES = 1024  # most files of one request where the pictures' size is known; otherwise the limit is one
+# numpy dtype -> datatype of the Open Inference Protocol; integers have their names in capitals.
 DATATYPES = {"object": "BYTES", "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64"}
-"""numpy dtype -> datatype of the Open Inference Protocol; integers have their names in capitals."""
 
 
 class BadInput(ValueError):

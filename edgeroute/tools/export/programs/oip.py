@@ -18,10 +18,8 @@ MOST_TEXTS = 1 << 20  # most texts or files of one request
 class Ask(NamedTuple):
     """Parsed infer request."""
 
-    feed: dict[str, Any]
-    """Arrays [n, ...] by name; picture files as object [n]."""
-    outputs: list[tuple[str, bool]]
-    """(name, True if it is sent as binary), in the order of the reply."""
+    feed: dict[str, Any]  # arrays [n, ...] by name; picture files as object [n]
+    outputs: list[tuple[str, bool]]  # (name, True if it is sent as binary), in the order of the reply
     id: str | None
 
 

@@ -151,8 +151,8 @@ class Ingress:
 
     def __init__(self, models: Any, names: list[str], models_per_replica: int) -> None:
         self._models, self._descriptions = models, descriptions(names)
+        # True sends a request to a replica that has its model in memory; otherwise each has all models.
         self._routed = models_per_replica < len(names)
-        """True sends a request to a replica that has its model in memory; otherwise each has all models."""
         self._splits: dict[str, dict[str, float]] = {}
         self._key = "x-edgeroute-key"
 

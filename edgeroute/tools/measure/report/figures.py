@@ -15,8 +15,8 @@ from edgeroute.tools.measure.report.numbers_in_words import LEGS
 # Shared matplotlib style of the figures, and their conversion to inline SVG.
 
 INK = "#010203"  # placeholder for the page's text colour in an SVG
+# Colours of the sides: distinguishable on white and black, and colour-blind safe; lines also differ in dashes.
 EDGE, CLOUD = "#2f7ed8", "#e8590c"
-"""Colours of the sides: distinguishable on white and black, and colour-blind safe; lines also differ in dashes."""
 SIZE = (4.2, 3.2)  # size of a figure, inches; on a phone 340 pixels wide the text is at least 10 pixels
 
 

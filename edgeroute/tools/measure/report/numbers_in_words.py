@@ -17,6 +17,7 @@ LEGS = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade"}
 SIDES = {**LEGS, "accepted": "edge, where kept"}
 
 
+# Test behind a certificate -> its description.
 METHODS = {
     "CP-harm": "an exact bound (Clopper-Pearson) of how often the edge's answer is kept where only the cloud is right",
     "LR-BB": "an exact test (likelihood ratio, Berger-Boos) of what the edge's answers lose, less what they gain",
@@ -26,7 +27,6 @@ METHODS = {
     "Beta": "the exact distribution (Beta) of the share of inputs whose score is below that of one of the examples",
     "rank": "the score of the example at the guaranteed rank, which holds on average over examples",
 }
-"""Test behind a certificate -> its description."""
 DITHERED = "dithered "  # prefix of a test's name: graded answers become right or wrong at random
 TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the guarantee nothing."
 

@@ -16,8 +16,8 @@ from edgeroute.errors import PolicyError
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+# A function of (done, total); True: a bar, or lines without a terminal; None: a bar on a terminal; False: nothing.
 Progress: TypeAlias = "bool | Callable[[int, int], object] | None"
-"""A function of (done, total); True: a bar, or lines without a terminal; None: a bar on a terminal; False: nothing."""
 Show: TypeAlias = "Callable[[int, int], object]"
 AGAIN_S = 0.1  # time between two updates of a bar in a notebook, seconds
 LINES = 10  # lines to print without a terminal

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # Sections of a trial, for one router in operation, and for many devices.
 
+# (Side, measure) -> the measure's description.
 SAID = {
     ("edge", "failed"): "requests that its edge model failed on",
     ("edge", "deferred"): "requests deferred to the cloud",
@@ -41,7 +42,6 @@ SAID = {
     ("cloud", "failed"): "calls that failed",
     ("cloud", "differs"): "answers that differ from the edge's",
 }
-"""(Side, measure) -> the measure's description."""
 VERDICTS = {"worse": "worse by more than is allowed", "within": "no worse than is allowed", "open": "not known yet"}
 
 
@@ -127,8 +127,8 @@ def basis(count: int, requests: int) -> str:
 
 
 SCOPE = ".edgeroute-report"  # selector of the element that is a page in a notebook
+# Selector of that element with the weight of an id, which no rule of the notebook for tables or lists overrides.
 STRONG = ".edgeroute-report:not(#_)"
-"""Selector of that element with the weight of an id, which no rule of the notebook for tables or lists overrides."""
 
 
 @cache

@@ -135,10 +135,10 @@ STEP_S: Final = 0.1
 POLL_S: Final = 5.0  # delay of an outbox before it retries a held request, in addition to part of its spread, seconds
 PARALLEL: Final = 2  # concurrent requests of one outbox
 REQUEST, DELIVERY, PROBE = 0.0, 1.0, 2.0
+# Columns of an attempt: its device, its start or end, its time limit, the start of the request (for a delivery: of queueing),
+# previous attempts of this call, its purpose, its result, previous failed deliveries, rank of the edge's confidence among the
+# inputs that it defers (0..1), the load that its reply reports, and its start.
 WHO, AT, UNTIL, ASKED, TRIES, KIND, VERDICT, FAILED, RANK, REPORT, BEGAN = range(11)
-"""Columns of an attempt: its device, its start or end, its time limit, the start of the request (for a delivery: of queueing),
-previous attempts of this call, its purpose, its result, previous failed deliveries, rank of the edge's confidence among the
-inputs that it defers (0..1), the load that its reply reports, and its start."""
 FULL_S: Final = 0.25  # delay before an outbox at its concurrency limit is checked again, seconds
 
 
@@ -185,17 +185,17 @@ class Fleet:
         self._places = parts.Places(scenario.devices) if client.adaptive else None
         self._course = None if scenario.device is None else parts.Course(scenario, scenario.device)
         self._begins, self._ends, self._stored, self._hurries = EventQueue(), EventQueue(), EventQueue(), EventQueue()
+        # By device: time of the next flush of its outbox, after its endpoint has recovered.
         self._hurry_at = np.full(scenario.devices, np.inf)
-        """By device: time of the next flush of its outbox, after its endpoint has recovered."""
         self._boxed = np.zeros(scenario.devices, np.int32)
+        # By device: time of the first entry since its outbox was empty; that entry may be delivered already.
         self._since = np.full(scenario.devices, np.inf)
-        """By device: time of the first entry since its outbox was empty; that entry may be delivered already."""
         self._flying = np.zeros(scenario.devices, np.int8)
         self._failed = np.zeros(scenario.devices, np.int8)  # by device: failed attempts of the last delivery that failed
         self._paused = np.full(scenario.devices, -np.inf)
         self._next_at = np.full(scenario.devices, -np.inf)  # by device: earliest next delivery, by the rate limit
+        # By device: number of flushes of its outbox; deliveries scheduled before the last flush are ignored.
         self._woken = np.zeros(scenario.devices, np.int32)
-        """By device: number of flushes of its outbox; deliveries scheduled before the last flush are ignored."""
         attempts_s = scenario.timeout_s + max(MOST_S, scenario.retry_after_s)
         seconds = int(scenario.length_s + attempts_s * (client.retries + 1)) + 2
         self._tally = Result.empty(scenario, client, seconds)

@@ -24,10 +24,8 @@ from edgeroute.tools.server.batching import Meter
 class Shares(NamedTuple):
     """Average use of edge and cloud per request."""
 
-    edge: float
-    """Runs of the edge, in units of its usual one."""
-    cloud: float
-    """Requests to the cloud."""
+    edge: float  # runs of the edge, in units of its usual one
+    cloud: float  # requests to the cloud
 
 
 class Device(NamedTuple):
@@ -35,23 +33,16 @@ class Device(NamedTuple):
 
     policy: Policy
     targets: tuple[Target, ...]
-    battery: float | None = None
-    """Charge at the start, 0..1, of the average device; None: it is on mains."""
+    battery: float | None = None  # charge at the start, 0..1, of the average device; None: it is on mains
     battery_wh: float = 10.0
-    idle_w: float = 1.0
-    """Base load, watts."""
+    idle_w: float = 1.0  # base load, watts
     run_s: float = 0.05
-    run_j: float = 0.1
-    """Time and energy of a run of the edge, seconds and joules."""
-    small: float = 0.5
-    """Time and energy of a run of the smallest edge model, relative to that."""
-    call_j: float = 0.0
-    """Energy of a request to the cloud, joules."""
+    run_j: float = 0.1  # time and energy of a run of the edge, seconds and joules
+    small: float = 0.5  # time and energy of a run of the smallest edge model, relative to that
+    call_j: float = 0.0  # energy of a request to the cloud, joules
     ambient_c: float = 25.0
-    c_per_w: float = 8.0
-    """Degrees above its surroundings for each watt, in the long run."""
-    warming_s: float = 300.0
-    """Time to 63 % of that, seconds."""
+    c_per_w: float = 8.0  # degrees above its surroundings for each watt, in the long run
+    warming_s: float = 300.0  # time to 63 % of that, seconds
 
     @classmethod
     def of(cls, setup: Setup, **more: float) -> Device:
@@ -77,8 +68,8 @@ class Device(NamedTuple):
         return Shares(self.small if small else 1.0, defer if may_defer else 0.0)
 
 
+# Window of the definition of a recovery: the cloud answers the share `GOOD` of its requests in any window, seconds.
 AGAIN_S: Final = 10.0
-"""Window of the definition of a recovery: the cloud answers the share `GOOD` of its requests in any window, seconds."""
 GOOD: Final = 0.99
 
 
@@ -86,40 +77,30 @@ class Scenario(NamedTuple):
     """Fleet before one cloud with an outage. Durations and times in seconds."""
 
     devices: int = 1_000_000
-    per_minute: float = 1.0
-    """Requests per device, at random times."""
-    defer: float = 0.1
-    """Deferred share, 0..1."""
+    per_minute: float = 1.0  # requests per device, at random times
+    defer: float = 0.1  # deferred share, 0..1
     length_s: float = 3600.0
-    margin: float = 1.5
-    """Capacity of the cloud, as a multiple of the normal load."""
-    latency_s: float = 0.05
-    """Time of an answer without queueing; a rejection takes as long."""
+    margin: float = 1.5  # capacity of the cloud, as a multiple of the normal load
+    latency_s: float = 0.05  # time of an answer without queueing; a rejection takes as long
+    # Longest wait in the cloud's queue; a request that would wait longer is rejected (503). Requests given up by their device
+    # are still served.
     queue_s: float = 10.0
-    """Longest wait in the cloud's queue; a request that would wait longer is rejected (503). Requests given up by their device
-    are still served."""
     outage_at_s: float = 60.0
-    outage_s: float = 10.0
-    """At its start, requests queued in the cloud are lost."""
-    silent: bool = False
-    """True: during the outage there are no replies; False: connections are refused at once."""
-    retry_after_s: float = 0.0
-    """Retry-After of a 503; 0: none."""
+    outage_s: float = 10.0  # at its start, requests queued in the cloud are lost
+    silent: bool = False  # True: during the outage there are no replies; False: connections are refused at once
+    retry_after_s: float = 0.0  # Retry-After of a 503; 0: none
     timeout_s: float = 2.0
+    # Degraded requests: the edge's answer is returned; and, with an outbox, they are also sent later.
     offline: Literal["edge", "queue"] = "edge"
-    """Degraded requests: the edge's answer is returned; and, with an outbox, they are also sent later."""
-    drain_per_s: float = 10.0
-    """Maximum rate of deliveries per device, per second."""
-    together: float = 0.0
-    """Share of devices, 0..1, that send one more request in the first second of the outage, simultaneously."""
+    drain_per_s: float = 10.0  # maximum rate of deliveries per device, per second
+    together: float = 0.0  # share of devices, 0..1, that send one more request in the first second of the outage, simultaneously
     surest_right: float = 0.8
+    # Probability that the edge is right on deferred inputs: on those it is surest of, and least; linear between.
     least_right: float = 0.2
-    """Probability that the edge is right on deferred inputs: on those it is surest of, and least; linear between."""
-    cloud_right: float = 0.95
-    """Probability that the cloud is right on deferred inputs."""
+    cloud_right: float = 0.95  # probability that the cloud is right on deferred inputs
     seed: int = 0
+    # Policy and power of the devices, whose rules follow battery, heat and load. None: they have no state.
     device: Device | None = None
-    """Policy and power of the devices, whose rules follow battery, heat and load. None: they have no state."""
 
     @property
     def normal_per_s(self) -> float:
@@ -142,22 +123,16 @@ class Client(NamedTuple):
     """Protection mechanisms of a device."""
 
     name: str
-    retries: int = 2
-    """Maximum retries of a failed request."""
-    budget: bool = True
-    """Retry budget: one retry per ten successes, ten at most."""
-    jitter: bool = True
-    """Random back-off; otherwise each wait is the maximum."""
-    breaker: bool = True
-    """Circuit breaker: opens after three consecutive faults, and probes without user data."""
+    retries: int = 2  # maximum retries of a failed request
+    budget: bool = True  # retry budget: one retry per ten successes, ten at most
+    jitter: bool = True  # random back-off; otherwise each wait is the maximum
+    breaker: bool = True  # circuit breaker: opens after three consecutive faults, and probes without user data
+    # The timeout covers a request with its retries; otherwise it applies to each attempt, and timeouts are retried.
     whole: bool = True
-    """The timeout covers a request with its retries; otherwise it applies to each attempt, and timeouts are retried."""
-    hints: bool = False
-    """Load hints: more requests are answered on the edge while the cloud reports load."""
-    adaptive: bool = False
-    """Adaptive limit of concurrent calls: a further call gets the edge's answer at once."""
+    hints: bool = False  # load hints: more requests are answered on the edge while the cloud reports load
+    adaptive: bool = False  # adaptive limit of concurrent calls: a further call gets the edge's answer at once
+    # Spread of the outbox, seconds: entries are sent after a random part of it, longer after a long outage; 0: at once.
     spread_s: float = 60.0
-    """Spread of the outbox, seconds: entries are sent after a random part of it, longer after a long outage; 0: at once."""
 
 
 EDGEROUTE: Final = Client("edgeroute")
@@ -176,13 +151,13 @@ CLIENTS: Final = (
 )
 
 
+# Clients to compare before a cloud that is too small.
 LOAD_AWARE: Final = (
     EDGEROUTE._replace(name="neither"),
     EDGEROUTE._replace(name="load hints", hints=True),
     EDGEROUTE._replace(name="adaptive concurrency", adaptive=True),
     EDGEROUTE._replace(name="both", hints=True, adaptive=True),
 )
-"""Clients to compare before a cloud that is too small."""
 
 
 def clients(scenario: Scenario, spread_s: float = EDGEROUTE.spread_s) -> tuple[Client, ...]:
@@ -383,32 +358,26 @@ class Devices:
 KINDS: Final = 200
 CHARGE: Final = 0.1
 SURROUNDINGS_C: Final = 5.0  # largest distances of the devices' charges and surroundings from the average
+# Simulated readings. Rules on other readings are never in force.
 SIMULATED: Final = frozenset({"battery", "heat", "load", "power"})
-"""Simulated readings. Rules on other readings are never in force."""
 
 
 class InForce(NamedTuple):
     """Effect of one rule, averaged over the devices."""
 
     rule: Rule
-    share: float
-    """Share of the time, 0..1, in which it was in force."""
-    switches: float
-    """Number of times that it began or ended."""
-    most: float
-    """Largest share of the devices for which it was in force at the same time."""
+    share: float  # share of the time, 0..1, in which it was in force
+    switches: float  # number of times that it began or ended
+    most: float  # largest share of the devices for which it was in force at the same time
 
 
 class DeviceResult(NamedTuple):
     """State of the devices at the end of the run."""
 
     rules: tuple[InForce, ...]
-    battery: float | None
-    """Average charge, 0..1; None: they are on mains."""
-    empty: float
-    """Share of the devices whose battery is empty."""
-    hottest_c: float
-    """Highest temperature of any device."""
+    battery: float | None  # average charge, 0..1; None: they are on mains
+    empty: float  # share of the devices whose battery is empty
+    hottest_c: float  # highest temperature of any device
 
 
 class Course:

@@ -32,10 +32,8 @@ MOST: Final = 1 << 24  # most bytes of a line; longer ones are skipped without b
 class Line(NamedTuple):
     """Line of a file, with its place."""
 
-    place: str
-    """FILE:NUMBER."""
-    text: bytes | None
-    """None: it is longer than `MOST`."""
+    place: str  # FILE:NUMBER
+    text: bytes | None  # None: it is longer than `MOST`
 
 
 class Left(NamedTuple):
@@ -43,8 +41,7 @@ class Left(NamedTuple):
 
     why: str
     requests: int
-    first: str
-    """FILE:LINE of the first of them; empty: unknown."""
+    first: str  # FILE:LINE of the first of them; empty: unknown
 
     def __str__(self) -> str:
         return f"left out, {self.requests:,}: {self.why}" + (f" (first: {self.first})" if self.first else "")
@@ -135,13 +132,10 @@ class Row(NamedTuple):
     """Request that both models answered."""
 
     id: str
-    confidence: float
-    """Confidence of the edge; NaN: there is none."""
-    edge: float
-    """Correctness of the edge, 0..1; where answers are compared, 1: equal to the cloud's."""
+    confidence: float  # confidence of the edge; NaN: there is none
+    edge: float  # correctness of the edge, 0..1; where answers are compared, 1: equal to the cloud's
     cloud: float
-    usd: tuple[float | None, float | None]
-    """Costs of edge and cloud."""
+    usd: tuple[float | None, float | None]  # costs of edge and cloud
 
 
 def rows(paths: Iterable[Path], options: recorded.Options, skipped: LeftOut) -> tuple[list[Row], bool]:
@@ -253,12 +247,9 @@ SHOWN: Final = 10  # most models of a log that an error lists
 class Price(NamedTuple):
     """Price of a request, dollars; overrides the log."""
 
-    usd: float = 0.0
-    """Price of a request."""
-    usd_in: float = 0.0
-    """Price of a million tokens of the prompt."""
-    usd_out: float = 0.0
-    """Price of a million tokens of the completion."""
+    usd: float = 0.0  # price of a request
+    usd_in: float = 0.0  # price of a million tokens of the prompt
+    usd_out: float = 0.0  # price of a million tokens of the completion
 
     def of(self, tokens: tuple[float, float] | None) -> float | None:
         """Return the cost of a request; None if it depends on tokens, which are not recorded."""
@@ -270,17 +261,14 @@ class Price(NamedTuple):
 class Read(NamedTuple):
     """Options for reading and pairing a log."""
 
+    # Model that would run on the edge, as the log names it, or a pattern (`gpt-4o-mini*`); empty: the other one of two.
     edge_model: str = ""
-    """Model that would run on the edge, as the log names it, or a pattern (`gpt-4o-mini*`); empty: the other one of two."""
     cloud_model: str = ""
     edge_price: Price | None = None
     cloud_price: Price | None = None
-    id: str = ""
-    """Dotted path of a request's id (`metadata.job`); empty: the format's own id, or the messages."""
-    score: str = ""
-    """Dotted path of an answer's correctness, 0..1; empty: correct means to agree with the cloud."""
-    match: recorded.Match = "text"
-    """Meaning of agreement: `text` ignores case, spaces and surrounding punctuation; or `exact`."""
+    id: str = ""  # dotted path of a request's id (`metadata.job`); empty: the format's own id, or the messages
+    score: str = ""  # dotted path of an answer's correctness, 0..1; empty: correct means to agree with the cloud
+    match: recorded.Match = "text"  # meaning of agreement: `text` ignores case, spaces and surrounding punctuation; or `exact`
 
 
 class Pairs(NamedTuple):
@@ -288,14 +276,10 @@ class Pairs(NamedTuple):
 
     edge_model: str
     cloud_model: str
-    confidence: Floats
-    """[n], of the edge's answers; NaN: unknown."""
-    edge: Floats
-    """[n], correctness of the edge, 0..1; where answers are compared, 1 if it agrees with the cloud."""
-    cloud: Floats | None
-    """[n], correctness of the cloud, 0..1; None: answers are compared."""
-    usd: tuple[Floats, Floats]
-    """[n] each, of edge and cloud; NaN: unknown."""
+    confidence: Floats  # [n], of the edge's answers; NaN: unknown
+    edge: Floats  # [n], correctness of the edge, 0..1; where answers are compared, 1 if it agrees with the cloud
+    cloud: Floats | None  # [n], correctness of the cloud, 0..1; None: answers are compared
+    usd: tuple[Floats, Floats]  # [n] each, of edge and cloud; NaN: unknown
     left_out: tuple[Left, ...]
 
 
@@ -449,33 +433,23 @@ REPEATED: Final = "the same request again, which tells nothing new"
 class Logged(NamedTuple):
     """Request of the log, with the cloud's answer."""
 
-    id: str
-    """Digest of request and answer, hex."""
-    x: Any
-    """Input for a model: messages, a prompt, or a mapping with tools or a format."""
-    text: str
-    """The cloud's answer."""
-    calls: list[list[object]]
-    """Its tool calls."""
-    usd: float
-    """Its cost, dollars; NaN: unknown."""
+    id: str  # digest of request and answer, hex
+    x: Any  # input for a model: messages, a prompt, or a mapping with tools or a format
+    text: str  # the cloud's answer
+    calls: list[list[object]]  # its tool calls
+    usd: float  # its cost, dollars; NaN: unknown
     took_s: float | None
 
 
 class Survey(NamedTuple):
     """Usable requests of a log, and the sample of them."""
 
-    models: frozenset[str]
-    """Names of the cloud's model."""
-    requests: int
-    """Different usable requests."""
+    models: frozenset[str]  # names of the cloud's model
+    requests: int  # different usable requests
     repeats: int
-    usd: float
-    """Cost of all usable requests, dollars; NaN: not all are known."""
-    chosen: frozenset[bytes]
-    """Digests of the sampled requests."""
-    labels: frozenset[str] | None
-    """Forms of all answers, if these are labels; None: they are not."""
+    usd: float  # cost of all usable requests, dollars; NaN: not all are known
+    chosen: frozenset[bytes]  # digests of the sampled requests
+    labels: frozenset[str] | None  # forms of all answers, if these are labels; None: they are not
     left_out: tuple[Left, ...]
 
     @property

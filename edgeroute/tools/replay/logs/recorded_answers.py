@@ -25,8 +25,8 @@ MOST_MODEL: Final = 200  # most characters of a model's name
 UNNAMED: Final = "no model is named"
 ASKED: Final = ("messages", "input", "prompt")  # keys of the input: of chat completions, responses and completions
 FORMS: Final = ("tools", "tool_choice", "response_format")  # keys of a request on which the form of its answer depends
+# Name of a call's duration -> its unit, seconds.
 DURATIONS: Final = {"latency_s": 1.0, "latency_ms": 1e-3, "duration_ms": 1e-3, "response_time": 1.0, "latency": 1.0}
-"""Name of a call's duration -> its unit, seconds."""
 MOST_S: Final = 1e6  # longest duration that is believed, seconds
 
 
@@ -74,13 +74,11 @@ class Exchange(NamedTuple):
     """Answer of a line with its texts."""
 
     answer: Answer
+    # `messages` or `prompt`, with tools and format; empty: in another line, or of a form that no other model takes.
     request: Mapping[str, Any]
-    """`messages` or `prompt`, with tools and format; empty: in another line, or of a form that no other model takes."""
     text: str
-    calls: list[list[object]]
-    """Name and arguments of each tool call."""
-    took_s: float | None
-    """Duration of the call, seconds; None: not recorded."""
+    calls: list[list[object]]  # name and arguments of each tool call
+    took_s: float | None  # duration of the call, seconds; None: not recorded
 
 
 Reader = Callable[[Mapping[str, Any], Options], Exchange]
@@ -242,11 +240,9 @@ class ParsedBody(NamedTuple):
     """Contents of an answer's body."""
 
     text: str
-    calls: list[list[object]]
-    """Name and arguments of each tool call."""
+    calls: list[list[object]]  # name and arguments of each tool call
     confidence: float
-    tokens: tuple[float, float] | None
-    """Tokens of prompt and completion."""
+    tokens: tuple[float, float] | None  # tokens of prompt and completion
 
 
 def parsed_body(body: Mapping[str, Any]) -> ParsedBody:
