@@ -16,6 +16,7 @@ from edgeroute.tools.cli.demo import demo
 from edgeroute.tools.cli.distil import distil
 from edgeroute.tools.cli.evaluate import evaluate
 from edgeroute.tools.cli.export import export
+from edgeroute.tools.cli.fleet import fleet
 from edgeroute.tools.cli.infer import infer
 from edgeroute.tools.cli.inspect import inspect
 from edgeroute.tools.cli.models import models
@@ -59,6 +60,7 @@ COMMANDS = (
 for each in COMMANDS:
     command(app)(each)
 app.add_typer(export)
+app.add_typer(fleet)
 app.add_typer(models)
 app.add_typer(outbox)
 command(simulate)(load)

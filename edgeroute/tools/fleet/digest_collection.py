@@ -1,0 +1,382 @@
+"""Collection of a fleet's digests into a store: many are read at once, bad ones are refused by name, and none counts twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta, timezone
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeroute.errors import StoreError
+from edgeroute.fleet.digest import OTHER, Digest, path_of
+from edgeroute.stores.rotated_json_lines import ProcessLock
+from edgeroute.system import process
+from edgeroute.system.late_imports import import_needed
+from edgeroute.tools.fleet.digest_reading import BadDigest, decode
+from edgeroute.tools.fleet.digest_sources import Source
+from edgeroute.tools.fleet.digest_tables import (
+    NEED,
+    TABLES,
+    Partition,
+    Rows,
+    connect,
+    partitions,
+    rows_of,
+    selection,
+    unreadable,
+    write_rows,
+)
+
+NAME = re.compile(r"(\d{4}-\d{2}-\d{2})/([0-9a-f]{32})\.(\d{1,9})\.digest", re.ASCII)
+PART = 4_000
+"""Digests that a process reads at once."""
+MERGE = 250_000
+"""Digests after which the tables are written, so that less is lost if the run is killed."""
+FEW = 2_000
+"""Digests up to which no further process is started."""
+OLDEST = timedelta(days=400)
+MOST_NAMED = 10_000
+"""Most lines of refused.jsonl, the newest."""
+ITEM = {"item": "BIGINT", "day": "DATE"}
+"""Further columns of the parts: a number that no other digest of the run has, and the day."""
+REASONS = {
+    "repeated": "already in the store, or older than a later revision",
+    "forged": "without the key's signature",
+    "future": "of a day that has not begun",
+    "stale": f"of a day more than {OLDEST.days} days ago",
+    "unknown_model": "of a model that --models does not name",
+    "truncated": "cut off",
+    "too_large": "larger than a digest can be",
+    "malformed": "no digest",
+    "version": "of another format",
+    "foreign": "not named as a digest",
+    "misnamed": "its name is another digest's",
+    "unread": "could not be read",
+}
+"""Code of a refusal -> the refusal in words."""
+
+
+class Rules(NamedTuple):
+    """What a digest must fulfil."""
+
+    today: date
+    key: bytes = b""
+    """Key of the signatures; empty: none is asked for."""
+    models: frozenset[str] = frozenset()
+    """Known models, as `name` or `name:digest`; empty: all are."""
+
+
+class Refusal(NamedTuple):
+    """A digest that is in no sum."""
+
+    name: str
+    why: str
+    """Code, see `REASONS`."""
+
+
+class Collected(NamedTuple):
+    """Result of a run."""
+
+    added: int
+    """Digests that are in the store now, and were not before."""
+    days: tuple[date, ...]
+    """Days whose tables were written."""
+    refused: Counter[str]
+    """Code -> digests."""
+
+
+class _RefusedError(Exception):
+    """Raised for a bad digest, with the code."""
+
+
+def check(name: str, data: bytes | str, rules: Rules) -> Digest:
+    """Return the digest of an object. Raises _RefusedError with the code."""
+    if isinstance(data, str):
+        raise _RefusedError(data)
+    try:
+        digest = decode(data, rules.key, today=rules.today.isoformat())
+    except BadDigest as e:
+        raise _RefusedError(e.fault.replace(" ", "_")) from None
+    if f"digests/{name}" != path_of(digest):
+        raise _RefusedError("misnamed")
+    if date.fromisoformat(digest.day) < rules.today - OLDEST:
+        raise _RefusedError("stale")
+    models = {group[0] for group in digest.groups} - {OTHER[0]}
+    if rules.models and not all({model, model.rpartition(":")[0]} & rules.models for model in models):
+        raise _RefusedError("unknown_model")
+    return digest
+
+
+def convert(source: Source, names: Sequence[str], folder: Path, part: int, rules: Rules) -> list[Refusal]:
+    """Read digests, write the rows of the good ones as part files, and return the refusals."""
+    tables: Rows = {table: [] for table in TABLES}
+    refused, kept = [], 0
+    for number, (name, data) in enumerate(zip(names, source.read(names), strict=True)):
+        try:
+            digest = check(name, data, rules)
+        except _RefusedError as e:
+            refused.append(Refusal(name, str(e)))
+            continue
+        more = (part * PART + number, date.fromisoformat(digest.day))
+        for table, rows in rows_of(digest).items():
+            tables[table] += [(*row, *more) for row in rows]
+        kept += 1
+    if kept:
+        for table, rows in tables.items():
+            write_rows(folder / f"{table}-{part}.parquet", table, rows, ITEM)
+    return refused
+
+
+def collect(source: Source, store: Path, rules: Rules | None = None, processes: int | None = None) -> Collected:
+    """Read the digests of a source that the store lacks, and add them to its tables; refuse bad ones by name.
+
+    Of each device and day the highest revision counts, also if an older one is in the store. A run that is killed leaves the
+    store readable; the next one goes on.
+
+    Args:
+        source: where the digests are.
+        store: folder of the store; it is created.
+        rules: what a digest must fulfil; None: the day must not be in the future.
+        processes: most processes; None: as many as there are processors.
+
+    Raises:
+        StoreError: another run uses the store, the source cannot be listed, or the store cannot be written.
+        RuntimeMissing: duckdb or pyarrow is not installed.
+    """
+    rules = rules or Rules(datetime.fromtimestamp(process.now(), timezone.utc).date())
+    with _turn(store) as parts:
+        run = _Run(source, store, parts, rules, processes or os.cpu_count() or 1)
+        try:
+            run.all()
+        finally:
+            _report(store, run.named)
+        return Collected(run.added, tuple(sorted(run.days)), run.refused)
+
+
+@contextmanager
+def _turn(store: Path) -> Iterator[Path]:
+    """Take the store's lock, and yield an empty folder for parts, which is deleted at the end. Raises StoreError."""
+    lock, parts = ProcessLock(store / ".collect.lock"), store / ".parts"
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        if not lock.take():
+            raise StoreError(f"{store}: another collect is running: try again later")
+        try:
+            shutil.rmtree(parts, ignore_errors=True)
+            parts.mkdir()
+            yield parts
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
+            lock.leave()
+    except OSError as e:
+        raise StoreError(f"{store} cannot be written: {e.strerror or e}") from e
+
+
+class _Run:
+    """A run of `collect`, with its sums."""
+
+    def __init__(self, source: Source, store: Path, parts: Path, rules: Rules, processes: int) -> None:
+        self.source, self.store, self.parts, self.rules, self.processes = source, store, parts, rules, processes
+        self.refused: Counter[str] = Counter()
+        self.named: list[Refusal] = []
+        self.added, self.days = 0, set[date]()
+        self._part = self._unmerged = 0
+        set_aside(store)
+
+    def all(self) -> None:
+        """Read all digests, and write the tables."""
+        batches = self._batches()
+        first = next(batches, [])
+        if len(first) <= FEW or self.processes == 1:
+            for names in _chain(first, batches):
+                self._refuse(convert(self.source, names, self.parts, self._next(len(names)), self.rules))
+                self._merge_if(MERGE)
+        else:
+            from multiprocessing import get_context
+
+            with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
+                running = set[Future[list[Refusal]]]()
+                for names in _chain(first, batches):
+                    running.add(pool.submit(convert, self.source, names, self.parts, self._next(len(names)), self.rules))
+                    while len(running) > 2 * self.processes or (running and self._unmerged >= MERGE):
+                        running = self._wait(running)
+                    self._merge_if(MERGE)
+                while running:
+                    running = self._wait(running)
+        self._merge_if(1)
+
+    def _wait(self, running: set[Future[list[Refusal]]]) -> set[Future[list[Refusal]]]:
+        """Wait for a process, count its refusals, and return those that run on."""
+        done, rest = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            self._refuse(future.result())
+        return rest
+
+    def _next(self, count: int) -> int:
+        """Count a part, and return its number."""
+        self._part, self._unmerged = self._part + 1, self._unmerged + count
+        return self._part
+
+    def _refuse(self, refusals: Collection[Refusal]) -> None:
+        """Count refusals, and keep the names of the newest."""
+        self.refused.update(why for _, why in refusals)
+        self.named = [*self.named, *refusals][-MOST_NAMED:] if refusals else self.named
+
+    def _batches(self) -> Iterator[list[str]]:
+        """Yield the names of digests that the store lacks, some at a time."""
+        names = self.source.names()
+        while some := list(islice(names, 10 * PART)):
+            digests = [(match, name) for name in some if (match := NAME.fullmatch(name))]
+            self._refuse([Refusal(name, "foreign") for name in some if not NAME.fullmatch(name)])
+            new = unknown(self.store, [(name, match[1], match[2], int(match[3])) for match, name in digests])
+            self.refused["repeated"] += len(digests) - len(new)
+            yield from (new[i : i + PART] for i in range(0, len(new), PART))
+
+    def _merge_if(self, least: int) -> None:
+        """Write the tables if at least so many digests are in parts."""
+        if self._unmerged >= least:
+            added, repeated, days = merge(self.store, self.parts)
+            self.added, self.days, self._unmerged = self.added + added, self.days | days, 0
+            self.refused["repeated"] += repeated
+            shutil.rmtree(self.parts)
+            self.parts.mkdir()
+
+
+def _chain(first: list[str], rest: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Yield the first list and then the rest, without an empty one."""
+    if first:
+        yield first
+    yield from rest
+
+
+def unknown(store: Path, names: Sequence[tuple[str, str, str, int]]) -> list[str]:
+    """Return the names of digests that are not in the store yet. names: (name, day, device, revision) of each."""
+    days = {day for _, day, _, _ in names}
+    files = [file for file in partitions(store, "digests") if file.day.isoformat() in days]
+    if not files:
+        return [name for name, *_ in names]
+    columns = dict(zip(("name", "day", "device", "revision"), map(list, zip(*names, strict=True)), strict=True))
+    given = import_needed("pyarrow", NEED).table(columns)
+    with connect(store) as connection:
+        connection.register("given", given)
+        sql = f"""SELECT given.name FROM given LEFT JOIN ({selection("digests", files)}) AS there
+            ON there.device = given.device AND there.day::VARCHAR = given.day AND there.revision >= given.revision
+            WHERE there.device IS NULL"""
+        return [name for (name,) in connection.execute(sql).fetchall()]
+
+
+def merge(store: Path, parts: Path) -> tuple[int, int, set[date]]:
+    """Write the rows of the parts to the store's tables, and return the digests added, those repeated, and the days written."""
+    if not any(parts.iterdir()):
+        return 0, 0, set()
+    duckdb = import_needed("duckdb", NEED)
+    added = repeated = 0
+    with connect(store) as connection:
+        try:
+            for table in TABLES:
+                read = f"read_parquet({_literal(parts / f'{table}-*.parquet')})"
+                connection.execute(f"CREATE TEMP VIEW new_{table} AS SELECT * FROM {read}")
+            days = dict(connection.execute("SELECT day, count(*) FROM new_digests GROUP BY day ORDER BY day").fetchall())
+            for day, count in days.items():
+                here = merge_day(connection, store, day)
+                added, repeated = added + here, repeated + count - here
+        except duckdb.Error as e:
+            raise StoreError(f"{store} cannot be written: {str(e).partition(chr(10))[0]}") from e
+    return added, repeated, set(days)
+
+
+def merge_day(connection: Any, store: Path, day: date) -> int:
+    """Replace the day's file of each table by one with the new digests, and return their number.
+
+    A device's rows are replaced as a whole. `digests` is replaced last.
+    """
+    old = {table: [Partition(day, p) for p in [_path(store, table, day)] if p.exists()] for table in TABLES}
+    connection.execute(f"""CREATE OR REPLACE TEMP TABLE newest AS
+        SELECT device, arg_min(item, (-revision, item)) AS item, max(revision) AS revision
+        FROM new_digests WHERE day = DATE '{day}' GROUP BY device""")
+    connection.execute(f"""DELETE FROM newest USING ({selection("digests", old["digests"])}) AS there
+        WHERE there.device = newest.device AND there.revision >= newest.revision""")
+    (count,) = connection.execute("SELECT count(*) FROM newest").fetchone()
+    if count:
+        for table, columns in TABLES.items():
+            names, path, today = (
+                ", ".join(columns),
+                _path(store, table, day),
+                f"SELECT * FROM new_{table} WHERE day = DATE '{day}'",
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(".rows.new")
+            connection.execute(f"""COPY (
+                SELECT {names} FROM ({selection(table, old[table])}) AS there ANTI JOIN newest USING (device)
+                UNION ALL SELECT {names} FROM ({today}) AS new SEMI JOIN newest USING (item)
+                ) TO {_literal(new)} (FORMAT parquet, COMPRESSION zstd)""")
+            _replace(new, path)
+    return int(count)
+
+
+def _literal(path: Path) -> str:
+    """Return a path as a literal of SQL, for DuckDB; an asterisk in the last part stands for any name."""
+    from glob import escape
+
+    from edgeroute.tools.fleet.digest_tables import quoted
+
+    folder = path.absolute().parent
+    return quoted(f"{escape(str(folder)) if '*' in path.name else folder}/{path.name}")
+
+
+def _path(store: Path, table: str, day: date) -> Path:
+    """Return the path of a day's file of a table."""
+    return store / table / f"day={day}" / "rows.parquet"
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Replace a file by a new one, both durably."""
+    for each in (new, path.parent):
+        if each is new:
+            descriptor = os.open(new, os.O_RDONLY)
+        else:
+            new.replace(path)
+            if os.name == "nt":  # which opens no folder
+                return
+            descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def set_aside(store: Path) -> list[Path]:
+    """Rename damaged files of a store to NAME.damaged, and return their paths.
+
+    The day's `digests` is renamed with another table's file, so that the next run reads the day's digests again.
+    """
+    damaged = [file for table in TABLES for file in partitions(store, table) if unreadable(file.path, table)]
+    paths = {file.path for file in damaged} | {_path(store, "digests", file.day) for file in damaged}
+    for path in paths:
+        if path.exists():
+            path.replace(path.with_name(path.name + ".damaged"))
+    return [file.path for file in damaged]
+
+
+def _report(store: Path, refusals: Sequence[Refusal]) -> None:
+    """Add refusals to refused.jsonl: each (name, reason) once, the newest last, at most `MOST_NAMED`."""
+    if not refusals:
+        return
+    path, now = store / "refused.jsonl", datetime.fromtimestamp(process.now(), timezone.utc).isoformat(timespec="seconds")
+    lines: dict[str, str] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            lines[line.partition(', "at": ')[0]] = line
+    for name, why in refusals:
+        start = json.dumps({"name": name[:200], "why": why})[:-1]
+        lines.pop(start, None)
+        lines[start] = f'{start}, "at": "{now}"}}'
+    process.replace_file(path, "".join(line + "\n" for line in list(lines.values())[-MOST_NAMED:]))

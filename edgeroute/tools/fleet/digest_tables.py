@@ -1,0 +1,176 @@
+"""Tables of a fleet: the rows of digests, a store of Parquet files by day, and the store opened in DuckDB.
+
+A store is a folder: `TABLE/day=YYYY-MM-DD/rows.parquet` for each table and day, each replaced as a whole, so that a reader, or a
+writer that was killed, never sees half of a file. `digests`, a row for each device, is written last: a day whose writing was
+interrupted is written again by the next run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from glob import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeroute.errors import StoreError
+from edgeroute.fleet.digest import Digest
+from edgeroute.system.late_imports import import_needed
+
+NEED = "tables of a fleet need duckdb and pyarrow: pip install 'edgeroute[fleet]'"
+_TEXT = dict.fromkeys(("device", "site", "model", "policy", "arm", "data_class"), "VARCHAR")
+BUCKETS = tuple(f"l{i}" for i in range(8))
+"""Columns of the latency buckets."""
+TABLES: dict[str, dict[str, str]] = {
+    "requests": {
+        **_TEXT, "signed": "VARCHAR", "hour": "INTEGER", "requests": "BIGINT", "deferred": "BIGINT", "degraded": "BIGINT",
+        "failed": "BIGINT", "bytes": "BIGINT", "usd": "DOUBLE", **dict.fromkeys(BUCKETS, "BIGINT"),
+    },
+    "confidences": {**_TEXT, "index": "INTEGER", "requests": "BIGINT"},
+    "audits": {
+        **_TEXT, "hour": "INTEGER", "index": "INTEGER", "audited": "BIGINT", "differ": "BIGINT", "harms": "BIGINT",
+        "wins": "BIGINT", "rate": "DOUBLE",
+    },
+    "digests": {
+        "device": "VARCHAR", "site": "VARCHAR", "signed": "VARCHAR", "version": "VARCHAR", "revision": "INTEGER",
+        "final": "BOOLEAN", "coarse": "INTEGER",
+    },
+}  # fmt: skip
+"""Table -> column -> type in DuckDB, without the day. The order is that of writing."""
+DAY = re.compile(r"day=(\d{4}-\d{2}-\d{2})")
+MEMORY = "2GB"
+"""Most memory of a connection; what needs more is spilled into the store's folder."""
+
+Rows = dict[str, list[tuple[Any, ...]]]
+"""Table -> rows of the table's columns."""
+
+
+def rows_of(digest: Digest) -> Rows:
+    """Return the rows of one digest for each table."""
+    heads = [(digest.device, digest.site, *group) for group in digest.groups]
+    return {
+        "requests": [
+            (*heads[row[0]], digest.signed, *row[1:7], row[7] / 1e6, *row[8:]) for row in digest.requests
+        ],
+        "confidences": [(*heads[group], *cells) for group, *cells in digest.confidences],
+        "audits": [(*heads[group], *cells) for group, *cells in digest.audits],
+        "digests": [
+            (digest.device, digest.site, digest.signed, digest.version, digest.revision, digest.final, digest.coarse),
+        ],
+    }  # fmt: skip
+
+
+def write_rows(path: Path, table: str, rows: Sequence[tuple[Any, ...]], more: Mapping[str, str] | None = None) -> None:
+    """Write rows of a table as a Parquet file, replacing the file. more: further columns at the rows' ends, by their types."""
+    arrow = import_needed("pyarrow", NEED)
+    import_needed("pyarrow.parquet", NEED)
+    kinds = {
+        "VARCHAR": arrow.string(), "INTEGER": arrow.int32(), "BIGINT": arrow.int64(), "DOUBLE": arrow.float64(),
+        "BOOLEAN": arrow.bool_(), "DATE": arrow.date32(),
+    }  # fmt: skip
+    columns = {**TABLES[table], **(more or {})}
+    values = zip(*rows, strict=True) if rows else [()] * len(columns)
+    arrays = [arrow.array(cells, kinds[kind]) for cells, kind in zip(values, columns.values(), strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrow.parquet.write_table(arrow.table(arrays, names=list(columns)), path, compression="zstd")
+
+
+def quoted(text: str) -> str:
+    """Return a text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+class Partition(NamedTuple):
+    """A day's file of a table."""
+
+    day: date
+    path: Path
+
+
+def partitions(store: Path, table: str) -> Iterable[Partition]:
+    """Yield the files of a table, by day. Folders of other names, hidden files and links are skipped."""
+    folder = store / table
+    for each in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
+        if (match := DAY.fullmatch(each.name)) and each.is_dir(follow_symlinks=False):
+            try:
+                day = date.fromisoformat(match[1])
+            except ValueError:
+                continue
+            names = sorted(e.name for e in os.scandir(each) if e.is_file(follow_symlinks=False))
+            yield from (Partition(day, Path(each, name)) for name in names if name.endswith(".parquet") and name[0] != ".")
+
+
+def unreadable(path: Path, table: str) -> str:
+    """Return why a file is no table of this name, or an empty text. Reads the file's end alone."""
+    import_needed("pyarrow", NEED)
+    parquet = import_needed("pyarrow.parquet", NEED)
+    try:
+        names = parquet.read_schema(path).names
+    except (OSError, ValueError) as e:  # pyarrow's own errors are among them
+        return "is cut off or is no Parquet file" if isinstance(e, ValueError) else f"cannot be read: {e.strerror or e}"
+    missing = [name for name in TABLES[table] if name not in names]
+    return f"has no column {missing[0]}" if missing else ""
+
+
+def connect(folder: Path, memory: str = MEMORY) -> Any:
+    """Return a connection to DuckDB that reads and writes files of one folder alone, and loads no extension.
+
+    Raises:
+        RuntimeMissing: duckdb is not installed.
+    """
+    folder = folder.absolute()
+    connection = import_needed("duckdb", NEED).connect(":memory:")
+    allowed = ", ".join(quoted(text + "/") for text in {str(folder), escape(str(folder))})
+    for setting in (
+        f"memory_limit = {quoted(memory)}", f"temp_directory = {quoted(str(folder / '.spill'))}",
+        f"allowed_directories = [{allowed}]", "enable_external_access = false", "autoinstall_known_extensions = false",
+        "autoload_known_extensions = false", "python_enable_replacements = false", "preserve_insertion_order = false",
+        "enable_progress_bar = false", "lock_configuration = true",
+    ):  # fmt: skip
+        connection.execute(f"SET {setting}")
+    return connection
+
+
+def selection(table: str, files: Sequence[Partition]) -> str:
+    """Return SQL that selects the day and a table's columns, with their types, from these files; no row without files."""
+    columns = TABLES[table].items()
+    if not files:
+        return f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in [('day', 'DATE'), *columns])} WHERE false"
+    paths = ", ".join(quoted(escape(str(file.path.absolute()))) for file in files)
+    reader = f"read_parquet([{paths}], hive_partitioning = true, hive_types = {{'day': DATE}})"
+    return f"SELECT {', '.join(f'{name}::{kind} AS {name}' for name, kind in [('day', 'DATE'), *columns])} FROM {reader}"
+
+
+def open_store(path: str | Path, memory: str = MEMORY) -> Any:
+    """Return a connection to DuckDB with a view for each table of a store: requests, confidences, audits and digests.
+
+    Each view has the column `day`, a DATE, and those of `TABLES`. A file that is no such table is in no view; the view `refused`
+    (file, why) names each.
+
+    Args:
+        path: folder of the store.
+        memory: most memory, as in "2GB".
+
+    Raises:
+        RuntimeMissing: duckdb or pyarrow is not installed.
+        StoreError: the folder has no table.
+    """
+    store = Path(path)
+    if not any((store / table).is_dir() for table in TABLES):
+        raise StoreError(f"{store} is no store of a fleet: `edgeroute fleet collect FROM --to {store}` writes one of digests")
+    connection, refused = connect(store, memory), []
+    for table in TABLES:
+        files = []
+        for file in partitions(store, table):
+            why = unreadable(file.path, table)
+            if why:
+                refused.append((str(file.path.relative_to(store)), why))
+            else:
+                files.append(file)
+        connection.execute(f"CREATE VIEW {table} AS {selection(table, files)}")
+    connection.execute("CREATE TABLE refused (file VARCHAR, why VARCHAR)")
+    if refused:
+        connection.executemany("INSERT INTO refused VALUES (?, ?)", refused)
+    return connection
