@@ -61,6 +61,14 @@ def test_a_device_counts_once_however_much_it_reports():
     assert alone.evidence < (1 + CAP) / 365
 
 
+def test_devices_with_the_same_counts_bet_as_one_row():
+    rows, each = PooledDrift(1.1), PooledDrift(1.1)
+    rows.bet(np.array([0.0, 1.0]), np.array([0.2, 0.3]), period=0, count=np.array([300, 40]))
+    each.bet(np.repeat([0.0, 1.0], [300, 40]), np.repeat([0.2, 0.3], [300, 40]), period=0)
+    assert (rows.devices, rows.since) == (each.devices, each.since)
+    assert rows.evidence == pytest.approx(each.evidence)
+
+
 @pytest.mark.parametrize("kind", ["all", "none", "mixed"])
 def test_liars_move_the_mean_score_by_no_more_than_the_bound(kind):
     rng, share = np.random.default_rng(1), 0.05

@@ -87,7 +87,7 @@ class PooledDrift:
         best = int(self._rise.argmax())
         return self._starts[best] if self._rise[best] > 0 else None
 
-    def bet(self, events: Floats, expected: Floats, *, period: int, stake: float = 1 / 365) -> bool:
+    def bet(self, events: Floats, expected: Floats, *, period: int, stake: float = 1 / 365, count: Ints | int = 1) -> bool:
         """Bet on a closed period, once, and return True if the alarm is set now or was before; an alarm stays.
 
         Args:
@@ -95,6 +95,7 @@ class PooledDrift:
             expected: [devices], number expected by the usual rates; devices with 0 are left out.
             period: number of the period, as a day's ordinal.
             stake: amount of the new bet. All stakes of a year, over all tests of a fleet, add up to 1.
+            count: number of devices that have each pair of events and expected.
 
         Raises:
             ValueError: a count is negative or not finite.
@@ -103,18 +104,19 @@ class PooledDrift:
         if not (np.isfinite(events).all() and np.isfinite(expected).all() and (events >= 0).all() and (expected >= 0).all()):
             raise ValueError("a count of a device is negative or not finite")
         used = expected > 0
+        devices = np.broadcast_to(count, events.shape)[used]
         score, weight = scores(events[used], expected[used])
         shift = liar_bound(self.liars)
         over = (score - shift) / self.level - weight
-        logs = np.array([np.log1p(rate / (1 + shift / self.level) * over).sum() for rate in _RATES])
+        logs = np.array([np.log1p(rate / (1 + shift / self.level) * over) @ devices for rate in _RATES])
         self._wealth = np.minimum(_MOST, np.logaddexp(self._wealth, np.log(stake)) + logs)
-        sums = np.array([score.sum(), weight.sum(), score @ score, score @ weight, weight @ weight])
+        sums = np.array([score, weight, score * score, score * weight, weight * weight]) @ devices
         for i, rise in enumerate(self._rise):
             if rise <= 0:
                 self._sums[i], self._starts[i] = 0.0, period
         self._sums += sums
         self._rise = np.clip(np.maximum(self._rise, 0.0) + logs, 0.0, _MOST)
-        self.periods, self.devices = self.periods + 1, len(score)
+        self.periods, self.devices = self.periods + 1, int(devices.sum())
         self.alarmed = self.alarmed or self.evidence >= 1 / self.alpha
         return self.alarmed
 
