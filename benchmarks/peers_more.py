@@ -183,20 +183,21 @@ CHAT = {"model": "edgeroute", "messages": [{"role": "user", "content": "hello"}]
 
 @cell("Any OpenAI client, by one environment variable")
 def openai_api() -> str:
-    """Return the paths that answer of the API that `OPENAI_BASE_URL` then names."""
+    """Return "yes" if the APIs that `OPENAI_BASE_URL` then names answer: chats and responses."""
     with gateway() as post:
         status, reply = post("/v1/chat/completions", CHAT)
-        works = status == 200 and reply["choices"][0]["message"]["content"] == "a local answer"
-        missing = [path for path in ("responses",) if post(f"/v1/{path}", CHAT)[0] == http.HTTPStatus.NOT_FOUND]
-    return yes(works) + "".join(f", without `/v1/{path}`" for path in missing)
+        there, response = post("/v1/responses", {"model": "edgeroute", "input": "hello"})
+    texts = reply["choices"][0]["message"]["content"], response["output"][0]["content"][0]["text"]
+    return yes(status == there == http.HTTPStatus.OK and texts == ("a local answer",) * 2)
 
 
 @cell("Embeddings, images, speech and responses, by the same API")
 def other_apis() -> str:
-    """Their paths of that API."""
+    """Return the paths of that API that are there."""
     with gateway() as post:
-        found = [post(f"/v1/{path}", CHAT)[0] for path in ("embeddings", "images/generations", "audio/speech", "responses")]
-    return yes(any(status != http.HTTPStatus.NOT_FOUND for status in found))
+        paths = ("embeddings", "images/generations", "audio/speech", "responses")
+        there = [path for path in paths if post(f"/v1/{path}", CHAT)[0] != http.HTTPStatus.NOT_FOUND]
+    return ", ".join(there) or "no"
 
 
 @cell("Tools and formats of a reply")

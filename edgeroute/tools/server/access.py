@@ -150,13 +150,20 @@ class Fault(NamedTuple):
         kind = KINDS.get(self.status, other)
         return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
 
+    def anthropic(self) -> dict[str, Any]:
+        """Return the body in the form of Anthropic's Messages API."""
+        other = "invalid_request_error" if self.status < 500 else "api_error"  # noqa: PLR2004 - whose fault, by HTTP
+        kind = "overloaded_error" if self.status == 503 else KINDS.get(self.status, other)  # noqa: PLR2004 - try again later
+        return {"type": "error", "error": {"type": kind, "message": self.message, "code": self.code}}
+
     def oip(self) -> dict[str, Any]:
         """Return the body in the Open Inference Protocol's form."""
         return {"error": self.message}
 
     def reply(self, path: str) -> Response:
-        """Return the reply: the Open Inference Protocol's form for paths under /v2, else OpenAI's."""
-        return reply(self.oip() if path.startswith("/v2") else self.openai(), self.status, self.headers)
+        """Return the reply in the form of the path's protocol: Open Inference under /v2, Anthropic's messages, else OpenAI's."""
+        form = self.oip if path.startswith("/v2") else self.anthropic if path.startswith("/v1/messages") else self.openai
+        return reply(form(), self.status, self.headers)
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -437,7 +444,7 @@ class Guard:
       rebinding) would have access.
     * A request with `Origin`, or that a browser marks as another site's, comes from a web page, and is refused: nothing here is
       meant for pages, and there are no CORS headers.
-    * With a token, `Authorization: Bearer TOKEN` is needed; compared in constant time.
+    * With a token, `Authorization: Bearer TOKEN` or `x-api-key: TOKEN` is needed; compared in constant time.
 
     Args:
         app: the application behind it.
@@ -479,7 +486,7 @@ class Guard:
         headers: dict[bytes, bytes] = {}
         what = self._what
         for name, value in scope["headers"]:
-            if name in headers and name in {b"host", b"authorization", b"content-length"}:
+            if name in headers and name in {b"host", b"authorization", b"x-api-key", b"content-length"}:
                 return Fault(
                     400, f"the header {clean(name.decode('latin-1'), 40)} is there twice: send it once", "bad_request", CLOSE
                 )
@@ -499,12 +506,13 @@ class Guard:
             return Fault(415, "send the body as application/json", "unsupported_media_type", CLOSE)
         if self._token is None:
             return None
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        shown = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        if not hmac.compare_digest(shown, self._token):
             scope[STRANGER] = True
             if scope["path"] in self._open:
                 return None
-            message = "the token is missing or wrong: send Authorization: Bearer TOKEN, as OPENAI_API_KEY does"
+            message = "the token is missing or wrong: send Authorization: Bearer TOKEN, or x-api-key, as clients' API keys do"
             return Fault(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer", **CLOSE})
         return None
 

@@ -11,7 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,10 @@ try:
     from starlette.types import Receive, Scope, Send
 
     from edgeroute.tools.server import access
+    from edgeroute.tools.server import anthropic_messages as messages
     from edgeroute.tools.server import gateway_requests as openai
     from edgeroute.tools.server import oip_messages as protocol
+    from edgeroute.tools.server import openai_responses as responses
     from edgeroute.tools.server.oip_messages import reply
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
     from edgeroute.tools.server.web_service import LEFT, unless_left
@@ -219,7 +221,7 @@ def _label(value: Any) -> str:
     return value if isinstance(value, str) else json_dumps(to_json_types(value)).decode()
 
 
-# `/v1/...`: OpenAI's API.
+# `/v1/...`: OpenAI's APIs, and Anthropic's of messages.
 
 log = logging.getLogger("edgeroute")
 BURST = 4  # pieces sent in a row before other tasks run, such as the one that notices a client's disconnect
@@ -227,16 +229,23 @@ BURST = 4  # pieces sent in a row before other tasks run, such as the one that n
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
 
 
+class Dialect(NamedTuple):
+    """API of chats: its requests and replies."""
+
+    read: Callable[[Mapping[str, Any]], openai.CompletionRequest]
+    """Validates a parsed body."""
+    reply: Callable[[openai.CompletionRequest], Any]
+    """Returns a builder of the reply, as `gateway_requests.Completion`."""
+
+
 class Completions:
-    """POST handler for chat and text completions.
+    """POST handler for chat and text completions, responses and messages.
 
     Plain ASGI, so that a client's disconnect cancels its request.
     """
 
-    def __init__(
-        self, routing: openai.Routing, calls: access.Calls, names: Collection[str], allow: Collection[str], *, chat: bool
-    ) -> None:
-        self.routing, self.calls, self.names, self.allow, self.chat = routing, calls, names, allow, chat
+    def __init__(self, routing: openai.Routing, calls: access.Calls, dialect: Dialect) -> None:
+        self.routing, self.calls, self.dialect = routing, calls, dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the request, ask the router, and send the reply, whole or as a stream; nothing if the client disconnects.
@@ -252,17 +261,20 @@ class Completions:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
-            read = partial(_parsed, chat=self.chat, names=self.names, allow=self.allow)
-            request = await self.calls.parse(body, read)
+            request = await self.calls.parse(body, self._parsed)
             del body
             with self.calls.place(scope):
                 respond = self._stream if request.stream else self._whole
                 await unless_left(respond(request, wanted, send), receive)
 
+    def _parsed(self, body: bytes) -> openai.CompletionRequest:
+        """Parse and validate a body."""
+        return self.dialect.read(openai.parse_json(body))
+
     async def _whole(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:
         """Infer, then send the whole reply."""
         answer = await self.routing.infer(request.x, wanted)
-        body = json_dumps(openai.Completion(request).body(answer), to_json_types)
+        body = json_dumps(self.dialect.reply(request).body(answer), to_json_types)
         headers = {"content-type": "application/json", "content-length": str(len(body)), **openai.headers_of(answer)}
         await send(_head(headers))
         await send({"type": "http.response.body", "body": body})
@@ -272,7 +284,7 @@ class Completions:
 
         Waits for the first piece before the head is sent: until then an error gets a status; later it becomes an event.
         """
-        completion, begun, sent = openai.Completion(request), False, 0
+        completion, begun, sent = self.dialect.reply(request), False, 0
         try:
             async with self.routing.stream(request.x, wanted) as stream:
                 async for piece in self.routing.pieces(stream):
@@ -293,13 +305,18 @@ class Completions:
                 raise
             if not isinstance(e, EdgerouteError):
                 log.exception("a stream failed")
-            await send(_part(openai.error_event(access.fault_of(e).openai())))
+            await send(_part(completion.error(access.fault_of(e))))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _parsed(body: bytes, **options: Any) -> openai.CompletionRequest:
-    """Parse and validate a body; `options` as of `read_request`."""
-    return openai.read_request(openai.parse_json(body), **options)
+class TokenCount(Completions):
+    """POST handler that estimates the tokens of a request for `/v1/messages`; nothing is asked."""
+
+    async def _whole(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:  # noqa: ARG002 - as above
+        """Send the estimate."""
+        body = json_dumps(messages.count_tokens(request))
+        await send(_head({"content-type": "application/json", "content-length": str(len(body))}))
+        await send({"type": "http.response.body", "body": body})
 
 
 def _head(headers: dict[str, str]) -> dict[str, Any]:
@@ -402,9 +419,28 @@ def app(
             calls.close()
             await router.close()
 
+    stored = responses.StoredResponses()
+    of_client: dict[str, Any] = {"names": names_all, "allow": allow}
+    chats = Dialect(partial(openai.read_request, chat=True, **of_client), openai.Completion)
+    texts = Dialect(partial(openai.read_request, chat=False, **of_client), openai.Completion)
+    response = Dialect(
+        partial(responses.read_request, **of_client, stored=stored), partial(responses.ResponseReply, stored=stored)
+    )
+    message = Dialect(partial(messages.read_request, **of_client), messages.MessageReply)
+
+    async def delete_response(request: Request) -> Response:
+        """Delete a stored response; raise 404 for one that is not stored."""
+        if not stored.delete(identity := request.path_params["id"]):
+            raise HTTPException(404, "there is no such response here")
+        return reply({"id": identity, "object": "response", "deleted": True})
+
     routes = [
-        Route("/v1/chat/completions", Completions(routing, calls, names_all, allow, chat=True), methods=["POST"]),
-        Route("/v1/completions", Completions(routing, calls, names_all, allow, chat=False), methods=["POST"]),
+        Route("/v1/chat/completions", Completions(routing, calls, chats), methods=["POST"]),
+        Route("/v1/completions", Completions(routing, calls, texts), methods=["POST"]),
+        Route("/v1/responses", Completions(routing, calls, response), methods=["POST"]),
+        Route("/v1/responses/{id}", delete_response, methods=["DELETE"]),
+        Route("/v1/messages", Completions(routing, calls, message), methods=["POST"]),
+        Route("/v1/messages/count_tokens", TokenCount(routing, calls, message), methods=["POST"]),
         Route("/v1/models", models.all),
         Route("/v1/models/{name}", models.describe_model),
         Route("/v2", tensors.server),

@@ -19,7 +19,7 @@ from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams_and_sessions import AsyncStream
 from edgeroute.system.process import json_dumps, json_loads, to_json_types
-from edgeroute.tools.server.access import Options
+from edgeroute.tools.server.access import Fault, Options
 from edgeroute.types import Answer
 
 MOST_TOKENS = 131_072  # most tokens of an answer that a client may ask for
@@ -199,6 +199,10 @@ class CompletionRequest(NamedTuple):
     stream: bool
     usage: bool  # True if a stream shall end with the usage
     logprobs: bool
+    echo: Mapping[str, Any] = {}
+    """Keys that the reply has as the client sent them."""
+    messages: list[dict[str, Any]] | None = None
+    """Messages that are stored with the answer, for a later request; None: none are."""
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -249,14 +253,10 @@ def read_request(
         BadInput: the request has an unsupported or invalid option.
         HTTPException: 404, for another model.
     """
-    model = body.get("model")
-    if not isinstance(model, str):
-        raise BadInput(f"model is missing: send {' or '.join(names)}")
-    if model not in names:
-        raise missing(model, names)
-    stream, options = body.get("stream") or False, body.get("stream_options") or {}
-    if not isinstance(stream, bool) or not isinstance(options, Mapping):
-        raise BadInput("stream is true or false, and stream_options an object")
+    model, stream = check_names(body, names)
+    options = body.get("stream_options") or {}
+    if not isinstance(options, Mapping):
+        raise BadInput("stream_options is an object")
     for key in ("n", "best_of"):
         if body.get(key) not in (None, 1):
             raise BadInput(f"{key} is {clean(body[key], 20)}: a router gives one answer, so send 1 or leave it out")
@@ -268,6 +268,23 @@ def read_request(
     return CompletionRequest(
         x, chat, model, stream, bool(options.get("include_usage")), logprobs is not None and logprobs is not False
     )
+
+
+def check_names(body: Mapping[str, Any], names: Collection[str]) -> tuple[str, bool]:
+    """Return the model's name that a body has, and True if it asks for a stream.
+
+    Raises:
+        BadInput: there is no name, or `stream` is no bool.
+        HTTPException: 404, for another model.
+    """
+    model, stream = body.get("model"), body.get("stream") or False
+    if not isinstance(model, str):
+        raise BadInput(f"model is missing: send {' or '.join(names)}")
+    if model not in names:
+        raise missing(model, names)
+    if not isinstance(stream, bool):
+        raise BadInput("stream is true or false")
+    return model, stream
 
 
 def _prompt(prompt: Any) -> str:
@@ -342,19 +359,21 @@ class Completion:
 
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
         """Return the body of a reply that is not streamed, with the origin of the answer as `edgeroute`."""
-        reply = _reply(answer)
-        choice = _choice(reply)
-        text, content = _text(answer, choice), dict[str, Any]()
+        reply = reply_of(answer)
+        choice = choice_of(reply)
+        text, content = text_of(answer, choice), dict[str, Any]()
         if self.request.chat:
-            message = {**_message(choice), "role": "assistant", "content": text}
+            message = {**message_of(choice), "role": "assistant", "content": text}
             message.pop("tool_calls", None)
-            if calls := _calls(choice, answer.id):
+            if calls := calls_of(choice, answer.id):
                 message |= {"content": text or None, "tool_calls": calls}
             content["message"] = message
         else:
             content["text"] = text
         body = {**self._whole, "id": self._id(answer.id)}
-        body["choices"] = [{"index": 0, **content, "logprobs": self._logprobs(choice), "finish_reason": _finish(answer, choice)}]
+        body["choices"] = [
+            {"index": 0, **content, "logprobs": self._logprobs(choice), "finish_reason": finish_of(answer, choice)}
+        ]
         if isinstance(reply.get("usage"), Mapping):
             body["usage"] = reply["usage"]
         body["edgeroute"] = origin_of(answer)
@@ -379,12 +398,12 @@ class Completion:
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
         """Yield the last chunks: tool calls, the finish reason with the origin, the usage if requested, and `[DONE]`."""
-        reply = _reply(answer)
-        choice = _choice(reply)
-        if self.request.chat and (calls := _calls(choice, answer.id)):
+        reply = reply_of(answer)
+        choice = choice_of(reply)
+        if self.request.chat and (calls := calls_of(choice, answer.id)):
             indexed = [{**call, "index": i} for i, call in enumerate(calls)]
             yield self._event({**self._chunk, "choices": [self._chunk_choice({"tool_calls": indexed})]})
-        last = self._chunk_choice({}, finish=_finish(answer, choice), logprobs=self._logprobs(choice))
+        last = self._chunk_choice({}, finish=finish_of(answer, choice), logprobs=self._logprobs(choice))
         about = {"edgeroute": origin_of(answer)}
         usage = reply.get("usage")
         if not (self.request.usage and isinstance(usage, Mapping)):
@@ -393,6 +412,10 @@ class Completion:
             yield self._event({**self._chunk, "choices": [last]})
             yield self._event({**self._chunk, "choices": [], "usage": usage, **about})
         yield DONE
+
+    def error(self, fault: Fault) -> bytes:
+        """Return an error within a stream as an event."""
+        return self._event(fault.openai())
 
     def _id(self, identity: str) -> str:
         """Return an identity with OpenAI's prefix."""
@@ -432,24 +455,19 @@ _MARK = "\N{SYMBOL FOR SUBSTITUTE}"
 _MARKED = json_dumps(_MARK)
 
 
-def error_event(error: dict[str, Any]) -> bytes:
-    """Encode an error as a server-sent event within a stream, in the form that OpenAI's clients read."""
-    return b"data: " + json_dumps(error) + b"\n\n"
-
-
-def _reply(answer: Answer[Any]) -> Mapping[str, Any]:
+def reply_of(answer: Answer[Any]) -> Mapping[str, Any]:
     """Return the completion object that a model or server returned; an empty mapping if the outputs are something else."""
     outputs = answer.outputs
     return outputs if isinstance(outputs, Mapping) and isinstance(outputs.get("choices"), list | tuple) else {}
 
 
-def _choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+def choice_of(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the first choice of a completion; an empty mapping if there is none."""
     choices: Any = reply.get("choices") or ({},)
     return choices[0] if isinstance(choices[0], Mapping) else {}
 
 
-def _text(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
+def text_of(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
     """Return the answer's value as text; a value that is no text is written as JSON; None beside a choice is empty."""
     value: Any = answer.value
     if isinstance(value, str):
@@ -457,7 +475,7 @@ def _text(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
     return "" if value is None and choice else json_dumps(to_json_types(value)).decode()
 
 
-def _finish(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
+def finish_of(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
     """Return the finish reason of a choice; "length" for a stream that was cut off, else "stop"."""
     if isinstance(reason := choice.get("finish_reason"), str):
         return reason
@@ -465,15 +483,15 @@ def _finish(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
     return "length" if events and events[-1]["what"] in {"failed", "timeout"} else "stop"
 
 
-def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+def message_of(choice: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the choice's message; an empty mapping if it has none."""
     message = choice.get("message")
     return message if isinstance(message, Mapping) else {}
 
 
-def _calls(choice: Mapping[str, Any], identity: str) -> list[dict[str, Any]]:
+def calls_of(choice: Mapping[str, Any], identity: str) -> list[dict[str, Any]]:
     """Return the choice's tool calls, [] without any. A call without an id gets one, which the client sends back."""
-    raw = _message(choice).get("tool_calls")
+    raw = message_of(choice).get("tool_calls")
     calls = [call for call in raw if isinstance(call, Mapping)] if isinstance(raw, list | tuple) else []
     return [{"type": "function", **call, "id": call.get("id") or f"call-{identity}-{i}"} for i, call in enumerate(calls)]
 

@@ -1,0 +1,282 @@
+"""Anthropic's Messages API on the gateway: its requests as chats for the router, and its replies, whole or as events."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from edgeroute.core.error_codes import clean
+from edgeroute.errors import BadInput
+from edgeroute.system.process import json_dumps, json_loads, to_json_types
+from edgeroute.tools.server.access import Fault
+from edgeroute.tools.server.gateway_requests import (
+    CompletionRequest,
+    calls_of,
+    check_names,
+    choice_of,
+    client_keys,
+    client_messages,
+    finish_of,
+    origin_of,
+    reply_of,
+    text_of,
+)
+from edgeroute.types import Answer
+
+IGNORED: Final = ("metadata", "service_tier", "thinking", "inference_geo", "context_management", "cache_control")
+"""Keys that usual clients send and that are not passed on. `thinking`: how a model thinks is the policy's."""
+HANDLED: Final = (
+    *IGNORED, "model", "stream", "messages", "system", "stop_sequences", "tools", "tool_choice", "output_config", "output_format",
+)  # fmt: skip
+STOPS: Final = {"length": "max_tokens", "tool_calls": "tool_use", "function_call": "tool_use", "content_filter": "refusal"}
+"""Finish reason of a chat -> Anthropic's stop reason; all others are `end_turn`."""
+BYTES_PER_TOKEN: Final = 3
+"""Bytes of a request that count as one token where tokens are estimated: more than the 4 of English prose, as code has."""
+
+
+def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = ()) -> CompletionRequest:
+    """Translate the parsed body of `/v1/messages` to a chat for the router.
+
+    Blocks of text, images (Base64 or an address), calls of tools and their results are translated; `thinking` of earlier answers
+    is left out. Tools are functions of the client.
+
+    Raises:
+        BadInput: the request has an unsupported or invalid option or block.
+        HTTPException: 404, for another model.
+    """
+    model, stream = check_names(body, names)
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
+    chat = [{"role": "system", "content": _text(body["system"], "system")}] if body.get("system") else []
+    for message in messages:
+        chat += _chat_messages(message)
+    keys = {key: value for key, value in body.items() if key not in HANDLED}
+    keys |= {"stop": body["stop_sequences"]} if body.get("stop_sequences") else {}
+    if body.get("tools"):
+        keys["tools"] = _each(body["tools"], "tools", _tool)
+    keys |= _tool_choice(body.get("tool_choice"))
+    keys |= _response_format(body)
+    x = {"messages": client_messages(chat), **client_keys(keys, (), allow)}
+    return CompletionRequest(x, True, model, stream, True, False)
+
+
+def count_tokens(request: CompletionRequest) -> dict[str, int]:
+    """Return an estimate of a request's tokens: a token for `BYTES_PER_TOKEN` bytes of its JSON, rounded up."""
+    return {"input_tokens": -(-len(json_dumps(request.x)) // BYTES_PER_TOKEN)}
+
+
+def _each(value: Any, what: str, read: Any) -> list[Any]:
+    """Return the translations of a list of objects. Raises BadInput for anything else."""
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise BadInput(f"{what} is a list of objects")
+    return [read(item) for item in value]
+
+
+def _text(content: Any, what: str) -> str:
+    """Return the text of a text, or of a list of text blocks. Raises BadInput for anything else."""
+    if isinstance(content, str):
+        return content
+    blocks = _each(content, what, lambda block: block)
+    if any(block.get("type") != "text" or not isinstance(block.get("text"), str) for block in blocks):
+        raise BadInput(f'{what} is a text or a list of {{"type": "text", "text": ...}}')
+    return "\n".join(block["text"] for block in blocks)
+
+
+def _chat_messages(message: Any) -> list[dict[str, Any]]:
+    """Return the chat messages of one message: results of tools are messages of their own, before the rest of the turn."""
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role not in ("user", "assistant"):
+        raise BadInput("a message has the role user or assistant; the system's text is the key system")
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    results, parts, calls = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
+    for block in _each(content, "content", lambda block: block):
+        kind = block.get("type")
+        if kind == "tool_result" and role == "user":
+            results += _tool_result(block)
+        elif kind == "tool_use" and role == "assistant":
+            function = {"name": block.get("name"), "arguments": json_dumps(block.get("input") or {}).decode()}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+        elif kind not in ("thinking", "redacted_thinking"):
+            parts.append(_part(block))
+    if not parts and not calls:
+        return results
+    plain = "\n".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
+    return [*results, {"role": role, "content": plain or None, **({"tool_calls": calls} if calls else {})}]
+
+
+def _part(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a block of text or an image as a part of a chat message."""
+    if block.get("type") == "text" and isinstance(block.get("text"), str):
+        return {"type": "text", "text": block["text"]}
+    source = block.get("source")
+    if block.get("type") == "image" and isinstance(source, Mapping):
+        if source.get("type") == "base64":
+            return {"type": "image_url", "image_url": {"url": f"data:{source.get('media_type')};base64,{source.get('data')}"}}
+        if source.get("type") == "url":
+            return {"type": "image_url", "image_url": {"url": source.get("url")}}
+    raise BadInput(
+        f"a block of type {clean(str(block.get('type')), 40)!r} is not supported: send text, image, tool_use, tool_result"
+    )
+
+
+def _tool_result(block: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a tool's result as a message of the tool; its images follow as a message of the user."""
+    content = block.get("content") or ""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else _each(content, "a tool's result", _part)
+    text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+    images = [part for part in parts if part["type"] != "text"]
+    result = {
+        "role": "tool",
+        "tool_call_id": block.get("tool_use_id"),
+        "content": f"Error: {text}" if block.get("is_error") else text,
+    }
+    return [result, *([{"role": "user", "content": images}] if images else [])]
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a client's tool as a function of a chat. Raises BadInput for a tool that a server would run."""
+    if tool.get("type") not in (None, "custom"):
+        raise BadInput(f"the tool {clean(str(tool['type']), 40)!r} is a server's: send tools of your own, with input_schema")
+    function = {"name": tool.get("name"), "description": tool.get("description"), "parameters": tool.get("input_schema")}
+    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
+
+
+def _tool_choice(choice: Any) -> dict[str, Any]:
+    """Return the keys of a chat for `tool_choice`."""
+    if choice is None:
+        return {}
+    kind = choice.get("type") if isinstance(choice, Mapping) else None
+    plain = {"auto": "auto", "any": "required", "none": "none"}
+    if kind == "tool":
+        chosen: Any = {"type": "function", "function": {"name": choice.get("name")}}
+    elif kind in plain:
+        chosen = plain[kind]
+    else:
+        raise BadInput("tool_choice is an object of the type auto, any, tool or none")
+    single = {"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") is True else {}
+    return {"tool_choice": chosen, **single}
+
+
+def _response_format(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the key of a chat for an answer by a JSON schema."""
+    config = body.get("output_config")
+    wanted = body.get("output_format") or (config.get("format") if isinstance(config, Mapping) else None)
+    if wanted is None:
+        return {}
+    if not isinstance(wanted, Mapping) or wanted.get("type") != "json_schema":
+        raise BadInput('the format of the output is {"type": "json_schema", "schema": ...}')
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted.get("schema")}}}
+
+
+class MessageReply:
+    """Builder of the reply to one request of `/v1/messages`: a message, or the events of a stream."""
+
+    def __init__(self, request: CompletionRequest) -> None:
+        self._message: dict[str, Any] = {
+            "id": f"msg_{os.urandom(12).hex()}", "type": "message", "role": "assistant", "model": request.model, "content": [],
+            "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 0, "output_tokens": 0},
+        }  # fmt: skip
+        self._open = False
+
+    def body(self, answer: Answer[Any]) -> dict[str, Any]:
+        """Return the whole message, with the origin of the answer as `edgeroute`."""
+        choice = choice_of(reply_of(answer))
+        text = text_of(answer, choice)
+        content = [{"type": "text", "text": text}] if text else []
+        content += [
+            {"type": "tool_use", "id": call["id"], "name": name, "input": _arguments(arguments)}
+            for call, name, arguments in _functions(answer, choice)
+        ]
+        return {
+            **self._message,
+            "content": content,
+            **_stop(answer, choice),
+            "usage": _usage(answer),
+            "edgeroute": origin_of(answer),
+        }
+
+    def begin(self) -> bytes:
+        """Return the first event of a stream."""
+        return _event({"type": "message_start", "message": self._message})
+
+    def piece(self, text: Any) -> bytes:
+        """Return the event of a piece of the text, after that which opens the block; empty bytes for an empty piece."""
+        text = text if isinstance(text, str) else "" if text is None else str(text)
+        if not text:
+            return b""
+        opening = b"" if self._open else _start(0, {"type": "text", "text": ""})
+        self._open = True
+        return opening + _delta(0, {"type": "text_delta", "text": text})
+
+    def end(self, answer: Answer[Any]) -> Iterator[bytes]:
+        """Yield the last events: the end of the text, calls of tools, the stop reason with the origin and usage."""
+        choice, index = choice_of(reply_of(answer)), int(self._open)
+        if self._open:
+            yield _stopped(0)
+        for call, name, arguments in _functions(answer, choice):
+            yield _start(index, {"type": "tool_use", "id": call["id"], "name": name, "input": {}})
+            yield _delta(index, {"type": "input_json_delta", "partial_json": arguments}) + _stopped(index)
+            index += 1
+        last = {"type": "message_delta", "delta": _stop(answer, choice), "usage": _usage(answer), "edgeroute": origin_of(answer)}
+        yield _event(last)
+        yield _event({"type": "message_stop"})
+
+    def error(self, fault: Fault) -> bytes:
+        """Return an error within a stream as an event."""
+        return _event(fault.anthropic())
+
+
+def _functions(answer: Answer[Any], choice: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Any, str]]:
+    """Return each call of an answer with its function's name and arguments, as JSON text."""
+    functions = [(call, call.get("function")) for call in calls_of(choice, answer.id)]
+    return [
+        (call, function.get("name"), str(function.get("arguments") or "{}"))
+        for call, function in functions
+        if isinstance(function, Mapping)
+    ]
+
+
+def _arguments(text: str) -> Any:
+    """Return the arguments of a call as an object; text that is no JSON object under the key `arguments`."""
+    with suppress(ValueError, RecursionError):
+        if isinstance(value := json_loads(text.encode()), dict):
+            return value
+    return {"arguments": text}
+
+
+def _stop(answer: Answer[Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stop reason."""
+    return {"stop_reason": STOPS.get(finish_of(answer, choice), "end_turn"), "stop_sequence": None}
+
+
+def _usage(answer: Answer[Any]) -> dict[str, int]:
+    """Return the tokens that the model counted; 0 if it does not count."""
+    usage = reply_of(answer).get("usage")
+    counts = usage if isinstance(usage, Mapping) else {}
+    numbers = {"input_tokens": counts.get("prompt_tokens"), "output_tokens": counts.get("completion_tokens")}
+    return {name: number if type(number) is int else 0 for name, number in numbers.items()}
+
+
+def _start(index: int, block: Mapping[str, Any]) -> bytes:
+    """Return the event that opens a block of the content."""
+    return _event({"type": "content_block_start", "index": index, "content_block": block})
+
+
+def _delta(index: int, delta: Mapping[str, Any]) -> bytes:
+    """Return the event with more of a block."""
+    return _event({"type": "content_block_delta", "index": index, "delta": delta})
+
+
+def _stopped(index: int) -> bytes:
+    """Return the event that closes a block."""
+    return _event({"type": "content_block_stop", "index": index})
+
+
+def _event(data: Mapping[str, Any]) -> bytes:
+    """Encode an object as a server-sent event of its type."""
+    return b"event: " + str(data["type"]).encode() + b"\ndata: " + json_dumps(data, to_json_types) + b"\n\n"

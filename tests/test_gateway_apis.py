@@ -1,0 +1,418 @@
+"""`/v1/responses` and `/v1/messages` of the gateway, driven by the clients that use them, and over plain HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from gateways import LONG, serving
+from lazily import Later, needs
+
+from edgeroute import AsyncRouter, Egress, OpenAIChat, Prediction
+from edgeroute.testing import CannedServer, http_reply
+
+needs("openai")
+openai, anthropic = Later("openai"), Later("anthropic")
+HELLO = [{"role": "user", "content": "hello"}]
+WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+CALL = {"id": "call-1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+PNG = "iVBORw0KGgo="
+
+
+class Model:
+    """An edge that answers what it was asked, sure of what is short; it records each request."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, x):
+        """As a function that streams."""
+        self.asked.append(x)
+        text = x["messages"][-1]["content"]
+        yield from ("you", " said ", text)
+        return 0.9 if len(text) < 30 else 0.2
+
+
+class Whole:
+    """An edge with one completion; it records each request."""
+
+    name = "whole"
+
+    def __init__(self, reply):
+        self.asked, self.reply = [], reply
+
+    def run(self, inputs, cancel=None):
+        """As a language model does."""
+        self.asked += inputs
+        return [Prediction(self.reply["choices"][0]["message"].get("content"), 0.9, self.reply) for _ in inputs]
+
+
+def completion(message, finish="stop"):
+    """A completion, as a server of chats gives it."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    return {"choices": [{"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}], "usage": usage}
+
+
+def cloud(x):
+    yield from ("far", " away")
+
+
+@pytest.fixture(scope="module")
+def served():
+    """A gateway, with its edge."""
+    model = Model()
+    with serving(AsyncRouter(model, cloud, threshold=0.5)) as url:
+        yield url, model
+
+
+@pytest.fixture
+def edge(served):
+    served[1].asked.clear()
+    return served[1]
+
+
+@pytest.fixture
+def url(served, edge):
+    return served[0]
+
+
+@pytest.fixture
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def claude(url):
+    needs("anthropic")
+    with anthropic.Anthropic(base_url=url, api_key="any", max_retries=0) as client:
+        yield client
+
+
+def test_a_response(client, edge):
+    """A text, with instructions: the answer of the side that the policy takes, and where it came from."""
+    answer = client.responses.create(
+        model="edgeroute", instructions="Be brief.", input="hello", temperature=0.5, max_output_tokens=9
+    )
+    assert (answer.output_text, answer.status, answer.object, answer.model) == (
+        "you said hello",
+        "completed",
+        "response",
+        "edgeroute",
+    )
+    assert (answer.instructions, answer.temperature, answer.edgeroute["source"]) == ("Be brief.", 0.5, "edge")
+    assert edge.asked[0] == {
+        "messages": [{"role": "system", "content": "Be brief."}, *HELLO], "temperature": 0.5, "max_completion_tokens": 9,
+    }  # fmt: skip
+    far = client.responses.create(model="edgeroute", input="something that is longer than this")
+    assert (far.output_text, far.edgeroute["source"]) == ("far away", "cloud")
+
+
+@pytest.mark.parametrize(("text", "whole"), [("hello", "you said hello"), ("something that is longer than this", "far away")])
+def test_a_response_in_pieces(client, text, whole):
+    """The client's own stream helper gathers the events."""
+    with client.responses.stream(model="edgeroute", input=text) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert (final.output_text, final.status) == (whole, "completed")
+    names = [event.type for event in events]
+    assert names[:4] == ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"]
+    assert names.count("response.output_text.delta") > 1
+    assert names[-4:] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+
+
+def test_a_response_continues_another(client, edge):
+    """By its id, in this process; its instructions are not carried over; not one that was not stored, or was deleted."""
+    first = client.responses.create(model="edgeroute", input="hello", instructions="Be brief.")
+    second = client.responses.create(model="edgeroute", input="and?", previous_response_id=first.id)
+    assert [(m["role"], m["content"]) for m in edge.asked[-1]["messages"]] == [
+        ("user", "hello"), ("assistant", "you said hello"), ("user", "and?"),
+    ]  # fmt: skip
+    assert second.previous_response_id == first.id
+    with client.responses.stream(model="edgeroute", input="so?", previous_response_id=second.id) as stream:
+        third = stream.get_final_response()
+    assert len(client.responses.create(model="edgeroute", input="x", previous_response_id=third.id).output) == 1
+    assert len(edge.asked[-1]["messages"]) == 7
+    unstored = client.responses.create(model="edgeroute", input="hello", store=False)
+    client.responses.delete(first.id)
+    for identity in (unstored.id, first.id, "resp_other"):
+        with pytest.raises(openai.BadRequestError, match="no response that is stored"):
+            client.responses.create(model="edgeroute", input="x", previous_response_id=identity)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.delete(first.id)
+
+
+def test_a_response_calls_a_function():
+    """Its items go back as they are, with the result; whole and as a stream; reasoning passes."""
+    model = Whole(completion({"content": None, "tool_calls": [CALL], "reasoning_content": "Weather, so."}, "tool_calls"))
+    tool = {"type": "function", "name": "weather", "parameters": WEATHER, "strict": True}
+    items = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": "hot?"},
+                {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}"},
+            ],
+        }
+    ]
+    with serving(AsyncRouter(model)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        answer = client.responses.create(model="edgeroute", input=items, tools=[tool], tool_choice="required")
+        with client.responses.stream(model="edgeroute", input=items, tools=[tool]) as stream:
+            streamed = stream.get_final_response()
+        for got in (answer, streamed):
+            assert {item.type for item in got.output} == {"reasoning", "function_call"}
+            call = next(item for item in got.output if item.type == "function_call")
+            assert (call.call_id, call.name, call.arguments) == ("call-1", "weather", '{"city": "Paris"}')
+            assert (got.usage.input_tokens, got.usage.output_tokens) == (3, 2)
+        back = [*items, *answer.output, {"type": "function_call_output", "call_id": "call-1", "output": "31 C"}]
+        client.responses.create(model="edgeroute", input=back, tools=[tool])
+    user, assistant, result = model.asked[-1]["messages"]
+    assert [part["type"] for part in user["content"]] == ["text", "image_url"]
+    assert assistant["tool_calls"] == [CALL]
+    assert assistant["reasoning_content"] == "Weather, so."
+    assert result == {"role": "tool", "tool_call_id": "call-1", "content": "31 C"}
+    assert model.asked[0]["tools"] == [
+        {"type": "function", "function": {"name": "weather", "parameters": WEATHER, "strict": True}}
+    ]
+    assert model.asked[0]["tool_choice"] == "required"
+
+
+def test_a_response_by_a_schema():
+    """The client's `parse` gets the object of its class."""
+    pydantic = pytest.importorskip("pydantic")
+
+    class City(pydantic.BaseModel):
+        name: str
+
+    model = Whole(completion({"content": '{"name": "Paris"}'}))
+    with serving(AsyncRouter(model)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        assert client.responses.parse(model="edgeroute", input="where?", text_format=City).output_parsed == City(name="Paris")
+    assert model.asked[0]["response_format"]["json_schema"]["schema"]["properties"]["name"] == {"title": "Name", "type": "string"}
+
+
+def test_a_response_that_is_cut():
+    """Is incomplete."""
+    model = Whole(completion({"content": "a cut"}, "length"))
+    with serving(AsyncRouter(model)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        answer = client.responses.create(model="edgeroute", input="x")
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+
+
+def test_the_asynchronous_clients(url):
+    """Both, whole and in pieces."""
+    needs("anthropic")
+
+    async def main():
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any") as client:
+            texts = [(await client.responses.create(model="edgeroute", input="hello")).output_text]
+            async with client.responses.stream(model="edgeroute", input="hello") as stream:
+                texts.append((await stream.get_final_response()).output_text)
+        async with anthropic.AsyncAnthropic(base_url=url, api_key="any") as client:
+            texts.append((await client.messages.create(model="edgeroute", max_tokens=9, messages=HELLO)).content[0].text)
+            async with client.messages.stream(model="edgeroute", max_tokens=9, messages=HELLO) as stream:
+                texts.append(await stream.get_final_text())
+        return texts
+
+    assert asyncio.run(main()) == ["you said hello"] * 4
+
+
+def test_a_message(claude, edge):
+    """With the system's text; the usage and the reason to stop are in Anthropic's words."""
+    answer = claude.messages.create(
+        model="edgeroute",
+        max_tokens=9,
+        system="Be brief.",
+        messages=HELLO,
+        stop_sequences=["END"],
+        extra_body={"temperature": 0.5},
+    )
+    assert (answer.content[0].text, answer.stop_reason, answer.role, answer.type) == (
+        "you said hello",
+        "end_turn",
+        "assistant",
+        "message",
+    )
+    assert answer.edgeroute["source"] == "edge"
+    assert edge.asked[0] == {
+        "messages": [{"role": "system", "content": "Be brief."}, *HELLO], "max_tokens": 9, "stop": ["END"], "temperature": 0.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "whole"), [("hello", "you said hello"), ("something that is longer than this", "far away")])
+def test_a_message_in_pieces(claude, text, whole):
+    """The client's own stream helper gathers the events."""
+    with claude.messages.stream(model="edgeroute", max_tokens=9, messages=[{"role": "user", "content": text}]) as stream:
+        pieces = list(stream.text_stream)
+        final = stream.get_final_message()
+    assert ("".join(pieces), final.content[0].text, final.stop_reason) == (whole, whole, "end_turn")
+    assert len(pieces) > 1
+
+
+def test_a_message_uses_a_tool():
+    """Its blocks go back as they are, with the result, an image in it; whole and as a stream."""
+    needs("anthropic")
+    model = Whole(completion({"content": "Let me see.", "tool_calls": [CALL]}, "tool_calls"))
+    tools = [{"name": "weather", "description": "The weather.", "input_schema": WEATHER, "cache_control": {"type": "ephemeral"}}]
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
+    asked = [{"role": "user", "content": [{"type": "text", "text": "hot?"}, image]}]
+    options = {
+        "model": "edgeroute",
+        "max_tokens": 9,
+        "tools": tools,
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+    }
+    with serving(AsyncRouter(model)) as url, anthropic.Anthropic(base_url=url, api_key="any") as client:
+        answer = client.messages.create(messages=asked, **options)
+        with client.messages.stream(messages=asked, **options) as stream:
+            streamed = stream.get_final_message()
+        for got in (answer, streamed):
+            text, use = got.content
+            assert (text.text, use.id, use.name, use.input) == ("Let me see.", "call-1", "weather", {"city": "Paris"})
+            assert (got.stop_reason, got.usage.input_tokens, got.usage.output_tokens) == ("tool_use", 3, 2)
+        results = [
+            {"type": "tool_result", "tool_use_id": "call-1", "content": [{"type": "text", "text": "31 C"}, image]},
+            {"type": "text", "text": "and now?"},
+        ]
+        back = [*asked, {"role": "assistant", "content": answer.content}, {"role": "user", "content": results}]
+        client.messages.create(messages=back, **options)
+    first, assistant, result, picture, last = model.asked[-1]["messages"]
+    assert [part["type"] for part in first["content"]] == ["text", "image_url"]
+    assert (assistant["content"], json.loads(assistant["tool_calls"][0]["function"]["arguments"])) == (
+        "Let me see.",
+        {"city": "Paris"},
+    )
+    assert result == {"role": "tool", "tool_call_id": "call-1", "content": "31 C"}
+    assert (picture["content"][0]["type"], last["content"]) == ("image_url", "and now?")
+    assert model.asked[0]["tools"][0]["function"] == {"name": "weather", "description": "The weather.", "parameters": WEATHER}
+    assert (model.asked[0]["tool_choice"], model.asked[0]["parallel_tool_calls"]) == ("required", False)
+
+
+def test_tokens_are_estimated(claude, edge):
+    """Before a message is sent; nothing is asked."""
+    few, many = (
+        claude.messages.count_tokens(model="edgeroute", messages=[{"role": "user", "content": "word " * n}]) for n in (10, 1000)
+    )
+    assert 0 < few.input_tokens < 100 < many.input_tokens < 2500
+    assert edge.asked == []
+
+
+@pytest.mark.parametrize("scheme", ["x-api-key", "bearer", "wrong", "none"])
+@pytest.mark.parametrize("path", ["messages", "responses"])
+def test_a_token(scheme, path):
+    """As a client of either kind shows it; the error is in the form of the API."""
+    body = {"messages": {"messages": HELLO, "max_tokens": 9}, "responses": {"input": "hello"}}[path]
+    headers = {
+        "x-api-key": {"x-api-key": "secret-token"}, "bearer": {"authorization": "Bearer secret-token"}, "wrong": {"x-api-key": "x"}, "none": {},
+    }[scheme]  # fmt: skip
+    with serving(AsyncRouter(Model()), token="secret-token") as url:
+        reply = httpx.post(f"{url}/v1/{path}", json={"model": "edgeroute", **body}, headers=headers, timeout=LONG)
+    assert reply.status_code == (200 if scheme in {"x-api-key", "bearer"} else 401)
+    if reply.status_code != 200:
+        error = reply.json()
+        assert error["error"]["type"] == "authentication_error"
+        assert (error.get("type") == "error") == (path == "messages")
+
+
+REFUSED = [
+    ("responses", {"input": "x", "tools": [{"type": "web_search"}]}, "web_search"),
+    ("responses", {"input": "x", "background": True}, "background"),
+    ("responses", {"input": "x", "reasoning": {"effort": "high"}}, "reasoning_effort"),
+    ("responses", {"input": "x", "provider": {"url": "http://x"}}, "provider"),
+    ("responses", {"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
+    ("responses", {"input": [{"type": "message", "role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input_file"),
+    ("responses", {"input": []}, "input"),
+    ("responses", {"input": [1]}, "input"),
+    ("responses", {"input": "x", "instructions": 3}, "instructions"),
+    ("responses", {"input": "x", "previous_response_id": {"a": 1}}, "previous_response_id"),
+    ("responses", {"input": "x", "text": {"format": {"type": "grammar"}}}, "response_format"),
+    ("messages", {"messages": HELLO, "max_tokens": 9, "tools": [{"type": "web_search_20250305", "name": "w"}]}, "web_search"),
+    ("messages", {"messages": HELLO, "max_tokens": 9, "mcp_servers": [{"url": "http://x"}]}, "mcp_servers"),
+    ("messages", {"messages": HELLO, "max_tokens": 9, "top_k": 3}, "top_k"),
+    ("messages", {"messages": [{"role": "system", "content": "x"}], "max_tokens": 9}, "role"),
+    ("messages", {"messages": [{"role": "user", "content": [{"type": "document"}]}], "max_tokens": 9}, "document"),
+    ("messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}], "max_tokens": 9}, "image"),
+    ("messages", {"messages": [], "max_tokens": 9}, "messages"),
+    ("messages", {"messages": HELLO, "max_tokens": 9, "tool_choice": "auto"}, "tool_choice"),
+    ("messages", {"messages": HELLO, "max_tokens": 9, "system": [{"type": "image"}]}, "system"),
+    ("messages", {"messages": HELLO, "max_tokens": -1}, "max_tokens"),
+    ("messages", {"messages": HELLO, "max_tokens": 9, "output_config": {"format": {"type": "xml"}}}, "format"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "word"), REFUSED, ids=[f"{path}-{i}" for i, (path, _, _) in enumerate(REFUSED)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_requests_that_are_refused(url, edge, path, body, word, stream):
+    """With 400, the key that is meant, and the form of the API; nothing is asked."""
+    reply = httpx.post(f"{url}/v1/{path}", json={"model": "edgeroute", **body, "stream": stream}, timeout=LONG)
+    assert reply.status_code == 400, reply.text
+    assert word in reply.json()["error"]["message"]
+    assert edge.asked == []
+
+
+def test_a_private_turn_stays_on_each_road():
+    """A conversation that had one stays, whichever API continues it."""
+    rules = Egress(never_leave=["private"], may_leave=["chat"], default_class="chat")
+    secret = "my blood pressure is a hundred and eighty over a hundred"
+    private = {"x-edgeroute-data-class": "private"}
+
+    def unsure(x):
+        return "local", 0.1
+
+    with CannedServer(http_reply(json.dumps(completion({"content": "far"})).encode())) as far:
+        router = AsyncRouter(unsure, OpenAIChat(far.url, model="m", retries=0), threshold=0.5, egress=rules)
+        with serving(router) as url, httpx.Client(base_url=url, timeout=LONG) as client:
+            first = client.post("/v1/responses", json={"model": "edgeroute", "input": secret}, headers=private).json()
+            continued = {"model": "edgeroute", "input": "and now?", "previous_response_id": first["id"]}
+            replies = [
+                client.post("/v1/responses", json=continued),
+                client.post("/v1/messages", json={"model": "edgeroute", "max_tokens": 9, "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": secret}]},
+                    {"role": "assistant", "content": "local"}, {"role": "user", "content": "and now?"},
+                ]}),
+                client.post("/v1/chat/completions", json={"model": "edgeroute", "messages": [{"role": "user", "content": secret}]}),
+            ]  # fmt: skip
+            other = client.post(
+                "/v1/responses", json={"model": "edgeroute", "input": "What is the capital of the country of France?"}
+            )
+        sent = b"".join(far.requests)
+    assert [reply.json()["edgeroute"]["source"] for reply in (*replies, other)] == ["edge", "edge", "edge", "cloud"]
+    assert b"blood" not in sent
+
+
+def test_a_stream_that_breaks():
+    """What had come is the answer, and its end says that it is not whole."""
+    needs("anthropic")
+
+    def broken(_):
+        yield "half an"
+        raise ConnectionError("the link is down")
+
+    with (
+        serving(AsyncRouter(cloud=broken)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client,
+        anthropic.Anthropic(base_url=url, api_key="any") as claude,
+    ):
+        *_, last = client.responses.create(model="edgeroute", input="x", stream=True)
+        response = last.response
+        with claude.messages.stream(model="edgeroute", max_tokens=9, messages=HELLO) as stream:
+            message = stream.get_final_message()
+    assert (response.output_text, response.status, response.edgeroute["degraded"]) == ("half an", "incomplete", True)
+    assert (message.content[0].text, message.stop_reason) == ("half an", "max_tokens")
+
+
+def test_stored_responses_are_bounded(monkeypatch, client):
+    """The oldest are discarded."""
+    from edgeroute.tools.server import openai_responses
+
+    monkeypatch.setattr(openai_responses, "MOST_STORED", 2)
+    ids = [client.responses.create(model="edgeroute", input="hello").id for _ in range(3)]
+    with pytest.raises(openai.BadRequestError, match="no response that is stored"):
+        client.responses.create(model="edgeroute", input="x", previous_response_id=ids[0])
+    client.responses.create(model="edgeroute", input="x", previous_response_id=ids[2])
