@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
-from edgeroute.system.process import json_dumps, json_loads, to_json_types
+from edgeroute.system.foreign_files import parse_json
+from edgeroute.system.process import json_dumps, to_json_types
 from edgeroute.tools.server.access import Fault
 from edgeroute.tools.server.gateway_requests import (
     CompletionRequest,
@@ -243,8 +244,8 @@ def _functions(answer: Answer[Any], choice: Mapping[str, Any]) -> list[tuple[Map
 
 def _arguments(text: str) -> Any:
     """Return the arguments of a call as an object; text that is no JSON object under the key `arguments`."""
-    with suppress(ValueError, RecursionError):
-        if isinstance(value := json_loads(text.encode()), dict):
+    with suppress(ValueError):
+        if isinstance(value := parse_json(text), dict):
             return value
     return {"arguments": text}
 
