@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -101,6 +102,19 @@ def answered():
     Path("answers.csv").write_text("text,answer\n" + "\n".join(lines) + "\n")
 
 
+def logged():
+    """The logs of docs/replay.md: of one model, and of two."""
+    questions = [[{"role": "user", "content": f"Is mail {i} spam?"}] for i in range(600)]
+    lines = [{"messages": messages, "response": "Spam.", "latency_ms": 900} for messages in questions]
+    Path("log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rng, rows = random.Random(7), ["id,confidence,edge_score,cloud_score,edge_usd,cloud_usd"]
+    for i in range(2000):
+        sure = rng.random()
+        right = rng.random() < 0.65 + 0.35 * sure**0.3
+        rows.append(f"{i},{sure},{int(right)},{int(rng.random() < 0.95)},0,0.002")
+    Path("log.csv").write_text("\n".join(rows) + "\n")
+
+
 def extended():
     """The packages of docs/extend.md, as they are once they are installed: one is in CONTRIBUTING."""
     (own,) = [text for _, text in snippets(ROOT / "CONTRIBUTING.md") if text.startswith("# sentiment.py")]
@@ -167,6 +181,9 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
     if page.name == "compress.md":
         pytest.importorskip("skl2onnx")
         answered()
+        shutil.copy(ROOT / "examples" / "retrain.py", "retrain.py")
+    if page.name == "replay.md":
+        logged()
     for language, text in snippets(page):
         code = desk(text).replace("https://api.example.com/v1", f"{hosted.url}/v1")
         if "\nimport gradio" in code:

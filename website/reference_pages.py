@@ -80,21 +80,29 @@ class Parameter(NamedTuple):
         return self.info.metavar or KINDS.get(self.type, "TEXT")
 
     @property
-    def help(self) -> str:
-        """Help text, with the default."""
-        text = self.info.help or ""
+    def row(self) -> str:
+        """The line that describes it, without its default."""
+        return f"* `{self.shown}`: {self.info.help or ''}"
+
+    @property
+    def default_text(self) -> str:
+        """The default as it is shown; empty: none is."""
         default = self.info.show_default if isinstance(self.info.show_default, str) else self.default
         if not self.info.show_default or default == "" or isinstance(default, bool | NoneType | list | tuple | type):
-            return text  # a parameter without a default has `empty`, a type
-        return f"{text} Default: `{default}`."
+            return ""  # a parameter without a default has `empty`, a type
+        return f"`{default}`"
+
+    def in_full(self) -> str:
+        """Return the line with the default."""
+        return self.row + (f" Default: {self.default_text}." if self.default_text else "")
 
 
 def commands_page() -> str:
     """Return docs/commands.md: options of many commands, then each command; options described before are only named."""
     commands = [*_commands(app, "edgeroute")]
-    counts = Counter(_row(parameter) for _, _, parameters in commands for parameter in parameters)
+    counts = Counter(parameter.in_full() for _, _, parameters in commands for parameter in parameters)
     common = [*{row.partition(":")[0]: row for row, count in reversed(counts.most_common()) if count >= COMMON}.values()][::-1]
-    first = dict.fromkeys(common, "")
+    first = {p.row: ("", p.default_text) for _, _, parameters in commands for p in parameters if p.in_full() in common}
     return "\n".join([HEAD, *common, "", *(_section(name, command, parameters, first) for name, command, parameters in commands)])
 
 
@@ -108,23 +116,26 @@ def _commands(app: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[...
             yield from _commands(group.typer_instance, f"{prefix} {group.typer_instance.info.name}")
 
 
-def _section(name: str, command: Callable[..., Any], parameters: list[Parameter], first: dict[str, str]) -> str:
-    """Return the text of a command. first: row of an option -> the command that describes it; new rows are added."""
+def _section(name: str, command: Callable[..., Any], parameters: list[Parameter], first: dict[str, tuple[str, str]]) -> str:
+    """Return the text of a command.
+
+    Args:
+        name: name of the command.
+        command: its function.
+        parameters: its arguments and options.
+        first: row of an option -> (command that describes it, default there); new rows are added.
+    """
     alike = dict[str, list[str]]()
     rows = []
     for parameter in parameters:
-        if (row := _row(parameter)) not in first:
-            rows.append(row)
+        there, default = first.setdefault(parameter.row, (name, parameter.default_text))
+        if there == name:
+            rows.append(parameter.in_full())
         else:
-            alike.setdefault(first[row], []).append(f"`{parameter.long}`")
-        first.setdefault(row, name)
+            other = f" ({parameter.default_text or 'no default'})" if parameter.default_text != default else ""
+            alike.setdefault(there, []).append(f"`{parameter.long}`{other}")
     rows += [f"* {f'As for `{other}`:' if other else 'Also'} {', '.join(names)}." for other, names in alike.items()]
     return "\n".join([f"## {name}\n\n{inspect.getdoc(command)}\n", *rows, *([""] if rows else [])])
-
-
-def _row(parameter: Parameter) -> str:
-    """Return the line that describes a parameter."""
-    return f"* `{parameter.shown}`: {parameter.help}"
 
 
 def _parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
@@ -163,6 +174,8 @@ def card_tables() -> str:
 
 KEYS_BEGIN = "## Keys"
 """Heading of docs/policy.md below which its text is generated."""
+LONG_TYPE = 40
+"""Characters of a type from which another section refers to the first that has the key."""
 CARD_BEGIN = "### At the top"
 """Likewise of docs/cards.md."""
 
@@ -202,7 +215,7 @@ def _runtime_keys(runtime: str, listed: dict[str, str]) -> list[str]:
     assert section is not None, "ONNX Runtime has the section Edge"
     document = runtime_schema(suffixes[0], section)
     for value in document["properties"].values():
-        text = value["description"].replace("; None:", "; without it:").replace("None:", "Without it:")
+        text = value["description"].replace("; None:", "; without it:").replace("None:", "Without it:").replace("(docs/", "(")
         value["description"] = text[:1].upper() + text[1:]
     what = "the address of a server" if address else f"a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model"
     return [f"### `[edge]` with {what}\n", _key_list("edge", document, {*document["properties"]}, listed)]
@@ -215,12 +228,16 @@ def _key_list(name: str, section: Mapping[str, Any], keys: set[str], listed: dic
         name: name of the section.
         section: JSON Schema of the section.
         keys: the keys to list.
-        listed: default and meaning of a key -> section that describes it; keys in there are only named, others are added.
+        listed: default and meaning of a key, or its type -> section that describes it; keys in there are only named, others
+            are added.
     """
     rows, named = [], dict[str, list[str]]()
     for key, value in section["properties"].items():
         if key in keys:
-            shown, meaning = _key_type(value, required=key in section.get("required", ())), link_pages(value["description"])
+            kind, meaning = _type_words(value), link_pages(value["description"])
+            if (there := listed.setdefault(f"type of {key}: {kind}", name)) != name and len(kind) > LONG_TYPE:
+                kind = f"as in `[{there}]`"
+            shown = _key_type(value, kind, required=key in section.get("required", ()))
             known = f"{key}{value.get('default')}: {meaning}"
             if known in listed:
                 named.setdefault(listed[known], []).append(f"`{key}`")
@@ -231,10 +248,9 @@ def _key_list(name: str, section: Mapping[str, Any], keys: set[str], listed: dic
     return "\n".join([*rows, ""])
 
 
-def _key_type(value: Mapping[str, Any], *, required: bool) -> str:
+def _key_type(value: Mapping[str, Any], kind: str, *, required: bool) -> str:
     """Return type and default of a key in parentheses; text is not named, nor a type that the default shows."""
     default = "required" if required else f"default {_code(value['default'])}" if value.get("default") not in (None, "") else ""
-    kind = _type_words(value)
     plain = kind == "text" or (default.startswith("default") and "`" not in kind)
     parts = [part for part in ("" if plain else kind, default) if part]
     return f" ({'; '.join(parts)})" if parts else ""

@@ -286,7 +286,7 @@ class LiteRTModel(ModelFile):
     Args:
         path: the model file.
         runtime: "litert" or "tflite"; None: LiteRT, or else tflite-runtime.
-        threads: for one run; more than one slows a busy device down.
+        threads: threads for one run; more than one slows a busy device down.
         delegate: runs the operators: "xnnpack", "edgetpu", "none" for the runtime's plain kernels, or a library, as the system
             finds it or by its absolute path; or several. None: the runtime's own choice, which is XNNPACK.
         delegate_options: for the delegates that are libraries.

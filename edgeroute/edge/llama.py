@@ -173,7 +173,8 @@ class LlamaModel(LoadsLate):
         verbose: llama.cpp writes its own log to stderr.
         isolate: llama.cpp runs in a process of its own; None: in `edgeroute gateway` alone.
         stall_s: longest time for a token there, or for `batch` tokens of the prompt, before the process is ended.
-        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
+        sha256: expected SHA-256 of the file, or of a package (`edgeroute.edge.model_card.sha256_of`), hex; None: the card's;
+            unchecked if the card has none.
         card: path of the card, if it is not beside the model; False: no card is read.
         score: for this model, in place of `confidence`: a function of the completion.
         check: check of its answers' structure (docs/llama.md#structure).
