@@ -106,7 +106,13 @@ def test_the_wheel_is_the_package_and_what_it_reads(wheel):
     wanted |= {f"edgeroute/{name}" for name in names if name.startswith(("docs/", "models/fashion/", "examples/policies/"))}
     wanted |= {
         f"edgeroute/{name}"
-        for name in ("models/README.md", "examples/edgeroute.service", "examples/grafana.json", "examples/distil.py")
+        for name in (
+            "models/README.md",
+            "examples/edgeroute.service",
+            "examples/grafana.json",
+            "examples/distil.py",
+            "examples/retrain.py",
+        )
     }
     wanted |= {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     wanted |= {f"{info}/licenses/models/fashion/LICENSE.fashion-mnist"}
