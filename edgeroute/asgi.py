@@ -1,4 +1,4 @@
-"""Web services: `lifespan`, `Errors`, `error_reply` and `while_connected` for FastAPI, Starlette, Flask and others."""
+"""Web services: `lifespan`, `Errors`, `error_reply` and `while_connected`; and `InProcess`, for frameworks' HTTP clients."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.system.late_imports import import_tool
 
 if TYPE_CHECKING:
+    from edgeroute.tools.server.in_process import InProcess
     from edgeroute.tools.server.web_service import Disconnected, Errors, error_reply, lifespan, while_connected
 
-__all__ = ["Disconnected", "Errors", "error_reply", "lifespan", "while_connected"]
+__all__ = ["Disconnected", "Errors", "InProcess", "error_reply", "lifespan", "while_connected"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the program of the web services at the first use of a name, and return its value.
+    """Import the program of the web services, or of clients in the process, at the first use of a name, and return its value.
 
     Raises:
         AttributeError: there is no such name.
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_tool("server.web_service"), name)
+    value = globals()[name] = getattr(import_tool("server.in_process" if name == "InProcess" else "server.web_service"), name)
     return value

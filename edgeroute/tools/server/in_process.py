@@ -1,0 +1,233 @@
+"""Gateway without a socket: HTTP clients for the libraries of OpenAI and Anthropic, and for frameworks that take one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from importlib import import_module
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.errors import Closed, PolicyError
+from edgeroute.router.async_router import AsyncRouter
+from edgeroute.system.late_imports import import_httpx
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+ADDRESS = "http://localhost"
+END = "http.response.end"
+"""Type of the last message of an exchange, of this module's own: its `error` is the application's, or None."""
+
+
+class InProcess:
+    """Gateway of a router in this process, for clients that take an HTTP client. Close it, or use it in a `with`.
+
+    The router runs on an event loop in a thread of its own, so clients of threads and of any event loop may use it. No port is
+    opened. Closing it closes the router.
+
+    Args:
+        router: path of a policy file, or an AsyncRouter that nothing else uses.
+        options: as of `edgeroute.tools.server.gateway.app`, such as `names` or `allow`.
+
+    Attributes:
+        url: base address for OpenAI's clients.
+        root_url: base address for Anthropic's.
+
+    Raises:
+        PolicyError, ModelError: the policy is invalid, or its model is missing.
+        RuntimeMissing: the extra `serve` is not installed.
+    """
+
+    url, root_url = f"{ADDRESS}/v1", ADDRESS
+
+    def __init__(self, router: str | Path | AsyncRouter[Any], **options: Any) -> None:
+        from edgeroute.tools.server.gateway import app, router_of
+
+        self.router = router if isinstance(router, AsyncRouter) else router_of(router)
+        self._app = app(self.router, **options)
+        self._loop, self._stack, self._closed = asyncio.new_event_loop(), AsyncExitStack(), False
+        self._thread = threading.Thread(target=self._loop.run_forever, name="edgeroute-in-process", daemon=True)
+        self._thread.start()
+        self._run(self._stack.enter_async_context(self._app.router.lifespan_context(self._app)))
+
+    def client(self, library: str | None = None, **options: Any) -> Any:
+        """Return a new HTTP client for threads.
+
+        Args:
+            library: "httpx2" or "httpx", as the client's library needs; None: httpx2 if it is installed.
+            options: further arguments of the library's `Client`.
+
+        Raises:
+            RuntimeMissing: neither library is installed.
+        """
+        web = _library(library)
+        return web.Client(transport=_transports(web)[0](self.exchange), **options)
+
+    def async_client(self, library: str | None = None, **options: Any) -> Any:
+        """Return a new HTTP client for asyncio; arguments as of `client`."""
+        web = _library(library)
+        return web.AsyncClient(transport=_transports(web)[1](self.exchange), **options)
+
+    def exchange(self, request: Any, body: bytes, put: Callable[[dict[str, Any]], object]) -> Callable[[], object]:
+        """Start a request of a client, and return a function that cancels it.
+
+        Args:
+            request: the request of httpx2 or httpx.
+            body: its body.
+            put: called in the gateway's thread with each ASGI message of the reply, and one of the type `END`.
+
+        Raises:
+            Closed: the gateway is closed.
+        """
+        if self._closed:
+            raise Closed("the gateway is closed: make another InProcess")
+        received = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal received
+            if received:
+                await asyncio.Event().wait()  # the client leaves by cancelling
+            received = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            put(message)
+
+        async def serve() -> None:
+            error: BaseException | None = None
+            try:
+                await self._app(_scope(request), receive, send)
+            except BaseException as e:
+                error = e
+                raise
+            finally:
+                put({"type": END, "error": error})
+
+        return asyncio.run_coroutine_threadsafe(serve(), self._loop).cancel
+
+    def close(self) -> None:
+        """End requests in progress, close the router, and stop the thread; blocks. A no-op if it is closed."""
+        if self._closed:
+            return
+        self._closed = True
+        self._run(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        """Cancel the requests in progress, and end the application."""
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    def _run(self, work: Any) -> None:
+        """Run a coroutine on the loop, and wait for it."""
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def _library(name: str | None) -> ModuleType:
+    """Import a library by its name, or httpx2 or httpx."""
+    if name is None:
+        return import_httpx("an HTTP client needs httpx2 or httpx: pip install 'edgeroute[httpx]'")
+    if name not in {"httpx2", "httpx"}:
+        raise PolicyError(f'library is "httpx2" or "httpx", not {name!r}')
+    return import_module(name)
+
+
+def _scope(request: Any) -> dict[str, Any]:
+    """Return the ASGI scope of a request."""
+    url = request.url
+    return {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": request.method, "scheme": "http",
+        "headers": [(name.lower(), value) for name, value in request.headers.raw], "path": url.path, "root_path": "",
+        "raw_path": url.raw_path.split(b"?")[0], "query_string": url.query, "server": (url.host, url.port), "client": None,
+    }  # fmt: skip
+
+
+def _transports(web: ModuleType) -> tuple[Any, Any]:
+    """Return the classes of transports for a library's clients of threads and of asyncio."""
+
+    def head(message: dict[str, Any], stream: Any) -> Any:
+        if message["type"] == END:
+            raise web.ReadError(f"the gateway gave no reply: {type(message['error']).__name__}")
+        return web.Response(message["status"], headers=message["headers"], stream=stream)
+
+    def patience(request: Any) -> float | None:
+        limit = request.extensions.get("timeout", {}).get("read")
+        return None if limit is None else float(limit)
+
+    class Body(web.SyncByteStream):  # type: ignore[misc, name-defined]
+        def __init__(self, next_message: Callable[[], dict[str, Any]], cancel: Callable[[], object]) -> None:
+            self._next, self.close = next_message, cancel
+
+        def __iter__(self) -> Iterator[bytes]:
+            while (message := self._next())["type"] != END:
+                yield message.get("body", b"")
+
+    class AsyncBody(web.AsyncByteStream):  # type: ignore[misc, name-defined]
+        def __init__(self, next_message: Callable[[], Awaitable[dict[str, Any]]], cancel: Callable[[], object]) -> None:
+            self._next, self._cancel = next_message, cancel
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while (message := await self._next())["type"] != END:
+                yield message.get("body", b"")
+
+        async def aclose(self) -> None:
+            self._cancel()
+
+    class Threads(web.BaseTransport):  # type: ignore[misc, name-defined]
+        def __init__(self, exchange: Callable[..., Callable[[], object]]) -> None:
+            self._exchange = exchange
+
+        def handle_request(self, request: Any) -> Any:
+            queue, limit = SimpleQueue[dict[str, Any]](), patience(request)
+
+            def next_message() -> dict[str, Any]:
+                try:
+                    return queue.get(timeout=limit)
+                except Empty:
+                    cancel()
+                    raise web.ReadTimeout("the gateway did not answer in time") from None
+
+            cancel = self._exchange(request, request.read(), queue.put)
+            return head(next_message(), Body(next_message, cancel))
+
+    class Tasks(web.AsyncBaseTransport):  # type: ignore[misc, name-defined]
+        def __init__(self, exchange: Callable[..., Callable[[], object]]) -> None:
+            self._exchange = exchange
+
+        async def handle_async_request(self, request: Any) -> Any:
+            queue, limit, loop = asyncio.Queue[dict[str, Any]](), patience(request), asyncio.get_running_loop()
+
+            def put(message: dict[str, Any]) -> None:
+                if not loop.is_closed():  # else nobody waits any more
+                    loop.call_soon_threadsafe(queue.put_nowait, message)
+
+            async def next_message() -> dict[str, Any]:
+                try:
+                    return await asyncio.wait_for(queue.get(), limit)
+                except asyncio.TimeoutError:  # another one in Python 3.10
+                    cancel()
+                    raise web.ReadTimeout("the gateway did not answer in time") from None
+                except asyncio.CancelledError:
+                    cancel()
+                    raise
+
+            cancel = self._exchange(request, await request.aread(), put)
+            return head(await next_message(), AsyncBody(next_message, cancel))
+
+    return Threads, Tasks

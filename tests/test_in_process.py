@@ -1,0 +1,180 @@
+"""`edgeroute.asgi.InProcess`: clients of OpenAI and Anthropic, and frameworks with such clients, on a router without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from gateways import CHAT, HELLO, LONG
+from lazily import Later, needs
+
+from edgeroute import AsyncRouter, Closed, PolicyError
+from edgeroute.asgi import InProcess
+
+needs("openai", "starlette")
+openai, anthropic = Later("openai"), Later("anthropic")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def edge(x):
+    """Sure of what is short."""
+    text = x["messages"][-1]["content"]
+    yield from ("you", " said ", text)
+    return 0.9 if len(text) < 30 else 0.2
+
+
+def cloud(x):
+    yield from ("far", " away")
+
+
+@pytest.fixture
+def gateway():
+    with InProcess(AsyncRouter(edge, cloud, threshold=0.5)) as gateway:
+        yield gateway
+
+
+def test_clients_of_both_libraries_whole_and_in_pieces(gateway, monkeypatch):
+    """Without a connection."""
+    monkeypatch.setattr(socket.socket, "connect", None)
+    with openai.OpenAI(base_url=gateway.url, api_key="none", http_client=gateway.client()) as client:
+        assert client.chat.completions.create(**CHAT).choices[0].message.content == "you said hello"
+        chunks = list(client.chat.completions.create(**CHAT, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "you said hello"
+        assert client.responses.create(model="edgeroute", input="something that is longer than this").output_text == "far away"
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="other", messages=HELLO)
+
+
+def test_anthropics_client(gateway):
+    """Its address is without /v1."""
+    needs("anthropic")
+    with anthropic.Anthropic(base_url=gateway.root_url, api_key="none", http_client=gateway.client("httpx2")) as client:
+        assert client.messages.create(model="edgeroute", max_tokens=9, messages=HELLO).content[0].text == "you said hello"
+
+
+def test_clients_of_asyncio_on_several_loops(gateway):
+    """One gateway serves them, one after the other and together."""
+
+    async def main():
+        async with openai.AsyncOpenAI(base_url=gateway.url, api_key="none", http_client=gateway.async_client()) as client:
+            calls = [client.chat.completions.create(**CHAT) for _ in range(20)]
+            texts = [answer.choices[0].message.content for answer in await asyncio.gather(*calls)]
+            stream = await client.chat.completions.create(**CHAT, stream=True)
+            return [*texts, "".join([chunk.choices[0].delta.content or "" async for chunk in stream])]
+
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(asyncio.run(main()))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert results == [["you said hello"] * 21] * 3
+
+
+def test_a_stream_comes_piece_by_piece():
+    """The first piece is there before the model goes on."""
+    proceed = threading.Event()
+
+    def slow(x):
+        yield "first"
+        assert proceed.wait(LONG)
+        yield " second"
+
+    with InProcess(AsyncRouter(cloud=slow)) as gateway, gateway.client(timeout=LONG) as http:
+        body = {**CHAT, "stream": True}
+        with http.stream("POST", f"{gateway.url}/chat/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            assert any("first" in line for line in lines)
+            proceed.set()
+            assert any("second" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_a_client_that_does_not_wait(kind):
+    """Gets a timeout of its library, and its request is cancelled."""
+    library = pytest.importorskip("httpx")
+    left = threading.Event()
+
+    async def never(x):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    with InProcess(AsyncRouter(cloud=never)) as gateway:
+
+        async def ask():
+            async with gateway.async_client("httpx", timeout=0.1) as http:
+                await http.post(f"{gateway.url}/chat/completions", json=CHAT)
+
+        with pytest.raises(library.ReadTimeout):
+            if kind == "asyncio":
+                asyncio.run(ask())
+            else:
+                gateway.client("httpx", timeout=0.1).post(f"{gateway.url}/chat/completions", json=CHAT)
+        assert left.wait(LONG)
+
+
+def test_a_closed_gateway(gateway):
+    """Says so; closing it twice is once, and ends what is in progress."""
+    client = gateway.client()
+    gateway.close()
+    gateway.close()
+    with pytest.raises(Closed):
+        client.post(f"{gateway.url}/chat/completions", json=CHAT)
+    begun = threading.Event()
+
+    async def never(x):
+        begun.set()
+        await asyncio.Event().wait()
+
+    other = InProcess(AsyncRouter(cloud=never))
+    errors = []
+
+    def ask():
+        try:
+            other.client("httpx", timeout=None).post(f"{other.url}/chat/completions", json=CHAT)
+        except Exception as e:
+            errors.append(type(e).__name__)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert begun.wait(LONG)
+    other.close()
+    thread.join(LONG)
+    assert errors == ["ReadError"]
+
+
+def test_an_unknown_library(gateway):
+    with pytest.raises(PolicyError, match="httpx2"):
+        gateway.client("requests")
+
+
+def test_a_policy_file(tmp_path):
+    """In place of a router."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "policy.toml"
+    path.write_text(f'threshold = 0.5\n[edge]\npath = "{ROOT}/models/fashion/edge.int8.onnx"\n')
+    with InProcess(path, names=["photos"]) as gateway, gateway.client() as http:
+        assert [model["id"] for model in http.get(f"{gateway.url}/models").json()["data"]] == ["edgeroute", "photos"]
+
+
+def test_pydantic_ai(gateway):
+    """Its agent, with tools and streams: its own provider of OpenAI takes the client."""
+    needs("pydantic_ai")
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    client = openai.AsyncOpenAI(base_url=gateway.url, api_key="none", http_client=gateway.async_client())
+    agent = Agent(OpenAIChatModel("edgeroute", provider=OpenAIProvider(openai_client=client)))
+
+    async def main():
+        whole = await agent.run("hello")
+        async with agent.run_stream("hello") as stream:
+            return whole.output, await stream.get_output()
+
+    assert asyncio.run(main()) == ("you said hello",) * 2
