@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,15 +107,15 @@ def test_a_client_that_does_not_wait(kind):
 
     with InProcess(AsyncRouter(cloud=never)) as gateway:
 
-        async def ask():
+        async def ask_async():
             async with gateway.async_client("httpx", timeout=0.1) as http:
                 await http.post(f"{gateway.url}/chat/completions", json=CHAT)
 
+        def ask():
+            gateway.client("httpx", timeout=0.1).post(f"{gateway.url}/chat/completions", json=CHAT)
+
         with pytest.raises(library.ReadTimeout):
-            if kind == "asyncio":
-                asyncio.run(ask())
-            else:
-                gateway.client("httpx", timeout=0.1).post(f"{gateway.url}/chat/completions", json=CHAT)
+            asyncio.run(ask_async()) if kind == "asyncio" else ask()
         assert left.wait(LONG)
 
 
@@ -131,21 +132,13 @@ def test_a_closed_gateway(gateway):
         begun.set()
         await asyncio.Event().wait()
 
+    library = pytest.importorskip("httpx")
     other = InProcess(AsyncRouter(cloud=never))
-    errors = []
-
-    def ask():
-        try:
-            other.client("httpx", timeout=None).post(f"{other.url}/chat/completions", json=CHAT)
-        except Exception as e:
-            errors.append(type(e).__name__)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    assert begun.wait(LONG)
-    other.close()
-    thread.join(LONG)
-    assert errors == ["ReadError"]
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(other.client("httpx", timeout=None).post, f"{other.url}/chat/completions", json=CHAT)
+        assert begun.wait(LONG)
+        other.close()
+        assert isinstance(call.exception(LONG), library.ReadError)
 
 
 def test_an_unknown_library(gateway):
