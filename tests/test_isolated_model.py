@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -357,11 +358,17 @@ truth = model.run_one("hi")[0].value
 """
 
 
+@contextlib.contextmanager
 def program(body, path):
-    """Starts it."""
+    """Starts it, and kills it if the test fails."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + body, str(path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 @pytest.mark.parametrize("call", ["model.run_one, args=(ENDLESS,)", "model.run_one, args=(STUCK,)", "other.load"])
@@ -385,7 +392,7 @@ time.sleep(600)
         while len(children(parent)) < 1 + ("other" in call):
             assert monotonic() < until
         found = children(parent)
-        computing(max(found, key=lambda child: child.pid))
+        computing(max(found, key=lambda child: child.create_time()))  # ids begin again at their highest
         process.kill()
         _, left = psutil.wait_procs(found, LONG)
         assert left == []
