@@ -88,7 +88,7 @@ from pathlib import Path
 from edgeroute.stores.sqlite_file import KeyValueStore
 store = KeyValueStore(Path(sys.argv[1]))
 for i in range(40):
-    store.add("counts:x", "0 1.0 90 0")
+    store.add({"counts:x": {"0 1.0 90 0": 1}})
     store.flush()
 store.close()
 """
@@ -106,7 +106,7 @@ def test_a_fork_does_not_add_what_the_parent_does(tmp_path):
     """What waits is written once."""
     store = KeyValueStore(tmp_path / "state.db")
     for _ in range(3):
-        store.add("counts:x", "0 1.0 90 0")
+        store.add({"counts:x": {"0 1.0 90 0": 1}})
     child = os.fork()
     if not child:
         store.close()
@@ -120,13 +120,13 @@ def test_with_a_disk_that_fails(tmp_path):
     """What waits for it is added when it is back; without a file, or once it is closed, nothing happens."""
     store = KeyValueStore(tmp_path / "s" / "state.db")
     (tmp_path / "s").write_text("no folder")
-    store.add("counts:x", "0 1.0 90 0")
+    store.add({"counts:x": {"0 1.0 90 0": 1}})
     assert not store.flush()
-    store.add("counts:x", "0 1.0 90 0")
+    store.add({"counts:x": {"0 1.0 90 0": 1}})
     (tmp_path / "s").unlink()
     assert store.flush()
     store.close()
-    store.add("counts:x", "0 1.0 90 0")
+    store.add({"counts:x": {"0 1.0 90 0": 1}})
     assert stored(tmp_path / "s")["x"].n == 2
 
 

@@ -37,6 +37,7 @@ class Call(NamedTuple):
     max_reply: int | None = None  # maximum bytes of the reply's body; None: `Address.max_reply_bytes`
     # Expected tokens: their price is booked before the request is sent, and corrected by the reply's count; None: no tokens.
     tokens: Tokens | None = None
+    query: str = ""  # encoded; it follows the path, may be a secret, and is sent by edgeroute's own connections only
 
 
 # HTTP statuses of a success; not of a reply that a proxy changed (203), emptied (205) or cut (206).

@@ -322,7 +322,7 @@ class Wire:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._starts: dict[tuple[str, str, bool], bytes] = {}
+        self._starts: dict[tuple[str, str, str, bool], bytes] = {}
         self._context: ssl.SSLContext | None = None
         self.met = False  # True if the server has ever replied
 
@@ -350,10 +350,11 @@ class Wire:
             CloudError: a header of the call has a line break.
             PolicyError: a secret is not set, or cannot be sent.
         """
-        body, key = call.body, (call.method, call.path, proxy is not None)
+        body, key = call.body, (call.method, call.path, call.query, proxy is not None)
         start = self._starts.get(key)
         if start is None:
             target = quote(call.path, safe="/%:@!$&'()*+,;=~") or "/"
+            target += f"?{call.query}" if call.query else ""
             before = self.address.origin if proxy is not None else ""
             start = self._starts[key] = (
                 f"{call.method} {before}{target} HTTP/1.1\r\nHost: {self.address.netloc.decode()}\r\n"

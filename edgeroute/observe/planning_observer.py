@@ -356,7 +356,7 @@ class Observer(ForkSafe):
         Args:
             backends: those of the route, without an endpoint on trial.
         """
-        if self._is_metered():
+        if self.is_metered():
             return "the link is metered"
         if self._spending.scarce():
             return "half of what may be spent is spent"
@@ -368,7 +368,7 @@ class Observer(ForkSafe):
         full = [guard.name for guard in guards if guard is not None and guard.rules.load.at(now) > FROM]
         return f"{', '.join(full)} is loaded" if full else ""
 
-    def _is_metered(self) -> bool:
+    def is_metered(self) -> bool:
         """Return True if the link is metered.
 
         If the function raises, the link counts as metered, and the first exception is logged.

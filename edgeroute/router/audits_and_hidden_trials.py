@@ -16,7 +16,7 @@ from edgeroute.router.policy_snapshot import Snapshot, fingerprints
 from edgeroute.router.router_parts import Part
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained
-from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS
+from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS, Compared
 from edgeroute.trials.shadow_runs import ShadowRun
 
 if TYPE_CHECKING:
@@ -229,10 +229,10 @@ def edge_fingerprints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
     return by_name if snapshot.trial is None else {**by_name, snapshot.trial.targets[0].name: fingerprints(snapshot.trial, 0)}
 
 
-def _report_comparison(engine: Engine, name: str, *, agrees: bool, request: str) -> None:
-    """Report a comparison to the trials, if there are any."""
-    if engine.trials is not None:
-        engine.trials.add_comparison(name, agrees=agrees, request=request)
+def _report_comparison(engine: Engine, comparison: Compared) -> None:
+    """Report a comparison to the parts in force, such as trials."""
+    for compared in engine.compared:
+        compared(comparison)
 
 
 def _auditor(engine: Engine, audit: Audit) -> Auditor:

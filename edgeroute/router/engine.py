@@ -186,7 +186,7 @@ class Engine(ForkSafe):
         edge_threads, cloud_threads, local_threads: thread pools for legs on the device, for calls of a cloud, and for the rest.
         arguments: arguments of the policy in force.
         parts: parts that take part in calls.
-        choosers, walked, ended, changed: methods of the parts for these events.
+        choosers, walked, ended, changed, compared: methods of the parts for these events.
         steps: composed stages, for calls in which an optional part takes part.
         name, numbers: prefix and counter of the ids of requests.
         refreshing: lock held while the snapshot is exchanged.
@@ -212,6 +212,7 @@ class Engine(ForkSafe):
     walked: tuple[Method, ...]
     ended: tuple[Method, ...]
     changed: tuple[Method, ...]
+    compared: tuple[Method, ...]
     steps: Proceed
     arguments: PolicyArguments
     name = per_process(lambda: os.urandom(6).hex())  # also a child's ids are its own: to an endpoint they are idempotency keys
@@ -489,7 +490,9 @@ class Engine(ForkSafe):
     def use(self, *parts: Part) -> None:
         """Have these parts, which may change at a reload, take part in calls from now on, beside the fixed ones."""
         self.parts = all_parts = Parts((*self.fixed, *parts))
-        self.choosers, self.walked, self.ended, self.changed = map(all_parts.methods, ("choose", "walked", "ended", "changed"))
+        self.choosers, self.walked, self.ended, self.changed, self.compared = map(
+            all_parts.methods, ("choose", "walked", "ended", "changed", "compared")
+        )
         around = all_parts.methods("around")
         self.steps = compose([Followed(all_parts).around, *around], self.walk)
         self.plain = self.plain and not (around or all_parts.methods("began") or self.late.wanted or self.snapshot.views.given)

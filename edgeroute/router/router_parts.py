@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.stores.cache import Flight
     from edgeroute.stores.rotated_json_lines import Journal
+    from edgeroute.trials.edge_audits import Compared
 
 # Steps of a call, and stages around the walk.
 #
@@ -223,6 +224,9 @@ class Part:
 
     def walked(self, walks: Sequence[Walked]) -> None:
         """Handle that a request, or all rows of a batch, were walked and counted; their callers have no answer yet."""
+
+    def compared(self, comparison: Compared) -> None:
+        """Handle that an audit has compared an edge's answer. A lock is held: return at once."""
 
     def changed(self, snapshot: Snapshot) -> None:
         """Handle that the facts behind plans were updated: loads, latencies, breakers, sensors."""

@@ -23,7 +23,7 @@ from edgeroute.edge.edge_model_interface import member
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.system.process import ForkSafe, call_contained, initially, per_process
-from edgeroute.trials.edge_audits import BackgroundCalls
+from edgeroute.trials.edge_audits import BackgroundCalls, Compared
 from edgeroute.trials.trial_setting import STORED, Trial
 from edgeroute.types import Spent
 
@@ -411,10 +411,11 @@ class Trials(ForkSafe, parts.Part):
                 return snapshot, "" if running.stopped else running.names[1]
         return snapshot, ""
 
-    def add_comparison(self, name: str, *, agrees: bool, request: str = "") -> None:
-        """Add an audited answer of an edge model. A no-op for an edge without a trial."""
-        if self._edge is not None and name in self._edge.names:
-            self._edge.add_comparison(differs=not agrees, b=name == EDGE_TRIAL, request=request)
+    def compared(self, comparison: Compared) -> None:
+        """Add an audited answer of an edge model. A no-op for an edge without a trial, and for a label."""
+        edge, name = self._edge, comparison.target
+        if edge is not None and name in edge.names and comparison.accepted and comparison.label != "reported":
+            edge.add_comparison(differs=comparison.differs, b=name == EDGE_TRIAL, request=comparison.request)
 
     def walked(self, walks: Sequence[Walked]) -> None:
         """Count a request, or the rows of a batch, and call hidden clouds in threads for those that are drawn. Never raises."""

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
@@ -554,13 +554,14 @@ class KeyValueStore(ForkSafe):
         if self._database is not None:
             self._writer.start()  # without a thread, a later put or close writes it
 
-    def add(self, name: str, key: str) -> None:
-        """Add 1 to a number of a value that holds numbers by key, about a second later, in one transaction.
+    def add(self, sums: Mapping[str, Mapping[str, int]]) -> None:
+        """Add to numbers of values that hold numbers by key, about a second later, all in one transaction.
 
-        So those of several processes add up. Numbers of a store without a file are lost.
+        So those of several processes add up. A number of 0 is deleted. Numbers of a store without a file are lost.
         """
         with self._lock:
-            self._sums.setdefault(name, Counter())[key] += 1
+            for name, numbers in sums.items():
+                self._sums.setdefault(name, Counter()).update(numbers)
         if self._database is not None:
             self._writer.start()
 

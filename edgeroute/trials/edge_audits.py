@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from math import log1p
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
 from edgeroute.confidence.output_recognition import same
@@ -266,6 +266,22 @@ log = logging.getLogger("edgeroute")
 _NONE: Any = object()
 
 
+class Compared(NamedTuple):
+    """Edge's answer that was compared with the cloud's, or with a label: of an answer with a label there are two."""
+
+    target: str  # name of the edge model
+    request: str  # id
+    plan: Plan
+    snapshot: Any  # policy of the request
+    accepted: bool  # True if the caller got the answer
+    rate: float  # probability with which the request was drawn
+    grid_index: int  # of the highest threshold of `GRID` that accepts the answer; -1: none
+    differs: bool
+    label: Literal["", "awaited", "reported"] = ""  # empty: labels are not expected
+    harm: bool = False  # by the label, the edge's answer is worse than the cloud's
+    win: bool = False  # or better
+
+
 class _Unlabelled(NamedTuple):
     """Audited answer of an edge for which a label may be reported."""
 
@@ -273,6 +289,7 @@ class _Unlabelled(NamedTuple):
     edge: Any
     cloud: Any
     counted: bool
+    compared: Compared
 
 
 class Auditor(ForkSafe):
@@ -287,7 +304,7 @@ class Auditor(ForkSafe):
         alarm: called with an edge model's name and the alarm's text.
         journal: receives a line per comparison; None: none is written.
         store: state that outlives the process; None: there is none.
-        compared: called with an edge model's name, `agrees=` and `request=`, its id, for each of its answers that was compared.
+        compared: called with each `Compared`.
 
     Attributes:
         sampler: draws requests.
@@ -302,7 +319,7 @@ class Auditor(ForkSafe):
     def __init__(
         self, audit: Audit, counts: Counts, *, submit: Callable[[Callable[[], object]], bool], asks: BackgroundCalls,
         changed: Callable[[], None], alarm: Callable[[str, str], object], journal: Journal | None, store: KeyValueStore | None,
-        compared: Callable[..., object] | None = None
+        compared: Callable[[Compared], object] | None = None
     ) -> None:  # fmt: skip
         self._counts, self._asks = counts, asks
         self._changed, self._alarm, self._journal, self._kept, self._compared = changed, alarm, journal, store, compared
@@ -441,6 +458,8 @@ class Auditor(ForkSafe):
             counted = watch is not None and waiting.counted and waiting.leg.threshold == watch.threshold
             if watch is not None and watch.add_label(edge=edge, cloud=cloud, counted=counted):
                 alarms.append(self._report(waiting.leg.name, watch))
+            if self._compared is not None:
+                self._compared(waiting.compared._replace(label="reported", harm=edge < cloud, win=edge > cloud))
         self._write_lines(*alarms)
         if alarms:
             self._changed()
@@ -508,7 +527,7 @@ class Auditor(ForkSafe):
             return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
         answer = outcome.prediction if outcome.leg == cloud and outcome.accepted and cloud not in unlike else None
         if answer is not None and edges:
-            self._compare(request.id, drawn, bound, edges, answer)
+            self._compare(request, drawn, bound, edges, answer)
         known = answer is not None or not has_failed(outcome, cloud)
         rehearses = known and runs and self._jobs.waiting < MOST_WAITING
         if rehearses or (known and answer is None and edges):
@@ -535,7 +554,7 @@ class Auditor(ForkSafe):
                     return
                 answer = event.answer
             assert answer is not None, "it was known, or asked for"
-            self._compare(identity, audit.drawn, audit.bound, audit.edges, answer)
+            self._compare(audit.request, audit.drawn, audit.bound, audit.edges, answer)
         finally:
             with self._lock:
                 truth = self._early.pop(identity, _NONE)
@@ -549,14 +568,14 @@ class Auditor(ForkSafe):
                 Comparison(run.leg, run.prediction, "shadow" if run.accepted else "deferred", run_fields(run, audit.more))
                 for run in runs
             ]
-            self._compare(audit.request.id, audit.drawn, audit.bound, edges, answer)
+            self._compare(audit.request, audit.drawn, audit.bound, edges, answer)
 
-    def _compare(self, identity: str, drawn: AuditDraw, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
+    def _compare(self, request: Audited, drawn: AuditDraw, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
         """Compare edges' answers with the cloud's: writes a line each; updates tallies, monitors, trials and waiting labels.
 
         With another policy in force only the lines are written. Raises PolicyError for an invalid result of `Audit.agrees`.
         """
-        alarms = list[Mapping[str, Any]]()
+        alarms, identity, rate = list[Mapping[str, Any]](), request.id, drawn.probability
         for leg, edge, how, more in edges:
             agrees = edge is not None and agreement(self.audit, edge.value, cloud.value)
             confidence = None if edge is None else edge.confidence
@@ -565,25 +584,29 @@ class Auditor(ForkSafe):
             line = {
                 "at": round(process.now(), 3), "id": identity, "target": leg.name,
                 "edge_confidence": float(confidence) if known else None,  # type: ignore[arg-type]
-                "agrees": agrees, "audited": how, "probability": drawn.probability,
+                "agrees": agrees, "audited": how, "probability": rate,
                 "fingerprints": bound.prints.get(leg.name, ""), **more,
             }  # fmt: skip
             self._write_lines(line)
             with self._lock:
                 if bound is not self._bound:
                     continue
-                self._count_loss(leg.name, drawn.probability, confidence, agrees=agrees)
+                index = -1 if confidence is None else sum(confidence >= threshold for threshold in GRID) - 1
+                self._count_loss(leg.name, rate, index, agrees=agrees)
                 if more:
                     self._tallies[leg.name][1].add(line, accepted=how == "shadow")
                 watch = self._watches.get(leg.name)
-                if how == "deferred" or watch is None:
-                    continue
-                if self.audit.labelled and edge is not None and not more:
-                    self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted)
+                accepted = how != "deferred" and watch is not None and not more
+                compared = Compared(leg.name, identity, request.plan, request.snapshot, accepted, rate, index, not agrees)
+                if self.audit.labelled and edge is not None and accepted:
+                    compared = compared._replace(label="awaited")
+                    self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted, compared)
                     if len(self._unlabelled) > UNLABELLED_MOST:
                         del self._unlabelled[next(iter(self._unlabelled))]
-                if self._compared is not None and not more:
-                    self._compared(leg.name, agrees=agrees, request=identity)
+                if self._compared is not None:
+                    self._compared(compared)
+                if how == "deferred" or watch is None:
+                    continue
                 counted = drawn.counted and leg.threshold == watch.threshold  # else another threshold accepted it
                 if watch.add_comparison(confidence if known else None, agrees=agrees, counted=counted):
                     alarms.append(self._report(leg.name, watch))
@@ -591,17 +614,16 @@ class Auditor(ForkSafe):
         if alarms:
             self._changed()
 
-    def _count_loss(self, name: str, rate: float, confidence: float | None, *, agrees: bool) -> None:
+    def _count_loss(self, name: str, rate: float, index: int, *, agrees: bool) -> None:
         """Count an audit for certificates of its model; once, if an edge on trial is the same as the one in use.
 
-        Under the time at which the counts have begun, 0 for the first, the rate of drawing, the index of the highest threshold of
-        `GRID` that accepts it, -1 for none, and its loss, 1 or 0. An alarm stores its time alone.
+        Under the time at which the counts have begun, 0 for the first, the rate of drawing, the index as of `Compared`, and its
+        loss, 1 or 0. An alarm stores its time alone.
         """
         prints = self._bound.prints
         identity = prints.get(name)
         if self._kept is not None and identity and name == next(key for key in prints if prints[key] == identity):
-            index = -1 if confidence is None else sum(confidence >= threshold for threshold in GRID) - 1
-            self._kept.add(COUNTS + identity, f"{self._begun.get(identity, 0)} {rate!r} {index} {not agrees:d}")
+            self._kept.add({COUNTS + identity: {f"{self._begun.get(identity, 0)} {rate!r} {index} {not agrees:d}": 1}})
 
     def _write_lines(self, *lines: Mapping[str, Any]) -> None:
         """Write lines to the journal; an error is logged once."""
@@ -630,7 +652,7 @@ class Auditor(ForkSafe):
         if identity is not None:
             self._begun[identity] = begun = max(int(process.now()), self._begun.get(identity, 0) + 1)
             if self._kept is not None:
-                self._kept.add(COUNTS + identity, str(begun))
+                self._kept.add({COUNTS + identity: {str(begun): 1}})
         alarm_text = "" if watch.alarm is None else watch.alarm.what
         log.warning("%s: %s; %s; calibrate again", name, alarm_text, watch.reaction)
         self._alarm(name, alarm_text)

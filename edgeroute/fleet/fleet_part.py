@@ -1,0 +1,262 @@
+"""Part of a router that counts its requests by hour, model, policy, arm and data class, for the owner of a fleet."""
+
+from __future__ import annotations
+
+import random
+import threading
+import weakref
+from bisect import bisect_right
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from edgeroute.confidence.certificate import digest
+from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.core.routing_policy import EDGE_TRIAL
+from edgeroute.errors import EdgerouteError, PolicyError, check_number
+from edgeroute.fleet import daily_digests
+from edgeroute.fleet.daily_digests import LOOK_S, DailyDigests, day_and_hour, row_name, spooled
+from edgeroute.fleet.destinations import destination
+from edgeroute.fleet.digest import CONFIDENCES, MOST_NAME, OTHER, Group, bucket, name_of, rounded
+from edgeroute.http.addresses_and_messages import Secret
+from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
+from edgeroute.router.policy_snapshot import calibrated_target
+from edgeroute.router.router_parts import Part
+from edgeroute.stores.cache import fingerprint
+from edgeroute.system.process import ForkSafe, initially, per_process, sha256
+from edgeroute.system.thread_pool import Worker
+from edgeroute.types import Answer
+
+if TYPE_CHECKING:
+    from edgeroute.core.plan import Plan
+    from edgeroute.core.walk import Outcome
+    from edgeroute.router.engine import Engine
+    from edgeroute.router.leg_execution import Walked
+    from edgeroute.router.policy_snapshot import Snapshot
+    from edgeroute.router.request import Request
+    from edgeroute.router.router_parts import Result
+    from edgeroute.trials.edge_audits import Compared
+
+MOST_GROUPS: Final = 200  # groups that are distinguished at a time; a further one counts as `OTHER`
+
+
+class _Event(NamedTuple):
+    """Request to count, or its cost."""
+
+    at: float
+    snapshot: Snapshot
+    plan: Plan
+    target: str
+    fields: str  # keys of the counts that grow by 1
+    latency_s: float | None = None  # None: no answer
+    confidence: Any = ""  # of an edge's answer; empty text: no edge was judged
+    moved: int = 0
+    usd: float = 0.0
+
+
+class Fleet(ForkSafe, Part):
+    """Digest of the counts of each day, for the owner of many devices; no input and no answer is in it (fleet.md).
+
+    An object for one router with a state folder. All processes with that folder are one device. Counts that are not in the state
+    file yet, of the last 2 seconds, are lost if the process is killed.
+
+    Args:
+        to: folder, https://, s3://BUCKET/PREFIX or mqtts://HOST/TOPIC; as a `Secret` if a user, password or query is in it.
+        site: text that the owner sees with the digests, such as a plant's name.
+        key: key of the fleet, with which digests are signed (HMAC).
+        rotate: days after which the device's random id is replaced; None: never.
+        every: seconds between two digests of a day that is not over; None: one digest, once the day is over.
+
+    Raises:
+        PolicyError: an argument is invalid.
+    """
+
+    name = "fleet"
+    _lock = per_process(threading.RLock)
+    _new = per_process(deque[_Event])
+    _audited = per_process(deque[tuple[float, "Compared"]])
+    _waiting, _rest = initially(False), initially(0.0)
+
+    def __init__(
+        self, to: str | Secret, *, site: str = "", key: str | Secret | None = None, rotate: float | None = None,
+        every: float | None = None,
+    ) -> None:  # fmt: skip
+        for name, number in (("rotate", rotate), ("every", every)):
+            if number is not None:
+                check_number(f"fleet: {name}", number, above=True)
+        if not isinstance(to, Secret):
+            destination(to)
+        self._given = to, name_of(site), key, rotate, every
+        self._engine: Callable[[], Engine | None] = lambda: None
+        self._groups: dict[tuple[int, str, str, str | None], tuple[Snapshot, Group]] = {}
+        self._counter = Worker("edgeroute-fleet", self._count, "the fleet's counts failed", first_s=1.0)
+        first_s = random.uniform(1, 30)  # noqa: S311 - devices that are switched on together upload one after another
+        self._teller = Worker("edgeroute-fleet-upload", self._turn, "no digest could be made", first_s=first_s, retry_s=LOOK_S)
+
+    def attach(self, engine: Engine) -> None:
+        """Take the router's engine. Raises PolicyError without a state folder, or for a part that has an engine already."""
+        if self._engine() is not None:
+            raise PolicyError("fleet: it is another router's: make one for each")
+        if engine.state is None or engine.checkpoint is None:
+            raise PolicyError("fleet needs state, the folder for what outlives the process")
+        self._engine, self._store = weakref.ref(engine), engine.checkpoint.store
+        self.digests = DailyDigests(engine.state / "fleet", self._store, *self._given)
+
+    def opened(self, status: Callable[[], Any]) -> None:  # noqa: ARG002 - as parts are called
+        """Begin to upload."""
+        self._teller.start()
+
+    def ended(self, request: Request, result: Result) -> None:
+        """Queue a request for counting."""
+        plan = request.plan
+        target, fields, latency_s, confidence = plan.legs[0].name, "rf", None, ""
+        if isinstance(result, Answer):
+            latency_s, outcome, fields = result.latency_s, result._outcome, "rg" if result.degraded else "r"  # noqa: SLF001
+            if outcome is not None:
+                target, deferred, confidence = _judged(plan, outcome)
+            else:  # of the cache, or of an equal request
+                deferred = result.source == "cloud" and plan.legs[0].permit is None
+                target = target if deferred else result.leg
+            fields += "d" * deferred
+        self._new.append(_Event(daily_digests.clock(), request.snapshot, plan, target, fields, latency_s, confidence))
+        if not self._waiting:
+            self._waiting = True
+            self._counter.start()
+
+    def walked(self, walks: Sequence[Walked]) -> None:
+        """Queue the cost of a request, or of a batch, for counting."""
+        if costs := walks[0].costs.values():
+            plan, at = walks[0].request.plan, daily_digests.clock()
+            target = max((_judged(plan, walk.outcome) for walk in walks), key=lambda judged: judged[1])[0]
+            moved, usd = sum(cost.sent_bytes + cost.received_bytes for cost in costs), sum(cost.usd for cost in costs)
+            self._new.append(_Event(at, walks[0].request.snapshot, plan, target, "", None, "", moved, usd))
+
+    def compared(self, comparison: Compared) -> None:
+        """Queue an audit for counting; where labels are expected, once its label is reported."""
+        if comparison.label != "awaited":
+            self._audited.append((daily_digests.clock(), comparison))
+            self._counter.start()
+
+    def _count(self) -> None:
+        """Add what is queued to the counts of its hours and groups, which the store writes about a second later."""
+        self._waiting = False
+        sums = defaultdict[str, Counter[str]](Counter)
+        with self._lock:
+            for event in _drain(self._new):
+                day, hour = day_and_hour(event.at)
+                group, usd = self._group(event.snapshot, event.plan, event.target), event.usd * 1e6 + self._rest
+                self._rest = usd - int(usd)
+                row = sums[row_name(day, "requests", hour, group)]
+                row.update({**dict.fromkeys(event.fields, 1), "b": event.moved, "u": int(usd)})
+                if event.latency_s is not None:
+                    row[str(bucket(event.latency_s))] += 1
+                if event.confidence != "":
+                    sums[row_name(day, "confidences", 0, group)][str(_index(event.confidence))] += 1
+            for at, of in _drain(self._audited):
+                day, hour = day_and_hour(at)
+                row = sums[row_name(day, "audits", hour, self._group(of.snapshot, of.plan, of.target))]
+                harm, win = (of.harm, of.win) if of.label else (of.differs, False)
+                start = f"{rounded(of.grid_index)} {float(f'{of.rate:.4g}')!r}"
+                counts = {"audited": 1, "differ": of.differs, "harms": harm, "wins": win}
+                row.update({f"{start} {field}": int(number) for field, number in counts.items()})
+            self._store.add(sums)
+
+    def _group(self, snapshot: Snapshot, plan: Plan, target: str) -> Group:
+        """Return the group of a request. Reads the files of a new policy's models."""
+        key = id(snapshot), target, plan.arm, plan.data_class
+        if key not in self._groups:
+            rules, name = snapshot.policy.rules, plan.data_class or ""
+            named = name in {"", rules.default_class, *rules.may_leave, *rules.never_leave}  # any other may be a user's text
+            arm = plan.arm or (target if target == EDGE_TRIAL else "")
+            group = _model(snapshot, target), _policy(snapshot), name_of(arm), name_of(name) if named else OTHER[0]
+            known = {group for _, group in self._groups.values()}
+            if len(self._groups) >= 4 * MOST_GROUPS:
+                self._groups.clear()
+            self._groups[key] = snapshot, group if len(known) < MOST_GROUPS or group in known else OTHER
+        return self._groups[key][1]
+
+    def _turn(self) -> float | None:
+        """Write the digests that are due, and upload; return the seconds until the next turn; None: the router is gone."""
+        return None if (engine := self._engine()) is None or engine.closed else self.digests.tell(engine)
+
+    def tell(self) -> bool:
+        """Count what is queued, write a digest of each day with new counts, today's too, and upload now; blocks.
+
+        For programs that end before a day does. Return True if no digest waits any more.
+        """
+        if (engine := self._engine()) is None:
+            return False
+        self._count()
+        self.digests.tell(engine, due=True)
+        return not spooled(self.digests.folder)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the digests that wait, were uploaded and were deleted unsent, and the last error; empty: none."""
+        digests = self.digests
+        return {"waiting": len(spooled(digests.folder)), "sent": digests.sent, "dropped": digests.dropped, "error": digests.error}
+
+    def close(self) -> None:
+        """Count what is queued, which the store writes as it closes. An upload under way is waited for up to a second."""
+        for worker in (self._teller, self._counter):
+            worker.close(1.0)
+        self._count()
+
+
+def _judged(plan: Plan, outcome: Outcome) -> tuple[str, bool, Any]:
+    """Return the target that a request counts for, True if an edge deferred it, and the confidence of that edge's answer.
+
+    The target is the edge model that answered, or the last one whose answer was not accepted, or the first target.
+    """
+    legs, i = plan.legs, outcome.leg
+    if outcome.accepted and i is not None and legs[i].permit is None and outcome.prediction is not None:
+        return legs[i].name, False, outcome.prediction.confidence
+    for leg in reversed([*outcome.held]):
+        if legs[leg].permit is None:
+            return legs[leg].name, True, outcome.held[leg].confidence
+    if plan.unsure:
+        return plan.unsure[-1].leg.name, True, plan.unsure[-1].confidence
+    return legs[0].name, legs[0].permit is None, ""
+
+
+def _index(confidence: Any) -> int:
+    """Return the index of the highest threshold of `CONFIDENCES` that accepts a confidence; -1: none, or no confidence."""
+    return -1 if confidence is None or confidence != confidence else bisect_right(CONFIDENCES, confidence) - 1  # noqa: PLR0124
+
+
+def _drain(queue: deque[Any]) -> Iterator[Any]:
+    """Yield and remove the items of a queue."""
+    with suppress(IndexError):
+        while True:
+            yield queue.popleft()
+
+
+def _model(snapshot: Snapshot, target: str) -> str:
+    """Return a target's name with 12 digits of the digest of its fingerprints, with none if it cannot be identified.
+
+    Reads the model's file.
+    """
+    prints: Any = UNIDENTIFIED
+    with suppress(OSError, EdgerouteError):
+        prints = edge_fingerprints(snapshot).get(target) or next(
+            ({"cloud": b.fingerprint(fingerprint)} for b in snapshot.backends if b.name == target), UNIDENTIFIED
+        )
+    return f"{name_of(target, MOST_NAME - 13)}:{'' if UNIDENTIFIED in str(prints) else digest(prints)[:12]}"
+
+
+def _policy(snapshot: Snapshot) -> str:
+    """Return 12 digits of the digest of a policy's rules and thresholds, without paths, addresses and functions."""
+    targets = [calibrated_target(snapshot, i) for i in range(len(snapshot.targets))]
+    content = snapshot.policy, [(t.name, t.side, t.threshold, t.thresholds, t.trial, t.group) for t in targets]
+    return sha256(repr(_plain(content)).encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a policy with a `repr` that is the same in each process."""
+    if isinstance(value, frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, Mapping):
+        return sorted((repr(key), _plain(item)) for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | None) else type(value).__name__
