@@ -195,6 +195,7 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
 
         def handle_request(self, request: Any) -> Any:
             queue, limit = SimpleQueue[dict[str, Any]](), patience(request)
+            cancel: Callable[[], object]
 
             def next_message() -> dict[str, Any]:
                 try:
@@ -212,6 +213,7 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
 
         async def handle_async_request(self, request: Any) -> Any:
             queue, limit, loop = asyncio.Queue[dict[str, Any]](), patience(request), asyncio.get_running_loop()
+            cancel: Callable[[], object]
 
             def put(message: dict[str, Any]) -> None:
                 if not loop.is_closed():  # else nobody waits any more
