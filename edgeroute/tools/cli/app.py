@@ -26,6 +26,7 @@ from edgeroute.tools.cli.replay import replay
 from edgeroute.tools.cli.servers import dashboard, gateway, serve, top
 from edgeroute.tools.cli.simulate import load, simulate
 from edgeroute.tools.cli.status import arms, status
+from edgeroute.tools.cli.trace import trace
 
 app = typer.Typer(
     name="edgeroute",
@@ -65,3 +66,4 @@ app.add_typer(models)
 app.add_typer(outbox)
 command(simulate)(load)
 app.add_typer(simulate)
+app.add_typer(trace)

@@ -82,6 +82,8 @@ def replay(
     keep_mode: bool = False,
     keep_deadline: bool = False,
     seed: int = 0,
+    engine: Literal["local", "ray"] | None = None,
+    processes: Annotated[int, typer.Option(min=0)] = 0,
     log: Annotated[Literal["openai-log", "litellm-log", "langfuse-log", "csv"] | None, _of_log("--from")] = None,
     edge: Annotated[str, _of_edge(metavar="MODEL")] = "",
     judge: Annotated[str, _of_edge(metavar="NAME")] = "text",
@@ -107,7 +109,8 @@ def replay(
     With --edge too: from the log of one model, whose requests the edge answers on this device.
 
     Args:
-        trace: Trace of a router, with its rotated files; with --from one or more files of a log; or `-` for stdin.
+        trace: Trace of a router, with its rotated files, or a folder of devices' traces; with --from one or more files of a log;
+            or `-` for stdin.
         network: wifi, 4g, 3g, edge, satellite, offline or flapping, with typical figures. Without it: as recorded.
         server_time: With a network, an endpoint's time for an answer. Without it: as its fastest recorded one.
         battery: Charge of the battery at the first request, as 20%.
@@ -118,6 +121,8 @@ def replay(
         keep_mode: Keep each request's recorded mode.
         keep_deadline: Keep each request's recorded deadline.
         seed: Seed of the random numbers.
+        engine: Of a folder: processes on this machine (local), or Ray Data on a cluster.
+        processes: Of a folder: number of processes; 0: one for each core.
         log: Estimate the savings of a certified threshold, from requests that two models answered.
         edge: Model, policy, URL on this device or module:name that answers the log's requests now.
         judge: Comparison of answers: text, exact, label, cloud (the policy's), or module:function.
@@ -163,15 +168,23 @@ def replay(
     if len(trace) > 1:
         raise typer.BadParameter("only one trace at a time: its rotated files are read with it", param_hint="FILE")
 
-    from edgeroute.tools.replay import Battery
+    from edgeroute.tools.replay import Battery, Replay
     from edgeroute.tools.replay import replay as run
     from edgeroute.tools.replay.logs.answer_pairs import regular_files
 
-    with regular_files(trace) as (file,):
-        replayed = run(
-            file, policy, network=network, server_s=server_time, edge_joules=edge_joules, thermal=thermal,
-            battery=None if battery is None else Battery(battery, battery_wh, idle_watts),
-            keep_mode=keep_mode, keep_deadline=keep_deadline, seed=seed,
-        )  # fmt: skip
+    options: dict[str, Any] = {
+        "network": network, "server_s": server_time, "edge_joules": edge_joules, "thermal": thermal, "keep_mode": keep_mode,
+        "battery": None if battery is None else Battery(battery, battery_wh, idle_watts), "keep_deadline": keep_deadline,
+        "seed": seed,
+    }  # fmt: skip
+    if trace[0].is_dir():
+        from edgeroute.tools.replay.sharded_replay import FleetReplay, replay_fleet
+
+        replayed: Replay | FleetReplay = replay_fleet(trace[0], policy, engine=engine or "local", processes=processes, **options)
+    elif engine is not None or processes:
+        raise typer.BadParameter("it is for a folder with a trace for each device", param_hint="--engine")
+    else:
+        with regular_files(trace) as (file,):
+            replayed = run(file, policy, **options)
     print(json.dumps(replayed.as_dict()) if as_json else printable(str(replayed)))
     return OK

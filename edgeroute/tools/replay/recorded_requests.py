@@ -22,7 +22,7 @@ from edgeroute.core.reason_and_trace import VERSION
 from edgeroute.core.routing_policy import INF, MODES, Mode
 from edgeroute.core.walk import Malformed, new
 from edgeroute.errors import BadInput
-from edgeroute.stores import rotated_json_lines as journal
+from edgeroute.tools.replay.trace_files import TraceRecords
 
 # Validated numbers of a record, and counters shared by the recorded and the replayed run.
 
@@ -280,13 +280,14 @@ def read(path: str | Path) -> Recording:
     Raises:
         BadInput: not a trace, an unsupported version, or empty.
         StoreError: it cannot be opened.
+        RuntimeMissing: it is in Parquet, and pyarrow is not installed.
     """
     path = Path(path)
     if path.is_dir():
         raise BadInput(f"{path}: is a folder: expected the file of a trace")
     if not any(path.parent.glob(f"{escape(path.name)}*")):
         raise BadInput(f"{path}: there is no such file")
-    reading = journal.read(path, exact=False)
+    reading = TraceRecords(path)
     with without_gc():
         trace = collect(reading, str(path), lambda: reading.skipped)
     return trace._replace(skipped=reading.skipped)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from math import isnan
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 from edgeroute.core import reason_and_trace as explain
 from edgeroute.core.device_rules import Reading, State, in_force, step
@@ -95,30 +95,44 @@ def replay(
         BadInput: not a trace.
         PolicyError: the policy is invalid, or there is no such network or thermal course.
     """
-    for what, name, valid in (("network", network, NETWORKS), ("thermal course", thermal, THERMAL)):
-        if name is not None and name not in valid:
-            raise PolicyError(f"there is no {what} {name!r}: {nearest(name, [*valid])}")
+    options = check_options(Options(network, server_s, battery, edge_joules, thermal, keep_mode, keep_deadline))
     trace = trace if isinstance(trace, Recording) else read(trace)
     setup = policy if isinstance(policy, Setup) else Setup.read(policy)
-    random = Random(seed)  # noqa: S311 - simulation, not secrets
+    return replay_requests(trace, setup, options, Random(seed))[0]  # noqa: S311 - simulation, not secrets
+
+
+class Options(NamedTuple):
+    """Options of a replay, as `replay` has them."""
+
+    network: str | None = None
+    server_s: float | None = None
+    battery: Battery | None = None
+    edge_joules: float | None = None
+    thermal: str | None = None
+    keep_mode: bool = False
+    keep_deadline: bool = False
+
+
+def check_options(options: Options) -> Options:
+    """Return the options; raise PolicyError if there is no such network or thermal course."""
+    for what, name, valid in (("network", options.network, NETWORKS), ("thermal course", options.thermal, THERMAL)):
+        if name is not None and name not in valid:
+            raise PolicyError(f"there is no {what} {name!r}: {nearest(name, [*valid])}")
+    return options
+
+
+def replay_requests(trace: Recording, setup: Setup, options: Options, random: Random) -> tuple[Replay, Tally]:
+    """Return the result of a replay, and its totals with the latency of each request."""
     with without_gc():
-        return _Run(trace, setup, network, server_s, random, thermal, battery, edge_joules).all(keep_mode, keep_deadline)
+        run = _Run(trace, setup, options, random)
+        return run.all(options.keep_mode, options.keep_deadline), run.tally
 
 
 class _Run:
     """State of one replay."""
 
-    def __init__(
-        self,
-        trace: Recording,
-        setup: Setup,
-        network: str | None,
-        server_s: float | None,
-        random: Random,
-        thermal: str | None,
-        battery: Battery | None,
-        edge_joules: float | None,
-    ) -> None:
+    def __init__(self, trace: Recording, setup: Setup, options: Options, random: Random) -> None:
+        network, server_s, battery, edge_joules, thermal, *_ = options
         self.trace, self.setup, self.battery, self.edge_joules = trace, setup, battery, edge_joules
         self.notes = [*NOTES]
         if network is not None:

@@ -1,0 +1,49 @@
+"""Commands on traces: `trace convert` writes JSON lines as Parquet, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeroute.errors import BadInput
+from edgeroute.tools.cli.command_runner import command
+
+trace = typer.Typer(name="trace", no_args_is_help=True, help="Convert traces between JSON lines and Parquet.")
+
+
+@command(trace)
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="TRACE")],
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    *,
+    force: bool = False,
+) -> None:
+    """Write a trace, with its rotated files, as Parquet; or one in Parquet as JSON lines. Nothing of a record is lost.
+
+    Of a folder each trace below it, under the same names below OUT.
+
+    Args:
+        source: A trace, or a folder of traces.
+        out: The new file, or a folder.
+        force: Replace existing files.
+    """
+    from edgeroute.tools.replay.parquet_traces import is_parquet
+    from edgeroute.tools.replay.trace_files import convert as write
+    from edgeroute.tools.replay.trace_files import traces
+
+    pairs = [(source, out)]
+    if source.is_dir():
+        names = traces(source)
+        pairs = [
+            (path, (out / name).with_suffix(".jsonl" if path.exists() and is_parquet(path) else ".parquet"))
+            for name, path in names.items()
+        ]
+    for path, new in pairs:
+        if new.exists() and not force:
+            raise BadInput(f"{new} exists: choose another name, or pass --force")
+        new.parent.mkdir(parents=True, exist_ok=True)
+        number, skipped = write(path, new)
+        left_out = f", left out {skipped:,} incomplete lines" if skipped else ""
+        print(f"{new}: {number:,} records, {new.stat().st_size / max(1, number):.1f} bytes each{left_out}")

@@ -1,0 +1,99 @@
+"""Files of traces, as JSON lines or Parquet: reader, conversion both ways, and the traces of many devices below a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+from edgeroute.errors import BadInput, StoreError
+from edgeroute.stores import rotated_json_lines as journal
+from edgeroute.system.process import json_dumps
+from edgeroute.tools.replay.parquet_traces import is_parquet, private, read_parquet, write_parquet
+
+OTHERS: Final = frozenset({"egress.jsonl", "audit.jsonl"})
+"""Journals of a state folder that are no traces."""
+_ROTATED: Final = re.compile(r"(?P<trace>.+\.jsonl)(\.\d+)?|(?P<whole>.+\.parquet)")
+
+
+class TraceRecords:
+    """Iterable over the records of a trace, oldest first: a file of Parquet, or a file of JSON lines with its rotated files.
+
+    Attributes:
+        skipped: number of lines so far that are no JSON objects.
+    """
+
+    def __init__(self, path: Path, *, exact: bool = False) -> None:
+        self._path, self._journal = path, journal.read(path, exact=exact)
+
+    @property
+    def skipped(self) -> int:
+        """Return the number of lines so far that are no JSON objects."""
+        return self._journal.skipped
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the records.
+
+        Raises:
+            BadInput: a file of Parquet is damaged, or no trace.
+            StoreError: a file cannot be opened.
+            RuntimeMissing: a file of Parquet needs pyarrow.
+        """
+        try:
+            whole = self._path.exists() and is_parquet(self._path)
+        except OSError as e:
+            raise StoreError(f"{self._path}: {e.strerror or e}") from e
+        yield from read_parquet(self._path) if whole else self._journal
+
+
+def traces(folder: Path) -> dict[str, Path]:
+    """Return name -> path, sorted, of all traces below a folder: each `.parquet`, and each `.jsonl` with its rotated files.
+
+    Raises:
+        BadInput: the folder has none.
+    """
+    paths = set[Path]()
+    for path in folder.rglob("*"):
+        match = _ROTATED.fullmatch(path.name)
+        if match and path.is_file() and (match["trace"] or match["whole"]) not in OTHERS and not path.name.startswith("."):
+            paths.add(path.with_name(match["trace"] or match["whole"]))
+    if not paths:
+        raise BadInput(f"{folder}: expected traces, *.jsonl or *.parquet, found none in this folder")
+    return {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+
+
+def convert(path: Path, out: Path) -> tuple[int, int]:
+    """Write a trace as Parquet, or as JSON lines if it is Parquet. Return the numbers of records and of invalid lines.
+
+    Raises:
+        BadInput: no trace, damaged, or empty.
+        StoreError: a file cannot be read or written.
+        RuntimeMissing: pyarrow is not installed.
+    """
+    records = TraceRecords(path, exact=True)
+    reading = iter(records)
+    first = next(reading, None)
+    if first is None:
+        raise BadInput(f"{path}: expected records of a trace, found {records.skipped or 'nothing'}")
+    lines = chain((first,), reading)
+    if path.exists() and is_parquet(path):
+        return _write_json(out, lines), 0
+    return write_parquet(out, lines), records.skipped
+
+
+def _write_json(out: Path, records: Iterator[Mapping[str, Any]]) -> int:
+    """Write records as JSON lines, replacing the file atomically at the end, and return their number."""
+    new, number = out.with_name(f"{out.name}.new"), 0
+    try:
+        with open(new, "wb", opener=private) as file:
+            for record in records:
+                file.write(json_dumps(record) + b"\n")
+                number += 1
+        new.replace(out)
+    except OSError as e:
+        raise StoreError(f"{out} cannot be written: {e.strerror or e}") from e
+    finally:
+        new.unlink(missing_ok=True)
+    return number

@@ -1,0 +1,251 @@
+"""Traces as Parquet: what JSON has, Parquet has; its size; and files that are damaged, foreign or too large."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+from math import inf
+from random import Random
+
+import pytest
+from both import LONG, flat
+from commands import cli
+from draws import draws
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeroute import BadInput, Cache, EdgerouteError, Function, PlainJson, Router, Trace
+from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.rotated_json_lines import read as lines
+from edgeroute.system.process import json_dumps, json_loads, to_json_types
+from edgeroute.tools.replay import parquet_traces as parquet
+from edgeroute.tools.replay import read
+
+pytestmark = pytest.mark.matrix
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def plain(record):
+    """The record as a journal writes it."""
+    return json_loads(json_dumps(record, to_json_types), exact=True)
+
+
+def back(tmp_path, records):
+    """The records, written and read, whose JSON texts are compared, too."""
+    path = tmp_path / "trace.parquet"
+    records = [plain(record) for record in records]
+    assert parquet.write_parquet(path, records) == len(records)
+    found = list(parquet.read_parquet(path))
+    assert found == records
+    return path, found
+
+
+def recorded(**given):
+    """Records of a router of this process, in which requests are served by all ways: edge, cloud, cache, batch, stream."""
+    records = []
+    policy = {"threshold": 0.5, "deadline": LONG, **given}
+    cloud = policy.pop("cloud", Function(lambda x: ("cloud", 0.9), usd_per_call=0.1, joules_per_call=0.3))
+    with Router(lambda x: ("edge", x), cloud, **flat(trace=Trace(records.append, inputs=True), **policy)) as router:
+        for x in (0.9, 0.1, 0.1, float("nan"), None):
+            router.infer(x)
+        with contextlib.suppress(EdgerouteError):
+            router.infer(inf)
+        router.infer_many([0.8, 0.2, 0.3])
+        list(router.refine(0.2))
+        router.infer(0.3, data_class="caf\u00e9")
+    return records
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {},
+        {"cache": Cache()},
+        {"hedge_after": 0.0},
+        {"mode": "only_edge"},
+        {"mode": "prefer_cloud"},
+        {"threshold": inf},
+        {"cloud": PlainJson("http://127.0.0.1:9/x", retries=0), "offline": "edge"},
+        {"offline": "edge", "cloud": Function(lambda x: 1 / 0)},
+    ],
+)
+def test_what_a_router_records(tmp_path, policy):
+    """Batches, refinements, the cache, hedges, failures, inputs, unusual confidences: the text of the JSON is the same."""
+    records = [plain(record) for record in recorded(**policy)]
+    _, found = back(tmp_path, records)
+    if "cloud" not in policy:  # the codes of an error come after its cost
+        assert [json.dumps(record) for record in found] == [json.dumps(record) for record in records]
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.text(max_size=4), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
+        st.sampled_from([0.0, -0.0, 0, 1e-7, 0.123456, 1e15, 1e300, 2**53, -1, 10**30, "inf", "\ud800", "\0"]),
+    ),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.sampled_from(["a", "confidence", "at_s", "leg"]) | st.text(max_size=3), parts, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+EVENTS = st.lists(
+    st.fixed_dictionaries(
+        {"at_s": st.floats(0, 1).map(lambda x: round(x, 6)) | JSON, "leg": st.sampled_from(["edge", "cloud"]) | JSON, "what": st.just("start") | JSON},
+        optional=dict.fromkeys((*parquet.EVENT[2:], "check", "status", "again"), JSON),
+    ),
+    max_size=3,
+)  # fmt: skip
+RECORDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "at": st.floats(1e9, 2e9).map(lambda x: round(x, 3)) | JSON,
+        "latency_s": st.floats(0, 10).map(lambda x: round(x, 6)) | JSON,
+        "events": EVENTS | JSON,
+        "facts": st.dictionaries(st.sampled_from([*parquet.FACTS, "busy"]), st.floats(0, 1) | JSON) | JSON,
+        "reading": st.dictionaries(st.sampled_from(["age_s", "battery", "mains", "x"]), st.floats(0, 1).map(lambda x: round(x, 6)) | JSON)
+        | JSON,
+        "input": st.fixed_dictionaries({"type": st.just("json"), "base64": st.binary().map(lambda b: base64.b64encode(b).decode())}) | JSON,
+        **dict.fromkeys(("version", "id", "mode", "deadline_s", "data_class", "answered_by", "accepted", "reason_code", "shape", "read_at"), JSON),
+    },
+)  # fmt: skip
+
+
+def same(left, right):
+    """Equal, and of the same types, with the same signs of zero, the same keys, but in any order."""
+    return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+
+
+@settings(max_examples=draws(300), deadline=None)
+@given(st.lists(RECORDS, min_size=1, max_size=4))
+def test_any_object_of_json(tmp_path_factory, records):
+    """Whatever the values and types of known and unknown keys."""
+    path = tmp_path_factory.mktemp("any") / "x.parquet"
+    parquet.write_parquet(path, records)
+    found = list(parquet.read_parquet(path))
+    assert all(same(*pair) for pair in zip(found, records, strict=True))
+
+
+def test_convert_both_ways(tmp_path):
+    """A trace with its rotated files and a line that a power cut truncated; and back."""
+    path, records = tmp_path / "trace.jsonl", recorded()
+    journal = Journal(path, max_bytes=2_000, keep=100)
+    for record in records:
+        journal.append(record)
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b'{"at": 1')
+    code, out, err = cli("trace", "convert", path, tmp_path / "t.parquet")
+    assert (code, err) == (0, "")
+    assert f"{len(records)} records" in out
+    assert "left out 1 incomplete line" in out
+    code, out, _ = cli("trace", "convert", tmp_path / "t.parquet", tmp_path / "back.jsonl")
+    assert code == 0
+    assert list(lines(tmp_path / "back.jsonl")) == list(lines(path))
+    code, _, err = cli("trace", "convert", path, tmp_path / "t.parquet")
+    assert (code, err.count("\n"), "--force" in err) == (1, 1, True)
+    assert cli("trace", "convert", path, tmp_path / "t.parquet", "--force")[0] == 0
+    if os.name == "posix":
+        assert (tmp_path / "t.parquet").stat().st_mode & 0o077 == 0
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_folder_is_converted(tmp_path):
+    """Each trace below it, and the new ones are replayed as the old ones."""
+    for name in ("a", "b"):
+        journal = Journal(tmp_path / "in" / name / "trace.jsonl")
+        for record in recorded():
+            journal.append(record)
+        journal.close()
+    assert cli("trace", "convert", tmp_path / "in", tmp_path / "out")[0] == 0
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.parquet")) == [
+        "a/trace.parquet", "b/trace.parquet",
+    ]  # fmt: skip
+    ours, theirs = (read(path) for path in (tmp_path / "in" / "a" / "trace.jsonl", tmp_path / "out" / "a" / "trace.parquet"))
+    assert ours.requests == theirs.requests or repr(ours.requests) == repr(theirs.requests)  # a NaN is unequal to itself
+    assert ours.readings == theirs.readings
+
+
+def test_fifteen_bytes_a_line(tmp_path):
+    """Of requests at random times, of random confidence as float32, with random latencies: where JSON has 560."""
+    rng, template = Random(1), [plain(record) for record in recorded() if len(record.get("events", ())) in {2, 4}]
+    records, time, kinds = [], 1.7e9, [template[0]] * 4 + [template[1]]
+    for i in range(20_000):
+        record = json.loads(json.dumps(rng.choice(kinds)))
+        time += round(rng.expovariate(1 / 30), 3)
+        for event in record["events"]:
+            event["at_s"] = 0.0 if event is record["events"][0] else round(rng.lognormvariate(-5, 0.5), 6)
+            if "confidence" in event and event["leg"] == "edge":
+                event["confidence"] = float(pa.scalar(rng.random(), pa.float32()).as_py())
+        record |= {"id": f"10baaf7ecee8-{i}", "at": round(time, 3), "latency_s": record["events"][-1]["at_s"]}
+        record.pop("reading", None)
+        record.pop("input", None)
+        records.append(record)
+    path, _ = back(tmp_path, records)
+    assert path.stat().st_size / len(records) < 15
+    assert sum(len(json.dumps(record)) for record in records) / len(records) > 500
+
+
+def test_typed_columns(tmp_path):
+    """Any reader of Parquet has times, confidences and costs without the template."""
+    path, records = back(tmp_path, recorded())
+    table = pq.read_table(path)
+    assert table.column("latency_us").to_pylist() == [round(record["latency_s"] * 1e6) for record in records]
+    assert [at.timestamp() for at in table.column("at").to_pylist()] == pytest.approx([record["at"] for record in records])
+    assert table.column("answered_by").to_pylist() == [record["answered_by"] for record in records]
+    usd = [sum(event.get("usd") or 0 for event in record.get("events", ())) for record in records]
+    assert [sum(event["usd"] or 0 for event in events or ()) for events in table.column("events").to_pylist()] == pytest.approx(
+        usd
+    )
+
+
+def damaged(tmp_path):
+    """Name -> content of files that are no traces in Parquet."""
+    path, _ = back(tmp_path, recorded())
+    good = path.read_bytes()
+    other = tmp_path / "other"
+    pq.write_table(pa.table({"a": [1, 2]}), other)
+    form = parquet.schema()
+    bomb = tmp_path / "bomb"
+    rows = parquet.MOST_ROWS + 1
+    nulls = pa.table([pa.nulls(rows, field.type) for field in form], schema=form)
+    pq.write_table(nulls, bomb, row_group_size=rows, store_schema=False)
+    shapeless = tmp_path / "shapeless"
+    pq.write_table(pa.table([pa.nulls(3, field.type) for field in form], schema=form), shapeless, store_schema=False)
+    unsealed = other.read_bytes()
+    for path in (other, bomb, shapeless):
+        parquet.seal(path)
+    return {
+        "truncated": good[:-20], "half": good[: len(good) // 2], "magic": b"PAR1", "unsealed": unsealed, "other": other.read_bytes(),
+        "hole": good[:400] + bytes(600) + good[1000:], "bomb": bomb.read_bytes(), "shapeless": shapeless.read_bytes(),
+    }  # fmt: skip
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    """Each is refused in one line with its name, by `replay` and by `convert`, which writes nothing."""
+    for name, content in damaged(tmp_path).items():
+        path = tmp_path / f"{name}.parquet"
+        path.write_bytes(content)
+        with pytest.raises(BadInput) as refused:
+            read(path)
+        assert str(path) in str(refused.value)
+        assert "\n" not in str(refused.value)
+        code, out, err = cli("trace", "convert", path, tmp_path / "out.jsonl")
+        assert (code, out, err.count("\n"), name in err) == (1, "", 1, True), err
+        assert not list(tmp_path.glob("out.jsonl*"))
+
+
+def test_any_damage_is_an_error_of_one_line(tmp_path):
+    """Bytes flipped at random: the records are those that were written, or the file is refused, and nothing else happens."""
+    path, records = back(tmp_path, recorded())
+    good, rng = path.read_bytes(), Random(7)
+    for _ in range(300):
+        bad = bytearray(good)
+        for _ in range(rng.randrange(1, 4)):
+            bad[rng.randrange(len(bad))] = rng.randrange(256)
+        path.write_bytes(bytes(bad))
+        error = None
+        try:
+            assert len(list(parquet.read_parquet(path))) <= len(records)
+        except BadInput as e:
+            error = str(e)
+        assert error is None or (str(path) in error and "\n" not in error)
