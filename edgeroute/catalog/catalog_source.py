@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -19,6 +19,7 @@ from edgeroute.errors import CatalogAway, CatalogError, PolicyError, StoreError
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_httpx, import_late, import_needed
 from edgeroute.system.loopback_addresses import is_loopback
+from edgeroute.system.process import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,14 +268,26 @@ HERE = "catalog:/"  # base of the addresses that TUF requests from its fetcher
 
 
 def download_index(source: Source, folder: Path, root: bytes) -> bytes:
-    """Download the list of models and return its bytes, verified: signatures, expiry, rising versions, length and hash.
+    """Download the list of models and return its bytes, verified. Arguments and errors as of `download_targets`.
 
-    Silences tuf's log below errors.
+    Raises CatalogError, too, if the catalog has no list.
+    """
+    text = download_targets(source, folder, root, {INDEX: b""}).get(INDEX)
+    if text is None:
+        raise CatalogError(f"{source.where}: its metadata does not list {INDEX}")
+    return text
+
+
+def download_targets(source: Source, folder: Path, root: bytes, known: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Download signed files, and return name -> bytes, verified: signatures, expiry, rising versions, length and hash.
+
+    A file that the catalog does not list is left out. Silences tuf's log below errors.
 
     Args:
         source: the catalog.
         folder: folder for the metadata seen last, by which older ones are refused; created and updated.
         root: the root metadata that this device trusts; later ones are signed by it.
+        known: names of the files, with the bytes of the last time; a file that has not changed is not downloaded.
 
     Raises:
         CatalogAway: the catalog cannot be reached.
@@ -285,19 +298,18 @@ def download_index(source: Source, folder: Path, root: bytes) -> bytes:
     client = import_needed("tuf.ngclient", "a catalog needs python-tuf: pip install 'edgeroute[catalog]'")
     problems = import_late("tuf.api.exceptions")
     logging.getLogger("tuf").setLevel(logging.ERROR)  # what fails is raised
+    texts = dict[str, bytes]()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fetcher = _fetcher(client, problems)(source)
         updater = _updater(client)(str(folder), f"{HERE}{METADATA}/", fetcher=fetcher, bootstrap=root)
         updater.refresh()
-        target = updater.get_targetinfo(INDEX)
-        if target is None:
-            raise CatalogError(f"{source.where}: its metadata does not list {INDEX}")
-        if target.length > MOST_INDEX:
-            raise CatalogError(f"{source.where}: {INDEX} has {target.length:,} bytes, and may have {MOST_INDEX:,}")
-        digest = next(iter(target.hashes.values()))
-        text: bytes = fetcher.download_bytes(f"{HERE}{TARGETS}/{digest}.{INDEX}", target.length)
-        target.verify_length_and_hashes(text)
+        for name, text in known.items():
+            if (target := updater.get_targetinfo(name)) is None:
+                continue
+            if target.length > MOST_INDEX:
+                raise CatalogError(f"{source.where}: {name} has {target.length:,} bytes, and may have {MOST_INDEX:,}")
+            texts[name] = text if sha256(text).hexdigest() == target.hashes["sha256"] else _target(fetcher, name, target)
     except problems.DownloadError as e:
         cause: Any = e
         while cause is not None and not isinstance(cause, CatalogError):
@@ -311,6 +323,14 @@ def download_index(source: Source, folder: Path, root: bytes) -> bytes:
         raise CatalogError(f"{source.where} is not trusted: {_why(e, problems)}") from e
     except OSError as e:
         raise StoreError(f"{folder}: the catalog's metadata cannot be stored: {e.strerror or e}") from e
+    return texts
+
+
+def _target(fetcher: Any, name: str, target: Any) -> bytes:
+    """Download one file and return its bytes. Raises tuf's error if they differ from what was signed."""
+    folder, _, file = f"{HERE}{TARGETS}/{name}".rpartition("/")
+    text: bytes = fetcher.download_bytes(f"{folder}/{next(iter(target.hashes.values()))}.{file}", target.length)
+    target.verify_length_and_hashes(text)
     return text
 
 

@@ -251,3 +251,5 @@ class Status(NamedTuple):
     rules: tuple[str, ...] = ()
     """Device rules in force."""
     closed: bool = False
+    signed: str = ""
+    """Signed policy in force, and why a newer one is not, in words; empty: the router follows none."""

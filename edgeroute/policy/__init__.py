@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from edgeroute.catalog.signed_policy import in_force
 from edgeroute.errors import ModelMissing, PolicyError, RuntimeMissing
 
 try:
@@ -24,7 +25,9 @@ from edgeroute.policy.single_sections import paths_from
 __all__ = ["Settings", "load", "schema"]
 
 
-def load(path: str | Path, given: Collection[str] = (), *, complete: bool = False) -> Settings:
+def load(
+    path: str | Path, given: Collection[str] = (), *, complete: bool = False, state: str | Path | None = None
+) -> Settings:
     """Load and validate a policy file and the environment variables. Opens no model and no connection, and reads no secret.
 
     A value of the environment overrides the file's. A misspelt key is a problem, and its value is checked as that of the key
@@ -34,13 +37,15 @@ def load(path: str | Path, given: Collection[str] = (), *, complete: bool = Fals
         path: path of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
         given: arguments of `edge`, `cloud`, `threshold` and `state` that the program gives, so that the file need not have them.
         complete: also report missing models, cards, certificates and scores.
+        state: state folder that the program gives; there is the signed policy that the device follows.
 
     Raises:
         PolicyError: the file is invalid; one message, with a line per problem.
         ModelMissing: files of models are missing, and nothing else is wrong.
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
-    data, folder = read_policy(Path(path)), Path(path).parent
+    folder = Path(path).parent
+    data = in_force(read_policy(Path(path)), folder, state)
     with paths_from(folder), given_by_program(given):
         settings, environment, problems = _validate(data)
         while better := corrected(data, problems):

@@ -32,7 +32,7 @@ from edgeroute.policy.model_and_endpoint_sections import (
 )
 from edgeroute.policy.sections_from_classes import Section, configures
 from edgeroute.policy.sections_of_runtimes import ByRuntime, for_file
-from edgeroute.policy.single_sections import Audit, Cache, Egress, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
+from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
 from edgeroute.system.late_imports import load_plugin, plugin_targets
@@ -77,6 +77,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "trace": (Trace,),
     "telemetry": (Telemetry,),
     "gateway": (Gateway,),
+    "fleet": (Fleet,),
 }
 LISTS = ("edge", "cloud", "trial", "rule")  # sections that may occur several times
 
@@ -130,6 +131,7 @@ class Settings(Top):
     trace: Trace | None = None
     telemetry: Telemetry | None = None
     gateway: Gateway | None = None
+    fleet: Fleet | None = None
     parts: dict[str, dict[str, Any]] = Field(
         {}, description="Parts that installed packages bring, each a section `[parts.NAME]` with the part's own keys (extend.md)."
     )

@@ -161,6 +161,25 @@ class Gateway(Section):
     allow: AnyTexts = Field([], description="Further keys of a request that reach the model and the cloud, with any value.")
 
 
+class Fleet(Section):
+    """The device's part of a fleet (fleet.md). This section and `[local]` are the device's own: no signed policy changes them."""
+
+    policy: Text | None = Field(
+        None, description="Name of the signed policy that the device follows; then keys in `[local]` count above it. Needs `state`."
+    )
+    catalog: Text | None = Field(None, description="Catalog with the signed policy: a folder, or an address with https://.")
+    root: Text | None = Field(None, description="The owner's `root.json`, whose signatures count.")
+    refresh: Duration = Field(600.0, description="Time between two looks at the catalog.")
+    pinned: Flag = Field(False, description="Stay at the version in force. Emergency orders and the fleet's budget still count.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Fleet:
+        """Refuse a policy without a catalog and its root."""
+        if self.policy and not (self.catalog and self.root):
+            raise message_error("a signed policy has a catalog and a root: give both")
+        return self
+
+
 # Sections `[[rule]]`: what changes while the device is short of something, or hot.
 
 _WORDS: Final = {"heat": "degrees Celsius, a number such as 80", "power": "watts, a number such as 12.5"}

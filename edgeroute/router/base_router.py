@@ -130,7 +130,8 @@ class BaseRouter(Generic[V]):
 
         Args:
             path: path of the file; relative paths in it start from its folder.
-            watch: reload when the file changes; an invalid file is logged, and the old policy stays in force.
+            watch: reload when the file changes; an invalid file is logged, and the old policy stays in force. Also follow the
+                signed policy that `[fleet]` names.
             more: further arguments of the router and fields of `Options`, which override the file's, and `consent`, `redact`
                 and `data_class` for its egress rules.
                 With an `edge`, `cloud`, `threshold` or `state` here the file need not have one; in that state folder are
@@ -150,6 +151,7 @@ class BaseRouter(Generic[V]):
         self._file = file
         if watch:
             file.watch(weakref.WeakMethod(self.reload))
+            file.follow(weakref.WeakMethod(self.reload), self.engine)
         return self
 
     def __repr__(self) -> str:

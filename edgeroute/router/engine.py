@@ -239,6 +239,7 @@ class Engine(ForkSafe):
         self.served = ""  # identities of the servers' models at the last check
         self.doubt: Mapping[str, Any] = {}  # label, and threshold, of targets whose certificates a sentinel has suspended
         self.refused = ""  # error of the last reload; empty: the policy file is in force
+        self.signed: Callable[[], str] = str  # returns the state of the signed policy, in words; empty: none is followed
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
@@ -574,6 +575,7 @@ def status(engine: Engine) -> Status:
         reading_age_s=0.0 if read_at is None else monotonic() - read_at,
         rules=tuple(dict.fromkeys(f"{rule}: {rule.then}" for rule in observer.facts.rules)),
         closed=engine.closed,
+        signed=engine.signed(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from edgeroute.system.safe_logging import call_quietly
 from edgeroute.system.thread_pool import Worker
 
 if TYPE_CHECKING:
+    from edgeroute.catalog.signed_policy import Follower
     from edgeroute.trials.guarantee_monitor import Audit
 
 # Replacement of the policy in force of a running router, which reuses models and connections of the old one.
@@ -90,6 +92,9 @@ class PolicyFile:
         self.path, self._more = path, more
         self._seen = file_stamp(path)  # before reading it: later changes are detected
         self._worker: Worker | None = None
+        self._fleet: Any = None
+        self._state: str | None = None
+        self._follower: Follower | None = None
         self._versions: dict[Path, str] = {}  # file that names the active version of a model -> version read last
 
     def arguments(self) -> dict[str, Any]:
@@ -105,11 +110,14 @@ class PolicyFile:
 
         functions = {key: self._more[key] for key in ("consent", "redact", "data_class") if key in self._more}
         given = [key for key in ("edge", "cloud", "threshold", "state") if self._more.get(key) is not None]
-        policy = settings.load(self.path, given, complete=True)
+        policy = settings.load(self.path, given, complete=True, state=self._more.get("state"))
         if "state" in self._more:
             policy = policy.with_state(self._more["state"])
         if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
             policy = policy.model_copy(update={"telemetry": None})
+        self._fleet, self._state = policy.fleet, policy.state
+        if self._follower is not None and policy.fleet is not None and policy.fleet.policy:
+            self._follower.fleet = policy.fleet
         try:
             arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
         except EdgerouteError as e:
@@ -171,6 +179,26 @@ class PolicyFile:
         self._worker = Worker("edgeroute-watch", partial(self._look, reload), message, first_s=LOOKS_S, retry_s=LOOKS_S)
         self._worker.start()
 
+    def follow(self, reload: Callable[[], Callable[[], object] | None], engine: Engine) -> None:
+        """Start a thread that follows the signed policy, if the file names one; see `watch` for `reload`."""
+        if self._fleet is None or not self._fleet.policy or self._state is None:
+            return
+        weak = weakref.ref(engine)
+
+        def put_in_force() -> None:
+            if (call := reload()) is not None:
+                call()
+
+        def counts() -> tuple[int, int]:
+            stats = None if (there := weak()) is None else there.stats()
+            return (0, 0) if stats is None else (stats.requests, stats.unanswered)
+
+        from edgeroute.catalog.signed_policy import Follower
+
+        self._follower = Follower(self._fleet, self.path.parent, self.path.parent / self._state, put_in_force, counts)
+        engine.signed = self._follower.status
+        self._follower.start()
+
     def _look(self, reload: Callable[[], Callable[[], object] | None]) -> float:
         """Check the file, and the active versions; reload after a change. Return the seconds until the next check.
 
@@ -202,8 +230,9 @@ class PolicyFile:
 
     def close(self) -> None:
         """Have the watching thread end, without waiting: a reload that has begun goes on."""
-        if self._worker is not None:
-            self._worker.close(0.0)
+        for thread in (self._worker, self._follower):
+            if thread is not None:
+                thread.close(0.0)
 
 
 def _models(edges: Any) -> list[Any]:

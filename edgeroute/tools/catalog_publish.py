@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def publish(
         for path, source in sources.items():
             (to / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, to / path)
-        _sign(catalog, catalog_json((*known, entry)), signers, days)
+        _sign(catalog, {INDEX: catalog_json((*known, entry))}, signers, days)
     except OSError as e:
         raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
     return entry
@@ -145,7 +145,7 @@ def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Seque
         raise BadInput(f"{catalog} has no {' '.join(min(unknown))}")
     remaining = tuple(entry for entry in known if (entry.name, entry.version) not in withdraw)
     try:
-        _sign(catalog, catalog_json(remaining), _signers(keys), days)
+        _sign(catalog, {INDEX: catalog_json(remaining)}, _signers(keys), days)
     except OSError as e:
         raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
     return remaining
@@ -163,24 +163,68 @@ def _listed(catalog: Path) -> tuple[Entry, ...]:
     targets = _newest(catalog / METADATA, "targets")
     if targets is None:
         return ()
-    digest = next(iter(targets.signed.targets[INDEX].hashes.values()))
     try:
-        return entries(read_bytes(catalog / TARGETS / f"{digest}.{INDEX}"))
+        return entries(read_bytes(_signed_path(catalog, INDEX, targets.signed.targets[INDEX])))
     except OSError as e:
         raise CatalogError(f"{catalog}: its list of models cannot be read: {e.strerror}") from e
 
 
-def _sign(catalog: Path, text: bytes, signers: dict[str, Any], days: float) -> None:
-    """Write the signed list and its metadata, the timestamp last: until then devices see the former catalog.
+def sign_files(catalog: Path, files: Mapping[str, bytes], *, keys: Path, days: float = LISTS_DAYS) -> None:
+    """Add signed files to a catalog, created if missing, or replace those of the same names, and sign it.
 
-    A new catalog also gets its list of keys. For an existing one `signers` must hold its key, else `PolicyError` is raised.
+    Args:
+        catalog: folder of the catalog.
+        files: path among the catalog's signed files -> content.
+        keys: folder of the keys that `keygen` created.
+        days: days that all lists are valid.
+
+    Raises:
+        PolicyError: a key is missing.
+        StoreError: the catalog cannot be written.
+    """
+    new = {} if _newest(catalog / METADATA, "targets") else {INDEX: catalog_json(())}
+    try:
+        _sign(catalog, {**new, **files}, _signers(keys), days)
+    except OSError as e:
+        raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
+
+
+def signed_file(catalog: Path, name: str) -> bytes | None:
+    """Return the newest content of a signed file of a catalog; None: it has none of this name.
+
+    Raises CatalogError if it cannot be read.
+    """
+    targets = _newest(catalog / METADATA, "targets")
+    if targets is None or name not in targets.signed.targets:
+        return None
+    try:
+        return read_bytes(_signed_path(catalog, name, targets.signed.targets[name]))
+    except OSError as e:
+        raise CatalogError(f"{catalog}: {name} cannot be read: {e.strerror}") from e
+
+
+def _signed_path(catalog: Path, name: str, target: Any) -> Path:
+    """Return the path of a signed file, whose name begins with its hash."""
+    path = catalog / TARGETS / name
+    return path.with_name(f"{target.hashes['sha256']}.{path.name}")
+
+
+def _sign(catalog: Path, files: Mapping[str, bytes], signers: dict[str, Any], days: float) -> None:
+    """Write signed files and their metadata, the timestamp last: until then devices see the former catalog.
+
+    The other files that were signed stay. A new catalog also gets its list of keys. For an existing one `signers` must hold its
+    key, else `PolicyError` is raised.
     """
     api = _tuf()
     folder = catalog / METADATA
-    for directory in (folder, catalog / TARGETS):
-        directory.mkdir(parents=True, exist_ok=True)
-    target = api.TargetFile.from_data(INDEX, text)
-    replace_durably(catalog / TARGETS / f"{target.hashes['sha256']}.{INDEX}", text)
+    folder.mkdir(parents=True, exist_ok=True)
+    last = _newest(folder, "targets")
+    listed = {} if last is None else dict(last.signed.targets)
+    for name, text in files.items():
+        listed[name] = target = api.TargetFile.from_data(name, text)
+        path = _signed_path(catalog, name, target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_durably(path, text)
     root = _newest(folder, "root")
     if root is None:
         _write_root(folder, signers)
@@ -188,7 +232,7 @@ def _sign(catalog: Path, text: bytes, signers: dict[str, Any], days: float) -> N
         raise PolicyError(f"{MODELS_KEY} is not the key of this catalog: take the right one, or edgeroute models keygen --rotate")
     until = _expiry(days)
     version = {role: (0 if (last := _newest(folder, role)) is None else last.signed.version) + 1 for role in ONLINE}
-    targets = api.Targets(version=version["targets"], expires=until, targets={INDEX: target})
+    targets = api.Targets(version=version["targets"], expires=until, targets=listed)
     snapshot = api.Snapshot(version=version["snapshot"], expires=until, meta={"targets.json": api.MetaFile(version["targets"])})
     timestamp = api.Timestamp(version=version["timestamp"], expires=until, snapshot_meta=api.MetaFile(version["snapshot"]))
     for signed in (targets, snapshot, timestamp):
@@ -234,7 +278,7 @@ def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
         raise PolicyError(f"{keys / ROOT_KEY} is missing: it signs the new keys")
     try:
         _write_root(catalog / METADATA, signers, root.signed.version + 1, [old["root"]])
-        _sign(catalog, catalog_json(_listed(catalog)), signers, LISTS_DAYS)
+        _sign(catalog, {}, signers, LISTS_DAYS)
     except OSError as e:
         raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
 

@@ -1,0 +1,372 @@
+"""Policies that the owner of a fleet signs, beside models and certificates: a device's ring, its trial of a new one, its limits.
+
+STATE/fleet/ring           random identity that draws this device's ring; never sent
+STATE/fleet/policy.json    the policy in force, the last good one, and orders: a `Standing`, replaced atomically
+STATE/fleet/metadata/      TUF's metadata, by which older ones are refused
+STATE/fleet/NAME*.json     the signed files that were read last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from logging import getLogger
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+from weakref import finalize
+
+from edgeroute.catalog.catalog_entry import checked_name, fits, own_version
+from edgeroute.catalog.catalog_source import download_targets, source_of
+from edgeroute.catalog.model_folder import replace_durably, translate_os_errors
+from edgeroute.errors import CatalogError, EdgerouteError, PolicyError
+from edgeroute.stores.rotated_json_lines import ProcessLock
+from edgeroute.system.foreign_files import parse_json, read_bytes, read_json
+from edgeroute.system.process import file_stamp, now, sha256
+from edgeroute.system.thread_pool import Worker
+
+log = getLogger("edgeroute")
+FORMAT = 1
+LOOKS_S = 1.0
+"""Seconds between two looks at the trial of a new policy, and at what another process of the device has put in force."""
+TRIAL_REQUESTS, MOST_FAILED, MOST_STARTS = 200, 0.05, 3
+"""Requests on trial; share of them that may fail beyond the share before; process starts after which a trial is over."""
+
+
+def position(ring_id: str, salt: str) -> float:
+    """Return a device's place in [0, 1): the devices below a share are in the ring of that share."""
+    return int(sha256((salt + ring_id).encode()).hexdigest()[:8], 16) / 2**32
+
+
+def in_ring(ring_id: str, salt: str, share: float) -> bool:
+    """Return True if a device is in the ring of this share."""
+    return position(ring_id, salt) < share
+
+
+class Standing(NamedTuple):
+    """State of a device that follows a signed policy: the content of `STATE/fleet/policy.json`."""
+
+    name: str = ""
+    version: int = 0
+    """Version in force; 0: the device's own file."""
+    policy: Mapping[str, Any] = {}
+    good: int = 0
+    """Last good version, for a rollback while `version` is on trial."""
+    good_policy: Mapping[str, Any] = {}
+    trial: int = 0
+    """Number of process starts with the version on trial; 0: it is confirmed."""
+    tried: int = 0
+    """Version that is being tried before it is put in force; 0: none."""
+    refused: Mapping[str, str] = {}
+    """Versions that are not tried again, each with the reason."""
+    only_edge: bool = False
+    """True after an emergency order: nothing is sent to the cloud."""
+    limits: Mapping[str, float] = {}
+    """Limits by the fleet's budget, as keys of `[limits]`."""
+
+    @property
+    def text(self) -> str:
+        """Text of the state, in words; empty: the device's own file is in force, and no order."""
+        parts = [f"{self.name}-{self.version}{', on trial' if self.trial else ''}"] if self.version else []
+        parts += ["nothing leaves the device, by order of its owner"] if self.only_edge else []
+        parts += [f"{self.name}-{version} is not tried again: {why}" for version, why in self.refused.items()]
+        return "; ".join(parts)
+
+
+_tried: ContextVar[Standing | None] = ContextVar("tried", default=None)
+"""Standing to read in place of the stored one, while it is tried."""
+
+
+def standing(state: Path) -> Standing:
+    """Return a device's standing; an empty one if there is none.
+
+    Raises:
+        PolicyError: the file cannot be read.
+    """
+    if (tried := _tried.get()) is not None:
+        return tried
+    path = state / "fleet" / "policy.json"
+    try:
+        return Standing(**read_json(path))
+    except FileNotFoundError:
+        return Standing()
+    except (OSError, ValueError, TypeError) as e:
+        raise PolicyError(f"{path} cannot be read ({e}): remove it, and the device gets the signed policy again") from e
+
+
+def signed_name(state: Path) -> str:
+    """Return name and version of the signed policy in force, as in shop-7; empty: none."""
+    known = standing(state)
+    return f"{known.name}-{known.version}" if known.version else ""
+
+
+def state_folder(data: Mapping[str, Any], folder: Path, state: str | Path | None = None) -> Path | None:
+    """Return the state folder of a device that follows a signed policy; None for a policy that follows none.
+
+    Args:
+        data: the device's policy file.
+        folder: folder of that file.
+        state: state folder given by the program.
+
+    Raises:
+        PolicyError: there is no state folder.
+    """
+    fleet = data.get("fleet")
+    if not isinstance(fleet, Mapping) or "policy" not in fleet:
+        return None
+    local = data.get("local")
+    named = state or os.environ.get("EDGEROUTE_STATE") or (local if isinstance(local, Mapping) else {}).get("state") or data.get("state")
+    if not isinstance(named, str | Path):
+        raise PolicyError("fleet.policy: a device that follows a signed policy needs a folder for it: state")
+    return folder / named
+
+
+def in_force(data: Mapping[str, Any], folder: Path, state: str | Path | None = None) -> dict[str, Any]:
+    """Return a policy file's data as they are in force: the signed policy, with the file's own `[local]` keys over it.
+
+    The fleet's limits and an emergency order count above both. Without `[fleet] policy` the data, with `[local]` over them.
+    Arguments and errors as of `state_folder`.
+    """
+    own = {key: value for key, value in data.items() if key != "local"}
+    local = data.get("local", {})
+    if not isinstance(local, Mapping):
+        raise PolicyError("local: expected a section with keys of the policy")
+    home = state_folder(data, folder, state)
+    known = Standing() if home is None else standing(home)
+    merged = {**overlay(known.policy if known.version else own, local), **({"fleet": data["fleet"]} if "fleet" in data else {})}
+    if home is not None and "state" in data:
+        merged.setdefault("state", data["state"])
+    limits = {**known.limits, **({"calls_per_minute": 0} if known.only_edge else {})}
+    if limits:
+        given = merged.get("limits", {})
+        merged["limits"] = {**given, **{key: min(given.get(key, value), value) for key, value in limits.items()}}
+    if known.only_edge and merged.get("edge"):
+        merged["mode"] = "only_edge"
+    return merged
+
+
+def overlay(base: Any, over: Any) -> Any:
+    """Return data with other data over them: sections key by key; sections of a list by their `name`, else by their place."""
+    if isinstance(base, Mapping) and isinstance(over, Mapping):
+        return {**base, **{key: overlay(base[key], value) if key in base else value for key, value in over.items()}}
+    several = [value if isinstance(value, list) else [value] for value in (base, over)]
+    if not all(isinstance(section, Mapping) for sections in several for section in sections):
+        return over
+    sections = list(several[0])
+    for place, section in enumerate(several[1]):
+        name = section.get("name")
+        same = [i for i, item in enumerate(sections) if name and item.get("name") == name]
+        if same or (place < len(sections) and None in {name, sections[place].get("name")}):
+            at = same[0] if same else place
+            sections[at] = overlay(sections[at], section)
+    return sections if isinstance(base, list) else sections[0]
+
+
+def read_policies(data: Any) -> list[dict[str, Any]]:
+    """Return the versions of a signed file of policies, checked as far as every edgeroute knows them, the oldest first.
+
+    Raises:
+        CatalogError: it has none, or is of a newer edgeroute.
+    """
+    try:
+        if data["format"] != FORMAT:
+            raise CatalogError("the signed policy has a newer format: update edgeroute")
+        checked_name(data["name"])
+        versions = [{**v, "policy": dict(v["policy"]), "requires": str(v.get("requires", ""))} for v in data["versions"]]
+        if not isinstance(data["salt"], str) or any(not isinstance(v["version"], int) or not 0 <= v["share"] <= 1 for v in versions):
+            raise ValueError("a version or share out of range")  # noqa: TRY301 - translated below, like the others
+        return sorted(versions, key=lambda v: v["version"])
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CatalogError(f"the signed file has no policies: {e!r:.200}") from e
+
+
+class Follower:
+    """Follower of a signed policy, for the router of a device: a thread looks at the catalog at an interval.
+
+    One process of a device looks, tries a new policy and watches its first requests; the others follow what it puts in force. A
+    policy that is refused, or fails on trial, is not tried again, and the last good one is in force: no device goes back otherwise.
+
+    Args:
+        fleet: section `[fleet]` of the device's policy file; settable, as after a reload.
+        folder: folder of that file, from which relative paths start.
+        state: state folder.
+        reload: reads the policy again, and puts it in force.
+        counts: returns the requests so far, and those that failed.
+
+    Attributes:
+        problem: why the last look at the catalog, or the policy that it has, changed nothing; empty: nothing is wrong.
+        refreshed: instant of the last look that the catalog answered, seconds since 1970; 0: none yet.
+    """
+
+    def __init__(
+        self, fleet: Any, folder: Path, state: Path, reload: Callable[[], object], counts: Callable[[], tuple[int, int]]
+    ) -> None:
+        self.fleet, self._folder, self._state, self._home = fleet, folder, state, state / "fleet"
+        self._reload, self._counts = reload, counts
+        self.problem, self.refreshed, self._due_at = "", 0.0, 0.0
+        self._base, self._usual = (0, 0), 0.0
+        self._path = self._home / "policy.json"
+        self._seen = file_stamp(self._path)
+        self._lock = ProcessLock(self._home / "policy.lock")
+        self._leave = finalize(self, self._lock.leave)
+        self._leads = False
+        self._worker = Worker("edgeroute-fleet", self._turn, "the signed policy was not refreshed", first_s=LOOKS_S)
+
+    def start(self) -> None:
+        """Start the thread. A no-op if there is one."""
+        self._worker.start()
+
+    def close(self, wait_s: float | None = 0.0) -> None:
+        """Have the thread end, waiting up to `wait_s` seconds for a look under way."""
+        self._worker.close(wait_s)
+        self._leave()
+
+    def status(self) -> str:
+        """Return the state, in words, with the last problem."""
+        return "; ".join(filter(None, (standing(self._state).text, self.problem)))
+
+    def _turn(self) -> float:
+        """Look at the trial, and at the catalog if that is due; return the seconds until the next turn."""
+        if not self._lead():
+            if (stamp := file_stamp(self._path)) != self._seen:
+                self._seen = stamp
+                self._reload()
+            return LOOKS_S
+        self._look()
+        if monotonic() >= self._due_at:
+            self._due_at = monotonic() + self.fleet.refresh
+            self.refresh()
+        return LOOKS_S
+
+    def _lead(self) -> bool:
+        """Return True if this process looks at the catalog for all of the device; counts its start for a version on trial."""
+        if not self._leads and self._lock.take():
+            self._leads, known = True, standing(self._state)
+            if known.tried and known.tried != known.version:
+                self._refuse(known, known.tried, "the process ended while it was tried")
+            elif known.trial >= MOST_STARTS:
+                self._roll_back(known, f"the process ended {known.trial} times while it was on trial")
+            elif known.trial:
+                self._save(known._replace(trial=known.trial + 1))
+        return self._leads
+
+    def refresh(self) -> None:
+        """Look at the catalog once; try and put in force what is signed for this device. A failure is noted in `problem`.
+
+        Raises:
+            EdgerouteError: the catalog cannot be reached or trusted, or the disk is full; the policy in force stays.
+        """
+        try:
+            self.problem = self._refresh()
+        except (EdgerouteError, OSError) as e:
+            self.problem = f"{e}; the last good policy stays in force"
+            raise
+
+    def _refresh(self) -> str:
+        """Refresh as `refresh` does; return why the newest policy is not in force, empty without a reason."""
+        fleet, name = self.fleet, checked_name(self.fleet.policy)
+        target = f"policies/{name}.json"
+        source = source_of(fleet.catalog if "://" in fleet.catalog else self._folder / fleet.catalog)
+        stored = self._home / f"{name}.json"
+        with translate_os_errors(self._home):
+            ring = self._ring()
+            last = read_bytes(stored) if stored.exists() else b""
+            root = read_bytes(self._folder / fleet.root)
+            try:
+                text = download_targets(source, self._home / "metadata", root, {target: last}).get(target)
+            finally:
+                source.close()
+            if text is None:
+                raise CatalogError(f"{source.where} has no policy {name}")
+            if text != last:
+                replace_durably(stored, text)
+        self.refreshed = now()
+        data = parse_json(text)
+        known = standing(self._state)
+        if known.name != name:
+            known = Standing(name)
+        order = isinstance(data, dict) and data.get("only_edge") is True
+        if order != known.only_edge:  # before all else, whatever the rest of the file is
+            known = self._switch(known._replace(only_edge=order))
+        return self._follow(known, ring, data)
+
+    def _follow(self, known: Standing, ring: str, data: Any) -> str:
+        """Try the newest version that is signed for this device, if it is a new one; return why it is not in force."""
+        if self.fleet.pinned:
+            return f"pinned to {known.name}-{known.version}" if known.version else "pinned to the device's own policy"
+        mine = [v for v in read_policies(data) if in_ring(ring, data["salt"], v["share"]) and not v.get("halted")]
+        if not mine or mine[-1]["version"] <= known.version or (data.get("freeze") and known.version):
+            return ""
+        version = mine[-1]["version"]
+        if str(version) in known.refused:
+            return f"{known.name}-{version} is not tried again: {known.refused[str(version)]}"
+        if not fits(mine[-1]["requires"], own_version()):
+            return f"{known.name}-{version} needs edgeroute {mine[-1]['requires']}: update it; the last good policy stays in force"
+        good = (known.good, known.good_policy) if known.trial else (known.version, known.policy)
+        self._save(known._replace(tried=version))
+        base = self._counts()
+        try:
+            self._switch(known._replace(
+                version=version, policy=mine[-1]["policy"], good=good[0], good_policy=good[1], trial=1, tried=0,
+            ))  # fmt: skip
+        except EdgerouteError as e:
+            self._refuse(known, version, str(e))
+            return f"{known.name}-{version} is not tried again: {e}"
+        self._base, self._usual = base, base[1] / max(1, base[0])
+        log.info("%s-%s is in force, on trial for %s requests", known.name, version, TRIAL_REQUESTS)
+        return ""
+
+    def _look(self) -> None:
+        """Confirm a version on trial after enough requests, or roll it back if too many of them failed."""
+        known = standing(self._state)
+        if not known.trial:
+            return
+        requests, failed = (a - b for a, b in zip(self._counts(), self._base, strict=True))
+        if failed > (MOST_FAILED + self._usual) * TRIAL_REQUESTS:
+            self._roll_back(known, f"{failed} of its first {requests} requests failed")
+        elif requests >= TRIAL_REQUESTS:
+            self._save(known._replace(trial=0, good=0, good_policy={}))
+
+    def _roll_back(self, known: Standing, why: str) -> None:
+        """Put the last good policy in force again, and do not try the present one again. Logs a warning."""
+        log.warning("%s-%s is rolled back to the last good policy: %s", known.name, known.version, why)
+        refused = {**known.refused, str(known.version): why}
+        self._switch(known._replace(version=known.good, policy=known.good_policy, good=0, good_policy={}, trial=0, refused=refused))
+
+    def _refuse(self, known: Standing, version: int, why: str) -> None:
+        """Record that a version is not tried again. Logs a warning."""
+        log.warning("%s-%s is refused, and the last good policy stays in force: %s", known.name, version, why)
+        self._save(known._replace(tried=0, refused={**known.refused, str(version): why}))
+
+    def _switch(self, new: Standing) -> Standing:
+        """Put a standing in force, and store it then: a `kill -9` between leaves the stored one. Return it.
+
+        Raises:
+            EdgerouteError: it cannot be used or stored; the one before is in force.
+        """
+        token = _tried.set(new)
+        try:
+            self._reload()
+        finally:
+            _tried.reset(token)
+        try:
+            self._save(new)
+        except EdgerouteError:
+            self._reload()  # the one before, which is still the stored one
+            raise
+        return new
+
+    def _save(self, new: Standing) -> None:
+        """Store a standing. Raises StoreError if the disk is full."""
+        with translate_os_errors(self._home):
+            replace_durably(self._path, json.dumps(new._asdict()).encode())
+        self._seen = file_stamp(self._path)
+
+    def _ring(self) -> str:
+        """Return the identity that draws this device's ring, made at the first call."""
+        path = self._home / "ring"
+        if not path.exists():
+            replace_durably(path, os.urandom(16).hex().encode())
+        return read_bytes(path).decode()
