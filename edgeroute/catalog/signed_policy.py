@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from logging import getLogger
 from pathlib import Path
@@ -21,7 +22,7 @@ from weakref import finalize
 from edgeroute.catalog.catalog_entry import checked_name, fits, own_version
 from edgeroute.catalog.catalog_source import download_targets, source_of
 from edgeroute.catalog.model_folder import replace_durably, translate_os_errors
-from edgeroute.errors import CatalogError, EdgerouteError, PolicyError
+from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.foreign_files import parse_json, read_bytes, read_json
 from edgeroute.system.process import file_stamp, now, sha256
@@ -59,6 +60,8 @@ class Standing(NamedTuple):
     """Number of process starts with the version on trial; 0: it is confirmed."""
     tried: int = 0
     """Version that is being tried before it is put in force; 0: none."""
+    attempts: int = 0
+    """Number of times that it was tried; more than one if the process ended meanwhile."""
     refused: Mapping[str, str] = {}
     """Versions that are not tried again, each with the reason."""
     only_edge: bool = False
@@ -189,33 +192,42 @@ class Follower:
     policy that is refused, or fails on trial, is not tried again, and the last good one is in force: no device goes back otherwise.
 
     Args:
-        fleet: section `[fleet]` of the device's policy file; settable, as after a reload.
-        folder: folder of that file, from which relative paths start.
+        folder: folder of the device's policy file, from which relative paths start.
         state: state folder.
-        reload: reads the policy again, and puts it in force.
-        counts: returns the requests so far, and those that failed.
 
     Attributes:
+        fleet: section `[fleet]` of that file.
         problem: why the last look at the catalog, or the policy that it has, changed nothing; empty: nothing is wrong.
         refreshed: instant of the last look that the catalog answered, seconds since 1970; 0: none yet.
     """
 
-    def __init__(
-        self, fleet: Any, folder: Path, state: Path, reload: Callable[[], object], counts: Callable[[], tuple[int, int]]
-    ) -> None:
-        self.fleet, self._folder, self._state, self._home = fleet, folder, state, state / "fleet"
-        self._reload, self._counts = reload, counts
+    fleet: Any = None
+    _replacing: AbstractContextManager[Any] = nullcontext()
+
+    def __init__(self, folder: Path, state: Path) -> None:
+        self._folder, self._state, self._home = folder, state, state / "fleet"
         self.problem, self.refreshed, self._due_at = "", 0.0, 0.0
-        self._base, self._usual = (0, 0), 0.0
+        self._base, self._usual, self._leads = (0, 0), 0.0, False
         self._path = self._home / "policy.json"
-        self._seen = file_stamp(self._path)
         self._lock = ProcessLock(self._home / "policy.lock")
         self._leave = finalize(self, self._lock.leave)
-        self._leads = False
         self._worker = Worker("edgeroute-fleet", self._turn, "the signed policy was not refreshed", first_s=LOOKS_S)
+        self._reload: Callable[[], object] = lambda: None
+        self._counts: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self._lead()  # before a router is made, which may end the process
+        self._seen = file_stamp(self._path)
 
-    def start(self) -> None:
-        """Start the thread. A no-op if there is one."""
+    def start(
+        self, reload: Callable[[], object], replacing: AbstractContextManager[Any], counts: Callable[[], tuple[int, int]]
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            reload: reads the policy again, and puts it in force.
+            replacing: lock under which the router's policy is replaced.
+            counts: returns the requests so far, and those that failed.
+        """
+        self._reload, self._replacing, self._counts = reload, replacing, counts
         self._worker.start()
 
     def close(self, wait_s: float | None = 0.0) -> None:
@@ -229,28 +241,25 @@ class Follower:
 
     def _turn(self) -> float:
         """Look at the trial, and at the catalog if that is due; return the seconds until the next turn."""
-        if not self._lead():
-            if (stamp := file_stamp(self._path)) != self._seen:
-                self._seen = stamp
-                self._reload()
-            return LOOKS_S
-        self._look()
-        if monotonic() >= self._due_at:
-            self._due_at = monotonic() + self.fleet.refresh
-            self.refresh()
+        self._lead()
+        if (stamp := file_stamp(self._path)) != self._seen:
+            self._seen = stamp
+            self._reload()
+        if self._leads:
+            self._look()
+            if monotonic() >= self._due_at:
+                self._due_at = monotonic() + self.fleet.refresh
+                self.refresh()
         return LOOKS_S
 
-    def _lead(self) -> bool:
-        """Return True if this process looks at the catalog for all of the device; counts its start for a version on trial."""
+    def _lead(self) -> None:
+        """Become the process that looks at the catalog for all of the device, if there is none; count its start for a trial."""
         if not self._leads and self._lock.take():
             self._leads, known = True, standing(self._state)
-            if known.tried and known.tried != known.version:
-                self._refuse(known, known.tried, "the process ended while it was tried")
-            elif known.trial >= MOST_STARTS:
-                self._roll_back(known, f"the process ended {known.trial} times while it was on trial")
+            if known.trial >= MOST_STARTS:
+                self._switch(_rolled_back(known, f"the process ended {known.trial} times while it was on trial"))
             elif known.trial:
                 self._save(known._replace(trial=known.trial + 1))
-        return self._leads
 
     def refresh(self) -> None:
         """Look at the catalog once; try and put in force what is signed for this device. A failure is noted in `problem`.
@@ -301,19 +310,27 @@ class Follower:
             return ""
         version = mine[-1]["version"]
         if str(version) in known.refused:
-            return f"{known.name}-{version} is not tried again: {known.refused[str(version)]}"
+            return ""  # as its standing tells
         if not fits(mine[-1]["requires"], own_version()):
             return f"{known.name}-{version} needs edgeroute {mine[-1]['requires']}: update it; the last good policy stays in force"
         good = (known.good, known.good_policy) if known.trial else (known.version, known.policy)
-        self._save(known._replace(tried=version))
+        attempts = known.attempts + 1 if known.tried == version else 1
+        if attempts > MOST_STARTS:
+            self._refuse(known, version, f"the process ended {known.attempts} times while it was tried")
+            return ""
+        self._save(known._replace(tried=version, attempts=attempts))
         base = self._counts()
         try:
             self._switch(known._replace(
-                version=version, policy=mine[-1]["policy"], good=good[0], good_policy=good[1], trial=1, tried=0,
+                version=version, policy=mine[-1]["policy"], good=good[0], good_policy=good[1], trial=1, tried=0, attempts=0,
             ))  # fmt: skip
         except EdgerouteError as e:
+            self._save(known)
+            self._reload()  # if this fails as well, the new version is not at fault
+            if isinstance(e, ModelMissing | StoreError):  # a model that comes later, a disk with room later
+                return f"{known.name}-{version} waits: {e}; the last good policy stays in force"
             self._refuse(known, version, str(e))
-            return f"{known.name}-{version} is not tried again: {e}"
+            return ""
         self._base, self._usual = base, base[1] / max(1, base[0])
         log.info("%s-%s is in force, on trial for %s requests", known.name, version, TRIAL_REQUESTS)
         return ""
@@ -325,20 +342,14 @@ class Follower:
             return
         requests, failed = (a - b for a, b in zip(self._counts(), self._base, strict=True))
         if failed > (MOST_FAILED + self._usual) * TRIAL_REQUESTS:
-            self._roll_back(known, f"{failed} of its first {requests} requests failed")
+            self._switch(_rolled_back(known, f"{failed} of its first {requests} requests failed"))
         elif requests >= TRIAL_REQUESTS:
             self._save(known._replace(trial=0, good=0, good_policy={}))
-
-    def _roll_back(self, known: Standing, why: str) -> None:
-        """Put the last good policy in force again, and do not try the present one again. Logs a warning."""
-        log.warning("%s-%s is rolled back to the last good policy: %s", known.name, known.version, why)
-        refused = {**known.refused, str(known.version): why}
-        self._switch(known._replace(version=known.good, policy=known.good_policy, good=0, good_policy={}, trial=0, refused=refused))
 
     def _refuse(self, known: Standing, version: int, why: str) -> None:
         """Record that a version is not tried again. Logs a warning."""
         log.warning("%s-%s is refused, and the last good policy stays in force: %s", known.name, version, why)
-        self._save(known._replace(tried=0, refused={**known.refused, str(version): why}))
+        self._save(known._replace(tried=0, attempts=0, refused={**known.refused, str(version): why}))
 
     def _switch(self, new: Standing) -> Standing:
         """Put a standing in force, and store it then: a `kill -9` between leaves the stored one. Return it.
@@ -346,16 +357,17 @@ class Follower:
         Raises:
             EdgerouteError: it cannot be used or stored; the one before is in force.
         """
-        token = _tried.set(new)
-        try:
-            self._reload()
-        finally:
-            _tried.reset(token)
-        try:
-            self._save(new)
-        except EdgerouteError:
-            self._reload()  # the one before, which is still the stored one
-            raise
+        with self._replacing:  # a reload by others between the two would read the stored one
+            token = _tried.set(new)
+            try:
+                self._reload()
+            finally:
+                _tried.reset(token)
+            try:
+                self._save(new)
+            except EdgerouteError:
+                self._reload()  # the one before, which is still the stored one
+                raise
         return new
 
     def _save(self, new: Standing) -> None:
@@ -370,3 +382,10 @@ class Follower:
         if not path.exists():
             replace_durably(path, os.urandom(16).hex().encode())
         return read_bytes(path).decode()
+
+
+def _rolled_back(known: Standing, why: str) -> Standing:
+    """Return the standing with the last good policy, in which the present one is not tried again. Logs a warning."""
+    log.warning("%s-%s is rolled back to the last good policy: %s", known.name, known.version, why)
+    refused = {**known.refused, str(known.version): why}
+    return known._replace(version=known.good, policy=known.good_policy, good=0, good_policy={}, trial=0, refused=refused)

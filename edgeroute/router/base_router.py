@@ -146,6 +146,8 @@ class BaseRouter(Generic[V]):
         from edgeroute.router.policy_reload import PolicyFile
 
         file = PolicyFile(Path(path), more)
+        if watch:
+            file.begin()
         with file.named():
             self = cls(**with_options(file.arguments()))
         self._file = file

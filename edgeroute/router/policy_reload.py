@@ -92,8 +92,6 @@ class PolicyFile:
         self.path, self._more = path, more
         self._seen = file_stamp(path)  # before reading it: later changes are detected
         self._worker: Worker | None = None
-        self._fleet: Any = None
-        self._state: str | None = None
         self._follower: Follower | None = None
         self._versions: dict[Path, str] = {}  # file that names the active version of a model -> version read last
 
@@ -115,8 +113,7 @@ class PolicyFile:
             policy = policy.with_state(self._more["state"])
         if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
             policy = policy.model_copy(update={"telemetry": None})
-        self._fleet, self._state = policy.fleet, policy.state
-        if self._follower is not None and policy.fleet is not None and policy.fleet.policy:
+        if self._follower is not None and policy.fleet is not None:
             self._follower.fleet = policy.fleet
         try:
             arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
@@ -179,25 +176,37 @@ class PolicyFile:
         self._worker = Worker("edgeroute-watch", partial(self._look, reload), message, first_s=LOOKS_S, retry_s=LOOKS_S)
         self._worker.start()
 
+    def begin(self) -> None:
+        """Prepare to follow the signed policy that the file names, if it does: a start with one on trial is counted.
+
+        Raises:
+            PolicyError: the file cannot be read.
+        """
+        from edgeroute.catalog.signed_policy import Follower, state_folder
+        from edgeroute.policy.file_and_environment import read_policy
+
+        if "state" in self._more and self._more["state"] is None:
+            return
+        state = state_folder(read_policy(self.path), self.path.parent, self._more.get("state"))
+        self._follower = None if state is None else Follower(self.path.parent, state)
+
     def follow(self, reload: Callable[[], Callable[[], object] | None], engine: Engine) -> None:
         """Start a thread that follows the signed policy, if the file names one; see `watch` for `reload`."""
-        if self._fleet is None or not self._fleet.policy or self._state is None:
+        follower, weak = self._follower, weakref.ref(engine)
+        if follower is None:
             return
-        weak = weakref.ref(engine)
 
         def put_in_force() -> None:
-            if (call := reload()) is not None:
-                call()
+            if (call := reload()) is None:
+                raise Closed(CLOSED)
+            call()
 
         def counts() -> tuple[int, int]:
             stats = None if (there := weak()) is None else there.stats()
             return (0, 0) if stats is None else (stats.requests, stats.unanswered)
 
-        from edgeroute.catalog.signed_policy import Follower
-
-        self._follower = Follower(self._fleet, self.path.parent, self.path.parent / self._state, put_in_force, counts)
-        engine.signed = self._follower.status
-        self._follower.start()
+        engine.signed = follower.status
+        follower.start(put_in_force, engine.replacing, counts)
 
     def _look(self, reload: Callable[[], Callable[[], object] | None]) -> float:
         """Check the file, and the active versions; reload after a change. Return the seconds until the next check.

@@ -1,0 +1,134 @@
+"""Commands `edgeroute fleet publish`, `promote` and `following`: a signed policy on its way through a fleet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from edgeroute.core.error_codes import printable
+from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW, command
+from edgeroute.tools.cli.fleet import fleet
+from edgeroute.tools.cli.models import CATALOG, KEYS, CatalogFolder, Days, Keys
+from edgeroute.tools.cli.tables_and_options import Json, Policy
+
+if TYPE_CHECKING:
+    from edgeroute.tools.fleet.rings import Decision
+
+Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the policy.")]
+
+
+def _rings(text: str) -> tuple[float, ...]:
+    """Parse shares such as 1%,10%,100%."""
+    try:
+        return tuple(float(part.strip().removesuffix("%")) / 100 for part in str(text).split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected shares, as in 1%,10%,100%, found {text!r}") from None
+
+
+@command(fleet)
+def publish(
+    policy: Annotated[Path | None, typer.Argument(metavar="[POLICY]")] = None,
+    *,
+    name: Name,
+    catalog: CatalogFolder = CATALOG,
+    keys: Keys = KEYS,
+    rings: Annotated[str, typer.Option(metavar="SHARES")] = "1%,10%,100%",
+    halt: Annotated[str, typer.Option(metavar="LIMITS")] = "",
+    requires: Annotated[str, typer.Option(metavar="VERSION")] = "",
+    only_edge: Annotated[bool | None, typer.Option("--only-edge/--no-only-edge")] = None,
+    freeze: Annotated[bool | None, typer.Option("--freeze/--no-freeze")] = None,
+    days: Days = 30,
+    as_json: Json = False,
+) -> None:
+    """Sign a policy for the first ring of the devices that follow it, or an order for all of them.
+
+    The sections [local] and [fleet] of the file, and its key state, are each device's own, and are not published.
+
+    Args:
+        policy: The new policy; without it orders alone.
+        rings: Shares of the devices, one after another.
+        halt: Limits at which a ring halts, as in "degraded>2%, cost>+20%, alarm".
+        requires: Lowest edgeroute.
+        only_edge: Emergency: from their next look on, devices send nothing to the cloud, whatever their ring.
+        freeze: No device takes a new version.
+    """
+    from edgeroute.tools.fleet.rings import publish
+
+    data = publish(
+        catalog, name, policy, keys=keys, rings=_rings(rings), halt=halt, requires=requires, only_edge=only_edge, freeze=freeze,
+        days=days,
+    )  # fmt: skip
+    _print(data, as_json)
+
+
+@command(fleet)
+def promote(
+    store: Annotated[Path | None, typer.Argument(metavar="[STORE]")] = None,
+    *,
+    name: Name,
+    catalog: CatalogFolder = CATALOG,
+    keys: Keys = KEYS,
+    by_hand: Annotated[Literal["go-on", "halt", "roll-back"] | None, typer.Option("--by-hand")] = None,
+    dry_run: bool = False,
+    days: Days = 30,
+    as_json: Json = False,
+) -> int:
+    """Compare the ring of a new policy with the rest of the fleet, and go on to the next ring, halt, or roll back.
+
+    One step a run, for cron or a timer. Exit code 5: more evidence is needed; 4: it was halted or rolled back.
+
+    Args:
+        store: Folder of tables that `edgeroute fleet collect` wrote.
+        by_hand: Do this, whatever the digests say.
+        dry_run: Print what would be done, and do nothing.
+    """
+    from edgeroute.tools.fleet.rings import Decision, promote, published
+
+    data = published(catalog, name)
+    decision = Decision(by_hand.replace("-", "_"), "by hand") if by_hand else _decision(store, data)  # type: ignore[arg-type]  # one of these
+    if decision.did != "wait" and not dry_run:
+        data = promote(catalog, name, decision, keys=keys, days=days)
+    _print(data, as_json, did=decision.did, text=decision.text, dry_run=dry_run)
+    return {"wait": TOO_FEW, "halt": NOT_READY, "roll_back": NOT_READY}.get(decision.did, OK)
+
+
+def _decision(store: Path | None, data: dict[str, Any]) -> Decision:
+    """Return the decision about the last version of a policy, by the tables of digests."""
+    from edgeroute.errors import BadInput
+    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.rings import decide_by_tables
+
+    if store is None:
+        raise BadInput("promote needs the folder of tables that `edgeroute fleet collect` wrote, or --by-hand")
+    with open_store(store) as connection:
+        return decide_by_tables(connection, data)
+
+
+@command(fleet)
+def following(*, policy: Policy, as_json: Json = False) -> int:
+    """Show the signed policy that this device has in force. Exit code 4: a newer one was refused."""
+    from edgeroute.catalog.signed_policy import standing, state_folder
+    from edgeroute.errors import BadInput
+    from edgeroute.policy.file_and_environment import read_policy
+
+    folder = state_folder(read_policy(policy), policy.parent)
+    if folder is None:
+        raise BadInput(f"{policy} follows no signed policy: [fleet] policy names one")
+    known = standing(folder)
+    data = {key: value for key, value in known._asdict().items() if not key.endswith("policy")}
+    print(json.dumps(data) if as_json else printable(known.text or "no signed policy is in force yet"))
+    return NOT_READY if known.refused else OK
+
+
+def _print(data: dict[str, Any], as_json: bool, **more: Any) -> None:
+    """Print the versions of a signed policy with their shares, and further fields."""
+    versions = [{key: v[key] for key in ("version", "share", "halted")} for v in data["versions"]]
+    if as_json:
+        print(json.dumps({"name": data["name"], "only_edge": data["only_edge"], "freeze": data["freeze"], "versions": versions, **more}))
+        return
+    shown = [f"{data['name']}-{v['version']} for {v['share']:.3g} of the devices{', halted' if v['halted'] else ''}" for v in versions]
+    shown += [order for order, name in (("nothing leaves any device", "only_edge"), ("frozen", "freeze")) if data[name]]
+    print(printable("; ".join([*([f"{more['did']}: {more['text']}"] if more else []), *shown])))
