@@ -83,11 +83,7 @@ _tried: ContextVar[Standing | None] = ContextVar("tried", default=None)
 
 
 def standing(state: Path) -> Standing:
-    """Return a device's standing; an empty one if there is none.
-
-    Raises:
-        PolicyError: the file cannot be read.
-    """
+    """Return a device's standing; an empty one if there is none, or if the file is damaged, which is logged."""
     if (tried := _tried.get()) is not None:
         return tried
     path = state / "fleet" / "policy.json"
@@ -96,7 +92,8 @@ def standing(state: Path) -> Standing:
     except FileNotFoundError:
         return Standing()
     except (OSError, ValueError, TypeError) as e:
-        raise PolicyError(f"{path} cannot be read ({e}): remove it, and the device gets the signed policy again") from e
+        log.warning("%s cannot be read (%s): the device's own policy is in force until the catalog is read again", path, e)
+        return Standing()
 
 
 def signed_name(state: Path) -> str:
@@ -120,7 +117,8 @@ def state_folder(data: Mapping[str, Any], folder: Path, state: str | Path | None
     if not isinstance(fleet, Mapping) or "policy" not in fleet:
         return None
     local = data.get("local")
-    named = state or os.environ.get("EDGEROUTE_STATE") or (local if isinstance(local, Mapping) else {}).get("state") or data.get("state")
+    own = {**data, **(local if isinstance(local, Mapping) else {})}.get("state")
+    named = state or os.environ.get("EDGEROUTE_STATE") or own
     if not isinstance(named, str | Path):
         raise PolicyError("fleet.policy: a device that follows a signed policy needs a folder for it: state")
     return folder / named
@@ -178,7 +176,9 @@ def read_policies(data: Any) -> list[dict[str, Any]]:
             raise CatalogError("the signed policy has a newer format: update edgeroute")
         checked_name(data["name"])
         versions = [{**v, "policy": dict(v["policy"]), "requires": str(v.get("requires", ""))} for v in data["versions"]]
-        if not isinstance(data["salt"], str) or any(not isinstance(v["version"], int) or not 0 <= v["share"] <= 1 for v in versions):
+        if not isinstance(data["salt"], str) or any(
+            not isinstance(v["version"], int) or not 0 <= v["share"] <= 1 for v in versions
+        ):
             raise ValueError("a version or share out of range")  # noqa: TRY301 - translated below, like the others
         return sorted(versions, key=lambda v: v["version"])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -188,8 +188,8 @@ def read_policies(data: Any) -> list[dict[str, Any]]:
 class Follower:
     """Follower of a signed policy, for the router of a device: a thread looks at the catalog at an interval.
 
-    One process of a device looks, tries a new policy and watches its first requests; the others follow what it puts in force. A
-    policy that is refused, or fails on trial, is not tried again, and the last good one is in force: no device goes back otherwise.
+    One process of a device looks, tries a new policy and watches its first requests; the others follow what it puts in force.
+    After a policy that is refused, or fails on trial, the last good one is in force: no device goes back otherwise.
 
     Args:
         folder: folder of the device's policy file, from which relative paths start.
@@ -214,7 +214,10 @@ class Follower:
         self._worker = Worker("edgeroute-fleet", self._turn, "the signed policy was not refreshed", first_s=LOOKS_S)
         self._reload: Callable[[], object] = lambda: None
         self._counts: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        self._lead()  # before a router is made, which may end the process
+        try:
+            self._lead()  # before a router is made, which may end the process
+        except (OSError, StoreError) as e:
+            log.warning("%s: process starts with a policy on trial are not counted: %s", self._home, e)
         self._seen = file_stamp(self._path)
 
     def start(
@@ -312,7 +315,9 @@ class Follower:
         if str(version) in known.refused:
             return ""  # as its standing tells
         if not fits(mine[-1]["requires"], own_version()):
-            return f"{known.name}-{version} needs edgeroute {mine[-1]['requires']}: update it; the last good policy stays in force"
+            return (
+                f"{known.name}-{version} needs edgeroute {mine[-1]['requires']}: update it; the last good policy stays in force"
+            )
         good = (known.good, known.good_policy) if known.trial else (known.version, known.policy)
         attempts = known.attempts + 1 if known.tried == version else 1
         if attempts > MOST_STARTS:

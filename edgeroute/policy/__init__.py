@@ -25,9 +25,7 @@ from edgeroute.policy.single_sections import paths_from
 __all__ = ["Settings", "load", "schema"]
 
 
-def load(
-    path: str | Path, given: Collection[str] = (), *, complete: bool = False, state: str | Path | None = None
-) -> Settings:
+def load(path: str | Path, given: Collection[str] = (), *, complete: bool = False, state: str | Path | None = None) -> Settings:
     """Load and validate a policy file and the environment variables. Opens no model and no connection, and reads no secret.
 
     A value of the environment overrides the file's. A misspelt key is a problem, and its value is checked as that of the key

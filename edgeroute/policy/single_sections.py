@@ -165,7 +165,8 @@ class Fleet(Section):
     """The device's part of a fleet (fleet.md). This section and `[local]` are the device's own: no signed policy changes them."""
 
     policy: Text | None = Field(
-        None, description="Name of the signed policy that the device follows; then keys in `[local]` count above it. Needs `state`."
+        None,
+        description="Signed policy that the device follows, under its own keys in `[local]`. Needs `state`.",
     )
     catalog: Text | None = Field(None, description="Catalog with the signed policy: a folder, or an address with https://.")
     root: Text | None = Field(None, description="The owner's `root.json`, whose signatures count.")

@@ -126,9 +126,11 @@ def following(*, policy: Policy, as_json: Json = False) -> int:
 def _print(data: dict[str, Any], as_json: bool, **more: Any) -> None:
     """Print the versions of a signed policy with their shares, and further fields."""
     versions = [{key: v[key] for key in ("version", "share", "halted")} for v in data["versions"]]
+    orders = {key: data[key] for key in ("only_edge", "freeze")}
     if as_json:
-        print(json.dumps({"name": data["name"], "only_edge": data["only_edge"], "freeze": data["freeze"], "versions": versions, **more}))
+        print(json.dumps({"name": data["name"], **orders, "versions": versions, **more}))
         return
-    shown = [f"{data['name']}-{v['version']} for {v['share']:.3g} of the devices{', halted' if v['halted'] else ''}" for v in versions]
-    shown += [order for order, name in (("nothing leaves any device", "only_edge"), ("frozen", "freeze")) if data[name]]
-    print(printable("; ".join([*([f"{more['did']}: {more['text']}"] if more else []), *shown])))
+    texts = [f"{more['did']}: {more['text']}"] if more else []
+    texts += [f"{data['name']}-{v['version']} for a share of {v['share']:.3g}{', halted' * v['halted']}" for v in versions]
+    texts += [text for key, text in (("only_edge", "nothing leaves any device"), ("freeze", "frozen")) if orders[key]]
+    print(printable("; ".join(texts)))

@@ -1,8 +1,8 @@
 """Rollout of a signed policy in rings: its publication, and the decision by digests to go on, to halt or to roll back.
 
-The decision compares the devices of the ring with the rest of the fleet in the same blocks of hours. A device is one observation,
-whatever its number of requests, since requests of one device resemble each other. Each limit of `--halt` is decided by an interval
-that holds at every look, or the decision waits.
+The decision compares the devices of the ring with the rest of the fleet in the same blocks of hours. A device is one
+observation, whatever its number of requests, since requests of one device resemble each other. Each limit of `--halt` is decided
+by an interval that holds at every look, or the decision waits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from math import exp, log, pi, sqrt
+from datetime import datetime, timezone
+from math import exp, pi, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from tempfile import TemporaryDirectory
@@ -43,7 +44,9 @@ AMOUNTS = (*SHARES, "cost", "bytes")
 LEAST_DEVICES = 8
 """Devices of a ring without which nothing is decided."""
 HEAVIEST = 10.0
-"""A device counts for at most so many times the requests of the median device, and three times the cost of the most expensive tenth."""
+"""Largest weight of a device: so many times the requests of the median one. Its cost: 3 times that of the dearest tenth."""
+KNOWN_AFTER = 100.0
+"""Requests before the ring after which a device's own amount counts as much as the fleet's mean."""
 Did = Literal["go_on", "wait", "halt", "roll_back"]
 
 
@@ -73,7 +76,9 @@ def parse_halt(text: str) -> tuple[Condition, ...]:
         if part == "alarm":
             conditions.append(Condition("alarm"))
         elif match is None or (match[2] and not match[4]):
-            raise BadInput(f"--halt {part!r}: expected alarm, or one of {', '.join(AMOUNTS)} and a limit, as in degraded>2% or cost>+20%")
+            raise BadInput(
+                f"--halt {part!r}: expected alarm, or one of {', '.join(AMOUNTS)} and a limit, as in degraded>2% or cost>+20%"
+            )
         else:
             conditions.append(Condition(match[1], float(match[3]) / (100 if match[4] else 1), bool(match[2])))
     return tuple(conditions)
@@ -88,6 +93,8 @@ class Sums(NamedTuple):
     """[devices, blocks]."""
     amounts: Mapping[str, NDArray[Any]]
     """Name in `AMOUNTS` -> [devices, blocks]; cost in US dollars."""
+    before: Mapping[str, NDArray[Any]] = {}
+    """`requests`, and the names in `AMOUNTS`, of these devices in the days before the ring, [devices]; empty: unknown."""
 
 
 class Decision(NamedTuple):
@@ -135,6 +142,64 @@ def decide(
     return Decision("go_on", "; ".join(f"{c}: {test.text}" for c, test in looked) or "no limits were given")
 
 
+BLOCK_H, LEAST_BLOCKS = 6, 4
+"""Hours of a block, since a long digest has no shorter ones; blocks before a ring goes on: those of a day."""
+
+
+_SUMS = (
+    "sum(requests) AS requests, sum(degraded) AS degraded, sum(failed) AS failed, sum(deferred) AS deferred, sum(usd) AS cost, "
+    "sum(bytes) AS bytes"
+)
+
+
+def decide_by_tables(connection: Any, data: Mapping[str, Any], *, alarm: bool = False) -> Decision:
+    """Return the decision about a policy's candidate, by the tables of digests since its ring began.
+
+    Rows of before a device's switch, by the contents of their policy, count for neither side.
+
+    Args:
+        connection: tables of digests, as of `digest_tables.open_store`.
+        data: the signed file's data.
+        alarm: see `decide`.
+    """
+    last = data["versions"][-1]
+    if last["share"] == 1:
+        return Decision("wait", f"{data['name']}-{last['version']} is for all devices: no ring is under way")
+    if data["freeze"]:
+        return Decision("wait", f"{data['name']} is frozen: edgeroute fleet publish --name {data['name']} --no-freeze")
+    signed, since = f"{data['name']}-{last['version']}", datetime.fromtimestamp(last["since"], timezone.utc)
+    given = {"signed": signed, "day": since.date()}
+    rows = connection.execute(
+        f"""
+        WITH earlier AS (SELECT DISTINCT policy FROM requests WHERE signed <> $signed AND policy <> '' AND day >= $day - 30),
+             recent AS (SELECT *, policy IN (SELECT policy FROM earlier) AS old FROM requests WHERE day >= $day),
+             candidate AS (SELECT bool_or(signed = $signed AND NOT old) AS differs FROM recent)
+        SELECT device, signed = $signed AS ring, date_diff('hour', $day::TIMESTAMP, day) + hour AS hour, {_SUMS}
+        FROM recent, candidate WHERE signed <> $signed OR NOT (old AND differs)
+        GROUP BY ALL
+        """,
+        given,
+    ).fetchnumpy()
+    if not len(rows["device"]):
+        return Decision("wait", f"no digest is of {since.date()} or later")
+    earlier = connection.execute(
+        f"SELECT device, {_SUMS} FROM requests WHERE day >= $day - 7 AND day < $day GROUP BY ALL", {"day": since.date()}
+    ).fetchnumpy()
+    both = np.char.add(rows["device"].astype(str), np.where(rows["ring"], "+", "-"))
+    names, device = np.unique(both, return_inverse=True)
+    blocks, block = np.unique(rows["hour"] // BLOCK_H, return_inverse=True)
+    tables = {name: np.zeros((len(names), len(blocks))) for name in ("requests", *AMOUNTS)}
+    before = {name: np.zeros(len(names)) for name in tables}
+    known = {name: i for i, name in enumerate(earlier["device"])}
+    places = np.array([known.get(name[:-1], -1) for name in names])
+    for name, table in tables.items():
+        np.add.at(table, (device, block), np.asarray(rows[name], float))
+        if known:
+            before[name] = np.where(places >= 0, np.asarray(earlier[name], float)[places], 0.0)
+    sums = Sums(np.char.endswith(names, "+"), tables.pop("requests"), tables, before)
+    return decide(parse_halt(data["halt"]), sums, alarm=alarm, least_blocks=LEAST_BLOCKS)
+
+
 class _Test(NamedTuple):
     """Distance of a ring from a limit, and from the rest of the fleet, each in standard errors; above 0: beyond, worse."""
 
@@ -149,13 +214,17 @@ def _test(condition: Condition, sums: Sums) -> _Test:
     """Compare a ring with a limit, and with the rest of the fleet in the blocks that both have."""
     share = condition.amount in SHARES
     n, x, ring = *_capped(sums, condition.amount, share=share), sums.ring
+    requests = n[ring].sum()
+    if condition.relative:
+        n = n * _expected(sums, condition.amount)[:, None]
     both = (n[ring].sum(0) > 0) & (n[~ring].sum(0) > 0)
     rate, total = x[ring].sum() / n[ring].sum(), n[ring].sum()
     effective = total**2 / (n[ring].sum(1) ** 2).sum()
-    text = f"{rate:.4g} a request in {int((n[ring].sum(1) > 0).sum())} devices of the ring"
+    text = f"{x[ring].sum() / requests:.4g} a request in {int((n[ring].sum(1) > 0).sum())} devices of the ring"
     if not both.any():
-        error = sqrt(max(_variance((x - rate * n)[ring].sum(1) / total), _least_variance(condition, share, total)))
-        return _Test(-np.inf if condition.relative else _ratio(rate - condition.most, error), np.inf, effective, text) if not condition.relative else _Test(0.0, 0.0, effective, f"{text}, and nothing to compare with")
+        own = max(_variance((x - rate * n)[ring].sum(1) / total), _least_variance(condition, share, total))
+        beyond = 0.0 if condition.relative else _ratio(rate - condition.most, sqrt(own))
+        return _Test(beyond, np.inf, effective, f"{text}, and none to compare with")
     n_both, x_both = n * both, x * both
     in_both = n_both[ring].sum()
     weights = np.divide(n_both[ring].sum(0), in_both)
@@ -173,10 +242,11 @@ def _test(condition: Condition, sums: Sums) -> _Test:
 
     ring_rate = x_both[ring].sum() / in_both
     compared = (x_both - ring_rate * n_both)[ring].sum(1)
-    text += f", and {rest:.4g} in {others} others"
     if condition.relative:
+        text += f", {ring_rate / rest - 1:+.1%} against {others} others" if rest > 0 else f", and none in {others} others"
         distance = _ratio(ring_rate - (1 + condition.most) * rest, error(compared, in_both, 1 + condition.most))
         return _Test(distance, np.inf, effective, text)
+    text += f", and {rest:.4g} in {others} others"
     beyond = _ratio(rate - condition.most, error((x - rate * n)[ring].sum(1), total, 0.0))
     return _Test(beyond, _ratio(ring_rate - rest, error(compared, in_both, 1.0)), effective, text)
 
@@ -195,6 +265,18 @@ def _capped(sums: Sums, amount: str, *, share: bool) -> tuple[NDArray[Any], NDAr
         if most > 0:
             x[side] *= np.minimum(1.0, most / np.maximum(rates[side], 1e-300))[:, None]
     return n, x
+
+
+def _expected(sums: Sums, amount: str) -> NDArray[Any]:
+    """Return the amount that each device is expected to have by request: its own before the ring, drawn to the fleet's mean.
+
+    So devices are compared with themselves, and the differences between devices that were there before do not count.
+    """
+    requests, before = sums.before.get("requests"), sums.before.get(amount)
+    if requests is None or before is None or not before.sum() > 0:
+        return np.ones(len(sums.ring))
+    mean = before.sum() / requests.sum()
+    return np.asarray((before + KNOWN_AFTER * mean) / (requests + KNOWN_AFTER))
 
 
 def _variance(scores: NDArray[Any]) -> float:

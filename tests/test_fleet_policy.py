@@ -1,0 +1,454 @@
+"""A device that follows a signed policy: real TUF catalogs, real reloads of running routers, `kill -9`, and a publisher's attacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("tuf")
+pytest.importorskip("cryptography")
+pytest.importorskip("onnxruntime")
+
+import numpy as np
+import tiny
+from both import LONG, wait_for
+from commands import cli
+
+from edgeroute import EdgerouteError, Held, PolicyError, Router
+from edgeroute.catalog.signed_policy import in_ring, overlay, position, signed_name, standing
+from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.catalog_publish import keygen, sign_files, signed_file
+from edgeroute.tools.fleet.rings import Decision, promote, publish, target
+
+ONE_CLOUD = {"name": "main", "protocol": "json"}
+X = np.zeros(4, np.float32)
+SURE = np.array([9, 0, 0, 0], np.float32)
+
+
+class Fleet:
+    """An owner with keys and a catalog, and devices with policy files of their own, below a folder."""
+
+    def __init__(self, home, url="http://127.0.0.1:9/v2/models/x"):
+        self.home, self.keys, self.catalog, self.url = home, home / "keys", home / "catalog", url
+        keygen(self.keys)
+        sign_files(self.catalog, {}, keys=self.keys)
+        shutil.copyfile(self.catalog / "root.json", home / "root.json")
+        tiny.linear(
+            home / "m.onnx", size=4, weights=[[3, 0, 0], [0, 3, 0], [0, 0, 3], [0, 0, 0]], card={"labels": ["a", "b", "c"]}
+        )
+        self.policy(0.5)
+
+    def policy(self, threshold, **more):
+        """Write the owner's file."""
+        path = self.home / "policy.json"
+        path.write_text(json.dumps({"threshold": threshold, "edge": {"path": "m.onnx"}, "cloud": ONE_CLOUD, **more}))
+        return path
+
+    def publish(self, threshold=None, **more):
+        """Sign a version with this threshold, for all devices unless `rings` says otherwise."""
+        orders = {key: more.pop(key) for key in ("rings", "only_edge", "freeze", "requires", "halt") if key in more}
+        path = None if threshold is None else self.policy(threshold, **more)
+        return publish(self.catalog, "shop", path, keys=self.keys, **orders)
+
+    def device(self, name="device", catalog="catalog", refresh="20ms", local="", ring=None, **fleet):
+        """Write a device's file, whose state folder is its name."""
+        more = "".join(f"{key} = {json.dumps(value)}\n" for key, value in fleet.items())
+        path = self.home / f"{name}.toml"
+        path.write_text(f"""
+threshold = 0.9
+state = "{name}"
+[edge]
+path = "m.onnx"
+[cloud]
+name = "main"
+protocol = "json"
+url = "{self.url}"
+[fleet]
+policy = "shop"
+catalog = "{catalog}"
+root = "root.json"
+refresh = "{refresh}"
+{more}
+[local.cloud]
+name = "main"
+url = "{self.url}"
+[local]
+{local}
+""")
+        if ring is not None:
+            (self.home / name / "fleet").mkdir(parents=True, exist_ok=True)
+            (self.home / name / "fleet" / "ring").write_text(ring)
+        return path
+
+
+@pytest.fixture
+def fleet(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgeroute.catalog.signed_policy.LOOKS_S", 0.02)
+    return Fleet(tmp_path)
+
+
+def threshold(router):
+    return router.engine.snapshot.targets[0].threshold
+
+
+def until(router, value):
+    wait_for(lambda: threshold(router) == pytest.approx(value))
+
+
+def ring_in(salt, share, *, inside):
+    """A ring identity that is in the ring of that share, or is not."""
+    return next(text for text in map(str, range(10_000)) if in_ring(text, salt, share) is inside)
+
+
+def test_a_signed_policy_reaches_the_ring_and_then_all(fleet):
+    """The devices of the first ring get a policy; once it goes on, all do. Their own addresses and state folders stay."""
+    fleet.publish(0.4)
+    salt = fleet.publish(0.6, rings=(0.01, 1.0))["salt"]
+    inside = fleet.device("inside", ring=ring_in(salt, 0.01, inside=True))
+    outside = fleet.device("outside", ring=ring_in(salt, 0.01, inside=False))
+    with Router.from_policy(inside, watch=True) as first, Router.from_policy(outside, watch=True) as second:
+        assert threshold(first) == threshold(second) == pytest.approx(0.9)
+        until(first, 0.6)
+        until(second, 0.4)
+        wait_for(lambda: (signed_name(fleet.home / "inside"), signed_name(fleet.home / "outside")) == ("shop-2", "shop-1"))
+        assert "127.0.0.1:9" in first.engine.snapshot.clouds[0].where
+        promote(fleet.catalog, "shop", Decision("go_on", ""), keys=fleet.keys)
+        until(second, 0.6)
+        promote(fleet.catalog, "shop", Decision("roll_back", ""), keys=fleet.keys)
+        until(first, 0.4)
+        until(second, 0.4)
+        wait_for(lambda: second.status().signed.startswith("shop-3"))
+    with Router.from_policy(outside) as again:
+        assert threshold(again) == pytest.approx(0.4)
+
+
+def test_an_emergency_reaches_every_device_at_its_next_look(fleet):
+    """After the order no call reaches the cloud, not even one that asks for it; pinned devices and other rings obey, too."""
+    with CannedServer(http_reply(b'{"value": "b", "confidence": 0.9}')) as cloud:
+        fleet.url = f"{cloud.url}/score"
+        fleet.publish(0.99, rings=(1.0,))
+        pinned = fleet.device("pinned", pinned=True)
+        with Router.from_policy(pinned, watch=True) as router:
+            assert router.infer(X).source == "cloud"
+            fleet.publish(only_edge=True)
+            wait_for(lambda: "by order" in router.status().signed)
+            asked = len(cloud.requests)
+            assert router.infer(X).source == "edge"
+            with pytest.raises(Held):
+                router.infer(X, mode="only_cloud")
+            assert len(cloud.requests) == asked
+            assert threshold(router) == pytest.approx(0.9)  # its own policy: it is pinned
+            fleet.publish(only_edge=False)
+            wait_for(lambda: "by order" not in router.status().signed)
+            assert router.infer(X).source == "cloud"
+
+
+def test_a_policy_that_a_device_refuses_is_not_tried_again(fleet):
+    """The last good policy stays in force, the status has the reason, and the next version is taken."""
+    fleet.publish(0.4)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.4)
+        data = json.loads(signed_file(fleet.catalog, target("shop")))
+        data["versions"].append({**data["versions"][-1], "version": 2, "policy": {"threshold": 0.5, "no_such_key": 1}})
+        sign_files(fleet.catalog, {target("shop"): json.dumps(data).encode()}, keys=fleet.keys)
+        wait_for(lambda: "shop-2 is not tried again" in router.status().signed)
+        assert "no_such_key" in router.status().signed
+        assert threshold(router) == pytest.approx(0.4)
+        fleet.publish(0.7)
+        until(router, 0.7)
+
+
+def test_a_policy_whose_first_requests_fail_is_rolled_back(fleet):
+    """The device goes back to its last good policy by itself, and only to that."""
+    fleet.publish(0.4)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.4)
+        for _ in range(210):
+            router.infer(SURE)
+        wait_for(lambda: not standing(fleet.home / "device").trial)
+        fleet.publish(0.4, mode="only_cloud", offline="raise")  # its cloud does not answer
+        wait_for(lambda: standing(fleet.home / "device").version == 2)
+        for _ in range(20):
+            with pytest.raises(EdgerouteError):
+                router.infer(X)
+        wait_for(lambda: "shop-2 is not tried again" in router.status().signed)
+        assert threshold(router) == pytest.approx(0.4)
+        assert router.infer(SURE).source == "edge"
+
+
+@pytest.mark.parametrize("attack", ["rollback", "freeze", "expired", "forged", "gone", "newer", "nonsense"])
+def test_the_last_good_policy_stays_under_attack(fleet, attack):
+    """An old catalog, an expired or a forged one, and a file that no edgeroute knows change nothing, and the status says so."""
+    fleet.publish(0.4)
+    shutil.copytree(fleet.catalog, fleet.home / "old")
+    fleet.publish(0.6)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.6)
+        if attack == "rollback":
+            _replace(fleet.home / "old", fleet.catalog)
+        elif attack in {"freeze", "expired"}:
+            sign_files(fleet.catalog, {}, keys=fleet.keys, days=1e-5)
+        elif attack == "forged":
+            other = Fleet(_made(fleet.home / "other"))
+            other.publish(0.1)
+            _replace(other.catalog, fleet.catalog)
+        elif attack == "gone":
+            fleet.catalog.rename(fleet.home / "gone")
+        elif attack == "newer":
+            data = json.loads(signed_file(fleet.catalog, target("shop")))
+            sign_files(fleet.catalog, {target("shop"): json.dumps({**data, "format": 2}).encode()}, keys=fleet.keys)
+        else:
+            sign_files(fleet.catalog, {target("shop"): b'{"format": 1, "name": "shop", "versions": 7}'}, keys=fleet.keys)
+        wait_for(lambda: "last good policy stays" in router.status().signed)
+        assert threshold(router) == pytest.approx(0.6)
+        assert router.status().signed.startswith("shop-2, ")
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+def _replace(source, to):
+    shutil.rmtree(to)
+    shutil.copytree(source, to)
+
+
+def test_a_policy_for_a_newer_edgeroute_waits_for_it(fleet):
+    fleet.publish(0.4)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.4)
+        fleet.publish(0.6, requires="99.0")
+        wait_for(lambda: "shop-2 needs edgeroute 99.0" in router.status().signed)
+        fleet.publish(only_edge=True)  # an order counts all the same
+        wait_for(lambda: "by order" in router.status().signed)
+        assert threshold(router) == pytest.approx(0.4)
+
+
+def test_a_model_that_is_missing_is_waited_for(fleet):
+    fleet.publish(0.4)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.4)
+        fleet.publish(0.6, edge={"path": "later.onnx"})
+        wait_for(lambda: "shop-2 waits" in router.status().signed)
+        assert threshold(router) == pytest.approx(0.4)
+        shutil.copyfile(fleet.home / "m.json", fleet.home / "later.json")
+        shutil.copyfile(fleet.home / "m.onnx", fleet.home / "later.onnx")
+        until(router, 0.6)
+
+
+def test_a_frozen_policy_changes_no_device(fleet):
+    fleet.publish(0.4)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.4)
+        fleet.publish(0.6, freeze=True)
+        for order in (True, False):  # the look that sees the second has ended the one that saw the first
+            fleet.publish(only_edge=order)
+            wait_for(lambda order=order: ("by order" in router.status().signed) is order)
+        assert threshold(router) == pytest.approx(0.4)
+        fleet.publish(freeze=False)
+        until(router, 0.6)
+
+
+def test_another_process_of_the_device_follows(fleet):
+    """One process of a device reads the catalog, and the others put in force what it stores."""
+    fleet.publish(0.4)
+    with (
+        Router.from_policy(fleet.device(), watch=True) as first,
+        Router.from_policy(fleet.home / "device.toml", watch=True) as second,
+    ):
+        until(first, 0.4)
+        until(second, 0.4)
+        program = (
+            "import sys\nfrom edgeroute import Router\n"
+            "with Router.from_policy(sys.argv[1], watch=True) as router:\n"
+            "    print(router.engine.snapshot.targets[0].threshold, flush=True)\n    sys.stdin.readline()\n"
+            "    import time\n    until = time.monotonic() + 30\n"
+            "    while abs(router.engine.snapshot.targets[0].threshold - .6) > 1e-9 and time.monotonic() < until: time.sleep(.01)\n"
+            "    print(router.engine.snapshot.targets[0].threshold, flush=True)\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(fleet.home / "device.toml")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert float(process.stdout.readline()) == pytest.approx(0.4)
+            fleet.publish(0.6)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert float(process.stdout.readline()) == pytest.approx(0.6)
+        until(first, 0.6)
+        until(second, 0.6)
+
+
+KILLED = """
+import os, signal, sys
+from edgeroute import Router
+at = int(sys.argv[2])
+def hook(event, args):
+    global at
+    if (event == "open" and "fleet" in str(args[0]) and isinstance(args[1], str) and set(args[1]) & set("wax+")) or (
+        event == "os.rename" and "fleet" in str(args[0])):
+        at -= 1
+        if at == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+with Router.from_policy(sys.argv[1], watch=True) as router:
+    while abs(router.engine.snapshot.targets[0].threshold - .6) > 1e-9:
+        pass
+    print("in force", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no SIGKILL")
+def test_a_kill_at_each_write_leaves_a_good_policy(fleet):
+    """Whenever the process is killed, the next one starts with a whole policy, and ends with the new one."""
+    fleet.publish(0.4)
+    device = fleet.device()
+    with Router.from_policy(device, watch=True) as router:
+        until(router, 0.4)
+    shutil.copytree(fleet.home / "device", fleet.home / "template")
+    fleet.publish(0.6)
+    for at in range(1, 60):
+        shutil.rmtree(fleet.home / "device")
+        shutil.copytree(fleet.home / "template", fleet.home / "device")
+        run = subprocess.run(
+            [sys.executable, "-c", KILLED, str(device), str(at)], capture_output=True, text=True, timeout=LONG, check=False
+        )
+        assert run.returncode in {0, -signal.SIGKILL}, run.stderr
+        with Router.from_policy(device) as router:
+            assert threshold(router) in (pytest.approx(0.4), pytest.approx(0.6))
+        with Router.from_policy(device, watch=True) as router:
+            until(router, 0.6)
+        if run.returncode == 0:
+            break
+    assert at > 6
+    assert run.returncode == 0
+
+
+def test_a_process_that_ends_again_and_again_on_trial_goes_back(fleet):
+    """Before the fourth start the last good policy is in force again, without a look at the catalog."""
+    fleet.publish(0.4)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.4)
+        for _ in range(210):
+            router.infer(SURE)
+        wait_for(lambda: not standing(fleet.home / "device").trial)
+        fleet.publish(0.6)
+        until(router, 0.6)
+    fleet.catalog.rename(fleet.home / "away")
+    program = "import os, sys\nfrom edgeroute import Router\nRouter.from_policy(sys.argv[1], watch=True)\nos._exit(9)\n"
+    for _ in range(2):
+        (fleet.catalog / "..").resolve()
+        shutil.copytree(fleet.home / "away", fleet.catalog)
+        subprocess.run([sys.executable, "-c", program, str(fleet.home / "device.toml")], timeout=LONG, check=False)
+        shutil.rmtree(fleet.catalog)
+    assert standing(fleet.home / "device").trial == 3
+    with Router.from_policy(fleet.home / "device.toml", watch=True) as router:
+        assert threshold(router) == pytest.approx(0.4)
+        assert "ended 3 times" in router.status().signed
+
+
+def test_the_disk_is_full(fleet, monkeypatch):
+    """A policy that cannot be stored is not in force: after a restart it would not be either."""
+    import edgeroute.catalog.signed_policy as module
+
+    fleet.publish(0.4)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.4)
+        real = module.replace_durably
+
+        def full(path, data):
+            if path.name == "policy.json" and b'"version": 2' in data:
+                raise OSError(28, "No space left on device")
+            real(path, data)
+
+        monkeypatch.setattr(module, "replace_durably", full)
+        fleet.publish(0.6)
+        wait_for(lambda: "No space left" in router.status().signed)
+        assert threshold(router) == pytest.approx(0.4)
+        monkeypatch.setattr(module, "replace_durably", real)
+        until(router, 0.6)
+
+
+def test_a_damaged_state_is_read_anew(fleet):
+    fleet.publish(0.4)
+    device = fleet.device()
+    with Router.from_policy(device, watch=True) as router:
+        until(router, 0.4)
+    (fleet.home / "device" / "fleet" / "policy.json").write_bytes(b"\x00" * 100)
+    with Router.from_policy(device, watch=True) as router:
+        assert threshold(router) == pytest.approx(0.9)  # the device's own
+        until(router, 0.4)
+
+
+def test_local_keys_are_over_the_signed_policy():
+    """Sections are merged key by key, those of a list by their name, else by their place."""
+    base = {
+        "mode": "prefer_edge",
+        "limits": {"usd_per_day": 1},
+        "cloud": [{"name": "a", "url": "old"}, {"name": "b", "timeout": "1s"}],
+    }
+    local = {
+        "limits": {"usd_per_day": 2, "mb_per_day": 3},
+        "cloud": [{"name": "b", "url": "mine"}, {"name": "a", "url": "mine too"}],
+    }
+    assert overlay(base, local) == {
+        "mode": "prefer_edge",
+        "limits": {"usd_per_day": 2, "mb_per_day": 3},
+        "cloud": [{"name": "a", "url": "mine too"}, {"name": "b", "timeout": "1s", "url": "mine"}],
+    }
+    assert overlay({"cloud": {"timeout": "1s"}}, {"cloud": [{"name": "c", "url": "mine"}]})["cloud"] == {
+        "timeout": "1s",
+        "name": "c",
+        "url": "mine",
+    }
+    assert overlay({"cloud": [{"name": "a"}]}, {"cloud": [{"name": "z", "url": "mine"}]})["cloud"] == [{"name": "a"}]
+
+
+def test_rings_are_nested_and_of_their_size():
+    places = np.array([position(str(device), "salt") for device in range(4000)])
+    assert 0.005 < (places < 0.01).mean() < 0.02
+    assert all(in_ring(str(device), "salt", 0.1) for device in np.flatnonzero(places < 0.01))
+    assert all(in_ring(str(device), "salt", 1.0) for device in range(100))
+    assert not any(in_ring(str(device), "salt", 0.0) for device in range(100))
+
+
+def test_no_secret_and_no_local_key_is_published(fleet):
+    """A literal secret is refused without its text; sections that are a device's own are left out."""
+    with pytest.raises(PolicyError, match="does not belong in a file") as error:
+        fleet.publish(0.5, cloud={"name": "main", "api_key": "sk-12345"})
+    assert "sk-12345" not in str(error.value)
+    data = fleet.publish(0.5, state="/var/x", local={"cloud": {"url": "https://10.0.0.1/x"}}, fleet={"site": "plant"})
+    assert set(data["versions"][-1]["policy"]) == {"threshold", "edge", "cloud"}
+    text = signed_file(fleet.catalog, target("shop")).decode()
+    assert "10.0.0.1" not in text
+    assert "/var/x" not in text
+    with pytest.raises(PolicyError, match="no_such_key"):
+        fleet.publish(0.5, no_such_key=1)
+
+
+def test_the_commands(fleet):
+    """From the keys to a policy that is rolled back by hand, by the command line."""
+    path = fleet.policy(0.4)
+    given = ["--name", "shop", "--catalog", fleet.catalog, "--keys", fleet.keys]
+    code, out, err = cli("fleet", "publish", path, *given, "--rings", "100%", "--json")
+    assert code == 0, err
+    code, out, err = cli("fleet", "publish", path, *given, "--halt", "degraded>2%, cost>+20%, alarm", "--json")
+    assert json.loads(out)["versions"][-1] == {"version": 2, "share": 0.01, "halted": False}
+    code, out, err = cli("fleet", "promote", *given, "--by-hand", "go-on", "--json")
+    assert (code, json.loads(out)["versions"][-1]["share"]) == (0, 0.1)
+    code, out, err = cli("fleet", "promote", *given, "--by-hand", "roll-back", "--json")
+    assert (code, json.loads(out)["versions"][-1]["version"]) == (4, 3)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.4)
+    code, out, err = cli("fleet", "following", "--policy", fleet.home / "device.toml")
+    assert (code, out.startswith("shop-3")) == (0, True)
