@@ -113,7 +113,6 @@ def test_a_signed_policy_reaches_the_ring_and_then_all(fleet):
     inside = fleet.device("inside", ring=ring_in(salt, 0.01, inside=True))
     outside = fleet.device("outside", ring=ring_in(salt, 0.01, inside=False))
     with Router.from_policy(inside, watch=True) as first, Router.from_policy(outside, watch=True) as second:
-        assert threshold(first) == threshold(second) == pytest.approx(0.9)
         until(first, 0.6)
         until(second, 0.4)
         wait_for(lambda: (signed_name(fleet.home / "inside"), signed_name(fleet.home / "outside")) == ("shop-2", "shop-1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,6 +73,7 @@ def promote(
     catalog: CatalogFolder = CATALOG,
     keys: Keys = KEYS,
     by_hand: Annotated[Literal["go-on", "halt", "roll-back"] | None, typer.Option("--by-hand")] = None,
+    since: Annotated[datetime | None, typer.Option(metavar="DAY", formats=["%Y-%m-%d"])] = None,
     dry_run: bool = False,
     days: Days = 30,
     as_json: Json = False,
@@ -83,19 +85,20 @@ def promote(
     Args:
         store: Folder of tables that `edgeroute fleet collect` wrote.
         by_hand: Do this, whatever the digests say.
+        since: First day whose digests count; by default that on which the ring began.
         dry_run: Print what would be done, and do nothing.
     """
     from edgeroute.tools.fleet.rings import Decision, promote, published
 
     data = published(catalog, name)
-    decision = Decision(by_hand.replace("-", "_"), "by hand") if by_hand else _decision(store, data)  # type: ignore[arg-type]  # one of these
+    decision = Decision(by_hand.replace("-", "_"), "by hand") if by_hand else _decision(store, data, since)  # type: ignore[arg-type]  # one of these
     if decision.did != "wait" and not dry_run:
         data = promote(catalog, name, decision, keys=keys, days=days)
     _print(data, as_json, did=decision.did, text=decision.text, dry_run=dry_run)
     return {"wait": TOO_FEW, "halt": NOT_READY, "roll_back": NOT_READY}.get(decision.did, OK)
 
 
-def _decision(store: Path | None, data: dict[str, Any]) -> Decision:
+def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) -> Decision:
     """Return the decision about the last version of a policy, by the tables of digests."""
     from edgeroute.errors import BadInput
     from edgeroute.tools.fleet.digest_tables import open_store
@@ -104,7 +107,7 @@ def _decision(store: Path | None, data: dict[str, Any]) -> Decision:
     if store is None:
         raise BadInput("promote needs the folder of tables that `edgeroute fleet collect` wrote, or --by-hand")
     with open_store(store) as connection:
-        return decide_by_tables(connection, data)
+        return decide_by_tables(connection, data, None if since is None else since.date())
 
 
 @command(fleet)

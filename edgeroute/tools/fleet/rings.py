@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from math import exp, pi, sqrt
 from pathlib import Path
 from statistics import NormalDist
@@ -152,7 +152,7 @@ _SUMS = (
 )
 
 
-def decide_by_tables(connection: Any, data: Mapping[str, Any], *, alarm: bool = False) -> Decision:
+def decide_by_tables(connection: Any, data: Mapping[str, Any], since: date | None = None, *, alarm: bool = False) -> Decision:
     """Return the decision about a policy's candidate, by the tables of digests since its ring began.
 
     Rows of before a device's switch, by the contents of their policy, count for neither side.
@@ -160,6 +160,7 @@ def decide_by_tables(connection: Any, data: Mapping[str, Any], *, alarm: bool = 
     Args:
         connection: tables of digests, as of `digest_tables.open_store`.
         data: the signed file's data.
+        since: first day that counts; None: the day on which the ring began.
         alarm: see `decide`.
     """
     last = data["versions"][-1]
@@ -167,8 +168,7 @@ def decide_by_tables(connection: Any, data: Mapping[str, Any], *, alarm: bool = 
         return Decision("wait", f"{data['name']}-{last['version']} is for all devices: no ring is under way")
     if data["freeze"]:
         return Decision("wait", f"{data['name']} is frozen: edgeroute fleet publish --name {data['name']} --no-freeze")
-    signed, since = f"{data['name']}-{last['version']}", datetime.fromtimestamp(last["since"], timezone.utc)
-    given = {"signed": signed, "day": since.date()}
+    day = since or datetime.fromtimestamp(last["since"], timezone.utc).date()
     rows = connection.execute(
         f"""
         WITH earlier AS (SELECT DISTINCT policy FROM requests WHERE signed <> $signed AND policy <> '' AND day >= $day - 30),
@@ -178,12 +178,12 @@ def decide_by_tables(connection: Any, data: Mapping[str, Any], *, alarm: bool = 
         FROM recent, candidate WHERE signed <> $signed OR NOT (old AND differs)
         GROUP BY ALL
         """,
-        given,
+        {"signed": f"{data['name']}-{last['version']}", "day": day},
     ).fetchnumpy()
     if not len(rows["device"]):
-        return Decision("wait", f"no digest is of {since.date()} or later")
+        return Decision("wait", f"no digest is of {day} or later")
     earlier = connection.execute(
-        f"SELECT device, {_SUMS} FROM requests WHERE day >= $day - 7 AND day < $day GROUP BY ALL", {"day": since.date()}
+        f"SELECT device, {_SUMS} FROM requests WHERE day >= $day - 7 AND day < $day GROUP BY ALL", {"day": day}
     ).fetchnumpy()
     both = np.char.add(rows["device"].astype(str), np.where(rows["ring"], "+", "-"))
     names, device = np.unique(both, return_inverse=True)
