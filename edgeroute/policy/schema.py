@@ -71,7 +71,7 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
         keys[section] = {"anyOf": [item, {"type": "array", "items": item}], "description": text}
     keys["local"] = {
         "type": "object",
-        "description": "Keys of the device itself, over those of the signed policy that it follows.",
+        "description": "Keys of the device itself, over those of a signed policy.",
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
