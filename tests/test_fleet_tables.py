@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-from datetime import date
+import os
+import shutil
+import signal
+import subprocess
+import time
+import zlib
+from datetime import date, timedelta
 from pathlib import Path
 
 import fleets
 import pytest
-from commands import cli
+from both import LONG
+from commands import PYTHON, cli
+
+from edgeroute import StoreError
+from edgeroute.fleet.digest import encode, path_of
 
 pytestmark = pytest.mark.matrix
 duckdb = pytest.importorskip("duckdb")
@@ -109,3 +119,197 @@ def test_hostile_names_are_data(tmp_path):
         ):
             with pytest.raises(duckdb.Error):
                 store.execute(sql)
+
+
+KEY = b"key of the fleet"
+
+
+def forged(digest):
+    """Signed with another key."""
+    return path_of(digest), encode(digest, b"another key")
+
+
+def cut(digest):
+    """Without the last bytes."""
+    return path_of(digest), encode(digest, KEY)[:-9]
+
+
+def changed(digest):
+    """With a number that is not signed: the text is compressed anew."""
+    text = zlib.decompress(encode(digest, KEY))
+    return path_of(digest), zlib.compress(text.replace(b'"revision":1', b'"revision":1 '), 9)
+
+
+def large(digest):
+    """More bytes than a digest may have."""
+    return path_of(digest), os.urandom(2000)
+
+
+def bomb(digest):
+    """A few bytes that become many."""
+    return path_of(digest), zlib.compress(bytes(900_000), 9)
+
+
+def renamed(digest):
+    """Under another device's name."""
+    return path_of(digest._replace(device="f" * 32)), encode(digest, KEY)
+
+
+def of_another_day(digest):
+    """In another day's folder, as a copy would be."""
+    return path_of(digest._replace(day="2026-11-20")), encode(digest, KEY)
+
+
+def of_tomorrow(digest):
+    """Of a day that has not begun."""
+    digest = digest._replace(day=str(TODAY + timedelta(days=1)))
+    return path_of(digest), encode(digest, KEY)
+
+
+def of_long_ago(digest):
+    """By a device whose clock was reset."""
+    digest = digest._replace(day="1970-01-01")
+    return path_of(digest), encode(digest, KEY)
+
+
+def of_an_unknown_model(digest):
+    """In one of its groups."""
+    digest = digest._replace(groups=(("small:ffffffffffff", *digest.groups[0][1:]), *digest.groups[1:]))
+    return path_of(digest), encode(digest, KEY)
+
+
+def picture(digest):
+    """A file of something else."""
+    return f"digests/{digest.day}/cat.png", b"\x89PNG"
+
+
+def text(digest):
+    """No digest, under a digest's name."""
+    return path_of(digest), b"{}"
+
+
+def folder(digest):
+    """A folder under a digest's name."""
+    return path_of(digest), None
+
+
+BAD = {
+    forged: "forged", changed: "forged", cut: "truncated", large: "too_large", bomb: "too_large", renamed: "misnamed", of_another_day: "misnamed",
+    of_tomorrow: "future", of_long_ago: "stale", of_an_unknown_model: "unknown_model", picture: "foreign", text: "malformed",
+    folder: "unread",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "why"), BAD.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_a_bad_digest_is_named_and_in_no_sum(tmp_path, spoil, why):
+    """It is counted apart; the others count, and the good one in its place later."""
+    digests = list(fleets.random_fleet(4, 2))
+    fleets.put(tmp_path / "in", digests[1:], KEY)
+    name, data = spoil(digests[0])
+    path = tmp_path / "in" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        path.mkdir()
+    else:
+        path.write_bytes(data)
+    rules = {"key": KEY, "models": frozenset({"small:0123456789ab", "large"})}
+    result = collect(tmp_path, **rules)
+    assert (result.added, +result.refused) == (len(digests) - 1, {why: 1})
+    assert sums(tmp_path) == expected(digests[1:])
+    lines = [json.loads(line) for line in (tmp_path / "store" / "refused.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["why"]) for line in lines] == [(name.removeprefix("digests/"), why)]
+    if data is None:
+        path.rmdir()
+    fleets.put(tmp_path / "in", digests[:1], KEY)
+    assert collect(tmp_path, **rules).added == 1
+    assert sums(tmp_path) == expected(digests)
+
+
+def test_a_forged_later_revision_does_not_hide_the_true_one(tmp_path):
+    """Whoever may write to the folder, and has no key, removes nothing."""
+    digests = list(fleets.random_fleet(3, 1))
+    fleets.put(tmp_path / "in", digests, KEY)
+    fleets.put(tmp_path / "in", [digests[0]._replace(revision=99, requests=())], b"another key")
+    assert collect(tmp_path, key=KEY).added == len(digests)
+    assert sums(tmp_path) == expected(digests)
+
+
+def test_the_report_of_refusals_is_bounded(tmp_path, monkeypatch):
+    """It has some, each once, however often they are refused."""
+    from edgeroute.tools.fleet import digest_collection
+
+    monkeypatch.setattr(digest_collection, "MOST_NAMED", 5)
+    here = tmp_path / "in" / "digests" / "2026-11-02"
+    here.mkdir(parents=True)
+    for i in range(9):
+        (here / f"{i}.txt").write_text("x")
+    for _ in range(2):
+        assert collect(tmp_path).refused["foreign"] == 9
+    lines = (tmp_path / "store" / "refused.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["name"] for line in lines}) == len(lines) == 5
+
+
+def test_damaged_tables_are_written_again(tmp_path):
+    """Cut off, or without a column: the file is set aside, and the next run reads the day's digests again."""
+    digests = fleet(tmp_path)
+    collect(tmp_path)
+    tables = tmp_path / "store"
+    for table in ("requests", "digests"):
+        path = tables / table / "day=2026-11-02" / "rows.parquet"
+        path.write_bytes(path.read_bytes()[:-5])
+    shutil.copy(tables / "audits" / "day=2026-11-03" / "rows.parquet", tables / "confidences" / "day=2026-11-03" / "rows.parquet")
+    assert collect(tmp_path).added == len(digests)
+    assert sums(tmp_path) == expected(digests)
+    assert len([*tables.rglob("*.damaged")]) == 4
+
+
+def test_a_killed_run_leaves_a_store_that_reads_and_goes_on(tmp_path):
+    """Killed whenever a further table of a day is there: nothing is counted twice, and the next run adds the rest."""
+    digests = fleet(tmp_path, devices=60, days=4)
+    command = [*PYTHON, "fleet", "collect", str(tmp_path / "in"), "--to", str(tmp_path / "store")]
+    for table, day in (("requests", "02"), ("audits", "03"), ("digests", "04"), ("confidences", "05")):
+        path = tmp_path / "store" / table / f"day=2026-11-{day}" / "rows.parquet"
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            until = time.monotonic() + LONG
+            while not path.exists() and process.poll() is None and time.monotonic() < until:
+                pass
+            process.send_signal(signal.SIGKILL)
+        requests, _, there = sums(tmp_path)
+        assert requests <= expected(digests)[0]
+        assert there <= len(digests)
+    collect(tmp_path)
+    assert sums(tmp_path) == expected(digests)
+    assert not (tmp_path / "store" / ".parts").exists()
+
+
+def test_many_digests_are_read_by_several_processes(tmp_path, monkeypatch):
+    """With the same result as by one."""
+    from edgeroute.tools.fleet import digest_collection
+
+    monkeypatch.setattr(digest_collection, "FEW", 10)
+    monkeypatch.setattr(digest_collection, "PART", 25)
+    monkeypatch.setattr(digest_collection, "MERGE", 60)
+    digests = fleet(tmp_path, devices=50, days=3)
+    fleets.put(tmp_path / "in", [digests[0]._replace(revision=2)])
+    assert collect(tmp_path).added == len(digests)
+    assert sums(tmp_path) == expected(digests)
+
+
+def test_a_second_run_at_the_same_time_is_refused(tmp_path):
+    """It would write the same files."""
+    from edgeroute.stores.rotated_json_lines import ProcessLock
+
+    fleet(tmp_path)
+    lock = ProcessLock(tmp_path / "store" / ".collect.lock")
+    assert lock.take()
+    with pytest.raises(StoreError, match="another collect"):
+        collect(tmp_path)
+    lock.leave()
+
+
+def test_a_store_that_cannot_be_written_is_an_error(tmp_path):
+    """Of one line."""
+    fleet(tmp_path)
+    (tmp_path / "store").write_text("a file")
+    code, _, err = cli("fleet", "collect", tmp_path / "in", "--to", tmp_path / "store")
+    assert (code, err.count("\n")) == (2, 1)

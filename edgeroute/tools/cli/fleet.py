@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeroute.tools.cli.command_runner import command
-from edgeroute.tools.cli.tables_and_options import Json, print_notes
+from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
+from edgeroute.tools.cli.tables_and_options import Json, print_notes, seconds, table
+
+if TYPE_CHECKING:
+    from edgeroute.tools.fleet.digest_collection import Collected
+    from edgeroute.tools.fleet.fleet_report import FleetReport
 
 fleet = typer.Typer(
     name="fleet",
@@ -25,6 +30,7 @@ def collect(
     to: Annotated[Path, typer.Option(metavar="DIR")],
     key: str | None = None,
     models: list[str] | None = None,
+    for_s: Annotated[float | None, typer.Option("--for", parser=seconds, metavar="TIME")] = None,
     as_json: Json = False,
 ) -> None:
     """Add the devices' digests to a store of tables. Each digest counts once, however often this is run; bad ones are refused.
@@ -32,25 +38,113 @@ def collect(
     The store names refused digests in refused.jsonl.
 
     Args:
-        source: Where the devices send to: a folder or s3://BUCKET/PREFIX.
+        source: Where the devices send to: a folder, s3://BUCKET/PREFIX or mqtts://HOST/TOPIC.
+        for_s: How long to receive from a broker. Default: until Ctrl-C.
         to: Folder of the store; it is created.
         key: Environment variable, or file, with the key of [fleet] key: digests without its signature are refused.
         models: A known model, NAME or NAME:DIGEST; may be repeated. Digests of others are refused. Default: all are known.
     """
+    result = _collect(source, to, key, models or (), for_s)
+    days = [day.isoformat() for day in result.days]
+    if as_json:
+        print(json.dumps({"added": result.added, "days": days, "refused": result.refused}))
+        return
+    print(f"{result.added:,} digests added{f', of {days[0]} to {days[-1]}' if days else ''}")
+
+
+@command(fleet)
+def report(
+    source: Annotated[str, typer.Argument(metavar="STORE")],
+    *,
+    budget: Annotated[float | None, typer.Option(min=0, metavar="USD")] = None,
+    days: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
+    key: str | None = None,
+    as_json: Json = False,
+) -> int:
+    """Report requests, deferral, cost, degradation and latency of a fleet, by model, policy, site and week, and unlike devices.
+
+    Exit code 4: the budget is spent, or will be.
+
+    Args:
+        source: The folder that `fleet collect` writes; or a folder or s3://BUCKET/PREFIX of digests, which are collected first.
+        budget: US dollars a month, to compare with what the month is expected to cost.
+        days: Only the newest days, so many. Default: all.
+        html: Also write a page with figures.
+        key: Of digests, as for `edgeroute fleet collect`.
+    """
+    import tempfile
+
+    from edgeroute.errors import BadInput
+    from edgeroute.system.process import replace_file
+    from edgeroute.tools.fleet import fleet_report
+    from edgeroute.tools.fleet.digest_tables import is_store, open_store
+
+    if html is not None and not html.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {html.parent}", param_hint="--html")
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(source)
+        if not is_store(store):
+            store = Path(folder)
+            if source.startswith("mqtt"):
+                raise BadInput("a broker has no past: `edgeroute fleet collect` it first")
+            if not _collect(source, store, key, ()).added:
+                raise BadInput(f"{source} has no digest")
+        with open_store(store) as connection:
+            result = fleet_report.report(connection, budget, days)
+    if result is None:
+        raise BadInput(f"{source} has no digest")
+    if as_json:
+        print(json.dumps(result.json()))
+    else:
+        _print(result)
+    if html is not None:
+        from edgeroute.tools.fleet.fleet_page import page
+
+        replace_file(html, page(result))
+        if not as_json:
+            print(f"written to {html}")
+    return NOT_READY if result.forecast.verdict in {"spent", "over"} else OK
+
+
+def _print(result: FleetReport) -> None:
+    """Print a report as tables."""
+    from edgeroute.tools.fleet import fleet_page as page
+
+    print(f"{result.first} to {result.last}, {result.total.devices:,} devices")
+    print_notes(page.notes(result))
+    for by in page.TITLES:
+        rows = page.rows(result, by)
+        if by == "model":
+            rows.append(["all", *page.cells(result.total)])
+        table((by, *page.HEAD), rows, (by,))
+    if result.worst:
+        table(page.OUTLIER_HEAD, [page.outlier_cells(device) for device in result.worst], ("device", "site", "share"))
+    print(" ".join(page.money_in_words(result.forecast)))
+
+
+def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_s: float | None = None) -> Collected:
+    """Collect digests into a store, and print on stderr how many were refused."""
     from datetime import datetime, timezone
 
     from edgeroute.system import process
     from edgeroute.tools.fleet.digest_collection import REASONS, Rules, collect
     from edgeroute.tools.fleet.digest_sources import source_of
 
-    today = datetime.fromtimestamp(process.now(), timezone.utc).date()
-    result = collect(source_of(source), to, Rules(today, _key(key), frozenset(models or ())))
-    days = [day.isoformat() for day in result.days]
-    if as_json:
-        print(json.dumps({"added": result.added, "days": days, "refused": result.refused}))
-        return
-    print(f"{result.added:,} digests added{f', of {days[0]} to {days[-1]}' if days else ''}")
+    secret, known = _key(key), frozenset(models)
+
+    def rules() -> Rules:
+        """Return the rules of today."""
+        return Rules(datetime.fromtimestamp(process.now(), timezone.utc).date(), secret, known)
+
+    if source.startswith(("mqtt://", "mqtts://")):
+        from edgeroute.tools.fleet.broker_inbox import collect_messages
+
+        result = collect_messages(source, to, rules, for_s=for_s, ready=lambda: print_notes(["receiving"]))
+    else:
+        result = collect(source_of(source), to, rules())
     print_notes(f"{count:,} refused: {REASONS[why]}" for why, count in result.refused.items() if count)
+    return result
 
 
 def _key(name: str | None) -> bytes:

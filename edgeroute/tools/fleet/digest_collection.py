@@ -15,10 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgeroute.catalog.model_folder import flush_folder
 from edgeroute.errors import StoreError
 from edgeroute.fleet.digest import OTHER, Digest, path_of
 from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system import process
+from edgeroute.system.foreign_files import read_text
 from edgeroute.system.late_imports import import_needed
 from edgeroute.tools.fleet.digest_reading import BadDigest, decode
 from edgeroute.tools.fleet.digest_sources import Source
@@ -92,6 +94,10 @@ class Collected(NamedTuple):
     refused: Counter[str]
     """Code -> digests."""
 
+    def plus(self, other: Collected) -> Collected:
+        """Return the result of both runs."""
+        return Collected(self.added + other.added, tuple(sorted({*self.days, *other.days})), self.refused + other.refused)
+
 
 class _RefusedError(Exception):
     """Raised for a bad digest, with the code."""
@@ -157,7 +163,7 @@ def collect(source: Source, store: Path, rules: Rules | None = None, processes: 
         try:
             run.all()
         finally:
-            _report(store, run.named)
+            report_refusals(store, run.named)
         return Collected(run.added, tuple(sorted(run.days)), run.refused)
 
 
@@ -192,18 +198,26 @@ class _Run:
         set_aside(store)
 
     def all(self) -> None:
-        """Read all digests, and write the tables."""
+        """Read all digests, and write the tables; if the source fails, of those that were read, before the error is raised."""
+        try:
+            self._read()
+        finally:
+            self._merge_if(1)
+
+    def _read(self) -> None:
+        """Read all digests as parts; in further processes, if there are many."""
         batches = self._batches()
         first = next(batches, [])
         if len(first) <= FEW or self.processes == 1:
             for names in _chain(first, batches):
                 self._refuse(convert(self.source, names, self.parts, self._next(len(names)), self.rules))
                 self._merge_if(MERGE)
-        else:
-            from multiprocessing import get_context
+            return
+        from multiprocessing import get_context
 
-            with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
-                running = set[Future[list[Refusal]]]()
+        with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
+            running = set[Future[list[Refusal]]]()
+            try:
                 for names in _chain(first, batches):
                     running.add(pool.submit(convert, self.source, names, self.parts, self._next(len(names)), self.rules))
                     while len(running) > 2 * self.processes or (running and self._unmerged >= MERGE):
@@ -211,7 +225,8 @@ class _Run:
                     self._merge_if(MERGE)
                 while running:
                     running = self._wait(running)
-        self._merge_if(1)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _wait(self, running: set[Future[list[Refusal]]]) -> set[Future[list[Refusal]]]:
         """Wait for a process, count its refusals, and return those that run on."""
@@ -339,18 +354,10 @@ def _path(store: Path, table: str, day: date) -> Path:
 
 def _replace(new: Path, path: Path) -> None:
     """Replace a file by a new one, both durably."""
-    for each in (new, path.parent):
-        if each is new:
-            descriptor = os.open(new, os.O_RDONLY)
-        else:
-            new.replace(path)
-            if os.name == "nt":  # which opens no folder
-                return
-            descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with new.open("rb+") as file:
+        os.fsync(file.fileno())
+    new.replace(path)
+    flush_folder(path.parent)
 
 
 def set_aside(store: Path) -> list[Path]:
@@ -366,14 +373,14 @@ def set_aside(store: Path) -> list[Path]:
     return [file.path for file in damaged]
 
 
-def _report(store: Path, refusals: Sequence[Refusal]) -> None:
+def report_refusals(store: Path, refusals: Sequence[Refusal]) -> None:
     """Add refusals to refused.jsonl: each (name, reason) once, the newest last, at most `MOST_NAMED`."""
     if not refusals:
         return
     path, now = store / "refused.jsonl", datetime.fromtimestamp(process.now(), timezone.utc).isoformat(timespec="seconds")
     lines: dict[str, str] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(path).splitlines():
             lines[line.partition(', "at": ')[0]] = line
     for name, why in refusals:
         start = json.dumps({"name": name[:200], "why": why})[:-1]

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from edgeroute.errors import BadInput, StoreError
+from edgeroute.fleet.digest import MOST_BYTES
 from edgeroute.system.foreign_files import read_bytes
 from edgeroute.system.late_imports import import_needed
+from edgeroute.system.loopback_addresses import is_loopback
 
 FOLDER = "digests"
-MOST_BYTES = 1024
-"""Most bytes of a digest."""
+NEED = "s3:// needs obstore: pip install 'edgeroute[fleet-s3]'"
+TIMEOUT_S = 20.0
+"""Most seconds of a request to an object store."""
 AT_ONCE = 64
 """Most requests to an object store at a time, of each process."""
 TOO_LARGE, UNREAD = "too_large", "unread"
@@ -31,7 +36,7 @@ class Source(Protocol):
 
 
 class Folder:
-    """Folder with digests, or with the folder `digests`. Hidden files are skipped: devices write them before they rename them."""
+    """Folder with digests, or with the folder `digests`. Hidden files and NAME.new are skipped: they are about to be renamed."""
 
     def __init__(self, path: Path) -> None:
         self.root = path / FOLDER if (path / FOLDER).is_dir() else path
@@ -42,13 +47,11 @@ class Folder:
         """Yield the names, day by day. Raises StoreError if the folder cannot be read."""
         try:
             for day in sorted(os.scandir(self.root), key=lambda entry: entry.name):
-                if day.name[0] == ".":
-                    continue
                 if not day.is_dir():
-                    yield day.name
+                    yield from [day.name] if _is_whole(day.name) else []
                     continue
                 with os.scandir(day.path) as entries:
-                    yield from (f"{day.name}/{entry.name}" for entry in entries if entry.name[0] != ".")
+                    yield from (f"{day.name}/{entry.name}" for entry in entries if _is_whole(entry.name))
         except OSError as e:
             raise StoreError(f"{e.filename} cannot be read: {e.strerror}") from e
 
@@ -64,37 +67,52 @@ class Folder:
             return TOO_LARGE if e.errno == errno.EFBIG else UNREAD
 
 
+def _is_whole(name: str) -> bool:
+    """Return False for the name of a hidden file, or of one that is being written."""
+    return name[0] != "." and not name.endswith(".new")
+
+
 class Bucket:
-    """Bucket of an S3-compatible store. Credentials, region and endpoint are those of the environment, as in `AWS_ENDPOINT_URL`.
+    """Bucket of an S3-compatible store. Credentials, region and endpoint are in AWS_*, as for devices.
 
     Args:
         url: s3://BUCKET/PREFIX.
+
+    Raises:
+        BadInput: the address has no bucket.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        to = urlsplit(url)
+        if not to.netloc or "@" in to.netloc:
+            raise BadInput("an object store is written as s3://BUCKET/PREFIX; its credentials are in AWS_*")
+        self.where, self._bucket, self._prefix = f"s3://{to.netloc}", to.netloc, to.path.strip("/")
 
     def names(self) -> Iterator[str]:
-        """Yield the names. Raises StoreError if the store does not answer or refuses."""
-        store = import_needed("obstore", "s3:// needs obstore: pip install 'edgeroute[fleet-s3]'")
+        """Yield the names. Raises StoreError if the store does not answer or refuses, RuntimeMissing without obstore."""
+        obstore = import_needed("obstore", NEED)
         try:
-            for page in store.list(self._store(), f"{FOLDER}/", chunk_size=1000):
+            for page in obstore.list(self._store(), f"{FOLDER}/", chunk_size=1000):
                 yield from (str(entry["path"]).removeprefix(f"{FOLDER}/") for entry in page)
-        except store.exceptions.BaseError as e:
-            raise StoreError(f"{self.url} cannot be listed: {_reason(e)}") from e
+        except obstore.exceptions.BaseError as e:
+            raise StoreError(f"{self.where} cannot be listed: {type(e).__name__}") from None  # its text has the request
 
     def read(self, names: Sequence[str]) -> list[bytes | str]:
-        """Return each object's bytes, or the code of a refusal. Reads no more of an object than a digest may have."""
+        """Return each object's bytes, or the code of a refusal. Reads no more of an object than a digest may have.
+
+        Raises:
+            StoreError: the store does not answer, or refuses.
+        """
         import asyncio
 
-        obstore, store = import_needed("obstore", ""), self._store()
+        obstore, store = import_needed("obstore", NEED), self._store()
 
         async def get(name: str, turns: asyncio.Semaphore) -> bytes | str:
             """Return an object's bytes, or the code of a refusal."""
             async with turns:
                 try:
                     data = bytes(await obstore.get_range_async(store, f"{FOLDER}/{name}", start=0, length=MOST_BYTES + 1))
-                except obstore.exceptions.BaseError:
+                except obstore.exceptions.NotFoundError:
                     return UNREAD
                 return data if len(data) <= MOST_BYTES else TOO_LARGE
 
@@ -103,35 +121,27 @@ class Bucket:
             turns = asyncio.Semaphore(AT_ONCE)
             return await asyncio.gather(*(get(name, turns) for name in names))
 
-        return asyncio.run(get_all())
+        try:
+            return asyncio.run(get_all())
+        except obstore.exceptions.BaseError as e:
+            raise StoreError(f"{self.where} cannot be read: {type(e).__name__}") from None
 
     def _store(self) -> Any:
-        """Return a store of obstore. Raises BadInput for an address that is none, StoreError for http:// to another machine."""
-        from urllib.parse import urlsplit
-
-        from edgeroute.system.loopback_addresses import is_loopback
-
-        stores = import_needed("obstore.store", "s3:// needs obstore: pip install 'edgeroute[fleet-s3]'")
-        endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-        local = endpoint.scheme == "http"
-        if local and endpoint.hostname != "localhost" and not is_loopback(endpoint.hostname or ""):
-            raise StoreError(f"AWS_ENDPOINT_URL is http:// to {endpoint.hostname}: only this machine is reached without TLS")
-        if not urlsplit(self.url).netloc:
-            raise BadInput(f"{self.url} has no bucket: write s3://BUCKET/PREFIX")
-        more = {"endpoint": endpoint.geturl(), "virtual_hosted_style_request": False} if endpoint.netloc else {}
-        return stores.S3Store.from_url(self.url, client_options={"allow_http": local}, **more)
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of obstore's message, which goes on with the request."""
-    return str(error).partition("\n")[0][:200]
+        """Return a store of obstore, over https unless the endpoint is this machine."""
+        stores = import_needed("obstore.store", NEED)
+        host = urlsplit(os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or "").hostname or ""
+        limit = timedelta(seconds=TIMEOUT_S)
+        return stores.S3Store(
+            self._bucket, prefix=self._prefix or None,
+            client_options={"timeout": limit, "connect_timeout": limit, "allow_http": host == "localhost" or is_loopback(host)},
+            retry_config={"max_retries": 3, "retry_timeout": limit},
+        )  # fmt: skip
 
 
 def source_of(text: str) -> Source:
     """Return the source at a path or an address. Raises BadInput if the folder does not exist, or the address is of no store."""
-    scheme = text.partition("://")[0] if "://" in text else ""
-    if scheme == "s3":
+    if text.startswith("s3://"):
         return Bucket(text)
-    if scheme:
-        raise BadInput(f"{scheme}:// is no place to collect from: a folder, s3://BUCKET/PREFIX, or mqtts://HOST/TOPIC")
+    if "://" in text:
+        raise BadInput("digests are collected from a folder, s3://BUCKET/PREFIX or mqtts://HOST/TOPIC")
     return Folder(Path(text))

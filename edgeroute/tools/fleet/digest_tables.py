@@ -143,6 +143,11 @@ def selection(table: str, files: Sequence[Partition]) -> str:
     return f"SELECT {', '.join(f'{name}::{kind} AS {name}' for name, kind in [('day', 'DATE'), *columns])} FROM {reader}"
 
 
+def is_store(path: Path) -> bool:
+    """Return True if a folder has a table's folder with a day."""
+    return any((path / table).is_dir() and any(DAY.fullmatch(each.name) for each in (path / table).iterdir()) for table in TABLES)
+
+
 def open_store(path: str | Path, memory: str = MEMORY) -> Any:
     """Return a connection to DuckDB with a view for each table of a store: requests, confidences, audits and digests.
 
@@ -158,7 +163,7 @@ def open_store(path: str | Path, memory: str = MEMORY) -> Any:
         StoreError: the folder has no table.
     """
     store = Path(path)
-    if not any((store / table).is_dir() for table in TABLES):
+    if not is_store(store):
         raise StoreError(f"{store} is no store of a fleet: `edgeroute fleet collect FROM --to {store}` writes one of digests")
     connection, refused = connect(store, memory), []
     for table in TABLES:

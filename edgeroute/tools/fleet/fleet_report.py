@@ -1,0 +1,383 @@
+"""Report of a fleet: sums by model, policy, site and week, money with its budget, and devices that are unlike the others."""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.fleet.digest import LATENCIES_S
+from edgeroute.tools.fleet.digest_tables import BUCKETS
+
+COUNTS = ("requests", "deferred", "degraded", "failed", "bytes", "usd", *BUCKETS)
+"""Columns that are summed."""
+BY = ("model", "policy", "site")
+QUANTILES = (0.5, 0.9, 0.99)
+MEASURES = ("deferred", "degraded", "failed", "differ")
+"""Shares by which devices are compared: of requests, and of audits for the last."""
+Z = 2.576
+"""Normal quantile of a two-sided interval of 99 %, of each device."""
+LEAST_DAYS, LEAST_COUNT = 5, 100
+"""Days and requests (audits) from which a device is compared with the others."""
+CANDIDATES, WORST = 1_000, 10
+MISSING_DAYS = 3
+"""Days without a digest after which a device is named as missing."""
+COMPLETE = 0.9
+"""Share of the usual devices from which a day is complete."""
+SEASON, PAST = 14, 28
+"""Days from which weekdays are told apart in a forecast, and the number of days on which a forecast is based."""
+
+
+class Sums(NamedTuple):
+    """Sums of a part of the fleet."""
+
+    name: str
+    devices: int
+    requests: int
+    deferred: int
+    degraded: int
+    failed: int
+    bytes: int
+    usd: float
+    latencies: tuple[int, ...]
+    """Answered requests by latency bucket."""
+    audited: int = 0
+    differ: int = 0
+
+    def share(self, measure: str) -> float | None:
+        """Return the share of requests, or for "differ" of audits; None of none."""
+        of = self.audited if measure == "differ" else self.requests
+        return getattr(self, measure) / of if of else None
+
+    def json(self) -> dict[str, Any]:
+        """Return the sums with shares and latency quantiles, as JSON data."""
+        shares = {f"{measure}_share": self.share(measure) for measure in MEASURES}
+        return {**self._asdict(), **shares, "latency_s": {f"p{q * 100:g}": quantile(self.latencies, q) for q in QUANTILES}}
+
+
+class Outlier(NamedTuple):
+    """Device whose share is higher than is usual in the fleet."""
+
+    device: str
+    site: str
+    measure: str
+    share: float
+    low: float
+    """Lower end of the share's interval of 99 %: the lower one of by requests and by days."""
+    fleet: float
+    """The whole fleet's share."""
+    usual: float
+    """Highest share of a usual device: the fleet's, or the devices' median and three standard deviations (robust), if higher."""
+    of: int
+    """Requests, or audits."""
+    days: int
+
+
+class Forecast(NamedTuple):
+    """Money of the month of the newest day."""
+
+    month: str
+    spent: float
+    until: date
+    """Newest day with digests."""
+    expected: float | None
+    """Expected at the month's end; None with less than a week of complete days."""
+    low: float | None
+    high: float | None
+    """Interval of 95 % of the month's end, if days to come are as the last ones."""
+    budget: float | None
+    verdict: str
+    """within, over, open (the budget is in the interval), spent (over it already), or unknown."""
+
+
+class FleetReport(NamedTuple):
+    """Everything that a report shows."""
+
+    first: date
+    last: date
+    total: Sums
+    parts: Mapping[str, Sequence[Sums]]
+    """model, policy, site and week -> their sums, the most requests first; weeks in order."""
+    days: Sequence[Sums]
+    """Sums of each day, whose name is its date."""
+    incomplete: Sequence[str]
+    """Days at the end of which less than the usual number of devices has sent a final digest."""
+    worst: Sequence[Outlier]
+    worse: Mapping[str, int]
+    """Measure -> devices whose interval is above what is usual."""
+    compared: int
+    """Devices with enough evidence to be compared."""
+    spread: Sequence[int]
+    """Devices with enough evidence by their deferral, in 20 bins of 5 %."""
+    missing: Sequence[tuple[str, str, date]]
+    """(device, site, newest day) of devices that have sent nothing for days, at most `WORST`."""
+    missing_count: int
+    forecast: Forecast
+    refused: Sequence[tuple[str, str]]
+    """Damaged files of the store, and why."""
+    versions: Sequence[tuple[str, int]]
+    """Versions of edgeroute, and the devices of the newest complete day that have them."""
+
+    def json(self) -> dict[str, Any]:
+        """Return the report as JSON data."""
+        return {
+            **self._asdict(), "first": str(self.first), "last": str(self.last), "total": self.total.json(),
+            "parts": {name: [part.json() for part in parts] for name, parts in self.parts.items()},
+            "days": [day.json() for day in self.days], "worst": [device._asdict() for device in self.worst],
+            "missing": [(device, site, str(day)) for device, site, day in self.missing],
+            "forecast": {**self.forecast._asdict(), "until": str(self.forecast.until)},
+        }  # fmt: skip
+
+
+def quantile(latencies: Sequence[int], q: float) -> tuple[float, float | None] | None:
+    """Return the ends of the bucket that has a quantile, seconds; the upper end of the last is None; None of no requests."""
+    total = sum(latencies)
+    if not total:
+        return None
+    number = int(np.searchsorted(np.cumsum(latencies), q * total))
+    bounds = (0.0, *LATENCIES_S, None)
+    return bounds[number], bounds[number + 1]  # type: ignore[return-value]  # the first of the two is a number
+
+
+def report(store: Any, budget: float | None = None, days: int | None = None) -> FleetReport | None:
+    """Return the report of a store; None if the store is empty. Reads each table twice.
+
+    Args:
+        store: connection of `open_store`.
+        budget: US dollars a month; None: no budget.
+        days: only the newest days, so many; None: all.
+    """
+    (last,) = store.execute("SELECT max(day) FROM digests").fetchone()
+    if last is None:
+        return None
+    since = date.min if days is None else last - timedelta(days=days - 1)
+    _sum(store, since)
+    total = _sums(store, "''", "by_device")[0]
+    parts = {name: _sums(store, name, "by_device") for name in BY}
+    signed = dict(store.execute("SELECT policy, max(signed) FROM by_device GROUP BY policy").fetchall())
+    parts["policy"] = [part._replace(name=" ".join(filter(None, (signed[part.name], part.name)))) for part in parts["policy"]]
+    by_day = sorted(_sums(store, "day::VARCHAR", "by_day"))
+    weeks = _weeks(store, by_day)
+    worst, worse, compared = _outliers(store, since, total)
+    usual = _usual_devices(store)
+    incomplete = _incomplete(usual)
+    newest = max((day for day in usual if day.isoformat() not in incomplete), default=last)
+    missing = store.execute(
+        """SELECT device, any_value(site), max(day) AS newest, count(*) OVER () FROM digests GROUP BY device
+        HAVING max(day) < ? ORDER BY newest DESC, device LIMIT ?""", [newest - timedelta(days=MISSING_DAYS - 1), WORST]
+    ).fetchall()  # fmt: skip
+    return FleetReport(
+        first=max(since, store.execute("SELECT min(day) FROM digests").fetchone()[0]), last=last, total=total,
+        parts={**parts, "week": weeks}, days=by_day, incomplete=incomplete, worst=worst, worse=worse, compared=compared,
+        spread=_spread(store), missing=[row[:3] for row in missing], missing_count=missing[0][3] if missing else 0,
+        forecast=forecast(_spending(store, last), incomplete, last, budget),
+        refused=store.execute("SELECT file, why FROM refused").fetchall(),
+        versions=store.execute(
+            "SELECT version, count(*) AS n FROM digests WHERE day = ? GROUP BY version ORDER BY n DESC, version", [newest]
+        ).fetchall(),
+    )  # fmt: skip
+
+
+def _sum(store: Any, since: date) -> None:
+    """Make the tables `by_device` (with model, policy and site) and `by_day` of the sums since a day."""
+    counts = ", ".join(f"sum({name}){'::BIGINT' if name != 'usd' else ''} AS {name}" for name in COUNTS)
+    audits = "sum(audited)::BIGINT AS audited, sum(differ)::BIGINT AS differ"
+    none = ", ".join(f"0 AS {name}" for name in COUNTS)
+    for table, key in (("by_device", "device, model, policy, site"), ("by_day", "day")):
+        store.execute(
+            f"""CREATE OR REPLACE TEMP TABLE {table} AS
+            SELECT {key}, max(signed) AS signed, {counts}, 0::BIGINT AS audited, 0::BIGINT AS differ
+            FROM requests WHERE day >= $1 GROUP BY {key}
+            UNION ALL SELECT {key}, '', {none}, {audits} FROM audits WHERE day >= $1 GROUP BY {key}""", [since]
+        )  # fmt: skip
+
+
+def _sums(store: Any, key: str, table: str) -> list[Sums]:
+    """Return the sums of a table by a key, the most requests first; the sums of nothing are one row for a constant key."""
+    counts = ", ".join(f"sum({name})" for name in COUNTS)
+    devices = "count(DISTINCT device)" if table == "by_device" else "0"
+    rows = store.execute(
+        f"""SELECT {key} AS name, {devices}, {counts}, sum(audited), sum(differ) FROM {table}
+        GROUP BY name ORDER BY sum(requests) DESC, name"""
+    ).fetchall()
+    if not rows and key == "''":
+        rows = [("", 0, *([0] * (len(COUNTS) + 2)))]
+    if table == "by_day":
+        devices_of = {str(day): n for day, n in store.execute("SELECT day, count(*) FROM digests GROUP BY day").fetchall()}
+        rows = [(name, devices_of.get(name, 0), *rest) for name, _, *rest in rows]
+    return [_of_row(row) for row in rows]
+
+
+def _of_row(row: Sequence[Any]) -> Sums:
+    """Return the sums of a row: the name, the devices, `COUNTS`, audited and differ."""
+    name, devices, requests, deferred, degraded, failed, moved, usd, *latencies, audited, differ = row
+    return Sums(name, devices, requests, deferred, degraded, failed, moved, usd, tuple(latencies), audited, differ)
+
+
+def _weeks(store: Any, days: Sequence[Sums]) -> list[Sums]:
+    """Return the sums of each week, which begins on Monday, in order."""
+    devices = store.execute("SELECT date_trunc('week', day)::DATE, count(DISTINCT device) FROM digests GROUP BY ALL").fetchall()
+    weeks: dict[str, list[Sums]] = {}
+    for day in days:
+        at = date.fromisoformat(day.name)
+        weeks.setdefault(str(at - timedelta(days=at.weekday())), []).append(day)
+    count = {str(week): n for week, n in devices}
+    sums = {week: [sum(values) for values in zip(*map(_counts, some), strict=True)] for week, some in weeks.items()}
+    return [_of_row([week, count.get(week, 0), *values]) for week, values in sums.items()]
+
+
+def _counts(sums: Sums) -> list[float]:
+    """Return the numbers of `COUNTS`, audited and differ."""
+    return [*sums[2:8], *sums.latencies, sums.audited, sums.differ]
+
+
+def _usual_devices(store: Any) -> dict[date, int]:
+    """Return each day's number of devices whose final digest is there, in order."""
+    rows = store.execute("SELECT day, count(*) FILTER (final) FROM digests GROUP BY day ORDER BY day").fetchall()
+    return dict(rows)
+
+
+def _incomplete(devices: Mapping[date, int]) -> list[str]:
+    """Return the days at the end with less than `COMPLETE` of the usual number of devices: others have yet to send."""
+    days, counts = [*devices], [*devices.values()]
+    end = len(days)
+    usual = float(np.median(counts[-SEASON:])) if counts else 0.0
+    while end > 1 and counts[end - 1] < COMPLETE * usual:
+        end -= 1
+    return [day.isoformat() for day in days[end:]]
+
+
+def _outliers(store: Any, since: date, total: Sums) -> tuple[list[Outlier], dict[str, int], int]:
+    """Return the devices with a higher share than is usual, how many by measure, and how many could be compared.
+
+    A device is listed if the lower end of its interval is above `Outlier.usual`. Requests of a day resemble each other, so the
+    interval is also computed from the device's days (a ratio of sums, by the variance between days); the wider one counts.
+    """
+    worst: list[Outlier] = []
+    worse = {}
+    sql = "SELECT count(*) FROM (FROM by_device SELECT device GROUP BY device HAVING sum(requests) >= ?)"
+    (compared,) = store.execute(sql, [LEAST_COUNT]).fetchone()
+    for measure in MEASURES:
+        fleet = total.share(measure)
+        if not fleet:
+            worse[measure] = 0
+            continue
+        of, table = ("audited", "audits") if measure == "differ" else ("requests", "requests")
+        store.execute(
+            f"""CREATE OR REPLACE TEMP TABLE shares AS SELECT device, sum({measure}) / sum({of}) AS p, sum({of})::DOUBLE AS n
+            FROM by_device GROUP BY device HAVING n >= ?""",
+            [LEAST_COUNT],
+        )
+        (usual,) = store.execute("SELECT median(p) + 3 * 1.4826 * mad(p) FROM shares").fetchone()
+        usual = max(fleet, usual or 0.0)
+        rows = store.execute(
+            f"""WITH candidates AS (
+                SELECT device FROM shares WHERE p > $usual
+                ORDER BY (p + $z ** 2 / (2 * n) - $z * sqrt(p * (1 - p) / n + $z ** 2 / (4 * n ** 2))) / (1 + $z ** 2 / n) DESC
+                LIMIT $most
+            ), days AS (
+                SELECT device, site, sum({measure}) AS k, sum({of}) AS n FROM {table} SEMI JOIN candidates USING (device)
+                WHERE day >= $since GROUP BY device, site, day
+            )
+            SELECT device, any_value(site), sum(k)::DOUBLE, sum(n)::DOUBLE, count(*), sum(k * k)::DOUBLE, sum(k * n)::DOUBLE,
+                sum(n * n)::DOUBLE FROM days GROUP BY device HAVING count(*) >= $days""",
+            {"usual": usual, "z": Z, "most": CANDIDATES, "since": since, "days": LEAST_DAYS},
+        ).fetchall()  # fmt: skip
+        outliers = [
+            Outlier(device, site, measure, k / n, low_end(k, n, days, *squares), fleet, usual, int(n), days)
+            for device, site, k, n, days, *squares in rows
+        ]
+        outliers = sorted((o for o in outliers if o.low > usual), key=lambda o: (-o.low, o.device))
+        worse[measure] = len(outliers)
+        worst += outliers[:WORST]
+    return worst, worse, compared
+
+
+def low_end(k: float, n: float, days: int, kk: float, kn: float, nn: float) -> float:
+    """Return the lower end of a share's interval of 99 %: the lower one of Wilson's by requests, and Student's by days.
+
+    Args:
+        k: events.
+        n: requests.
+        days: days, 2 or more.
+        kk: sum over days of the squared events.
+        kn: sum over days of events times requests.
+        nn: sum over days of the squared requests.
+    """
+    p, v = k / n, days - 1
+    wilson = (p + Z**2 / (2 * n) - Z * sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))) / (1 + Z**2 / n)
+    t = Z + (Z**3 + Z) / (4 * v) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * v**2)  # Student's quantile, by Cornish and Fisher
+    variance = max(0.0, kk - 2 * p * kn + p * p * nn) * days / v / n**2
+    return float(min(wilson, p - t * sqrt(variance)))
+
+
+def _spread(store: Any) -> list[int]:
+    """Return the devices with enough requests by their deferral, in 20 bins."""
+    rows = store.execute(
+        f"""SELECT least(19, floor(sum(deferred) / sum(requests) * 20))::INTEGER AS bin FROM by_device GROUP BY device
+        HAVING sum(requests) >= {LEAST_COUNT}"""
+    ).fetchnumpy()["bin"]
+    return [int(count) for count in np.bincount(np.asarray(rows, np.int64), minlength=20)]
+
+
+def _spending(store: Any, last: date) -> dict[date, float]:
+    """Return each day's US dollars from the month's first day, and as far back as a forecast looks."""
+    since = min(last.replace(day=1), last - timedelta(days=PAST + SEASON))
+    rows = store.execute("SELECT day, sum(usd) FROM requests WHERE day >= ? GROUP BY day", [since]).fetchall()
+    return dict(rows)
+
+
+def forecast(usd: Mapping[date, float], incomplete: Sequence[str], last: date, budget: float | None) -> Forecast:
+    """Return what a month will have cost, with an interval of 95 %.
+
+    A day to come costs what the complete days of the last four weeks did, from two weeks on those of its weekday. Its deviation
+    resembles that of the day before (an autoregression of the first order), so the interval of many days is wider than that of
+    independent ones.
+
+    Args:
+        usd: day -> US dollars; a day without is free.
+        incomplete: days of which digests are missing; they are expected to cost what a day to come does, and not less than now.
+        last: newest day.
+        budget: US dollars a month.
+    """
+    start = last.replace(day=1)
+    month_days = [start + timedelta(days=i) for i in range(monthrange(last.year, last.month)[1])]
+    spent = sum(usd.get(day, 0.0) for day in month_days)
+    first = min(usd, default=last)
+    past = [last - timedelta(days=i) for i in range(PAST + len(incomplete))]
+    past = [day for day in past if day >= first and day.isoformat() not in incomplete][:PAST]
+    expected = low = high = None
+    if len(past) >= 7:  # noqa: PLR2004 - a week
+        costs = np.array([usd.get(day, 0.0) for day in past])[::-1]
+        kinds = np.array([day.weekday() if len(past) >= SEASON else 0 for day in past])[::-1]
+        means = np.array([costs[kinds == kind].mean() if (kinds == kind).any() else costs.mean() for kind in range(7)])
+        left = costs - means[kinds]
+        used = len({*kinds.tolist()})
+        scale = float((left**2).sum() / max(1, costs.size - used))
+        rho = float(np.clip((left[1:] * left[:-1]).sum() / max((left**2).sum(), 1e-300) + 1 / costs.size, 0, 0.95))
+        ahead = [day for day in month_days if day > last or day.isoformat() in incomplete]
+        future = [max(usd.get(day, 0.0), float(means[day.weekday() if len(past) >= SEASON else 0])) for day in ahead]
+        r = len(ahead)
+        sum_variance = scale * sum(rho ** abs(i - j) for i in range(r) for j in range(r))
+        mean_variance = scale * (1 + rho) / (1 - rho) * r**2 / costs.size
+        v = max(1, costs.size - used)
+        t = 1.96 + (1.96**3 + 1.96) / (4 * v) + (5 * 1.96**5 + 16 * 1.96**3 + 3 * 1.96) / (96 * v**2)
+        half = t * sqrt(sum_variance + mean_variance)
+        expected = spent - sum(usd.get(day, 0.0) for day in ahead) + sum(future)
+        low, high = max(spent, expected - half), expected + half
+    return Forecast(f"{last:%Y-%m}", spent, last, expected, low, high, budget, _verdict(spent, low, high, budget))
+
+
+def _verdict(spent: float, low: float | None, high: float | None, budget: float | None) -> str:
+    """Return how the spending compares with the budget."""
+    if budget is None:
+        return "unknown"
+    if spent > budget:
+        return "spent"
+    if low is None or high is None:
+        return "unknown"
+    return "over" if low > budget else "within" if high <= budget else "open"

@@ -1,0 +1,181 @@
+"""The report of a fleet: its sums against the digests', its intervals against known ones, its page, and hostile names in it."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+from html.parser import HTMLParser
+
+import fleets
+import numpy as np
+import pytest
+from commands import cli
+
+from edgeroute.tools.fleet.fleet_report import forecast, low_end, quantile
+
+FIRST = fleets.FIRST
+
+
+def change(device, day, shares):
+    """Device 7 defers nearly all; 9 is degraded often."""
+    if device == 7:
+        shares["deferral"] = 0.9
+    if device == 9:
+        shares["degraded"] = 0.1
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """A store of 40 devices and 16 days, one of which is silent from the 10th on; its digests, and the folder."""
+    pytest.importorskip("duckdb")
+    folder = tmp_path_factory.mktemp("fleet") / "store"
+    silent, until = fleets.device_id(3), str(FIRST + timedelta(days=9))
+    digests = [d for d in fleets.random_fleet(40, 16, change=change) if d.device != silent or d.day < until]
+    return digests, fleets.write_store(folder, digests)
+
+
+def run(folder, *options):
+    """`edgeroute fleet report --json` -> the exit code and the report."""
+    code, out, err = cli("fleet", "report", folder, "--json", *options)
+    assert not err
+    return code, json.loads(out)
+
+
+@pytest.mark.matrix
+def test_sums_are_those_of_the_digests(fleet):
+    """In total, by model, by day and by week; with --days of the newest days alone."""
+    digests, folder = fleet
+    _, report = run(folder)
+    rows = [(d, d.groups[row[0]], row) for d in digests for row in d.requests]
+    assert report["total"]["requests"] == sum(row[2] for *_, row in rows)
+    assert report["total"]["usd"] == pytest.approx(sum(row[7] for *_, row in rows) / 1e6)
+    models = {part["name"]: part["deferred"] for part in report["parts"]["model"]}
+    assert models == {model: sum(row[3] for _, group, row in rows if group[0] == model) for model in fleets.MODELS}
+    assert [part["devices"] for part in report["parts"]["week"]] == [40, 40, 39]
+    assert sum(part["failed"] for part in report["parts"]["week"]) == sum(day["failed"] for day in report["days"])
+    _, newest = run(folder, "--days", 2)
+    last = str(FIRST + timedelta(days=14))
+    assert newest["total"]["requests"] == sum(row[2] for d, _, row in rows if d.day >= last)
+
+
+@pytest.mark.matrix
+def test_devices_unlike_the_others_are_named(fleet):
+    """And a silent one; none of those that are usual for their site."""
+    _, report = run(fleet[1])
+    assert {(o["device"], o["measure"]) for o in report["worst"]} == {
+        (fleets.device_id(7), "deferred"),
+        (fleets.device_id(9), "degraded"),
+    }
+    assert [device for device, *_ in report["missing"]] == [fleets.device_id(3)]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("budget", "code", "verdict"), [(1e6, 0, "within"), (1, 4, "spent"), (0, 4, "spent")])
+def test_the_budget_decides_the_exit_code(fleet, budget, code, verdict):
+    """It is compared with the expected end of the month."""
+    done, report = run(fleet[1], "--budget", budget)
+    assert (done, report["forecast"]["verdict"]) == (code, verdict)
+
+
+@pytest.mark.matrix
+def test_a_day_that_has_not_come_in_does_not_lower_the_forecast(fleet, tmp_path):
+    """Its devices have yet to send: it is named, and expected to cost what other days do."""
+    digests, folder = fleet
+    _, whole = run(folder)
+    last = max(d.day for d in digests)
+    late = fleets.write_store(tmp_path / "store", [d for i, d in enumerate(digests) if d.day < last or i % 2])
+    _, report = run(late)
+    assert report["incomplete"] == [last]
+    assert report["forecast"]["expected"] == pytest.approx(whole["forecast"]["expected"], rel=0.03)
+
+
+@pytest.mark.matrix
+def test_digests_are_collected_first(tmp_path):
+    """So a folder that devices send to is reported as it is; one without any is an error."""
+    fleets.put(tmp_path, fleets.random_fleet(3, 2))
+    assert run(tmp_path)[1]["total"]["devices"] == 3
+    (tmp_path / "empty").mkdir()
+    code, _, err = cli("fleet", "report", tmp_path / "empty")
+    assert (code, err.count("\n")) == (1, 1)
+
+
+class _Tags(HTMLParser):
+    """The names of the tags."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+
+
+@pytest.mark.matrix
+def test_the_page_stands_alone(tmp_path):
+    """With figures and without scripts; a site and a version that look like HTML and SQL are text."""
+    pytest.importorskip("matplotlib")
+    site = "<script>alert(1)</script>'); DROP VIEW requests; --"
+    digests = [d._replace(site=site, version="<img>") for d in fleets.random_fleet(12, 8, change=change)]
+    fleets.write_store(tmp_path / "store", digests)
+    code, out, _ = cli("fleet", "report", tmp_path / "store", "--html", tmp_path / "page.html", "--budget", 50)
+    assert code in {0, 4}
+    assert site in out
+    page = (tmp_path / "page.html").read_text()
+    assert not {"script", "img", "link"} & _Tags(page).tags
+    assert page.count("<figure>") == 4
+    assert "http:" not in page
+    assert "https:" not in page
+
+
+@pytest.mark.matrix
+def test_damaged_tables_are_named(fleet, tmp_path):
+    """Their rows are in no sum, and the others are."""
+    digests, _ = fleet
+    folder = fleets.write_store(tmp_path / "store", digests)
+    path = folder / "requests" / f"day={FIRST}" / "rows.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    _, report = run(folder)
+    assert report["refused"] == [[f"requests/day={FIRST}/rows.parquet", "is cut off or is no Parquet file"]]
+    expected = sum(row[2] for d in digests for row in d.requests if d.day != str(FIRST))
+    assert report["total"]["requests"] == expected
+
+
+def test_a_quantile_is_a_bucket():
+    """Its ends in seconds; the last one has none above."""
+    first, second, last = pytest.approx((0.0, 0.005)), pytest.approx((0.005, 0.02)), (5, None)
+    assert quantile([1, 0, 0, 0, 0, 0, 0, 0], 0.5) == first
+    for share, bucket in ((0.5, first), (0.99, second), (0.999, last)):
+        assert quantile([50, 49, 0, 0, 0, 0, 0, 1], share) == bucket
+    assert quantile([0] * 8, 0.5) is None
+
+
+def test_days_that_differ_widen_an_interval():
+    """By requests alone 200 of 2,000 is sure; if one of ten days has them all, it is not."""
+    even = low_end(200, 2000, 10, 10 * 20**2, 10 * 20 * 200, 10 * 200**2)
+    uneven = low_end(200, 2000, 10, 200**2, 200 * 200, 10 * 200**2)
+    assert 0.08 < even < 0.1
+    assert uneven < 0
+
+
+def test_the_forecast_covers_the_month():
+    """Of 200 months with weekends that cost more, and days that follow the day before, about 95 % end in the interval."""
+    rng = np.random.default_rng(3)
+    first, inside = date(2026, 9, 20), 0
+    for _ in range(200):
+        noise = np.zeros(110)
+        for i in range(1, noise.size):
+            noise[i] = 0.3 * noise[i - 1] + rng.normal()
+        days = [first + timedelta(days=i) for i in range(72)]
+        usd = {day: 10.0 + 4 * (day.weekday() >= 5) + noise[i + 38] for i, day in enumerate(days)}
+        last = date(2026, 11, 10)
+        result = forecast({day: cost for day, cost in usd.items() if day <= last}, [], last, None)
+        inside += result.low <= sum(cost for day, cost in usd.items() if day.month == 11) <= result.high
+    assert inside >= 176
+
+
+def test_a_new_fleet_has_no_forecast():
+    """Less than a week of days is no basis: the verdict is unknown, unless the budget is spent already."""
+    days = {date(2026, 11, i): 10.0 for i in range(1, 5)}
+    assert forecast(days, [], date(2026, 11, 4), 100.0).verdict == "unknown"
+    assert forecast(days, [], date(2026, 11, 4), 30.0).verdict == "spent"

@@ -1,0 +1,190 @@
+"""Digests from real servers: an object store (moto) and a broker (mosquitto), reached, away, and with messages of strangers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import fleets
+import pytest
+from both import LONG
+from commands import PYTHON, cli
+
+from edgeroute.fleet.digest import encode, path_of
+
+pytestmark = pytest.mark.matrix
+pytest.importorskip("duckdb")
+
+
+def free_port():
+    """A port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(command, port):
+    """A server as a process of its own, from its first answer on."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 4 * LONG  # moto imports much
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert process.poll() is None
+            assert time.monotonic() < until
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """The environment in which s3://fleet-test is a bucket of moto, and a client of it."""
+    boto3, server, port = pytest.importorskip("boto3"), shutil.which("moto_server"), free_port()
+    pytest.importorskip("obstore")
+    if server is None:
+        pytest.skip("moto_server is not installed")
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret-of-the-bucket", "AWS_DEFAULT_REGION": "us-east-1"}
+    with started([server, "-H", "127.0.0.1", "-p", str(port)], port):
+        url = f"http://127.0.0.1:{port}"
+        client = boto3.client(
+            "s3", endpoint_url=url, aws_access_key_id="key", aws_secret_access_key="secret-of-the-bucket", region_name="us-east-1"
+        )
+        client.create_bucket(Bucket="fleet-test")
+        yield {**os.environ, **keys, "AWS_ENDPOINT_URL": url}, client
+
+
+def test_an_object_store_is_collected(bucket, tmp_path):
+    """Under a prefix; a large object and a strange one are refused; the next run reads what is new alone."""
+    env, client = bucket
+    digests = list(fleets.random_fleet(30, 2))
+    for digest in digests:
+        client.put_object(Bucket="fleet-test", Key=f"plant/{path_of(digest)}", Body=encode(digest))
+    client.put_object(Bucket="fleet-test", Key=f"plant/{path_of(digests[0]._replace(revision=2))}", Body=bytes(5000))
+    client.put_object(Bucket="fleet-test", Key="plant/digests/2026-11-02/readme.txt", Body=b"hello")
+    run = ("fleet", "collect", "s3://fleet-test/plant", "--to", tmp_path / "store", "--json")
+    code, out, _ = cli(*run, env=env)
+    result = json.loads(out)
+    assert (code, result["added"]) == (0, len(digests))
+    assert {why: n for why, n in result["refused"].items() if n} == {"too_large": 1, "foreign": 1}
+    late = digests[3]._replace(revision=2)
+    client.put_object(Bucket="fleet-test", Key=f"plant/{path_of(late)}", Body=encode(late))
+    assert json.loads(cli(*run, env=env)[1])["added"] == 1
+    code, out, _ = cli("fleet", "report", "s3://fleet-test/plant", "--json", env=env)
+    assert json.loads(out)["total"]["requests"] == sum(row[2] for d in digests for row in d.requests)
+
+
+def test_an_object_store_that_is_away_is_an_error(bucket, tmp_path):
+    """Of one line without the credentials; so is a bucket that does not exist."""
+    env, _ = bucket
+    for url, more in (("s3://fleet-test", {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}), ("s3://no-such-bucket", {})):
+        code, _, err = cli("fleet", "collect", url, "--to", tmp_path / "store", env={**env, **more})
+        assert (code, err.count("\n")) == (2, 1)
+        assert "secret-of-the-bucket" not in err
+
+
+@pytest.fixture
+def broker(tmp_path):
+    """A port on which mosquitto listens; its messages outlive it."""
+    pytest.importorskip("paho.mqtt")
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    if program is None:
+        pytest.skip("mosquitto is not installed")
+    port = free_port()
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    with started([program, "-c", str(config)], port):
+        yield port
+
+
+def publish(port, messages):
+    """Send messages with QoS 1, and wait until the broker has them."""
+    from paho.mqtt import client as mqtt
+
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    for topic, data in messages:
+        client.publish(topic, data, qos=1).wait_for_publish(LONG)
+    client.disconnect()
+    client.loop_stop()
+
+
+@contextlib.contextmanager
+def collecting(port, store, *options):
+    """`fleet collect` from a topic of the broker, from its connection on."""
+    command = [*PYTHON, "fleet", "collect", f"mqtt://127.0.0.1:{port}/plant", "--to", str(store), "--json", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stderr.readline()
+            assert line == "receiving\n", line + process.stderr.read()
+            yield process
+        finally:
+            process.kill()
+
+
+def rows(store):
+    """Requests of the store, and its digests."""
+    from edgeroute.tools.fleet.digest_tables import open_store
+
+    with open_store(store) as connection:
+        return connection.execute("SELECT (SELECT sum(requests) FROM requests), (SELECT count(*) FROM digests)").fetchone()
+
+
+def until_there(path, count):
+    """Wait until a folder has so many digests."""
+    end = time.monotonic() + LONG
+    while len([*Path(path).rglob("*.digest")]) < count:
+        assert time.monotonic() < end
+
+
+def test_a_broker_is_collected_until_ctrl_c(broker, tmp_path):
+    """Repeated messages count once; what is no digest is refused; and messages that came while nobody collected are not lost."""
+    digests = list(fleets.random_fleet(12, 2))
+    messages = [(f"plant/{path_of(digest)}", encode(digest)) for digest in digests]
+    store = tmp_path / "store"
+    with collecting(broker, store) as process:
+        publish(broker, [*messages[:10], *messages[:3], ("plant/hello", b"x"), (f"plant/{path_of(digests[20])}", b"{}")])
+        until_there(store / ".inbox", 11)
+        process.send_signal(signal.SIGINT)
+        result = json.loads(process.communicate(timeout=LONG)[0])
+        assert process.returncode == 0
+    assert result["added"] == 10
+    assert {why: n for why, n in result["refused"].items() if n} == {"foreign": 1, "malformed": 1}
+    publish(broker, messages)
+    with collecting(broker, store, "--for", "3s") as process:
+        assert json.loads(process.communicate(timeout=LONG)[0])["added"] == len(digests) - 10
+    assert rows(store) == (sum(row[2] for d in digests for row in d.requests), len(digests))
+
+
+def test_a_killed_collector_loses_no_message(broker, tmp_path):
+    """A message is acknowledged once it is stored: the next run has those that were received, and the broker the others."""
+    digests = list(fleets.random_fleet(40, 1))
+    store = tmp_path / "store"
+    with collecting(broker, store) as process:
+        publish(broker, [(f"plant/{path_of(digest)}", encode(digest)) for digest in digests])
+        until_there(store / ".inbox", 5)
+        process.kill()
+    with collecting(broker, store, "--for", "3s") as process:
+        process.communicate(timeout=LONG)
+    assert rows(store)[1] == len(digests)
+
+
+@pytest.mark.parametrize(
+    "url", ["mqtt://broker.example/plant", "mqtts://127.0.0.1:1/plant", "mqtts://127.0.0.1/plant/#", "ftp://x/y"]
+)
+def test_an_address_that_is_none_is_an_error(tmp_path, url):
+    """Of one line: without TLS to another machine, with wildcards, of another kind, and of a broker that is away."""
+    pytest.importorskip("paho.mqtt")
+    code, _, err = cli("fleet", "collect", url, "--to", tmp_path / "store", "--for", "1s")
+    assert code in {1, 2}
+    assert err.count("\n") == 1
