@@ -245,7 +245,7 @@ class OpenInference(ServedModel):
             head = self._heads[key] = text, (OCTETS, (LENGTH, str(len(text))), ASK)
         text, headers = head
         body = b"".join((text, *parts))
-        return new(Call, ("POST", self.path + "/infer", headers, body, False, self._limit(len(array)), None))
+        return new(Call, ("POST", self.path + "/infer", headers, body, False, self._limit(len(array)), None, ""))
 
     def _head(
         self, inputs: list[dict[str, Any]], *, binary: bool, edges: Sequence[Mapping[str, Any] | None] | None = None
