@@ -122,6 +122,38 @@ def publish(
     return entry
 
 
+def publish_certificate(
+    catalog: Path, name: str, version: str, certificate: Path, *, keys: Path, days: float = LISTS_DAYS
+) -> Entry:
+    """Copy the newest version of a model into a new one that has another certificate, and sign the catalog.
+
+    Args:
+        catalog: folder of the catalog.
+        name: name of the model.
+        version: the new version.
+        certificate: file of the certificate.
+        keys: folder of the keys that `keygen` created.
+        days: days that the list is valid.
+
+    Raises:
+        BadInput: the catalog has no such model, or has the version already.
+        CatalogError: a name cannot be used on every system, or the catalog cannot be read.
+        PolicyError: a key is missing.
+        StoreError: the catalog cannot be written.
+    """
+    newest = next((entry for entry in reversed(_listed(catalog)) if entry.name == name), None)
+    if newest is None:
+        raise BadInput(f"{catalog} has no model {name}: edgeroute models publish adds one")
+    folder = catalog / FILES / name / newest.version
+    more = {newest.certificate, newest.canaries}
+    tops = dict.fromkeys([newest.model, *(file.path.partition("/")[0] for file in newest.files if file.path not in more)])
+    canaries = folder / newest.canaries if newest.canaries else None
+    return publish(
+        catalog, name, version, [folder / top for top in tops], keys=keys, certificate=certificate, canaries=canaries,
+        requires=newest.requires, notes=newest.notes, days=days,
+    )  # fmt: skip
+
+
 def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Sequence[tuple[str, str]] = ()) -> tuple[Entry, ...]:
     """Sign a catalog again, so that its list of models does not expire, and return its entries.
 

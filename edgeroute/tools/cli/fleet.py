@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
+from edgeroute.tools.cli.fleet_alarm import alarm, calibrate
 from edgeroute.tools.cli.tables_and_options import Json, print_notes, seconds, table
 
 if TYPE_CHECKING:
@@ -163,3 +164,7 @@ def _key(name: str | None) -> bytes:
     if not text:
         raise BadInput(f"--key {name}: neither an environment variable nor a file with a key")
     return text.encode()
+
+
+for each in (alarm, calibrate):
+    command(fleet)(each)

@@ -123,7 +123,8 @@ class PooledDrift:
     def ratio(self) -> tuple[float, float, float]:
         """Return the ratio of scores to weights since the change, and its interval, which holds at every look and any start.
 
-        By the central limit theorem, time-uniform (Waudby-Smith et al., 2024); each start has its part of alpha.
+        By the central limit theorem, time-uniform (Waudby-Smith et al., 2024); each start has its part of alpha. A score is
+        at most `CAP`, so a large change is understated.
         NaN and infinite ends without a device.
         """
         score, weight, squares, product, weights = self._sums[int(self._rise.argmax())]

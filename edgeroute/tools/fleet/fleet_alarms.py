@@ -1,0 +1,460 @@
+"""Alarms of a fleet: pooled tests of a store's days, each bet on once, with their state in the store; and suspect devices.
+
+A day is closed some hours after its end, for a device once the digest of its whole day is here. A device's counts of closed days
+that were not bet on yet, those of days that came late among them, are one bet of the device on the last closed day. Counts that
+come after their device and day were bet on, or more than `WINDOW` days late, are left out: a bet is never corrected, or the test
+would not be valid at every look.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.binomial_tests import Floats
+from edgeroute.core.sequential_tests import GRID
+from edgeroute.errors import StoreError
+from edgeroute.stores.rotated_json_lines import ProcessLock
+from edgeroute.system.foreign_files import read_json
+from edgeroute.system.process import now, replace_file
+from edgeroute.tools.fleet.digest_tables import open_store, quoted
+from edgeroute.tools.fleet.fleet_certificate import AUDITS_POSSIBLE, FleetAudits, day_of
+from edgeroute.tools.fleet.pooled_tests import (
+    CELLS,
+    WEEK,
+    PooledDrift,
+    device_evidence,
+    highest_usual,
+    scores,
+    suspects,
+    usual_rates,
+)
+
+WINDOW = 35
+"""Days within which counts may come late."""
+INTERIM = 7
+"""Days after which a device's day is bet on though the digest of its whole day is missing."""
+EVENTS = 20
+"""Fewest events of a reference; with fewer it goes on beyond its days."""
+CLOSED_S = 6 * 3600.0
+"""Time after the end of a day at which the day is closed, seconds."""
+YEAR = 365.0
+RECENT_DAYS, PAST_DAYS = (7, 28), 120  # windows in which a device is compared with the others, and with its past
+_SAMPLE = 20_000  # most devices, about, of a reference
+_LARGEST = 3.0  # times the median, beyond which a device's day no longer weighs more in the usual rates
+_VERSION, _ZERO = 1, "DATE '1970-01-01'"
+
+
+class Metric(NamedTuple):
+    """Kind of event that is tested."""
+
+    table: str
+    events: str
+    """SQL of the number of events of a row."""
+    text: str
+
+
+METRICS = {
+    "differ": Metric("audited", "differ", "more answers differ from the cloud's"),
+    "loss": Metric("audited", "harms", "more answers are wrong where the cloud's is right"),
+    "deferred": Metric("asked", "deferred", "more requests are deferred"),
+    "kept": Metric("asked", "n - deferred", "fewer requests are deferred: more are answered by the edge"),
+}
+_KEY = "split_part(model, ':', -1) AS key, model, policy, device, site, day"
+_CELL = "(24 * (isodow(day) - 1) + hour)::INTEGER AS cell"
+_REQUESTS_POSSIBLE = "hour BETWEEN 0 AND 23 AND requests > 0 AND deferred BETWEEN 0 AND requests"
+_VIEWS = f"""
+    CREATE TEMP VIEW audited AS SELECT {_KEY}, {_CELL}, index, audited AS n, differ, harms, wins, 0 AS deferred FROM audits
+        WHERE contains(model, ':') AND {AUDITS_POSSIBLE};
+    CREATE TEMP VIEW asked AS SELECT {_KEY}, {_CELL}, 0 AS index, requests AS n, 0 AS differ, 0 AS harms, 0 AS wins, deferred
+        FROM requests WHERE contains(model, ':') AND {_REQUESTS_POSSIBLE};
+    CREATE TEMP TABLE rates (metric VARCHAR, key VARCHAR, policy VARCHAR, cell INTEGER, first INTEGER, rate DOUBLE);
+    CREATE TEMP TABLE fresh (device VARCHAR, day DATE);
+    CREATE TEMP TABLE bets (device VARCHAR, mask UBIGINT);
+"""
+
+
+class FleetAlarms:
+    """Pooled tests of the models and policies of a store.
+
+    Reading and betting hold a lock of the store, so that two runs never bet on the same day.
+
+    Args:
+        store: folder of the store.
+        learn: days of the reference, from which the usual rates come.
+        tolerance: relative rise that is no alarm.
+        liars: share of devices that may lie, for which an alarm says if they could have raised it.
+        alpha: probability of a false alarm of the whole fleet in a year.
+
+    Raises:
+        StoreError: there is no store, another run has the lock, or the state is damaged.
+    """
+
+    def __init__(self, store: Path, *, learn: int = 14, tolerance: float = 0.1, liars: float = 0.05, alpha: float = 0.05) -> None:
+        self._folder = store / "alarm"
+        self._learn, self._tolerance, self._liars, self._alpha = max(learn, WEEK), tolerance, liars, alpha
+        self._db = open_store(store)
+        for statement in _VIEWS.split(";\n"):
+            self._db.execute(statement)
+        self._lock = ProcessLock(self._folder / "lock")
+        if not self._lock.take():
+            raise StoreError(f"{self._lock.path}: another run of fleet alarm reads this store: try again later")
+        self._state = _state(self._folder / "state.json")
+
+    def close(self) -> None:
+        """Release the lock and the connection."""
+        self._lock.leave()
+        self._db.close()
+
+    @property
+    def _streams(self) -> dict[str, dict[str, Any]]:
+        """State of each model and policy, by `KEY POLICY`."""
+        streams: dict[str, dict[str, Any]] = self._state["streams"]
+        return streams
+
+    def again(self, model: str) -> list[str]:
+        """Begin anew with a model, by its name or key: the next days are its reference. Return the names; stores the state.
+
+        Certificates of the fleet's audits count those of later days alone.
+        """
+        names = []
+        for stream in self._streams.values():
+            if model in {stream["model"], *stream["model"].rsplit(":", 1)}:
+                stream |= {"first": self._state["closed"] + 1, "begun": stream["begun"] + 1, "tests": {}}
+                names.append(stream["model"])
+        self._save()
+        return names
+
+    def models(self) -> dict[str, str]:
+        """Return key -> name of each model with audits."""
+        return dict(self._db.execute("SELECT key, arg_max(model, day) FROM audited GROUP BY key ORDER BY key").fetchall())
+
+    def audits(self, key: str, policy: str = "") -> FleetAudits:
+        """Return the audits of a model since its tests began anew; stores their lowest rate at the first look.
+
+        Args:
+            key: digest of the model's fingerprints.
+            policy: the policy's identity; empty: all policies.
+        """
+        begun = [stream for stream in self._streams.values() if stream["key"] == key and stream["begun"]]
+        bases = self._state.setdefault("bases", {})
+        times = max((stream["begun"] for stream in begun), default=0)
+        since = max((stream["first"] for stream in begun), default=0)
+        name = f"{key} {policy} {times}"
+        audits = FleetAudits(self._db, key, since=since, base=bases.get(name), begun=times, policy=policy)
+        if bases.get(name) != audits.base:
+            bases[name] = audits.base
+            self._save()
+        return audits
+
+    def look(self) -> dict[str, Any]:
+        """Bet on the days that were closed since the last look, store the state, and return the report in JSON types."""
+        last = _last_day(self._db)
+        closed = self._state["closed"]
+        if last is not None and (closed is None or last > closed):
+            self._read_bets(closed)
+            self._discover(last, closed)
+            self._load_rates()
+            start = min(stream["first"] for stream in self._streams.values()) if closed is None else closed + 1
+            for day in range(start, last + 1):
+                self._close_day(day)
+            self._save(bets=True)
+        self._load_rates()
+        return self._report()
+
+    # The days of devices that were bet on: a bit for each of the last `WINDOW` days, the lowest for the last closed one.
+
+    def _read_bets(self, closed: int | None) -> None:
+        """Read which devices' days were bet on."""
+        path = self._folder / f"bets-{closed}.parquet"
+        if closed is not None:
+            if not path.is_file():
+                raise StoreError(f"{path} is missing: restore the folder, or remove {self._folder} to begin anew")
+            self._db.execute(f"INSERT INTO bets SELECT device, mask FROM read_parquet({quoted(str(path.absolute()))})")
+
+    def _mark_fresh(self, day: int) -> None:
+        """Find the devices' days up to this one that were not bet on, and mark them. The masks are of the day before."""
+        self._db.execute(
+            """CREATE OR REPLACE TEMP TABLE fresh AS SELECT DISTINCT device, day FROM digests LEFT JOIN bets USING (device)
+            WHERE day > ? AND day <= ? AND (final OR day <= ?)
+            AND (mask IS NULL OR day = ? OR (mask >> greatest(0, ? - day - 1)::UBIGINT) & 1 = 0)""",
+            [day_of(day - WINDOW), day_of(day), day_of(day - INTERIM), day_of(day), day_of(day)],
+        )
+        self._db.execute(
+            f"""CREATE OR REPLACE TEMP TABLE bets AS SELECT device, bit_or(mask) AS mask FROM (
+                SELECT device, ((mask & {2 ** (WINDOW - 1) - 1}) << 1)::UBIGINT AS mask FROM bets
+                UNION ALL SELECT device, (1::UBIGINT << (? - day)::UBIGINT) FROM fresh
+            ) GROUP BY device HAVING bit_or(mask) > 0""",
+            [day_of(day)],
+        )
+
+    # Streams: models, by the digest of their fingerprints, so that a new name is the same model; and policies.
+
+    def _discover(self, last: int, closed: int | None) -> None:
+        """Add the models and policies that are new, and note a new name."""
+        since = day_of(0 if closed is None else closed - WINDOW)
+        found = self._db.execute(
+            """SELECT key, policy, min(day) - DATE '1970-01-01', arg_max(model, day) FROM
+            (SELECT key, policy, day, model FROM asked UNION ALL SELECT key, policy, day, model FROM audited)
+            WHERE day > ? AND day <= ? GROUP BY ALL ORDER BY ALL""",
+            [since, day_of(last)],
+        ).fetchall()
+        for key, policy, first, model in found:
+            stream = self._streams.setdefault(
+                f"{key} {policy}", {"key": key, "policy": policy, "first": first, "begun": 0, "threshold": None, "tests": {}}
+            )
+            stream["model"] = model
+
+    def _load_rates(self) -> None:
+        """Write the usual rates of each test into their table."""
+        self._db.execute("DELETE FROM rates")
+        for stream in self._streams.values():
+            for name, test in stream["tests"].items():
+                self._add_rates(stream, name, np.array(test["rates"]))
+
+    def _add_rates(self, stream: dict[str, Any], name: str, rates: Floats) -> None:
+        """Write the usual rates of one test into their table."""
+        first = stream["threshold"] if METRICS[name].table == "audited" else 0
+        self._db.execute(
+            "INSERT INTO rates SELECT ?, ?, ?, unnest(range(168))::INTEGER, ?, unnest(?::DOUBLE[])",
+            [name, stream["key"], stream["policy"], first, rates.tolist()],
+        )
+
+    def _close_day(self, day: int) -> None:
+        """Bet on a closed day, and learn the usual rates of streams whose reference ends with it."""
+        self._mark_fresh(day)
+        names = [name for stream in self._streams.values() for name in stream["tests"]]
+        days = [row[0] for row in self._db.execute("SELECT DISTINCT day FROM fresh ORDER BY day").fetchall()] or [day_of(day)]
+        week = [day_of(day - i) for i in range(WEEK)]
+        for name in {*names}:
+            for identity, units in self._units(name, "JOIN fresh USING (device, day)", days):
+                _bet(self._streams[identity]["tests"][name], "daily", units, day, 1 / (YEAR * len(names)))
+            for identity, units in self._units(name, "", week) if day_of(day).weekday() == WEEK - 1 else ():
+                test = self._streams[identity]["tests"][name]
+                if test["from"] <= day - WEEK + 1:
+                    _bet(test, "weekly", units, day, WEEK / YEAR)
+        for stream in self._streams.values():
+            over = day - stream["first"] + 1 - self._learn
+            for name in METRICS:
+                if name not in stream["tests"] and over >= 0 and over % WEEK == 0:
+                    self._learn_rates(stream, name, day)
+        self._state["closed"] = day
+
+    def _units(self, name: str, join: str, days: list[date]) -> Iterator[tuple[str, dict[str, Floats]]]:
+        """Yield for each stream with such a test its name, and its device-periods: events, expected, wins and n, [devices].
+
+        join: SQL of a further join. days: the days that are read.
+        """
+        metric = METRICS[name]
+        rows = self._db.execute(
+            f"""SELECT r.key || ' ' || r.policy AS stream, sum({metric.events})::DOUBLE AS events, sum(n * rate) AS expected,
+            sum(wins)::DOUBLE AS wins, sum(n)::DOUBLE AS n FROM {metric.table} c JOIN rates r
+            ON c.key = r.key AND c.policy = r.policy AND c.cell = r.cell AND index >= first AND r.metric = {quoted(name)}
+            {join} WHERE day IN ({", ".join("?" * len(days))}) GROUP BY r.key, r.policy, device ORDER BY stream""",
+            days,
+        ).fetchnumpy()
+        streams = np.asarray(rows.pop("stream"), object).astype(str)
+        for identity in np.unique(streams):
+            here = streams == identity
+            yield str(identity), {column: np.asarray(values, float)[here] for column, values in rows.items()}
+
+    def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
+        """Begin a test by the days up to this one as its reference; nothing if there are fewer than `EVENTS` events."""
+        metric, first = METRICS[name], stream["first"]
+        if metric.table == "audited" and stream["threshold"] is None:
+            stream["threshold"] = self._threshold(stream, day)
+        least = stream["threshold"] if metric.table == "audited" else 0
+        where = "key = ? AND policy = ? AND day BETWEEN ? AND ? AND index >= ?"
+        values = [stream["key"], stream["policy"], day_of(first), day_of(day), least]
+        count = self._db.execute(f"SELECT approx_count_distinct(device) FROM {metric.table} WHERE {where}", values)
+        where += f" AND hash(device) % {count.fetchone()[0] // _SAMPLE + 1} = 0"
+        rows = self._db.execute(
+            f"""WITH days AS (SELECT device, day, sum(n) AS total FROM {metric.table} WHERE {where} GROUP BY ALL),
+            shares AS (SELECT device, day, least(1, {_LARGEST} * (SELECT median(total) FROM days) / total) AS share FROM days)
+            SELECT cell, sum(share * ({metric.events})) AS events, sum(share * n) AS n, sum(share * wins) AS wins,
+            sum(share * abs(harms - differ)) AS labelled FROM {metric.table} JOIN shares USING (device, day)
+            WHERE {where} GROUP BY cell""",
+            values * 2,
+        ).fetchnumpy()
+        events, numbers = np.zeros(CELLS), np.zeros(CELLS)
+        events[rows["cell"]], numbers[rows["cell"]] = rows["events"], rows["n"]
+        if events.sum() < EVENTS or (name == "loss" and not rows["wins"].sum() + rows["labelled"].sum()):
+            return
+        rates = usual_rates(events, numbers)
+        self._add_rates(stream, name, rates)
+        units = self._db.execute(
+            f"""SELECT dense_rank() OVER (ORDER BY device) - 1 AS device, day - {_ZERO} - {first} AS d, events, expected FROM (
+                SELECT device, day, sum({metric.events})::DOUBLE AS events, sum(n * rate) AS expected FROM
+                (SELECT * FROM {metric.table} WHERE {where}) c
+                JOIN rates r ON c.key = r.key AND c.policy = r.policy AND c.cell = r.cell AND r.metric = {quoted(name)}
+                GROUP BY device, day)""",
+            values,
+        ).fetchnumpy()
+        device, number = (np.asarray(units[column], int) for column in ("device", "d"))
+        test = {"from": day + 1, "rates": rates.tolist(), "wins": float(rows["wins"].sum() / rows["n"].sum()), "seen": [0.0, 0.0]}
+        for kind, liars, part in (("daily", 0.0, number), ("weekly", self._liars, number // WEEK)):
+            _, row = np.unique(device * (part.max() + 1) + part, return_inverse=True)
+            score, weight = scores(*(np.bincount(row, units[column]).astype(float) for column in ("events", "expected")))
+            of = np.zeros(len(score), int), np.zeros(len(score), int)
+            of[0][row], of[1][row] = device, part
+            level = highest_usual(score, weight, *of, tolerance=self._tolerance)
+            test[kind] = PooledDrift(level, alpha=self._alpha, liars=liars).dump()
+            test[f"{kind} usual"] = float((score.sum() + 1) / (weight.sum() + 1))
+        stream["tests"][name] = test
+
+    def _threshold(self, stream: dict[str, Any], day: int) -> int:
+        """Return the index in `GRID` of the highest threshold below which no more audits lie than requests are deferred.
+
+        So the tests of audits are about answers that the edge gives alone. -2: all audits.
+        """
+        values = [stream["key"], stream["policy"], day_of(stream["first"]), day_of(day)]
+        where = "key = ? AND policy = ? AND day BETWEEN ? AND ?"
+        asked = self._db.execute(f"SELECT sum(deferred) / sum(n) FROM asked WHERE {where}", values).fetchone()[0]
+        rows = self._db.execute(
+            f"SELECT index, sum(n) FROM audited WHERE {where} AND index >= -1 GROUP BY index ORDER BY index",
+            values,
+        ).fetchall()
+        total, below, best = sum(n for _, n in rows), 0, -2
+        for index, n in rows:
+            if below > (asked or 0.0) * total:
+                break
+            best, below = int(index), below + n
+        return best if rows and rows[0][0] != best else -2
+
+    # The report.
+
+    def _report(self) -> dict[str, Any]:
+        """Return the state of each model and policy, alarms, and suspects, in JSON types."""
+        closed = self._state["closed"]
+        streams = []
+        for stream in self._streams.values():
+            days = 0 if closed is None else closed - stream["first"] + 1
+            alarms = [_alarm(name, test) for name, test in stream["tests"].items() if test["daily"]["alarmed"]]
+            named, compared = _suspects(self._db, stream, closed) if "differ" in stream["tests"] else ([], 0)
+            sites = sorted({row["site"] for row in named})
+            streams.append({
+                "model": stream["model"], "policy": stream["policy"], "days": days, "learning": not stream["tests"],
+                "tests": sorted(stream["tests"]),
+                "threshold": None if (stream["threshold"] or 0) <= 0 else GRID[stream["threshold"]],
+                "alarms": alarms, "suspects": named, "compared": compared,
+                "sites": {site: sum(row["site"] == site for row in named) for site in sites},
+            })  # fmt: skip
+        return {
+            "closed": None if closed is None else day_of(closed).isoformat(),
+            "alarm": any(stream["alarms"] for stream in streams), "streams": streams, "left_out": _left_out(self._db, closed),
+        }  # fmt: skip
+
+    def _save(self, *, bets: bool = False) -> None:
+        """Store the state; with `bets` first the days that were bet on, in a file that the state names by its day."""
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"bets-{self._state['closed']}.parquet"
+        if bets:
+            part = path.with_suffix(".part")
+            self._db.execute(f"COPY (SELECT * FROM bets ORDER BY device) TO {quoted(str(part.absolute()))} (FORMAT parquet)")
+            part.replace(path)
+        replace_file(self._folder / "state.json", json.dumps(self._state))
+        for other in self._folder.glob("bets-*.parquet"):
+            if other != path:
+                other.unlink(missing_ok=True)
+
+
+def _last_day(db: Any) -> int | None:
+    """Return the last day of the store that is closed now; None if there is none."""
+    before = int((now() - CLOSED_S) // 86_400)
+    row = db.execute("SELECT max(day - DATE '1970-01-01') FROM digests WHERE day < ?", [day_of(before)]).fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def _bet(test: dict[str, Any], kind: str, units: dict[str, Floats], day: int, stake: float) -> None:
+    """Bet on the device-periods of a test of a stream. Harms that come with as many more wins are no loss."""
+    extra = 0.0
+    if kind == "daily":
+        extra = max(0.0, test["seen"][0] / max(1.0, test["seen"][1]) - test["wins"])
+        test["seen"] = [test["seen"][0] + float((units["wins"] / units["n"]).sum()), test["seen"][1] + len(units["n"])]
+    drift = PooledDrift.load(test[kind])
+    drift.bet(units["events"], units["expected"] + extra * units["n"], period=day, stake=stake)
+    test[kind] = drift.dump()
+
+
+def _alarm(name: str, test: dict[str, Any]) -> dict[str, Any]:
+    """Return an alarm in JSON types: the change against what is usual at the same hours, with its interval."""
+    daily, weekly = PooledDrift.load(test["daily"]), PooledDrift.load(test["weekly"])
+    value, low, high = (float(x) / test["daily usual"] for x in daily.ratio())
+    since = daily.since
+    return {
+        "test": name, "text": METRICS[name].text, "since": None if since is None else day_of(since).isoformat(), "times": value,
+        "low": low, "high": min(high, 1e9), "devices": daily.devices, "evidence": daily.evidence, "broad": weekly.alarmed,
+        "liars": weekly.liars,
+    }  # fmt: skip
+
+
+def _suspects(db: Any, stream: dict[str, Any], closed: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the devices whose answers differ much more, or less, often than the others', and the number compared."""
+    sums = ", ".join(
+        f"coalesce(sum({what}) FILTER (day {sign} DATE '{day_of(closed - days)}'), 0)::DOUBLE AS {column}_{side}_{days}"
+        for days in RECENT_DAYS
+        for side, sign in (("in", ">"), ("before", "<="))
+        for column, what in (("k", "differ"), ("e", "n * rate"))
+    )
+    rows = db.execute(
+        f"""SELECT device, arg_max(site, day) AS site, sum(n) AS n, {sums} FROM audited c JOIN rates r
+        ON c.key = r.key AND c.policy = r.policy AND c.cell = r.cell AND index >= first AND r.metric = 'differ'
+        WHERE r.key = ? AND r.policy = ? AND day > ? AND day <= ? GROUP BY device ORDER BY device""",
+        [stream["key"], stream["policy"], day_of(closed - PAST_DAYS), day_of(closed)],
+    ).fetchnumpy()
+    if not len(rows["device"]):
+        return [], 0
+    parts = ("k_in", "e_in", "k_before", "e_before")
+    evidence = np.mean([device_evidence(*(rows[f"{part}_{days}"] for part in parts)) for days in RECENT_DAYS], 0)
+    longest = RECENT_DAYS[-1]
+    ratio = rows[f"k_in_{longest}"] / np.maximum(rows[f"e_in_{longest}"], 1e-9)
+    named = [
+        {
+            "device": str(rows["device"][i]),
+            "site": str(rows["site"][i]),
+            "ratio": float(ratio[i]),
+            "evidence": float(evidence[i]),
+        }
+        for i in suspects(evidence).tolist()
+    ]
+    return named, len(evidence)
+
+
+def _left_out(db: Any, closed: int | None) -> dict[str, int]:
+    """Return the number of rows of the last `WINDOW` days that no test counts, by the reason."""
+    since = day_of((closed or WINDOW) - WINDOW)
+    counts = dict[str, int]()
+    for table, possible in (("audits", AUDITS_POSSIBLE), ("requests", _REQUESTS_POSSIBLE)):
+        for reason, condition in (
+            ("impossible", f"NOT ({possible})"),
+            ("of models beyond the digest", "NOT contains(model, ':')"),
+        ):
+            row = db.execute(f"SELECT count(*) FROM {table} WHERE day > ? AND {condition}", [since]).fetchone()
+            counts[reason] = counts.get(reason, 0) + int(row[0])
+    row = db.execute("SELECT count(*) FROM refused").fetchone()
+    return {reason: count for reason, count in {**counts, "damaged files": int(row[0])}.items() if count}
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """Return the stored state, or that of a new store.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    if not path.is_file():
+        return {"version": _VERSION, "closed": None, "streams": {}}
+    try:
+        state = read_json(path)
+        tests = [test for stream in state["streams"].values() for test in stream["tests"].values()]
+        for test in tests:
+            PooledDrift.load(test["daily"]), PooledDrift.load(test["weekly"])
+        if state["version"] != _VERSION or type(state["closed"]) not in {int, type(None)}:
+            raise ValueError(f"version {state['version']}")  # noqa: TRY301 - one message for all that may be wrong
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as e:
+        raise StoreError(f"{path} is damaged: restore it, or remove {path.parent} to begin anew") from e
+    return dict(state)
