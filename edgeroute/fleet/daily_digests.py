@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgeroute.catalog.catalog_entry import own_version
 from edgeroute.catalog.model_folder import replace_durably
+from edgeroute.catalog.signed_policy import signed_name
 from edgeroute.cloud.request_exchange import NO_DATA
+from edgeroute.core.routing_policy import INF
 from edgeroute.errors import EdgerouteError, StoreError
 from edgeroute.fleet.destinations import destination
 from edgeroute.fleet.digest import Digest, Group, encode, path_of
@@ -58,6 +60,11 @@ def row_name(day: str, table: str, hour: int, group: Group) -> str:
     return f"{ROWS}{day}:{json.dumps([table, hour, *group], separators=(',', ':'))}"
 
 
+def _begin(day: str) -> float:
+    """Return the Unix time of the beginning of a UTC day. Raises ValueError for another text."""
+    return datetime.fromisoformat(f"{day}T00:00:00+00:00").timestamp()
+
+
 def spooled(folder: Path) -> list[Path]:
     """Return the digests that wait in a spool, the oldest first."""
     return sorted(folder.glob("*.digest"))
@@ -79,7 +86,7 @@ class DailyDigests(ForkSafe):
         to: destination.
         site: text for the owner.
         key: key of the fleet; None: digests are not signed.
-        rotate: days after which the id is replaced; None: never.
+        rotate: seconds after which the id is replaced; None: never.
         every: seconds between two digests of a day that is not over; None: there are none.
     """
 
@@ -121,8 +128,11 @@ class DailyDigests(ForkSafe):
         """Return day -> name of a row in the state file -> its counts."""
         days: defaultdict[str, dict[str, dict[str, int]]] = defaultdict(dict)
         for name, text, _ in self._store.rows(ROWS):
-            with suppress(ValueError, TypeError):  # damaged
-                days[name.split(":")[1]][name] = {key: int(number) for key, number in json.loads(text).items()}
+            with suppress(ValueError, TypeError, AttributeError):  # damaged
+                _, day, row = name.split(":", 2)
+                _, hour, _, _, _, _ = json.loads(row)
+                if hour in range(24) and _begin(day) < INF:
+                    days[day][name] = {key: int(number) for key, number in json.loads(text).items()}
         return days
 
     def _flush(self) -> None:
@@ -154,13 +164,13 @@ class DailyDigests(ForkSafe):
 
         Return the seconds until it is due.
         """
-        begun = datetime.fromisoformat(f"{day}T00:00:00+00:00").timestamp()
+        begun = _begin(day)
         record, total, over = self._record(day), sum(sum(numbers.values()) for numbers in rows.values()), begun + DAY_S
         device = record.get("device") or self.device()
         wait_s = over - now + int(sha256(f"{device} {day}".encode()).hexdigest()[:8], 16) / 2**32 * SPREAD_S
         if self._every is not None and now < over:
             wait_s = min(wait_s, record.get("at", begun) + self._every - now)
-        if total == record.get("sum", 0):
+        if total == record.get("sum", 0) or record.get("closed"):
             if over + KEEP_DAYS * DAY_S < now:
                 self._store.put(DAYS + day, {**record, "closed": True})
                 self._flush()
@@ -171,21 +181,17 @@ class DailyDigests(ForkSafe):
         record |= {"device": device, "revision": record.get("revision", 0) + 1, "at": now}
         self._store.put(DAYS + day, record)
         self._flush()
-        made = _digest(rows, device, day, record["revision"], now >= over, self._site, self._signed())
+        made = _digest(rows, device, day, record["revision"], now >= over, self._site, signed_name(self.folder.parent))
         key = self._key.read("fleet: key") if isinstance(self._key, Secret) else self._key or ""
         self._spool(made, encode(made, key.encode()))
         self._store.put(DAYS + day, {**record, "sum": total})
         self._flush()
         return LOOK_S
 
-    def _signed(self) -> str:
-        """Return name and version of the signed policy in force; empty: none."""
-        return ""
-
     def device(self) -> str:
         """Return the device's id; a new one if there is none, or it is to be rotated, which is written to the disk."""
         known = self._store.get(DEVICE)
-        if not isinstance(known, dict) or (self._rotate and abs(clock() - known["since"]) >= self._rotate * DAY_S):
+        if not isinstance(known, dict) or (self._rotate and abs(clock() - known["since"]) >= self._rotate):
             return new_device(self._store)
         return str(known["id"])
 

@@ -24,6 +24,7 @@ from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 from edgeroute.router.policy_snapshot import calibrated_target
 from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import fingerprint
+from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system.process import ForkSafe, initially, per_process, sha256
 from edgeroute.system.thread_pool import Worker
 from edgeroute.types import Answer
@@ -65,7 +66,7 @@ class Fleet(ForkSafe, Part):
         to: folder, https://, s3://BUCKET/PREFIX or mqtts://HOST/TOPIC; as a `Secret` if a user, password or query is in it.
         site: text that the owner sees with the digests, such as a plant's name.
         key: key of the fleet, with which digests are signed (HMAC).
-        rotate: days after which the device's random id is replaced; None: never.
+        rotate: seconds after which the device's random id is replaced; None: never.
         every: seconds between two digests of a day that is not over; None: one digest, once the day is over.
 
     Raises:
@@ -98,9 +99,10 @@ class Fleet(ForkSafe, Part):
         """Take the router's engine. Raises PolicyError without a state folder, or for a part that has an engine already."""
         if self._engine() is not None:
             raise PolicyError("fleet: it is another router's: make one for each")
-        if engine.state is None or engine.checkpoint is None:
+        if engine.state is None:
             raise PolicyError("fleet needs state, the folder for what outlives the process")
-        self._engine, self._store = weakref.ref(engine), engine.checkpoint.store
+        self._engine = weakref.ref(engine)
+        self._store = KeyValueStore.shared_store(engine.state / "state.db", self)  # open until all is counted
         self.digests = DailyDigests(engine.state / "fleet", self._store, *self._given)
 
     def opened(self, status: Callable[[], Any]) -> None:  # noqa: ARG002 - as parts are called
@@ -169,7 +171,9 @@ class Fleet(ForkSafe, Part):
             rules, name = snapshot.policy.rules, plan.data_class or ""
             named = name in {"", rules.default_class, *rules.may_leave, *rules.never_leave}  # any other may be a user's text
             arm = plan.arm or (target if target == EDGE_TRIAL else "")
-            group = _model(snapshot, target), _policy(snapshot), name_of(arm), name_of(name) if named else OTHER[0]
+            engine = self._engine()
+            whole = snapshot if engine is None or snapshot is not engine.snapshot.trial else engine.snapshot
+            group = _model(snapshot, target), _policy(whole), name_of(arm), name_of(name) if named else OTHER[0]
             known = {group for _, group in self._groups.values()}
             if len(self._groups) >= 4 * MOST_GROUPS:
                 self._groups.clear()
@@ -197,10 +201,11 @@ class Fleet(ForkSafe, Part):
         return {"waiting": len(spooled(digests.folder)), "sent": digests.sent, "dropped": digests.dropped, "error": digests.error}
 
     def close(self) -> None:
-        """Count what is queued, which the store writes as it closes. An upload under way is waited for up to a second."""
+        """Count what is queued, and write it to the state file. An upload under way is waited for up to a second."""
         for worker in (self._teller, self._counter):
             worker.close(1.0)
         self._count()
+        self._store.leave(self)
 
 
 def _judged(plan: Plan, outcome: Outcome) -> tuple[str, bool, Any]:

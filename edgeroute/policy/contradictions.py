@@ -114,8 +114,9 @@ def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
     needs = "needs state, the folder for what outlives the process, and there is none"
     if offline == "queue":
         yield Problem(("offline",), f'"queue" {needs}')
-    if "outbox" in data:
-        yield Problem(("outbox",), needs)
+    for section in ("outbox", "fleet"):
+        if section in data:
+            yield Problem((section,), needs)
     cache, trace = data.get("cache"), data.get("trace")
     if isinstance(cache, dict) and cache.get("disk") is True:
         yield Problem(("cache", "disk"), needs)

@@ -35,7 +35,7 @@ from edgeroute.policy.sections_of_runtimes import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
-from edgeroute.system.late_imports import load_plugin, plugin_targets
+from edgeroute.system.late_imports import attribute, load_plugin, plugin_targets
 from edgeroute.system.process import Shared, file_stamp
 from edgeroute.trials import trial_setting as trial
 
@@ -167,7 +167,8 @@ class Settings(Top):
             return self.model_copy(update={"state": str(Path(state).absolute())})
         cache = self.cache and self.cache.model_copy(update={"disk": False})
         trace = self.trace if self.trace and self.trace.file else None
-        return self.model_copy(update={"state": None, "cache": cache, "outbox": None, "trace": trace})
+        fleet = self.fleet and self.fleet.model_copy(update={"to": None})
+        return self.model_copy(update={"state": None, "cache": cache, "outbox": None, "trace": trace, "fleet": fleet})
 
     def arguments(self, folder: Path, **functions: Any) -> dict[str, Any]:
         """Return the arguments of `Router`, with their objects made.
@@ -212,6 +213,8 @@ class Settings(Top):
             views[EDGE_TRIAL] = section.view
         clouds = clouds[: len(proper)]
         state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
+        parts = [_part(name, keys) for name, keys in self.parts.items()]
+        parts += [attribute(FLEET, "[fleet]")(**keys)] if self.fleet and (keys := self.fleet.keys(folder)) else []
         rules = self.egress or (Egress.model_validate({}) if any(f is not None for f in functions.values()) else None)
         return {
             **self.model_dump(exclude={*SECTIONS, "parts"}),
@@ -230,7 +233,7 @@ class Settings(Top):
             "outbox": self.outbox.make(state / "outbox.db") if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
             **({"instruments": self.telemetry.make()} if self.telemetry else {}),
-            **({"parts": [_part(name, keys) for name, keys in self.parts.items()]} if self.parts else {}),
+            **({"parts": parts} if parts else {}),
         }
 
 
@@ -252,6 +255,7 @@ def _part(name: str, keys: dict[str, Any]) -> Any:
         return load_plugin(PARTS, name, **keys)
 
 
+FLEET = "edgeroute.fleet.fleet_part:Fleet"  # class of the section; imported for policies that have it
 PARTS = "edgeroute.parts"  # group of the entry points by which an installed package adds parts: `name = "module:Class"`
 
 

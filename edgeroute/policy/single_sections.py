@@ -17,7 +17,16 @@ from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.sections_from_classes import Section, configures
 from edgeroute.policy.units_as_text import SHARE, Duration, expected_error, share, text
-from edgeroute.policy.value_types import AnyTexts, Flag, Text, Texts, message_error, not_only_cloud
+from edgeroute.policy.value_types import (
+    AnyTexts,
+    DigestsTo,
+    Flag,
+    SecretReference,
+    Text,
+    Texts,
+    message_error,
+    not_only_cloud,
+)
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
 from edgeroute.trials import guarantee_monitor as drift
@@ -164,6 +173,15 @@ class Gateway(Section):
 class Fleet(Section):
     """The device's part of a fleet. This section and `[local]` are the device's own: no signed policy changes them."""
 
+    to: DigestsTo | None = Field(
+        None,
+        description="Where counts of each day go, without inputs and answers: a folder, `https://`, `s3://BUCKET/PREFIX` or "
+        "`mqtts://HOST/TOPIC`; with a user or a query: `{ env = ... }`. Without it: nothing is counted.",
+    )
+    site: Text | None = Field(None, description="Text that comes with the counts, such as a plant's name.")
+    key: SecretReference | None = Field(None, description="Key with which the digests are signed. Without it they are not.")
+    rotate: Duration | None = Field(None, description="Age at which the device's random id is replaced. Without it: never.")
+    every: Duration | None = Field(None, description="Time between two digests of a day. Without it: one, when the day is over.")
     policy: Text | None = Field(
         None,
         description="Signed policy that the device follows, under its own keys in `[local]`. Needs `state`.",
@@ -179,6 +197,12 @@ class Fleet(Section):
         if self.policy and not (self.catalog and self.root):
             raise message_error("a signed policy has a catalog and a root: give both")
         return self
+
+    def keys(self, folder: Path) -> dict[str, Any]:
+        """Return the arguments of `edgeroute.fleet.fleet_part.Fleet`; {} if nothing is counted."""
+        to = self.to if not isinstance(self.to, str) or "://" in self.to else str(at(folder, self.to))
+        names = {"site", "key", "rotate", "every"} & self.model_fields_set
+        return {name: getattr(self, name) for name in names} | {"to": to} if to else {}
 
 
 # Sections `[[rule]]`: what changes while the device is short of something, or hot.

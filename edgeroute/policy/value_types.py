@@ -124,6 +124,15 @@ def _secret(value: Any) -> Secret:
     return Secret(env=value["env"])
 
 
+def _destination(value: Any) -> str | Secret:
+    """Return a folder or an address, or a `Secret`; refuse an address with a user or a query, which may be a secret."""
+    if not isinstance(value, str):
+        return _secret(value)
+    if "://" in value and ("@" in value or "?" in value):
+        raise message_error(f"the address has a user or a query: {_LITERAL}")
+    return value
+
+
 def _score(value: Any) -> str:
     """Return the name of a score, or the path of a saved one. A saved score's file is not read."""
     if isinstance(value, str) and (value in SCORES or re.fullmatch(_JSON, value)):
@@ -270,6 +279,9 @@ PingPath = Annotated[str, Field(pattern="^/"), with_message('a path that begins 
 ModelPath = Annotated[Text, AfterValidator(_model)]
 Url = Annotated[Text, AfterValidator(_url)]
 SecretReference = Annotated[Secret, PlainValidator(_secret), WithJsonSchema({**_REFERENCE})]
+DigestsTo = Annotated[
+    str | Secret, PlainValidator(_destination), WithJsonSchema({"anyOf": [{"type": "string", "title": "text"}, _REFERENCE]})
+]
 BodyTemplate = Annotated[
     Any,
     WithJsonSchema({
