@@ -82,6 +82,15 @@ def digests(folder):
     return sorted(newest.values(), key=lambda one: one.day)
 
 
+def rows(tmp_path, prefix):
+    """Return the rows of the state file whose names begin with that."""
+    store = KeyValueStore(tmp_path / "state" / "state.db")
+    try:
+        return store.rows(prefix)
+    finally:
+        store.close()
+
+
 def total(given, field=2):
     """Return the sum of a count of digests: by default of the requests."""
     return sum(row[field] for one in given for row in one.requests)
@@ -202,7 +211,7 @@ def test_sixty_days_offline_are_no_gap(tmp_path, to, wall):
         for day in range(60):
             for _ in range(day + 1):
                 router.infer(0.9)
-            fleet._count()
+            fleet.count()
             wall.now += DAY_S
             if day == 30:  # the device is off for a while in between
                 wall.now += 5 * DAY_S
@@ -230,16 +239,16 @@ def test_counts_that_come_late_are_told_in_a_higher_revision(tmp_path, to, wall)
         assert [(one.revision, one.final) for one in digests(to)] == [(1, False)]
         wall.now -= DAY_S
         router.infer(0.9)
-        fleet._count()
+        fleet.count()
         wall.now += DAY_S
         fleet.tell()
         assert [(one.revision, one.final, total([one])) for one in digests(to)] == [(2, True, 2)]
         wall.now += (KEEP_DAYS + 2) * DAY_S
         fleet.tell()
-        assert not fleet._store.rows("fleet:")
+        assert not rows(tmp_path, "fleet:")
         wall.now -= (KEEP_DAYS + 3) * DAY_S
         router.infer(0.9)
-        fleet._count()
+        fleet.count()
         wall.now += (KEEP_DAYS + 3) * DAY_S
         fleet.tell()
     assert [(one.day, total([one])) for one in digests(to)] == [("2026-11-29", 2), (day_and_hour(wall.now)[0], 1)]
@@ -253,7 +262,7 @@ def test_a_clock_that_was_wrong_loses_and_doubles_nothing(tmp_path, to, wall, wr
         for _ in range(3):
             wall.now = wrong
             router.infer(0.9)
-            fleet._count()
+            fleet.count()
             wall.now = NOON
             router.infer(0.9)
             fleet.tell()
@@ -287,7 +296,7 @@ def test_a_day_is_due_after_midnight_at_a_time_of_the_device(tmp_path, to, wall)
     fleet = quiet(str(to), every=7200.0)
     with Threads(**_policy(), threshold=0.5, state=tmp_path / "state", parts=[fleet]) as router:
         router.infer(0.9)
-        fleet._count()
+        fleet.count()
         wall.now = NOON - NOON % DAY_S + 60
         assert 0 < fleet.digests.tell(router.engine) <= 900
         wall.now += 7200
@@ -295,7 +304,7 @@ def test_a_day_is_due_after_midnight_at_a_time_of_the_device(tmp_path, to, wall)
         assert [one.final for one in digests(to)] == [False]
         wall.now = NOON
         router.infer(0.9)
-        fleet._count()
+        fleet.count()
         waits = []
         wall.now += DAY_S / 2 + 1
         while not digests(to)[0].final:
@@ -312,7 +321,7 @@ def test_the_id_is_random_and_rotates_with_a_day(tmp_path, to, wall):
         for _ in range(6):
             router.infer(0.9)
             fleet.tell()
-            new_device(fleet._store)
+            new_device(router.engine.checkpoint.store)
             router.infer(0.9)
             fleet.tell()
             wall.now += 3 * DAY_S
@@ -490,6 +499,6 @@ def test_names_in_the_state_file_have_no_input(made, tmp_path, to, wall):
     router = made(state=tmp_path / "state", parts=[fleet], edge=CallableModel(lambda x: (x, 0.9), version="1"))
     router.infer("hunter2", data_class="hunter2's")
     fleet.tell()
-    rows = fleet._store.rows("fleet")
-    assert rows
-    assert "hunter2" not in json.dumps(rows) + str(digests(to))
+    stored = rows(tmp_path, "fleet")
+    assert stored
+    assert "hunter2" not in json.dumps(stored) + str(digests(to))

@@ -91,7 +91,7 @@ class Fleet(ForkSafe, Part):
         self._given = to, name_of(site), key, rotate, every
         self._engine: Callable[[], Engine | None] = lambda: None
         self._groups: dict[tuple[int, str, str, str | None], tuple[Snapshot, Group]] = {}
-        self._counter = Worker("edgeroute-fleet", self._count, "the fleet's counts failed", first_s=1.0)
+        self._counter = Worker("edgeroute-fleet", self.count, "the fleet's counts failed", first_s=1.0)
         first_s = random.uniform(1, 30)  # noqa: S311 - devices that are switched on together upload one after another
         self._teller = Worker("edgeroute-fleet-upload", self._turn, "no digest could be made", first_s=first_s, retry_s=LOOK_S)
 
@@ -140,7 +140,7 @@ class Fleet(ForkSafe, Part):
             self._audited.append((daily_digests.clock(), comparison))
             self._counter.start()
 
-    def _count(self) -> None:
+    def count(self) -> None:
         """Add what is queued to the counts of its hours and groups, which the store writes about a second later."""
         self._waiting = False
         sums = defaultdict[str, Counter[str]](Counter)
@@ -191,7 +191,7 @@ class Fleet(ForkSafe, Part):
         """
         if (engine := self._engine()) is None:
             return False
-        self._count()
+        self.count()
         self.digests.tell(engine, due=True)
         return not spooled(self.digests.folder)
 
@@ -204,7 +204,7 @@ class Fleet(ForkSafe, Part):
         """Count what is queued, and write it to the state file. An upload under way is waited for up to a second."""
         for worker in (self._teller, self._counter):
             worker.close(1.0)
-        self._count()
+        self.count()
         self._store.leave(self)
 
 
