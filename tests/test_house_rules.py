@@ -181,6 +181,7 @@ THREADS = {
     "system/late_imports.py": "an import, whose exception its caller gets",
     "system/thread_pool.py": "the pool, whose jobs are contained, and the worker itself",
     "tools/cli/inspect_file.py": "a run, whose exception its caller gets",
+    "tools/server/in_process.py": "the loop of a gateway, whose calls' exceptions their callers get",
 }
 """Files that make threads, and why these are no workers."""
 
