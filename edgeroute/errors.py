@@ -80,10 +80,21 @@ class Unfit(ModelError):
 
 
 class Busy(ModelError):
-    """Model whose runs are all taken, for longer than the deadline lets a call wait that another target may answer."""
+    """Model that takes no run now: all its runs are taken, or it says so itself, as a system's model beyond its quota.
+
+    Args:
+        message: for people.
+        retry_after_s: seconds for which other targets are asked first, 0 to 1 day; None: this run alone is refused.
+    """
 
     code = "busy"
     held = True  # True, as nothing was run, which is no evidence about the model
+
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after_s is not None:
+            check_number("retry_after_s", retry_after_s, most=86_400)
+        self.retry_after_s = retry_after_s
 
 
 class ModelMissing(ModelError, FileNotFoundError):

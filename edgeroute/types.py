@@ -135,11 +135,16 @@ class Backend(Protocol):
     side: Side
     stopping: set[object]  # runs that were cancelled and have not ended
     max_abandoned: int  # number of runs in `stopping` at which the target counts as busy
+    rests_until: float  # monotonic instant up to which the target counts as busy, as it has said so itself
     failures: Failures  # rate-limited log of exceptions of the target's function
 
     @property
     def abandoned(self) -> int:
         """Number of runs that were cancelled and have not ended."""
+
+    @property
+    def occupied(self) -> bool:
+        """True if the target takes no further run now."""
 
     @property
     def where(self) -> str:

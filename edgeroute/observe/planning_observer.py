@@ -208,7 +208,7 @@ class Observer(ForkSafe):
         Also sets the spending account's energy of one edge run, where joules are limited.
         """
         counts = self._counts
-        busy = frozenset(b.name for b in backends if b.abandoned >= b.max_abandoned)
+        busy = frozenset(b.name for b in backends if b.occupied)
         edge_s = max((counts.quantile(t.name, 0.99) or 0.0 for t in targets if t.side == "edge"), default=0.0)
         reserves = counts.reserves(t.name for t in targets if t.side == "edge")
         proper = [(t, b) for t, b in zip(targets, backends, strict=True) if not t.trial]
@@ -252,7 +252,7 @@ class Observer(ForkSafe):
     def outdated(self, backends: Sequence[Backend]) -> bool:
         """Return True if one of these backends has become busy or free again, so that `observe` is due."""
         busy = self.facts.busy
-        return any((backend.abandoned >= backend.max_abandoned) != (backend.name in busy) for backend in backends)
+        return any(backend.occupied != (backend.name in busy) for backend in backends)
 
     def read(self) -> bool:
         """Read the sensors, book the edges' energy, and step the device rules. Return True if the facts changed.

@@ -14,7 +14,7 @@ from edgeroute.core.error_codes import failure_text
 from edgeroute.core.routing_policy import INF, Permit
 from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new, of_row
-from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
+from edgeroute.errors import INPUTS_OWN, BadInput, Busy, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.leg_inputs import CallInputs
 from edgeroute.router.request import Request
@@ -565,8 +565,10 @@ async def _run_beside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
 def failed(leg: int, backend: Backend, error: BaseException) -> Failed:
     """Return the event of a failure; fatal if an edge rejects the input (the caller's fault), but not if a cloud does.
 
-    A cloud's rejection of the input lets other legs go on.
+    A cloud's rejection of the input lets other legs go on. An edge that says for how long it is busy counts as that from now on.
     """
+    if isinstance(error, Busy) and error.retry_after_s is not None:
+        backend.rests_until = monotonic() + error.retry_after_s
     return Failed(leg, error, monotonic(), fatal=backend.side == "edge" and isinstance(error, BadInput))
 
 

@@ -293,9 +293,13 @@ class AbandonedRuns(ForkSafe):
 
     Args:
         most: number of abandoned runs at which the target counts as busy.
+
+    Attributes:
+        rests_until: monotonic instant up to which the target counts as busy, as it has said so itself.
     """
 
     stopping: set[object] = per_process(set)
+    rests_until: float = initially(-inf)
 
     def __init__(self, most: int) -> None:
         self.max_abandoned = most
@@ -305,6 +309,11 @@ class AbandonedRuns(ForkSafe):
     def abandoned(self) -> int:
         """Number of abandoned runs now."""
         return len(self.stopping)
+
+    @property
+    def occupied(self) -> bool:
+        """True if the target takes no further run now."""
+        return len(self.stopping) >= self.max_abandoned or time.monotonic() < self.rests_until
 
 
 pooled = threading.local()  # thread-local flag: has the attribute `thread` in the threads of a `ThreadPool`, and nowhere else
