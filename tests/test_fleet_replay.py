@@ -119,6 +119,15 @@ def test_the_draws_of_a_device_are_its_own(fleet, tmp_path):
     assert only.devices == 1
 
 
+@pytest.mark.matrix
+@pytest.mark.filterwarnings("ignore")  # of Ray itself
+def test_ray_agrees_to_the_bit(fleet, tmp_path):
+    """Ray Data on this machine, whose tasks end in any order."""
+    pytest.importorskip("ray.data")
+    ray, one = (replay_fleet(fleet, policy(tmp_path), engine=engine, processes=1) for engine in ("ray", "local"))
+    assert json.dumps(ray.as_dict()) == json.dumps(one.as_dict())
+
+
 def test_the_command(fleet, tmp_path):
     """Of a folder the command sums up; a file takes no engine; a folder of damaged traces is an error of one line."""
     code, out, err = cli("replay", fleet, "--policy", policy(tmp_path), "--processes", "2")

@@ -6,6 +6,9 @@ import base64
 import contextlib
 import json
 import os
+import subprocess
+import sys
+import threading
 from math import inf
 from random import Random
 
@@ -16,12 +19,14 @@ from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute import BadInput, Cache, EdgerouteError, Function, PlainJson, Router, Trace
+from edgeroute import BadInput, Cache, EdgerouteError, Function, PlainJson, PolicyError, Router, RuntimeMissing, Trace
+from edgeroute.policy import load
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.stores.rotated_json_lines import read as lines
 from edgeroute.system.process import json_dumps, json_loads, to_json_types
 from edgeroute.tools.replay import parquet_traces as parquet
 from edgeroute.tools.replay import read
+from edgeroute.tools.replay.trace_files import TraceRecords, pack, traces
 
 pytestmark = pytest.mark.matrix
 pa = pytest.importorskip("pyarrow")
@@ -196,6 +201,91 @@ def test_typed_columns(tmp_path):
     assert [sum(event["usd"] or 0 for event in events or ()) for events in table.column("events").to_pylist()] == pytest.approx(
         usd
     )
+
+
+def ids(path):
+    """The ids of a trace, in order."""
+    return [request.id for request in read(path).requests]
+
+
+def test_full_files_become_parquet(tmp_path):
+    """Each answer once and in order: in files of Parquet, in the two latest files of JSON, and what `keep` dropped."""
+    path = tmp_path / "trace.jsonl"
+    trace = Trace(path, max_bytes=4_000, keep=1000, format="parquet")
+    with Router(lambda x: ("edge", x), threshold=0.0, trace=trace) as router:
+        expected = [router.infer(0.9).id for _ in range(200)]
+    pack(path, 1000)
+    names = sorted(file.name for file in tmp_path.iterdir() if file.suffix != ".lock")
+    assert {"trace.jsonl", "trace.jsonl.1", "trace.jsonl.00000001.parquet"} <= {*names}
+    assert not any(name.endswith((".packing", ".new", ".2")) for name in names)
+    assert ids(path) == expected
+    assert [*traces(tmp_path)] == ["trace.jsonl"]
+    pack(path, 3)
+    assert len([*tmp_path.glob("*.parquet")]) == 2
+    assert ids(path) == expected[-len(ids(path)) :]
+
+
+WRITER = """
+import sys
+from edgeroute import Router, Trace
+trace = Trace(sys.argv[1], max_bytes=20_000, keep=1000, format="parquet")
+with Router(lambda x: ("edge", x), threshold=0.0, trace=trace) as router:
+    print("ready", flush=True)
+    while True:
+        router.infer(0.9)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_kill_9_costs_no_line(tmp_path):
+    """Whenever a process is killed, while it writes or makes Parquet: what it had written is read, each line once."""
+    path, last = tmp_path / "trace.jsonl", 0
+    for wait_s in (0.3, 0.6, 0.9):
+        with subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"ready\n"
+            threading.Event().wait(wait_s)  # any instant will do
+            process.kill()
+        found = ids(path)
+        runs = {}
+        for name in found:
+            runs.setdefault(name.partition("-")[0], []).append(int(name.partition("-")[2]))
+        assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in runs.values())
+        assert len(found) >= last
+        last = len(found)
+    pack(path, 1000)
+    pack(path, 1000)
+    assert len(ids(path)) == last
+    assert not [*tmp_path.glob("*.packing")]
+
+
+def test_a_pack_that_was_cut_off(tmp_path):
+    """Files of JSON that were to become Parquet are read, and the next call goes on with them; what is both counts once."""
+    path = tmp_path / "trace.jsonl"
+    lines_of = [json.dumps(record) + "\n" for record in map(plain, recorded())]
+    (tmp_path / "trace.jsonl.00000001.packing").write_text("".join(lines_of[:2]))
+    parquet.write_parquet(tmp_path / "trace.jsonl.00000001.parquet", map(json.loads, lines_of[:2]))
+    (tmp_path / "trace.jsonl.00000002.packing").write_text("".join(lines_of[2:4]))
+    path.write_text("".join(lines_of[4:]))
+    expected = [json.loads(line) for line in lines_of]
+    assert list(TraceRecords(path)) == expected
+    pack(path, 9)
+    assert list(TraceRecords(path)) == expected
+    assert len([*tmp_path.glob("*.parquet")]) == 2
+
+
+def test_the_format_of_a_trace(tmp_path, monkeypatch):
+    """A policy names it; without pyarrow, of a function, or of another name it is an error at the start."""
+    (tmp_path / "policy.toml").write_text('threshold = 0.5\nstate = "s"\n[trace]\nformat = "parquet"\n')
+    assert load(tmp_path / "policy.toml", ["edge"]).trace.format == "parquet"
+    for to, name in ((print, "parquet"), (tmp_path / "x", "csv")):
+        with pytest.raises(PolicyError, match="parquet"):
+            Trace(to, format=name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(RuntimeMissing, match=r"edgeroute\[parquet\]"):
+        Trace(tmp_path / "x", format="parquet")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    code, _, err = cli("top", "--record", tmp_path / "x.parquet")
+    assert (code, err.count("\n"), "jsonl" in err) == (1, 1, True)
 
 
 def damaged(tmp_path):

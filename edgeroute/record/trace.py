@@ -5,13 +5,23 @@ from __future__ import annotations
 import base64
 import random
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeroute.core.units import Count, Share, Size
+from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.system import process
 from edgeroute.system.declared_settings import check_units
+from edgeroute.system.late_imports import import_tool
+from edgeroute.system.thread_pool import start_thread
+
+if TYPE_CHECKING:
+    import threading
+
+CLOSE_S = 10.0
+"""Longest wait for full files to become Parquet when a trace is closed, seconds."""
 
 
 class Trace(Instrument):
@@ -23,6 +33,7 @@ class Trace(Instrument):
         inputs: include the input, base64 of the form in which the outbox would store it.
         max_bytes: size at which the file is rotated.
         keep: number of rotated files that are kept; the oldest is deleted.
+        format: format of full files; with "parquet" a thread makes files of typed columns of them, for which pyarrow is needed.
     """
 
     def __init__(
@@ -33,16 +44,24 @@ class Trace(Instrument):
         inputs: bool = False,
         max_bytes: Size = 4 << 20,
         keep: Count = 4,
+        format: Literal["jsonl", "parquet"] = "jsonl",  # noqa: A002 - the key of a policy file
     ) -> None:
         check_units(Trace, locals())
+        if format not in {"jsonl", "parquet"} or (format == "parquet" and callable(to)):
+            raise PolicyError('format of a trace must be "jsonl", or "parquet" for a file')
+        if format == "parquet" and find_spec("pyarrow") is None:
+            raise RuntimeMissing("format = \"parquet\" needs pyarrow: pip install 'edgeroute[parquet]'")
         self.sample, self.inputs = sample, inputs
         self._close: Callable[[], object] | None = None
+        self._packing: threading.Thread | None = None
         if callable(to):
             self._write: Callable[[Mapping[str, Any]], object] = to
         else:
             from edgeroute.stores.rotated_json_lines import Journal
 
-            journal = Journal(Path(to), max_bytes=max_bytes, keep=keep)
+            self._keep = keep
+            packs = self._pack if format == "parquet" else None
+            journal = Journal(Path(to), max_bytes=max_bytes, keep=max(keep, 3) if packs else keep, rotated=packs)
             self._write, self._close = journal.append, journal.close
 
     def request_ended(self, ended: RequestEnded) -> None:
@@ -66,9 +85,21 @@ class Trace(Instrument):
         self._write(line)
 
     def close(self) -> None:
-        """Close the file if this object opened it; one that the caller passed stays open."""
+        """Close the file if this object opened it, and wait a while for its thread; a file that the caller passed stays open."""
         if self._close is not None:
             self._close()
+            if self._packing is not None:
+                self._packing.join(CLOSE_S)
+
+    def _pack(self, path: Path) -> None:
+        """Start a thread that makes Parquet of the full files, unless one is running."""
+        if self._packing is None or not self._packing.is_alive():
+            self._packing = start_thread("edgeroute-trace", _make_parquet, path, self._keep)
+
+
+def _make_parquet(path: Path, keep: int) -> None:
+    """Make Parquet of a trace's full files."""
+    import_tool("replay.trace_files").pack(path, keep)
 
 
 def _with_joules(line: Mapping[str, Any], edge_w: float) -> list[dict[str, Any]]:

@@ -139,12 +139,15 @@ class Journal(ForkSafe):
         max_bytes: maximum size of a file, unless a single line is longer. While one process rotates, others may still append to
             the full file.
         keep: number of rotated files retained, 1 or more; older ones are deleted.
+        rotated: called with `path` after this process has rotated the files, while other threads wait to append.
     """
 
     _lock = per_process(threading.RLock)
 
-    def __init__(self, path: str | Path, *, max_bytes: int = 4 << 20, keep: int = 4) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, *, max_bytes: int = 4 << 20, keep: int = 4, rotated: Callable[[Path], object] | None = None
+    ) -> None:
+        self.path, self._rotated = Path(path), rotated
         self._text = str(path)  # `path` as a str for the stat at each append: a Path would take a quarter of the append's time
         self._max_bytes, self._keep = max_bytes, keep
         self._fd: int | None = None
@@ -248,6 +251,8 @@ class Journal(ForkSafe):
             with contextlib.suppress(FileNotFoundError):
                 _rotated_path(self.path, n).replace(_rotated_path(self.path, n + 1))
         self.path.replace(_rotated_path(self.path, 1))
+        if self._rotated is not None:
+            self._rotated(self.path)
 
     def _drop(self) -> None:
         """Close the descriptor, if open; errors of the disk are suppressed."""

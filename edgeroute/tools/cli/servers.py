@@ -127,6 +127,8 @@ def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -
         raise BadInput(f"{record} is no regular file: pass a trace's file")
     if record is not None and not any(record.parent.glob(f"{record.name}*")):
         raise BadInput(f"{record}: there is no such file")
+    if path.suffix == ".parquet":
+        raise BadInput(f"{path} is Parquet, which nobody appends to: name the .jsonl beside it, or `edgeroute replay` reads it")
     sources = FileSources(policy, folder, notes)
     beside = Sources(sources.state, sources.setup, sources.certificates, folder)
     return Monitor(TraceFile(path), beside, str(policy or record or state))

@@ -6,6 +6,7 @@ does not depend on the engine, on the number of processes, or on the order in wh
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -258,14 +259,21 @@ def _chunks(shards: Sequence[Shard], number: int) -> list[list[Shard]]:
 def _on_ray(shards: Sequence[Shard], kernel: Any) -> Iterator[Sums]:
     """Yield the sums of chunks of traces, each replayed by a task of Ray Data."""
     ray, data = import_needed("ray", NEED), import_needed("ray.data", NEED)
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    absolute = [(name, path.absolute()) for name, path in shards]
-    chunks = [{"chunk": pickle.dumps(chunk)} for chunk in _chunks(absolute, CHUNKS * cores)]
-    tasks = data.from_items(chunks, override_num_blocks=len(chunks)).map(partial(_ray_task, kernel=kernel))
-    for row in tasks.iter_rows():
-        yield pickle.loads(row["sums"])  # noqa: S301 - of this program
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    data.DataContext.get_current().enable_progress_bars = False
+    began = not ray.is_initialized()
+    if began:
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
+    try:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        absolute = [(name, path.absolute()) for name, path in shards]
+        chunks = [{"chunk": pickle.dumps(chunk)} for chunk in _chunks(absolute, CHUNKS * cores)]
+        tasks = data.from_items(chunks, override_num_blocks=len(chunks)).map(partial(_ray_task, kernel=kernel))
+        for row in tasks.iter_rows():
+            yield pickle.loads(row["sums"])  # noqa: S301 - of this program
+    finally:
+        if began:
+            ray.shutdown()
 
 
 def _ray_task(row: Mapping[str, Any], kernel: Any) -> dict[str, bytes]:

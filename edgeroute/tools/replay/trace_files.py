@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +16,13 @@ from edgeroute.tools.replay.parquet_traces import is_parquet, private, read_parq
 
 OTHERS: Final = frozenset({"egress.jsonl", "audit.jsonl"})
 """Journals of a state folder that are no traces."""
-_ROTATED: Final = re.compile(r"(?P<trace>.+\.jsonl)(\.\d+)?|(?P<whole>.+\.parquet)")
+_ROTATED: Final = re.compile(r"(?P<trace>.+\.jsonl)(\.\d+(\.parquet|\.packing)?)?|(?P<whole>.+\.parquet)")
+TRIES: Final = 10
+"""Attempts to list files that no other process renames meanwhile."""
 
 
 class TraceRecords:
-    """Iterable over the records of a trace, oldest first: a file of Parquet, or a file of JSON lines with its rotated files.
+    """Iterable over the records of a trace, oldest first: a file of Parquet, or one of JSON lines with its full files.
 
     Attributes:
         skipped: number of lines so far that are no JSON objects.
@@ -45,7 +48,21 @@ class TraceRecords:
             whole = self._path.exists() and is_parquet(self._path)
         except OSError as e:
             raise StoreError(f"{self._path}: {e.strerror or e}") from e
-        yield from read_parquet(self._path) if whole else self._journal
+        if whole:
+            yield from read_parquet(self._path)
+            return
+        for _ in range(TRIES):
+            before = _packs(self._path)
+            lines = iter(self._journal)
+            first = next(lines, None)  # opens all files of JSON, which may become Parquet before and after
+            if _packs(self._path) == before:
+                break
+        for _, path in sorted(before.items()):
+            packed = path.with_suffix(".parquet")
+            yield from read_parquet(packed) if packed.exists() else journal.read(path)
+        if first is not None:
+            yield first
+            yield from lines
 
 
 def traces(folder: Path) -> dict[str, Path]:
@@ -62,6 +79,48 @@ def traces(folder: Path) -> dict[str, Path]:
     if not paths:
         raise BadInput(f"{folder}: expected traces, *.jsonl or *.parquet, found none in this folder")
     return {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+
+
+def _packs(path: Path) -> dict[int, Path]:
+    """Return number -> path of a trace's files of Parquet, `NAME.N.parquet`, and of those that become one, `NAME.N.packing`."""
+    ends = re.compile(rf"{re.escape(path.name)}\.(\d+)\.(packing|parquet)")
+    matches = [(file, match) for file in path.parent.glob("*.pa*") if (match := ends.fullmatch(file.name))]
+    return {int(match[1]): file for file, match in sorted(matches)}  # where both are there, a kill came between: the Parquet
+
+
+def pack(path: Path, keep: int) -> None:
+    """Make Parquet of a trace's full files, and delete the oldest beyond `keep`; nothing while another process does that.
+
+    The file that was rotated last stays JSON, as a process may be in the middle of a line of it. Each other file is renamed, so
+    that no rotation touches it; a process that is killed leaves a file that readers know and the next call goes on with.
+
+    Raises:
+        StoreError: a file cannot be written.
+        RuntimeMissing: pyarrow is not installed.
+    """
+    turn = journal.ProcessLock(path.with_name(f"{path.name}.pack.lock"))
+    if not turn.take():
+        return
+    try:
+        rotated = [file for file in path.parent.glob(f"{escape(path.name)}.*") if file.suffix[1:].isdecimal()]
+        full = sorted((int(file.suffix[1:]), file, file.stat().st_ino) for file in rotated)
+        number = max(_packs(path), default=0)
+        for n, file, identity in reversed(full):
+            if n == 1 or file.stat().st_ino != identity:  # a rotation has renamed the files meanwhile: the next call goes on
+                break
+            number += 1
+            file.rename(path.with_name(f"{path.name}.{number:08}.packing"))
+        for file in path.parent.glob(f"{escape(path.name)}.*.packing"):
+            packed = file.with_suffix(".parquet")
+            if not packed.exists():
+                write_parquet(packed, journal.read(file))
+            file.unlink()
+        for _, file in sorted(_packs(path).items())[: -max(1, keep - 1)]:
+            file.unlink()
+    except OSError as e:
+        raise StoreError(f"{path}: its full files cannot become Parquet: {e.strerror or e}") from e
+    finally:
+        turn.leave()
 
 
 def convert(path: Path, out: Path) -> tuple[int, int]:
