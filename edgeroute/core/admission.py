@@ -189,8 +189,8 @@ def _seconds(wait_s: float) -> str:
 
 # Token buckets, which start full: retries per success, and calls per second.
 
-RETRY: Final = 10  # cost of a retry, and the maximum balance (ten retries), in units of successes to avoid rounding
-CAP: Final = 100  # in units of successes, to avoid rounding: cost of a retry, and the maximum (ten retries)
+RETRY: Final = 10  # cost of a retry, in successes: whole numbers are not rounded
+CAP: Final = 100  # maximum balance (ten retries), in successes
 
 
 def affords(left: Numbers) -> Numbers:

@@ -123,7 +123,7 @@ class Drift:
         """
         try:
             level, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
-            wealth, (day, today) = _wealth(dumped["wealth"]), dumped.get("day", (-1, 0))  # of an earlier version: without
+            wealth, (day, today) = _wealth(dumped["wealth"]), dumped["day"]
             if not (0 < level < 1 and type(count) is type(day) is type(today) is int and 0 <= ones <= count < inf):
                 raise ValueError(f"{ones} of {count}, {day}, {today}")  # noqa: TRY301 - one message for all that may be wrong
             if type(alarmed) is not bool:

@@ -83,9 +83,7 @@ from edgeroute.core.walk import (
     own_threshold,
 )
 
-__all__ = [
-    "FirstTokenLate", "Piece", "Pieces", "Restart", "join_pieces", "join_result", "one_piece", "read_pieces", "walk_stream",
-]  # fmt: skip
+__all__ = ["FirstTokenLate", "Piece", "Pieces", "Restart", "join_pieces", "join_result", "one_piece", "read_pieces"]
 
 
 # Answers in pieces: joining, and the log-probabilities that a piece may bring.
@@ -360,8 +358,13 @@ class Restart(str):
     __slots__ = ()
 
 
-def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False, restart: bool = False) -> Walk:
-    """Route one input along the plan, and emit the pieces of one leg's answer as they come; see the drawing above.
+_Steps = Generator[Effect, Event | None, None]
+
+
+class StreamWalk:
+    """Walk of one input along a plan, which emits the pieces of one leg's answer as they come; see the drawing above.
+
+    Its state can be read before its end.
 
     A malformed answer is never accepted, and brings no pieces: it is shown whole, once no other leg is left.
 
@@ -385,14 +388,6 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
         keep_late: True: at the deadline, leave a cloud running rather than cancel it.
         restart: True: the answer may begin anew.
     """
-    return StreamWalk(plan, begun, first_s, keep_late, restart).steps()
-
-
-_Steps = Generator[Effect, Event | None, None]
-
-
-class StreamWalk:
-    """Walk of `walk_stream`, with the same arguments; its state can be read before its end."""
 
     def __init__(self, plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False, restart: bool = False) -> None:
         self.stream, self.keep_late = StreamState(plan, begun, first_s, restart), keep_late

@@ -305,8 +305,7 @@ class RunningTrial(ForkSafe):
                 if isinstance(candidate, dict) and candidate.get("of") == self.of:
                     (a, b), tests = map(_Tally.load, candidate["tallies"]), self._new_tests()
                     for kind, test in tests.items():
-                        if kind in candidate["tests"] or not kind.endswith(OF_SESSIONS):  # earlier versions had none of sessions
-                            test.load(candidate["tests"][kind])
+                        test.load(candidate["tests"][kind])
                     self._tallies, self._tests, self.stopped = (a, b), tests, str(candidate["stopped"])
         except (KeyError, TypeError, ValueError) as e:
             log.warning("the figures of a trial cannot be read, and begin anew: %r", e)

@@ -13,7 +13,7 @@ from edgeroute.core import reason_and_trace as explain
 from edgeroute.core.device_rules import OF, Standing, in_force, problem, step
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import INF, Policy, Target
-from edgeroute.core.stream_walk import walk_stream
+from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Failed, walk
 from edgeroute.tools import virtual_time as virtual
 
@@ -302,7 +302,7 @@ def test_a_cloud_that_hangs_does_not_cost_the_answer_of_a_freed_model(mode, amon
     def answered(start, now):
         return [Done(start.leg, Prediction("edge", 0.9, None), now + 0.2)] if found.legs[start.leg].name == "small" else []
 
-    for walked in (walk(found, 0.0), walk_stream(found, 0.0), walk(found, 0.0, True)):
+    for walked in (walk(found, 0.0), StreamWalk(found, 0.0).steps(), walk(found, 0.0, True)):
         outcome, _ = virtual.drive(walked, answered)
         assert outcome.prediction.value == "edge"
         assert next(mark.at for mark in outcome.log if mark.kind == "start" and mark.leg == outcome.leg) >= 0.5

@@ -15,7 +15,7 @@ from edgeroute import Piece, Prediction, Restart
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.reason_and_trace import broken, reason_code
 from edgeroute.core.routing_policy import INF, Policy, Target
-from edgeroute.core.stream_walk import FirstTokenLate, walk_stream
+from edgeroute.core.stream_walk import FirstTokenLate, StreamWalk
 from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Start, Wait
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.router.drivers import blocking
@@ -54,7 +54,7 @@ def watched(known, happens, first_s, keep, restart):
             else:
                 yield Failed(start.leg, what, at, isinstance(what, ValueError))
 
-    walk = walk_stream(known, 0.0, first_s, keep, restart)
+    walk = StreamWalk(known, 0.0, first_s, keep, restart).steps()
 
     def listening():
         reply = None
@@ -372,7 +372,7 @@ def test_a_leg_with_thresholds_of_its_answers_is_judged_whole():
 
 def test_a_leg_that_goes_on_past_the_deadline_is_not_heard():
     """Also where its pieces wait already, as a reader was slow."""
-    steps = walk_stream(made((CLOUD,), deadline_s=1.0), 0.0)
+    steps = StreamWalk(made((CLOUD,), deadline_s=1.0), 0.0).steps()
     assert [next(steps), steps.send(None)] == [Start(0), Wait(1.0)]
     steps.send(Delta(0, "x", 0.5))
     assert steps.send(Elapsed(3.0)) == Wait(1.0)
@@ -396,7 +396,7 @@ def test_what_a_stopped_leg_still_says_is_not_taken_for_the_next_ones(kind):
         return lambda: None
 
     heard = []
-    walk = walk_stream(known, monotonic(), 0.01)
+    walk = StreamWalk(known, monotonic(), 0.01).steps()
     if kind == "blocking":
         steps = blocking.stream(walk, begin)
         try:
@@ -413,7 +413,7 @@ def test_what_a_stopped_leg_still_says_is_not_taken_for_the_next_ones(kind):
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_cloud_that_is_late_is_left_or_cancelled(keep):
     """At the deadline: what it answers may be of use later."""
-    steps = walk_stream(made((CLOUD,), deadline_s=1.0), 0.0, INF, keep)
+    steps = StreamWalk(made((CLOUD,), deadline_s=1.0), 0.0, INF, keep).steps()
     assert next(steps) == Start(0)
     assert steps.send(None) == Wait(1.0)
     assert steps.send(Elapsed(1.0)) == (Leave(0) if keep else Cancel(0))
@@ -430,7 +430,7 @@ def test_what_was_not_accepted_is_shown_where_it_stands(offline, shown):
 
 def test_a_leg_that_fails_as_it_is_started():
     """A driver may answer `Start` with the leg's event: the next leg is asked, and nothing is waited for."""
-    steps = walk_stream(made(), 0.0)
+    steps = StreamWalk(made(), 0.0).steps()
     assert next(steps) == Start(0)
     assert steps.send(Failed(0, OSError("no"), 0.5)) == Start(1)
     with pytest.raises(StopIteration) as end:
@@ -506,7 +506,7 @@ def test_an_edge_that_did_not_begin_in_time_is_stopped_once_the_cloud_is_heard()
     happens = {"edge": [(0.55, "a"), (0.58, "b"), (2.0, [0.9])], "cloud": [(0.1, "x"), (2.0, "y"), (2.1, [None])]}
     _, heard = run(known, happens, 0.5)
     assert heard == [("cloud", "x"), ("cloud", "y")]
-    steps = walk_stream(known, 0.0, 0.5)
+    steps = StreamWalk(known, 0.0, 0.5).steps()
     assert [next(steps), steps.send(None), steps.send(Elapsed(0.5)), steps.send(None)] == [
         Start(0),
         Wait(0.5),
@@ -543,7 +543,7 @@ def test_two_edges_that_do_not_begin_in_time():
 
 def test_what_comes_of_a_leg_that_was_stopped_counts_for_nothing():
     """It was given up for the next one before it spoke."""
-    walk = walk_stream(made((Target("a", "cloud"), Target("b", "cloud"))), 0.0, 0.5)
+    walk = StreamWalk(made((Target("a", "cloud"), Target("b", "cloud"))), 0.0, 0.5).steps()
     events = iter([Elapsed(0.5), Delta(0, "late", 0.6), Delta(1, "x", 0.7), Done(1, Prediction("x", None, None), 0.8)])
     heard, effects = [], []
 

@@ -533,12 +533,6 @@ def _limit(value: float | None) -> str:
     return "none" if value is None else f"{value:g}"
 
 
-Devices = Annotated[
-    list[Path],
-    typer.Argument(metavar="DEVICE...", help="Output of `edgeroute status --json`, one device a line or file; or state folders."),
-]
-
-
 def arms(
     devices: Annotated[list[Path], typer.Argument(metavar="DEVICE...")], *, report: File | None = None, as_json: Json = False
 ) -> int:
