@@ -76,7 +76,7 @@ def test_the_page_of_commands_is_what_they_are(monkeypatch):
     assert (ROOT / "docs" / "commands.md").read_text() == text
     for command in ("infer", "models pull", "export triton", "simulate load", "outbox list"):
         assert f"\n## edgeroute {command}\n" in text
-    assert "Default: `8080`" in text
+    assert "* `--port N` (`8080`): " in text
 
 
 def test_the_house_is_drawn_from_the_design(monkeypatch):

@@ -36,7 +36,8 @@ HEAD = """\
 Each command with its arguments and options, as `edgeroute COMMAND -h` lists them. Inputs, pipes, output and exit codes:
 [command line](cli.md).
 
-Every command takes `--json`: JSON on stdout, for programs. Arguments and options of several commands:
+Every command takes `--json`: JSON on stdout, for programs. Defaults are in parentheses. Arguments and options of several
+commands:
 """
 KINDS = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 COMMON = 6
@@ -93,8 +94,8 @@ class Parameter(NamedTuple):
         return f"`{default}`"
 
     def in_full(self) -> str:
-        """Return the line with the default."""
-        return self.row + (f" Default: {self.default_text}." if self.default_text else "")
+        """Return the line with the default in parentheses after the name."""
+        return self.row.replace("`: ", f"` ({self.default_text}): ", 1) if self.default_text else self.row
 
 
 def commands_page() -> str:
