@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from edgeroute.errors import BadInput
 from edgeroute.tools.cli.command_runner import command
+from edgeroute.tools.cli.tables_and_options import Json
 
 trace = typer.Typer(name="trace", no_args_is_help=True, help="Convert traces between JSON lines and Parquet.")
 
@@ -19,6 +21,7 @@ def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT")],
     *,
     force: bool = False,
+    as_json: Json = False,
 ) -> None:
     """Write a trace, with its rotated files, as Parquet; or one in Parquet as JSON lines. Nothing of a record is lost.
 
@@ -45,5 +48,9 @@ def convert(
             raise BadInput(f"{new} exists: choose another name, or pass --force")
         new.parent.mkdir(parents=True, exist_ok=True)
         number, skipped = write(path, new)
+        size = new.stat().st_size
+        if as_json:
+            print(json.dumps({"file": str(new), "records": number, "bytes": size, "incomplete_lines": skipped}))
+            continue
         left_out = f", left out {skipped:,} incomplete lines" if skipped else ""
-        print(f"{new}: {number:,} records, {new.stat().st_size / max(1, number):.1f} bytes each{left_out}")
+        print(f"{new}: {number:,} records, {size / max(1, number):.1f} bytes each{left_out}")
