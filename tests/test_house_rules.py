@@ -112,6 +112,7 @@ OWN = {
     "tools/dashboard/web_page.py": (1, "the page of the package"),
     "tools/distillation.py": (1, "a file that it has just written"),
     "tools/export/exported_models.py": (1, "templates of the package"),
+    "tools/fleet/digest_reading.py": (1, "a digest of at most 65,536 bytes, in which a key that comes twice is refused"),
     "tools/measure/calibration.py": (1, "what json.dumps has just made"),
     "tools/replay/edge_results.py": (1, "its own results, which it appends to"),
     "tools/replay/logs/answer_pairs.py": (1, "a line of a log, whose numbers each reader of a form checks"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,9 +26,9 @@ from edgeroute.fleet.digest import (
     mac,
     rounded,
 )
-from edgeroute.system.foreign_files import parse_json
 
 _MOST_REQUESTS, _MOST_AMOUNT, _MOST_REVISION = 10**9, 10**15, 10**6
+_WHOLE = {int}
 _MAC = re.compile(rb',"mac":"([0-9a-f]{64})"\}')
 _MAC_BYTES = 74
 Fault = Literal["too large", "truncated", "malformed", "version", "forged", "future"]
@@ -62,8 +63,8 @@ def decode(data: bytes, key: bytes = b"", *, today: str = "") -> Digest:
     if key and not (seal and hmac.compare_digest(seal[1], mac(key, signed).encode())):
         raise BadDigest("forged", "its HMAC is not that of the fleet's key" if seal else "it has no HMAC")
     try:
-        fields = parse_json(signed, _once)
-    except ValueError as e:
+        fields = json.loads(signed, object_pairs_hook=_once)  # at most MOST_TEXT; each number is checked below
+    except (ValueError, RecursionError) as e:
         raise BadDigest("malformed", "it is no JSON in UTF-8, or has a key twice") from e
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         raise BadDigest("version", f"expected format {FORMAT}")
@@ -101,8 +102,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _frozen(value: Any) -> Any:
-    """Return a value with its lists as tuples."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    """Return a value, a list of lists as a tuple of tuples."""
+    return tuple(map(tuple, value)) if isinstance(value, list) else value
 
 
 def _problems(fields: dict[str, Any]) -> Iterator[str]:
@@ -128,7 +129,7 @@ def _problems(fields: dict[str, Any]) -> Iterator[str]:
         yield "groups: too many, or one is there twice"
     checks: tuple[tuple[int, Callable[[Row], Row | None]], ...] = ((16, _request_key), (3, _confidence_key), (8, _audit_key))
     for table, (width, key_of) in zip(tables, checks, strict=True):
-        if not all(len(row) == width and _is_whole(row[0], len(groups) - 1) for row in table):
+        if not all(len(row) == width and type(row[0]) is int and 0 <= row[0] < len(groups) for row in table):
             yield "expected rows of another length, or of a group that there is"
         keys = [key_of(tuple(row)) for row in table]
         if None in keys or len(set(keys)) < len(keys):
@@ -138,9 +139,8 @@ def _problems(fields: dict[str, Any]) -> Iterator[str]:
 def _request_key(row: Row) -> Row | None:
     """Return group and hour of a row of requests; None if a number is out of range."""
     _, hour, requests, deferred, degraded, failed, moved, usd, *latencies = row
-    parts = (deferred, degraded, failed, *latencies)
-    valid = _is_hour(hour) and _is_whole(requests, _MOST_REQUESTS) and all(_is_whole(part, requests) for part in parts)
-    valid = valid and _is_whole(moved, _MOST_AMOUNT) and _is_whole(usd, _MOST_AMOUNT) and sum(latencies) <= requests
+    valid = set(map(type, row)) == _WHOLE and min(row) >= 0 and _is_hour(hour) and requests <= _MOST_REQUESTS
+    valid = valid and max(deferred, degraded, failed, sum(latencies)) <= requests and max(moved, usd) <= _MOST_AMOUNT
     return row[:2] if valid else None
 
 
@@ -153,9 +153,9 @@ def _confidence_key(row: Row) -> Row | None:
 def _audit_key(row: Row) -> Row | None:
     """Return group, hour, index and rate of a row of audits; None if a number is out of range."""
     _, hour, index, audited, differ, harms, wins, rate = row
-    valid = _is_hour(hour) and _is_whole(index, len(GRID) - 1, UNSTATED) and rounded(index) == index
-    valid = valid and _is_whole(audited, _MOST_REQUESTS) and all(_is_whole(part, audited) for part in (differ, harms, wins))
-    valid = valid and harms + wins <= audited and type(rate) in {int, float} and 0 < rate <= 1
+    valid = set(map(type, row[:7])) == _WHOLE and _is_hour(hour) and UNSTATED <= index < len(GRID) and rounded(index) == index
+    valid = valid and audited <= _MOST_REQUESTS and min(differ, harms, wins) >= 0 and max(differ, harms + wins) <= audited
+    valid = valid and type(rate) in {int, float} and 0 < rate <= 1
     return (*row[:3], rate) if valid else None
 
 
