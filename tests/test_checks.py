@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import pickle
+import random
 import re
 import socket
 import threading
@@ -27,7 +28,7 @@ from edgeroute import (
     Router,
 )
 from edgeroute.core.walk import Malformed, Prediction
-from edgeroute.edge.answer_check import LONGEST, AnswerCheck
+from edgeroute.edge.answer_check import LONGEST, AnswerCheck, LinearPattern
 from edgeroute.edge.edge_backend import edge_backend
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.gateway_requests import KEYS
@@ -145,6 +146,82 @@ def test_hostile_texts(text):
 def test_hostile_programs(text):
     """Whatever Python makes of them, it is an answer or a fault."""
     assert applied("python", text) in {"python", 0.9}
+
+
+SLOW = "(?:a+)+b"
+LONG_TEXT = "a" * (LONGEST - 100)
+
+
+@pytest.mark.parametrize("driver", [Threads, Tasks])
+def test_a_pattern_that_backtracks_holds_no_deadline(driver):
+    """`re` would hold the interpreter for ever."""
+    edge = CallableModel(lambda _: (LONG_TEXT, 0.9), check=f"/{SLOW}/")
+    router = driver(edge, lambda _: "cloud", threshold=0.5, deadline=LONG)
+    try:
+        assert router.infer(1).value == "cloud"
+    finally:
+        router.close()
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "found"),
+    [
+        ({"pattern": SLOW}, LONG_TEXT, "schema"), ({"pattern": SLOW}, "caab", 0.9), ({"pattern": SLOW}, 3, 0.9),
+        ({"patternProperties": {SLOW: False}}, {LONG_TEXT: 1}, 0.9), ({"patternProperties": {SLOW: False}}, {"ab": 1}, "schema"),
+        ({"patternProperties": {SLOW: True}, "additionalProperties": False}, {LONG_TEXT: 1}, "schema"),
+        ({"patternProperties": {SLOW: True}, "additionalProperties": False}, {"ab": 1}, 0.9),
+        ({"patternProperties": {SLOW: False}}, [LONG_TEXT], 0.9),
+        ({"patternProperties": {"a": True}, "unevaluatedProperties": False}, {"a": 1}, "schema"),
+        ({"pattern": "(a)\\1"}, "aa", "pattern"),
+    ],
+)  # fmt: skip
+def test_patterns_of_a_schema(schema, value, found):
+    """Are found without backtracking, in texts and in names."""
+    assert applied(schema, json.dumps(value)) == (pytest.approx(found) if isinstance(found, float) else found)
+
+
+@pytest.mark.parametrize("pattern", [r"(a)\1", r"(a)?(?(1)b|c)", "(?:a{1000}){1000}", re.compile(b"a")])
+def test_patterns_that_are_refused(pattern):
+    """Where their time has no bound, or they are too large, or match no text."""
+    with pytest.raises(PolicyError, match=r"check: .*pattern"):
+        AnswerCheck(f"/{pattern}/" if isinstance(pattern, str) else pattern)
+
+
+def test_a_lookahead_at_each_position_ends():
+    """After so many steps it does not match."""
+    assert applied("/(?:a(?=.*c))*/", LONG_TEXT) == "pattern"
+
+
+def drawn_pattern(draw, depth):
+    """A pattern of that depth, drawn at random."""
+    if not depth or draw.random() < 0.3:
+        return draw.choice(["a", "b", ".", "[ab]", "[^a]", r"\d", r"\w", r"\W", "[a-c1]", "A", "ß", "^", "$", r"\b", r"\B"])
+    part, other = drawn_pattern(draw, depth - 1), drawn_pattern(draw, depth - 1)
+    behind = draw.choice(["a", "ab", "[ab]", "a|b"])
+    form = draw.choice(
+        ["{0}{1}", "(?:{0}|{1})", "({0}|)", "(?i:{0})", "(?={0})", "(?!{0})", "(?<={2})", "(?<!{2})"] + 5 * ["(?:{0}){3}"]
+    )
+    return form.format(part, other, behind, draw.choice(["*", "+", "?", "{2}", "{1,3}", "*?", "+?", "??"]))
+
+
+def test_patterns_match_as_those_of_python():
+    """Of random ones, on random texts."""
+    draw = random.Random(7)
+    for _ in range(400):
+        text, flags = drawn_pattern(draw, 4), draw.choice([0, re.IGNORECASE, re.DOTALL, re.MULTILINE, re.ASCII])
+        pattern, linear = re.compile(text, flags), LinearPattern(text, flags)
+        for _ in range(5):
+            of = "".join(draw.choice("abcA1 \nß") for _ in range(draw.randrange(9)))
+            expected = pattern.fullmatch(of) is not None, pattern.search(of) is not None
+            assert (linear.fullmatch(of), linear.search(of)) == expected, (text, flags, of)
+
+
+def test_moves_that_are_too_many_are_dropped(monkeypatch):
+    """A pattern does not grow with the texts that it meets."""
+    monkeypatch.setattr("edgeroute.edge.answer_check.STORED", 5)
+    pattern = LinearPattern("(?:ab|[^a])*")
+    assert pattern.fullmatch("abcdefghij" * 3)
+    assert not pattern.fullmatch("ba")
 
 
 TWICE = {"allOf": [{"$ref": "#/$defs/0"}, {"$ref": "#/$defs/0"}]}

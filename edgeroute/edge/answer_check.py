@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache, partial
 from operator import methodcaller
 from typing import Any, Final, TypeAlias
 
@@ -24,10 +24,19 @@ from edgeroute.system.process import call_contained, sha256, to_json_types
 from edgeroute.system.safe_logging import Failures
 from edgeroute.text.read_openai_replies import NO_LOGPROBS
 
+try:
+    from re import _compiler as compiler  # type: ignore[attr-defined]
+    from re import _parser as parser  # type: ignore[attr-defined]
+except ImportError:  # Python 3.10
+    import sre_compile as compiler
+    import sre_parse as parser
+
 Given: TypeAlias = str | Mapping[str, Any] | re.Pattern[str] | Callable[[Any], Any]
-# Most characters of a text that is parsed or matched; a longer one fails. A pattern may take for ever on few.
-LONGEST: Final = 1 << 16
+LONGEST: Final = 1 << 16  # most characters of a text that is parsed or matched; a longer one fails
 STEPS: Final = 100_000  # most keywords of a schema that are evaluated for an answer; one that needs more fails
+STATES: Final = 20_000  # most states of a pattern
+MOVES: Final = 2_000_000  # most states that a match visits, about a second; a text that needs more does not match
+STORED: Final = 100_000  # most states in the stored moves of a pattern
 NEEDS: Final = "a check by a JSON schema needs jsonschema: pip install 'edgeroute[schema]'"
 
 
@@ -40,9 +49,9 @@ class AnswerCheck:
 
     Args:
         given: "json" or "python" (the text parses); a JSON schema, for the value, or for the JSON that a text is; a compiled
-            pattern, or a text "/pattern/", that matches the whole text; or a function of a copy of the value, which returns
-            True, False, or a number from 0 (it fails) to 1, by which the confidence is multiplied (divided, if negative: it never
-            rises). None: none of these.
+            pattern, or a text "/pattern/", that matches the whole text, in linear time (`LinearPattern`); or a function of a
+            copy of the value, which returns True, False, or a number from 0 (it fails) to 1, by which the confidence is
+            multiplied (divided, if negative: it never rises). None: none of these.
         options: keys of all requests to a language model, whose answers are checked by `response_format` and `tools` of
             the request. None: inputs are no requests.
 
@@ -150,7 +159,11 @@ def _test(given: Any) -> Callable[[Any], float]:
         except re.error as e:
             raise PolicyError(f"check= has no regular expression between its slashes: {e}") from None
     if isinstance(given, re.Pattern):
-        return lambda value: _share(given.fullmatch(_text(value)) is not None, "pattern", "it does not match the pattern")
+        try:
+            pattern = LinearPattern(given.pattern, given.flags)
+        except Fault as e:
+            raise PolicyError(f"check: {e.args[1]}: give a simpler one, or a function") from None
+        return lambda value: _share(pattern.fullmatch(_text(value)), "pattern", "it does not match the pattern")
     if isinstance(given, Mapping):
         test = _schema_test(given, own=True)
         return lambda value: test(_json(value if isinstance(value, str) else json.dumps(value, default=methodcaller("tolist"))))
@@ -220,7 +233,11 @@ def _schema_test(schema: Any, *, own: bool = False) -> Callable[[Any], float]:
         except Exception as e:  # noqa: BLE001 - of several kinds
             raise PolicyError(f"check: this is no JSON schema: {getattr(e, 'message', type(e).__name__)}") from None
 
+    text = json.dumps(schema, default=str)
+    slow = '"unevaluatedProperties"' in text and '"patternProperties"' in text
+
     def test(value: Any) -> float:
+        _share(not slow, "schema", "a schema cannot have both unevaluatedProperties and patternProperties")
         _steps.left = STEPS
         try:
             error = next(_counting(kind)(schema, registry=referencing.Registry()).iter_errors(value), None)
@@ -237,6 +254,28 @@ def _unique(_: Any, wanted: Any, items: Any, schema: Any) -> Iterator[Any]:  # n
     """Yield an error for equal items, in a time that grows with their number, where jsonschema's own compares all pairs."""
     if wanted is True and isinstance(items, list) and len(set(map(_key, items))) < len(items):
         yield import_needed("jsonschema", NEEDS).ValidationError("")
+
+
+def _pattern(_: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001 - as jsonschema calls it
+    """Yield an error for a text in which a pattern is not found, in linear time, where jsonschema's own backtracks."""
+    if isinstance(value, str) and not _linear(pattern).search(value):
+        yield import_needed("jsonschema", NEEDS).ValidationError("")
+
+
+def _pattern_properties(validator: Any, patterns: Any, value: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001 - likewise
+    """Yield the errors of an object's values whose names have a pattern."""
+    if isinstance(value, dict):
+        for pattern, part in patterns.items():
+            for name in filter(_linear(pattern).search, value):
+                yield from validator.descend(value[name], part)
+
+
+def _additional(evaluate: Callable[..., Any], validator: Any, allowed: Any, value: Any, schema: Any) -> Any:
+    """Return the errors of an object's further values, without those whose names have a pattern."""
+    if isinstance(value, dict) and (patterns := schema.get("patternProperties")):
+        value = {name: part for name, part in value.items() if not any(_linear(pattern).search(name) for pattern in patterns)}
+        schema = {**schema, "patternProperties": {}}
+    return evaluate(validator, allowed, value, schema)
 
 
 def _key(value: Any) -> Any:
@@ -258,9 +297,148 @@ def _counting(kind: Any) -> Any:
 
         return step
 
-    evaluates = {**kind.VALIDATORS, "uniqueItems": _unique}
+    evaluates = {**kind.VALIDATORS, "uniqueItems": _unique, "pattern": _pattern, "patternProperties": _pattern_properties}
+    if "additionalProperties" in evaluates:
+        evaluates["additionalProperties"] = partial(_additional, evaluates["additionalProperties"])
     counting = import_needed("jsonschema.validators", NEEDS).extend(
         kind, {name: counted(evaluate) for name, evaluate in evaluates.items()}
     )
     counting.evolve = import_needed("attr", NEEDS).evolve  # jsonschema's own takes the class that a nested $schema names
     return counting
+
+
+# Patterns without backtracking. Python's `re` holds the interpreter for as long as it backtracks, so no deadline can leave it.
+
+
+class LinearPattern:
+    """Pattern that is matched in linear time, by sets of states (Thompson, 1968), and moves between them that are stored.
+
+    A lookahead is matched anew at each position. Threads may share a pattern.
+
+    Args:
+        pattern: regular expression of `re`.
+        flags: its flags.
+
+    Raises:
+        Fault: it has a back reference, a possessive repeat or an atomic group, or more than `STATES` states.
+    """
+
+    def __init__(self, pattern: str, flags: int = 0) -> None:
+        _share(isinstance(pattern, str), "pattern", "a pattern of bytes matches no text")
+        tree = parser.parse(pattern, flags)
+        self._program: list[tuple[str, Any, Sequence[int]]] = [("end", None, ())]
+        self._moves: dict[tuple[frozenset[int], str], frozenset[int]] = {}
+        self._tests: dict[str, Callable[[str, int], Any]] = {}
+        self._whole = self._add(tree, tree.state.flags, 0)
+        self._anywhere = self._state("split", None, (self._whole, len(self._program) + 1))
+        self._state("one", re.compile(".", re.DOTALL).match, (self._anywhere,))
+
+    def fullmatch(self, text: str) -> bool:
+        """Return True if the whole text matches. Raises Fault after `MOVES`."""
+        return self._run(self._whole, text, 0, len(text), [MOVES])
+
+    def search(self, text: str) -> bool:
+        """Return True if a part of the text matches. Raises Fault after `MOVES`."""
+        return self._run(self._anywhere, text, 0, None, [MOVES])
+
+    def _state(self, kind: str, test: Any, after: Sequence[int]) -> int:
+        """Append a state and return its number."""
+        _share(len(self._program) < STATES, "pattern", f"the pattern has more than {STATES:,} states")
+        self._program.append((kind, test, after))
+        return len(self._program) - 1
+
+    def _add(self, tree: Any, flags: int, after: int) -> int:
+        """Append the states of a parsed pattern that go on to state `after`; return the first."""
+        for item in reversed(list(tree)):
+            name, given = str(item[0]), item[1]
+            if name in {"ANY", "AT", "IN", "LITERAL", "NOT_LITERAL"}:
+                after = self._state("at" if name == "AT" else "one", self._test_of(item, flags), (after,))
+            elif name == "SUBPATTERN":
+                after = self._add(given[3], (flags | given[1]) & ~given[2], after)
+            elif name == "BRANCH":
+                after = self._state("split", None, [self._add(part, flags, after) for part in given[1]])
+            elif name in {"MAX_REPEAT", "MIN_REPEAT"}:
+                after = self._add_repeat(given, flags, after)
+            elif name in {"ASSERT", "ASSERT_NOT"}:
+                back = given[1].getwidth()[0] if given[0] < 0 else None
+                after = self._state("look", (self._add(given[1], flags, 0), back, name == "ASSERT"), (after,))
+            else:
+                _share(name == "FAILURE", "pattern", f"the pattern has {name.lower()}, which may take for ever")
+                after = self._state("split", None, ())
+        return after
+
+    def _add_repeat(self, given: tuple[int, int, Any], flags: int, after: int) -> int:
+        """Append the states of a repeated part; return the first. given: least and most repeats, and the part."""
+        (least, most, part), end = given, after
+        if most == parser.MAXREPEAT:
+            after = self._state("split", None, ())
+            self._program[after] = ("split", None, (self._add(part, flags, after), end))
+        for _ in range(0 if most == parser.MAXREPEAT else most - least):
+            after = self._state("split", None, (self._add(part, flags, after), end))
+        for _ in range(least):
+            after = self._add(part, flags, after)
+        return after
+
+    def _test_of(self, item: Any, flags: int) -> Callable[[str, int], Any]:
+        """Return the test of a character, or of a position, by `re` itself."""
+        key = f"{item} {flags}"
+        if key not in self._tests:
+            state = parser.State()
+            state.flags, state.str = flags, ""
+            self._tests[key] = compiler.compile(parser.SubPattern(state, [item])).match
+        return self._tests[key]
+
+    def _run(self, begin: int, text: str, at: int, end: int | None, left: list[int]) -> bool:
+        """Return True if the text from `at` matches up to `end`; None: up to anywhere. left: visits of states that are left."""
+        states, _ = self._reached([begin], text, at, left)
+        while states and at != (len(text) if end is None else end) and not (end is None and 0 in states):
+            key = states, text[at]
+            _take(left, 1)
+            at += 1
+            known = self._moves.get(key)
+            if known is None:
+                after = [i for state in states if self._program[state][0] == "one" and self._program[state][1](key[1], 0)
+                         for i in self._program[state][2]]  # fmt: skip
+                _take(left, len(states))
+                known, lasting = self._reached(after, text, at, left)
+                if lasting:
+                    if len(self._moves) * len(known) > STORED:
+                        self._moves.clear()
+                    self._moves[key] = known
+            states = known
+        return 0 in states
+
+    def _reached(self, waiting: list[int], text: str, at: int, left: list[int]) -> tuple[frozenset[int], bool]:
+        """Return the states that are reached without another character, and True if they do not depend on the position."""
+        visited, states, lasting = set[int](), set[int](), True
+        while waiting:
+            if (state := waiting.pop()) in visited:
+                continue
+            visited.add(state)
+            _take(left, 1)
+            kind, test, after = self._program[state]
+            if kind in {"one", "end"}:
+                states.add(state)
+                continue
+            lasting = lasting and kind == "split"
+            if kind == "look":
+                part, back, wanted = test
+                begin = at - (back or 0)
+                passes = (begin >= 0 and self._run(part, text, begin, None if back is None else at, left)) == wanted
+            else:
+                passes = kind == "split" or test(text, at) is not None
+            if passes:
+                waiting += after
+        return frozenset(states), lasting
+
+
+def _take(left: list[int], count: int) -> None:
+    """Count visits of states. Raises Fault once none are left."""
+    left[0] -= count
+    _share(left[0] >= 0, "pattern", f"the match takes more than {MOVES:,} steps")
+
+
+@lru_cache(maxsize=64)
+def _linear(pattern: str) -> LinearPattern:
+    """Return a pattern of a schema. Raises Fault, or re.error."""
+    return LinearPattern(pattern)
