@@ -465,3 +465,29 @@ def test_the_command_line(home, serving):
         assert "recorded outputs are of one edge model" in " ".join(err.split())
     code, _, err = cli("evaluate", "-p", path, "-d", home / "all.npz", "--edge", "last")
     assert (code, "expected a number from 0, or all" in " ".join(err.split())) == (2, True)
+
+
+UNSURE = [("a", None), ("a", math.nan), ("b", 0.1), ("a", 0.9), ("refused", 0.9)]
+"""Answers of an edge model, in turn."""
+
+
+@pytest.mark.parametrize(("setting", "check", "evaluated"), [
+    ("defer", None, 300), ("accept", None, 100), ("defer", "/[ab]/", 300), ("accept", "/[ab]/", 200),
+])  # fmt: skip
+def test_answers_without_a_confidence_reach_the_next_edge(setting, check, evaluated):
+    """In a calibration as in the router that has its certificate; an evaluation is of the setting in force.
+
+    None, NaN and .1 are deferred by a threshold of .5; with a check, which gives a confidence for None, the last answer.
+    """
+    first = CallableModel(lambda x: UNSURE[int(x) % 5], version="1", check=check)
+    given = [first, CallableModel(lambda x: ("a", x / 500), version="1")], Function(lambda _: "a", version="1")
+    inputs = list(range(500))
+    with Router(*given, threshold=[0.5, 0.0], options=Options(no_confidence=setting)) as router:
+        after = router.calibrate(inputs, max_loss=0.05, edge=1).certificate
+        together = router.calibrate(inputs, max_loss=0.05, edge="all").certificate
+        assert router.evaluate(inputs, edge=1).as_dict()["n"] == evaluated
+    for threshold, reached in (([0.5, after], after.n), (together, 500 * together.ladder[1]["reach"])):
+        with Router(*given, threshold=threshold) as router:
+            name = router.engine.snapshot.targets[0].name
+            assert sum(router.infer(x).leg != name for x in inputs) == pytest.approx(reached)
+    assert after.n == 300

@@ -272,7 +272,8 @@ def calibration(
             'edge="all" certifies max_loss, with one threshold for each edge model and a given score: for max_error, max_defer, '
             "per_class, label= and fitted scores calibrate one edge model after the other, edge=0 first"
         )
-    calls = DirectCalls(engine, edge, "msp" if want.fit else want.score)
+    deferring = engine.snapshot.policy._replace(no_confidence="defer")  # as a router with a certificate has to
+    calls = DirectCalls(engine, edge, "msp" if want.fit else want.score, of=engine.snapshot._replace(policy=deferring))
     if want.kind == "max_error" and y is None:
         raise PolicyError("max_error needs labels, the right answer of each input: y, or in an .npz file an array `labels`")
     if want.kind == "max_loss" and not calls.clouds:
