@@ -20,6 +20,7 @@ from edgeroute.system import process
 from edgeroute.tools.cli.calibrate import audited_counts, certify_audits
 from edgeroute.tools.cli.status import read_state
 from edgeroute.tools.measure.audit_counts import NONE, LossCounts
+from edgeroute.tools.measure.certification import audited_examples
 from edgeroute.trials.edge_audits import COUNTS
 from edgeroute.trials.guarantee_monitor import DriftMonitor
 
@@ -72,6 +73,33 @@ def test_each_audit_counts_once(tmp_path):
     assert {name: counts.n for name, counts in stored(tmp_path).items()} == {first: 4, second: 1}
     used(tmp_path / "other", 0.9, share=0.0)
     assert not stored(tmp_path / "other")
+
+
+def same_first_letter(edge, cloud):
+    return edge[0] == cloud[0]
+
+
+def never(_, __):
+    return False
+
+
+def test_another_comparison_begins_new_counts(tmp_path):
+    """Counts of different functions `agrees`, or of one and none, are never added up, in the state or by the log."""
+
+    def ran(agrees, *inputs):
+        return used(tmp_path, *inputs, audit=Audit(share=1.0, scene=1, agrees=agrees))
+
+    name = ran(None, 0.9, 0.9)
+    with Router(edge(), says("b"), threshold=0.5) as router:
+        prints = router.fingerprints()
+    assert (stored(tmp_path)[name].n, stored(tmp_path)[name].alarms) == (2, 0)
+    for alarms, agrees in ((1, never), (2, same_first_letter), (3, None)):
+        ran(agrees, 0.9)
+        assert ran(agrees, 0.8) == name
+        counts = stored(tmp_path)[name]
+        assert (counts.n, counts.alarms, counts.begun > 0) == (2, alarms, True)
+        audits = audited_examples(tmp_path / "audit.jsonl", "edge", prints)
+        assert (len(audits.ids), audits.alarms) == (2, alarms)
 
 
 def test_a_trial_that_is_the_edge_in_use_is_counted_once(tmp_path):

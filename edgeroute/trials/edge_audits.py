@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from math import log1p
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
 from edgeroute.confidence.output_recognition import same
@@ -20,6 +20,7 @@ from edgeroute.core.sequential_tests import GRID
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
+from edgeroute.stores.cache import fingerprint
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, call_contained, per_process
 from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor, check_audit
@@ -262,6 +263,8 @@ UNTIL_NEXT = "audit-next"  # name of the stored number of requests until the nex
 UNLABELLED_MOST = 10_000  # number of audited answers that wait for a label; the oldest is given up for another
 # Prefix of the stored counts of a model's audits, before the digest of its fingerprints; and the age at which unused ones go.
 COUNTS, COUNTS_S = "counts:", 366 * 86_400.0
+# Prefix of the stored fingerprint of the function by which those audits are compared; without one, by equality.
+AGREES: Final = "agrees:"
 log = logging.getLogger("edgeroute")
 _NONE: Any = object()
 
@@ -372,9 +375,17 @@ class Auditor(ForkSafe):
         bound = Bound(backends, {name: digest(used) for name, used in prints.items()}, others)
         if self._kept is not None:
             self._kept.forget(COUNTS, COUNTS_S)
-            for identity in {*bound.prints.values()} - {*self._begun}:
+            agrees = "" if self.audit.agrees is None else fingerprint(self.audit.agrees)
+            for identity in {*bound.prints.values()}:
+                counts = self._kept.get(COUNTS + identity)
                 with contextlib.suppress(AttributeError, TypeError, ValueError):  # damaged: the counts begin anew
-                    self._begun[identity] = max(int(key.split()[0]) for key in self._kept.get(COUNTS + identity) or ["0"])
+                    self._begun.setdefault(identity, max(int(key.split()[0]) for key in counts or ["0"]))
+                if agrees != (self._kept.get(AGREES + identity) or ""):
+                    self._kept.put(AGREES + identity, agrees)
+                    if counts:
+                        self._write_lines(
+                            _begin_counts(self._begun, self._kept, identity, "", "another agrees= compares the audits")
+                        )
         thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
         for name, print_digest in bound.prints.items():
             of, had = (print_digest, thresholds.get(name)), self._tallies.get(name)
@@ -648,18 +659,25 @@ class Auditor(ForkSafe):
 
         The counts of the model's audits begin anew; the store has the new beginning with the alarm.
         """
-        identity = self._bound.prints.get(name)
-        if identity is not None:
-            self._begun[identity] = begun = max(int(process.now()), self._begun.get(identity, 0) + 1)
-            if self._kept is not None:
-                self._kept.add({COUNTS + identity: {str(begun): 1}})
         alarm_text = "" if watch.alarm is None else watch.alarm.what
+        line = _begin_counts(self._begun, self._kept, self._bound.prints.get(name), name, alarm_text)
         log.warning("%s: %s; %s; calibrate again", name, alarm_text, watch.reaction)
         self._alarm(name, alarm_text)
         self._note()
         if self._kept is not None:
             self._kept.hurry()
-        return {"at": round(process.now(), 3), "target": name, "alarm": alarm_text, "fingerprints": identity or ""}
+        return line
+
+
+def _begin_counts(
+    begun: dict[str, int], kept: KeyValueStore | None, identity: str | None, name: str, why: str
+) -> Mapping[str, Any]:
+    """Begin the counts of a model's audits anew, in `begun` and the store. Return the journal line that ends them."""
+    if identity is not None:
+        begun[identity] = since = max(int(process.now()), begun.get(identity, 0) + 1)
+        if kept is not None:
+            kept.add({COUNTS + identity: {str(since): 1}})
+    return {"at": round(process.now(), 3), "target": name, "alarm": why, "fingerprints": identity or ""}
 
 
 def _allowed(asks: BackgroundCalls) -> bool:
