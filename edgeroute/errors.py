@@ -112,6 +112,8 @@ class CloudError(EdgerouteError):
     """True if an equal call may succeed a little later."""
     held = False
     """True if nothing was sent, which is no evidence about the endpoint."""
+    unsent = False
+    """True if no connection was made, so that nothing of the request was sent."""
     retry_after_s: float | None = None
     """Seconds that the endpoint asks to wait before the next call (`Retry-After`); None if it sent no such number."""
     stale = False
@@ -121,8 +123,10 @@ class CloudError(EdgerouteError):
     partial: Prediction | None = None
     """Beginning of an answer in pieces that had arrived before the failure; None if nothing had."""
 
-    def __init__(self, message: str = "") -> None:
+    def __init__(self, message: str = "", *, unsent: bool = False) -> None:
         super().__init__(clean(message))
+        if unsent:
+            self.unsent = True
 
 
 def _unpickle(kind: type[EdgerouteError], args: tuple[object, ...], state: dict[str, object]) -> EdgerouteError:

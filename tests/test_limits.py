@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import routes
 from both import GOOD, LONG, GatedServer, ask, header, makes, unsure
 
-from edgeroute import AsyncRouter, Function, Limits, PlainJson
+from edgeroute import AsyncRouter, Function, Limits, OpenAIChat, PlainJson, Router
 from edgeroute.cloud import spending_file as earlier
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
@@ -47,6 +48,56 @@ class Paid(FakeCloud):
     def target(self, **terms):
         """As a router takes it."""
         return Function(self, **{"usd_per_call": 0.01, **terms})
+
+
+# a connection that cannot be made
+
+
+def refusing():
+    """The port of a socket that is bound, and does not listen."""
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    return bound, bound.getsockname()[1]
+
+
+@pytest.mark.parametrize("over", ["edgeroute", "httpx", "a chat"])
+@pytest.mark.parametrize("state", [False, True])
+def test_no_money_is_spent_where_nothing_was_sent(make, over, state, tmp_path):
+    """All attempts are refused: bytes and money are returned, calls and energy count, and the next call pays its whole price."""
+    bound, port = refusing()
+    with bound:
+        terms = {"usd_per_call": 0.01, "usd_per_mb": 100.0, "joules_per_call": 2.0, "retries": 1}
+        if over == "a chat":
+            cloud = OpenAIChat(f"http://127.0.0.1:{port}/v1", model="m", usd_per_million_input_tokens=1e4, **terms)
+        else:
+            cloud = PlainJson(f"http://127.0.0.1:{port}/x", client="httpx" if over == "httpx" else None, **terms)
+        router = make(unsure, cloud, threshold=0.8, limits=Limits(usd_per_day=5.0), state=tmp_path if state else None)
+        answers = [router.infer("an input") for _ in range(2)]
+    spent, stats = router.engine.spending.spent(), router.stats()
+    assert all(answer.degraded for answer in answers)
+    assert (spent.usd, spent.mb, spent.calls) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9), 2)
+    assert (spent.joules >= 4, stats.bytes_sent) == (True, 0)
+
+
+@pytest.mark.parametrize("state", [False, True])
+def test_the_attempt_that_connects_pays(state, tmp_path):
+    """The price of the call once, and of its bytes once, after one that did not connect."""
+    httpx, attempts = pytest.importorskip("httpx"), []
+
+    def answer(request):
+        attempts.append(request)
+        if len(attempts) == 1:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, content=b'{"value": "cloud", "confidence": 0.9}')
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as client:
+        cloud = PlainJson("http://127.0.0.1:9/x", client=client, usd_per_call=0.01, usd_per_mb=1.0)
+        with Router(unsure, cloud, threshold=0.8, limits=Limits(usd_per_day=5.0), state=tmp_path if state else None) as router:
+            assert router.infer("an input").source == "cloud"
+            spent, stats = router.engine.spending.spent(), router.stats()
+    assert (len(attempts), spent.calls) == (2, 1)
+    assert stats.bytes_sent == len(attempts[0].content)
+    assert spent.usd == pytest.approx(0.01 + (stats.bytes_sent + stats.bytes_received) / 1e6)
 
 
 # a batch

@@ -250,6 +250,7 @@ class HttpClient(ForkSafe):
                 reply = await way.send(sent, until)
             except CloudError as e:
                 exchange.after_attempt(0, e, cut=cancel is not None and cancel.asked)
+                self.take_back(call, e)
                 raise
             return self._book_reply(call, reply, exchange)
 
@@ -314,6 +315,12 @@ class HttpClient(ForkSafe):
             return call
         more = exchange.headers(Sending(self._protocol, call.method, self.endpoint.address.origin, call.path, self._model))
         return call._replace(headers=(*call.headers, *more.items())) if more else call
+
+    def take_back(self, call: Call, error: BaseException | None) -> None:
+        """Subtract a call's bytes from those that were sent if there was no connection."""
+        if getattr(error, "unsent", False):
+            with self._lock:
+                self.sent -= len(call.body)
 
     def count_received(self, size: int) -> None:
         """Count bytes of a reply's body."""

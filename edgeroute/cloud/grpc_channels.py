@@ -40,10 +40,11 @@ STATUSES = {
     _CODES.RESOURCE_EXHAUSTED: 429, _CODES.UNIMPLEMENTED: 501, _CODES.UNAVAILABLE: 503, _CODES.DEADLINE_EXCEEDED: 504,
 }  # fmt: skip
 _TOO_LONG = "larger than max"
-# Beginnings of gRPC's texts for UNAVAILABLE without a reply, which it marks in no other way.
+# Beginnings of gRPC's texts for UNAVAILABLE without a connection; and without a reply, which it marks in no other way.
+UNCONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed", "empty address list")
 LOST = (
-    "failed to connect", "errors resolving", "DNS resolution failed", "empty address list", "Socket closed", "Connection reset",
-    "recvmsg:", "sendmsg:", "Endpoint closing", "Transport closed", "Stream removed", "GOAWAY", "Received http2 header",
+    *UNCONNECTED, "Socket closed", "Connection reset", "recvmsg:", "sendmsg:", "Endpoint closing", "Transport closed",
+    "Stream removed", "GOAWAY", "Received http2 header",
 )  # fmt: skip
 # Parts of these texts that may be quoted; the texts may also contain a server's words.
 REASONS = (
@@ -104,6 +105,7 @@ class _Channels(ForkSafe):
         why = [reason for reason in REASONS if reason in text]
         hint = " (is this its gRPC port?)" if "Failed parsing HTTP/2" in why else ""
         error = Unreachable(f"{self._address.origin} could not be reached: {', '.join(why) or 'no connection'}{hint}")
+        error.unsent = text.startswith(UNCONNECTED)
         if hint or (self._address.https and any(map(_TLS.search, why))):
             error.retriable = False  # it will be the same again
         return error
@@ -131,7 +133,7 @@ class Channels(_Channels):
             PolicyError: gRPC cannot send a header.
         """
         if cancel is not None and cancel.asked:
-            raise Unreachable(f"{self._address.origin} was not asked: its answer is not needed any more")
+            raise Unreachable(f"{self._address.origin} was not asked: its answer is not needed any more", unsent=True)
         options, failed = _options(self._address, call, until), None
         try:
             method = self._method(call.path)
@@ -272,7 +274,7 @@ def _options(address: Address, call: Call, until: float) -> dict[str, Any]:
     """
     left_s = until - monotonic()
     if left_s <= 0:
-        raise TimedOut(f"{address.origin} was not asked: no time was left")
+        raise TimedOut(f"{address.origin} was not asked: no time was left", unsent=True)
     metadata = [(name.lower(), value) for name, value in (*call.headers, *address.headers())]
     return {"timeout": None if left_s == INF else left_s, "metadata": metadata}
 
@@ -281,7 +283,7 @@ def _unsent(address: Address, error: Exception) -> CloudError | PolicyError:
     """Return the error for a call that gRPC did not send."""
     if "metadata" in str(error).lower():
         return PolicyError("headers has a name or value that gRPC cannot send: it takes lower case letters, digits, - and _")
-    return Unreachable(f"{address.origin} was not asked: the channel is closed")
+    return Unreachable(f"{address.origin} was not asked: the channel is closed", unsent=True)
 
 
 def _headers(metadata: Any) -> dict[str, str]:

@@ -320,6 +320,7 @@ async def run(
             cut = ended is _LEFT or (ended is not None and way.cancel is not None and way.cancel.asked)
             speaking.close()
             client.count_received(speaking.received)
+            client.take_back(call, ended)
             tokens = speaking.tokens(cut=cut or isinstance(ended, TimedOut))
             exchange.after_attempt(speaking.received, ended, cut=cut, tokens=tokens)
         return speaking.outputs

@@ -307,10 +307,10 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_again", "_attempts", "_going", "_guard", "_made", "_moved", "_number", "_open", "_paid",
-        "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "answers", "begun", "codec", "counts", "data_class",
-        "edge", "ended", "failure", "identity", "late", "off_loop", "received", "rule", "sent", "slot", "status", "thread", "usd",
-        "wanted_by",
+        "__weakref__", "_admitted", "_again", "_attempts", "_call_usd", "_due_usd", "_going", "_guard", "_made", "_moved",
+        "_number", "_open", "_paid", "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "answers", "begun",
+        "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late", "off_loop", "received", "rule",
+        "sent", "slot", "status", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -335,7 +335,9 @@ class Exchange:
         #
         # True if its answer did not come by `wanted_by`, or could not, as the request was too large.
         self.ended: Callable[..., object] | None = None
-        self._tokens_usd = 0.0  # cost booked for the tokens of the attempt under way, before they are counted
+        # Costs booked for the attempt under way: of its tokens, before they are counted, and of its call.
+        self._tokens_usd = self._call_usd = 0.0
+        self._due_usd = 0.0  # cost of the call that the next attempt is to pay, as nothing of the last one was sent
         self._going = self._open = self.late = False
         self._attempts = self._made = self._moved = self._size = 0
         # Number of the attempt under way, 0 if its beginning was not reported; and how often the same was sent before.
@@ -395,8 +397,8 @@ class Exchange:
             calls = 1
         cost = guard.rules.cost(size / MB, calls)
         tokens_usd = 0.0 if tokens is None else price(guard.rules.terms, tokens)
-        if tokens_usd:
-            cost = cost._replace(usd=cost.usd + tokens_usd)
+        if tokens_usd or self._due_usd:
+            cost = cost._replace(usd=cost.usd + tokens_usd + self._due_usd)
         with guard.lock:
             rejection = guard.rules.take(monotonic(), 1) if self._unpaid and not self._admitted else None
             rejection = rejection or guard.rules.attempt(cost, monotonic(), process.now(), again=again, probe=probe)
@@ -417,6 +419,7 @@ class Exchange:
                 if not (again or probe):
                     guard.count_rejected("ledger")
                 raise self._rejection_error("ledger", f"what is not in the egress ledger does not leave ({e})") from e
+        self._call_usd, self._due_usd = guard.rules.terms.usd_per_call if self._unpaid else self._due_usd, 0.0
         if self._unpaid:
             self._unpaid = False
             self._made += 1
@@ -539,6 +542,12 @@ class Exchange:
         """
         guard, in_time = self._guard, monotonic() < self._until
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
+        if getattr(error, "unsent", False):
+            tokens, cost = None, guard.rules.cost(self._size / MB)  # money and bytes are returned; its call and energy count
+            guard.spending.settle(Cost(cost.usd + self._call_usd, cost.mb), Cost(), process.now())
+            self.usd -= cost.usd + self._call_usd
+            self.sent -= self._size
+            self._size, self._due_usd = 0, self._call_usd
         self.received += size
         self._report(size, error, tokens, cut=cut or not isinstance(error, Exception | None))
         if size:

@@ -295,10 +295,13 @@ class Connection:
                 await self._pump(line.open())
             self.sockets.doing = "take the request"
             await self._pump(line.ask(call, reading))
-        except CloudError:
+        except CloudError as e:
+            e.unsent = not line.opened
             raise
         except (OSError, Malformed) as e:
-            raise self._cloud_error(e, reading) from e
+            error = self._cloud_error(e, reading)
+            error.unsent = not line.opened
+            raise error from e
         return reading
 
     async def more(self, reading: Reading) -> None:
@@ -477,7 +480,7 @@ class Connections(Pool):
     def _take(self, cancel: StopToken | None) -> ThreadConnection:
         """Return an idle connection, removed from the pool, or a new one; raise Unreachable if the call was cancelled."""
         if cancel is not None and cancel.asked:
-            raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
+            raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more", unsent=True)
         try:
             return self._idle.pop()
         except IndexError:

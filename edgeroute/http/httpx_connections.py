@@ -69,7 +69,7 @@ class Carrier(ForkSafe):
             PolicyError: a secret is not set, or cannot be sent.
         """
         if left_s <= 0:
-            raise TimedOut(f"{self.address.origin} was not asked: no time was left")
+            raise TimedOut(f"{self.address.origin} was not asked: no time was left", unsent=True)
         headers = [("Accept-Encoding", "identity"), *call.headers, *self.address.headers()]
         url = self.address.origin + (quote(call.path, safe="/%:@!$&'()*+,;=~") or "/")
         timeout = left_s if limited and left_s != INF else None
@@ -96,10 +96,16 @@ class Carrier(ForkSafe):
     def error(self, e: Exception) -> CloudError:
         """Return the CloudError for an exception of the client: of httpx, or of the application's auth flow, hooks and transport.
 
-        Sets `retriable` and `stale`; hides secrets. Counts a closed connection off `_kept`.
+        Sets `retriable`, `stale` and `unsent`; hides secrets. Counts a closed connection off `_kept`.
         """
-        origin, name = self.address.origin, type(e).__name__
-        kinds = {kind.__name__ for kind in type(e).__mro__ if kind.__module__.partition(".")[0] in {"httpx2", "httpx"}}
+        error, kinds = self._error(e), _kinds(e)
+        unconnected = not kinds.isdisjoint({"ConnectError", "ConnectTimeout", "PoolTimeout"})
+        error.unsent = unconnected and not getattr(self.given, "follow_redirects", False)
+        return error
+
+    def _error(self, e: Exception) -> CloudError:
+        """Return the CloudError for an exception, without `unsent`."""
+        origin, name, kinds = self.address.origin, type(e).__name__, _kinds(e)
         if "TimeoutException" in kinds:
             return self.late(_DOING.get(name, "answer"))
         text = str(e)
@@ -121,6 +127,11 @@ class Carrier(ForkSafe):
         if self._kept and "RemoteProtocolError" in kinds and str(e).startswith("Server disconnected"):
             error.stale, self._kept = True, self._kept - 1  # the client does not say whether it was a connection that it had kept
         return error
+
+
+def _kinds(e: Exception) -> set[str]:
+    """Return the names of an exception's classes that are the client's."""
+    return {kind.__name__ for kind in type(e).__mro__ if kind.__module__.partition(".")[0] in {"httpx2", "httpx"}}
 
 
 class HttpxResponse:
@@ -215,7 +226,7 @@ class HttpxConnections(Carrier):
         but not the wait for its head.
         """
         if cancel is not None and cancel.asked:
-            raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more")
+            raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more", unsent=True)
         response: Any = None
         failed, using, token = None, self._using, object()
         using.add(token)

@@ -368,7 +368,7 @@ class Wire:
         lines.append("\r\n")
         text = "".join(lines)
         if text.count("\n") != len(lines) or text.count("\r") != len(lines):
-            raise CloudError(f"{self.address.origin} was not asked: a header of the request has a line break in it")
+            raise CloudError(f"{self.address.origin} was not asked: a header of the request has a line break in it", unsent=True)
         head = start + text.encode("utf-8", "surrogateescape")
         return [head + body] if len(body) <= TOGETHER else [head, body]
 
@@ -379,7 +379,7 @@ class Wire:
 
     def not_asked(self) -> TimedOut:
         """Return the error for a call that was not sent, as no time was left."""
-        return TimedOut(f"{self.address.origin} was not asked: no time was left")
+        return TimedOut(f"{self.address.origin} was not asked: no time was left", unsent=True)
 
     def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:
         """Return the CloudError for an exception on a connection, with its `retriable` and `stale` flags; secrets are masked.
