@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import routes
 from both import LONG, Tasks, Threads
+from commands import cli
 
 from edgeroute import CallableModel, Egress, Function, Limits, OpenAIChat, Options, PolicyError, Router
 from edgeroute.confidence import calibrate
@@ -248,10 +249,37 @@ def test_a_policy_has_it(tmp_path, monkeypatch):
             f'[cloud]\nprotocol = "openai"\nurl = "{server.url}"\nmodel = "m"\n'
             '[parts.sentinel]\ninputs = ["2 + 2"]\nusd_per_day = 0.01\n'
         )
+        with Router.from_policy(policy, edge=edge, threshold=0.5, parts=()) as router:  # as `edgeroute status` and `check` do
+            assert router.stats().parts == {}
         with Router.from_policy(policy, edge=edge, threshold=0.5) as router:
             assert asked.wait(LONG)
             assert router.stats().parts["sentinel"]["alarm"] == ""
         assert b"2 + 2" in server.requests[0]
+        policy.write_text(policy.read_text().replace("usd_per_day", "usd_per_dya"))
+        with pytest.raises(PolicyError, match=r"parts\.sentinel: .*no such key, usd_per_dya: did you mean \"usd_per_day\""):
+            Router.from_policy(policy, edge=edge, threshold=0.5)
+
+
+def test_the_status_of_a_folder_shows_the_alarm(made, tmp_path):
+    """And the router's statistics, of the part."""
+    hosted = Hosted()
+    router, sentinel = made(hosted, Sentinel(PINNED, exact=True, rounds=2), state=tmp_path)
+    learned(sentinel)
+    assert cli("status", "--state", tmp_path, "--json")[1].count("the sentinel of") == 0
+    hosted.swapped = True
+    assert [sentinel.probe(), sentinel.probe()] == [True, True]
+    assert "found another model" in router.stats().parts["sentinel"]["alarm"]
+    assert "found another model" in json.loads(cli("status", "--state", tmp_path, "--json")[1])["alarms"]["sentinel"]
+    assert cli("status", "--state", tmp_path)[1].startswith("ALARM of sentinel: the sentinel of ")
+
+
+@pytest.mark.parametrize(("rounds", "answers", "advice"), [(2, "aa", "give more inputs"), (4, "abcd", "short, stable answers")])
+def test_answers_that_show_nothing(rounds, answers, advice, caplog):
+    """Are too few, or differ: the warning says which."""
+    pinned = Pinned(1, rounds, 1000.0)
+    for answer in answers:
+        pinned.add(0, answer)
+    assert advice in caplog.text
 
 
 def test_another_certificate_ends_an_alarm(made):
@@ -273,7 +301,16 @@ def test_another_certificate_ends_an_alarm(made):
 
 
 @pytest.mark.parametrize(
-    "given", [{"inputs": []}, {"inputs": "text"}, {"per_day": 0}, {"rounds": 1}, {"on_alarm": "shout"}, {"usd_per_day": -1}]
+    "given",
+    [
+        {"inputs": []},
+        {"inputs": "text"},
+        {"inputs": 3},
+        {"per_day": 0},
+        {"rounds": 1},
+        {"on_alarm": "shout"},
+        {"usd_per_day": -1},
+    ],
 )
 def test_what_is_no_sentinel(given):
     """Is refused."""

@@ -22,13 +22,16 @@ import typer
 from sheet import ROOT
 from typer.models import ArgumentInfo, OptionInfo
 
+from edgeroute.core.routing_policy import INF
 from edgeroute.edge import model_card as card
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.policy import schema
 from edgeroute.policy.policy_keys import SECTIONS
 from edgeroute.policy.schema import runtime_schema
+from edgeroute.policy.sections_from_classes import parameters_of
 from edgeroute.policy.sections_of_runtimes import registered_section
 from edgeroute.tools.cli.app import app
+from edgeroute.tools.sentinel import Sentinel
 
 HEAD = """\
 # Commands
@@ -200,7 +203,19 @@ def policy_keys() -> str:
             protocol = kind["properties"]["protocol"]["const"]
             parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{link_pages(kind["description"])}\n']
             parts += [_key_list(name, kind, {*kind["properties"]} - common - ({"protocol"} if i else set()), listed)]
-    return "\n".join(parts)
+    return "\n".join([*parts, f"### `[parts.sentinel]`\n\n{Sentinel.__doc__.splitlines()[0]}\n", _part_keys(Sentinel)])
+
+
+def _part_keys(part: type) -> str:
+    """Return the keys of a part of this package as a list: the arguments of its class, without functions."""
+    rows = list[str]()
+    for parameter, _, text in parameters_of((part,)):
+        default = parameter.default
+        shown = "required" if default is inspect.Parameter.empty else f"default {_code(default)}"
+        shown = "" if default in {None, INF} else f" ({shown})"
+        if parameter.name != "agrees":
+            rows.append(f"* `{parameter.name}`{shown}: {text[:1].upper()}{text[1:]}")
+    return "\n".join([*rows, ""])
 
 
 def link_pages(text: str) -> str:

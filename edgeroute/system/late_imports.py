@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -250,4 +251,19 @@ def call_factory(factory: Any, what: str, /, *given: Any, **options: Any) -> Any
     except EdgerouteError:
         raise
     except (TypeError, ValueError) as e:
-        raise PolicyError(f"{what}, does not take what it is given: {e}") from e
+        unknown = _unknown_key(factory, options) if isinstance(e, TypeError) else ""
+        raise PolicyError(f"{what}, does not take what it is given: {unknown or e}") from e
+
+
+def _unknown_key(factory: Any, options: Mapping[str, Any]) -> str:
+    """Return a hint about an option that a factory does not have; empty if it has all, or its signature is not known."""
+    from inspect import Parameter, signature
+
+    try:
+        parameters = signature(factory).parameters
+    except (TypeError, ValueError):
+        return ""
+    names = [name for name, p in parameters.items() if p.kind in {Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY}]
+    taken = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+    unknown = [name for name in options if name not in names and not taken]
+    return f"there is no such key, {unknown[0]}: {nearest(unknown[0], names)}" if unknown else ""

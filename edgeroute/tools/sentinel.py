@@ -38,6 +38,7 @@ DAY_S: Final = 86_400.0
 MONTH: Final = 30.4  # days of a month
 PACE_S: Final = 60.0  # seconds between two probes until all usual answers are known
 RISK: Final = 0.01  # risk that the usual share of differing answers is above its bound
+TOO_FEW: Final = "so few answers do not show that most stay the same; give more inputs, or more rounds"
 SHOWN: Final = 20  # most recent probes that an alarm counts
 
 
@@ -94,8 +95,9 @@ class Pinned:
         later = [not self._agrees(usual, v) for usual, a in zip(self._usual, self.answers, strict=True) for v in a[half:]]
         level = upper(sum(later), len(later), RISK)
         if level >= 1 / 2:
-            log.warning("sentinel: %d of %d answers to pinned inputs differ: choose inputs with short, stable answers",
-                        sum(later), len(later))  # fmt: skip
+            often = sum(later) * 2 >= len(later)
+            log.warning("sentinel: %d of %d answers to pinned inputs differ: %s", sum(later), len(later),
+                        "choose inputs with short, stable answers" if often else TOO_FEW)  # fmt: skip
         self.test = Drift(min(level, 0.99), alarm=self._alarm)
 
     def _most_frequent(self, answers: list[Any]) -> Any:
@@ -129,11 +131,11 @@ class Sentinel(Part):
         per_day: probes a day, once the usual answers are known; until then one is sent a minute.
         usd_per_day: most that probes may cost in 24 hours, beside the router's own limits.
         exact: an input always gets the same answer, as from a classifier: two answers in a row that differ raise the alarm.
-        rounds: answers to each input from which the usual ones are learned.
+        rounds: answers to each input from which the usual ones are learned; 2 or more.
         months: average time to a false alarm, at least.
-        on_alarm: "tell": thresholds stay; "defer": everything is deferred until there is another certificate.
+        on_alarm: effect of an alarm. "tell": thresholds stay; "defer": everything is deferred until there is another certificate.
         agrees: `f(an answer, another)`: True if they say the same; None: they are equal, or the same label in another form.
-        cloud: name of the endpoint; None: the first one.
+        cloud: name of the endpoint; without it the first one.
         data_class: data class of the inputs.
 
     Raises:
@@ -156,7 +158,7 @@ class Sentinel(Part):
         cloud: str | None = None,
         data_class: str | None = None,
     ) -> None:
-        if isinstance(inputs, str | bytes) or not len(inputs):
+        if isinstance(inputs, str | bytes | Mapping) or not hasattr(inputs, "__len__") or not len(inputs):
             raise PolicyError("sentinel: inputs is a list of one or more inputs")
         if on_alarm not in {"tell", "defer"}:
             raise PolicyError(f"sentinel: on_alarm is 'tell' or 'defer', not {on_alarm!r}")

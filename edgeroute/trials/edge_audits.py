@@ -498,6 +498,8 @@ class Auditor(ForkSafe):
         Also closes the journal; later comparisons are dropped.
         """
         with self._lock:
+            for name, watch in self._watches.items():
+                self._used |= watch.add_totals(*self._counts.judged(name))
             remaining = self.sampler.remaining()
             if self._used:
                 self._note()

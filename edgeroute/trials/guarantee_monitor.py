@@ -196,10 +196,12 @@ class DriftMonitor:
         """Set the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
         self._seen = judged, below
 
-    def add_totals(self, judged: int, below: int) -> None:
-        """Record the totals of answers compared with the threshold and of those below it."""
+    def add_totals(self, judged: int, below: int) -> bool:
+        """Record the totals of answers compared with the threshold and of those below it. Return True if there are more now."""
+        more = judged > self._seen[0]
         self._totals = self._totals[0] + judged - self._seen[0], self._totals[1] + below - self._seen[1]
         self._seen = judged, below
+        return more
 
     def add_deferral(self, threshold: float | None, *, below: bool) -> bool:
         """Record whether an answer of the deferral sample was below the threshold. Return True if that raises an alarm.

@@ -227,7 +227,7 @@ def read_only(path: Path) -> closing[sqlite3.Connection]:
 
 @contextmanager
 def plain_router(policy: Path, **more: Any) -> Iterator[Router]:
-    """Provide the policy's router reduced to plain calls, and close it: no cache, outbox, audit, trace, hedge, deadline.
+    """Provide the policy's router reduced to plain calls, and close it: no cache, outbox, audit, parts, trace, hedge, deadline.
 
     Where the cloud fails it raises; a missing calibration is only logged.
 
@@ -239,7 +239,7 @@ def plain_router(policy: Path, **more: Any) -> Iterator[Router]:
     from edgeroute.router.router import Router
 
     none = dict.fromkeys(("cache", "outbox", "trace", "instruments", "audit", "hedge_after", "deadline"))
-    arguments: dict[str, Any] = {**none, "offline": "raise", "uncalibrated": "tell", **more}
+    arguments: dict[str, Any] = {**none, "parts": (), "offline": "raise", "uncalibrated": "tell", **more}
     with Router.from_policy(policy, **arguments) as router:
         router.engine.private = PrivateConversations(None)  # examples are nobody's conversations
         yield router

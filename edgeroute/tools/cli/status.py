@@ -188,7 +188,8 @@ def shadow_lines(stats: ShadowStats, target: Target | None, *, first: bool) -> l
 
 
 MB = 1e6
-EDGE = "audit:"  # prefix of the names under which a router stores the drift monitor of an edge model
+# Prefixes of the names under which a router stores the drift monitor of an edge model, and the state of a part.
+EDGE, PART = "audit:", "part:"
 
 
 class Edge(NamedTuple):
@@ -223,8 +224,10 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
     if as_json:
         print(json.dumps(report.as_dict(), allow_nan=False))
         return
-    edges, latencies, links, spent, box, written, joules, shadow, trials, notes = report
+    edges, latencies, links, spent, box, written, joules, shadow, trials, notes, alarms = report
     print_notes(notes)
+    for name, alarm in alarms.items():
+        print(printable(f"ALARM of {name}: {alarm}"))
     for edge in edges:
         print(printable("\n".join(edge_lines(edge._asdict()))))
     targets = {} if snapshot is None else {target.name: target for target in snapshot.targets}
@@ -280,6 +283,8 @@ class Status(NamedTuple):
     shadow: list[ShadowStats]
     trials: list[dict[str, Any]]
     notes: list[str]
+    alarms: dict[str, str]
+    """Part, such as a sentinel -> text of its alarm."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON data, without energies if none are known."""
@@ -299,7 +304,7 @@ def open_policy(policy: Path | None) -> Opened:
     from edgeroute.errors import ModelMissing
     from edgeroute.router.router import Router
 
-    without: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace", "instruments"))
+    without: dict[str, Any] = {**dict.fromkeys(("state", "cache", "outbox", "trace", "instruments")), "parts": ()}
     try:
         with Router.from_policy(policy, **without, offline="edge", uncalibrated="tell") as router:
             engine = router.engine
@@ -330,7 +335,7 @@ def read_status(of: Opened, home: Path, *, shadow_runs: bool = True) -> Status:
     written = max((value.updated for value in state.values()), default=None)
     return Status(
         _edges(of, state), _latencies(state), _links(state), _spent(state, of.limits), _outbox(home / "outbox.db"), written,
-        joules, shadow, trials_of(state), [*of.notes, *_uncounted(of.snapshot, of.limits, joules)],
+        joules, shadow, trials_of(state), [*of.notes, *_uncounted(of.snapshot, of.limits, joules)], _part_alarms(state),
     )  # fmt: skip
 
 
@@ -454,6 +459,12 @@ def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
         return ""
     share = break_even(edge, cloud)
     return f"energy: the edge first takes less while under {share:.0%} are deferred" if share else "energy: the cloud takes less"
+
+
+def _part_alarms(state: Mapping[str, Value]) -> dict[str, str]:
+    """Return the texts of the alarms that parts have stored, by part."""
+    parts = {name.removeprefix(PART): value.value for name, value in state.items() if name.startswith(PART)}
+    return {name: str(dumped["alarm"]) for name, dumped in parts.items() if isinstance(dumped, dict) and dumped.get("alarm")}
 
 
 def _uncounted(snapshot: Snapshot | None, limits: Limits | None, joules: Mapping[str, float]) -> list[str]:
