@@ -1,5 +1,6 @@
 """Counts of audits in the state file: what is counted, that processes add up, when they begin anew, and what damage does."""
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from both import LONG
+from commands import cli
 
 from edgeroute import Audit, CallableModel, Function, Router, Trial
 from edgeroute.confidence import Certificate
@@ -73,6 +75,20 @@ def test_each_audit_counts_once(tmp_path):
     assert {name: counts.n for name, counts in stored(tmp_path).items()} == {first: 4, second: 1}
     used(tmp_path / "other", 0.9, share=0.0)
     assert not stored(tmp_path / "other")
+
+
+@pytest.mark.parametrize("runs", [[10], [70], [64, 3]])
+def test_the_status_counts_each_answer(tmp_path, runs):
+    """Of short runs, too, once they have ended; a router that only measures changes nothing."""
+    for i, count in enumerate(runs):
+        with Router(edge(), says("a"), threshold=0.5, audit=Audit(share=0.0), state=tmp_path) as router:
+            assert {router.infer(0.9 if x % 2 else 0.1).value for x in range(count)} == {"a"}
+        (shown,) = json.loads(cli("status", "--state", tmp_path, "--json")[1])["edges"]
+        assert (shown["judged"], shown["deferred"]) == (count, count // 2), i
+    before = read_state(tmp_path)
+    with Router(edge(), says("a"), threshold=0.5, audit=Audit(share=0.0), state=tmp_path) as router:
+        router.evaluate([0.1, 0.9])
+    assert read_state(tmp_path)["audit:edge"] == before["audit:edge"]
 
 
 def same_first_letter(edge, cloud):

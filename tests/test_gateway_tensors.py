@@ -7,13 +7,16 @@ import json
 import httpx
 import numpy as np
 import pytest
+import tiny
+from both import running
 from gateways import LONG, post, raw, serving
 from lazily import Later, needs
 from test_serve import octets, save, tensor
 
-from edgeroute import AsyncRouter, CallableModel, Egress, Options
+from edgeroute import AsyncRouter, CallableModel, Egress, Options, Router
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.runtimes import load
+from edgeroute.tools.server.serve import app
 from edgeroute.types import TensorSpec
 
 needs("tritonclient", "geventhttpclient")
@@ -153,6 +156,32 @@ def test_several_inputs_and_values_that_are_no_labels():
     found = {out["name"]: out["data"] for out in reply["outputs"]}
     assert [json.loads(text) for text in found["label"]] == [{"sum": 5.0}, {"sum": 6.0}]
     assert found["confidence"] == [None, None]
+
+
+def test_texts(tmp_path):
+    """Of an ONNX model of texts, [n, 1], as JSON, binary by a client of Triton's, and by edgeroute from `serve`."""
+    model = tiny.sentiment(tmp_path / "sentiment.onnx")
+    texts = np.array([["good"], ["bäd"], [""]], object)
+    with serving(AsyncRouter(model, threshold=0.0)) as url:
+        about = httpx.get(f"{url}/v2/models/edgeroute", timeout=LONG).json()
+        assert about["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}]
+        body = {"inputs": [{"name": "text", "shape": [3, 1], "datatype": "BYTES", "data": [["good"], ["bäd"], [""]]}]}
+        reply = httpx.post(url + INFER, json=body, timeout=LONG).json()
+        assert next(out["data"] for out in reply["outputs"] if out["name"] == "label") == ["1", "0", "0"]
+        with triton.InferenceServerClient(url.removeprefix("http://")) as client:
+            one = triton.InferInput("text", [3, 1], "BYTES")
+            one.set_data_from_numpy(texts)
+            assert [*client.infer("edgeroute", [one]).as_numpy("label")] == [b"1", b"0", b"0"]
+        for wrong in ({"data": [1, 2, 3]}, {"data": ["a"]}, {"data": "a"}, {"datatype": "FP32", "data": [1.0, 2.0, 3.0]}):
+            body["inputs"][0].update({"datatype": "BYTES", **wrong})
+            assert httpx.post(url + INFER, json=body, timeout=LONG).status_code == 400
+        for sent in (b"\x01\0\0\0a" * 2, b"\x01\0\0\0a" * 4, b"\x09\0\0\0a", b"\x01\0\0\0\xff" * 3):
+            head = {"name": "text", "shape": [3, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(sent)}}
+            binary = octets({"inputs": [head]}, np.frombuffer(sent, np.uint8))
+            assert httpx.post(url + INFER, timeout=LONG, **binary).status_code == 400
+    with running(app([model])) as client, Router(None, f"{client.base_url}/v2/models/sentiment", mode="only_cloud") as router:
+        assert [router.infer(text).value for text in ("good", "bäd")] == [1, 0]
+        assert [answer.value for answer in router.infer_many(["good", "bad", "good"])] == [1, 0, 1]
 
 
 def test_what_takes_no_tensors():

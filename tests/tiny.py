@@ -36,6 +36,25 @@ def linear(path: Path, *, classes: int = 3, size: int = 4, dtype: str = "float32
     return path
 
 
+def sentiment(path: Path) -> Path:
+    """text [n, 1] -> logits [n, 2], of class 1 for "good" alone."""
+    nodes = [
+        helper.make_node(
+            "LabelEncoder", ["text"], ["good"], domain="ai.onnx.ml", keys_strings=["good"], values_floats=[1.0], default_float=0.0
+        ),
+        helper.make_node("MatMul", ["good", "w"], ["wide"]), helper.make_node("Add", ["wide", "b"], ["logits"]),
+    ]  # fmt: skip
+    io = (
+        [helper.make_tensor_value_info("text", TensorProto.STRING, ["n", 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])],
+    )
+    constants = [("w", np.array([[-4, 4]], np.float32)), ("b", np.array([2, -2], np.float32))]
+    graph = helper.make_graph(nodes, "sentiment", *io, [numpy_helper.from_array(a, name) for name, a in constants])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
 def two_inputs(path: Path) -> Path:
     """a, b [n, 2] -> total, difference [n, 2]."""
     value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2])  # noqa: E731

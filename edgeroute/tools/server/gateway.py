@@ -187,7 +187,7 @@ def _inputs_of(model: Any) -> tuple[TensorSpec, ...]:
         else:
             batch = None if not spec.shape else 0 if field is None else field.batch
             accepted.append(TensorSpec(spec.name, spec.dtype, (-1, *row_shape(spec, batch))))
-    return tuple(accepted) if all(spec.dtype in NAMES for spec in accepted) else ()
+    return tuple(accepted) if all(spec.dtype in {*NAMES, protocol.TEXT} for spec in accepted) else ()
 
 
 def _rows(feed: Mapping[str, Array]) -> list[Any]:

@@ -33,6 +33,7 @@ from edgeroute.types import TensorSpec
 MOST_FILES = 1024  # most files in one request
 MOST_BYTES = 1 << 28  # most bytes of one decoded row
 MOST_FREE = 1 << 24  # most pixels of a picture for a model that takes any size
+TEXT = "object"  # dtype of inputs that are texts
 ENCODED = "-encoded"  # suffix of the model name under which a model takes only picture files, as in exported folders
 _ZSTD = re.compile(r"application/zstd; datatype=([A-Z0-9]{1,8}); shape=([0-9]{0,9}(?:x[0-9]{1,9}){0,7})")
 
@@ -293,7 +294,7 @@ def read(
         if size is not None and length is None:
             raise BadInput(f"{spec.name} is announced as binary: say in the header {LENGTH} where the JSON ends")
         sent = spec
-        if spec.name in encoded:
+        if spec.name in encoded and spec.dtype != TEXT:
             if tensor.get("datatype") == TEXTS:
                 feed[spec.name] = _files(tensor, spec, parameters, None if size is None else _part(body, offset, size, spec))
                 offset += size or 0
@@ -427,8 +428,8 @@ def _map(head: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
     """Return a tensor's shape once its type and shape fit the specification; raise `BadInput` otherwise."""
-    if tensor.get("datatype") != NAMES[spec.dtype]:
-        raise BadInput(f"{spec.name}: the model takes {NAMES[spec.dtype]}, not {_say(tensor.get('datatype'))}: convert it")
+    if tensor.get("datatype") != (wanted := NAMES.get(spec.dtype, TEXTS)):
+        raise BadInput(f"{spec.name}: the model takes {wanted}, not {_say(tensor.get('datatype'))}: convert it")
     shape = tensor.get("shape")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise BadInput(f"{spec.name}: shape is {_say(shape)}: send a list of sizes")
@@ -438,7 +439,12 @@ def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _octets(body: bytes, offset: int, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """Return a binary tensor from the body, as a view if its alignment allows; raise `BadInput` if size or shape do not fit."""
+    """Return a binary tensor from the body, as a view if its alignment allows; raise `BadInput` if size or shape do not fit.
+
+    Texts are an array of objects.
+    """
+    if spec.dtype == TEXT:
+        return _text_array(_split(_part(body, offset, size, spec), prod(shape), spec), spec).reshape(shape)
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     count = prod(shape)
     if type(size) is not int or size != count * dtype.itemsize:
@@ -490,20 +496,38 @@ def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any],
         except ValueError:
             raise BadInput(f"{spec.name}: data holds what is no base64") from None
     else:
-        offset = 0
-        while offset < len(raw) and len(files) <= sizes[0]:
-            size = int.from_bytes(raw[offset : offset + 4], "little")
-            if offset + 4 + size > len(raw):
-                raise BadInput(f"{spec.name}: a file is longer than what came: each has its length before it, four bytes")
-            files.append(bytes(raw[offset + 4 : offset + 4 + size]))
-            offset += 4 + size
+        return Files(_split(raw, sizes[0], spec), media)
     if len(files) != sizes[0]:
         raise BadInput(f"{spec.name}: another number of files came than its shape says, {sizes[0]}")
     return Files(files, media)
 
 
+def _split(raw: memoryview, count: int, spec: TensorSpec) -> list[bytes]:
+    """Return copies of so many files, or texts, each with its length before it; raise `BadInput` for another number."""
+    parts, offset = list[bytes](), 0
+    while offset < len(raw) and len(parts) <= count:
+        size = int.from_bytes(raw[offset : offset + 4], "little")
+        if offset + 4 + size > len(raw):
+            raise BadInput(f"{spec.name}: one is longer than what came: each has its length before it, four bytes")
+        parts.append(bytes(raw[offset + 4 : offset + 4 + size]))
+        offset += 4 + size
+    if len(parts) != count:
+        raise BadInput(f"{spec.name}: another number of files or texts came than its shape says, {count}")
+    return parts
+
+
+def _text_array(parts: Sequence[bytes], spec: TensorSpec) -> Array:
+    """Return texts as an array of objects, [n]; raise `BadInput` for what is no UTF-8."""
+    array = np.empty(len(parts), object)
+    try:
+        array[:] = [part.decode() for part in parts]
+    except UnicodeDecodeError:
+        raise BadInput(f"{spec.name}: a text is no UTF-8") from None
+    return array
+
+
 def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """Return a tensor from numbers in JSON, flat or nested, each checked for the type; raise `BadInput` if one does not fit."""
+    """Return a tensor from values in JSON, flat or nested, each checked for the type; raise `BadInput` if one does not fit."""
     flat, dtype = tensor.get("data"), np.dtype(spec.dtype)
     if not isinstance(flat, list):
         raise BadInput(f"{spec.name}: data is {_say(flat)}: send a list, or binary data and its binary_data_size")
@@ -517,7 +541,7 @@ def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -
     if len(flat) != prod(shape) or (len(sizes) > 1 and tuple(sizes) != shape):
         raise BadInput(f"{spec.name}: data has the shape {sizes}, not {list(shape)}: send it flat, or nested as its shape says")
     # Checked before numpy converts it: numpy would accept strings and null as numbers, and wrap large integers.
-    kinds: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}
+    kinds: dict[str, set[type]] = {"f": {int, float}, "b": {bool}, "O": {str}}
     array = np.empty(len(flat), dtype)
     for start in range(0, len(flat), PIECE):
         piece = flat[start : start + PIECE]
@@ -531,7 +555,8 @@ def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -
             except OverflowError:  # JSON has no infinity: the number was too large
                 fits = False
         if not (fits and (dtype.kind != "f" or np.isfinite(array[start : start + PIECE]).all())):  # too large as well
-            raise BadInput(f"{spec.name}: data holds what is no {NAMES[spec.dtype]}: convert it")
+            wanted = NAMES.get(spec.dtype, "text")
+            raise BadInput(f"{spec.name}: data holds what is no {wanted}: convert it")
     return array.reshape(shape)
 
 

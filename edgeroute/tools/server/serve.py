@@ -35,7 +35,18 @@ try:
     from edgeroute.tools.server import oip_messages as protocol
     from edgeroute.tools.server.access import CLOSE, Bodies, Body, OneLength, is_named, of_a_page
     from edgeroute.tools.server.batching import EDGES, Batcher, Tensors, make_zeros, tensor_model
-    from edgeroute.tools.server.oip_messages import ENCODED, FAULTS, VERSION, Ask, Decoder, Files, describe, edge_answers, reply
+    from edgeroute.tools.server.oip_messages import (
+        ENCODED,
+        FAULTS,
+        TEXT,
+        VERSION,
+        Ask,
+        Decoder,
+        Files,
+        describe,
+        edge_answers,
+        reply,
+    )
     from edgeroute.tools.server.systemd_notices import BEATS, Notify
     from edgeroute.tools.server.uvicorn_host import run as host_run
     from edgeroute.tools.server.web_service import LEFT, unless_left
@@ -63,11 +74,8 @@ class Served:
         self.model = tensor_model(model)
         self.name, self.inputs, only = self.model.name, self.model.inputs, self.model.only
         self.outputs = tuple(spec for spec in self.model.outputs if only in (None, spec.name))
-        if odd := [spec.name for spec in self.inputs if spec.dtype not in NAMES]:
-            raise ModelError(
-                f"{self.name} cannot be served: its inputs {odd} are no numbers. "
-                "`edgeroute docs webservice` shows a service for texts"
-            )
+        if odd := [spec.name for spec in self.inputs if spec.dtype not in {*NAMES, TEXT}]:
+            raise ModelError(f"{self.name} cannot be served: its inputs {odd} are neither numbers nor texts")
         self.decoders = {spec.name: Decoder(spec, self.model.card) for spec in self.inputs}
         self.about = describe(model.name, platform_of(model), self.inputs, self.outputs)
         if parameters := {key: value for key in ("labels", "kind") if (value := member(model, key)) not in (None, "answers")}:
