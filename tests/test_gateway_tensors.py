@@ -179,7 +179,10 @@ def test_texts(tmp_path):
             head = {"name": "text", "shape": [3, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(sent)}}
             binary = octets({"inputs": [head]}, np.frombuffer(sent, np.uint8))
             assert httpx.post(url + INFER, timeout=LONG, **binary).status_code == 400
-    with running(app([load(model)])) as client, Router(None, f"{client.base_url}/v2/models/sentiment", mode="only_cloud") as router:
+    with (
+        running(app([load(model)])) as client,
+        Router(None, f"{client.base_url}/v2/models/sentiment", mode="only_cloud") as router,
+    ):
         assert [router.infer(text).value for text in ("good", "bäd")] == [1, 0]
         assert [answer.value for answer in router.infer_many(["good", "bad", "good"])] == [1, 0, 1]
 

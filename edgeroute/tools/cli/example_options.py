@@ -142,15 +142,16 @@ def edge_columns(router: Router) -> Columns:
     card = getattr(model, "card", None)
     data = parse_json(read_bytes(path)).get("data") if (path := getattr(card, "path", None)) else None
     columns = data.get("columns") if isinstance(data, dict) else None
-    if isinstance(columns, list):
-        return Columns([*map(str, columns)])
+    fitted = Columns([*map(str, columns)] if isinstance(columns, list) else ())
     if card is None or not str(getattr(model, "path", "")).lower().endswith(".onnx"):
-        return Columns()
+        return fitted
     with suppress(EdgerouteError):  # its first run tells
         model.load()
     entries = {spec.name: card.of(spec.name) for spec in model.inputs}
     plain = all(entry is None or (entry.value is None and entry.preprocess is None) for entry in entries.values())
-    return Columns([*entries], separate=True) if plain and len(entries) > 1 and not card.state else Columns()
+    if not fitted.names and plain and len(entries) > 1 and not card.state:
+        return Columns([*entries], separate=True)
+    return fitted._replace(numbers=plain and [spec.dtype == "object" for spec in model.inputs] == [False])
 
 
 def edge_labels(router: Router) -> Any:

@@ -34,6 +34,7 @@ class Columns(NamedTuple):
 
     names: Sequence[str] = ()  # names of the columns, to take in this order; empty: all
     separate: bool = False  # True if each is an input of the model, so that a row is a mapping
+    numbers: bool = False  # True if the model takes one tensor of numbers
 
 
 class Item(NamedTuple):
@@ -66,7 +67,8 @@ def read_table(
         piped: content in CSV, in place of the file's; None: the file is read.
 
     Raises:
-        BadInput: there are no rows, a column of `fitted` or of labels is missing or ambiguous, or a row differs from the others.
+        BadInput: there are no rows, a column of `fitted` or of labels is missing or ambiguous, a row differs from the others, or
+            has text where the model takes numbers.
         RuntimeMissing: pyarrow is not installed.
     """
     try:
@@ -92,6 +94,14 @@ def read_table(
         values = {name: row[name] for name in named}
         if (absent := next((name for name, value in values.items() if value is None), None)) is not None:
             raise BadInput(f"{path}{where}: there is no value in the column {absent!r}")
+        if (
+            fitted.numbers
+            and (text := next((name for name, value in values.items() if isinstance(value, str)), None)) is not None
+        ):
+            raise BadInput(
+                f"{path}{where}: the column {text!r} has text, and the model takes numbers alone: remove it, write it as the numbers "
+                "that the model was trained on, or name it by --label if it has the labels"
+            )
         x = values if keys or fitted.separate else _input(values)
         yield Item(f"{path}{where}", x, *(None if name is None else _plain(row[name]) for name in (label_name, group_name)))
 
