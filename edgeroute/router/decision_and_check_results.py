@@ -35,7 +35,7 @@ class Check(NamedTuple):
     ok: bool
     """True if each target that was tried is ready, and no setting was found that can never work."""
     lines: tuple[str, ...]
-    """Lines: what works, what may leave and where to, and what is missing; a problem begins with `!`."""
+    """Lines: what works, what may leave and where to, and what is missing. Those that begin with `!` are why it is not ok."""
 
     def __str__(self) -> str:
         return "\n".join(self.lines)

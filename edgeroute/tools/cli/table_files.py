@@ -94,13 +94,11 @@ def read_table(
         values = {name: row[name] for name in named}
         if (absent := next((name for name, value in values.items() if value is None), None)) is not None:
             raise BadInput(f"{path}{where}: there is no value in the column {absent!r}")
-        if (
-            fitted.numbers
-            and (text := next((name for name, value in values.items() if isinstance(value, str)), None)) is not None
-        ):
+        texts = [name for name, value in values.items() if isinstance(value, str)] if fitted.numbers else []
+        if texts:
             raise BadInput(
-                f"{path}{where}: the column {text!r} has text, and the model takes numbers alone: remove it, write it as the numbers "
-                "that the model was trained on, or name it by --label if it has the labels"
+                f"{path}{where}: the column {texts[0]!r} has text, and the model takes numbers alone: remove it, write it as the "
+                "numbers that the model was trained on, or name it by --label if it has the labels"
             )
         x = values if keys or fitted.separate else _input(values)
         yield Item(f"{path}{where}", x, *(None if name is None else _plain(row[name]) for name in (label_name, group_name)))

@@ -76,7 +76,7 @@ def notes(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
         free = [cloud.name for cloud in snapshot.clouds if not any(getattr(cloud.terms, term) for term in terms)]
         if getattr(limits, name) < INF and 0 < len(free) < len(snapshot.clouds):
             yield (
-                f"! {name} = {getattr(limits, name):g} does not count calls of {', '.join(free)}, without a price, while others "
+                f"{name} = {getattr(limits, name):g} does not count calls of {', '.join(free)}, without a price, while others "
                 f"have one: write {terms[0]} beside the url, unless they are free"
             )
     edges = [backend for backend in snapshot.backends if isinstance(backend, EdgeBackend)]

@@ -82,8 +82,7 @@ def check(engine: Engine, timeout: float) -> Check:
     check_seconds("timeout", timeout)
     result = _targets(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
     observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
-    unread, lacking = observer.lacking(()), observer.lacking(snapshot.backends)
-    lines = [*observer.rules(), *observer.budget(), *(f"! {line}" for line in unread), *lacking[len(unread) :]]
+    lines = [*observer.rules(), *observer.budget(), *observer.lacking(snapshot.backends)]
     lines += impossible_settings.notes(snapshot, spending.limits)
     never = [*impossible_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
     return Check(result.ok and not never, (*result.lines, *lines, *(f"! {line}" for line in never)))
@@ -134,7 +133,7 @@ def _targets(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: st
             for i, t in enumerate(snapshot.targets)
             if t in edges and t.label == "uncalibrated" and _unversioned(snapshot, i)
         )
-        lines.extend(f"! its certificate says: {text}" for c in snapshot.certificates if c for text in c.certificate.doubts)
+        lines.extend(f"its certificate says: {text}" for c in snapshot.certificates if c for text in c.certificate.doubts)
     return Check(all(problem is None for _, problem in problems), tuple(lines))
 
 
