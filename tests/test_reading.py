@@ -826,3 +826,15 @@ def test_the_last_operator_of_a_tflite_file(make, tmp_path, operator, kind, quan
             sure = float(np.maximum(p, 1 - p).min()) if operator == "LOGISTIC" else p.max()
             assert answer.confidence == pytest.approx(sure, abs=0.02 if quantised else 1e-4)
             assert answer.value == (np.flatnonzero(p > 0.5).tolist() if operator == "LOGISTIC" else p.argmax())
+
+
+def test_what_takes_another_step_is_refused():
+    """Boxes before their anchors, with the scores of all classes or of one, and quantised steps of a sequence."""
+    offsets = np.random.default_rng(0).normal(size=(1, 1917, 4)).astype(np.float32)
+    for scores in (np.full((1, 1917, 91), 0.1, np.float32), np.full((1, 1917, 1), 0.1, np.float32)):
+        with pytest.raises(ModelError, match=r"1917 boxes before anchors and .*, with (91|1) scores each: export the model"):
+            Reader(kind="boxes").read_answer({"boxes": offsets, "scores": scores})
+    corners = np.sort(np.abs(offsets[0]).reshape(-1, 2, 2), 1).reshape(-1, 4)
+    assert Reader(kind="boxes").read_answer({"boxes": corners, "scores": np.full(1917, 0.1)}).value == []
+    with pytest.raises(ModelError, match=r"quantised numbers of an unknown scale, .*: let its graph end in DequantizeLinear"):
+        Reader(kind="ctc", name="ocr").read_answer(np.zeros((7, 5), np.uint8))

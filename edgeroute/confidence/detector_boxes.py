@@ -24,6 +24,7 @@ OVERLAP: Final = 0.5  # intersection over union above which the worse of two box
 MOST: Final = 300  # maximum number of boxes after suppression
 RAW: Final = 100  # minimum number of boxes in an array before suppression
 RULES: Final = ("defer", "accept", "score")  # values of `none_found`
+NEGATIVE: Final = 0.1  # share of right and lower sides below 0 from which many boxes are offsets
 _SIDES = 4
 _COLUMNS = 6  # columns of a detector that gives one array: x1, y1, x2, y2, score, class
 
@@ -163,9 +164,20 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
         boxes, scores, classes, more = parts
     if boxes.size == 0:
         boxes = boxes.reshape(0, _SIDES)
+    if boxes.ndim == 2 and boxes.shape[1] == _SIDES and _before_anchors(boxes, scores):  # noqa: PLR2004
+        raise wrong(
+            f"gives {len(boxes)} boxes before anchors and non-maximum suppression, with {len(scores) // len(boxes)} scores each: "
+            "export the model with that last step, or read one score of it by score="
+        )
     if boxes.ndim != 2 or boxes.shape[1] != _SIDES or not len(boxes) == len(scores) == len(classes):  # noqa: PLR2004
         raise wrong(f"gives {list(boxes.shape)} boxes, {len(scores)} scores and {len(classes)} classes, which do not fit")
     return boxes, scores, classes, more
+
+
+def _before_anchors(boxes: Array, scores: Array) -> bool:
+    """Return True for boxes with a score for each class, or with many sides below 0, as offsets from anchors have them."""
+    several = len(scores) > len(boxes) > 0 == len(scores) % max(1, len(boxes))
+    return several or (len(boxes) >= RAW and bool((boxes[:, 2:] < 0).mean() > NEGATIVE))
 
 
 def _columns(array: Array, labels: Sequence[Any] | None, *, suppressed: bool = True) -> Parts | None:

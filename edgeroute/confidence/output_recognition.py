@@ -142,6 +142,8 @@ def read_sequence(value: Any, names: Labels, blank: int, wrong: Callable[[str], 
         wrong: makes the exception.
     """
     z = without_batch(value, 2)
+    if z.ndim == 2 and z.dtype.kind in "iu":  # noqa: PLR2004 - steps and classes
+        raise wrong(f"gives quantised numbers of an unknown scale, {form_of(value)}: let its graph end in DequantizeLinear")
     if z.ndim != 2 or z.dtype.kind != "f" or not z.size:  # noqa: PLR2004 - steps and classes
         raise wrong(f"is to give [steps, classes] (kind = ctc), and gives {form_of(value)}")
     if not np.isfinite(z).all():
