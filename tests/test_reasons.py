@@ -704,6 +704,19 @@ def test_of_a_certificate(change, used, label):
     assert (answer.reason_code, told) == ("confident", f"edge 1.00 >= {made.threshold:.2f} ({label})")
 
 
+@pytest.mark.parametrize(("confidence", "shown"), [(0.994, "0.99"), (0.9996, "0.9996"), (1 - 1e-9, "0.999999"), (1.0, "1.00")])
+def test_what_is_less_than_1_is_not_shown_as_1(confidence, shown):
+    """In reasons and in what `decide` says, of confidences and thresholds."""
+    with Router(lambda _: ("edge", confidence), sure, threshold=0.8) as router:
+        assert router.infer(1.0).reason == f"edge {shown} >= 0.80 (uncalibrated)"
+    with Router(lambda _: ("edge", confidence), sure, threshold=confidence) as router:
+        assert router.decide(1.0).steps[1:] == (
+            f"edge first; accepted from confidence {shown} on (uncalibrated)",
+            "cloud if edge does not settle it; its answer is accepted",
+            f"=> edge {shown} >= {shown} (uncalibrated)",
+        )
+
+
 def test_of_a_model_without_a_version():
     """What to write, and that a certificate made before that is to be made again."""
 

@@ -575,6 +575,12 @@ def shadow_leg(i: int, target: Target, policy: Policy) -> Leg:
     )  # fmt: skip
 
 
+def two_digits(x: float) -> str:
+    """Return a confidence or threshold with two digits, or, if it is less than 1 and would be shown as 1, with six."""
+    text = f"{x:.2f}"
+    return f"{min(x, 0.999999):.6g}" if text == "1.00" and x < 1 else text
+
+
 def _leg_in_words(leg: Leg, before: Leg | None) -> str:
     """Return when a leg starts and which answer of it is accepted, in words."""
     if before is None:
@@ -592,5 +598,5 @@ def _leg_in_words(leg: Leg, before: Leg | None) -> str:
     elif leg.thresholds:
         accept = f"accepted from the confidence on that its answer asks for ({leg.label})"
     else:
-        accept = f"accepted from confidence {leg.threshold:.2f} on ({leg.label})"
+        accept = f"accepted from confidence {two_digits(leg.threshold)} on ({leg.label})"
     return f"{leg.name} {when}; {accept}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from edgeroute.core.error_codes import UNFIT, Coded, ErrorCode, Failure, HeldCode, class_name, error_message, failure_text
-from edgeroute.core.plan import Leg, Plan, judged_leg
+from edgeroute.core.plan import Leg, Plan, judged_leg, two_digits
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.walk import Left, Malformed, Mark, Outcome, new
 
@@ -101,7 +101,7 @@ def answer_part(plan: Plan, leg: Leg, confidence: float | None, took_s: float, t
     if type(confidence) is Malformed:
         return f"{leg.name} failed its check ({confidence.why})"
     known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN, without an import
-    sure = f"{confidence:.2f}" if known else "without confidence"
+    sure = two_digits(confidence) if known else "without confidence"  # type: ignore[arg-type]
     if why := getattr(confidence, "why", ""):
         sure += f" ({why})"
     if leg.side == "cloud" and (leg.threshold is None or leg.final):
@@ -114,7 +114,7 @@ def answer_part(plan: Plan, leg: Leg, confidence: float | None, took_s: float, t
         rule = "accepted" if leg.accept_unsure else "deferred"
         return f"{leg.name} {sure}" + ("" if leg.final else f", {rule} by policy")
     threshold = leg.threshold if threshold is None else threshold
-    sign, limit = ">=" if confidence >= threshold != INF else "<", f"{threshold:.2f}"
+    sign, limit = ">=" if confidence >= threshold != INF else "<", two_digits(threshold)
     if sign == "<" and sure == limit:  # more digits: 0.71 < 0.71 would explain nothing
         sure, limit = f"{confidence:.6g}", f"{threshold:.6g}"
     text = f"{leg.name} {sure} {sign} {limit} ({leg.label})"
