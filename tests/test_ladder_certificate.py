@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import routes
 import tiny
-from both import LONG, running
+from both import LONG
 from commands import cli
 from devices import Device
-from test_ladders import LARGER, RIGHT, SMALL, drawn, is_right
+from test_ladders import LARGER, SMALL, drawn, is_right, serve_right
 
-from edgeroute import AsyncRouter, Audit, OnnxModel, Options, Piece, PolicyError, Router, Rule, Variants
+from edgeroute import AsyncRouter, Audit, Options, Piece, PolicyError, Router, Rule, Variants
 from edgeroute import models as shipped
 from edgeroute.cloud.cloud_backend import Function
 from edgeroute.confidence import Certificate, NotEnough, Prefix
@@ -27,7 +27,6 @@ from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.threshold_path import accepting, lowest_thresholds
-from edgeroute.tools.server.serve import app
 
 MIDDLE = [[3, 0.2, 0], [0, 3, 0.2], [0.2, 0, 3], [1.2, -1, 0], [0, 0.8, -0.8]]
 WHOLE = "loss <= 5 % of all edge models together, 95 % sure"
@@ -424,12 +423,7 @@ def test_the_ladder_loses_no_more_than_it_guarantees(models, draws):
     assert broken / draws <= 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
 
 
-@pytest.fixture
-def serving(home):
-    """A server of a model that is always right. -> its URL."""
-    model = tiny.linear(home / "right.onnx", size=5, weights=RIGHT, card={"name": "right"})
-    with running(app([OnnxModel(model)])) as client:
-        yield f"{client.base_url}/v2/models/right"
+serving = pytest.fixture(serve_right)
 
 
 @pytest.mark.slow

@@ -85,12 +85,14 @@ def test_where_nothing_reaches_it(home):
         router.calibrate(drawn(20, 0)[0], max_defer=0.5, edge=1)
 
 
-@pytest.fixture
-def serving(home):
+def serve_right(home):
     """A server of a model that is always right. -> its URL."""
     model = tiny.linear(home / "right.onnx", size=5, weights=RIGHT, card={"name": "right"})
     with running(app([OnnxModel(model)])) as client:
         yield f"{client.base_url}/v2/models/right"
+
+
+serving = pytest.fixture(serve_right)
 
 
 @pytest.mark.slow
