@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from edgeroute.tools.cli.command_runner import command
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, seconds, share, table
 
 if TYPE_CHECKING:
+    from edgeroute.tools.fleet.simulated_days import Fleet
     from edgeroute.tools.replay.fleet.fleet_simulation import Result
     from edgeroute.tools.replay.fleet.scenario import Client, Device, DeviceResult, Scenario
 
@@ -95,6 +97,7 @@ POLL_S = 0.2  # interval of the checks if simulations are done, seconds: where a
 WITHIN = 2  # the required capacity lets the cloud recover within this many times the outage
 
 STATE = "Devices with a state"
+DAYS = "Days of a fleet that sends digests"
 
 simulate = typer.Typer(name="simulate", no_args_is_help=True, help="Simulate many devices in front of one cloud. None is used.")
 
@@ -108,6 +111,14 @@ def multiple(text: str) -> float:
     return float(match[1])
 
 
+def rings_of(text: str) -> tuple[float, ...]:
+    """Parse `1%,10%,100%`; refuse shares that do not rise."""
+    shares = text if isinstance(text, tuple) else tuple(share(part) for part in str(text).split(","))
+    if not all(low < high for low, high in pairwise((0.0, *shares))) or shares[-1] != 1:
+        raise typer.BadParameter(f"rings must rise to 100%, as in 1%,10%,100%, not {text!r}")
+    return shares
+
+
 def simulated_time(text: str) -> float:
     """Parse a time, as `seconds` does; refuse more than 30 days."""
     time_s = seconds(text)
@@ -119,6 +130,8 @@ def simulated_time(text: str) -> float:
 _of_device = partial(typer.Option, rich_help_panel=STATE)
 _simulated = partial(typer.Option, parser=simulated_time, metavar="TIME")
 SimulatedTime = Annotated[Any, _simulated()]
+OutageTime = Annotated[Any, _simulated(show_default="10s; with --days 6h")]
+_of_days = partial(typer.Option, rich_help_panel=DAYS)
 PerMinute = Annotated[float, typer.Option(min=0.001, help="Requests per minute of each device.")]
 Defer = Annotated[float, of_share("Share of requests that the edge defers.", "10%")]
 Capacity = Annotated[
@@ -138,7 +151,7 @@ def fleet(
     per_minute: PerMinute = 1.0,
     defer: Defer = 0.1,
     capacity: Capacity = "1.5x",
-    outage: SimulatedTime = "10s",
+    outage: OutageTime = None,
     outage_is: Literal["silent", "refused"] = "silent",
     length: Length = "15m",
     timeout: Timeout = "2s",
@@ -155,9 +168,14 @@ def fleet(
     edge_joules: Annotated[float | None, _of_device(min=0, max=1e6, show_default="0.1")] = None,
     edge_time: Annotated[float | None, _of_device(parser=simulated_time, metavar="TIME", show_default="50ms")] = None,
     ambient: Annotated[float | None, _of_device(min=-100, max=100, show_default="25")] = None,
+    days: Annotated[int | None, _of_days(min=60, max=3_650, show_default="none: an outage is simulated")] = None,
+    rings: Annotated[Any, _of_days(parser=rings_of, metavar="SHARE,...")] = "1%,10%,100%",
+    bad_policy: Annotated[bool, _of_days()] = True,
+    drift: Annotated[float, _of_days(parser=share, metavar="SHARE", show_default="5%")] = 0.05,
+    liars: Annotated[float, _of_days(parser=share, metavar="SHARE", show_default="5%")] = 0.05,
     as_json: Json = False,
 ) -> None:
-    """Simulate an outage of a fleet's cloud, with and without each mechanism that protects the cloud.
+    """Simulate an outage of a fleet's cloud, with and without each mechanism that protects the cloud; or a fleet's days.
 
     The cloud serves one queue, and also serves requests whose device has given up. With the devices' policy its rules react to
     battery, heat and load; without it devices have no state.
@@ -177,8 +195,19 @@ def fleet(
         edge_joules: Energy of a run of the edge, J.
         edge_time: Time of a run of the edge.
         ambient: Ambient temperature, Celsius.
+        days: Simulate so many days of digests, and the alarms and rollouts of `edgeroute fleet`, in place of an outage.
+        rings: Shares of the devices that take a new policy, one after the other.
+        bad_policy: Also roll out a bad policy.
+        drift: Share of the devices whose disagreement rises, eightfold.
+        liars: Share of the devices that report false counts.
     """
     from edgeroute.tools.replay.fleet.scenario import AGAIN_S, Scenario, clients
+
+    if days is not None:
+        outage_s = 6 * 3600.0 if outage is None else outage
+        simulate_days(as_json, devices, days, per_minute, defer, rings, bad_policy, drift, liars, outage_s, seed)
+        return
+    outage = 10.0 if outage is None else outage
 
     if capacity <= 1:
         raise typer.BadParameter("a cloud recovers only with more than 1x", param_hint="--capacity")
@@ -236,6 +265,71 @@ def simulate_clients(
         raise
     finally:
         processes.shutdown(cancel_futures=True)
+
+
+def simulate_days(as_json: bool, *fields: Any) -> None:
+    """Simulate the days of a fleet with these fields, and print the results."""
+    from edgeroute.tools.fleet.simulated_days import Fleet, summary
+    from edgeroute.tools.measure.report.progress_bar import bar
+
+    fleet = Fleet(*fields)
+    with bar() as progress:
+        task = progress.add_task(f"simulating {fleet.devices:,} devices", total=fleet.days)
+        result = summary(fleet, lambda day: progress.update(task, completed=day + 1))
+    if as_json:
+        print(json.dumps({"fleet": fleet._asdict(), **result}))
+        return
+    out = console()
+    out.print(f"{fleet.devices:,} devices, {fleet.days} days. Days of events: {_events(result['begins'])}.")
+    times = [(_fleet_of(row["devices"]), *(_days(row[name]) for name in ("p5", "p50", "p95"))) for row in result["times"]]
+    out.print("Answers of all devices differ twice as often; by hourly counts there is an alarm after:")
+    table(("audits of", "5 %", "median", "95 %"), times, ("audits of",))
+    steps = [
+        (name, step["day"], step["did"].replace("_", " "), f"{step['share']:.0%}")
+        for name, rollout in result["rollouts"].items()
+        for step in rollout["steps"]
+    ]
+    table(("policy", "day", "decision", "may take it"), steps, ("policy", "decision"))
+    named = [(row["day"], row["drift"], row["liars"], row["wrong"]) for row in result["suspects"]]
+    table(("suspects by day", "drift", "lie", "wrongly named"), named)
+    for line in days_notes(fleet, result):
+        out.print(line)
+
+
+def days_notes(fleet: Fleet, result: dict[str, Any]) -> list[str]:
+    """Return the results of a fleet's days that are in no table."""
+    day = {row["liars"]: "no alarm" if row["day"] is None else f"an alarm on day {row['day']}" for row in result["alarms"]}
+    lines = [f"The fleet's test, with {liars:.0%} liars allowed for: {text}." for liars, text in day.items()]
+    named = {name: sum(row[name] for row in result["suspects"]) for name in ("drift", "liars", "wrong")}
+    total = max(1, sum(named.values()))
+    lines.append(
+        f"Suspects: {named['drift']:,} of {result['drift']:,} devices that drift, {named['liars']:,} of {result['liars']:,} that "
+        f"lie, and {named['wrong']:,} wrongly ({named['wrong'] / total:.1%} of those named)."
+    )
+    false, size, certificates = result["false_alarms"], result["bytes"], result["certificates"]
+    bad = result["rollouts"].get("bad")
+    return [
+        *lines,
+        *([] if bad is None else [f"The bad policy reached {bad['exposed']:.2%} of the devices."]),
+        f"False alarms in {fleet.days} days without drift: in {false['alarms']} of {false['fleets']} fleets of 100 devices.",
+        f"Broken certificates of such fleets: {certificates['broken']} of {certificates['of']:,}, at a risk of 5%.",
+        f"A digest has {size['mean']:.0f} bytes on average, {size['p99']:.0f} at the 99th percentile.",
+    ]
+
+
+def _events(begins: dict[str, int]) -> str:
+    """Format events with their days."""
+    return ", ".join(f"{name} {day}" for name, day in begins.items())
+
+
+def _fleet_of(devices: int) -> str:
+    """Format a number of devices whose audits are tested together."""
+    return "one device" if devices == 1 else f"{devices:,} devices"
+
+
+def _days(hours: float | None) -> str:
+    """Format hours as hours or days; None as "later"."""
+    return "later" if hours is None else f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} d"  # noqa: PLR2004 - two days
 
 
 @contextmanager
