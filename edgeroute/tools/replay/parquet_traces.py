@@ -282,8 +282,10 @@ def is_parquet(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def read_parquet(path: Path, *, whole: bool = True) -> Iterator[dict[str, Any]]:
     """Yield the records of a Parquet file. Parts that several records share are the same objects: copy before a change.
+
+    whole: False leaves inputs and numbers of `facts` null, which no replay reads.
 
     Raises:
         BadInput: no Parquet, damaged, truncated, too large, or no trace.
@@ -296,9 +298,10 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         with open_file(path) as file:
             _check_seal(file)
             reader = _checked(path, parquet.ParquetFile(file))
+            columns = [name for name in reader.schema_arrow.names if whole or name not in {*FACTS, "input_type", "input"}]
             words = [name for name in reader.schema_arrow.names if name in {*TEXTS, "shape", "input_type"}]
             reader = parquet.ParquetFile(file, metadata=reader.metadata, read_dictionary=words)
-            for batch in reader.iter_batches(batch_size=ROWS // 4):
+            for batch in reader.iter_batches(batch_size=ROWS // 4, columns=columns):
                 yield from _records(batch, shapes)
     except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
         why = " ".join(str(e).split())[:200]
@@ -354,6 +357,7 @@ def _records(batch: Any, shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     legs, whats = fields.pop("leg", blank), fields.pop("what", blank)
     rest = [(name, fields[name]) for name in (*NUMBERS[:2], "error", "code", *SIZES, *NUMBERS[2:]) if name in fields]
     whole = [name for name in ("id", "accepted", "deadline_s", *TEXTS) if any(value is not None for value in columns[name])]
+    facts, kinds = [name for name in FACTS if name in columns], columns.get("input_type", [None] * len(listed))
     for i, text in enumerate(columns["shape"]):
         shape = shapes.get(text)
         if shape is None:
@@ -370,7 +374,7 @@ def _records(batch: Any, shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for name in whole:
             if (value := columns[name][i]) is not None:
                 record[name] = value
-        for name in FACTS:
+        for name in facts:
             if (value := columns[name][i]) is not None:
                 if record["facts"] is shape["facts"]:
                     record["facts"] = dict(record["facts"])
@@ -379,7 +383,7 @@ def _records(batch: Any, shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
             record["reading"] = {**record["reading"], **{name: v for name, v in sensors.items() if v is not None}}
         if (read_at := columns["read_at"][i]) is not None:
             record["reading"] = {**record["reading"], "age_s": (1000 * at - read_at) / 1e6}
-        if (kind := columns["input_type"][i]) is not None:
+        if (kind := kinds[i]) is not None:
             record["input"] = {"type": kind, "base64": base64.b64encode(columns["input"][i]).decode()}
         if here[i]:
             record["events"] = events = []

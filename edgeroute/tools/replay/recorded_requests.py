@@ -130,6 +130,8 @@ BEGUN: Final = attrgetter("begun")
 _WELL: Final = Failure()
 # Keys of an event whose values are finite numbers.
 NUMBERS: Final = frozenset({"at_s", "sent_bytes", "received_bytes", "usd", "joules"})
+BARE: Final = 3
+"""Number of keys of an event that has a time, a leg and a kind alone."""
 _WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
@@ -353,6 +355,8 @@ class _Reader:
         self._rows: dict[tuple[str, str], int] = {}  # (batch, target) -> number of its rows that called it
         self._first: float | None = None
         self._readings: list[tuple[float, Reading]] = []
+        self._sensed: Mapping[str, Any] | None = None
+        """Values of the latest reading as its record has them."""
         self._latest = -INF
 
     def take(self, record: Mapping[str, Any]) -> None:
@@ -383,8 +387,11 @@ class _Reader:
         own_threshold = None
         deferred = late = False
         for event in record["events"]:
-            for key in NUMBERS & event.keys():
-                checked_number(event[key])
+            if len(event) == BARE or (len(event) == BARE + 1 and "confidence" in event):  # most
+                checked_number(event["at_s"])
+            else:
+                for key in NUMBERS & event.keys():
+                    checked_number(event[key])
             what, name = event["what"], event["leg"]
             away, label = labels[name]
             if what == "start":
@@ -408,7 +415,11 @@ class _Reader:
                 continue
             took_s, error = event["at_s"] - started[name], event.get("error", "")
             failed_check = event.get("check")
-            leg_confidence = Malformed(str(failed_check), "recorded") if failed_check else confidence(event.get("confidence"))
+            leg_confidence = event.get("confidence")
+            if failed_check:
+                leg_confidence = Malformed(str(failed_check), "recorded")
+            elif leg_confidence.__class__ is not float or not -MOST < leg_confidence < MOST:
+                leg_confidence = confidence(leg_confidence)
             failure = _failure(event) if error else _WELL
             if away:
                 legs[name] = seen = Seen(
@@ -450,11 +461,18 @@ class _Reader:
 
         An equal one is appended if it is newer. A record without a reading is ignored.
         """
-        sensors = record.get("reading") or {}
-        values = {name: checked_number(sensors[name]) for name in Reading._fields if sensors.get(name) is not None}
-        if not values:
+        sensors = record.get("reading")
+        if not sensors:
             return
-        age_s, reading = checked_number(sensors.get("age_s", 0.0)), Reading(**values)
+        values = dict(sensors)
+        age_s = checked_number(values.pop("age_s", 0.0))
+        if values == self._sensed:  # most
+            reading = self._readings[-1][1]
+        else:
+            known = {name: checked_number(values[name]) for name in Reading._fields if values.get(name) is not None}
+            if not known:
+                return
+            reading, self._sensed = Reading(**known), values
         time, last = begun - age_s, self._readings[-1] if self._readings else (-INF, None)
         if reading != last[1]:
             time = max(time, self._latest)

@@ -15,7 +15,7 @@ from edgeroute.core.error_codes import Failure, Rejection
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Spending
-from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, new
+from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, first_leg_outcome, new
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
 from edgeroute.tools.replay.recorded_requests import ANSWERED, Past, Request, Seen, Tally, edge_confidence
 from edgeroute.tools.replay.replay_result import Port
@@ -285,6 +285,20 @@ class Script:
         for call in self._calls.values():  # the course of the previous request could not be determined
             call.gate.rules.leave(call)
         self._calls.clear()
+
+    def at_first(self, plan: Plan, begun: float) -> Outcome | None:
+        """Return the outcome of a sequential plan whose first leg is an edge, if that has answered, and is accepted in time.
+
+        None: the plan has to be walked.
+        """
+        leg = plan.legs[0]
+        seen = self._request.legs.get(leg.name)
+        if plan.order[0] or leg.permit is not None or leg.thresholds or seen is None or seen.away or seen.what not in ANSWERED:
+            return None
+        end = begun + (seen.took_s * heat(self._course, begun).times if self._course else seen.took_s)
+        if end > begun + plan.deadline_s:
+            return None
+        return first_leg_outcome(plan, begun, new(Prediction, (None, seen.confidence, None)), end)
 
     def __call__(self, start: Start, now: float) -> Event:
         """Return the event of a leg that starts now.

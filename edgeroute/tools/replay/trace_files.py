@@ -24,12 +24,16 @@ TRIES: Final = 10
 class TraceRecords:
     """Iterable over the records of a trace, oldest first: a file of Parquet, or one of JSON lines with its full files.
 
+    Args:
+        path: path of the file.
+        exact: False is faster, and enough for a replay: integers beyond 64 bits become floats, inputs and some facts are null.
+
     Attributes:
         skipped: number of lines so far that are no JSON objects.
     """
 
     def __init__(self, path: Path, *, exact: bool = False) -> None:
-        self._path, self._journal = path, journal.read(path, exact=exact)
+        self._path, self._journal, self._exact = path, journal.read(path, exact=exact), exact
 
     @property
     def skipped(self) -> int:
@@ -49,7 +53,7 @@ class TraceRecords:
         except OSError as e:
             raise StoreError(f"{self._path}: {e.strerror or e}") from e
         if whole:
-            yield from read_parquet(self._path)
+            yield from read_parquet(self._path, whole=self._exact)
             return
         for _ in range(TRIES):
             before = _packs(self._path)
@@ -59,7 +63,7 @@ class TraceRecords:
                 break
         for _, path in sorted(before.items()):
             packed = path.with_suffix(".parquet")
-            yield from read_parquet(packed) if packed.exists() else journal.read(path)
+            yield from read_parquet(packed, whole=self._exact) if packed.exists() else journal.read(path)
         if first is not None:
             yield first
             yield from lines

@@ -211,8 +211,10 @@ class _Run:
                 continue
             script.begin(request, route)
             try:
-                outcome = drive(walk(route, begun), script, begun, begun + route.deadline_s, sequential=sequential)
-                script.end(outcome, tally)
+                outcome = script.at_first(route, begun) if sequential else None
+                if outcome is None:
+                    outcome = drive(walk(route, begun), script, begun, begun + route.deadline_s, sequential=sequential)
+                    script.end(outcome, tally)
             except Unknown as e:
                 self.unknown[str(e)] += 1
                 continue
