@@ -40,6 +40,17 @@ def _price(text: str) -> Price:
     return Price(parts[0]) if len(parts) == 1 else Price(0.0, *parts)
 
 
+def _numbers(text: str, option: str) -> list[float]:
+    """Parse numbers between commas. Raises BadParameter for anything else, also infinite and negative ones."""
+    try:
+        numbers = [float(part) for part in text.split(",") if part]
+    except ValueError:
+        numbers = [-1.0]
+    if not all(isfinite(number) and number >= 0 for number in numbers):
+        raise typer.BadParameter("expected numbers of 0 or more with commas between them", param_hint=option)
+    return numbers
+
+
 _of_log = partial(typer.Option, rich_help_panel=LOG)
 _of_edge = partial(typer.Option, rich_help_panel=EDGE)
 
@@ -82,6 +93,8 @@ def replay(
     keep_mode: bool = False,
     keep_deadline: bool = False,
     seed: int = 0,
+    sweep: Annotated[str, typer.Option(metavar="T,T,...", show_default=False)] = "",
+    prices: Annotated[str, typer.Option(metavar="USD,USD,...", show_default="the policy's")] = "",
     engine: Literal["local", "ray"] | None = None,
     processes: Annotated[int, typer.Option(min=0)] = 0,
     log: Annotated[Literal["openai-log", "litellm-log", "langfuse-log", "csv"] | None, _of_log("--from")] = None,
@@ -121,6 +134,8 @@ def replay(
         keep_mode: Keep each request's recorded mode.
         keep_deadline: Keep each request's recorded deadline.
         seed: Seed of the random numbers.
+        sweep: Of a folder in Parquet: count what these thresholds defer, without a walk, where that is exact.
+        prices: With --sweep: dollars a call.
         engine: Of a folder: processes on this machine (local), or Ray Data on a cluster.
         processes: Of a folder: number of processes; 0: one for each core.
         log: Estimate the savings of a certified threshold, from requests that two models answered.
@@ -177,6 +192,12 @@ def replay(
         "battery": None if battery is None else Battery(battery, battery_wh, idle_watts), "keep_deadline": keep_deadline,
         "seed": seed,
     }  # fmt: skip
+    if sweep:
+        from edgeroute.tools.replay.threshold_sweep import sweep as count
+
+        counted = count(trace[0], policy, _numbers(sweep, "--sweep"), _numbers(prices, "--prices"))
+        print(json.dumps(counted.as_dict()) if as_json else printable(str(counted)))
+        return OK
     if trace[0].is_dir():
         from edgeroute.tools.replay.sharded_replay import FleetReplay, replay_fleet
 

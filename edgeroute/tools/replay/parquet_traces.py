@@ -313,6 +313,11 @@ def read_parquet(path: Path, *, whole: bool = True) -> Iterator[dict[str, Any]]:
         raise StoreError(f"{path}: {e.strerror or e}") from e
 
 
+def check_parquet(path: Path) -> None:
+    """Raise BadInput or StoreError for a file that `read_parquet` would refuse, without reading its records."""
+    next(read_parquet(path), None)
+
+
 def _checked(path: Path, reader: Any) -> Any:
     """Return the reader of a file that has the columns of a trace and sizes that memory can hold; raise BadInput otherwise."""
     form = reader.schema_arrow
