@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from both import LONG, Threads, makes, wait_for
+from commands import cli
 
 from edgeroute import Audit, Cache, CallableModel, Egress, Function, NoAnswer, Secret, Trial
 from edgeroute.core.sequential_tests import GRID
@@ -502,3 +503,24 @@ def test_names_in_the_state_file_have_no_input(made, tmp_path, to, wall):
     stored = rows(tmp_path, "fleet")
     assert stored
     assert "hunter2" not in json.dumps(stored) + str(digests(to))
+
+
+def test_commands_show_the_spool_and_rotate_the_id(tmp_path, to, wall):
+    """`status` has a line, `fleet rotate` a new id, which the next day's digest has."""
+    state = tmp_path / "state"
+    fleet = quiet(str(to))
+    code, _, err = cli("fleet", "rotate", "--state", state)
+    assert (code, "there is no state" in err) == (1, True)
+    with Threads(CallableModel(edge, version="1"), mode="only_edge", state=state, parts=[fleet]) as router:
+        router.infer(0.9)
+        fleet.tell()
+        code, out, _ = cli("status", "--state", state)
+        assert "fleet: digests waiting: 1, the oldest of 2026-11-29; last one made: of 2026-11-29" in out
+        code, out, _ = cli("fleet", "rotate", "--state", state, "--json")
+        device = json.loads(out)["device"]
+        wall.now += DAY_S
+        router.infer(0.9)
+        fleet.tell()
+    assert json.loads(cli("status", "--state", state, "--json")[1])["fleet"]["waiting"] == 2
+    first, second = [path.name.split(".")[1] for path in spooled(state / "fleet")]
+    assert (first == device, second == device) == (False, True)

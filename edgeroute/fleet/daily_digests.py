@@ -216,7 +216,7 @@ class DailyDigests(ForkSafe):
             except Exception as e:  # noqa: BLE001 - of a library: its text may have a secret
                 text = str(e) if isinstance(e, EdgerouteError) else type(e).__name__
                 if text != self.error:
-                    log.warning("fleet: %s; %d digests wait", text, len(spooled(self.folder)))
+                    log.warning("fleet: %s; digests waiting: %d", text, len(spooled(self.folder)))
                 self.error, self._failures = text, min(self._failures + 1, 6)
                 self._retry_at = monotonic() + 60.0 * 2**self._failures * random.uniform(0.5, 1.5)  # noqa: S311 - not all at once
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import zlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -53,7 +54,7 @@ class Digest(NamedTuple):
 
 def bucket(latency_s: float) -> int:
     """Return the index of a latency's bucket."""
-    return sum(latency_s > bound for bound in LATENCIES_S)
+    return bisect_left(LATENCIES_S, latency_s)
 
 
 def encode(digest: Digest, key: bytes = b"") -> bytes:

@@ -7,7 +7,7 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from edgeroute.router.router_parts import Result
     from edgeroute.trials.edge_audits import Compared
 
+HOUR_S: Final = 3600
+UNJUDGED: Final = object()  # confidence of a request for which no edge was judged
 MOST_GROUPS: Final = 200  # groups that are distinguished at a time; a further one counts as `OTHER`
 
 
@@ -51,7 +53,7 @@ class _Event(NamedTuple):
     target: str
     fields: str  # keys of the counts that grow by 1
     latency_s: float | None = None  # None: no answer
-    confidence: Any = ""  # of an edge's answer; empty text: no edge was judged
+    confidence: Any = UNJUDGED  # of an edge's answer
     moved: int = 0
     usd: float = 0.0
 
@@ -112,7 +114,8 @@ class Fleet(ForkSafe, Part):
     def ended(self, request: Request, result: Result) -> None:
         """Queue a request for counting."""
         plan = request.plan
-        target, fields, latency_s, confidence = plan.legs[0].name, "rf", None, ""
+        target, fields, latency_s = plan.legs[0].name, "rf", None
+        confidence: Any = UNJUDGED
         if isinstance(result, Answer):
             latency_s, outcome, fields = result.latency_s, result._outcome, "rg" if result.degraded else "r"  # noqa: SLF001
             if outcome is not None:
@@ -132,7 +135,7 @@ class Fleet(ForkSafe, Part):
             plan, at = walks[0].request.plan, daily_digests.clock()
             target = max((_judged(plan, walk.outcome) for walk in walks), key=lambda judged: judged[1])[0]
             moved, usd = sum(cost.sent_bytes + cost.received_bytes for cost in costs), sum(cost.usd for cost in costs)
-            self._new.append(_Event(at, walks[0].request.snapshot, plan, target, "", None, "", moved, usd))
+            self._new.append(_Event(at, walks[0].request.snapshot, plan, target, "", None, UNJUDGED, moved, usd))
 
     def compared(self, comparison: Compared) -> None:
         """Queue an audit for counting; where labels are expected, once its label is reported."""
@@ -145,16 +148,16 @@ class Fleet(ForkSafe, Part):
         self._waiting = False
         sums = defaultdict[str, Counter[str]](Counter)
         with self._lock:
-            for event in _drain(self._new):
+            for event, number, moved, usd in self._alike():
                 day, hour = day_and_hour(event.at)
-                group, usd = self._group(event.snapshot, event.plan, event.target), event.usd * 1e6 + self._rest
-                self._rest = usd - int(usd)
+                group, micro_usd = self._group(event.snapshot, event.plan, event.target), usd * 1e6 + self._rest
+                self._rest = micro_usd - int(micro_usd)
                 row = sums[row_name(day, "requests", hour, group)]
-                row.update({**dict.fromkeys(event.fields, 1), "b": event.moved, "u": int(usd)})
+                row.update({**dict.fromkeys(event.fields, number), "b": moved, "u": int(micro_usd)})
                 if event.latency_s is not None:
-                    row[str(bucket(event.latency_s))] += 1
-                if event.confidence != "":
-                    sums[row_name(day, "confidences", 0, group)][str(_index(event.confidence))] += 1
+                    row[str(bucket(event.latency_s))] += number
+                if event.confidence is not UNJUDGED:
+                    sums[row_name(day, "confidences", 0, group)][str(_index(event.confidence))] += number
             for at, of in _drain(self._audited):
                 day, hour = day_and_hour(at)
                 row = sums[row_name(day, "audits", hour, self._group(of.snapshot, of.plan, of.target))]
@@ -163,6 +166,18 @@ class Fleet(ForkSafe, Part):
                 counts = {"audited": 1, "differ": of.differs, "harms": harm, "wins": win}
                 row.update({f"{start} {field}": int(number) for field, number in counts.items()})
             self._store.add(sums)
+
+    def _alike(self) -> Iterable[tuple[_Event, int, int, float]]:
+        """Remove the queued events, and return one of each kind with its number, and the sums of bytes and dollars."""
+        kinds: dict[tuple[Any, ...], tuple[_Event, int, int, float]] = {}
+        for event in _drain(self._new):
+            at, snapshot, plan, target, fields, latency_s, confidence, moved, usd = event
+            place = -1 if latency_s is None else bucket(latency_s)
+            index = UNJUDGED if confidence is UNJUDGED else _index(confidence)
+            key = at // HOUR_S, id(snapshot), target, plan.arm, plan.data_class, fields, place, index
+            first, number, bytes_, dollars = kinds.get(key) or (event, 0, 0, 0.0)
+            kinds[key] = first, number + 1, bytes_ + moved, dollars + usd
+        return kinds.values()
 
     def _group(self, snapshot: Snapshot, plan: Plan, target: str) -> Group:
         """Return the group of a request. Reads the files of a new policy's models."""
@@ -221,7 +236,7 @@ def _judged(plan: Plan, outcome: Outcome) -> tuple[str, bool, Any]:
             return legs[leg].name, True, outcome.held[leg].confidence
     if plan.unsure:
         return plan.unsure[-1].leg.name, True, plan.unsure[-1].confidence
-    return legs[0].name, legs[0].permit is None, ""
+    return legs[0].name, legs[0].permit is None, UNJUDGED
 
 
 def _index(confidence: Any) -> int:

@@ -8,6 +8,7 @@ import typer
 
 from edgeroute import __version__
 from edgeroute.tools.cli import fleet_publish as _  # noqa: F401 - adds commands to the group
+from edgeroute.tools.cli import fleet_rotate as _rotate  # noqa: F401 - adds a command to the group
 from edgeroute.tools.cli.calibrate import calibrate
 from edgeroute.tools.cli.check import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.command_runner import CODES, command

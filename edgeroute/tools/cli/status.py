@@ -224,7 +224,7 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
     if as_json:
         print(json.dumps(report.as_dict(), allow_nan=False))
         return
-    edges, latencies, links, spent, box, written, joules, shadow, trials, notes, alarms = report
+    edges, latencies, links, spent, box, written, joules, shadow, trials, fleet, notes, alarms = report
     print_notes(notes)
     for name, alarm in alarms.items():
         print(printable(f"ALARM of {name}: {alarm}"))
@@ -252,6 +252,9 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
         print(printable(line))
     if box is not None:
         print(f"outbox: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in box.items())}")
+    if fleet is not None:
+        oldest = f", the oldest of {fleet['oldest']}" if fleet["oldest"] else ""
+        print(printable(f"fleet: digests waiting: {fleet['waiting']:,}{oldest}; last one made: of {fleet['last']}"))
     if written is not None:
         print(f"last written at {local_time(written)}")
 
@@ -282,14 +285,15 @@ class Status(NamedTuple):
     joules: dict[str, float]
     shadow: list[ShadowStats]
     trials: list[dict[str, Any]]
+    fleet: dict[str, Any] | None
     notes: list[str]
     alarms: dict[str, str]
     """Part, such as a sentinel -> text of its alarm."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON data, without energies if none are known."""
+        """Return everything as JSON data, without energies and digests if there are none."""
         data = self._asdict() | {"edges": [e._asdict() for e in self.edges], "shadow": [s._asdict() for s in self.shadow]}
-        return {name: value for name, value in data.items() if value or name != "joules"}
+        return {name: value for name, value in data.items() if value or name not in {"joules", "fleet"}}
 
 
 def open_policy(policy: Path | None) -> Opened:
@@ -335,7 +339,8 @@ def read_status(of: Opened, home: Path, *, shadow_runs: bool = True) -> Status:
     written = max((value.updated for value in state.values()), default=None)
     return Status(
         _edges(of, state), _latencies(state), _links(state), _spent(state, of.limits), _outbox(home / "outbox.db"), written,
-        joules, shadow, trials_of(state), [*of.notes, *_uncounted(of.snapshot, of.limits, joules)], _part_alarms(state),
+        joules, shadow, trials_of(state), _fleet(state, home / "fleet"),
+        [*of.notes, *_uncounted(of.snapshot, of.limits, joules)], _part_alarms(state),
     )  # fmt: skip
 
 
@@ -500,6 +505,18 @@ def _outbox(path: Path) -> dict[str, int] | None:
         return None
     with opened_outbox(path) as box:
         return box.counts()
+
+
+def _fleet(state: Mapping[str, Value], folder: Path) -> dict[str, Any] | None:
+    """Return the number of digests that wait for the fleet's destination, and the days of the oldest and of the last one made.
+
+    None if the device has made none.
+    """
+    from edgeroute.fleet.daily_digests import DAYS, spooled
+
+    days, waiting = [name.removeprefix(DAYS) for name in state if name.startswith(DAYS)], spooled(folder)
+    oldest = waiting[0].name.partition(".")[0] if waiting else None
+    return {"waiting": len(waiting), "oldest": oldest, "last": max(days)} if days else None
 
 
 def edge_lines(edge: Mapping[str, Any]) -> list[str]:
