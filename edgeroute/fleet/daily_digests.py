@@ -199,6 +199,7 @@ class DailyDigests(ForkSafe):
         """Write a digest to the spool durably; delete the earlier revisions of its day, and beyond `MOST_SPOOLED` the oldest."""
         path = self.folder / path_of(made).removeprefix("digests/").replace("/", ".")
         replace_durably(path, data)
+        path.chmod(0o600)
         for other in self.folder.glob(f"{made.day}.{made.device}.*.digest"):
             if other != path:
                 other.unlink(missing_ok=True)
