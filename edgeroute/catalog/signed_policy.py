@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
+from datetime import date, datetime, timedelta, timezone
 from logging import getLogger
 from pathlib import Path
 from time import monotonic
@@ -68,12 +69,17 @@ class Standing(NamedTuple):
     """True after an emergency order: nothing is sent to the cloud."""
     limits: Mapping[str, float] = {}
     """Limits by the fleet's budget, as keys of `[limits]`."""
+    usage: Mapping[str, list[float]] = {}
+    """UTC day -> what the device spent on it, in the order of `BUDGETS`; of the last days."""
+    since: str = ""
+    """First day that `usage` may have."""
 
     @property
     def text(self) -> str:
         """Text of the state, in words; empty: the device's own file is in force, and no order."""
         parts = [f"{self.name}-{self.version}{', on trial' if self.trial else ''}"] if self.version else []
         parts += ["nothing leaves the device, by order of its owner"] if self.only_edge else []
+        parts += [f"{key} is at most {value:.4g} by the fleet's budget" for key, value in self.limits.items()]
         parts += [f"{self.name}-{version} is not tried again: {why}" for version, why in self.refused.items()]
         return "; ".join(parts)
 
@@ -185,6 +191,37 @@ def read_policies(data: Any) -> list[dict[str, Any]]:
         raise CatalogError(f"the signed file has no policies: {e!r:.200}") from e
 
 
+BUDGETS = ("usd_per_day", "mb_per_day")
+"""Keys of `[limits]` that a fleet's budget sets."""
+WINDOW = 7
+"""Days of use that count for a device's part of the budget."""
+
+
+def limits_by(budget: Any, usage: Mapping[str, list[float]], today: str) -> dict[str, float]:
+    """Return a device's limits by a signed budget and its own use: `least` and `factor` times its mean use.
+
+    A device without use has the limit for new ones. One that was away while the budget was made, or has an old budget, has a
+    reserve: a part of what its use would give.
+
+    Raises:
+        CatalogError: the budget is none.
+    """
+    try:
+        until = date.fromisoformat(budget["through"])
+        recent = [spent for day, spent in usage.items() if 0 <= (until - date.fromisoformat(day)).days < WINDOW]
+        old, known, limits = today > budget["until"] or not recent, recent or [*usage.values()], {}
+        for i, key in enumerate(BUDGETS):
+            if (rule := budget["limits"].get(key)) is not None:
+                use = sum(spent[i] for spent in known) / max(1, len(known))
+                limit = float(rule["least"] + rule["factor"] * use if known else rule["new"])
+                limits[key] = float(f"{limit * (budget['reserve'] if old and known else 1):.6g}")
+                if not 0 <= limits[key] < float("inf"):
+                    raise ValueError(f"a limit of {limit}")  # noqa: TRY301 - translated below, like the others
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CatalogError(f"the signed budget has no limits: {e!r:.200}") from e
+    return limits
+
+
 class Follower:
     """Follower of a signed policy, for the router of a device: a thread looks at the catalog at an interval.
 
@@ -211,9 +248,10 @@ class Follower:
         self._path = self._home / "policy.json"
         self._lock = ProcessLock(self._home / "policy.lock")
         self._leave = finalize(self, self._lock.leave)
-        self._worker = Worker("edgeroute-fleet", self._turn, "the signed policy was not refreshed", first_s=LOOKS_S)
+        self._worker = Worker("edgeroute-policy", self._turn, "the signed policy was not refreshed", first_s=LOOKS_S)
         self._reload: Callable[[], object] = lambda: None
         self._counts: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self._spent: Callable[[], list[float]] = lambda: [0.0] * len(BUDGETS)
         try:
             self._lead()  # before a router is made, which may end the process
         except (OSError, StoreError) as e:
@@ -221,16 +259,18 @@ class Follower:
         self._seen = file_stamp(self._path)
 
     def start(
-        self, reload: Callable[[], object], replacing: AbstractContextManager[Any], counts: Callable[[], tuple[int, int]]
-    ) -> None:
+        self, reload: Callable[[], object], replacing: AbstractContextManager[Any], counts: Callable[[], tuple[int, int]],
+        spent: Callable[[], list[float]],
+    ) -> None:  # fmt: skip
         """Start the thread.
 
         Args:
             reload: reads the policy again, and puts it in force.
             replacing: lock under which the router's policy is replaced.
             counts: returns the requests so far, and those that failed.
+            spent: returns what was spent over the last 24 hours, in the order of `BUDGETS`.
         """
-        self._reload, self._replacing, self._counts = reload, replacing, counts
+        self._reload, self._replacing, self._counts, self._spent = reload, replacing, counts, spent
         self._worker.start()
 
     def close(self, wait_s: float | None = 0.0) -> None:
@@ -252,7 +292,10 @@ class Follower:
             self._look()
             if monotonic() >= self._due_at:
                 self._due_at = monotonic() + self.fleet.refresh
-                self.refresh()
+                try:
+                    self.refresh()
+                finally:  # whatever the catalog is: an old budget leaves a reserve
+                    self._spend()
         return LOOKS_S
 
     def _lead(self) -> None:
@@ -279,21 +322,20 @@ class Follower:
     def _refresh(self) -> str:
         """Refresh as `refresh` does; return why the newest policy is not in force, empty without a reason."""
         fleet, name = self.fleet, checked_name(self.fleet.policy)
-        target = f"policies/{name}.json"
+        targets = {f"policies/{name}{kind}.json": self._home / f"{name}{kind}.json" for kind in ("", ".budget")}
         source = source_of(fleet.catalog if "://" in fleet.catalog else self._folder / fleet.catalog)
-        stored = self._home / f"{name}.json"
         with translate_os_errors(self._home):
             ring = self._ring()
-            last = read_bytes(stored) if stored.exists() else b""
-            root = read_bytes(self._folder / fleet.root)
+            last = {target: read_bytes(path) if path.exists() else b"" for target, path in targets.items()}
             try:
-                text = download_targets(source, self._home / "metadata", root, {target: last}).get(target)
+                texts = download_targets(source, self._home / "metadata", read_bytes(self._folder / fleet.root), last)
             finally:
                 source.close()
-            if text is None:
-                raise CatalogError(f"{source.where} has no policy {name}")
-            if text != last:
-                replace_durably(stored, text)
+            for target, path in targets.items():
+                if texts.get(target, b"") != last[target]:
+                    replace_durably(path, texts.get(target, b""))
+        if (text := texts.get(f"policies/{name}.json")) is None:
+            raise CatalogError(f"{source.where} has no policy {name}")
         self.refreshed = now()
         data = parse_json(text)
         known = standing(self._state)
@@ -339,6 +381,25 @@ class Follower:
         self._base, self._usual = base, base[1] / max(1, base[0])
         log.info("%s-%s is in force, on trial for %s requests", known.name, version, TRIAL_REQUESTS)
         return ""
+
+    def _spend(self) -> None:
+        """Note what was spent yesterday, and put the limits by the budget in force that was read last.
+
+        Raises:
+            CatalogError, StoreError: the budget is none; the disk is full.
+        """
+        known, today = standing(self._state), datetime.fromtimestamp(now(), timezone.utc).date()
+        path, yesterday = self._home / f"{self.fleet.policy}.budget.json", (today - timedelta(days=1)).isoformat()
+        new = known if known.since else known._replace(since=today.isoformat())
+        if known.since and yesterday >= known.since and yesterday not in known.usage:
+            days = sorted([*known.usage.items(), (yesterday, self._spent())])
+            new = known._replace(usage=dict(days[-WINDOW:]))
+        text = read_bytes(path) if path.exists() else b""
+        limits = limits_by(parse_json(text), new.usage, today.isoformat()) if text else {}
+        if limits != known.limits:
+            self._switch(new._replace(limits=limits))
+        elif new != known:
+            self._save(new)
 
     def _look(self) -> None:
         """Confirm a version on trial after enough requests, or roll it back if too many of them failed."""

@@ -205,8 +205,12 @@ class PolicyFile:
             stats = None if (there := weak()) is None else there.stats()
             return (0, 0) if stats is None else (stats.requests, stats.unanswered)
 
+        def spent() -> list[float]:
+            cost = None if (there := weak()) is None else there.spending.spent()
+            return [0.0, 0.0] if cost is None else [cost.usd, cost.mb]
+
         engine.signed = follower.status
-        follower.start(put_in_force, engine.replacing, counts)
+        follower.start(put_in_force, engine.replacing, counts, spent)
 
     def _look(self, reload: Callable[[], Callable[[], object] | None]) -> float:
         """Check the file, and the active versions; reload after a change. Return the seconds until the next check.

@@ -1,9 +1,10 @@
-"""Commands `edgeroute fleet publish`, `promote` and `following`: a signed policy on its way through a fleet."""
+"""Commands `edgeroute fleet publish`, `promote`, `budget` and `following`: a signed policy on its way through a fleet."""
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
+import re
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -108,6 +109,51 @@ def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) 
         raise BadInput("promote needs the folder of tables that `edgeroute fleet collect` wrote, or --by-hand")
     with open_store(store) as connection:
         return decide_by_tables(connection, data, None if since is None else since.date())
+
+
+@command(fleet)
+def budget(
+    store: Annotated[Path, typer.Argument(metavar="STORE")],
+    *,
+    name: Name,
+    per_day: Annotated[str, typer.Option(metavar="AMOUNTS")],
+    catalog: CatalogFolder = CATALOG,
+    keys: Keys = KEYS,
+    day: Annotated[datetime | None, typer.Option(metavar="DAY", formats=["%Y-%m-%d"])] = None,
+    days: Days = 30,
+    as_json: Json = False,
+) -> None:
+    """Split a daily budget over the devices that follow a policy, by their recent use, and sign it. Once a day, as by cron.
+
+    Args:
+        store: Folder of tables that `edgeroute fleet collect` wrote.
+        per_day: Budget of all devices, as in 500usd, or 500usd,20000mb.
+        day: The day that the budget is for; by default today, UTC.
+    """
+    from edgeroute.system.process import now
+    from edgeroute.tools.fleet.budget import renew
+    from edgeroute.tools.fleet.digest_tables import open_store
+
+    today = (day or datetime.fromtimestamp(now(), timezone.utc)).date()
+    with open_store(store) as connection:
+        data = renew(connection, name, _amounts(per_day), catalog=catalog, keys=keys, today=today, days=days)
+    if as_json:
+        print(json.dumps(data))
+        return
+    for key, rule in data["limits"].items():
+        used = f"{rule['least']:.4g} and {rule['factor']:.4g} times its mean use of the last days"
+        print(printable(f"{key} of a device: {used}; {rule['new']:.4g} for a new one; valid to {data['until']}"))
+
+
+def _amounts(text: str) -> dict[str, float]:
+    """Parse amounts such as 500usd,20000mb."""
+    amounts = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(usd|mb)\s*", part.lower())
+        if match is None:
+            raise typer.BadParameter(f"expected amounts, as in 500usd,20000mb, found {part!r}", param_hint="--per-day")
+        amounts[f"{match[2]}_per_day"] = float(match[1])
+    return amounts
 
 
 @command(fleet)

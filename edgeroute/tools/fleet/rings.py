@@ -306,7 +306,7 @@ def _student(z: float, devices: float) -> float:
 
 
 @contextmanager
-def _turn(keys: Path) -> Iterator[None]:
+def publishing(keys: Path) -> Iterator[None]:
     """Hold the lock of a publisher within the block. Raises StoreError if another process has it."""
     lock = ProcessLock(keys / "publish.lock")
     if not lock.take(10.0):
@@ -372,7 +372,7 @@ def publish(
     if sorted({*rings}) != [*rings] or not rings or not rings[0] > 0 or rings[-1] != 1:
         raise BadInput("--rings: expected rising shares that end with 100%, as in 1%,10%,100%")
     text = None if policy is None else publishable(policy)
-    with _turn(keys):
+    with publishing(keys):
         data = {"name": name, "salt": "", "only_edge": False, "freeze": False, "versions": []}
         if signed_file(catalog, target(name)) is not None:
             data = published(catalog, name)
@@ -437,7 +437,7 @@ def promote(catalog: Path, name: str, decision: Decision, *, keys: Path, days: f
         BadInput: there is no candidate, or no version before.
         CatalogError, PolicyError, StoreError: the catalog or a key cannot be read or written.
     """
-    with _turn(keys):
+    with publishing(keys):
         data = published(catalog, name)
         versions = data["versions"]
         if not versions or (decision.did in {"go_on", "halt"} and versions[-1]["share"] == 1):
