@@ -16,85 +16,24 @@ pytest.importorskip("cryptography")
 pytest.importorskip("onnxruntime")
 
 import numpy as np
-import tiny
 from both import LONG, wait_for
 from commands import cli
+from signed_fleet import Fleet, threshold
 
 from edgeroute import EdgerouteError, Held, PolicyError, Router
 from edgeroute.catalog.signed_policy import in_ring, overlay, position, signed_name, standing
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.catalog_publish import keygen, sign_files, signed_file
-from edgeroute.tools.fleet.rings import Decision, promote, publish, target
+from edgeroute.tools.catalog_publish import sign_files, signed_file
+from edgeroute.tools.fleet.rings import Decision, promote, target
 
-ONE_CLOUD = {"name": "main", "protocol": "json"}
 X = np.zeros(4, np.float32)
 SURE = np.array([9, 0, 0, 0], np.float32)
-
-
-class Fleet:
-    """An owner with keys and a catalog, and devices with policy files of their own, below a folder."""
-
-    def __init__(self, home, url="http://127.0.0.1:9/v2/models/x"):
-        self.home, self.keys, self.catalog, self.url = home, home / "keys", home / "catalog", url
-        keygen(self.keys)
-        sign_files(self.catalog, {}, keys=self.keys)
-        shutil.copyfile(self.catalog / "root.json", home / "root.json")
-        tiny.linear(
-            home / "m.onnx", size=4, weights=[[3, 0, 0], [0, 3, 0], [0, 0, 3], [0, 0, 0]], card={"labels": ["a", "b", "c"]}
-        )
-        self.policy(0.5)
-
-    def policy(self, threshold, **more):
-        """Write the owner's file."""
-        path = self.home / "policy.json"
-        path.write_text(json.dumps({"threshold": threshold, "edge": {"path": "m.onnx"}, "cloud": ONE_CLOUD, **more}))
-        return path
-
-    def publish(self, threshold=None, **more):
-        """Sign a version with this threshold, for all devices unless `rings` says otherwise."""
-        orders = {key: more.pop(key) for key in ("rings", "only_edge", "freeze", "requires", "halt") if key in more}
-        path = None if threshold is None else self.policy(threshold, **more)
-        return publish(self.catalog, "shop", path, keys=self.keys, **orders)
-
-    def device(self, name="device", catalog="catalog", refresh="20ms", local="", ring=None, **fleet):
-        """Write a device's file, whose state folder is its name."""
-        more = "".join(f"{key} = {json.dumps(value)}\n" for key, value in fleet.items())
-        path = self.home / f"{name}.toml"
-        path.write_text(f"""
-threshold = 0.9
-state = "{name}"
-[edge]
-path = "m.onnx"
-[cloud]
-name = "main"
-protocol = "json"
-url = "{self.url}"
-[fleet]
-policy = "shop"
-catalog = "{catalog}"
-root = "root.json"
-refresh = "{refresh}"
-{more}
-[local.cloud]
-name = "main"
-url = "{self.url}"
-[local]
-{local}
-""")
-        if ring is not None:
-            (self.home / name / "fleet").mkdir(parents=True, exist_ok=True)
-            (self.home / name / "fleet" / "ring").write_text(ring)
-        return path
 
 
 @pytest.fixture
 def fleet(tmp_path, monkeypatch):
     monkeypatch.setattr("edgeroute.catalog.signed_policy.LOOKS_S", 0.02)
     return Fleet(tmp_path)
-
-
-def threshold(router):
-    return router.engine.snapshot.targets[0].threshold
 
 
 def until(router, value):
