@@ -12,11 +12,12 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
+from figures import size as of_size
 
 from edgeroute.catalog.signed_policy import WINDOW
 from edgeroute.tools.fleet.budget import RESERVE, VALID_DAYS, limit_for, next_margin, shares
 
-DAYS, DEVICES = 300, 20_000
+DAYS, DEVICES = 300, of_size(20_000, 100)
 OFFLINE, RETURNS = 0.02, 0.3
 """Chance to go offline on a day, and to come back: 6 % are offline."""
 LEAVES, ROTATES, STALE, LATE = 0.005, 1 / 30, 0.03, 0.02
@@ -99,7 +100,8 @@ def _active(seen: np.ndarray) -> np.ndarray:
 def main() -> None:
     """Print a line for each budget and each share of devices without limits."""
     began = perf_counter()
-    print("budget by mean demand | without limits | over | worst day | spent | of what was possible | days above 105 %")
+    print("| budget by mean demand | without limits | over | worst day | spent | of what was possible | days above 105 % |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for tightness in (0.5, 0.8, 1.0, 1.5):
         for ignores in (0.0, IGNORES, 0.05):
             r = simulate(1, tightness, ignores=ignores)

@@ -11,10 +11,11 @@ from collections import Counter
 from time import perf_counter
 
 import numpy as np
+from figures import size as of_size
 
 from edgeroute.tools.fleet.rings import Sums, decide, parse_halt
 
-RUNS, BLOCKS, LEAST = 200, 28, 4
+RUNS, BLOCKS, LEAST = of_size(200, 3), 28, 4
 HALT = parse_halt("degraded>2%, cost>+20%")
 CASES = {
     "as before": {},
@@ -45,7 +46,7 @@ def week(
     hours = 1 + 0.5 * np.sin(np.arange(BLOCKS) * np.pi / 2)
     requests = rng.poisson(size[:, None] * hours).astype(float)
     rate = rng.beta(0.5, 99.5, devices) + ring * (degraded + 0.9 * (rng.random(devices) < broken))
-    rates = np.clip(rate[:, None] + outage * (np.arange(BLOCKS) < 4), 0, 1)  # noqa: PLR2004 - the first day
+    rates = np.clip(rate[:, None] + outage * (np.arange(BLOCKS) < 4), 0, 1)  # the first day
     counts = rng.binomial(requests.astype(int), rates).astype(float)
     costs = requests * price[:, None] * np.where(ring, cost, 1)[:, None] * rng.gamma(10, 0.1, requests.shape)
     past = rng.poisson(size * BLOCKS).astype(float)
@@ -71,13 +72,17 @@ def main() -> None:
     for devices, share in ((1000, 0.02), (1000, 0.2)):
         rng = np.random.default_rng(26)
         print(
-            f"a ring of {share * devices:.0f} of {devices:,} devices | went on | rolled back | waited a week | halted meanwhile | days"
+            f"| ring of {share * devices:.0f} of {devices:,} | went on | rolled back | waited a week | halted meanwhile | days |"
         )
+        print("| --- | ---: | ---: | ---: | ---: | ---: |")
         for name, change in CASES.items():
             ends = [rollout(week(rng, devices, share, **change)) for _ in range(RUNS)]
             counts = Counter(did for did, _, _ in ends)
             shown = " | ".join(f"{counts[did] / RUNS:.1%}" for did in ("go_on", "roll_back", "wait"))
-            print(f"{name} | {shown} | {sum(h for *_, h in ends) / RUNS:.1%} | {np.median([b for _, b, _ in ends]) / 4:.2g}")
+            print(
+                f"| {name} | {shown} | {sum(h for *_, h in ends) / RUNS:.1%} | {np.median([b for _, b, _ in ends]) / 4:.2g} |",
+                flush=True,
+            )
     print(f"{RUNS} rollouts each, a look every six hours; {perf_counter() - began:.0f} s")
 
 

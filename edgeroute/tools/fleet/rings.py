@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timezone
-from math import exp, pi, sqrt
+from math import exp, log, pi, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from tempfile import TemporaryDirectory
@@ -43,7 +43,7 @@ SHARES = ("degraded", "failed", "deferred")
 AMOUNTS = (*SHARES, "cost", "bytes")
 LEAST_DEVICES = 8
 """Devices of a ring without which nothing is decided."""
-HEAVIEST = 10.0
+HEAVIEST = 3.0
 """Largest weight of a device: so many times the requests of the median one. Its cost: 3 times that of the dearest tenth."""
 KNOWN_AFTER = 100.0
 """Requests before the ring after which a device's own amount counts as much as the fleet's mean."""
@@ -109,7 +109,8 @@ def decide(
 ) -> Decision:
     """Decide about a ring by its devices and the rest of the fleet. Wrong with a probability of at most about `alpha`.
 
-    Valid at every look: `alpha` is spent over the blocks of hours, and over the conditions. A ring rolls back if an interval lies
+    For any number of looks: `alpha` is spent over the conditions, and over times that double (of 1, 2, 4, ... blocks), within
+    which looks resemble each other. A ring rolls back if an interval lies
     wholly beyond its limit, and the ring is worse than the rest in the same hours; it goes on if all lie within. It halts by less
     evidence, that of a single look, and for an alarm, since both can be taken back.
 
@@ -126,10 +127,13 @@ def decide(
     waits = f"{devices} devices of the ring have sent digests, and {LEAST_DEVICES} are needed" if devices < LEAST_DEVICES else ""
     looked = [] if waits else [(condition, _test(condition, sums)) for condition in limits]
     risk = alpha / max(1, len(limits))
-    strict, once = (NormalDist().inv_cdf(1 - part) for part in (risk * 6 / (pi * max(1, blocks)) ** 2, risk))
+    epoch = max(1, blocks.bit_length() - 1)
+    strict, once = (NormalDist().inv_cdf(1 - part) for part in (risk * 6 / (pi * epoch) ** 2, risk))
     worse = [(c, test) for c, test in looked if min(test.beyond, test.worse) > 0]
     for did, z in (("roll_back", strict), ("halt", once)):
-        texts = [f"{c}: {test.text}" for c, test in worse if min(test.beyond, test.worse) > _student(z, test.devices)]
+        texts = [
+            f"{c}: {test.text}" for c, test in worse if min(test.beyond, test.worse) > _student(z, test.devices) or test.bound > z
+        ]
         if texts:
             return Decision(did, "; ".join(texts))  # type: ignore[arg-type]  # one of the two
     if alarm and any(condition.amount == "alarm" for condition in conditions):
@@ -208,6 +212,8 @@ class _Test(NamedTuple):
     devices: float
     """Effective number of devices."""
     text: str
+    bound: float = 0.0
+    """Standard errors by which a share is beyond both, by Chernoff's bound: for few devices of which some fail altogether."""
 
 
 def _test(condition: Condition, sums: Sums) -> _Test:
@@ -248,7 +254,17 @@ def _test(condition: Condition, sums: Sums) -> _Test:
         return _Test(distance, np.inf, effective, text)
     text += f", and {rest:.4g} in {others} others"
     beyond = _ratio(rate - condition.most, error((x - rate * n)[ring].sum(1), total, 0.0))
-    return _Test(beyond, _ratio(ring_rate - rest, error(compared, in_both, 1.0)), effective, text)
+    bound = _chernoff(min(rate, ring_rate), max(condition.most, rest), effective) if share else 0.0
+    return _Test(beyond, _ratio(ring_rate - rest, error(compared, in_both, 1.0)), effective, text, bound)
+
+
+def _chernoff(rate: float, limit: float, devices: float) -> float:
+    """Return how far a mean of shares is beyond a limit: standard errors with the chance of Chernoff's bound; 0: it is not."""
+    if not 0 < limit < rate:
+        return 0.0 if rate <= limit else np.inf
+    rest = (1 - rate) * log((1 - rate) / (1 - limit)) if rate < 1 else 0.0
+    chance = exp(-devices * (rate * log(rate / limit) + rest))
+    return -NormalDist().inv_cdf(min(max(chance, 1e-300), 0.5))
 
 
 def _capped(sums: Sums, amount: str, *, share: bool) -> tuple[NDArray[Any], NDArray[Any]]:
