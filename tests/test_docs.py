@@ -28,7 +28,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 SERVER = "127.0.0.1:8080"
 ELSEWHERE = (
     "make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "edgeroute gateway ", "export ", "edgeroute dashboard ",
-    "edgeroute top ", "python ",
+    "edgeroute top ", "edgeroute fleet ", "python ",
 )  # fmt: skip
 """Run by .ci/run (the first four), by a fixture (the next three), by their own tests, by `make bench`, or as a snippet."""
 

@@ -159,6 +159,7 @@ STILL = {
     "breaker": pictures.breaker, "gate": pictures.gate, "outbox": pictures.outbox, "text-stream": pictures.text_stream,
     "trials": pictures.trials, "confidence": pictures.confidence, "ladder": pictures.ladder,
     "frames": pictures.frames, "gateway": pictures.gateway, "rules": pictures.rules, "publish": pictures.publish,
+    "fleet": pictures.fleet,
 }  # fmt: skip
 """Name -> a picture that is the same in each run."""
 

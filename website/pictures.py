@@ -382,3 +382,34 @@ def publish() -> Sheet:
             sheet.arrow((135, y + 48), (135, y + 66))
     sheet.text(506, 460, "The version before answers meanwhile.", size=13, ink=SOFT, end=True)
     return sheet
+
+
+def fleet() -> Sheet:
+    """The parts of a fleet and where they run, for one device, a thousand and a million."""
+    sheet = Sheet(520, 640, "A fleet of one, a thousand and a million devices: what runs where, and what it costs")
+    for y, count, *lines in (
+        (14, "1 device", "own tests, alarms and limits", "nothing is sent"),
+        (132, "1,000 devices", "a digest a day each", "20 MB, 30,000 requests a month"),
+        (384, "1,000,000 devices", "a digest a day each", "20 GB, 30 million requests a month"),
+    ):
+        sheet.box(14, y, 250, 78, DEVICE, count, *lines, line=EDGE)
+    sheet.text(282, 48, "the state folder is all there is;", size=13, ink=SOFT)
+    sheet.text(282, 66, "an alarm takes months", size=13, ink=SOFT)
+    sheet.line([(14, 112), (506, 112)], SOFT, width=1.3, dashed=True)
+    sheet.line([(14, 364), (506, 364)], SOFT, width=1.3, dashed=True)
+    for y, store, owner, policies, alarm in (
+        (132, ("a folder or broker", "or a bucket: $0.15"), "a laptop, once a day", "a folder behind any web server", "next day"),
+        (384, ("a bucket", "30 million PUT: $150"), "one server, once a day", "the same folder, behind a CDN", "next day"),
+    ):
+        sheet.box(316, y, 190, 78, AWAY, *store, line=CLOUD)
+        sheet.arrow((264, y + 39), (316, y + 39))
+        sheet.text(290, y + 31, "up", middle=True, size=13, ink=SOFT)
+        sheet.box(316, y + 122, 190, 92, PLAIN, "edgeroute fleet", owner, "collect, report,", "alarm, promote")
+        sheet.arrow((411, y + 78), (411, y + 122))
+        sheet.text(420, y + 105, alarm, size=13, ink=SOFT)
+        sheet.box(14, y + 136, 250, 64, ANSWER, "signed policies", policies, line=GOOD)
+        sheet.arrow((316, y + 168), (264, y + 168))
+        sheet.arrow((139, y + 136), (139, y + 78))
+        sheet.text(146, y + 112, "in rings: 1 %, 10 %, all", size=13, ink=SOFT)
+    sheet.text(506, 626, "No server of edgeroute's own is on any path.", size=13, ink=SOFT, end=True)
+    return sheet
