@@ -313,3 +313,49 @@ def test_a_store_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "store").write_text("a file")
     code, _, err = cli("fleet", "collect", tmp_path / "in", "--to", tmp_path / "store")
     assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_damaged_page_of_a_table_is_named(tmp_path):
+    """The report does not run; the next collect that has to write the day sets the file aside, and the one after reads the digests again."""
+    digests = fleet(tmp_path)
+    collect(tmp_path)
+    path = tmp_path / "store" / "requests" / "day=2026-11-02" / "rows.parquet"
+    data = bytearray(path.read_bytes())
+    data[10:1500] = bytes(1490)
+    path.write_bytes(data)
+    name = "requests/day=2026-11-02/rows.parquet"
+    code, _, err = cli("fleet", "report", tmp_path / "store")
+    assert (code, err.count("\n"), name in err) == (2, 1, True)
+    late = digests[0]._replace(revision=2)
+    fleets.put(tmp_path / "in", [late])
+    with pytest.raises(StoreError, match=name):
+        collect(tmp_path)
+    collect(tmp_path)
+    assert sums(tmp_path) == expected([late, *digests[1:]])
+
+
+def test_no_sum_overflows(tmp_path):
+    """Devices that tell the largest numbers that a digest may have do not stop the report."""
+    digests = list(fleets.random_fleet(700, 1))
+    huge = [
+        d._replace(requests=tuple((*row[:2], 10**9, 10**9, 0, 0, 10**15, 10**15, *row[8:]) for row in d.requests))
+        for d in digests
+    ]
+    fleets.write_store(tmp_path / "store", huge)
+    for day in range(5, 25):
+        shutil.copytree(
+            tmp_path / "store" / "requests" / "day=2026-11-02", tmp_path / "store" / "requests" / f"day=2026-10-{day:02}"
+        )
+    code, out, _ = cli("fleet", "report", tmp_path / "store", "--json")
+    assert code == 0
+    assert json.loads(out)["total"]["bytes"] > 2**63
+
+
+def test_idle_devices_are_a_report(tmp_path):
+    """Digests without a request: devices are counted, and shares are unknown."""
+    fleets.write_store(
+        tmp_path / "store", [d._replace(requests=(), audits=(), confidences=()) for d in fleets.random_fleet(3, 2)]
+    )
+    code, out, _ = cli("fleet", "report", tmp_path / "store", "--html", tmp_path / "page.html", "--budget", "5")
+    assert code == 0
+    assert "Too little is known" in out

@@ -79,7 +79,7 @@ def report(
     from edgeroute.errors import BadInput
     from edgeroute.system.process import replace_file
     from edgeroute.tools.fleet import fleet_report
-    from edgeroute.tools.fleet.digest_tables import is_store, open_store
+    from edgeroute.tools.fleet.digest_tables import is_store, open_store, reading
 
     if html is not None and not html.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {html.parent}", param_hint="--html")
@@ -91,7 +91,7 @@ def report(
                 raise BadInput("a broker has no past: `edgeroute fleet collect` it first")
             if not _collect(source, store, key, ()).added:
                 raise BadInput(f"{source} has no digest")
-        with open_store(store) as connection:
+        with reading(store), open_store(store) as connection:
             result = fleet_report.report(connection, budget, days)
     if result is None:
         raise BadInput(f"{source} has no digest")
@@ -121,6 +121,8 @@ def _print(result: FleetReport) -> None:
         table((by, *page.HEAD), rows, (by,))
     if result.worst:
         table(page.OUTLIER_HEAD, [page.outlier_cells(device) for device in result.worst], ("device", "site", "share"))
+    if result.costly:
+        table(page.COSTLY_HEAD, page.costly_rows(result), ("device", "site"))
     print(" ".join(page.money_in_words(result.forecast)))
 
 

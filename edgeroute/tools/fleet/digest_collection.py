@@ -30,6 +30,7 @@ from edgeroute.tools.fleet.digest_tables import (
     Partition,
     Rows,
     connect,
+    damaged_files,
     partitions,
     rows_of,
     selection,
@@ -183,6 +184,8 @@ def _turn(store: Path) -> Iterator[Path]:
             shutil.rmtree(parts, ignore_errors=True)
             lock.leave()
     except OSError as e:
+        if isinstance(e, StoreError):
+            raise
         raise StoreError(f"{store} cannot be written: {e.strerror or e}") from e
 
 
@@ -195,7 +198,8 @@ class _Run:
         self.named: list[Refusal] = []
         self.added, self.days = 0, set[date]()
         self._part = self._unmerged = 0
-        set_aside(store)
+        ends = [(table, file) for table in TABLES for file in partitions(store, table) if unreadable(file.path, table)]
+        set_aside(store, ends)
 
     def all(self) -> None:
         """Read all digests, and write the tables; if the source fails, of those that were read, before the error is raised."""
@@ -304,6 +308,8 @@ def merge(store: Path, parts: Path) -> tuple[int, int, set[date]]:
                 here = merge_day(connection, store, day)
                 added, repeated = added + here, repeated + count - here
         except duckdb.Error as e:
+            if names := ", ".join(str(path.relative_to(store)) for path in set_aside(store, damaged_files(store))):
+                raise StoreError(f"{store} had damaged files, which are set aside: {names}; run it again") from e
             raise StoreError(f"{store} cannot be written: {str(e).partition(chr(10))[0]}") from e
     return added, repeated, set(days)
 
@@ -360,17 +366,16 @@ def _replace(new: Path, path: Path) -> None:
     flush_folder(path.parent)
 
 
-def set_aside(store: Path) -> list[Path]:
+def set_aside(store: Path, damaged: Sequence[tuple[str, Partition]]) -> list[Path]:
     """Rename damaged files of a store to NAME.damaged, and return their paths.
 
     The day's `digests` is renamed with another table's file, so that the next run reads the day's digests again.
     """
-    damaged = [file for table in TABLES for file in partitions(store, table) if unreadable(file.path, table)]
-    paths = {file.path for file in damaged} | {_path(store, "digests", file.day) for file in damaged}
-    for path in paths:
+    paths = {file.path for _, file in damaged}
+    for path in paths | {_path(store, "digests", file.day) for _, file in damaged}:
         if path.exists():
             path.replace(path.with_name(path.name + ".damaged"))
-    return [file.path for file in damaged]
+    return sorted(paths)
 
 
 def report_refusals(store: Path, refusals: Sequence[Refusal]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from glob import escape
 from pathlib import Path
@@ -112,6 +113,35 @@ def unreadable(path: Path, table: str) -> str:
         return "is cut off or is no Parquet file" if isinstance(e, ValueError) else f"cannot be read: {e.strerror or e}"
     missing = [name for name in TABLES[table] if name not in names]
     return f"has no column {missing[0]}" if missing else ""
+
+
+def damaged_files(store: Path) -> list[tuple[str, Partition]]:
+    """Return the files of a store that cannot be read to their end, each with its table. Reads all."""
+    with connect(store) as connection:
+        files = [(table, file) for table in TABLES for file in partitions(store, table)]
+        return [(table, file) for table, file in files if not _reads(connection, table, file)]
+
+
+def _reads(connection: Any, table: str, file: Partition) -> bool:
+    """Return True if each value of a file can be read."""
+    values = f"hash({', '.join(TABLES[table])})"  # the highest value, say, would be read of the file's statistics
+    try:
+        connection.execute(f"SELECT bit_xor({values}) FROM ({selection(table, [file])})").fetchall()
+    except import_needed("duckdb", NEED).Error:
+        return False
+    return True
+
+
+@contextmanager
+def reading(store: Path) -> Iterator[None]:
+    """Raise StoreError, which names the damaged files, for an error of DuckDB."""
+    duckdb = import_needed("duckdb", NEED)
+    try:
+        yield
+    except duckdb.Error as e:
+        names = ", ".join(str(file.path.relative_to(store)) for _, file in damaged_files(store)[:5])
+        why = f"damaged: {names}; `edgeroute fleet collect` reads their digests again" if names else str(e).partition("\n")[0]
+        raise StoreError(f"{store} cannot be read: {why}") from e
 
 
 def connect(folder: Path, memory: str = MEMORY) -> Any:

@@ -127,7 +127,7 @@ def page(report: FleetReport) -> str:
         ]
     except RuntimeMissing:
         body.append(undrawn())
-    body += [*tables, _worst(report), _missing(report), _versions(report)]
+    body += [*tables, _worst(report), _costly(report), _missing(report), _versions(report)]
     title = f"edgeroute fleet: {report.first} to {report.last}"
     summary = f"{words.count_text(total.devices, 'device')}; days and weeks in UTC"
     return document(Page(title, summary, "\n".join(filter(None, body))))
@@ -168,6 +168,23 @@ def _worst(report: FleetReport) -> str:
         return html.section(title, html.paragraph("None."), html.paragraph(text))
     shown = html.table(OUTLIER_HEAD, map(outlier_cells, report.worst), title)
     return html.section(title, html.paragraph(f"Above what is usual: {'; '.join(counts)}."), shown, html.paragraph(text))
+
+
+COSTLY_HEAD = ("device", "site", "USD", "of the fleet's", "requests")
+
+
+def costly_rows(report: FleetReport) -> list[list[str]]:
+    """Return the rows of the devices that cost most."""
+    return [
+        [device, site, money(usd), words.percent(usd / report.total.usd), f"{requests:,}"]
+        for device, site, usd, requests in report.costly
+    ]  # fmt: skip
+
+
+def _costly(report: FleetReport) -> str:
+    """Return the section of the devices that cost most; empty if nothing costs anything."""
+    title = "Devices that cost most"
+    return html.section(title, html.table(COSTLY_HEAD, costly_rows(report), title)) if report.costly else ""
 
 
 def _missing(report: FleetReport) -> str:

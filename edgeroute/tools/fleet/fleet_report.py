@@ -113,6 +113,8 @@ class FleetReport(NamedTuple):
     """Devices with enough evidence to be compared."""
     spread: Sequence[int]
     """Devices with enough evidence by their deferral, in 20 bins of 5 %."""
+    costly: Sequence[tuple[str, str, float, int]]
+    """(device, site, US dollars, requests) of the `WORST` devices that cost most; none if nothing costs anything."""
     missing: Sequence[tuple[str, str, date]]
     """(device, site, newest day) of devices that have sent nothing for days, at most `WORST`."""
     missing_count: int
@@ -173,7 +175,8 @@ def report(store: Any, budget: float | None = None, days: int | None = None) -> 
     return FleetReport(
         first=max(since, store.execute("SELECT min(day) FROM digests").fetchone()[0]), last=last, total=total,
         parts={**parts, "week": weeks}, days=by_day, incomplete=incomplete, worst=worst, worse=worse, compared=compared,
-        spread=_spread(store), missing=[row[:3] for row in missing], missing_count=missing[0][3] if missing else 0,
+        spread=_spread(store), costly=_costly(store), missing=[row[:3] for row in missing],
+        missing_count=missing[0][3] if missing else 0,
         forecast=forecast(_spending(store, last), incomplete, last, budget),
         refused=store.execute("SELECT file, why FROM refused").fetchall(),
         versions=store.execute(
@@ -184,13 +187,13 @@ def report(store: Any, budget: float | None = None, days: int | None = None) -> 
 
 def _sum(store: Any, since: date) -> None:
     """Make the tables `by_device` (with model, policy and site) and `by_day` of the sums since a day."""
-    counts = ", ".join(f"sum({name}){'::BIGINT' if name != 'usd' else ''} AS {name}" for name in COUNTS)
-    audits = "sum(audited)::BIGINT AS audited, sum(differ)::BIGINT AS differ"
+    counts = ", ".join(f"sum({name}) AS {name}" for name in COUNTS)  # HUGEINT: no digest makes a sum overflow
+    audits = "sum(audited) AS audited, sum(differ) AS differ"
     none = ", ".join(f"0 AS {name}" for name in COUNTS)
     for table, key in (("by_device", "device, model, policy, site"), ("by_day", "day")):
         store.execute(
             f"""CREATE OR REPLACE TEMP TABLE {table} AS
-            SELECT {key}, max(signed) AS signed, {counts}, 0::BIGINT AS audited, 0::BIGINT AS differ
+            SELECT {key}, max(signed) AS signed, {counts}, 0::HUGEINT AS audited, 0::HUGEINT AS differ
             FROM requests WHERE day >= $1 GROUP BY {key}
             UNION ALL SELECT {key}, '', {none}, {audits} FROM audits WHERE day >= $1 GROUP BY {key}""", [since]
         )  # fmt: skip
@@ -322,6 +325,14 @@ def _spread(store: Any) -> list[int]:
         HAVING sum(requests) >= {LEAST_COUNT}"""
     ).fetchnumpy()["bin"]
     return [int(count) for count in np.bincount(np.asarray(rows, np.int64), minlength=20)]
+
+
+def _costly(store: Any) -> list[tuple[str, str, float, int]]:
+    """Return device, site, US dollars and requests of the devices that cost most."""
+    return list(store.execute(
+        """SELECT device, any_value(site), sum(usd) AS cost, sum(requests) FROM by_device GROUP BY device HAVING cost > 0
+        ORDER BY cost DESC, device LIMIT ?""", [WORST]
+    ).fetchall())  # fmt: skip
 
 
 def _spending(store: Any, last: date) -> dict[date, float]:
