@@ -347,7 +347,7 @@ def _is_by_own_norm(sources: Sequence[Any], nodes: Mapping[Any, tuple[str, Seque
     return at == sources[0] and ("ReduceL2" in passed or root_of_sum)
 
 
-def concatenate(parts: tuple[Any, ...]) -> Any:
+def concatenate(parts: Sequence[Any]) -> Any:
     """Return the outputs of several runs as one output; arrays are concatenated, and so are lists."""
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from edgeroute.edge.edge_model_interface import feed_of, has_async_runs, member
 from edgeroute.edge.model_card import Array, Card
+from edgeroute.edge.runtime_base import concatenate
 from edgeroute.errors import EdgerouteError, ModelError, PolicyError
 from edgeroute.system.thread_pool import Worker
 from edgeroute.types import EdgeModel, TensorSpec
@@ -345,8 +346,8 @@ class TensorModel:
             for start in range(0, count + missing, size)
         ]
         if isinstance(parts[0], Mapping):
-            return {name: _joined_rows([part[name] for part in parts])[:count] for name in parts[0]}
-        return _joined_rows(parts)[:count]
+            return {name: concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+        return concatenate(parts)[:count]
 
     def close(self) -> None:
         """Stop the event loop of a model with a coroutine function, without waiting; does not free the model."""
@@ -405,11 +406,6 @@ def _fixed(model: TensorModel) -> int:
 def _any_rows(spec: TensorSpec) -> TensorSpec:
     """Return a specification whose first axis takes any size."""
     return spec._replace(shape=(-1, *spec.shape[1:]))
-
-
-def _joined_rows(parts: list[Any]) -> Any:
-    """Concatenate the outputs of several runs, arrays or lists."""
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
 
 MOST_ZEROS = 1 << 28  # maximum elements of the inputs of a model that is served: it is run on zeros
