@@ -165,6 +165,9 @@ def test_a_folder_is_converted(tmp_path):
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.parquet")) == [
         "a/trace.parquet", "b/trace.parquet",
     ]  # fmt: skip
+    (tmp_path / "in" / "empty.jsonl").write_text("")
+    code, out, err = cli("trace", "convert", tmp_path / "in", tmp_path / "out", "--force")
+    assert (code, len(out.splitlines()), err.count("\n"), "empty.jsonl" in err) == (1, 2, 1, True)
     ours, theirs = (read(path) for path in (tmp_path / "in" / "a" / "trace.jsonl", tmp_path / "out" / "a" / "trace.parquet"))
     assert ours.requests == theirs.requests or repr(ours.requests) == repr(theirs.requests)  # a NaN is unequal to itself
     assert ours.readings == theirs.readings

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from edgeroute.errors import BadInput
-from edgeroute.tools.cli.command_runner import command
-from edgeroute.tools.cli.tables_and_options import Json
+from edgeroute.tools.cli.command_runner import FAILED, OK, command
+from edgeroute.tools.cli.tables_and_options import Json, print_notes
 
 trace = typer.Typer(name="trace", no_args_is_help=True, help="Convert traces between JSON lines and Parquet.")
 
@@ -22,10 +22,10 @@ def convert(
     *,
     force: bool = False,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Write a trace, with its rotated files, as Parquet; or one in Parquet as JSON lines. Nothing of a record is lost.
 
-    Of a folder each trace below it, under the same names below OUT.
+    Of a folder each trace below it, under the same names below OUT; one that cannot be read is named, and exit code 1.
 
     Args:
         source: A trace, or a folder of traces.
@@ -43,14 +43,28 @@ def convert(
             (path, (out / name).with_suffix(".jsonl" if path.exists() and is_parquet(path) else ".parquet"))
             for name, path in names.items()
         ]
+    failed = 0
     for path, new in pairs:
-        if new.exists() and not force:
-            raise BadInput(f"{new} exists: choose another name, or pass --force")
-        new.parent.mkdir(parents=True, exist_ok=True)
-        number, skipped = write(path, new)
+        try:
+            _check_new(new, force=force)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            number, skipped = write(path, new)
+        except BadInput as e:
+            if not source.is_dir():
+                raise
+            print_notes([str(e)])
+            failed += 1
+            continue
         size = new.stat().st_size
         if as_json:
             print(json.dumps({"file": str(new), "records": number, "bytes": size, "incomplete_lines": skipped}))
             continue
         left_out = f", left out {skipped:,} incomplete lines" if skipped else ""
         print(f"{new}: {number:,} records, {size / max(1, number):.1f} bytes each{left_out}")
+    return FAILED if failed else OK
+
+
+def _check_new(path: Path, *, force: bool) -> None:
+    """Raise BadInput if a file exists, unless it may be replaced."""
+    if path.exists() and not force:
+        raise BadInput(f"{path} exists: choose another name, or pass --force")

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -233,13 +234,14 @@ def _parts(engine: str, shards: Sequence[Shard], processes: int, kernel: Any) ->
         yield kernel(shards)
     else:
         spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of other threads
-        with ProcessPoolExecutor(min(processes, len(shards)), spawn) as pool:
+        quiet = signal.signal, (signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
+        with ProcessPoolExecutor(min(processes, len(shards)), spawn, *quiet) as pool:
             try:
                 yield from pool.map(kernel, _chunks(shards, CHUNKS * processes))
             except BrokenProcessPool as e:
                 raise EdgerouteError("a process of the replay was killed, perhaps for its memory: try fewer --processes") from e
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)
 
 
 def _chunks(shards: Sequence[Shard], number: int) -> list[list[Shard]]:
