@@ -1,24 +1,29 @@
 """A device of a fleet: every request is counted, every day is told once, and nothing is lost or doubled on the way."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 
+import numpy as np
 import pytest
-from both import LONG, Threads, makes, wait_for
+import tiny
+from both import GOOD, LONG, Threads, makes, wait_for
 from commands import cli
 
 from edgeroute import Audit, Cache, CallableModel, Egress, Function, NoAnswer, Secret, Trial
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import StoreError
-from edgeroute.fleet import daily_digests
+from edgeroute.fleet import daily_digests, fleet_part
 from edgeroute.fleet.daily_digests import DAY_S, KEEP_DAYS, MOST_SPOOLED, day_and_hour, new_device, spooled
 from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.stores.rotated_json_lines import read
 from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.testing import CannedServer
 from edgeroute.tools.fleet.digest_reading import decode
 
 NOON = 1_795_953_600.0  # 2026-11-29 12:00 UTC
@@ -229,7 +234,7 @@ def test_sixty_days_offline_are_no_gap(tmp_path, to, wall):
 
 
 def test_counts_that_come_late_are_told_in_a_higher_revision(tmp_path, to, wall):
-    """Of a day that is over; long after that they count for today. A day without anything new has no other digest."""
+    """Of a day that is over; long after that they count for today. A day without anything new has a final digest alone."""
     fleet = quiet(str(to))
     with Threads(**_policy(), threshold=0.5, state=tmp_path / "state", parts=[fleet]) as router:
         router.infer(0.9)
@@ -237,13 +242,14 @@ def test_counts_that_come_late_are_told_in_a_higher_revision(tmp_path, to, wall)
         fleet.tell()
         wall.now += DAY_S
         fleet.tell()
-        assert [(one.revision, one.final) for one in digests(to)] == [(1, False)]
+        fleet.tell()
+        assert [(one.revision, one.final) for one in digests(to)] == [(2, True)]
         wall.now -= DAY_S
         router.infer(0.9)
         fleet.count()
         wall.now += DAY_S
         fleet.tell()
-        assert [(one.revision, one.final, total([one])) for one in digests(to)] == [(2, True, 2)]
+        assert [(one.revision, one.final, total([one])) for one in digests(to)] == [(3, True, 2)]
         wall.now += (KEEP_DAYS + 2) * DAY_S
         fleet.tell()
         assert not rows(tmp_path, "fleet:")
@@ -414,7 +420,7 @@ def test_damaged_rows_and_ids_cost_only_themselves(tmp_path, to, wall):
 PROGRAM = """
 import sys, threading
 from edgeroute import CallableModel, Options, Router
-from edgeroute.fleet import daily_digests
+from edgeroute.fleet import daily_digests, fleet_part
 from edgeroute.fleet.fleet_part import Fleet
 state, to, count = sys.argv[1:]
 fleet = Fleet(to)
@@ -524,3 +530,76 @@ def test_commands_show_the_spool_and_rotate_the_id(tmp_path, to, wall):
     assert json.loads(cli("status", "--state", state, "--json")[1])["fleet"]["waiting"] == 2
     first, second = [path.name.split(".")[1] for path in spooled(state / "fleet")]
     assert (first == device, second == device) == (False, True)
+
+
+def test_the_threads_do_all_of_it(tmp_path, to, wall, monkeypatch):
+    """Counts are in the state file a moment later, and the digest of a day arrives once that is over."""
+    monkeypatch.setattr(fleet_part.random, "uniform", lambda low, high: 0.01)
+    fleet = quiet(str(to))
+    with Threads(CallableModel(edge, version="1"), state=tmp_path / "state", parts=[fleet]) as router:
+        router.infer(0.9)
+        wait_for(lambda: rows(tmp_path, "fleet:"))
+        wall.now += DAY_S + 3600
+        Fleet.opened(fleet, None)
+        wait_for(lambda: digests(to))
+    assert [(one.final, total([one])) for one in digests(to)] == [(True, 1)]
+
+
+def test_a_reload_frees_the_models_of_the_policy_before(tmp_path, to, wall):
+    """Neither counts nor audits whose labels may come later hold them."""
+    tiny.linear(tmp_path / "m.onnx")
+    policy = tmp_path / "policy.json"
+
+    def write(threshold):
+        policy.write_text(
+            json.dumps({
+                "threshold": threshold, "state": "state", "edge": {"path": "m.onnx", "threads": int(threshold * 10)},
+                "cloud": {"url": f"http://127.0.0.1:{server.port}", "protocol": "json"}, "audit": {"share": "100%", "labelled": True},
+                "fleet": {"to": str(to)},
+            })
+        )  # fmt: skip
+
+    with CannedServer(GOOD) as server:
+        write(0.1)
+        with Threads.from_policy(policy) as router:
+            fleet = next(part for part in router.engine.parts.all if isinstance(part, Fleet))
+            answer = router.infer(np.array([0, 2, 1, 5], np.float32))
+            router.engine.auditor.drain(LONG)
+            fleet.count()
+            old = weakref.ref(router.engine.snapshot.backends[0])
+            write(0.2)
+            router.reload()
+            router.infer(np.array([0, 2, 1, 5], np.float32))
+            router.engine.auditor.drain(LONG)
+            fleet.count()
+            gc.collect()
+            assert old() is None
+            assert router.report(answer.id, "cloud")
+            fleet.tell()
+    (told,) = digests(to)
+    assert [sum(row[i] for row in told.audits) for i in range(3, 7)] == [1, 1, 1, 0]
+    assert len({group[1] for group in told.groups}) == 2
+
+
+def test_a_model_whose_fingerprint_fails_is_counted(made, tmp_path, to, wall):
+    """Without a digest of its own."""
+
+    class Odd:
+        """Model of another package."""
+
+        name = "odd"
+
+        def run(self, inputs, cancel=None):
+            """Return answers."""
+            return [("edge", 0.9) for _ in inputs]
+
+        @property
+        def fingerprint(self):
+            """Fail."""
+            raise ZeroDivisionError
+
+    fleet = quiet(str(to))
+    router = made(state=tmp_path / "state", parts=[fleet], edge=Odd())
+    router.infer(0.9)
+    fleet.tell()
+    assert [group[0] for group in digests(to)[0].groups] == ["edge:"]

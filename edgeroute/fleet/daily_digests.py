@@ -170,7 +170,8 @@ class DailyDigests(ForkSafe):
         wait_s = over - now + int(sha256(f"{device} {day}".encode()).hexdigest()[:8], 16) / 2**32 * SPREAD_S
         if self._every is not None and now < over:
             wait_s = min(wait_s, record.get("at", begun) + self._every - now)
-        if total == record.get("sum", 0) or record.get("closed"):
+        told = total == record.get("sum", 0) and (now < over or record.get("final", not total))
+        if told or record.get("closed"):
             if over + KEEP_DAYS * DAY_S < now:
                 self._store.put(DAYS + day, {**record, "closed": True})
                 self._flush()
@@ -184,7 +185,7 @@ class DailyDigests(ForkSafe):
         made = _digest(rows, device, day, record["revision"], now >= over, self._site, signed_name(self.folder.parent))
         key = self._key.read("fleet: key") if isinstance(self._key, Secret) else self._key or ""
         self._spool(made, encode(made, key.encode()))
-        self._store.put(DAYS + day, {**record, "sum": total})
+        self._store.put(DAYS + day, {**record, "sum": total, "final": made.final})
         self._flush()
         return LOOK_S
 

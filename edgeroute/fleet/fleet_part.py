@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from edgeroute.confidence.certificate import digest
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.routing_policy import EDGE_TRIAL
-from edgeroute.errors import EdgerouteError, PolicyError, check_number
+from edgeroute.errors import PolicyError, check_number
 from edgeroute.fleet import daily_digests
 from edgeroute.fleet.daily_digests import LOOK_S, DailyDigests, day_and_hour, row_name, spooled
 from edgeroute.fleet.destinations import destination
@@ -27,6 +27,7 @@ from edgeroute.stores.cache import fingerprint
 from edgeroute.stores.sqlite_file import KeyValueStore
 from edgeroute.system.process import ForkSafe, initially, per_process, sha256
 from edgeroute.system.thread_pool import Worker
+from edgeroute.trials.edge_audits import UNLABELLED_MOST
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 HOUR_S: Final = 3600
 UNJUDGED: Final = object()  # confidence of a request for which no edge was judged
+WAITING: Final = 1 << 16  # maximum events that wait to be counted, as while there is no thread; of more the oldest are dropped
 MOST_GROUPS: Final = 200  # groups that are distinguished at a time; a further one counts as `OTHER`
 
 
@@ -77,8 +79,8 @@ class Fleet(ForkSafe, Part):
 
     name = "fleet"
     _lock = per_process(threading.RLock)
-    _new = per_process(deque[_Event])
-    _audited = per_process(deque[tuple[float, "Compared"]])
+    _new: deque[_Event] = per_process(lambda: deque(maxlen=WAITING))
+    _audited: deque[tuple[float, Compared]] = per_process(lambda: deque(maxlen=WAITING))
     _waiting, _rest = initially(False), initially(0.0)
 
     def __init__(
@@ -93,6 +95,8 @@ class Fleet(ForkSafe, Part):
         self._given = to, name_of(site), key, rotate, every
         self._engine: Callable[[], Engine | None] = lambda: None
         self._groups: dict[tuple[int, str, str, str | None], tuple[Snapshot, Group]] = {}
+        self._awaited: dict[str, Group] = {}  # id of an audited request whose label may be reported -> its group
+        self._open = False
         self._counter = Worker("edgeroute-fleet", self.count, "the fleet's counts failed", first_s=1.0)
         first_s = random.uniform(1, 30)  # noqa: S311 - devices that are switched on together upload one after another
         self._teller = Worker("edgeroute-fleet-upload", self._turn, "no digest could be made", first_s=first_s, retry_s=LOOK_S)
@@ -109,7 +113,7 @@ class Fleet(ForkSafe, Part):
 
     def opened(self, status: Callable[[], Any]) -> None:  # noqa: ARG002 - as parts are called
         """Begin to upload."""
-        self._teller.start()
+        self._open = self._teller.start()
 
     def ended(self, request: Request, result: Result) -> None:
         """Queue a request for counting."""
@@ -126,8 +130,7 @@ class Fleet(ForkSafe, Part):
             fields += "d" * deferred
         self._new.append(_Event(daily_digests.clock(), request.snapshot, plan, target, fields, latency_s, confidence))
         if not self._waiting:
-            self._waiting = True
-            self._counter.start()
+            self._waiting = self._counter.start()
 
     def walked(self, walks: Sequence[Walked]) -> None:
         """Queue the cost of a request, or of a batch, for counting."""
@@ -138,10 +141,9 @@ class Fleet(ForkSafe, Part):
             self._new.append(_Event(at, walks[0].request.snapshot, plan, target, "", None, UNJUDGED, moved, usd))
 
     def compared(self, comparison: Compared) -> None:
-        """Queue an audit for counting; where labels are expected, once its label is reported."""
-        if comparison.label != "awaited":
-            self._audited.append((daily_digests.clock(), comparison))
-            self._counter.start()
+        """Queue an audit for counting; where labels are expected, it counts once its label is reported."""
+        self._audited.append((daily_digests.clock(), comparison))
+        self._counter.start()
 
     def count(self) -> None:
         """Add what is queued to the counts of its hours and groups, which the store writes about a second later."""
@@ -160,12 +162,22 @@ class Fleet(ForkSafe, Part):
                     sums[row_name(day, "confidences", 0, group)][str(_index(event.confidence))] += number
             for at, of in _drain(self._audited):
                 day, hour = day_and_hour(at)
-                row = sums[row_name(day, "audits", hour, self._group(of.snapshot, of.plan, of.target))]
+                known = self._awaited.pop(of.request, None) or (of.plan and self._group(of.snapshot, of.plan, of.target))
+                if known is None or of.label == "awaited":
+                    self._awaited |= {of.request: known} if known else {}
+                    continue
+                row = sums[row_name(day, "audits", hour, known)]
                 harm, win = (of.harm, of.win) if of.label else (of.differs, False)
                 start = f"{rounded(of.grid_index)} {float(f'{of.rate:.4g}')!r}"
                 counts = {"audited": 1, "differ": of.differs, "harms": harm, "wins": win}
                 row.update({f"{start} {field}": int(number) for field, number in counts.items()})
             self._store.add(sums)
+            for request in [*self._awaited][:-UNLABELLED_MOST]:
+                del self._awaited[request]
+            live = () if (engine := self._engine()) is None else (engine.snapshot, engine.snapshot.trial)
+            self._groups = {key: known for key, known in self._groups.items() if any(known[0] is one for one in live)}
+        if self._open:
+            self._teller.start()  # in a forked child
 
     def _alike(self) -> Iterable[tuple[_Event, int, int, float]]:
         """Remove the queued events, and return one of each kind with its number, and the sums of bytes and dollars."""
@@ -190,8 +202,6 @@ class Fleet(ForkSafe, Part):
             whole = snapshot if engine is None or snapshot is not engine.snapshot.trial else engine.snapshot
             group = _model(snapshot, target), _policy(whole), name_of(arm), name_of(name) if named else OTHER[0]
             known = {group for _, group in self._groups.values()}
-            if len(self._groups) >= 4 * MOST_GROUPS:
-                self._groups.clear()
             self._groups[key] = snapshot, group if len(known) < MOST_GROUPS or group in known else OTHER
         return self._groups[key][1]
 
@@ -203,6 +213,10 @@ class Fleet(ForkSafe, Part):
         """Count what is queued, write a digest of each day with new counts, today's too, and upload now; blocks.
 
         For programs that end before a day does. Return True if no digest waits any more.
+
+        Raises:
+            StoreError, OSError: the state folder cannot be written, and nothing was lost.
+            PolicyError: a secret's variable is not set.
         """
         if (engine := self._engine()) is None:
             return False
@@ -257,7 +271,7 @@ def _model(snapshot: Snapshot, target: str) -> str:
     Reads the model's file.
     """
     prints: Any = UNIDENTIFIED
-    with suppress(OSError, EdgerouteError):
+    with suppress(Exception):  # of the model's class
         prints = edge_fingerprints(snapshot).get(target) or next(
             ({"cloud": b.fingerprint(fingerprint)} for b in snapshot.backends if b.name == target), UNIDENTIFIED
         )

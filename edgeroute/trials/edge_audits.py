@@ -274,8 +274,8 @@ class Compared(NamedTuple):
 
     target: str  # name of the edge model
     request: str  # id
-    plan: Plan
-    snapshot: Any  # policy of the request
+    plan: Plan | None
+    snapshot: Any  # policy of the request; None, as the plan, with a label that is reported
     accepted: bool  # True if the caller got the answer
     rate: float  # probability with which the request was drawn
     grid_index: int  # of the highest threshold of `GRID` that accepts the answer; -1: none
@@ -613,7 +613,8 @@ class Auditor(ForkSafe):
                 compared = Compared(leg.name, identity, request.plan, request.snapshot, accepted, rate, index, not agrees)
                 if self.audit.labelled and edge is not None and accepted:
                     compared = compared._replace(label="awaited")
-                    self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted, compared)
+                    light = compared._replace(plan=None, snapshot=None)  # which would hold the models of an old policy
+                    self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted, light)
                     if len(self._unlabelled) > UNLABELLED_MOST:
                         del self._unlabelled[next(iter(self._unlabelled))]
                 if self._compared is not None:
