@@ -255,16 +255,5 @@ def _digest(rows: Mapping[str, Mapping[str, int]], device: str, day: str, revisi
                 counts = (numbers.get(f"{index} {rate} {field}", 0) for field in ("audited", "differ", "harms", "wins"))
                 audits.append((g, hour, int(index), *counts, float(rate)))
     site, signed = texts
-    return Digest(
-        device,
-        day,
-        revision,
-        final,
-        site,
-        own_version(),
-        signed,
-        tuple(groups),
-        tuple(requests),
-        tuple(confidences),
-        tuple(audits),
-    )
+    tables = tuple(groups), tuple(requests), tuple(confidences), tuple(audits)
+    return Digest(device, day, revision, final, site, own_version(), signed, *tables)

@@ -7,13 +7,13 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from edgeroute.confidence.certificate import digest
 from edgeroute.core.error_codes import UNIDENTIFIED
-from edgeroute.core.routing_policy import EDGE_TRIAL
+from edgeroute.core.routing_policy import EDGE_TRIAL, Rules
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.fleet import daily_digests
 from edgeroute.fleet.daily_digests import LOOK_S, DailyDigests, day_and_hour, row_name, spooled
@@ -25,7 +25,7 @@ from edgeroute.router.policy_snapshot import calibrated_target
 from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import fingerprint
 from edgeroute.stores.sqlite_file import KeyValueStore
-from edgeroute.system.process import ForkSafe, initially, per_process, sha256
+from edgeroute.system.process import ForkSafe, initially, per_process, sha256, to_json_types
 from edgeroute.system.thread_pool import Worker
 from edgeroute.trials.edge_audits import UNLABELLED_MOST
 from edgeroute.types import Answer
@@ -162,9 +162,10 @@ class Fleet(ForkSafe, Part):
                     sums[row_name(day, "confidences", 0, group)][str(_index(event.confidence))] += number
             for at, of in _drain(self._audited):
                 day, hour = day_and_hour(at)
-                known = self._awaited.pop(of.request, None) or (of.plan and self._group(of.snapshot, of.plan, of.target))
+                plan, request = of.plan, of.request
+                known = self._awaited.pop(request, None) if plan is None else self._group(of.snapshot, plan, of.target)
                 if known is None or of.label == "awaited":
-                    self._awaited |= {of.request: known} if known else {}
+                    self._awaited |= {request: known} if known else {}
                     continue
                 row = sums[row_name(day, "audits", hour, known)]
                 harm, win = (of.harm, of.win) if of.label else (of.differs, False)
@@ -281,16 +282,7 @@ def _model(snapshot: Snapshot, target: str) -> str:
 def _policy(snapshot: Snapshot) -> str:
     """Return 12 digits of the digest of a policy's rules and thresholds, without paths, addresses and functions."""
     targets = [calibrated_target(snapshot, i) for i in range(len(snapshot.targets))]
-    content = snapshot.policy, [(t.name, t.side, t.threshold, t.thresholds, t.trial, t.group) for t in targets]
-    return sha256(repr(_plain(content)).encode()).hexdigest()[:12]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of a policy with a `repr` that is the same in each process."""
-    if isinstance(value, frozenset):
-        return sorted(map(repr, value))
-    if isinstance(value, Mapping):
-        return sorted((repr(key), _plain(item)) for key, item in value.items())
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | None) else type(value).__name__
+    never, may, *rules = snapshot.policy.rules
+    content = snapshot.policy._replace(rules=Rules()), sorted(never), sorted(may), rules
+    content_of = [(t.name, t.side, t.threshold, t.thresholds, t.trial, t.group) for t in targets]
+    return sha256(repr(to_json_types([content, content_of])).encode()).hexdigest()[:12]
