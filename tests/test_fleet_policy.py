@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,11 +22,11 @@ from both import LONG, wait_for
 from commands import cli
 from signed_fleet import Fleet, threshold
 
-from edgeroute import EdgerouteError, Held, PolicyError, Router
+from edgeroute import BadInput, EdgerouteError, Held, PolicyError, Router
 from edgeroute.catalog.signed_policy import in_ring, overlay, position, signed_name, standing
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.catalog_publish import sign_files, signed_file
-from edgeroute.tools.fleet.rings import Decision, promote, target
+from edgeroute.tools.fleet.rings import Decision, promote, publish, target
 
 X = np.zeros(4, np.float32)
 SURE = np.array([9, 0, 0, 0], np.float32)
@@ -87,6 +89,96 @@ def test_an_emergency_reaches_every_device_at_its_next_look(fleet):
             assert router.infer(X).source == "cloud"
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"audit": {"share": "10%"}, "offline": "queue", "cache": {}},
+        {"mode": "shadow"},
+        {"mode": "only_cloud", "edge": []},
+        {"trial": {"edge": "m.onnx", "threshold": 0.3, "share": "50%", "shown": False}, "audit": {"share": "10%"}},
+        {"rule": {"of": "battery", "enter": "20%", "then": "prefer_cloud"}, "hedge_after": "auto", "deadline": "1s"},
+    ],
+)
+def test_an_emergency_is_obeyed_under_any_policy(fleet, monkeypatch, policy):
+    """Whatever the mode and its parts, and whatever the device's own variables say."""
+    monkeypatch.setenv("EDGEROUTE_LIMITS__CALLS_PER_MINUTE", "600")
+    with CannedServer(http_reply(b'{"value": "b", "confidence": 0.9}')) as cloud:
+        fleet.url = f"{cloud.url}/score"
+        fleet.publish(0.4, **policy)
+        with Router.from_policy(fleet.device(), watch=True) as router:
+            wait_for(lambda: router.status().signed.startswith("shop-1"))
+            assert router.status().limits.calls_per_minute == pytest.approx(600)
+            fleet.publish(only_edge=True)
+            wait_for(lambda: "by order" in router.status().signed)
+            asked = len(cloud.requests)
+            for mode in (None, "only_cloud", "prefer_cloud"):
+                with contextlib.suppress(EdgerouteError):
+                    router.infer(X, mode=mode)
+            assert len(cloud.requests) == asked
+        monkeypatch.setenv("EDGEROUTE_MODE", "prefer_cloud")
+        with Router.from_policy(fleet.home / "device.toml") as router, contextlib.suppress(EdgerouteError):
+            router.infer(X)
+        assert len(cloud.requests) == asked
+
+
+def test_a_signed_policy_changes_no_key_of_the_device(fleet):
+    """Neither its state folder nor whom it follows, though the owner's program would allow it."""
+    data = fleet.publish(0.4)
+    data["versions"][-1]["policy"] |= {"state": "elsewhere", "fleet": {"policy": "evil", "catalog": "x", "root": "y"}}
+    sign_files(fleet.catalog, {target("shop"): json.dumps(data).encode()}, keys=fleet.keys)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        wait_for(lambda: router.status().signed.startswith("shop-1"))
+    with Router.from_policy(fleet.home / "device.toml", watch=True) as router:
+        assert threshold(router) == pytest.approx(0.4)
+        assert router.engine.state == fleet.home / "device"
+        fleet.publish(0.6)
+        until(router, 0.6)
+    assert not (fleet.home / "elsewhere").exists()
+
+
+def test_a_lost_metadata_folder_lets_no_old_policy_in(fleet):
+    """TUF's own memory is gone, but a device never goes back to a lower version."""
+    fleet.publish(0.4)
+    shutil.copytree(fleet.catalog, fleet.home / "old")
+    fleet.publish(0.6)
+    with Router.from_policy(fleet.device(), watch=True) as router:
+        until(router, 0.6)
+        wait_for(lambda: router.status().signed.startswith("shop-2"))
+    shutil.rmtree(fleet.home / "device" / "fleet" / "metadata")
+    _replace(fleet.home / "old", fleet.catalog)
+    fleet.publish(only_edge=True)  # of the old catalog: the look that sees it has seen the old version
+    with Router.from_policy(fleet.home / "device.toml", watch=True) as router:
+        wait_for(lambda: "by order" in router.status().signed)
+        assert threshold(router) == pytest.approx(0.6)
+        assert router.status().signed.startswith("shop-2")
+
+
+def test_a_quiet_device_may_start_often(fleet):
+    """Processes that end by themselves are no reason to go back, though few requests confirm a policy."""
+    fleet.publish(0.4)
+    device = fleet.device()
+    for _ in range(5):
+        with Router.from_policy(device, watch=True) as router:
+            until(router, 0.4)
+            wait_for(lambda router=router: router.status().signed == "shop-1, on trial")
+
+
+def test_a_decision_about_another_version_is_not_carried_out(fleet):
+    fleet.publish(0.4)
+    fleet.publish(0.6, rings=(0.1, 1.0))
+    fleet.publish(0.7, rings=(0.1, 1.0))
+    with pytest.raises(BadInput, match="shop-3 was published meanwhile"):
+        promote(fleet.catalog, "shop", Decision("go_on", ""), keys=fleet.keys, version=2)
+
+
+def test_several_publish_at_once(fleet):
+    """Each version gets a number of its own, and none is lost: the lock is one of files, between threads as between programs."""
+    path = fleet.policy(0.4)
+    with ThreadPoolExecutor(4) as threads:
+        made = [threads.submit(publish, fleet.catalog, "shop", path, keys=fleet.keys) for _ in range(4)]
+        assert sorted(each.result(LONG)["versions"][-1]["version"] for each in made) == [1, 2, 3, 4]
+
+
 def test_a_policy_that_a_device_refuses_is_not_tried_again(fleet):
     """The last good policy stays in force, the status has the reason, and the next version is taken."""
     fleet.publish(0.4)
@@ -118,6 +210,7 @@ def test_a_policy_whose_first_requests_fail_is_rolled_back(fleet):
         wait_for(lambda: "shop-2 is not tried again" in router.status().signed)
         assert threshold(router) == pytest.approx(0.4)
         assert router.infer(SURE).source == "edge"
+        assert router.stats().requests == 231  # its statistics went on
 
 
 @pytest.mark.parametrize("attack", ["rollback", "freeze", "expired", "forged", "gone", "newer", "nonsense"])

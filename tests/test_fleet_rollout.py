@@ -192,6 +192,24 @@ def test_a_ring_is_promoted_by_the_tables(fleet, tmp_path, bad):
     assert (code, json.loads(out)["did"]) == (5, "wait")
 
 
+def test_an_alarm_of_the_candidates_audits_halts(fleet, tmp_path):
+    """As `fleet alarm` found it last; an alarm of another policy does not."""
+    pytest.importorskip("duckdb")
+    from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
+    from edgeroute.tools.fleet.rings import decide_by_tables, published
+
+    fleet.publish(0.4)
+    fleet.publish(0.6, rings=(0.25, 1.0), halt="degraded>5%, alarm")
+    ring = lambda device, day: ("shop-2", "new") if device < 30 and day >= 5 else ("shop-1", "old")  # noqa: E731
+    store = _store(tmp_path / "store", ring)
+    assert alarmed_policies(store) == set()
+    with open_store(store) as connection:
+        data, since = published(fleet.catalog, "shop"), DAY + timedelta(days=5)
+        assert decide_by_tables(connection, data, since, alarmed={"new"}).did == "halt"
+        assert decide_by_tables(connection, data, since, alarmed={"old"}).did == "go_on"
+
+
 def test_rows_of_before_the_switch_count_for_neither_side(fleet, tmp_path):
     """A digest of the day of the switch has rows of the old policy under the new name."""
     duckdb = pytest.importorskip("duckdb")
@@ -226,6 +244,17 @@ def test_the_limits_of_all_devices_are_the_budget():
     assert limit_for(shares(np.ones(10), 100.0), np.array([np.nan]))[0] == pytest.approx(shares(np.ones(10), 100.0).new)
 
 
+def test_a_device_that_lies_about_its_use_leaves_the_others_theirs():
+    usage = np.random.default_rng(2).lognormal(0, 1, 1000)
+    honest = limit_for(shares(usage, 1000.0), usage)
+    lie = np.append(usage, 1e12)
+    rule = shares(lie, 1000.0)
+    limits = limit_for(rule, lie)
+    assert limits.sum() <= 1000
+    assert (limits[:-1] > 0.85 * honest).all()
+    assert limits[-1] < 100
+
+
 def test_the_margin_grows_with_overspending_and_falls():
     margin = next_margin(0.0, 120.0, 100.0)
     assert margin == pytest.approx(0.1)
@@ -236,7 +265,7 @@ def test_the_margin_grows_with_overspending_and_falls():
 
 BUDGET = {
     "format": 1, "through": "2026-11-28", "until": "2026-12-02", "reserve": 0.1,
-    "limits": {"usd_per_day": {"least": 1.0, "factor": 2.0, "new": 0.5}},
+    "limits": {"usd_per_day": {"least": 1.0, "factor": 2.0, "new": 0.5, "most": 20.0}},
 }  # fmt: skip
 
 
@@ -251,7 +280,7 @@ def test_a_device_computes_its_own_limit():
         {},
         {**BUDGET, "limits": 3},
         {**BUDGET, "through": "soon"},
-        {**BUDGET, "limits": {"usd_per_day": {"least": -3, "factor": 0, "new": -3}}},
+        {**BUDGET, "limits": {"usd_per_day": {"least": -3, "factor": 0, "new": -3, "most": 1}}},
     ):
         with pytest.raises(CatalogError):
             limits_by(broken, used, "2026-11-29")
@@ -282,7 +311,7 @@ def test_a_device_keeps_to_the_fleets_budget(fleet, monkeypatch):
                 **BUDGET,
                 "through": "2026-12-03",
                 "until": "2026-12-09",
-                "limits": {"usd_per_day": {"least": 70, "factor": 0, "new": 70}},
+                "limits": {"usd_per_day": {"least": 70, "factor": 0, "new": 70, "most": 70}},
             },
         )
         wait_for(lambda: router.status().limits.usd_per_day == pytest.approx(50))  # the policy's own is lower

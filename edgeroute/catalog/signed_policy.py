@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import date, datetime, timedelta, timezone
 from logging import getLogger
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -33,8 +34,9 @@ log = getLogger("edgeroute")
 FORMAT = 1
 LOOKS_S = 1.0
 """Seconds between two looks at the trial of a new policy, and at what another process of the device has put in force."""
-TRIAL_REQUESTS, MOST_FAILED, MOST_STARTS = 200, 0.05, 3
-"""Requests on trial; share of them that may fail beyond the share before; process starts after which a trial is over."""
+TRIAL_REQUESTS, MOST_FAILED, MOST_STARTS, ALIVE_S = 200, 0.05, 3, 600.0
+"""Requests on trial; share of them that may fail beyond the share before; starts, of processes that did not end by themselves
+within so many seconds, after which a trial is over."""
 
 
 def position(ring_id: str, salt: str) -> float:
@@ -108,6 +110,17 @@ def signed_name(state: Path) -> str:
     return f"{known.name}-{known.version}" if known.version else ""
 
 
+def orders(known: Standing, limits: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the limits by the fleet's budget, or the own ones if these are lower; in an emergency no call is allowed.
+
+    Args:
+        known: the device's standing.
+        limits: key of `[limits]` -> the own limit; None: none.
+    """
+    ordered = {**known.limits, **({"calls_per_minute": 0.0} if known.only_edge else {})}
+    return {key: min(value, inf if (own := limits.get(key)) is None else own) for key, value in ordered.items()}
+
+
 def state_folder(data: Mapping[str, Any], folder: Path, state: str | Path | None = None) -> Path | None:
     """Return the state folder of a device that follows a signed policy; None for a policy that follows none.
 
@@ -133,8 +146,7 @@ def state_folder(data: Mapping[str, Any], folder: Path, state: str | Path | None
 def in_force(data: Mapping[str, Any], folder: Path, state: str | Path | None = None) -> dict[str, Any]:
     """Return a policy file's data as they are in force: the signed policy, with the file's own `[local]` keys over it.
 
-    The fleet's limits and an emergency order count above both. Without `[fleet] policy` the data, with `[local]` over them.
-    Arguments and errors as of `state_folder`.
+    Without `[fleet] policy` the data, with `[local]` over them. Arguments and errors as of `state_folder`.
     """
     own = {key: value for key, value in data.items() if key != "local"}
     local = data.get("local", {})
@@ -143,14 +155,8 @@ def in_force(data: Mapping[str, Any], folder: Path, state: str | Path | None = N
     home = state_folder(data, folder, state)
     known = Standing() if home is None else standing(home)
     merged = {**overlay(known.policy if known.version else own, local), **({"fleet": data["fleet"]} if "fleet" in data else {})}
-    if home is not None and "state" in data:
-        merged.setdefault("state", data["state"])
-    limits = {**known.limits, **({"calls_per_minute": 0} if known.only_edge else {})}
-    if limits:
-        given = merged.get("limits", {})
-        merged["limits"] = {**given, **{key: min(given.get(key, value), value) for key, value in limits.items()}}
-    if known.only_edge and merged.get("edge"):
-        merged["mode"] = "only_edge"
+    if state := local.get("state", data.get("state")):
+        merged["state"] = state
     return merged
 
 
@@ -213,9 +219,9 @@ def limits_by(budget: Any, usage: Mapping[str, list[float]], today: str) -> dict
         for i, key in enumerate(BUDGETS):
             if (rule := budget["limits"].get(key)) is not None:
                 use = sum(spent[i] for spent in known) / max(1, len(known))
-                limit = float(rule["least"] + rule["factor"] * use if known else rule["new"])
+                limit = float(min(rule["least"] + rule["factor"] * use, rule["most"]) if known else rule["new"])
                 limits[key] = float(f"{limit * (budget['reserve'] if old and known else 1):.6g}")
-                if not 0 <= limits[key] < float("inf"):
+                if not 0 <= limits[key] < inf:
                     raise ValueError(f"a limit of {limit}")  # noqa: TRY301 - translated below, like the others
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CatalogError(f"the signed budget has no limits: {e!r:.200}") from e
@@ -244,7 +250,7 @@ class Follower:
     def __init__(self, folder: Path, state: Path) -> None:
         self._folder, self._state, self._home = folder, state, state / "fleet"
         self.problem, self.refreshed, self._due_at = "", 0.0, 0.0
-        self._base, self._usual, self._leads = (0, 0), 0.0, False
+        self._base, self._usual, self._leads, self._begun = (0, 0), 0.0, False, monotonic()
         self._path = self._home / "policy.json"
         self._lock = ProcessLock(self._home / "policy.lock")
         self._leave = finalize(self, self._lock.leave)
@@ -274,9 +280,16 @@ class Follower:
         self._worker.start()
 
     def close(self, wait_s: float | None = 0.0) -> None:
-        """Have the thread end, waiting up to `wait_s` seconds for a look under way."""
+        """Have the thread end, waiting up to `wait_s` seconds for a look under way. This start was none that the trial ended."""
         self._worker.close(wait_s)
+        with suppress(StoreError):
+            self._survive()
         self._leave()
+
+    def _survive(self) -> None:
+        """Begin to count the starts of processes on trial anew."""
+        if self._leads and (known := standing(self._state)).trial > 1:
+            self._save(known._replace(trial=1))
 
     def status(self) -> str:
         """Return the state, in words, with the last problem."""
@@ -406,6 +419,9 @@ class Follower:
         known = standing(self._state)
         if not known.trial:
             return
+        if monotonic() - self._begun > ALIVE_S:
+            self._survive()
+            known = standing(self._state)
         requests, failed = (a - b for a, b in zip(self._counts(), self._base, strict=True))
         if failed > (MOST_FAILED + self._usual) * TRIAL_REQUESTS:
             self._switch(_rolled_back(known, f"{failed} of its first {requests} requests failed"))
@@ -415,7 +431,7 @@ class Follower:
     def _refuse(self, known: Standing, version: int, why: str) -> None:
         """Record that a version is not tried again. Logs a warning."""
         log.warning("%s-%s is refused, and the last good policy stays in force: %s", known.name, version, why)
-        self._save(known._replace(tried=0, attempts=0, refused={**known.refused, str(version): why}))
+        self._save(known._replace(tried=0, attempts=0, refused=_refused_with(known, version, why)))
 
     def _switch(self, new: Standing) -> Standing:
         """Put a standing in force, and store it then: a `kill -9` between leaves the stored one. Return it.
@@ -453,5 +469,10 @@ class Follower:
 def _rolled_back(known: Standing, why: str) -> Standing:
     """Return the standing with the last good policy, in which the present one is not tried again. Logs a warning."""
     log.warning("%s-%s is rolled back to the last good policy: %s", known.name, known.version, why)
-    refused = {**known.refused, str(known.version): why}
+    refused = _refused_with(known, known.version, why)
     return known._replace(version=known.good, policy=known.good_policy, good=0, good_policy={}, trial=0, refused=refused)
+
+
+def _refused_with(known: Standing, version: int, why: str) -> dict[str, str]:
+    """Return the versions that are not tried again, the last few, with a further one."""
+    return dict([*known.refused.items(), (str(version), f"{why:.500}")][-5:])

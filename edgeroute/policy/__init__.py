@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from edgeroute.catalog.signed_policy import in_force
+from edgeroute.catalog.signed_policy import Standing, in_force, orders, standing, state_folder
 from edgeroute.errors import ModelMissing, PolicyError, RuntimeMissing
 
 try:
@@ -20,7 +20,7 @@ from edgeroute.policy.contradictions import Problem, Wrong, given_by_program
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
 from edgeroute.policy.policy_keys import MISSPELT, Settings, corrected, explain, missing_files
 from edgeroute.policy.schema import schema
-from edgeroute.policy.single_sections import paths_from
+from edgeroute.policy.single_sections import Limits, paths_from
 
 __all__ = ["Settings", "load", "schema"]
 
@@ -54,7 +54,19 @@ def load(path: str | Path, given: Collection[str] = (), *, complete: bool = Fals
     if lines := [environment.line(problem, path) for problem in [*problems, *(missing if complete else ())]]:
         of_models = not problems and not any("certificate" in problem.text for problem in missing)
         raise (ModelMissing if of_models else PolicyError)("\n".join(lines))
-    return settings  # type: ignore[no-any-return]  # None only with problems
+    home = state_folder(data, folder, state)
+    return settings if home is None else _with_orders(settings, standing(home))
+
+
+def _with_orders(settings: Settings, known: Standing) -> Settings:
+    """Return settings under the orders of the device's owner, which count above the file and the variables."""
+    limits = settings.limits or Limits.model_validate({})
+    changes: dict[str, Any] = {}
+    if ordered := orders(known, limits.model_dump()):
+        changes["limits"] = limits.model_copy(update=ordered)
+    if known.only_edge and settings.edge:
+        changes["mode"] = "only_edge"
+    return settings.model_copy(update=changes) if changes else settings
 
 
 def _validate(data: dict[str, Any]) -> tuple[Any, Environment, list[Problem]]:

@@ -81,7 +81,8 @@ def promote(
 ) -> int:
     """Compare the ring of a new policy with the rest of the fleet, and go on to the next ring, halt, or roll back.
 
-    One step a run, for cron or a timer. Exit code 5: more evidence is needed; 4: it was halted or rolled back.
+    One step a run, for cron or a timer, after `fleet collect` and `fleet alarm`. Exit code 5: more evidence is needed; 4: it was
+    halted or rolled back.
 
     Args:
         store: Folder of tables that `edgeroute fleet collect` wrote.
@@ -94,7 +95,7 @@ def promote(
     data = published(catalog, name)
     decision = Decision(by_hand.replace("-", "_"), "by hand") if by_hand else _decision(store, data, since)  # type: ignore[arg-type]  # one of these
     if decision.did != "wait" and not dry_run:
-        data = promote(catalog, name, decision, keys=keys, days=days)
+        data = promote(catalog, name, decision, keys=keys, days=days, version=data["versions"][-1]["version"])
     _print(data, as_json, did=decision.did, text=decision.text, dry_run=dry_run)
     return {"wait": TOO_FEW, "halt": NOT_READY, "roll_back": NOT_READY}.get(decision.did, OK)
 
@@ -103,12 +104,13 @@ def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) 
     """Return the decision about the last version of a policy, by the tables of digests."""
     from edgeroute.errors import BadInput
     from edgeroute.tools.fleet.digest_tables import open_store
+    from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
     from edgeroute.tools.fleet.rings import decide_by_tables
 
     if store is None:
         raise BadInput("promote needs the folder of tables that `edgeroute fleet collect` wrote, or --by-hand")
     with open_store(store) as connection:
-        return decide_by_tables(connection, data, None if since is None else since.date())
+        return decide_by_tables(connection, data, None if since is None else since.date(), alarmed=alarmed_policies(store))
 
 
 @command(fleet)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 LEAST, NEW, RESERVE = 0.2, 0.05, 0.1
 """Share of the budget that is split evenly; share for devices without known use; part of a limit with an old budget."""
+MANY, HEAVIEST = 100, 10.0
+"""Devices from which on the use of one counts as so many times that of the largest hundredth at most."""
 GAIN, RISES, FALLS, MOST_MARGIN = 0.5, 0.2, 0.05, 0.5
 """Part of a day's overspending by which the margin changes; most that counts of what was spent more, or less; largest margin."""
 VALID_DAYS = 2
@@ -42,6 +44,8 @@ class Rule(NamedTuple):
     """Limit by unit of the device's mean use a day."""
     new: float
     """Limit of a device without known use."""
+    most: float
+    """Largest limit: a device that reports any use does not leave the others nothing."""
 
 
 def shares(
@@ -58,18 +62,21 @@ def shares(
         least: share of the rest that is split evenly, so that each device has a limit above 0.
     """
     use = np.asarray(usage, float)
+    if len(use) >= MANY:
+        use = np.minimum(use, HEAVIEST * np.quantile(use, 0.99))
     left = total * (1 - margin)
     each = min(left * new / max(1.0, arrivals), left / (len(use) + max(1.0, arrivals)))
     left -= each * arrivals
     even = least if use.sum() > 0 else 1.0
     factor = (1 - even) * left / use.sum() if use.sum() > 0 else 0.0
-    return Rule(even * left / max(1, len(use)), float(factor), each)
+    floor = even * left / max(1, len(use))
+    return Rule(floor, float(factor), each, floor + float(factor) * use.max(initial=0.0))
 
 
 def limit_for(rule: Rule, usage: ArrayLike) -> NDArray[Any]:
     """Return the limits of devices with this use, [devices]; NaN: not known."""
     use = np.asarray(usage, float)
-    return np.where(np.isnan(use), rule.new, rule.least + rule.factor * use)
+    return np.where(np.isnan(use), rule.new, np.minimum(rule.least + rule.factor * use, rule.most))
 
 
 def next_margin(margin: float, spent: float, total: float) -> float:

@@ -458,3 +458,15 @@ def _state(path: Path) -> dict[str, Any]:
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as e:
         raise StoreError(f"{path} is damaged: restore it, or remove {path.parent} to begin anew") from e
     return dict(state)
+
+
+def alarmed_policies(store: Path) -> set[str]:
+    """Return the policies whose audits had an alarm at the last look; empty before the first one.
+
+    Raises StoreError if the stored state is damaged.
+    """
+    streams = _state(store / "alarm" / "state.json")["streams"].values()
+    return {s["policy"] for s in streams if any(s["tests"].get(name, _NO)["daily"]["alarmed"] for name in ("differ", "loss"))}
+
+
+_NO = {"daily": {"alarmed": False}}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timezone
 from math import exp, log, pi, sqrt
@@ -156,7 +156,9 @@ _SUMS = (
 )
 
 
-def decide_by_tables(connection: Any, data: Mapping[str, Any], since: date | None = None, *, alarm: bool = False) -> Decision:
+def decide_by_tables(
+    connection: Any, data: Mapping[str, Any], since: date | None = None, *, alarmed: Collection[str] = ()
+) -> Decision:
     """Return the decision about a policy's candidate, by the tables of digests since its ring began.
 
     Rows of before a device's switch, by the contents of their policy, count for neither side.
@@ -165,7 +167,7 @@ def decide_by_tables(connection: Any, data: Mapping[str, Any], since: date | Non
         connection: tables of digests, as of `digest_tables.open_store`.
         data: the signed file's data.
         since: first day that counts; None: the day on which the ring began.
-        alarm: see `decide`.
+        alarmed: policies whose audits have an alarm, as digests name them: one of the candidate's alone counts.
     """
     last = data["versions"][-1]
     if last["share"] == 1:
@@ -173,6 +175,7 @@ def decide_by_tables(connection: Any, data: Mapping[str, Any], since: date | Non
     if data["freeze"]:
         return Decision("wait", f"{data['name']} is frozen: edgeroute fleet publish --name {data['name']} --no-freeze")
     day = since or datetime.fromtimestamp(last["since"], timezone.utc).date()
+    given = {"signed": f"{data['name']}-{last['version']}", "day": day}
     rows = connection.execute(
         f"""
         WITH earlier AS (SELECT DISTINCT policy FROM requests WHERE signed <> $signed AND policy <> '' AND day >= $day - 30),
@@ -182,7 +185,7 @@ def decide_by_tables(connection: Any, data: Mapping[str, Any], since: date | Non
         FROM recent, candidate WHERE signed <> $signed OR NOT (old AND differs)
         GROUP BY ALL
         """,
-        {"signed": f"{data['name']}-{last['version']}", "day": day},
+        given,
     ).fetchnumpy()
     if not len(rows["device"]):
         return Decision("wait", f"no digest is of {day} or later")
@@ -201,6 +204,10 @@ def decide_by_tables(connection: Any, data: Mapping[str, Any], since: date | Non
         if known:
             before[name] = np.where(places >= 0, np.asarray(earlier[name], float)[places], 0.0)
     sums = Sums(np.char.endswith(names, "+"), tables.pop("requests"), tables, before)
+    policies = connection.execute(
+        "SELECT DISTINCT policy, signed = $signed FROM requests WHERE day >= $day - 30 AND policy <> ''", given
+    ).fetchall()
+    alarm = any(new and policy in alarmed and (policy, False) not in policies for policy, new in policies)
     return decide(parse_halt(data["halt"]), sums, alarm=alarm, least_blocks=LEAST_BLOCKS)
 
 
@@ -444,13 +451,16 @@ def publishable(path: Path) -> dict[str, Any]:
     return data
 
 
-def promote(catalog: Path, name: str, decision: Decision, *, keys: Path, days: float = LISTS_DAYS) -> dict[str, Any]:
+def promote(
+    catalog: Path, name: str, decision: Decision, *, keys: Path, days: float = LISTS_DAYS, version: int | None = None
+) -> dict[str, Any]:
     """Carry out a decision about the candidate of a policy, and return the signed file's data.
 
     go_on: the next ring gets it. halt: no further device does. roll_back: all get the contents before, as a new version.
+    `version` is the one that the decision is about; None: the last.
 
     Raises:
-        BadInput: there is no candidate, or no version before.
+        BadInput: there is no candidate, no version before, or another version was published meanwhile.
         CatalogError, PolicyError, StoreError: the catalog or a key cannot be read or written.
     """
     with publishing(keys):
@@ -458,6 +468,8 @@ def promote(catalog: Path, name: str, decision: Decision, *, keys: Path, days: f
         versions = data["versions"]
         if not versions or (decision.did in {"go_on", "halt"} and versions[-1]["share"] == 1):
             raise BadInput(f"{name} has no version in a ring")
+        if version not in {None, versions[-1]["version"]}:
+            raise BadInput(f"{name}-{versions[-1]['version']} was published meanwhile: decide about that one")
         last = {**versions[-1], "halted": decision.did == "halt"}
         if decision.did == "go_on":
             last["share"] = next(share for share in data["rings"] if share > last["share"])
