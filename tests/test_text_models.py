@@ -17,6 +17,7 @@ tiny_gguf = pytest.importorskip("tiny_gguf")
 from edgeroute import BadInput, LlamaModel, ModelError, NoAnswer, PolicyError, Prefix, Router  # noqa: E402
 from edgeroute.core.error_codes import Failure  # noqa: E402
 from edgeroute.errors import Unfit  # noqa: E402
+from edgeroute.system.process import file_sha256  # noqa: E402
 from edgeroute.testing import CannedServer, http_reply  # noqa: E402
 from edgeroute.text.read_openai_replies import failure  # noqa: E402
 
@@ -225,3 +226,16 @@ def test_what_is_no_json_is_not_shown(tiny):
     with Router(LlamaModel(tiny, max_tokens=12), cloud, threshold=0.0) as router:
         assert router.infer(request, deadline=LONG).reason_code == "malformed"
         assert router.infer("hi", deadline=LONG).source == "edge"
+
+
+def test_a_certificate_says_if_the_models_content_is_not_compared(tiny):
+    """As a model of gigabytes is loaded; with its SHA-256 it is, and another of the same time and size breaks the certificate."""
+    prompts = [f"prompt {i}" for i in range(8)]
+    notes = {}
+    for hashed in (None, file_sha256(tiny)):
+        with Router(LlamaModel(tiny, max_tokens=2, sha256=hashed), lambda _: "cloud", threshold=0.0) as router:
+            result = router.calibrate(prompts, max_defer=0.5)
+            notes[hashed] = [note for note in result.notes if "compared by time and size" in note]
+            assert ("compared by time and size" in str(result)) == (hashed is None)
+    assert [len(each) for each in notes.values()] == [1, 0]
+    assert "with sha256=" in notes[None][0]

@@ -284,7 +284,7 @@ class LlamaModel(LoadsLate):
         """
         about = gguf.read(self.path)
         if self._expected:
-            checked_sha256(self.path, self._expected)
+            self.fingerprint = checked_sha256(self.path, self._expected)
         if not about.tokens:
             raise ModelError(f"{self.path} has no vocabulary: it is no language model (its architecture is {about.architecture})")
         if self._chat.is_chat and not about.template and self._wanted.template is None:

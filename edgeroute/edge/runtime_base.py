@@ -56,6 +56,7 @@ class LoadsLate(ForkSafe, ABC):
         self.name = self.card.name or self.path.stem
         self.downgraded: str | None = None
         self._expected = sha256 or self.card.sha256
+        self.fingerprint: str | None = None  # SHA-256 of the file that was loaded; None: loading does not take it
 
     @property
     def in_memory(self) -> bool:
@@ -156,7 +157,6 @@ class ModelFile(LoadsLate):
         if self.kind is None:
             self.kind, self.grounds = self.guess_kind({state.output for state in self.card.state})
         self.score, self.check, self.none_found = score or self.card.score, check, none_found or self.card.none_found
-        self.fingerprint: str | None = None
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self._names: list[str] = []

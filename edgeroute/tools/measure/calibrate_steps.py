@@ -32,7 +32,7 @@ from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
 from edgeroute.tools.measure.ladder import certify_together, joined
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
-from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
+from edgeroute.tools.measure.report.report_page import UNHASHED, CalibrationResult, EvaluationResult
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
@@ -399,6 +399,7 @@ def certify_examples(
     certificate, fitted = result.certificate, result.score_fit
     notes += result.notes
     uncounted = _uncounted(certificate, calls.fingerprints(), notes)
+    notes += _without_hash(calls)
     if fitted is not None:
         examples = examples._replace(score=fitted.scores)
         score = score if fitted.learned is None else fitted.learned
@@ -411,6 +412,13 @@ def certify_examples(
 log = logging.getLogger("edgeroute")
 # Reason why a certificate says nothing about one edge model.
 ABOUT_ALL = 'it is about all edge models together: evaluate them with edge="all"'
+
+
+def _without_hash(calls: DirectCalls) -> list[str]:
+    """Return a note for each edge model whose content is not compared as it is loaded, but the file's time and size."""
+    models: list[Any] = [calls.backend(number).model for number in calls.numbers]
+    watched = [model for model in models if hasattr(model, "loaded_stamp") and getattr(model, "fingerprint", None) is None]
+    return [f"{model.name}{UNHASHED}" for model in watched]
 
 
 def _uncounted(certificate: Certificate, used: Mapping[str, str], notes: list[str]) -> str:
@@ -438,6 +446,7 @@ def certify_ladder(
         parts, want.value, want.sure or 0.0, names=names, scores=[_score_name(spec[3]) for spec in specs],
         fingerprints=calls.together, notes=notes,
     )  # fmt: skip
+    notes += _without_hash(calls)
     thresholds = [float(own["threshold"]) for own in certificate.ladder]
     used = zip(certificate.ladder, calls.together(thresholds), strict=True)
     broken = [_uncounted(certificate.of_edge(k, len(parts)), prints, notes) for k, (_, prints) in enumerate(used)]

@@ -441,6 +441,10 @@ class EvaluationResult:
         return f"<EvaluationResult of {words.count_text(self.n, 'input')}: {', '.join(parts)}>"
 
 
+# End of a note on an edge model, without its name.
+UNHASHED = "'s file is compared by time and size when it is loaded, and with sha256= (card, [edge]) by its content"
+
+
 @dataclass(frozen=True, eq=False)
 class CalibrationResult:
     """Result of `router.calibrate(X, y, max_loss=0.01)`: a threshold with a guarantee. A notebook shows it as a page.
@@ -527,6 +531,7 @@ class CalibrationResult:
         if self.labels_read is not None:
             text += f", {words.count_text(self.labels_read, 'label')} read"
         doubts = [f"a router will call it uncalibrated: {self.uncounted}"] if self.uncounted else []
+        doubts += [note for note in self.notes if note.endswith(UNHASHED)]
         return f"<CalibrationResult {'; '.join([text, *doubts, *certificate.doubts])}>"
 
 
