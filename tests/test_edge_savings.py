@@ -206,6 +206,9 @@ GENERATION = {
 }
 
 
+TURNS = [*MESSAGES, {"role": "assistant", "content": "Which one?"}, {"role": "user", "content": "That one."}]
+
+
 @pytest.mark.parametrize(
     ("kind", "records", "x"),
     [
@@ -216,6 +219,8 @@ GENERATION = {
         ("openai-log", [{"messages": MESSAGES, "response": "Yes."}], MESSAGES),
         ("openai-log", [{"messages": MESSAGES, "response": {"role": "assistant", "content": "Yes."}}], MESSAGES),
         ("openai-log", [{"messages": [*MESSAGES, {"role": "assistant", "content": "Yes."}]}], MESSAGES),
+        ("openai-log", [{"messages": [*TURNS, {"role": "assistant", "content": "Yes."}]}], TURNS),
+        ("openai-log", [{"messages": TURNS, "response": {"role": "assistant", "content": "Yes."}}], TURNS),
         ("openai-log", [{"prompt": "Say yes", "response": "Yes.", "model": "large"}], "Say yes"),
         ("openai-log", [{"prompt": "Say yes", "completion": "Yes."}], "Say yes"),
         ("openai-log", [{"input": "Say yes", "output": "Yes."}], MESSAGES),
