@@ -18,7 +18,8 @@ from both import LONG, wait_for
 from commands import ROOT, cli
 from gateways import serving
 
-from edgeroute import AsyncRouter, Audit, BadInput, Egress, PolicyError, Router, RuntimeMissing, Trial
+from edgeroute import AsyncRouter, Audit, BadInput, Egress, PolicyError, Router, RuntimeMissing, Trace, Trial
+from edgeroute.confidence.score_before_run import text_of
 from edgeroute.tools.compress.onnx_graphs import workplace
 from edgeroute.tools.distillation import Example, distil, read_examples
 from edgeroute.tools.replay.logs.answer_pairs import LeftOut
@@ -170,6 +171,29 @@ def test_inputs_of_a_class_that_may_not_leave(tmp_path):
     assert code == 1
     assert "0 different texts" in errors
     assert "left out, 540: a data class that may not leave" in errors
+
+
+def test_a_routers_own_trace(tmp_path):
+    """With inputs it has what the cloud answered; answers of the edge, of a class that may not leave, and without inputs are out."""
+    rows, trace = tickets(500), tmp_path / "trace.jsonl"
+    answers = {row.text: row.answer for row in rows} | {"of a message": "Login"}
+
+    def routed(inputs, texts, mode="only_cloud"):
+        sink = Trace(trace, inputs=inputs)
+        with Router(lambda _: ("Login", 0.9), lambda x: answers[text_of(x)], threshold=0.5, trace=sink) as router:
+            for text in texts:
+                router.infer(text, mode=mode)
+
+    texts = [row.text for row in rows]
+    routed(True, [*texts, [{"role": "user", "content": "of a message"}]])
+    routed(True, texts[:7], "only_edge")
+    routed(False, texts[:9])
+    code, said, _ = cli("distil", trace, "--from", "trace", "--out", tmp_path / "small.onnx", "--max-loss", "5%", "--json")
+    told = json.loads(said)
+    assert (code, told["trained"] + told["held_out"]) == (0, 501)
+    left = "\n".join(told["left_out"])
+    assert "left out, 7: not answered by the cloud" in left
+    assert "left out, 9: no text and answer in the trace" in left
 
 
 def test_chats_reach_the_model_made_of_them(tmp_path, caplog):

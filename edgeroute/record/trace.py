@@ -30,7 +30,7 @@ class Trace(Instrument):
     Args:
         to: a function, called with each trace, a JSON-serialisable mapping; or the path of a file of JSON lines.
         sample: share of answers traced, drawn at random, 0..1.
-        inputs: include the input, base64 of the form in which the outbox would store it.
+        inputs: include the input, base64 of the form in which the outbox would store it, and an answer that is a text or number.
         max_bytes: size at which the file is rotated.
         keep: number of rotated files that are kept; the oldest is deleted.
         format: format of full files; with "parquet" a thread makes files of typed columns of them, for which pyarrow is needed.
@@ -81,7 +81,8 @@ class Trace(Instrument):
         if reading is not None and (known := {name: value for name, value in reading._asdict().items() if value is not None}):
             line["reading"] = {"age_s": round(ended.reading_age_s, 6), **known}
         if self.inputs:
-            line["input"] = _encode_input(ended.inputs)
+            value = answer.value
+            line |= {"input": _encode_input(ended.inputs), "value": value if isinstance(value, str | int | float) else None}
         self._write(line)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import re
+from base64 import b64decode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -26,7 +27,7 @@ from edgeroute.core.routing_policy import Permit, Rules, permit
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.router import Router
-from edgeroute.system.foreign_files import open_file
+from edgeroute.system.foreign_files import open_file, parse_json
 from edgeroute.system.late_imports import import_late, import_needed
 from edgeroute.tools.compress.onnx_graphs import package, put, workplace
 from edgeroute.tools.conversion_inputs import as_errors
@@ -34,6 +35,7 @@ from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.model_conversion import by_skl2onnx, check_targets, write_card
 from edgeroute.tools.replay.logs.answer_pairs import READERS, LeftOut, lines, record_of
 from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, parsed_text, text_form
+from edgeroute.tools.replay.trace_files import TraceRecords
 
 CLASS_TEXTS = 5  # fewest different texts with an answer that is a class
 # Fewest different texts; the least share of answers that are classes; the most classes.
@@ -75,14 +77,18 @@ def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: Left
 
     Args:
         paths: the files.
-        kind: `openai-log`, `litellm-log`, `langfuse-log`; or `csv`, with the columns text and answer.
+        kind: `openai-log`, `litellm-log`, `langfuse-log`; `trace`, of a router whose `Trace` has inputs; or `csv`, with the
+            columns text and answer.
         rules: records whose data class these do not permit are left out; once any is declared, those without one, too.
         left_out: counts them.
 
     Raises:
         BadInput: a file cannot be read.
     """
-    records = _rows(paths) if kind == "csv" else _records(paths, READERS[kind], left_out)
+    if kind == "trace":
+        records = _traced(paths, left_out)
+    else:
+        records = _rows(paths) if kind == "csv" else _records(paths, READERS[kind], left_out)
     examples = []
     for place, record, example in records:
         why = _unusable(example)
@@ -147,6 +153,30 @@ def _records(paths: Sequence[Path], reader: Callable[..., Any], left_out: LeftOu
         except (TypeError, RecursionError):
             left_out.add("no request of one text", place)
         else:
+            yield place, record, example
+
+
+def _traced(paths: Sequence[Path], left_out: LeftOut) -> Iterator[tuple[str, Any, Example]]:
+    """Yield place, record and example of each trace of an answer of a cloud; others are counted."""
+    for path in paths:
+        for number, record in enumerate(TraceRecords(path), 1):
+            place = f"{path}:{number}"
+            sides = {leg.get("leg"): leg.get("side") for leg in record.get("plan") or ()}
+            if not record.get("accepted") or sides.get(record.get("answered_by")) != "cloud":
+                left_out.add("not answered by the cloud", place)
+                continue
+            try:
+                if record["input"]["type"] != "application/json":
+                    raise TypeError("no text")  # noqa: TRY301 - one reason for all that may be wrong
+                given = parse_json(b64decode(record["input"]["base64"]).decode())
+                request = {"prompt": given} if isinstance(given, str) else {"messages": given}
+                value = record["value"]
+                if value is None:
+                    raise TypeError("no label")  # noqa: TRY301 - likewise
+                example = Example(_asked(given if isinstance(given, dict) else request), str(value).strip())
+            except (KeyError, TypeError, ValueError, RecursionError):
+                left_out.add("no text and answer in the trace, which [trace] inputs = true stores", place)
+                continue
             yield place, record, example
 
 

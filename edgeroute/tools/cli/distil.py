@@ -24,7 +24,7 @@ from edgeroute.tools.cli.tables_and_options import (
 def distil(
     source: Annotated[list[Path], typer.Argument(metavar="FILE")],
     *,
-    kind: Annotated[Literal["openai-log", "litellm-log", "langfuse-log", "csv"], typer.Option("--from")],
+    kind: Annotated[Literal["openai-log", "litellm-log", "langfuse-log", "trace", "csv"], typer.Option("--from")],
     out: File,
     policy: OptionalPolicy = None,
     max_loss: Annotated[Any, typer.Option(parser=share, metavar="SHARE")] = "3%",
@@ -37,8 +37,8 @@ def distil(
     Sends nothing. Inputs of a data class that may not leave are not used.
 
     Args:
-        source: Logs, or tables with the columns text and answer.
-        kind: Kind of the files. Audits, traces and outboxes hold no inputs beside answers.
+        source: Logs, traces, or tables with the columns text and answer.
+        kind: Kind of the files. A trace has texts with `inputs = true`; audits and outboxes hold no inputs beside answers.
         out: The new .onnx file.
         max_loss: Share of answers that may differ from the cloud's.
         sure: Confidence level of the guarantee.
