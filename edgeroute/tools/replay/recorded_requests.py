@@ -251,7 +251,9 @@ class Past:
         if sure is not None:
             first = bisect_left(self._given, (sure,)) - NEAR // 2
             first = max(0, min(first, len(self._given) - NEAR))
-            near = [pair for pair in self._given[first : first + NEAR] if pair[1] > than_s]
+            near = self._given[first : first + NEAR]
+            if than_s > 0:  # else all are
+                near = [pair for pair in near if pair[1] > than_s]
             if near:
                 known, took_s = near[int(share * len(near))]
                 return max(than_s, took_s * exp(max(-FARTHEST, min(FARTHEST, self._slope * (sure - known)))))

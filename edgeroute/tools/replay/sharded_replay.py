@@ -25,7 +25,7 @@ import numpy as np
 
 from edgeroute.errors import BadInput, EdgerouteError, StoreError
 from edgeroute.system.late_imports import import_needed
-from edgeroute.tools.replay.recorded_requests import Numbers, Tally, read
+from edgeroute.tools.replay.recorded_requests import Numbers, Tally, read, without_gc
 from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Replay, Setup, Values
 from edgeroute.tools.replay.trace_files import traces
 from edgeroute.tools.replay.trace_replay import EXAMPLES, Options, check_options, replay_requests
@@ -179,15 +179,21 @@ def replay_shards(shards: Iterable[Shard], setup: Setup, options: Options, seed:
     """Replay traces one after the other, and return their sums; a trace that cannot be read is left out and named."""
     sums = Sums()
     for name, path in shards:
-        try:
-            trace = read(path)
-        except (BadInput, StoreError) as e:
-            sums.leave_out(name, str(e))
-            continue
-        random = Random(f"{seed} {name}")  # noqa: S311 - simulation, not secrets
-        replay, replayed = replay_requests(trace, setup, options, random)
-        sums.add(name, replay, trace.recorded, replayed)
+        with without_gc():  # the trace is freed before a collection would visit all of it
+            _replay_shard(sums, name, path, setup, options, seed)
     return sums
+
+
+def _replay_shard(sums: Sums, name: str, path: Path, setup: Setup, options: Options, seed: int) -> None:
+    """Replay a trace, and add the result to the sums in place."""
+    try:
+        trace = read(path)
+    except (BadInput, StoreError) as e:
+        sums.leave_out(name, str(e))
+        return
+    random = Random(f"{seed} {name}")  # noqa: S311 - simulation, not secrets
+    replay, replayed = replay_requests(trace, setup, options, random)
+    sums.add(name, replay, trace.recorded, replayed)
 
 
 def replay_fleet(
