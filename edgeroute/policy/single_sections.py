@@ -171,7 +171,7 @@ class Gateway(Section):
 
 
 class Fleet(Section):
-    """The device's part of a fleet. This section and `[local]` are the device's own: no signed policy changes them."""
+    """The device's part of a fleet (fleet.md). This section and `[local]` are the device's own: no signed policy changes them."""
 
     to: DigestsTo | None = Field(
         None,
