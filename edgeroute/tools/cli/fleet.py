@@ -123,7 +123,8 @@ def _print(result: FleetReport) -> None:
         table(page.OUTLIER_HEAD, [page.outlier_cells(device) for device in result.worst], ("device", "site", "share"))
     if result.costly:
         table(page.COSTLY_HEAD, page.costly_rows(result), ("device", "site"))
-    print(" ".join(page.money_in_words(result.forecast)))
+    if any(money := page.money_in_words(result.forecast)):
+        print(*money)
 
 
 def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_s: float | None = None) -> Collected:

@@ -58,7 +58,9 @@ def cells(sums: Sums) -> list[str]:
 def rows(report: FleetReport, by: str) -> list[list[str]]:
     """Return the rows of a table by model, policy, site or week: of weeks the newest, of others those with the most requests."""
     parts = report.parts[by][-ROWS:] if by == "week" else report.parts[by][:ROWS]
-    return [[f"week of {part.name}" if by == "week" else part.name or UNNAMED[by], *cells(part)] for part in parts]
+    return [
+        [f"week of {part.name}" if by == "week" else part.name.removesuffix(":") or UNNAMED[by], *cells(part)] for part in parts
+    ]
 
 
 def outlier_cells(device: Outlier) -> list[str]:
@@ -73,7 +75,9 @@ OUTLIER_HEAD = ("device", "site", "share", "is", "at least", "usual up to", "evi
 
 
 def money_in_words(forecast: Forecast) -> tuple[str, str]:
-    """Return a headline about the month's money, and the explanation."""
+    """Return a headline about the month's money, and the explanation; both empty if there is neither a cost nor a budget."""
+    if forecast.budget is None and not forecast.spent and not forecast.expected:
+        return "", ""
     spent = f"{money(forecast.spent)} USD spent in {forecast.month} until {forecast.until}"
     if forecast.expected is None or forecast.low is None or forecast.high is None:
         expected = "the end of the month is not forecast from less than a week of complete days"
@@ -111,7 +115,7 @@ def page(report: FleetReport) -> str:
     kind = {"within": "held", "over": "broken", "spent": "broken"}.get(forecast.verdict, "open")
     headline = f'<p class="verdict {kind}"><strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
     tiles = html.tiles([
-        ("requests", f"{total.requests:,}", f"{words.size(total.bytes)} sent and received"),
+        ("requests", f"{total.requests:,}", f"{words.size(total.bytes)} sent and received" if total.bytes else "0 B sent"),
         ("deferred to the cloud", words.percent(total.share("deferred")), f"{total.deferred:,}"),
         ("degraded", words.percent(total.share("degraded")), f"{words.percent(total.share('failed'))} failed"),
         ("audits that differ", words.percent(total.share("differ")), f"{total.differ:,} of {total.audited:,}"),
@@ -119,7 +123,11 @@ def page(report: FleetReport) -> str:
         ("cost", f"{money(total.usd)} USD", f"{money(total.usd / max(1, total.requests) * 1000)} a thousand requests"),
     ])  # fmt: skip
     tables = [html.section(TITLES[by], html.table(("", *HEAD), rows(report, by), TITLES[by]), _rest(report, by)) for by in TITLES]
-    body = [headline if forecast.budget is not None else html.paragraph(long), *map(html.paragraph, notes(report)), tiles]
+    body = [
+        headline if forecast.budget is not None else html.paragraph(long) if long else "",
+        *map(html.paragraph, notes(report)),
+        tiles,
+    ]
     try:
         body += [
             html.side_by_side(_figure(_shares(report), "Deferred and degraded", SHARES), _figure(_money(report), "Money", MONEY)),
