@@ -155,7 +155,7 @@ def _tool_choice(choice: Any) -> dict[str, Any]:
     plain = {"auto": "auto", "any": "required", "none": "none"}
     if kind == "tool":
         chosen: Any = {"type": "function", "function": {"name": choice.get("name")}}
-    elif kind in plain:
+    elif isinstance(kind, str) and kind in plain:
         chosen = plain[kind]
     else:
         raise BadInput("tool_choice is an object of the type auto, any, tool or none")

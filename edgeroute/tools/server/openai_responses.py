@@ -104,7 +104,10 @@ def read_request(
     keys |= {"reasoning_effort": reasoning.get("effort") if isinstance(reasoning, Mapping) else reasoning}
     x = {"messages": client_messages([*system, *messages]), **client_keys(keys, (), allow)}
     echo = {key: body[key] for key in ECHOED if body.get(key) is not None}
-    logprobs = "message.output_text.logprobs" in (body.get("include") or ())
+    included = body.get("include") or []
+    if not isinstance(included, list):
+        raise BadInput("include is a list of names")
+    logprobs = "message.output_text.logprobs" in included
     return CompletionRequest(x, True, model, stream, True, logprobs, echo, None if body.get("store") is False else messages)
 
 
