@@ -239,6 +239,8 @@ def test_the_last_good_policy_stays_under_attack(fleet, attack):
         wait_for(lambda: "last good policy stays" in router.status().signed)
         assert threshold(router) == pytest.approx(0.6)
         assert router.status().signed.startswith("shop-2, ")
+        code, out, _ = cli("fleet", "following", "--policy", fleet.home / "device.toml")
+        assert (code, "last good policy stays" in out) == (4, True)
 
 
 def _made(folder):

@@ -4,6 +4,7 @@ STATE/fleet/ring           random identity that draws this device's ring; never 
 STATE/fleet/policy.json    the policy in force, the last good one, and orders: a `Standing`, replaced atomically
 STATE/fleet/metadata/      TUF's metadata, by which older ones are refused
 STATE/fleet/NAME*.json     the signed files that were read last
+STATE/fleet/problem        why the last look at the catalog changed nothing
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from edgeroute.catalog.catalog_source import download_targets, source_of
 from edgeroute.catalog.model_folder import replace_durably, translate_os_errors
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.foreign_files import parse_json, read_bytes, read_json
+from edgeroute.system.foreign_files import parse_json, read_bytes, read_json, read_text
 from edgeroute.system.process import file_stamp, now, sha256
 from edgeroute.system.thread_pool import Worker
 
@@ -108,6 +109,14 @@ def signed_name(state: Path) -> str:
     """Return name and version of the signed policy in force, as in shop-7; empty: none."""
     known = standing(state)
     return f"{known.name}-{known.version}" if known.version else ""
+
+
+def last_problem(state: Path) -> str:
+    """Return why the last look at the catalog, by any process of the device, changed nothing; empty: nothing is wrong."""
+    try:
+        return read_text(state / "fleet" / "problem", 1 << 16)
+    except (OSError, ValueError):
+        return ""
 
 
 def orders(known: Standing, limits: Mapping[str, float | None]) -> dict[str, float]:
@@ -241,7 +250,6 @@ class Follower:
     Attributes:
         fleet: section `[fleet]` of that file.
         problem: why the last look at the catalog, or the policy that it has, changed nothing; empty: nothing is wrong.
-        refreshed: instant of the last look that the catalog answered, seconds since 1970; 0: none yet.
     """
 
     fleet: Any = None
@@ -249,7 +257,7 @@ class Follower:
 
     def __init__(self, folder: Path, state: Path) -> None:
         self._folder, self._state, self._home = folder, state, state / "fleet"
-        self.problem, self.refreshed, self._due_at = "", 0.0, 0.0
+        self.problem, self._due_at = last_problem(state), 0.0
         self._base, self._usual, self._leads, self._begun = (0, 0), 0.0, False, monotonic()
         self._path = self._home / "policy.json"
         self._lock = ProcessLock(self._home / "policy.lock")
@@ -293,7 +301,7 @@ class Follower:
 
     def status(self) -> str:
         """Return the state, in words, with the last problem."""
-        return "; ".join(filter(None, (standing(self._state).text, self.problem)))
+        return "; ".join(filter(None, (standing(self._state).text, last_problem(self._state))))
 
     def _turn(self) -> float:
         """Look at the trial, and at the catalog if that is due; return the seconds until the next turn."""
@@ -326,11 +334,16 @@ class Follower:
         Raises:
             EdgerouteError: the catalog cannot be reached or trusted, or the disk is full; the policy in force stays.
         """
+        last = self.problem
         try:
             self.problem = self._refresh()
         except (EdgerouteError, OSError) as e:
             self.problem = f"{e}; the last good policy stays in force"
             raise
+        finally:
+            if self.problem != last:
+                with suppress(OSError):
+                    replace_durably(self._home / "problem", self.problem.encode())
 
     def _refresh(self) -> str:
         """Refresh as `refresh` does; return why the newest policy is not in force, empty without a reason."""
@@ -349,7 +362,6 @@ class Follower:
                     replace_durably(path, texts.get(target, b""))
         if (text := texts.get(f"policies/{name}.json")) is None:
             raise CatalogError(f"{source.where} has no policy {name}")
-        self.refreshed = now()
         data = parse_json(text)
         known = standing(self._state)
         if known.name != name:

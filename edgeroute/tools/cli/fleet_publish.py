@@ -32,7 +32,7 @@ def _rings(text: str) -> tuple[float, ...]:
 
 @command(fleet)
 def publish(
-    policy: Annotated[Path | None, typer.Argument(metavar="[POLICY]")] = None,
+    policy: Annotated[Path | None, typer.Argument(metavar="POLICY")] = None,
     *,
     name: Name,
     catalog: CatalogFolder = CATALOG,
@@ -68,7 +68,7 @@ def publish(
 
 @command(fleet)
 def promote(
-    store: Annotated[Path | None, typer.Argument(metavar="[STORE]")] = None,
+    store: Annotated[Path | None, typer.Argument(metavar="STORE")] = None,
     *,
     name: Name,
     catalog: CatalogFolder = CATALOG,
@@ -160,18 +160,19 @@ def _amounts(text: str) -> dict[str, float]:
 
 @command(fleet)
 def following(*, policy: Policy, as_json: Json = False) -> int:
-    """Show the signed policy that this device has in force. Exit code 4: a newer one was refused."""
-    from edgeroute.catalog.signed_policy import standing, state_folder
+    """Show the signed policy that this device has in force. Exit code 4: a newer one, or the catalog, was refused."""
+    from edgeroute.catalog.signed_policy import last_problem, standing, state_folder
     from edgeroute.errors import BadInput
     from edgeroute.policy.file_and_environment import read_policy
 
     folder = state_folder(read_policy(policy), policy.parent)
     if folder is None:
         raise BadInput(f"{policy} follows no signed policy: [fleet] policy names one")
-    known = standing(folder)
-    data = {key: value for key, value in known._asdict().items() if not key.endswith("policy")}
-    print(json.dumps(data) if as_json else printable(known.text or "no signed policy is in force yet"))
-    return NOT_READY if known.refused else OK
+    known, problem = standing(folder), last_problem(folder)
+    data = {**{key: value for key, value in known._asdict().items() if not key.endswith("policy")}, "problem": problem}
+    texts = [known.text or "no signed policy is in force yet", *([problem] if problem else [])]
+    print(json.dumps(data) if as_json else printable("; ".join(texts)))
+    return NOT_READY if known.refused or problem else OK
 
 
 def _print(data: dict[str, Any], as_json: bool, **more: Any) -> None:
