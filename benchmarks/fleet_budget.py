@@ -105,9 +105,10 @@ def main() -> None:
     for tightness in (0.5, 0.8, 1.0, 1.5):
         for ignores in (0.0, IGNORES, 0.05):
             r = simulate(1, tightness, ignores=ignores)
-            print(
+            cells = (
                 f"{tightness:.1f} | {ignores:.0%} | {r.over:.2%} | {r.worst:.1%} | {r.total:.1%} | {r.used:.1%} | {r.days_over}"
             )
+            print(f"| {cells} |")
     fixed = simulate(1, 0.8, adapts=False)
     print(
         f"0.8, 2 % without limits, no margin: {fixed.over:.2%} over, worst {fixed.worst:.1%}, {fixed.days_over} days above 105 %"

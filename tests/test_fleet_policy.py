@@ -146,9 +146,10 @@ def test_a_lost_metadata_folder_lets_no_old_policy_in(fleet):
         wait_for(lambda: router.status().signed.startswith("shop-2"))
     shutil.rmtree(fleet.home / "device" / "fleet" / "metadata")
     _replace(fleet.home / "old", fleet.catalog)
-    fleet.publish(only_edge=True)  # of the old catalog: the look that sees it has seen the old version
     with Router.from_policy(fleet.home / "device.toml", watch=True) as router:
-        wait_for(lambda: "by order" in router.status().signed)
+        for order in (True, False):  # of the old catalog: the look that sees the second has ended the one that saw the first
+            fleet.publish(only_edge=order)
+            wait_for(lambda order=order: ("by order" in router.status().signed) is order)
         assert threshold(router) == pytest.approx(0.6)
         assert router.status().signed.startswith("shop-2")
 
@@ -179,7 +180,7 @@ def test_several_publish_at_once(fleet):
         assert sorted(each.result(LONG)["versions"][-1]["version"] for each in made) == [1, 2, 3, 4]
 
 
-def test_a_policy_that_a_device_refuses_is_not_tried_again(fleet):
+def test_a_policy_that_a_device_refuses_is_not_tried_again(fleet, caplog):
     """The last good policy stays in force, the status has the reason, and the next version is taken."""
     fleet.publish(0.4)
     with Router.from_policy(fleet.device(), watch=True) as router:
@@ -190,8 +191,12 @@ def test_a_policy_that_a_device_refuses_is_not_tried_again(fleet):
         wait_for(lambda: "shop-2 is not tried again" in router.status().signed)
         assert "no_such_key" in router.status().signed
         assert threshold(router) == pytest.approx(0.4)
+        for order in (True, False):
+            fleet.publish(only_edge=order)
+            wait_for(lambda order=order: ("by order" in router.status().signed) is order)
         fleet.publish(0.7)
         until(router, 0.7)
+    assert sum("shop-2 is refused" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_policy_whose_first_requests_fail_is_rolled_back(fleet):
@@ -400,7 +405,7 @@ def test_the_disk_is_full(fleet, monkeypatch):
         real = module.replace_durably
 
         def full(path, data):
-            if path.name == "policy.json" and b'"version": 2' in data:
+            if path.name == "policy.json" and (b'"version": 2' in data or b'"only_edge": true' in data):
                 raise OSError(28, "No space left on device")
             real(path, data)
 
@@ -408,8 +413,12 @@ def test_the_disk_is_full(fleet, monkeypatch):
         fleet.publish(0.6)
         wait_for(lambda: "No space left" in router.status().signed)
         assert threshold(router) == pytest.approx(0.4)
+        fleet.publish(only_edge=True)
+        wait_for(lambda: router.engine.spending.limits.calls_per_minute == 0)  # it counts, though it cannot be stored
+        assert all(router.engine.spending.limits.calls_per_minute == 0 for _ in range(100_000))  # at the next looks, too
         monkeypatch.setattr(module, "replace_durably", real)
         until(router, 0.6)
+        wait_for(lambda: "by order" in router.status().signed)
 
 
 def test_a_damaged_state_is_read_anew(fleet):

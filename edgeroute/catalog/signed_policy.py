@@ -460,7 +460,8 @@ class Follower:
             try:
                 self._save(new)
             except EdgerouteError:
-                self._reload()  # the one before, which is still the stored one
+                if not new.only_edge:  # an emergency counts unstored, too
+                    self._reload()  # the one before, which is still the stored one
                 raise
         return new
 
