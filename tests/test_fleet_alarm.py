@@ -233,6 +233,19 @@ def test_a_new_name_is_the_same_model(usual, tmp_path):
     assert (stream["model"], [alarm["test"] for alarm in stream["alarms"]]) == (store.model, ["differ"])
 
 
+@pytest.mark.parametrize(("times", "alarmed"), [(1.0, False), (6.0, True)])
+def test_a_new_policy_on_some_devices_is_compared_with_the_earlier_one(usual, tmp_path, times, alarmed):
+    store, ring = copied(usual, tmp_path), set(range(0, DEVICES, 4))
+    for day in range(28, 36):
+        store.policy = POLICY
+        store.add(day, who=set(range(DEVICES)) - ring)
+        store.policy = "bbbbbbbbbbbb"
+        store.add(day, who=ring, times=times)
+    streams = {stream["policy"]: stream for stream in look(store.folder)["streams"]}
+    assert streams["bbbbbbbbbbbb"]["tests"] == ["differ"]  # its deferral may differ, and is learnt
+    assert [bool(stream["alarms"]) for stream in streams.values()] == [False, alarmed]
+
+
 def test_the_tests_of_audits_are_about_answers_that_the_edge_gives_alone(tmp_path):
     store = Store(tmp_path)
     low = [(device_id(i), "", MODEL, POLICY, "", "", 3, 8, 3, 2, 2, 0, 0.02) for i in range(DEVICES)]  # below the threshold

@@ -239,6 +239,8 @@ class FleetAlarms:
                 if test["from"] <= day - WEEK + 1:
                     _bet(test, "weekly", units, day, WEEK / YEAR)
         for stream in self._streams.values():
+            if day >= stream["first"] and not stream["tests"]:
+                self._inherit(stream, day)
             over = day - stream["first"] + 1 - self._learn
             for name in METRICS:
                 if name not in stream["tests"] and over >= 0 and over % WEEK == 0:
@@ -262,6 +264,31 @@ class FleetAlarms:
         for identity in np.unique(streams):
             here = streams == identity
             yield str(identity), {column: np.asarray(values, float)[here] for column, values in rows.items()}
+
+    def _inherit(self, stream: dict[str, Any], day: int) -> None:
+        """Begin the tests of a new policy's audits by the usual rates of the same model under an earlier policy, if there is one.
+
+        The first devices of a policy are a sample of the fleet, so the level rises by twice the standard error of their mean.
+        """
+        earlier = [other for other in self._streams.values() if other["key"] == stream["key"] and "differ" in other["tests"]]
+        donor = max(
+            (other for other in earlier if other["first"] < stream["first"]), key=lambda other: other["first"], default=None
+        )
+        if donor is None or stream["begun"]:
+            return
+        select = "SELECT count(DISTINCT device) FROM audited JOIN fresh USING (device, day) WHERE key = ? AND policy = ?"
+        count = self._db.execute(select, [stream["key"], stream["policy"]]).fetchone()[0]
+        stream["threshold"] = donor["threshold"]
+        for name in ("differ", "loss") if count else ():
+            if name in donor["tests"]:
+                given = donor["tests"][name]
+                more = 1 + 2 * given["spread"] / count**0.5
+                new = {
+                    kind: PooledDrift(given[kind]["level"] * more, alpha=self._alpha, liars=given[kind]["liars"]).dump()
+                    for kind in ("daily", "weekly")
+                }
+                stream["tests"][name] = {**given, **new, "from": day + 1, "seen": [0.0, 0.0]}
+                self._add_rates(stream, name, np.array(given["rates"]))
 
     def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
         """Begin a test by the days up to this one as its reference; nothing if there are fewer than `EVENTS` events."""
@@ -304,7 +331,9 @@ class FleetAlarms:
             of[0][row], of[1][row] = device, part
             level = highest_usual(score, weight, *of, tolerance=self._tolerance)
             test[kind] = PooledDrift(level, alpha=self._alpha, liars=liars).dump()
-            test[f"{kind} usual"] = float((score.sum() + 1) / (weight.sum() + 1))
+            test[f"{kind} usual"] = usual = float((score.sum() + 1) / (weight.sum() + 1))
+            by_device = np.bincount(of[0], score - usual * weight) ** 2
+            test["spread"] = float(np.sqrt(np.count_nonzero(by_device) * by_device.sum()) / (weight.sum() + 1))
         stream["tests"][name] = test
 
     def _threshold(self, stream: dict[str, Any], day: int) -> int:
