@@ -340,10 +340,32 @@ def test_liars_who_report_no_difference_do_not_break_the_certificate(home):
 def test_too_few_audits_and_other_models_are_refused(home):
     audited(home, days=1)
     assert calibrated(home, "--max-loss", "0.1%")[0] == 5
+    assert (
+        cli("fleet", "calibrate", home / "store", "--policy", home / "policy.toml", "--max-loss", "5%", "--liars", "50%")[0] == 2
+    )
     tiny.linear(home / "model.onnx", weights=[[1, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]], card={"labels": ["a", "b", "c"]})
     code, result = calibrated(home, "--max-loss", "5%")
     assert code == 1
     assert "the store has audits of edge:" in result["error"]
+
+
+def test_a_device_that_reports_a_rate_near_zero_does_not_take_the_weight_of_the_others(home):
+    store = audited(home)
+    _, before = calibrated(home, "--max-loss", "5%")
+    shutil.rmtree(home / "store")
+    for day in range(10):
+        row = (device_id(999), "", store.model, POLICY, "", "", 3, INDEX, 9, 0, 0, 0, 1e-12)
+        store.tables[day]["audits"].append(row)
+        for name, rows in store.tables[day].items():
+            write_rows(home / "store" / name / f"day={FIRST + timedelta(days=day)}" / "rows.parquet", name, rows)
+    _, after = calibrated(home, "--max-loss", "5%")
+    assert after["threshold"] == before["threshold"]
+
+
+def test_a_digest_of_a_day_long_past_does_not_make_the_first_look_long(tmp_path):
+    Store(tmp_path, devices=3).add(-20_000).add(0)
+    report = look(tmp_path)
+    assert [stream["days"] for stream in report["streams"]] == [1]
 
 
 def test_devices_draw_at_rates_of_their_own_and_unstated_confidences_are_left_out(home):

@@ -46,7 +46,7 @@ def alarm(
     """
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
 
-    tests = FleetAlarms(store, learn=learn, tolerance=tolerance, liars=liars)
+    tests = FleetAlarms(store, learn=learn, tolerance=tolerance, liars=_few(liars))
     try:
         report = tests.look()
         if again is not None:
@@ -60,6 +60,13 @@ def alarm(
         print("\n".join(map(printable, _lines(report))))
         print_notes(f"{count:,} rows are left out: {reason}" for reason, count in report["left_out"].items())
     return NOT_READY if report["alarm"] else OK
+
+
+def _few(liars: float) -> float:
+    """Return the share of liars; refuse the option if they are half of the devices or more."""
+    if not 0 <= liars < 0.5:  # noqa: PLR2004 - half
+        raise typer.BadParameter("the share must be below 50%", param_hint="--liars")
+    return liars
 
 
 def _begin_anew(tests: FleetAlarms, model: str) -> None:
@@ -136,6 +143,7 @@ def calibrate(
     It holds for a request of the fleet: devices with more requests count more, each up to 32 audits a day. Each device's own test
     goes on beside it. Exit code 5: more audits are needed.
     """
+    from edgeroute.core.routing_policy import INF
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
     from edgeroute.tools.fleet.fleet_certificate import threshold_index
 
@@ -149,10 +157,12 @@ def calibrate(
         with plain_router(policy) as router:
             calls = _edge(router, tests, model)
             audits = tests.audits(_key(calls), only_policy or "")
-            part = audits.liars_weight(liars)
+            part = audits.liars_weight(_few(liars))
             certificate = certify_audits(
                 store / "alarm", audits.counts(), calls, value * (1 - part), 1 - risk, remember=True
             )._replace(value=value)
+        if catalog and certificate.threshold == INF:
+            raise BadInput(f"no threshold keeps the loss within {value:.3g} by {certificate.n:,} audits: nothing is published")
         certificate.save(out)
         index = threshold_index(certificate.threshold)
         rows, mean = audits.worst(index), audits.mean_bound(index, risk)

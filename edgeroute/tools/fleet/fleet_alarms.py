@@ -37,6 +37,8 @@ from edgeroute.tools.fleet.pooled_tests import (
 
 WINDOW = 35
 """Days within which counts may come late."""
+LONGEST = 400
+"""Most days that the first look reads: a digest of a day long past does not make it long."""
 INTERIM = 7
 """Days after which a device's day is bet on though the digest of its whole day is missing."""
 EVENTS = 20
@@ -197,7 +199,7 @@ class FleetAlarms:
 
     def _discover(self, last: int, closed: int | None) -> None:
         """Add the models and policies that are new, and note a new name."""
-        since = day_of(0 if closed is None else closed - WINDOW)
+        since = day_of(last - LONGEST if closed is None else closed - WINDOW)
         found = self._db.execute(
             """SELECT key, policy, min(day) - DATE '1970-01-01', arg_max(model, day) FROM
             (SELECT key, policy, day, model FROM asked UNION ALL SELECT key, policy, day, model FROM audited)

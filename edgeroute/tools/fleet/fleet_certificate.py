@@ -20,6 +20,7 @@ AUDITS_POSSIBLE = """hour BETWEEN 0 AND 23 AND audited > 0 AND differ BETWEEN 0 
 """SQL that is true for a row of audits that can be."""
 _EPOCH = date(1970, 1, 1)
 _STEP = 0.02  # the share of liars' weight is rounded up to a multiple, so that looks that differ little are comparable
+_LOW = 0.1  # share of the devices whose rates of drawing may be lower than the one of the largest weight
 _LIMITS = 400  # bounds of the mean over devices are multiples of 1 / this, at most 1
 _WORST = 5  # devices shown
 _HERE = "contains(model, ':') AND split_part(model, ':', -1) = ? AND day >= ?"
@@ -61,18 +62,19 @@ class FleetAudits:
         db: connection to the store.
         key: digest of the model's fingerprints, 12 hex digits.
         since: first day, since 1970.
-        base: lowest rate of drawing, at earlier looks; audits of lower rates count as of this. None: the lowest now.
+        base: low rate of drawing, at earlier looks; audits of lower rates count as of this, so that a device that reports a rate
+            near 0 does not take the weight of all others. None: that which a tenth of the devices is at or below now.
         begun: number of times that the audits have begun anew, after alarms.
         policy: the policy's identity; empty: all policies.
     """
 
     def __init__(self, db: Any, key: str, *, since: int = 0, base: float | None = None, begun: int = 0, policy: str = "") -> None:
         self._db, self._values = db, [key, day_of(since), policy]
-        row = db.execute(
-            f"SELECT min(rate), count(DISTINCT device) FROM audits WHERE {_HERE} AND index >= -1", self._values
-        ).fetchone()
+        select = f"""SELECT quantile_disc(least, {_LOW}), count(*) FROM
+            (SELECT min(rate) AS least FROM audits WHERE {_HERE} AND index >= -1 GROUP BY device)"""
+        row = db.execute(select, self._values).fetchone()
         self.base = float(row[0] or 1.0) if base is None else base
-        """Lowest rate of drawing."""
+        """Low rate of drawing."""
         self.devices = int(row[1])
         """Number of devices."""
         self._begun, self._since = begun, since
