@@ -42,7 +42,7 @@ class Store:
 
     def add(self, day, *, times=1.0, deferral=1.0, who=None, more=(), final=True, labelled=False, index=INDEX, rate=0.02):
         """Draw a day. times: of the usual rate of differing; who: devices that report, all by default; more: further rows."""
-        rng = np.random.default_rng([self.seed, day])
+        rng = np.random.default_rng([self.seed, abs(day)])
         nature = np.random.default_rng(self.seed).gamma(4, 1 / 4, (self.devices, 1))
         weekend = 1.3 if (FIRST + timedelta(days=day)).weekday() >= 5 else 1.0
         shape = self.devices, len(HOURS)
