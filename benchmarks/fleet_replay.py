@@ -1,0 +1,89 @@
+"""Replay of many devices' traces in Parquet: lines a second of CPU on one process, two, Ray Data, and bytes a line.
+
+python benchmarks/fleet_replay.py --devices 24 --lines 25000 --engines 1,2,ray
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import replay as one_trace
+
+from edgeroute.stores.rotated_json_lines import read
+from edgeroute.tools.replay.parquet_traces import write_parquet
+from edgeroute.tools.replay.sharded_replay import replay_fleet
+
+POLICY = """
+threshold = 0.3
+deadline = "2s"
+[edge]
+path = "edge.onnx"
+[cloud]
+url = "http://127.0.0.1:9/v2/models/cloud"
+usd_per_call = 0.0001
+joules_per_call = 0.1
+[limits]
+usd_per_day = 1e9
+mb_per_day = 1e9
+"""
+EVERY_S = 30.0
+"""Mean time between two requests of a device, seconds."""
+
+
+def lines(base: list[dict[str, Any]], device: int, count: int) -> Iterator[dict[str, Any]]:
+    """Yield records at random times, of random confidences and latencies."""
+    rng, at = random.Random(device), 1.7e9
+    for i in range(count):
+        record = json.loads(json.dumps(rng.choice(base)))
+        at += rng.expovariate(1 / EVERY_S)
+        ends = 0.0
+        for event in record["events"]:
+            ends += 0.0 if event["what"] == "start" else rng.lognormvariate(-5, 0.5)
+            event["at_s"] = round(ends, 6)
+            if event["leg"] == "edge" and "confidence" in event:
+                event["confidence"] = rng.random()
+        yield {**record, "id": f"d{device}-{i}", "at": round(at, 3), "latency_s": record["events"][-1]["at_s"]}
+
+
+def main() -> None:
+    """Write the traces, replay them on each engine, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=24)
+    parser.add_argument("--lines", type=int, default=25_000)
+    parser.add_argument("--engines", default="1,2", help="numbers of processes, and ray")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        (folder / "policy.toml").write_text(POLICY)
+        one_trace.TIMES = 1
+        one_trace.trace(folder / "base")
+        base = [{key: value for key, value in record.items() if key != "reading"} for record in read(folder / "base")]
+        for device in range(given.devices):
+            path = folder / "fleet" / f"{device:03}" / "trace.parquet"
+            path.parent.mkdir(parents=True)
+            write_parquet(path, lines(base, device, given.lines))
+        total = given.devices * given.lines
+        print(f"{sum(path.stat().st_size for path in folder.rglob('*.parquet')) / total:.1f} bytes a line")
+        for engine in given.engines.split(","):
+            processes = 0 if engine == "ray" else int(engine)
+            before, begun = os.times(), time.perf_counter()
+            replay_fleet(
+                folder / "fleet", folder / "policy.toml", engine="ray" if engine == "ray" else "local", processes=processes
+            )
+            cpu_s = sum(os.times()[:4]) - sum(before[:4])
+            took_s = time.perf_counter() - begun
+            print(
+                f"{engine}: {total / cpu_s:,.0f} lines a second of CPU (not of Ray's), {total / took_s:,.0f} in all; load {os.getloadavg()[0]:.0f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
