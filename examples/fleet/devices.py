@@ -1,0 +1,95 @@
+"""Devices of the fleet: each a real router with its own state folder, on a virtual clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeroute import Router
+from edgeroute.fleet import daily_digests
+from edgeroute.fleet.fleet_part import Fleet
+from edgeroute.system import process
+
+DAY_S, LONG_S = 86_400.0, 180.0
+ATTEMPTS = 5
+THREADS = 4
+"""Threads of a process in which devices take turns; each device has its own beside, for its audits, counts and uploads."""
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Clock:
+    """Virtual wall clock of this process's devices."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """Return seconds since 1970."""
+        return self.now
+
+
+class Device:
+    """One device: its policy file, its router, and the pictures that it sees."""
+
+    def __init__(self, folder: Path, number: int, cloud: Callable[[Array], str]) -> None:
+        self.router: Router[Any] = Router.from_policy(folder / "device.toml", cloud=cloud, watch=True)
+        self.number = number
+
+    def look(self) -> None:
+        """Look at the catalog now, and wait until the device's thread has: in days that take seconds none would be due."""
+        file: Any = self.router._file  # noqa: SLF001 - a simulation of days
+        follower, begun = file._follower, process.now()  # noqa: SLF001
+        follower._due_at = 0.0  # noqa: SLF001
+        while follower.refreshed < begun:
+            if process.now() > begun + LONG_S:
+                raise SystemExit(f"device {self.number}: {self.router.status().signed}")
+            time.sleep(0.05)
+
+    def hour(self, pictures: Array, seed: int) -> None:
+        """Answer the picture of an hour."""
+        self.router.infer(pictures[np.random.default_rng([self.number, seed]).integers(len(pictures))])
+
+    def tell(self) -> bool:
+        """Write the digest of the day, and upload it; return False if it still waits after some attempts."""
+        part = next(part for part in self.router.engine.parts.all if isinstance(part, Fleet))
+        return any(part.tell() for _ in range(ATTEMPTS))
+
+
+def serve(orders: Connection, folders: Sequence[tuple[int, Path]], answers: Path) -> None:
+    """Run the devices in these folders, in a process of their own, by orders, each a day, until they end.
+
+    Args:
+        orders: takes (begin of the day, True if the catalog has changed, numbers of devices in fog); gives the number of devices
+            whose digest waits.
+        folders: number and folder of each device.
+        answers: npz file with `usual` and `drifted` pictures [n, 28, 28, 1] and the large model's answers to each, [n].
+    """
+    with np.load(answers) as file:
+        pictures = {name: file[name] for name in ("usual", "drifted")}
+        known = {p.tobytes(): str(a) for name in pictures for p, a in zip(pictures[name], file[f"{name}_answers"], strict=True)}
+    clock = daily_digests.clock = Clock()
+    clock.now = orders.recv()
+    devices = [Device(folder, number, lambda x: known[np.asarray(x).tobytes()]) for number, folder in folders]
+    orders.send(None)
+    with ThreadPoolExecutor(THREADS) as threads:
+        while True:
+            try:
+                begin, looks, drifting = orders.recv()
+            except EOFError:
+                break
+            if looks:
+                list(threads.map(Device.look, devices))
+            for hour in range(24):
+                clock.now = begin + 3600.0 * hour + 60
+                day = [pictures["drifted" if d.number in drifting else "usual"] for d in devices]
+                list(threads.map(Device.hour, devices, day, [int(clock.now)] * len(devices)))
+            clock.now = begin + DAY_S + 3600.0
+            waiting = sum(not told for told in threads.map(Device.tell, devices))
+            orders.send(waiting)
+    for device in devices:
+        device.router.close()

@@ -1,0 +1,68 @@
+"""The example as it stands, with all devices: the better policy reaches them, the bad one stops, fog raises the alarm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+lacking = [
+    name for name in ("duckdb", "moto", "obstore", "paho", "pyarrow", "securesystemslib", "tuf") if find_spec(name) is None
+]
+pytestmark = pytest.mark.skipif(bool(lacking), reason=f"not installed: {lacking}")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What main.py writes: the results, and the page."""
+    out = tmp_path_factory.mktemp("fleet")
+    done = subprocess.run([sys.executable, str(HERE / "main.py"), "--out", str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "fleet.json").read_text()), (out / "index.html").read_text()
+
+
+def test_each_digest_arrives(run):
+    """By the bucket and by the broker; a day whose audits ended late is told twice, and counts once."""
+    result, _ = run
+    assert [day["waiting"] for day in result["days"]] == [0] * len(result["days"])
+    assert all(day["added"] >= result["devices"] for day in result["days"])
+    requests = sum(numbers[1] for day in result["days"] for numbers in day["policies"].values())
+    assert requests == 24 * result["devices"] * len(result["days"])
+
+
+def test_the_better_policy_reaches_all(run):
+    """Ring by ring."""
+    result, _ = run
+    reach = [day["policies"].get("shop-2", [0])[0] for day in result["days"][: result["bad"]]]
+    assert reach[0] == 0
+    assert 0 < reach[result["good"]] < result["devices"] / 2
+    assert reach[-1] == result["devices"]
+
+
+def test_the_bad_policy_stops_in_its_first_ring(run):
+    """It is halted or rolled back, and the contents before are back on all devices."""
+    result, _ = run
+    reach = max(day["policies"].get("shop-3", [0])[0] for day in result["days"])
+    assert 0 < reach < result["devices"] / 4
+    assert "shop-3" not in result["days"][-1]["policies"]
+    assert {day["step"]["did"] for day in result["days"][result["bad"] :]} & {"halt", "roll_back"}
+
+
+def test_fog_raises_the_alarm(run):
+    """Not before there is fog."""
+    result, _ = run
+    alarms = [day["day"] for day in result["days"] if day["alarm"]["alarm"]]
+    assert alarms
+    assert min(alarms) >= result["drift"]
+
+
+def test_the_page_shows_each(run):
+    """Three drawings, and the events in words."""
+    _, page = run
+    assert page.count("<svg") == 3
+    assert all(words in page for words in ("better policy", "bad policy", "go on: ", "ALARM: ", "fog"))
