@@ -161,7 +161,7 @@ class Fleet:
         self.set_clock(day)
         added = self.collect(self.bucket) + self.collect(self.broker)
         until = time.monotonic() + devices.LONG_S
-        while added < self.count and time.monotonic() < until:  # a broker delivers what it has once it can
+        while self.arrived(day) < self.count and time.monotonic() < until:  # a broker delivers what it has once it can
             added += self.collect(self.broker)
         alarm = json.loads(self.edgeroute("fleet", "alarm", "store", "--learn", "7", "--json")[1])
         step = json.loads(self.edgeroute("fleet", "promote", "store", "--name", "shop", "--json")[1])
@@ -169,6 +169,10 @@ class Fleet:
         if day + 1 in {GOOD, BAD}:
             self.publish("better.toml" if day + 1 == GOOD else "worse.toml", RINGS, HALT)
         return {"day": day, "added": added, "alarm": alarm, "step": step, **self.sums(day)}
+
+    def arrived(self, day: int) -> int:
+        """Return the number of devices whose digest of a day has arrived."""
+        return sum(numbers[0] for numbers in self.sums(day)["policies"].values())
 
     def sums(self, day: int) -> dict[str, Any]:
         """Return the sums of a day by the policy in force, and by site."""
