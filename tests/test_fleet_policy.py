@@ -492,5 +492,6 @@ def test_the_commands(fleet):
     assert (code, json.loads(out)["versions"][-1]["version"]) == (4, 3)
     with Router.from_policy(fleet.device(), watch=True) as router:
         until(router, 0.4)
+        wait_for(lambda: router.status().signed.startswith("shop-3"))
     code, out, err = cli("fleet", "following", "--policy", fleet.home / "device.toml")
     assert (code, out.startswith("shop-3")) == (0, True)
