@@ -495,3 +495,18 @@ def test_the_commands(fleet):
         wait_for(lambda: router.status().signed.startswith("shop-3"))
     code, out, err = cli("fleet", "following", "--policy", fleet.home / "device.toml")
     assert (code, out.startswith("shop-3")) == (0, True)
+
+
+def test_a_router_that_does_not_follow_warns(fleet, caplog):
+    """An emergency order that reaches nobody is not left unsaid."""
+    fleet.publish(0.4)
+    device = fleet.device()
+    with Router.from_policy(device):
+        assert "watch=True" in caplog.text
+    caplog.clear()
+    with Router.from_policy(device, watch=True):
+        pass
+    assert "watch=True" not in caplog.text
+    code, out, _ = cli("fleet", "following", "--policy", device)
+    assert code == 0
+    assert "shop" in out or "watch=True" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,8 @@ from edgeroute.system.thread_pool import Worker
 if TYPE_CHECKING:
     from edgeroute.catalog.signed_policy import Follower
     from edgeroute.trials.guarantee_monitor import Audit
+
+log = logging.getLogger("edgeroute")
 
 # Replacement of the policy in force of a running router, which reuses models and connections of the old one.
 
@@ -113,8 +116,11 @@ class PolicyFile:
             policy = policy.with_state(self._more["state"])
         if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
             policy = policy.model_copy(update={"telemetry": None})
-        if self._follower is not None and policy.fleet is not None:
-            self._follower.fleet = policy.fleet
+        if policy.fleet is not None and policy.fleet.policy and self._more.get("state", "") is not None:
+            if self._follower is not None:
+                self._follower.fleet = policy.fleet
+            else:
+                log.warning("%s: [fleet] policy is followed only with watch=True: no order of the owner comes here", self.path)
         try:
             arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
         except EdgerouteError as e:

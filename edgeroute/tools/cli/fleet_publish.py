@@ -170,7 +170,8 @@ def following(*, policy: Policy, as_json: Json = False) -> int:
         raise BadInput(f"{policy} follows no signed policy: [fleet] policy names one")
     known, problem = standing(folder), last_problem(folder)
     data = {**{key: value for key, value in known._asdict().items() if not key.endswith("policy")}, "problem": problem}
-    texts = [known.text or "no signed policy is in force yet", *([problem] if problem else [])]
+    nothing = "no signed policy is in force yet: routers made with watch=True, and the gateway, follow it"
+    texts = [known.text or nothing, *([problem] if problem else [])]
     print(json.dumps(data) if as_json else printable("; ".join(texts)))
     return NOT_READY if known.refused or problem else OK
 

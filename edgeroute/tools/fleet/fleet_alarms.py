@@ -94,7 +94,7 @@ class FleetAlarms:
         alpha: probability of a false alarm of the whole fleet in a year.
 
     Raises:
-        StoreError: there is no store, another run has the lock, or the state is damaged.
+        StoreError: there is no store, it cannot be written, another run has the lock, or the state is damaged.
     """
 
     def __init__(self, store: Path, *, learn: int = 14, tolerance: float = 0.1, liars: float = 0.05, alpha: float = 0.05) -> None:
@@ -104,7 +104,11 @@ class FleetAlarms:
         for statement in _VIEWS.split(";\n"):
             self._db.execute(statement)
         self._lock = ProcessLock(self._folder / "lock")
-        if not self._lock.take():
+        try:
+            taken = self._lock.take()
+        except OSError as e:
+            raise StoreError(f"{self._folder} cannot be written, where looks are remembered: {e.strerror}") from e
+        if not taken:
             raise StoreError(f"{self._lock.path}: another run of fleet alarm reads this store: try again later")
         self._state = _state(self._folder / "state.json")
 
