@@ -147,6 +147,7 @@ def until_there(path, count):
         assert time.monotonic() < end
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_broker_is_collected_until_ctrl_c(broker, tmp_path):
     """Repeated messages count once; what is no digest is refused; and messages that came while nobody collected are not lost."""
     digests = list(fleets.random_fleet(12, 2))

@@ -462,7 +462,7 @@ def test_processes_of_a_device_are_one_device(tmp_path, to):
 def test_kill_9_at_any_point_doubles_nothing(tmp_path, to):
     """What was told stays told, at most what was not in the state file yet is lost, and no file is left half written."""
     (tmp_path / "state").mkdir()
-    known = 0
+    known = most = 0
     for round_ in range(12):
         process = program(tmp_path, 10_000)
         for _ in range(2 + round_ % 3):
@@ -475,7 +475,8 @@ def test_kill_9_at_any_point_doubles_nothing(tmp_path, to):
         process.stdin.close()
         begun = known
         known = total(digests(to))
-        assert begun + last <= known <= begun + max([last, *rest]) + 51
+        most += max([last, *rest]) + 51  # what this process may have counted: more than it told, and the next one tells
+        assert begun + last <= known <= most
     fleet = quiet(str(to))
     with Threads(CallableModel(edge, version="1"), state=tmp_path / "state", parts=[fleet]):
         assert fleet.tell()
