@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -67,7 +68,7 @@ def timed(
 ) -> Figure:
     """Makes the row of two times: compared is by how much ours is longer, their ratio, or ours alone."""
     ours, base = ours_s * SCALE[shown], base_s * SCALE[shown]
-    compared, unit = {"more": (ours - base, shown), "ratio": (ours / base, "x"), "alone": (ours, shown)}[by]
+    compared, unit = {"more": (ours - base, shown), "ratio": (ours / base if base else inf, "x"), "alone": (ours, shown)}[by]
     return Figure(name, f"{ours:.{digits}f} {shown}", f"{base:.{digits}f} {shown}", compared, unit, limit)
 
 

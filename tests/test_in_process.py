@@ -6,18 +6,16 @@ import asyncio
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from gateways import CHAT, HELLO, LONG
 from lazily import Later, needs
 
-from edgeroute import AsyncRouter, Closed, PolicyError
+from edgeroute import AsyncRouter, Closed, PolicyError, models
 from edgeroute.asgi import InProcess
 
 needs("openai", "starlette")
 openai, anthropic = Later("openai"), Later("anthropic")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def edge(x):
@@ -150,7 +148,7 @@ def test_a_policy_file(tmp_path):
     """In place of a router."""
     pytest.importorskip("onnxruntime")
     path = tmp_path / "policy.toml"
-    path.write_text(f'threshold = 0.5\n[edge]\npath = "{ROOT}/models/fashion/edge.int8.onnx"\n')
+    path.write_text(f'threshold = 0.5\n[edge]\npath = "{models.fashion().edge}"\n')
     with InProcess(path, names=["photos"]) as gateway, gateway.client() as http:
         assert [model["id"] for model in http.get(f"{gateway.url}/models").json()["data"]] == ["edgeroute", "photos"]
 
