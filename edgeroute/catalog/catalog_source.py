@@ -98,6 +98,7 @@ class Web:
         self.where = url
         self._url, self._verify, self._patience_s = _checked_address(url), verify, patience_s
         self._client: httpx.Client | None = None
+        self._web: Any = None  # httpx2 or httpx, of which the client is
 
     def _http_client(self) -> httpx.Client:
         """Return the HTTP client, created at the first call.
@@ -107,7 +108,7 @@ class Web:
             PolicyError: `verify` is False, or its file has no authorities.
         """
         if (client := self._client) is None:
-            web = import_httpx("a catalog at an address needs httpx2 or httpx: pip install 'edgeroute[catalog]'")
+            web = self._web = import_httpx("a catalog at an address needs httpx2 or httpx: pip install 'edgeroute[catalog]'")
             context: bool | ssl.SSLContext = True
             if not isinstance(self._verify, bool):
                 try:
@@ -133,7 +134,7 @@ class Web:
             CatalogAway: the catalog cannot be reached, breaks off, or is too slow.
             CatalogError: the reply is not that of a catalog.
         """
-        client, web = self._http_client(), import_httpx("")
+        client, web = self._http_client(), self._web
         ask = {"Range": f"bytes={begin}-", "If-Range": tag} if begin and tag else {}
         url = self._url + quote(path)
         with self._translate_errors(path, web):

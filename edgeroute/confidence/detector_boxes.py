@@ -164,7 +164,7 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
         boxes, scores, classes, more = parts
     if boxes.size == 0:
         boxes = boxes.reshape(0, _SIDES)
-    if boxes.ndim == 2 and boxes.shape[1] == _SIDES and _before_anchors(boxes, scores):  # noqa: PLR2004
+    if boxes.ndim == 2 and boxes.shape[1] == _SIDES and _before_anchors(boxes, scores):  # noqa: PLR2004 - [n, 4]
         raise wrong(
             f"gives {len(boxes)} boxes before anchors and non-maximum suppression, with {len(scores) // len(boxes)} scores each: "
             "export the model with that last step, or read one score of it by score="

@@ -68,7 +68,7 @@ REASONS = {
 
 
 class Rules(NamedTuple):
-    """What a digest must fulfil."""
+    """Conditions that a digest must fulfil."""
 
     today: date
     key: bytes = b""
