@@ -427,8 +427,10 @@ def test_a_damaged_state_is_read_anew(fleet):
     with Router.from_policy(device, watch=True) as router:
         until(router, 0.4)
     (fleet.home / "device" / "fleet" / "policy.json").write_bytes(b"\x00" * 100)
+    fleet.catalog.rename(fleet.home / "away")
     with Router.from_policy(device, watch=True) as router:
         assert threshold(router) == pytest.approx(0.9)  # the device's own
+        (fleet.home / "away").rename(fleet.catalog)
         until(router, 0.4)
 
 
