@@ -209,13 +209,13 @@ def test_a_policy_whose_first_requests_fail_is_rolled_back(fleet):
         wait_for(lambda: not standing(fleet.home / "device").trial)
         fleet.publish(0.4, mode="only_cloud", offline="raise")  # its cloud does not answer
         wait_for(lambda: standing(fleet.home / "device").version == 2)
-        for _ in range(20):
+        for _ in range(11):  # the number with which the version goes: a twelfth request may have the last good one
             with pytest.raises(EdgerouteError):
                 router.infer(X)
         wait_for(lambda: "shop-2 is not tried again" in router.status().signed)
         assert threshold(router) == pytest.approx(0.4)
         assert router.infer(SURE).source == "edge"
-        assert router.stats().requests == 231  # its statistics went on
+        assert router.stats().requests == 222  # its statistics went on
 
 
 @pytest.mark.parametrize("attack", ["rollback", "freeze", "expired", "forged", "gone", "newer", "nonsense"])
