@@ -655,7 +655,7 @@ def test_calibrated_with_a_check():
     assert any(answer.source == "edge" for answer in answers)
 
 
-def test_a_late_answer_of_the_cloud(made):
+def test_a_late_answer_of_the_cloud(made, due):
     """Comes after the malformed one, which was given as degraded."""
     leaves, late = threading.Event(), threading.Event()
 
@@ -663,14 +663,14 @@ def test_a_late_answer_of_the_cloud(made):
         assert leaves.wait(LONG)
         return "cloud"
 
-    router = made(cloud=slow, deadline=0.3)
+    router = made(cloud=slow)
 
     @router.on_late
     def note(answer):
         late.value = answer.value
         late.set()
 
-    assert router.infer("x").malformed == "json"
+    assert router.infer("x", deadline=due()).malformed == "json"
     leaves.set()
     assert late.wait(LONG)
     assert late.value == "cloud"
