@@ -412,7 +412,10 @@ class Updater:
         self._worker.start()
 
     def _look_and_step(self) -> float:
-        """Check the version on trial, and the catalog if that is due; return the seconds until the next check."""
+        """Confirm, roll back or reload the version on trial, and if due check the catalog, even after an error.
+
+        Returns `LOOKS_S`, the seconds until the next call.
+        """
         due = monotonic() >= self._due_at
         try:
             self.look()

@@ -372,7 +372,10 @@ class Follower:
         return self._follow(known, ring, data)
 
     def _follow(self, known: Standing, ring: str, data: Any) -> str:
-        """Try the newest version that is signed for this device, if it is a new one; return why it is not in force."""
+        """Put the newest version for this device in force on trial, or refuse it for good; write the standing and reload.
+
+        Returns why a version waits, as pinned or for a newer edgeroute; empty also if it was refused, or if the list is frozen.
+        """
         if self.fleet.pinned:
             return f"pinned to {known.name}-{known.version}" if known.version else "pinned to the device's own policy"
         mine = [v for v in read_policies(data) if in_ring(ring, data["salt"], v["share"]) and not v.get("halted")]

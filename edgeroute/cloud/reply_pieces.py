@@ -203,8 +203,10 @@ class StreamAttempt:
             self._next = monotonic() + self._between_s
         return min(self._next, self._until)
 
-    def tokens(self, *, cut: bool) -> Tokens | None:
-        """Return the tokens that the server counted, or an estimate by the answer so far; None: no answer.
+    def tokens_to_charge(self, *, cut: bool) -> Tokens | None:
+        """Return the tokens that the stream reported last; without any, the expected ones if cut, else the expected prompt alone.
+
+        None: no answer came, or no tokens were expected.
 
         Args:
             cut: True if the call ended before its reply: the server may go on, and all that was expected counts.
@@ -321,7 +323,7 @@ async def run(
             speaking.close()
             client.count_received(speaking.received)
             client.take_back(call, ended)
-            tokens = speaking.tokens(cut=cut or isinstance(ended, TimedOut))
+            tokens = speaking.tokens_to_charge(cut=cut or isinstance(ended, TimedOut))
             exchange.after_attempt(speaking.received, ended, cut=cut, tokens=tokens)
         return speaking.outputs
 

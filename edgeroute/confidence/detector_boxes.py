@@ -80,10 +80,11 @@ def boxes_without_batch(kind: str | None, outputs: Any) -> bool:
 def read_boxes(
     row: Any, labels: Sequence[Any] | None, none_found: str, wrong: Callable[[str], Exception]
 ) -> tuple[list[dict[str, Any]], float]:
-    """Return the boxes found, best first, and the confidence of the whole picture.
+    """Return the boxes found, best first, after suppression of overlaps where the model does none, and the picture's confidence.
 
-    Boxes with a score below `FOUND` are left out. If none is left, `none_found` sets the confidence: by the scores, 0 to defer,
-    or 1. The picture's confidence otherwise is that of its least certain box.
+    Boxes with a score below `FOUND` are left out. The confidence is that of the least certain decision over all boxes, those left
+    out too: each is as certain as its score, or as one minus it. If all are left out, `none_found` sets it: by the scores, 0 to
+    defer, or 1.
 
     Args:
         row: outputs for one picture: a mapping with an output of boxes [n, 4], one of scores [n] and one of classes [n], found by

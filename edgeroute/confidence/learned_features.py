@@ -54,7 +54,7 @@ class Foreign(NamedTuple):
         return sqrt(np.einsum("ij,ij->i", gap, gap).min())
 
 
-def names(classes: int, foreign: bool) -> list[str]:
+def feature_names(classes: int, foreign: bool) -> list[str]:
     """Return the column names of `of_logits`; without classes, those of `text_features`."""
     if not classes:
         return list(TEXT)
@@ -62,7 +62,7 @@ def names(classes: int, foreign: bool) -> list[str]:
     return [*LOGITS, *(FOREIGN if foreign else ()), *[f"p {k}" for k in each], *[f"predicted {k}" for k in each]]
 
 
-def centred(logits: Array) -> tuple[Array, Array]:
+def centre(logits: Array) -> tuple[Array, Array]:
     """Return z and u of the logits, see above."""
     x = np.asarray(logits, np.float64)
     z = np.maximum(x - x.max(1, keepdims=True), FLOOR)
@@ -72,7 +72,7 @@ def centred(logits: Array) -> tuple[Array, Array]:
 def of_logits(logits: Array, foreign: Foreign | None = None) -> Array:
     """Return the features of logits [n, C], [n, features]; a row with NaN, or with inf, has NaN."""
     with np.errstate(invalid="ignore"):
-        z, u = centred(logits)
+        z, u = centre(logits)
         rows, classes = np.arange(len(z)), z.shape[1]
         k = z.argmax(1)
         weights = np.exp(z)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.hashed_words import HASHED, WordWeights
-from edgeroute.confidence.learned_features import PER_CLASS, Array, Foreign, names, of_logits, of_row, text_features
+from edgeroute.confidence.learned_features import PER_CLASS, Array, Foreign, feature_names, of_logits, of_row, text_features
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing
 from edgeroute.system.foreign_files import read_json
@@ -182,7 +182,7 @@ class Learned:
             whiten, means = self._foreign
             if whiten.shape != (self.classes, self.classes) or means.shape != (len(means) or 1, self.classes):
                 raise ValueError(f"{means.shape} means and {whiten.shape} to whiten, for {self.classes} classes")
-        columns: Any = names(self.classes, self._foreign is not None)
+        columns: Any = feature_names(self.classes, self._foreign is not None)
         if self._table is not None:
             columns = sum(self._table[1]) + (self._base is None)
         if data["features"] != columns:

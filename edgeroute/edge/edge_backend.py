@@ -437,7 +437,10 @@ class CheckedBackend(EdgeBackend):
         return await self._settled_beside(await super()._run_async(inputs, many), inputs, off_loop)
 
     async def stream_async(self, x: Any, show: Callable[[Any], object], off_loop: OffLoop | None = None) -> Prediction:
-        """Run one input on an event loop, calling `show` with each piece as `stream` yields it; return the prediction."""
+        """Run one input on an event loop; its pieces go to `show` at once, or if it is checked, all after the check.
+
+        Returns the prediction. Pieces that fail the check are never shown.
+        """
         held: list[Any] = []
         wanted = self.check.wants(x)
         answer = await super().stream_async(x, held.append if wanted else show)

@@ -32,7 +32,7 @@ _VIEWS = {
 }  # fmt: skip
 _BYTES = {"int8": "INT8", "uint8": "UINT8", "bool": "BOOL"}  # dtype -> Java type that is passed beside a buffer of bytes
 # Locks held while pyjnius is used: two threads that call one method on two objects may both call it on the same object.
-_LOCK, _STOP_LOCK = threading.RLock(), threading.Lock()
+_JAVA_LOCK, _STOP_LOCK = threading.RLock(), threading.Lock()
 
 
 class JavaOnnxModel(ModelFile):
@@ -81,14 +81,14 @@ class JavaOnnxModel(ModelFile):
             )
         bridge = _bridge()
         try:
-            with _LOCK:
+            with _JAVA_LOCK:
                 return self._open_session(bridge)
         except ModelError:
             raise
         except Exception as e:  # Java's exceptions derive from Exception alone, in both bridges
             raise ModelError(f"ONNX Runtime for Java cannot load {self.path}: {first_line(e)}") from e
         finally:
-            bridge.release()
+            bridge.detach_thread()
 
     def _open_session(self, bridge: _Bridge) -> _Session:
         """Open a session and store its inputs and outputs; raise RuntimeMissing. The caller holds the lock."""
@@ -124,18 +124,18 @@ class JavaOnnxModel(ModelFile):
         return TensorSpec(name, dtype, tuple(n if n > 0 else -1 for n in info.getShape()))
 
     def _execute(self, session: Any, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
-        """Run the session on tensors by name, holding the lock; a stop request terminates it.
+        """Run the session, one run at a time in the process, and detach the thread from Java; a stop request ends the run.
 
         Raises:
             ModelError: the run failed, or was stopped.
         """
         try:
-            with _LOCK:
+            with _JAVA_LOCK:
                 return session.run(names, feed, cancel)  # type: ignore[no-any-return]
         except Exception as e:  # as above
             raise self._run_error(e) from e
         finally:
-            session.bridge.release()
+            session.bridge.detach_thread()
 
 
 class _Bridge(NamedTuple):
@@ -144,7 +144,7 @@ class _Bridge(NamedTuple):
     find: Callable[[str], Any]  # returns a Java class by its name
     detach: Callable[[], None] | None  # detaches the current thread from Java; None: the bridge does so by itself
 
-    def release(self) -> None:
+    def detach_thread(self) -> None:
         """Detach the current thread after it has used Java: an attached thread that ends would end an Android app.
 
         The main thread, and threads that Java has made, stay attached.
@@ -196,7 +196,7 @@ class _Session:
         """Ask Java to terminate a run. Detaches the thread."""
         with _STOP_LOCK:  # the other one is the run's
             options.setTerminate(True)
-        self.bridge.release()
+        self.bridge.detach_thread()
 
     def _tensor(self, array: Array) -> Any:
         """Return a tensor of Java's library with a copy of the array, in a buffer outside Java's heap."""
@@ -217,9 +217,9 @@ class _Session:
         return np.frombuffer(bytes(data), dtype).reshape(list(info.getShape())).copy()
 
     def __del__(self) -> None:
-        with suppress(Exception), _LOCK:  # at the end of the interpreter there may be no Java any more
+        with suppress(Exception), _JAVA_LOCK:  # at the end of the interpreter there may be no Java any more
             self.session.close()
-            self.bridge.release()
+            self.bridge.detach_thread()
 
 
 def _bridge() -> _Bridge:

@@ -266,8 +266,11 @@ class LlamaModel(LoadsLate):
                 raise
             return engine
 
-    def _engine(self, stop: StopToken) -> Engine:
-        """Return the engine, loaded if there is none, or if it has ended. Raises ModelError if a stop is requested meanwhile."""
+    def _loaded_engine(self, stop: StopToken) -> Engine:
+        """Return the engine; load the model if there is none, or if its process has ended. Blocks for the load.
+
+        A stop requested before the load begins raises ModelError; later the load goes on to its end.
+        """
         engine = self._session
         if engine is not None and not engine.ended:
             return engine
@@ -358,7 +361,7 @@ class LlamaModel(LoadsLate):
         stop, gathered = StopToken() if cancel is None else cancel, Gathered()
         stop.on_ask(lambda: None)  # each piece is followed by a look at it
         if not stop.asked:
-            self._engine(stop).stream(request, chat, gathered.add, stop)
+            self._loaded_engine(stop).stream(request, chat, gathered.add, stop)
         return [self._prediction_of(gathered, request, is_request=isinstance(x, Mapping))]
 
     def _prediction_of(self, gathered: Gathered, request: Mapping[str, Any], *, is_request: bool) -> Prediction:
@@ -387,7 +390,7 @@ class LlamaModel(LoadsLate):
         gathered = Gathered(eager=isinstance(self.score, Prefix))
         if cancel is not None:
             cancel.on_ask(left)
-        engine = self._engine(left)
+        engine = self._loaded_engine(left)
 
         def on_piece(chunk: Mapping[str, Any]) -> None:
             """Queue the text of a piece."""

@@ -205,9 +205,9 @@ def listen() -> socket.socket | None:
 
 
 def _bursts(netlink: socket.socket, stopped: socket.socket) -> Iterator[None]:
-    """Wait for changes, and yield after each burst of them that `netlink` receives, until the peer of `stopped` is shut down.
+    """Wait, and yield after each burst of interfaces and addresses that come up; blocks. Ends at once off Linux.
 
-    A burst ends after `QUIET_S`, or `MOST_S` at the latest.
+    A burst ends after `QUIET_S`, or `MOST_S` at the latest. The iterator ends when the peer of `stopped` is shut down.
     """
     if sys.platform != "linux":  # it has no netlink
         return

@@ -228,10 +228,8 @@ _MODEL_FILES = ".onnx", ".ort", ".gguf", ".tflite", ".mlpackage", ".mlmodel", ".
 _LOCAL = 'write large = Router(model, mode="only_edge"), and cloud=lambda x: large.infer(x).value'
 
 
-def endpoint_of(given: Any) -> Any:
-    """Return the endpoint for an argument `cloud`; made here for a URL of the Open Inference Protocol.
-
-    Opens no connection.
+def checked_cloud(given: Any) -> Any:
+    """Check an argument `cloud`, and return it, or for a URL a new endpoint of the Open Inference Protocol. Opens no connection.
 
     Raises:
         PolicyError: it is no URL, endpoint or callable.
@@ -272,7 +270,7 @@ def _advice(given: str, *, chats: bool) -> str:
 
 
 def threshold_advice(value: Any) -> str:
-    """Return how to write a text or path as a threshold, after a colon; empty for other values."""
+    """Return how to write a percentage or a certificate's path as a threshold, after a colon; empty for all other values."""
     if isinstance(value, str) and value.endswith("%"):
         return ": 85 % is 0.85"
     file = isinstance(value, os.PathLike) or str(value).endswith(".json")

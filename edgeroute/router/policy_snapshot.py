@@ -25,7 +25,7 @@ from edgeroute.edge.runtimes import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
-from edgeroute.router.constructor_checks import endpoint_of, is_float, threshold_advice
+from edgeroute.router.constructor_checks import checked_cloud, is_float, threshold_advice
 from edgeroute.router.target_views import TargetViews, View, check_send_edge
 from edgeroute.system.process import sha256
 from edgeroute.types import Backend
@@ -477,7 +477,7 @@ class _Draft:
         """
         score, labels = self._arguments.score, self._labels
         for i, given in enumerate([*clouds, *tried]):
-            endpoint, on_trial = endpoint_of(given), i >= len(clouds)
+            endpoint, on_trial = checked_cloud(given), i >= len(clouds)
             own_name = getattr(endpoint, "name", "cloud")
             if on_trial and own_name == "cloud":
                 own_name = "cloud-trial"

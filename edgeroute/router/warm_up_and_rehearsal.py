@@ -144,9 +144,9 @@ def view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBacken
 
 
 async def warm_up_async(name: str, backend: EdgeBackend, samples: Sequence[Any], off_loop: OffLoop) -> Warmed:
-    """Load one asynchronous model, and run it on the samples. Return the timings. Without samples it is not run.
+    """Load one asynchronous model, blocking the event loop; run it on each sample, twice on the first. Return the timings.
 
-    Checks of its answers are awaited by `off_loop`.
+    Without samples, or without `run_async`, the model is only loaded. Checks of its answers are awaited by `off_loop`.
     """
     begun = monotonic()
     load = member(backend.model, "load")

@@ -147,7 +147,7 @@ class Journal(ForkSafe):
     def __init__(
         self, path: str | Path, *, max_bytes: int = 4 << 20, keep: int = 4, rotated: Callable[[Path], object] | None = None
     ) -> None:
-        self.path, self._rotated = Path(path), rotated
+        self.path, self._on_rotated = Path(path), rotated
         self._text = str(path)  # `path` as a str for the stat at each append: a Path would take a quarter of the append's time
         self._max_bytes, self._keep = max_bytes, keep
         self._fd: int | None = None
@@ -235,24 +235,27 @@ class Journal(ForkSafe):
         if sys.platform == "win32":  # this process has its turn; but somebody who reads the file prevents its renaming
             self._drop()
             with contextlib.suppress(PermissionError, FileNotFoundError):
-                self._renumber()
+                self._rename_files()
         else:
             with contextlib.suppress(FileNotFoundError):
                 full = os.open(self.path, os.O_RDWR)  # a new one: a forked child would share the lock of `_fd`
                 try:
                     if locked(full) and _file_identity(self.path.stat()) == _file_identity(os.fstat(full)) == self._file:
-                        self._renumber()
+                        self._rename_files()
                 finally:
                     os.close(full)
 
-    def _renumber(self) -> None:
-        """Rename each file to the next number; the oldest is overwritten. Raises FileNotFoundError without a present file."""
+    def _rename_files(self) -> None:
+        """Rename each file to the next number, over the oldest one, and call the callback `rotated`.
+
+        Raises FileNotFoundError without a present file.
+        """
         for n in range(self._keep - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 _rotated_path(self.path, n).replace(_rotated_path(self.path, n + 1))
         self.path.replace(_rotated_path(self.path, 1))
-        if self._rotated is not None:
-            self._rotated(self.path)
+        if self._on_rotated is not None:
+            self._on_rotated(self.path)
 
     def _drop(self) -> None:
         """Close the descriptor, if open; errors of the disk are suppressed."""

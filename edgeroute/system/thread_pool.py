@@ -286,7 +286,10 @@ class Worker(ForkSafe):
             thread.join(wait_s)
 
     def _run(self) -> None:
-        """Call `turn` until it returns None, or the worker is closed."""
+        """Call `turn` after `first_s`, after each pause that it returns, and at a nudge; log errors and retry after `retry_s`.
+
+        Ends if the worker is closed, or if a turn returned None and neither `start` nor `nudge` was called since.
+        """
         pause: float | None = self._first_s
         while True:
             with self._changed:

@@ -275,18 +275,18 @@ def _untrusted(path: Path) -> PolicyError:
     )
 
 
-def _pickled(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Unpickle an estimator, by joblib if that is installed."""
+def _from_pickle(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Unpickle an estimator, which runs its code, by joblib if that is installed, and return it with its converter."""
     try:
         from joblib import load
     except ImportError:
         from pickle import load
     with open_file(path) as file:
         model = load(file)  # noqa: S301 - only with --trust
-    return _estimator(model, path, given)
+    return _from_estimator(model, path, given)
 
 
-def _estimator(model: Any, path: Path, given: Any) -> Loaded:
+def _from_estimator(model: Any, path: Path, given: Any) -> Loaded:
     """Return the estimator of scikit-learn, XGBoost, LightGBM or CatBoost with its converter.
 
     Raises:
@@ -295,11 +295,11 @@ def _estimator(model: Any, path: Path, given: Any) -> Loaded:
     """
     package, name = type(model).__module__.partition(".")[0], type(model).__name__
     if package == "lightgbm" and name == "Booster":
-        return _lightgbm_booster(model, given)
+        return _from_lightgbm_booster(model, given)
     if package == "xgboost" and name == "Booster":
-        return _estimator(_xgboost_estimator(model.save_raw()), path, given)
+        return _from_estimator(_xgboost_estimator(model.save_raw()), path, given)
     if package == "catboost":
-        return _catboost(model, given)
+        return _from_catboost(model, given)
     if not hasattr(model, "predict"):
         raise ModelError(f"{path} holds a {name}, and no estimator with predict: save the estimator alone")
     if package == "sklearn":
@@ -465,23 +465,23 @@ def _xgboost_estimator(file: Any) -> Any:
     return estimator
 
 
-def _xgboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Load XGBoost's own format."""
+def _from_xgboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load a file of XGBoost's own format, and return its estimator with a converter. ModelError for other JSON."""
     if path.suffix.lower() == ".json" and b'"learner"' not in read_bytes(path):
         raise ModelError(f"{path} is no model of XGBoost")
-    return _estimator(_xgboost_estimator(str(path)), path, given)
+    return _from_estimator(_xgboost_estimator(str(path)), path, given)
 
 
-def _lightgbm_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Load LightGBM's text format."""
+def _from_lightgbm_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load a file of LightGBM's text format, and return its Booster with a converter. ModelError for another text."""
     if not read_bytes(path).startswith(b"tree"):
         raise ModelError(f"{path} is no model of LightGBM")
     library = import_needed("lightgbm", "lightgbm is not installed: pip install lightgbm")
-    return _lightgbm_booster(library.Booster(model_file=path), given)
+    return _from_lightgbm_booster(library.Booster(model_file=path), given)
 
 
-def _lightgbm_booster(model: Any, given: Any) -> Loaded:
-    """Return a Booster of LightGBM with its converter."""
+def _from_lightgbm_booster(model: Any, given: Any) -> Loaded:
+    """Return a LightGBM Booster with its converter, prediction and rows. PolicyError if a tree splits by categories."""
     _check_categories(model, "the Booster")
     objective = model.dump_model()["objective"].split()[0]
     size, names = model.num_feature(), model.feature_name()
@@ -505,14 +505,14 @@ def _lightgbm_booster(model: Any, given: Any) -> Loaded:
     return Loaded(model, "LightGBM", answer, write, rows, near, (), "label+probabilities" if classifies else "value", named)
 
 
-def _catboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Load CatBoost's own format."""
+def _from_catboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load a file of CatBoost's own format, as a classifier if it has classes, else a regressor; return it with a converter."""
     library = import_needed("catboost", "catboost is not installed: pip install catboost")
     model = library.CatBoostClassifier().load_model(str(path))
-    return _catboost(model if len(model.classes_) else library.CatBoostRegressor().load_model(str(path)), given)
+    return _from_catboost(model if len(model.classes_) else library.CatBoostRegressor().load_model(str(path)), given)
 
 
-def _catboost(model: Any, given: Any) -> Loaded:
+def _from_catboost(model: Any, given: Any) -> Loaded:
     """Return a model of CatBoost, which writes ONNX files itself."""
     classifies = hasattr(model, "predict_proba")
     answer = model if classifies else lambda x: (float(model.predict([x])[0]), None)
@@ -529,7 +529,7 @@ def _catboost(model: Any, given: Any) -> Loaded:
 # Networks.
 
 
-def _keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+def _from_keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load a Keras model; code in its file, such as a Lambda layer, is refused without `trust`."""
     keras = import_needed("keras", "keras is not installed: pip install keras tensorflow tf2onnx")
     try:
@@ -554,8 +554,8 @@ def _keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - 
     return Loaded(model, "Keras", lambda x: np.asarray(model(np.asarray(x)[None], training=False))[0], write, kind=kind)
 
 
-def _saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Load a SavedModel of TensorFlow."""
+def _from_saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+    """Load a SavedModel of TensorFlow, and return its default signature with a converter, which runs as a process."""
     folder = path if path.is_dir() else path.parent
     tensorflow = import_needed("tensorflow", "tensorflow is not installed: pip install tensorflow tf2onnx")
     call = tensorflow.saved_model.load(str(folder)).signatures["serving_default"]
@@ -576,7 +576,7 @@ def _saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG
     return Loaded(call, "TensorFlow", answer, write)
 
 
-def _torch(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
+def _from_torch(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
     """Load a whole PyTorch model: a pickled module, a program of torch.export, or TorchScript.
 
     Raises:
@@ -631,12 +631,12 @@ def _torch(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - 
 
 # Suffix -> the function that loads such a file, and True if loading it may run code in it.
 LOADERS: dict[str, tuple[Callable[..., Loaded], bool]] = {
-    **dict.fromkeys((".pkl", ".pickle", ".joblib"), (_pickled, True)),
-    **dict.fromkeys((".json", ".ubj"), (_xgboost_file, False)),
-    ".txt": (_lightgbm_file, False),
-    ".cbm": (_catboost_file, False),
-    ".keras": (_keras, False),
-    **dict.fromkeys((".h5", ".hdf5"), (_keras, True)),
-    ".pb": (_saved_model, True),
-    **dict.fromkeys((".pt", ".pth", ".pt2", ".ckpt", ".torchscript", ".bin"), (_torch, True)),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib"), (_from_pickle, True)),
+    **dict.fromkeys((".json", ".ubj"), (_from_xgboost_file, False)),
+    ".txt": (_from_lightgbm_file, False),
+    ".cbm": (_from_catboost_file, False),
+    ".keras": (_from_keras, False),
+    **dict.fromkeys((".h5", ".hdf5"), (_from_keras, True)),
+    ".pb": (_from_saved_model, True),
+    **dict.fromkeys((".pt", ".pth", ".pt2", ".ckpt", ".torchscript", ".bin"), (_from_torch, True)),
 }

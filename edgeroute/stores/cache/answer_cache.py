@@ -118,7 +118,10 @@ class Disk(ForkSafe):
         self._reads.failed(TimeoutError("it takes too long"))
 
     def put(self, key: bytes, cached: CachedEntry) -> None:
-        """Queue an entry for writing by the thread, replacing an earlier one of the key; a full queue drops it."""
+        """Queue an entry, which replaces an earlier one of the key in the file, and start the writer's thread if it rests.
+
+        The entry is dropped silently if more than `WAITING_BYTES` wait.
+        """
         with self._lock:
             if self._waiting_bytes > WAITING_BYTES:
                 return

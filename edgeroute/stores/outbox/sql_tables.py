@@ -286,7 +286,7 @@ def evictions(c: sqlite3.Connection, over: int, importance: float, *, drop: str)
     if drop == "newest":
         return None
     most = importance if drop == "least_important" else None
-    for row in chain(merge(_dispensable(c, "waiting", most), _dispensable(c, "dead", most)), _dispensable(c, "answered", most)):
+    for row in chain(merge(_evictable(c, "waiting", most), _evictable(c, "dead", most)), _evictable(c, "answered", most)):
         _, seq, name, freed = row
         gone.append((seq, name))
         over -= entries.size_of(freed)
@@ -295,7 +295,7 @@ def evictions(c: sqlite3.Connection, over: int, importance: float, *, drop: str)
     return None
 
 
-def _dispensable(c: sqlite3.Connection, state: entries.State, most: float | None) -> Iterator[tuple[float, int, str, int]]:
+def _evictable(c: sqlite3.Connection, state: entries.State, most: float | None) -> Iterator[tuple[float, int, str, int]]:
     """Yield (importance, seq, id, bytes) of entries in this state, those to evict first first.
 
     Without `most` the order is by age. With `most`: only entries that are no more important, the least important first.

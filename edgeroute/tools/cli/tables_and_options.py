@@ -76,7 +76,7 @@ def print_notes(notes: Iterable[str]) -> None:
 
 
 def _cell_text(cell: object) -> str:
-    """Format a cell: None as "-", ints with commas; control characters are replaced, as it may hold a server's text."""
+    """Return a cell as text: None as "-", ints with commas, others by `str`; control characters, as of a server, are replaced."""
     if cell is None:
         return "-"
     text = f"{cell:,}" if isinstance(cell, int) else str(cell)

@@ -103,7 +103,7 @@ class Relay(Listener):
         under_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(QUEUE)
         writer.transport.set_write_buffer_limits(0)  # drained means sent
 
-        async def take() -> None:
+        async def read_ahead() -> None:
             data: bytes | None = b"more"
             while data:
                 try:
@@ -112,7 +112,7 @@ class Relay(Listener):
                     data = None
                 await under_way.put((max(monotonic(), connected) + self.delay_s, data))
 
-        taking = asyncio.ensure_future(take())
+        reading = asyncio.ensure_future(read_ahead())
         try:
             passed, clear = 0, 0.0
             while True:
@@ -127,7 +127,7 @@ class Relay(Listener):
                 clear = await self._pass(data, writer, passed, max(clear, due), down=down)
                 passed += len(data)
         finally:
-            taking.cancel()
+            reading.cancel()
 
     async def _pass(self, data: bytes, writer: asyncio.StreamWriter, passed: int, clear: float, *, down: bool) -> float:
         """Forward the data that the faults let through. Return when the line is free again (monotonic).

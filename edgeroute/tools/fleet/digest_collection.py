@@ -262,7 +262,7 @@ class _Run:
     def _merge_if(self, least: int) -> None:
         """Write the tables if at least so many digests are in parts."""
         if self._unmerged >= least:
-            added, repeated, days = merge(self.store, self.parts)
+            added, repeated, days = merge_parts(self.store, self.parts)
             self.added, self.days, self._unmerged = self.added + added, self.days | days, 0
             self.refused["repeated"] += repeated
             shutil.rmtree(self.parts)
@@ -292,8 +292,11 @@ def unknown(store: Path, names: Sequence[tuple[str, str, str, int]]) -> list[str
         return [name for (name,) in connection.execute(sql).fetchall()]
 
 
-def merge(store: Path, parts: Path) -> tuple[int, int, set[date]]:
-    """Write the rows of the parts to the store's tables, and return the digests added, those repeated, and the days written."""
+def merge_parts(store: Path, parts: Path) -> tuple[int, int, set[date]]:
+    """Merge the parts' rows into the store's tables. Return the digests added, those repeated, and the days written.
+
+    Renames damaged files of the store and raises StoreError with their names, as for a disk that fails.
+    """
     if not any(parts.iterdir()):
         return 0, 0, set()
     duckdb = import_needed("duckdb", NEED)

@@ -253,12 +253,12 @@ def collect(
     batch: int = 1,
     advance: Advance = lambda _: None,
 ) -> Steps[tuple[list[Examples], int]]:
-    """Run the edge models and the cloud on each input that reaches the first of them, regardless of their thresholds.
+    """Run the edge models and the cloud on each input that reaches the first of them, whatever the thresholds; the first twice.
 
-    Returns the examples of each edge model, and how many inputs reached it. An edge model is reached by the inputs that the edge
-    models before it defer, by their thresholds; with all edge models every input reaches each. They run inputs one by one. Egress
-    rules, consent, limits and ledger apply to the cloud, and its rate is respected. Inputs without a cloud answer are dropped, at
-    most `MAY_FAIL` of them.
+    The extra run warms up. Returns the examples of each edge model, and how many inputs reached it. An edge model is reached by
+    the inputs that the edge models before it defer, by their thresholds; with all edge models every input reaches each. They run
+    inputs one by one. Egress rules, consent, limits and ledger apply to the cloud, and its rate is respected. Inputs without a
+    cloud answer are dropped, at most `MAY_FAIL` of them.
 
     Args:
         calls: caller of the router's models.
@@ -272,7 +272,8 @@ def collect(
         advance: called with the number of inputs just answered, by edge or cloud.
 
     Raises:
-        BadInput: there are no inputs, one does not fit the edge model, or a label is not one of its classes.
+        BadInput: there are no inputs, none reaches the edge model, one does not fit it, a label is not one of its classes, or no
+            answer of the cloud could be right.
         MayNotLeave: the data class forbids sending.
         NoAnswer: the cloud failed on more than `MAY_FAIL` of the inputs.
         ModelError: the edge model cannot be used, fails on an input, or returns probabilities where its card says logits.

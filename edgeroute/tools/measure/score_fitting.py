@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edgeroute.confidence.hashed_words import HASHED
-from edgeroute.confidence.learned_features import PER_CLASS, TEXT, Array, Foreign, centred, names, of_logits, text_features
+from edgeroute.confidence.learned_features import PER_CLASS, TEXT, Array, Foreign, centre, feature_names, of_logits, text_features
 from edgeroute.confidence.learned_score import VERSION, Learned, expit, fallback, with_constant
 from edgeroute.errors import PolicyError
 from edgeroute.tools.measure import prompt_fitting
@@ -225,7 +225,7 @@ def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, 
             **examples.described,
             "name": "learned",
             "chosen_because": f"{summary}, {comparison} ({n} examples{without}: {harms:.4g} harms, {wins:.4g} wins)",
-            "features": names(examples.classes, foreign is not None) if examples.columns is None else table.shape[1],
+            "features": feature_names(examples.classes, foreign is not None) if examples.columns is None else table.shape[1],
             **fitted.data,
             "foreign": None if foreign is None else {part: a.tolist() for part, a in foreign._asdict().items()},
             **({} if blending is None else {"blend": blending}),
@@ -335,7 +335,7 @@ def fit_foreign(logits: Array, right: Array) -> Foreign:
         logits: [n, C], finite or -inf.
         right: [n], bool: rows to use; all, if none is right.
     """
-    z, u = centred(logits)
+    z, u = centre(logits)
     predicted, keep = z.argmax(1), right if right.any() else np.ones(len(z), bool)
     u, predicted = u[keep], predicted[keep]
     seen, class_index = np.unique(predicted, return_inverse=True)

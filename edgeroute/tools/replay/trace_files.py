@@ -147,7 +147,10 @@ def convert(path: Path, out: Path) -> tuple[int, int]:
 
 
 def _write_json(out: Path, records: Iterator[Mapping[str, Any]]) -> int:
-    """Write records as JSON lines, replacing the file atomically at the end, and return their number."""
+    """Write records as JSON lines to NAME.new, and rename that to `out` at the end, without fsync. Return the number of records.
+
+    Raises StoreError if the disk fails; NAME.new is deleted.
+    """
     new, number = out.with_name(f"{out.name}.new"), 0
     try:
         with open(new, "wb", opener=private) as file:

@@ -316,9 +316,8 @@ class _Run:
         policy, counts = self.setup.policy, self.counts
         edges, before = self.edges, self.facts
         edge_s = max((counts.quantile(name, 0.99) or 0.0 for name in edges), default=0.0)
-        facts = Facts(
-            edge_s=edge_s, reserves=counts.reserves(edges), no_hedge=self._no_hedge(now) if policy.hedge_after != INF else ""
-        )
+        no_hedge = self._reason_against_hedges(now) if policy.hedge_after != INF else ""
+        facts = Facts(edge_s=edge_s, reserves=counts.reserves(edges), no_hedge=no_hedge)
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
         if self.joules:
@@ -362,8 +361,8 @@ class _Run:
         """Return the joules spent on requests."""
         return self.tally.joules + self.tally.run_joules
 
-    def _no_hedge(self, now: float) -> str:
-        """Return the reason why nothing is hedged now; empty if hedging is allowed."""
+    def _reason_against_hedges(self, now: float) -> str:
+        """Return why no call is hedged: a metered link, half of the budget spent, an open breaker; empty: hedges are allowed."""
         if self.setup.metered:
             return "the link is metered"
         if self.spending.scarce(now):

@@ -385,7 +385,10 @@ class RequestLog:
             self._record(scope, status, monotonic() - begun)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a request and log it with its client's id, each if asked for; an unknown model has no name."""
+        """Count a request and its duration in the metrics, and log it with its Idempotency-Key, each if requested.
+
+        A model that is not served has an empty name in both.
+        """
         named = scope.get("path_params", {}).get("name", "")
         model = named if named in self._served else named.removesuffix("-encoded")
         model = model if model in self._served else ""
@@ -412,7 +415,9 @@ def app(
     metrics: bool = False,
     logs: bool = False,
 ) -> Starlette:
-    """Load the models and build the ASGI application that serves them by name, each in version 1; it closes them at its end.
+    """Load the models and build the ASGI application that serves them by name, each in version 1.
+
+    It stops its threads at its end. The models stay loaded, for the caller to close. There is no authentication.
 
     Args:
         models: loaded here, so that an unsuitable one fails before the server listens. Each declares its `inputs`, as ONNX models
@@ -444,7 +449,7 @@ def app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        """Close the models at the end of the application."""
+        """Stop the threads of the models and of the parser at the end of the application, without waiting."""
         yield
         for model in served.values():
             model.close()

@@ -423,7 +423,7 @@ class Course:
         """Step the devices up to that time, each at its own readings."""
         while len(due := np.flatnonzero(self.due <= time)):
             self._drain(due, self.due[due])
-            self._read(due)
+            self._apply_rules(due)
             self.due[due] += self._every_s
             self.per_s = self._per_s()
 
@@ -460,8 +460,8 @@ class Course:
         self._force_s += (self._on[:, who] * passed_s) @ (self.sizes[who] / self._scenario.devices)
         self._at[who] = times
 
-    def _read(self, who: Ints) -> None:
-        """Read the sensors of these kinds and step their rules; a kind with an empty battery sends nothing."""
+    def _apply_rules(self, who: Ints) -> None:
+        """Apply the rules to the sensors of these kinds, and count the switches; an empty battery sets its kind's shares to 0."""
         device, load = self._device, np.minimum(1.0, self._scenario.per_minute / 60 * self._edge * self._device.run_s)
         power_w, weights = self._power_w(np.arange(self.count)), self.sizes / self._scenario.devices
         mains = device.battery is None
