@@ -34,7 +34,7 @@ from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refuse
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
 from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import json_dumps, json_loads
-from edgeroute.text.build_openai_requests import Chat
+from edgeroute.text.build_openai_requests import Chat, embedding_request
 from edgeroute.text.read_openai_replies import (
     FIELDS,
     LONG,
@@ -43,6 +43,7 @@ from edgeroute.text.read_openai_replies import (
     RunningConfidence,
     answer,
     content_size,
+    embeddings,
     is_error,
     is_piece,
     is_silent,
@@ -138,6 +139,7 @@ def _is_long(error: Mapping[str, Any]) -> bool:
 
 BASE = "/v1"
 ROUTES = ("/chat/completions", "/completions")
+_JSON = ("Content-Type", "application/json")
 MAX_REPLY = 8 << 20  # default maximum of a reply, bytes: a token's event in a stream takes some hundred
 NO_LIST = {404, 405, 501}  # HTTP statuses of servers that do not list their models
 EXPECTED = 512  # tokens of an answer to book ahead if its maximum length is unknown
@@ -164,7 +166,8 @@ class OpenAIChat(OneByOne):
 
     It answers a text, messages (`[{"role": "user", "content": ...}]`), or a request in OpenAI's JSON (`{"messages": ..., "tools":
     ...}`) with a text. The outputs of an answer are the whole completion in OpenAI's JSON, with `usage`, `finish_reason` and tool
-    calls. What the caller's request says goes before the settings here, but for the model, the form of the reply and `n`.
+    calls. A request with `input`, a list of texts, asks for embeddings: the answer is an array [texts, size]. What the caller's
+    request says goes before the settings here, but for the model, the form of the reply and `n`.
 
     Args:
         url: of the API, as in https://api.example.com/v1; without a path it is /v1.
@@ -401,6 +404,10 @@ class OpenAIChat(OneByOne):
             raise BadReply(f"{self.where} gave a reply that is not a completion: a {type(document).__name__}")
         if document.get("error") is not None or document.get("object") == "error":
             raise of_event(document.get("error") or document, call.body, self.where, self.model, self.address)
+        if "data" in document and "choices" not in document:
+            count = len(json_loads(call.body)["input"]) if call.body else None
+            yield _count_usage(document.get("usage"), call.tokens) or call.tokens or Tokens()
+            return embeddings(document, count, self.where, BadReply)
         prediction = self._answer(document)
         choice = document["choices"][0]
         size = content_size([choice.get("text"), choice.get("message")])
@@ -461,6 +468,9 @@ class OpenAIChat(OneByOne):
         The caller's limit of tokens replaces that of the settings, whichever name it has.
         """
         try:
+            if (wanted := embedding_request(x)) is not None:
+                body = json_dumps({**wanted, "model": self.model})
+                return Call("POST", f"{self._base}/embeddings", [_JSON], body, tokens=Tokens(len(body)))
             request, chat = self._chat.request(x)
             request["model"] = self.model
             if {"max_tokens", "max_completion_tokens"} <= {*request}:  # which servers refuse together: the caller's goes first
@@ -475,7 +485,7 @@ class OpenAIChat(OneByOne):
             tokens = _bound_tokens(request, len(body))
         except BadInput as e:
             raise BadInput(f"{self.where}: {e}") from e
-        return Call("POST", self._base + ROUTES[not chat], [("Content-Type", "application/json")], body, tokens=tokens)
+        return Call("POST", self._base + ROUTES[not chat], [_JSON], body, tokens=tokens)
 
     def __repr__(self) -> str:
         return f"OpenAIChat({self.address.origin + self._base!r}, model={self.model!r})"

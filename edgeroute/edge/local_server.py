@@ -17,8 +17,8 @@ from edgeroute.errors import ModelError, PolicyError, check_number
 from edgeroute.http.addresses_and_messages import Call
 from edgeroute.http.loopback_client import SHORT, Local, exchange
 from edgeroute.system.process import json_loads
-from edgeroute.text.build_openai_requests import Chat, checked_score
-from edgeroute.text.read_openai_replies import Gathered, answer, events, failure
+from edgeroute.text.build_openai_requests import Chat, checked_score, embedding_request
+from edgeroute.text.read_openai_replies import Gathered, answer, embeddings, events, failure
 from edgeroute.types import StopToken
 
 OK, UNAUTHORIZED, FORBIDDEN, MISSING, LOADING = 200, 401, 403, 404, 503
@@ -30,7 +30,8 @@ class LocalServer:
     It counts as an edge: its inputs do not leave the device, so no permit, consent or limit applies. It therefore connects to
     loopback addresses and unix sockets only, checks the address of each connection, uses no proxy and follows no redirect.
 
-    Inputs and answers are those of `LlamaModel`.
+    Inputs and answers are those of `LlamaModel`. A request with `input`, a list of texts, asks for embeddings: the answer is an
+    array [texts, size].
 
     Args:
         url: `http://127.0.0.1:11434/v1`, or `unix:/PATH` of a socket.
@@ -140,12 +141,22 @@ class LocalServer:
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
         """Send one input; return a list of one prediction, as `run`. Raises as `stream`."""
+        if (wanted := embedding_request(x)) is not None:
+            return [self._embeddings(wanted, cancel)]
         pieces = self.stream(x, cancel)
         try:
             while True:
                 next(pieces)
         except StopIteration as end:
             return [end.value]
+
+    def _embeddings(self, request: dict[str, Any], cancel: StopToken | None) -> Prediction:
+        """Send a request for embeddings; return them. Raises as `run`."""
+        request |= {} if self._model is None else {"model": self._model}
+        with self._exchange("POST", "/embeddings", json.dumps(request).encode(), cancel) as (reply, parts):
+            if reply.status != OK:
+                raise self._status_error(reply.status, parts, request, is_request=True)
+            return embeddings(self._parse(b"".join(parts)), len(request["input"]), self._where)
 
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
         """Send one input, yield the answer in pieces, and return the prediction; closing the generator ends the exchange.

@@ -168,6 +168,7 @@ class Gateway(Section):
     """Requests of the gateway's clients (gateway.md); read at its start."""
 
     allow: AnyTexts = Field([], description="Further keys of a request that reach the model and the cloud, with any value.")
+    embeddings: Text | None = Field(None, description="Policy of the one model of `/v1/embeddings`, or this file.")
 
 
 class Fleet(Section):

@@ -128,6 +128,23 @@ class Chat:
         return [{"role": "system", "content": self.system}, *messages]
 
 
+def embedding_request(x: Any) -> dict[str, Any] | None:
+    """Return the request for the embeddings of texts, a copy of the caller's with `input`; None: the input asks for an answer.
+
+    The vectors are requested as Base64, as each number of a list would be a value to parse.
+
+    Raises:
+        BadInput: `input` is no list of texts, one is empty, or the request cannot be written as JSON in UTF-8.
+    """
+    if not isinstance(x, Mapping) or "input" not in x or {"messages", "prompt"} & x.keys():
+        return None
+    texts = x["input"]
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise BadInput("input, of embeddings, is a list of texts, of which none is empty")
+    _check_json(x)
+    return {**x, "encoding_format": "base64"}
+
+
 def _messages(given: Any, texts_only: bool) -> list[dict[str, Any]]:
     """Return copies of the messages, after checking them.
 

@@ -6,13 +6,17 @@ errors.
 
 from __future__ import annotations
 
+import binascii
 import json
 import logging
 import re
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import exp
 from typing import Any, Final
+
+import numpy as np
 
 from edgeroute.confidence.first_tokens import IMPOSSIBLE, impossible, of_tokens, token_entries, token_logprobs
 from edgeroute.confidence.scores import Unscored, quantile_of
@@ -412,6 +416,29 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
         text = refusal if isinstance(refusal, str) and refusal.strip() else text
     sure = Unscored("its answer has no text") if is_silent(text, reply) else _confidence(logprobs, rule)
     return Prediction(text, sure, reply)
+
+
+def embeddings(reply: Mapping[str, Any], count: int | None, where: str, wrong: type[EdgerouteError] = ModelError) -> Prediction:
+    """Return the vectors of a reply, float32 [texts, size] in the order of the texts, with its model and usage; no confidence.
+
+    Args:
+        reply: the reply; each vector is Base64 or a list of numbers.
+        count: number of texts; None: unknown.
+        where: name of the model or server, in messages.
+        wrong: class of the exception.
+
+    Raises:
+        ModelError: there is not one vector for each text, or their sizes differ; or `wrong`, another class.
+    """
+    with suppress(AttributeError, LookupError, TypeError, ValueError):  # none is chained: it may quote the reply
+        rows = sorted(reply["data"], key=lambda row: row["index"])
+        coded = [row["embedding"] for row in rows]
+        plain = [np.frombuffer(binascii.a2b_base64(row), "<f4") if isinstance(row, str) else row for row in coded]
+        vectors = np.array(plain, np.float32)
+        each = [row["index"] for row in rows] == [*range(count or len(rows))]
+        if each and vectors.ndim == 2 and vectors.size and np.isfinite(vectors).all():  # noqa: PLR2004 - texts and numbers
+            return Prediction(vectors, None, {key: reply[key] for key in ("model", "usage") if key in reply})
+    raise wrong(f"{where} gave a reply that is not a vector for each text, all of one size")
 
 
 def is_silent(text: str, reply: Mapping[str, Any]) -> bool:

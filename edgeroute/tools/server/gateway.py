@@ -43,6 +43,7 @@ try:
     from edgeroute.tools.server import anthropic_messages as messages
     from edgeroute.tools.server import gateway_requests as openai
     from edgeroute.tools.server import oip_messages as protocol
+    from edgeroute.tools.server import openai_embeddings as embedding
     from edgeroute.tools.server import openai_responses as responses
     from edgeroute.tools.server.oip_messages import reply
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
@@ -52,8 +53,6 @@ except ImportError as e:
 
 if TYPE_CHECKING:
     from edgeroute.record.instrument_interface import Instrument
-    from edgeroute.router.async_router import AsyncRouter
-    from edgeroute.router.policy_snapshot import Snapshot
 
 MOST_ROWS = 1024  # most rows of one request; each is routed by itself
 # Outputs of every answer. A label is text, or JSON of any other value; a missing confidence is NaN, null in JSON.
@@ -239,7 +238,7 @@ class Dialect(NamedTuple):
 
 
 class Completions:
-    """POST handler for chat and text completions, responses and messages.
+    """POST handler for chat and text completions, responses, messages and embeddings.
 
     Plain ASGI, so that a client's disconnect cancels its request.
     """
@@ -371,8 +370,9 @@ def app(
     body_timeout_s: float = 30.0,
     metrics: bool = False,
     allow: Collection[str] = (),
+    embeddings: AsyncRouter[Any] | None = None,
 ) -> Starlette:
-    """Build the ASGI application that serves a router. The application closes the router when it shuts down.
+    """Build the ASGI application that serves a router. The application closes the routers when it shuts down.
 
     Args:
         router: a router for asyncio.
@@ -386,10 +386,11 @@ def app(
         body_timeout_s: time for a request's body to arrive; later it gets 408.
         metrics: True serves `/metrics` for Prometheus, under the same access rules as the other paths.
         allow: keys of a request that clients may send, and with any value, beside those in `gateway_requests.KEYS`.
+        embeddings: router of one model, for `/v1/embeddings`; may be `router`. None: there is no such path.
 
     Raises:
         PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1, a key in `allow`
-            that the gateway handles itself.
+            that the gateway handles itself, or a router of embeddings with several models.
     """
     limits = {
         "max_concurrent": max_concurrent, "max_body_bytes": max_body_bytes, "max_json_bytes": max_json_bytes,
@@ -417,7 +418,8 @@ def app(
             yield
         finally:
             calls.close()
-            await router.close()
+            for each in {router, embeddings or router}:
+                await each.close()
 
     stored = responses.StoredResponses()
     of_client: dict[str, Any] = {"names": names_all, "allow": allow}
@@ -453,6 +455,12 @@ def app(
             Route(base, tensors.model),
             Route(f"{base}/ready", tensors.model_ready),
         ]
+    if embeddings is not None:
+        embedding.check_one_model(embeddings.engine.snapshot)
+        embeddings.engine.private = router.engine.private  # a private turn of a chat stays on this path, too
+        vectors = Dialect(partial(embedding.read_request, **of_client), embedding.EmbeddingReply)
+        handler = Completions(embedding.EmbeddingRouting(embeddings), calls, vectors)
+        routes.append(Route("/v1/embeddings", handler, methods=["POST"]))
     if metrics:
         routes.append(Route("/metrics", metrics_page(router)))
     guard = Middleware(access.Guard, hosts=tuple(hosts), token=token)
@@ -525,7 +533,7 @@ def gateway(
     if token is None and not _is_loopback(host):
         raise PolicyError(f"{host} can be reached from other machines: give --token-env NAME, or listen on 127.0.0.1")
     router: Any = policy
-    names_all = [*names]
+    names_all, routers = [*names], list[AsyncRouter[Any]]()
     SERVES_OTHERS.set()
     try:
         if isinstance(policy, str | Path):
@@ -534,19 +542,26 @@ def gateway(
             section = load(Path(policy)).gateway
             limits = {"allow": section.allow if section else (), **limits}
             router = router_of(policy, metrics=metrics, instruments=instruments)
+            routers.append(router)
+            if section is not None and section.embeddings is not None:
+                path = Path(policy).parent / section.embeddings
+                limits["embeddings"] = router if path == Path(policy) else router_of(path, instruments=instruments)
             stem = Path(policy).stem
             names_all += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
-        _check_llama(router.engine.snapshot)
-        for line in _unsendable(router.engine.snapshot):  # the gateway still serves: the edge answers without it
-            log.warning("%s; start the gateway again once it is", line)
+        routers = [*{router, limits.get("embeddings") or router}]
+        for each in routers:
+            _check_llama(each.engine.snapshot)
+            for line in _unsendable(each.engine.snapshot):  # the gateway still serves: the edge answers without it
+                log.warning("%s; start the gateway again once it is", line)
         application = app(
             router, names=names_all, token=token, hosts=hosts, metrics=metrics or of_router(router) is not None, **limits
         )  # fmt: skip
         return run(application, host, port, partial(notify_alive, "serving a router"), on_ready)
     finally:
         SERVES_OTHERS.clear()
-        if not isinstance(router, str | Path) and not router.engine.closed:  # the application never started
-            asyncio.run(router.close())
+        for each in routers:
+            if not each.engine.closed:  # the application never started
+                asyncio.run(each.close())
 
 
 def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequence[Instrument] = ()) -> AsyncRouter[Any]:

@@ -134,13 +134,16 @@ MESSAGE: Final = frozenset({"role", "content", "name", "tool_calls", "tool_call_
 PART: Final = frozenset({"type", "text", "image_url", "input_audio", "file", "refusal"})
 
 
-def client_keys(body: Mapping[str, Any], handled: Collection[str], allow: Collection[str]) -> dict[str, Any]:
+def client_keys(
+    body: Mapping[str, Any], handled: Collection[str], allow: Collection[str], keys: Mapping[str, Range] = KEYS
+) -> dict[str, Any]:
     """Return the keys of a request that are passed to the router. A key whose value is null is dropped.
 
     Args:
         body: the parsed request.
         handled: keys that the gateway handles itself; they are not returned.
         allow: further keys, passed on as they are.
+        keys: declared keys, with their ranges.
 
     Raises:
         BadInput: a key is neither declared nor in `allow`, or its value is out of range.
@@ -150,7 +153,7 @@ def client_keys(body: Mapping[str, Any], handled: Collection[str], allow: Collec
         if value is None or key in handled or (key in DROPPED and key not in allow):
             continue
         if key not in allow:
-            if (declared := KEYS.get(key)) is None:
+            if (declared := keys.get(key)) is None:
                 name = clean(key, 40)
                 raise BadInput(
                     f"{name!r} is no key that clients of this gateway may send: leave it out, "
@@ -200,7 +203,7 @@ class CompletionRequest(NamedTuple):
     usage: bool  # True if a stream shall end with the usage
     logprobs: bool
     echo: Mapping[str, Any] = {}
-    """Keys that the reply has as the client sent them."""
+    """Keys on which the reply depends, as the client sent them."""
     messages: list[dict[str, Any]] | None = None
     """Messages that are stored with the answer, for a later request; None: none are."""
 

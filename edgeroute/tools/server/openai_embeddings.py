@@ -1,0 +1,108 @@
+"""OpenAI's Embeddings API on the gateway: a router of one model, so that all vectors can be compared with each other."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import numpy as np
+
+from edgeroute.errors import BadInput, ModelError, PolicyError
+from edgeroute.router.policy_snapshot import Snapshot
+from edgeroute.tools.server.access import Options
+from edgeroute.tools.server.gateway_requests import CompletionRequest, Range, Routing, check_names, client_keys, origin_of
+from edgeroute.types import Answer
+
+HANDLED: Final = ("model", "input", "encoding_format")
+MOST_TEXTS, MOST_DIMENSIONS = 2048, 16_384
+KEYS: Final = {"dimensions": Range(f"1..{MOST_DIMENSIONS:,}", lambda x: type(x) is int and 0 < x <= MOST_DIMENSIONS)}
+
+
+def check_one_model(snapshot: Snapshot) -> None:
+    """Raise PolicyError unless a policy has one model and no trial: vectors of two models cannot be compared."""
+    if len(snapshot.targets) != 1 or snapshot.trials:
+        names = ", ".join(target.name for target in snapshot.targets)
+        raise PolicyError(f"a policy of embeddings has one [edge] or one [cloud], and no trial, and this one has {names}")
+
+
+class EmbeddingRouting(Routing):
+    """Calls of a router of embeddings: one edge or one cloud, in each policy that is in force."""
+
+    async def infer(self, x: Any, wanted: Options) -> Answer[Any]:
+        """Route one list of texts and return its answer.
+
+        Raises:
+            PolicyError: the policy has several models, also if a reload brought them meanwhile.
+        """
+        check_one_model(self.router.engine.snapshot)
+        answer = await super().infer(x, wanted)
+        check_one_model(self.router.engine.snapshot)
+        return answer
+
+
+def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = ()) -> CompletionRequest:
+    """Validate the parsed body of `/v1/embeddings` and return the request for the router, in which `input` is a list of texts.
+
+    Token numbers are refused: they are of one tokenizer, and cannot be compared with texts that may not leave.
+
+    Raises:
+        BadInput: the request has an unsupported or invalid option.
+        HTTPException: 404, for another model.
+    """
+    model, stream = check_names(body, names)
+    texts, form = body.get("input"), body.get("encoding_format", "float")
+    if stream:
+        raise BadInput("embeddings come at once: leave stream out")
+    if form not in ("float", "base64", None):
+        raise BadInput("encoding_format is float or base64")
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadInput(
+            "input is a text or a list of texts; token numbers are not supported, since each model has its own: "
+            "send texts (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+        )
+    if not 0 < len(texts) <= MOST_TEXTS or not all(texts):
+        raise BadInput(f"input has 1 to {MOST_TEXTS} texts, none of them empty")
+    x = {"input": texts, **client_keys(body, HANDLED, allow, KEYS)}
+    return CompletionRequest(x, False, model, False, False, False, {"encoding_format": form})
+
+
+class EmbeddingReply:
+    """Builder of the reply to one request of `/v1/embeddings`."""
+
+    def __init__(self, request: CompletionRequest) -> None:
+        self._request = request
+
+    def body(self, answer: Answer[Any]) -> dict[str, Any]:
+        """Return the whole reply, with the origin of the answer as `edgeroute`; usage is 0 if the model does not count.
+
+        Raises:
+            ModelError: the answer is not one vector for each text.
+            BadInput: the model's vectors have another size than the request's `dimensions`.
+        """
+        x, encode = self._request.x, self._request.echo["encoding_format"] == "base64"
+        vectors = _vectors(answer.value, len(x["input"]))
+        if (size := x.get("dimensions")) is not None and size != vectors.shape[1]:
+            raise BadInput(f"dimensions is {size}, and this model's vectors have {vectors.shape[1]} numbers: leave it out")
+        rows = [b64encode(row.tobytes()).decode() for row in vectors] if encode else vectors.tolist()
+        usage = answer.outputs.get("usage") if isinstance(answer.outputs, Mapping) else None
+        return {
+            "object": "list",
+            "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
+            "model": self._request.model,
+            "usage": usage if isinstance(usage, Mapping) else {"prompt_tokens": 0, "total_tokens": 0},
+            "edgeroute": origin_of(answer),
+        }
+
+
+def _vectors(value: Any, count: int) -> Any:
+    """Return an answer's value as float32 [count, size], little-endian. Raises ModelError for anything else."""
+    with suppress(TypeError, ValueError, OverflowError):
+        vectors = np.ascontiguousarray(value, "<f4")
+        if vectors.ndim == 2 and len(vectors) == count and vectors.size and np.isfinite(vectors).all():  # noqa: PLR2004 - rows and numbers
+            return vectors
+    raise ModelError(
+        f"the model gave a {type(value).__name__} that is not {count} vectors of one size: a function returns (vectors, None)"
+    )
