@@ -25,7 +25,7 @@ FLOORS = (
     ("decisions, pure", ANSWER, ("core",)),
 )  # fmt: skip
 """Of the house, from the top: what a floor is for, its colour, its rooms."""
-UNSEEN = {"__init__", "__main__", "asgi"}
+UNSEEN = {"__init__", "__main__", "asgi", "sklearn"}
 """Rooms that are single files of names."""
 
 

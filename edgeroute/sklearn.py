@@ -1,0 +1,130 @@
+"""scikit-learn classifier of two: one runs on the device, and another answers the rows of which the first is not sure."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils.multiclass import check_classification_targets, unique_labels
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from edgeroute.cloud.cloud_backend import Function
+from edgeroute.confidence.output_recognition import Labels, label_form
+from edgeroute.edge.estimator import Estimator
+from edgeroute.router.router import Router
+
+if TYPE_CHECKING:
+    from edgeroute.confidence.certificate import Certificate
+
+BATCH = 32  # rows of one request, as `Router.calibrate` has them
+
+
+class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Classifier of scikit-learn's kind, whose rows go from an edge to a cloud where the edge's confidence is below a threshold.
+
+    `fit` trains on a share of the rows, and calibrates the threshold on the others, drawn at random.
+
+    Args:
+        edge: classifier with `predict_proba`. `fit` trains a clone; pass a trained one as `FrozenEstimator(classifier)`.
+        cloud: another classifier, or a cloud of `Router` whose values are classes: an address, endpoint, function of a row.
+        max_loss: exactly one of these three is the guarantee, as of `Router.calibrate`; 0..1.
+        max_error: see above.
+        max_defer: see above.
+        sure: probability of the guarantee.
+        calibrate_on: share of the rows for the calibration, 0..1; all, where nothing is trained.
+        random_state: seed, or generator, of the split; None: another split in each `fit`.
+        options: further arguments of the `Router`, such as `limits` and `egress`.
+
+    Attributes:
+        classes_: [k], the classes of `y`.
+        edge_: the trained edge.
+        cloud_: the trained cloud, or `cloud` itself.
+        certificate_: the certificate that the calibration found.
+    """
+
+    classes_: Any
+    edge_: Any
+    cloud_: Any
+    certificate_: Certificate
+
+    def __init__(
+        self, edge: Any, cloud: Any, *, max_loss: float | None = None, max_error: float | None = None,
+        max_defer: float | None = None, sure: float | None = 0.95, calibrate_on: float = 0.3, random_state: Any = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.edge, self.cloud, self.sure, self.calibrate_on, self.options = edge, cloud, sure, calibrate_on, options
+        self.max_loss, self.max_error, self.max_defer, self.random_state = max_loss, max_error, max_defer, random_state
+
+    def fit(self, X: Any, y: Any) -> RoutedClassifier:  # noqa: N803 - as in scikit-learn
+        """Train clones on rows X [n, features] and classes y [n], calibrate the threshold, and return this classifier.
+
+        Raises:
+            NotEnough: the rows for the calibration are too few for the guarantee.
+            ValueError: X or y has another form, two classes differ in case or white space alone, or the guarantee is invalid.
+            CloudError, NoAnswer: the cloud does not answer.
+        """
+        X, y = validate_data(self, X, y)  # noqa: N806
+        check_classification_targets(y)
+        self.classes_ = unique_labels(y)
+        if len({label_form(name) for name in self.classes_}) < len(self.classes_):
+            raise ValueError("two classes of y are one label for the router, as they differ in case or white space alone")
+        trained = [model for model in (self.edge, self.cloud) if hasattr(model, "fit") and not isinstance(model, FrozenEstimator)]
+        of_fit, of_calibration = (X, y), (X, y)
+        if trained:
+            parts = train_test_split(X, y, test_size=self.calibrate_on, random_state=self.random_state)
+            of_fit, of_calibration = parts[::2], parts[1::2]
+        self.edge_, self.cloud_ = (
+            clone(model).fit(*of_fit) if hasattr(model, "fit") else model for model in (self.edge, self.cloud)
+        )
+        with self._router(1.0) as router:
+            result = router.calibrate(
+                *of_calibration, max_loss=self.max_loss, max_error=self.max_error, max_defer=self.max_defer, sure=self.sure,
+                progress=False,
+            )  # fmt: skip
+        self.certificate_ = result.certificate
+        return self
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        """Return the class of each row, [n]; errors as of `predict_proba`."""
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(1)]
+
+    def predict_proba(self, X: Any) -> Any:  # noqa: N803
+        """Return the probability of each class, [n, k], of the side that answers the row; 1 for a class that has none.
+
+        Warns if rows were answered by the edge for lack of an answer of the cloud.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: X has another form, or an answer is no class of `y`.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False)  # noqa: N806
+        with self._router(self.certificate_.threshold) as router:
+            answers = [answer for i in range(0, len(X), BATCH) for answer in router.infer_many(list(X[i : i + BATCH]))]
+        if degraded := sum(answer.degraded for answer in answers):
+            warnings.warn(f"the cloud did not answer {degraded} of {len(answers)} rows: the edge's answers count", stacklevel=2)
+        rows, labels = np.zeros((len(answers), len(self.classes_))), Labels(self.classes_.tolist(), "y")
+        index = {name: i for i, name in enumerate(labels.labels or ())}
+        for row, answer in zip(rows, answers, strict=True):
+            given = answer.outputs
+            if not isinstance(given, Mapping) or not given.keys() <= index.keys():
+                given = {labels.same(answer.value): 1.0}
+            if not given.keys() <= index.keys():
+                raise ValueError(f"an answer of {answer.leg} is no class of y")
+            row[[index[name] for name in given]] = [*given.values()]
+        return rows
+
+    def _router(self, threshold: float) -> Router[Any]:
+        """Return a new router of the trained edge and the cloud."""
+        cloud = model = self.cloud_
+        if hasattr(model, "predict_proba"):
+            cloud = Function(Estimator(model), kind="probabilities")
+        elif hasattr(model, "predict"):
+            cloud = lambda row: model.predict([row])[0]  # noqa: E731 - a name for its messages would not help
+        return Router(self.edge_, cloud, threshold=threshold, **(self.options or {}))
