@@ -35,7 +35,6 @@ LOCKS = {
     "edge/coreml.py": "of a session, which a child sets aside",
     "edge/java_onnx.py": "no child can use Java",
     "edge/litert.py": "of an interpreter, which a child sets aside",
-    "edge/llama_packages.py": "of an engine, which a child sets aside",
     "edge/llama_process.py": "of an engine, which a child sets aside, and of a process that never forks",
     "router/leg_inputs.py": "of one call",
     "router/leg_execution.py": "of one call",
