@@ -111,6 +111,7 @@ def test_the_wheel_is_the_package_and_what_it_reads(wheel):
             "examples/edgeroute.service",
             "examples/grafana.json",
             "examples/distil.py",
+            "examples/java_onnx.py",
             "examples/retrain.py",
         )
     }

@@ -182,6 +182,8 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
         pytest.importorskip("skl2onnx")
         answered()
         shutil.copy(ROOT / "examples" / "retrain.py", "retrain.py")
+    if page.name == "devices.md":
+        shutil.copy(ROOT / "examples" / "java_onnx.py", "java_onnx.py")
     if page.name == "replay.md":
         logged()
     for language, text in snippets(page):

@@ -32,7 +32,7 @@ import numpy as np
 from jnius import autoclass
 import edgeroute
 from edgeroute import BadInput, ModelError, Router, RuntimeMissing, StopToken
-from edgeroute.edge.java_onnx import JavaOnnxModel
+from java_onnx import JavaOnnxModel
 from edgeroute.testing import edge_contract
 
 def model(*lines):
@@ -72,7 +72,7 @@ def run(folder, classes, body):
     home = Path(JAVAC).resolve().parent.parent
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT.parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT.parent), str(ROOT.parent / "examples"), os.environ.get("PYTHONPATH", "")]),
         "JAVA_HOME": str(home),
     }
     done = subprocess.run(
@@ -107,7 +107,7 @@ assert opened() == (0, 0)
 def test_a_router_runs_it_for_all_onnx_files(tmp_path, classes):
     """Once it is registered."""
     body = """
-edgeroute.register(".onnx", "edgeroute.edge.java_onnx:JavaOnnxModel")
+edgeroute.register(".onnx", "java_onnx:JavaOnnxModel")
 with Router(one, threshold=0.1) as router:
     assert router.check().ok, router.check().lines
     assert router.infer(x).value == 2

@@ -33,7 +33,6 @@ LARGE = {
 LOCKS = {
     "catalog/model_updates.py": "an updater belongs to the process that began it, with its thread",
     "edge/coreml.py": "of a session, which a child sets aside",
-    "edge/java_onnx.py": "no child can use Java",
     "edge/litert.py": "of an interpreter, which a child sets aside",
     "edge/llama_process.py": "of an engine, which a child sets aside, and of a process that never forks",
     "router/leg_inputs.py": "of one call",

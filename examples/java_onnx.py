@@ -1,4 +1,4 @@
-"""ONNX models on ONNX Runtime's Java library, for Android, where Python's library has no wheel."""
+"""ONNX models on ONNX Runtime's Java library, for apps on Android, where Python's has no wheel: copy this file into the app."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class JavaOnnxModel(ModelFile):
     """Edge model from a .onnx file, run through Java by pyjnius or Chaquopy. Loaded at the first run, or by `load()`.
 
     The app brings the library, `com.microsoft.onnxruntime:onnxruntime-android`. To use this class in place of `OnnxModel` for all
-    .onnx files: `edgeroute.register(".onnx", "edgeroute.edge.java_onnx:JavaOnnxModel")`. One of these models runs at a time.
+    .onnx files: `edgeroute.register(".onnx", "java_onnx:JavaOnnxModel")`. One of these models runs at a time.
 
     Args:
         path: the model file.
