@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import sqlite3
 import threading
-import zipfile
 from queue import Queue
 
 import numpy as np
@@ -18,7 +16,7 @@ from commands import cli
 
 from edgeroute import Instrument, Outbox, PlainJson, Prediction
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting
-from edgeroute.stores.serialisation import MIXED, NPY, NPZ, decode_input, encode_input, join_parts
+from edgeroute.stores.serialisation import MIXED, NPY, decode_input, encode_input, join_parts
 from edgeroute.testing import CannedServer, FakeCloud
 
 NAMES = ["r0", "r1", "r2", "r3"]
@@ -265,19 +263,10 @@ def npy(shape, of="<f8", body=b"", version=b"\1\0"):
     return b"\x93NUMPY" + version + len(header).to_bytes(2 if version == b"\1\0" else 4, "little") + header + body
 
 
-def npz(body, **options):
-    """A .npz file with this member."""
-    to = io.BytesIO()
-    with zipfile.ZipFile(to, "w", **options) as z:
-        z.writestr("a.npy", body)
-    return to.getvalue()
-
-
 HUGE = (10**14,)
 BOMBS = [
     *((NPY, npy(*given)) for given in ((HUGE,), (HUGE, "<U9"), ((2, 10**30),), ((-1,),), ((2,), "<f8", b"8 bytes."), (HUGE, "|O"))),
     (NPY, npy(HUGE, version=b"\2\0")), (NPY, npy((1,), body=b"8 bytes.", version=b"\3\0")), (NPY, npy("nothing")), (NPY, b"PK"),
-    (NPZ, npz(npy(HUGE))), (NPZ, npz(npy((1 << 20,), "<f8", bytes(8 << 20)), compression=zipfile.ZIP_DEFLATED)),
     (MIXED, join_parts([b'{"a":["a"]}', npy(HUGE)])),
 ]  # fmt: skip
 
@@ -364,9 +353,3 @@ def test_a_router_is_told_of_it(kind, tmp_path, caplog):
         until(lambda: ("damaged", names[1]) in seen)
         router.close()
     assert f"entry {names[1]} is damaged" in caplog.text
-
-
-def test_a_mapping_of_arrays_that_an_earlier_version_queued_is_read():
-    read = decode_input(NPZ, npz(npy((2,), body=np.array([1.0, 2.0]).tobytes())))
-    assert list(read) == ["a"]
-    assert read["a"].tolist() == [1.0, 2.0]

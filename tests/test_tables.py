@@ -392,14 +392,10 @@ def test_a_damaged_score_of_words(change, message):
         Learned({**data, "words": {**data["words"], **change}})
 
 
-def test_a_score_of_an_earlier_version():
-    """One of 64 buckets says what to do; one of sizes and characters alone still works."""
+def test_a_score_without_words():
+    """One of sizes and characters alone works."""
     texts, edge, cloud = questions(100)
     table = [prompt_features(text, buckets=0) for text in texts]
     few = list(table[0])[:14]
-    score = fit([{name: row[name] for name in few} | {"of a word": float(i % 3)} for i, row in enumerate(table)], edge, cloud)
-    data = {**score.data, "columns": ["bucket 0" if name == "of a word" else name for name in score.data["columns"]]}
-    with pytest.raises(ModelError, match="earlier prompt_features with few buckets: fit it again"):
-        Learned(data)
     score = Learned(fit([{name: row[name] for name in few} for row in table], edge, cloud).data)
     assert np.isfinite(score.many([prompt_features(text) for text in texts])).all()

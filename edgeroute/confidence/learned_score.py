@@ -166,8 +166,6 @@ class Learned:
             or (data.get("base") is not None and not self._table[0])
         ):
             raise ValueError("its columns are no names with a width each")
-        if self._table is not None and {"bucket 0", "longest word"} <= set(self._table[0]):
-            raise ModelError("the score is of an earlier prompt_features with few buckets: fit it again")
         self._base, self._words = data.get("base"), WordWeights(data["words"]) if "words" in data else None
         self._text, self._fitted = self.classes == 0 and self._table is None, self.name == "learned"
         self.of_logits = self.classes > 0

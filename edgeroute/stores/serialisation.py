@@ -1,14 +1,10 @@
-"""Serialisation of inputs, values and outputs: .npy, bytes, JSON, or nested values with arrays in them. Never pickle.
-
-Earlier versions wrote mappings of arrays as .npz files, which are still read: an outbox outlives an upgrade.
-"""
+"""Serialisation of inputs, values and outputs: .npy, bytes, JSON, or nested values with arrays in them. Never pickle."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -155,7 +151,7 @@ def unpack(body: bytes) -> Any:
     return value
 
 
-NPY, NPZ, RAW, JSON = "application/x-npy", "application/x-npz", "application/octet-stream", "application/json"
+NPY, RAW, JSON = "application/x-npy", "application/octet-stream", "application/json"
 # Content type of `edgeroute.stores.serialisation`: nested values with arrays and bytes in them.
 MIXED = "application/x-edgeroute-mixed"
 
@@ -188,11 +184,6 @@ def decode_input(content_type: str, body: bytes) -> Any:
     """
     if content_type == NPY:
         return from_npy(body)
-    if content_type == NPZ:
-        with zipfile.ZipFile(io.BytesIO(body)) as z:
-            if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > len(body) for member in z.infolist()):
-                raise ValueError("an array in the .npz file is compressed, or longer than the whole file")
-            return {name[: -len(".npy")]: from_npy(z.read(name)) for name in z.namelist()}
     if content_type == RAW:
         return body
     if content_type == JSON:
