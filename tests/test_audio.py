@@ -370,6 +370,7 @@ def test_a_live_source_is_answered_though_the_cloud_hangs(make):
         with live(make(edge, encoded(server.url)), "audio", feed, rate=RATE, barge_in=False, max_in_flight=1) as audio:
             feed.put(*words(2))
             assert [(u.index, u.final) for u in (next(audio), next(audio))] == [(0, False), (1, True)]
+            server.wait_for(lambda: server.requests)
             feed.end()
         server.wait_for(lambda: server.hung_up == 1)
 

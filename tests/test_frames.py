@@ -780,6 +780,7 @@ def test_cancelling_a_task_that_iterates():
             feed.put(1)
             task = asyncio.create_task(use())
             await begun.wait()
+            await asyncio.to_thread(server.wait_for, lambda: server.requests)
             task.cancel()
             feed.end()
             with pytest.raises(asyncio.CancelledError):

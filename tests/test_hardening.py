@@ -115,14 +115,15 @@ def test_a_buffer_is_the_same_input_with_a_deadline(make, x):
 )
 def test_a_buffer_that_is_used_again(make, gate, due, x):
     """A leg that outlives its call reads what was in it then."""
-    read, before = Queue(), list(x)
+    read, before, begun = Queue(), list(x), threading.Event()
 
     def cloud(x):
+        begun.set()
         gate.wait()
         read.put(list(x))
         return "cloud", 0.9
 
-    assert make(unsure, cloud).infer(x, deadline=due()).degraded
+    assert make(unsure, cloud).infer(x, deadline=due(begun.is_set)).degraded
     x[0] = 9
     gate.set()
     assert read.get(timeout=LONG) == before
