@@ -323,7 +323,6 @@ def test_a_token(scheme, path):
 REFUSED = [
     ("responses", {"input": "x", "tools": [{"type": "web_search"}]}, "web_search"),
     ("responses", {"input": "x", "background": True}, "background"),
-    ("responses", {"input": "x", "reasoning": {"effort": "high"}}, "reasoning_effort"),
     ("responses", {"input": "x", "provider": {"url": "http://x"}}, "provider"),
     ("responses", {"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
     ("responses", {"input": [{"type": "message", "role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input_file"),
@@ -418,3 +417,51 @@ def test_stored_responses_are_bounded(monkeypatch, client):
     with pytest.raises(openai.BadRequestError, match="no response that is stored"):
         client.responses.create(model="edgeroute", input="x", previous_response_id=ids[0])
     client.responses.create(model="edgeroute", input="x", previous_response_id=ids[2])
+
+
+def test_requests_of_home_assistant():
+    """Those of its OpenAI integration, by its source of 2025-12: a chat with a picture, a call of a tool, and a task with a structure."""
+    model = Whole(completion({"content": None, "tool_calls": [CALL]}, "tool_calls"))
+    options = {
+        "model": "gpt-5-mini", "max_output_tokens": 3000, "top_p": 1.0, "temperature": 1.0, "user": "01JY", "store": False,
+        "stream": True, "reasoning": {"effort": "low", "summary": "auto"}, "include": ["reasoning.encrypted_content"],
+        "text": {"verbosity": "medium"},
+    }  # fmt: skip
+    tools = [{"type": "function", "name": "weather", "parameters": WEATHER, "description": "The weather.", "strict": False}]
+    picture = {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}", "detail": "auto"}
+    file = {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERg=="}
+    items = [
+        {"type": "message", "role": "developer", "content": "Be brief."},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hot?"}, picture, file]},
+    ]
+    city = {"type": ["string", "null"]}
+    schema = {"type": "object", "properties": {"city": city}, "strict": True, "additionalProperties": False, "required": ["city"]}
+    form = {"format": {"type": "json_schema", "name": "city", "schema": schema}}
+
+    async def main(url):
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any") as client:
+            assert [one.id async for one in client.with_options(timeout=10.0).models.list()] == ["edgeroute", "gpt-5-mini"]
+            events = [event async for event in await client.responses.create(**options, input=items, tools=tools)]
+            result = {"type": "function_call_output", "call_id": "call-1", "output": "{}"}
+            call = {"type": "function_call", "name": "weather", "arguments": "{}", "call_id": "call-1"}
+            thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None}
+            again = {**options, "input": [*items, call, thought, result], "text": form}
+            async for _ in await client.responses.create(**again):
+                pass
+            return events
+
+    with serving(AsyncRouter(model), names=["gpt-5-mini"]) as url:
+        events = asyncio.run(main(url))
+    with serving(AsyncRouter(model), names=["gpt-5-mini"], allow=["reasoning_effort"]) as url:
+        asyncio.run(main(url))
+    added = next(event for event in events if event.type == "response.output_item.added")
+    done = next(event for event in events if event.type == "response.function_call_arguments.done")
+    assert (added.item.type, added.item.arguments, done.arguments) == ("function_call", "", '{"city": "Paris"}')
+    assert (events[-1].type, events[-1].response.usage.output_tokens) == ("response.completed", 2)
+    first, second, third, _ = model.asked
+    assert third["reasoning_effort"] == "low"
+    assert [message["role"] for message in first["messages"]] == ["developer", "user"]
+    assert [part["type"] for part in first["messages"][1]["content"]] == ["text", "image_url", "file"]
+    assert "reasoning_effort" not in first
+    assert second["response_format"]["json_schema"]["schema"] == schema
+    assert [message["role"] for message in second["messages"]] == ["developer", "user", "assistant", "tool"]

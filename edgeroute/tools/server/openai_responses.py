@@ -100,8 +100,9 @@ def read_request(
     keys = {key: value for key, value in body.items() if key not in HANDLED}
     keys |= {"max_completion_tokens": body.get("max_output_tokens"), "response_format": _response_format(body.get("text"))}
     keys |= {"tools": _tools(body.get("tools")), "tool_choice": _tool_choice(body.get("tool_choice"))}
-    reasoning = body.get("reasoning") or {}
-    keys |= {"reasoning_effort": reasoning.get("effort") if isinstance(reasoning, Mapping) else reasoning}
+    reasoning = body.get("reasoning")
+    if "reasoning_effort" in allow and isinstance(reasoning, Mapping):  # else how a model thinks is the policy's
+        keys["reasoning_effort"] = reasoning.get("effort")
     x = {"messages": client_messages([*system, *messages]), **client_keys(keys, (), allow)}
     echo = {key: body[key] for key in ECHOED if body.get(key) is not None}
     included = body.get("include") or []
