@@ -23,7 +23,7 @@ import psutil
 from figures import Figure, serving, size, table
 
 from edgeroute import Router
-from edgeroute.cloud.cloud_backend import Function
+from edgeroute.cloud.function_backend_and_replies import Function
 from edgeroute.record.instrument_interface import RequestEnded
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.tools.dashboard.in_process import AnswerFeed

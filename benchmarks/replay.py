@@ -13,7 +13,7 @@ from typing import Any
 from figures import Figure, size, table, timed
 
 from edgeroute import Limits, Router
-from edgeroute.cloud.cloud_backend import Function
+from edgeroute.cloud.function_backend_and_replies import Function
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.stores.rotated_json_lines import read as records_of
 from edgeroute.tools.replay import Recording, Setup, read, replay

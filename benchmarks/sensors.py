@@ -15,8 +15,8 @@ from figures import Figure, size
 from edgeroute import DeviceSensors, Options, Router, Rule
 from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
 from edgeroute.observe.device.linux_load_and_memory import Gpu, Load, Memory
+from edgeroute.observe.device.linux_temperature import Thermal, Throttling
 from edgeroute.observe.device.power_and_batteries import Battery, Power
-from edgeroute.observe.device.temperature import Thermal, Throttling
 from edgeroute.observe.network_routes import Links
 
 TREES = Path(__file__).resolve().parent.parent / "tests" / "device_trees"

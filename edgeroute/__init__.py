@@ -19,7 +19,7 @@ _HOMES = {
     "Router": "router.router", "AsyncRouter": "router.async_router", "Answer": "types", "Options": "core.routing_policy",
     "OnnxModel": "edge.onnx", "LiteRTModel": "edge.litert", "LlamaModel": "edge.llama", "CallableModel": "edge.callable_model",
     "OpenInference": "cloud.openinference", "OpenAIChat": "cloud.openai", "PlainJson": "cloud.json_api",
-    "Function": "cloud.cloud_backend", "Secret": "http.addresses_and_messages", "Rule": "core.device_rules",
+    "Function": "cloud.function_backend_and_replies", "Secret": "http.addresses_and_messages", "Rule": "core.device_rules",
     "Egress": "cloud.egress_settings", "Limits": "core.spending_limits", "Cache": "stores.cache", "Outbox": "stores.outbox",
     "Audit": "trials.guarantee_monitor", "Trace": "record.trace", "EdgerouteError": "errors", "BadInput": "errors",
     "NoAnswer": "errors", "PolicyError": "errors", "CloudError": "errors", "AsyncStream": "router.streams_and_sessions",

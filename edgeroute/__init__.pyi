@@ -1,7 +1,7 @@
 # ruff: noqa: I001 - two names in a line
 # The public names for type checkers: those of `_HOMES` in `__init__.py`, where they are imported at their first use.
 
-from edgeroute.cloud.cloud_backend import Function as Function
+from edgeroute.cloud.function_backend_and_replies import Function as Function
 from edgeroute.cloud.grpc import OpenInferenceGrpc as OpenInferenceGrpc
 from edgeroute.cloud.egress_settings import Egress as Egress
 from edgeroute.cloud.json_api import PlainJson as PlainJson

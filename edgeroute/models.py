@@ -1,4 +1,4 @@
-"""Models that come with edgeroute, by name, with data to try them on."""
+"""Models that come with edgeroute, by name, with data to try them on. Reads the package's files; downloads nothing."""
 
 from __future__ import annotations
 

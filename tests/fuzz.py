@@ -48,7 +48,7 @@ from edgeroute import (
     Router,
     StoreError,
 )
-from edgeroute.cloud.cloud_backend import ReplyReader
+from edgeroute.cloud.function_backend_and_replies import ReplyReader
 from edgeroute.confidence import calibrate, fit
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned

@@ -19,7 +19,7 @@ from test_ladders import LARGER, SMALL, drawn, is_right, serve_right
 
 from edgeroute import AsyncRouter, Audit, Options, Piece, PolicyError, Router, Rule, Variants
 from edgeroute import models as shipped
-from edgeroute.cloud.cloud_backend import Function
+from edgeroute.cloud.function_backend_and_replies import Function
 from edgeroute.confidence import Certificate, NotEnough, Prefix
 from edgeroute.confidence.certificate import checksum_of
 from edgeroute.core.plan import EARLIER, Facts, plan, without_guarantee

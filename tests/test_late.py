@@ -22,7 +22,7 @@ from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, flat, head
 from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, Egress, Held, Limits, NoAnswer, OpenInference, Outbox, PlainJson, PolicyError, Router
-from edgeroute.cloud.cloud_backend import FunctionBackend
+from edgeroute.cloud.function_backend_and_replies import FunctionBackend
 from edgeroute.stores.outbox.sqlite_queue import LONGEST_S, TIMES
 from edgeroute.system.process import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply

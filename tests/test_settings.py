@@ -40,7 +40,7 @@ from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.core.units import Bytes, Delay, Patience, Share
 from edgeroute.edge.runtimes import suffixes
 from edgeroute.policy import file_and_environment as sources
-from edgeroute.policy import policy_keys as keys
+from edgeroute.policy import policy_settings as keys
 from edgeroute.policy import units_as_text as units
 from edgeroute.policy.sections_from_classes import Section as Base
 from edgeroute.policy.sections_from_classes import configures

@@ -26,7 +26,7 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.edge import model_card as card
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.policy import schema
-from edgeroute.policy.policy_keys import SECTIONS
+from edgeroute.policy.policy_settings import SECTIONS
 from edgeroute.policy.schema import runtime_schema
 from edgeroute.policy.sections_from_classes import parameters_of
 from edgeroute.policy.sections_of_runtimes import registered_section

@@ -1,4 +1,4 @@
-"""Entries of a catalog, one for each version of a model: reading and checking of untrusted JSON."""
+"""Entries of a catalog, one for each version of a model: reading and checking of untrusted JSON, of its paths too."""
 
 from __future__ import annotations
 

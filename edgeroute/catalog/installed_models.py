@@ -1,4 +1,7 @@
-"""Models that a device has: verification, activation, rollback, pinning; and loading of the active version by a router."""
+"""Models that a device has: verification, activation, rollback, pinning, status; and loading of the active version by a router.
+
+`Installed` changes which version is active, under a lock of all processes. No catalog is read here.
+"""
 
 from __future__ import annotations
 

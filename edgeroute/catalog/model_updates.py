@@ -1,4 +1,4 @@
-"""Catalog of a device's models, and automatic updates of a router's model: download, canary inputs, trial, rollback.
+"""A device's models with their catalog, and automatic updates of a router's model: download, canary inputs, trial, rollback.
 
 `Updater` does them in a thread; `Canaries` are inputs with right answers, read from an .npz file.
 """

@@ -1,4 +1,4 @@
-"""Interface of HTTP endpoints: the protocol as a generator without I/O (`Talk`); parsing and checking of replies.
+"""Interface of HTTP endpoints: the protocol as a generator without I/O (`Talk`); checks of replies, statuses and Retry-After.
 
 A talk yields calls, is sent the replies, and returns the outputs. It does no I/O and has no retries and no clock, so that one
 talk serves threads and asyncio.

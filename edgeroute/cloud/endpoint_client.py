@@ -1,4 +1,7 @@
-"""Client of an endpoint: its calls with retries, in talks and speeches, over HTTP or the endpoint's own channels."""
+"""Client of an endpoint: sends the calls of talks and of streamed replies, retries them, and counts their bytes.
+
+The transports are HTTP connections for threads and for asyncio, or the endpoint's own channels.
+"""
 
 from __future__ import annotations
 

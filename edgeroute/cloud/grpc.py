@@ -1,4 +1,7 @@
-"""Open Inference Protocol v2 over gRPC (Triton, KServe, MLServer): messages, and the endpoint, with raw tensors."""
+"""Model behind the Open Inference Protocol v2 over gRPC (Triton, KServe, MLServer): the endpoint, its messages, raw tensors.
+
+The classes of messages are made at the first use, without generated code.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Cloud backend over HTTP: sends inputs to an endpoint and decodes its replies to predictions."""
+"""Cloud backend over HTTP: sends inputs to an endpoint, in several calls if it takes few rows, and decodes its replies.
+
+Also health checks, streams of pieces, and the identities that cache and certificates are bound to. The client is made at first
+use.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud import reply_pieces as speeches
-from edgeroute.cloud.cloud_backend import MAX_ABANDONED, SENDS_EDGE, FunctionBackend, ReplyReader, Rows
+from edgeroute.cloud.function_backend_and_replies import MAX_ABANDONED, SENDS_EDGE, BatchCollector, FunctionBackend, ReplyReader
 from edgeroute.cloud.input_encoding import split_answers
 from edgeroute.confidence.scores import Score
 from edgeroute.core.latency_and_load_estimates import pick
@@ -148,7 +152,7 @@ class HttpBackend(AbandonedRuns):
         most = 1 if self._speak is not None else self._most_rows() or len(inputs)
         if most < len(inputs) and self._speak is None:
             until = min(until, monotonic() + self.patience_s)
-        rows, posts = Rows(exchange, self.guard, inputs, until, most), count()
+        rows, posts = BatchCollector(exchange, self.guard, inputs, until, most), count()
         for part in rows:
             with rows:
                 if self._speak is not None:

@@ -1,4 +1,4 @@
-"""Encoding of inputs by codecs: pictures are fitted to the model's input; ladders of codecs; the edge's answer as a parameter."""
+"""Encoding of inputs by codecs: pictures are fitted to the model's input; ladders of codecs, of which the link decides."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.cloud.cloud_backend import checked_flag
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads
+from edgeroute.cloud.function_backend_and_replies import checked_flag
 from edgeroute.cloud.request_body import MAX_BODY, Body, BodyType, to_json
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.confidence.output_recognition import label_names

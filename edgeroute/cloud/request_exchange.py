@@ -1,4 +1,7 @@
-"""Exchange: one request to an endpoint with all its attempts, as its guard accounts for them; and turns of waiting requests."""
+"""Exchange: one request to an endpoint with all its attempts, as its guard accounts for them; and turns of waiting requests.
+
+`Exchange` books money and bytes before an attempt and corrects them after it; `Turns` gives free places in order of arrival.
+"""
 
 from __future__ import annotations
 

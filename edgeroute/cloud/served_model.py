@@ -11,9 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from edgeroute.cloud.cloud_backend import checked_flag
 from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
+from edgeroute.cloud.function_backend_and_replies import checked_flag
 from edgeroute.cloud.input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
 from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decode_tensor, shape_of, spec_of, stack_inputs, wrong_with
 from edgeroute.confidence.output_reader import KINDS, checked_kind

@@ -1,4 +1,7 @@
-"""Spending of all clouds of a router, or of routers that share a state file, with a record on disk that is written ahead."""
+"""Spending of the clouds of all routers that share a state file, with a record on disk that is written ahead of each call.
+
+If the record is lost or damaged, so that the past is unknown, calls that have a limit are refused until its window has passed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact binomial tests: the largest count that rejects a proportion, and bounds of a proportion by it."""
+"""Exact binomial tests: the largest count that rejects a proportion, and bounds of a proportion by it (Clopper and Pearson)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Certificate: a calibrated threshold, its guarantee, and the models and score it is bound to; a JSON file with a checksum.
 
+`Certificate` is loaded, saved and renewed here, and says which setting it no longer fits.
+
 Also here: the comparison of a certificate with the setup in use, and the threshold in force.
 """
 

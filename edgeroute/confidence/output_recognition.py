@@ -1,4 +1,8 @@
-"""Recognition of the forms that outputs of models have: probabilities, labels, tokens, confidences; and names of classes."""
+"""Recognition of the forms of models' outputs, decoding of labels and of CTC paths, names of classes, comparison of answers.
+
+`same` compares two answers, labels without case, white space and a final mark. A row or number of a wrong form gets a reason in
+place of a confidence (`Unscored`).
+"""
 
 from __future__ import annotations
 

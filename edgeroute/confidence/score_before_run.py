@@ -1,4 +1,4 @@
-"""Score of an input alone, by which the router decides before the model on the device runs."""
+"""Score of an input alone (`InputScore`), by which the router decides before the model runs; the text of an input in any form."""
 
 from __future__ import annotations
 

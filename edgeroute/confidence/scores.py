@@ -1,4 +1,6 @@
-"""Confidence scores from raw model outputs: higher means more confident. Formulas are over the last axis.
+"""Confidence scores from raw model outputs, and the agreement of several models: higher means more confident.
+
+Formulas are over the last axis. A missing confidence is NaN with its reason (`Unscored`).
 
     msp       max p                        maximum softmax probability (Hendrycks and Gimpel, 2017)
     margin    p1 - p2                      difference of the two largest probabilities

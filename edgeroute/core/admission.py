@@ -1,6 +1,6 @@
-"""Admission control for one endpoint: circuit breaker, retry budget, rate, concurrency and spending. The clock is passed in.
+"""Admission control for one endpoint: circuit breaker with probes and holds, retry budget, rate, concurrency and spending.
 
-`Admission` decides if an endpoint may be called, by a `Breaker`, a `RetryBudget`, a `Rate` and a `Concurrency` limit.
+`Admission` combines them. The rules are functions of numbers, or of arrays for simulations; the clock is passed in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Explanation of an answer: `reason`, one line for people; `trace`, a mapping, and `reason_code`, a word, for programs."""
+"""Explanation of an answer: `reason`, one line for people; `trace`, a mapping, and `reason_code`, a word, for programs.
+
+Inputs are in none of them; a text that was cut off, and the times of the targets, are reported too.
+"""
 
 from __future__ import annotations
 

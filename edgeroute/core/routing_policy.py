@@ -1,4 +1,4 @@
-"""Routing policy as plain data: modes, targets, thresholds, egress rules with permits, and prices and limits of an endpoint."""
+"""Routing policy as plain data: modes, targets, thresholds, egress rules with permits, prices and limits; and `Options`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Walk of a plan whose answers come in pieces; pieces of two legs are never mixed.
 
+Also here: `Piece`, and readers of the generators that yield pieces.
+
 State of a leg that was started (`LegState`):
 
       Start

@@ -1,4 +1,6 @@
-"""Check of the structure of a local answer, before it may be accepted: JSON, calls of tools, code, a pattern, a function.
+"""Check of the structure of a local answer, before it may be accepted: JSON by a schema, tool calls, code, a pattern, a function.
+
+Patterns are matched in linear time by `LinearPattern`.
 
 No fault's words have content of the answer, and nothing is fetched for a schema.
 """

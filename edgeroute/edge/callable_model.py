@@ -1,4 +1,4 @@
-"""Adapter that makes an edge model of a Python function."""
+"""Adapter that makes an edge model of a Python function: plain, `async def`, or a generator of pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Edge backend: runs a model on the device, decodes its outputs to predictions, and passes a session's state to it."""
+"""Edge backend: runs a model on the device, counts and stops runs, decodes outputs to predictions, carries a session's state.
+
+`CheckedBackend` also checks answers, and withholds the pieces of an answer until it has passed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Members of edge models: their documentation, defaults and checks, and the model's fingerprint.
+"""Members of edge models: their documentation, defaults and checks; the model's fingerprint; changes of its files since its load.
 
 No other file looks for members.
 """

@@ -1,4 +1,4 @@
-"""Estimator of scikit-learn's kind as a function: class probabilities of rows; a row that does not fit is the caller's fault."""
+"""Estimator of scikit-learn's kind as a function of one row to class probabilities; a row that does not fit raises BadInput."""
 
 from __future__ import annotations
 

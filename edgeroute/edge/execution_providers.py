@@ -1,4 +1,7 @@
-"""Execution providers of ONNX Runtime: their short names and options, and the options that change outputs. Imports no runtime."""
+"""Execution providers of ONNX Runtime: parser of their short names and options, their JSON Schema, options that change outputs.
+
+Imports no runtime.
+"""
 
 from __future__ import annotations
 

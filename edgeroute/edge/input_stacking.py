@@ -1,4 +1,7 @@
-"""Tensors: the caller's arrays of one or several inputs, checked and stacked to one tensor with a batch axis."""
+"""Tensors: the caller's arrays of one or several inputs, checked, cast and stacked to one tensor with a batch axis.
+
+`Prepare` is the protocol of preparations, and `Plain` the default one, without preprocessing.
+"""
 
 from __future__ import annotations
 

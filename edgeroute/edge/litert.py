@@ -1,4 +1,4 @@
-"""TFLite models on LiteRT or tflite-runtime: delegates, a pool of interpreters, and the model class."""
+"""TFLite models on LiteRT or tflite-runtime: delegates, a pool of interpreters, states, and the model class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Language models in .gguf files, on llama.cpp, with the trial of their chat templates in a process of its own."""
+"""Language models in .gguf files, on llama.cpp: the model class, its requests and answers, and the trial of chat templates.
+
+A template that may recurse is tried in a process of its own, as it could end or hold up the caller's.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of an edge model, counted across routers, so that it is not closed during a run and runs no more at a time than it can."""
+"""Runs of an edge model, counted across routers: the model is not closed during one, and runs beyond its number wait in turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Base of the runtimes: a model file with its card, which is loaded at the first run, and runs of it on the caller's inputs."""
+"""Base of the runtimes: a model file with its card, loaded at the first run, and runs of it on the caller's inputs.
+
+`last_operator` finds the operator before an output, by which the kind of the output is recognised.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Runtimes: the class that runs a model file, by its suffix; and `load`, which makes an edge model of the `edge=` argument."""
+"""Runtimes: the class that runs a model file, by its suffix; `load` of the argument `edge=`; groups of models (`Ensemble`).
+
+`register` names the class of a suffix; `Variants` are models for one task, of which each call runs one.
+"""
 
 from __future__ import annotations
 

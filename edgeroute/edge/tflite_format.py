@@ -1,4 +1,4 @@
-"""Reader of .tflite files: returns what a router needs of the flatbuffer, and checks that all of it is there.
+"""Reader of .tflite files: signatures, special operators, states and sizes, the operator before each output; checks the file.
 
 LiteRT checks a file as well, but tflite-runtime does not: a truncated file crashes the process.
 """
@@ -183,7 +183,7 @@ class _Table:
 
     Args:
         data: the file.
-        at: position where the table begins.
+        position: where the table begins.
         left: one number, which all tables share: the bytes that may still be read; reduced in place.
 
     Raises:

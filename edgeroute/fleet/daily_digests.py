@@ -1,4 +1,6 @@
-"""Digests of a device's days from the counts in the state file, their spool, and their upload with a line in the egress ledger.
+"""Digests of a device's days from the counts in the state file; their spool on disk, and upload with a line in the egress ledger.
+
+Failed uploads are tried again from the spool, which is bounded.
 
 In `state.db`, names that begin with `fleet:DAY:` hold the counts of a day, to which all processes of the device add, and
 `fleet.day:DAY` has the device's id, the revision and the sum of the last digest. A day whose sum has grown has

@@ -1,4 +1,7 @@
-"""Destinations of digests: a folder, an object store, an address that takes PUT, a broker. No error has a secret in it."""
+"""Destinations of digests: a folder, an object store, an address that takes PUT, a broker. No error shows a secret.
+
+Each sends one digest, blocking, and raises for one that was not stored.
+"""
 
 from __future__ import annotations
 

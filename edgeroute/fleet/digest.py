@@ -1,4 +1,7 @@
-"""Digest of one device's day: counts that add up, with no input and no answer, in at most a kilobyte. Pure, without I/O."""
+"""Digest of one device's day: counts that add up, without inputs and answers, coarsened until it has at most 1,024 bytes.
+
+With a key it has an HMAC. Pure, without I/O; the parser is in tools/fleet/digest_reading.py.
+"""
 
 from __future__ import annotations
 

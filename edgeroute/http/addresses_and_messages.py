@@ -1,4 +1,4 @@
-"""HTTP requests and replies as values; the address of an endpoint with its credentials; masking of secrets in texts and logs."""
+"""HTTP requests and replies as values; an endpoint's address with credentials and TLS pins; masking of secrets in texts, logs."""
 
 from __future__ import annotations
 

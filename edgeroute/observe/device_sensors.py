@@ -1,4 +1,7 @@
-"""Device sensors (battery, heat, load, memory, power, network) as one `Reading`, and the thread that reads them when due."""
+"""Device sensors (battery, heat, load, memory, power, network) as one `Reading`; and threads that read them when due.
+
+The threads serve all routers of the process. A sensor that hangs delays no request.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +64,8 @@ class DeviceSensors(ForkSafe):
         # late: a router whose policy uses no sensors does without them
         from edgeroute.observe.device.kernel_files import Commands, Files, run_program
         from edgeroute.observe.device.linux_load_and_memory import Gpu, Load, Memory
+        from edgeroute.observe.device.linux_temperature import Thermal, Throttling
         from edgeroute.observe.device.power_and_batteries import Battery, Power
-        from edgeroute.observe.device.temperature import Thermal, Throttling
         from edgeroute.observe.network_routes import Links
 
         this_device = os.fspath(root) == "/"

@@ -1,4 +1,4 @@
-"""Endpoint health: follows the endpoints' breakers, starts their probes, and probes at once when the network comes back."""
+"""Endpoint health: starts probes when a breaker has one due, and at once when the network is back; runs the network monitor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Network of the device: routes and metering by the kernel, and a monitor that calls back when a link comes up. Sends nothing."""
+"""Network of the device: routes and metering by the kernel, and a thread that calls back when a link comes up. Linux only.
+
+Nothing is sent. Elsewhere all is unknown, and the thread never calls.
+"""
 
 from __future__ import annotations
 

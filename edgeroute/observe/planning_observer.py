@@ -1,4 +1,7 @@
-"""Facts for planning of one router (latencies, busy targets, spending, device rules in force), updated in the background."""
+"""Facts for planning of one router: latencies, busy targets, spending, energy of each target, and device rules in force.
+
+Updated by the calls themselves and by readings of sensors; there is no thread here.
+"""
 
 from __future__ import annotations
 

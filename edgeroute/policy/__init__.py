@@ -18,7 +18,7 @@ except ImportError as e:
 
 from edgeroute.policy.contradictions import Problem, Wrong, given_by_program
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
-from edgeroute.policy.policy_keys import MISSPELT, Settings, corrected, explain, missing_files
+from edgeroute.policy.policy_settings import MISSPELT, Settings, corrected, explain, missing_files
 from edgeroute.policy.schema import schema
 from edgeroute.policy.single_sections import Limits, paths_from
 

@@ -1,4 +1,4 @@
-"""Sources of a policy: a file in TOML, JSON or YAML, overridden by environment variables."""
+"""Sources of a policy: a file in TOML, JSON or YAML, overridden by environment variables; and their messages without values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.policy.contradictions import Key, Problem
-from edgeroute.policy.policy_keys import LISTS, SECTIONS
+from edgeroute.policy.policy_settings import LISTS, SECTIONS
 from edgeroute.policy.schema import keys_of, sections
 from edgeroute.system.foreign_files import parse_json, read_text
 

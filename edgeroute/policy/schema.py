@@ -1,4 +1,4 @@
-"""JSON Schema of the policy's keys, for editors, and for the names of the environment variables."""
+"""JSON Schema of the policy's keys, for editors, and for the names of the environment variables. Cached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import core_schema
 from edgeroute.edge.runtimes import ACTIVE, SCHEMES
 from edgeroute.errors import EdgerouteError
 from edgeroute.policy.model_and_endpoint_sections import Cloud
-from edgeroute.policy.policy_keys import LISTS, SECTIONS, Settings
+from edgeroute.policy.policy_settings import LISTS, SECTIONS, Settings
 from edgeroute.policy.sections_from_classes import text_of
 from edgeroute.policy.sections_of_runtimes import Registered, all_registered, registered_section
 

@@ -1,4 +1,7 @@
-"""Sections of `[edge]` for all runtimes but ONNX Runtime: their keys are the keyword arguments of the runtime's class."""
+"""Sections of `[edge]` for all runtimes but ONNX Runtime, also registered ones: their keys are the class's keyword arguments.
+
+May import a runtime's class; one that cannot be imported is logged and left out.
+"""
 
 from __future__ import annotations
 

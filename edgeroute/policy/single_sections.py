@@ -1,4 +1,4 @@
-"""Policy sections that occur once (limits, egress, audit, cache, outbox, trace, telemetry), rules, and resolution of paths."""
+"""Policy sections that occur once (limits, egress, audit, cache, outbox, trace, telemetry, fleet), `[[rule]]`, and paths."""
 
 from __future__ import annotations
 

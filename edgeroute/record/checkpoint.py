@@ -1,4 +1,7 @@
-"""Checkpoint: storage of latencies, spending and endpoints' metadata for the next run of a program."""
+"""Checkpoint: latencies, spending and endpoints' metadata, restored from a file at the start, and queued for it now and then.
+
+`close` writes the exact figures, and waits for them to be on the disk.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tally: counts and histograms of requests, targets and attempts, for metrics and dashboards."""
+"""Tally: an instrument that counts requests, targets and attempts, with histograms of durations, for metrics and dashboards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structured logging: a record for each request, and records as JSON lines, with the request's id."""
+"""Structured logging: an instrument that logs each request's end, and a formatter of records as JSON lines with its id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trace: one JSON record per answer, sampled, with bounded size, and without inputs by default."""
+"""Trace: one JSON record per answer, sampled, to a function or a file that is rotated; by default without inputs."""
 
 from __future__ import annotations
 

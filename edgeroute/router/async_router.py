@@ -1,4 +1,4 @@
-"""AsyncRouter: the router for asyncio."""
+"""AsyncRouter: the router for asyncio, and `Loop`, which runs its steps, tasks and blocking work on one event loop at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of clouds and runs of edges for audits and hidden trials of a router, and the audit settings in force."""
+"""Calls of clouds and runs of edges for audits and hidden trials of a router, which nobody waits for; and audits put in force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base of both routers: the constructor, policy files, reloads, reports, and the methods that need no pump."""
+"""Base of both routers: the constructor, policy files, reloads, reports, closing, and the methods that need no pump."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cache keys: prefix with all that an answer depends on besides the input; acceptance of a cached answer by the policy."""
+"""Cache keys: the prefix with all that an answer depends on besides the input; and if the policy accepts a cached answer."""
 
 from __future__ import annotations
 

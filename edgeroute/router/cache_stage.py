@@ -1,4 +1,7 @@
-"""Stage of the cache: answers from the cache; equal concurrent requests share one answer (singleflight)."""
+"""Stage of the cache: answers from the cache, fresh or stale; equal concurrent requests share one answer (singleflight).
+
+A stale entry is answered at once where the cache allows it, and its revalidation starts in the background.
+"""
 
 from __future__ import annotations
 

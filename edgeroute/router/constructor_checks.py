@@ -1,4 +1,4 @@
-"""Checks of the types of a router's arguments, so that an error shows at construction, and not later within a call."""
+"""Checks of a router's arguments at construction, with advice on what to write; and the endpoint that `cloud=` stands for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgeroute.errors import PolicyError
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.cloud_backend import Function
+    from edgeroute.cloud.function_backend_and_replies import Function
     from edgeroute.edge.runtimes import Variants
     from edgeroute.types import V
 
@@ -246,7 +246,7 @@ def checked_cloud(given: Any) -> Any:
         if "/v2/models/" not in given:
             raise PolicyError(_advice(bare(given), chats=bool(chat_advice(given))))
         return OpenInference(given)
-    from edgeroute.cloud.cloud_backend import Function
+    from edgeroute.cloud.function_backend_and_replies import Function
 
     if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
         return given

@@ -1,4 +1,7 @@
-"""Engine: makes requests with their plans, records their ends, and holds the policy in force. Each router owns one."""
+"""Engine: makes requests with their plans, records their ends, and holds the policy in force. Each router owns one.
+
+`Sensing` reads the sensors for the rules; the steps of a batch, and the decision of a single edge, are here too.
+"""
 
 from __future__ import annotations
 

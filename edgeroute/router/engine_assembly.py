@@ -1,4 +1,7 @@
-"""Composition root: constructs an engine, with all its parts, from a router's arguments."""
+"""Composition root: constructs an engine, with all its parts, from a router's arguments.
+
+Opens the files of the state folder, reads the sensors once, and starts the outbox's threads.
+"""
 
 from __future__ import annotations
 

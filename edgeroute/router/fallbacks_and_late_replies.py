@@ -1,4 +1,7 @@
-"""Answers of requests without an accepted one: offline rules, the outbox, and replies that come after the deadline."""
+"""Answers of requests without an accepted one: offline rules and the outbox; and cloud replies after the deadline.
+
+A late reply goes to the cache, the outbox and the functions `on_late`.
+"""
 
 from __future__ import annotations
 

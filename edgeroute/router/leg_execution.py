@@ -1,4 +1,4 @@
-"""Execution of a request's legs, in this thread, in others, or on an event loop; each leg's result is an event."""
+"""Execution of a request's legs, in this thread, in others, or on an event loop; results become events, late ones too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages of an input in one of many forms, and digests of their content that do not depend on the form.
+"""Messages of an input in one of many forms, and digests of their content that do not depend on the form. Pure.
 
 The content of a message is its texts without white space, punctuation and case, the bytes of its pictures, and the arguments of
 its calls. Texts are compared as runs of segments (sentences, lines, parts, messages), so they may be joined or split there.

@@ -1,4 +1,7 @@
-"""Outbox of a router: stores requests that the cloud did not answer, and delivers them when it is back."""
+"""Outbox of a router: stores requests that the cloud did not answer, after consent and redaction, and delivers them later.
+
+Late answers go to the application's callback. `Storing` waits for the disk no longer than the call may.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Policy files of a router: read when it is made, watched, and put in force again when they change."""
+"""Policy files of a router: read when it is made, watched by a thread, put in force again when they change; signed ones followed.
+
+An invalid file is logged, and the policy in force stays. Unchanged models and connections are reused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Snapshot: the policy in force with its targets and backends; its construction from arguments, and its fingerprints."""
+"""Snapshot: the policy in force with its targets and backends; its construction, checks, and fingerprints for certificates.
+
+A policy with an edge on trial has a second snapshot for the trial's requests.
+"""
 
 from __future__ import annotations
 
@@ -488,7 +491,7 @@ class _Draft:
 
                 kind = HttpBackend
             else:
-                from edgeroute.cloud.cloud_backend import FunctionBackend
+                from edgeroute.cloud.function_backend_and_replies import FunctionBackend
 
                 kind = FunctionBackend
             backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)

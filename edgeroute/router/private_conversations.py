@@ -1,5 +1,8 @@
 """Private conversations: recognises calls of a conversation that had a turn that may not leave, so that they stay, too.
 
+If the digests, or the form of an input, cannot be read, the conversation stays. `within` limits the effect to calls with the same
+key.
+
 Keyed digests of the content are stored, never the texts.
 """
 

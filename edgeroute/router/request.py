@@ -1,4 +1,4 @@
-"""Request: one call as an immutable value; recognition of inputs that can be read only once."""
+"""Request: one call as an immutable value; the length of a batch, and refusal of inputs that can be read only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Plans of requests: made from the policy in force and the facts, or looked up among those made before."""
+"""Functions that plan a request: checks of its arguments, planning or look-up among stored plans, and edges put on standby.
+
+`drop_unsure_edges` moves leading edges to standby, whose confidence is known from the input alone and below the threshold.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Router: the router for threads."""
+"""Router for threads: `infer`, batches, streams and sessions, its threads, and the pump that drives a call's steps.
+
+What asyncio needs as well is in base_router.py.
+"""
 
 from __future__ import annotations
 

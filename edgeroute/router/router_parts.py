@@ -1,4 +1,8 @@
-"""Steps of a call, stages around the walk, and parts: objects that take part in calls, of this package or of others."""
+"""Steps that stages yield (`Walk`, `Join`, `Block`, `Pause`), stages around the walk, and the base class of parts.
+
+`compose` joins stages around `walk_stage`, the innermost one. `Parts` calls the methods that parts override; of parts of other
+packages it logs exceptions, and goes on without them. `Followed`, `Instrumented` and `State` are edgeroute's own.
+"""
 
 from __future__ import annotations
 

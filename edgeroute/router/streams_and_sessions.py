@@ -1,4 +1,7 @@
-"""Streams, conversations and sessions: an answer in pieces, and calls in order, whose state goes from one to the next."""
+"""Streams (an answer in pieces), sessions (calls in order, whose state goes from one to the next), and conversations.
+
+Each for threads and for asyncio. A call that fails, or is left early, changes no state and no history.
+"""
 
 from __future__ import annotations
 

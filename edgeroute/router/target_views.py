@@ -1,4 +1,4 @@
-"""Views: functions or keys by which each target takes a part of an input; the edge's answers that go along to clouds."""
+"""Views: functions or keys by which each target takes a part of an input; and the edge's answers sent along to clouds."""
 
 from __future__ import annotations
 

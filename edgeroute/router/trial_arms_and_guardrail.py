@@ -1,4 +1,4 @@
-"""Trials of a router: the arm of each request, the figures of each arm, and the guardrail that stops a trial."""
+"""Trials of a router: the arm of each request by its key, the figures of each arm, and the guardrail that stops a trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warm-up of a model, and the tests of a catalog's new version before it is put in force."""
+"""Warm-up of models, with zeros or samples, and the rehearsal of a catalog's new version, with its canary inputs; both block."""
 
 from __future__ import annotations
 

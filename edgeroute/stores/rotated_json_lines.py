@@ -1,4 +1,4 @@
-"""Append-only JSON Lines journal, rotated by size and shared by processes (egress ledger, trace, audit log).
+"""Append-only JSON Lines journal, rotated by size, shared by processes, without fsync (egress ledger, trace, audit log).
 
 `Journal` appends, `read` iterates over all files; `ProcessLock` is a lock file that one process holds at a time.
 """

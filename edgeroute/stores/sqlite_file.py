@@ -1,4 +1,8 @@
-"""SQLite file shared by threads and processes, safe to fork, a corrupt one renamed and replaced; keys and values in one."""
+"""SQLite file shared by threads and processes (`Database`), and JSON values by name in one, written behind (`KeyValueStore`).
+
+Both are safe to fork. A corrupt file is renamed, and an empty one takes its place. `KeyValueStore` writes in a thread: `kill -9`
+loses about a second of changes.
+"""
 
 from __future__ import annotations
 
@@ -99,10 +103,10 @@ class Database(ForkSafe):
 
     @contextlib.contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
-        """Run the `with` block in a transaction, and commit; an exception rolls back. One that only reads waits for no writer.
+        """Run the `with` block in a transaction, and commit; an exception rolls back. Blocks.
 
-        One transaction runs at a time, across threads and processes: entering blocks up to `busy_s` for other processes. A nested
-        call joins the outer transaction.
+        One transaction runs at a time in the process, and entering blocks up to `busy_s` for a writer of another process; with
+        `write=False` it does not wait for that. A nested call joins the outer transaction.
 
         Raises:
             StoreError: the disk is full, read-only or broken. A corrupt file has been renamed; the next call creates a new one.
@@ -661,7 +665,7 @@ def checksum(name: str, value: str, updated: float) -> int:
 
 
 class _Shared(ForkSafe):
-    """Registry of the stores of `KeyValueStore.shared`, by real path."""
+    """Registry of the stores of `KeyValueStore.shared_store`, by real path."""
 
     lock = per_process(threading.RLock)
 

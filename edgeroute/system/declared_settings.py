@@ -1,4 +1,4 @@
-"""Settings that a class declares in its signature and docstring, and the check of its arguments by their units."""
+"""Settings that a class declares in its signature and docstring: their types, units and texts, and the check of its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of the caller's inputs, for work that goes on after the call has returned."""
+"""Deep copies of the caller's inputs, for work that goes on after the call has returned; of objects by `__reduce_ex__`, too."""
 
 from __future__ import annotations
 

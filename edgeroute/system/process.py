@@ -1,4 +1,4 @@
-"""Process-wide helpers: wall clock, JSON, actions after a fork, calls of application functions, tasks and time limits, files."""
+"""Process-wide helpers: wall clock, JSON, forks, shared objects, calls of application functions, time limits of tasks, files."""
 
 from __future__ import annotations
 

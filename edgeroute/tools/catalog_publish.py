@@ -1,4 +1,7 @@
-"""Publisher of model catalogs: keys, and a folder that any web server can serve, signed by The Update Framework (TUF)."""
+"""Publisher of model catalogs: keys and their rotation, and a folder that any web server can serve, signed by TUF.
+
+A version is copied into the folder with its card, certificate and canary inputs; signing again keeps the list from expiring.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs with which a converted model is compared: a sample's, or drawn around values of the original's training."""
+"""Inputs with which a converted model is compared: a sample's, or drawn at random around values of the original's training."""
 
 from __future__ import annotations
 

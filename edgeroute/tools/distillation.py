@@ -1,4 +1,4 @@
-"""Distillation: a text classifier trained on a cloud's recorded answers, and certified on a part that it has not seen.
+"""Distillation: a text classifier trained on a cloud's recorded answers, certified on a part that it has not seen; an ONNX file.
 
 Texts that differ only in case, spaces, numbers and punctuation at their ends are in one part together, so the certificate's
 examples are never those of the training; they count as one. The model is a logistic regression of tf-idf of words and pairs, an

@@ -1,4 +1,7 @@
-"""Conversion of models of other frameworks to ONNX files, by the frameworks' own converters, with a card and a comparison."""
+"""Conversion of models of other frameworks to ONNX files, by the frameworks' own converters, with a card and a comparison.
+
+Pickled files run code, and are refused without `trust`. A conversion that answers unlike the original is not kept.
+"""
 
 from __future__ import annotations
 

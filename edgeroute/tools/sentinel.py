@@ -1,4 +1,4 @@
-"""Sentinel of a hosted model: asks pinned inputs now and then, and suspends certificates when the answers have changed."""
+"""Sentinel of a hosted model: asks pinned inputs now and then, in a thread, and suspends certificates if answers changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Driver in virtual time, for tests, replay and simulation: no sleeping, no execution."""
+"""Driver in virtual time, for tests, replay and simulation: no sleeping, no execution of models or calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Audits: a sample of the edge's answers is compared with the cloud's, in the background, and drift raises alarms."""
+"""Audits: a sample of the edge's answers is compared with the cloud's, in the background, and drift raises alarms.
+
+`Sampler` draws at random. `Auditor` writes each comparison to a journal, counts it in the state file, and calls `alarm`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drift monitor of one edge model: tests of its guarantee by audits and deferral rates, and the effective threshold."""
+"""Drift monitor of one edge model: tests of its guarantee by audits and deferral rates, alarms, and the effective threshold."""
 
 from __future__ import annotations
 

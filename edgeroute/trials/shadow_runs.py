@@ -1,4 +1,4 @@
-"""Shadow runs of edge models beside the cloud's answers, their statistics, and the background jobs of audits."""
+"""Records and statistics of shadow runs of edge models beside the cloud's answers; also `Background`, a queue of audits' jobs."""
 
 from __future__ import annotations
 

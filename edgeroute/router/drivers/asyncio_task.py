@@ -1,4 +1,4 @@
-"""Driver of a walk in an asyncio task."""
+"""Driver of a walk in an asyncio task. Cancelling the task stops all running legs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drivers of a walk in the caller's thread: with legs in other threads, or inline."""
+"""Drivers of a walk in the caller's thread, which block: with legs in other threads, whole or in pieces, or inline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Live sources on an event loop: reading in a task, calls as tasks, and the asynchronous iterators over their results."""
+"""Live sources on an event loop: reading in a task, calls as tasks, and the asynchronous iterators over their results.
+
+Cancelling or leaving an iterator ends its tasks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Frames: the newest frame of a source is answered by the edge, and refined by the cloud while later ones are answered."""
+"""Frames: the newest frame of a source is answered by the edge, and refined by the cloud while later ones are answered.
+
+Older frames are dropped, an unchanged scene reuses its answer, and an outdated refinement is cancelled.
+"""
 
 from __future__ import annotations
 

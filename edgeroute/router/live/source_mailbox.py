@@ -1,4 +1,4 @@
-"""Live sources: kinds, reading in a thread, the bounded mailbox of unread items; calls of a router that run meanwhile."""
+"""Live sources: kinds of source, a thread that reads one, a bounded mailbox that drops unread items, calls that run meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Audio: segments of speech, each answered first by the edge and then by the cloud; new speech cancels pending answers."""
+"""Audio: speech is cut into segments, each answered by the edge and then by the cloud; new speech cancels pending answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer cache: LRU in memory, optional disk tier, stale-while-revalidate, stale-if-error, negative caching, singleflight."""
+"""Answer cache: LRU in memory, optional disk tier with a writer's thread, stale and negative entries, singleflight by key."""
 
 from __future__ import annotations
 

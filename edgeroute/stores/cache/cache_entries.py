@@ -1,4 +1,4 @@
-"""Cache entries: private copies, which later mutation by the caller does not change."""
+"""Cache entries with their size in memory: private copies, which later mutation by the caller does not change."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Delivery of the outbox's requests when their endpoint is available, and of late answers to the app's callback.
+"""Delivery of the outbox's requests when their endpoint is available (`Delivery`), and of late answers to the app (`Callbacks`).
 
-`Loop` is a background thread that only one process runs at a time; `Delivery` is what it does.
+Each runs in one process at a time, in the thread of a `Loop`; both retry, and dead-letter what fails for good.
 """
 
 from __future__ import annotations

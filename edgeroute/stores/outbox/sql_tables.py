@@ -1,4 +1,7 @@
-"""SQLite tables of the outbox: schema, indexed queries, expiry, eviction and counters, on a connection in a transaction."""
+"""SQLite tables of the outbox: schema, indexed queries, expiry, eviction, counters, fair turns, repair of damaged rows.
+
+All run on a connection in a transaction of the caller.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outbox on disk: a SQLite queue of requests, late answers, dead letters and counters. No threads, no network.
+"""Outbox on disk: a SQLite queue of requests, late answers, dead letters and counters; evicts beyond its size. No threads.
 
 `Outbox` is the queue; `GroupCommit` shares transactions between threads; `Listing` has the queries; `Tx` is the transaction
 handle of a callback.

@@ -1,4 +1,7 @@
-"""Labels that a person gives for `calibrate --ask`: their file, the questions in the terminal, and what is shown of an input."""
+"""Labels that a person gives for `calibrate --ask`: their file, the questions in the terminal, and what is shown of an input.
+
+Inputs are shown as text, pictures and sounds. One process has the file at a time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command `edgeroute calibrate`: finds a threshold with a guarantee, and writes its certificate."""
+"""Command `edgeroute calibrate`: finds a threshold with a guarantee, from examples or audits, and writes its certificate."""
 
 from __future__ import annotations
 

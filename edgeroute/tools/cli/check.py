@@ -1,4 +1,4 @@
-"""Commands `check` (readiness), `decide` (route of an input), `docs` (pages), `schema` (of policies) and `sensors` (readings)."""
+"""Commands `check` (readiness), `decide` (route of an input), `docs` (pages), `schema` (of policies, cards) and `sensors`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exit codes of commands, one-line error messages, and the end of the process."""
+"""Exit codes of commands, their help from docstrings, one-line error messages, closed pipes, and the end of the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command `edgeroute demo`: starts a cloud on this machine, routes images through it, and shows the gain."""
+"""Command `edgeroute demo`: starts a cloud on this machine in a process, routes images through it, and shows the gain."""
 
 from __future__ import annotations
 

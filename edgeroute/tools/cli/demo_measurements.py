@@ -1,4 +1,4 @@
-"""Measurements of the demo, and their report: text, numbers, a picture and an HTML page."""
+"""Measurements of the demo: timed calls and batches; and their report as text, numbers, a picture and an HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command `edgeroute distil`: trains a text classifier on what the cloud has answered."""
+"""Command `edgeroute distil`: trains a text classifier on the cloud's answers, certifies it, and prints lines for a policy."""
 
 from __future__ import annotations
 

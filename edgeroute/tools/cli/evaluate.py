@@ -1,4 +1,4 @@
-"""Command `edgeroute evaluate`: measures the policy's threshold on examples."""
+"""Command `edgeroute evaluate`: measures the policy's threshold on examples, prints if its guarantee held; writes a report."""
 
 from __future__ import annotations
 

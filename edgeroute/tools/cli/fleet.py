@@ -1,4 +1,4 @@
-"""Commands `edgeroute fleet`: the digests of many devices as tables, and their report."""
+"""Commands `edgeroute fleet collect`, which adds devices' digests to tables, and `report`, which shows or writes a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands `edgeroute fleet alarm` and `edgeroute fleet calibrate`: pooled tests of a fleet's store, and its certificate."""
+"""Commands `edgeroute fleet alarm`, pooled tests of a fleet's store, and `calibrate`, which writes the fleet's certificate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Commands `edgeroute fleet publish`, `promote`, `budget` and `following`: a signed policy on its way through a fleet."""
+"""Commands `edgeroute fleet publish` and `budget`, which sign; `promote`, which goes on, halts or rolls back; and `following`.
+
+`following` shows the signed policy that this device has in force.
+"""
 
 from __future__ import annotations
 

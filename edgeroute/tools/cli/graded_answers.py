@@ -1,4 +1,4 @@
-"""Graded answers for `calibrate`: recorded confidence of the edge, and grades of both sides' answers, each 0..1."""
+"""Graded answers for `calibrate`: reader of .npz files with the edge's confidence and grades, each 0..1, and a calibration."""
 
 from __future__ import annotations
 

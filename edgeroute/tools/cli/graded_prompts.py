@@ -1,4 +1,7 @@
-"""Prompts with the answers of two models, in lines of JSON, for `calibrate`: graded, labelled, or compared with each other."""
+"""Prompts with the answers of two models, in lines of JSON, for `calibrate`: graded, labelled, or compared with each other.
+
+A missing confidence is that of the recorded tokens, or else of a run of the edge model on the prompt.
+"""
 
 from __future__ import annotations
 

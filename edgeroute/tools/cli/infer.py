@@ -1,4 +1,4 @@
-"""Command `edgeroute infer`: answers inputs from files, and prints a summary."""
+"""Command `edgeroute infer`: answers inputs from files, delivers the outbox meanwhile, and prints a summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reader of inputs from files and stdin: arrays, images, archives, tables and lines of JSON."""
+"""Reader of inputs from files and stdin: arrays, images, archives, tables and lines of JSON, with labels and recorded outputs."""
 
 from __future__ import annotations
 

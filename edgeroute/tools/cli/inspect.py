@@ -1,4 +1,4 @@
-"""Command `edgeroute inspect`: shows a model's inputs and outputs, and writes its card."""
+"""Command `edgeroute inspect`: shows a model's inputs and outputs; `--write` writes its card, once a router has run it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Page of this machine on which a person answers the questions of `calibrate --ask --page`."""
+"""Page on 127.0.0.1, with a token, on which a person answers the questions of `calibrate --ask --page`; a server in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Command `edgeroute recertify`: puts a hidden edge on trial in force by the audit log, or rolls it back after an alarm."""
+"""Command `edgeroute recertify`: puts a hidden edge on trial in force by the audit log, or rolls it back after an alarm.
+
+It changes the policy's files. Exit code 5: more audits are needed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Command `edgeroute replay`: replays a trace under another policy, or estimates savings from a log of another tool."""
+"""Command `edgeroute replay`: replays a trace under another policy or network, or estimates savings from a log of another tool.
+
+A trace runs and sends nothing. For a log, `--edge` runs a model on a sample, and `--judge-calls` sends requests to a judge.
+"""
 
 from __future__ import annotations
 
@@ -115,11 +118,11 @@ def replay(
     match: Annotated[Literal["text", "exact"], _of_log()] = "text",
     as_json: Json = False,
 ) -> int:
-    """Replay recorded requests under another policy or network. Runs no model; sends nothing.
+    """Replay recorded requests under another policy or network. Only --edge runs a model; only --judge-calls sends.
 
     With --from: estimate which requests the smaller of two models could answer, with a guarantee, from a log of both.
 
-    With --edge too: from the log of one model, whose requests the edge answers on this device.
+    With --edge too: from the log of one model, whose requests the edge answers here.
 
     Args:
         trace: Trace of a router, with its rotated files, or a folder of devices' traces; with --from one or more files of a log;

@@ -1,4 +1,7 @@
-"""Commands `serve` and `gateway`, servers of models and a router; `dashboard` and `top`, live views of another router."""
+"""Commands `serve` and `gateway`, servers of models and of a router; `dashboard` and `top`, live views of another router.
+
+They listen on 127.0.0.1 unless told otherwise, and block until a signal.
+"""
 
 from __future__ import annotations
 

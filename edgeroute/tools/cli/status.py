@@ -1,4 +1,7 @@
-"""Commands `status`, of what routers have stored in a state folder, and `arms`, of trials on many devices; readers of that."""
+"""Commands `status`, of what routers have stored in a state folder, and `arms`, of trials on many devices; readers of that.
+
+Nothing is changed.
+"""
 
 from __future__ import annotations
 

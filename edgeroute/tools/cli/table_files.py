@@ -1,4 +1,4 @@
-"""Inputs with their labels and groups, and their reader from tables in CSV and Parquet, row by row."""
+"""Inputs with their labels and groups, and their reader from tables in CSV and Parquet, row by row in little memory."""
 
 from __future__ import annotations
 

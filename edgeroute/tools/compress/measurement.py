@@ -1,4 +1,4 @@
-"""Measurement of a compressed model against its original: size, speed, accuracy and differences of the outputs."""
+"""Measurement of a compressed model against its original: size, speed, accuracy, differences of outputs, costs of layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX graphs for quantisation and pruning: reading, preparing, finding layers, and writing the result with its card."""
+"""ONNX graphs for quantisation and pruning: reading, preparing in place, finding layers; writing the result with its card."""
 
 from __future__ import annotations
 

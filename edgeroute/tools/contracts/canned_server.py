@@ -1,4 +1,4 @@
-"""Servers on 127.0.0.1: a TCP listener in a thread of its own, and an HTTP server with canned replies, valid or not."""
+"""Servers on 127.0.0.1: a TCP listener in a thread of its own, and an HTTP server with canned replies, streams or faults."""
 
 from __future__ import annotations
 

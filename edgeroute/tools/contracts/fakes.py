@@ -1,4 +1,4 @@
-"""Scripted edge models and clouds, in process."""
+"""Scripted edge models and clouds, in process: they wait for a gate, return or raise the next answer, and count their calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Monitor behind the page and the terminal view: follows records in the background, with state, egress ledger and device."""
+"""Monitor behind the page and the terminal view: a thread follows trace, state, egress ledger and device."""
 
 from __future__ import annotations
 

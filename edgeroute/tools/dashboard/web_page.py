@@ -1,4 +1,7 @@
-"""Web page of the dashboard: its ASGI application, which only reads, and the server that runs it on uvicorn."""
+"""Web page of the dashboard: its ASGI application, which only reads, the server on uvicorn, and the conversion to `/metrics`.
+
+`/metrics` converts the followed trace to the status of its router, for the Prometheus instrument's own names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Common parts of exports: the loaded and checked model, the output folder and templates."""
+"""Common parts of exports: the loaded and checked model, the output folder, replaced as a whole at the end, and templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of a fleet: the rows of digests, a store of Parquet files by day, and the store opened in DuckDB.
+"""Tables of a fleet: the rows of digests, a store of Parquet files by day, its damaged files, and the store opened in DuckDB.
 
 A store is a folder: `TABLE/day=YYYY-MM-DD/rows.parquet` for each table and day, each replaced as a whole, so that a reader, or a
 writer that was killed, never sees half of a file. `digests`, a row for each device, is written last: a day whose writing was

@@ -1,4 +1,8 @@
-"""Report of a fleet: sums by model, policy, site and week, money with its budget, and devices that are unlike the others."""
+"""Report of a fleet by SQL in DuckDB: sums by model, policy, site and week, outliers, and a forecast of the month's cost.
+
+The forecast has an interval of 95 %, and is compared with the budget. An outlier is a device whose share is above the usual one
+by its interval. The last days, of which many devices have yet to send digests, are left out; missing devices are counted.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guesses of a model's output kind, class names and card, from names, shapes and the values of trial runs. No I/O."""
+"""Guesses of a model's output kind, class names and card, from names, shapes and the values of trial runs; pure."""
 
 from __future__ import annotations
 

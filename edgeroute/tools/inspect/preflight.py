@@ -1,4 +1,7 @@
-"""Preflight of a router: `decide`, the route that an input would take; `check`, the status of all targets. No input is sent."""
+"""Preflight of a router: `decide`, the route that an input would take; `check`, the status of all targets, which loads and pings.
+
+No input is sent. `decide` runs the edge model, unless the plan needs none.
+"""
 
 from __future__ import annotations
 

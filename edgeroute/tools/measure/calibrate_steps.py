@@ -1,4 +1,7 @@
-"""Steps of `Router.calibrate` and `Router.evaluate`, shared by threads and asyncio: examples in, results out."""
+"""Steps of `Router.calibrate` and `Router.evaluate`, shared by threads and asyncio: collection, certificate, evaluation, results.
+
+They read the inputs in a thread, run the models and ask the cloud.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Certificates from collected examples, optionally with a fitted score; audit logs as examples; tests of a guarantee."""
+"""Certificates from examples, with a fitted score, from audit logs or from counts at any look; tests of a guarantee and of edges.
+
+`certify` fits and calibrates; `certify_counts` certifies counts of audits however often they are looked at; `compare_edges` tests
+an edge on trial against the edge in use; `Verdict` compares a guarantee with what was measured.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Collection of examples: answers, confidence, latency and cost of edge and cloud on inputs, as steps of a call."""
+"""Collection of examples: runs the edge models and asks the cloud on inputs, as steps of a call; answers, latency and cost.
+
+Recorded outputs become examples as well. The cloud is asked under egress rules, limits and ledger.
+"""
 
 from __future__ import annotations
 

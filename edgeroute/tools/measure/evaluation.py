@@ -1,4 +1,4 @@
-"""Evaluation of a threshold on examples: accuracy, deferral, latency and cost. Shares are 0..1."""
+"""Evaluation of a threshold on examples: accuracy, deferral, latency and cost, with intervals. Shares are 0..1."""
 
 from __future__ import annotations
 

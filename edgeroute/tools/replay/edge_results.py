@@ -1,4 +1,4 @@
-"""Results of an edge model on a log's requests: lines of JSON with hashes, confidences and grades, from which a run resumes."""
+"""Results of an edge model on a log's requests: appended lines of JSON with hashes, confidences and grades to resume from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Savings estimate from the log of one model: an edge model answers a sample of its requests here, and is compared with it."""
+"""Savings estimate from the log of one model: an edge model answers a sample of its requests here, and is compared with it.
+
+A judge, if there is one, is sent both answers, under the router's egress rules, limits and ledger.
+"""
 
 from __future__ import annotations
 

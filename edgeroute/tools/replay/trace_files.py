@@ -1,4 +1,4 @@
-"""Files of traces, as JSON lines or Parquet: reader, conversion both ways, and the traces of many devices below a folder."""
+"""Files of traces, as JSON lines or Parquet: reader, conversion both ways, packing with deletion, a folder of many devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Requests of the gateway, the dashboard and `serve`: limits of bodies and calls, access by host and token, error replies."""
+"""Limits of bodies and calls of the gateway, the dashboard and `serve`; access by host, origin and token; headers; error replies.
+
+The headers `x-edgeroute-*` of a request are parsed to `Options` of its call.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API on the gateway: its requests as chats for the router, and its replies, whole or as events."""
+"""Anthropic's Messages API on the gateway: its requests, checked, as chats for the router; its replies, whole or as events."""
 
 from __future__ import annotations
 

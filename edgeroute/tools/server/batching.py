@@ -1,4 +1,4 @@
-"""Dynamic batching of inference requests for one model, and the meter of its load.
+"""Dynamic batching of inference requests for one model in a thread, the meter of its load, the model as a function of tensors.
 
 Requests that arrive during a run of the model share the next run. There is no delay to configure. An idle model runs a request
 at once, so that light traffic does not wait; under load, requests gather during the run in progress, and batches grow with the

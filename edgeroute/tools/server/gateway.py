@@ -1,4 +1,7 @@
-"""`gateway()`, which runs a router as an HTTP server on uvicorn, and its ASGI application: OpenAI's API, tensors, metrics."""
+"""`gateway()`, which runs a router as an HTTP server on uvicorn, and its ASGI application: APIs of OpenAI and Anthropic, tensors.
+
+Also metrics and health. At its end the application closes the router.
+"""
 
 from __future__ import annotations
 

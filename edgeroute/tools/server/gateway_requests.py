@@ -1,4 +1,4 @@
-"""OpenAI's requests to the gateway, parsed and checked, and the replies: whole completions, chunks of a stream, headers."""
+"""OpenAI's requests to the gateway: the keys that clients may send, checked; calls of the router; replies, whole or in chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Server side of the Open Inference Protocol v2: parser of requests and of files in them, encoder of replies, error replies."""
+"""Server side of the Open Inference Protocol v2: parser and encoder of tensors, decoder of files, error replies; all bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""OpenAI's Responses API on the gateway: its requests as chats for the router, and its replies, whole or as events."""
+"""OpenAI's Responses API on the gateway: its requests as chats for the router, and its replies, whole or as events.
+
+`StoredResponses` has the conversations that a request may continue: at most 1,000, and 32 MiB, in this process's memory alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`serve()`, which runs model files as an HTTP server on uvicorn, and its ASGI application: inference, health, metrics."""
+"""`serve()`, which runs model files as an HTTP server on uvicorn, and its ASGI application. There is no authentication.
+
+Routes: inference, health, metadata, counts, and with `metrics` Prometheus. Readiness runs each model on zeros, unless it has run
+since the last probe.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runner of an ASGI application on uvicorn: limits on connections, signals, and notices to the service manager."""
+"""Runner of an ASGI application on uvicorn, which blocks: limits on connections, signals, and notices to the service manager."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Web services: a lifespan and error replies for FastAPI, Starlette and other ASGI applications, none of which is imported."""
+"""Web services: a lifespan and error replies for FastAPI, Starlette and other ASGI applications, none of which is imported.
+
+`while_connected` cancels a call whose client has disconnected.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Simulation of a fleet of devices against one cloud through an outage, and a search for the capacity that the cloud needs.
+"""Event loop of a simulated fleet with its outboxes, its results by the second, and a search for the cloud's needed capacity.
+
+The devices, the cloud, the outage and the clients' protection are in scenario.py.
 
 Vectorised, not sampled: every device has its own breaker, retry budget and outbox, as elements of arrays. Time advances in steps
 of `STEP_S`; the events of a step are one array operation, each with its exact time: only the order of events within a step is

@@ -1,4 +1,4 @@
-"""Parts of a fleet simulation: devices with their policy, a cloud, an outage, and the clients' mechanisms of protection."""
+"""Parts of a fleet simulation: devices with their policy, battery, heat and rules; cloud and outage; breakers, retry budgets."""
 
 from __future__ import annotations
 

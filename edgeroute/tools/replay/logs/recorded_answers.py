@@ -1,4 +1,4 @@
-"""Parser of recorded answers of OpenAI's APIs (chat completions, completions, responses), in logs of three kinds."""
+"""Parsers of recorded answers in logs of LiteLLM, Langfuse and OpenAI: chat completions, completions and responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Sections and top-level keys of a policy, their conversion to the arguments of `Router`, and the messages about wrong ones."""
+"""Sections and top-level keys of a policy, the objects made from them for `Router`, and messages on wrong keys, missing files.
+
+A reload reuses the object of an equal section. Misspelt keys get a suggestion, and no message quotes a value.
+"""
 
 from __future__ import annotations
 

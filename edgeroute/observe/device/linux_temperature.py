@@ -1,4 +1,4 @@
-"""Temperature of a device, and whether its processor is throttled."""
+"""Temperature of a Linux device, and if its processor is throttled: by kernel files, and `vcgencmd` on a Raspberry Pi."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Cloud backends: their interface, the checks of replies, and a function as a cloud. HTTP endpoints are in `http_backend.py`."""
+"""Function as a cloud (`FunctionBackend`), and for all clouds the checks of replies and the collector of a batch's predictions.
+
+`BatchCollector` halves a batch that is refused, until the input at fault is alone. HTTP endpoints are in http_backend.py.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +165,7 @@ REFUSALS = (400, 413, 422)  # HTTP statuses of a server that takes no batch of t
 MOST_HALVINGS = 16  # maximum refused calls of a batch that are followed by calls of half as many rows
 
 
-class Rows:
+class BatchCollector:
     """Collector of a batch's predictions: `for part in rows: with rows: ...`; an exception takes the place of predictions.
 
     A server that refuses several rows is sent half as many. A fault of the endpoint (it is down, late, or rejected by a limit)
@@ -295,7 +298,7 @@ class FunctionBackend(AbandonedRuns):
 
         A row's error takes its place, if it is about the input.
         """
-        rows = Rows(exchange, self.guard, inputs, until)
+        rows = BatchCollector(exchange, self.guard, inputs, until)
         for (x,) in rows:
             with rows:
                 rows.append(self.reader.read_many([self._answer(self._call(x, until, exchange))], 1)[0])
@@ -334,7 +337,7 @@ class FunctionBackend(AbandonedRuns):
 
     async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         """Call the coroutine function for each input, and return the predictions."""
-        rows = Rows(exchange, self.guard, inputs, until)
+        rows = BatchCollector(exchange, self.guard, inputs, until)
         for (x,) in rows:
             with rows:
                 pieces = [piece async for piece in self._pieces_async(x, until, exchange)]
