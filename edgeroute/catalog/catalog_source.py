@@ -282,7 +282,7 @@ def download_index(source: Source, folder: Path, root: bytes) -> bytes:
 def download_targets(source: Source, folder: Path, root: bytes, known: Mapping[str, bytes]) -> dict[str, bytes]:
     """Download signed files, and return name -> bytes, verified: signatures, expiry, rising versions, length and hash.
 
-    A file that the catalog does not list is left out. Silences tuf's log below errors.
+    TUF's metadata is stored in `folder`. A file that the catalog does not list is left out. Silences tuf's log below errors.
 
     Args:
         source: the catalog.

@@ -295,10 +295,10 @@ class Updater:
             return self._report(self._step())
 
     def _step(self) -> Step:
-        """Refresh the catalog; download, try and activate a newer version, unless pinned, on trial or refused before.
+        """Refresh the catalog; download a newer version, try it by a reload, and activate it on trial, or mark it as refused.
 
-        A version that the router refuses is marked as refused; if even the present version does not load, or the activation
-        cannot be stored, the error is raised.
+        Nothing is done if the model is pinned or on trial, or the version was refused before. If even the present version does
+        not load, or the activation cannot be stored, the error is raised.
         """
         now = self.catalog.active(self.name)
         if now.pinned:

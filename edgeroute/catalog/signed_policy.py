@@ -92,7 +92,7 @@ _tried: ContextVar[Standing | None] = ContextVar("tried", default=None)
 
 
 def standing(state: Path) -> Standing:
-    """Return a device's standing; an empty one if there is none, or if the file is damaged, which is logged."""
+    """Return the standing that a `_switch` is trying, else the device's; an empty one if that is missing or damaged (logged)."""
     if (tried := _tried.get()) is not None:
         return tried
     path = state / "fleet" / "policy.json"
@@ -304,7 +304,10 @@ class Follower:
         return "; ".join(filter(None, (standing(self._state).text, last_problem(self._state))))
 
     def _turn(self) -> float:
-        """Look at the trial, and at the catalog if that is due; return the seconds until the next turn."""
+        """Reload if another process changed the standing; as the leader, also check trial, catalog and budget.
+
+        Returns the seconds until the next turn.
+        """
         self._lead()
         if (stamp := file_stamp(self._path)) != self._seen:
             self._seen = stamp
@@ -329,7 +332,7 @@ class Follower:
                 self._save(known._replace(trial=known.trial + 1))
 
     def refresh(self) -> None:
-        """Look at the catalog once; try and put in force what is signed for this device. A failure is noted in `problem`.
+        """Check the catalog once, and put in force what is signed for this device; a failure is written to `problem`, and raised.
 
         Raises:
             EdgerouteError: the catalog cannot be reached or trusted, or the disk is full; the policy in force stays.
@@ -346,7 +349,7 @@ class Follower:
                     replace_durably(self._home / "problem", self.problem.encode())
 
     def _refresh(self) -> str:
-        """Refresh as `refresh` does; return why the newest policy is not in force, empty without a reason."""
+        """Download and store the signed files; put an order in force first, then the policy. Return why that waits, or ""."""
         fleet, name = self.fleet, checked_name(self.fleet.policy)
         targets = {f"policies/{name}{kind}.json": self._home / f"{name}{kind}.json" for kind in ("", ".budget")}
         source = source_of(fleet.catalog if "://" in fleet.catalog else self._folder / fleet.catalog)
@@ -411,7 +414,7 @@ class Follower:
         return ""
 
     def _spend(self) -> None:
-        """Note what was spent yesterday, and put the limits by the budget in force that was read last.
+        """Store what was spent yesterday, and put the limits of the stored budget in force, which reloads if they have changed.
 
         Raises:
             CatalogError, StoreError: the budget is none; the disk is full.
@@ -430,7 +433,7 @@ class Follower:
             self._save(new)
 
     def _look(self) -> None:
-        """Confirm a version on trial after enough requests, or roll it back if too many of them failed."""
+        """Confirm a version on trial after enough requests, or roll it back and reload if too many failed; store either."""
         known = standing(self._state)
         if not known.trial:
             return

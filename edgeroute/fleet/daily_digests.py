@@ -103,14 +103,11 @@ class DailyDigests(ForkSafe):
         self.sent = self.dropped = 0
         self.error = ""  # of the last upload
 
-    def tell(self, engine: Engine, *, due: bool = False) -> float:
-        """Write the digests that are due, and upload; return the seconds until the next look. Blocks.
+    def write_and_upload(self, engine: Engine, *, due: bool = False) -> float:
+        """Write the due digests to the spool, and upload what is in it; return the seconds until the next look. Blocks.
 
-        Nothing is done while another process does so, or while the state file cannot be written.
-
-        Args:
-            engine: engine of the router.
-            due: True: each day with new counts is due, today too, and so is the next upload.
+        Counts of impossible days are moved to today before. Nothing is done while another process does so, or while the state
+        file cannot be written.
         """
         lock = ProcessLock(self.folder / "lock")
         with self._lock:
@@ -119,7 +116,7 @@ class DailyDigests(ForkSafe):
             try:
                 now = clock()
                 self._move_undated(now)
-                waits = [self._tell_day(day, rows, now, due=due) for day, rows in sorted(self._rows().items())]
+                waits = [self._write_day(day, rows, now, due=due) for day, rows in sorted(self._rows().items())]
                 if due or monotonic() >= self._retry_at:
                     self._upload(engine)
             finally:
@@ -161,7 +158,7 @@ class DailyDigests(ForkSafe):
         record = self._store.get(DAYS + day)
         return record if isinstance(record, dict) else {}
 
-    def _tell_day(self, day: str, rows: Mapping[str, Mapping[str, int]], now: float, *, due: bool) -> float:
+    def _write_day(self, day: str, rows: Mapping[str, Mapping[str, int]], now: float, *, due: bool) -> float:
         """Write the digest of a day to the spool, if it is due and has new counts; delete counts that are old.
 
         Return the seconds until it is due.

@@ -99,7 +99,7 @@ class Fleet(ForkSafe, Part):
         self._open = False
         self._counter = Worker("edgeroute-fleet", self.count, "the fleet's counts failed", first_s=1.0)
         first_s = random.uniform(1, 30)  # noqa: S311 - devices that are switched on together upload one after another
-        self._teller = Worker("edgeroute-fleet-upload", self._turn, "no digest could be made", first_s=first_s, retry_s=LOOK_S)
+        self._uploader = Worker("edgeroute-fleet-upload", self._turn, "no digest could be made", first_s=first_s, retry_s=LOOK_S)
 
     def attach(self, engine: Engine) -> None:
         """Take the router's engine. Raises PolicyError without a state folder, or for a part that has an engine already."""
@@ -113,7 +113,7 @@ class Fleet(ForkSafe, Part):
 
     def opened(self, status: Callable[[], Any]) -> None:  # noqa: ARG002 - as parts are called
         """Begin to upload."""
-        self._open = self._teller.start()
+        self._open = self._uploader.start()
 
     def ended(self, request: Request, result: Result) -> None:
         """Queue a request for counting."""
@@ -146,7 +146,10 @@ class Fleet(ForkSafe, Part):
         self._counter.start()
 
     def count(self) -> None:
-        """Add what is queued to the counts of its hours and groups, which the store writes about a second later."""
+        """Add queued requests and audits to the counts of their hours and groups, which the store writes about a second later.
+
+        Forgets the oldest audits that await a label beyond `UNLABELLED_MOST`; in a forked child, starts the thread of uploads.
+        """
         self._waiting = False
         sums = defaultdict[str, Counter[str]](Counter)
         with self._lock:
@@ -178,7 +181,7 @@ class Fleet(ForkSafe, Part):
             live = () if (engine := self._engine()) is None else (engine.snapshot, engine.snapshot.trial)
             self._groups = {key: known for key, known in self._groups.items() if any(known[0] is one for one in live)}
         if self._open:
-            self._teller.start()  # in a forked child
+            self._uploader.start()  # in a forked child
 
     def _alike(self) -> Iterable[tuple[_Event, int, int, float]]:
         """Remove the queued events, and return one of each kind with its number, and the sums of bytes and dollars."""
@@ -208,7 +211,7 @@ class Fleet(ForkSafe, Part):
 
     def _turn(self) -> float | None:
         """Write the digests that are due, and upload; return the seconds until the next turn; None: the router is gone."""
-        return None if (engine := self._engine()) is None or engine.closed else self.digests.tell(engine)
+        return None if (engine := self._engine()) is None or engine.closed else self.digests.write_and_upload(engine)
 
     def tell(self) -> bool:
         """Count what is queued, write a digest of each day with new counts, today's too, and upload now; blocks.
@@ -222,7 +225,7 @@ class Fleet(ForkSafe, Part):
         if (engine := self._engine()) is None:
             return False
         self.count()
-        self.digests.tell(engine, due=True)
+        self.digests.write_and_upload(engine, due=True)
         return not spooled(self.digests.folder)
 
     def stats(self) -> dict[str, Any]:
@@ -232,7 +235,7 @@ class Fleet(ForkSafe, Part):
 
     def close(self) -> None:
         """Count what is queued, and write it to the state file. An upload under way is waited for up to a second."""
-        for worker in (self._teller, self._counter):
+        for worker in (self._uploader, self._counter):
             worker.close(1.0)
         self.count()
         self._store.leave(self)

@@ -116,8 +116,8 @@ class Semantic(ForkSafe):
     def _unit(self, text: str) -> Vector | None:
         """Return the text's normalised embedding, cached or computed by `embed`; None if there is none.
 
-        None for what is no text, for zero or infinite vectors, and, with a warning, if `embed` raises. Raises BadInput once for
-        another length.
+        None for what is no text, for zero or infinite vectors, and, with a warning, if `embed` raises. Another length turns the
+        cache off, and raises BadInput once.
         """
         if self._off or type(text) is not str:
             return None

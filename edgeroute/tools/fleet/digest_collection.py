@@ -105,7 +105,7 @@ class _RefusedError(Exception):
 
 
 def check(name: str, data: bytes | str, rules: Rules) -> Digest:
-    """Return the digest of an object. Raises _RefusedError with the code."""
+    """Return the digest of an object, once it is authentic, rightly named, recent and of a known model. Raises _RefusedError."""
     if isinstance(data, str):
         raise _RefusedError(data)
     try:
@@ -143,10 +143,10 @@ def convert(source: Source, names: Sequence[str], folder: Path, part: int, rules
 
 
 def collect(source: Source, store: Path, rules: Rules | None = None, processes: int | None = None) -> Collected:
-    """Read the digests of a source that the store lacks, and add them to its tables; refuse bad ones by name.
+    """Add a source's digests that the store lacks to its tables, replacing older revisions; refuse bad ones by name in a file.
 
-    Of each device and day the highest revision counts, also if an older one is in the store. A run that is killed leaves the
-    store readable; the next one goes on.
+    Takes the store's lock. Of each device and day the highest revision counts. Many are read in further processes. A run that is
+    killed leaves the store readable; the next one goes on.
 
     Args:
         source: where the digests are.
@@ -260,7 +260,7 @@ class _Run:
             yield from (new[i : i + PART] for i in range(0, len(new), PART))
 
     def _merge_if(self, least: int) -> None:
-        """Write the tables if at least so many digests are in parts."""
+        """Merge the parts into the tables, and delete them, if they have at least so many digests."""
         if self._unmerged >= least:
             added, repeated, days = merge_parts(self.store, self.parts)
             self.added, self.days, self._unmerged = self.added + added, self.days | days, 0

@@ -431,7 +431,7 @@ _AWAY = "https://local.invalid/v2/models/local"
 
 
 def publishable(path: Path) -> dict[str, Any]:
-    """Return what is published of a policy file: its data without the keys that are a device's own.
+    """Check a policy file as a device would load it, and return its data without the keys that are a device's own.
 
     Raises:
         PolicyError: the policy is invalid, or has a secret.

@@ -259,9 +259,10 @@ def calibration(
     label: Callable[[Any], Any] | LabelsOnDemand | None = None,
     **reading: Any,
 ) -> Steps[CalibrationResult]:
-    """Collect examples and find the lowest threshold with the guarantee; see `Router.calibrate`. reading: options of `_examples`.
+    """Check the request, collect examples, and find the lowest threshold with the guarantee; see `Router.calibrate`.
 
-    label: function of an input, or reader of labels, for labels that `y` lacks; None: `y` has all, or none.
+    Runs the edge models, asks the cloud where it is needed, and reads the models' files. reading: options of `_examples`. label:
+    function of an input, or reader of labels, for labels that `y` lacks; None: `y` has all, or none.
 
     Raises:
         PolicyError: the arguments exclude each other, or labels or a cloud are missing for the guarantee.

@@ -334,7 +334,7 @@ NONE = Options()
 
 
 def options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
-    """Parse a request's options from its headers; `NONE` without any.
+    """Parse a request's options from its headers, and bind its conversation and lateness for this task; `NONE` without any.
 
     Args:
         headers: headers of the request, with names in lower case.
@@ -359,7 +359,7 @@ def options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
 
 
 def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
-    """Validate the texts of the options and return them with their types; raise `BadInput`."""
+    """Return the options with their types, and set the task's conversation and lateness; raise `BadInput` for a wrong one."""
     mode: Any = texts.get("mode")
     if mode not in (None, *MODES):
         raise BadInput(f"x-edgeroute-mode is {clean(mode, 40)!r}: {nearest(mode, MODES)}")

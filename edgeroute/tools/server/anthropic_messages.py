@@ -111,7 +111,7 @@ def _chat_messages(message: Any) -> list[dict[str, Any]]:
 
 
 def _part(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a block of text or an image as a part of a chat message."""
+    """Return a block of text or an image as a part of a chat message. Raises BadInput for another block."""
     if block.get("type") == "text" and isinstance(block.get("text"), str):
         return {"type": "text", "text": block["text"]}
     source = block.get("source")
@@ -148,7 +148,7 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tool_choice(choice: Any) -> dict[str, Any]:
-    """Return the keys of a chat for `tool_choice`."""
+    """Return the keys of a chat for `tool_choice`; {} without one. Raises BadInput for an unknown choice."""
     if choice is None:
         return {}
     kind = choice.get("type") if isinstance(choice, Mapping) else None
@@ -164,7 +164,7 @@ def _tool_choice(choice: Any) -> dict[str, Any]:
 
 
 def _response_format(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the key of a chat for an answer by a JSON schema."""
+    """Return the key of a chat for an answer by a JSON schema; {} without one. Raises BadInput for another format."""
     config = body.get("output_config")
     wanted = body.get("output_format") or (config.get("format") if isinstance(config, Mapping) else None)
     if wanted is None:

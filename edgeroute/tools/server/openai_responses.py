@@ -116,7 +116,7 @@ def read_request(
 
 
 def _chat_messages(items: Any) -> list[dict[str, Any]]:
-    """Return the items of an input as chat messages; successive calls of functions are one message."""
+    """Return the items of an input as chat messages; successive calls are one message. Raises BadInput for other items."""
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     if not isinstance(items, list) or not items or not all(isinstance(item, Mapping) for item in items):
@@ -156,7 +156,7 @@ def _reasoning_text(item: Mapping[str, Any]) -> str:
 
 
 def _content(content: Any) -> Any:
-    """Return the content of a message as that of a chat: a text, or parts if there are others than texts."""
+    """Return the content of a message as that of a chat, a text, or parts if not all are texts. Raises BadInput for others."""
     if isinstance(content, str) or content is None:
         return content
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
@@ -267,7 +267,7 @@ class ResponseReply:
         return opening + self._event({"type": "response.output_text.delta", **self._place(), "delta": text, "logprobs": []})
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
-        """Yield the last events: the end of the message, calls of functions, and the whole response."""
+        """Yield the last events: the end of the message, calls of functions, and the whole response; store its messages."""
         response = self.body(answer)
         items = [item for item in response["output"] if item["type"] != "reasoning"]
         response["output"] = [*items, *(item for item in response["output"] if item["type"] == "reasoning")]

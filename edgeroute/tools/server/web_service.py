@@ -115,7 +115,7 @@ async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
 
 
 def error_reply(error: EdgerouteError, *, messages: bool = False) -> tuple[dict[str, str], int, dict[str, str]]:
-    """Return body, status and headers of the reply to an error, as an error handler of Flask does.
+    """Log an error, and return body, status and headers of the reply to it, as an error handler of Flask does.
 
     Args:
         error: the error.
