@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import looks
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import most
+from edgeroute.confidence.binomial_tests import critical_count
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.tools.measure.audit_counts import NONE
 from edgeroute.tools.measure.critical_counts import most_of_each
@@ -140,12 +140,12 @@ def hoeffding_bentkus(draw: Draw) -> Chosen:
     """Walks with the better of Hoeffding's and Bentkus's bound of the share of harms alone (Learn then Test, 2021)."""
     mean = draw.harms / draw.n
     bound = (mean < draw.eps) & (draw.n * _divergence(mean, draw.eps) >= log(1 / DELTA))
-    return draw.at(passed(bound | (draw.harms <= most(draw.n, draw.eps, DELTA / e))))
+    return draw.at(passed(bound | (draw.harms <= critical_count(draw.n, draw.eps, DELTA / e))))
 
 
 def exact_harms(draw: Draw) -> Chosen:
     """Walks with the exact binomial bound of the share of harms alone (Clopper-Pearson)."""
-    return draw.at(passed(draw.harms <= most(draw.n, draw.eps, DELTA)))
+    return draw.at(passed(draw.harms <= critical_count(draw.n, draw.eps, DELTA)))
 
 
 def betting(draw: Draw) -> Chosen:
@@ -162,7 +162,7 @@ def shrewd(draw: Draw) -> Chosen:
     """shrewd 0.3: Clopper-Pearson of the answers that differ from the cloud's, of all requests."""
     assert draw.agree is not None
     differ = np.cumsum(1 - draw.agree[draw.order])[draw.ends]
-    return draw.at(passed(differ <= most(draw.n, draw.eps, DELTA)))._replace(labels=0)
+    return draw.at(passed(differ <= critical_count(draw.n, draw.eps, DELTA)))._replace(labels=0)
 
 
 def calibroute(draw: Draw) -> Chosen:

@@ -17,7 +17,7 @@ import numpy as np
 from figures import MODELS, size
 
 from edgeroute.confidence import msp
-from edgeroute.confidence.binomial_tests import most
+from edgeroute.confidence.binomial_tests import critical_count
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.fixed_sequence import accept_relative, between, passed
 
@@ -124,7 +124,7 @@ def hoeffding_bentkus(h: Array, w: Array, n: int) -> int:
     """Hoeffding-Bentkus on the loss per input, rescaled from -1..1 to 0..1."""
     mean, target = (1 + (h - w) / n) / 2, (1 + EPS) / 2
     kl = mean * np.log(mean / target) + (1 - mean) * np.log((1 - mean) / (1 - target))
-    bentkus = np.ceil(n * mean) <= most(n, target, DELTA / e)
+    bentkus = np.ceil(n * mean) <= critical_count(n, target, DELTA / e)
     return passed((mean < target) & ((n * kl >= log(1 / DELTA)) | bentkus))
 
 

@@ -17,7 +17,7 @@ from lazily import Later
 
 from edgeroute import PolicyError
 from edgeroute.confidence import certificate
-from edgeroute.confidence.binomial_tests import log_factorials, most
+from edgeroute.confidence.binomial_tests import critical_count, log_factorials
 from edgeroute.confidence.certificate import BoundCertificate, Certificate, NotEnough, effective_target
 from edgeroute.core.routing_policy import Target
 from edgeroute.tools.measure import critical_counts as exact
@@ -67,7 +67,7 @@ def some(draw, least=20, most=120, nan=True):
 @given(st.integers(1, 3000), rates, risks)
 def test_binomial_limits(n, rate, delta):
     """The largest count whose lower tail is at most delta, as scipy has it, and as Clopper and Pearson bound it."""
-    k = most(n, rate, delta)
+    k = critical_count(n, rate, delta)
     assert stats.binom.cdf(k, n, rate) <= delta + 1e-9
     assert stats.binom.cdf(k + 1, n, rate) > delta - 1e-9
     if 0 <= k < n - 1:
@@ -157,7 +157,7 @@ def test_the_risk_of_each_test(n, eps, delta):
     """Wherever the guarantee is just broken, no more than delta of all that can be seen is let pass: summed, not drawn."""
     h, w, chances = trinomial(n, eps, np.linspace(eps, 0.95, 40))
     lr, d = exact.lr_limits(n, eps, delta, n), exact.d_limits(n, eps, delta, n)
-    for passes in (h <= lr[w], h - w <= d[h + w], h <= most(n, eps, delta)):
+    for passes in (h <= lr[w], h - w <= d[h + w], h <= critical_count(n, eps, delta)):
         assert chances[:, passes].sum(1).max() <= delta
     assert chances[:, h <= lr[w]].sum(1).max() > 0.4 * delta  # and it is not wasted
 
@@ -201,7 +201,7 @@ def test_relative_by_the_book(given_, eps, sure):
     assume(n >= exact.least_n(eps, delta))
     certificate = quietly(score, edge, cloud, max_loss=eps, sure=sure)
     if certificate.method == "CP-harm":
-        limit = most(n, eps, delta)
+        limit = critical_count(n, eps, delta)
         expected = by_the_book(score, edge, cloud, lambda _m, h, _w, _k: h <= limit)
     else:
         limits = exact.lr_limits(n, eps, delta, n)

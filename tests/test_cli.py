@@ -24,7 +24,7 @@ import edgeroute
 from edgeroute import BadInput, DeadlineExceeded, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, Unreachable
 from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.command_runner import code_of, line
-from edgeroute.tools.cli.input_files import files, read_inputs, recorded_outputs
+from edgeroute.tools.cli.input_files import expand_folders, read_inputs, recorded_outputs
 from edgeroute.tools.cli.tables_and_options import seconds, share
 from edgeroute.tools.server.serve import app as served
 
@@ -179,7 +179,11 @@ def test_files_below_a_folder_are_found_in_order(tmp_path):
     for name in ("b.npy", "a.NPZ", "note.txt", "sub/c.png"):
         (tmp_path / name).touch()
     inside = [tmp_path / "a.NPZ", tmp_path / "b.npy", tmp_path / "sub" / "c.png"]
-    assert files([tmp_path, tmp_path / "note.txt", tmp_path / "empty"]) == [*inside, tmp_path / "note.txt", tmp_path / "empty"]
+    assert expand_folders([tmp_path, tmp_path / "note.txt", tmp_path / "empty"]) == [
+        *inside,
+        tmp_path / "note.txt",
+        tmp_path / "empty",
+    ]
 
 
 def test_reading_arrays(tmp_path, inputs):

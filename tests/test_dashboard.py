@@ -56,7 +56,7 @@ from edgeroute.tools.dashboard import monitor as monitors
 from edgeroute.tools.dashboard import monitor as tails
 from edgeroute.tools.dashboard.in_process import Dashboard, sources_of
 from edgeroute.tools.dashboard.monitor import Monitor, Tail
-from edgeroute.tools.dashboard.request_window import RECENT, Trial, reason, row
+from edgeroute.tools.dashboard.request_window import RECENT, ThresholdReplays, reason, row_of
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.server.uvicorn_host import InChild
 
@@ -247,7 +247,7 @@ def test_what_a_router_did():
     assert [one["accepted"] for one in seen["recent"]] == [not answer.degraded for answer in reversed(answers)]
     assert [one["id"] for one in seen["odd"]] == [answers[2].id]
     for record, answer in zip(records, answers, strict=True):
-        told = reason(row(record))
+        told = reason(row_of(record))
         judged = routes.judged(answer)
         if judged.confidence is not None:
             sign = ">=" if judged.confidence >= judged.threshold else "<"
@@ -408,7 +408,7 @@ def test_a_threshold_does_what_a_router_with_it_does(inputs, threshold):
     _, again, _ = asked(inputs, threshold=threshold)
     deferred = sum(answer.source == "cloud" for answer in again)
     for known in (setup, None):
-        found = Trial(records, known, {}).at("edge", threshold)
+        found = ThresholdReplays(records, known, {}).at("edge", threshold)
         assert (found["calls"], found["edge"]) == (deferred, len(inputs) - deferred)
         assert found["usd"] == pytest.approx(0.25 * deferred)
 
@@ -416,7 +416,7 @@ def test_a_threshold_does_what_a_router_with_it_does(inputs, threshold):
 def test_without_the_policy_what_stays_stays():
     """A class that never left in the trace does not leave in its replay."""
     records, _, _ = asked([0.2, 0.2, 0.9], classes=["a", "b", "a"], egress=Egress(never_leave=["b"], may_leave=["a"]))
-    found = Trial(records).at("edge", 1.0)
+    found = ThresholdReplays(records).at("edge", 1.0)
     assert (found["calls"], found["edge"]) == (2, 1)
     assert found["promise"]["held"] is None
 
@@ -424,7 +424,7 @@ def test_without_the_policy_what_stays_stays():
 def test_the_slider_reaches_all():
     """Its thresholds part the recorded confidences evenly, from accepting everything to deferring everything."""
     records, _, setup = asked([i / 1000 for i in range(100, 1000)])
-    (shown,) = Trial(records, setup, {}).shown()["edges"]
+    (shown,) = ThresholdReplays(records, setup, {}).shown()["edges"]
     assert shown["steps"] == sorted(set(shown["steps"]))
     assert 0.5 in shown["steps"]
     assert (shown["points"][0]["deferral_rate"], shown["points"][-1]["deferral_rate"]) == (0, 1)
@@ -483,7 +483,7 @@ def test_the_promise_is_only_where_it_holds(certificate, used, held):
     records, _, setup = asked([0.2, 0.9])
     prints = {"edge": used, "cloud": "c", "score": "s", "codec": "k"}
     bound = {} if certificate is None else {"edge": BoundCertificate(certificate, prints, 1e9)}
-    trial = Trial(records, setup, bound)
+    trial = ThresholdReplays(records, setup, bound)
     found = [trial.at("edge", threshold)["promise"] for threshold in (0.5, 0.6, 0.9)]
     assert [one["held"] for one in found] == held
     for one in found:
@@ -493,8 +493,8 @@ def test_the_promise_is_only_where_it_holds(certificate, used, held):
 def test_nothing_to_try():
     """Says so: before the first request, of an edge that is none, at no threshold."""
     monitor = monitor_of([])
-    for call in (monitor.trial, lambda: monitor.try_threshold("edge", 0.5), lambda: Trial(OWN).at("cloud", 0.5),
-                 lambda: Trial(OWN).at("edge", float("nan"))):  # fmt: skip
+    for call in (monitor.trial, lambda: monitor.try_threshold("edge", 0.5), lambda: ThresholdReplays(OWN).at("cloud", 0.5),
+                 lambda: ThresholdReplays(OWN).at("edge", float("nan"))):  # fmt: skip
         with pytest.raises(BadInput):
             call()
 

@@ -24,8 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from edgeroute import Prometheus, metrics
 from edgeroute.record.prometheus import shown
+from edgeroute.tools.dashboard.web_page import metrics_route
 from edgeroute.tools.dashboard.web_page import page_of as page_of_metrics
-from edgeroute.tools.dashboard.web_page import route
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("_seconds", "_bucket", "_sum", "age_seconds")
@@ -194,7 +194,7 @@ def test_who_may_scrape(tmp_path):
     with Router(edge, cloud, threshold=0.5, trace=records.append) as router:
         router.infer(0.9)
     monitor = Monitor(Records(records))
-    with page_of(monitor, routes=[route(monitor)]) as address, httpx.Client(timeout=LONG) as client:
+    with page_of(monitor, routes=[metrics_route(monitor)]) as address, httpx.Client(timeout=LONG) as client:
         url, _, token = address.partition("/#token=")
         assert client.get(f"{url}/metrics").status_code == 401
         right = {"Authorization": f"Bearer {token}"}

@@ -23,7 +23,7 @@ from edgeroute import OnnxModel, Options, Router, register
 from edgeroute.edge.model_card import Card
 from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
 from edgeroute.tools.inspect.guess_inputs import describe, pairs
-from edgeroute.tools.inspect.guess_outputs import batch_of, named_classes, outputs
+from edgeroute.tools.inspect.guess_outputs import batch_of, guess_outputs, named_classes
 from edgeroute.tools.server.serve import app as served
 from edgeroute.types import TensorSpec
 
@@ -187,7 +187,7 @@ BOXES = {"boxes": np.ones((2, 4)), "scores": np.array([0.9, 0.1]), "classes": np
 )  # fmt: skip
 def test_the_kind_of_a_row(specs, row, kind, sure):
     """By names and forms; where neither tells, it is open, with what to write."""
-    one = next(f for f in outputs(specs, [row, row]) if f.about == "output.kind")
+    one = next(f for f in guess_outputs(specs, [row, row]) if f.about == "output.kind")
     assert (one.says, one.sure) == (kind, sure)
     assert one.grounds
     assert sure == "likely" or one.write
@@ -196,7 +196,7 @@ def test_the_kind_of_a_row(specs, row, kind, sure):
 def test_labels_need_no_kind():
     """Integers and texts alone are labels."""
     for label in (np.array(3), np.array(["cat"], object)):
-        (one,) = outputs([spec("y", "int64", (-1,))], [{"y": label}])
+        (one,) = guess_outputs([spec("y", "int64", (-1,))], [{"y": label}])
         assert (one.about, one.says, one.sure) == ("output", "a label", "certain")
 
 

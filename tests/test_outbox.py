@@ -38,7 +38,7 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, decode_input, encode_input
-from edgeroute.stores.outbox.delivery import Loop, backoff, longest
+from edgeroute.stores.outbox.delivery import LockedWorker, backoff, longest
 from edgeroute.stores.outbox.sql_tables import TRUSTED_S, Heads
 from edgeroute.stores.outbox.sqlite_queue import COUNTED, LONGEST_S, ROW_BYTES, TIMES, spread_for
 from edgeroute.system.process import now, to_json_types
@@ -1026,14 +1026,14 @@ def test_a_wake_before_delivery_begins_is_for_all(make):
 def test_one_that_is_held_waits_as_long_as_it_says(make, deliver, monkeypatch, ahead):
     """Beside the pause that any has; a wake cuts both short."""
     monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
-    outbox, tried, paused, nudge = make(), Queue(), Queue(), Loop.nudge
+    outbox, tried, paused, nudge = make(), Queue(), Queue(), LockedWorker.nudge
 
     def nudged(loop):
         if threading.current_thread().name == "edgeroute-delivery":  # what was tried has ended, and its pause has begun
             paused.put(1)
         nudge(loop)
 
-    monkeypatch.setattr(Loop, "nudge", nudged)
+    monkeypatch.setattr(LockedWorker, "nudge", nudged)
 
     def send(waiting):
         tried.put(waiting.id)

@@ -9,7 +9,7 @@ from both import flat
 
 from edgeroute import AsyncRouter, Function, Instrument, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.dashboard.request_window import row
+from edgeroute.tools.dashboard.request_window import row_of
 from edgeroute.tools.replay import Setup, collect, replay
 
 
@@ -232,7 +232,7 @@ def test_a_stream_that_is_left_is_counted_and_traced(kind, x, leg):
     ]
     assert (stats.requests, stats.degraded, stats.unanswered, stats.deferred) == (1, 0, 0, int(leg == "cloud"))
     assert {one.name: (one.started, one.cancelled) for one in stats.legs}[stream.leg] == (1, 1)
-    assert not row(record).degraded
+    assert not row_of(record).degraded
     found = replay(collect([record]), setup)
     assert (found.recorded.requests, found.recorded.degraded, found.recorded.usd) == (1, 0, stats.usd_today)
     assert (found.replayed.requests, sum(found.unknown.values())) == (0, 1), "how long it would have taken is not known"

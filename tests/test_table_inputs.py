@@ -15,7 +15,7 @@ from PIL import Image
 
 from edgeroute import BadInput, RuntimeMissing
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.cli.input_files import files, folder_labels, read_inputs
+from edgeroute.tools.cli.input_files import expand_folders, folder_labels, read_inputs
 
 make = makes(threshold=0.5)
 F, I = "float32", "int64"  # noqa: E741 - types
@@ -214,7 +214,7 @@ def test_folders_by_class(tmp_path):
         (b"owl/0.png", "owl"),
     ]
     assert found == expected
-    assert [*labels] == files([folder])
+    assert [*labels] == expand_folders([folder])
     assert notes == [f"{folder}: labels are the names of its 4 folders"]
     notes.clear()
     assert folder_labels([folder], ["2024", "2025"], notes.append) == {}
@@ -232,7 +232,7 @@ def test_folders_by_class(tmp_path):
     only = tmp_path / "only"
     only.mkdir()
     (only / "a.csv").write_text("a\n1\n")
-    assert files([only]) == [only / "a.csv"]
+    assert expand_folders([only]) == [only / "a.csv"]
 
 
 def test_the_commands_read_folders_by_class(tmp_path):

@@ -323,7 +323,7 @@ class Follower:
         return LOOKS_S
 
     def _lead(self) -> None:
-        """Become the process that looks at the catalog for all of the device, if there is none; count its start for a trial."""
+        """Become the device's process that checks the catalog, if there is none; count its start for a trial, or end that one."""
         if not self._leads and self._lock.take():
             self._leads, known = True, standing(self._state)
             if known.trial >= MOST_STARTS:

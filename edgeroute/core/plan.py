@@ -46,7 +46,7 @@ class Facts(NamedTuple):
 ENOUGH_LATENCIES: Final = 50  # minimum number of latencies of each side
 
 
-def auto(
+def auto_hedge_s(
     edge: Latency, cloud: Latency, *, deadline_s: float, deferral_rate: float, miss: float = 0.01, either: bool = False
 ) -> float:
     """Return the latest start of the cloud, seconds after the edge's, that meets the deadline with probability 1 - `miss`.
@@ -72,7 +72,7 @@ def auto(
     return max(0.0, deadline_s - cloud_s)
 
 
-def quantile(edge: Latency, q: float) -> float:
+def quantile_hedge_s(edge: Latency, q: float) -> float:
     """Return the latency quantile `q` (0..1) of the edge, seconds; inf: too few latencies."""
     usual_s = edge.quantile(q) if edge.count >= ENOUGH_LATENCIES else None
     return INF if usual_s is None else usual_s
@@ -561,8 +561,8 @@ def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: S
         return INF
     if rule == "auto":
         either = targets[order[0]].threshold is None
-        return auto(edge, cloud, deadline_s=deadline_s, deferral_rate=facts.deferral_rate, either=either)
-    return quantile(edge, float(rule[1:]) / 100)
+        return auto_hedge_s(edge, cloud, deadline_s=deadline_s, deferral_rate=facts.deferral_rate, either=either)
+    return quantile_hedge_s(edge, float(rule[1:]) / 100)
 
 
 def shadow_leg(i: int, target: Target, policy: Policy) -> Leg:

@@ -173,7 +173,7 @@ def _dtype(x: Any) -> np.dtype[Any] | None:
         return None
 
 
-class Worker:
+class LockedInterpreter:
     """Interpreter of the model, for one run at a time.
 
     Args:
@@ -232,9 +232,9 @@ class Interpreters:
         resets: True if variables are reset before each run, as tensors of the model hold the state of the run before.
     """
 
-    def __init__(self, make: Callable[[], Worker], first: Worker, *, resets: bool) -> None:
+    def __init__(self, make: Callable[[], LockedInterpreter], first: LockedInterpreter, *, resets: bool) -> None:
         self._make, self._inputs, self.resets = make, first.inputs, resets
-        self.idle: deque[Worker] = deque([first], maxlen=MOST_IDLE)  # taking and putting back are atomic
+        self.idle: deque[LockedInterpreter] = deque([first], maxlen=MOST_IDLE)  # taking and putting back are atomic
 
     def tensors(self, feed: Mapping[str, Array]) -> list[Array]:
         """Return the model's tensors, in order, from tensors by name.
@@ -245,12 +245,12 @@ class Interpreters:
         """
         return [port.as_elements(feed[port.name]) for port in self._inputs]
 
-    def new(self) -> Worker:
+    def new(self) -> LockedInterpreter:
         """Make another interpreter, which is not in the pool. Waits while the process forks."""
         with no_fork.lock:
             return self._make()
 
-    def take(self) -> Worker:
+    def take(self) -> LockedInterpreter:
         """Remove an idle interpreter from the pool and return it, its variables reset if need be, or make one.
 
         The caller appends it to `idle` later. Never waits for a run.
@@ -273,7 +273,7 @@ _EDGE_TPU = "edgetpu-custom-op"
 class _SessionPlace(NamedTuple):
     """Position of a session: its own interpreter, and the number of its runs so far."""
 
-    worker: Worker
+    worker: LockedInterpreter
     step: int
 
 
@@ -417,7 +417,7 @@ class LiteRTModel(ModelFile):
             raise ModelError(f"{self.path} has {which}: its signatures are {', '.join(keys) or 'not named'}")
         return signatures[keys.index(wanted)]
 
-    def _worker(self, module: Any, data: bytes, description: Contents, signature: Signature | None) -> Worker:
+    def _worker(self, module: Any, data: bytes, description: Contents, signature: Signature | None) -> LockedInterpreter:
         """Make an interpreter with the delegates, and store which delegates it uses and how it is downgraded.
 
         A delegate that runs no operator leaves the CPU in use.
@@ -459,7 +459,7 @@ class LiteRTModel(ModelFile):
                 raise
             return None, str(e)
 
-    def _describe_ports(self, worker: Worker) -> None:
+    def _describe_ports(self, worker: LockedInterpreter) -> None:
         """Store the file's inputs and outputs. A quantised input is as its card states, or takes floats and its own dtype.
 
         A model's uint8 input without a card takes pixels.
@@ -549,7 +549,7 @@ class LiteRTModel(ModelFile):
             turn.states[self._stream] = _SessionPlace(worker, step + 1)
         return out
 
-    def _advance(self, worker: Worker, step: int) -> None:
+    def _advance(self, worker: LockedInterpreter, step: int) -> None:
         """Check that the interpreter is at this step of the session, and count the step.
 
         Raises:
@@ -639,7 +639,7 @@ def _allocate(interpreter: Any) -> bool:
     return True
 
 
-def _make_worker(interpreter: Any, signature: Signature | None, *, ready: bool) -> Worker:
+def _make_worker(interpreter: Any, signature: Signature | None, *, ready: bool) -> LockedInterpreter:
     """Wrap an interpreter, or the runner of a signature of another subgraph, as a worker with names of inputs and outputs.
 
     `ready` is only noted, for the former.
@@ -647,11 +647,11 @@ def _make_worker(interpreter: Any, signature: Signature | None, *, ready: bool) 
     if signature is None or not signature.subgraph:
         names = ({}, {}) if signature is None else (signature.inputs, signature.outputs)
         inputs, outputs = map(_ports, (interpreter.get_input_details(), interpreter.get_output_details()), names)
-        return Worker(interpreter, inputs, outputs, ready=ready)
+        return LockedInterpreter(interpreter, inputs, outputs, ready=ready)
     runner = interpreter.get_signature_runner(signature.key)
     ways = (runner.get_input_details(), runner.get_output_details())
     inputs, outputs = ([Port.of(name, details) for name, details in way.items()] for way in ways)
-    return Worker(interpreter, inputs, outputs, runner)
+    return LockedInterpreter(interpreter, inputs, outputs, runner)
 
 
 def _ports(details: Sequence[Mapping[str, Any]], numbers: Mapping[str, int]) -> list[Port]:

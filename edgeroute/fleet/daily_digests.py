@@ -208,7 +208,7 @@ class DailyDigests(ForkSafe):
             self.dropped += 1
 
     def _upload(self, engine: Engine) -> None:
-        """Upload the digests that wait; a failure is logged once, and tried again after a random time that doubles."""
+        """Upload the digests of the spool, and delete each; log a failure once, and try again after a random, doubling time."""
         for path in spooled(self.folder):
             if engine.closed:
                 return
@@ -225,7 +225,7 @@ class DailyDigests(ForkSafe):
             self.sent, self.error, self._failures = self.sent + 1, "", 0
 
     def _send(self, engine: Engine, path: Path) -> None:
-        """Upload a digest, which is the only way out, with a line in the egress ledger before. Raises if it is not stored."""
+        """Upload a digest, after a line in the egress ledger. Raises if it is not stored, or nothing may leave now."""
         if why := engine.stays_on_device(read=True) or ("the link is metered" if engine.observer.is_metered() else ""):
             raise StoreError(f"nothing leaves by itself: {why}")
         there = destination(self._to.read("fleet: to") if isinstance(self._to, Secret) else self._to)

@@ -317,7 +317,7 @@ class Observer(ForkSafe):
                 self.facts = self.facts._replace(rules=rules)
         return changed
 
-    def rules(self) -> list[str]:
+    def rule_lines(self) -> list[str]:
         """Return the device rules, one line each, for people: condition, end, effect, and a note if in force."""
         lines = []
         for rule, on, _ in self._state:
@@ -325,7 +325,7 @@ class Observer(ForkSafe):
             lines.append(f"rule: {rule}{until}: {rule.then}{' (in force)' if on else ''}")
         return lines
 
-    def budget(self) -> list[str]:
+    def budget_lines(self) -> list[str]:
         """Return a line that says which energy `joules_per_hour` counts and how much is spent; no line without that limit."""
         if not self.limited:
             return []
@@ -338,7 +338,7 @@ class Observer(ForkSafe):
             what = "the cloud's calls alone, until the energy of an edge's run is known (rules.md)"
         return [f"joules_per_hour counts {what}; {spent:.4g} of {limit:g} J are spent"]
 
-    def lacking(self, backends: Sequence[Backend]) -> list[str]:
+    def lacking_lines(self, backends: Sequence[Backend]) -> list[str]:
         """Return one line for each sensor that a rule needs and this system lacks.
 
         Another line follows on a system that does not report when the network is back.

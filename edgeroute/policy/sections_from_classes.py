@@ -21,7 +21,7 @@ from edgeroute.core.routing_policy import Terms
 from edgeroute.edge.runtime_base import ModelFile
 from edgeroute.http.addresses_and_messages import Address
 from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, to_text
-from edgeroute.system.declared_settings import argument_texts, hints, unit_of
+from edgeroute.system.declared_settings import argument_texts, argument_types, unit_of
 
 S = TypeVar("S", bound=BaseModel)
 # Words of a docstring -> words of the reference of policy files.
@@ -109,7 +109,7 @@ def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
 def parameters_of(classes: Any) -> Iterator[tuple[Parameter, Any, str]]:
     """Yield the parameters of classes with their types and texts; `**address` stands for those of `Address`, as in `FURTHER`."""
     for configured in classes:
-        texts, types = argument_texts(configured), hints(configured)
+        texts, types = argument_texts(configured), argument_types(configured)
         for parameter in signature(configured).parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD and parameter.name in FURTHER:
                 yield from parameters_of([FURTHER[parameter.name]])

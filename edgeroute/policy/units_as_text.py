@@ -28,7 +28,7 @@ def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "1
     """
     match = re.fullmatch(DURATION, value) if isinstance(value, str) else None
     if match is None:
-        raise expected_error(words, _near(value, _times, DURATION))
+        raise expected_error(words, _suggestion(value, _times, DURATION))
     number, unit = float(match[1]), match[2]
     return number / 1000 if unit == "ms" else number * SECONDS[unit]
 
@@ -56,7 +56,7 @@ def size(value: Any) -> int:
     """
     match = re.fullmatch(SIZE, value) if isinstance(value, str) else None
     if match is None:
-        raise expected_error('a size such as "512KB" or "16MiB"', _near(value, _sizes, SIZE))
+        raise expected_error('a size such as "512KB" or "16MiB"', _suggestion(value, _sizes, SIZE))
     if not (count := round(float(match[1]) * BYTES[match[2]])):
         raise expected_error("a size of a byte or more")
     return count
@@ -72,7 +72,7 @@ def share(value: Any) -> float:
         return float(value)
     match = re.fullmatch(SHARE, value) if isinstance(value, str) else None
     if match is None:
-        raise expected_error('a share such as "1%" or 0.01', _near(value, _shares, SHARE))
+        raise expected_error('a share such as "1%" or 0.01', _suggestion(value, _shares, SHARE))
     return float(match[1]) / 100
 
 
@@ -81,7 +81,7 @@ def expected_error(words: str, hint: str = "") -> PydanticCustomError:
     return PydanticCustomError("expected", "expected {words}", {"words": words, "hint": hint})
 
 
-def _near(value: Any, units: Callable[[str], list[str]], pattern: str) -> str:
+def _suggestion(value: Any, units: Callable[[str], list[str]], pattern: str) -> str:
     """Return a suggestion of a spelling; empty if the value contains no number."""
     match = None if isinstance(value, bool) else _LOOSE.fullmatch(str(value))
     meant = [match[1] + unit for unit in units(match[2].lower())] if match else []

@@ -25,7 +25,7 @@ from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, batch_steps
 from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
-from edgeroute.router.request import Request, Shows, length
+from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.router import Router
 from edgeroute.router.router_parts import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams_and_sessions import AsyncStream, End, Last, as_one_piece
@@ -274,7 +274,7 @@ class AsyncRouter(BaseRouter[V]):
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer[V]]:
         """Return the answers to several inputs, like `Router.infer_many`."""
-        if not length(batch):
+        if not checked_length(batch):
             return []
         results = await self._loop.pump(batch_steps(self.engine, batch, mode, deadline, data_class))
         return [answer_of(result) for result in results]

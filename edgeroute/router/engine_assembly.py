@@ -125,7 +125,7 @@ def assemble(
     observer.use(engine.snapshot.policy, engine.snapshot.watched[0])
     if engine.snapshot.policy.device_rules or observer.limited:
         _first_reading(engine, sensors)
-        for line in [*observer.lacking(()), *(observer.budget() if observer.reading.power_w is None else ())]:
+        for line in [*observer.lacking_lines(()), *(observer.budget_lines() if observer.reading.power_w is None else ())]:
             log.warning("%s", line)
     if engine.checkpoint is not None:
         engine.checkpoint.recall(engine.snapshot.clouds)

@@ -102,9 +102,9 @@ class PolicyFile:
         self._versions: dict[Path, str] = {}  # file that names the active version of a model -> version read last
 
     def arguments(self) -> dict[str, Any]:
-        """Read the file, and return the router's arguments. Notes the active versions of its models.
+        """Read the file, and return the router's arguments; note the models' active versions, and pass `[fleet]` to its follower.
 
-        Errors have the file's path.
+        Logs a warning if nothing follows a signed policy. Errors have the file's path.
 
         Raises:
             PolicyError: the file is invalid.

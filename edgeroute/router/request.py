@@ -48,7 +48,7 @@ def read_once_error(x: Any) -> BadInput:
     )
 
 
-def length(batch: Sequence[Any]) -> int:
+def checked_length(batch: Sequence[Any]) -> int:
     """Return the number of rows of a batch.
 
     Raises:

@@ -21,7 +21,7 @@ from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine, batch_steps, decide_alone
 from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
-from edgeroute.router.request import Request, Shows, length
+from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.router_parts import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.system.late_imports import import_tool
 from edgeroute.types import Answer, V
@@ -130,7 +130,7 @@ class Router(BaseRouter[V]):
                 recorded all the same.
             PolicyError: as `infer`.
         """
-        if not length(batch):
+        if not checked_length(batch):
             return []
         engine = self.engine
         return [answer_of(r) for r in _run_pump(pump(batch_steps(engine, batch, mode, deadline, data_class), engine))]

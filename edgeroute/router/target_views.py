@@ -233,7 +233,7 @@ def _as_json(answer: Prediction | None) -> dict[str, Any] | None:
 def check_send_edge(
     policy: Policy, targets: Sequence[Target], backends: Sequence[Backend], egress: Egress, *, hidden: bool
 ) -> bool:
-    """Return True if any cloud takes the edge's answer along.
+    """Return True if any cloud takes the edge's answer along; raise where that cannot work.
 
     Not with several edges, cloud-first modes, immediate hedges, scores of the input, redaction, or a hidden edge.
 

@@ -1,4 +1,7 @@
-"""Trials of a router: the arm of each request by its key, the figures of each arm, and the guardrail that stops a trial."""
+"""Trials of a router: the arm of each request by its key, the figures of each arm, and the guardrail that stops a trial.
+
+The figures continue after a reload, and with a state folder after a restart.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from math import sqrt
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from edgeroute.confidence.binomial_tests import RISK, proportion
+from edgeroute.confidence.binomial_tests import RISK, share_and_interval
 from edgeroute.confidence.output_recognition import same
 from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.latency_and_load_estimates import Latency
@@ -122,7 +125,7 @@ class _Tally:
 
 def part(count: int, of: int, risk: float = RISK) -> Interval:
     """Return a share with its interval."""
-    return Interval(*proportion(count, of, risk))
+    return Interval(*share_and_interval(count, of, risk))
 
 
 # Arms and guardrail of one trial.

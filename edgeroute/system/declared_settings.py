@@ -13,7 +13,7 @@ from edgeroute.errors import check_number
 
 
 @lru_cache(maxsize=256)
-def hints(of: Callable[..., Any]) -> dict[str, Any]:
+def argument_types(of: Callable[..., Any]) -> dict[str, Any]:
     """Return parameter -> type of a function, or of a class by its constructor or fields; `Any` for a type that cannot be had.
 
     {} for a function without annotations.
@@ -59,7 +59,7 @@ def check_units(of: Callable[..., Any], given: Mapping[str, Any], prefix: str = 
     Raises:
         PolicyError: says the name of the argument and the range.
     """
-    for name, annotation in hints(of).items():
+    for name, annotation in argument_types(of).items():
         unit, optional = unit_of(annotation)
         if unit is not None and name in given and not (optional and given[name] is None):
             check_number(

@@ -13,7 +13,7 @@ from functools import partial
 from time import gmtime, monotonic, strftime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from edgeroute.confidence.binomial_tests import upper
+from edgeroute.confidence.binomial_tests import upper_bound
 from edgeroute.confidence.output_recognition import same
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.sequential_tests import Drift
@@ -93,7 +93,7 @@ class Pinned:
         half = (self._rounds + 1) // 2
         self._usual = [self._most_frequent(answers[:half]) for answers in self.answers]
         later = [not self._agrees(usual, v) for usual, a in zip(self._usual, self.answers, strict=True) for v in a[half:]]
-        level = upper(sum(later), len(later), RISK)
+        level = upper_bound(sum(later), len(later), RISK)
         if level >= 1 / 2:
             often = sum(later) * 2 >= len(later)
             log.warning("sentinel: %d of %d answers to pinned inputs differ: %s", sum(later), len(later),

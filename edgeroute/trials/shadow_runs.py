@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.confidence.binomial_tests import proportion
+from edgeroute.confidence.binomial_tests import share_and_interval
 from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
@@ -95,7 +95,7 @@ class _Weights:
             return 0.0, 0.0, 1.0
         share = min(1.0, part / self.sum)
         n = max(1, int(self.sum * self.sum / self._squares + 1e-9))
-        _, low, high = proportion(share * n, n)
+        _, low, high = share_and_interval(share * n, n)
         return share, low, high
 
 

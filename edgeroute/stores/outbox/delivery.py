@@ -1,6 +1,6 @@
 """Delivery of the outbox's requests when their endpoint is available (`Delivery`), and of late answers to the app (`Callbacks`).
 
-Each runs in one process at a time, in the thread of a `Loop`; both retry, and dead-letter what fails for good.
+Each runs in one process at a time, in the thread of a `LockedWorker`; both retry, and dead-letter what fails for good.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Callbacks(ForkSafe):
         # The callback, and True if it takes a transaction; in one attribute, since `register` may come at any time.
         self._f: tuple[Callable[..., object], bool] | None = None
         place = outbox.path.with_name(outbox.path.name + ".callback")
-        self.loop = Loop("edgeroute-late", place, self.step, poll_s=poll_s)
+        self.loop = LockedWorker("edgeroute-late", place, self.step, poll_s=poll_s)
         outbox.listen(self.loop.nudge)
 
     def register(self, f: Callable[..., object]) -> None:
@@ -200,7 +200,7 @@ def _takes_tx(f: Callable[..., object]) -> bool:
 log = logging.getLogger("edgeroute")
 
 
-class Loop(Worker):
+class LockedWorker(Worker):
     """Worker that calls `step()` after as many seconds as the last call returned, or at once when nudged.
 
     Only one process at a time, the holder of the lock, calls its step.
@@ -303,7 +303,7 @@ class Delivery(ForkSafe):
         self._workers = ThreadPool("edgeroute-delivery", parallel)
         outbox.first_put = None
         place = outbox.path.with_name(outbox.path.name + ".deliver")
-        self.loop = Loop("edgeroute-outbox", place, self.step, poll_s=poll_s, busy=lambda: bool(self._in_flight))
+        self.loop = LockedWorker("edgeroute-outbox", place, self.step, poll_s=poll_s, busy=lambda: bool(self._in_flight))
         outbox.listen(self.loop.nudge)
 
     def start(self) -> None:

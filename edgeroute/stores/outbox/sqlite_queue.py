@@ -77,12 +77,7 @@ class GroupCommit(ForkSafe):
         return len(self._pending)
 
     def put(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
-        """Store entries durably; blocks until they are stored. Return for each its result, or the error.
-
-        Args:
-            entries: the requests.
-            refuse: called before the transaction; see `Refuse`.
-        """
+        """Store entries durably, with other threads' in one transaction; blocks. Return each one's result, or the error."""
         tickets = [_PendingEntry(entry, refuse) for entry in entries]
         try:
             self._pending.update(dict.fromkeys(tickets))

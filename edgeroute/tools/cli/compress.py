@@ -52,7 +52,7 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
     """
     from edgeroute.edge.edge_model_interface import member
     from edgeroute.edge.runtimes import load
-    from edgeroute.tools.cli.input_files import files, read_inputs
+    from edgeroute.tools.cli.input_files import expand_folders, read_inputs
 
     loaded = load(model)
     if (load_it := member(loaded, "load")) is not None:
@@ -62,7 +62,7 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
     constant |= {state.input for state in getattr(card, "state", ())}
     names = [spec.name for spec in member(loaded, "inputs") if spec.name not in constant]
     notes = list[str]()
-    items = [item for path in files(paths) for item in read_inputs(path, names if len(names) > 1 else (), notes.append)]
+    items = [item for path in expand_folders(paths) for item in read_inputs(path, names if len(names) > 1 else (), notes.append)]
     print_notes(notes)
     return [item.x for item in items], all_or_none([item.label for item in items]) or None
 

@@ -91,12 +91,12 @@ def read_examples(
     """
     import numpy as np
 
-    from edgeroute.tools.cli.input_files import Recorded, files, folder_labels, read_inputs, recorded_outputs
+    from edgeroute.tools.cli.input_files import Recorded, expand_folders, folder_labels, read_inputs, recorded_outputs
     from edgeroute.tools.cli.table_files import Item
 
     recorded, items, notes = list[Recorded](), list[Item](), list[str]()
     by_class = folder_labels(paths, edge_labels(router), notes.append)
-    for path in files(paths):
+    for path in expand_folders(paths):
         outputs_in_file = recorded_outputs(path, notes.append)
         if outputs_in_file is None:
             read = read_inputs(path, router.engine.snapshot.views.keys, notes.append, label, edge_columns(router))

@@ -12,7 +12,7 @@ import typer
 from edgeroute.confidence.certificate import Certificate, Kind
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.cli.example_options import TRUST
-from edgeroute.tools.cli.input_files import by_name, files
+from edgeroute.tools.cli.input_files import by_name, expand_folders
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
@@ -34,7 +34,7 @@ def read_graded(paths: Sequence[Path], every: int) -> Graded | None:
     Raises:
         BadInput: a file cannot be read, lacks an array, or does not fit the others.
     """
-    contents = [(path, by_name(path, NAMES)) for path in files(paths)]
+    contents = [(path, by_name(path, NAMES)) for path in expand_folders(paths)]
     if not any("edge_scores" in arrays for _, arrays in contents):
         return None
     first, array_names = contents[0][0], set(contents[0][1])

@@ -19,7 +19,7 @@ from edgeroute.confidence.scores import quantile
 from edgeroute.errors import BadInput, BadReply
 from edgeroute.system.foreign_files import parse_json, read_bytes
 from edgeroute.tools.cli.graded_answers import Graded
-from edgeroute.tools.cli.input_files import files, prompt_of
+from edgeroute.tools.cli.input_files import expand_folders, prompt_of
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
@@ -53,11 +53,11 @@ def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
     """
     from edgeroute.tools.measure.collect_edge_and_cloud import check_possible
 
-    json_files = [path for path in files(paths) if path.suffix.lower() == ".jsonl"]
+    json_files = [path for path in expand_folders(paths) if path.suffix.lower() == ".jsonl"]
     lines = [_line(f"{path}:{n}", text) for path in json_files for n, text in _numbered_lines(path)][::every]
     if not lines or not any(line.answers["edge"] is not None or line.grades["edge"] is not None for line in lines):
         return None
-    if len(json_files) < len(files(paths)):
+    if len(json_files) < len(expand_folders(paths)):
         raise BadInput("some of the files are lines of JSON with answers, and others are not: pass one kind at a time")
     for side in SIDES:
         missing = [line.where for line in lines if line.grades[side] is None]

@@ -123,11 +123,11 @@ def infer(
         batch: Inputs to answer together.
     """
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.input_files import files, folder_labels, read_inputs
+    from edgeroute.tools.cli.input_files import expand_folders, folder_labels, read_inputs
     from edgeroute.tools.measure.report.progress_bar import bar
 
     tally, failures = Tally(), list[EdgerouteError]()
-    paths = files(given)
+    paths = expand_folders(given)
     with Router.from_policy(policy) as router, bar() as progress:
         keys, fitted = router.engine.snapshot.views.keys, edge_columns(router)
         task = progress.add_task("answering", total=len(paths))

@@ -34,7 +34,7 @@ CONTENT = ("jpeg", "jpg", "png", "bytes", "file")
 MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 
 
-def files(paths: Iterable[Path]) -> list[Path]:
+def expand_folders(paths: Iterable[Path]) -> list[Path]:
     """Expand folders recursively to their input files; tables only where there are no others. Hidden files are left out.
 
     A folder without any stays, for `read_inputs` to reject.
@@ -72,7 +72,7 @@ def folder_labels(paths: Iterable[Path], classes: Sequence[Any] | None, note: No
     """
     labels = dict[Path, Any]()
     for folder in paths:
-        inside = files([folder]) if folder.is_dir() else []
+        inside = expand_folders([folder]) if folder.is_dir() else []
         names = sorted({normalize("NFC", p.parent.name) for p in inside})
         by_class = all(p.parent.parent == folder and p.suffix.lower() in IMAGES for p in inside)
         if not by_class or len(names) < 2:  # noqa: PLR2004 - of one class nothing is learned

@@ -28,7 +28,7 @@ from edgeroute.tools.cli.command_runner import LEFT
 from edgeroute.tools.cli.input_files import IMAGES, STDIN, by_name, input_at
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, random_feeds, text
-from edgeroute.tools.inspect.guess_outputs import LABELS, batch_of, card, doubted, named_classes, outputs
+from edgeroute.tools.inspect.guess_outputs import LABELS, batch_of, card_of, doubted, guess_outputs, named_classes
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 # Language models: only the file's header is read, so that llama.cpp need not be installed.
@@ -268,10 +268,10 @@ class _Inspection:
         self._try_inputs([way for way in ways if way.raw is not None])
         findings = [finding for guess in self.inputs for finding in guess.findings]
         findings += [_open_pair(pair) for pair in self.states if pair.sure == "open"]
-        findings += outputs(self.read, self.rows, self.kind, self.grounds)
+        findings += guess_outputs(self.read, self.rows, self.kind, self.grounds)
         new_card: dict[str, Any] = {"sha256": sha256_of(self.path)} if self.path.exists() else {}
         findings, labels = self._labels(findings)
-        new_card.update(card(self.inputs, self.states, findings, self.batch))
+        new_card.update(card_of(self.inputs, self.states, findings, self.batch))
         if labels:
             new_card["labels"] = labels
         findings = self._without_unreadable(new_card, findings)
@@ -335,7 +335,7 @@ class _Inspection:
         try:
             if missing := ", ".join(quoted(guess.spec.name) for guess in self._unknown_constants()):
                 raise BadInput(f"it cannot be run without {missing}: add it to an .npz sample by that name")
-            tried = Card(_with_preprocess(card(self.inputs, self.states, []), preprocess))
+            tried = Card(_with_preprocess(card_of(self.inputs, self.states, []), preprocess))
             plan = Inputs(tried, self.model.inputs, self.model.outputs)
             self.model.renew()
             return Way(about, preprocess, self.model.run(self._feed(plan, x)), "")

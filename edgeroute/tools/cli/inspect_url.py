@@ -21,7 +21,7 @@ from edgeroute.system.quotable_codes import quoted_names
 from edgeroute.tools.cli.input_files import by_name, input_at
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
 from edgeroute.tools.inspect.guess_inputs import Finding, describe
-from edgeroute.tools.inspect.guess_outputs import KIND, NAME, outputs
+from edgeroute.tools.inspect.guess_outputs import KIND, NAME, guess_outputs
 from edgeroute.types import TensorSpec
 
 # An endpoint that is known only by its metadata; all outputs of its replies are read.
@@ -78,7 +78,7 @@ def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_e
     report.inputs = [(spec, "given") for spec in inputs]
     report.outputs = [(spec, "read") for spec in outs]
     told = endpoint.served_kind, "the server's metadata says so"
-    before = outputs(outs, [], *told) if outs else [Finding(KIND, "?", "open", "the server does not describe its outputs")]
+    before = guess_outputs(outs, [], *told) if outs else [Finding(KIND, "?", "open", "the server does not describe its outputs")]
     rows: list[dict[str, Any]] = []
     if sample is not None:
         report.sample = str(sample)
@@ -93,7 +93,7 @@ def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_e
         report.notes.append("the sample was sent, once")
     else:
         report.notes.append("nothing was sent but requests for its readiness and metadata; --sample FILE sends that file")
-    about_outputs = outputs(outs, rows, *told) if rows else before
+    about_outputs = guess_outputs(outs, rows, *told) if rows else before
     report.findings = [finding for guess in describe(inputs, []) for finding in guess.findings] + about_outputs
     kind, output = (_finding_of(about_outputs, key) for key in (KIND, NAME))
     entries = {"url": endpoint.where, "output": output, "kind": kind}

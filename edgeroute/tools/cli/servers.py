@@ -245,9 +245,9 @@ def dashboard(
 
     routes = []
     if metrics:
-        from edgeroute.tools.dashboard.web_page import route
+        from edgeroute.tools.dashboard.web_page import metrics_route
 
-        routes.append(route(monitor))
+        routes.append(metrics_route(monitor))
 
     def ready(url: str) -> None:
         """Print the URL, without a token that the user has chosen."""

@@ -22,7 +22,7 @@ from edgeroute.system import process
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.system.thread_pool import Worker
-from edgeroute.tools.dashboard.request_window import NAME, TEXT, Trial, Window, row
+from edgeroute.tools.dashboard.request_window import NAME, TEXT, ThresholdReplays, Window, row_of
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.replay.recorded_requests import MOST
 
@@ -358,7 +358,7 @@ class Monitor:
         self._state_at = 0.0
         self._polls = 0
         self._text: tuple[int, bytes] = (-1, b"")
-        self._trial: Trial | None = None
+        self._trial: ThresholdReplays | None = None
         self._since = process.now()
         self._lock, self._trial_lock = threading.RLock(), threading.Lock()
         self._worker = Worker("edgeroute-dashboard", self.poll, "no new records were read", first_s=EVERY_S, retry_s=EVERY_S)
@@ -410,7 +410,7 @@ class Monitor:
         text = json_dumps(record)
         if len(text) > RECORD_BYTES:  # listed requests hold their record
             raise ValueError(f"a record of {len(text):,} bytes is no router's")
-        request = row(record)
+        request = row_of(record)
         self._window.add(request._replace(at=now) if request.at > now + AHEAD_S else request)
         self._replayable.append(text)
         self._replayable_bytes += len(text)
@@ -504,7 +504,7 @@ class Monitor:
                     raise BadInput("no request has been recorded yet: there is nothing to replay")
                 records = sorted(map(json_loads, lines), key=lambda record: record["at"])
                 records = [record for record in records if _is_replayable(record)]
-                self._trial = Trial(records, self._sources.setup(), self._sources.certificates(), self._audits())
+                self._trial = ThresholdReplays(records, self._sources.setup(), self._sources.certificates(), self._audits())
             return self._trial.shown()
 
     def try_threshold(self, edge: str, threshold: float) -> dict[str, Any]:

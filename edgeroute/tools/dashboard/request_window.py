@@ -93,7 +93,7 @@ class Row(NamedTuple):
         }  # fmt: skip
 
 
-def row(record: Mapping[str, Any]) -> Row:
+def row_of(record: Mapping[str, Any]) -> Row:
     """Convert a record of a trace to a row.
 
     Raises:
@@ -418,7 +418,7 @@ class AuditedAnswer(NamedTuple):
     weight: float
 
 
-class Trial:
+class ThresholdReplays:
     """Recorded requests for replays with other thresholds. Not synchronised; `at` takes some 10 us a request.
 
     Args:

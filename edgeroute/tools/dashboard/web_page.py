@@ -182,7 +182,7 @@ UNKNOWN = frozenset({"queued", "late", "spared"})  # metrics of a router's state
 SPENT = frozenset({"spent", "limit"})  # metrics that are unknown without a state folder
 
 
-def route(monitor: Monitor) -> BaseRoute:
+def metrics_route(monitor: Monitor) -> BaseRoute:
     """Return the route of `/metrics` for a monitor.
 
     Raises:

@@ -385,7 +385,7 @@ class FleetAlarms:
         }  # fmt: skip
 
     def _save(self, *, bets: bool = False) -> None:
-        """Store the state; with `bets` first the days that were bet on, in a file that the state names by its day."""
+        """Store the state; with `bets` first the days that were bet on, in a file that the state names; delete older ones."""
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"bets-{self._state['closed']}.parquet"
         if bets:

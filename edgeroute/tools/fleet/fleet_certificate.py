@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import RISK, Floats, proportion
+from edgeroute.confidence.binomial_tests import RISK, Floats, share_and_interval
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.tools.measure.audit_counts import BETS, FIRST, LossCounts
 
@@ -145,7 +145,7 @@ class FleetAudits:
             GROUP BY device ORDER BY 3 DESC, 2, 1 LIMIT 10000""",
             [index],
         ).fetchall()
-        devices = [Device(device, n, k, *proportion(k, n, RISK)[1:]) for device, n, k in rows]
+        devices = [Device(device, n, k, *share_and_interval(k, n, RISK)[1:]) for device, n, k in rows]
         return sorted(devices, key=lambda device: -device.low)[:_WORST]
 
 

@@ -28,7 +28,7 @@ KIND, NAME, LABELS = "output.kind", "output.name", "labels"
 _VALUE = 'A value has no confidence: every input is deferred, unless the policy says no_confidence = "accept"'
 
 
-def outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | None = None, grounds: str = "") -> list[Finding]:
+def guess_outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | None = None, grounds: str = "") -> list[Finding]:
     """Guess what the outputs are, and return findings for a card.
 
     Args:
@@ -304,7 +304,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
     return (len(value),) if isinstance(value, list) else tuple(np.shape(value))
 
 
-def card(
+def card_of(
     inputs: Sequence[InputGuess], states: Sequence[Pair], findings: Sequence[Finding], batch: int | str | None = None
 ) -> dict[str, Any]:
     """Return a card with the certain and likely findings; open ones are left out."""

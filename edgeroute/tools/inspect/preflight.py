@@ -85,7 +85,7 @@ def check(engine: Engine, timeout: float) -> Check:
     check_seconds("timeout", timeout)
     result = _targets(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
     observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
-    lines = [*observer.rules(), *observer.budget(), *observer.lacking(snapshot.backends)]
+    lines = [*observer.rule_lines(), *observer.budget_lines(), *observer.lacking_lines(snapshot.backends)]
     lines += impossible_settings.notes(snapshot, spending.limits)
     never = [*impossible_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
     return Check(result.ok and not never, (*result.lines, *lines, *(f"! {line}" for line in never)))

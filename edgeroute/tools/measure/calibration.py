@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeroute.confidence.binomial_tests import Floats, Ints, upper
+from edgeroute.confidence.binomial_tests import Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEnough
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import INF
@@ -379,7 +379,7 @@ def disagreement_bound(accepted: NDArray[np.bool_], same: Floats, groups: Ints |
     """
     rows = np.arange(len(same)) if groups is None else one_of_each(groups)
     count = np.count_nonzero(accepted[rows])
-    return upper(int(np.count_nonzero(accepted[rows] & (same[rows] < 1))), int(count), 0.05) if count else None
+    return upper_bound(int(np.count_nonzero(accepted[rows] & (same[rows] < 1))), int(count), 0.05) if count else None
 
 
 def _agree(agree: ArrayLike | None, n: int) -> Floats | None:

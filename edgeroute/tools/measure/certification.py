@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper
+from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import Certificate, Kind, NotEnough, digest
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.core.routing_policy import INF
@@ -169,7 +169,7 @@ def certify_counts(
         score=score,
         parameters={},
         fingerprints=dict(fingerprints),
-        disagreement=upper(harms, kept, RISK) if kept else None,
+        disagreement=upper_bound(harms, kept, RISK) if kept else None,
     )
     return certificate, certified
 

@@ -13,7 +13,7 @@ from math import ceil, log, log1p, sqrt
 
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import WIDE, Floats, Ints, log_factorials, most, read_only
+from edgeroute.confidence.binomial_tests import WIDE, Floats, Ints, critical_count, log_factorials, read_only
 
 GAMMA = 1 / 50  # share of delta spent on the confidence bound of q
 
@@ -118,7 +118,7 @@ def nuisance_grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tup
     root = sqrt(eps)
     while root < 1:
         q = max(root**2, eps)
-        reach = most(n, q, gamma)
+        reach = critical_count(n, q, gamma)
         yield q, reach
         if reach >= events:
             return

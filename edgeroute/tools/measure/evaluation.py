@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper
+from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.output_recognition import label_form, labels_by_form
 from edgeroute.core.routing_policy import Terms
@@ -109,7 +109,7 @@ def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints |
     better, worse = int(np.count_nonzero(difference > 0)), int(np.count_nonzero(difference < 0))
     if len(cloud) >= COMPARED and not cloud.any():
         return [f"the cloud is right in none of the {len(cloud):,} examples: is the same compared with the same?"]
-    if better < worse and upper(better, better + worse, 0.025) < 0.5:  # noqa: PLR2004 - half of those that differ
+    if better < worse and upper_bound(better, better + worse, 0.025) < 0.5:  # noqa: PLR2004 - half of those that differ
         rates = f"{cloud.mean():.1%} right, the edge {edge.mean():.1%}"
         return [f"the cloud is worse than the edge: {rates}. A loss against it guarantees little: check what it answers"]
     return []
@@ -150,7 +150,7 @@ class Share(NamedTuple):
 def share(flags: Bools, risk: float = RISK) -> Share:
     """Return the proportion of true values, with its two-sided interval at level 1 - risk; 0 to 1 for none."""
     count, of = int(np.count_nonzero(flags)), flags.size
-    return Share(count, of, 1 - upper(of - count, of, risk / 2), upper(count, of, risk / 2))
+    return Share(count, of, 1 - upper_bound(of - count, of, risk / 2), upper_bound(count, of, risk / 2))
 
 
 class Bin(NamedTuple):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeroute.confidence.binomial_tests import Floats, Ints, most
+from edgeroute.confidence.binomial_tests import Floats, Ints, critical_count
 from edgeroute.confidence.certificate import Kind
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import PolicyError
@@ -263,7 +263,7 @@ def relative_method(n: int, eps: float, delta: float, *, wins: bool) -> str:
 def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: float) -> int:
     """Return the number of leading blocks that pass the max_loss test. h, w: cumulative harms and wins [blocks]."""
     if method == "CP-harm":
-        return passed(h <= most(n, eps, delta))
+        return passed(h <= critical_count(n, eps, delta))
     if method == "D-BB":
         limits = d_limits(n, eps, delta, min(n, _rounded(int((h + w).max())))) if len(h) else h
         return passed(h - w <= limits[h + w])
@@ -310,7 +310,7 @@ def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: I
     Raises:
         PolicyError: too many examples have no score.
     """
-    rank = floor(value * (n + 1)) if delta is None else most(n, value, delta) + 1
+    rank = floor(value * (n + 1)) if delta is None else critical_count(n, value, delta) + 1
     blocks = int(np.count_nonzero(below >= rank)) + 1
     if blocks > len(levels):
         raise PolicyError(f"no threshold defers at most {value:g}: {below[-1] / n:.1%} of the examples have no score")

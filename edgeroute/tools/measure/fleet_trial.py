@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import RISK, Floats, proportion
+from edgeroute.confidence.binomial_tests import RISK, Floats, share_and_interval
 from edgeroute.errors import BadInput
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.tools.measure.evaluation import Bools
@@ -182,9 +182,9 @@ def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) ->
     parts = {}
     for name in SHARES:
         of = _base(name)
-        parts[name] = _hull(proportion(int(total[name]), int(total[of])), _ratio(drawn[name], drawn[of]))
-    accepted = proportion(int(total["requests"] - total["deferred"]), int(total["requests"]), RISK / 2)
-    wrong = proportion(int(total["differs"]), int(total["compared"]), RISK / 2)
+        parts[name] = _hull(share_and_interval(int(total[name]), int(total[of])), _ratio(drawn[name], drawn[of]))
+    accepted = share_and_interval(int(total["requests"] - total["deferred"]), int(total["requests"]), RISK / 2)
+    wrong = share_and_interval(int(total["differs"]), int(total["compared"]), RISK / 2)
     answered = _ratio(drawn["requests"] - drawn["deferred"], drawn["requests"])
     exact = accepted[0] * wrong[0], accepted[1] * wrong[1], accepted[2] * wrong[2]
     loss = _hull(exact, answered * _ratio(drawn["differs"], drawn["compared"]))
@@ -232,8 +232,8 @@ def _difference(
     (a, of_a), (b, of_b) = ((int(t[name].sum()), int(t[of].sum())) for t in tables)
     if not (of_a and of_b):
         return None
-    share_a, low_a, high_a = proportion(a, of_a, alpha)
-    share_b, low_b, high_b = proportion(b, of_b, alpha)
+    share_a, low_a, high_a = share_and_interval(a, of_a, alpha)
+    share_b, low_b, high_b = share_and_interval(b, of_b, alpha)
     value, low, high = share_b - share_a, low_b - high_a, high_b - low_a
     if in_b is not None:
         least, most = _randomised(tables[0][name] + tables[1][name], tables[0][of] + tables[1][of], in_b, alpha)

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import proportion
+from edgeroute.confidence.binomial_tests import share_and_interval
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.confidence.output_recognition import number_of, plain
 from edgeroute.core.error_codes import UNIDENTIFIED, clean
@@ -464,7 +464,7 @@ def _estimate(
             problem = str(e)
     certified = saving is not None and saving.certified
     times = [r.took_s for r in results if not r.why]
-    level, low, high = proportion(float(grades.sum()), n, 1 - sure)
+    level, low, high = share_and_interval(float(grades.sum()), n, 1 - sure)
     return EdgeSaving(
         edge_model=name, cloud_model=drawn.model, judge=judge, requests=drawn.requests, repeats=drawn.repeats, n=n, seed=seed,
         sure=sure, agreement=level, interval=(low, high),
@@ -487,7 +487,7 @@ def _levels(confidence: Any, grades: Any, usd: Any, price: float, risk: float) -
         if not len(ranked) or (threshold := float(ranked[min(len(ranked), max(1, round(share * n))) - 1])) >= before:
             continue
         kept, before = confidence >= threshold, threshold
-        level, *interval = proportion(float(grades[kept].sum()), int(kept.sum()), risk)
+        level, *interval = share_and_interval(float(grades[kept].sum()), int(kept.sum()), risk)
         total = float(usd.sum())
         saved = None if isnan(total) or total <= 0 else (float(usd[kept].sum()) - price * n) / total
         yield Level(threshold, float(kept.mean()), level, (interval[0], interval[1]), saved)

@@ -333,7 +333,7 @@ class Options(NamedTuple):
 NONE = Options()
 
 
-def options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
+def parse_options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
     """Parse a request's options from its headers, and bind its conversation and lateness for this task; `NONE` without any.
 
     Args:

@@ -117,7 +117,7 @@ class Tensors:
         """
         name, headers = self._model_name(scope), dict(scope["headers"])
         access.plain_body(headers)
-        wanted = access.options(scope["headers"], self.routing.rules)
+        wanted = access.parse_options(scope["headers"], self.routing.rules)
         inputs = await self._inputs()
         with self.calls.bodies.open_body() as held:
             body = await held.read(headers.get(b"content-length", b""), receive)
@@ -258,7 +258,7 @@ class Completions:
         """
         headers = dict(scope["headers"])
         access.plain_body(headers)
-        wanted = access.options(scope["headers"], self.routing.rules)
+        wanted = access.parse_options(scope["headers"], self.routing.rules)
         with self.calls.bodies.open_body() as held:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is None:

@@ -323,7 +323,7 @@ def _column(table: Sequence[Row], i: int) -> Floats:
 
 def _pairs_of_log(paths: Sequence[Path], reader: recorded.Reader, how: Read, skipped: LeftOut) -> Pairs:
     """Pair the answers of a log by request and model; count repeats, other models and single answers as skipped."""
-    requests, models = dict[bytes, dict[str, recorded.Answer]](), Counter[str]()
+    requests, models = dict[bytes, dict[str, recorded.RecordedAnswer]](), Counter[str]()
     for place, exchange in exchanges(paths, reader, recorded.Options(how.id, how.score, how.match), skipped):
         answer = exchange.answer
         if not answer.model:
@@ -336,7 +336,7 @@ def _pairs_of_log(paths: Sequence[Path], reader: recorded.Reader, how: Read, ski
         else:
             answers[answer.model] = answer
     edge_model, cloud_model = _sides(f"{paths[0]}", models, how, skipped)
-    pairs = list[tuple[recorded.Answer, recorded.Answer]]()
+    pairs = list[tuple[recorded.RecordedAnswer, recorded.RecordedAnswer]]()
     single = Counter[str]()
     for answers in requests.values():
         edge_answer, cloud_answer = answers.get(edge_model), answers.get(cloud_model)

@@ -42,7 +42,7 @@ class RequestAlone(Skip):
         self.key, self.request = key, request
 
 
-class Answer(NamedTuple):
+class RecordedAnswer(NamedTuple):
     """Recorded answer, without its texts."""
 
     key: bytes
@@ -73,7 +73,7 @@ class Options(NamedTuple):
 class Exchange(NamedTuple):
     """Answer of a line with its texts."""
 
-    answer: Answer
+    answer: RecordedAnswer
     # `messages` or `prompt`, with tools and format; empty: in another line, or of a form that no other model takes.
     request: Mapping[str, Any]
     text: str
@@ -359,7 +359,7 @@ def _exchange(
 ) -> Exchange:  # fmt: skip
     """Return the exchange of a record; raise `Skip` if its model or score is invalid."""
     answered = answer_digest(body.text, body.calls, options)
-    answer = Answer(key, model_name(model), answered, body.confidence, score_of(record, options), usd, body.tokens)
+    answer = RecordedAnswer(key, model_name(model), answered, body.confidence, score_of(record, options), usd, body.tokens)
     return Exchange(answer, request_of(asked), body.text, body.calls, duration_of(record))
 
 
