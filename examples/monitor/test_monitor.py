@@ -204,6 +204,8 @@ def test_the_unit(tmp_path):
     done = subprocess.run([analyze, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False, timeout=LONG)
     told = [line for line in (done.stdout + done.stderr).splitlines() if "edgeroute" in line]
     assert (done.returncode, told) == (0, [])
+    exposure = [analyze, "security", "--offline=true", "--threshold=25", str(unit)]
+    assert subprocess.run(exposure, capture_output=True, check=False, timeout=LONG).returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- the models

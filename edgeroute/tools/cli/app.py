@@ -21,6 +21,7 @@ from edgeroute.tools.cli.export import export
 from edgeroute.tools.cli.fleet import fleet
 from edgeroute.tools.cli.infer import infer
 from edgeroute.tools.cli.inspect import inspect
+from edgeroute.tools.cli.installation import doctor, policies, service
 from edgeroute.tools.cli.models import models
 from edgeroute.tools.cli.outbox_and_egress import egress, outbox
 from edgeroute.tools.cli.recertify import recertify
@@ -58,7 +59,7 @@ def root(
 
 COMMANDS = (
     check, inspect, convert, quantize, prune, distil, decide, infer, calibrate, evaluate, recertify, replay, status, arms,
-    sensors, egress, serve, gateway, dashboard, top, schema, demo, docs,
+    sensors, egress, serve, gateway, dashboard, top, schema, demo, docs, doctor,
 )  # fmt: skip
 for each in COMMANDS:
     command(app)(each)
@@ -66,6 +67,8 @@ app.add_typer(export)
 app.add_typer(fleet)
 app.add_typer(models)
 app.add_typer(outbox)
+app.add_typer(policies)
+app.add_typer(service)
 command(simulate)(load)
 app.add_typer(simulate)
 app.add_typer(trace)
