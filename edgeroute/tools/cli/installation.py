@@ -17,6 +17,7 @@ import typer
 import edgeroute
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, nearest
+from edgeroute.system.foreign_files import read_text
 from edgeroute.system.late_imports import package_folder
 from edgeroute.tools.cli.command_runner import command
 from edgeroute.tools.cli.tables_and_options import Json, table
@@ -107,7 +108,7 @@ def _policies() -> dict[str, Path]:
 @command(policies, "list")
 def list_policies(*, as_json: Json = False) -> None:
     """List the example policies."""
-    rows = [(name, path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")) for name, path in _policies().items()]
+    rows = [(name, read_text(path).partition("\n")[0].lstrip("# ")) for name, path in _policies().items()]
     print(json.dumps(dict(rows))) if as_json else table(("policy", "for"), rows, ("policy", "for"))
 
 
@@ -128,7 +129,7 @@ def copy_policy(
     """
     if name not in (known := _policies()):
         raise typer.BadParameter(f"there is no policy {name!r}: {nearest(name, known)}", param_hint="POLICY")
-    _write(new := out or Path(f"{name}.toml"), known[name].read_text(encoding="utf-8"), force=force)
+    _write(new := out or Path(f"{name}.toml"), read_text(known[name]), force=force)
     print(json.dumps({"policy": str(new)}) if as_json else f"{new} is written; `edgeroute check {new}` shows what it needs")
 
 
@@ -159,7 +160,7 @@ def install(
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name):
         raise typer.BadParameter("a name has letters, digits, - and _", param_hint="--name")
     given = [_absolute(argument) for argument in server[1:]]
-    text = package_folder("examples", has="edgeroute.service").joinpath("edgeroute.service").read_text(encoding="utf-8")
+    text = read_text(package_folder("examples", has="edgeroute.service") / "edgeroute.service")
     line = " ".join(_quoted(argument) for argument in (sys.executable, "-m", "edgeroute", server[0], *given))
     text = re.sub(r"^ExecStart=.*", lambda _: f"ExecStart={line}", text, flags=re.MULTILINE)
     text = text.replace("StateDirectory=edgeroute\n", f"StateDirectory={name}\n").replace("%S/edgeroute", f"%S/{name}")
