@@ -305,9 +305,9 @@ def test_a_day_is_due_after_midnight_at_a_time_of_the_device(tmp_path, to, wall)
         router.infer(0.9)
         fleet.count()
         wall.now = NOON - NOON % DAY_S + 60
-        assert 0 < fleet.digests.tell(router.engine) <= 900
+        assert 0 < fleet.digests.write_and_upload(router.engine) <= 900
         wall.now += 7200
-        fleet.digests.tell(router.engine)
+        fleet.digests.write_and_upload(router.engine)
         assert [one.final for one in digests(to)] == [False]
         wall.now = NOON
         router.infer(0.9)
@@ -315,7 +315,7 @@ def test_a_day_is_due_after_midnight_at_a_time_of_the_device(tmp_path, to, wall)
         waits = []
         wall.now += DAY_S / 2 + 1
         while not digests(to)[0].final:
-            waits.append(fleet.digests.tell(router.engine))
+            waits.append(fleet.digests.write_and_upload(router.engine))
             wall.now += 60
         assert len(waits) <= 61
         assert all(1 <= wait <= 900 for wait in waits)

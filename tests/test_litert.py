@@ -251,13 +251,13 @@ def test_runs_at_the_same_time_have_an_interpreter_each(make, monkeypatch):
     """One that is in use is no other's; afterwards they wait for the next runs."""
     model = make(models.linear)
     model.load()
-    both, begun = threading.Barrier(4), litert.Worker.run
+    both, begun = threading.Barrier(4), litert.LockedInterpreter.run
 
     def meets(self, *given):
         both.wait(LONG)
         return begun(self, *given)
 
-    monkeypatch.setattr(litert.Worker, "run", meets)
+    monkeypatch.setattr(litert.LockedInterpreter, "run", meets)
     results = [None] * 4
     threads = [threading.Thread(target=lambda i=i: results.__setitem__(i, model.run([X * i, X]))) for i in range(4)]
     for thread in threads:
@@ -346,7 +346,7 @@ def test_a_state_in_variables_is_one_for_each_session(make):
 
 def test_a_state_that_has_gone_on_without_its_session(make, monkeypatch):
     """A run that was left behind has moved the interpreter on: the session is told so, asks the cloud, and begins anew."""
-    model, run, gate, ran = make(models.total), litert.Worker.run, threading.Event(), threading.Event()
+    model, run, gate, ran = make(models.total), litert.LockedInterpreter.run, threading.Event(), threading.Event()
     ones = np.ones(2, np.float32)
 
     def late(*given):
@@ -357,7 +357,7 @@ def test_a_state_that_has_gone_on_without_its_session(make, monkeypatch):
 
     with Router(model, cloud, threshold=0.0) as router, router.session() as session:
         assert session.infer(ones).source == "edge"
-        monkeypatch.setattr(litert.Worker, "run", late)
+        monkeypatch.setattr(litert.LockedInterpreter, "run", late)
         with pytest.raises(DeadlineExceeded):
             session.infer(ones, mode="only_edge", deadline=0.2)
         monkeypatch.undo()
