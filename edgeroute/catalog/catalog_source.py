@@ -86,7 +86,7 @@ class Folder:
 
 
 class Web:
-    """Catalog at an HTTPS address.
+    """Catalog at an HTTPS address: opens files, or their rest, within a time limit. Redirects stay on the server.
 
     Args:
         url: address of the folder; http:// only for this device itself.

@@ -42,11 +42,7 @@ class ModelStatus(NamedTuple):
 
 
 class Installed:
-    """Models that are on a device. Reads no catalog.
-
-    Args:
-        store: folder of the models.
-    """
+    """Models on a device: verifies, activates, pins, rolls back, reports and deletes versions. Reads no catalog."""
 
     def __init__(self, store: Path) -> None:
         self.store = Store(store)

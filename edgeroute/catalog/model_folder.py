@@ -75,11 +75,7 @@ class Pointer(NamedTuple):
 
 
 class Store:
-    """Folder of a device's models.
-
-    Args:
-        folder: path; created if missing.
-    """
+    """Folder of a device's models: entries of versions, the active one of each, checks by hash, deletion; two locks."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -264,7 +264,7 @@ def checked_flag(name: str, value: object) -> bool:
 
 
 class FunctionBackend(AbandonedRuns):
-    """Callable as the cloud: `f(x)` returns a value, `(value, confidence)` or logits; it may be a coroutine function."""
+    """Callable as the cloud: `f(x)` returns a value, `(value, confidence)`, logits or pieces; a coroutine function is awaited."""
 
     side: Side = "cloud"
     traffic = (0, 0)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class HttpBackend(AbandonedRuns):
-    """Backend of an endpoint over HTTP. The client is imported and constructed at the first call."""
+    """Backend of an endpoint over HTTP: encodes inputs, calls, and decodes replies, whole or in pieces; makes its client late."""
 
     side: Side = "cloud"
     alone_async = False

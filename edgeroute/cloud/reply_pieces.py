@@ -115,7 +115,7 @@ def read_short(head: Head, most: int) -> Generator[Any, Any, Reply]:
 
 
 class StreamAttempt:
-    """One attempt of a speech: advances it, and computes the instant by which its next bytes must come.
+    """One attempt of a streamed call: advances the protocol, counts bytes and tokens, and computes when the next bytes are due.
 
     Args:
         speech: speech of the endpoint.

@@ -75,7 +75,7 @@ _threads = _WaitingThreads()
 
 
 class Turns:
-    """Waiting requests of one endpoint. The first of them gets a free place; no lock is held while they wait.
+    """Waiting requests of one endpoint. The first gets a free place; the others wait, by threads and tasks, without a lock held.
 
     Args:
         rules: rules that admit a request.

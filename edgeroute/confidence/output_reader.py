@@ -91,7 +91,7 @@ def bounded(score: str | Score) -> bool:
 
 
 class Reader:
-    """Decodes model outputs to predictions: (value, confidence, outputs).
+    """Decoder of model outputs to predictions (value, confidence, outputs), which settles their kind by the first, and checks it.
 
     Args:
         score: a name from `SCORES`, or any `f(outputs of one input) -> float`.

@@ -219,7 +219,7 @@ class Spending:
 
 
 class _Window:
-    """Spending of one kind. Call `roll` once `until` has come, before anything else."""
+    """Bookings of one kind of spending in a rolling window. Call `roll` once `until` has come, before anything else."""
 
     __slots__ = ("booked", "current", "length_s", "loaded", "name", "recorded", "total", "until", "width_s")
 

@@ -47,7 +47,7 @@ class Fault(Exception):
 
 
 class AnswerCheck:
-    """Check of a model's answers; one that fails gets a `Malformed` in place of its confidence, so that it is never accepted.
+    """Check of a model's answers; one that fails, or at which the check raises, gets a `Malformed` confidence: never accepted.
 
     Args:
         given: "json" or "python" (the text parses); a JSON schema, for the value, or for the JSON that a text is; a compiled

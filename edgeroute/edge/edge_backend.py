@@ -101,7 +101,7 @@ MAX_ABANDONED = 4
 
 
 class EdgeBackend(AbandonedRuns):
-    """Backend of a model on the device: runs it, and decodes its outputs to predictions.
+    """Backend of a model on the device: runs it, decodes outputs to predictions, counts stuck runs, frees and loads the model.
 
     Attributes:
         alone_async: True if the model runs on an event loop only: its runs are awaited.

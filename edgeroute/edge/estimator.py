@@ -32,7 +32,7 @@ class Estimator:
         return self.many([x])[0]
 
     def many(self, rows: Sequence[Any], start: int | None = None) -> list[dict[Any, float]]:
-        """Return the probabilities for each row, by one call if the rows have the same columns.
+        """Return the probabilities for each row, by one call; after an error by halves, to name the row at fault.
 
         start: number of the first row in its batch, for the error; None: the rows are no part of one.
 

@@ -24,7 +24,7 @@ log = logging.getLogger("edgeroute")
 
 
 class Runs(ForkSafe):
-    """Counter of the runs of one model, shared by all routers that have it.
+    """Counter of the runs of one model, shared by all routers that have it: further runs wait in turn; `close` frees the model.
 
     Args:
         model: its `parallel` limits the runs at a time; its `close` is called after the last run.

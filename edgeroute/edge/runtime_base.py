@@ -117,7 +117,7 @@ class FileOptions(TypedDict, total=False):
 
 
 class ModelFile(LoadsLate):
-    """Model file with its card, loaded at the first run.
+    """Model file with its card, loaded at the first run: checks the file, prepares the caller's inputs, and runs them in batches.
 
     A runtime is a subclass that opens the file and executes tensors; the base class checks, prepares and batches.
 

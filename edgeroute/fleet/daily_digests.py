@@ -80,7 +80,7 @@ def new_device(store: KeyValueStore) -> str:
 
 
 class DailyDigests(ForkSafe):
-    """Digests of one device.
+    """Digests of one device: writes those of its days to a spool on disk, uploads and deletes them, and forgets old counts.
 
     Args:
         folder: the spool.

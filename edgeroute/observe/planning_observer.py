@@ -31,7 +31,7 @@ LONGEST_S = 120.0  # longest time between two readings of the power from which e
 
 
 class Energy:
-    """Estimate of the energy that one call of each target takes.
+    """Estimate of the energy that one call of each target takes, fitted to readings of the device's power.
 
     Args:
         counts: has the time that edges were busy.
@@ -145,7 +145,7 @@ log = logging.getLogger("edgeroute")
 
 
 class Observer(ForkSafe):
-    """Current facts of one router, its device rules, and the reading that they go by.
+    """Current facts of one router, its device rules, and the reading that they go by; lines about them for people.
 
     Args:
         counts: has latencies and deferral rates.

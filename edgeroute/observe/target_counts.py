@@ -60,7 +60,7 @@ class _Leg:
 
 
 class Counts(ForkSafe):
-    """Thread-safe counters behind `Stats`."""
+    """Thread-safe counters of a router's requests and targets: outcomes, latencies, deferrals; `snapshot` makes `Stats`."""
 
     _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
 

@@ -23,7 +23,7 @@ EVERY_S = 1.0  # minimum time between two checkpoints, seconds
 
 
 class Checkpoint:
-    """State of a router in its file: read at the start, written now and then.
+    """State of a router in its file: restored at the start, queued for a thread now and then, written whole at `close`.
 
     Args:
         store: the file, shared as `counts`.

@@ -25,7 +25,7 @@ CLOSE_S = 10.0
 
 
 class Trace(Instrument):
-    """Writes each answer's decision record to a function or to a file of JSON lines.
+    """Writes each sampled answer's decision record to a function or to a file of JSON lines, which is rotated.
 
     Args:
         to: a function, called with each trace, a JSON-serialisable mapping; or the path of a file of JSON lines.

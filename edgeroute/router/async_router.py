@@ -70,7 +70,7 @@ def like(method: Callable[Concatenate[Any, P], Any]) -> Callable[[Callable[..., 
 
 
 class Loop:
-    """Event loop's side of a router: pumps, the tasks of legs, and threads for blocking work.
+    """Event loop's side of a router: executes a call's steps, starts legs as tasks or in threads, and ends them at the close.
 
     Args:
         engine: engine of the router.

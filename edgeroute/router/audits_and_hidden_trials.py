@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class AuditCalls:
-    """Calls of a router's clouds, and runs of its models, for which nobody waits."""
+    """Calls of a router's clouds, and runs of its models, for which nobody waits, where rules, limits and load allow them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

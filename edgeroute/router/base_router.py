@@ -51,7 +51,7 @@ Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]  # executes steps in th
 
 
 class BaseRouter(Generic[V]):
-    """Base of both routers: the constructor, the policy file, reports, and the end.
+    """Base of both routers: the constructor, the policy file, reloads, promotion of a trial, reports, labels, and the end.
 
     Attributes:
         engine: parts of the router.

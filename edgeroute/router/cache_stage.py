@@ -47,7 +47,7 @@ Owner = TypeVar("Owner", bound=Owned)
 
 
 class Caching(Part):
-    """Cache as a stage around the walk.
+    """Stage that answers from the cache, lets one of equal requests run for all, stores answers, and revalidates stale ones.
 
     Args:
         cache: the cache of answers.

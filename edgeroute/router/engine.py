@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 
 class Sensing:
-    """Reader of one router's sensors.
+    """Reader of one router's sensors, which deletes plans if other rules are in force, and frees or loads edge models by them.
 
     Args:
         engine: engine of the router.
@@ -178,7 +178,7 @@ def _ignore(target: str, what: str) -> None:
 
 
 class Engine(ForkSafe):
-    """Parts of one router, and the handling of a request before and after its walk. Made by `assemble`.
+    """Parts of one router; makes requests with their plans, walks, records and settles them, and closes all. Made by `assemble`.
 
     Attributes:
         snapshot: policy in force, with its targets.

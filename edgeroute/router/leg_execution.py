@@ -180,7 +180,7 @@ PASSING = (KeyboardInterrupt, SystemExit)
 
 
 class LegTask:
-    """Leg in a thread. The backend counts abandoned legs, for the planner."""
+    """Leg in a thread, which always sends its event; a stopped one that goes on is counted at its backend, for the planner."""
 
     __slots__ = ("_backend", "_begun", "_ended", "_leg", "_measured", "_took_s", "token")
 
@@ -248,7 +248,7 @@ class Walked(NamedTuple):
 
 
 class LegExecutor:
-    """Runs the legs of one request or of a batch, and returns or sends their results as events.
+    """Runs the legs of one request or batch here, in threads or on a loop, with consent, admission and costs; sends their events.
 
     Legs that run beside the caller, in threads or tasks, read a copy of the inputs: they may outlive the call, and the caller may
     write its next input into the same buffer.

@@ -120,7 +120,7 @@ class Owner(Protocol):
 
 
 class OfflineQueue:
-    """Storing of requests in an outbox, and their delivery when the cloud is back.
+    """Storing of requests in an outbox within their deadline, and their delivery, by the rules then in force, in threads.
 
     Args:
         outbox: the file.

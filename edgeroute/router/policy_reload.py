@@ -87,7 +87,7 @@ STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
 
 
 class PolicyFile:
-    """Policy file of one router.
+    """Policy file of one router: reads it, watches it and the models' versions in a thread, and reloads; follows a signed one.
 
     Args:
         path: path of the file.

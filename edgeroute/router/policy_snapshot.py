@@ -406,7 +406,7 @@ def _views(given: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial])
 
 
 class _Draft:
-    """Targets of a snapshot in the making, with their backends.
+    """Targets of a snapshot in the making: checks thresholds, makes models, endpoints and guards, and reuses unchanged backends.
 
     Args:
         arguments: the router's arguments.

@@ -128,7 +128,7 @@ class StreamOptions(CallOptions, total=False):
 
 
 class States(ForkSafe):
-    """Base of both sessions: states of one stream between its calls, one for each model.
+    """Base of both sessions: states of one stream between its calls, one for each model, stored only after a call that succeeds.
 
     Args:
         router: router that answers the calls.

@@ -24,7 +24,7 @@ SIDES = ("edge", "cloud")
 
 
 class TargetViews:
-    """Views of a policy's targets.
+    """Views of a policy's targets: a key or a function for each, checked once; `of` calls the application's function.
 
     Args:
         views: view by side, or by the name of a target, which takes precedence; a policy file's sections by (side, number).

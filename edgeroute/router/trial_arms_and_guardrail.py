@@ -67,7 +67,7 @@ _SUMS = (
 
 
 class _Tally:
-    """Sums of one arm."""
+    """Sums of one arm: requests, failures, deferrals, comparisons, latencies and costs; and statistics with intervals."""
 
     def __init__(self, sums: Mapping[str, Any] = {}, latency: Latency | None = None) -> None:
         self._sums = {name: float(sums.get(name, 0)) for name in _SUMS}
@@ -144,7 +144,7 @@ HIDDEN_DIFFERS = "has more hidden answers that differ from those of {}"
 
 
 class RunningTrial(ForkSafe):
-    """Trial under way: the figures of its two arms, and the guardrail that stops it.
+    """Trial under way: draws the arm of a request by a hash, counts outcomes, and stops for good once a test of harm says so.
 
     Args:
         trial: the settings, with their defaults filled in.
@@ -328,7 +328,7 @@ class RunningTrial(ForkSafe):
 
 
 class Trials(ForkSafe, parts.Part):
-    """All trials of a router.
+    """All trials of a router: chooses each request's arm, counts outcomes, and calls hidden clouds in threads.
 
     Args:
         snapshot: the policy in force, with its trials.

@@ -39,7 +39,7 @@ _parents: list[sqlite3.Connection | None] = []
 
 
 class Database(ForkSafe):
-    """SQLite file, opened or created at the first transaction.
+    """SQLite file, opened or created at the first transaction; retries while it is locked, and renames it if it is corrupt.
 
     Args:
         path: path of the file; its folder is created. Mode 0600.

@@ -299,7 +299,7 @@ class _Unlabelled(NamedTuple):
 
 
 class Auditor(ForkSafe):
-    """Audits of one router: a sample of its answers is compared with the cloud's, in the background.
+    """Audits of one router: compares a sample of its answers with the cloud's in the background, records them, raises alarms.
 
     Args:
         audit: the settings.

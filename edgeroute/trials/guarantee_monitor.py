@@ -59,7 +59,7 @@ class Alarm(NamedTuple):
 
 
 class DriftMonitor:
-    """Drift monitor of one edge model with a threshold. Not synchronised: threads that share it need a lock.
+    """Drift monitor of one edge model with a threshold: tests, alarms, and the target in effect. Not synchronised; needs a lock.
 
     Args:
         promise: the certificate of its threshold; None: a plain number, for which there are no alarms.

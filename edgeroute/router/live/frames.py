@@ -216,7 +216,7 @@ class _Refined(NamedTuple):
 
 
 class FrameFlow:
-    """Decider of the next step with the frames of one source.
+    """Decider of the next step with the frames of one source: takes frames, begins, polls and cancels calls, detects scenes.
 
     A driver does the waiting, so that threads and asyncio share the rest.
 

@@ -39,7 +39,7 @@ class SpaceEvent(Protocol):
 
 
 class Mailbox(Generic[T]):
-    """Queue of up to `most` items between a source's reader and its consumer. If full, it drops the oldest, or the reader waits.
+    """Bounded queue of items between a source's reader and its consumer. If full, it drops the oldest, or the reader waits.
 
     Args:
         most: maximum items.

@@ -329,7 +329,7 @@ class _PendingSegment:
 
 
 class AudioFlow:
-    """Decider of the next step with the segments of one source.
+    """Decider of the next step with the segments of one source: begins, polls and cancels calls, and reports a barge-in.
 
     A driver does the waiting, so that threads and asyncio share the rest.
 

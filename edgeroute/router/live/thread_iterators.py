@@ -58,7 +58,7 @@ class Bell:
 
 
 class LiveIterator(Generic[U]):
-    """Base of both iterators.
+    """Base of both iterators over a live source: the reader's thread, one consumer at a time, the flow's next step, and the end.
 
     Args:
         flow: decider of the next step.

@@ -230,7 +230,7 @@ class CacheStats(NamedTuple):
 
 
 class Cache(ForkSafe):
-    """Answers by key. Thread-safe; a forked child starts with an empty memory and the same disk file.
+    """Answers by key, in memory and in an optional file. Thread-safe; a forked child starts with empty memory and the same file.
 
     The age of an entry counts from its `at`. A time in the future (the clock was set back) counts from the first lookup.
 

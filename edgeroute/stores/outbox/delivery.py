@@ -36,7 +36,7 @@ class _CallbackError(Exception):
 
 
 class Callbacks(ForkSafe):
-    """Calls the app's function with each late answer, in the one process that holds the lock `path.callback`.
+    """Calls the app's function with each late answer, again after a failure, in the one process with the lock `path.callback`.
 
     Args:
         outbox: the outbox that holds the answers.

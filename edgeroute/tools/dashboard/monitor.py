@@ -337,7 +337,7 @@ class TraceFile:
 
 
 class Monitor:
-    """Follower of a router's records and state. Thread-safe.
+    """Follower, in a thread, of a router's records, state and ledger: sums, rows, and replays of thresholds. Thread-safe.
 
     Args:
         feed: source of the records.

@@ -272,7 +272,7 @@ def _part(record: Mapping[str, Any], name: str, other: T) -> T:
 
 
 class Window:
-    """Sums over a router's requests. Not synchronised: threads that share it need a lock."""
+    """Sums over a router's latest requests: targets, reasons, times. Not synchronised: threads that share it need a lock."""
 
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = 0

@@ -190,7 +190,7 @@ def _turn(store: Path) -> Iterator[Path]:
 
 
 class _Run:
-    """A run of `collect`, with its sums."""
+    """A run of `collect`: reads digests, in processes if there are many, merges them into tables, and counts refusals."""
 
     def __init__(self, source: Source, store: Path, parts: Path, rules: Rules, processes: int) -> None:
         self.source, self.store, self.parts, self.rules, self.processes = source, store, parts, rules, processes

@@ -49,7 +49,7 @@ LOOK_S = 1.0  # interval at which a waiting call checks if the router was closed
 
 
 class DirectCalls:
-    """Caller of edge models of a router and of its clouds, by the policy in force now; a reload changes nothing here.
+    """Caller of edge models of a router and of its clouds, past thresholds, by the policy in force now; a reload changes nothing.
 
     Args:
         engine: engine of the router.
@@ -566,7 +566,7 @@ def _reply(walk: Walked) -> _Reply | None:
 
 
 class _CloudAnswers:
-    """Collector of the cloud's answers to the inputs.
+    """Collector of the cloud's answers to the inputs, which calls it in batches, and leaves out inputs that it does not answer.
 
     Attributes:
         replies: answers by the input's number.

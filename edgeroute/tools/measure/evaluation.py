@@ -225,7 +225,7 @@ class Cost(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Examples evaluated with a threshold."""
+    """Examples evaluated with a threshold: accuracy of each side and of the cascade, deferrals, curve, classes, latency, cost."""
 
     examples: Examples
     threshold: float  # edge answers with at least this score are accepted; inf: every input is deferred

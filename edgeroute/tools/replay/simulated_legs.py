@@ -258,7 +258,7 @@ class Call:
 
 
 class Script:
-    """Source of the events for the walk of one request after the other.
+    """Source of the events for one replayed request's walk after the other: by its record, or by a network's model.
 
     Args:
         gates: cloud's name -> its gate.

@@ -129,7 +129,7 @@ def replay_requests(trace: Recording, setup: Setup, options: Options, random: Ra
 
 
 class _Run:
-    """State of one replay."""
+    """State of one replay: plans and walks each request in virtual time, with rules, energy and spending, and counts results."""
 
     def __init__(self, trace: Recording, setup: Setup, options: Options, random: Random) -> None:
         network, server_s, battery, edge_joules, thermal, *_ = options

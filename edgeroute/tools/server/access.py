@@ -62,7 +62,7 @@ class Bodies:
 
 
 class Body:
-    """Body of one request. `size` is the number of its bytes in memory."""
+    """Body of one request, read within limits and a time. `size` is the number of its bytes in memory, with decoded files."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies, self.size = bodies, 0

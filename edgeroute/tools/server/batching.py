@@ -78,7 +78,7 @@ class _Job:
 
 
 class Batcher:
-    """Queue and batch runner of one model.
+    """Queue of one model, which refuses requests beyond its length, and merges those that fit into the next run.
 
     One run at a time, in a thread that belongs to the batcher. Everything else happens on the event loop.
 

@@ -241,7 +241,7 @@ class Dialect(NamedTuple):
 
 
 class Completions:
-    """POST handler for chat and text completions, responses, messages and embeddings.
+    """POST handler for chat and text completions, responses, messages and embeddings, whole or as events, within limits.
 
     Plain ASGI, so that a client's disconnect cancels its request.
     """

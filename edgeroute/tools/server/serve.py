@@ -68,7 +68,7 @@ def platform_of(model: EdgeModel) -> str:
 
 
 class Served:
-    """Served model: its metadata, its decoders and its batch queue.
+    """Served model: its metadata, its decoders of files and its batch queue; loaded at construction.
 
     Raises:
         ModelError: the model cannot be loaded, or has inputs that are no numbers.
@@ -225,7 +225,7 @@ LARGE = 1 << 16  # bytes from which a body is parsed, or a reply encoded, in a t
 
 
 class Infer:
-    """POST handler of inference requests.
+    """POST handler of inference requests: parses and decodes them in threads, queues them, and replies with the model's load.
 
     Plain ASGI, which allows streaming the body, and detecting that the client disconnects while its request waits.
     """

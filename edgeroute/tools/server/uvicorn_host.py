@@ -75,7 +75,7 @@ class _Parser(h11.Connection):
 
 
 class Connection(H11Protocol):
-    """HTTP connection that is aborted when the client is too slow.
+    """HTTP connection that is aborted when the client is too slow, or idle where others need its place.
 
     uvicorn alone waits for ever for a head that does not end, and for a client that does not read.
     """

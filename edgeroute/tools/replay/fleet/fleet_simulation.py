@@ -173,7 +173,7 @@ class EventQueue:
 
 
 class Fleet:
-    """State of one run, and its event loop."""
+    """State of one simulated fleet, its clients and outboxes, and the event loop that runs it."""
 
     def __init__(self, scenario: Scenario, client: Client) -> None:
         self._scenario, self._client = scenario, client
