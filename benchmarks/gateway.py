@@ -1,7 +1,8 @@
 """What `edgeroute gateway` adds: `python benchmarks/gateway.py`.
 
 The shipped edge model by the router in this process, behind the gateway, and behind `edgeroute serve`, asked in turns over connections
-that are kept; and a tiny language model by the router and behind the gateway: one token, and a stream to its first piece.
+that are kept; and a tiny language model by the router and behind the gateway: one token, and a stream to its first piece; by each API
+behind the gateway and by llama.cpp's own server.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,18 @@ from figures import MODELS, Figure, medians, serving, size, table, timed
 from edgeroute import LlamaModel, Router
 from edgeroute.cloud.openinference import LENGTH
 
-GOAL_MS = 2.0
+GOAL_MS, GOAL_SERVER_MS = 2.0, 1.0
 CHAT = {"model": "edgeroute", "messages": [{"role": "user", "content": "hello there"}]}
+# API -> its path, the key for the most tokens, and what is in the line of a piece of the text.
+APIS = {
+    "chat": ("/v1/chat/completions", {**CHAT, "max_tokens": 8}, b'"content":"'),
+    "responses": (
+        "/v1/responses",
+        {"model": "edgeroute", "input": "hello there", "max_output_tokens": 8},
+        b'"response.output_text.delta"',
+    ),
+    "messages": ("/v1/messages", {**CHAT, "max_tokens": 8}, b'"text_delta"'),
+}
 
 
 @contextlib.contextmanager
@@ -76,11 +90,36 @@ class First:
         return list(self._rest)
 
 
-def streamed(connection: http.client.HTTPConnection) -> Iterator[bytes]:
+def streamed(connection: http.client.HTTPConnection, api: str = "chat") -> Iterator[bytes]:
     """Events of a stream of eight tokens that have text in them."""
-    body, headers = json.dumps({**CHAT, "max_tokens": 8, "stream": True}).encode(), {"Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", body, headers)
-    yield from (line for line in connection.getresponse() if b'"content":"' in line and b'"content":""' not in line)
+    path, request, mark = APIS[api]
+    body, headers = json.dumps({**request, "stream": True}).encode(), {"Content-Type": "application/json"}
+    try:
+        connection.request("POST", path, body, headers)
+        reply = connection.getresponse()
+    except ConnectionError:  # llama.cpp's server closes a connection after 100 requests, or 5 s without one
+        connection.close()
+        connection.request("POST", path, body, headers)
+        reply = connection.getresponse()
+    lines = (line for line in reply if line.startswith(b"data:"))
+    yield from (line for line in lines if mark in line and b'"content":""' not in line)
+
+
+@contextlib.contextmanager
+def own_server(tiny: Path) -> Iterator[http.client.HTTPConnection]:
+    """llama.cpp's server with this model, in a process of its own -> a connection to it."""
+    code = (
+        "import sys, xllamacpp as x; p = x.CommonParams(); p.model.path = sys.argv[1]; p.n_ctx = 1024; p.n_parallel = 1; p.verbosity = -1;"
+        "p.ui = False; p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1; s = x.Server(p); print(s.listening_address, flush=True);"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tiny)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        address = process.stdout.readline().strip().removeprefix("http://") if process.stdout else ""
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+            yield connection
+        process.kill()
 
 
 def figures() -> list[Figure]:
@@ -114,15 +153,21 @@ def figures() -> list[Figure]:
             "first": here, "rest": here.rest, "first, gateway": there, "rest, gateway": there.rest,
         }  # fmt: skip
         took |= medians(turns, [None], runs=5, blocks=40)
-    pairs = (
-        ("gateway, an image, over the router", "gateway", "direct"),
-        ("gateway, an image, over edgeroute serve", "gateway", "serve"),
-        ("gateway, a chat of a token, over the router", "a token, gateway", "a token"),
-        ("gateway, first piece of a stream, over the router", "first, gateway", "first"),
-    )
+        turns, own = {}, stack.enter_context(own_server(tiny))
+        begins = {"own": First(partial(streamed, own)), **{api: First(partial(streamed, language, api)) for api in APIS}}
+        for name, first in begins.items():
+            turns |= {name: first, f"{name}, rest": first.rest}
+        took |= medians(turns, [None], runs=5, blocks=15)
+    pairs = [
+        ("gateway, an image, over the router", "gateway", "direct", GOAL_MS),
+        ("gateway, an image, over edgeroute serve", "gateway", "serve", GOAL_MS),
+        ("gateway, a chat of a token, over the router", "a token, gateway", "a token", GOAL_MS),
+        ("gateway, first piece of a stream, over the router", "first, gateway", "first", GOAL_MS),
+        *((f"gateway, first piece of {api}, over the model's own server", api, "own", GOAL_SERVER_MS) for api in APIS),
+    ]
     return [
-        timed(f"{name} (ratio {took[ours] / took[other]:.2f})", took[ours], took[other], GOAL_MS, shown="ms", digits=2)
-        for name, ours, other in pairs
+        timed(f"{name} (ratio {took[ours] / took[other]:.2f})", took[ours], took[other], goal, shown="ms", digits=2)
+        for name, ours, other, goal in pairs
     ]
 
 

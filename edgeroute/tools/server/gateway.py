@@ -290,11 +290,12 @@ class Completions:
         try:
             async with self.routing.stream(request.x, wanted) as stream:
                 async for piece in self.routing.pieces(stream):
+                    opening = b""
                     if not begun:
                         begun = True
                         await send(_head({**EVENTS, **self.routing.source(stream)}))
-                        await send(_part(completion.begin()))
-                    if part := completion.piece(piece):
+                        opening = completion.begin()
+                    if part := opening + completion.piece(piece):  # in one: each send is a chunk and a system call
                         await send(_part(part))
                         sent += 1
                         if not sent % BURST:
