@@ -1,8 +1,9 @@
 """What `edgeroute gateway` adds: `python benchmarks/gateway.py`.
 
 The shipped edge model by the router in this process, behind the gateway, and behind `edgeroute serve`, asked in turns over connections
-that are kept; and a tiny language model by the router and behind the gateway: one token, and a stream to its first piece; by each API
-behind the gateway and by llama.cpp's own server.
+that are kept; a tiny language model by the router and behind the gateway: one token, and a stream to its first piece; by each API
+behind the gateway and by llama.cpp's own server; and a function by the router and by an HTTP client of `InProcess`, whose own time
+for a reply that is there already is not counted.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Any
 import numpy as np
 from figures import MODELS, Figure, medians, serving, size, table, timed
 
-from edgeroute import LlamaModel, Router
+from edgeroute import AsyncRouter, LlamaModel, Router
+from edgeroute.asgi import InProcess
 from edgeroute.cloud.openinference import LENGTH
+from edgeroute.system.late_imports import import_httpx
 
-GOAL_MS, GOAL_SERVER_MS = 2.0, 1.0
+GOAL_MS, GOAL_SERVER_MS, WITHIN_MS = 2.0, 1.0, 0.3
 CHAT = {"model": "edgeroute", "messages": [{"role": "user", "content": "hello there"}]}
 # API -> its path, the key for the most tokens, and what is in the line of a piece of the text.
 APIS = {
@@ -122,6 +125,27 @@ def own_server(tiny: Path) -> Iterator[http.client.HTTPConnection]:
         process.kill()
 
 
+def within() -> Figure:
+    """A chat through `InProcess`: what it takes beyond the router, and beyond its client."""
+    web = import_httpx("httpx2 or httpx is needed")
+    router = Router(lambda _: ("a short answer", 0.9))
+    with router, InProcess(AsyncRouter(lambda _: ("a short answer", 0.9))) as gateway, gateway.client(timeout=60) as http:
+        url = f"{gateway.url}/chat/completions"
+        ready = http.post(url, json=CHAT).content
+        headers = {"Content-Type": "application/json"}
+        canned = web.Client(transport=web.MockTransport(lambda _: web.Response(200, content=ready, headers=headers)))
+        subjects: dict[str, Callable[[Any], object]] = {
+            "direct": router.infer,
+            "client": lambda chat: canned.post(url, json=chat).json(),
+            "within": lambda chat: http.post(url, json=chat).json(),
+        }
+        took = medians(subjects, [CHAT], blocks=200)
+    base = took["direct"] + took["client"]
+    return timed(
+        "a chat by InProcess, over the router and the client alone", took["within"], base, WITHIN_MS, shown="ms", digits=2
+    )
+
+
 def figures() -> list[Figure]:
     """The figures: medians of calls made in turns."""
     import tiny_gguf
@@ -168,7 +192,7 @@ def figures() -> list[Figure]:
     return [
         timed(f"{name} (ratio {took[ours] / took[other]:.2f})", took[ours], took[other], goal, shown="ms", digits=2)
         for name, ours, other, goal in pairs
-    ]
+    ] + [within()]
 
 
 if __name__ == "__main__":

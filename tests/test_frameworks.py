@@ -1,24 +1,34 @@
-"""Frameworks on a router, by their own classes with a client of `InProcess`: LangChain's own suite, OpenAI's agents, LiteLLM."""
+"""Frameworks on a router, by their own classes with a client of `InProcess`: LangChain's own suite, OpenAI's agents, LiteLLM.
+
+And the other way: LiteLLM and pydantic-ai as the cloud, as examples/library_clouds.py has them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import runpy
+from pathlib import Path
 
 import pytest
 from lazily import needs
 
-from edgeroute import AsyncRouter, Prediction
+from edgeroute import AsyncRouter, Egress, Limits, Prediction
 from edgeroute.asgi import InProcess
+from edgeroute.testing import CannedServer, http_reply
 
-needs("langchain_tests", "langchain_openai", "agents", "litellm", "openai")
+needs("langchain_tests", "langchain_openai", "agents", "litellm", "openai", "pydantic_ai")
 pytestmark = pytest.mark.matrix
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else its import asks a server for prices
 
 import agents  # noqa: E402
 import litellm  # noqa: E402
 import openai  # noqa: E402
 from langchain_openai import ChatOpenAI  # noqa: E402
 from langchain_tests.integration_tests import ChatModelIntegrationTests  # noqa: E402
+from pydantic_ai.models.openai import OpenAIChatModel  # noqa: E402
+from pydantic_ai.providers.openai import OpenAIProvider  # noqa: E402
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
@@ -113,3 +123,81 @@ def test_litellm(gateway):
     assert answer.choices[0].message.content == "Yes, of course."
     pieces = litellm.completion("openai/edgeroute", messages=messages, client=client, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "Yes, of course."
+
+
+REPLY = {
+    "id": "1", "object": "chat.completion", "created": 1, "model": "large", "usage": USAGE,
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "far away"}, "finish_reason": "stop"}],
+}  # fmt: skip
+
+
+JSON = [("Content-Type", "application/json")]
+
+
+def library_cloud(kind, url, **terms):
+    """A cloud of examples/library_clouds.py, on a server."""
+    path = str(Path(__file__).parents[1] / "examples" / "library_clouds.py")
+    recipes = runpy.run_path(path)
+    if kind == "litellm":
+        large = {"model": "openai/large", "api_base": url, "api_key": "none"}
+        return recipes["litellm_cloud"](litellm.Router([{"model_name": "large", "litellm_params": large}]), "large", **terms)
+    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
+    return recipes["pydantic_ai_cloud"](OpenAIChatModel("large", provider=OpenAIProvider(openai_client=client)), **terms)
+
+
+async def unsure(_):  # in no thread, which may be late
+    return "near", 0.2
+
+
+def asked_by(kind, server, chat, *, calls=2, router=None, **call):
+    """The answers of a router whose cloud is that library."""
+
+    async def main():
+        cloud = library_cloud(kind, f"{server.url}/v1", usd_per_call=0.6)
+        async with AsyncRouter(unsure, cloud, threshold=0.5, **(router or {})) as a_router:
+            return [await a_router.infer(chat, **call) for _ in range(calls)]
+
+    return asyncio.run(main())
+
+
+LIBRARIES = pytest.mark.parametrize("kind", ["litellm", "pydantic-ai"])
+
+
+@LIBRARIES
+def test_a_library_as_the_cloud(kind, tmp_path):
+    """Its provider answers; what would be beyond a limit of dollars is not asked; the ledger has a line for what was."""
+    chat = {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Where?"}]}
+    with CannedServer(http_reply(json.dumps(REPLY).encode(), headers=JSON)) as server:
+        first, second = asked_by(kind, server, chat, router={"limits": Limits(usd_per_day=1), "state": tmp_path})
+    assert (first.value, first.source) == ("far away", "cloud")
+    assert (second.value, second.source) == ("near", "edge")
+    (request,) = server.requests
+    assert b"Be short." in request
+    assert len((tmp_path / "egress.jsonl").read_text().splitlines()) == 1
+
+
+@LIBRARIES
+def test_a_private_class_never_reaches_the_library(kind):
+    """The edge answers."""
+    with CannedServer(None) as server:
+        answers = asked_by(kind, server, "Where?", router={"egress": Egress(never_leave=["private"])}, data_class="private")
+    assert {answer.source for answer in answers} == {"edge"}
+    assert not server.requests
+
+
+@LIBRARIES
+def test_a_deadline_ends_the_call_of_a_library(kind):
+    """The provider does not answer: the edge's answer stands, and the library hangs up."""
+    with CannedServer(None) as server:
+        (answer,) = asked_by(kind, server, "Where?", calls=1, deadline=2.0)
+        server.wait_for(lambda: server.hung_up == len(server.requests))
+    assert (answer.value, answer.degraded) == ("near", True)
+
+
+@LIBRARIES
+def test_a_provider_that_fails_is_asked_once_a_call(kind):
+    """The library does not try again, which no limit would see."""
+    with CannedServer(http_reply(b"{}", status=500, headers=JSON)) as server:
+        answers = asked_by(kind, server, "Where?", calls=1)
+    assert {answer.value for answer in answers} == {"near"}
+    assert len(server.requests) == 1

@@ -144,6 +144,8 @@ def _numbers(data: Any, dtype: np.dtype[Any]) -> Array:
     array = np.array(data)
     if array.dtype.kind in "US":
         raise Invalid("text instead of numbers")
+    if dtype.kind in "iu" and array.dtype.kind in "iu" and (array.astype(dtype) != array).any():
+        raise OverflowError("an integer is too large")  # numpy 1 would wrap it
     with np.errstate(over="ignore"):  # overflow becomes infinity, which is rejected; integers raise
         return (array.astype(dtype) if dtype.kind == "f" else np.array(data, dtype)).reshape(-1)
 
