@@ -1,4 +1,4 @@
-"""Inputs of a model by its card: those that the caller gives, constants, and states."""
+"""Inputs of a model by its card, checked against its file: those that the caller gives, constants, states, texts of chats."""
 
 from __future__ import annotations
 

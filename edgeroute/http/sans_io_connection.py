@@ -1,4 +1,4 @@
-"""Protocol of a connection to an endpoint, without I/O: proxy, TLS, request and reply; mapping of its errors.
+"""Protocol of a connection to an endpoint, without I/O: proxy, TLS with pinned keys, request, reply, mapping of its errors.
 
 The generators here yield what to send or receive; the owner of the socket, for threads or for asyncio, does so. See `Steps`.
 """

@@ -1,4 +1,4 @@
-"""Private conversations: recognises calls of a conversation that had a turn that may not leave, so that they stay, too.
+"""Private conversations: recognises calls of a conversation with a turn that may not leave, so that they stay.
 
 If the digests, or the form of an input, cannot be read, the conversation stays. `within` limits the effect to calls with the same
 key.

@@ -1,4 +1,4 @@
-"""Replies in OpenAI's JSON, whole or in pieces: their text, the confidence by its tokens, and errors.
+"""Replies in OpenAI's JSON, whole or in pieces: their text, the confidence by its tokens, tool calls, embeddings, and errors.
 
 `Events` parses server-sent events; `ToolCalls` and `Gathered` join pieces; `answer` reads a whole reply; `failure` translates
 errors.

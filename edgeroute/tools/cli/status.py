@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from edgeroute.core.spending_limits import Limits
     from edgeroute.observe.stats_and_status import ShadowStats
     from edgeroute.router.policy_snapshot import Snapshot
-    from edgeroute.tools.measure.fleet_trial import Device, Fleet
+    from edgeroute.tools.measure.fleet_trial import Device, FleetTrial
     from edgeroute.trials.guarantee_monitor import Audit
 
 # Reading a router's state.db, without changing it, also while another process writes it.
@@ -647,7 +647,7 @@ def _trials(origin: str, status: Any) -> Iterator[Device]:
         yield Device(origin, None if name is None else str(name), settings, device_arms)
 
 
-def _show(fleet: Fleet, summary: str) -> None:
+def _show(fleet: FleetTrial, summary: str) -> None:
     """Print the comparison: arms, and if a measure was compared, differences and verdict."""
     from edgeroute.tools.measure.report.report_page import difference, how, verdict
 

@@ -1,4 +1,4 @@
-"""Trial over many devices: results of each arm, and tests if the model on trial is worse by more than is allowed."""
+"""Trial over many devices: sums of each arm, with intervals, and tests if the model on trial is worse by more than allowed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Difference(NamedTuple):
         return "worse" if self.low > self.allowed else "within" if self.high <= self.allowed else "open"
 
 
-class Fleet(NamedTuple):
+class FleetTrial(NamedTuple):
     """Result of a trial over many devices."""
 
     settings: Settings
@@ -102,7 +102,7 @@ def settings_of(stored: Any) -> Settings | None:
     return Settings(side, shown, (str(a), str(b)), numbers[0], salt, *numbers[1:])
 
 
-def compare(devices: Iterable[Device]) -> Fleet:
+def compare(devices: Iterable[Device]) -> FleetTrial:
     """Compare the arms of a trial over many devices.
 
     Where each device is in one arm, devices are the unit. The intervals of an arm are by resampling its devices (bootstrap),
@@ -127,7 +127,7 @@ def compare(devices: Iterable[Device]) -> Fleet:
         _difference(name, tables, in_b if by_device and not both else None, getattr(settings, MARGINS[name]), alpha)
         for name in settings.measures
     ]
-    return Fleet(
+    return FleetTrial(
         settings, by_device, (arms[0], arms[1]), tuple(difference for difference in differences if difference is not None)
     )
 

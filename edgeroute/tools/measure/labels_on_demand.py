@@ -1,4 +1,4 @@
-"""Labels on demand for max_loss: read where edge and cloud differ, from the surest answer down, until the test stops.
+"""Labels on demand for max_loss: asked where edge and cloud differ, from the surest answer down, until the test stops.
 
 An accepted answer that equals the cloud's loses nothing, and the test never looks beyond the block of equal scores at which it
 stops. So the labels of the rest have no part in the threshold, which is exactly that of full labels. The order of the questions

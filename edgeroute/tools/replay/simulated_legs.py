@@ -1,4 +1,4 @@
-"""Result of each leg of a replayed request, by its record, the network's model or similar calls; admission, battery and heat."""
+"""Result of each leg of a replayed request: by its record, the network's model, or similar calls; admission, battery and heat."""
 
 from __future__ import annotations
 

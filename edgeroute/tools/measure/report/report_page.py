@@ -21,7 +21,7 @@ from edgeroute.errors import RuntimeMissing
 from edgeroute.system.process import replace_file
 from edgeroute.tools.measure.certification import verdicts
 from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
-from edgeroute.tools.measure.fleet_trial import Difference, Fleet
+from edgeroute.tools.measure.fleet_trial import Difference, FleetTrial
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_in_words as words
 from edgeroute.tools.measure.report import page_sections as sections
@@ -54,7 +54,7 @@ def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
     ))  # fmt: skip
 
 
-def fleet_section(fleet: Fleet) -> str:
+def fleet_section(fleet: FleetTrial) -> str:
     """Return the sections of a trial on many devices: its arms, and, if anything is compared, the differences."""
     arms = [arm._asdict() for arm in fleet.arms]
     table = html.section("The arms", _table(arms), *_stopped(arms), html.paragraph(
@@ -73,7 +73,7 @@ def fleet_section(fleet: Fleet) -> str:
     ])  # fmt: skip
 
 
-def verdict(fleet: Fleet) -> tuple[str, str]:
+def verdict(fleet: FleetTrial) -> tuple[str, str]:
     """Return a headline and an explanation: if the model on trial is worse, is not, or too little is known."""
     b, side, measures = fleet.arms[1].arm, fleet.settings.side, fleet.settings.measures
     if fleet.worse:
@@ -95,7 +95,7 @@ def difference(row: Difference) -> tuple[str, str, str, str]:
     return value, f"{row.low * 100:+.2f} to {row.high * 100:+.2f} %", f"+{words.limit(row.allowed)}", VERDICTS[row.verdict]
 
 
-def how(fleet: Fleet) -> str:
+def how(fleet: FleetTrial) -> str:
     """Return a sentence about the basis of the differences' intervals."""
     unit = "devices, as each is in one arm: re-randomisation" if fleet.by_device else "requests, as each was drawn for itself"
     sure = words.limit(fleet.settings.alpha)
@@ -105,7 +105,7 @@ def how(fleet: Fleet) -> str:
     )
 
 
-def _is_all_within(fleet: Fleet) -> bool:
+def _is_all_within(fleet: FleetTrial) -> bool:
     """Return True if every measure is known (none is missing) to be no worse than is allowed."""
     return len(fleet.differences) == len(fleet.settings.measures) and all(row.verdict == "within" for row in fleet.differences)
 
@@ -164,7 +164,7 @@ def evaluation_page(evaluation: Evaluation, *, drawn: bool = True) -> Page:
     return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, sections.notes(evaluation)])
 
 
-def fleets_page(fleets: Sequence[tuple[Fleet, str]]) -> Page:
+def fleets_page(fleets: Sequence[tuple[FleetTrial, str]]) -> Page:
     """Return the page of trials on many devices, each with a summary of its devices and requests."""
     a, b = fleets[0][0].settings.models
     summary = "; ".join(dict.fromkeys(basis for _, basis in fleets))

@@ -144,7 +144,7 @@ FULL_S: Final = 0.25  # delay before an outbox at its concurrency limit is check
 
 def simulate(scenario: Scenario, client: Client = parts.EDGEROUTE) -> Result:
     """Run the fleet for `length_s` seconds, and until the last request has an answer; return the counts. The seed decides."""
-    return Fleet(scenario, client).run()
+    return SimulatedFleet(scenario, client).run()
 
 
 class EventQueue:
@@ -172,7 +172,7 @@ class EventQueue:
         return None if parts is None else parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-class Fleet:
+class SimulatedFleet:
     """State of one simulated fleet, its clients and outboxes, and the event loop that runs it."""
 
     def __init__(self, scenario: Scenario, client: Client) -> None:
