@@ -23,16 +23,11 @@ from edgeroute.tools.fleet.digest_collection import NAME, Collected, Refusal, Ru
 from edgeroute.tools.fleet.digest_sources import FOLDER, TOO_LARGE, Folder
 
 INBOX = ".inbox"
-EVERY_S, EVERY = 600.0, 50_000
-"""Seconds, and messages, after which the inbox is collected."""
-SESSION_S = 7 * 86_400
-"""Seconds for which a broker holds messages while nobody collects."""
-MOST_PACKET = 1 << 14
-"""Most bytes of a message; a broker drops larger ones."""
-AWAY_S = 60.0
-"""Seconds for which a broker that went away is tried again."""
-AGAIN_S = 0.5
-"""Seconds between two attempts."""
+EVERY_S, EVERY = 600.0, 50_000  # seconds, and messages, after which the inbox is collected
+SESSION_S = 7 * 86_400  # seconds for which a broker holds messages while nobody collects
+MOST_PACKET = 1 << 14  # most bytes of a message; a broker drops larger ones
+AWAY_S = 60.0  # seconds for which a broker that went away is tried again
+AGAIN_S = 0.5  # seconds between two attempts
 
 
 class Subscription:

@@ -24,16 +24,13 @@ from edgeroute.tools.fleet.rings import publishing
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+# Share of the budget that is split evenly; share for devices without known use; part of a limit with an old budget.
 LEAST, NEW, RESERVE = 0.2, 0.05, 0.1
-"""Share of the budget that is split evenly; share for devices without known use; part of a limit with an old budget."""
-MANY, HEAVIEST = 100, 10.0
-"""Devices from which on the use of one counts as so many times that of the largest hundredth at most."""
+MANY, HEAVIEST = 100, 10.0  # devices from which on the use of one counts as so many times that of the largest hundredth at most
+# Part of a day's overspending by which the margin changes; most that counts of what was spent more, or less; largest margin.
 GAIN, RISES, FALLS, MOST_MARGIN = 0.5, 0.2, 0.05, 0.5
-"""Part of a day's overspending by which the margin changes; most that counts of what was spent more, or less; largest margin."""
-VALID_DAYS = 2
-"""Days after its own for which a budget is valid."""
-COLUMNS = {"usd_per_day": "sum(usd)", "mb_per_day": "sum(bytes) / 1e6"}
-"""Limit -> expression over the table of requests."""
+VALID_DAYS = 2  # days after its own for which a budget is valid
+COLUMNS = {"usd_per_day": "sum(usd)", "mb_per_day": "sum(bytes) / 1e6"}  # limit -> expression over the table of requests
 
 
 class Rule(NamedTuple):

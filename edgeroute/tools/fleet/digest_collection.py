@@ -39,17 +39,14 @@ from edgeroute.tools.fleet.digest_tables import (
 )
 
 NAME = re.compile(r"(\d{4}-\d{2}-\d{2})/([0-9a-f]{32})\.(\d{1,9})\.digest", re.ASCII)
-PART = 4_000
-"""Digests that a process reads at once."""
-MERGE = 250_000
-"""Digests after which the tables are written, so that less is lost if the run is killed."""
-FEW = 2_000
-"""Digests up to which no further process is started."""
+PART = 4_000  # digests that a process reads at once
+MERGE = 250_000  # digests after which the tables are written, so that less is lost if the run is killed
+FEW = 2_000  # digests up to which no further process is started
 OLDEST = timedelta(days=400)
-MOST_NAMED = 10_000
-"""Most lines of refused.jsonl, the newest."""
+MOST_NAMED = 10_000  # most lines of refused.jsonl, the newest
+# Further columns of the parts: a number that no other digest of the run has, and the day.
 ITEM = {"item": "BIGINT", "day": "DATE"}
-"""Further columns of the parts: a number that no other digest of the run has, and the day."""
+# Code of a refusal -> the refusal in words.
 REASONS = {
     "repeated": "already in the store, or older than a later revision",
     "forged": "without the key's signature",
@@ -64,7 +61,6 @@ REASONS = {
     "misnamed": "its name is another digest's",
     "unread": "could not be read",
 }
-"""Code of a refusal -> the refusal in words."""
 
 
 class Rules(NamedTuple):

@@ -18,10 +18,8 @@ from edgeroute.system.loopback_addresses import is_loopback
 
 FOLDER = "digests"
 NEED = "s3:// needs obstore: pip install 'edgeroute[fleet-s3]'"
-TIMEOUT_S = 20.0
-"""Most seconds of a request to an object store."""
-AT_ONCE = 64
-"""Most requests to an object store at a time, of each process."""
+TIMEOUT_S = 20.0  # most seconds of a request to an object store
+AT_ONCE = 64  # most requests to an object store at a time, of each process
 TOO_LARGE, UNREAD = "too_large", "unread"
 
 

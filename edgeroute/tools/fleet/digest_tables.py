@@ -22,8 +22,8 @@ from edgeroute.system.late_imports import import_needed
 
 NEED = "tables of a fleet need duckdb and pyarrow: pip install 'edgeroute[fleet]'"
 _TEXT = dict.fromkeys(("device", "site", "model", "policy", "arm", "data_class"), "VARCHAR")
-BUCKETS = tuple(f"l{i}" for i in range(8))
-"""Columns of the latency buckets."""
+BUCKETS = tuple(f"l{i}" for i in range(8))  # columns of the latency buckets
+# Table -> column -> type in DuckDB, without the day. The order is that of writing.
 TABLES: dict[str, dict[str, str]] = {
     "requests": {
         **_TEXT, "signed": "VARCHAR", "hour": "INTEGER", "requests": "BIGINT", "deferred": "BIGINT", "degraded": "BIGINT",
@@ -39,13 +39,10 @@ TABLES: dict[str, dict[str, str]] = {
         "final": "BOOLEAN", "coarse": "INTEGER",
     },
 }  # fmt: skip
-"""Table -> column -> type in DuckDB, without the day. The order is that of writing."""
 DAY = re.compile(r"day=(\d{4}-\d{2}-\d{2})")
-MEMORY = "2GB"
-"""Most memory of a connection; what needs more is spilled into the store's folder."""
+MEMORY = "2GB"  # most memory of a connection; what needs more is spilled into the store's folder
 
-Rows = dict[str, list[tuple[Any, ...]]]
-"""Table -> rows of the table's columns."""
+Rows = dict[str, list[tuple[Any, ...]]]  # table -> rows of the table's columns
 
 
 def rows_of(digest: Digest) -> Rows:

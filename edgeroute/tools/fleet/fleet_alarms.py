@@ -35,16 +35,11 @@ from edgeroute.tools.fleet.pooled_tests import (
     usual_rates,
 )
 
-WINDOW = 35
-"""Days within which counts may come late."""
-LONGEST = 400
-"""Most days that the first look reads: a digest of a day long past does not make it long."""
-INTERIM = 7
-"""Days after which a device's day is bet on though the digest of its whole day is missing."""
-EVENTS = 20
-"""Fewest events of a reference; with fewer it goes on beyond its days."""
-CLOSED_S = 6 * 3600.0
-"""Time after the end of a day at which the day is closed, seconds."""
+WINDOW = 35  # days within which counts may come late
+LONGEST = 400  # most days that the first look reads: a digest of a day long past does not make it long
+INTERIM = 7  # days after which a device's day is bet on though the digest of its whole day is missing
+EVENTS = 20  # fewest events of a reference; with fewer it goes on beyond its days
+CLOSED_S = 6 * 3600.0  # time after the end of a day at which the day is closed, seconds
 YEAR = 365.0
 RECENT_DAYS, PAST_DAYS = (7, 28), 120  # windows in which a device is compared with the others, and with its past
 _SAMPLE = 20_000  # most devices, about, of a reference

@@ -13,11 +13,10 @@ from edgeroute.confidence.binomial_tests import RISK, Floats, share_and_interval
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.tools.measure.audit_counts import BETS, FIRST, LossCounts
 
-MOST_AUDITS = 32
-"""Number of audits of a device and day from which further ones weigh no more."""
+MOST_AUDITS = 32  # number of audits of a device and day from which further ones weigh no more
+# SQL that is true for a row of audits that can be.
 AUDITS_POSSIBLE = """hour BETWEEN 0 AND 23 AND audited > 0 AND differ BETWEEN 0 AND audited AND harms >= 0 AND wins >= 0
     AND harms + wins <= audited AND rate > 0 AND rate <= 1"""
-"""SQL that is true for a row of audits that can be."""
 _EPOCH = date(1970, 1, 1)
 _STEP = 0.02  # the share of liars' weight is rounded up to a multiple, so that looks that differ little are comparable
 _LOW = 0.1  # share of the devices whose rates of drawing may be lower than the one of the largest weight

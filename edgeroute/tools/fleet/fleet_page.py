@@ -18,8 +18,7 @@ from edgeroute.tools.measure.report.page_sections import undrawn
 from edgeroute.tools.measure.report.report_page import Page, document
 
 FIRST = date(1970, 1, 1).toordinal()
-ROWS = 20
-"""Most rows of a table."""
+ROWS = 20  # most rows of a table
 MEASURES = {"deferred": "deferred", "degraded": "degraded", "failed": "failed", "differ": "audits that differ from the cloud"}
 HEAD = (
     "devices", "requests", "deferred", "degraded", "failed", "audits differ", "median latency", "99 % latency", "USD",

@@ -17,23 +17,18 @@ import numpy as np
 from edgeroute.fleet.digest import LATENCIES_S
 from edgeroute.tools.fleet.digest_tables import BUCKETS
 
-COUNTS = ("requests", "deferred", "degraded", "failed", "bytes", "usd", *BUCKETS)
-"""Columns that are summed."""
+COUNTS = ("requests", "deferred", "degraded", "failed", "bytes", "usd", *BUCKETS)  # columns that are summed
 BY = ("model", "policy", "site")
 QUANTILES = (0.5, 0.9, 0.99)
+# Shares by which devices are compared: of requests, and of audits for the last.
 MEASURES = ("deferred", "degraded", "failed", "differ")
-"""Shares by which devices are compared: of requests, and of audits for the last."""
-Z = 2.576
-"""Normal quantile of a two-sided interval of 99 %, of each device."""
-LEAST_DAYS, LEAST_COUNT = 5, 100
-"""Days and requests (audits) from which a device is compared with the others."""
+Z = 2.576  # normal quantile of a two-sided interval of 99 %, of each device
+LEAST_DAYS, LEAST_COUNT = 5, 100  # days and requests (audits) from which a device is compared with the others
 CANDIDATES, WORST = 1_000, 10
-MISSING_DAYS = 3
-"""Days without a digest after which a device is named as missing."""
-COMPLETE = 0.9
-"""Share of the usual devices from which a day is complete."""
+MISSING_DAYS = 3  # days without a digest after which a device is named as missing
+COMPLETE = 0.9  # share of the usual devices from which a day is complete
+# Days from which weekdays are told apart in a forecast, and the number of days on which a forecast is based.
 SEASON, PAST = 14, 28
-"""Days from which weekdays are told apart in a forecast, and the number of days on which a forecast is based."""
 
 
 class Sums(NamedTuple):

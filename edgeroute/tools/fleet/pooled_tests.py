@@ -13,12 +13,9 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
 
-CAP: Final = 4.0
-"""Highest score of a device-period; a liar adds at most this."""
-FULL: Final = 0.5
-"""Number of expected events from which a device-period has the full weight, 1."""
-CELLS: Final = 168
-"""Hours of a week: 24 * weekday + hour, Monday is 0, UTC."""
+CAP: Final = 4.0  # highest score of a device-period; a liar adds at most this
+FULL: Final = 0.5  # number of expected events from which a device-period has the full weight, 1
+CELLS: Final = 168  # hours of a week: 24 * weekday + hour, Monday is 0, UTC
 WEEK: Final = 7
 _RATES: Final = 0.01 * 90 ** (np.arange(8) / 7)  # .01 to .9, as `Drift`; each is quickest for a difference of its own size
 _MOST: Final = 230.0  # logarithm of the largest wealth, far below float overflow

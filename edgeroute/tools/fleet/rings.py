@@ -38,15 +38,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Condition", "Decision", "Sums", "decide", "in_ring", "parse_halt", "position", "promote", "publish"]
 
-SHARES = ("degraded", "failed", "deferred")
-"""Amounts that are shares of the requests."""
+SHARES = ("degraded", "failed", "deferred")  # amounts that are shares of the requests
 AMOUNTS = (*SHARES, "cost", "bytes")
-LEAST_DEVICES = 8
-"""Devices of a ring without which nothing is decided."""
+LEAST_DEVICES = 8  # devices of a ring without which nothing is decided
+# Largest weight of a device: so many times the requests of the median one. Its cost: 3 times that of the dearest tenth.
 HEAVIEST = 3.0
-"""Largest weight of a device: so many times the requests of the median one. Its cost: 3 times that of the dearest tenth."""
-KNOWN_AFTER = 100.0
-"""Requests before the ring after which a device's own amount counts as much as the fleet's mean."""
+KNOWN_AFTER = 100.0  # requests before the ring after which a device's own amount counts as much as the fleet's mean
 Did = Literal["go_on", "wait", "halt", "roll_back"]
 
 
@@ -146,8 +143,8 @@ def decide(
     return Decision("go_on", "; ".join(f"{c}: {test.text}" for c, test in looked) or "no limits were given")
 
 
+# Hours of a block, since a long digest has no shorter ones; blocks before a ring goes on: those of a day.
 BLOCK_H, LEAST_BLOCKS = 6, 4
-"""Hours of a block, since a long digest has no shorter ones; blocks before a ring goes on: those of a day."""
 
 
 _SUMS = (
@@ -424,10 +421,8 @@ def _sign(catalog: Path, data: Mapping[str, Any], keys: Path, days: float) -> di
     return whole
 
 
-LOCAL = ("local", "fleet", "state")
-"""Keys that are a device's own."""
-_AWAY = "https://local.invalid/v2/models/local"
-"""Address in place of one that each device has itself, for the check of a policy."""
+LOCAL = ("local", "fleet", "state")  # keys that are a device's own
+_AWAY = "https://local.invalid/v2/models/local"  # address in place of one that each device has itself, for the check of a policy
 
 
 def publishable(path: Path) -> dict[str, Any]:

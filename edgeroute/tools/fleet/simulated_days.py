@@ -26,31 +26,23 @@ Floats: TypeAlias = NDArray[Any]
 Counts: TypeAlias = NDArray[Any]
 Bools: TypeAlias = NDArray[np.bool_]
 
-AUDITED: Final = 0.005
-"""Share of the accepted answers that a device audits."""
+AUDITED: Final = 0.005  # share of the accepted answers that a device audits
+# Disagreement of the average device, and the sum of the parameters of the devices' beta distribution.
 DIFFER, LIKENESS = 0.03, 60.0
-"""Disagreement of the average device, and the sum of the parameters of the devices' beta distribution."""
-USE: Final = 2.0
-"""Shape of the gamma distribution of requests per device."""
+USE: Final = 2.0  # shape of the gamma distribution of requests per device
+# Factors on the disagreement: if all devices drift, for the times to an alarm; and if a share of them does, in the days.
 DRIFT, SUDDEN = 2.0, 8.0
-"""Factors on the disagreement: if all devices drift, for the times to an alarm; and if a share of them does, in the days."""
-WEEK: Final = (1.0, 1.0, 1.0, 1.0, 1.0, 0.6, 0.6)
-"""Requests by weekday, as a multiple of a working day's."""
+WEEK: Final = (1.0, 1.0, 1.0, 1.0, 1.0, 0.6, 0.6)  # requests by weekday, as a multiple of a working day's
+# Requests by hour, as a multiple of the day's mean.
 BUSY: Final = tuple(1 - 0.8 * np.cos((hour - 2) * np.pi / 12) for hour in range(24))
-"""Requests by hour, as a multiple of the day's mean."""
-GOES, RETURNS = 0.01, 1 / 3
-"""Daily probabilities that a device goes offline, and that it is back."""
-HONEST, ACCUSES, HIDES = 0, 1, 2
-"""Reports of a device: the counts; that each audit differs; that none differs."""
-REFERENCE: Final = 28
-"""First days, from which the usual rates are known."""
+GOES, RETURNS = 0.01, 1 / 3  # daily probabilities that a device goes offline, and that it is back
+HONEST, ACCUSES, HIDES = 0, 1, 2  # reports of a device: the counts; that each audit differs; that none differs
+REFERENCE: Final = 28  # first days, from which the usual rates are known
+# Event -> the share of the days after the reference at which it begins.
 EVENTS: Final = {"outage": 0.05, "good": 0.1, "liars": 0.25, "bad": 0.4, "drift": 0.6}
-"""Event -> the share of the days after the reference at which it begins."""
 HALT: Final = "degraded>2%, cost>+20%, alarm"
-SAMPLE: Final = 2_000
-"""Most devices by whose reference the highest usual ratio is found."""
-TOLERANCE: Final = 1.1
-"""Ratio to the usual disagreement from which on a device's own test may raise its alarm."""
+SAMPLE: Final = 2_000  # most devices by whose reference the highest usual ratio is found
+TOLERANCE: Final = 1.1  # ratio to the usual disagreement from which on a device's own test may raise its alarm
 
 
 class Fleet(NamedTuple):
@@ -133,12 +125,10 @@ class Devices:
 
 # Policies in rings.
 
-DEFERRED: Final = {"good": 0.9, "bad": 3.0}
-"""Requests that a device defers under a new policy, as a multiple of those before."""
+DEFERRED: Final = {"good": 0.9, "bad": 3.0}  # requests that a device defers under a new policy, as a multiple of those before
+# Share of the deferred requests whose answer is degraded; before: that of the good one.
 DEGRADED: Final = {"good": 0.005, "bad": 0.2}
-"""Share of the deferred requests whose answer is degraded; before: that of the good one."""
-USD: Final = 0.001
-"""Price of a deferred request."""
+USD: Final = 0.001  # price of a deferred request
 
 
 class Rollout:
@@ -345,10 +335,10 @@ def false_alarms(fleet: Fleet, fleets: int = 200, devices: int = 100) -> int:
 
 # Certificates of a fleet's audits.
 
+# Limit of the share of requests that the edge alone answers unlike the cloud, and the risk of a certificate.
 MAX_LOSS, RISK = 0.01, 0.05
-"""Limit of the share of requests that the edge alone answers unlike the cloud, and the risk of a certificate."""
+# Levels of confidence, of a twentieth of the requests each; disagreement falls with the third power of the rank from above.
 LEVELS: Final = 20
-"""Levels of confidence, of a twentieth of the requests each; disagreement falls with the third power of the rank from above."""
 
 
 def broken_certificates(fleet: Fleet, fleets: int = 1_000, devices: int = 100) -> tuple[int, int]:
@@ -408,8 +398,8 @@ def digest_bytes(fleet: Fleet, devices: int = 200) -> NDArray[np.int64]:
     return np.array(sizes)
 
 
+# (devices, runs) of the times to an alarm, up to the size of the fleet.
 RUNS: Final = ((100, 40), (1_000, 20), (10_000, 20), (100_000, 5), (1_000_000, 3))
-"""(devices, runs) of the times to an alarm, up to the size of the fleet."""
 
 
 def summary(fleet: Fleet, progress: Callable[[int], object] = lambda _day: None) -> dict[str, Any]:

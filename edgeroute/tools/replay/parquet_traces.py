@@ -21,28 +21,22 @@ from edgeroute.system.process import json_dumps, json_loads
 
 NEED: Final = "traces in Parquet need pyarrow: pip install 'edgeroute[parquet]'"
 MAGIC: Final = b"PAR1"
-ROWS: Final = 1 << 16
-"""Records of a row group, which are in memory at once."""
-MOST_ROWS: Final = 1 << 20
-"""Most rows and events of a row group that are read."""
-MOST_BYTES: Final = 1 << 30
-"""Most bytes of a row group, unpacked, that are read."""
-SHAPES: Final = 10_000
-"""Parsed templates in memory."""
+ROWS: Final = 1 << 16  # records of a row group, which are in memory at once
+MOST_ROWS: Final = 1 << 20  # most rows and events of a row group that are read
+MOST_BYTES: Final = 1 << 30  # most bytes of a row group, unpacked, that are read
+SHAPES: Final = 10_000  # parsed templates in memory
 
 # Columns. A value that its column cannot represent exactly stays in the template `shape`, as do all other keys.
 
 TEXTS: Final = ("mode", "data_class", "answered_by", "reason_code")
-FACTS: Final = ("edge_p99_s", "kept", "deferral_rate")
-"""Numbers of `facts` that change from line to line."""
+FACTS: Final = ("edge_p99_s", "kept", "deferral_rate")  # numbers of `facts` that change from line to line
 NUMBERS: Final = ("confidence", "threshold", "usd", "joules")
 SIZES: Final = ("sent_bytes", "received_bytes")
 WORDS: Final = ("leg", "what", "error", "code")
+# Fields of an event. `at_us` null: the event is at the request's end, `latency_us`. `more`: JSON of further keys.
 EVENT: Final = (*WORDS, "at_us", *NUMBERS, *SIZES, "more")
-"""Fields of an event. `at_us` null: the event is at the request's end, `latency_us`. `more`: JSON of further keys."""
 _SENSORS: Final = tuple(name for name in Reading._fields if name not in {"mains", "throttled", "network", "metered"})
-_WIDE: Final = 1 << 53
-"""Limit of whole numbers that are exact as float."""
+_WIDE: Final = 1 << 53  # limit of whole numbers that are exact as float
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -171,11 +165,11 @@ class _Columns:
 
 
 _NONE: Final = (None,) * len(FACTS)
+# Field of an event -> function that returns True for a value that its column represents exactly.
 _FITS: Final[Mapping[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(NUMBERS, lambda value: type(value) is float), "error": _is_text, "code": _is_text,
     **dict.fromkeys(SIZES, lambda value: type(value) is int and 0 <= value < _WIDE),
 }  # fmt: skip
-"""Field of an event -> function that returns True for a value that its column represents exactly."""
 
 
 def _input(value: Any) -> tuple[str | None, bytes | None]:
@@ -235,10 +229,9 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_WRONLY, 0o600)
 
 
+# Mark between row groups and footer, before the CRC-32 of all other bytes: pyarrow may abort the process for a damaged file.
 SEAL: Final = b"edgeroute crc32 "
-"""Mark between row groups and footer, before the CRC-32 of all other bytes: pyarrow may abort the process for a damaged file."""
-_END: Final = 8
-"""Bytes after the footer: its length, and `MAGIC`."""
+_END: Final = 8  # bytes after the footer: its length, and `MAGIC`
 
 
 def seal(path: Path) -> None:

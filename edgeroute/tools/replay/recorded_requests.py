@@ -130,8 +130,7 @@ BEGUN: Final = attrgetter("begun")
 _WELL: Final = Failure()
 # Keys of an event whose values are finite numbers.
 NUMBERS: Final = frozenset({"at_s", "sent_bytes", "received_bytes", "usd", "joules"})
-BARE: Final = 3
-"""Number of keys of an event that has a time, a leg and a kind alone."""
+BARE: Final = 3  # number of keys of an event that has a time, a leg and a kind alone
 _WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 

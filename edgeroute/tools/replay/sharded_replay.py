@@ -30,12 +30,9 @@ from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Replay, 
 from edgeroute.tools.replay.trace_files import traces
 from edgeroute.tools.replay.trace_replay import EXAMPLES, Options, check_options, replay_requests
 
-NAMED: Final = 20
-"""Most damaged traces that are named in a result."""
-CHUNKS: Final = 8
-"""Chunks of traces per process, so that the last ones end together."""
-BITS: Final = 40
-"""Bits of a float that a bucket of latencies drops: a bucket is 2**-12 of its latency wide."""
+NAMED: Final = 20  # most damaged traces that are named in a result
+CHUNKS: Final = 8  # chunks of traces per process, so that the last ones end together
+BITS: Final = 40  # bits of a float that a bucket of latencies drops: a bucket is 2**-12 of its latency wide
 NOTE: Final = "a limit, a breaker and a budget are each device's own; latencies are rounded to 0.02 %"
 NEED: Final = "--engine ray needs Ray Data: pip install 'edgeroute[ray]'"
 

@@ -19,10 +19,8 @@ from edgeroute.tools.replay.parquet_traces import check_parquet, is_parquet
 from edgeroute.tools.replay.replay_result import Setup
 from edgeroute.tools.replay.trace_files import traces
 
-GROWTH: Final = 4
-"""Factor by which a replay extends a recorded latency at most."""
-SLACK_US: Final = 10_000
-"""Tolerance for rounded times, microseconds."""
+GROWTH: Final = 4  # factor by which a replay extends a recorded latency at most
+SLACK_US: Final = 10_000  # tolerance for rounded times, microseconds
 LINES: Final = """
 CREATE TEMP VIEW lines AS
 SELECT filename AS file, id, coalesce(data_class, '') AS data_class, epoch_us("at") - latency_us AS begun, latency_us,

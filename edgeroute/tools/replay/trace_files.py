@@ -14,11 +14,9 @@ from edgeroute.stores import rotated_json_lines as journal
 from edgeroute.system.process import json_dumps
 from edgeroute.tools.replay.parquet_traces import is_parquet, private, read_parquet, write_parquet
 
-OTHERS: Final = frozenset({"egress.jsonl", "audit.jsonl"})
-"""Journals of a state folder that are no traces."""
+OTHERS: Final = frozenset({"egress.jsonl", "audit.jsonl"})  # journals of a state folder that are no traces
 _ROTATED: Final = re.compile(r"(?P<trace>.+\.jsonl)(\.\d+(\.parquet|\.packing)?)?|(?P<whole>.+\.parquet)")
-TRIES: Final = 10
-"""Attempts to list files that no other process renames meanwhile."""
+TRIES: Final = 10  # attempts to list files that no other process renames meanwhile
 
 
 class TraceRecords:
