@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime")
 import numpy as np
 from both import LONG, wait_for
 from commands import cli
-from signed_fleet import Fleet, threshold
+from signed_fleet import ONE_CLOUD, Fleet, threshold
 
 from edgeroute import BadInput, EdgerouteError, Held, PolicyError, Router
 from edgeroute.catalog.signed_policy import in_ring, overlay, position, signed_name, standing
@@ -471,6 +471,12 @@ def test_no_secret_and_no_local_key_is_published(fleet):
     with pytest.raises(PolicyError, match="does not belong in a file") as error:
         fleet.publish(0.5, cloud={"name": "main", "api_key": "sk-12345"})
     assert "sk-12345" not in str(error.value)
+    for headers in ({"X-Shop": "tok_12345"}, {"Accept": {"env": "NAME"}, "x-shop": "tok_12345"}):
+        with pytest.raises(PolicyError, match=r"(?i)headers\.x-shop would be published in clear") as error:
+            fleet.publish(0.5, cloud={**ONE_CLOUD, "headers": headers})
+        assert "tok_12345" not in str(error.value)
+    headers = {"user-agent": "shop/1", "X-Shop": {"env": "SHOP_KEY"}}
+    assert fleet.publish(0.5, cloud={**ONE_CLOUD, "headers": headers})["versions"][-1]["policy"]["cloud"]["headers"] == headers
     data = fleet.publish(0.5, state="/var/x", local={"cloud": {"url": "https://10.0.0.1/x"}}, fleet={"site": "plant"})
     assert set(data["versions"][-1]["policy"]) == {"threshold", "edge", "cloud"}
     text = signed_file(fleet.catalog, target("shop")).decode()
@@ -478,6 +484,20 @@ def test_no_secret_and_no_local_key_is_published(fleet):
     assert "/var/x" not in text
     with pytest.raises(PolicyError, match="no_such_key"):
         fleet.publish(0.5, no_such_key=1)
+
+
+def test_models_and_endpoints_may_be_the_devices_own(fleet):
+    """An owner's file without [edge] and [cloud] is published, and in force with those of the device."""
+    (fleet.home / "own.toml").write_text("threshold = 0.4\n")
+    publish(fleet.catalog, "shop", fleet.home / "own.toml", keys=fleet.keys)
+    device = fleet.device(local='[local.edge]\npath = "m.onnx"\n')
+    with Router.from_policy(device, watch=True) as router:
+        until(router, 0.4)
+    follows = fleet.home / "follows.toml"  # nothing is in force yet: no model, but a state folder
+    text = device.read_text()
+    follows.write_text('state = "device"\n' + text[text.index("[fleet]") :].partition("[local")[0])
+    code, out, err = cli("fleet", "rotate", "--policy", follows)
+    assert code == 0, err
 
 
 def test_the_commands(fleet):

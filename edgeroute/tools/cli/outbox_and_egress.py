@@ -164,7 +164,7 @@ def state_folder(policy: Path | None, state: Path | None) -> Path:
     from edgeroute import policy as settings
     from edgeroute.policy.single_sections import at
 
-    configured = settings.load(policy).state
+    configured = settings.load(policy, ("edge", "cloud", "threshold")).state  # which a program may give
     if configured is None:
         raise PolicyError(f"{policy} has no state folder: add state")
     return at(policy.parent, configured)

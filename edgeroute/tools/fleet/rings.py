@@ -422,11 +422,14 @@ def _sign(catalog: Path, data: Mapping[str, Any], keys: Path, days: float) -> di
 
 
 LOCAL = ("local", "fleet", "state")  # keys that are a device's own
+HARMLESS = {"accept", "accept-language", "content-type", "user-agent"}  # headers whose values may be published as they are
 _AWAY = "https://local.invalid/v2/models/local"  # address in place of one that each device has itself, for the check of a policy
 
 
 def publishable(path: Path) -> dict[str, Any]:
     """Check a policy file as a device would load it, and return its data without the keys that are a device's own.
+
+    Models and endpoints may be missing, as those of each device.
 
     Raises:
         PolicyError: the policy is invalid, or has a secret.
@@ -440,10 +443,23 @@ def publishable(path: Path) -> dict[str, Any]:
         copy = Path(folder) / "policy.json"
         replace_file(copy, json.dumps({**checked, "state": "state"}))
         try:
-            load(copy)
+            load(copy, {"edge", "cloud"} - {*data})
         except PolicyError as e:
             raise PolicyError(str(e).replace(str(copy), str(path))) from None
+    for name in _literal_headers(data):
+        raise PolicyError(
+            f'{path}: headers.{name} would be published in clear: write {{ env = "ITS_NAME" }}, or move it to [local] of the devices'
+        )
     return data
+
+
+def _literal_headers(data: Any) -> Iterator[str]:
+    """Yield the names of headers, at any depth, whose values are in the policy and may be secrets."""
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data if isinstance(data, list) else ()):
+        if key == "headers" and isinstance(value, dict):
+            yield from (name for name, text in value.items() if isinstance(text, str) and name.lower() not in HARMLESS)
+        else:
+            yield from _literal_headers(value)
 
 
 def promote(
