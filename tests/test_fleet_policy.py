@@ -496,7 +496,7 @@ def test_models_and_endpoints_may_be_the_devices_own(fleet):
     follows = fleet.home / "follows.toml"  # nothing is in force yet: no model, but a state folder
     text = device.read_text()
     follows.write_text('state = "device"\n' + text[text.index("[fleet]") :].partition("[local")[0])
-    code, out, err = cli("fleet", "rotate", "--policy", follows)
+    code, _, err = cli("fleet", "rotate", "--policy", follows)
     assert code == 0, err
 
 

@@ -28,6 +28,7 @@ def policy(tmp_path):
 
 def test_the_section_makes_the_part(policy, tmp_path):
     """Relative folders start from the policy's; durations are seconds; a router with it has its figures."""
+    (tmp_path / "out").mkdir()
     path = policy('to = "out"\nsite = "plant-7"\nkey = { env = "FLEET_KEY" }\nrotate = "90d"\nevery = "1h"\n')
     settings = load(path)
     assert settings.fleet.keys(tmp_path) == {

@@ -546,6 +546,37 @@ def test_the_threads_do_all_of_it(tmp_path, to, wall, monkeypatch):
     assert [(one.final, total([one])) for one in digests(to)] == [(True, 1)]
 
 
+def test_a_short_program_sends_its_digests_as_it_closes(tmp_path, to, wall, monkeypatch):
+    """Those of days that are over, of any run; one that has to wait for its destination is sent by a later run."""
+    monkeypatch.setattr(fleet_part.random, "uniform", lambda low, high: LONG)  # no thread looks before a program ends
+    away, spool = to.with_name("away"), tmp_path / "state" / "fleet"
+
+    def program():
+        with Threads(CallableModel(edge, version="1"), state=tmp_path / "state", parts=[Fleet(Secret(str(to)))]) as router:
+            return router.infer(0.9)
+
+    program()
+    wall.now += DAY_S + 3600
+    to.rename(away)
+    wait_for(lambda: program() and spooled(spool))
+    away.rename(to)
+    wall.now += DAY_S
+    wait_for(lambda: program() and len(digests(to)) == 2)
+    assert total(digests(to)[:1]) == 1
+
+
+def test_a_folder_that_is_missing_is_named_before_there_is_a_digest(tmp_path, wall, caplog):
+    """The router works; the folder may be a drive that comes later."""
+    fleet = Fleet(str(tmp_path / "later"))
+    with Threads(CallableModel(edge, version="1"), state=tmp_path / "state", parts=[fleet]) as router:
+        wait_for(lambda: "later: there is no such folder" in fleet.stats()["error"])
+        assert router.infer(0.9)
+        (tmp_path / "later").mkdir()
+        assert fleet.tell()
+        assert fleet.stats()["error"] == ""
+    assert caplog.text.count("there is no such folder") == 1
+
+
 def test_a_reload_frees_the_models_of_the_policy_before(tmp_path, to, wall):
     """Neither counts nor audits whose labels may come later hold them."""
     tiny.linear(tmp_path / "m.onnx")

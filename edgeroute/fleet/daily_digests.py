@@ -101,6 +101,7 @@ class DailyDigests(ForkSafe):
         self.folder, self._store, self._to, self._site, self._key = folder, store, to, site, key
         self._rotate, self._every, self._retry_at, self._failures = rotate, every, 0.0, 0
         self.sent = self.dropped = 0
+        self.until = 0.0  # monotonic instant to which a router that is closing still uploads
         self.error = ""  # of the last upload
 
     def write_and_upload(self, engine: Engine, *, due: bool = False) -> float:
@@ -209,20 +210,27 @@ class DailyDigests(ForkSafe):
 
     def _upload(self, engine: Engine) -> None:
         """Upload the digests of the spool, and delete each; log a failure once, and try again after a random, doubling time."""
-        for path in spooled(self.folder):
-            if engine.closed:
+        paths = spooled(self.folder)
+        if not paths and isinstance(self._to, str) and "://" not in self._to:  # known before there is a digest
+            self._fail("" if Path(self._to).is_dir() else f"{self._to}: there is no such folder now")
+        for path in paths:
+            if engine.closed and monotonic() >= self.until:
                 return
             try:
                 self._send(engine, path)
             except Exception as e:  # noqa: BLE001 - of a library: its text may have a secret
-                text = str(e) if isinstance(e, EdgerouteError) else type(e).__name__
-                if text != self.error:
-                    log.warning("fleet: %s; digests waiting: %d", text, len(spooled(self.folder)))
-                self.error, self._failures = text, min(self._failures + 1, 6)
+                self._fail(str(e) if isinstance(e, EdgerouteError) else type(e).__name__)
+                self._failures = min(self._failures + 1, 6)
                 self._retry_at = monotonic() + 60.0 * 2**self._failures * random.uniform(0.5, 1.5)  # noqa: S311 - not all at once
                 return
             path.unlink(missing_ok=True)
             self.sent, self.error, self._failures = self.sent + 1, "", 0
+
+    def _fail(self, text: str) -> None:
+        """Log and store why nothing can be uploaded, unless that is known; empty: nothing is wrong."""
+        if text not in {"", self.error}:
+            log.warning("fleet: %s; digests waiting: %d", text, len(spooled(self.folder)))
+        self.error = text
 
     def _send(self, engine: Engine, path: Path) -> None:
         """Upload a digest, after a line in the egress ledger. Raises if it is not stored, or nothing may leave now."""

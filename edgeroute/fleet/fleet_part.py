@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from edgeroute.confidence.certificate import digest
@@ -99,6 +100,7 @@ class Fleet(ForkSafe, Part):
         self._open = False
         self._counter = Worker("edgeroute-fleet", self.count, "the fleet's counts failed", first_s=1.0)
         first_s = random.uniform(1, 30)  # noqa: S311 - devices that are switched on together upload one after another
+        first_s = 0.5 if isinstance(to, str) and "://" not in to else first_s  # a folder that is missing is soon known
         self._uploader = Worker("edgeroute-fleet-upload", self._turn, "no digest could be made", first_s=first_s, retry_s=LOOK_S)
 
     def attach(self, engine: Engine) -> None:
@@ -211,7 +213,8 @@ class Fleet(ForkSafe, Part):
 
     def _turn(self) -> float | None:
         """Write the digests that are due, and upload; return the seconds until the next turn; None: the router is gone."""
-        return None if (engine := self._engine()) is None or engine.closed else self.digests.write_and_upload(engine)
+        engine = self._engine()
+        return None if engine is None or (engine.closed and not self.digests.until) else self.digests.write_and_upload(engine)
 
     def tell(self) -> bool:
         """Count what is queued, write a digest of each day with new counts, today's too, and upload now; blocks.
@@ -234,10 +237,14 @@ class Fleet(ForkSafe, Part):
         return {"waiting": len(spooled(digests.folder)), "sent": digests.sent, "dropped": digests.dropped, "error": digests.error}
 
     def close(self) -> None:
-        """Count what is queued, and write it to the state file. An upload under way is waited for up to a second."""
-        for worker in (self._uploader, self._counter):
-            worker.close(1.0)
+        """Count what is queued, write it to the state file, and upload the digests that are due; waits up to a second for each.
+
+        So the digests of programs that run for seconds arrive. An upload that takes longer goes on while the process does.
+        """
+        self._counter.close(1.0)
         self.count()
+        self.digests.until = monotonic() + 1.0
+        self._uploader.close(1.0, last=True)
         self._store.leave(self)
 
 

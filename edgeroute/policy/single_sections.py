@@ -189,7 +189,7 @@ class Fleet(Section):
     )
     catalog: Text | None = Field(None, description="Catalog with the signed policy: a folder, or an address with https://.")
     root: Text | None = Field(None, description="The owner's `root.json`, whose signatures count.")
-    refresh: Duration = Field(600.0, description="Time between two requests to the catalog.")
+    refresh: Duration = Field("10m", validate_default=True, description="Time between two requests to the catalog.")
     pinned: Flag = Field(False, description="Stay at the version in force. Emergency orders and the fleet's budget still count.")
 
     @model_validator(mode="after")

@@ -240,7 +240,7 @@ class Worker(ForkSafe):
     """
 
     _changed = per_process(threading.Condition)  # on a lock that its owner may take again: a signal handler may nudge
-    _nudged, _wanted = initially(False), initially(False)
+    _nudged, _wanted, _last = initially(False), initially(False), initially(False)
     _thread: threading.Thread | None = initially(None)
 
     def __init__(
@@ -274,13 +274,13 @@ class Worker(ForkSafe):
             if self._begun:
                 self.start()
 
-    def close(self, wait_s: float | None = None) -> None:
+    def close(self, wait_s: float | None = None, *, last: bool = False) -> None:
         """End the thread after the present turn, and wait for it up to `wait_s` seconds; None: as long as it takes.
 
-        No wait if called from that thread. No thread starts any more.
+        No wait if called from that thread. No thread starts any more. last: True: after one more turn.
         """
         with self._changed:
-            self.closed, thread = True, self._thread
+            self.closed, self._last, thread = True, last, self._thread
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join(wait_s)
@@ -299,8 +299,9 @@ class Worker(ForkSafe):
                 pause = self._first_s if pause is None else min(pause, threading.TIMEOUT_MAX)
                 self._changed.wait_for(lambda: self._nudged or self.closed, pause)
                 self._nudged = self._wanted = False
-                if self.closed:
+                if self.closed and not self._last:
                     return
+                self._last = False
             pause = self.retry_s
             try:
                 pause = self._turn()

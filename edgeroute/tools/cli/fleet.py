@@ -45,12 +45,15 @@ def collect(
         key: Environment variable, or file, with the key of [fleet] key: digests without its signature are refused.
         models: A known model, NAME or NAME:DIGEST; may be repeated. Digests of others are refused. Default: all are known.
     """
+    from edgeroute.tools.measure.report.numbers_in_words import count_text
+
     result = _collect(source, to, key, models or (), for_s)
     days = [day.isoformat() for day in result.days]
     if as_json:
-        print(json.dumps({"added": result.added, "days": days, "refused": result.refused}))
+        print(json.dumps({"added": result.added, "days": days, "repeated": result.repeated, "refused": result.refused}))
         return
-    print(f"{result.added:,} digests added{f', of {days[0]} to {days[-1]}' if days else ''}")
+    there = f"; {result.repeated:,} are in the store already" if result.repeated else ""
+    print(f"{count_text(result.added, 'digest')} added{f', of {days[0]} to {days[-1]}' if days else ''}{there}")
 
 
 @command(fleet)
@@ -111,8 +114,9 @@ def report(
 def _print(result: FleetReport) -> None:
     """Print a report as tables."""
     from edgeroute.tools.fleet import fleet_page as page
+    from edgeroute.tools.measure.report.numbers_in_words import count_text
 
-    print(f"{result.first} to {result.last}, {result.total.devices:,} devices")
+    print(f"{result.first} to {result.last}, {count_text(result.total.devices, 'device')}")
     print_notes(page.notes(result))
     for by in page.TITLES:
         rows = page.rows(result, by)
@@ -152,10 +156,9 @@ def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_
 
 
 def _key(name: str | None) -> bytes:
-    """Return the key in an environment variable or a file; empty without a name. Raises BadInput if there is neither."""
+    """Return the key in an environment variable or a file; empty without a name. Raises BadParameter if there is neither."""
     import os
 
-    from edgeroute.errors import BadInput
     from edgeroute.system.foreign_files import read_text
 
     if name is None:
@@ -165,7 +168,7 @@ def _key(name: str | None) -> bytes:
     except (OSError, ValueError):
         text = ""
     if not text:
-        raise BadInput(f"--key {name}: neither an environment variable nor a file with a key")
+        raise typer.BadParameter(f"{name}: neither an environment variable nor a file with a key", param_hint="--key")
     return text.encode()
 
 

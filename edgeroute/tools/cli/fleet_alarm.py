@@ -103,11 +103,13 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 def _sentence(alarm: dict[str, Any]) -> str:
     """Return an alarm in words."""
+    from edgeroute.tools.measure.report.numbers_in_words import count_text
+
     of_liars = f"{alarm['liars']:.0%} of the devices could {'not ' if alarm['broad'] else ''}have raised it by false reports"
     since = f" since {alarm['since']}" if alarm["since"] else ""
     return (
         f"{alarm['text']}{since}: {alarm['times']:.2f} times the usual number ({alarm['low']:.2f} to {alarm['high']:.2f}), "
-        f"on {alarm['devices']:,} devices; {of_liars}"
+        f"on {count_text(alarm['devices'], 'device')}; {of_liars}"
     )
 
 
@@ -187,10 +189,13 @@ def calibrate(
 
 def _show(certificate: Certificate, result: dict[str, Any]) -> None:
     """Print the certificate of a fleet."""
+    from edgeroute.tools.measure.report.numbers_in_words import count_text
+
     print(f"{certificate.guarantee} {result['certificate']} has the threshold {certificate.threshold:g}")
     print(
-        f"by {result['audits']:,} audits of {result['devices']:,} devices; it holds though {result['liars']:.0%} of them, with "
-        f"{result['liars_weight']:.0%} of the weight, report no difference; {result['deferral_rate']:.1%} are deferred"
+        f"by {result['audits']:,} audits of {count_text(result['devices'], 'device')}; it holds "
+        f"though {result['liars']:.0%} of them, with {result['liars_weight']:.0%} of the weight, report no difference; "
+        f"{result['deferral_rate']:.1%} are deferred"
     )
     print(f"with each device counted the same, at most {result['mean_over_devices']:.2%} of the answers differ")
     for row in result["worst"]:

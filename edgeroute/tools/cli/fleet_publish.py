@@ -30,7 +30,7 @@ def _rings(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part.strip().removesuffix("%")) / 100 for part in str(text).split(","))
     except ValueError:
-        raise typer.BadParameter(f"expected shares, as in 1%,10%,100%, found {text!r}") from None
+        raise typer.BadParameter(f"expected shares, as in 1%,10%,100%, found {text!r}", param_hint="--rings") from None
 
 
 @command(fleet)
@@ -60,12 +60,16 @@ def publish(
         only_edge: Emergency: from their next look on, devices send nothing to the cloud, whatever their ring.
         freeze: No device takes a new version.
     """
+    from edgeroute.errors import BadInput
     from edgeroute.tools.fleet.rings import publish
 
-    data = publish(
-        catalog, name, policy, keys=keys, rings=_rings(rings), halt=halt, requires=requires, only_edge=only_edge, freeze=freeze,
-        days=days,
-    )  # fmt: skip
+    try:
+        data = publish(
+            catalog, name, policy, keys=keys, rings=_rings(rings), halt=halt, requires=requires, only_edge=only_edge,
+            freeze=freeze, days=days,
+        )  # fmt: skip
+    except BadInput as e:  # an option's
+        raise typer.BadParameter(str(e)) from None
     _print(data, as_json)
 
 
@@ -105,13 +109,12 @@ def promote(
 
 def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) -> Decision:
     """Return the decision about the last version of a policy, by the tables of digests."""
-    from edgeroute.errors import BadInput
     from edgeroute.tools.fleet.digest_tables import open_store
     from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
     from edgeroute.tools.fleet.rings import decide_by_tables
 
     if store is None:
-        raise BadInput("promote needs the folder of tables that `edgeroute fleet collect` wrote, or --by-hand")
+        raise typer.BadParameter("the folder that `edgeroute fleet collect` writes is needed, or --by-hand", param_hint="STORE")
     with open_store(store) as connection:
         return decide_by_tables(connection, data, None if since is None else since.date(), alarmed=alarmed_policies(store))
 

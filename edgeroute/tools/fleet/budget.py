@@ -1,6 +1,6 @@
 """Daily budget of a fleet: split over the devices by their recent use, and signed like a policy.
 
-The signed rule is three numbers for each limit, whatever the number of devices: a device knows its own use, and computes its own
+The signed rule is four numbers for each limit, whatever the number of devices: a device knows its own use, and computes its own
 limit. So no list of devices is downloaded, no id is published, and a device whose id was rotated keeps its limit.
 """
 

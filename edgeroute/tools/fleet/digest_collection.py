@@ -36,6 +36,7 @@ from edgeroute.tools.fleet.digest_tables import (
     selection,
     unreadable,
     write_rows,
+    writing,
 )
 
 NAME = re.compile(r"(\d{4}-\d{2}-\d{2})/([0-9a-f]{32})\.(\d{1,9})\.digest", re.ASCII)
@@ -43,12 +44,12 @@ PART = 4_000  # digests that a process reads at once
 MERGE = 250_000  # digests after which the tables are written, so that less is lost if the run is killed
 FEW = 2_000  # digests up to which no further process is started
 OLDEST = timedelta(days=400)
+NEW = ".rows.new"  # file that is about to replace a day's
 MOST_NAMED = 10_000  # most lines of refused.jsonl, the newest
 # Further columns of the parts: a number that no other digest of the run has, and the day.
 ITEM = {"item": "BIGINT", "day": "DATE"}
 # Code of a refusal -> the refusal in words.
 REASONS = {
-    "repeated": "already in the store, or older than a later revision",
     "forged": "without the key's signature",
     "future": "of a day that has not begun",
     "stale": f"of a day more than {OLDEST.days} days ago",
@@ -90,10 +91,13 @@ class Collected(NamedTuple):
     """Days whose tables were written."""
     refused: Counter[str]
     """Code -> digests."""
+    repeated: int = 0
+    """Digests that were in the store already, or are older than a revision there."""
 
     def plus(self, other: Collected) -> Collected:
         """Return the result of both runs."""
-        return Collected(self.added + other.added, tuple(sorted({*self.days, *other.days})), self.refused + other.refused)
+        days, refused = {*self.days, *other.days}, self.refused + other.refused
+        return Collected(self.added + other.added, tuple(sorted(days)), refused, self.repeated + other.repeated)
 
 
 class _RefusedError(Exception):
@@ -161,14 +165,14 @@ def collect(source: Source, store: Path, rules: Rules | None = None, processes: 
             run.all()
         finally:
             report_refusals(store, run.named)
-        return Collected(run.added, tuple(sorted(run.days)), run.refused)
+        return Collected(run.added, tuple(sorted(run.days)), run.refused, run.repeated)
 
 
 @contextmanager
 def _turn(store: Path) -> Iterator[Path]:
     """Take the store's lock, and yield an empty folder for parts, which is deleted at the end. Raises StoreError."""
     lock, parts = ProcessLock(store / ".collect.lock"), store / ".parts"
-    try:
+    with writing(store):
         store.mkdir(parents=True, exist_ok=True)
         if not lock.take():
             raise StoreError(f"{store}: another collect is running: try again later")
@@ -179,10 +183,6 @@ def _turn(store: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(parts, ignore_errors=True)
             lock.leave()
-    except OSError as e:
-        if isinstance(e, StoreError):
-            raise
-        raise StoreError(f"{store} cannot be written: {e.strerror or e}") from e
 
 
 class _Run:
@@ -193,7 +193,7 @@ class _Run:
         self.refused: Counter[str] = Counter()
         self.named: list[Refusal] = []
         self.added, self.days = 0, set[date]()
-        self._part = self._unmerged = 0
+        self._part = self._unmerged = self.repeated = 0
         ends = [(table, file) for table in TABLES for file in partitions(store, table) if unreadable(file.path, table)]
         set_aside(store, ends)
 
@@ -252,7 +252,7 @@ class _Run:
             digests = [(match, name) for name in some if (match := NAME.fullmatch(name))]
             self._refuse([Refusal(name, "foreign") for name in some if not NAME.fullmatch(name)])
             new = unknown(self.store, [(name, match[1], match[2], int(match[3])) for match, name in digests])
-            self.refused["repeated"] += len(digests) - len(new)
+            self.repeated += len(digests) - len(new)
             yield from (new[i : i + PART] for i in range(0, len(new), PART))
 
     def _merge_if(self, least: int) -> None:
@@ -260,7 +260,7 @@ class _Run:
         if self._unmerged >= least:
             added, repeated, days = merge_parts(self.store, self.parts)
             self.added, self.days, self._unmerged = self.added + added, self.days | days, 0
-            self.refused["repeated"] += repeated
+            self.repeated += repeated
             shutil.rmtree(self.parts)
             self.parts.mkdir()
 
@@ -309,14 +309,14 @@ def merge_parts(store: Path, parts: Path) -> tuple[int, int, set[date]]:
         except duckdb.Error as e:
             if names := ", ".join(str(path.relative_to(store)) for path in set_aside(store, damaged_files(store))):
                 raise StoreError(f"{store} had damaged files, which are set aside: {names}; run it again") from e
-            raise StoreError(f"{store} cannot be written: {str(e).partition(chr(10))[0]}") from e
+            raise
     return added, repeated, set(days)
 
 
 def merge_day(connection: Any, store: Path, day: date) -> int:
     """Replace the day's file of each table by one with the new digests, and return their number.
 
-    A device's rows are replaced as a whole. `digests` is replaced last.
+    A device's rows are replaced as a whole. No file is replaced before all are written, and `digests` last.
     """
     old = {table: [Partition(day, p) for p in [_path(store, table, day)] if p.exists()] for table in TABLES}
     connection.execute(f"""CREATE OR REPLACE TEMP TABLE newest AS
@@ -325,20 +325,23 @@ def merge_day(connection: Any, store: Path, day: date) -> int:
     connection.execute(f"""DELETE FROM newest USING ({selection("digests", old["digests"])}) AS there
         WHERE there.device = newest.device AND there.revision >= newest.revision""")
     (count,) = connection.execute("SELECT count(*) FROM newest").fetchone()
-    if count:
-        for table, columns in TABLES.items():
-            names, path, today = (
-                ", ".join(columns),
-                _path(store, table, day),
-                f"SELECT * FROM new_{table} WHERE day = DATE '{day}'",
-            )
+    paths = [_path(store, table, day) for table in TABLES] if count else []
+    try:
+        for path, (table, columns) in zip(paths, TABLES.items(), strict=False):
+            names, today = ", ".join(columns), f"SELECT * FROM new_{table} WHERE day = DATE '{day}'"
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(".rows.new")
             connection.execute(f"""COPY (
                 SELECT {names} FROM ({selection(table, old[table])}) AS there ANTI JOIN newest USING (device)
                 UNION ALL SELECT {names} FROM ({today}) AS new SEMI JOIN newest USING (item)
-                ) TO {_literal(new)} (FORMAT parquet, COMPRESSION zstd)""")
-            _replace(new, path)
+                ) TO {_literal(path.with_name(NEW))} (FORMAT parquet, COMPRESSION zstd)""")
+            with path.with_name(NEW).open("rb+") as file:
+                os.fsync(file.fileno())
+        for path in paths:
+            path.with_name(NEW).replace(path)
+            flush_folder(path.parent)
+    finally:
+        for path in paths:
+            path.with_name(NEW).unlink(missing_ok=True)
     return int(count)
 
 
@@ -355,14 +358,6 @@ def _literal(path: Path) -> str:
 def _path(store: Path, table: str, day: date) -> Path:
     """Return the path of a day's file of a table."""
     return store / table / f"day={day}" / "rows.parquet"
-
-
-def _replace(new: Path, path: Path) -> None:
-    """Replace a file by a new one, both durably."""
-    with new.open("rb+") as file:
-        os.fsync(file.fileno())
-    new.replace(path)
-    flush_folder(path.parent)
 
 
 def set_aside(store: Path, damaged: Sequence[tuple[str, Partition]]) -> list[Path]:

@@ -7,6 +7,7 @@ interrupted is written again by the next run.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -139,6 +140,23 @@ def reading(store: Path) -> Iterator[None]:
         names = ", ".join(str(file.path.relative_to(store)) for _, file in damaged_files(store)[:5])
         why = f"damaged: {names}; `edgeroute fleet collect` reads their digests again" if names else str(e).partition("\n")[0]
         raise StoreError(f"{store} cannot be read: {why}") from e
+
+
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise StoreError for an error of DuckDB, pyarrow or the system, with its cause alone."""
+    duckdb = import_needed("duckdb", NEED)
+    try:
+        yield
+    except StoreError:
+        raise
+    except (duckdb.Error, OSError) as e:
+        text = str(e)
+        why = next((why for why in _FULL if why in text), getattr(e, "strerror", None) or text.partition("\n")[0])
+        raise StoreError(f"{folder} cannot be written: {why}; what was in it is whole: make room, and run this again") from e
 
 
 def connect(folder: Path, memory: str = MEMORY) -> Any:

@@ -22,7 +22,7 @@ from edgeroute.errors import StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import now, replace_file
-from edgeroute.tools.fleet.digest_tables import open_store, quoted
+from edgeroute.tools.fleet.digest_tables import open_store, quoted, writing
 from edgeroute.tools.fleet.fleet_certificate import AUDITS_POSSIBLE, FleetAudits, day_of
 from edgeroute.tools.fleet.pooled_tests import (
     CELLS,
@@ -381,13 +381,14 @@ class FleetAlarms:
 
     def _save(self, *, bets: bool = False) -> None:
         """Store the state; with `bets` first the days that were bet on, in a file that the state names; delete older ones."""
-        self._folder.mkdir(exist_ok=True)
         path = self._folder / f"bets-{self._state['closed']}.parquet"
-        if bets:
-            part = path.with_suffix(".part")
-            self._db.execute(f"COPY (SELECT * FROM bets ORDER BY device) TO {quoted(str(part.absolute()))} (FORMAT parquet)")
-            part.replace(path)
-        replace_file(self._folder / "state.json", json.dumps(self._state))
+        with writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            if bets:
+                part = path.with_suffix(".part")
+                self._db.execute(f"COPY (SELECT * FROM bets ORDER BY device) TO {quoted(str(part.absolute()))} (FORMAT parquet)")
+                part.replace(path)
+            replace_file(self._folder / "state.json", json.dumps(self._state))
         for other in self._folder.glob("bets-*.parquet"):
             if other != path:
                 other.unlink(missing_ok=True)

@@ -40,6 +40,10 @@ __all__ = ["Condition", "Decision", "Sums", "decide", "in_ring", "parse_halt", "
 
 SHARES = ("degraded", "failed", "deferred")  # amounts that are shares of the requests
 AMOUNTS = (*SHARES, "cost", "bytes")
+# Hours of a block, since a long digest has no shorter ones; blocks before a ring goes on: those of a day.
+BLOCK_H, LEAST_BLOCKS = 6, 4
+MOST_DAYS = 60  # days beyond which an estimate of the days that are missing would be no help
+AGAIN = "run this again after the next `edgeroute fleet collect`, publish a larger ring, or decide with --by-hand"
 LEAST_DEVICES = 8  # devices of a ring without which nothing is decided
 # Largest weight of a device: so many times the requests of the median one. Its cost: 3 times that of the dearest tenth.
 HEAVIEST = 3.0
@@ -121,7 +125,7 @@ def decide(
     limits = [condition for condition in conditions if condition.amount != "alarm"]
     blocks = int((sums.requests[sums.ring].sum(0) > 0).sum())
     devices = int((sums.requests[sums.ring].sum(1) > 0).sum())
-    waits = f"{devices} devices of the ring have sent digests, and {LEAST_DEVICES} are needed" if devices < LEAST_DEVICES else ""
+    waits = f"of the ring {devices} devices have sent digests, and {LEAST_DEVICES} are needed" if devices < LEAST_DEVICES else ""
     looked = [] if waits else [(condition, _test(condition, sums)) for condition in limits]
     risk = alpha / max(1, len(limits))
     epoch = max(1, blocks.bit_length() - 1)
@@ -135,16 +139,18 @@ def decide(
             return Decision(did, "; ".join(texts))  # type: ignore[arg-type]  # one of the two
     if alarm and any(condition.amount == "alarm" for condition in conditions):
         return Decision("halt", "an alarm of the fleet's audits")
-    open_limits = [f"{c}: {test.text}" for c, test in looked if -test.beyond <= _student(strict, test.devices)]
+    undecided = [(c, test) for c, test in looked if -test.beyond <= _student(strict, test.devices)]
     if blocks < least_blocks:
         waits = waits or f"{blocks} blocks of hours have requests of the ring, and {least_blocks} are needed"
-    if waits or open_limits:
-        return Decision("wait", waits or f"not enough evidence yet for {'; '.join(open_limits)}")
+    if waits:
+        return Decision("wait", f"{waits}: {AGAIN}")
+    if undecided:  # the distance from a limit, in standard errors, grows with the root of the time
+        times = max((_student(strict, test.devices) / max(-test.beyond, 1e-9)) ** 2 for _, test in undecided)
+        days = (times - 1) * blocks * BLOCK_H / 24
+        more = f"about {days:.0f} more days at this rate" if days < MOST_DAYS else "no number of days may be enough at this rate"
+        texts = "; ".join(f"{c}: {test.text}" for c, test in undecided)
+        return Decision("wait", f"not enough evidence yet for {texts}; {more}: {AGAIN}")
     return Decision("go_on", "; ".join(f"{c}: {test.text}" for c, test in looked) or "no limits were given")
-
-
-# Hours of a block, since a long digest has no shorter ones; blocks before a ring goes on: those of a day.
-BLOCK_H, LEAST_BLOCKS = 6, 4
 
 
 _SUMS = (
@@ -168,7 +174,7 @@ def decide_by_tables(
     """
     last = data["versions"][-1]
     if last["share"] == 1:
-        return Decision("wait", f"{data['name']}-{last['version']} is for all devices: no ring is under way")
+        return Decision("wait", f"{data['name']}-{last['version']} is for all devices: edgeroute fleet publish begins a ring")
     if data["freeze"]:
         return Decision("wait", f"{data['name']} is frozen: edgeroute fleet publish --name {data['name']} --no-freeze")
     day = since or datetime.fromtimestamp(last["since"], timezone.utc).date()
@@ -185,7 +191,7 @@ def decide_by_tables(
         given,
     ).fetchnumpy()
     if not len(rows["device"]):
-        return Decision("wait", f"no digest is of {day} or later")
+        return Decision("wait", f"no digest is of {day} or later: {AGAIN}; a day is sent up to an hour after its end, UTC")
     earlier = connection.execute(
         f"SELECT device, {_SUMS} FROM requests WHERE day >= $day - 7 AND day < $day GROUP BY ALL", {"day": day}
     ).fetchnumpy()
@@ -389,6 +395,8 @@ def publish(
         BadInput, PolicyError, CatalogError, StoreError: an argument or the policy is invalid; the catalog cannot be written.
     """
     parse_halt(halt)
+    if requires and not re.fullmatch(r"\d+(\.\d+)*", requires):
+        raise BadInput(f"--requires {requires!r}: expected a version of edgeroute, as in 1.2")
     if sorted({*rings}) != [*rings] or not rings or not rings[0] > 0 or rings[-1] != 1:
         raise BadInput("--rings: expected rising shares that end with 100%, as in 1%,10%,100%")
     text = None if policy is None else publishable(policy)
@@ -448,7 +456,7 @@ def publishable(path: Path) -> dict[str, Any]:
             raise PolicyError(str(e).replace(str(copy), str(path))) from None
     for name in _literal_headers(data):
         raise PolicyError(
-            f'{path}: headers.{name} would be published in clear: write {{ env = "ITS_NAME" }}, or move it to [local] of the devices'
+            f'{path}: headers.{name} would be published in clear: write {{ env = "ITS_NAME" }}, or move it to [local]'
         )
     return data
 

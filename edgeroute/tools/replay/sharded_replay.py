@@ -25,6 +25,7 @@ import numpy as np
 
 from edgeroute.errors import BadInput, EdgerouteError, StoreError
 from edgeroute.system.late_imports import import_needed
+from edgeroute.tools.measure.report.numbers_in_words import count_text
 from edgeroute.tools.replay.recorded_requests import Numbers, Tally, read, without_gc
 from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Replay, Setup, Values
 from edgeroute.tools.replay.trace_files import traces
@@ -54,7 +55,7 @@ class FleetReplay(NamedTuple):
         return {**self.replay.as_dict(), "devices": self.devices, "left_out": self.left_out, "damaged": dict(self.damaged)}
 
     def __str__(self) -> str:
-        lines = [f"{self.devices:,} traces, each of a device of its own"]
+        lines = [f"{count_text(self.devices, 'trace')}, each of a device of its own"]
         lines += [f"{self.left_out:,} left out:"] if self.left_out else []
         lines += [f"  {why}" for why in self.damaged.values()]
         return "\n".join([*lines, "", str(self.replay)])

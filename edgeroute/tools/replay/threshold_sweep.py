@@ -15,6 +15,7 @@ from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.core.spending_limits import Limits
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.fleet.digest_tables import connect
+from edgeroute.tools.measure.report.numbers_in_words import count_text
 from edgeroute.tools.replay.parquet_traces import check_parquet, is_parquet
 from edgeroute.tools.replay.replay_result import Setup
 from edgeroute.tools.replay.trace_files import traces
@@ -71,8 +72,8 @@ class Sweep(NamedTuple):
         return {**self._asdict(), "points": [point._asdict() for point in self.points]}
 
     def __str__(self) -> str:
-        lines = [f"exact without a walk for {self.devices:,} devices"]
-        lines += [f"not exact for {n:,} devices, which are left out: {why}" for why, n in self.inexact.items()]
+        lines = [f"exact without a walk for {count_text(self.devices, 'device')}"]
+        lines += [f"not exact for {count_text(n, 'device')}, left out: {why}" for why, n in self.inexact.items()]
         lines += ["", "threshold    requests    deferred        " + "  ".join(f"at ${price:g} a call" for price in self.prices)]
         for point in self.points:
             share = point.deferred / point.requests if point.requests else 0.0
@@ -96,7 +97,7 @@ def sweep(folder: str | Path, policy: Setup | str | Path, thresholds: Sequence[f
         prices: dollars a call; empty: the policy's.
 
     Raises:
-        BadInput: no trace in Parquet, or a damaged one.
+        BadInput: no trace in Parquet, a damaged one, or none for which counting is exact.
         PolicyError: the policy decides by more than a threshold.
         RuntimeMissing: duckdb or pyarrow is not installed.
     """
@@ -124,12 +125,15 @@ def sweep(folder: str | Path, policy: Setup | str | Path, thresholds: Sequence[f
         reasons = {row[0]: _inexact(row[1:], patience_s) for row in database.execute(STATISTICS).fetchall()}
         _set(database, {"exact": [file for file, why in reasons.items() if not why]})
         passed = dict(database.execute(COUNTS).fetchall())
+    inexact = Counter(why for why in reasons.values() if why)
+    if not passed:
+        whys = "; ".join(f"{why} ({n:,})" for why, n in inexact.most_common())
+        raise BadInput(f"{folder}: counting is exact for no device: {whys}: use replay without --sweep")
     prices = tuple(prices) or (terms.usd_per_call,)
     total, points = sum(passed.values()), []
     for i, threshold in enumerate(levels):
         deferred = total if threshold == inf else sum(n for index, n in passed.items() if index <= i)
         points.append(Point(threshold, total, deferred, tuple(deferred * price for price in prices)))
-    inexact = Counter(why for why in reasons.values() if why)
     return Sweep(tuple(points), prices, sum(not why for why in reasons.values()), dict(inexact.most_common()))
 
 
