@@ -115,6 +115,23 @@ def test_a_look_a_day_is_the_same_as_one_look(usual, tmp_path):
     assert report == whole
 
 
+def test_a_week_is_a_reference_where_it_is_asked_for(tmp_path):
+    """Without that the first day on which an alarm is possible is named."""
+    store = Store(tmp_path / "store")
+    for day in range(7):
+        store.add(day)
+    code, out, _ = cli("fleet", "alarm", store.folder)
+    assert code == 0
+    assert f"before {FIRST + timedelta(days=14)}" in out
+    shutil.rmtree(store.folder / "alarm")
+    assert not look(store.folder, learn=7)["alarm"]
+    for day in range(7, 16):
+        store.add(day, times=3.0)
+    report = look(store.folder, learn=7)
+    assert "differ" in {alarm["test"] for alarm in only(report)["alarms"]}
+    assert only(report)["begins"] is None
+
+
 @pytest.mark.parametrize(
     ("change", "test"), [({"times": 3.0}, "differ"), ({"deferral": 1.6}, "deferred"), ({"deferral": 0.4}, "kept")]
 )

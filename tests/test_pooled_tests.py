@@ -173,6 +173,20 @@ def test_a_shock_that_all_devices_share_on_a_day_widens_what_is_usual():
     assert levels[1] > 1.25
 
 
+def test_a_reference_of_one_week_has_no_weekdays():
+    """What days differ by is then counted over the week, in place of one day for each factor."""
+    rng, days, devices = np.random.default_rng(9), 7, 60
+    device, number = np.tile(np.arange(devices), days), np.repeat(np.arange(days), devices)
+    given = [scores(rng.poisson(0.3, days * devices).astype(float), np.full(days * devices, 0.3)) for _ in range(40)]
+    told, alike = ([highest_usual(*pair, device, number, weekdays=w) for pair in given] for w in (True, False))
+    assert np.mean(alike) < np.mean(told) - 0.2
+    sums, numbers = np.full(CELLS, 3e5), np.full(CELLS, 1e7)
+    sums[: CELLS // 7] *= 2
+    rates = [usual_rates(sums, numbers, weekdays=w).reshape(7, -1).mean(1) for w in (True, False)]
+    assert rates[0][0] > 1.8 * rates[0][1]
+    assert rates[1].max() == pytest.approx(rates[1].min())
+
+
 def test_suspects_are_found_whatever_their_traffic_and_others_are_not_named():
     rng = np.random.default_rng(8)
     rates, _ = fleet(rng)

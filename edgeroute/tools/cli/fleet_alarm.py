@@ -28,7 +28,12 @@ _SHOWN = 20  # suspects printed
 def alarm(
     store: Store,
     *,
-    learn: Annotated[int, typer.Option(min=7, max=365, help="Days of the reference, whose rates are the usual ones.")] = 14,
+    learn: Annotated[
+        int,
+        typer.Option(
+            min=7, max=365, help="Days of the reference, whose rates are the usual ones. Below 14 weekdays are not told apart."
+        ),
+    ] = 14,
     tolerance: Annotated[float, of_share("Relative rise above the usual rate that is no change.", "10%")] = 0.1,
     liars: Liars = 0.05,
     again: Annotated[
@@ -81,7 +86,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
     for stream in report["streams"]:
         name = f"{stream['model']}, policy {stream['policy']}"
         if stream["learning"]:
-            lines.append(f"{name}: {stream['days']} days so far, of which the usual rates are learnt")
+            lines.append(
+                f"{name}: {stream['days']} days so far, of which the usual rates are learnt; no alarm is possible before "
+                f"{stream['begins']}: a reference has the days of --learn and 20 events"
+            )
         elif not stream["alarms"]:
             lines.append(f"{name}: as usual ({', '.join(stream['tests'])})")
         lines += [f"{name}: ALARM: {_sentence(each)}" for each in stream["alarms"]]

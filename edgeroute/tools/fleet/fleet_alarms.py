@@ -294,6 +294,7 @@ class FleetAlarms:
     def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
         """Begin a test by the days up to this one as its reference; nothing if there are fewer than `EVENTS` events."""
         metric, first = METRICS[name], stream["first"]
+        weekdays = day - first + 1 >= 2 * WEEK
         if metric.table == "audited" and stream["threshold"] is None:
             stream["threshold"] = self._threshold(stream, day)
         least = stream["threshold"] if metric.table == "audited" else 0
@@ -313,7 +314,7 @@ class FleetAlarms:
         events[rows["cell"]], numbers[rows["cell"]] = rows["events"], rows["n"]
         if events.sum() < EVENTS or (name == "loss" and not rows["wins"].sum() + rows["labelled"].sum()):
             return
-        rates = usual_rates(events, numbers)
+        rates = usual_rates(events, numbers, weekdays=weekdays)
         self._add_rates(stream, name, rates)
         units = self._db.execute(
             f"""SELECT dense_rank() OVER (ORDER BY device) - 1 AS device, day - {_ZERO} - {first} AS d, events, expected FROM (
@@ -330,7 +331,7 @@ class FleetAlarms:
             score, weight = scores(*(np.bincount(row, units[column]).astype(float) for column in ("events", "expected")))
             of = np.zeros(len(score), int), np.zeros(len(score), int)
             of[0][row], of[1][row] = device, part
-            level = highest_usual(score, weight, *of, tolerance=self._tolerance)
+            level = highest_usual(score, weight, *of, tolerance=self._tolerance, weekdays=weekdays)
             test[kind] = PooledDrift(level, alpha=self._alpha, liars=liars).dump()
             test[f"{kind} usual"] = usual = float((score.sum() + 1) / (weight.sum() + 1))
             by_device = np.bincount(of[0], score - usual * weight) ** 2
@@ -367,8 +368,10 @@ class FleetAlarms:
             alarms = [_alarm(name, test) for name, test in stream["tests"].items() if test["daily"]["alarmed"]]
             named, compared = _suspects(self._db, stream, closed) if "differ" in stream["tests"] else ([], 0)
             sites = sorted({row["site"] for row in named})
+            more = self._learn + max(0, -((self._learn - days - 1) // WEEK)) * WEEK  # days of the reference
             streams.append({
                 "model": stream["model"], "policy": stream["policy"], "days": days, "learning": not stream["tests"],
+                "begins": None if stream["tests"] else day_of(stream["first"] + more).isoformat(),
                 "tests": sorted(stream["tests"]),
                 "threshold": None if (stream["threshold"] or 0) <= 0 else GRID[stream["threshold"]],
                 "alarms": alarms, "suspects": named, "compared": compared,

@@ -163,23 +163,26 @@ class PooledDrift:
 # The usual rates, and how far above them a mean may be.
 
 
-def usual_rates(events: Floats, numbers: Floats) -> Floats:
+def usual_rates(events: Floats, numbers: Floats, *, weekdays: bool = True) -> Floats:
     """Return the usual rate of each hour of the week, [168], more than 0, by sums of a reference, [168] each.
 
     The mean rate times a factor of the hour of the day, of the weekday and of the cell. Each factor is shrunk to 1 by `_PRIOR`
-    events, so that the rates of a small fleet are nearly the same and those of a large one are as observed.
+    events, so that the rates of a small fleet are nearly the same and those of a large one are as observed. weekdays: False for
+    a reference of less than two weeks, in which a weekday and a single day are the same: hours of the day alone.
     """
     rate = (events.sum() + 0.5) / (numbers.sum() + 1)
     expected = (numbers * rate).reshape(WEEK, 24)
     table, factor = events.reshape(WEEK, 24), np.ones((WEEK, 24))
-    for axes in ((0,), (1,), ()):
+    for axes in ((0,), (1,), ()) if weekdays else ((0,),):
         seen, usual = (sums.sum(axes, keepdims=True) if axes else sums for sums in (table, expected * factor))
         factor = factor * (seen + _PRIOR) / (usual + _PRIOR)
     rates: Floats = np.minimum(1.0, rate * factor.reshape(CELLS))
     return rates
 
 
-def highest_usual(score: Floats, weight: Floats, device: Ints, day: Ints, *, tolerance: float = 0.1) -> float:
+def highest_usual(
+    score: Floats, weight: Floats, device: Ints, day: Ints, *, tolerance: float = 0.1, weekdays: bool = True
+) -> float:
     """Return the highest ratio of scores to weights that is no change, by a reference of device-days, [units] each.
 
     The mean ratio of the reference plus twice its standard error (devices are drawn, and differ), times 1 + tolerance + 3 * the
@@ -191,6 +194,7 @@ def highest_usual(score: Floats, weight: Floats, device: Ints, day: Ints, *, tol
         device: number of the device, 0 and up.
         day: number of the day, 0 and up.
         tolerance: relative rise that is no change.
+        weekdays: as of `usual_rates`.
     """
     total = weight.sum() + 1  # a score of CAP, as if it had been seen once, bounds the ratio of a reference without events
     ratio = (score.sum() + 1) / total
@@ -201,7 +205,7 @@ def highest_usual(score: Floats, weight: Floats, device: Ints, day: Ints, *, tol
     by_day, weights = np.bincount(day, rest), np.bincount(day, weight)
     some = weights > 0
     mean, noise = by_day[some] / weights[some], np.bincount(day, rest**2)[some] / weights[some] ** 2
-    free = max(1, len(mean) - WEEK)  # the factors of the weekdays are of the same days
+    free = max(1, len(mean) - (WEEK if weekdays else 1))  # the factors of the weekdays are of the same days
     common = max(0.0, float(mean @ mean / free - (1 + 2 * np.sqrt(2 / free)) * noise.mean()))  # only where beyond chance
     return float((ratio + 2 * error) * (1 + tolerance) + 3 * np.sqrt(common))
 
