@@ -93,7 +93,7 @@ def report(
             if source.startswith("mqtt"):
                 raise BadInput("a broker has no past: `edgeroute fleet collect` it first")
             if not _collect(source, store, key, ()).added:
-                raise BadInput(f"{source} has no digest")
+                raise BadInput(f"{source} has no digest: `edgeroute replay` reads traces")
         with reading(store), open_store(store) as connection:
             result = fleet_report.report(connection, budget, days)
     if result is None:
