@@ -147,7 +147,7 @@ def decide(
     if undecided:  # the distance from a limit, in standard errors, grows with the root of the time
         times = max((_student(strict, test.devices) / max(-test.beyond, 1e-9)) ** 2 for _, test in undecided)
         days = (times - 1) * blocks * BLOCK_H / 24
-        more = f"about {max(1, days):.0f} more days at this rate" if days < MOST_DAYS else "no number of days may be enough at this rate"
+        more = f"about {max(1, days):.0f} more days at this rate" if days < MOST_DAYS else "perhaps never at this rate"
         limits_open = "; ".join(f"{c}: {test.text}" for c, test in undecided)
         return Decision("wait", f"not enough evidence yet for {limits_open}; {more}: {AGAIN}")
     return Decision("go_on", "; ".join(f"{c}: {test.text}" for c, test in looked) or "no limits were given")
