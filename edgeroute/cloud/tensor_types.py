@@ -25,7 +25,6 @@ _ARRAYS = {**DTYPES, TEXTS: "object", BRAIN: "float32"}  # datatype -> dtype of 
 # Datatype -> NumPy dtype object: comparing these takes no Python call, unlike comparing names.
 _NATIVE = {datatype: np.dtype(dtype) for datatype, dtype in _ARRAYS.items()}
 _BITS = np.dtype(np.uint16)
-_HIGHEST = np.maximum.reduce
 MOST_DIMENSIONS = 32  # maximum dimensions of a tensor
 MOST_CHARACTERS = 1 << 26  # maximum characters of a tensor of texts, where each text takes the room of the longest
 _LENGTH = 4  # bytes of the length before each text, little-endian
@@ -131,7 +130,7 @@ def decode_tensor(tensor: Tensor, shape: tuple[int, ...]) -> Array:
             array = (array.astype(np.uint32) << 16).view(np.float32)
     if array.size != size:
         raise Invalid(f"the output has another number of values than its shape says: {array.size} came")
-    if size and array.dtype.kind == "f" and not _HIGHEST(array) < INF:  # false for NaN too; minus infinity is a valid logit
+    if size and array.dtype.kind == "f" and not array.item(array.argmax()) < INF:  # false for NaN, which is the highest
         raise Invalid("the output holds NaN or infinity")
     return array.reshape(shape)
 

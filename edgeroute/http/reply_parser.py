@@ -7,7 +7,8 @@ length beside chunks, several lengths, other codings, continued lines, bare line
 from __future__ import annotations
 
 import re
-from functools import partial
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ except ImportError:
 
 END = b"\r\n\r\n"  # end of a head, also of an interim reply's, and of the trailers
 _BEGUN, _HEADED, _ENDED = "begun", "headed", "ended"
+HEADS = 16  # parsed heads that are kept: a server's are alike, and each takes a parser of its own
 
 
 class Malformed(Exception):
@@ -37,9 +39,12 @@ class Malformed(Exception):
 class Head(NamedTuple):
     """Status line and headers of a reply."""
 
-    version: str  # "1.0" or "1.1"
     status: int
-    headers: list[tuple[str, str]]  # (lower-case name, value), in order, repeated ones too
+    headers: Mapping[str, str]  # values by lower-case name
+    length: int | None  # bytes of the body; None: none is given
+    chunked: bool
+    keeps: bool  # True if the server keeps the connection open
+    fault: str  # why the framing of the body is ambiguous; empty: it is not
 
 
 class Llhttp:
@@ -60,12 +65,12 @@ class Llhttp:
         self._tail, self.wrong = b"", ""
         self.ended = self.surplus = False
 
-    def head(self, data: bytes) -> Head:
-        """Parse and return a head; raise Malformed if the data is none."""
+    def head(self, data: bytes) -> tuple[str, int]:
+        """Parse a head. Return version and status; raise Malformed if the data is none."""
         events, wrong = self._feed(data)
         if wrong or events[:2] != [_BEGUN, _HEADED] or events[2:] not in ([], [_ENDED]):
             raise Malformed(wrong or "illegal head of a reply")
-        return Head(self._parser.get_http_version(), self._parser.get_status_code(), _headers(data))
+        return self._parser.get_http_version(), self._parser.get_status_code()
 
     def parse_chunks(self, data: bytes) -> list[bytes]:
         """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`.
@@ -111,14 +116,14 @@ class H11:
         self.ended = self.surplus = False
         self.wrong = ""
 
-    def head(self, data: bytes) -> Head:
-        """Parse and return a head; raise Malformed if the data is none, or against the strict rules."""
+    def head(self, data: bytes) -> tuple[str, int]:
+        """Parse a head. Return version and status; raise Malformed if the data is none, or against the strict rules."""
         if _NOT_STRICT.search(data):
             raise Malformed("illegal line end, continued line or control character")
         event = self._next(data)
         if not isinstance(event, h11.Response | h11.InformationalResponse):
             raise Malformed("illegal head of a reply")
-        return Head(event.http_version.decode(), event.status_code, _headers(data))
+        return event.http_version.decode(), event.status_code
 
     def parse_chunks(self, data: bytes) -> list[bytes]:
         """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`.
@@ -150,13 +155,33 @@ class H11:
         raise Malformed("illegal reply")
 
 
-def _headers(head: bytes) -> list[tuple[str, str]]:
-    """Return (lower-case name, value) of each line of a parsed head. h11's own list lacks repeated ones."""
-    headers = []
-    for line in head.decode("latin-1").split("\r\n")[1:-2]:
-        name, _, value = line.partition(":")
-        headers.append((name.lower(), value.strip(" \t")))
-    return headers
+@lru_cache(maxsize=HEADS)
+def parse_head(parser: type[Llhttp | H11], data: bytes) -> Head:
+    """Return a parsed head, of this reply or of an earlier one with the same bytes.
+
+    Raises:
+        Malformed: the data is no head, of another version of HTTP than 1.0 and 1.1, or has several lengths or codings.
+    """
+    _check_start(data)
+    version, status = parser().head(data)
+    if version not in {"1.0", "1.1"}:
+        raise Malformed("illegal status line (another version of HTTP)")
+    if status == 101:  # noqa: PLR2004 - Switching Protocols
+        raise Malformed("switched protocols, unasked")
+    lines = [line.partition(":") for line in data.decode("latin-1").split("\r\n")[1:-2]]
+    values = [(name.lower(), value.strip(" \t")) for name, _, value in lines]  # h11's own list lacks repeated ones
+    names = [name for name, _ in values]
+    if names.count("content-length") > 1 or names.count("transfer-encoding") > 1:
+        raise Malformed("illegal reply (several lengths or codings)")
+    headers, fault = dict(values), ""
+    coded, length = headers.get("transfer-encoding"), headers.get("content-length")
+    if coded is not None and (length is not None or coded.lower() != "chunked" or version != "1.1"):
+        fault = "illegal reply (a transfer coding beside a length, or an unknown one)"
+    elif length is not None and not _LENGTH.fullmatch(length):
+        fault = "illegal reply (an invalid length)"
+    size = None if fault or length is None else int(length)
+    words = [word.strip(" \t").lower() for name, value in values if name == "connection" for word in value.split(",")]
+    return Head(status, headers, size, coded is not None, version == "1.1" and "close" not in words, fault)
 
 
 # Bare line ends, continued lines and control characters, which h11 accepts.
@@ -282,53 +307,44 @@ class Reading:
         buffer = self._buffer + data if self._buffer else data
         while (end := buffer.find(END, max(0, self._seen - 3))) >= 0:
             end += len(END)
-            parser = new_parser()
-            head = parser.head(_status_line(buffer, end))
-            if head.version != "1.1" or head.status == 101:  # noqa: PLR2004 - Switching Protocols
-                _check_head(head)
+            head = parse_head(new_parser, data := buffer[:end])  # type: ignore[arg-type]  # a class is hashable
             buffer, self._seen = buffer[end:], 0
             if head.status >= 200:  # noqa: PLR2004 - else it is an interim one
                 self._buffer = b""
-                self._begin(head, parser, buffer)
+                self._begin(head, data, buffer)
                 return
-        _status_line(buffer, 0)
+        _check_start(buffer)
         if _BARE.search(buffer, self._seen):
             raise Malformed("illegal line end")
         self._buffer, self._seen = buffer, len(buffer)
 
-    def _begin(self, head: Head, parser: Llhttp | H11, rest: bytes) -> None:
-        """Set status, headers and the framing of the body by the final head, and parse the bytes after it.
+    def _begin(self, head: Head, data: bytes, rest: bytes) -> None:
+        """Set status, headers and the framing of the body by the final head, `data`, and parse the bytes after it.
 
         Raises:
             Malformed: the framing is ambiguous.
             BadReply: the reply has a content encoding, or is a success longer than the limit.
         """
-        headers = self.headers = dict(head.headers)
-        if len(headers) < len(head.headers):
-            _check_repeated(head.headers)
-        coded, length = headers.get("transfer-encoding"), headers.get("content-length")
         empty = head.status in _NO_BODY or self._method == "HEAD" or (self._method == "CONNECT" and head.status in SUCCESS)
-        if self._method != "CONNECT" or not empty:  # which is said to have none, whatever it says
-            _check_framing(head, coded, length)
-        self.status = head.status
-        encoding = headers.get("content-encoding", "identity").lower()
+        if head.fault and (self._method != "CONNECT" or not empty):  # which is said to have none, whatever it says
+            raise Malformed(head.fault)
+        self.status, self.headers = head.status, dict(head.headers)
+        encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding != "identity":
             encoding_text = encoding if encoding in _ENCODINGS else "an unknown"
             raise BadReply(f"{self._origin} answered with {encoding_text} encoding, though asked not to: unread")
-        self.reusable = head.version == "1.1"
-        if "connection" in headers:
-            values = [value for name, value in head.headers if name == "connection"]
-            self.reusable &= not any("close" in _words(value) for value in values)
+        self.reusable = head.keeps
         if empty:
             self._left = 0
-        elif length is not None:
-            self._left = int(length)
+        elif head.length is not None:
+            self._left = head.length
             if self._left > self._limit:
                 self._check(self._left)
         else:
             self._beyond -= len(rest)  # the body is counted by itself
-            if coded is not None:
-                self._parser = parser
+            if head.chunked:
+                self._parser = new_parser()
+                self._parser.head(data)
             else:
                 self.reusable = False  # it ends with the connection
         if not self.unread and (rest or self._left == 0):
@@ -399,40 +415,7 @@ class Reading:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _status_line(data: bytes, end: int) -> bytes:
-    """Return the bytes up to `end`, if they begin like a status line; a parser might accept another protocol's.
-
-    Raises:
-        Malformed: they do not.
-    """
+def _check_start(data: bytes) -> None:
+    """Raise Malformed if the data does not begin like a status line; a parser might accept another protocol's."""
     if not data.startswith(b"HTTP/1.") and data[:7] != b"HTTP/1."[: len(data)]:
         raise Malformed("illegal status line")
-    return data[:end]
-
-
-def _check_head(head: Head) -> None:
-    """Raise Malformed for another version of HTTP than 1.0 and 1.1, or for status 101."""
-    if head.version not in {"1.0", "1.1"}:
-        raise Malformed("illegal status line (another version of HTTP)")
-    if head.status == 101:  # noqa: PLR2004 - Switching Protocols
-        raise Malformed("switched protocols, unasked")
-
-
-def _check_repeated(headers: list[tuple[str, str]]) -> None:
-    """Raise Malformed if there are several Content-Length or Transfer-Encoding headers."""
-    names = [name for name, _ in headers]
-    if names.count("content-length") > 1 or names.count("transfer-encoding") > 1:
-        raise Malformed("illegal reply (several lengths or codings)")
-
-
-def _check_framing(head: Head, coded: str | None, length: str | None) -> None:
-    """Raise Malformed for an invalid length, and for a coding beside a length, other than chunked, or in HTTP/1.0."""
-    if coded is not None and (length is not None or coded.lower() != "chunked" or head.version != "1.1"):
-        raise Malformed("illegal reply (a transfer coding beside a length, or an unknown one)")
-    if length is not None and not _LENGTH.fullmatch(length):
-        raise Malformed("illegal reply (an invalid length)")
-
-
-def _words(value: str) -> set[str]:
-    """Return the comma-separated words of a header's value, in lower case."""
-    return {word.strip(" \t").lower() for word in value.split(",")}
