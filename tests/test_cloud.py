@@ -432,6 +432,19 @@ def test_silence_settles_json_only_the_second_time():
     assert again.binary is True
 
 
+def test_talks_at_once_settle_binary_by_the_first_reply():
+    """A talk that comes to its probe after that reply makes none, and a probe that is lost later changes nothing."""
+    made, good = OpenInference(URL), answered(("y", LOGITS), binary=True)
+    talks = [made.talk([X]) for _ in range(4)]
+    assert [next(talk).method for talk in talks] == ["GET"] * 4
+    assert [talk.send(METADATA).probe for talk in talks[:3]] == [True] * 3
+    assert talks[0].send(good).probe is False
+    assert talks[3].send(METADATA).probe is False
+    for talk, reply in ((talks[1], Reply(0, {}, b"reset")), (talks[2], said({}, 400))):
+        assert dict(talk.send(reply).headers)["Content-Type"] == "application/octet-stream"
+    assert made.binary is True
+
+
 def test_ping_sends_no_user_data_and_settles_what_it_can():
     """Readiness, metadata, and the probe where the shape is known."""
     made = OpenInference(URL)

@@ -141,26 +141,28 @@ class OpenInference(ServedModel):
             self.binary = known["binary"] if self.binary is None else self.binary
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
-        """Probe for binary tensors, and set `binary`.
+        """Probe for binary tensors, and set `binary`, unless it is known: talks that begin at once probe at once.
 
-        True after a reply; False after an error, unless the server is busy, or after the second silence. Gives up after `TRIES`
-        silences.
+        True after a reply; False after an error, unless the server is busy, or after `TRIES` silences. A probe that is cancelled
+        while waiting counts as silence.
         """
-        if self._tries == TRIES:  # the last probe was cancelled while waiting, which counts as no reply
+        if self.binary is None and self._tries >= TRIES:
             self.binary = False
+        if self.binary is not None:
             return
-        self._tries += 1
-        reply = yield self._written(zeros, binary=True)._replace(probe=True)
-        if reply.status in BUSY:  # which says nothing of binary tensors
-            self._tries -= 1
-            return
-        if reply.status == 0 and self._tries < TRIES:
+        status = 0
+        try:
+            reply = yield self._written(zeros, binary=True)._replace(probe=True)
+            status = reply.status
+        finally:
+            self._tries += not status
+        if status in BUSY or (not status and self._tries < TRIES):  # a busy server says nothing of binary tensors
             return
         try:
             self.decode(check_status(reply, self.where), 1)
             self.binary = True
         except CloudError:
-            self.binary = False
+            self.binary = bool(self.binary)  # another talk may have had its reply
 
     def _describe(self) -> Call:
         """Return the call for the model's metadata."""
