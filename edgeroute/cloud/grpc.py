@@ -13,8 +13,8 @@ from typing import Any
 
 from edgeroute.cloud.endpoint import Talk
 from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json
-from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel, identity
-from edgeroute.cloud.tensor_types import Invalid, Tensor, datatype_of, to_bytes
+from edgeroute.cloud.served_model import HEAD, MOST_ROWS, SentTensor, ServedModel, Start, identity, is_prompt
+from edgeroute.cloud.tensor_types import Invalid, Tensor
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.addresses_and_messages import Call, Reply
 from edgeroute.system.late_imports import import_late
@@ -76,14 +76,6 @@ def message_classes() -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"edgeroute.{name}")) for name in FIELDS}
-
-
-def with_raw(request: bytes, parts: Sequence[memoryview | bytes]) -> bytes:
-    """Return a serialised `Request` with raw tensors after it: fields may be in any order, so each tensor is copied only once."""
-    pieces: list[memoryview | bytes] = [request]
-    for part in parts:
-        pieces += [_RAW, _varint(len(part)), part]
-    return b"".join(pieces)
 
 
 def _varint(number: int) -> bytes:
@@ -151,7 +143,7 @@ class OpenInferenceGrpc(ServedModel):
         module, longest = import_late("edgeroute.cloud.grpc_channels"), self.address.max_reply_bytes * MOST_ROWS + HEAD
         return module.Channels(self.address, longest), module.AsyncChannels(self.address, longest)
 
-    identity = identity
+    identity, prompt = identity, property(is_prompt)
 
     def health(self) -> Talk:
         """Yield a call of `ModelReady`; raise Refused if the model is not ready."""
@@ -205,18 +197,22 @@ class OpenInferenceGrpc(ServedModel):
 
         Raise BadInput for an array that the protocol does not have.
         """
+        if feed.edges is None:
+            return self._in_bytes(feed)
+        edges = self._messages["Request"]()
+        edges.parameters.add(key=PARAMETER).value.string_param = answers_json(feed.edges)
+        return self._in_bytes(feed, edges.SerializeToString())
+
+    def _start(self, tensors: Sequence[SentTensor]) -> Start:
+        """Return the method, and the message without contents; fields may be in any order, so each tensor is copied only once."""
         request = self._messages["Request"](model_name=self.model, model_version=self.pinned or "")
-        parts = list[Any]()
-        for name, array in feed.items():
-            datatype = datatype_of(array, self.datatypes.get(name))
-            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            parts.append(to_bytes(array, datatype))
-        if feed.edges is not None:
-            request.parameters.add(key=PARAMETER).value.string_param = answers_json(feed.edges)
+        for name, datatype, shape, _ in tensors:
+            request.inputs.add(name=name, datatype=datatype, shape=shape)
         if self.output is not None:
             request.outputs.add(name=self.output)
-        body = with_raw(request.SerializeToString(), parts)
-        return Call("POST", f"{SERVICE}/ModelInfer", body=body, max_reply=self._limit(len(array)))
+        before = [_RAW + _varint(size) for *_, size in tensors]
+        before[0] = request.SerializeToString() + before[0]
+        return f"{SERVICE}/ModelInfer", (), before
 
     def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
         """Return the model's version, and the tensors, of a reply; raise Invalid."""

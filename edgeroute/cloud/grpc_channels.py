@@ -122,6 +122,7 @@ class Channels(_Channels):
     _channel: grpc.Channel | None = initially(None)  # a child does not close its parent's: that would need the parent's threads
     _first: dict[str, grpc.Channel] = per_process(dict)
     _closed = False
+    keeps_time = True  # gRPC's core ends a call by its time limit, whatever the server does
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Send the call and return the reply by the instant `until`; blocks.

@@ -15,7 +15,17 @@ import numpy as np
 from edgeroute.cloud.endpoint import Talk, check_status, loads
 from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
 from edgeroute.cloud.load_reports import ASK
-from edgeroute.cloud.served_model import TRITON, Given, ServedModel, identity, kind_in, labels_in
+from edgeroute.cloud.served_model import (
+    TRITON,
+    Given,
+    SentTensor,
+    ServedModel,
+    Start,
+    identity,
+    is_prompt,
+    kind_in,
+    labels_in,
+)
 from edgeroute.cloud.tensor_types import (
     DTYPES,
     NAMES,
@@ -40,7 +50,6 @@ _DIGITS = re.compile("[0-9]{1,18}")
 TRIES = 2  # unanswered probes with binary tensors after which the server counts as JSON-only
 BUSY = (429, 503)  # HTTP statuses of a server that is busy, and so gives no information
 MOST_PROBED = 1 << 22  # maximum elements of an input with which `ping` probes, before there is a real input
-MOST_HEADS = 64  # maximum shapes of requests whose JSON is stored
 LENGTH = "Inference-Header-Content-Length"
 _LENGTH = LENGTH.lower()
 OCTETS = ("Content-Type", "application/octet-stream")
@@ -91,15 +100,8 @@ class OpenInference(ServedModel):
         )  # fmt: skip
         self.binary = None if binary == "auto" else binary
         self._tries = 0
-        # (name, datatype, shape, size) of binary tensors -> the JSON before them, and the headers.
-        self._heads: dict[tuple[Any, ...], tuple[bytes, tuple[tuple[str, str], ...]]] = {}
 
-    @property
-    def prompt(self) -> bool:
-        """True if inputs are encoded in no time: sent unchanged, without a codec and preprocessing."""
-        return self.payload is None and self.card.path is None
-
-    identity = identity
+    identity, prompt = identity, property(is_prompt)
 
     def health(self) -> Talk:
         """Yield a call for the model's readiness, `GET .../ready`. Raises Refused if it is not ready."""
@@ -228,26 +230,14 @@ class OpenInference(ServedModel):
         body = b"".join([text, *parts])
         return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text))), ASK], body, max_reply=limit)
 
-    def _in_bytes(self, feed: dict[str, Array]) -> Call:
-        """Return the call for binary tensors without extras; the JSON before them is stored for all inputs of a shape."""
-        parts, tensors = list[Any](), list[tuple[str, str, tuple[int, ...], int]]()
-        for name, array in feed.items():
-            datatype = datatype_of(array, self.datatypes.get(name))
-            parts.append(part := to_bytes(array, datatype))
-            tensors.append((name, datatype, array.shape, len(part)))
-        key = tuple(tensors)
-        if (head := self._heads.get(key)) is None:
-            inputs: list[dict[str, Any]] = [
-                {"name": name, "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": size}}
-                for name, datatype, shape, size in tensors
-            ]
-            text = self._head(inputs, binary=True)
-            if len(self._heads) >= MOST_HEADS:
-                self._heads.clear()
-            head = self._heads[key] = text, (OCTETS, (LENGTH, str(len(text))), ASK)
-        text, headers = head
-        body = b"".join((text, *parts))
-        return new(Call, ("POST", self.path + "/infer", headers, body, False, self._limit(len(array)), None, ""))
+    def _start(self, tensors: Sequence[SentTensor]) -> Start:
+        """Return path and headers of a request, and its JSON, which is before the first tensor."""
+        inputs: list[dict[str, Any]] = [
+            {"name": name, "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": size}}
+            for name, datatype, shape, size in tensors
+        ]
+        text = self._head(inputs, binary=True)
+        return f"{self.path}/infer", (OCTETS, (LENGTH, str(len(text))), ASK), [text, *[b""] * (len(tensors) - 1)]
 
     def _head(
         self, inputs: list[dict[str, Any]], *, binary: bool, edges: Sequence[Mapping[str, Any] | None] | None = None

@@ -15,9 +15,22 @@ from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
 from edgeroute.cloud.function_backend_and_replies import checked_flag
 from edgeroute.cloud.input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
-from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decode_tensor, shape_of, spec_of, stack_inputs, wrong_with
+from edgeroute.cloud.tensor_types import (
+    NAMES,
+    TEXTS,
+    Invalid,
+    Tensor,
+    datatype_of,
+    decode_tensor,
+    shape_of,
+    spec_of,
+    stack_inputs,
+    to_bytes,
+    wrong_with,
+)
 from edgeroute.confidence.output_reader import KINDS, checked_kind
 from edgeroute.confidence.output_recognition import label_names
+from edgeroute.core.walk import new
 from edgeroute.edge.card_inputs import constant
 from edgeroute.edge.input_stacking import Plain
 from edgeroute.edge.model_card import Array, Card
@@ -74,6 +87,9 @@ _PLAIN = re.compile("[A-Za-z0-9_.+-]{1,20}")  # versions that messages may quote
 Given: TypeAlias = str | Mapping[str, Any] | Codec | Sequence[Any]  # codec, or list of codecs
 BASE64 = 4 / 3  # bytes sent as JSON per byte of a file
 UNKNOWN = "?"  # placeholder for an unknown property of the server's model
+MOST_STARTS = 64  # maximum shapes of requests whose beginning is stored
+SentTensor: TypeAlias = tuple[str, str, tuple[int, ...], int]  # name, datatype, shape and bytes
+Start: TypeAlias = tuple[str, Sequence[tuple[str, str]], list[bytes]]  # path, headers, and the bytes before each tensor
 
 
 class ServedModel(ABC):
@@ -140,6 +156,7 @@ class ServedModel(ABC):
         """Version that answers; None: not known yet."""
         self._described: str | None = None  # hash of the metadata; None: not fetched yet
         self._sources: _InputSources | None = None  # sources of `inputs`, computed at the first call
+        self._starts: dict[tuple[SentTensor, ...], Start] = {}
         # (outputs, numbers in them for one input or None), computed at the first call.
         self._sizes: tuple[dict[str, tuple[int, ...]], int | None] | None = None
         # True if the metadata may be outdated, since outputs contradict it, or inputs were refused; it is then fetched again.
@@ -171,6 +188,10 @@ class ServedModel(ABC):
     @abstractmethod
     def _infer(self, feed: Feed) -> Call:
         """Return the call for tensors, in the order of the inputs."""
+
+    @abstractmethod
+    def _start(self, tensors: Sequence[SentTensor]) -> Start:
+        """Return the beginning of requests with these tensors in binary."""
 
     @abstractmethod
     def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
@@ -328,6 +349,22 @@ class ServedModel(ABC):
                 feed[spec.name] = prepare(rows) if prepare is not None else _stack(rows, spec, plain, self.where)
         return feed
 
+    def _in_bytes(self, feed: dict[str, Array], more: bytes = b"") -> Call:
+        """Return the call for tensors in binary, with `more` behind them; its beginning is stored for all inputs of a shape."""
+        parts, tensors = list[Any](), list[SentTensor]()
+        for name, array in feed.items():
+            datatype = datatype_of(array, self.datatypes.get(name))
+            parts.append(part := to_bytes(array, datatype))
+            tensors.append((name, datatype, array.shape, len(part)))
+        key = tuple(tensors)
+        if (start := self._starts.get(key)) is None:
+            if len(self._starts) >= MOST_STARTS:
+                self._starts.clear()
+            start = self._starts[key] = self._start(key)
+        path, headers, before = start
+        body = b"".join([*[piece for pair in zip(before, parts, strict=True) for piece in pair], more])
+        return new(Call, ("POST", path, headers, body, False, self._limit(len(array)), None, ""))
+
     def _limit(self, count: int) -> int:
         """Return the maximum bytes of a reply for `count` inputs."""
         most, numbers = self.address.max_reply_bytes * min(count, MOST_ROWS), self._numbers(count)
@@ -396,6 +433,14 @@ class ServedModel(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where!r})"
+
+
+def is_prompt(self: ServedModel) -> bool:
+    """Return True if inputs are encoded in no time: sent unchanged, without a codec and preprocessing.
+
+    It is the property `prompt` of each protocol.
+    """
+    return self.payload is None and self.card.path is None
 
 
 def identity(self: ServedModel, of: Callable[[Any], str]) -> list[str | None]:
