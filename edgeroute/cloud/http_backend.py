@@ -125,7 +125,7 @@ class HttpBackend(AbandonedRuns):
 
     def calls(self, inputs: int) -> int:
         """Return the number of calls for so many inputs: one, or as many as the server's largest batch asks for."""
-        most = self._most_rows()
+        most = None if inputs == 1 else self._most_rows()
         return 1 if most is None else -(-inputs // most)
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:

@@ -23,7 +23,7 @@ from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Re
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
-from edgeroute.errors import BadReply, Held, StoreError
+from edgeroute.errors import BadReply, Held, Refused, StoreError
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, per_process
 from edgeroute.types import Spent
@@ -312,8 +312,8 @@ class Exchange:
     __slots__ = (
         "__weakref__", "_admitted", "_again", "_attempts", "_call_usd", "_due_usd", "_going", "_guard", "_made", "_moved",
         "_number", "_open", "_paid", "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "answers", "begun",
-        "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late", "off_loop", "received", "rule",
-        "sent", "slot", "status", "thread", "usd", "wanted_by",
+        "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late", "off_loop", "received", "refused",
+        "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -338,6 +338,7 @@ class Exchange:
         #
         # True if its answer did not come by `wanted_by`, or could not, as the request was too large.
         self.ended: Callable[..., object] | None = None
+        self.refused: Callable[[Exchange, Refused], object] | None = None  # called at the end if the endpoint has refused a call
         # Costs booked for the attempt under way: of its tokens, before they are counted, and of its call.
         self._tokens_usd = self._call_usd = 0.0
         self._due_usd = 0.0  # cost of the call that the next attempt is to pay, as nothing of the last one was sent
@@ -374,6 +375,8 @@ class Exchange:
             self._guard.turns.advance()
         if self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
             self.overdue()
+        if self.refused is not None and isinstance(error, Refused):
+            self.refused(self, error)
 
     @property
     def spent(self) -> Spent:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.routing_policy import INF, Permit
@@ -30,40 +29,13 @@ if TYPE_CHECKING:
     from edgeroute.system.thread_pool import ThreadPool
 
 
-# Exchange with a cloud while its leg runs.
+def cache_refusal(cache: Cache, key: bytes, backend: CloudBackend, exchange: Exchange, error: Refused) -> None:
+    """Store a rejection of the input itself in the negative cache.
 
-
-class ExchangeContext:
-    """Context manager around one exchange with a cloud: yields (deadline, exchange), and ends the exchange.
-
-    Not a generator function for `contextmanager`, which would take three more Python calls: each request has one.
-
-    Args:
-        until: the deadline.
-        exchange: exchange of the guard.
-        refuses: called with message and status if the endpoint rejects the input itself; None: not called. Not called either for
-            an input in another form than usual: with the edge's answer, or by a rung of a ladder above its floor.
-        above_floor: returns True for a codec above the endpoint's floor.
+    A no-op if the input was sent in another form than usual: with the edge's answer, or by a rung of a ladder above its floor.
     """
-
-    __slots__ = ("_above_floor", "_exchange", "_refuses", "_until")
-
-    def __init__(
-        self, until: float, exchange: Exchange, refuses: Callable[[str, int], object] | None, above_floor: Callable[[str], bool]
-    ) -> None:
-        self._until, self._exchange, self._refuses, self._above_floor = until, exchange, refuses, above_floor
-
-    def __enter__(self) -> tuple[float, Exchange]:
-        return self._until, self._exchange
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if self._refuses is not None and isinstance(error, Refused) and error.status in INPUTS_OWN:
-                exchange = self._exchange
-                if not exchange.edge and not self._above_floor(exchange.codec):
-                    self._refuses(str(error), error.status)
-        finally:
-            self._exchange.__exit__(kind, error, trace)
+    if error.status in INPUTS_OWN and not exchange.edge and not backend.above_floor(exchange.codec):
+        cache.refuse(key + backend.name.encode(), str(error), error.status)
 
 
 # Pieces of a leg's answer, sent to the walk with the confidence that becomes known within it.
@@ -285,6 +257,7 @@ class LegExecutor:
         # True if clouds are called as certificates assume: at the floor of a ladder of codecs.
         self.floor = first.snapshot.policy.mode == "shadow"
         self.late = None if late is None else LateEvents(requests, late)
+        self._runs_until = self.until if late is None else INF  # late answers are wanted
         self._measured = None if self._many else measured  # a batch's time is not that of one input
 
     @property
@@ -317,15 +290,14 @@ class LegExecutor:
                 start = fit.start
             if leg.permit is not None:
                 inputs = self._prepare_inputs(start, leg.permit, backend, stop)
-                with self._exchange(
-                    start, backend.guard.enter(leg.permit, self._id, *self._calls_and_patience(start, backend), stop)
-                ) as (until, exchange):
+                entered = backend.guard.enter(leg.permit, self._id, *self._calls_and_patience(start, backend), stop)
+                with self._exchange(start, entered) as exchange:
                     if exchange.prepay():
                         exchange.secure()
                     if send is not None:
-                        answers: Any = [forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)]
+                        answers: Any = [forward(start, backend.stream(inputs[0], self._runs_until, stop, exchange), send, stop)]
                     else:
-                        answers = backend.run(inputs, until, stop, exchange)
+                        answers = backend.run(inputs, self._runs_until, stop, exchange)
                 answer: Any = answers if self._many else answers[0]
             elif self._many:
                 answer = backend.run(self.inputs.of(leg.target, start.rows), stop)
@@ -382,16 +354,16 @@ class LegExecutor:
                 if (load := backend.load) is not None:
                     await off_loop(load)  # not on the loop, where it would hold up everybody
                 entered = await backend.guard.enter_async(permit, self._id, *self._calls_and_patience(start, backend))
-                with self._exchange(start, entered) as (until, exchange):
+                with self._exchange(start, entered) as exchange:
                     if (pack := getattr(backend, "pack", None)) is not None:
                         inputs = await off_loop(partial(pack, inputs, exchange))
                     if exchange.prepay():
                         await off_loop(exchange.secure)
                     exchange.off_loop = off_loop if backend.guard.spending.durable else None
                     if send is not None:
-                        answers = [await backend.stream_async(inputs[0], until, exchange, show)]
+                        answers = [await backend.stream_async(inputs[0], self._runs_until, exchange, show)]
                     else:
-                        answers = await backend.run_async(inputs, until, exchange)
+                        answers = await backend.run_async(inputs, self._runs_until, exchange)
         except PASSING:
             raise
         except BaseException as e:
@@ -434,19 +406,14 @@ class LegExecutor:
         rows = len(start.rows) if start.rows is not None else len(self.inputs) if self._many else 1
         return backend.calls(rows), min(self.until, monotonic() + backend.patience_s)
 
-    def _exchange(self, start: Start, entered: Exchange) -> ExchangeContext:
-        """Return the context of an admitted exchange while its leg runs; its end caches a rejection of the input.
-
-        Stores it in `exchanges`. No deadline where late answers are wanted.
-        """
+    def _exchange(self, start: Start, entered: Exchange) -> Exchange:
+        """Store an admitted exchange in `exchanges`, and return it, set up so that its end caches a rejection of the input."""
         self.exchanges[start.leg] = entered
         entered.edge = None if self.edge is None else self.edge.all_have_answers(start.leg)
         entered.wanted_by = -INF if self.floor else self.until
-        until, refuses = INF if self.late is not None else self.until, None
         if self._cache is not None and self._key is not None:
-            refuses = partial(self._cache.refuse, self._key + self.backend(start).name.encode())
-        backend: Any = self.backend(start)
-        return ExchangeContext(until, entered, refuses, backend.above_floor)
+            entered.refused = partial(cache_refusal, self._cache, self._key, cast("CloudBackend", self.backend(start)))
+        return entered
 
     def keeps_time(self, start: Start) -> bool:
         """Return True if a leg is a call that ends by the deadline by itself, and does not go on after it."""
