@@ -185,6 +185,14 @@ def test_the_server_sees_a_call_that_is_cut(server, kind, due):
         assert server.over.wait(LONG)
 
 
+def test_a_call_with_a_deadline_takes_no_thread(server):
+    """It ends by itself, in its caller's thread, once there is a client."""
+    with Router(unsure, endpoint(server), threshold=0.5) as router:
+        assert router.infer(X).source == "cloud"
+        assert router.infer(X, deadline=LONG).source == "cloud"
+        assert len(router.engine.cloud_threads) == 0
+
+
 def test_a_cancelled_task_cancels_its_call(server):
     """At once, and no other call."""
 
