@@ -445,6 +445,16 @@ def test_talks_at_once_settle_binary_by_the_first_reply():
     assert made.binary is True
 
 
+def test_probes_that_are_lost_at_once_are_one_silence():
+    """A link that breaks loses all of them."""
+    made = endpoint(binary="auto")
+    talks = [made.talk([X]) for _ in range(3)]
+    assert [next(talk).probe for talk in talks] == [True] * 3
+    for talk in talks:
+        assert dict(talk.send(Reply(0, {}, b"reset")).headers)["Content-Type"] == "application/json"
+    assert made.binary is None
+
+
 def test_ping_sends_no_user_data_and_settles_what_it_can():
     """Readiness, metadata, and the probe where the shape is known."""
     made = OpenInference(URL)

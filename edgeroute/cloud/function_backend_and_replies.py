@@ -130,10 +130,7 @@ class ReplyReader(Reader):
             raise BadReply(f"outputs of {array.ndim} dimensions, but {len(self.labels)} labels: a number each was expected")
         if array.dtype.kind not in "fiub" or not (numbers or array.dtype.kind == "f"):
             return
-        low, high = (
-            array.item(array.argmin()),
-            array.item(array.argmax()),
-        )  # a NaN is both
+        low, high = array.item(array.argmin()), array.item(array.argmax())  # a NaN is both
         if not (low == low and abs(high) < np.inf):  # noqa: PLR0124 - false for NaN, and for minus infinity as the highest
             raise BadReply("the outputs hold NaN or infinity, or are all minus infinity")
         several = self.kind == "multilabel"

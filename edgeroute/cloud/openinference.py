@@ -152,12 +152,12 @@ class OpenInference(ServedModel):
             self.binary = False
         if self.binary is not None:
             return
-        status = 0
+        status, tries = 0, self._tries
         try:
             reply = yield self._written(zeros, binary=True)._replace(probe=True)
             status = reply.status
         finally:
-            self._tries += not status
+            self._tries = self._tries if status else tries + 1  # those at once are lost at once, and count as one
         if status in BUSY or (not status and self._tries < TRIES):  # a busy server says nothing of binary tensors
             return
         try:
