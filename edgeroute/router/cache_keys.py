@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.routing_policy import Mode, Target
-from edgeroute.core.walk import Prediction, acceptable
+from edgeroute.core.walk import Prediction, acceptable, new
 
 if TYPE_CHECKING:
     from edgeroute.core.plan import Plan
@@ -107,7 +107,7 @@ def is_accepted(plan: Plan, entry: Entry) -> bool:
     """
     for leg in plan.legs:
         if leg.name == entry.leg:
-            return leg.permit is not None or acceptable(leg, Prediction(entry.value, entry.confidence, entry.outputs))
+            return leg.permit is not None or acceptable(leg, new(Prediction, (entry.value, entry.confidence, entry.outputs)))
     return entry.side != "edge"  # a target that this plan leaves out, as it is busy
 
 

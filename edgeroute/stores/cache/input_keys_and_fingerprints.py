@@ -44,7 +44,7 @@ def encode_buffers(prefix: bytes, x: Any) -> list[Any]:
     Raises:
         TypeError: the input is of an unsupported type.
     """
-    parts: list[Any] = [b"%d:" % len(prefix), prefix]
+    parts: list[Any] = [b"%d:%b" % (len(prefix), prefix)]
     _add(x, parts)
     return parts
 
