@@ -325,7 +325,7 @@ def _from_estimator(model: Any, path: Path, given: Any) -> Loaded:
     size = 0 if texts is not None else model.n_features_in_
     for part in _parts(model):
         booster = examples.booster_of(part)
-        _check_categories(booster, f"{path}: {name}")
+        _check_categories(part, booster, f"{path}: {name}")
         if hasattr(booster, "get_dump"):
             booster.feature_names = None  # the converter takes no others than f0, f1, ...
     labels = tuple(classes.tolist()) if proba and classes is not None and np.asarray(classes).dtype.kind in "USO" else ()
@@ -343,10 +343,11 @@ def _from_estimator(model: Any, path: Path, given: Any) -> Loaded:
     return Loaded(model, framework, answer, write, rows, near, labels, kind, names)
 
 
-def _check_categories(booster: Any, what: str) -> None:
-    """Raise `PolicyError` if a Booster has splits by category."""
+def _check_categories(part: Any, booster: Any, what: str) -> None:
+    """Raise `PolicyError` if an estimator, or its Booster, has splits by category."""
     ranges = examples.lightgbm_ranges(booster) if hasattr(booster, "model_to_string") else []
-    if "c" in (getattr(booster, "feature_types", None) or ()) or any(e[0] != "[" and e != "none" for e in ranges):
+    split = "c" in (getattr(booster, "feature_types", None) or ()) or any(e[0] != "[" and e != "none" for e in ranges)
+    if split or np.any(getattr(part, "is_categorical_", False)):  # None: none is
         raise PolicyError(f"{what} has categories, which no converter writes: encode them as numbers before training")
 
 
@@ -402,18 +403,11 @@ def by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
             options[id(part)] = {"locale": "C" if all(map(str.isascii, part.vocabulary_)) else "C.UTF-8"}
             if part.analyzer == "word" and part.token_pattern == WORD:
                 options[id(part)]["tokenexp"] = r"[\p{L}\p{N}_]{2,}"  # the converter's own has ASCII alone
-    try:
-        graph = skl2onnx.convert_sklearn(
-            model, initial_types=initial, options=options or None, target_opset={"": OPSET, "ai.onnx.ml": ML}
-        )
-    except Exception as e:
-        boosted = next((name for part in _parts(model) if (name := type(part).__name__).startswith("HistGradientBoosting")), "")
-        if not boosted:
-            raise
-        raise ModelError(
-            f"{boosted} is not converted by skl2onnx {skl2onnx.__version__}, whose fault this is: use the estimator itself, "
-            f"Router(edge=clf), or fit {boosted.removeprefix('Hist')}"
-        ) from e
+    for estimator in {type(part) for part in _parts(model) if type(part).__name__.startswith("HistGradientBoosting")}:
+        _register_without_booleans(skl2onnx, estimator)
+    graph = skl2onnx.convert_sklearn(
+        model, initial_types=initial, options=options or None, target_opset={"": OPSET, "ai.onnx.ml": ML}
+    )
     if columns is not None:
         _flatten_columns(graph, [*map(str, columns)])
     out.write_bytes(graph.SerializeToString())
@@ -437,6 +431,26 @@ def _register(skl2onnx: Any, package: str, prefix: str, classifier: str, regress
         getattr(library, regressor), f"{prefix}{regressor}", shapes.calculate_linear_regressor_output_shapes, converter,
         options={"split": None} if package == "lightgbm" else None,
     )  # fmt: skip
+
+
+def _register_without_booleans(skl2onnx: Any, estimator: type) -> None:
+    """Register skl2onnx's converter of an estimator, with integers for the booleans in its lists, which onnx 1.23 refuses."""
+    known, alias = import_needed("skl2onnx.common._registration", "skl2onnx is damaged"), f"Sklearn{estimator.__name__}"
+    plain = known.get_converter(alias)
+
+    def converter(scope: Any, operator: Any, container: Any) -> None:
+        """Convert as before, and add nodes whose lists of integers hold no boolean."""
+        add, flags = container.add_node, "nodes_missing_value_tracks_true"
+        container.add_node = lambda *args, **given: add(
+            *args, **given | ({flags: [int(flag) for flag in given[flags]]} if flags in given else {})
+        )
+        try:
+            plain(scope, operator, container)
+        finally:
+            container.add_node = add
+
+    shapes, options = known.get_shape_calculator(alias), plain.get_allowed_options()
+    skl2onnx.update_registered_converter(estimator, alias, shapes, converter, options=options)
 
 
 def _flatten_columns(model: Any, names: list[str]) -> None:
@@ -485,7 +499,7 @@ def _from_lightgbm_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # no
 
 def _from_lightgbm_booster(model: Any, given: Any) -> Loaded:
     """Return a LightGBM Booster with its converter, prediction and rows. PolicyError if a tree splits by categories."""
-    _check_categories(model, "the Booster")
+    _check_categories(None, model, "the Booster")
     objective = model.dump_model()["objective"].split()[0]
     size, names = model.num_feature(), model.feature_name()
     classifies = objective in {"binary", "multiclass", "multiclassova"}
