@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 import pytest
@@ -87,6 +88,37 @@ def test_a_nudge_is_a_turn_at_once():
     worker.nudge()
     assert (worker.start(), len(turns.names)) == (False, 2)
     assert "test" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_an_interrupt_leaves_its_lock_free():
+    """Ctrl-C may raise at any call or return of a Python function within `nudge`: other threads still take its lock."""
+    worker = Worker("one", lambda: 3600.0, "it failed")
+    worker.start()
+    for place in range(1000):
+        events = iter(range(place + 1))
+
+        def trace(_frame, event, _arg, events=events):
+            if event in {"call", "return"} and next(events, None) is None:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            worker.nudge()
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(before)
+        other = threading.Thread(target=worker.nudge, daemon=True)
+        other.start()
+        other.join(LONG)
+        assert not other.is_alive(), place
+        if not interrupted:
+            break
+    worker.close(LONG)
+    assert place > 4
 
 
 def test_a_thread_without_work_ends_and_comes_again():

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from edgeroute.errors import ModelError
 from edgeroute.system.late_imports import import_needed, no_fork
-from edgeroute.system.process import ForkSafe, initially, list_weakset, per_process
+from edgeroute.system.process import ForkSafe, SafeCondition, initially, list_weakset, per_process
 from edgeroute.types import StopToken
 
 OnPiece = Callable[[Mapping[str, Any]], object]  # function that takes each piece of a reply
@@ -68,7 +68,7 @@ class _ExitGuard(ForkSafe):
 
     now, _count = initially(False), initially(0)
     engines: WeakSet[XLlama] = per_process(WeakSet)
-    _ended = per_process(threading.Condition)
+    _ended = per_process(SafeCondition)
 
     def __init__(self) -> None:
         atexit.register(self.stop)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.edge_model_interface import member, model_text
 from edgeroute.errors import Busy, ModelError
-from edgeroute.system.process import ForkSafe, Shared, initially, per_process
+from edgeroute.system.process import ForkSafe, SafeCondition, Shared, initially, per_process
 from edgeroute.system.safe_logging import call_logged
 from edgeroute.types import EdgeModel, StopToken
 
@@ -30,7 +30,7 @@ class Runs(ForkSafe):
         model: its `parallel` limits the runs at a time; its `close` is called after the last run.
     """
 
-    _free = per_process(threading.Condition)  # on a lock that its owner may take again: a signal handler may run the model
+    _free = per_process(SafeCondition)  # on a lock that its owner may take again: a signal handler may run the model
     _count, _closing = initially(0), initially(False)
     _freeing = initially(False)  # True while the model is being closed: until that has ended, no run begins
     _threads: Counter[int] = per_process(Counter)

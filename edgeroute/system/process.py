@@ -117,6 +117,20 @@ def initially(value: T, drop: Callable[[T], object] | None = None) -> T:
     return cast("T", _Field(lambda: value, drop))
 
 
+class SafeCondition(threading.Condition):
+    """Condition whose `with` calls the lock's own methods, which are native.
+
+    `threading.Condition` calls them by Python functions. Ctrl-C may raise in these with the lock taken, for ever.
+    """
+
+    def __init__(self) -> None:
+        self._native = threading.RLock()
+        super().__init__(self._native)
+
+    __enter__ = property(lambda self: self._native.__enter__)
+    __exit__ = property(lambda self: self._native.__exit__)
+
+
 _alive: WeakSet[ForkSafe] = WeakSet()  # objects that are called in a forked child
 
 

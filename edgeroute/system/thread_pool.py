@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 from edgeroute.core.error_codes import error_text
 from edgeroute.errors import EdgerouteError
-from edgeroute.system.process import ForkSafe, initially, list_weakset, per_process, pooled
+from edgeroute.system.process import ForkSafe, SafeCondition, initially, list_weakset, per_process, pooled
 from edgeroute.system.safe_logging import call_logged
 
 log = logging.getLogger("edgeroute")
@@ -239,7 +239,7 @@ class Worker(ForkSafe):
         error: text of the last turn's exception; empty if the turn ended well.
     """
 
-    _changed = per_process(threading.Condition)  # on a lock that its owner may take again: a signal handler may nudge
+    _changed = per_process(SafeCondition)  # on a lock that its owner may take again: a signal handler may nudge
     _nudged, _wanted, _last = initially(False), initially(False), initially(False)
     _thread: threading.Thread | None = initially(None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from time import monotonic
@@ -14,7 +13,7 @@ from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
 from edgeroute.observe.stats_and_status import ShadowStats
-from edgeroute.system.process import ForkSafe, initially, per_process
+from edgeroute.system.process import ForkSafe, SafeCondition, initially, per_process
 
 UNHEARD = "unheard"  # key that marks the lines of shadow runs in the audit log
 PER = 1000  # number of requests to which stated savings refer
@@ -124,7 +123,7 @@ class Background(ForkSafe):
         submit: runs a job in a thread, if one is available.
     """
 
-    _idle = per_process(threading.Condition)  # on a lock that its owner may take again
+    _idle = per_process(SafeCondition)  # on a lock that its owner may take again
     _running, _held_up = initially(0), initially(False)
     _looks = initially(0)  # number of calls of `start`
     _queue: deque[Job] = per_process(deque)  # jobs that wait; a forked child does not inherit them

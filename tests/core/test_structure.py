@@ -40,6 +40,7 @@ LOCKS = {
     "router/live/source_mailbox.py": "of one iterator",
     "router/offline_queue.py": "of one call",
     "system/late_imports.py": "a fork waits for it",
+    "system/process.py": "of a condition, which each process makes for itself",
     "tools/contracts/canned_server.py": "for tests",
     "tools/contracts/fakes.py": "for tests",
     "tools/dashboard/monitor.py": "a page belongs to the process that serves it",
