@@ -24,7 +24,7 @@ from commands import PYTHON, ROOT, cli
 
 from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.app import app
-from edgeroute.tools.cli.command_runner import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
+from edgeroute.tools.cli.command_runner import CRASHED, FAILED, INTERRUPTED, NO_ANSWER, NOBODY_READS, TOO_FEW, USAGE
 
 ALL = ("check", "decide", "infer", "calibrate", "evaluate", "replay", "status", "egress", "serve", "schema", "demo", "docs")
 GROUPS = ("outbox list", "outbox retry", "outbox drop", "outbox export", "simulate fleet")
@@ -236,7 +236,7 @@ def test_each_way_to_fail_has_a_code_of_its_own(desk, monkeypatch):
     assert run("check", "-p", "none.toml", cwd=desk)[0] == USAGE
     assert run("infer", "-p", "policy.toml", "unsure.npz", "--mode", "only_cloud", cwd=desk)[0] == NO_ANSWER
     code, out, _ = run("check", "-p", "policy.toml", "--json", cwd=desk)
-    assert (code, json.loads(out)["ok"]) == (NOT_READY, False)
+    assert (code, json.loads(out)["ok"]) == (FAILED, False)
     code, out, err = run("calibrate", "-p", "policy.toml", "-d", "few.npz", "--max-error", "1%", "--json", cwd=desk)
     assert (code, out, json.loads(err)["kind"]) == (TOO_FEW, "", "NotEnough")
 

@@ -12,7 +12,7 @@ from tiny import linear
 
 from edgeroute import Router
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.cli.command_runner import NOT_READY
+from edgeroute.tools.cli.command_runner import FAILED
 from edgeroute.tools.cli.example_options import looking_router
 
 UNSURE = np.zeros(4, np.float32)
@@ -115,7 +115,7 @@ def test_a_state_folder_that_cannot_be_used(looked, tmp_path, inside):
     before = listing(tmp_path)
     check, decide = looked(file)
     code, out, err = cli(*check)
-    assert code == NOT_READY
+    assert code == FAILED
     assert "what is not in the egress ledger does not leave" in out, err
     assert "cannot be read" in cli(*decide)[2]
     assert listing(tmp_path) == before

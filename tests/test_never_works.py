@@ -31,7 +31,7 @@ from edgeroute import (
     Variants,
 )
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.cli.command_runner import NOT_READY
+from edgeroute.tools.cli.command_runner import FAILED
 
 make = makes()
 LABELS = ("a", "b", "c")
@@ -391,11 +391,11 @@ def test_the_command(policy, monkeypatch):
     policy.write_text(policy.read_text() + '[cloud]\nurl = "http://127.0.0.1:9/v2/models/large"\n[limits]\nusd_per_day = 5\n')
     code, out, _ = cli("check", "-p", policy, "--json")
     said = json.loads(out)
-    assert (code, said["ok"]) == (NOT_READY, False)
+    assert (code, said["ok"]) == (FAILED, False)
     assert any(line.startswith("! usd_per_day = 5 never applies") for line in said["lines"])
     monkeypatch.setenv("EDGEROUTE_CLOUD__USD_PER_CALL", "9")
     code, out, _ = cli("check", "-p", policy)
-    assert code == NOT_READY
+    assert code == FAILED
     assert "a call takes at least 9, and usd_per_day = 5" in out
 
 

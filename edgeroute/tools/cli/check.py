@@ -15,7 +15,7 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import nearest
 from edgeroute.system.late_imports import docs_folder
-from edgeroute.tools.cli.command_runner import NOT_READY, OK
+from edgeroute.tools.cli.command_runner import FAILED, OK
 from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_columns, looking_router
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy, Whole, table
 
@@ -36,7 +36,7 @@ def check(
     with looking_router(given) if is_policy else Router(given, mode="only_edge") as router:
         report = router.check()
     print(json.dumps({"ok": report.ok, "lines": report.lines}) if as_json else printable(str(report)))
-    return OK if report.ok else NOT_READY
+    return OK if report.ok else FAILED
 
 
 def decide(

@@ -27,9 +27,9 @@ CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
 MARKUP = re.compile(r"\[(?=[a-z#/@][^\[\]]*\])")
 LEFT: list[Thread] = []  # abandoned threads. They may be in a native call, which would abort a process that ends as usual.
 CODES = (
-    "Exit codes: 0 success; 1 an input could not be read or answered; 2 wrong usage, policy, model or file; "
-    "3 no answer, the cloud was needed and could not be reached; 4 something is not ready in `check`, a trial is worse in "
-    "`arms`, or `fleet alarm` has an alarm; 5 too few examples for the guarantee that `calibrate`, `recertify` or "
+    "Exit codes: 0 success; 1 an input could not be read or answered, or `check` found what is not ready; 2 wrong usage, policy, "
+    "model or file; 3 no answer, the cloud was needed and could not be reached; 4 a trial is worse in `arms`, or `fleet alarm` "
+    "has an alarm; 5 too few examples for the guarantee that `calibrate`, `recertify` or "
     "`fleet calibrate` was asked for; 70 a bug of edgeroute; "
     "130 interrupted by Ctrl-C, or at a question; 141 the output's reader has closed it, as with `| head`."
 )
