@@ -530,6 +530,37 @@ def test_the_command(tmp_path):
     assert told["left_out"] == [{"why": "no JSON object", "requests": 1, "first": "-:3001"}]
 
 
+def test_a_file_of_prices(tmp_path):
+    """Each model has its own, by its name before a pattern; one without a price costs what the log says."""
+    path = wrote(
+        tmp_path / "log.jsonl", [payload(i, model, "yes", 0.5 + i / 1000) for i in range(400) for model in (SMALL, LARGE)]
+    )
+    prices = tmp_path / "prices.toml"
+    options = ("replay", "--from", "litellm-log", "--edge-model", SMALL, path, "--json")
+
+    def cost(text, *sides):
+        """Cost of the cloud alone, and of the cascade."""
+        prices.write_text(text)
+        code, out, err = run(*options, *(word for side in sides for word in (side, prices)))
+        assert (code, err) == (0, "")
+        money = json.loads(out)["money"]
+        return money["cloud"], money["cascade"]
+
+    by_name = f'"large*" = 7\n"{LARGE}" = "1/2"\n"small*" = "0.5/1"\n'
+    assert cost(by_name, "--cloud-price", "--edge-price") == pytest.approx((400 * 120e-6, 400 * 60e-6))
+    assert cost('"large*" = 0.5\n"l*" = 7\n', "--cloud-price")[0] == pytest.approx(200)
+    assert cost('"other" = 3\n', "--cloud-price")[0] == pytest.approx(0.8)
+    for text, words in (
+        ('"a" = "b.toml"', "a price must be"),
+        ('"a" = [1]', "a price must be"),
+        ("a = ", "is not TOML"),
+        (None, "No such"),
+    ):
+        prices.unlink() if text is None else prices.write_text(text)
+        code, _, err = run(*options, "--cloud-price", prices)
+        assert (code, words in json.loads(err)["error"]) == (2, True), err
+
+
 def test_options_that_belong_together(tmp_path):
     """A trace has a policy, a foreign log has none; prices have one form."""
     path = tmp_path / "x"

@@ -19,7 +19,7 @@ from edgeroute.tools.cli.command_runner import OK, TOO_FEW
 from edgeroute.tools.cli.tables_and_options import Amount, Json, Name, OptionalPolicy, Seconds, Share, print_notes, share
 
 if TYPE_CHECKING:
-    from edgeroute.tools.replay.logs import Price
+    from edgeroute.tools.replay.logs.answer_pairs import Price, Prices
 
 
 # `replay --from`: savings of a certified threshold, from a foreign log.
@@ -27,7 +27,20 @@ if TYPE_CHECKING:
 LOG, EDGE = "A foreign log", "The log of one model, and an edge on this device"  # titles of these options in the help
 
 
-def _price(text: str) -> Price:
+def _prices(text: str) -> Prices:
+    """Parse a price, or read FILE.toml, in which each model has one. Raises BadParameter for all else."""
+    from edgeroute.policy.file_and_environment import parse_toml
+    from edgeroute.system.foreign_files import read_text
+
+    if not str(text).endswith(".toml"):
+        return _price(text)
+    try:
+        return {model: _price(price) for model, price in parse_toml(read_text(text)).items()}
+    except (OSError, ValueError) as e:
+        raise typer.BadParameter(f"{text}: {getattr(e, 'strerror', None) or e}") from None
+
+
+def _price(text: object) -> Price:
     """Parse `0.002`, dollars a request, or `0.15/0.60`, dollars a million tokens of prompt and completion.
 
     Raises BadParameter for all else, as negative numbers.
@@ -39,7 +52,10 @@ def _price(text: str) -> Price:
     except ValueError:
         parts = []
     if len(parts) not in {1, 2} or not all(isfinite(part) and part >= 0 for part in parts):
-        raise typer.BadParameter(f"a price must be 0.002 (dollars a request) or 0.15/0.60 (a million tokens), not {text!r}")
+        raise typer.BadParameter(
+            "a price must be 0.002 (dollars a request) or 0.15/0.60 (a million tokens), or a FILE.toml with one for each model, "
+            f"not {text!r}"
+        )
     return Price(parts[0]) if len(parts) == 1 else Price(0.0, *parts)
 
 
@@ -111,8 +127,8 @@ def replay(
     sure: Annotated[Any, _of_log(parser=share, metavar="SHARE")] = "95%",
     edge_model: Annotated[str, _of_log(metavar="NAME")] = "",
     cloud_model: Annotated[str, _of_log(metavar="NAME")] = "",
-    edge_price: Annotated[Any, _of_log(parser=_price, metavar="USD", show_default="as the log says")] = None,
-    cloud_price: Annotated[Any, _of_log(parser=_price, metavar="USD", show_default=False)] = None,
+    edge_price: Annotated[Any, _of_log(parser=_prices, metavar="USD", show_default="as the log says")] = None,
+    cloud_price: Annotated[Any, _of_log(parser=_prices, metavar="USD", show_default=False)] = None,
     id_at: Annotated[str, _of_log("--id", metavar="KEY", show_default="its messages")] = "",
     score_at: Annotated[str, _of_log("--score", metavar="KEY")] = "",
     match: Annotated[Literal["text", "exact"], _of_log()] = "text",
@@ -152,7 +168,7 @@ def replay(
         sure: Confidence level of the guarantee.
         edge_model: Model for the edge, as the log names it, or a pattern: 'gpt-4o-mini*'.
         cloud_model: Model for the cloud. Of two models one is enough.
-        edge_price: Price of a request on the edge (0 on a device), or IN/OUT: of a million tokens.
+        edge_price: Price of a request on the edge (0 on a device), or IN/OUT: of a million tokens; FILE.toml: of each model.
         cloud_price: Price of a request on the cloud, in the same form.
         id_at: Path of the request's ID in a line, as metadata.job.
         score_at: Path of the answer's score in a line, 0..1; default: agreement with the cloud.

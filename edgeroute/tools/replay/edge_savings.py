@@ -290,7 +290,7 @@ def edge_saving(
     """
     if kind not in logs.READERS:
         raise BadInput(f"no log of the kind {clean(kind)}: expected one of {', '.join(logs.READERS)}")
-    if how.edge_price is not None and (how.edge_price.usd_in or how.edge_price.usd_out):
+    if not isinstance(how.edge_price, logs.Price | None) or (how.edge_price is not None and any(how.edge_price[1:])):
         raise PolicyError("the price of an edge on this device is one number, of dollars a request")
     given = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
     with logs.regular_files(given) as several, _router_of(edge) as router:
@@ -448,7 +448,7 @@ def _estimate(
     confidence = np.array([nan if r.confidence is None else r.confidence for r in results], np.float64)
     grades = np.array([r.grade for r in results], np.float64)
     usd = np.array(runs.usd, np.float64)
-    price = 0.0 if how.edge_price is None else how.edge_price.usd
+    price = how.edge_price.usd if isinstance(how.edge_price, logs.Price) else 0.0
     name = clean(edge) if isinstance(edge, str | Path) else calls.runner.name
     pairs = logs.Pairs(name, drawn.model, confidence, grades, None, (np.full(n, price), usd), drawn.left_out)
     saving, certificate, problem, missing = None, None, "", 0

@@ -258,14 +258,17 @@ class Price(NamedTuple):
         return self.usd + (tokens[0] * self.usd_in + tokens[1] * self.usd_out) / 1e6
 
 
+Prices = Price | Mapping[str, Price]  # of all models, or model or pattern (`gpt-4o-mini*`) -> its price; the first that fits
+
+
 class Read(NamedTuple):
     """Options for reading and pairing a log."""
 
     # Model that would run on the edge, as the log names it, or a pattern (`gpt-4o-mini*`); empty: the other one of two.
     edge_model: str = ""
     cloud_model: str = ""
-    edge_price: Price | None = None
-    cloud_price: Price | None = None
+    edge_price: Prices | None = None
+    cloud_price: Prices | None = None
     id: str = ""  # dotted path of a request's id (`metadata.job`); empty: the format's own id, or the messages
     score: str = ""  # dotted path of an answer's correctness, 0..1; empty: correct means to agree with the cloud
     match: recorded.Match = "text"  # meaning of agreement: `text` ignores case, spaces and surrounding punctuation; or `exact`
@@ -309,10 +312,10 @@ def _pairs_of_table(paths: Sequence[Path], how: Read, skipped: LeftOut) -> Pairs
             continue
         seen.add(row.id)
         unique.append(row)
-    usd = [[_cost(price, row.usd[side], None) for row in unique] for side, price in enumerate((how.edge_price, how.cloud_price))]
+    names, prices = (how.edge_model or "the edge", how.cloud_model or "the cloud"), (how.edge_price, how.cloud_price)
+    usd = [[_cost(prices[side], row.usd[side], None, names[side]) for row in unique] for side in (0, 1)]
     confidence, edge, cloud = (_column(unique, i) for i in (1, 2, 3))
     both = np.array(usd[0], np.float64), np.array(usd[1], np.float64)
-    names = how.edge_model or "the edge", how.cloud_model or "the cloud"
     return Pairs(*names, confidence, edge, None if compared else cloud, both, skipped.all())
 
 
@@ -353,8 +356,8 @@ def _pairs_of_log(paths: Sequence[Path], reader: recorded.Reader, how: Read, ski
     edge = np.array([a.score if how.score else a.answer == b.answer for a, b in pairs], np.float64)
     cloud = np.array([answer.score for answer in clouds], np.float64) if how.score else None
     usd = (
-        np.array([_cost(how.edge_price, answer.usd, answer.tokens) for answer in edges], np.float64),
-        np.array([_cost(how.cloud_price, answer.usd, answer.tokens) for answer in clouds], np.float64),
+        np.array([_cost(how.edge_price, answer.usd, answer.tokens, edge_model) for answer in edges], np.float64),
+        np.array([_cost(how.cloud_price, answer.usd, answer.tokens, cloud_model) for answer in clouds], np.float64),
     )
     return Pairs(edge_model, cloud_model, confidence, edge, cloud, usd, skipped.all())
 
@@ -397,9 +400,11 @@ def record_of(text: bytes | None) -> dict[str, object]:
     return record
 
 
-def _cost(price: Price | None, usd: float | None, tokens: tuple[float, float] | None) -> float:
-    """Return a request's cost by the price, or as recorded; NaN if unknown."""
-    cost = usd if price is None else price.of(tokens)
+def _cost(prices: Prices | None, usd: float | None, tokens: tuple[float, float] | None, model: str) -> float:
+    """Return a request's cost by the model's price, or as recorded if it has none; NaN if unknown."""
+    if isinstance(prices, Mapping):
+        prices = prices.get(model, next((prices[name] for name in prices if fnmatchcase(model, name)), None))
+    cost = usd if prices is None else prices.of(tokens)
     return nan if cost is None else cost
 
 
@@ -490,7 +495,8 @@ def survey(paths: Sequence[Path], kind: str, how: Read, sample: int, seed: int) 
             repeats += 1
             skipped.add(REPEATED, place)
             continue
-        by_model[answer.model] = _cost(how.cloud_price, exchange.answer.usd, exchange.answer.tokens), bool(exchange.request)
+        cost = _cost(how.cloud_price, answer.usd, answer.tokens, answer.model)
+        by_model[answer.model] = cost, bool(exchange.request)
         labels[answer.model] = _with_label(labels.get(answer.model, set()), exchange)
     if not counts:
         raise BadInput(f"{paths[0]}: there is no answer of a model in it that can be used{_hint(paths)}{skipped}")
@@ -567,16 +573,10 @@ def read_sample(paths: Sequence[Path], kind: str, how: Read, drawn: Survey) -> I
     def complete(exchange: recorded.Exchange, request: Any) -> Logged:
         """Return a request with its answer; mark it as done."""
         done.add(exchange.answer.key)
-        x = next(iter(request.values())) if len(request) == 1 else request
-        asked = recorded.digest([x, exchange.answer.answer.hex()])
-        return Logged(
-            asked.hex(),
-            x,
-            exchange.text,
-            exchange.calls,
-            _cost(how.cloud_price, exchange.answer.usd, exchange.answer.tokens),
-            exchange.took_s,
-        )
+        x, answer = next(iter(request.values())) if len(request) == 1 else request, exchange.answer
+        cost = _cost(how.cloud_price, answer.usd, answer.tokens, answer.model)
+        asked = recorded.digest([x, answer.answer.hex()])
+        return Logged(asked.hex(), x, exchange.text, exchange.calls, cost, exchange.took_s)
 
     for _, exchange in exchanges(paths, READERS[kind], recorded.Options(how.id, match="exact"), LeftOut(), add_prompt):
         key = exchange.answer.key
