@@ -12,17 +12,82 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgeroute.tools.cli.command_runner import command
-from edgeroute.tools.cli.tables_and_options import Json, console, of_share, seconds, share, table
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, seconds, share, table
 
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.simulated_days import Fleet
     from edgeroute.tools.replay.fleet.fleet_simulation import Result
-    from edgeroute.tools.replay.fleet.scenario import Client, Scenario
+    from edgeroute.tools.replay.fleet.scenario import Client, Device, DeviceResult, Scenario
+
+
+def device_of(policy: Path | None, **more: float | None) -> Device | None:
+    """Return the simulated device with a policy file; None without one.
+
+    more: fields of the device; those that are None have its defaults.
+
+    Raises:
+        typer.BadParameter: a field is not a number, or there is no policy to use it, or the policy lacks an edge or a cloud.
+    """
+    fields = {name: value for name, value in more.items() if value is not None}
+    if any(value != value for value in fields.values()):  # noqa: PLR0124 - NaN is in no range, and out of none
+        raise typer.BadParameter("each of the device's options needs a number, not nan")
+    if policy is None:
+        if fields:
+            raise typer.BadParameter("battery, heat and load of the devices need their policy", param_hint="--policy")
+        return None
+    from edgeroute.tools.replay.fleet.scenario import Device
+    from edgeroute.tools.replay.replay_result import Setup
+
+    device = Device.of(Setup.read(policy), **fields)
+    if {target.side for target in device.targets} != {"edge", "cloud"}:
+        raise typer.BadParameter(f"{policy}: the devices of a fleet need an [edge] and a [cloud]", param_hint="--policy")
+    return device
+
+
+def scenario_dict(scenario: Scenario) -> dict[str, Any]:
+    """Return the scenario as JSON data, without the devices' policy: its rules are in the results."""
+    device = scenario.device
+    fields = None if device is None else {k: v for k, v in device._asdict().items() if k not in {"policy", "targets"}}
+    return {**scenario._asdict(), "device": fields}
+
+
+def device_dict(device: DeviceResult) -> dict[str, Any]:
+    """Return the final state of the devices and the use of each rule, as JSON data."""
+    rules = [
+        {
+            "text": f"{usage.rule}: {usage.rule.then}",
+            **usage._asdict(),
+            "rule": {**usage.rule._asdict(), "leave": usage.rule.ends},
+        }
+        for usage in device.rules
+    ]
+    return {**device._asdict(), "rules": rules}
+
+
+def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
+    """Return explanations of the devices' state in the output; none without a state."""
+    if state is None or scenario.device is None:
+        return []
+    from edgeroute.tools.replay.fleet.scenario import CHARGE, SIMULATED, SURROUNDINGS_C
+
+    hottest = f"the hottest one had {state['hottest_c']:.1f} C"
+    lines = [
+        "in force: share of the time, for the average device; switches: how often the rule began or ended there",
+        "at once: largest share of the devices for which it was in force at a time",
+        f"charges differ by up to {CHARGE:.0%} of a full battery, surroundings by up to {SURROUNDINGS_C:g} degrees",
+    ]
+    never = dict.fromkeys(usage["rule"]["of"] for usage in state["rules"] if usage["rule"]["of"] not in SIMULATED)
+    lines += [f"{of} is not simulated: its rules were never in force" for of in never]
+    if state["battery"] is None:
+        return [*lines, f"The devices are on mains; {hottest}."]
+    empty = f", and {state['empty']:.0%} of the devices had none" if state["empty"] else ""
+    return [*lines, f"At the end {state['battery']:.0%} of a full battery were left{empty}; {hottest}."]
 
 
 LONGEST_S = 30 * 86_400.0  # longest time to simulate
@@ -31,6 +96,7 @@ MOST_MULTIPLE = 1_000
 POLL_S = 0.2  # interval of the checks if simulations are done, seconds: where a wait cannot be interrupted, Ctrl-C acts within it
 WITHIN = 2  # the required capacity lets the cloud recover within this many times the outage
 
+STATE = "Devices with a state"
 DAYS = "Days of a fleet that sends digests"
 
 simulate = typer.Typer(name="simulate", no_args_is_help=True, help="Simulate many devices in front of one cloud. None is used.")
@@ -61,6 +127,7 @@ def simulated_time(text: str) -> float:
     return time_s
 
 
+_of_device = partial(typer.Option, rich_help_panel=STATE)
 _simulated = partial(typer.Option, parser=simulated_time, metavar="TIME")
 SimulatedTime = Annotated[Any, _simulated()]
 OutageTime = Annotated[Any, _simulated(show_default="10s; with --days 6h")]
@@ -94,6 +161,13 @@ def fleet(
     retry_after: RetryAfter = "0s",
     together: Annotated[float, typer.Option(parser=share, metavar="SHARE", show_default="0%")] = 0.0,
     seed: Seed = 0,
+    policy: OptionalPolicy = None,
+    battery: Annotated[float | None, _of_device(parser=share, metavar="SHARE")] = None,
+    battery_wh: Annotated[float | None, _of_device(min=0, max=1e6, show_default="10")] = None,
+    idle_watts: Annotated[float | None, _of_device(min=0, max=1e6, show_default="1")] = None,
+    edge_joules: Annotated[float | None, _of_device(min=0, max=1e6, show_default="0.1")] = None,
+    edge_time: Annotated[float | None, _of_device(parser=simulated_time, metavar="TIME", show_default="50ms")] = None,
+    ambient: Annotated[float | None, _of_device(min=-100, max=100, show_default="25")] = None,
     days: Annotated[int | None, _of_days(min=60, max=3_650, show_default="none: an outage is simulated")] = None,
     rings: Annotated[Any, _of_days(parser=rings_of, metavar="SHARE,...")] = "1%,10%,100%",
     bad_policy: Annotated[bool, _of_days()] = True,
@@ -103,7 +177,8 @@ def fleet(
 ) -> None:
     """Simulate an outage of a fleet's cloud, with and without each mechanism that protects the cloud; or a fleet's days.
 
-    The cloud serves one queue, and also serves requests whose device has given up.
+    The cloud serves one queue, and also serves requests whose device has given up. With the devices' policy its rules react to
+    battery, heat and load; without it devices have no state.
 
     Every device is simulated, as elements of arrays, in steps of 0.1 s. The required capacity is found with a sample of 20,000.
 
@@ -114,6 +189,12 @@ def fleet(
         offline: `offline` in the devices' policy; queue: an outbox.
         spread: `spread` of the devices' outboxes.
         together: Share of devices that ask in the outage's first second.
+        battery: Charge of the average device at the start. Without it devices are on mains.
+        battery_wh: Capacity of the battery, Wh.
+        idle_watts: Power of an idle device, W.
+        edge_joules: Energy of a run of the edge, J.
+        edge_time: Time of a run of the edge.
+        ambient: Ambient temperature, Celsius.
         days: Simulate so many days of digests, and the alarms and rollouts of `edgeroute fleet`, in place of an outage.
         rings: Shares of the devices that take a new policy, one after the other.
         bad_policy: Also roll out a bad policy.
@@ -130,12 +211,16 @@ def fleet(
 
     if capacity <= 1:
         raise typer.BadParameter("a cloud recovers only with more than 1x", param_hint="--capacity")
+    device = device_of(
+        policy, battery=battery, battery_wh=battery_wh, idle_w=idle_watts, run_j=edge_joules, run_s=edge_time, ambient_c=ambient
+    )
     scenario = Scenario(
         devices, per_minute, defer, length, capacity, queue_s=queue, outage_s=outage, silent=outage_is == "silent",
-        retry_after_s=retry_after, timeout_s=timeout, offline=offline, together=together, seed=seed,
+        retry_after_s=retry_after, timeout_s=timeout, offline=offline, together=together, seed=seed, device=device,
     )  # fmt: skip
     if not scenario.normal_per_s:
-        raise typer.BadParameter("with nothing deferred the cloud has no load", param_hint="--defer")
+        why = "with nothing deferred" if not defer or device is None else f"under {policy}, without a rule in force,"
+        raise typer.BadParameter(f"{why} the cloud has no load", param_hint="--policy" if defer else "--defer")
     if not scenario.normal_per_s <= MOST_PER_S:
         raise typer.BadParameter(
             f"at most {MOST_PER_S:,} requests per second to the cloud can be simulated", param_hint="--per-minute"
@@ -144,7 +229,7 @@ def fleet(
         raise typer.BadParameter(f"too short: the outage is over at {scenario.back_at_s:g} s", param_hint="--length")
     rows = simulate_clients(scenario, clients(scenario, spread), _outage_results)
     if as_json:
-        print(json.dumps({"scenario": scenario._asdict(), "clients": rows}))
+        print(json.dumps({"scenario": scenario_dict(scenario), "clients": rows}))
         return
     show(scenario, rows)
 
@@ -288,6 +373,7 @@ def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
         "answered": int(result.answered.sum()),
         "wasted": round(result.wasted_share, 4),
         "capacity_needed": needed(scenario, client, WITHIN * scenario.outage_s),
+        **({} if result.device is None else {"device": device_dict(result.device)}),
     }
 
 
@@ -309,6 +395,9 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
         f"{scenario.capacity_per_s:,.0f}, and is away for {scenario.outage_s:g} s."
     )
     table(("devices", "cloud back", "fleet back", "peak", "degraded", "in vain", "needs"), lines, ("devices",))
+    if (state := rows[0].get("device")) is not None:
+        rules = [(use["text"], f"{use['share']:.1%}", f"{use['switches']:.2f}", f"{use['most']:.0%}") for use in state["rules"]]
+        table(("rule", "in force", "switches", "at once"), rules, ("rule",))
     for line in notes(scenario, rows):
         out.print(line)
 
@@ -329,6 +418,7 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
         "in vain: share of the cloud's work for devices that had given up",
         f"needs: capacity with which the cloud is back within {within_s:g} s",
     ]
+    lines += state_notes(scenario, ours.get("device"))
     if scenario.offline == "queue":
         lines.append(
             "no spread: the outboxes send waiting requests as soon as they may, and not after a random part of "

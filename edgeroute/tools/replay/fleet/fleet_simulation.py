@@ -65,6 +65,8 @@ class Result:
     """Requests served by the cloud ..."""
     wasted: int = 0
     """... and those served after the device had given up."""
+    device: parts.DeviceResult | None = None
+    """Effect of the rules, if the devices have a state."""
 
     @classmethod
     def empty(cls, scenario: Scenario, client: Client, seconds: int) -> Result:
@@ -183,6 +185,7 @@ class SimulatedFleet:
         self._ranks = np.random.default_rng([scenario.seed, 2])  # separate, so that the fleet's numbers do not depend on it
         self._reported = parts.Reported(scenario.devices) if client.hints else None
         self._places = parts.Places(scenario.devices) if client.adaptive else None
+        self._course = None if scenario.device is None else parts.Course(scenario, scenario.device)
         self._begins, self._ends, self._stored, self._hurries = EventQueue(), EventQueue(), EventQueue(), EventQueue()
         # By device: time of the next flush of its outbox, after its endpoint has recovered.
         self._hurry_at = np.full(scenario.devices, np.inf)
@@ -223,14 +226,19 @@ class SimulatedFleet:
         tally = self._tally
         tally.waiting = int(self._boxed.sum() + self._flying.sum())
         tally.served, tally.wasted = self._cloud.served, self._cloud.wasted
+        if self._course is not None:
+            tally.device = self._course.result(self._scenario.length_s)
         return tally
 
     def _ask(self, time: float) -> None:
         """Draw the deferred requests of a step at random, and send or answer them."""
         scenario = self._scenario
         crowd = scenario.together * scenario.devices if scenario.outage_at_s <= time < scenario.outage_at_s + 1 else 0.0
-        count = int(self._random.poisson((scenario.normal_per_s + crowd) * STEP_S))
-        who = self._random.integers(0, scenario.devices, count)  # one may come twice
+        if self._course is None:
+            count = int(self._random.poisson((scenario.normal_per_s + crowd) * STEP_S))
+            who = self._random.integers(0, scenario.devices, count)  # one may come twice
+        else:
+            who = self._devices_by_state(time, crowd)
         if not len(who):
             return
         times = time + STEP_S * self._random.random(len(who))
@@ -253,6 +261,15 @@ class SimulatedFleet:
         highest, lowest = self._scenario.surest_right, self._scenario.least_right
         self._tally.right += float((lowest + (highest - lowest) * ranks).sum())
         self._tally.took += _bins(np.broadcast_to(took_s, len(ranks)), self._tally)
+
+    def _devices_by_state(self, time: float, crowd: float) -> Ints:
+        """Step the devices to this time, and draw those that send, as often as the rules let each kind."""
+        course = self._course
+        assert course is not None, "the devices have a state"
+        course.until(time)
+        extra = crowd * course.sizes / self._scenario.devices * (course.per_s > 0)
+        kinds = np.repeat(np.arange(course.count), self._random.poisson((course.per_s + extra) * STEP_S))
+        return kinds + course.count * (self._random.random(len(kinds)) * course.sizes[kinds]).astype(np.int64)
 
     def _allowed(self, who: Ints, times: Floats) -> Some:
         """Return which devices may send; some of the others send a probe."""
@@ -439,6 +456,8 @@ class SimulatedFleet:
             return
         np.subtract.at(self._boxed, who, 1)
         times, failed, queued_at = rows[:, 1], rows[:, 2], rows[:, 4]
+        if self._course is not None and (held_by_rule := self._course.home[who % self._course.count]).any():
+            self._paused[who[held_by_rule]] = times[held_by_rule] + POLL_S  # a rule holds what would leave by itself
         _, first, which = np.unique(who, return_index=True, return_inverse=True)
         first_ready = first[times[first] >= self._paused[who[first]]]
         allowed = self._allowed(who[first_ready], times[first_ready])

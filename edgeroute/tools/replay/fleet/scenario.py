@@ -10,8 +10,63 @@ from numpy.typing import NDArray
 from edgeroute.core import admission
 from edgeroute.core import latency_and_load_estimates as estimates
 from edgeroute.core.admission import Concurrency
+from edgeroute.core.device_rules import Reading, Rule, State, in_force, step
 from edgeroute.core.latency_and_load_estimates import CAP, QUEUE_S
+from edgeroute.core.plan import Facts, Refusal, plan, stays_on_device
+from edgeroute.core.routing_policy import Policy, Target
+from edgeroute.observe.planning_observer import READS_S
+from edgeroute.tools.replay.replay_result import Setup
 from edgeroute.tools.server.batching import Meter
+
+# A device of the fleet with its policy: power, heat, and the routes of its requests under the rules in force.
+
+
+class Shares(NamedTuple):
+    """Average use of edge and cloud per request."""
+
+    edge: float  # runs of the edge, in units of its usual one
+    cloud: float  # requests to the cloud
+
+
+class Device(NamedTuple):
+    """Device of a fleet. The figures are plain guesses of a small board without a fan, not measured."""
+
+    policy: Policy
+    targets: tuple[Target, ...]
+    battery: float | None = None  # charge at the start, 0..1, of the average device; None: it is on mains
+    battery_wh: float = 10.0
+    idle_w: float = 1.0  # base load, watts
+    run_s: float = 0.05
+    run_j: float = 0.1  # time and energy of a run of the edge, seconds and joules
+    small: float = 0.5  # time and energy of a run of the smallest edge model, relative to that
+    call_j: float = 0.0  # energy of a request to the cloud, joules
+    ambient_c: float = 25.0
+    c_per_w: float = 8.0  # degrees above its surroundings for each watt, in the long run
+    warming_s: float = 300.0  # time to 63 % of that, seconds
+
+    @classmethod
+    def of(cls, setup: Setup, **more: float) -> Device:
+        """Return a device with this policy, without thresholds by class; `more` are other values for its fields."""
+        call_j = next((port.terms.joules_per_call for port in setup.ports.values()), 0.0)
+        targets = tuple(target._replace(thresholds={}) for target in setup.targets)
+        return cls(setup.policy, targets, **{"call_j": call_j, **more})
+
+    def shares(self, rules: tuple[Rule, ...], defer: float) -> Shares:
+        """Return the shares of edge and cloud by the plan with these rules, if the edge is unsure of the share `defer`.
+
+        Both are 0 if the plan is refused.
+        """
+        first = {side: next((t.name for t in self.targets if t.side == side), "") for side in ("edge", "cloud")}
+        facts = Facts(rules=rules, joules={first["edge"]: self.run_j, first["cloud"]: self.call_j}, unsure=defer)
+        route = plan(self.policy, self.targets, facts)
+        if isinstance(route, Refusal):
+            return Shares(0.0, 0.0)
+        may_defer = any(leg.permit is not None for leg in route.legs)
+        if route.legs[0].permit is not None:
+            return Shares(0.0, 1.0)
+        small = any(rule.then == "small_model" for rule in route.rules)
+        return Shares(self.small if small else 1.0, defer if may_defer else 0.0)
+
 
 # Window of the definition of a recovery: the cloud answers the share `GOOD` of its requests in any window, seconds.
 AGAIN_S: Final = 10.0
@@ -44,11 +99,14 @@ class Scenario(NamedTuple):
     least_right: float = 0.2
     cloud_right: float = 0.95  # probability that the cloud is right on deferred inputs
     seed: int = 0
+    # Policy and power of the devices, whose rules follow battery, heat and load. None: they have no state.
+    device: Device | None = None
 
     @property
     def normal_per_s(self) -> float:
-        """Normal load of the cloud, requests per second."""
-        return self.devices * self.per_minute / 60 * self.defer
+        """Normal load of the cloud, requests per second: while no rule is in force."""
+        share = self.defer if self.device is None else self.device.shares((), self.defer).cloud
+        return self.devices * self.per_minute / 60 * share
 
     @property
     def capacity_per_s(self) -> float:
@@ -281,6 +339,155 @@ class Devices:
             self.state[who] = OPEN
             self.due[who] = at[which][first] + admission.open_s(self._next_s[who], self._jitter(len(who)))
             self._next_s[who] = admission.grown_s(self._next_s[who])
+
+
+# Battery, heat and load of the fleet's devices over time, and the policy rules that they trigger.
+#
+# Between two readings of a device's sensors, `dt` seconds apart, with `r` requests a second, and shares `edge` and `cloud` of
+# them:
+#
+# > power    = idle_w + r * (edge * run_j + cloud * call_j)
+# > battery -= power * dt / (3600 * battery_wh)
+# > heat    += (surroundings + c_per_w * power - heat) * (1 - exp(-dt / warming_s))
+# > load     = min(1, r * edge * run_s)
+#
+# At a reading the rules are stepped by `core.rules.step`, as on a device; the plan with those in force gives the shares from then
+# on. The fleet has `KINDS` kinds of devices, each with its own charge, surroundings and reading times; all of a kind are alike. A
+# device whose battery is empty sends nothing, and has no rule in force.
+
+KINDS: Final = 200
+CHARGE: Final = 0.1
+SURROUNDINGS_C: Final = 5.0  # largest distances of the devices' charges and surroundings from the average
+# Simulated readings. Rules on other readings are never in force.
+SIMULATED: Final = frozenset({"battery", "heat", "load", "power"})
+
+
+class InForce(NamedTuple):
+    """Effect of one rule, averaged over the devices."""
+
+    rule: Rule
+    share: float  # share of the time, 0..1, in which it was in force
+    switches: float  # number of times that it began or ended
+    most: float  # largest share of the devices for which it was in force at the same time
+
+
+class DeviceResult(NamedTuple):
+    """State of the devices at the end of the run."""
+
+    rules: tuple[InForce, ...]
+    battery: float | None  # average charge, 0..1; None: they are on mains
+    empty: float  # share of the devices whose battery is empty
+    hottest_c: float  # highest temperature of any device
+
+
+class Course:
+    """State of all devices over time: charge, temperature, load, and rules in force.
+
+    Args:
+        scenario: a scenario with a device.
+        device: that device.
+
+    Attributes:
+        per_s: requests to the cloud of each kind, per second.
+        home: True for kinds whose rules hold everything on the device now.
+        charge, celsius: of each kind, at its last step: 0..1, and degrees.
+        around_c: temperature of each kind's surroundings.
+        due: time of each kind's next reading, seconds.
+    """
+
+    def __init__(self, scenario: Scenario, device: Device) -> None:
+        self._scenario, self._device, self._rules = scenario, device, device.policy.device_rules
+        kinds = min(KINDS, scenario.devices)
+        random = np.random.default_rng([scenario.seed, 1])  # a separate one, so that the fleet's numbers do not depend on it
+        around = 2 * random.random((3, kinds)) - 1
+        self.count = kinds
+        self.sizes: Ints = (scenario.devices - np.arange(kinds) + kinds - 1) // kinds  # number of devices of each kind
+        self.charge: Floats = np.clip((1.0 if device.battery is None else device.battery) + CHARGE * around[0], 0, 1)
+        self.around_c: Floats = device.ambient_c + SURROUNDINGS_C * around[1]
+        self.celsius: Floats = self.around_c + device.c_per_w * device.idle_w
+        self._every_s = device.policy.sensors_every_s or READS_S
+        self._at: Floats = np.zeros(kinds)
+        self.due: Floats = self._every_s * (around[2] + 1) / 2
+        self._states: list[State] = [()] * kinds
+        self._on: Some = np.zeros((len(self._rules), kinds), np.bool_)
+        self._force_s, self._switches, self._most = np.zeros((3, len(self._rules)))
+        self._hottest_c = float(self.celsius.max())
+        self._known: dict[tuple[Rule, ...], tuple[Shares, bool]] = {}
+        usual, away = self._shares(())
+        self._edge: Floats = np.full(kinds, usual.edge)
+        self._cloud: Floats = np.full(kinds, usual.cloud)
+        self.home: Some = np.full(kinds, away)
+        self.per_s = self._per_s()
+
+    def until(self, time: float) -> None:
+        """Step the devices up to that time, each at its own readings."""
+        while len(due := np.flatnonzero(self.due <= time)):
+            self._drain(due, self.due[due])
+            self._apply_rules(due)
+            self.due[due] += self._every_s
+            self.per_s = self._per_s()
+
+    def result(self, time: float) -> DeviceResult:
+        """Step the devices up to that time, and return their state."""
+        self.until(time)
+        every = np.arange(self.count)
+        self._drain(every, np.full(self.count, time))
+        weights, whole = self.sizes / self._scenario.devices, max(time, 1e-9)
+        averages = np.round((self._force_s / whole, self._switches, self._most), 9).tolist()
+        rules = tuple(InForce(rule, *values) for rule, *values in zip(self._rules, *averages, strict=True))
+        battery = None if self._device.battery is None else float(self.charge @ weights)
+        return DeviceResult(rules, battery, float((self.charge <= 0) @ weights), self._hottest_c)
+
+    def _per_s(self) -> Floats:
+        """Return the requests to the cloud of each kind, per second."""
+        return self.sizes * (self._scenario.per_minute / 60) * self._cloud
+
+    def _power_w(self, who: Ints) -> Floats:
+        """Return the power of these kinds, watts."""
+        device, per_s = self._device, self._scenario.per_minute / 60
+        return device.idle_w + per_s * (self._edge[who] * device.run_j + self._cloud[who] * device.call_j)
+
+    def _drain(self, who: Ints, times: Floats) -> None:
+        """Advance battery, temperature and statistics of these kinds to these times."""
+        device, passed_s, power_w = self._device, times - self._at[who], self._power_w(who)
+        power_w = np.where(self.charge[who] > 0, power_w, 0.0)
+        if device.battery is not None:
+            used = power_w * passed_s / (3600 * device.battery_wh) if device.battery_wh else 1.0
+            self.charge[who] = np.maximum(0.0, self.charge[who] - used)
+        warm = self.around_c[who] + device.c_per_w * power_w
+        self.celsius[who] += (warm - self.celsius[who]) * -np.expm1(-passed_s / device.warming_s)
+        self._hottest_c = max(self._hottest_c, float(self.celsius[who].max()))
+        self._force_s += (self._on[:, who] * passed_s) @ (self.sizes[who] / self._scenario.devices)
+        self._at[who] = times
+
+    def _apply_rules(self, who: Ints) -> None:
+        """Apply the rules to the sensors of these kinds, and count the switches; an empty battery sets its kind's shares to 0."""
+        device, load = self._device, np.minimum(1.0, self._scenario.per_minute / 60 * self._edge * self._device.run_s)
+        power_w, weights = self._power_w(np.arange(self.count)), self.sizes / self._scenario.devices
+        mains = device.battery is None
+        for i in who.tolist():
+            if self.charge[i] <= 0:
+                self._edge[i] = self._cloud[i] = 0.0
+                self._states[i], self._on[:, i] = (), False
+                continue
+            reading = Reading(
+                battery=None if mains else float(self.charge[i]), temperature_c=float(self.celsius[i]), mains=mains,
+                cpu=float(load[i]), power_w=float(power_w[i]),
+            )  # fmt: skip
+            self._states[i] = state = step(self._rules, self._states[i], reading, float(self._at[i]))
+            active = [standing.in_force for standing in state]
+            if active != self._on[:, i].tolist():
+                self._switches += (self._on[:, i] != active) * weights[i]
+                self._on[:, i] = active
+                (self._edge[i], self._cloud[i]), self.home[i] = self._shares(in_force(state))
+        self._most = np.maximum(self._most, self._on @ weights)
+
+    def _shares(self, rules: tuple[Rule, ...]) -> tuple[Shares, bool]:
+        """Return the shares of requests with these rules in force, and True if everything stays on the device; cached."""
+        if rules not in self._known:
+            stays = bool(stays_on_device(self._device.policy, Facts(rules=rules)))
+            self._known[rules] = self._device.shares(rules, self._scenario.defer), stays
+        return self._known[rules]
 
 
 # Load-aware behaviour of devices, by the formulas of `core/latency_and_load_estimates.py` and `core/admission.py`.
