@@ -112,7 +112,8 @@ def test_without_llama_cpp(tmp_path, monkeypatch):
     tiny_gguf = pytest.importorskip("tiny_gguf")
     tiny_gguf.write(tmp_path / "chat.gguf")
     (tmp_path / "chat.toml").write_text('[edge]\npath = "chat.gguf"\n')
-    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    for package in ("xllamacpp", "llama_cpp"):
+        monkeypatch.setitem(sys.modules, package, None)
     code, out, err = cli("gateway", "--policy", tmp_path / "chat.toml", "--port", "0")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "pip install 'edgeroute[llama]'" in err

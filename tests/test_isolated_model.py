@@ -188,7 +188,7 @@ def test_a_panic_in_the_child(isolated, tmp_path, monkeypatch, loading):
     """Which is no Exception: it is the model's error at once, not after the time for a token, and quotes no request."""
     (tmp_path / "xllamacpp.py").write_text(f"LOADING = {loading}\n{PANICS}")
     monkeypatch.syspath_prepend(tmp_path)
-    model = isolated(stall_s=3600.0)
+    model = isolated(stall_s=3600.0, runtime="xllamacpp")
     answers = []
 
     def ask():
@@ -475,6 +475,8 @@ def test_a_file_that_does_not_load(tmp_path, tiny):
     path = tiny_gguf.write(tmp_path / "foreign.gguf", arch="unheard-of")
     with pytest.raises(ModelError, match="may not know that architecture"):
         LlamaModel(path, isolate=True).load()
+    with pytest.raises(PolicyError, match="one generation at a time"):
+        LlamaModel(tiny, isolate=True, runtime="llama-cpp-python", slots=2).load()
     with pytest.raises(PolicyError, match="stall_s"):
         LlamaModel(tiny, stall_s=0)
     deep = tiny_gguf.write(tmp_path / "deep.gguf", template="{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from math import exp
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -324,7 +325,7 @@ def test_whose_fault_it_is(tiny, model):
     [
         ({"max_tokens": 0}, "max_tokens"), ({"temperature": -1}, "temperature"), ({"seed": 1.5}, "seed"),
         ({"confidence": "sum"}, "confidence"), ({"grammar": "g", "response_format": {}}, "give one"), ({"slots": 0}, "slots"),
-        ({"request": {"stream": True}}, "stream"), ({"context": 1.5}, "context"),
+        ({"request": {"stream": True}}, "stream"), ({"runtime": "torch"}, "runtime"), ({"context": 1.5}, "context"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(tiny, wrong, said):
@@ -537,8 +538,104 @@ def test_a_real_model(smollm, capsys):
     assert "|Paris|" in stream.replace(" ", "")
 
 
-def test_the_package_is_missing(tiny, monkeypatch):
+# --- llama-cpp-python, by a stand-in: it has no wheels
+
+
+class Llama:
+    """What `llama_cpp.Llama` does, as its documentation says: each step's logits go through the processors."""
+
+    words = ("Par", "is", "!")
+    loaded: list
+
+    def __init__(self, model_path, **options):
+        if "wrong" in model_path:
+            raise ValueError(f"Failed to load model from file: {model_path}")
+        self.options, self.chat_handler, self.under_way, self.calls = options, None, 0, []
+        self.loaded.append(self)
+
+    def create_chat_completion(self, *, messages, stream, logits_processor, max_tokens, **options):
+        """Answers messages."""
+        self.calls.append(options)
+        return self._generate(str(messages), logits_processor, max_tokens, lambda text: {"delta": {"content": text}})
+
+    def create_completion(self, *, prompt, stream, logits_processor, max_tokens, **options):
+        """Continues a text."""
+        self.calls.append(options)
+        return self._generate(prompt, logits_processor, max_tokens, lambda text: {"text": text})
+
+    def _generate(self, prompt, processors, most, form):
+        if len(prompt) > 200:
+            raise ValueError(f"Requested tokens ({len(prompt)}) exceed context window of 200")
+        self.under_way += 1
+        try:
+            tokens = [1, 5]
+            for i, word in enumerate((*self.words, None)):
+                for one in processors:
+                    one(np.array(tokens), np.array([0.0, float(i), 0.0], np.float32))
+                if word is None:
+                    yield {"choices": [{"index": 0, **form(""), "finish_reason": "stop"}]}
+                    return
+                tokens.append(1)
+                last = "length" if i + 1 == most else None
+                yield {"choices": [{"index": 0, **form(word), "finish_reason": last}]}
+                if last:
+                    return
+        finally:
+            self.under_way -= 1
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The module `llama_cpp`."""
+    module = ModuleType("llama_cpp")
+    monkeypatch.setattr(Llama, "loaded", [], raising=False)
+    module.Llama, module.__version__, module.LogitsProcessorList = Llama, "0.3.36", list
+    module.LlamaGrammar = SimpleNamespace(from_string=lambda text, verbose: f"grammar {text}")
+    monkeypatch.setitem(sys.modules, "llama_cpp", module)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_llama_cpp_python(tiny, tmp_path):
+    """The same answers, confidence, streams and stops; log-probabilities from the logits of each step."""
+    made = LlamaModel(tiny, runtime="llama-cpp-python", threads=3, grammar="g", stop="x")
+    p = [float(i - np.log(2 + np.exp(i))) for i in range(3)]
+    for cancel in (None, StopToken()):
+        found = answered(made, "hi", cancel)
+        assert found.value == "Paris!"
+        assert found.confidence == pytest.approx(p)
+        assert answered(made, {"messages": HI, "max_tokens": 2}, cancel).confidence == pytest.approx(p[:2])
+    (engine,) = Llama.loaded
+    assert engine.options == {
+        "n_ctx": 256,
+        "n_batch": 256,
+        "n_threads": 3,
+        "n_threads_batch": 3,
+        "n_gpu_layers": -1,
+        "verbose": False,
+    }
+    assert engine.calls[-1] == {"temperature": 0.0, "seed": 0, "stop": ["x"], "grammar": "grammar g"}
+    assert list(made.stream("hi")) == ["Par", "is", "!"]
+    stream = made.stream("hi")
+    assert next(stream) == "Par"
+    stream.close()
+    assert engine.under_way == 0
+    with pytest.raises(ModelError, match="longer than its context") as too_long:
+        made.run_one("x" * 300)
+    assert too_long.value.code == "context"
+    edge_contract(LlamaModel(tiny, runtime="llama-cpp-python"), ["one", "two"], bad=["", None])
+    assert answered(LlamaModel(tiny, runtime="llama-cpp-python", chat=False), "hi").value == "Paris!"
+    with pytest.raises(PolicyError, match="one generation at a time"):
+        LlamaModel(tiny, runtime="llama-cpp-python", slots=2).load()
+    wrong = tmp_path / "wrong.gguf"
+    wrong.write_bytes(tiny.read_bytes())
+    with pytest.raises(ModelError, match=r"llama-cpp-python 0\.3\.36\) cannot load .*wrong"):
+        LlamaModel(wrong, runtime="llama-cpp-python").load()
+
+
+def test_neither_package_is_there(tiny, monkeypatch):
     """It says what to install."""
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(RuntimeMissing, match="not installed"):
-        LlamaModel(tiny).load()
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    for runtime in ("auto", "xllamacpp", "llama-cpp-python"):
+        with pytest.raises(RuntimeMissing, match="not installed"):
+            LlamaModel(tiny, runtime=runtime).load()

@@ -21,7 +21,7 @@ from edgeroute.core.units import Count, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.answer_check import AnswerCheck, Given
-from edgeroute.edge.llama_packages import SERVES_OTHERS, Engine, LoadOptions, XLlama
+from edgeroute.edge.llama_packages import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
 from edgeroute.edge.llama_process import EngineEnded, IsolatedEngine
 from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.runtime_base import LoadsLate
@@ -117,7 +117,7 @@ FAILED = "a process that tried it reported an error"
 def _run(path: Path, template: str | None, mtime_ns: int, size: int) -> str | None:  # noqa: ARG001 - they are the cache's key
     """Load the model in a child process with a small context, and have the template rendered; return why that failed, or None."""
     try:
-        engine = IsolatedEngine(LoadOptions(path, 64, 1, 1, 0, 32, template, verbose=False), WAIT_S, WAIT_S)
+        engine = IsolatedEngine("xllamacpp", LoadOptions(path, 64, 1, 1, 0, 32, template, verbose=False), WAIT_S, WAIT_S)
         for request in REQUESTS:
             engine.stream(request, chat=True, on_piece=lambda _: None, stop=StopToken())
     except EngineEnded as e:
@@ -172,6 +172,7 @@ class LlamaModel(LoadsLate):
         confidence: exp of the 10 % quantile, mean, least or first of its tokens' log-probabilities.
         decide_after: number of first tokens that the confidence is of; None: all tokens.
         request: further keys of each request, as the server takes them.
+        runtime: Python package with llama.cpp; auto: xllamacpp, or else llama-cpp-python.
         verbose: llama.cpp writes its own log to stderr.
         isolate: llama.cpp runs in a process of its own; None: in `edgeroute gateway` alone.
         stall_s: longest time for a token there, or for `batch` tokens of the prompt, before the process is ended.
@@ -208,6 +209,7 @@ class LlamaModel(LoadsLate):
         confidence: Rule = "quantile",
         decide_after: int | None = None,
         request: Mapping[str, Any] | None = None,
+        runtime: Literal["auto", "xllamacpp", "llama-cpp-python"] = "auto",
         verbose: bool = False,
         isolate: bool | None = None,
         stall_s: Timeout = 60.0,
@@ -223,6 +225,8 @@ class LlamaModel(LoadsLate):
             raise PolicyError(f"response_format= {problem}")
         if response_format is not None and not chat:
             raise PolicyError("response_format= is of chats: with chat=False an answer takes its form from grammar=")
+        if runtime not in {"auto", *ENGINES}:
+            raise PolicyError(f"runtime= takes one of auto, {', '.join(ENGINES)}, not {runtime!r}")
         super().__init__(path, card, sha256)
         self.labels = self.card.labels
         self.score = checked_score(score, decide_after, confidence)
@@ -235,7 +239,7 @@ class LlamaModel(LoadsLate):
         self._wanted = LoadOptions(
             self.path, context or 0, slots, threads, -1 if gpu_layers is None else gpu_layers, batch, chat_template, verbose
         )
-        self._isolate, self._stall_s = isolate, stall_s
+        self._runtime, self._isolate, self._stall_s = runtime, isolate, stall_s
         self._ends: deque[float] = deque(maxlen=MOST_ENDS)
 
     @property
@@ -294,10 +298,11 @@ class LlamaModel(LoadsLate):
         context = self._wanted.context or min(about.context or MOST_CONTEXT, MOST_CONTEXT)
         wanted = self._wanted._replace(context=context, batch=min(self._wanted.batch, context))
         if self._isolate or (self._isolate is None and SERVES_OTHERS.is_set()):
-            engine: Engine = IsolatedEngine(wanted, self._stall_s)
+            engine: Engine = IsolatedEngine(self._runtime, wanted, self._stall_s)
         else:
-            try_template(self.path, about.template, wanted.template)
-            engine = XLlama(wanted)
+            if runtime_of(self._runtime) == "xllamacpp":  # other templates are Jinja's own
+                try_template(self.path, about.template, wanted.template)
+            engine = open_engine(self._runtime, wanted)
         if engine.address:
             self.downgraded = f"llama.cpp listens at {engine.address} too, for nobody without a key that only it has"
         if {"grammar", "response_format"} & {*self._chat.options}:

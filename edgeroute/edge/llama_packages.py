@@ -1,4 +1,4 @@
-"""llama.cpp in this process, by the Python package `xllamacpp`, and the interface of a loaded model."""
+"""llama.cpp in this process, behind one interface for two Python packages: `xllamacpp` and `llama-cpp-python`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakSet
 
-from edgeroute.errors import ModelError
-from edgeroute.system.late_imports import import_needed, no_fork
+import numpy as np
+
+from edgeroute.core.error_codes import FOREIGN, clean
+from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
+from edgeroute.system.late_imports import import_late, import_needed, no_fork
 from edgeroute.system.process import ForkSafe, SafeCondition, initially, list_weakset, per_process
+from edgeroute.text.read_openai_replies import TOO_LONG
 from edgeroute.types import StopToken
 
 OnPiece = Callable[[Mapping[str, Any]], object]  # function that takes each piece of a reply
@@ -114,7 +118,7 @@ class XLlama:
     forked = False
 
     def __init__(self, wanted: LoadOptions) -> None:
-        module = import_needed("xllamacpp", INSTALL)
+        module = _import("xllamacpp")
         params = module.CommonParams()
         params.model.path = str(wanted.path)
         params.model_alias = {wanted.path.stem}
@@ -205,3 +209,158 @@ class XLlama:
     def _add_reference(self) -> None:
         """Add a reference to the server, so that it is never freed."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
+
+
+class LlamaCppPython:
+    """Model by `llama-cpp-python`, for users who have it; runs one generation at a time."""
+
+    address, ended = "", False
+
+    def __init__(self, wanted: LoadOptions) -> None:
+        self._module = module = _import("llama_cpp")
+        handler = None
+        options: dict[str, Any] = {
+            "n_ctx": wanted.context, "n_batch": wanted.batch, "n_threads": wanted.threads, "n_threads_batch": wanted.threads,
+            "n_gpu_layers": wanted.gpu_layers, "verbose": wanted.verbose,
+        }  # fmt: skip
+        try:
+            with no_fork.lock:
+                self._llama = module.Llama(model_path=str(wanted.path), **options)
+            if wanted.template is not None:
+                eos, bos = (
+                    self._llama.detokenize([t], special=True).decode() for t in (self._llama.token_eos(), self._llama.token_bos())
+                )
+                form = import_late("llama_cpp.llama_chat_format").Jinja2ChatFormatter(wanted.template, eos, bos)
+                handler = form.to_chat_handler()
+        except Exception as e:
+            message = clean(e, FOREIGN)
+            raise ModelError(f"llama.cpp (llama-cpp-python {module.__version__}) cannot load {wanted.path}: {message}") from e
+        if handler is not None:
+            self._llama.chat_handler = handler
+        self._context, self._turn = wanted.context, threading.Lock()
+
+    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
+        """Generate and report pieces: see `Engine`."""
+        with self._turn, EXIT_GUARD.run():
+            self._stream(dict(request), chat, on_piece, stop)
+
+    def _stream(self, request: dict[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
+        """Generate and report pieces with the log-probabilities of their tokens. The caller holds the lock.
+
+        Errors of llama.cpp are reported as a piece with `error`, not raised. `grammar` in the request is replaced in place.
+        """
+        taken = _Logprobs()
+        try:
+            if (grammar := request.pop("grammar", None)) is not None:
+                request["grammar"] = self._module.LlamaGrammar.from_string(grammar, verbose=False)
+            processors = self._module.LogitsProcessorList([taken])
+            call = self._llama.create_chat_completion if chat else self._llama.create_completion
+            chunks = call(**request, stream=True, logits_processor=processors)
+            sent, last = 0, None
+            for chunk in chunks:
+                if last is not None:
+                    on_piece(last)
+                if EXIT_GUARD.now or stop.asked:
+                    return
+                last, sent = _with_logprobs(chunk, taken.known[sent:]), len(taken.known)
+            if last is not None:
+                on_piece(_with_logprobs(last, taken.known[sent:] + taken.rest(last)))
+        except (AssertionError, RuntimeError, TypeError, ValueError) as e:
+            kind = {"type": TOO_LONG} if "context window" in str(e) else {}
+            on_piece({"error": {"code": 400, "message": clean(e, FOREIGN), **kind}})
+
+    def never_free(self) -> None:
+        """Keep the model for ever: see `Engine`."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._llama))
+
+
+class _Logprobs:
+    """Recorder of the tokens' log-probabilities, called with the logits of each step before a token is drawn.
+
+    The next step shows which token was drawn. llama-cpp-python's own log-probabilities need the logits of the whole prompt in
+    memory.
+    """
+
+    def __init__(self) -> None:
+        self.known: list[float] = []
+        self._last: Any = None
+
+    def __call__(self, tokens: Any, logits: Any) -> Any:
+        """Record the last token's log-probability, and return the logits unchanged.
+
+        Args:
+            tokens: [n].
+            logits: float32 [vocabulary].
+        """
+        if self._last is not None:
+            self.known.append(float(self._last[int(tokens[-1])]))
+        z = np.asarray(logits, np.float64)
+        z = z - z.max()
+        self._last = z - np.log(np.exp(z).sum())
+        return logits
+
+    def rest(self, last: Mapping[str, Any]) -> list[float]:
+        """Return the log-probability of the last token of an answer that was cut off, as a list; of other answers none.
+
+        No step follows that would show the token, so the most probable one is assumed.
+        """
+        ended = (last.get("choices") or [{}])[0].get("finish_reason")
+        return [float(self._last.max())] if ended == "length" and self._last is not None else []
+
+
+def _with_logprobs(chunk: Mapping[str, Any], logprobs: list[float]) -> Mapping[str, Any]:
+    """Return a copy of the piece with these log-probabilities behind those that it has.
+
+    The piece itself if there are none, or it has no choices.
+    """
+    if not logprobs or not chunk.get("choices"):
+        return chunk
+    choice = dict(chunk["choices"][0])
+    there = list((choice.get("logprobs") or {}).get("content") or ())
+    choice["logprobs"] = {"content": there + [{"logprob": logprob} for logprob in logprobs]}
+    return {**chunk, "choices": [choice]}
+
+
+def _import(name: str) -> Any:
+    """Import and return a package.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
+    return import_needed(name, INSTALL if name == "xllamacpp" else "llama-cpp-python is not installed: it builds llama.cpp")
+
+
+# Name of the package -> its engine.
+ENGINES: Final[Mapping[str, Callable[[LoadOptions], Engine]]] = {"xllamacpp": XLlama, "llama-cpp-python": LlamaCppPython}
+
+
+def runtime_of(wanted: str) -> str:
+    """Return the name of the package to use.
+
+    Tries to import them in order, unless one is named, which is not checked.
+
+    Raises:
+        RuntimeMissing: none is installed.
+    """
+    if wanted != "auto":
+        return wanted
+    for name, module in (("xllamacpp", "xllamacpp"), ("llama-cpp-python", "llama_cpp")):
+        try:
+            import_late(module)
+        except ImportError:
+            continue
+        return name
+    raise RuntimeMissing(INSTALL)
+
+
+def open_engine(runtime: str, wanted: LoadOptions) -> Engine:
+    """Load a model in this process, by the package of this name, or `auto`.
+
+    Raises:
+        ModelError, RuntimeMissing: it cannot be loaded.
+        PolicyError: the package takes fewer slots.
+    """
+    engine_class = ENGINES[runtime_of(runtime)]
+    if engine_class is LlamaCppPython and wanted.slots > 1:
+        raise PolicyError("llama-cpp-python runs one generation at a time: slots= takes xllamacpp")
+    return engine_class(wanted)

@@ -27,9 +27,9 @@ from typing import IO, Any, Final
 from weakref import finalize
 
 from edgeroute.core.error_codes import FOREIGN, clean
-from edgeroute.edge.llama_packages import LoadOptions, OnPiece, XLlama
+from edgeroute.edge.llama_packages import LoadOptions, OnPiece, open_engine
 from edgeroute.edge.runtime_base import NO_MEMORY
-from edgeroute.errors import Busy, ModelError, RuntimeMissing
+from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.process import ForkSafe, json_dumps, json_loads
 from edgeroute.types import StopToken
 
@@ -43,6 +43,7 @@ _HEAD: Final = 4
 _STACK: Final = 2 << 20  # stack of a thread that renders a template, bytes: smaller than those of usual threads
 _TAIL: Final = 40  # last lines of the child's stderr that are searched for a lack of memory
 _PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeroute.edge.llama_process import main; main()"
+_KINDS: Final = {kind.__name__: kind for kind in (PolicyError, RuntimeMissing)}
 PR_SET_PDEATHSIG: Final = 1  # Linux's number for the signal that a process gets at its parent's end
 _END: Any = None  # item of a call's queue: no more pieces come
 _STOP: Any = {}  # item of a call's queue: a stop was requested
@@ -104,6 +105,7 @@ class IsolatedEngine(ForkSafe):
     Starts the child, and blocks until the model is loaded.
 
     Args:
+        runtime: name of the package with llama.cpp, or auto.
         wanted: options for loading.
         stall_s: longest time without a piece of an answer, seconds; then the child is killed.
         load_s: longest time for loading, seconds.
@@ -113,7 +115,7 @@ class IsolatedEngine(ForkSafe):
         RuntimeMissing: llama.cpp is not installed.
     """
 
-    def __init__(self, wanted: LoadOptions, stall_s: float, load_s: float = LOAD_S) -> None:
+    def __init__(self, runtime: str, wanted: LoadOptions, stall_s: float, load_s: float = LOAD_S) -> None:
         self._stall_s, self._where, self._turns = stall_s, f"llama.cpp of {wanted.path.name}", threading.Semaphore(wanted.slots)
         self._numbers = count(1)
         self._calls: dict[int, SimpleQueue[Any]] = {0: SimpleQueue()}
@@ -133,7 +135,7 @@ class IsolatedEngine(ForkSafe):
         self.end = finalize(self, _end, process, folder)
         _begin(_receive, process.stdout, self._calls, self._over, self._frames)
         _begin(_listen, process.stderr, self._tail, wanted.verbose)
-        self._frames.put(_frame({**wanted._asdict(), "path": str(wanted.path)}))
+        self._frames.put(_frame({"runtime": runtime, **wanted._asdict(), "path": str(wanted.path)}))
         try:
             reply = self._calls[0].get(timeout=load_s)
         except Empty:
@@ -143,8 +145,7 @@ class IsolatedEngine(ForkSafe):
             raise self._death()
         if "failed" in reply:
             self.end()
-            kind = RuntimeMissing if reply.get("kind") == RuntimeMissing.__name__ else ModelError
-            raise kind(clean(reply["failed"], FOREIGN))
+            raise _KINDS.get(reply.get("kind"), ModelError)(clean(reply["failed"], FOREIGN))
         self.address = clean(reply.get("address"), FOREIGN)
 
     @property
@@ -334,11 +335,11 @@ class _Worker:
         self._stops[call] = StopToken()
         threading.Thread(target=self._generate if call else self._load, args=(call,), kwargs=frame, daemon=True).start()
 
-    def _load(self, call: int, path: str, **wanted: Any) -> None:
+    def _load(self, call: int, runtime: str, path: str, **wanted: Any) -> None:
         """Load the model within the limits of memory, and report that; end the process after a failure."""
         try:
             _limit_memory(Path(path))
-            self._engine = XLlama(LoadOptions(path=Path(path), **wanted))
+            self._engine = open_engine(runtime, LoadOptions(path=Path(path), **wanted))
             _limit_memory(None)
             self._reply({"call": call, "address": self._engine.address})
         except BaseException as e:  # noqa: BLE001 - raised by the parent, also a panic, which is no Exception

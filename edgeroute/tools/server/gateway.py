@@ -590,9 +590,9 @@ def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequenc
 
 
 def _check_llama(snapshot: Snapshot) -> None:
-    """Raise RuntimeMissing if there is a GGUF model and no llama.cpp, which only its first run would show."""
+    """Raise RuntimeMissing if there is a GGUF model and no package with llama.cpp, which only its first run would show."""
     gguf = any(str(member(backend.model, "path")).lower().endswith(".gguf") for _, backend in edges_of(snapshot))
-    if gguf and find_spec("xllamacpp") is None:
+    if gguf and not any(find_spec(package) for package in ("xllamacpp", "llama_cpp")):
         raise RuntimeMissing(INSTALL)
 
 
