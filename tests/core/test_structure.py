@@ -34,6 +34,7 @@ LOCKS = {
     "catalog/model_updates.py": "an updater belongs to the process that began it, with its thread",
     "edge/coreml.py": "of a session, which a child sets aside",
     "edge/litert.py": "of an interpreter, which a child sets aside",
+    "edge/llama_packages.py": "of an engine, which a child sets aside",
     "edge/llama_process.py": "of an engine, which a child sets aside, and of a process that never forks",
     "router/leg_inputs.py": "of one call",
     "router/leg_execution.py": "of one call",
