@@ -177,8 +177,8 @@ def fleet(
 ) -> None:
     """Simulate an outage of a fleet's cloud, with and without each mechanism that protects the cloud; or a fleet's days.
 
-    The cloud serves one queue, and also serves requests whose device has given up. With the devices' policy its rules react to
-    battery, heat and load; without it devices have no state.
+    The cloud serves one queue, and also serves requests whose device has given up. With the devices' policy its
+    rules react to battery, heat and load.
 
     Every device is simulated, as elements of arrays, in steps of 0.1 s. The required capacity is found with a sample of 20,000.
 
