@@ -70,7 +70,8 @@ def check_distinct(paths: Iterable[str]) -> None:
     """
     files, folders = dict[str, str](), dict[str, str]()
     for path in paths:
-        same = _fold_case(path)
+        # The form in which paths of one file are equal.
+        same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
         if same in files:
             raise CatalogError(f"{_quote(files[same])} and {_quote(path)} are the same file on systems that ignore capitals")
         files[same] = path
@@ -79,11 +80,6 @@ def check_distinct(paths: Iterable[str]) -> None:
     for folder, path in folders.items():
         if folder in files:
             raise CatalogError(f"{_quote(files[folder])} is a file, and a folder of {_quote(path)}")
-
-
-def _fold_case(path: str) -> str:
-    """Return a path in the form in which paths of one file are equal."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
 def _quote(value: object) -> str:

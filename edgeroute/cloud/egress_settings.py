@@ -1,8 +1,8 @@
-"""Egress settings: data classes that may leave the device, consent and redaction."""
+"""Egress settings: data classes that may leave the device, consent, redaction and masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -11,12 +11,14 @@ from edgeroute.core.error_codes import class_name
 from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.input_copies import copy_input
+from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import call_contained
 from edgeroute.system.safe_logging import Failures
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input
 Redact = Callable[[Any, str | None], Any]  # (input, data class) -> the input to send instead; may work in place on a copy
+Finder = Callable[[str], Iterable[tuple[int, int, str]]]  # (text) -> start, end and kind of each find
 # True within a function that returns a data class: nothing leaves by the calls that the function makes.
 CLASSIFYING: Final = ContextVar("edgeroute_classifying", default=False)
 
@@ -32,6 +34,8 @@ class Egress:
         default_class: class of a call that names none.
         consent: called with the destination and the data class just before sending; only True permits it.
         redact: called with each input and its data class before it is encoded; its result is sent instead.
+        mask: kinds of personal data, or functions that find some, to replace by placeholders in what is sent, and to put back
+            into the answer: "email", "phone", "iban", "card", and others (docs/privacy.md#masks-that-come-back).
         data_class: called with each input before anything is sent; returns the input's class. The input stays if the call fails
             or returns no name. Of this class and one that the caller names the stricter counts. Calls of a router within
             it stay on the device.
@@ -41,6 +45,7 @@ class Egress:
 
     Raises:
         PolicyError: invalid rules.
+        RuntimeMissing: the library of a mask is not installed.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Egress:
         default_class: str | None = None,
         consent: Consent | None = None,
         redact: Redact | None = None,
+        mask: Collection[str | Finder] = (),
         data_class: Classify | None = None,
     ) -> None:
         declared, may_leave = may_leave is not None, () if may_leave is None else may_leave
@@ -68,8 +74,11 @@ class Egress:
             raise PolicyError("data_class is a function of the input that returns its class, and no coroutine function")
         never = frozenset(never_leave) if data_class is None else frozenset({*never_leave, UNCLASSIFIED})
         self.rules = Rules(never, frozenset(may_leave), unknown_class, default_class, declared)
-        self.consent, self.redact, self.data_class, self._failures = consent, redact, data_class, Failures()
-        self.asks = consent is not None or redact is not None
+        if mask and redact is not None:
+            raise PolicyError("mask= and redact= both replace what is sent: give one; a mask takes a function of a text, too")
+        self.mask: Any = import_late("edgeroute.cloud.masks").Mask(mask) if mask else None
+        self.consent, self.redact, self.data_class, self._failures = consent, self.mask or redact, data_class, Failures()
+        self.asks = consent is not None or self.redact is not None
 
     def class_of(self, x: Any, named: str | None, never: Collection[str] = ()) -> str | None:
         """Return the data class of an input, by the function and by the class that the call names: the stricter.
@@ -96,10 +105,10 @@ class Egress:
         classes = [named, str.__str__(found) if isinstance(found, str) and found else UNCLASSIFIED]
         return max(classes[named is None :], key=lambda c: (isinstance(permit(self.rules, c), Denied), c in never))
 
-    def prepare_inputs(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
-        """Return the inputs to send: copied and redacted, after consent.
+    def prepare_inputs(self, inputs: list[Any], permit: Permit, where: str) -> tuple[list[Any], list[Any] | None]:
+        """Return the inputs to send: copied and redacted, after consent; and what puts masked data back into each answer.
 
-        Without redaction the inputs are returned themselves, not copied.
+        Without redaction the inputs are returned themselves, not copied. None without a mask.
 
         Raises:
             Held: consent was not given, or the redaction failed: nothing is sent.
@@ -112,14 +121,12 @@ class Egress:
             if consented is not True:
                 raise Held("consent was not given", code="consent")
         if self.redact is None:
-            return inputs
+            return inputs, None
         try:
-            copies = [call_contained(copy_input, x) for x in inputs]  # redaction may work in place
-        except Exception as e:
-            raise Held(
-                f"the input cannot be copied for the redaction ({class_name(e)}), so nothing was sent", code="redaction"
-            ) from e
-        try:
-            return [call_contained(self.redact, x, permit.data_class) for x in copies]
+            if self.mask is not None:
+                masked = [call_contained(self.mask.mask, x) for x in inputs]
+                return [x for x, _ in masked], [data for _, data in masked]
+            # redaction may work in place
+            return [call_contained(self.redact, call_contained(copy_input, x), permit.data_class) for x in inputs], None
         except Exception as e:
             raise Held(f"the redaction failed ({class_name(e)}), so nothing was sent", code="redaction") from e

@@ -234,14 +234,10 @@ class StreamState:
 
     def next(self) -> int:
         """Return the pending leg to start next: a standby that is due before others are, or else the first."""
-        first = self.pending[0]
-        if not self.legs[first].standby and self._standby_is_due():
+        first, is_awaiting = self.pending[0], any(v.active for v in self.states.values())
+        if not self.legs[first].standby and is_awaiting and self._standby_at() <= self.now:
             return next((i for i in self.pending if self.legs[i].standby), first)
         return first
-
-    def _standby_is_due(self) -> bool:
-        """Return True if an edge on standby is due, though others are waited for."""
-        return self._standby_at() <= self.now and any(v.active for v in self.states.values())
 
     def _standby_at(self) -> float:
         """Return when a standby is started beside others; inf: only once they have ended, which leaves it its time."""

@@ -206,13 +206,9 @@ def _read(reader: _Reader) -> Gguf:
         if isinstance(number := header.get(key), int) and not 0 < number <= limit:
             raise _Damaged(f"its header says {key} = {number}: it is damaged")
     context, template = header.get(f"{architecture}.context_length", 0), header.get("tokenizer.chat_template", "")
+    tokens = header.get("tokenizer.ggml.tokens")
     return Gguf(
         clean(architecture, 60), clean(header.get("general.name", ""), 100), context if isinstance(context, int) else 0, count,
-        max(most, key=lambda name: most[name]), _int_or_zero(header.get("tokenizer.ggml.tokens")),
+        max(most, key=lambda name: most[name]), tokens if isinstance(tokens, int) else 0,
         template if isinstance(template, str) else "", clean(header.get("general.license", ""), 60),
     )  # fmt: skip
-
-
-def _int_or_zero(value: Any) -> int:
-    """Return a value if it is an integer, else 0."""
-    return value if isinstance(value, int) else 0

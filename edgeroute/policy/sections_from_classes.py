@@ -51,9 +51,9 @@ FORMS: Mapping[str, Any] = {
     "api_key": values.SecretReference, "binary": values.Binary, "body": values.BodyTemplate, "card": CardFile,
     "cert": values.Cert, "check": values.Check, "client": values.Client, "codec": values.PayloadCodec, "headers": values.Headers,
     "hedge_after": values.Hedge, "kind": Kind, "labels": values.Texts, "max_concurrent": values.Concurrent,
-    "may_leave": values.AnyTexts, "metered": values.Flag, "none_found": Literal["defer", "accept", "score"], "pin": values.Pins,
-    "ping_path": values.PingPath, "providers": values.Providers, "retries": values.Retries, "score": values.Score,
-    "sensors_every": Period, "sha256": values.Sha256, "threads": values.Threads, "verify": values.Verify,
+    "mask": values.Texts, "may_leave": values.AnyTexts, "metered": values.Flag, "none_found": Literal["defer", "accept", "score"],
+    "pin": values.Pins, "ping_path": values.PingPath, "providers": values.Providers, "retries": values.Retries,
+    "score": values.Score, "sensors_every": Period, "sha256": values.Sha256, "threads": values.Threads, "verify": values.Verify,
 }  # fmt: skip
 
 
@@ -132,7 +132,8 @@ def _form(name: str, annotation: Any) -> Any:
     unit, _ = unit_of(annotation)
     if name in FORMS or unit is not None:
         return FORMS.get(name) or UNITS[unit.kind, unit.above]  # type: ignore[union-attr]
-    parts = [part for part in get_args(annotation) if part is not NoneType] if _is_union(annotation) else [annotation]
+    is_union = get_origin(annotation) in {Union, UnionType}
+    parts = [part for part in get_args(annotation) if part is not NoneType] if is_union else [annotation]
     if Path in parts:
         return File
     if len(parts) != 1:
@@ -145,11 +146,6 @@ def _form(name: str, annotation: Any) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping) and within == (str, Any):
         return values.Table
     return values.Texts if within and within[0] is str and origin is not type and not issubclass(origin, Mapping) else None
-
-
-def _is_union(annotation: Any) -> bool:
-    """Return True if an annotation is a union of types."""
-    return get_origin(annotation) in {Union, UnionType}
 
 
 def _field(form: Any, default: Any, annotation: Any, text: str) -> tuple[Any, Any]:

@@ -46,7 +46,7 @@ def destination(began: AttemptBegan) -> Attributes:
 
 def model_attributes(began: AttemptBegan) -> Attributes:
     """Return the attributes of an attempt to call a language model; empty for any other."""
-    operation = _operation(began.sending.path)
+    operation = next((operation for end, operation in OPERATIONS.items() if began.sending.path.endswith(end)), "")
     if not operation or began.sending.protocol == "grpc" or not began.sending.model:
         return {}
     return {"gen_ai.operation.name": operation, "gen_ai.provider.name": "openai", "gen_ai.request.model": began.sending.model}
@@ -108,11 +108,6 @@ def language(model: str, outputs: Any) -> Attributes:
         if isinstance(count, int) and not isinstance(count, bool):
             attributes[f"gen_ai.usage.{attribute}_tokens"] = count
     return attributes
-
-
-def _operation(path: str) -> str:
-    """Return the operation of a path of OpenAI's API; empty for other paths."""
-    return next((operation for end, operation in OPERATIONS.items() if path.endswith(end)), "")
 
 
 # Histograms by OpenTelemetry's conventions: requests, calls over HTTP, and language models.

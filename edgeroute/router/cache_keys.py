@@ -84,7 +84,7 @@ class KeyPrefixes:
                 if view is not None:
                     parts.append(["key", view] if isinstance(view, str) else ["view", self._once(view, _fingerprint)])
         if leaves and self._redact is not None:
-            parts.append(self._once(self._redact, _fingerprint))
+            parts.append(self._once(self._redact, _score))
         prefix = repr(parts).encode("utf-8", "surrogatepass")
         if data_class is None or len(data_class) <= LONGEST:
             if len(self._prefixes) >= MOST:

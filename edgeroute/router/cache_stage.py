@@ -251,8 +251,9 @@ class Caching(Part):
         self.cache.put(request.key, entry)
         plan, x = request.plan, request.inputs
         semantic = self.cache.semantic
-        if semantic is None or not isinstance(x, str):
-            return
+        mask = request.snapshot.egress.mask
+        if semantic is None or not isinstance(x, str) or (mask is not None and mask.spans(x)):
+            return  # a similar text may be of another person
         if request.until == INF or semantic.embedded(x):  # the deadline does not wait for another embedding
             with contextlib.suppress(BadInput):  # logged at the look-up
                 semantic.add(request.snapshot.prefixes.of(plan), x, entry)

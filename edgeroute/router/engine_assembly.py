@@ -109,7 +109,8 @@ def assemble(
     engine.health = EndpointHealth(engine)
     engine.arguments = PolicyArguments(offline=offline, awaits=awaits, **policy)
     engine.snapshot = build(engine.arguments, partial(guard, engine))
-    observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
+    records = (bool(sinks) and sensors is not None) or any(getattr(sink, "reads_sensors", False) for sink in sinks)
+    observer = engine.observer = Observer(counts, spending, metered, sensors, records=records)
     _fix(engine, cache, _outbox(outbox, offline, folder), spawn, parts)
     engine.use()
     for part in parts:
@@ -144,11 +145,6 @@ def assemble(
     for opened in engine.parts.methods("opened"):
         opened(status_of(engine))
     return engine
-
-
-def _recorded(sinks: Sequence[Instrument], sensors: Any) -> bool:
-    """Return True if instruments want readings of the sensors."""
-    return (bool(sinks) and sensors is not None) or any(getattr(sink, "reads_sensors", False) for sink in sinks)
 
 
 def _first_reading(engine: Engine, sensors: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.routing_policy import INF, Permit
@@ -23,6 +23,7 @@ from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
+    from edgeroute.cloud.masks import MaskedData
     from edgeroute.cloud.request_exchange import Exchange
     from edgeroute.edge.edge_backend import OffLoop
     from edgeroute.stores.cache import Cache
@@ -70,6 +71,22 @@ def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken | None, wa
         return end.value  # type: ignore[no-any-return]
     finally:
         pieces.close()
+
+
+def restored(start: Start, masks: list[MaskedData] | None, answers: list[Any], send: Send | None, many: bool) -> list[Any]:
+    """Return answers with masked data; send what was held of the pieces. In a batch an exception takes an answer's place.
+
+    Raises:
+        BadReply: the only answer has a placeholder that was not sent.
+    """
+    if masks is None:
+        return answers
+    if send is not None and (rest := masks[0].rest()):
+        send(Delta(start.leg, rest, monotonic()))
+    answers = [mask.restore(answer) for mask, answer in zip(masks, answers, strict=True)]
+    if not many and isinstance(answers[0], BaseException):
+        raise answers[0]
+    return answers
 
 
 # Events of legs left running past the deadline, separated from those that the walk waits for.
@@ -205,6 +222,7 @@ class LegTask:
 
 
 T = TypeVar("T")
+Prepared: TypeAlias = "tuple[list[Any], list[MaskedData] | None]"  # inputs to send, and the data masked in each
 STUCK_MOST = 32  # number of abandoned runs of an edge model at which a further run without a free thread is refused
 
 
@@ -282,6 +300,7 @@ class LegExecutor:
         """
         leg = self.plan.legs[start.leg]
         backend: Any = self.backends[leg.target]
+        masks: list[MaskedData] | None = None
         try:
             fit = self.inputs.fit_rows(start, leg.target) if self._many else None
             if fit is not None:
@@ -289,15 +308,17 @@ class LegExecutor:
                     return ended
                 start = fit.start
             if leg.permit is not None:
-                inputs = self._prepare_inputs(start, leg.permit, backend, stop)
+                inputs, masks = self._prepare_inputs(start, leg.permit, backend, stop)
+                to = send if masks is None or send is None else partial(masks[0].show, send)
                 entered = backend.guard.enter(leg.permit, self._id, *self._calls_and_patience(start, backend), stop)
                 with self._exchange(start, entered) as exchange:
                     if exchange.prepay():
                         exchange.secure()
-                    if send is not None:
-                        answers: Any = [forward(start, backend.stream(inputs[0], self._runs_until, stop, exchange), send, stop)]
+                    if to is not None:
+                        answers: Any = [forward(start, backend.stream(inputs[0], self._runs_until, stop, exchange), to, stop)]
                     else:
                         answers = backend.run(inputs, self._runs_until, stop, exchange)
+                answers = restored(start, masks, answers, send, self._many)
                 answer: Any = answers if self._many else answers[0]
             elif self._many:
                 answer = backend.run(self.inputs.of(leg.target, start.rows), stop)
@@ -310,7 +331,7 @@ class LegExecutor:
         except PASSING:
             raise
         except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
-            return failed(start.leg, backend, e)
+            return failed(start.leg, backend, e, masks)
         done = new(Done, (start.leg, answer, monotonic()))
         return done if fit is None else fit.for_all_rows(done)
 
@@ -332,9 +353,10 @@ class LegExecutor:
         watch = new_watch(backend) if permit is None and send is not None else nothing
 
         def show(piece: Any) -> None:
-            assert send is not None, "the answer is shown in pieces"
-            send(Delta(start.leg, piece, monotonic(), watch(piece)))
+            assert to is not None, "the answer is shown in pieces"
+            to(Delta(start.leg, piece, monotonic(), watch(piece)))
 
+        to, masks = send, None
         try:
             fit = await prepare(partial(self.inputs.fit_rows, start, target)) if self._many else None
             if fit is not None:
@@ -350,7 +372,8 @@ class LegExecutor:
                 if self.edge is not None:
                     self.edge.note(start.rows, answers)
             else:
-                inputs = await prepare(partial(self._prepare_inputs, start, permit, backend))
+                inputs, masks = await prepare(partial(self._prepare_inputs, start, permit, backend))
+                to = send if masks is None or send is None else partial(masks[0].show, send)
                 if (load := backend.load) is not None:
                     await off_loop(load)  # not on the loop, where it would hold up everybody
                 entered = await backend.guard.enter_async(permit, self._id, *self._calls_and_patience(start, backend))
@@ -364,12 +387,13 @@ class LegExecutor:
                         answers = [await backend.stream_async(inputs[0], self._runs_until, exchange, show)]
                     else:
                         answers = await backend.run_async(inputs, self._runs_until, exchange)
+                answers = restored(start, masks, answers, send, self._many)
         except PASSING:
             raise
         except BaseException as e:
             if is_task_cancelled(e):
                 raise
-            return failed(start.leg, backend, e)
+            return failed(start.leg, backend, e, masks)
         done = Done(start.leg, answers if self._many else answers[0], monotonic())
         return done if fit is None else fit.for_all_rows(done)
 
@@ -378,8 +402,10 @@ class LegExecutor:
         leg = self.plan.legs[start.leg]
         return (leg.permit is not None and self.egress.asks) or self.inputs.blocks(leg.target)
 
-    def _prepare_inputs(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None = None) -> list[Any]:
+    def _prepare_inputs(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None = None) -> Prepared:
         """Return the inputs to send to a cloud: after view, consent and redaction, with the edge's answers if it takes them.
+
+        And what puts masked data back into each answer; None without a mask.
 
         Raises:
             Held: consent or redaction refuses, which is counted at the guard, or the leg was requested to stop.
@@ -388,8 +414,8 @@ class LegExecutor:
             seen = self.inputs.of(self.plan.legs[start.leg].target, start.rows)
             if stop is not None and stop.asked:
                 raise Held(f"{backend.name} was not asked: its answer is not needed any more", code="stopped")  # noqa: TRY301
-            sent = self.egress.prepare_inputs(seen, permit, backend.where) if self.egress.asks else seen
-            return self.edge.attach(start.leg, start.rows, sent) if self.edge is not None and backend.sends_edge else sent
+            sent, masks = self.egress.prepare_inputs(seen, permit, backend.where) if self.egress.asks else (seen, None)
+            return self.edge.attach(start.leg, start.rows, sent) if self.edge is not None and backend.sends_edge else sent, masks
         except Held as e:
             backend.guard.count_rejected(e.code)
             raise
@@ -529,13 +555,16 @@ async def _run_beside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
     return call() if off_loop is None else await off_loop(partial(copy_context().run, call))
 
 
-def failed(leg: int, backend: Backend, error: BaseException) -> Failed:
+def failed(leg: int, backend: Backend, error: BaseException, masks: list[MaskedData] | None = None) -> Failed:
     """Return the event of a failure; fatal if an edge rejects the input (the caller's fault), but not if a cloud does.
 
     A cloud's rejection of the input lets other legs go on. An edge that says for how long it is busy counts as that from now on.
+    The part of an answer that an error has gets its masked data.
     """
     if isinstance(error, Busy) and error.retry_after_s is not None:
         backend.rests_until = monotonic() + error.retry_after_s
+    if masks is not None:
+        masks[0].restore(error)
     return Failed(leg, error, monotonic(), fatal=backend.side == "edge" and isinstance(error, BadInput))
 
 

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF, Denied, permit
-from edgeroute.core.walk import Outcome, Prediction
+from edgeroute.core.walk import Outcome, Prediction, Start
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.http.addresses_and_messages import Call
+from edgeroute.router.leg_execution import restored
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import process
 from edgeroute.system.input_copies import copy_input
+from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import call_contained, json_loads
 from edgeroute.types import Escalated
 
@@ -40,6 +42,7 @@ QUEUED = "queued"  # note in the reason of a request that is on disk
 BEING_QUEUED = "being queued"  # note in the reason of a request that was not on disk by its deadline; a later failure is reported
 NOT_QUEUED = "not queued"  # note in the reason of a request that cannot be stored; the cause follows after a colon
 TOGETHER = 64  # maximum rows of a batch stored in one transaction
+MASKED = "Masked-Data"  # header of an entry, which is not sent: the data that its placeholders stand for
 EDGE = "Edge-Answer"  # header of a stored input with the edge's answer to send along
 CLOSE_S = 5.0  # maximum seconds that `close` waits for requests that are being stored
 
@@ -314,7 +317,7 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
     backend = cast("CloudBackend", request.snapshot.backends[target])
     seen = request.snapshot.views.of(targets[target], target, job.x) if legs is None else None
     seen = seen if legs is None else legs.inputs.for_outbox(request.id, target, job.x)
-    (x,) = request.snapshot.egress.prepare_inputs([seen], allowed, backend.where)
+    (x,), masks = request.snapshot.egress.prepare_inputs([seen], allowed, backend.where)
     exchange = None if legs is None or tried else legs.exchanges.get(job.leg)
     edge = None
     if legs is not None and legs.edge is not None:
@@ -329,6 +332,8 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
         if encoded is None:
             return "an input of this kind cannot be stored"
         form = {"kind": "input", "headers": [("Content-Type", encoded[0]), *_header(edge)], "body": encoded[1]}
+    if masks is not None:
+        form["headers"].append((MASKED, json.dumps(masks[0].originals).replace("\x7f", "\\u007f")))
     if job.error is None and legs is not None and legs.late is not None:  # still in flight; otherwise cancelled at the deadline
         form["ready_at"] = process.now() + backend.patience_s
     else:
@@ -358,11 +363,15 @@ def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Pr
     Raises:
         CloudError: no answer.
     """
+    headers = dict(entry.headers)
+    if (data := headers.get(MASKED)) is not None:
+        sent = _send_entry(backend, entry._replace(headers=[pair for pair in entry.headers if pair[0] != MASKED]), exchange)
+        masks = [import_late("edgeroute.cloud.masks").MaskedData(json_loads(data.encode()))]
+        return restored(Start(0), masks, [sent], None, False)[0]  # type: ignore[no-any-return]
     backend.identify(exchange)
     if entry.kind == "call":
         call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
         return backend.resend(call, INF, exchange)
-    headers = dict(entry.headers)
     x = decode_input(headers["Content-Type"], entry.body)
     if backend.sends_edge:
         x = Escalated(x, json_loads(headers[EDGE].encode()) if EDGE in headers else None)

@@ -535,7 +535,7 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
 
     egress, clouds, prints = snapshot.egress, snapshot.proper, _own_prints(snapshot, i)
     if clouds:
-        redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
+        redacted = [] if egress.redact is None else [score_print(egress.redact, fingerprint)]
         prints["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
         prints["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
         if served_text := served_identities(snapshot):

@@ -371,7 +371,11 @@ def _around(
 
     try:
         given = yield from method(requests, inner)
-        if isinstance(given, list) and len(given) == len(requests) and all(map(_is_result, given)):
+        if (
+            isinstance(given, list)
+            and len(given) == len(requests)
+            and all(isinstance(result, Answer | BaseException) for result in given)
+        ):
             return given
         failed(TypeError(f"it returned no list of {len(requests)} results"))
     except Exception as e:
@@ -382,11 +386,6 @@ def _around(
     if rest:
         yield from inner(rest)
     return [results[request.id] for request in requests]
-
-
-def _is_result(value: object) -> bool:
-    """Return True if a value is an answer or an exception."""
-    return isinstance(value, Answer | BaseException)
 
 
 class Followed:

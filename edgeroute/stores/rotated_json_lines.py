@@ -291,7 +291,7 @@ class Reading:
                     record = _record(line, self._parse)
                     if record is None:
                         self.skipped += not line.isspace()
-                    elif self._since is None or not _is_before(record.get("at"), self._since):
+                    elif self._since is None or not isinstance(at := record.get("at"), int | float) or at >= self._since:
                         yield record
 
     def _open(self, stack: contextlib.ExitStack) -> list[BinaryIO]:
@@ -347,11 +347,6 @@ def _file_identity(stat: os.stat_result) -> tuple[int, int]:
 def _rotated_path(path: Path, n: int) -> Path:
     """Return the path of the n-th rotated file."""
     return path.with_name(f"{path.name}.{n}")
-
-
-def _is_before(time_s: Any, since: float) -> bool:
-    """Return True if a record's time is a number before `since`. False without a number."""
-    return isinstance(time_s, int | float) and time_s < since
 
 
 def _record(line: bytes, parse: Callable[[bytes], Any]) -> dict[str, Any] | None:

@@ -1,0 +1,314 @@
+"""Masks: personal data in texts, replaced by placeholders in what is sent, and put back into the answer.
+
+The placeholders of a request follow from its texts alone, numbered by first appearance: so they are stable within a conversation,
+nothing is stored between calls, and an answer cannot name data of another conversation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any, Final, TypeAlias
+from unicodedata import category, decimal, normalize
+
+from edgeroute.core.walk import Delta, Prediction
+from edgeroute.errors import BadReply, PolicyError, nearest
+from edgeroute.system.late_imports import import_needed, load_plugin, plugin_targets
+
+Span: TypeAlias = tuple[int, int, str]  # start, end, kind
+Finder: TypeAlias = Callable[[str], Iterable[Span]]
+GROUP: Final = "edgeroute.finders"  # entry points: a name, and a function that returns a finder
+NEEDS: Final = "mask = [\"{}\"] needs a library: pip install 'edgeroute[mask]'"
+MEDIA: Final = frozenset({"image_url", "input_audio", "file", "video_url"})  # keys of a message's part that has no text
+FORM: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})  # keys of texts that come between those of messages
+# Characters on each side of a border between two texts within which data that it divides is found, if they have an @ or so many
+# digits.
+BORDER, FEW = 64, 7
+# A number from here on is searched as a text. Most characters of a number of a library, and its least digits. Digits of a card.
+SHORTEST, MOST_LETTERS, DIGITS, CARDS = 10**6, 24, 4, range(13, 20)
+
+# Placeholders, as they are sent and as they are read: a model may drop the brackets, change the case or escape an underscore.
+PLACEHOLDER: Final = re.compile(r"\[?MASKED\\{0,2}_([A-Z]{1,24})\\{0,2}_([0-9]{1,7})\]?", re.IGNORECASE)
+# Beginning of a placeholder at the end of a text.
+BEGINNING: Final = re.compile(
+    r"\[?(?:M|MA|MAS|MASKE?|MASKED\\{0,2}(?:_[A-Z]{0,24}\\{0,2}(?:_[0-9]{0,7})?)?)\Z|\[\Z", re.IGNORECASE
+)
+
+# Finders. They read a text without what hides data from them: see `_view`.
+
+EMAIL: Final = re.compile(r"\w[\w.%+'!#$*^~-]{0,63}(?:@|%40)\[?(?:(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,63}|[0-9.]{7,15})")
+PHONE: Final = re.compile(
+    r"[+(0-9](?<![0-9][(0-9])(?:(?<=\+) ?[(]?[0-9](?:[ ().\-/]{0,3}[0-9]){6,20}"  # international
+    r"|(?<=0)(?<![0-9][.,]0)(?!\.|[0-9]?[.\-/][0-9]{1,2}[.\-/](?:19|20)?[0-9]{2}(?![0-9]))(?:[ ().\-/]{0,3}[0-9]){6,20}"
+    r"|(?<=\()[0-9]{2,5}\) ?[0-9](?:[ .\-/]{0,2}[0-9]){4,12}"
+    r"|(?<=[2-9])[0-9]{2}(?:[ .\-][0-9]{3}[ .\-]?[0-9]{3,4}|([ .\-])[0-9]{2}\1[0-9]{2}\1[0-9]{2})(?![0-9]))"
+)
+NUMBERS: Final = re.compile(r"(?<![0-9])[+(]?[0-9](?:[ ().\-/]{0,3}[0-9]){4,20}")
+CARD: Final = re.compile(r"[2-6](?<![0-9][2-6])(?=([0-9]{2,18}(?:[ .\-]{0,2}[0-9]{2,16}){0,5}))")
+IBAN: Final = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[0-9]{2}(?=[ \-]?[A-Za-z0-9])")
+WORD: Final = re.compile("[A-Za-z0-9]+")
+# Up to five words of a number, of which the first or second has a digit.
+WORDS: Final = re.compile(r"(?<![^\W_])(?=((?:[A-Za-z]{1,3}[ .\-/])?[A-Za-z]*[0-9][A-Za-z0-9]*(?:[ .\-/][A-Za-z0-9]+){0,4}))")
+TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|(?<![\w.])-?[0-9][0-9.]{6,}', re.DOTALL)  # texts and long numbers in JSON
+DATA_URL: Final = re.compile(r"data:[^,\s]{0,200};base64,", re.IGNORECASE)
+# Country and length of an IBAN, from SWIFT's registry, release 99.
+_LENGTHS: Final = (
+    "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BI27BR29BY28CH21CR22CY28CZ24DE22DJ27DK18DO28EE20EG29ES24FI18FK18FO18FR27GB22GE22GI23GL18"
+    "GR27GT28HN28HR21HU28IE22IL23IQ23IS26IT27JO30KW30KZ20LB28LC32LI21LT20LU20LV21LY25MC27MD24ME22MK19MN20MR27MT31MU30NI28NL18NO15"
+    "OM23PK24PL28PS29PT25QA29RO24RS22RU33SA24SC31SD18SE24SI19SK24SM27SO23ST25SV28TL23TN24TR26UA29VA22VG24XK20YE30"
+)
+LENGTHS: Final = {country: int(length) for country, length in re.findall("(..)(..)", _LENGTHS)}
+_DOUBLED: Final = str.maketrans("0123456789", "0246813579")
+_ALIKE: Final = dict(zip("АВЕКМНОРСТХаеорсхіΑΒΕΗΙΚΜΝΟΡΤΧο。", "ABEKMHOPCTXaeopcxiABEHIKMNOPTXo.", strict=True))  # noqa: RUF001 - Cyrillic, Greek
+
+
+def _matches(pattern: re.Pattern[str], kind: str, text: str) -> Iterator[Span]:
+    for match in pattern.finditer(text):
+        yield (*match.span(), kind)
+
+
+def _card(text: str) -> Iterator[Span]:
+    for number in CARD.finditer(text):
+        start, digits = number.start(), number[0]
+        for part in WORD.finditer(text, number.end(), number.end(1)):
+            digits += part[0]
+            # Luhn's sum, ISO/IEC 7812
+            if len(digits) in CARDS and sum(map(int, digits[::-2] + digits[-2::-2].translate(_DOUBLED))) % 10 == 0:
+                yield start, part.end(), "CARD"
+
+
+def _iban(text: str) -> Iterator[Span]:
+    for head in IBAN.finditer(text):
+        length = LENGTHS.get(head[1].upper(), 99)  # no number is so long
+        rest = re.compile(rf"(?:[ \-]?[A-Za-z0-9]){{{length - 4}}}").match(text, head.end())
+        # ISO 7064, MOD 97-10
+        if rest and int("".join(str(int(c, 36)) for c in re.sub("[ -]", "", rest[0]) + head[0])) % 97 == 1:
+            yield head.start(), rest.end(), "IBAN"
+
+
+def _national_phone(matcher: Any, region: str, text: str) -> Iterator[Span]:
+    for digits in NUMBERS.finditer(text):  # the library's own search of a whole text takes 4 ms a KB
+        for number in matcher(digits[0], region):
+            yield digits.start() + number.start, digits.start() + number.end, "PHONE"
+
+
+def _identity_number(valid: Callable[[str], bool], text: str) -> Iterator[Span]:
+    for words in WORDS.finditer(text):
+        for word in WORD.finditer(text, words.start(), words.end(1)):
+            part = text[words.start() : word.end()]
+            if len(part) <= MOST_LETTERS and sum(map(str.isdigit, part)) >= DIGITS and valid(part):
+                yield words.start(), word.end(), "ID"
+
+
+FINDERS: Final[Mapping[str, Finder]] = {
+    "email": partial(_matches, EMAIL, "EMAIL"), "phone": partial(_matches, PHONE, "PHONE"), "iban": _iban, "card": _card,
+}  # fmt: skip
+
+
+def _named(name: str) -> Finder:
+    """Return the finder of that name. Raises PolicyError, or RuntimeMissing without its library."""
+    family, dot, number = (name := str(name)).partition(":" if name.startswith("phone:") else ".")
+    if family == "phone" and dot:
+        library = import_needed("phonenumbers", NEEDS.format(name))
+        if number in library.SUPPORTED_REGIONS:
+            return partial(_national_phone, partial(library.PhoneNumberMatcher, leniency=library.Leniency.POSSIBLE), number)
+    elif dot:
+        module = import_needed("stdnum", NEEDS.format(name)).get_cc_module(family, number)
+        if module is not None:
+            return partial(_identity_number, module.is_valid)
+    elif name in FINDERS or name in plugin_targets(GROUP):
+        return FINDERS.get(name) or load_plugin(GROUP, name)
+    known = [*FINDERS, "phone:DE", "nl.bsn", *plugin_targets(GROUP)]
+    raise PolicyError(f"mask: {name!r} is no kind of data, or entry point of {GROUP}: {nearest(name, known)}")
+
+
+@lru_cache(maxsize=4096)
+def _plain(c: str) -> str:
+    """Return a character as finders read it: a digit, dash, space or look-alike as ASCII; empty if it is not seen."""
+    kind, same = category(c), _ALIKE.get(c) or normalize("NFKC", c)
+    plain = str(decimal(c)) if kind == "Nd" else same if same.isascii() else c
+    return {"Cf": "", "Mn": "", "Me": "", "Zs": " ", "Pd": "-"}.get(kind, plain)
+
+
+def _view(text: str) -> tuple[str, list[int] | range]:
+    """Return a text as finders read it, and the place of each of its characters in the text."""
+    seen = {} if text.isascii() else {c: plain for c in set(text) if not c.isascii() and (plain := _plain(c)) != c}
+    if all(len(plain) == 1 for plain in seen.values()):
+        return text.translate({ord(c): plain for c, plain in seen.items()}) if seen else text, range(len(text))
+    return "".join(seen.get(c, c) for c in text), [i for i, c in enumerate(text) for _ in seen.get(c, c)]
+
+
+def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: bool) -> Any:
+    """Return a copy of a value, with `leaf`, of a text and its key, applied to its texts.
+
+    Raises:
+        TypeError: with `strict`, for a value that is neither a text nor made of texts and numbers.
+    """
+    if isinstance(x, str):
+        return leaf(str(x), key)
+    if isinstance(x, Mapping) and not (strict and isinstance(x.get("type"), str) and MEDIA & x.keys()):
+        names = {name: leaf(name, "") if isinstance(name, str) and not name.isidentifier() else name for name in x}
+        return {names[name]: _rebuild(value, leaf, name, strict=strict) for name, value in x.items()}
+    if type(x) in (list, tuple):
+        return type(x)([_rebuild(value, leaf, key, strict=strict) for value in x])
+    if strict and isinstance(x, int | float) and abs(x) >= SHORTEST:
+        return x if (masked := leaf(str(x), key)) == str(x) else masked
+    if strict and not isinstance(x, int | float | None):
+        raise TypeError(f"a {type(x).__name__} is no text")
+    return x
+
+
+class Mask:
+    """Redaction that finds personal data in texts, and returns with each input what puts it back into the answer.
+
+    Args:
+        kinds: as `mask` of `Egress`.
+
+    Raises:
+        PolicyError: a kind is unknown.
+        RuntimeMissing: its library is not installed.
+    """
+
+    def __init__(self, kinds: Iterable[str | Finder]) -> None:
+        self._kinds = [*kinds]
+        self._named = [_named(kind) for kind in self._kinds if not callable(kind)]
+        self._functions = [kind for kind in self._kinds if callable(kind)]
+
+    def mask(self, x: Any) -> tuple[Any, MaskedData]:
+        """Return a copy of an input with placeholders, and the data that they stand for.
+
+        Raises:
+            TypeError: it has parts that are no text.
+            ValueError: a finder returned no spans of the text.
+        """
+        texts, data = list[tuple[str, str]](), MaskedData({})
+        _rebuild(x, lambda text, key: texts.append((text, key)) or text, strict=True)  # type: ignore[func-returns-value]
+        divided: dict[int, list[Span]] = {i: [] for i, (text, key) in enumerate(texts) if text and key not in FORM}
+        for pair in pairwise(divided):
+            for half, span in self._divided(*(texts[i][0] for i in pair)):
+                divided[pair[half]].append(span)
+        numbers = iter(range(len(texts)))
+        return _rebuild(x, lambda text, _: self._replace(text, data, divided.get(next(numbers), ())), strict=True), data
+
+    def spans(self, text: str) -> list[Span]:
+        """Return what is found in a text, with texts that look like placeholders."""
+        spans = [(*match.span(), "TEXT") for match in PLACEHOLDER.finditer(text)] if "_" in text else []
+        for start, end, kind in (span for find in self._functions for span in find(text)):
+            if not 0 <= start < end <= len(text):
+                raise ValueError("a finder returned no span of the text")
+            spans.append((int(start), int(end), re.sub("[^A-Z]", "", str(kind).upper())[:24] or "DATA"))
+        return spans + self._seen(text)
+
+    def _seen(self, text: str) -> list[Span]:
+        """Return what the finders with a name find."""
+        view, places = _view(text)
+        return [(places[start], places[end - 1] + 1, kind) for find in self._named for start, end, kind in find(view)]
+
+    def _divided(self, before: str, after: str) -> Iterator[tuple[int, Span]]:
+        """Yield the halves, 0 and 1, of data that the border between two texts divides, without data that a text has alone."""
+        a, b = before[-BORDER:], after[:BORDER]
+        if "@" in a + b or sum(map(str.isdigit, a + b)) >= FEW:
+            alone = [(start + first, end + first) for text, first in ((a, 0), (b, len(a))) for start, end, _ in self._seen(text)]
+            for start, end, kind in self._seen(a + b):
+                if start < len(a) < end and not any(start < e and s < end for s, e in alone):
+                    yield 0, (len(before) - len(a) + start, len(before), kind)
+                    yield 1, (0, end - len(a), kind)
+
+    def _replace(self, text: str, data: MaskedData, divided: Iterable[Span] = ()) -> str:
+        """Return a text with placeholders. A text within JSON is read as JSON reads it. Raises TypeError for data in Base64."""
+        if DATA_URL.search(text):
+            raise TypeError("a text has data that is no text")
+        try:
+            in_json = not divided and text.lstrip()[:1] in {"{", "["} and json.loads(text) is not None
+        except (ValueError, RecursionError):
+            in_json = False
+        if in_json:
+            return TOKEN.sub(lambda token: self._replace_token(token[0], data), text)
+        parts, last = list[str](), 0
+        for start, end, kind in sorted([*self.spans(text), *divided], key=lambda span: (span[0], -span[1])):
+            if end > last:  # of overlapping ones each has what those before it leave
+                parts += [text[last:start], data.placeholder(kind, text[max(start, last) : end])]
+                last = end
+        return "".join([*parts, text[last:]])
+
+    def _replace_token(self, token: str, data: MaskedData) -> str:
+        """Return a text or number of JSON with placeholders; unchanged if it has no data."""
+        text = json.loads(token) if token[0] == '"' else token
+        return token if (masked := self._replace(text, data)) == text else json.dumps(masked, ensure_ascii=False)
+
+    def identity(self, of: Callable[[Any], str]) -> str:
+        """Return the identity for caches and certificates."""
+        return " ".join(["Mask", *(kind if isinstance(kind, str) else of(kind) for kind in self._kinds)])
+
+
+class MaskedData:
+    """Data of one request, by their placeholders, and their return into its answer, whole or in pieces.
+
+    Attributes:
+        originals: name of a placeholder -> the data.
+    """
+
+    def __init__(self, originals: dict[str, str]) -> None:
+        self.originals, self._names, self._counts = originals, dict[str, str](), Counter[str]()
+        self._held, self._unknown = "", False
+        self._in_json: bool | None = None  # of an answer in pieces; None: not known yet
+
+    def placeholder(self, kind: str, original: str) -> str:
+        """Return the placeholder of some data: the same for the same data."""
+        if original not in self._names:
+            self._counts[kind] += 1
+            self._names[original] = f"{kind}_{self._counts[kind]}"
+            self.originals[self._names[original]] = original
+        return f"[MASKED_{self._names[original]}]"
+
+    def restore(self, answer: Any) -> Any:
+        """Return an answer with the data; for one with a placeholder that was not sent, an exception with it.
+
+        An exception is returned itself, once the part of an answer that it has got the data.
+        """
+        part = getattr(answer, "partial", None) if (has_failed := isinstance(answer, BaseException)) else answer
+        if type(part) is not Prediction:
+            return answer
+        restored = Prediction(*(_rebuild(each, self._leaf, strict=False) for each in part))
+        if not has_failed and not self._unknown:
+            return restored
+        error: Any = answer if has_failed else BadReply("its answer has a placeholder that was not sent")
+        error.partial, error.counts = restored, error.counts and has_failed
+        return error
+
+    def piece(self, piece: Any) -> Any:
+        """Return a piece of an answer with the data. The beginning of a placeholder at its end is held for the next piece."""
+        if not isinstance(piece, str):
+            return _rebuild(piece, self._leaf, strict=False)
+        text = self._held + piece
+        if self._in_json is None and (begun := text.lstrip()):
+            self._in_json = begun[0] == "{"
+        end = match.start() if (match := BEGINNING.search(text, max(0, len(text) - BORDER))) else len(text)
+        self._held = text[end:]
+        return self._text(text[:end], self._in_json)
+
+    def show(self, send: Callable[[Any], object], delta: Delta) -> None:
+        """Send a piece of an answer with the data; nothing while all of it may belong to a placeholder."""
+        if piece := self.piece(delta.piece):
+            send(delta._replace(piece=piece))
+
+    def rest(self) -> str:
+        """Return the text that was held, at the end of the pieces."""
+        return self._text(self._held, self._in_json)
+
+    def _leaf(self, text: str, key: str) -> str:
+        return self._text(text, key == "arguments" or text.lstrip()[:1] == "{")
+
+    def _text(self, text: str, in_json: bool | None) -> str:
+        """Return a text with the data, escaped if the text is JSON. Notes placeholders that were not sent."""
+
+        def original(placeholder: re.Match[str]) -> str:
+            data = self.originals.get(f"{placeholder[1].upper()}_{int(placeholder[2])}")
+            self._unknown |= data is None
+            return placeholder[0] if data is None else json.dumps(data, ensure_ascii=False)[1:-1] if in_json else data
+
+        return PLACEHOLDER.sub(original, text) if "_" in text else text
