@@ -34,8 +34,8 @@ class Egress:
         default_class: class of a call that names none.
         consent: called with the destination and the data class just before sending; only True permits it.
         redact: called with each input and its data class before it is encoded; its result is sent instead.
-        mask: kinds of personal data, or functions that find some, to replace by placeholders in what is sent, and to put back
-            into the answer: "email", "phone", "iban", "card", and others (docs/privacy.md#masks-that-come-back).
+        mask: kinds of personal data to replace in what is sent, and to put back into the answer, or functions that find some
+            (docs/privacy.md#masks-that-come-back).
         data_class: called with each input before anything is sent; returns the input's class. The input stays if the call fails
             or returns no name. Of this class and one that the caller names the stricter counts. Calls of a router within
             it stay on the device.
