@@ -108,7 +108,7 @@ def main(count: int) -> None:
         size += len(text.encode())
         units += len(data)
         plain = re.sub(r"\[MASKED_\w+\]", "", sent)
-        leaked += sum(any(d[i : i + 6] in plain for i in range(len(d) - 5)) for d in data)  # six characters in a row
+        leaked += sum(any(d[i : i + 8] in plain for i in range(len(d) - 7)) for d in data)  # eight characters in a row
         changed += len([word for word in words if word in WORDS]) - len([word for word in plain.split() if word in WORDS])
         parts = re.split(r"(\[MASKED_\w+\])", sent)
         parts[1::2] = rng.sample(parts[1::2], len(parts) // 2)
