@@ -188,6 +188,7 @@ def test_audits_are_counted_with_the_rate_of_the_draw(made, tmp_path, to, wall):
     for x in (0.9, 0.2, 0.7):
         router.infer(x)
     wait_for(lambda: len([*read(tmp_path / "state" / "audit.jsonl")]) == 3)
+    wait_for(lambda: not router.engine.auditor.busy)
     fleet.tell()
     (told,) = digests(to)
     assert [sum(row[i] for row in told.audits) for i in range(3, 7)] == [3, 3, 3, 0]
