@@ -112,6 +112,7 @@ def test_the_wheel_is_the_package_and_what_it_reads(wheel):
             "examples/grafana.json",
             "examples/distil.py",
             "examples/java_onnx.py",
+            "examples/library_clouds.py",
             "examples/retrain.py",
         )
     }
