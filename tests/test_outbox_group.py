@@ -35,7 +35,7 @@ class Clock:
     def __call__(self):
         """The next time."""
         self.asked.set()
-        self.gate.wait(LONG)
+        self.gate.wait(9 * LONG)
         return next(self.times)
 
 
@@ -217,7 +217,7 @@ def test_whoever_breaks_off_holds_up_no_other(box):
 def test_nobody_waits_for_the_disk_past_the_deadline(box, kind):
     """However many come to it together, and whatever the disk does; all are stored in the end."""
     gate, put = threading.Event(), box.put_all
-    box.put_all = lambda *args: (gate.wait(LONG), put(*args))[1]
+    box.put_all = lambda *args: (gate.wait(9 * LONG), put(*args))[1]
     with CannedServer(lambda _: None) as server:
         router = kind(unsure, PlainJson(server.url, retries=0), threshold=0.5, deadline=LONG, offline="queue", outbox=box)
         with contextlib.closing(router):

@@ -100,7 +100,7 @@ def gated(box, error=None):
     gate, put = threading.Event(), box.put_all
 
     def slow(*args):
-        gate.wait(LONG)
+        gate.wait(9 * LONG)
         if error is not None:
             raise error
         return put(*args)

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.model_selection import GridSearchCV, train_test_split  # noqa: E402
 from sklearn.naive_bayes import GaussianNB  # noqa: E402
 from sklearn.svm import SVC  # noqa: E402
-from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
+from sklearn.utils.estimator_checks import estimator_checks_generator  # noqa: E402
 
 from edgeroute.sklearn import RoutedClassifier  # noqa: E402
 
@@ -35,7 +35,9 @@ def defer_all(model):
 
 
 @pytest.mark.slow
-@parametrize_with_checks([CHECKED])
+@pytest.mark.parametrize(
+    ("estimator", "check"), [pytest.param(*pair, id=pair[1].func.__name__) for pair in estimator_checks_generator(CHECKED)]
+)
 def test_the_suite_of_scikit_learn(estimator, check):
     """Each of its checks; none is excluded. It skips by itself what needs pandas or another kind of array."""
     check(estimator)
