@@ -659,9 +659,9 @@ def model(x):
 
 def test_a_killed_run_goes_on(here, tmp_path):
     """`kill -9` in the middle: the next run answers what is missing, and says what an undisturbed one says."""
-    (tmp_path / "slow.py").write_text(SLOW.format(name=here))
+    (tmp_path / "stalling.py").write_text(SLOW.format(name=here))
     (tmp_path / "stalls").touch()
-    options = ["log.jsonl", "--edge", "slow:model", "--judge", "label", "--max-loss", "5%", "--cloud-price", "0.01"]
+    options = ["log.jsonl", "--edge", "stalling:model", "--judge", "label", "--max-loss", "5%", "--cloud-price", "0.01"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with subprocess.Popen([*PYTHON, "replay", "--from", "openai-log", *options, "--out", "r.jsonl"], env=env) as process:
         wait_for(lambda: (tmp_path / "stalled").exists() or process.poll() is not None)
@@ -673,10 +673,10 @@ def test_a_killed_run_goes_on(here, tmp_path):
         file.write(b'{"id": "00", "conf')  # a line that was cut
     (tmp_path / "stalls").unlink()
     how = {"judge": "label", "max_loss": 0.05, "how": Read(cloud_price=Price(0.01))}
-    again = edge_saving("log.jsonl", "openai-log", "slow:model", out="r.jsonl", **how)
-    assert sys.modules.pop("slow").count == 250
-    fresh = edge_saving("log.jsonl", "openai-log", "slow:model", out="fresh.jsonl", **how)
-    assert sys.modules.pop("slow").count == 400
+    again = edge_saving("log.jsonl", "openai-log", "stalling:model", out="r.jsonl", **how)
+    assert sys.modules.pop("stalling").count == 250
+    fresh = edge_saving("log.jsonl", "openai-log", "stalling:model", out="fresh.jsonl", **how)
+    assert sys.modules.pop("stalling").count == 400
     assert plain(again) == plain(fresh)
 
 

@@ -90,6 +90,7 @@ def test_a_loaded_cloud_lowers_a_plain_threshold_and_never_that_of_a_certificate
         0.25,
     )
     assert "lowered by 0.25 as the cloud is loaded" in relieved.label
+    assert planned(kept=0.5, slack={}).legs[0].lowered == 0  # nothing is known of what it defers
     kept = planned(certified=True, kept=0.5, slack={"edge": 0.25})
     assert (kept.legs[0].threshold, kept.legs[0].lowered) == (0.8, 0.0)
     assert any("a certificate's" in step for step in kept.steps)

@@ -10,7 +10,7 @@ import pytest
 
 from edgeroute import Prediction, Rule
 from edgeroute.core.latency_and_load_estimates import Latency
-from edgeroute.core.plan import Facts, Plan, plan, stays_on_device
+from edgeroute.core.plan import Facts, Plan, judged_leg, plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Emit, Mark, outcome_when_left, walk
@@ -57,6 +57,18 @@ def test_a_certificate_confirms_nothing_of_another_arms_cloud():
     assert names(result) == ["edge", "b", "a"]
     assert result.legs[0].label == "uncalibrated: its certificate is for another cloud than b"
     assert names(made((edge, A, other), Facts())) == ["edge", "a"]
+
+
+def test_a_certificate_is_of_the_files_that_were_loaded():
+    """A leg whose model has other ones has a threshold without a guarantee, and its label says why."""
+    there = [""]
+    edge = Target("edge", "edge", 0.85, label="1 % worse at most", certified=True, moved=lambda: there[0])
+    result = made((edge, A), Facts())
+    assert judged_leg(result, 0, ()) == result.legs[0]
+    there[0] = "another file was loaded"
+    leg = judged_leg(result, 0, ())
+    assert leg.threshold == result.legs[0].threshold
+    assert leg.label == "uncalibrated: another file was loaded"
 
 
 def test_a_hedge_by_the_edges_own_quantile():
