@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import routes
 import trustme
-from both import GOOD, LONG, flat, sure, unsure
+from both import GOOD, LONG, flat, sure, unsure, wait_for
 
 from edgeroute import (
     AsyncRouter,
@@ -877,8 +877,8 @@ def test_a_probe_that_is_cancelled_is_silence_too(due):
             for n in (1, 2):
                 deadline = due(lambda n=n: sum(b"octet-stream" in request for request in server.requests) == n)
                 assert (await router.infer(np.zeros(1, np.float32), deadline=deadline)).degraded
-                while any(cloud.guard.under_way for cloud in router.engine.snapshot.clouds):  # probes at once count as one
-                    await asyncio.sleep(0.01)
+                (cloud,) = router.engine.snapshot.clouds
+                await asyncio.to_thread(wait_for, lambda cloud=cloud: not cloud.guard.under_way)  # probes at once count as one
             return await router.infer(np.zeros(1, np.float32))
 
     with CannedServer(reply) as server:
