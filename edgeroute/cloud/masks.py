@@ -186,7 +186,13 @@ class Mask:
             ValueError: a finder returned no spans of the text.
         """
         texts, data = list[tuple[str, str]](), MaskedData({})
-        _rebuild(x, lambda text, key: texts.append((text, key)) or text, strict=True)  # type: ignore[func-returns-value]
+
+        def note(text: str, key: str) -> str:
+            """Note a text with its key, and return it unchanged."""
+            texts.append((text, key))
+            return text
+
+        _rebuild(x, note, strict=True)
         divided: dict[int, list[Span]] = {i: [] for i, (text, key) in enumerate(texts) if text and key not in FORM}
         for pair in pairwise(divided):
             for half, span in self._divided(*(texts[i][0] for i in pair)):
