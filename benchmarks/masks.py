@@ -13,6 +13,8 @@ import re
 import sys
 from time import process_time
 
+from figures import size
+
 from edgeroute.cloud.masks import Mask, MaskedData
 from edgeroute.core.walk import Prediction
 
@@ -92,7 +94,7 @@ def unit(rng: random.Random, phones: list[str]) -> str:
 def main(count: int) -> None:
     """Print the figures of so many texts."""
     rng, mask, phones = random.Random(27), Mask(KINDS), examples()
-    units = leaked = restored = answers = changed = size = 0
+    units = leaked = restored = answers = changed = volume = 0
     took_s = 0.0
     for _ in range(count):
         data = [unit(rng, phones) for _ in range(rng.randint(1, 6))]
@@ -105,7 +107,7 @@ def main(count: int) -> None:
         begun = process_time()
         sent, masked = mask.mask(text)
         took_s += process_time() - begun
-        size += len(text.encode())
+        volume += len(text.encode())
         units += len(data)
         plain = re.sub(r"\[MASKED_\w+\]", "", sent)
         leaked += sum(any(d[i : i + 8] in plain for i in range(len(d) - 7)) for d in data)  # eight characters in a row
@@ -119,10 +121,13 @@ def main(count: int) -> None:
             pieces = "".join([*map(reader.piece, cuts), reader.rest()])
             wanted = re.sub(r"\[MASKED_(\w+)\]", lambda match, data=masked.originals: data[match[1]], answer)
             restored += getattr(whole, "value", None) == pieces == wanted and (answer != sent or wanted == text)
-    print(f"{count:,} texts, {size / 1024:,.0f} KB, {units:,} units of data")
-    print(f"leaked {leaked / units:.2%} of units, answers restored {restored / answers:.2%}, other words masked {changed:,}")
-    print(f"{took_s * 1000 / (size / 1024):.3f} ms of CPU a KB")
+    print("| texts | KB | units of data | units leaked | answers restored | other words masked | ms of CPU a KB |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        f"| {count:,} | {volume / 1024:,.0f} | {units:,} | {leaked / units:.2%} | {restored / answers:.2%}"
+        f" | {changed:,} | {took_s * 1000 / (volume / 1024):.3f} |"
+    )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else size(2000, 100))
