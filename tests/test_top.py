@@ -10,9 +10,10 @@ import pytest
 from lazily import needs
 from watched import EVIL, LONG, Records
 
-from edgeroute import Audit, Egress, Function, Limits, Router, Unreachable
+from edgeroute import Audit, Cache, Egress, Function, Limits, PlainJson, Router, Unreachable
 from edgeroute.tools.dashboard.in_process import sources_of
 from edgeroute.tools.dashboard.monitor import Monitor
+from edgeroute.tools.palette import STATES
 
 needs("textual")
 
@@ -66,10 +67,10 @@ def test_what_it_shows(monitor):
         app = Top(monitor)
         async with app.run_test(size=(120, 40)) as pilot:
             await shown(pilot, 10)
-            assert [row[0] for row in cells(app, "legs")] == ["edge", "cloud"]
+            assert [row[0] for row in cells(app, "legs")] == ["● edge", "▲ cloud"]
             assert cells(app, "reasons")[0] == ["6", "edge answers"]
             assert len(cells(app, "routes")) == 10
-            assert f"{MARKUP} is down" in cells(app, "routes")[0][4]
+            assert f"{MARKUP} is down" in cells(app, "routes")[0][5]
             said = str(app.query_one("#state").content)
             assert "usd_per_day: 0 of 2" in said
             assert "edge: threshold 0.5" in said
@@ -77,6 +78,38 @@ def test_what_it_shows(monitor):
             assert app.export_screenshot()
 
     asyncio.run(run())
+
+
+def test_each_state(tmp_path, feed):
+    """Of real answers, as the palette has it: its mark in its colour, and its word; and what waits is counted above."""
+    from edgeroute.tools.dashboard.terminal_view import Top
+
+    def away(x):
+        raise Unreachable("it is away")
+
+    common = {"trace": feed.fresh.append, "audit": Audit(share=0), "threshold": 0.5}
+    with Router(lambda x: ("edge", x), lambda x: "cloud", cache=Cache(), egress=Egress(may_leave={"shoe"}), **common) as router:
+        for x, data_class in ((0.9, "shoe"), (0.2, "shoe"), (0.2, "shoe"), (0.3, "face")):
+            router.infer(x, data_class=data_class)
+    with Router(lambda x: ("edge", x), Function(away), **common) as router:
+        router.infer(0.2)
+    far = PlainJson("http://127.0.0.1:9/x", retries=0)
+    with Router(lambda x: ("edge", x), far, offline="queue", state=tmp_path, **common) as router:
+        assert not router.infer(0.2).final
+
+        async def run():
+            app = Top(Monitor(feed, sources_of(router)))
+            async with app.run_test(size=(120, 40)) as pilot:
+                await shown(pilot, 6)
+                wanted = ["edge", "cloud", "cache", "private", "degraded", "waiting"]
+                assert [row[1] for row in cells(app, "routes")][::-1] == [f"{STATES[name].mark} {name}" for name in wanted]
+                assert {str(app.query_one("#routes").get_row_at(i)[1].spans[0].style) for i in range(6)} == {
+                    state.dark for state in STATES.values()
+                }
+                assert "✕ degraded 2" in (said := str(app.query_one("#tiles").content))
+                assert "○ waiting 1" in said
+
+        asyncio.run(run())
 
 
 def test_its_keys(monitor, feed):
@@ -91,7 +124,7 @@ def test_its_keys(monitor, feed):
             await shown(pilot, 10)
             assert app.has_class("narrow")
             await pilot.press("f")
-            assert [row[1] for row in cells(app, "routes")] == ["edge"]
+            assert [row[1:3] for row in cells(app, "routes")] == [["✕ degraded", "edge"]]
             await pilot.press("f", "p")
             feed.fresh.append(last)
             monitor.read()

@@ -15,8 +15,10 @@ from edgeroute.core.reason_and_trace import CODES, Took, finite
 from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
 from edgeroute.errors import BadInput
 from edgeroute.record.request_counts import Kind, Tally
+from edgeroute.router.offline_queue import BEING_QUEUED, QUEUED
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.measure.evaluation import share
+from edgeroute.tools.palette import StateName, answer_state
 from edgeroute.tools.replay import Numbers, Recording, Setup, collect, replay
 from edgeroute.tools.replay.recorded_requests import at_quantile, checked_number, confidence
 from edgeroute.tools.replay.replay_result import Port
@@ -75,6 +77,14 @@ class Row(NamedTuple):
         return not self.accepted and self.side != "none" and self.record.get("reason_code") != "left"
 
     @property
+    def state(self) -> StateName | None:
+        """State of the answer in the palette; None: no answer."""
+        if self.side == "none":
+            return None
+        waits = self.note in {QUEUED, BEING_QUEUED}
+        return answer_state(self.side, str(self.record.get("reason_code")), degraded=self.degraded, final=not waits)
+
+    @property
     def batch(self) -> str:
         """Id of the batch that the request is a row of; empty: none."""
         return self.id.rpartition(".")[0]
@@ -88,7 +98,7 @@ class Row(NamedTuple):
         """Return the row as plain data for a page, with its reason."""
         edge_confidence = next((run.confidence for run in self.runs if run.confidence is not None), None)
         return {
-            "at": self.at, "id": self.id, "side": self.side, "by": self.by, "accepted": self.accepted,
+            "at": self.at, "id": self.id, "side": self.side, "state": self.state, "by": self.by, "accepted": self.accepted,
             "latency_s": self.latency_s, "confidence": edge_confidence, "data_class": self.data_class, "reason": reason(self),
         }  # fmt: skip
 

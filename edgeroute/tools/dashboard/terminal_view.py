@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeroute.errors import RuntimeMissing
 from edgeroute.tools.cli.status import edge_lines
 from edgeroute.tools.cli.tables_and_options import local_time
+from edgeroute.tools.palette import STATES, StateName
 
 try:
     from rich.text import Text
@@ -18,6 +19,8 @@ except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[top]'") from e
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgeroute.tools.dashboard.monitor import Monitor
 
 EVERY_S = 1.0  # time between two updates, seconds
@@ -25,7 +28,7 @@ WIDE = 90  # terminal columns from which the tables are side by side
 NONE = "-"
 COLUMNS = {
     "legs": ("target", "breaker", "answers", "p50", "p99", "failed", "not asked"), "reasons": ("requests", "reason"),
-    "routes": ("when", "by", "took", "class", "reason"), "egress": ("to", "class", "attempts", "bytes"),
+    "routes": ("when", "answer", "by", "took", "class", "reason"), "egress": ("to", "class", "attempts", "bytes"),
 }  # fmt: skip
 
 
@@ -107,16 +110,16 @@ class Top(App[None]):
         view = self.monitor.view()
         second = view["series"]["seconds"]
         sums = [sum(parts) for parts in zip(*(second[side] for side in ("edge", "cloud", "cache", "none")), strict=True)]
-        self.query_one("#tiles", Static).update("   ".join(tiles(view, sum(sums[-6:-1]) / 5)))
+        self.query_one("#tiles", Static).update(tiles(view, sum(sums[-6:-1]) / 5))
         self.query_one("#rate", Sparkline).data = [float(n) for n in sums]
         self._fill("legs", [
-            (leg["name"], leg["breaker"] or NONE, f"{leg['answers']:,}", seconds(leg["p50_s"]), seconds(leg["p99_s"]),
-             f"{leg['failed']:,}", f"{leg['held']:,}") for leg in view["legs"]
+            (marked(leg["side"], leg["name"]), leg["breaker"] or NONE, f"{leg['answers']:,}", seconds(leg["p50_s"]),
+             seconds(leg["p99_s"]), f"{leg['failed']:,}", f"{leg['held']:,}") for leg in view["legs"]
         ])  # fmt: skip
         self._fill("reasons", [(f"{entry['count']:,}", entry["text"]) for entry in view["reasons"][:6]])
         self._fill("routes", [
-            (local_time(row["at"], "%H:%M:%S"), row["by"] or "no answer", seconds(row["latency_s"]), row["data_class"] or NONE,
-             row["reason"])
+            (local_time(row["at"], "%H:%M:%S"), marked(row["state"]), row["by"] or NONE, seconds(row["latency_s"]),
+             row["data_class"] or NONE, row["reason"])
             for row in view["odd" if self.only_odd else "recent"]
         ])  # fmt: skip
         self._fill("egress", [
@@ -126,13 +129,13 @@ class Top(App[None]):
         self.query_one("#state", Static).update("\n".join([view["error"], *lines_of_state(view["state"])]).lstrip("\n"))
         self.query_one("#device", Static).update("\n".join(lines_of_device(view)))
 
-    def _fill(self, name: str, rows: list[tuple[str, ...]]) -> None:
-        """Replace the rows of a table and keep its position; cells are plain text, whatever they contain."""
+    def _fill(self, name: str, rows: Sequence[tuple[str | Text, ...]]) -> None:
+        """Replace the rows of a table and keep its position; cells of a `str` are plain text, whatever they contain."""
         table: DataTable[Text] = self.query_one(f"#{name}", DataTable)
         cursor, top = table.cursor_row, table.scroll_y
         table.clear()
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
         if rows:
             table.move_cursor(row=min(cursor, len(rows) - 1), scroll=False)
             table.scroll_to(y=top, animate=False)
@@ -143,17 +146,28 @@ def run(monitor: Monitor) -> None:
     Top(monitor).run()
 
 
-def tiles(view: dict[str, Any], rate: float) -> list[str]:
-    """Return the most important figures as short texts."""
-    texts = [
-        f"{view['requests']:,} requests, {rate:,.1f}/s",
-        f"deferred {percent(view['deferral_rate'])}",
-        f"median {seconds(view['p50_s'])}, p99 {seconds(view['p99_s'])}",
-        f"degraded {view['degraded']:,}" + ("" if view["raised"] is None else f", raised {view['raised']:,}"),
+def marked(name: StateName | None, text: str = "") -> Text:
+    """Return a state's mark, in its colour, and its word or another text; None: no answer."""
+    if name is None:
+        return Text("no answer")
+    state = STATES[name]
+    return Text.assemble((state.mark, state.dark), f" {text or state.word}")
+
+
+def tiles(view: dict[str, Any], rate: float) -> Text:
+    """Return the most important figures in a line."""
+    raised, waiting = view["raised"], (view["state"].get("outbox") or {}).get("waiting")
+    parts = [
+        Text(f"{view['requests']:,} requests, {rate:,.1f}/s"),
+        Text(f"deferred {percent(view['deferral_rate'])}"),
+        Text(f"median {seconds(view['p50_s'])}, p99 {seconds(view['p99_s'])}"),
+        marked("degraded", f"degraded {view['degraded']:,}" + ("" if raised is None else f", raised {raised:,}")),
     ]
+    if waiting:
+        parts.append(marked("waiting", f"waiting {waiting:,}"))
     if view["lost"]:
-        texts.append(f"left out {view['lost']:,}")
-    return texts
+        parts.append(Text(f"left out {view['lost']:,}"))
+    return Text("   ").join(parts)
 
 
 def lines_of_state(state: dict[str, Any]) -> list[str]:
