@@ -27,15 +27,15 @@ demo: $(VENV)/demo.installed
 
 ## test              sets up and passes the tests, in five minutes; what else there is says CONTRIBUTING.md
 test: $(VENV)/test.installed
-	$(BIN)/pytest -n 4 --dist worksteal
+	$(BIN)/pytest -n 6 --dist worksteal
 
 ## test-all          passes the slow tests as well
 test-all: $(VENV)/test.installed
-	TEST_SHARE=1 $(BIN)/pytest -n 4 --dist worksteal -m "not matrix"
+	TEST_SHARE=1 $(BIN)/pytest -n 6 --dist worksteal -m "not matrix"
 
 ## cover             passes the tests, and shows that they cover the core and the drivers whole
 cover: $(VENV)/test.installed
-	$(BIN)/pytest -n 4 --dist worksteal --cov --cov-fail-under=100
+	$(BIN)/pytest -n 6 --dist worksteal --cov --cov-fail-under=100
 
 ## check             linter, formatter, types for Linux, macOS and Windows
 check: $(VENV)/test.installed
