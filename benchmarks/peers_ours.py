@@ -297,11 +297,20 @@ def ledger() -> str:
 
 
 @cell("Removes personal data before it is sent")
-def redacted() -> str:
-    """By a function of the program."""
-    rules = Egress(may_leave=["note"], redact=lambda x, _: x.replace("1234", "####"))
-    with Router(lambda _: UNSURE, lambda x: (x, 0.9), threshold=0.8, egress=rules) as router:
-        return "your function" if router.infer("card 1234", data_class="note").value == "card ####" else "no"
+def masked() -> str:
+    """The cloud repeats the text that it was sent, and the answer has the data again."""
+    sent: list[str] = []
+
+    def cloud(text: str) -> tuple[str, float]:
+        sent.append(text)
+        return text, 0.9
+
+    rules = Egress(may_leave=["note"], mask=["email", "card"])
+    said = "write to ann@example.org of card 4111 1111 1111 1111"
+    with Router(lambda _: UNSURE, cloud, threshold=0.8, egress=rules) as router:
+        back = router.infer(said, data_class="note").value
+    hidden = not any(data in sent[0] for data in ("ann@example.org", "4111"))
+    return "yes, and puts it back into the answer" if hidden and back == said else "no"
 
 
 @cell("What waits on disk is encrypted")
