@@ -14,7 +14,7 @@ ANDROID_TESTS ?= tests/core $(patsubst %,tests/test_%.py,android_demo android_bu
 # those with a requirements.txt have a program, main.py, and an environment of their own
 EXAMPLES = $(patsubst examples/%/requirements.txt,%,$(wildcard examples/*/requirements.txt))
 
-.PHONY: help demo test test-all cover check bench figures bench-promises campaign fuzz models docs site clean test-examples test-android \
+.PHONY: help demo test test-all cover check bench figures bench-promises campaign fuzz models docs site sbom show clean test-examples test-android \
 	test-arm64 test-servers $(EXAMPLES:%=example-%) $(EXAMPLES:%=test-example-%) $(SERVERS:%=server-%)
 
 ## help              lists the targets
@@ -101,6 +101,16 @@ docs: $(VENV)/test.installed
 ## site              builds the documentation as a site, in build/site; warnings are errors
 site: .site/made
 	NO_MKDOCS_2_WARNING=1 .site/bin/mkdocs build  # not --quiet, which would let warnings pass
+
+## sbom              lists the packages of an installation with all extras, their versions and licences, as CycloneDX JSON in dist/
+sbom: $(VENV)/uv.installed
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON311) build/sbom
+	$(BIN)/uv pip install --quiet --python build/sbom/bin/python '.[all]'
+	mkdir -p dist
+	version=$$(build/sbom/bin/python -Pc 'import edgeroute; print(edgeroute.__version__)') && \
+		sed "s/^dynamic = .*/version = \"$$version\"/" pyproject.toml > build/sbom/pyproject.toml && \
+		$(BIN)/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --pyproject build/sbom/pyproject.toml \
+		--mc-type library --output-reproducible --output-file dist/edgeroute-$$version.cdx.json build/sbom/bin/python
 
 ## clean             removes what was built, but for what was downloaded for arm64
 clean:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
@@ -141,6 +144,28 @@ def test_a_wheel_of_the_source_is_that_of_the_tree(tree, built):
     (one,) = again.glob("*.whl")
     assert one.name == built[1].name
     assert one.read_bytes() == built[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_a_wheel_is_the_same_wherever_and_whenever_it_is_built(tree, tmp_path):
+    """From two clones in folders of other names, under other umasks, with files of other times, and in another language and time zone."""
+    author = ["-c", "user.name=any", "-c", "user.email=any@example.com"]
+    subprocess.run(["git", *author, "commit", "--quiet", "--allow-empty", "--message", "All"], cwd=tree, check=True)
+    wheels = []
+    for name, mask, hours, more in (
+        ("one", 0o022, -20_000, {"TZ": "UTC"}),
+        ("an other", 0o077, 3, {"TZ": "Asia/Tokyo", "LC_ALL": "C"}),
+    ):
+        clone, out = tmp_path / name, tmp_path / f"{name}-out"
+        environment = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"} | more
+        subprocess.run(["git", "clone", "--quiet", tree, clone], check=True, umask=mask)
+        for file in clone.rglob("*"):
+            os.utime(file, (time.time() + hours * 3600,) * 2)
+        command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out]
+        subprocess.run(command, cwd=clone, env=environment, umask=mask, capture_output=True, timeout=300, check=True)
+        wheels += out.glob("*.whl")
+    assert len({hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels}) == 1
+    assert len(wheels) == 2
 
 
 @pytest.fixture
