@@ -70,10 +70,14 @@ def installed(tmp_path_factory):
                    capture_output=True, timeout=300)  # fmt: skip
     steps = [rest for word, rest in instructions("packages") if word == "RUN" and "apt-get" not in rest]
     assert len(steps) == 2
+    places = {
+        "python3 -m venv": f"{sys.executable} -m venv",
+        "/opt/edgeroute": f"{folder}/venv",
+        "/tmp/edgeroute": f"{folder}/edgeroute",
+    }
     for step in steps:
-        step = step.replace("python3 -m venv", f"{sys.executable} -m venv").replace("/opt/edgeroute", str(folder / "venv"))
-        step = step.replace("/tmp/edgeroute", str(folder / "edgeroute"))
-        done = subprocess.run(["bash", "-eo", "pipefail", "-c", step], capture_output=True, text=True, timeout=500, check=False)
+        script = re.sub("|".join(places), lambda found: places[found[0]], step)
+        done = subprocess.run(["bash", "-eo", "pipefail", "-c", script], capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder / "venv"
 

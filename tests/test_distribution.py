@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -166,6 +167,27 @@ def test_a_wheel_is_the_same_wherever_and_whenever_it_is_built(tree, tmp_path):
         wheels += out.glob("*.whl")
     assert len({hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels}) == 1
     assert len(wheels) == 2
+
+
+@pytest.mark.matrix
+def test_the_list_of_packages_is_whole():
+    """By `make sbom`, which has it validated: each package by name, version and licence, on which others depend, and nothing of this machine."""
+    subprocess.run(["make", "--silent", "sbom"], cwd=ROOT, check=True, capture_output=True, timeout=500)
+    text = (ROOT / "dist" / f"edgeroute-{VERSION}.cdx.json").read_text()
+    listed = json.loads(text)
+    assert (listed["bomFormat"], listed["specVersion"]) == ("CycloneDX", "1.6")
+    root = listed["metadata"]["component"]
+    assert (root["name"], root["version"], root["licenses"][0]["expression"]) == ("edgeroute", VERSION, "Apache-2.0 AND MIT")
+    packages = {one["bom-ref"]: one for one in listed["components"]}
+    assert {"numpy", "certifi", "tenacity", "onnxruntime", "starlette", "typer"} <= {one["name"] for one in packages.values()}
+    assert "edgeroute" not in {one["name"] for one in packages.values()}
+    assert all(one["purl"].startswith("pkg:pypi/") and one["purl"].endswith(f"@{one['version']}") for one in packages.values())
+    assert {one["name"] for one in packages.values() if not one.get("licenses")} <= {"protobuf"}, "its metadata name none"
+    needs = {one["ref"]: one.get("dependsOn", []) for one in listed["dependencies"]}
+    assert {"numpy", "certifi"} <= {packages[ref]["name"] for ref in needs[root["bom-ref"]]}
+    assert {ref for refs in needs.values() for ref in refs} == packages.keys(), "each is one that something needs"
+    assert str(ROOT) not in text
+    assert '"timestamp"' not in text
 
 
 @pytest.fixture
