@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from contextlib import AbstractContextManager
+from email.message import Message
 from time import sleep, time
 from types import FrameType
-from typing import Any
 
 from alarms import Alarm
+from loopback import Reply, answering
 from monitor import POLICY, Monitor, well
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from sensor import recordings
@@ -23,10 +21,6 @@ from edgeroute.record.structured_logging import JsonFormatter
 from edgeroute.tools.server.systemd_notices import Notify
 
 log = logging.getLogger("monitor")
-HOSTS = frozenset({"127.0.0.1", "localhost"})
-"""Names by which the metrics are asked for. Another one may be a web page's own name, which was made to lead to this machine."""
-SILENT_S = 10.0
-"""A connection that says nothing for so long ends."""
 
 
 def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
@@ -62,7 +56,7 @@ def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
         Notify() as notify,
     ):
         monitor = Monitor(router)
-        log.info("metrics at %s", at)
+        log.info("metrics at %s/metrics", at)
         notify.ready("watching")
         try:
             for recording in given:
@@ -88,47 +82,17 @@ def told(gauge: Gauge, before: Alarm | None, now: Alarm | None) -> None:
         gauge.labels(now.kind).set(1)
 
 
-@contextmanager
-def scraped(router: Router[str], port: int) -> Iterator[str]:
-    """`GET /metrics` on loopback, in a thread -> its URL.
+def scraped(router: Router[str], port: int) -> AbstractContextManager[str]:
+    """Serve the metrics on loopback -> the address, to which `/metrics` belongs.
 
     Raises:
         SystemExit: the port is taken, or is no port.
     """
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = SILENT_S
+    def get(path: str, headers: Message) -> Reply | None:
+        return Reply(*metrics(router, headers.get("Accept", ""))) if path == "/metrics" else None
 
-        def do_GET(self) -> None:
-            """The metrics."""
-            if self.headers.get("Host", "").partition(":")[0].lower() not in HOSTS:
-                self.send_error(403, "The metrics are for this machine")
-                return
-            if self.path != "/metrics":
-                self.send_error(404)
-                return
-            body, content_type = metrics(router, self.headers.get("Accept", ""))
-            self.send_response(200)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """A scrape is not logged."""
-
-    try:
-        listening = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except (OSError, OverflowError) as e:
-        raise SystemExit(f"cannot listen on 127.0.0.1:{port}: {e}; choose another --port, 0 for a free one") from None
-    with listening as server:
-        thread = Thread(target=server.serve_forever, name="metrics")
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/metrics"
-        finally:
-            server.shutdown()
-            thread.join()
+    return answering(port, get)
 
 
 def logged() -> None:

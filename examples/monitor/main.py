@@ -1,6 +1,8 @@
 """Watches a machine. Four weeks of a simulated one, in a minute or a few, and what came of it: `python main.py`.
 
 python main.py --live             real time, with metrics; the larger model: edgeroute serve diagnosis:model
+python main.py --page             a live page with two buttons: for the link, and for the bearing
+python main.py --recorded         what the method finds in recordings of four real motors
 python main.py --svg lead.svg     the picture
 """
 
@@ -21,10 +23,13 @@ def main() -> None:
     parser.add_argument("--days", type=float, default=28, help="simulated days, one fault in each quarter of them; 28")
     parser.add_argument("--seed", type=int, default=0, help="of faults, outages and noise; 0")
     parser.add_argument("--svg", type=Path, help="write the picture there, too")
-    parser.add_argument("--live", action="store_true", help="watch in real time, until Ctrl-C")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--page", action="store_true", help="a live page at 200 times real time, until Ctrl-C")
+    which.add_argument("--recorded", action="store_true", help="what the method finds in recordings of real motors")
+    which.add_argument("--live", action="store_true", help="watch in real time, until Ctrl-C")
     parser.add_argument("--source", default="machine", help="with --live: machine, a .npy or .csv file, a device")
     parser.add_argument("--every", type=float, default=10.0, help="with --live: seconds between recordings; 10")
-    parser.add_argument("--port", type=int, default=9108, help="with --live: of the metrics, on loopback; 9108")
+    parser.add_argument("--port", type=int, help="on loopback, of the metrics (9108) or of the page (a free one)")
     given = parser.parse_args()
     if not 0 <= given.every <= LONGEST_S:
         parser.error(f"--every takes seconds, 0 to {LONGEST_S}")
@@ -32,10 +37,20 @@ def main() -> None:
         parser.error(f"--days takes {DAYS[0]:g} to {DAYS[1]:g}")
     if given.svg is not None and (given.svg.is_dir() or not given.svg.parent.is_dir()):
         parser.error(f"--svg takes a file in a folder that is there, not {given.svg}")
+    if given.recorded:
+        from recorded import show as show_recorded
+
+        show_recorded()
+        return
+    if given.page:
+        from page import run as show_page
+
+        show_page(given.port or 0)
+        return
     if given.live:
         from live import run as watch
 
-        watch(given.source, every_s=given.every, port=given.port)
+        watch(given.source, every_s=given.every, port=9108 if given.port is None else given.port)
         return
     report = run(given.days, given.seed, progress=True)
     show(report)

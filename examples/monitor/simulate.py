@@ -120,9 +120,9 @@ class Link:
         return up
 
 
-def opened(state: Path, days: float, **changes: Any) -> Router[str]:
+def opened(state: Path, days: float, *, rate_per_s: float = 1000, **changes: Any) -> Router[str]:
     """A router by the policy, but for what depends on real time: days pass in seconds here."""
-    outbox = Outbox(state / "outbox.db", spread_s=0, rate_per_s=1000)
+    outbox = Outbox(state / "outbox.db", spread_s=0, rate_per_s=rate_per_s)
     limits = Limits(mb_per_day=MB_PER_DAY * days)  # the whole run is within one real day
     return Router.from_policy(POLICY, score=well, state=state, outbox=outbox, limits=limits, **changes)
 

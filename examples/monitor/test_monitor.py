@@ -24,8 +24,10 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import live
+import loopback
 import main
 import numpy as np
+import page
 import pytest
 import train
 from alarms import LOOKED_AT, RAISED_BY, Alarms
@@ -35,6 +37,7 @@ from diagnosis import diagnose
 from machine import KINDS, Fault, Machine
 from monitor import POLICY, Monitor, diagnoses, odds, well
 from prometheus_client import CollectorRegistry, Gauge
+from recorded import motors
 from sensor import SAMPLES, Newest, recordings
 from simulate import run, served, variable
 
@@ -208,6 +211,112 @@ def test_the_unit(tmp_path):
     assert subprocess.run(exposure, capture_output=True, check=False, timeout=LONG).returncode == 0
 
 
+# ---------------------------------------------------------------------------------------------------------------- the page
+@pytest.fixture
+def showing(monkeypatch):
+    """The page of a machine that runs, and whose bearing fails within nine seconds."""
+    monkeypatch.setattr(page, "BREAKS_H", 0.5)
+    ending = threading.Event()
+    with page.shown() as (shown, address):
+        running = threading.Thread(target=page.watch, args=[shown, ending])
+        running.start()
+        try:
+            yield shown, address
+        finally:
+            ending.set()
+            running.join()
+
+
+@contextmanager
+def opened(address):
+    """The page in a headless Chromium; it must have had no error, and asked nobody else."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if (chromium := shutil.which("chromium") or shutil.which("google-chrome")) is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        tab, wrong, asked = browser.new_page(viewport={"width": 1280, "height": 900}), [], set()
+        tab.set_default_timeout(1000 * LONG)
+        playwright.expect.set_options(timeout=1000 * LONG)
+        tab.on("console", lambda said: wrong.append(said.text) if said.type in {"error", "warning"} else None)
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("request", lambda request: asked.add(request.url))
+        tab.goto(address)
+        yield tab, playwright.expect
+        browser.close()
+        assert wrong == []
+        assert all(url.startswith(address) for url in asked), asked
+
+
+def test_the_plug_and_the_bearing(showing):
+    """Without the plug the page says so, an alarm has no name and windows wait; with it each gets its answer late, once."""
+    live_page, address = showing
+    with opened(address + "/") as (tab, expect):
+        machine, link = tab.locator("#machine"), tab.locator("#link")
+
+        def press(button):
+            tab.get_by_role("button", name=button).click()
+
+        expect(machine).to_contain_text("✓ well")
+        expect(link).to_contain_text("✓ up")
+        press("Pull the plug")
+        expect(link).to_contain_text("cloud away")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", live_page.link.relay.port), LONG)
+        press("Break the bearing")
+        expect(machine).to_contain_text("ALARM: no name yet")
+        expect(tab.locator("#waiting")).to_have_text(re.compile(r"○ [1-9]\d"))
+        expect(tab).to_have_title("ALARM: no name yet · cloud away")
+        queued = len(live_page.monitor.waiting)
+        press("Plug in again")
+        expect(link).to_contain_text("✓ up")
+        expect(machine).to_contain_text("ALARM: outer race")
+        expect(tab.locator("#waiting")).to_have_text("○ 0")
+        expect(tab.locator("#late")).to_have_text(re.compile(r"^\d+ each once$"))
+        seen = live_page.view()
+        assert (seen["late"] >= queued, seen["twice"]) == (True, 0)
+        press("Replace the bearing")
+        expect(machine).to_contain_text("✓ well")
+        press("Break the bearing")
+        expect(machine).to_contain_text("ALARM: outer race")
+        assert seen["late"] == live_page.view()["late"]  # with a link nothing waits
+        told = tab.locator("#events li").all_inner_texts()
+        assert sum("ALARM" in line for line in told) == 2
+        assert sum("the plug was pulled" in line for line in told) == 1
+
+
+def test_only_the_page_itself_presses_buttons(showing):
+    """No page of another site, no link, and not twice."""
+    live_page, address = showing
+
+    def status(path, data=b"", **headers):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address + path, data, headers), timeout=LONG) as reply:
+                return reply.status
+        except HTTPError as refused:
+            refused.close()
+            return refused.code
+
+    assert status("/cut", Origin="http://evil.example") == 403
+    assert status("/cut", Origin="null") == 403
+    assert status("/cut", Host="evil.example", Origin="http://evil.example") == 403
+    assert status("/cut", None) == 404
+    assert status("/now") == status("/none") == 404
+    assert live_page.view()["link"]["up"]
+    assert [status("/cut", Origin=address) for _ in range(2)] == [200, 200]
+    assert status("/mend") == 200
+    seen = live_page.view()
+    assert (seen["link"]["up"], len(seen["outages"])) == (True, 1)
+
+
+def test_real_motors():
+    """Of each recorded motor the damaged part is named, and it turns as fast as is known of it: 2,500 turns a minute."""
+    found = motors()
+    assert [motor.named for motor in found] == ["inner race"] * 4
+    assert all(motor.turns_hz == pytest.approx(2500 / 60, rel=0.01) for motor in found)
+    assert all(motor.knocks["inner race"] > 4 * max(motor.knocks["outer race"], motor.knocks["ball"]) for motor in found)
+
+
 # ---------------------------------------------------------------------------------------------------------------- the models
 def test_the_small_model_is_int8_and_small():
     """It has the card's hash, and weights of 8 bits."""
@@ -318,7 +427,7 @@ def test_metrics_are_for_this_machine(monkeypatch):
                 urllib.request.urlopen(urllib.request.Request(url + "/none", headers={"Host": host}), timeout=LONG)
             refused.value.close()
             assert refused.value.code == status, host
-    monkeypatch.setattr(live, "SILENT_S", 0.1)
+    monkeypatch.setattr(loopback, "SILENT_S", 0.1)
     with live.scraped(None, 0) as url, closing(socket.create_connection(("127.0.0.1", urlsplit(url).port), LONG)) as silent:
         assert silent.recv(1) == b""
 
