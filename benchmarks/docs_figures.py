@@ -23,7 +23,8 @@ from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.score_fitting import fit
 
 STYLE = {"svg.hashsalt": "edgeroute", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "path.simplify": True}
-OURS, OTHER, ORACLE, GREY = "#2f7ed8", "#e8590c", "#2b8a3e", "#868e96"
+OURS, OTHER, GREY = "#1b1b1f", "#7d8697", "#98a1b0"
+"""Greys: colours are for the states of answers."""
 Found = tuple[Figure, str]
 """A figure, and its data as a Markdown table."""
 
@@ -75,7 +76,7 @@ def threshold_meaning(draws: int = size(300, 2), n: int = 1000) -> Found:
 def how_many_examples(draws: int = size(100, 1)) -> Found:
     """Certified deferral rate over n, for several max_loss and two simulated edge models."""
     sizes = (100, 200, 300, 500, 1000, 2000, 5000, 10_000)
-    losses = {0.005: "#862e9c", 0.01: OURS, 0.02: ORACLE, 0.05: OTHER}
+    losses = {0.005: (OURS, "-o"), 0.01: (OURS, "--s"), 0.02: (OTHER, "-D"), 0.05: (OTHER, "--v")}
     told = scenarios()
     figure = _figure(7.2, 3.4)
     panels = figure.subplots(1, 2, sharey=True)
@@ -83,7 +84,7 @@ def how_many_examples(draws: int = size(100, 1)) -> Found:
     lines.append("| --- | ---: | ---: |" + " ---: |" * (len(sizes[3:]) + 1))
     for axes, (key, title) in zip(panels, {"C": "strong edge", "A": "typical edge"}.items(), strict=True):
         scenario = told[key]
-        for eps, colour in losses.items():
+        for eps, (colour, dash) in losses.items():
             least = least_n(eps, 0.05)
             means: dict[int, float] = {}
             for n in sorted({*sizes, least}):
@@ -94,7 +95,7 @@ def how_many_examples(draws: int = size(100, 1)) -> Found:
                 means[n] = float(np.mean([scenario.truth(t)[2] for t in thresholds]))
             best = next(d for d in np.linspace(0, 1, 2001) if scenario.truth(float(d))[0] <= eps)
             shown = {n: v for n, v in means.items() if n == least or n > least * 1.1}
-            axes.plot(list(shown), [v * 100 for v in shown.values()], "-o", color=colour, ms=3, lw=1.4, label=f"{eps * 100:g} %")
+            axes.plot(list(shown), [v * 100 for v in shown.values()], dash, color=colour, ms=4, lw=1.4, label=f"{eps * 100:g} %")
             axes.plot([55, least], [100, 100], ":", color=colour, lw=1)
             axes.plot(least, means[least] * 100, "|", color=colour, ms=12, mew=2)
             axes.plot([7000, 10_000], [best * 100] * 2, color=colour, lw=3, alpha=0.35)

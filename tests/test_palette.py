@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from both import sure, unsure
 
 from edgeroute import Egress, Function, Router
-from edgeroute.tools.palette import STATES, answer_state, css, legend, svg_hatches
+from edgeroute.tools.palette import STATES, answer_state, css, legend, marked, svg_hatches
 
+ROOT = Path(__file__).resolve().parent.parent
 SIGHT = {
     "usual": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
@@ -56,6 +60,7 @@ def test_marks_and_hatches_differ():
     assert len({state.mark for state in STATES.values()}) == len({state.hatch for state in STATES.values()}) == len(STATES) == 6
     assert all(len(state.mark) == 1 for state in STATES.values())
     assert legend(["edge", "waiting"]) == "● edge  ○ waiting"
+    assert marked("edge", "edge alone") == "● edge alone"
 
 
 def test_css_has_each_colour_twice():
@@ -64,6 +69,7 @@ def test_css_has_each_colour_twice():
         (name, getattr(state, page)) for page in ("light", "dark") for name, state in STATES.items()
     ]
     assert re.findall(r'id="hatch-(\w+)"', svg_hatches()) == [*STATES]
+    assert re.findall(r"(?m)^\.(\w+) ", css(".a", ".b")) == ["a", "b"]
 
 
 def test_states_of_real_answers():
@@ -89,3 +95,26 @@ def test_states_of_real_answers():
     )
     assert answer_state("cache", "cached") == answer_state("stale", "stale") == "cache"
     assert answer_state("edge", "below", degraded=True, final=False) == "waiting"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", ["● edge alone", "cascade"]), ("cp1252", ["edge alone", "cascade"])])
+def test_a_table_in_a_terminal_has_marks(monkeypatch, encoding, shown):
+    """Where the terminal has them; else the word alone."""
+    pytest.importorskip("rich")
+    from edgeroute.tools.cli.tables_and_options import table
+
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    table(("", "right"), [(marked("edge", "edge alone"), "93 %"), ("cascade", "94 %")], ("",))
+    out.seek(0)
+    cells = [re.split("[|│]", line)[1].strip() for line in out.read().splitlines() if "%" in line]
+    assert cells == shown
+
+
+def test_the_page_of_the_documentation():
+    """It says of each state its mark, word and meaning, in words for who does not see the picture, which is drawn of the palette."""
+    words = "; ".join(f"{state.mark} {state.word}: {state.meaning}" for state in STATES.values())
+    assert f"![{words}](figures/states.svg)" in (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    drawn = (ROOT / "docs" / "figures" / "states.svg").read_text(encoding="utf-8")
+    assert all(f'<tspan fill="{state.light}">{state.mark}</tspan> {state.word}<' in drawn for state in STATES.values())
+    assert all(f'fill="url(#hatch-{name})"' in drawn for name in STATES)

@@ -10,21 +10,21 @@ import sys
 from typing import NamedTuple
 
 import pictures
-from sheet import ANSWER, AWAY, CLOUD, DEVICE, EDGE, GOOD, PAPER, PLAIN, ROOT, SOFT, Sheet
+from sheet import GRID, INK, PAPER, PLAIN, ROOT, SOFT, Sheet
 
 FIGURES = ROOT / "docs" / "figures"
 
 FLOORS = (
-    ("programs", PLAIN, ("tools", "testing")),
-    ("the router, its part of a fleet", DEVICE, ("router", "fleet")),
-    ("policy files", PLAIN, ("policy",)),
-    ("what is seen, what is kept of it", PLAIN, ("observe", "trials", "record")),
-    ("what is asked", AWAY, ("edge", "cloud", "catalog")),
-    ("shared parts", PLAIN, ("confidence", "text", "stores", "http")),
-    ("the machine, the package", PLAIN, ("types", "errors", "system", "models")),
-    ("decisions, pure", ANSWER, ("core",)),
+    ("programs", ("tools", "testing")),
+    ("the router, its part of a fleet", ("router", "fleet")),
+    ("policy files", ("policy",)),
+    ("what is seen, what is kept of it", ("observe", "trials", "record")),
+    ("what is asked", ("edge", "cloud", "catalog")),
+    ("shared parts", ("confidence", "text", "stores", "http")),
+    ("the machine, the package", ("types", "errors", "system", "models")),
+    ("decisions, pure", ("core",)),
 )  # fmt: skip
-"""Of the house, from the top: what a floor is for, its colour, its rooms."""
+"""Of the house, from the top: what a floor is for, its rooms."""
 UNSEEN = {"__init__", "__main__", "asgi", "sklearn"}
 """Rooms that are single files of names."""
 
@@ -38,27 +38,27 @@ def request() -> Sheet:
     sheet.upward(14, 390, "one deadline for all of it")
     sheet.text(mid, 30, "an input", middle=True)
     sheet.arrow((mid, 38), (mid, 60))
-    sheet.box(left, 60, w, 58, DEVICE, "the edge's model", "on the device: a value", line=EDGE)
+    sheet.box(left, 60, w, 58, "edge", "the edge's model", "on the device: a value")
     sheet.arrow((mid, 118), (mid, 146))
-    sheet.box(left, 146, w, 58, DEVICE, "its confidence", "at the threshold, or above?", line=EDGE)
+    sheet.box(left, 146, w, 58, "edge", "the edge's confidence", "at the threshold, or above?")
     sheet.arrow((left + w, 175), (right, 175))
     sheet.text(left + w + 14, 168, "yes", size=13, ink=SOFT)
-    sheet.box(right, 146, out, 58, ANSWER, "the edge's answer", "nothing was sent", line=GOOD)
+    sheet.box(right, 146, out, 58, "edge", "the edge, final", "nothing was sent")
     sheet.arrow((mid, 204), (mid, 252))
     sheet.text(mid + 8, 232, "no: defer", size=13, ink=SOFT)
     sheet.box(left, 252, w, 78, PLAIN, "the gate", "mode, data class, consent,", "ledger, breaker, limits")
     sheet.arrow((left + w, 291), (right, 291))
     sheet.text(left + w + 14, 284, "no", size=13, ink=SOFT)
-    fallback = "the edge's answer", "marked degraded,", "with the reason;", "perhaps in the outbox,", "for later"
-    sheet.box(right, 262, out, 116, ANSWER, *fallback, line=GOOD, dashed=True)
+    fallback = "degraded", "the edge's answer,", "with the reason;", "perhaps waiting", "in the outbox"
+    sheet.box(right, 262, out, 116, "degraded", *fallback)
     sheet.arrow((mid, 330), (mid, 378))
     sheet.text(mid + 8, 358, "it may leave", size=13, ink=SOFT)
-    sheet.box(left, 378, w, 78, AWAY, "the cloud", "any server, in its protocol;", "retries, hedges", line=CLOUD)
+    sheet.box(left, 378, w, 78, "cloud", "the cloud", "any server, in its protocol;", "retries, hedges")
     sheet.arrow((left + w, 417), (right + out / 2, 417), (right + out / 2, 378))
     sheet.text(left + w + 8, 434, "away, late, wrong", size=13, ink=SOFT)
     sheet.arrow((mid, 456), (mid, 500))
     sheet.text(mid + 8, 482, "in time", size=13, ink=SOFT)
-    sheet.box(left, 500, w, 58, ANSWER, "the cloud's answer", "with its reason", line=GOOD)
+    sheet.box(left, 500, w, 58, "cloud", "the cloud's answer", "with its reason")
     return sheet
 
 
@@ -77,7 +77,7 @@ def house() -> Sheet:
     Raises:
         ValueError: the table of docs/design.md has other rooms, or one may import a room of a floor above it.
     """
-    floor = {room: i for i, (_, _, names) in enumerate(FLOORS) for room in names}
+    floor = {room: i for i, (_, names) in enumerate(FLOORS) for room in names}
     table = {room: allowed - UNSEEN for room, allowed in rooms().items() if room not in UNSEEN}
     if floor.keys() != table.keys():
         raise ValueError(f"not both in the picture and in docs/design.md: {sorted(floor.keys() ^ table.keys())}")
@@ -86,10 +86,10 @@ def house() -> Sheet:
         raise ValueError(f"not down: {up}")
     sheet = Sheet(520, 604, "The rooms of edgeroute: each imports only from its own floor and from those below it")
     y, per_row = 14, 4
-    for what, colour, names in FLOORS:
+    for what, names in FLOORS:
         lines = [names[i : i + per_row] for i in range(0, len(names), per_row)]
         height = 30 + 36 * len(lines)
-        sheet.box(44, y, 462, height, colour, line=PAPER)
+        sheet.box(44, y, 462, height, PLAIN, line=PAPER)
         sheet.text(56, y + 20, what, size=13, ink=SOFT)
         for j, line in enumerate(lines):
             w = 438 / per_row
@@ -133,24 +133,25 @@ def demo(found: Demo) -> Sheet:
         return left + x / 100 * w, top + (high - y) / (high - low) * h
 
     for y in (94.5, 95, 95.5, 96, 96.5):
-        sheet.line([at(0, y), at(100, y)], "#d5d9df", width=1)
+        sheet.line([at(0, y), at(100, y)], GRID, width=1)
         sheet.text(left - 50, at(0, y)[1] + 5, f"{y:.1f} %", size=13, ink=SOFT)
     for x in (0, 25, 50, 75, 100):
         sheet.text(at(x, 0)[0], top + h + 20, f"{x} %", middle=True, size=13, ink=SOFT)
     sheet.text(left - 50, 24, f"right, of {found.n:,} images", size=13, ink=SOFT)
     sheet.text(left + w / 2, top + h + 44, "sent to the cloud", middle=True, size=13, ink=SOFT)
     sheet.line([at(0, found.edge), at(100, found.cloud)], SOFT, width=1.3, dashed=True)
-    sheet.line([at(x, y) for x, y in found.curve], EDGE, width=2.4)
-    for x, y, ink in ((0, found.edge, EDGE), (100, found.cloud, CLOUD), (found.deferred, found.accuracy, GOOD)):
-        sheet.dot(*at(x, y), ink)
+    sheet.line([at(x, y) for x, y in found.curve], INK, width=2.4)
+    sheet.dot(*at(found.deferred, found.accuracy), INK)
+    sheet.mark(*at(0, found.edge), "edge")
+    sheet.mark(*at(100, found.cloud), "cloud")
     x, y = at(0, found.edge)
-    sheet.text(x + 14, y + 10, f"the edge alone: {found.edge:.1f} %", ink=EDGE)
+    sheet.text(x + 14, y + 10, f"the edge alone: {found.edge:.1f} %")
     x, y = at(100, found.cloud)
-    sheet.text(x - 176, y - 14, f"the cloud alone: {found.cloud:.1f} %", ink=CLOUD)
+    sheet.text(x - 176, y - 14, f"the cloud alone: {found.cloud:.1f} %")
     x, y = at(50, (found.edge + found.cloud) / 2)
     sheet.text(x + 8, y + 20, "sent at random", size=13, ink=SOFT)
     x, y = at(found.deferred, found.accuracy)
-    sheet.text(x + 2, y - 32, f"edgeroute: {found.accuracy:.1f} %, {found.deferred:.1f} % sent", bold=True, ink=GOOD)
+    sheet.text(x + 2, y - 32, f"edgeroute: {found.accuracy:.1f} %, {found.deferred:.1f} % sent", bold=True)
     return sheet
 
 
@@ -159,7 +160,7 @@ STILL = {
     "breaker": pictures.breaker, "gate": pictures.gate, "outbox": pictures.outbox, "text-stream": pictures.text_stream,
     "trials": pictures.trials, "confidence": pictures.confidence, "ladder": pictures.ladder,
     "frames": pictures.frames, "gateway": pictures.gateway, "rules": pictures.rules, "publish": pictures.publish,
-    "fleet": pictures.fleet,
+    "fleet": pictures.fleet, "states": pictures.states,
 }  # fmt: skip
 """Name -> a picture that is the same in each run."""
 

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from sheet import ANSWER, AWAY, CLOUD, DEVICE, EDGE, GOOD, INK, PLAIN, ROOT, SOFT, Sheet
+from sheet import GRID, INK, PAPER, PLAIN, ROOT, SOFT, Sheet
 
-GRID = "#d5d9df"
+from edgeroute.tools.palette import STATES
+
+
+def states() -> Sheet:
+    """The states of an answer, as everything shows them: colour, hatch, mark, word; and what each means."""
+    sheet = Sheet(520, 302, "The six states of an answer")
+    for i, state in enumerate(STATES.values()):
+        y = 14 + 47 * i
+        sheet.box(14, y, 116, 38, state.word, state.word)
+        sheet.text(144, y + 24, state.meaning, size=13)
+    return sheet
 
 
 def modes() -> Sheet:
@@ -26,7 +36,7 @@ def modes() -> Sheet:
         for x, box in ((128, first), (262, then)):
             if box:
                 side, *lines = box
-                sheet.box(x, y, 116, 56, DEVICE if side == "edge" else AWAY, *lines, line=EDGE if side == "edge" else CLOUD)
+                sheet.box(x, y, 116, 56, side, *lines)
         if then:
             sheet.arrow((244, y + 28), (262, y + 28))
         sheet.text(396, y + 34, last, size=13)
@@ -44,32 +54,31 @@ def deadline() -> Sheet:
     def lane(y: float, name: str) -> None:
         sheet.text(14, y + 19, name, size=13, ink=SOFT)
 
-    def bar(y: float, begin: float, end: float, fill: str, text: str, line: str) -> None:
-        sheet.box(x(begin), y, x(end) - x(begin), 28, fill, line=line)
-        sheet.text((x(begin) + x(end)) / 2, y + 19, text, middle=True, size=13)
+    def bar(y: float, begin: float, end: float, state: str, text: str) -> None:
+        sheet.box(x(begin), y, x(end) - x(begin), 28, state, text, size=13)
 
     sheet.text(14, 26, "A retry", bold=True)
     lane(42, "edge")
-    bar(42, 0, 40, DEVICE, "not sure", EDGE)
+    bar(42, 0, 40, "edge", "unsure")
     lane(82, "cloud")
-    bar(82, 40, 74, AWAY, "503", CLOUD)
+    bar(82, 40, 74, "cloud", "503")
     sheet.text((x(74) + x(100)) / 2, 101, "pause", middle=True, size=13, ink=SOFT)
-    bar(82, 100, 168, AWAY, "retry: answered", CLOUD)
+    bar(82, 100, 168, "cloud", "retry: answered")
     sheet.arrow((x(168), 96), (x(168), 138))
-    sheet.text(x(168), 154, "the answer", middle=True, size=13, ink=GOOD)
+    sheet.text(x(168), 154, "the answer", middle=True, size=13)
     sheet.text(14, 206, "A hedge", bold=True)
     lane(222, "edge")
-    bar(222, 0, 96, DEVICE, "slow today, and then sure", EDGE)
+    bar(222, 0, 96, "edge", "slow, and then sure")
     lane(262, "cloud")
-    bar(262, 60, 96, AWAY, "hedge", CLOUD)
+    bar(262, 60, 96, "cloud", "hedge")
     sheet.text(x(98), 281, "cancelled", size=13, ink=SOFT)
     sheet.arrow((x(96), 236), (x(104), 236), (x(104), 312))
-    sheet.text(x(104) - 8, 328, "the first accepted answer", size=13, ink=GOOD)
+    sheet.text(x(104) - 8, 328, "the first accepted answer", size=13)
     sheet.arrow((x(60), 312), (x(60), 292))
     sheet.text(x(60) + 12, 328, "hedge_after", size=13, ink=SOFT, end=True)
     for top, bottom in ((36, 160), (216, 340)):
-        sheet.line([(x(200), top), (x(200), bottom)], CLOUD, width=2)
-    sheet.text(506, 26, "deadline", size=13, ink=CLOUD, end=True)
+        sheet.line([(x(200), top), (x(200), bottom)], INK, width=2)
+    sheet.text(506, 26, "deadline", size=13, bold=True, end=True)
     sheet.arrow((left, 362), (506, 362))
     for ms in (0, 50, 100, 150, 200):
         sheet.text(x(ms), 382, f"{ms} ms", middle=True, size=13, ink=SOFT)
@@ -79,31 +88,31 @@ def deadline() -> Sheet:
 def refine() -> Sheet:
     """The answers that `refine` yields."""
     sheet = Sheet(520, 330, "refine yields a provisional answer at once, and a final one later")
-    sheet.box(14, 130, 96, 58, DEVICE, "the edge", "answers", line=EDGE)
+    sheet.box(14, 130, 96, 58, "edge", "edge", "answers")
     sheet.arrow((110, 145), (134, 60), (152, 60))
     sheet.text(60, 92, "sure", size=13, ink=SOFT)
-    sheet.box(152, 32, 354, 56, ANSWER, "one answer, final", "nothing was sent", line=GOOD)
+    sheet.box(152, 32, 354, 56, "edge", "one answer, final", "nothing was sent")
     sheet.arrow((110, 172), (134, 196), (152, 196))
     sheet.text(44, 216, "not sure", size=13, ink=SOFT)
     sheet.box(152, 160, 140, 72, PLAIN, "provisional", "shown at once;", "the cloud works", dashed=True)
-    for y, lines in (
-        (108, ("confirmed", "the cloud says the same")),
-        (176, ("replaced", "by the cloud's answer")),
-        (244, ("stands, degraded", "away, late or held")),
+    for y, *told in (
+        (108, "cloud", "confirmed", "the cloud says the same"),
+        (176, "cloud", "replaced", "by the cloud's answer"),
+        (244, "degraded", "degraded", "away, late or held"),
     ):
         sheet.arrow((292, 196), (310, 196), (310, y + 28), (328, y + 28))
-        sheet.box(328, y, 178, 56, ANSWER, *lines, line=GOOD, dashed=lines[0].startswith("stands"))
-    sheet.text(417, 320, "final", middle=True, size=13, ink=GOOD)
+        sheet.box(328, y, 178, 56, *told)
+    sheet.text(417, 320, "final", middle=True, size=13)
     return sheet
 
 
 def breaker() -> Sheet:
     """The states of a circuit breaker."""
     sheet = Sheet(520, 360, "The states of the circuit breaker of one endpoint")
-    sheet.box(14, 30, 170, 60, ANSWER, "closed", "requests are sent", line=GOOD)
-    sheet.box(336, 30, 170, 60, AWAY, "open", "nothing is sent", line=CLOUD)
+    sheet.box(14, 30, 170, 60, PLAIN, "closed", "requests are sent")
+    sheet.box(336, 30, 170, 60, PAPER, "open", "nothing is sent", line=INK)
     sheet.box(336, 250, 170, 60, PLAIN, "half-open", "one probe, no user data")
-    sheet.box(14, 250, 170, 60, ANSWER, "closed on trial", "requests are sent", line=GOOD, dashed=True)
+    sheet.box(14, 250, 170, 60, PLAIN, "closed on trial", "requests are sent", dashed=True)
     sheet.arrow((184, 50), (336, 50))
     sheet.text(260, 42, "three faults in a row", middle=True, size=13, ink=SOFT)
     sheet.arrow((400, 90), (400, 250))
@@ -140,11 +149,11 @@ def gate() -> Sheet:
     for i, (name, stop) in enumerate(steps):
         y = 44 + 54 * i
         sheet.arrow((120, y - 14), (120, y))
-        sheet.box(14, y, 212, 38, DEVICE if i < len(steps) - 1 else ANSWER, name, line=EDGE if i < len(steps) - 1 else GOOD)
+        sheet.box(14, y, 212, 38, PLAIN, name)
         sheet.arrow((226, y + 19), (258, y + 19), dashed=True)
         sheet.text(266, y + 24, stop, size=13)
     sheet.arrow((120, 460), (120, 474))
-    sheet.box(14, 474, 212, 34, AWAY, "the first byte leaves", line=CLOUD)
+    sheet.box(14, 474, 212, 34, "cloud", "first byte to the cloud")
     sheet.text(266, 496, "again for each attempt: limits, ledger", size=13, ink=SOFT)
     return sheet
 
@@ -152,22 +161,22 @@ def gate() -> Sheet:
 def outbox() -> Sheet:
     """The states of an entry of the outbox."""
     sheet = Sheet(520, 380, "The states of an entry of the outbox")
-    sheet.box(14, 20, 206, 58, DEVICE, "the edge's answer", "final = False, queued", line=EDGE)
+    sheet.box(14, 20, 206, 58, "waiting", "the edge's answer", "final = False, queued")
     sheet.arrow((117, 78), (117, 120))
     sheet.text(125, 104, "on disk", size=13, ink=SOFT)
-    sheet.box(14, 120, 206, 58, PLAIN, "waiting", "sent when the cloud is back")
+    sheet.box(14, 120, 206, 58, "waiting", "waiting", "sent when the cloud is back")
     sheet.arrow((220, 134), (244, 134), (244, 100), (184, 100), (184, 120), dashed=True)
     sheet.text(252, 104, "away again, held, late:", size=13, ink=SOFT)
     sheet.text(252, 122, "wait longer, at random", size=13, ink=SOFT)
     sheet.arrow((117, 178), (117, 220))
     sheet.text(125, 204, "the cloud answers", size=13, ink=SOFT)
-    sheet.box(14, 220, 206, 58, ANSWER, "answered", "on_late is still due", line=GOOD)
+    sheet.box(14, 220, 206, 58, "cloud", "answered", "on_late is still due")
     sheet.arrow((117, 278), (117, 320))
     sheet.text(125, 304, "on_late returns", size=13, ink=SOFT)
-    sheet.box(14, 320, 206, 44, ANSWER, "deleted; its id is kept", line=GOOD)
+    sheet.box(14, 320, 206, 44, PLAIN, "deleted; its id is kept")
     sheet.arrow((220, 160), (320, 160), (320, 196))
     sheet.text(256, 178, "refused", size=13, ink=SOFT)
-    sheet.box(300, 196, 206, 76, AWAY, "dead letter", "404, a bad reply, a class", "that may no longer leave", line=CLOUD)
+    sheet.box(300, 196, 206, 76, PAPER, "dead letter", "404, a bad reply, a class", "that may no longer leave", line=INK)
     sheet.arrow((480, 196), (480, 152), (228, 152))
     sheet.text(406, 146, "outbox retry", size=13, ink=SOFT)
     sheet.arrow((403, 272), (403, 320))
@@ -183,22 +192,22 @@ def text_stream() -> Sheet:
     sheet.text(14, 140, "not sure", bold=True)
     for y in (40, 152):
         for i in range(4):
-            sheet.box(90 + 26 * i, y, 22, 28, DEVICE, line=EDGE, dashed=True)
+            sheet.box(90 + 26 * i, y, 22, 28, "edge", dashed=True)
         sheet.text(90, y + 46, "held back", size=13, ink=SOFT)
         sheet.line([(196, y - 14), (196, y + 56)], INK, width=1.6, dashed=True)
     sheet.text(196, 20, "decide_after = 4 tokens", middle=True, size=13, ink=SOFT)
     for i in range(11):
-        sheet.box(204 + 26 * i, 40, 22, 28, DEVICE, line=EDGE)
-    sheet.text(204, 86, "all of it is shown, at once, and as it comes", size=13, ink=GOOD)
+        sheet.box(204 + 26 * i, 40, 22, 28, "edge")
+    sheet.text(204, 86, "all of it is shown, at once, and as it comes", size=13)
     for i in range(3):
-        sheet.box(204 + 26 * i, 152, 22, 28, DEVICE, line=EDGE, dashed=True)
+        sheet.box(204 + 26 * i, 152, 22, 28, "edge", dashed=True)
     sheet.text(290, 171, "stopped at the cloud's first piece", size=13, ink=SOFT)
     sheet.arrow((196, 208), (196, 240), (282, 240))
     sheet.text(204, 232, "the cloud", size=13, ink=SOFT)
     for i in range(8):
-        sheet.box(282 + 26 * i, 226, 22, 28, AWAY, line=CLOUD)
-    sheet.text(282, 272, "shown as it comes", size=13, ink=GOOD)
-    sheet.text(14, 298, "If the cloud fails or is late, the local answer goes on, degraded.", size=13, ink=SOFT)
+        sheet.box(282 + 26 * i, 226, 22, 28, "cloud")
+    sheet.text(282, 272, "shown as it comes", size=13)
+    sheet.text(14, 298, "If the cloud fails or is late, the edge's answer goes on, degraded.", size=13, ink=SOFT)
     return sheet
 
 
@@ -206,20 +215,20 @@ def trials() -> Sheet:
     """From shadow to a hidden trial to a model in force, and back."""
     sheet = Sheet(520, 430, "From shadow to a hidden trial to a model in force, and back")
     steps = (
-        (AWAY, CLOUD, "shadow", "the cloud answers everything;", "the edge runs, unseen, and is compared"),
-        (DEVICE, EDGE, "in force", "a certificate from the comparisons;", "the edge answers what it is sure of"),
-        (PLAIN, SOFT, "a hidden trial beside it", "a new model runs in audits, unseen", ""),
-        (DEVICE, EDGE, "switched", "recertify: its certificate holds,", "the policy is rewritten"),
+        ("cloud", "shadow", "the cloud answers everything;", "the edge runs, unseen, and is compared"),
+        ("edge", "in force", "a certificate from the comparisons;", "the edge answers what it is sure of"),
+        (PLAIN, "a hidden trial beside it", "a new model runs in audits, unseen", ""),
+        ("edge", "switched", "recertify: its certificate holds,", "the policy is rewritten"),
     )
-    for i, (fill, line, *lines) in enumerate(steps):
+    for i, (fill, *lines) in enumerate(steps):
         y = 16 + 104 * i
-        sheet.box(14, y, 300, 72, fill, *filter(None, lines), line=line)
+        sheet.box(14, y, 300, 72, fill, *filter(None, lines))
     for i, text in enumerate(("calibrate --audited", "a new model", "enough audits")):
         sheet.arrow((164, 88 + 104 * i), (164, 120 + 104 * i))
         sheet.text(174, 109 + 104 * i, text, size=13, ink=SOFT)
-    sheet.arrow((314, 364), (420, 364), (420, 156), (314, 156), ink=CLOUD)
-    sheet.text(412, 262, "an alarm:", size=13, ink=CLOUD, end=True)
-    sheet.text(412, 280, "rolled back", size=13, ink=CLOUD, end=True)
+    sheet.arrow((314, 364), (420, 364), (420, 156), (314, 156), ink=INK)
+    sheet.text(412, 262, "an alarm:", size=13, end=True)
+    sheet.text(412, 280, "rolled back", size=13, end=True)
     sheet.text(506, 40, "callers see the cloud", size=13, ink=SOFT, end=True)
     sheet.text(506, 58, "alone", size=13, ink=SOFT, end=True)
     return sheet
@@ -246,7 +255,7 @@ def confidence() -> Sheet:
         sheet.text(left - 8, y(10**power) + 5, f"{10**power:,}", size=13, ink=SOFT, end=True)
     step = w / len(counts[0])
     for i, (good, bad) in enumerate(zip(*counts, strict=True)):
-        for count, shift, fill, line in ((good, 3, ANSWER, GOOD), (bad, step / 2, AWAY, CLOUD)):
+        for count, shift, fill, line in ((good, 3, PLAIN, SOFT), (bad, step / 2, INK, INK)):
             if count:
                 x = round(left + i * step + shift, 1)
                 sheet.box(x, y(count), round(step / 2 - 3, 1), round(bottom - y(count), 1), fill, line=line)
@@ -257,7 +266,7 @@ def confidence() -> Sheet:
     sheet.text(cut, 28, "threshold 0.64", middle=True, bold=True)
     sheet.text(cut - 12, 56, "deferred", size=13, ink=SOFT, end=True)
     sheet.text(cut + 12, 56, "accepted", size=13, ink=SOFT)
-    caption = f"confidence (msp) of {len(score):,} images; green: right, orange: wrong"
+    caption = f"confidence (msp) of {len(score):,} images; pale: right, dark: wrong"
     sheet.text(left + w / 2, bottom + 44, caption, middle=True, size=13, ink=SOFT)
     return sheet
 
@@ -275,12 +284,12 @@ def ladder() -> Sheet:
         sheet.text(14, y + 38, f"{time_ms} ms left", bold=True)
         for j, (codec, call_ms) in enumerate(codecs.items()):
             chosen, top = codec == sent, y + 22 * j
-            sheet.box(left, top, call_ms * scale, 18, ANSWER if chosen else PLAIN, line=GOOD if chosen else SOFT)
+            sheet.box(left, top, call_ms * scale, 18, SOFT if chosen else PLAIN)
             label = f"{codec}, {why}" if chosen else codec
             end = left + call_ms * scale + 8
             label_x = limit + 8 if end < limit < end + 8 * len(label) else end
-            sheet.text(label_x, top + 14, label, size=13, ink=GOOD if chosen else SOFT)
-        sheet.line([(limit, y - 6), (limit, y + 68)], CLOUD, width=1.6, dashed=True)
+            sheet.text(label_x, top + 14, label, size=13, bold=chosen, ink=INK if chosen else SOFT)
+        sheet.line([(limit, y - 6), (limit, y + 68)], INK, width=1.6, dashed=True)
     return sheet
 
 
@@ -293,19 +302,19 @@ def frames() -> Sheet:
         sheet.text(14, y + 19, name, size=13, ink=SOFT)
     taken = (0, 3, 5, 8)
     for i in range(11):
-        x, fill, line = left + i * period, *((DEVICE, EDGE) if i in taken else (PLAIN, SOFT))
-        sheet.box(x, rows["frames"], 28, 28, fill, line=line, dashed=i not in taken)
+        x, fill = left + i * period, "edge" if i in taken else PLAIN
+        sheet.box(x, rows["frames"], 28, 28, fill, dashed=i not in taken)
         sheet.text(x + 14, rows["frames"] + 19, str(i), middle=True, size=13, ink=INK if i in taken else SOFT)
     sheet.text(left, 28, "dashed: replaced by a newer frame; frame 3 is deferred", size=13, ink=SOFT)
     for j, i in enumerate(taken):
         x = left + 14 + j * (run + 14)
-        sheet.box(x, rows["edge"], run, 28, DEVICE, f"frame {i}", line=EDGE)
+        sheet.box(x, rows["edge"], run, 28, "edge", f"frame {i}", size=13)
         sheet.arrow((x + run, rows["edge"] + 28), (x + run, rows["shown"]))
-        sheet.box(x + run - 22, rows["shown"], 44, 28, ANSWER, str(i), line=GOOD, dashed=i == 3)  # noqa: PLR2004 - the one in doubt
+        sheet.box(x + run - 22, rows["shown"], 44, 28, "edge", str(i), dashed=i == 3)  # noqa: PLR2004 - the one in doubt
     x = left + 14 + 2 * run + 14
-    sheet.box(x + 8, rows["cloud"], 138, 28, AWAY, "frame 3", line=CLOUD)
+    sheet.box(x + 8, rows["cloud"], 138, 28, "cloud", "frame 3")
     sheet.arrow((x + 146, rows["cloud"] + 28), (x + 146, rows["shown"] + 40))
-    sheet.text(x + 146, rows["shown"] + 56, "3, final", middle=True, size=13, ink=GOOD)
+    sheet.text(x + 146, rows["shown"] + 56, "3, final", middle=True, size=13)
     sheet.text(left, 296, "A slow edge, or program, gets fewer updates, and no old ones.", size=13, ink=SOFT)
     return sheet
 
@@ -316,11 +325,11 @@ def gateway() -> Sheet:
     for i, name in enumerate(("OpenAI's client", "curl, LangChain", "Open WebUI", "Triton's clients")):
         sheet.box(14, 20 + 58 * i, 130, 42, PLAIN, name)
         sheet.arrow((144, 41 + 58 * i), (184, 128))
-    sheet.box(184, 78, 160, 100, DEVICE, "the gateway", "/v1 and /v2 on", "127.0.0.1, a token,", "one policy", line=EDGE)
+    sheet.box(184, 78, 160, 100, PLAIN, "the gateway", "/v1 and /v2 on", "127.0.0.1, a token,", "one policy")
     sheet.arrow((344, 106), (386, 62))
     sheet.arrow((344, 150), (386, 194))
-    sheet.box(386, 32, 120, 60, DEVICE, "the edge", "on this device", line=EDGE)
-    sheet.box(386, 164, 120, 60, AWAY, "the cloud", "if it may leave", line=CLOUD)
+    sheet.box(386, 32, 120, 60, "edge", "the edge", "on this device")
+    sheet.box(386, 164, 120, 60, "cloud", "the cloud", "if it may leave")
     sheet.line([(366, 130), (506, 130)], SOFT, width=1.3, dashed=True)
     sheet.text(506, 122, "device", size=13, ink=SOFT, end=True)
     sheet.text(506, 148, "elsewhere", size=13, ink=SOFT, end=True)
@@ -341,11 +350,11 @@ def rules() -> Sheet:
         sheet.text(*at(8.7, share + 0.02), name, size=13, ink=SOFT)
     hours = (0, 2, 3.5, 4, 4.7, 5.4, 6.2, 7, 9, 10, 12)
     shares = (0.45, 0.3, 0.19, 0.16, 0.23, 0.18, 0.25, 0.31, 0.46, 0.42, 0.27)
-    sheet.line([at(*point) for point in zip(hours, shares, strict=True)], EDGE, width=2.4)
+    sheet.line([at(*point) for point in zip(hours, shares, strict=True)], INK, width=2.4)
     for share in (0, 0.25, 0.5):
         sheet.text(left - 10, at(0, share)[1] + 5, f"{100 * share:.0f} %", size=13, ink=SOFT, end=True)
     begin, end = at(3.36, 0)[0], at(6.87, 0)[0]
-    sheet.box(begin, 196, end - begin, 30, AWAY, "only_edge", line=CLOUD)
+    sheet.box(begin, 196, end - begin, 30, "edge", "only_edge")
     sheet.text(left, 216, "the policy's mode", size=13, ink=SOFT)
     sheet.text(end + 10, 216, "the policy's mode", size=13, ink=SOFT)
     sheet.text(left, 22, "the battery's charge", size=13, ink=SOFT)
@@ -360,7 +369,7 @@ def publish() -> Sheet:
     sheet.arrow((164, 49), (190, 49))
     sheet.box(190, 20, 140, 58, PLAIN, "sign", "keys/models.pem")
     sheet.arrow((330, 49), (356, 49))
-    sheet.box(356, 20, 150, 58, AWAY, "catalog", "any server, or a stick", line=CLOUD)
+    sheet.box(356, 20, 150, 58, PAPER, "catalog", "any server, or a stick")
     sheet.line([(14, 98), (506, 98)], SOFT, width=1.3, dashed=True)
     sheet.text(14, 92, "publisher", size=13, ink=SOFT)
     sheet.text(14, 116, "device", size=13, ink=SOFT)
@@ -375,7 +384,7 @@ def publish() -> Sheet:
     for i, (name, check, wrong) in enumerate(steps):
         y = 130 + 66 * i
         last = i == len(steps) - 1
-        sheet.box(14, y, 242, 48, ANSWER if last else DEVICE, name, check, line=GOOD if last else EDGE)
+        sheet.box(14, y, 242, 48, PLAIN, name, check, line=INK if last else SOFT)
         sheet.arrow((256, y + 24), (300, y + 24), dashed=True)
         sheet.text(308, y + 29, wrong, size=13)
         if not last:
@@ -392,7 +401,7 @@ def fleet() -> Sheet:
         (132, "1,000 devices", "a digest a day each", "20 MB, 30,000 requests a month"),
         (384, "1,000,000 devices", "a digest a day each", "20 GB, 30 million requests a month"),
     ):
-        sheet.box(14, y, 250, 78, DEVICE, count, *lines, line=EDGE)
+        sheet.box(14, y, 250, 78, PLAIN, count, *lines)
     sheet.text(282, 48, "the state folder is all there is;", size=13, ink=SOFT)
     sheet.text(282, 66, "an alarm takes months", size=13, ink=SOFT)
     sheet.line([(14, 112), (506, 112)], SOFT, width=1.3, dashed=True)
@@ -401,13 +410,13 @@ def fleet() -> Sheet:
         (132, ("a folder or broker", "or a bucket: $0.15"), "a laptop, once a day", "a folder behind any web server", "next day"),
         (384, ("a bucket", "30 million PUT: $150"), "one server, once a day", "the same folder, behind a CDN", "next day"),
     ):
-        sheet.box(316, y, 190, 78, AWAY, *store, line=CLOUD)
+        sheet.box(316, y, 190, 78, PAPER, *store)
         sheet.arrow((264, y + 39), (316, y + 39))
         sheet.text(290, y + 31, "up", middle=True, size=13, ink=SOFT)
         sheet.box(316, y + 122, 190, 92, PLAIN, "edgeroute fleet", owner, "collect, report,", "alarm, promote")
         sheet.arrow((411, y + 78), (411, y + 122))
         sheet.text(420, y + 105, alarm, size=13, ink=SOFT)
-        sheet.box(14, y + 136, 250, 64, ANSWER, "signed policies", policies, line=GOOD)
+        sheet.box(14, y + 136, 250, 64, PLAIN, "signed policies", policies)
         sheet.arrow((316, y + 168), (264, y + 168))
         sheet.arrow((139, y + 136), (139, y + 78))
         sheet.text(146, y + 112, "in rings: 1 %, 10 %, all", size=13, ink=SOFT)

@@ -51,13 +51,19 @@ def answer_state(source: str, reason_code: str, *, degraded: bool = False, final
     return "cloud" if source == "cloud" else "cache"
 
 
-def css() -> str:
-    """Return CSS rules that set `--edge`, `--cloud` and so on to the colours, for light and dark pages."""
-    light, dark = (
+def css(page: str = ":root", dark: str = "") -> str:
+    """Return CSS rules that set `--edge`, `--cloud` and so on to the colours, for light and dark pages.
+
+    Args:
+        page: selector of the element that is the page.
+        dark: selector of it where it is dark; empty: where the system is.
+    """
+    light, night = (
         " ".join(f"--{state.word}: {colour};" for state, colour in zip(STATES.values(), colours, strict=True))
         for colours in ([state.light for state in STATES.values()], [state.dark for state in STATES.values()])
     )
-    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+    rule = f"{dark} {{ {night} }}" if dark else f"@media (prefers-color-scheme: dark) {{ {page} {{ {night} }} }}"
+    return f"{page} {{ {light} }}\n{rule}\n"
 
 
 def svg_hatches(names: Iterable[StateName] = STATES) -> str:
@@ -72,6 +78,11 @@ def svg_hatches(names: Iterable[StateName] = STATES) -> str:
     return f"<defs>{patterns}</defs>"
 
 
+def marked(name: StateName, text: str = "") -> str:
+    """Return a state's mark before its word, or before another text that has the word."""
+    return f"{STATES[name].mark} {text or name}"
+
+
 def legend(names: Iterable[StateName] = STATES) -> str:
     """Return the marks and words of states in one line of plain text."""
-    return "  ".join(f"{STATES[name].mark} {STATES[name].word}" for name in names)
+    return "  ".join(map(marked, names))

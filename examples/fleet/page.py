@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-COLOURS = {"shop-1": "#8d96a8", "shop-2": "#1f5fb0", "shop-3": "#c04f06", "shop-4": "#1e7a37"}
-OTHER, FOG = "#b9c0cc", "#c04f06"
+COLOURS = {"shop-1": "#98a1b0", "shop-2": "#5c6370", "shop-3": "#1b1b1f", "shop-4": "#7d8697"}
+"""Of policies, which are no states of answers: greys."""
+OTHER, FOG = "#d5d9df", "#1b1b1f"
 LEFT, TOP, WIDE, HIGH = 48, 24, 640, 170
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f }

@@ -7,6 +7,8 @@ from html import escape
 
 from simulate import Report
 
+from edgeroute.tools.palette import STATES, marked
+
 WIDTH, HEIGHT = 960, 330
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 64, 44
 LOWEST, HIGHEST = -6.0, 30.0
@@ -14,19 +16,19 @@ LOWEST, HIGHEST = -6.0, 30.0
 THRESHOLD = -1.386
 """Log-odds of .2: above it the larger model is asked."""
 LEGEND = (
-    "Days. Blue: the small model's log-odds of a fault; above the dashed line the larger model is asked."
-    " Orange: a fault grows. Red: alarm. Grey: no link."
+    f"Days. Line: {marked('edge')}, the small model's log-odds of a fault; above the dashed line the larger model is asked."
+    " Grey: a fault grows. Red: alarm. Dark: no link."
 )
-STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #222 }
-.small { font-size: 11px; fill: #555 }
-.back { fill: #fff }
-.fault { fill: #f6d5b8 }
-.outage { fill: #8d96a8 }
-.score { stroke: #1d5fa8; fill: none; stroke-width: 1 }
-.line { stroke: #777; stroke-dasharray: 4 3 }
-.axis { stroke: #999 }
-.alarm { stroke: #b3261e; stroke-width: 2 }
+STYLE = f"""
+text {{ font: 12px system-ui, sans-serif; fill: #222 }}
+.small {{ font-size: 11px; fill: #555 }}
+.back {{ fill: #fff }}
+.fault {{ fill: #e3e6ea }}
+.outage {{ fill: #555 }}
+.score {{ stroke: {STATES["edge"].light}; fill: none; stroke-width: 1 }}
+.line {{ stroke: #777; stroke-dasharray: 4 3 }}
+.axis {{ stroke: #999 }}
+.alarm {{ stroke: #b3261e; stroke-width: 2 }}
 """
 
 

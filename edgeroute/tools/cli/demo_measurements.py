@@ -21,8 +21,8 @@ from edgeroute.system.foreign_files import read_bytes
 from edgeroute.tools.cli.tables_and_options import table
 from edgeroute.tools.measure.deferral_curve import deferral_curve
 from edgeroute.tools.measure.report import html_blocks as html
-from edgeroute.tools.measure.report.figures import CLOUD, EDGE, INK, element, frame
-from edgeroute.tools.measure.report.numbers_in_words import size
+from edgeroute.tools.measure.report.figures import INK, element, frame, side_alone
+from edgeroute.tools.measure.report.numbers_in_words import LEGS, size
 from edgeroute.tools.measure.report.report_page import Page, document
 from edgeroute.types import Answer
 
@@ -231,9 +231,9 @@ def numbers(report: Report) -> dict[str, float]:
 
 def rows(report: Report) -> list[tuple[str, ...]]:
     """Return the table's rows, under `HEAD`."""
-    ways = {"edge alone": report.edge, "cloud alone": report.cloud, "cascade": report.cascade}
+    ways = {"edge": report.edge, "cloud": report.cloud, "cascade": report.cascade}
     return [
-        (way, f"{run.accuracy:.2%}", f"{run.p50_ms:.2f} ms", f"{run.deferral:.1%}", size(run.bytes_sent))
+        (LEGS[way], f"{run.accuracy:.2%}", f"{run.p50_ms:.2f} ms", f"{run.deferral:.1%}", size(run.bytes_sent))
         for way, run in ways.items()
     ]
 
@@ -289,10 +289,12 @@ def drawing(report: Report, *, ink: str = INK) -> Any:
     x, y = points(report)
     figure, axes = frame((7.5, 4.5), ink=ink)
     axes.plot([0, 100], [y[0], y[-1]], "--", color=ink, alpha=0.5, linewidth=1, label="deferring at random")
-    axes.plot(x, y, color=EDGE, linewidth=2, label="deferring what the edge is least sure of")
+    axes.plot(x, y, color=ink, linewidth=2, label="deferring what the edge is least sure of")
+    side_alone(axes, "edge", 0, y[0])
+    side_alone(axes, "cloud", 100, y[-1])
     current = report.cascade.deferral * 100, report.cascade.accuracy * 100
     label = f"the threshold in use: {current[0]:.1f}% deferred, {current[1]:.2f}% accurate"
-    axes.plot(*current, "o", color=CLOUD, markersize=9, label=label)
+    axes.plot(*current, "*", color=ink, markersize=14, label=label)
     axes.set_xlabel("images sent to the cloud, %")
     axes.set_ylabel("accuracy, %")
     axes.set_xlim(-1, 101)

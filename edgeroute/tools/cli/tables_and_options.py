@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
+from edgeroute.tools.palette import STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 WIDE = 1 << 16  # width if stdout is no terminal: a row is a line, however long
 LEAST = 8  # least width of a folded column, characters
@@ -43,6 +45,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], left: Sequen
     from rich.text import Text
 
     out, cells = console(), [[_cell_text(cell) for cell in row] for row in rows]
+    if not out.encoding.startswith("utf"):
+        cells = [[_MARKS.sub("", cell) for cell in row] for row in cells]
     widths = [max(len(name), min(LEAST, max((len(row[i]) for row in cells), default=0))) for i, name in enumerate(columns)]
     if sum(widths) + 3 * len(widths) + 1 > out.width:
         for row in cells:
@@ -54,7 +58,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], left: Sequen
     for name in columns:
         grid.add_column(name, overflow="fold", justify="left" if name in left else "right")
     for row in cells:
-        grid.add_row(*map(Text, row))
+        grid.add_row(*(_coloured(cell) for cell in row))
     out.print(grid)
 
 
@@ -81,6 +85,20 @@ def _cell_text(cell: object) -> str:
         return "-"
     text = f"{cell:,}" if isinstance(cell, int) else str(cell)
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+_MARKS = re.compile(f"^[{''.join(state.mark for state in STATES.values())}] ")
+
+
+def _coloured(cell: str) -> Text:
+    """Return a cell with the mark of a state, if it begins with one, in its colour."""
+    from rich.text import Text
+
+    text = Text(cell)
+    for state in STATES.values():
+        if cell.startswith(state.mark):
+            text.stylize(state.light, 0, 1)
+    return text
 
 
 def local_time(time: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:

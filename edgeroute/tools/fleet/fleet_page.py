@@ -13,15 +13,16 @@ from edgeroute.tools.fleet.fleet_report import LEAST_COUNT, LEAST_DAYS, MISSING_
 from edgeroute.tools.fleet.fleet_report import quantile as bucket_of
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_in_words as words
-from edgeroute.tools.measure.report.figures import CLOUD, EDGE, INK, SIZE, element, frame
+from edgeroute.tools.measure.report.figures import CLOUD, DEGRADED, INK, SIZE, element, frame
 from edgeroute.tools.measure.report.page_sections import undrawn
 from edgeroute.tools.measure.report.report_page import Page, document
+from edgeroute.tools.palette import marked
 
 FIRST = date(1970, 1, 1).toordinal()
 ROWS = 20  # most rows of a table
 MEASURES = {"deferred": "deferred", "degraded": "degraded", "failed": "failed", "differ": "audits that differ from the cloud"}
 HEAD = (
-    "devices", "requests", "deferred", "degraded", "failed", "audits differ", "median latency", "99 % latency", "USD",
+    "devices", "requests", "deferred", marked("degraded"), "failed", "audits differ", "median latency", "99 % latency", "USD",
 )  # fmt: skip
 TITLES = {"model": "By model", "policy": "By policy", "site": "By site", "week": "By week"}
 UNNAMED = {"model": "(no model)", "policy": "(no policy)", "site": "(no site)", "week": ""}
@@ -227,7 +228,7 @@ def _shares(report: FleetReport) -> str | None:
         return None
     figure, (upper, lower) = frame(rows=2)
     x = [date.fromisoformat(day.name) for day in days]
-    for axes, name, color, dashes in ((upper, "deferred", EDGE, "-"), (lower, "degraded", CLOUD, "--")):
+    for axes, name, color, dashes in ((upper, "deferred", CLOUD, "-"), (lower, "degraded", DEGRADED, "--")):
         y = [100 * getattr(day, name) / day.requests for day in days]
         axes.plot(x, y, dashes, color=color, linewidth=2, marker=".")
         axes.set_ylabel(f"{name}, %")
@@ -244,16 +245,16 @@ def _money(report: FleetReport) -> str | None:
     figure, axes = frame(SIZE)
     days = [(date.fromisoformat(day.name), day.usd) for day in report.days if day.name.startswith(forecast.month)]
     x, y = [day for day, _ in days], np.cumsum([usd for _, usd in days])
-    axes.plot(x, y, "-", color=EDGE, linewidth=2, marker=".", label="spent")
+    axes.plot(x, y, "-", color=INK, linewidth=2, marker=".", label="spent")
     if forecast.expected is not None and forecast.low is not None and forecast.high is not None:
         from calendar import monthrange
 
         end = forecast.until.replace(day=monthrange(forecast.until.year, forecast.until.month)[1])
-        axes.plot([x[-1], end], [y[-1], forecast.expected], ":", color=EDGE, linewidth=2, label="expected")
+        axes.plot([x[-1], end], [y[-1], forecast.expected], ":", color=INK, linewidth=2, label="expected")
         bars = [[forecast.expected - forecast.low], [forecast.high - forecast.expected]]
-        axes.errorbar([end], [forecast.expected], yerr=bars, color=EDGE, capsize=4, label="95 % interval")
+        axes.errorbar([end], [forecast.expected], yerr=bars, color=INK, capsize=4, label="95 % interval")
     if forecast.budget is not None:
-        axes.axhline(forecast.budget, color=CLOUD, linewidth=1.5, linestyle="-.", label="budget")
+        axes.axhline(forecast.budget, color=INK, linewidth=1.5, linestyle="-.", label="budget")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("USD")
     _dates(axes)
@@ -268,7 +269,7 @@ def _latency(total: Sums) -> str | None:
         return None
     figure, axes = frame()
     labels = [*map(step, LATENCIES_S), f"> {LATENCIES_S[-1]:g} s"]
-    axes.barh(range(len(labels)), [100 * n / answered for n in total.latencies], color=EDGE)
+    axes.barh(range(len(labels)), [100 * n / answered for n in total.latencies], color=INK)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set_xlabel("answers, %")
@@ -282,7 +283,7 @@ def _spread(report: FleetReport) -> str | None:
     figure, axes = frame()
     from matplotlib.ticker import MaxNLocator
 
-    axes.stairs(report.spread, np.linspace(0, 100, len(report.spread) + 1), fill=True, color=EDGE)
+    axes.stairs(report.spread, np.linspace(0, 100, len(report.spread) + 1), fill=True, color=INK)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("deferred, %")
     axes.set_ylabel("devices")

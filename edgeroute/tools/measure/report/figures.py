@@ -11,12 +11,14 @@ import numpy as np
 from edgeroute.system.late_imports import import_needed
 from edgeroute.tools.measure.evaluation import Bin, Evaluation, Share
 from edgeroute.tools.measure.report.numbers_in_words import LEGS
+from edgeroute.tools.palette import STATES, StateName
 
 # Shared matplotlib style of the figures, and their conversion to inline SVG.
 
 INK = "#010203"  # placeholder for the page's text colour in an SVG
-# Colours of the sides: distinguishable on white and black, and colour-blind safe; lines also differ in dashes.
-EDGE, CLOUD = "#2f7ed8", "#e8590c"
+# Colours of answers of each side, as the palette has them; in an SVG they become the page's. Lines also differ in dashes.
+EDGE, CLOUD, DEGRADED = (STATES[name].light for name in ("edge", "cloud", "degraded"))
+MARKERS = {"edge": "o", "cloud": "^"}  # matplotlib's markers for the palette's marks
 SIZE = (4.2, 3.2)  # size of a figure, inches; on a phone 340 pixels wide the text is at least 10 pixels
 
 
@@ -55,12 +57,19 @@ def element(figure: Any, name: str) -> str:
     used = set(re.findall(r'(?:url\(|href=")#([\w.-]+)', text))
     text = re.sub(r' id="([\w.-]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", text)
     text = re.sub(r'((?:url\(|href=")#)', rf"\1{name}-", text)
+    for state in STATES.values():
+        text = text.replace(f": {state.light}", f": var(--{state.word}, {state.light})")
     return text.replace(INK, "currentColor")
+
+
+def side_alone(axes: Any, side: StateName, x: float, y: float) -> None:
+    """Draw the mark of a side that answers everything alone."""
+    axes.plot(x, y, MARKERS[side], color=STATES[side].light, markersize=8, clip_on=False, zorder=3, label=f"{side} alone")
 
 
 HISTOGRAM_BINS = 30
 SHORT = 100  # a log axis spanning less than this ratio gets ticks between the powers of ten
-MARKED = {"linestyle": "", "marker": "D", "markersize": 6, "color": CLOUD, "ecolor": CLOUD, "elinewidth": 1.5, "capsize": 3}
+MARKED = {"linestyle": "", "marker": "*", "markersize": 11, "color": INK, "ecolor": INK, "elinewidth": 1.5, "capsize": 3}
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
@@ -72,9 +81,13 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
     if oracle is not None:
         x, y = oracle
         axes.plot(x * 100, y * 100, ":", color=INK, linewidth=1.5, label="an oracle")
-    axes.plot(*(100 * values for values in curve), color=EDGE, linewidth=2, label="by the score")
+    axes.plot(*(100 * values for values in curve), color=INK, linewidth=2, label="by the score")
     if oracle is not None:
         axes.plot([0, 100], [y[0] * 100, y[-1] * 100], "--", color=INK, alpha=0.6, linewidth=1, label="at random")
+    if "edge" in accuracy:
+        side_alone(axes, "edge", 0, accuracy["edge"].value * 100)
+    if "cloud" in accuracy:
+        side_alone(axes, "cloud", 100, accuracy["cloud"].value * 100)
     current = accuracy.get("accepted" if oracle is None else "cascade")
     if current is not None:
         deferral = evaluation.deferral
@@ -84,10 +97,10 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
     certificate = evaluation.certificate
     if certificate is not None and not evaluation.uncalibrated:
         low, high = certificate.deferral_interval
-        axes.axvspan(low * 100, high * 100, color=EDGE, alpha=0.25, linewidth=0, label="deferral that the certificate expects")
+        axes.axvspan(low * 100, high * 100, color=INK, alpha=0.15, linewidth=0, label="deferral that the certificate expects")
         if certificate.kind == "max_loss" and "cloud" in accuracy and evaluation.labelled != certificate.agreement:
             least = (accuracy["cloud"].value - certificate.value) * 100
-            axes.axhline(least, color=CLOUD, linewidth=1, linestyle="-.", label="the least that is guaranteed")
+            axes.axhline(least, color=INK, linewidth=1, linestyle="-.", label="the least that is guaranteed")
     axes.set_xlim(-2, 102)
     axes.set_xlabel("deferred, %")
     axes.set_ylabel("accuracy, %" if evaluation.labelled else "as the cloud says, %")
@@ -138,7 +151,7 @@ def reliability(bins: list[Bin], *, diagonal: bool, right: str) -> str:
         [part.score for part in bins],
         [part.right.value * 100 for part in bins],
         yerr=np.hstack([_error_bars(part.right) for part in bins]),
-        **(MARKED | {"color": EDGE, "ecolor": EDGE, "marker": "o", "markersize": 4}),
+        **(MARKED | {"color": EDGE, "ecolor": EDGE, "marker": MARKERS["edge"], "markersize": 4}),
         label="examples of similar score, with 95 % intervals",
     )
     if diagonal:
@@ -161,18 +174,17 @@ def histograms(evaluation: Evaluation) -> str | None:
     apart = 0.5 if high - low < 1e-9 * max(1.0, abs(low), abs(high)) else 0.0  # alike but for rounding: no room for bins
     edges = np.histogram_bin_edges(score[known], HISTOGRAM_BINS, (low - apart, high + apart))
     if right is None:
-        groups = [("all", known, EDGE, "")]
+        groups = [("all", known, "")]
     else:
         yes, no = ("right", "wrong") if evaluation.labelled else ("as the cloud says", "otherwise")
-        groups = [(yes, known & right, EDGE, ""), (no, known & ~right, CLOUD, "////")]
+        groups = [(yes, known & right, ""), (no, known & ~right, "////")]
     figure, panels = frame(rows=len(groups))
     from matplotlib.ticker import MaxNLocator
 
-    for axes, (name, rows, color, hatch) in zip(np.atleast_1d(panels), groups, strict=True):
+    for axes, (name, rows, hatch) in zip(np.atleast_1d(panels), groups, strict=True):
         counts, _ = np.histogram(score[rows], edges)
-        axes.stairs(
-            counts, edges, fill=True, facecolor=color, edgecolor=INK if hatch else color, hatch=hatch, alpha=0.8, linewidth=0
-        )
+        fill: dict[str, Any] = {"facecolor": "none" if hatch else INK, "edgecolor": INK, "hatch": hatch}
+        axes.stairs(counts, edges, fill=True, alpha=0.6, linewidth=0, **fill)
         axes.set_ylabel(name, color=INK)
         axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         if not evaluation.thresholds and edges[0] <= evaluation.threshold <= edges[-1]:

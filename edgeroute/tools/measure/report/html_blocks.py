@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
+from edgeroute.tools.palette import STATES
+
 NARROW = 4  # most columns of a table that fits on a phone
+MARKS = {state.mark: state.word for state in STATES.values()}
 
 
 def escape(text: str) -> str:
     """Escape text for HTML, with a non-breaking space before percent signs."""
     return html.escape(text).replace(" %", "&nbsp;%")
+
+
+def coloured(text: str) -> str:
+    """Escape text for HTML, with the marks of states in their colours."""
+    return re.sub(
+        f"[{''.join(MARKS)}]", lambda found: f'<span style="color: var(--{MARKS[found[0]]})">{found[0]}</span>', escape(text)
+    )
 
 
 def section(title: str, *parts: str) -> str:
@@ -42,7 +53,7 @@ def figure(svg: str, label: str, caption: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> str:
     """Return a horizontally scrolling table; the first cell of each row is its header. label: for screen readers."""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    top = "".join(f'<th scope="col">{coloured(name)}</th>' for name in head)
     whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{_body(rows)}\n</tbody>\n</table>"
     hint = '<p class="hint">The table is wider than this screen: it scrolls sideways.</p>\n' if len(head) > NARROW else ""
     return f'{hint}<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0">\n{whole}\n</div>'
@@ -56,7 +67,7 @@ def facts(rows: Iterable[Sequence[str]]) -> str:
 def tiles(shown: Iterable[tuple[str, str, str]]) -> str:
     """Return tiles of (name, value, remark)."""
     each = "\n".join(
-        f"<div><dt>{escape(what)}</dt><dd>{escape(much)}</dd><dd>{escape(remark)}</dd></div>" for what, much, remark in shown
+        f"<div><dt>{coloured(what)}</dt><dd>{escape(much)}</dd><dd>{coloured(remark)}</dd></div>" for what, much, remark in shown
     )
     return f'<dl class="tiles">\n{each}\n</dl>'
 
@@ -64,6 +75,6 @@ def tiles(shown: Iterable[tuple[str, str, str]]) -> str:
 def _body(rows: Iterable[Sequence[str]]) -> str:
     """Return the rows of a table."""
     return "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        f'<tr><th scope="row">{coloured(name)}</th>{"".join(f"<td>{coloured(cell)}</td>" for cell in cells)}</tr>'
         for name, *cells in rows
     )

@@ -11,10 +11,11 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.tools.measure.certification import Verdict
 from edgeroute.tools.measure.deferral_curve import Area
 from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
+from edgeroute.tools.palette import marked
 
 NONE = "not known"
-LEGS = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade"}
-SIDES = {**LEGS, "accepted": "edge, where kept"}
+LEGS = {"edge": marked("edge", "edge alone"), "cloud": marked("cloud", "cloud alone"), "cascade": "cascade"}
+SIDES = {**LEGS, "accepted": marked("edge", "edge, where kept")}
 
 
 # Test behind a certificate -> its description.

@@ -13,6 +13,7 @@ from edgeroute.tools.measure.evaluation import Class, Evaluation, bins, calibrat
 from edgeroute.tools.measure.report import figures
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_in_words as words
+from edgeroute.tools.palette import marked
 
 WORST = 20  # most classes in the table
 NO_PROBABILITY = {*SCORES, "learned"} - {"msp"}  # scores that are not probabilities of being correct
@@ -78,7 +79,11 @@ def numbers(evaluation: Evaluation) -> str:
         boxes.append(("median latency", words.duration(latency["cascade"][0]), remark))
     elif "edge" in latency:
         boxes.append(
-            ("median latency, edge", words.duration(latency["edge"][0]), f"{words.duration(latency['edge'][-1])} at 99 %")
+            (
+                marked("edge", "edge, median latency"),
+                words.duration(latency["edge"][0]),
+                f"{words.duration(latency['edge'][-1])} at 99 %",
+            )
         )
     if examples.cloud is not None:
         sent, usd = examples.sent_bytes, examples.usd
@@ -144,7 +149,7 @@ def cost(evaluation: Evaluation) -> str:
         "The edge is always paid, and the cloud where it is asked. So the cascade costs less than the cloud alone while the "
         "deferral is below the break-even, 1 - edge / cloud."
     )
-    head = ["an input", "edge", "cloud", "cascade", "break-even", "deferral here"]
+    head = ["an input", marked("edge"), marked("cloud"), "cascade", "break-even", "deferral here"]
     return html.section("Cost", html.paragraph(text), html.table(head, rows, "Cost of an input"))
 
 

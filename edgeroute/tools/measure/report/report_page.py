@@ -26,6 +26,7 @@ from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_in_words as words
 from edgeroute.tools.measure.report import page_sections as sections
 from edgeroute.tools.measure.report.html_blocks import escape, side_by_side
+from edgeroute.tools.palette import css, marked
 
 if TYPE_CHECKING:
     from edgeroute.observe.stats_and_status import Stats
@@ -129,6 +130,8 @@ def basis(count: int, requests: int) -> str:
 SCOPE = ".edgeroute-report"  # selector of the element that is a page in a notebook
 # Selector of that element with the weight of an id, which no rule of the notebook for tables or lists overrides.
 STRONG = ".edgeroute-report:not(#_)"
+# Selector of that element where the notebook is dark: JupyterLab, Visual Studio Code, Colab.
+DARK = ", ".join(f"{SCOPE}:is({page} *)" for page in ('[data-jp-theme-light="false"]', ".vscode-dark", "html[theme=dark]"))
 
 
 @cache
@@ -209,7 +212,7 @@ def document(page: Page) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{escape(page.title)}</title>
-<style>{style("page.css")}</style>
+<style>{css()}{style("page.css")}</style>
 </head>
 <body>
 <main>
@@ -228,7 +231,7 @@ def cell(page: Page, name: str) -> str:
     Its style affects nothing else. name: id of the element, unique in the notebook: ids inside begin with it.
     """
     body = re.sub(r'(\bid="|\burl\(#|href="#)', rf"\1{name}-", page.body)
-    rules = (_scoped(style("page.css"), SCOPE) + style("cell.css")).replace(SCOPE, STRONG)
+    rules = (css(SCOPE, DARK) + _scoped(style("page.css"), SCOPE) + style("cell.css")).replace(SCOPE, STRONG)
     return (
         f'<div class="edgeroute-report" id="{name}">\n<style>{rules}</style>\n<p class="title">{escape(page.title)}</p>\n'
         f'<p class="dim">{escape(page.summary)}</p>\n{body}\n</div>\n'
@@ -256,8 +259,8 @@ def router_page(router: BaseRouter[Any]) -> str:
     """Return the page of a router: its targets, and its statistics. Calls no model and no endpoint."""
     snapshot = router.engine.snapshot
     rows = [
-        [target.name, target.side, backend.where, "" if target.threshold is None else f"{target.threshold:.4g}", target.label]
-        for target, backend in zip(snapshot.targets, snapshot.backends, strict=True)
+        [leg.name, marked(leg.side), backend.where, "" if leg.threshold is None else f"{leg.threshold:.4g}", leg.label]
+        for leg, backend in zip(snapshot.targets, snapshot.backends, strict=True)
     ]
     table = html.table(["target", "side", "where", "threshold", "guarantee"], rows, "The targets")
     state = "closed" if router.engine.closed else f"mode {snapshot.policy.mode}"
@@ -286,15 +289,18 @@ def check_page(check: Check) -> str:
 def _statistics(stats: Stats) -> list[str]:
     """Return the sections of statistics: counts, targets and trials."""
     tiles = html.tiles([
-        ("requests", f"{stats.requests:,}", f"{stats.cached:,} more from the cache"),
+        ("requests", f"{stats.requests:,}", f"{marked('cache')}: {stats.cached:,} more"),
         ("deferred", words.percent(stats.deferral_rate), f"{stats.deferred:,} to the cloud"),
-        ("degraded", f"{stats.degraded:,}", f"{stats.unanswered:,} unanswered"),
+        (marked("degraded"), f"{stats.degraded:,}", f"{stats.unanswered:,} unanswered"),
         ("bodies", words.size(stats.bytes_sent + stats.bytes_received), f"{words.size(stats.bytes_sent)} sent"),
         ("cost", f"{stats.usd_today:.4g} USD", "last 24 hours"),
     ])  # fmt: skip
     columns = ["target", "started", "answered", "accepted", "failed", "p50", "p99", "breaker"]
     rows = [
-        [leg.name, *(f"{n:,}" for n in leg[2:6]), _time(leg.p50_s), _time(leg.p99_s), leg.breaker] for leg in stats.legs
+        [
+            marked("edge" if leg.side == "edge" else "cloud", leg.name), *(f"{n:,}" for n in leg[2:6]),
+            _time(leg.p50_s), _time(leg.p99_s), leg.breaker,
+        ] for leg in stats.legs
     ]  # fmt: skip
     alarms = [html.paragraph(f"{audit.target}: {audit.alarm}") for audit in stats.audits if audit.alarm]
     arms = in_operation([arm._asdict() for arm in stats.arms]) if stats.arms else ""
