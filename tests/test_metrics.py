@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -44,7 +45,7 @@ from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.observe.stats_and_status import ArmStats, AuditStats, Interval, LegStats
 from edgeroute.record import request_counts as tally
 from edgeroute.record.instrument_interface import AttemptEnded, RequestEnded
-from edgeroute.record.prometheus import of_router
+from edgeroute.record.prometheus import PREFIX, of_router, shown
 from edgeroute.record.request_counts import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
 from edgeroute.tools.server.gateway import router_of
@@ -584,7 +585,12 @@ def test_without_the_extras():
 
 def everything():
     """Every metric that there is, by the names under which Prometheus has them."""
-    from edgeroute.record.prometheus import PREFIX, Page, of_status, of_tally
+    return {sample.name.removeprefix(PREFIX): {*sample.labels} for family in full_page().collect() for sample in family.samples}
+
+
+def full_page():
+    """A page with every metric that there is."""
+    from edgeroute.record.prometheus import Page, of_status, of_tally
 
     leg = LegStats("cloud", "cloud", 1, 1, 1, 0, 0, 0.1, 0.1, 0.1, 1, 1, "closed", 0, 0.1, 1e6)
     share = Interval(0.5, 0.4, 0.6)
@@ -604,7 +610,7 @@ def everything():
     page = Page()
     of_tally(page, counts.read(), "")
     of_status(page, status, "")
-    return {sample.name.removeprefix(PREFIX): {*sample.labels} for family in page.collect() for sample in family.samples}
+    return page
 
 
 def test_two_targets_of_one_name():
@@ -635,6 +641,24 @@ def test_the_page_has_each_metric_and_no_other():
     assert told.keys() == there.keys()
     for name, labels in there.items():
         assert labels <= told[name], name
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_nothing():
+    """Of every metric, with its own rules on names, labels and types."""
+    done = subprocess.run(["promtool", "check", "metrics"], input=shown(full_page()).body, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_labels_that_only_one_type_may_have():
+    """The rule that promtool found broken, and its like: `quantile` is a summary's, `le` a histogram's; only counters end in _total."""
+    for family in parsed(shown(full_page()).body.decode()):
+        labels = {label for sample in family.samples for label in sample.labels}
+        names = {sample.name for sample in family.samples}
+        assert family.documentation
+        assert ("quantile" in labels) == (family.type == "summary"), family.name
+        assert ("le" in labels) == (family.type == "histogram"), family.name
+        assert all(name.endswith("_total") for name in names) == (family.type == "counter"), family.name
 
 
 def test_the_dashboard_shows_what_there_is():

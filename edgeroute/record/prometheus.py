@@ -69,6 +69,7 @@ class Page:
         family = self._found.get(name)
         if family is None:
             family = self._found[name] = kind(PREFIX + name, text, labels=[*labels])
+            family.type = "summary" if "quantile" in labels else family.type  # the only type that may have this label
         family.add_metric([*labels.values()], *value)
 
     def counter(self, name: str, text: str, value: float, **labels: str) -> None:
@@ -148,14 +149,13 @@ def _of_stats(page: Page, stats: Stats, router: str) -> None:
         for quantile, seconds in (("0.5", leg.p50_s), ("0.9", leg.p90_s), ("0.99", leg.p99_s)):
             page.gauge("leg_latency_seconds", "Recent latency of a target", seconds, **labels, quantile=quantile)
         if leg.side == "cloud":
-            page.counter("sent_bytes", "Bytes of bodies sent, retries included", leg.bytes_sent, router=router, leg=leg.name)
-            page.counter("received_bytes", "Bytes of bodies received", leg.bytes_received, router=router, leg=leg.name)
+            del labels["side"]
+            page.counter("sent_bytes", "Bytes of bodies sent, retries included", leg.bytes_sent, **labels)
+            page.counter("received_bytes", "Bytes of bodies received", leg.bytes_received, **labels)
             for state in STATES:
-                page.gauge(
-                    "breaker", "State of the circuit breaker", leg.breaker == state, router=router, leg=leg.name, state=state
-                )
-            page.gauge("link_seconds", "Time of a call but for its bytes", leg.call_s, router=router, leg=leg.name)
-            page.gauge("link_bytes_per_second", "Bandwidth to the endpoint", leg.bytes_per_s, router=router, leg=leg.name)
+                page.gauge("breaker", "State of the circuit breaker", leg.breaker == state, **labels, state=state)
+            page.gauge("link_seconds", "Time of a call but for its bytes", leg.call_s, **labels)
+            page.gauge("link_bytes_per_second", "Bandwidth to the endpoint", leg.bytes_per_s, **labels)
     for name, joules in stats.joules.items():
         page.gauge("call_joules", "Energy of a call of a target", joules, router=router, leg=name)
     for audit in stats.audits:
