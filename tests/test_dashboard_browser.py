@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from both import GOOD
 from lazily import Later, needs
 from watched import EVIL, LONG
 
-from edgeroute import Audit, CallableModel, Egress, Function, Limits, Options, Router, Unreachable
+from edgeroute import Audit, CallableModel, Egress, Function, Limits, Options, PlainJson, Router, Unreachable
+from edgeroute.testing import CannedServer
 from edgeroute.tools.dashboard.in_process import Dashboard
 
 needs("playwright", "uvicorn")
@@ -95,7 +97,14 @@ def test_it_lives(browser, served):
         before = int(tile(page, "requests").replace(",", ""))
         router.infer(0.95, data_class="b")
         playwright.expect(requests).to_have_text(str(before + 1))
-        assert page.locator("#routes li").first.inner_text().count("never leaves") == 1
+        first = page.locator("#routes li").first.inner_text()
+        assert first.startswith("◆ private")
+        assert "0.95 >= " in first
+        router.infer(0.12, data_class="b")
+        playwright.expect(requests).to_have_text(str(before := before + 2))
+        told = page.locator("#routes li").first.inner_text()
+        assert "0.12 < " in told
+        assert told.endswith("data class 'b' never leaves")
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the figures"
         page.keyboard.press("Tab")
@@ -103,12 +112,152 @@ def test_it_lives(browser, served):
         assert page.locator("#pause").get_attribute("aria-pressed") == "true"
         router.infer(0.95, data_class="b")
         page.evaluate("look()")
-        assert tile(page, "requests") == str(before + 1)
+        assert tile(page, "requests") == str(before)
         page.keyboard.press("Enter")
-        playwright.expect(requests).to_have_text(str(before + 2))
+        playwright.expect(requests).to_have_text(str(before + 1))
         page.locator("input[name=which][value=odd]").check()
         assert page.locator("#routes li").count() == 1
         assert "is down" in page.locator("#routes").inner_text()
+
+
+@pytest.mark.parametrize("offline", ["edge", "queue"])
+def test_an_outage_is_the_loudest(browser, tmp_path, offline):
+    """Of a real server that is cut off: said once, in the largest letters; tiles change; its answers are a hatched series."""
+    dashboard, state = Dashboard(), "degraded" if offline == "edge" else "waiting"
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(CannedServer(GOOD))
+        router = stack.enter_context(
+            Router(edge, PlainJson(server.url, retries=0), threshold=0.5, offline=offline, state=tmp_path, options=Options(instruments=[dashboard]))
+        )  # fmt: skip
+        with opened(browser, dashboard.serve(router), scheme="dark") as page:
+            router.infer(0.3)
+            playwright.expect(page.locator("#tiles dd").first).to_have_text("1")
+            assert page.locator("#status").inner_text() == ""
+            assert page.locator("#tiles .loud").count() == 0
+            server.__exit__(None, None, None)
+            for _ in range(5):
+                router.infer(0.3)
+            status = page.get_by_role("status").filter(has_text="cloud away since")
+            playwright.expect(status).to_contain_text("5 requests without its answer")
+            assert ("5 waiting" in status.inner_text()) == (offline == "queue")
+            sizes = page.evaluate("""() => [...document.querySelectorAll("body *")].filter(one => one.getClientRects().length && one.tagName !== "svg" && !one.closest("svg"))
+              .map(one => [parseFloat(getComputedStyle(one).fontSize), one.closest("#status") !== null])""")
+            assert max(size for size, said in sizes if said) > max(size for size, said in sizes if not said)
+            assert page.locator("#tiles .loud").inner_text().startswith("✕ degraded")
+            assert (page.locator("#tiles .later").count() == 1) == (offline == "queue")
+            assert page.locator(f"#bars rect[fill='url(#hatch-{state})']").count() >= 1
+            assert page.evaluate(f"document.querySelector('#hatch-{state} path').getTotalLength()") > 0
+            page.evaluate("globalThis.line = document.querySelector('#status strong')")
+            router.infer(0.3)
+            playwright.expect(status).to_contain_text("6 requests without its answer")
+            assert page.evaluate("globalThis.line.isConnected"), "a count is no new announcement"
+
+
+def test_a_bar_opens_its_requests(browser, served):
+    """By a click and by keyboard; they stay as they are until the latest are wanted again."""
+    router, address = served
+    with opened(browser, address) as page:
+        page.locator("input[name=span][value=minutes]").check()
+        bars, routes = page.locator("#bars"), page.locator("#routes")
+        bars.focus()
+        page.keyboard.press("ArrowLeft")
+        said = bars.get_attribute("aria-valuetext")
+        count = sum(int(n) for n in re.findall(r"(\d+) [●▲■✕◆○]", said))
+        assert count > 0
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#h-routes")).to_contain_text(re.compile(rf"Requests from .*: {count}$"))
+        assert page.evaluate("document.activeElement.id") == "routes"
+        assert page.locator("#routes li").count() == min(count, 200)
+        before = routes.inner_text()
+        total = int(tile(page, "requests").replace(",", ""))
+        router.infer(0.95, data_class="b")
+        playwright.expect(page.locator("#tiles dd").first).to_have_text(f"{total + 1}")
+        assert routes.inner_text() == before
+        page.locator("#latest").click()
+        playwright.expect(page.locator("#h-routes")).to_have_text("Latest routes")
+        box = page.locator("#bars rect:not(.cursor)").last.bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        playwright.expect(page.locator("#h-routes")).to_contain_text("Requests from")
+        assert page.locator("#routes li").count() >= 1
+        page.locator("input[name=which][value=odd]").check()
+        assert page.locator("#routes li.edge").count() == 0
+
+
+def test_axes_and_the_slider_have_numbers(browser, served):
+    """The time axis has a date, the others their numbers; under the slider is its scale, with the threshold in force."""
+    _, address = served
+    with opened(browser, address) as page:
+        page.wait_for_selector("#promise:not(:empty)")
+        year = page.evaluate("String(new Date().getFullYear())")
+        for chart in ("#bars", "#latency"):
+            texts = page.locator(f"{chart} svg text").all_text_contents()
+            assert sum(year in text for text in texts) == 1
+            assert len([text for text in texts if re.search(r"\d", text)]) >= 6
+        marks = page.locator("#scale svg text").all_text_contents()
+        numbers = [float(text) for text in marks if re.fullmatch(r"[\d.]+", text)]
+        assert len(numbers) == 5
+        assert numbers == sorted(numbers)
+        assert {"accepts more", "defers more"} <= {*marks}
+        (in_force,) = [text for text in marks if text.startswith("in force")]
+        assert float(in_force.split()[-1]) == pytest.approx(
+            float(re.search(r": ([\d.]+)", page.locator("#threshold-label").inner_text())[1]), rel=0.01
+        )
+        for curve in page.locator("#curves svg").all():
+            assert len([text for text in curve.locator("text").all_text_contents() if re.search(r"\d", text)]) == 5
+
+
+def test_print_has_every_column(browser, served):
+    """On A4 the column of costs is there, buttons are not, and the whole list of requests is."""
+    _, address = served
+    with opened(browser, address, width=718) as page:
+        page.wait_for_selector("#promise:not(:empty)")
+        page.emulate_media(media="print")
+        head = page.get_by_role("columnheader", name="cost", exact=True)
+        box, cell = head.bounding_box(), page.locator("#legs tr").last.locator("td").last
+        assert box["x"] + box["width"] <= 718
+        assert cell.inner_text().startswith("$")
+        assert cell.bounding_box()["x"] + cell.bounding_box()["width"] <= 718
+        assert page.evaluate(
+            "[...document.querySelectorAll('.wide, .routes')].every(one => one.scrollWidth <= one.clientWidth && one.scrollHeight <= one.clientHeight + 1)"
+        )
+        assert not page.locator("#pause").is_visible()
+
+
+def test_a_first_visit(browser):
+    """Without a record it says what brings one, to copy; what is empty is folded, and opens when there is something."""
+    dashboard = Dashboard()
+    with Router(edge, cloud, threshold=0.5, options=Options(instruments=[dashboard])) as router:
+        address = dashboard.serve(router)
+        with opened(browser, address, permissions=["clipboard-read", "clipboard-write"]) as page:
+            playwright.expect(page.locator("#first")).to_contain_text("No request yet")
+            page.get_by_role("button", name="Copy").click()
+            playwright.expect(page.get_by_role("button", name="Copied")).to_be_visible()
+            assert page.evaluate("navigator.clipboard.readText()") == page.locator("#steps pre").inner_text() == "router.infer(x)"
+            folded = page.locator("section > details:not([open])")
+            assert {"Reasons", "Latency and breakers", "Egress ledger"} <= {
+                text.split("\n")[0].strip() for text in folded.locator("h2").all_inner_texts()
+            }
+            page.locator("#f-egress > summary").click()
+            router.infer(0.9)
+            playwright.expect(page.locator("#first")).to_be_hidden()
+            playwright.expect(page.locator("#reasons tr")).to_have_count(1)
+            assert page.locator("#f-reasons").get_attribute("open") is not None
+            assert page.locator("#f-egress").get_attribute("open") is not None, "a person has opened it"
+
+
+def test_few_audits_have_no_figure(browser):
+    """The page says how many there are of 30, and no share."""
+    dashboard = Dashboard()
+    options = Options(instruments=[dashboard])
+    with (
+        Router(edge, cloud, threshold=0.5, audit=Audit(share=1.0, scene=1), options=options) as router,
+        opened(browser, dashboard.serve(router)) as page,
+    ):
+        for _ in range(3):
+            router.infer(0.9)
+        playwright.expect(page.locator("#drift dd", has_text="of 30")).to_have_text(
+            re.compile(r"^[0-3] of 30: too few for a figure$")
+        )
 
 
 def test_the_threshold_by_keyboard(browser, served):
@@ -177,7 +326,7 @@ def test_what_others_say_is_text(browser, served):
     with opened(browser, address) as page:
         page.wait_for_selector("#promise:not(:empty)")
         page.locator("input[name=which][value=odd]").check()
-        page.locator("details summary").click()
+        page.get_by_text("Latest lines").click()
         text = page.locator("main").inner_text()
         assert text.count("<script>globalThis.evil") > 3
         assert "<script>" in page.locator("#ledger").inner_text()

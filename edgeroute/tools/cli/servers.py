@@ -6,6 +6,7 @@ They listen on 127.0.0.1 unless told otherwise, and block until a signal.
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,7 +134,10 @@ def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -
     if path.suffix == ".parquet":
         raise BadInput(f"{path} is Parquet, which nobody appends to: name the .jsonl beside it, or `edgeroute replay` reads it")
     sources = FileSources(policy, folder, notes)
-    beside = Sources(sources.state, sources.setup, sources.certificates, folder)
+    named = "POLICY.toml" if policy is None else shlex.quote(str(policy))
+    first = [("Add this line to the policy:", "[trace]")] if traced is None else []
+    first.append(("Ask something by the policy, or run your program with it:", f"edgeroute infer --policy {named} INPUT.npy"))
+    beside = Sources(sources.state, sources.setup, sources.certificates, folder, first)
     return Monitor(TraceFile(path), beside, str(policy or record or state))
 
 

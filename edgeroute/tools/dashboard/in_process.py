@@ -176,7 +176,10 @@ def _metrics(router: BaseRouter) -> BaseRoute:
 def sources_of(router: BaseRouter) -> Sources:
     """Return the functions by which a dashboard reads a router of this process: state, setup, certificates and stored state."""
     engine = router.engine
-    return Sources(partial(state_of, engine), partial(_setup, engine), lambda: certificates_of(engine.snapshot), engine.state)
+    first = [("In this program, ask the router:", "router.infer(x)")]
+    return Sources(
+        partial(state_of, engine), partial(_setup, engine), lambda: certificates_of(engine.snapshot), engine.state, first
+    )
 
 
 def state_of(engine: Engine) -> dict[str, Any]:

@@ -7,13 +7,12 @@ import os
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 from edgeroute.confidence.certificate import BoundCertificate
-from edgeroute.core.device_rules import Rule
 from edgeroute.core.error_codes import clean, error_message
 from edgeroute.errors import BadInput
 from edgeroute.observe import device_sensors as sensors
@@ -22,7 +21,16 @@ from edgeroute.system import process
 from edgeroute.system.foreign_files import open_file
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.system.thread_pool import Worker
-from edgeroute.tools.dashboard.request_window import NAME, TEXT, ThresholdReplays, Window, row_of
+from edgeroute.tools.dashboard.request_window import (
+    ENOUGH_AUDITS,
+    NAME,
+    TEXT,
+    WRONG,
+    ThresholdReplays,
+    Window,
+    row_of,
+    rule_text,
+)
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.replay.recorded_requests import MOST
 
@@ -260,11 +268,10 @@ OLD_S = 60.0  # age of a traced reading from which this machine's sensors replac
 AHEAD_S = 60.0  # a record dated later than this after now counts as of now, seconds
 # Requests in memory for replays: most requests, most bytes together, and most bytes of a record. A larger one counts as lost.
 REPLAYED, REPLAYED_BYTES, RECORD_BYTES = 5000, 8 << 20, 1 << 14
+LISTED = 200  # most requests in the list of a bar's
 DESTINATIONS = 50  # most pairs of destination and data class in the sums of the egress ledger
 LEDGER = 20  # latest lines of the egress ledger on the page
 AUDITS = 20_000  # latest audited answers that are read
-# Exceptions of a record that is no valid record of a trace.
-WRONG = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Feed(Protocol):
@@ -302,6 +309,8 @@ class Sources(NamedTuple):
     # Returns the certificates of the edges; None: unknown.
     certificates: Callable[[], Mapping[str, BoundCertificate] | None] = lambda: None
     folder: Path | None = None  # state folder, with the egress ledger and the audit log
+    # Steps that bring a first request: for each a text for people, and a line to copy.
+    first: Sequence[tuple[str, str]] = ()
 
 
 class TraceFile:
@@ -348,7 +357,7 @@ class Monitor:
     def __init__(self, feed: Feed, beside: Sources | None = None, title: str = "") -> None:
         self.title, self._feed, self._sources = title, feed, beside or Sources()
         self._window, self._wrong = Window(), 0
-        self._replayable, self._replayable_bytes = deque[bytes](), 0
+        self._replayable, self._replayable_bytes = deque[tuple[float, bytes]](), 0
         folder = self._sources.folder
         self._ledger = None if folder is None else Tail(folder / "egress.jsonl")
         self._sent, self._sent_bytes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
@@ -411,11 +420,12 @@ class Monitor:
         if len(text) > RECORD_BYTES:  # listed requests hold their record
             raise ValueError(f"a record of {len(text):,} bytes is no router's")
         request = row_of(record)
-        self._window.add(request._replace(at=now) if request.at > now + AHEAD_S else request)
-        self._replayable.append(text)
+        request = request._replace(at=now) if request.at > now + AHEAD_S else request
+        self._window.add(request)
+        self._replayable.append((request.at, text))
         self._replayable_bytes += len(text)
         while len(self._replayable) > REPLAYED or self._replayable_bytes > REPLAYED_BYTES:
-            self._replayable_bytes -= len(self._replayable.popleft())
+            self._replayable_bytes -= len(self._replayable.popleft()[1])
 
     def _read_state(self) -> dict[str, Any]:
         """Return the router's state; on any error a state with its message."""
@@ -456,12 +466,24 @@ class Monitor:
             fresh = bool(traced) and age_s is not None and age_s <= OLD_S
             reading = {name: v for name, v in traced.items() if name != "age_s"} if fresh else self._device
             state = dict(self._state)
+            breakers = state.get("breakers", {})
             for leg in view_data["legs"]:
-                leg["breaker"] = state.get("breakers", {}).get(leg["name"], leg["breaker"])
+                if leg["name"] in breakers:
+                    leg["breaker"] = breakers[leg["name"]]
+                    leg["away"] = leg["breaker"] != "closed"
+            seen = {leg["name"] for leg in view_data["legs"]}
+            away = [
+                {"name": leg["name"], "since": leg["away_at"] or None, "failed_at": leg["failed_at"], "unserved": leg["unserved"]}
+                for leg in view_data["legs"] if leg["away"]
+            ]  # fmt: skip
+            away += [
+                {"name": name, "since": None, "failed_at": 0.0, "unserved": 0}  # no answer names it: each request to it raised
+                for name, breaker in breakers.items() if breaker != "closed" and name not in seen
+            ]  # fmt: skip
             return {
                 "title": self.title, "source": self._feed.name, "now": now, "since": self._since,
                 "lost": self._feed.lost() + self._wrong, "raised": self._feed.raised(), "error": self._feed.error(), **view_data,
-                "state": state,
+                "state": state, "away": away, "first": self._sources.first, "enough_audits": ENOUGH_AUDITS,
                 "rules": _rules(state, rules),
                 "device": {
                     "reading": reading, "by": "the router, in its trace" if fresh else "this dashboard",
@@ -475,6 +497,18 @@ class Monitor:
                     "last": [*reversed(self._last_sent)],
                 },
             }  # fmt: skip
+
+    def between(self, begin: float, end: float) -> dict[str, Any]:
+        """Return the requests in a span, the newest first: at most 200, with the number of all; times are seconds since 1970.
+
+        Only the latest requests are in memory; `whole` is False if the span begins before the oldest of them.
+        """
+        with self._lock:
+            records = [*self._replayable]
+        found = [text for at, text in records if begin <= at < end]
+        whole = len(records) == self._window.requests or bool(records and records[0][0] < begin)
+        rows = [row_of(json_loads(text)).shown() for text in reversed(found[-LISTED:])]
+        return {"rows": rows, "count": len(found), "whole": whole}
 
     def tallied(self) -> Tallied:
         """Return the counts of the records, for metrics."""
@@ -499,7 +533,7 @@ class Monitor:
         with self._trial_lock:
             if self._trial is None or fresh:
                 with self._lock:
-                    lines = [*self._replayable]
+                    lines = [text for _, text in self._replayable]
                 if not lines:
                     raise BadInput("no request has been recorded yet: there is nothing to replay")
                 records = sorted(map(json_loads, lines), key=lambda record: record["at"])
@@ -544,15 +578,6 @@ def _number(value: Any) -> float:
 
 def _rules(state: Mapping[str, Any], traced: Iterable[Any]) -> list[dict[str, Any]]:
     """Return the rules on the device's state, with those in force: by the router, or else by its latest record."""
-    now = state["in_force"] if "in_force" in state else [_rule(rule) for rule in traced]
+    now = state["in_force"] if "in_force" in state else [rule_text(rule) for rule in traced]
     listed = dict.fromkeys([*state.get("policy", {}).get("rules", ()), *now])
     return [{"text": text, "in_force": text in now} for text in listed]
-
-
-def _rule(traced: Any) -> str:
-    """Return a traced rule in words; one that cannot be read as it is, shortened."""
-    try:
-        rule = Rule(traced["of"], traced["then"], traced["enter"])
-        return clean(f"{rule}: {rule.then}", TEXT)
-    except (KeyError, TypeError, ValueError):
-        return clean(traced, TEXT)

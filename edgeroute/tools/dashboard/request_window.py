@@ -10,15 +10,19 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from edgeroute.confidence.certificate import BoundCertificate
+from edgeroute.core.admission import FAULTS
+from edgeroute.core.device_rules import Rule
 from edgeroute.core.error_codes import HELD, UNFIT, Failure, clean
-from edgeroute.core.reason_and_trace import CODES, Took, finite
+from edgeroute.core.plan import Facts, Leg, Plan
+from edgeroute.core.reason_and_trace import CODES, Took, answer_part, finite
 from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
+from edgeroute.core.walk import Malformed
 from edgeroute.errors import BadInput
 from edgeroute.record.request_counts import Kind, Tally
 from edgeroute.router.offline_queue import BEING_QUEUED, QUEUED
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.measure.evaluation import share
-from edgeroute.tools.palette import StateName, answer_state
+from edgeroute.tools.palette import STATES, StateName, answer_state
 from edgeroute.tools.replay import Numbers, Recording, Setup, collect, replay
 from edgeroute.tools.replay.recorded_requests import at_quantile, checked_number, confidence
 from edgeroute.tools.replay.replay_result import Port
@@ -29,6 +33,8 @@ SIDES = ("edge", "cloud", "cache", "none")  # sides that answer a request; `none
 ANSWERED = frozenset({"accepted", "below", "kept"})
 TEXT = 300  # most characters of a displayed text
 NAME = 80  # most characters of a displayed name
+# Exceptions of a record that is no valid record of a trace.
+WRONG = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Run(NamedTuple):
@@ -40,6 +46,7 @@ class Run(NamedTuple):
     took_s: float
     confidence: float | None
     code: str
+    fault: bool  # it counts against its target, as for a breaker
     sent_bytes: float
     received_bytes: float
     usd: float
@@ -96,10 +103,13 @@ class Row(NamedTuple):
 
     def shown(self) -> dict[str, Any]:
         """Return the row as plain data for a page, with its reason."""
-        edge_confidence = next((run.confidence for run in self.runs if run.confidence is not None), None)
+        try:
+            text = reason(self)
+        except WRONG:  # parts that only a reason needs
+            text = self.kind
         return {
-            "at": self.at, "id": self.id, "side": self.side, "state": self.state, "by": self.by, "accepted": self.accepted,
-            "latency_s": self.latency_s, "confidence": edge_confidence, "data_class": self.data_class, "reason": reason(self),
+            "at": self.at, "id": self.id, "state": self.state, "by": self.by, "odd": self.odd,
+            "latency_s": self.latency_s, "data_class": self.data_class, "reason": text,
         }  # fmt: skip
 
 
@@ -125,14 +135,17 @@ def row_of(record: Mapping[str, Any]) -> Row:
         if what == "start":
             started[name] = event["at_s"]
             deferred = deferred or sides[name] == "cloud"
-        elif what not in {"limit", "decided"}:
+        elif what == "limit":
+            confidence(event["threshold"])
+        elif what != "decided":
             code = event.get("code", "")
-            if what == "failed" and Failure(code, again=bool(event.get("again"))).held:
+            if what == "failed" and _failure(event).held:
                 what = "held"
             label = clean(name, NAME)
             took_s = float(checked_number(event["at_s"])) - float(checked_number(started[name]))
             costs = (float(checked_number(event.get(part, 0)) or 0) for part in ("sent_bytes", "received_bytes", "usd"))
-            runs.append(Run(label, sides[name], what, took_s, confidence(event.get("confidence")), code, *costs))
+            fault = what == "timeout" or (what == "failed" and _failure(event).verdict() in {"fault", "late"})
+            runs.append(Run(label, sides[name], what, took_s, confidence(event.get("confidence")), code, fault, *costs))
             if what != "cancelled":
                 parts.append(f"{label} {_KINDS.get(what, what)}{f' ({code})' if code in HELD or code == 'timeout' else ''}")
     by, accepted = record["answered_by"], bool(record["accepted"])
@@ -141,6 +154,8 @@ def row_of(record: Mapping[str, Any]) -> Row:
         parts.append("no answer")
     elif not accepted:
         parts.append("left by its caller" if record.get("reason_code") == "left" else "degraded")
+    elif record.get("reason_code") == "stays":
+        parts.append(str(record.get("stays", "")))
     return Row(
         at, identity, side, "" if by is None else clean(by, NAME), accepted, deferred, latency_s,
         clean(record.get("data_class") or "", NAME), note, clean("; ".join(parts), TEXT), tuple(runs), record,
@@ -154,43 +169,73 @@ _KINDS = {
 
 
 def reason(of: Row) -> str:
-    """Return the reason of a request's route in one line, as an answer's `reason` has it."""
+    """Return the reason of a request's route in one line, as an answer's `reason` has it.
+
+    What no record has is left out: texts that were cut off, edges that were judged by their input, clouds that were not asked.
+    """
     record = of.record
     if "events" not in record:
         return of.note
     legs, limits, parts = {leg["leg"]: leg for leg in record["plan"]}, dict[str, Any](), list[str]()
-    started = dict[str, float]()
+    started, decided, by = dict[str, float](), set[str](), record["answered_by"]
     for event in record["events"]:
-        what, leg = event["what"], legs[event["leg"]]
-        name, confidence = leg["leg"], event.get("confidence")
+        what, name = event["what"], event["leg"]
         if what == "start":
             started[name] = event["at_s"]
         elif what == "limit":
             limits[name] = event["threshold"]
-        elif what in ANSWERED:
-            limit = limits.get(name, leg["threshold"])
-            if limit is None or (leg["side"] == "cloud" and confidence is None):
-                parts.append(f"{name} {(event['at_s'] - started[name]) * 1000:.0f} ms")
-            else:
-                sign = "<" if what == "below" else ">="
-                left = "without confidence" if confidence is None else f"{_number(confidence)} {sign}"
-                parts.append(f"{name} {left} {_number(limit)} ({leg['label']})")
+        elif what == "decided":
+            decided.add(name)
+        elif what in ANSWERED and (what != "kept" or name not in decided):
+            last = legs[name] is record["plan"][-1] and what == "accepted"
+            parts.append(_answer_part(record, legs[name], event, limits.get(name), event["at_s"] - started[name], last=last))
         elif what == "failed":
-            parts.append(f"{name}: {event.get('error', 'failed')}")
+            text = str(event.get("error", "failed"))
+            kind, _, message = text.partition(": ")
+            unfit = event.get("code") in UNFIT or (legs[name]["side"] == "cloud" and event.get("code") == "bad_input")
+            failure = f"{name} does not take this input" if unfit else f"{name} failed"
+            parts.append(message if message and _failure(event).held else f"{failure}: {message or kind}")
         elif what == "timeout":
-            parts.append(f"{name} not there by the deadline")
-    if record["answered_by"] is None:
+            parts.append(f"{name} not there by the deadline of {float(record['deadline_s'] or INF) * 1000:g} ms")
+    if by is None:
         parts.append("no answer")
-    elif not of.accepted:
-        parts.append(f"so the {record['answered_by']} answer stands")
-    if record.get("stays"):
-        parts.append(str(record["stays"]))
+    elif record.get("reason_code") == "left":
+        parts.append(f"left by its caller after {of.latency_s * 1000:.0f} ms")
+    elif not of.accepted and record["offline"] != "raise":
+        ends = [event["what"] for event in record["events"] if event["leg"] == by]
+        parts.append(f"so {'what came of the ' if ends[-1] in {'failed', 'timeout'} else 'the '}{by} answer stands")
+    facts: dict[str, Any] = _part(record, "facts", {})
+    parts += [rule_text(rule) for rule in _part(facts, "rules", [None]) if isinstance(rule, dict) and rule.get("applied")]
     return clean("; ".join([*parts, *([of.note] if of.note else [])]), TEXT)
 
 
-def _number(value: Any) -> str:
-    """Format a number with four digits."""
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+def _answer_part(
+    record: Mapping[str, Any], leg: Mapping[str, Any], event: Mapping[str, Any], limit: Any, took_s: float, *, last: bool
+) -> str:
+    """Return the part of a reason about a leg's answer, in the router's own words. last: the answer was accepted as the last."""
+    name, threshold, sure = str(leg["leg"]), confidence(leg["threshold"]), confidence(event.get("confidence"))
+    if leg["side"] == "cloud" and (threshold is None or last):
+        return f"{name} {took_s * 1000:.0f} ms"
+    if "check" in event:
+        sure = Malformed(event["check"], str(event["check"]))
+    plan = Plan((), INF, "edge", "prefer_edge", (), (), True, str(record.get("stays", "")), None, Facts())
+    accepts, standby = event["what"] == "accepted", event["what"] == "kept"
+    planned = Leg(name, None, 0, threshold, last, accepts, INF, standby, INF, str(leg["label"]), {})
+    return answer_part(plan, planned, sure, took_s, confidence(limit))
+
+
+def rule_text(traced: Any) -> str:
+    """Return a traced rule in words; one that cannot be read as it is, shortened."""
+    try:
+        rule = Rule(traced["of"], traced["then"], traced["enter"])
+        return clean(f"{rule}: {rule.then}", TEXT)
+    except (KeyError, TypeError, ValueError):
+        return clean(traced, TEXT)
+
+
+def _failure(event: Mapping[str, Any]) -> Failure:
+    """Return the properties of a recorded failure."""
+    return Failure(event.get("code", ""), event.get("status"), bool(event.get("again")))
 
 
 T = TypeVar("T")
@@ -199,7 +244,7 @@ SHOWN = 60  # latest requests in the lists
 BATCHES = 256  # latest batches whose calls are remembered, so that none counts twice
 LEGS = 32  # most legs with their own sums
 WIDTHS = {"seconds": (1, 120), "minutes": (60, 180)}  # series -> seconds of a step, and number of steps
-COUNTED = (*SIDES, "deferred", "odd")
+COUNTED = (*STATES, "none", "requests", "deferred")
 
 
 class _Leg:
@@ -212,6 +257,15 @@ class _Leg:
         self.took = deque[float](maxlen=RECENT)
         self.breaker = "" if side == "edge" else "closed"
         self.breaker_at = 0.0
+        # Failures since the last answer: number of calls, times of the first and of the latest, and requests not served by it.
+        self.faults = self.unserved = 0
+        self.away_at = self.failed_at = 0.0
+        self.was_away: tuple[float, float] | None = None  # beginning and end of the last time that it was away
+
+    @property
+    def away(self) -> bool:
+        """True if it does not answer, by its latest calls."""
+        return self.breaker == "open" or self.faults >= FAULTS
 
     def quantiles(self) -> dict[str, float | None]:
         """Return quantiles (p50, p90, p99) of the latest latencies; None without any."""
@@ -244,9 +298,9 @@ class Series:
             while len(self._counts) > self.steps:
                 oldest = min(self._counts)
                 del self._counts[oldest], self._took[oldest]
-        counts[request.side] += 1
+        counts[request.state or "none"] += 1
+        counts["requests"] += 1
         counts["deferred"] += request.deferred
-        counts["odd"] += request.odd
         took = self._took[step]
         for run in request.runs:
             if run.what in ANSWERED:
@@ -306,7 +360,7 @@ class Window:
         self.answered[request.side] += 1
         self._deferred.append(request.deferred)
         self._took.append(request.latency_s)
-        key = request.side, request.kind
+        key = request.state or "none", request.kind
         self._kinds.append(key)
         self._reasons[key] += 1
         if len(self._kinds) > RECENT:
@@ -325,10 +379,11 @@ class Window:
         ]
         self.tally.count(request.counted, request.latency_s, () if batch else tuple(took))
         for run in request.runs:
-            self._count_run(run, request.at, batch)
+            self._count_run(run, request, batch)
 
-    def _count_run(self, run: Run, time: float, batch: str) -> None:
+    def _count_run(self, run: Run, request: Row, batch: str) -> None:
         """Count a leg's run; costs that the rows of a batch share count once; legs beyond 32 are not counted."""
+        time = request.at
         leg = self._legs.get(run.name)
         if leg is None:
             if len(self._legs) >= LEGS:
@@ -339,7 +394,9 @@ class Window:
             leg.answers += 1
             leg.accepted += run.what == "accepted"
             leg.took.append(run.took_s)
+            leg.was_away = (leg.away_at, time) if leg.away else leg.was_away
             self._set_breaker(leg, "closed", time)
+            leg.faults = leg.unserved = 0
         elif run.what == "held":
             leg.held += 1
             if run.code == "breaker":
@@ -348,12 +405,16 @@ class Window:
             leg.failed += run.what == "failed" and run.code not in UNFIT  # an unfit input is not the leg's fault, as in `stats()`
             leg.late += run.what == "timeout"
             leg.cancelled += run.what == "cancelled"
+        if leg.side == "cloud" and (run.fault or (run.what == "held" and run.code == "breaker")):
+            leg.away_at, leg.failed_at = leg.away_at if leg.unserved else time, time
+            leg.unserved += 1
         if batch:  # the rows of a batch share a call, and each row's record has its costs
             if (batch, run.name) in self._batches:
                 return
             self._batches[batch, run.name] = None
             if len(self._batches) > BATCHES:
                 self._batches.popitem(last=False)
+        leg.faults += leg.side == "cloud" and run.fault
         if run.what == "held":
             self.tally.limit_hit(run.name, run.code)
         leg.sent_bytes += run.sent_bytes
@@ -370,9 +431,12 @@ class Window:
         """Return all sums as plain data for a page. now: seconds since 1970."""
         took = sorted(self._took)
         legs = [
-            {"name": name, **{part: value for part, value in vars(leg).items() if part != "took"}, **leg.quantiles()}
+            {
+                "name": name, **{part: value for part, value in vars(leg).items() if part != "took"}, **leg.quantiles(),
+                "away": leg.away,
+            }
             for name, leg in self._legs.items()
-        ]
+        ]  # fmt: skip
         return {
             "requests": self.requests, "deferred": self.deferred, "degraded": self.degraded,
             "answered": {side: self.answered[side] for side in SIDES},
@@ -380,7 +444,7 @@ class Window:
             "deferral_rate": sum(self._deferred) / len(self._deferred) if self._deferred else None,
             "p50_s": at_quantile(took, 0.5), "p99_s": at_quantile(took, 0.99),
             "legs": legs,
-            "reasons": [{"side": side, "text": text, "count": n} for (side, text), n in self._reasons.most_common(12)],
+            "reasons": [{"state": state, "text": text, "count": n} for (state, text), n in self._reasons.most_common(12)],
             "recent": [request.shown() for request in reversed(self.recent)],
             "odd": [request.shown() for request in reversed(self.odd)],
             "series": {name: series.shown(now) for name, series in self.series.items()},
@@ -416,6 +480,7 @@ def certificates_of(snapshot: Snapshot) -> dict[str, BoundCertificate]:
 
 
 STEPS = 100  # positions of a slider, beside the threshold in force
+ENOUGH_AUDITS = 30  # audits below which no share of them is shown
 DRAWN = 20  # points of a curve, of those positions
 NO_GUARANTEE = "No certificate: nothing is guaranteed at any threshold."
 
@@ -518,11 +583,13 @@ class ThresholdReplays:
     def _agreement(self, edge: str, threshold: float) -> dict[str, Any] | None:
         """Return the share of answers that would equal the cloud's, estimated by weighted audits; None without audits.
 
-        Its interval is None if the weights differ.
+        Fewer than 30 audits say nothing: their share is None. Its interval is None if the weights differ, too.
         """
         answers = self._audited.get(edge)
         if not answers:
             return None
+        if len(answers) < ENOUGH_AUDITS:
+            return {"share": None, "audited": len(answers), "low": None, "high": None}
         agrees = np.array([answer.agrees or answer.confidence < threshold for answer in answers])
         weights = np.array([answer.weight for answer in answers])
         alike = bool((weights == weights[0]).all())

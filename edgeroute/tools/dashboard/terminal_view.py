@@ -109,7 +109,7 @@ class Top(App[None]):
             return
         view = self.monitor.view()
         second = view["series"]["seconds"]
-        sums = [sum(parts) for parts in zip(*(second[side] for side in ("edge", "cloud", "cache", "none")), strict=True)]
+        sums = second["requests"]
         self.query_one("#tiles", Static).update(tiles(view, sum(sums[-6:-1]) / 5))
         self.query_one("#rate", Sparkline).data = [float(n) for n in sums]
         self._fill("legs", [

@@ -21,6 +21,7 @@ from edgeroute.observe.stats_and_status import AuditStats, LegStats, Stats, Stat
 from edgeroute.record.prometheus import Page, check_installed, of_status, of_tally, shown
 from edgeroute.system.process import json_dumps
 from edgeroute.tools.dashboard.monitor import OLD_S, Monitor
+from edgeroute.tools.palette import STATES, css, svg_hatches
 from edgeroute.tools.replay.recorded_requests import MOST
 
 try:
@@ -111,8 +112,8 @@ def app(monitor: Monitor, token: str, *, hosts: Iterable[str] = (), routes: Iter
     guard = Middleware(Guard, hosts=tuple(hosts), token=token, without_token=OPEN, what="dashboard", links=OPEN)
     pages = _Pages(monitor)
     all_routes = [
-        Route("/", _page), Route("/live", pages.live), Route("/trial", pages.trial), Route("/trial/at", pages.try_threshold),
-        *routes,
+        Route("/", _page), Route("/live", pages.live), Route("/requests", pages.requests), Route("/trial", pages.trial),
+        Route("/trial/at", pages.try_threshold), *routes,
     ]  # fmt: skip
     application = Starlette(routes=all_routes, exception_handlers=HANDLERS, middleware=[guard], lifespan=lifespan)
     application.router.redirect_slashes = False
@@ -125,7 +126,10 @@ async def _page(_: Request) -> Response:
 
 
 def page_reply(package: str, name: str) -> Response:
-    """Return an HTML page of a package with a fresh nonce for its scripts; pictures and sounds have to be data URLs."""
+    """Return an HTML page of a package with a fresh nonce for its scripts; pictures and sounds have to be data URLs.
+
+    `@PALETTE@` in it becomes the rules of the states' colours, `@HATCHES@` their SVG patterns, `@STATES@` their marks as JSON.
+    """
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
@@ -138,8 +142,10 @@ def page_reply(package: str, name: str) -> Response:
 
 @cache
 def _html(package: str, name: str) -> str:
-    """Read the text of a page's file, once."""
-    return files(package).joinpath(name).read_text(encoding="utf-8")
+    """Read the text of a page's file, with the palette in it, once."""
+    text = files(package).joinpath(name).read_text(encoding="utf-8")
+    states = json_dumps({name: [state.mark, state.meaning] for name, state in STATES.items()}).decode()
+    return text.replace("@PALETTE@", css()).replace("@HATCHES@", svg_hatches()).replace("@STATES@", states)
 
 
 class _Pages:
@@ -152,6 +158,15 @@ class _Pages:
         """Return everything that the page shows now."""
         return _json(await run_in_threadpool(self._monitor.text))
 
+    async def requests(self, request: Request) -> Response:
+        """Return the requests of a bar, from `begin` up to `end`, seconds since 1970.
+
+        Raises:
+            BadInput: one of them is no number.
+        """
+        begin, end = _number(request, "begin"), _number(request, "end")
+        return _json(json_dumps(await run_in_threadpool(self._monitor.between, begin, end)))
+
     async def trial(self, request: Request) -> Response:
         """Return the thresholds to try, computed in a thread; `fresh=1` loads the latest requests for replays again."""
         fresh = request.query_params.get("fresh") == "1"
@@ -163,14 +178,24 @@ class _Pages:
         Raises:
             BadInput: the threshold is no number, or nothing is loaded.
         """
-        try:
-            threshold = float(request.query_params["threshold"])
-        except (KeyError, ValueError):
-            threshold = float("nan")
-        if not isfinite(threshold):
-            raise BadInput("threshold must be a number, as in /trial/at?edge=NAME&threshold=0.8")
+        threshold = _number(request, "threshold")
         edge = request.query_params.get("edge", "")
         return _json(json_dumps(await run_in_threadpool(self._monitor.try_threshold, edge, threshold)))
+
+
+def _number(request: Request, name: str) -> float:
+    """Return a finite number of a request's query.
+
+    Raises:
+        BadInput: it is missing, or none.
+    """
+    try:
+        number = float(request.query_params[name])
+    except (KeyError, ValueError):
+        number = float("nan")
+    if not isfinite(number):
+        raise BadInput(f"{name} must be a number, as in ?{name}=0.8")
+    return number
 
 
 def _json(text: bytes) -> Response:
