@@ -13,7 +13,8 @@ from watched import EVIL, LONG, Records
 from edgeroute import Audit, Cache, Egress, Function, Limits, PlainJson, Router, Unreachable
 from edgeroute.tools.dashboard.in_process import sources_of
 from edgeroute.tools.dashboard.monitor import Monitor
-from edgeroute.tools.palette import STATES
+from edgeroute.tools.dashboard.request_window import row_of
+from edgeroute.tools.palette import STATES, answer_state
 
 needs("textual")
 
@@ -110,6 +111,27 @@ def test_each_state(tmp_path, feed):
                 assert "○ waiting 1" in said
 
         asyncio.run(run())
+
+
+def test_states_of_rows(feed):
+    """Are those of their answers; of a stale one of the cache too."""
+    reach = {"away": False}
+
+    def far(x):
+        if reach["away"]:
+            raise Unreachable("it is away")
+        return "cloud"
+
+    common = {"trace": feed.fresh.append, "audit": Audit(share=0), "threshold": 0.5}
+    kept = Cache(ttl_s=0, stale_if_offline_s=1000)
+    with Router(lambda x: ("edge", x), Function(far), cache=kept, offline="stale", **common) as router:
+        answers = [router.infer(x) for x in (0.2, 0.9)]
+        reach["away"] = True
+        answers += [router.infer(x) for x in (0.2, 0.3)]
+    assert [answer.source for answer in answers] == ["cloud", "edge", "stale", "edge"]
+    states = [answer_state(answer.source, answer.reason_code, degraded=answer.degraded, final=answer.final) for answer in answers]
+    assert states == ["cloud", "edge", "cache", "degraded"]
+    assert [row_of(record).state for record in feed.fresh] == states
 
 
 def test_its_keys(monitor, feed):

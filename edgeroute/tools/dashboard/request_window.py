@@ -88,8 +88,9 @@ class Row(NamedTuple):
         """State of the answer in the palette; None: no answer."""
         if self.side == "none":
             return None
-        waits = self.note in {QUEUED, BEING_QUEUED}
-        return answer_state(self.side, str(self.record.get("reason_code")), degraded=self.degraded, final=not waits)
+        degraded = self.degraded and self.side != "cache"  # a stale answer is one of the cache
+        final = self.note not in {QUEUED, BEING_QUEUED}
+        return answer_state(self.side, str(self.record.get("reason_code")), degraded=degraded, final=final)
 
     @property
     def batch(self) -> str:
