@@ -69,7 +69,7 @@ def test_what_it_shows(monitor):
         async with app.run_test(size=(120, 40)) as pilot:
             await shown(pilot, 10)
             assert [row[0] for row in cells(app, "legs")] == ["● edge", "▲ cloud"]
-            assert cells(app, "reasons")[0] == ["6", "edge answers"]
+            assert cells(app, "reasons")[0] == ["6", "● edge answers"]
             assert len(cells(app, "routes")) == 10
             assert f"{MARKUP} is down" in cells(app, "routes")[0][5]
             said = str(app.query_one("#state").content)
@@ -109,6 +109,26 @@ def test_each_state(tmp_path, feed):
                 }
                 assert "✕ degraded 2" in (said := str(app.query_one("#tiles").content))
                 assert "○ waiting 1" in said
+
+        asyncio.run(run())
+
+
+def test_an_outage_is_first(feed):
+    """Before all figures."""
+    from edgeroute.tools.dashboard.terminal_view import Top
+
+    def away(x):
+        raise Unreachable("it is away")
+
+    with Router(lambda x: ("edge", x), Function(away), threshold=0.5, trace=feed.fresh.append, audit=Audit(share=0)) as router:
+        for _ in range(3):
+            router.infer(0.2)
+
+        async def run():
+            app = Top(Monitor(feed, sources_of(router)))
+            async with app.run_test(size=(120, 40)) as pilot:
+                await shown(pilot, 3)
+                assert str(app.query_one("#tiles").content).startswith("✕ cloud away   3 requests")
 
         asyncio.run(run())
 

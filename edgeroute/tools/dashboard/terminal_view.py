@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeroute.errors import RuntimeMissing
 from edgeroute.tools.cli.status import edge_lines
 from edgeroute.tools.cli.tables_and_options import local_time
-from edgeroute.tools.palette import STATES, StateName
+from edgeroute.tools.palette import STATES
 
 try:
     from rich.text import Text
@@ -116,7 +116,7 @@ class Top(App[None]):
             (marked(leg["side"], leg["name"]), leg["breaker"] or NONE, f"{leg['answers']:,}", seconds(leg["p50_s"]),
              seconds(leg["p99_s"]), f"{leg['failed']:,}", f"{leg['held']:,}") for leg in view["legs"]
         ])  # fmt: skip
-        self._fill("reasons", [(f"{entry['count']:,}", entry["text"]) for entry in view["reasons"][:6]])
+        self._fill("reasons", [(f"{entry['count']:,}", marked(entry["state"], entry["text"])) for entry in view["reasons"][:6]])
         self._fill("routes", [
             (local_time(row["at"], "%H:%M:%S"), marked(row["state"]), row["by"] or NONE, seconds(row["latency_s"]),
              row["data_class"] or NONE, row["reason"])
@@ -146,18 +146,17 @@ def run(monitor: Monitor) -> None:
     Top(monitor).run()
 
 
-def marked(name: StateName | None, text: str = "") -> Text:
-    """Return a state's mark, in its colour, and its word or another text; None: no answer."""
-    if name is None:
-        return Text("no answer")
-    state = STATES[name]
-    return Text.assemble((state.mark, state.dark), f" {text or state.word}")
+def marked(name: str | None, text: str = "") -> Text:
+    """Return a state's mark, in its colour, and its word or another text; of no state, as of no answer, without a mark."""
+    state = STATES.get(name)  # type: ignore[call-overload]  # any text may be asked for
+    return Text.assemble((state.mark, state.dark), f" {text or name}") if state else Text(text or "no answer")
 
 
 def tiles(view: dict[str, Any], rate: float) -> Text:
     """Return the most important figures in a line."""
     raised, waiting = view["raised"], (view["state"].get("outbox") or {}).get("waiting")
-    parts = [
+    parts = [marked("degraded", f"{one['name']} away") for one in view["away"]]
+    parts += [
         Text(f"{view['requests']:,} requests, {rate:,.1f}/s"),
         Text(f"deferred {percent(view['deferral_rate'])}"),
         Text(f"median {seconds(view['p50_s'])}, p99 {seconds(view['p99_s'])}"),
