@@ -28,7 +28,7 @@ def bench(dialogue: Dialogue) -> None:
     """Prints a table of the latencies of commands and of sentences. It takes some seven minutes."""
 
     def sentence(event: Utterance) -> Reply | None:
-        return None if event.provisional else dialogue.intent(dialogue.transcribe(event.audio))
+        return None if event.provisional else dialogue.intent(dialogue.transcribe(event.audio).text)
 
     print(f"{platform.machine()}, {os.cpu_count()} processors, {platform.platform()}, Python {platform.python_version()}\n")
     print("| heard | answered | from | p50, ms | p95, ms |\n| --- | ---: | --- | ---: | ---: |")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dialogue import Dialogue, Reply
+from dialogue import Dialogue, Reply, Step
 from mouth import Mouth
 from sound import RATE
 from vad import WINDOW, SileroVad
@@ -24,9 +24,15 @@ def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callab
         live: whether the source goes on while an answer is worked out and spoken, as a microphone does: then new speech cancels
             both. A recording waits.
     """
+
+    def ring(text: str) -> None:
+        show(Reply("skill", "", text, "edge", "its time has come", skill="ring", state="edge"))
+        mouth.ring(text)
+
     talk = dialogue.conversation()
+    dialogue.home.ring = ring
     spoken: dict[int, str] = {}
-    anything = False
+    anything, index = False, -1
     with dialogue.commands.audio(
         chunks, rate=RATE, vad=SileroVad(), window=WINDOW, drop="oldest" if live else "never", on_barge_in=mouth.barge_in,
         data_class="audio",
@@ -46,6 +52,9 @@ def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callab
                     spoken.pop(index, None)
                 continue
             anything = True
+            if event.index != index:
+                index = event.index
+                dialogue.trace(Step("heard", f"{event.end_s - event.start_s:.1f} s of speech"))
             reply = reply_to(dialogue, talk, event, mouth)
             if reply is None:
                 continue
@@ -64,9 +73,8 @@ def reply_to(dialogue: Dialogue, talk: Any, event: Utterance, mouth: Mouth) -> R
     command = dialogue.command(event.answer)
     if command is not None or event.provisional:
         return command
-    text = dialogue.transcribe(event.audio)
 
     def stopped() -> bool:
         return mouth.interrupted(event.end_s)
 
-    return dialogue.of_text(text, talk, stopped)
+    return dialogue.of_audio(event.audio, talk, stopped)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from math import inf
+from math import inf, nextafter
 from textwrap import shorten
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Mouth:
     def __init__(self, out: Any = None, render: Callable[[str], Samples] = spoken) -> None:
         self._out, self._render = out, render
         self._barged_at_s = -inf
+        self._one = RLock()
         self.speaking = False
         """Whether the loudspeaker is on."""
 
@@ -37,12 +39,18 @@ class Mouth:
         """Whether somebody has spoken after what ended at this second: its answer is not wanted any more."""
         return self._barged_at_s >= end_s
 
+    def ring(self, text: str) -> bool:
+        """Speak what nobody has just asked for, until somebody begins to speak -> whether it was spoken to its end."""
+        return self.say(text, nextafter(self._barged_at_s, inf))
+
     def say(self, text: str, end_s: float = inf) -> bool:
-        """Speaks the answer to what ended at `end_s` -> whether it was spoken to its end."""
+        """Speak the answer to what ended at `end_s`, after what is being spoken -> whether it was spoken to its end."""
         if self._out is None or self.interrupted(end_s):
             return False
         try:
-            return self._play(self._render(shorten(text, MOST_TEXT, placeholder=" ...")), end_s)
+            samples = self._render(shorten(text, MOST_TEXT, placeholder=" ..."))
+            with self._one:
+                return self._play(samples, end_s)
         except Exception as e:  # noqa: BLE001 - espeak's, PortAudio's: the answer was printed, and the next may be spoken
             print(f"(not spoken: {e})")
             return False

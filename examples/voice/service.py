@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from dialogue import Dialogue, Reply, is_sure
+from dialogue import SURE_SHORT, Dialogue, Reply, is_sure
 from sound import Samples, resampled
 from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
@@ -121,7 +121,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads[kind], function, *arguments)
 
     def words(self, heard: Heard) -> str:
-        """What was said: the name of a command, or what was transcribed."""
+        """Return what was said: the name of a command, or what was transcribed; empty: it was not understood."""
         audio = heard.samples()
         if not len(audio):
             return ""
@@ -130,7 +130,10 @@ class Service:
         except NoAnswer as e:
             log.warning("a command could not be told from other words: %s", e)
             command = None
-        return self.dialogue.transcribe(audio) if command is None else command.heard
+        if command is not None:
+            return command.heard
+        words = self.dialogue.transcribe(audio)
+        return words.text if words.confidence >= SURE_SHORT else ""
 
     async def reply(self, text: str, identity: str | None) -> Reply | None:
         """What is said to a text, in the conversation of this id; None: the service has ended."""

@@ -43,7 +43,7 @@ from listen import listen  # noqa: E402
 from mouth import Mouth  # noqa: E402
 from routers import HERE, opened  # noqa: E402
 from service import MOST_BYTES, THREADS, Heard, Service, serve  # noqa: E402
-from transcribe import Transcriber, repetition  # noqa: E402
+from transcribe import Transcriber, Words, repetition  # noqa: E402
 from wyoming.asr import Transcribe, Transcript  # noqa: E402
 from wyoming.audio import AudioChunk, AudioStart, AudioStop  # noqa: E402
 from wyoming.client import AsyncTcpClient  # noqa: E402
@@ -284,14 +284,14 @@ def test_an_unsure_command_is_acted_upon_once_the_cloud_is_sure(made, cloud, kin
 def test_a_command_may_be_known_by_its_words(made):
     """One that the commands' models are not sure of."""
     with Router(lambda audio: ("nine", 0.2), None) as commands:
-        (reply,) = heard(replace(made(), commands=commands, transcribe=lambda audio: " Nine."), WORD)
+        (reply,) = heard(replace(made(), commands=commands, transcribe=lambda audio: Words(" Nine.", 1.0)), WORD)
     assert (reply.kind, reply.text) == ("command", "nine.")
 
 
 def test_noise_is_not_answered_aloud(made):
     dialogue, out = made(), Loudspeaker()
     with Router(lambda audio: ("other", 0.9), None) as commands:
-        quiet = replace(dialogue, commands=commands, transcribe=lambda audio: "")
+        quiet = replace(dialogue, commands=commands, transcribe=lambda audio: Words("", 0.0))
         shown = heard(quiet, WORD, mouth=Mouth(out))
     assert [reply.kind for reply in shown] == ["nothing"]
     assert not out.playing.is_set()
@@ -372,7 +372,7 @@ def test_the_script_says_the_wake_word(capsys, monkeypatch, word):
     from wake import WakeWord, after
 
     monkeypatch.setattr(program, "SCRIPT", [WORD] * 2)
-    loud = [chunk.any() for chunk in after(WakeWord(word), sound.chunks(program.script(word)))]
+    loud = [chunk.any() for chunk in after(WakeWord(word), sound.chunks(program.awake(word, map(sound.spoken, program.SCRIPT))))]
     assert any(loud)
     assert capsys.readouterr().out.count("(listening)") == 2
 
@@ -390,7 +390,7 @@ def test_the_wake_word_does_not_hear_the_loudspeaker(monkeypatch):
 
     monkeypatch.setattr(program, "WakeWord", Word)
     monkeypatch.setattr(sound, "microphone", lambda: iter(np.ones((2, 4), np.int16)))
-    chunks, live = program.source(given, own)
+    chunks, live = program.source(given, own, None)
     next(chunks)
     own.speaking = True
     next(chunks)

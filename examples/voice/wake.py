@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,21 @@ class WakeWord:
         return any(found)
 
 
-def after(word: WakeWord, chunks: Iterable[Any], awake_s: float = AWAKE_S) -> Iterator[Samples]:
-    """The chunks, but for what nobody was addressed by: all that is not within `awake_s` of a wake word is silence."""
+def after(
+    word: WakeWord,
+    chunks: Iterable[Any],
+    awake_s: float = AWAKE_S,
+    listening: Callable[[], object] = lambda: print("(listening)"),
+) -> Iterator[Samples]:
+    """Yield the chunks, but for what nobody was addressed by: all that is not within `awake_s` of a wake word is silence.
+
+    `listening` is called as it is heard.
+    """
     left = 0
     for chunk in chunks:
         yield chunk if left > 0 else np.zeros_like(chunk)
         left -= len(chunk)
         if word.heard(chunk):
             if left <= 0:
-                print("(listening)")
+                listening()
             left = round(awake_s * RATE)
