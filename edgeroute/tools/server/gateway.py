@@ -39,7 +39,7 @@ try:
     from starlette.middleware import Middleware
     from starlette.requests import Request
     from starlette.responses import Response
-    from starlette.routing import Route
+    from starlette.routing import BaseRoute, Route
     from starlette.types import Receive, Scope, Send
 
     from edgeroute.tools.server import access
@@ -375,6 +375,7 @@ def app(
     metrics: bool = False,
     allow: Collection[str] = (),
     embeddings: AsyncRouter[Any] | None = None,
+    routes: Iterable[BaseRoute] = (),
 ) -> Starlette:
     """Build the ASGI application that serves a router. The application closes the routers when it shuts down.
 
@@ -391,6 +392,8 @@ def app(
         metrics: True serves `/metrics` for Prometheus, under the same access rules as the other paths.
         allow: keys of a request that clients may send, and with any value, beside those in `gateway_requests.KEYS`.
         embeddings: router of one model, for `/v1/embeddings`; may be `router`. None: there is no such path.
+        routes: further routes under the same access rules. With any, pages that the gateway itself serves may ask it, and other
+            sites' pages may link to `/`.
 
     Raises:
         PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1, a key in `allow`
@@ -440,7 +443,9 @@ def app(
             raise HTTPException(404, "there is no such response here")
         return reply({"id": identity, "object": "response", "deleted": True})
 
-    routes = [
+    own = [*routes]
+    all_routes: list[BaseRoute] = [
+        *own,
         Route("/v1/chat/completions", Completions(routing, calls, chats), methods=["POST"]),
         Route("/v1/completions", Completions(routing, calls, texts), methods=["POST"]),
         Route("/v1/responses", Completions(routing, calls, response), methods=["POST"]),
@@ -454,7 +459,7 @@ def app(
         Route("/v2/health/ready", tensors.ready),
     ]
     for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        routes += [
+        all_routes += [
             Route(f"{base}/infer", tensors, methods=["POST"]),
             Route(base, tensors.model),
             Route(f"{base}/ready", tensors.model_ready),
@@ -464,11 +469,11 @@ def app(
         embeddings.engine.private = router.engine.private  # a private turn of a chat stays on this path, too
         vectors = Dialect(partial(embedding.read_request, **of_client), embedding.EmbeddingReply)
         handler = Completions(embedding.EmbeddingRouting(embeddings), calls, vectors)
-        routes.append(Route("/v1/embeddings", handler, methods=["POST"]))
+        all_routes.append(Route("/v1/embeddings", handler, methods=["POST"]))
     if metrics:
-        routes.append(Route("/metrics", metrics_page(router)))
-    guard = Middleware(access.Guard, hosts=tuple(hosts), token=token)
-    application = Starlette(routes=routes, exception_handlers=access.HANDLERS, middleware=[guard], lifespan=lifespan)
+        all_routes.append(Route("/metrics", metrics_page(router)))
+    guard = Middleware(access.Guard, hosts=tuple(hosts), token=token, links=("/",) if own else (), own_pages=bool(own))
+    application = Starlette(routes=all_routes, exception_handlers=access.HANDLERS, middleware=[guard], lifespan=lifespan)
     application.router.redirect_slashes = False
     application.state.calls = calls
     return application

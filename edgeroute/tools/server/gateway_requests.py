@@ -19,6 +19,7 @@ from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams_and_sessions import AsyncStream
 from edgeroute.system.process import json_dumps, json_loads, to_json_types
+from edgeroute.tools.palette import answer_state
 from edgeroute.tools.server.access import Fault, Options
 from edgeroute.types import Answer
 
@@ -318,10 +319,11 @@ def confidence_of(answer: Answer[Any]) -> float | None:
 
 
 def origin_of(answer: Answer[Any]) -> dict[str, Any]:
-    """Return the JSON object that tells which leg answered, its confidence, the reason and the latency."""
+    """Return the JSON object that tells which leg answered, its state for people, its confidence, the reason and the latency."""
     return {
         "id": answer.id,
         "source": answer.source,
+        "state": answer_state(answer.source, answer.reason_code, degraded=answer.degraded, final=answer.final),
         "leg": clean(answer.leg, 100),
         "confidence": confidence_of(answer),
         "degraded": answer.degraded,

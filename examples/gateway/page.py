@@ -1,0 +1,123 @@
+"""A chat in the browser, and the last questions of all programs: who answered, why, what it cost, and in the cloud alone."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from time import time
+from typing import Any
+
+from cloud import Cloud, CloudFailed
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from edgeroute.core.error_codes import clean
+from edgeroute.record.instrument_interface import Instrument, RequestEnded
+from edgeroute.tools.palette import STATES, answer_state, css
+from edgeroute.types import Answer
+
+FILE = Path(__file__).with_name("page.html")
+KEPT, LONGEST = 50, 200
+"""Questions, and characters of one."""
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+class Questions(Instrument):
+    """The last questions, in memory alone. The text of one that never leaves the device is not kept at all.
+
+    Args:
+        usd_per_token: of a question and of an answer, in the cloud.
+        secret: data classes whose texts are not kept.
+    """
+
+    def __init__(self, usd_per_token: tuple[float, float], secret: frozenset[str]) -> None:
+        self._prices, self._secret = usd_per_token, secret
+        self._rows = deque[dict[str, Any]](maxlen=KEPT)
+        self._lock = threading.Lock()
+        self._count, self._usd, self._alone = 0, 0.0, 0.0
+
+    def request_ended(self, ended: RequestEnded) -> None:
+        """Add a row. The text of a question without an answer is not kept either: nothing tells its data class."""
+        answer, usd, alone, question = ended.answer, 0.0, None, ""
+        row: dict[str, Any] = {"at": time(), "state": None, "private": False}
+        if answer is None:
+            row["reason"] = clean(ended.error, 2 * LONGEST)
+        else:
+            trace = answer.trace
+            row["state"] = answer_state(answer.source, answer.reason_code, degraded=answer.degraded, final=answer.final)
+            row["reason"], row["took_s"] = clean(answer.reason, 2 * LONGEST), answer.latency_s
+            row["private"] = bool(trace.get("stays")) or trace.get("data_class") in self._secret
+            question = "" if row["private"] else question_of(ended.inputs)
+            usd = sum(event.get("usd") or 0.0 for event in trace.get("events", ()))
+            alone = usd if answer.source == "cloud" else None if answer.degraded else self._alone_usd(answer)
+        with self._lock:
+            self._rows.appendleft({**row, "question": question, "usd": usd, "alone": alone})
+            self._count, self._usd, self._alone = self._count + 1, self._usd + usd, self._alone + (alone or 0.0)
+
+    def shown(self) -> dict[str, Any]:
+        """Return the rows, the newest first, and the sums of all questions since the start."""
+        with self._lock:
+            return {"rows": [*self._rows], "count": self._count, "usd": self._usd, "alone": self._alone}
+
+    def _alone_usd(self, answer: Answer[Any]) -> float | None:
+        """Return what the cloud would have taken for an answer with as many tokens; None if they were not counted."""
+        usage = answer.outputs.get("usage") if isinstance(answer.outputs, Mapping) else None
+        if not isinstance(usage, Mapping):
+            return None
+        counts = (usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+        return sum(count * price for count, price in zip(counts, self._prices, strict=True))
+
+
+def question_of(request: Any) -> str:
+    """Return the beginning of a request's last message; pictures and the like are left out."""
+    messages = request.get("messages") if isinstance(request, Mapping) else None
+    content = messages[-1].get("content") if messages else request.get("prompt") if isinstance(request, Mapping) else request
+    if isinstance(content, list):
+        content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return str(content or "")[:LONGEST]
+
+
+def routes_of(questions: Questions, cloud: Cloud | None) -> list[Route]:
+    """Return the routes of the page, for `edgeroute.tools.server.gateway.gateway(routes=...)`, which keeps others' pages out.
+
+    Args:
+        questions: those to show.
+        cloud: the one that the page can send away; None: it has no switch.
+    """
+
+    async def page(_: Request) -> Response:
+        """Return the page, with a new nonce."""
+        nonce = secrets.token_urlsafe(16)
+        states = {state.word: {"mark": state.mark, "meaning": state.meaning} for state in STATES.values()}
+        text = FILE.read_text(encoding="utf-8").replace("/*PALETTE*/", css()).replace("/*STATES*/", json.dumps(states))
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        headers = {**HEADERS, "Content-Security-Policy": policy}
+        return Response(text.replace("@NONCE@", nonce), headers=headers, media_type="text/html")
+
+    async def last(_: Request) -> Response:
+        """Return the last questions, and where the cloud is."""
+        state = None if cloud is None else "away" if cloud.away else "here"
+        return JSONResponse({**questions.shown(), "cloud": state}, headers=HEADERS)
+
+    async def switch(request: Request) -> Response:
+        """Send the cloud away, or bring it back; returns when it is done."""
+        if cloud is None:
+            raise HTTPException(404, "this cloud has no switch")
+        away = request.path_params["to"] == "away"
+        try:
+            await run_in_threadpool(cloud.go if away else cloud.come)
+        except CloudFailed as e:
+            raise HTTPException(503, str(e)) from e
+        return await last(request)
+
+    return [Route("/", page), Route("/questions", last), Route("/cloud/{to:str}", switch, methods=["POST"])]
