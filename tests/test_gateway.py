@@ -60,6 +60,7 @@ def test_a_chat(client):
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("you said hello", "stop")
     assert (answer.object, answer.model, answer.choices[0].message.role) == ("chat.completion", "edgeroute", "assistant")
     assert answer.edgeroute["source"] == reply.headers["x-edgeroute-source"] == "edge"
+    assert answer.edgeroute["state"] == "edge"
     assert answer.edgeroute["confidence"] == float(reply.headers["x-edgeroute-confidence"]) == 0.9
     assert reply.headers["x-edgeroute-reason"] == answer.edgeroute["reason"]
     assert "0.90 >= 0.50" in answer.edgeroute["reason"]

@@ -15,6 +15,8 @@ from gateways import CHAT, LONG, connected, post, raw, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
 
 from edgeroute import AsyncRouter, BadInput, PolicyError, Unreachable
 from edgeroute.tools.server import gateway_requests
@@ -81,6 +83,38 @@ def test_a_web_page(url, lines, method):
     reply = raw(url, sent)
     assert status(reply) == [403]
     assert b"access-control" not in reply.lower()
+
+
+@pytest.fixture(scope="module")
+def paged():
+    """-> the address of a gateway that serves a page of its own."""
+    with serving(AsyncRouter(edge), routes=[Route("/", lambda _: Response("a page"))]) as url:
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("lines", "host", "expected"),
+    [
+        *((lines, "localhost", 403) for lines in PAGES),
+        (("Origin: http://localhost:8484", "Sec-Fetch-Site: same-origin"), "localhost:8484", 200),
+        (("Origin: http://127.0.0.1:8484",), "127.0.0.1:8484", 200),
+        (("Origin: http://127.0.0.1:8484",), "localhost:8484", 403),
+        (("Origin: http://localhost:8485",), "localhost:8484", 403),
+        (("Origin: http://localhost:8484", "Sec-Fetch-Site: same-site"), "localhost:8484", 403),
+        (("Origin: http://evil.example", "Sec-Fetch-Site: same-origin"), "evil.example", 421),
+    ],
+    ids=str,
+)
+def test_a_page_of_its_own(paged, lines, host, expected):
+    """It may ask under the name by which it was opened; others' pages may not, nor a name of theirs that leads here."""
+    assert status(raw(paged, post(CHATS, CHAT, *lines, "Connection: close", host=host))) == [expected]
+
+
+@pytest.mark.parametrize(("path", "expected"), [("/", 200), ("/v1/models", 403)])
+def test_a_link_to_its_page(paged, path, expected):
+    """It can be followed from another site, to the page alone."""
+    followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert httpx.get(f"{paged}{path}", headers=followed, timeout=LONG).status_code == expected
 
 
 @pytest.mark.parametrize(
