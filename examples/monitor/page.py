@@ -154,7 +154,7 @@ class Live:
     def view(self) -> dict[str, Any]:
         """Return what the page shows, as JSON values."""
         waiting, handed = set(self.monitor.waiting), [identity for identity, _ in diagnoses(self._state)]
-        sent = self.monitor.router.stats().bytes_sent
+        stats = self.monitor.router.stats()
         with self._lock:
             now_h, worn = self.now_h(), self.worn()
             alarm = self.monitor.alarms.now
@@ -163,11 +163,15 @@ class Live:
                 "now": clock(now_h),
                 "at_h": now_h,
                 "from_h": begin,
-                "to_h": max(now_h, begin + SHOWN_H),
+                "to_h": max(now_h, begin + SHOWN_H / 3),
                 "alarm": alarm and {"kind": alarm.kind, "since": clock(alarm.at_h), "worn": self._alarm_worn},
                 "broken": self._cracked_h is not None,
                 "worn": worn,
-                "link": {"up": self.link.up, "since": clock(self._outages[-1].begin_h) if self._outages else ""},
+                "link": {
+                    "up": self.link.up,
+                    "answers": stats.legs[-1].breaker == "closed",
+                    "since": clock(self._outages[-1].begin_h) if self._outages else "",
+                },
                 "queue": len(waiting),
                 "late": len(handed),
                 "twice": len(handed) - len(set(handed)),
@@ -175,8 +179,9 @@ class Live:
                     "edge": self._answered["edge"],
                     "cloud": self._answered["cloud"] + len(set(handed)),
                     "waiting": len(waiting),
+                    **{name: self._answered[name] for name in ("cache", "degraded") if self._answered[name]},
                 },
-                "sent": sent,
+                "sent": stats.bytes_sent,
                 "everything": self._windows * WINDOW_BYTES,
                 "points": [
                     [

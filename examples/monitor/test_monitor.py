@@ -267,6 +267,8 @@ def test_the_plug_and_the_bearing(showing):
         expect(machine).to_contain_text("ALARM: no name yet")
         expect(tab.locator("#waiting")).to_have_text(re.compile(r"○ [1-9]\d"))
         expect(tab).to_have_title("ALARM: no name yet · cloud away")
+        picture = tab.screenshot()
+        assert 50_000 < len(picture) < 250_000
         queued = len(live_page.monitor.waiting)
         press("Plug in again")
         expect(link).to_contain_text("✓ up")
@@ -283,6 +285,20 @@ def test_the_plug_and_the_bearing(showing):
         told = tab.locator("#events li").all_inner_texts()
         assert sum("ALARM" in line for line in told) == 2
         assert sum("the plug was pulled" in line for line in told) == 1
+
+
+def test_an_outage_that_no_button_made(showing):
+    """The page says that the cloud does not answer, and that it does again."""
+    live_page, _ = showing
+    live_page.link.relay.refuse = True
+    live_page.link.relay.cut()
+    assert live_page.press("/break")
+    until(lambda: not live_page.view()["link"]["answers"], "the breaker opens")
+    assert live_page.view()["link"]["up"]
+    live_page.link.relay.refuse = False
+    live_page.monitor.router.link_up()
+    until(lambda: live_page.view()["link"]["answers"] and live_page.view()["queue"] == 0, "late answers")
+    assert live_page.view()["twice"] == 0
 
 
 def test_only_the_page_itself_presses_buttons(showing):
