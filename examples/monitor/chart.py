@@ -17,7 +17,7 @@ THRESHOLD = -1.386
 """Log-odds of .2: above it the larger model is asked."""
 LEGEND = (
     f"Days. Line: {marked('edge')}, the small model's log-odds of a fault; above the dashed line the larger model is asked."
-    " Grey: a fault grows. Red: alarm. Dark: no link."
+    " Grey: a fault grows. Black: alarm. Dark: no link."
 )
 STYLE = f"""
 text {{ font: 12px system-ui, sans-serif; fill: #222 }}
@@ -28,7 +28,7 @@ text {{ font: 12px system-ui, sans-serif; fill: #222 }}
 .score {{ stroke: {STATES["edge"].light}; fill: none; stroke-width: 1 }}
 .line {{ stroke: #777; stroke-dasharray: 4 3 }}
 .axis {{ stroke: #999 }}
-.alarm {{ stroke: #b3261e; stroke-width: 2 }}
+.alarm {{ stroke: #16171a; stroke-width: 2 }}
 """
 
 
