@@ -25,6 +25,10 @@ help:
 demo: $(VENV)/demo.installed
 	$(BIN)/edgeroute demo
 
+## show              starts the prototypes that are set up, and shows them on one page; ARGS='--start' starts all
+show: $(VENV)/demo.installed
+	$(BIN)/python examples/show/main.py $(ARGS)
+
 ## test              sets up and passes the tests, in five minutes; what else there is says CONTRIBUTING.md
 test: $(VENV)/test.installed
 	$(BIN)/pytest -n 6 --dist worksteal

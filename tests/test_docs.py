@@ -305,7 +305,10 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize(
+    "page", [page for page in EXAMPLES if list(page.parent.glob("requirements.txt")) + list(page.parent.glob("pyproject.toml"))],
+    ids=lambda page: page.parent.name,
+)  # fmt: skip
 def test_the_page_of_an_example_names_what_there_is(page):
     """What its commands do is tested beside it; here, that each target of make, subcommand, option and file that they name is there."""
     folders = {page.parent, ROOT / "examples" / "ar"} if page.parent.name == "jetson" else {page.parent}

@@ -1,0 +1,65 @@
+"""A page that refuses to be framed, passed on so that the show can frame it: the gateway's and the dashboard's."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+LONG_S = 60.0
+"""In so many seconds a request, and a piece of a reply, has to come."""
+
+
+class Window(ThreadingHTTPServer):
+    """Server that passes requests on to a page which refuses to be framed, so that the show alone can frame it.
+
+    Args:
+        url: of the page.
+        show: the address of the show.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, url: str, show: str) -> None:
+        super().__init__(("127.0.0.1", 0), Passing)
+        self.page, self.show = urlsplit(url), show
+        self.url = self.page._replace(netloc=f"127.0.0.1:{self.server_port}").geturl()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Passing(BaseHTTPRequestHandler):
+    """Passes a request on as one of the page's own, and its reply back, piece by piece."""
+
+    server: Window
+    timeout = LONG_S
+
+    def do_GET(self) -> None:
+        """Pass it on, if it is for the frame or from it."""
+        own, there = f"http://127.0.0.1:{self.server.server_port}", self.server.page.netloc
+        opened = (self.command, self.path, self.headers["Sec-Fetch-Mode"]) == ("GET", "/", "navigate")  # without any data
+        if f"http://{self.headers['Host']}" != own or not (opened or self.headers["Sec-Fetch-Site"] == "same-origin"):
+            self.send_error(403)
+            return
+        passed = {
+            name: value for name, value in self.headers.items() if not name.lower().startswith(("sec-", "accept-enc", "conn"))
+        }
+        passed |= {"Host": there} | ({"Origin": f"http://{there}"} if "Origin" in self.headers else {})
+        with closing(HTTPConnection(there, timeout=LONG_S)) as page:
+            page.request(self.command, self.path, self.rfile.read(int(self.headers["Content-Length"] or 0)), passed)
+            reply = page.getresponse()
+            self.send_response_only(reply.status)
+            for name, value in reply.headers.items():
+                if name.lower() not in {"transfer-encoding", "connection"}:
+                    self.send_header(name, value.replace("frame-ancestors 'none'", f"frame-ancestors {self.server.show}"))
+            self.end_headers()
+            while piece := reply.read1():
+                self.wfile.write(piece)
+
+    def do_POST(self) -> None:
+        """Pass it on likewise."""
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing of a request."""
