@@ -109,6 +109,9 @@ def test_each_state(tmp_path, feed):
                 }
                 assert "✕ degraded 2" in (said := str(app.query_one("#tiles").content))
                 assert "○ waiting 1" in said
+                reasons = [row[1] for row in cells(app, "reasons")]
+                assert "✕ edge is not sure; cloud fails; degraded" in reasons
+                assert "○ edge is not sure; cloud fails; waiting" in reasons
 
         asyncio.run(run())
 

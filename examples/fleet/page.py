@@ -8,7 +8,7 @@ from typing import Any
 
 COLOURS = {"shop-1": "#98a1b0", "shop-2": "#5c6370", "shop-3": "#1b1b1f", "shop-4": "#7d8697"}
 """Of policies, which are no states of answers: greys."""
-OTHER, FOG = "#d5d9df", "#1b1b1f"
+OTHER, FOG = "#b9c0cc", "#1b1b1f"
 LEFT, TOP, WIDE, HIGH = 48, 24, 640, 170
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f }

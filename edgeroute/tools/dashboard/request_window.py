@@ -154,7 +154,8 @@ def row_of(record: Mapping[str, Any]) -> Row:
     if side == "none":
         parts.append("no answer")
     elif not accepted:
-        parts.append("left by its caller" if record.get("reason_code") == "left" else "degraded")
+        fallback = "waiting" if note in {QUEUED, BEING_QUEUED} else "degraded"
+        parts.append("left by its caller" if record.get("reason_code") == "left" else fallback)
     elif record.get("reason_code") == "stays":
         parts.append(str(record.get("stays", "")))
     return Row(
