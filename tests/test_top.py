@@ -155,6 +155,7 @@ def test_states_of_rows(feed):
     states = [answer_state(answer.source, answer.reason_code, degraded=answer.degraded, final=answer.final) for answer in answers]
     assert states == ["cloud", "edge", "cache", "degraded"]
     assert [row_of(record).state for record in feed.fresh] == states
+    assert row_of({**feed.fresh[-1], "events": []}).shown()["state"] == "degraded", "a record may lack what a reason needs"
 
 
 def test_its_keys(monitor, feed):

@@ -34,7 +34,7 @@ ANSWERED = frozenset({"accepted", "below", "kept"})
 TEXT = 300  # most characters of a displayed text
 NAME = 80  # most characters of a displayed name
 # Exceptions of a record that is no valid record of a trace.
-WRONG = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+WRONG = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Run(NamedTuple):
