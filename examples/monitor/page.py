@@ -208,7 +208,7 @@ class Live:
             self._alarms.append(Span(now.at_h))
             self._alarm_worn = worn
             named = "a fault that the device cannot name" if now.kind == UNKNOWN else now.kind
-            self._note(f"ALARM: {named}, at {worn:.0%} of what breaks the machine")
+            self._note(f"ALARM: {named}, at {100 * worn:.0f} % of what breaks the machine")
         elif before is not None and now is None:
             self._alarms[-1].end_h = self.now_h()
             self._note("the alarm is over")
