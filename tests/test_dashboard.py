@@ -314,6 +314,28 @@ def test_an_outage_and_its_end():
     assert (monitor.view()["away"], leg["unserved"], leg["was_away"]) == ([], 0, (records[1]["at"], again["at"]))
 
 
+def test_a_short_deadline_is_no_outage():
+    """A call that was given less than the cloud's usual time says nothing of it; one that had it does."""
+    records, _, _ = asked([0.2] * 3, hedge_after=None)
+
+    def late(record, took_s):
+        events = [dict(event) for event in record["events"]]
+        events[-1] = {"what": "timeout", "leg": "cloud", "at_s": events[-2]["at_s"] + took_s}
+        return {
+            **record,
+            "events": events,
+            "answered_by": "edge",
+            "accepted": False,
+            "reason_code": "deadline",
+            "deadline_s": took_s,
+        }
+
+    assert monitor_of([*records, *(late(record, 0.0) for record in records)]).view()["away"] == []
+    assert [one["name"] for one in monitor_of([*records, *(late(record, LONG) for record in records)]).view()["away"]] == [
+        "cloud"
+    ]
+
+
 def test_a_breaker_of_this_process_goes_first():
     """It knows that a probe was answered, of which no record tells; and of a cloud that no answer names."""
     records, _, _ = asked([0.05] * FAULTS, hedge_after=None)
@@ -419,6 +441,7 @@ def test_records_that_are_none(rubbish, data):
     monitor = Monitor(records)
     monitor.read()
     json.loads(monitor.text())
+    json.dumps(monitor.between(-1e300, 1e300))
     records.fresh.append(OWN[0])
     monitor.read()
     assert monitor.view()["recent"][0]["id"] == OWN[0]["id"]

@@ -229,7 +229,7 @@ def test_a_first_visit(browser):
     with Router(edge, cloud, threshold=0.5, options=Options(instruments=[dashboard])) as router:
         address = dashboard.serve(router)
         with opened(browser, address, permissions=["clipboard-read", "clipboard-write"]) as page:
-            playwright.expect(page.locator("#first")).to_contain_text("No request yet")
+            playwright.expect(page.locator("#first")).to_contain_text("Nothing recorded yet")
             page.get_by_role("button", name="Copy").click()
             playwright.expect(page.get_by_role("button", name="Copied")).to_be_visible()
             assert page.evaluate("navigator.clipboard.readText()") == page.locator("#steps pre").inner_text() == "router.infer(x)"

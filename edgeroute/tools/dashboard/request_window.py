@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from edgeroute.confidence.certificate import BoundCertificate
-from edgeroute.core.admission import FAULTS
+from edgeroute.core.admission import FAULTS, USUAL
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.error_codes import HELD, UNFIT, Failure, clean
 from edgeroute.core.plan import Facts, Leg, Plan
@@ -269,6 +269,11 @@ class _Leg:
         """True if it does not answer, by its latest calls."""
         return self.breaker == "open" or self.faults >= FAULTS
 
+    def is_fault(self, run: Run) -> bool:
+        """Return True if a run counts against a cloud as it does for its breaker: a late one had its usual time."""
+        late = run.what == "timeout" or run.code == "timeout"
+        return self.side == "cloud" and run.fault and not (late and run.took_s < (at_quantile(sorted(self.took), USUAL) or 0))
+
     def quantiles(self) -> dict[str, float | None]:
         """Return quantiles (p50, p90, p99) of the latest latencies; None without any."""
         took = sorted(self.took)
@@ -407,7 +412,8 @@ class Window:
             leg.failed += run.what == "failed" and run.code not in UNFIT  # an unfit input is not the leg's fault, as in `stats()`
             leg.late += run.what == "timeout"
             leg.cancelled += run.what == "cancelled"
-        if leg.side == "cloud" and (run.fault or (run.what == "held" and run.code == "breaker")):
+        fault = leg.is_fault(run)
+        if fault or (run.what == "held" and run.code == "breaker"):
             leg.away_at, leg.failed_at = leg.away_at if leg.unserved else time, time
             leg.unserved += 1
         if batch:  # the rows of a batch share a call, and each row's record has its costs
@@ -416,7 +422,7 @@ class Window:
             self._batches[batch, run.name] = None
             if len(self._batches) > BATCHES:
                 self._batches.popitem(last=False)
-        leg.faults += leg.side == "cloud" and run.fault
+        leg.faults += fault
         if run.what == "held":
             self.tally.limit_hit(run.name, run.code)
         leg.sent_bytes += run.sent_bytes
