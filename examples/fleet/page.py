@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from edgeroute.tools.palette import STATES, marked, svg_hatches
+
 COLOURS = {"shop-1": "#98a1b0", "shop-2": "#5c6370", "shop-3": "#1b1b1f", "shop-4": "#7d8697"}
 """Of policies, which are no states of answers: greys."""
 OTHER, FOG = "#b9c0cc", "#1b1b1f"
@@ -31,9 +33,10 @@ def day_line(day: Mapping[str, Any]) -> str:
 
 
 def events(day: Mapping[str, Any]) -> list[str]:
-    """Return the decision about a ring, the alarms and the suspects of a day."""
-    step = day["step"]
-    found = [] if step["did"] == "wait" else [f"{step['did'].replace('_', ' ')}: {step['text']}"]
+    """Return the outage, the decision about a ring, the alarms and the suspects of a day."""
+    step, waiting = day["step"], day.get("waiting", 0)
+    found = [f"OUTAGE: {marked('waiting', f'{waiting} digests wait on their devices')}"] if waiting else []
+    found += [] if step["did"] == "wait" else [f"{step['did'].replace('_', ' ')}: {step['text']}"]
     for stream in day["alarm"]["streams"]:
         found += [f"ALARM: {alarm['text']}, {alarm['times']:.1f} times the usual" for alarm in stream["alarms"]]
         if stream["suspects"]:
@@ -75,6 +78,8 @@ def html(result: Mapping[str, Any]) -> str:
     deferred = {name: [_share(day["policies"].get(name, (0, 0, 0))[1:]) for day in days] for name in names}
     sites = sorted({site for day in days for site in day["sites"]}, key=lambda site: site in fog)
     differ = {site: [_share(day["sites"].get(site, (0, 0))) for day in days] for site in sites}
+    inks = {name or "none": COLOURS.get(name, OTHER) for name in names}
+    inks |= {marked("waiting", "digest not here yet"): STATES["waiting"].light} if any(day.get("waiting") for day in days) else {}
     marks = {result["good"]: "better policy", result["bad"]: "bad policy", result["drift"]: "fog"}
     found = [(day["day"], event) for day in days for event in events(day)]
     rows = "".join(f"<tr><td>{day}</td><td>{escape(event)}</td></tr>" for day, event in found)
@@ -84,7 +89,7 @@ def html(result: Mapping[str, Any]) -> str:
 <h1>A fleet of {result["devices"]} devices, in {len(days)} days</h1>
 {seen}
 <p><a href="report.html">The report of edgeroute fleet</a></p>
-<h2>Devices by the policy in force</h2>{_key({name or "none": COLOURS.get(name, OTHER) for name in names})}
+<h2>Devices by the policy in force</h2>{_key(inks)}
 {_bars(names, days, result["devices"], marks)}
 <h2>Requests that are deferred, by policy</h2>
 {_chart(deferred, COLOURS, marks, alarm)}
@@ -129,15 +134,16 @@ def _svg(label: str, parts: Sequence[str]) -> str:
 
 
 def _bars(names: Sequence[str], days: Sequence[Mapping[str, Any]], count: int, marks: Mapping[int, str]) -> str:
-    """Return bars of the devices with each policy, by day."""
-    step, parts = WIDE / len(days), list[str]()
+    """Return bars of the devices with each policy, by day; on top those whose digest waits, since their store is away."""
+    step, parts = WIDE / len(days), [svg_hatches(["waiting"])]
     for i, day in enumerate(days):
         y = float(TOP + HIGH)
-        for name in names:
-            high = HIGH * min(count, day["policies"].get(name, (0,))[0]) / count
+        stack = [(COLOURS.get(name, OTHER), day["policies"].get(name, (0,))[0]) for name in names]
+        for ink, number in [*stack, ("url(#hatch-waiting)", day.get("waiting", 0))]:
+            high = HIGH * min(count, number) / count
             y -= high
             place = f'x="{LEFT + i * step + 2:.1f}" y="{y:.1f}" width="{step - 4:.1f}" height="{high:.1f}"'
-            parts.append(f'<rect {place} fill="{COLOURS.get(name, OTHER)}"/>')
+            parts.append(f'<rect {place} fill="{ink}"/>')
     return _svg("devices by policy and day", [*parts, *_frame(len(days), marks)])
 
 

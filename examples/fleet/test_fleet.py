@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from page import html
 
 HERE = Path(__file__).parent
 lacking = [
@@ -66,3 +68,19 @@ def test_the_page_shows_each(run):
     _, page = run
     assert page.count("<svg") == 3
     assert all(words in page for words in ("better policy", "bad policy", "go on: ", "ALARM: ", "fog"))
+
+
+def test_an_outage_is_on_the_page():
+    """Devices whose digest waits are on top of the bar of that day, in the palette's colour and words, and in the list."""
+    usual = {"alarm": {"streams": []}, "step": {"did": "wait", "text": ""}, "sites": {"plant-1": [10, 1]}, "waiting": 0}
+    days = [{**usual, "day": day, "added": 20, "policies": {"shop-1": [20, 480, 48]}} for day in range(4)]
+    result = {"devices": 20, "good": 1, "bad": 2, "drift": 3, "drifting": 0, "fog": ["plant-1"], "broker": "none", "took_s": 1.0}
+    whole = html({**result, "days": days})
+    days[2] |= {"waiting": 15, "policies": {"shop-1": [5, 120, 12]}}
+    cut = html({**result, "days": days})
+    assert "OUTAGE: \u25cb 15 digests wait on their devices" in cut
+    assert "\u25cb digest not here yet" in cut
+    assert "OUTAGE" not in whole
+    assert "not here yet" not in whole
+    high = [float(x) for x in re.findall(r'height="([\d.]+)" fill="url\(#hatch-waiting\)"', cut)]
+    assert [x > 0 for x in high] == [False, False, True, False]
