@@ -18,6 +18,7 @@ from pages import Closed
 from edgeroute import Audit, Router, Trial
 from edgeroute.errors import Unreachable
 from edgeroute.observe.stats_and_status import Stats
+from edgeroute.tools.palette import STATES
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FOREIGN = "<script>alert(1)</script>&\"'</p>"
@@ -98,6 +99,15 @@ def test_what_comes_from_outside_is_text():
         assert "<script" not in text.lower()
         assert "</p>&" not in text
     assert "&lt;script&gt;" in shown[0]
+
+
+def test_states_in_a_notebook(router):
+    """Have their marks; their colours are set for the element alone, and once more for notebooks that are dark."""
+    text = cell(router)
+    for name in ("edge", "cloud", "cache", "degraded"):
+        assert f'<span style="color: var(--{name})">{STATES[name].mark}</span> {name}' in text
+        assert text.count(f"--{name}: {STATES[name].light};") == text.count(f"--{name}: {STATES[name].dark};") == 1
+    assert ".vscode-dark *), " in text
 
 
 def test_no_rule_of_the_page_is_lighter_than_an_id():

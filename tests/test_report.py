@@ -26,6 +26,7 @@ from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names
 from edgeroute.tools.measure.report.figures import INK
 from edgeroute.tools.measure.report.numbers_in_words import duration, level, methods, size, verdict
 from edgeroute.tools.measure.report.report_page import EvaluationResult, page, style
+from edgeroute.tools.palette import STATES, css
 
 stats = Later("scipy.stats")
 CLASSES = ["a", "b", "c"]
@@ -554,6 +555,19 @@ def test_colours_of_the_verdict_can_be_read():
         for tone in found:
             high, low = sorted((luminance(tone), luminance(back)), reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_sides_have_their_marks_and_colours(real):
+    """Those of the palette, in tables and figures, for light and dark pages; a class that looks like a mark is text as others are."""
+    text = page(real)
+    assert css() in text
+    for name in ("edge", "cloud"):
+        mark, light = STATES[name].mark, STATES[name].light
+        assert f'<th scope="row"><span style="color: var(--{name})">{mark}</span> {name} alone</th>' in text
+        assert f"stroke: var(--{name}, {light})" in text
+    assert "✕" not in text
+    odd = page(Evaluation(examples([(0.9, "✕ <b>", "a", "a"), (0.2, "b", "b", "✕ <b>")] * 5), 0.5))
+    assert '<span style="color: var(--degraded)">✕</span> &lt;b&gt;' in odd
 
 
 def test_one_word_for_edge_and_cloud_together_and_the_methods(real):
