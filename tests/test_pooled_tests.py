@@ -173,6 +173,18 @@ def test_a_shock_that_all_devices_share_on_a_day_widens_what_is_usual():
     assert levels[1] > 1.25
 
 
+def test_days_of_a_year_stay_within_a_level_of_two_weeks():
+    """Days that differ by 20 %, estimated from 14 of them: of 100 fleets few have a day in a year that is above."""
+    rng, days, devices = np.random.default_rng(11), 14, 40
+    device, number = np.tile(np.arange(devices), days), np.repeat(np.arange(days), devices)
+    above = 0
+    for _ in range(100):
+        events = rng.poisson(50 * np.exp(0.2 * np.repeat(rng.normal(size=days), devices)))
+        level = highest_usual(*scores(events, np.full(len(events), 50.0)), device, number)
+        above += bool((np.exp(0.2 * rng.normal(size=365)) > level).any())
+    assert above <= 12  # 5 of 100 are allowed; three standard errors more
+
+
 def test_a_reference_of_one_week_has_no_weekdays():
     """What days differ by is then counted over the week, in place of one day for each factor."""
     rng, days, devices = np.random.default_rng(9), 7, 60

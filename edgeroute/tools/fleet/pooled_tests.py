@@ -7,6 +7,7 @@ expected of its audits or requests at the usual rate of their hours. A device-pe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,7 @@ _TIMES: Final = np.array([1.5, 2, 4, 8, 16, 32, 0.25, 0.05])  # ratios of a susp
 _SHAPES: Final = np.geomspace(0.25, 100, 14)  # of the gamma distribution of devices' rates
 _SHARES: Final = (0.0, 0.02, 0.05, 0.1, 0.2)  # of devices beyond that distribution
 _SAMPLE, _COUNTED = 4_000, 200  # most devices by which it is fitted, and most events of a device
+_RARE: Final = 0.05 / 365  # chance that a day lies further above the others than by what they have in common
 _TUNE: Final = 0.04  # of the interval: narrowest relative to its limit after some 50 events
 
 
@@ -185,8 +187,8 @@ def highest_usual(
 ) -> float:
     """Return the highest ratio of scores to weights that is no change, by a reference of device-days, [units] each.
 
-    The mean ratio of the reference plus twice its standard error (devices are drawn, and differ), times 1 + tolerance + 3 * the
-    standard deviation of what is common to the devices of a day.
+    The mean ratio of the reference plus twice its standard error (devices are drawn, and differ), times 1 + tolerance, plus
+    the standard deviation of what is common to the devices of a day, times the quantile of `_deviations`.
 
     Args:
         score: scores, from `scores`.
@@ -207,7 +209,18 @@ def highest_usual(
     mean, noise = by_day[some] / weights[some], np.bincount(day, rest**2)[some] / weights[some] ** 2
     free = max(1, len(mean) - (WEEK if weekdays else 1))  # the factors of the weekdays are of the same days
     common = max(0.0, float(mean @ mean / free - (1 + 2 * np.sqrt(2 / free)) * noise.mean()))  # only where beyond chance
-    return float((ratio + 2 * error) * (1 + tolerance) + 3 * np.sqrt(common))
+    return float((ratio + 2 * error) * (1 + tolerance) + _deviations(max(free, WEEK)) * np.sqrt(common))
+
+
+def _deviations(free: int) -> float:
+    """Return the quantile of Student's t distribution, with `free` degrees of freedom, that is exceeded with probability `_RARE`.
+
+    The standard deviation is estimated from a few days, so a normal quantile would be too low. By the expansion of Cornish and
+    Fisher, which is within 2 % from 7 degrees on.
+    """
+    z = NormalDist().inv_cdf(1 - _RARE)
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + sum(term / float(free) ** power for power, term in enumerate(terms, 1))
 
 
 # Suspects.
