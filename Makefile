@@ -142,12 +142,13 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 	touch $@
 
 # the versions that a phone gets, and of parsers the one in Python
-.android/made: pyproject.toml android_demo/pyproject.toml $(VENV)/test.installed
+.android/made: pyproject.toml android_demo/pyproject.toml models/recipes/things.txt $(VENV)/test.installed
 	$(BIN)/uv venv --quiet --clear --seed --python $(PYTHON312) .android
 	sed -n 's/^    "\(.*==.*\)",$$/\1/p' android_demo/pyproject.toml > .android/pins.txt
 	$(BIN)/uv pip install --quiet --python .android/bin/python --constraint .android/pins.txt --requirement .android/pins.txt \
 		--editable '.[grpc,image,serve]' --group browser flet-cli==1.0.5 h11 hypothesis onnx psutil pydantic-settings pytest \
 		pytest-timeout pytest-xdist trustme
+	$(BIN)/uv pip install --quiet --python .android/bin/python --no-deps --requirement models/recipes/things.txt
 	$(BIN)/uv pip uninstall --quiet --python .android/bin/python httptools
 	touch $@
 

@@ -1,4 +1,4 @@
-"""A garment in a picture: the answer at once, from the phone or the cloud, and why. A page in Flet; what it shows is `garments`.
+"""A thing in a photograph: the answer at once, from the phone or the cloud, and why. A page in Flet; what it shows is `things`.
 
 `flet run` shows it on the desktop, `flet run --web` in a browser, `flet build apk` makes an app for Android.
 """
@@ -8,77 +8,95 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
 import flet as ft
-from garments import MODES, SAMPLES, Garments, Shown, prepare
-from PIL import Image
+from things import PHOTOS, Card, Things, photograph, prepare
 
-from edgeroute import EdgerouteError, models
+from edgeroute import EdgerouteError
+from edgeroute.tools.palette import STATES, StateName
 
 STORAGE = Path(os.environ.get("FLET_APP_STORAGE_DATA") or Path(__file__).parent / ".flet" / "storage" / "data")
-COLOURS = {"edge": ft.Colors.GREEN_700, "cloud": ft.Colors.BLUE_700}
+MODES = {"By policy": None, "Phone only": "only_edge", "Cloud first": "prefer_cloud", "Cloud only": "only_cloud"}
 WIDEST = 560
-NO_CLASS = "no class"
+CARD_HEIGHT, PHOTO = 122, 98
+"""Of a card, whatever it says, so that nothing moves when an answer comes or changes; and the side of its picture."""
+
+
+class Frame:
+    """Card as it is shown. Its controls stay the same; `show` changes what they say."""
+
+    def __init__(self, page: ft.Page, number: int, card: Card) -> None:
+        self.page = page
+        self.label = ft.Text("", size=20, weight=ft.FontWeight.BOLD, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)
+        self.mark = ft.Text("", size=13, font_family="marks")
+        self.state = ft.Text("", size=13, weight=ft.FontWeight.BOLD)
+        self.text = ft.Text("", size=13, max_lines=3, overflow=ft.TextOverflow.ELLIPSIS)
+        picture = ft.Image(
+            src=card.picture, width=PHOTO, height=PHOTO, fit=ft.BoxFit.COVER, border_radius=8, gapless_playback=True,
+            exclude_from_semantics=True,
+        )  # fmt: skip
+        row = ft.Row(
+            [
+                picture,
+                ft.Column([self.label, ft.Row([self.mark, self.state], spacing=6, height=20), self.text], expand=True, spacing=2),
+            ],
+            spacing=12,
+            vertical_alignment=ft.CrossAxisAlignment.START,
+        )
+        self.control = ft.Semantics(
+            identifier=f"card{number}", content=ft.Card(ft.Container(row, padding=12, height=CARD_HEIGHT), margin=0)
+        )
+        self.show(card)
+
+    def show(self, card: Card) -> None:
+        """Shows a card, which may be another state of the one before."""
+        self.label.value = card.label
+        self.text.value = card.text or "The phone is looking at it."
+        state = None if card.state is None else STATES[card.state]
+        self.mark.value, self.state.value = ("", "") if state is None else (state.mark, state.word)
+        self.mark.color = self.state.color = None if card.state is None else colour(self.page, card.state)
 
 
 class Demo:
-    """The page of one person; the models and the queue are those of the whole process."""
+    """The page of one person; the models and the cards are those of the whole process."""
 
-    shared: ClassVar[list[Garments]] = []
+    shared: ClassVar[list[Things]] = []
     """One, once it is loaded."""
     loading: ClassVar[threading.Lock] = threading.Lock()
     pages: ClassVar[set[Demo]] = set()
 
     def __init__(self, page: ft.Page) -> None:
-        self.page, self.turn = page, 0
-        self.picture: Any = None
+        self.page = page
         self.mode: Any = None
-        self.data_class: str | None = "product"
+        self.frames: dict[str, Frame] = {}
+        self.made = 0
         self.picker = ft.FilePicker()
-        self.photo = ft.Image(
-            src=png(None),
-            width=112,
-            height=112,
-            fit=ft.BoxFit.CONTAIN,
-            border_radius=8,
-            gapless_playback=True,
-            filter_quality=ft.FilterQuality.NONE,
-        )
-        self.label = ft.Text("", size=24, weight=ft.FontWeight.BOLD)
-        self.source = ft.Text("", color=ft.Colors.WHITE, size=13, weight=ft.FontWeight.BOLD)
-        self.badge = ft.Container(self.source, padding=ft.Padding.symmetric(vertical=2, horizontal=10), border_radius=12)
-        self.sure = ft.Text("", size=14)
-        self.bar = ft.ProgressBar(value=0, bar_height=6, border_radius=3)
-        self.reason = ft.Text("", size=13)
-        self.error = ft.Text("", size=13, color=ft.Colors.ERROR)
-        self.failed = named("error", self.error)
-        self.failed.visible = False
-        self.modes = ft.Row(wrap=True, spacing=8, run_spacing=8)
-        self.classes = ft.Row(wrap=True, spacing=8, run_spacing=8)
+        self.error = ""
+        self.status = ft.Text("", size=13, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS)
+        self.modes = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=8)
         self.offline = ft.Switch(label="Offline", on_change=self.switched)
-        self.queue = ft.Column(spacing=4)
-        self.late = ft.Column(spacing=4)
-        self.samples = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=8)
+        self.private = ft.Switch(label="Private")
+        self.samples = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=8, height=64)
+        self.list = ft.ListView(expand=True, spacing=8)
 
     async def start(self) -> None:
-        """Shows the page, then loads the models, then answers for the first sample."""
+        """Shows the page, then loads the models, then answers for the first photograph of a new app."""
         page = self.page
-        page.title = "Garments"
-        page.theme = page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.TEAL)
-        page.scroll = ft.ScrollMode.AUTO
+        page.title = "Things"
+        page.theme = page.dark_theme = ft.Theme(color_scheme_seed=ft.Colors.BLUE_GREY)
+        page.fonts = {"marks": "marks.ttf"}  # the six marks alone: Flutter's own font has none of them
         page.padding = 12
         page.horizontal_alignment = ft.CrossAxisAlignment.CENTER
         page.appbar = ft.AppBar(
-            title=ft.Text("Garments"),
+            title=ft.Text("What is it?"),
             actions=[ft.TextButton("Policy", icon=ft.Icons.RULE, on_click=self.edit), ft.Container(width=4)],
         )
         page.services.append(self.picker)
-        page.add(ft.SafeArea(ft.Container(self.body(), width=WIDEST)))
+        page.on_platform_brightness_change = self.recolour
+        page.add(ft.SafeArea(ft.Container(self.body(), width=WIDEST), expand=True))
         try:
             await asyncio.to_thread(load)
         except EdgerouteError as e:
@@ -87,104 +105,71 @@ class Demo:
         Demo.pages.add(self)
         page.on_connect, page.on_disconnect = self.connected, lambda _: Demo.pages.discard(self)
         self.offline.value = self.app.offline
-        self.show_choices()
-        self.show_queue()
-        images = models.fashion().images
-        self.samples.controls = [self.sample(f"Sample {n}", images[i]) for n, i in enumerate(SAMPLES, 1)]
-        await self.answer(images[SAMPLES[0]])
-        if self.app.note:
-            self.fail(self.app.note)
+        self.show_modes()
+        self.samples.controls = [self.sample(name) for name in PHOTOS]
+        self.error = self.app.note
+        for card in reversed(self.app.cards()):  # of earlier runs
+            self.frames[card.id] = self.add(card)
+        self.refresh()
+        if not self.app.cards():
+            await self.ask(photograph(PHOTOS[0]))
 
     def body(self) -> ft.Control:
-        """All that is below the title."""
+        """Returns all that is below the title. Only the list of cards scrolls, and only a new picture moves it."""
         buttons = [ft.FilledButton("Choose a picture", icon=ft.Icons.PHOTO_LIBRARY, on_click=self.choose)]
         if camera() is not None and self.page.platform is not None and self.page.platform.is_mobile() and not self.page.web:
             buttons.append(ft.FilledTonalButton("Take a photo", icon=ft.Icons.PHOTO_CAMERA, on_click=self.photograph))
-        answer = ft.Column(
-            [
-                ft.Row(
-                    [
-                        self.photo,
-                        ft.Column(
-                            [
-                                named("label", self.label),
-                                ft.Row([named("source", self.badge), named("confidence", self.sure)]),
-                                self.bar,
-                            ],
-                            expand=True,
-                            spacing=8,
-                        ),
-                    ],
-                    spacing=16,
-                    vertical_alignment=ft.CrossAxisAlignment.START,
-                ),
-                named("reason", self.reason),
-                self.failed,
-                ft.Row(buttons, wrap=True),
-            ],
-            spacing=12,
-        )
         return ft.Column(
             [
-                card(answer),
-                card(ft.Column([heading("Or one of these"), self.samples])),
-                card(
-                    ft.Column(
-                        [
-                            heading("Who answers"), self.modes,
-                            heading("What is it"), self.classes,
-                            self.offline,
-                        ]
-                    )
-                ),
-                card(ft.Column([named("queue", self.queue)])),
-                card(ft.Column([named("late", self.late)])),
+                self.samples,
+                ft.Row(buttons, height=40),
+                self.modes,
+                ft.Row([self.offline, self.private], height=40),
+                ft.Container(named("status", self.status), height=36),
+                self.list,
             ],
             spacing=8,
+            expand=True,
             horizontal_alignment=ft.CrossAxisAlignment.STRETCH,
-        )  # fmt: skip
+        )
 
-    def show_choices(self) -> None:
-        """The modes, and the classes that the policy names."""
-
-        def chips(row: ft.Row, choices: dict[str, str | None], now: str | None, choose: Callable[..., Any]) -> None:
-            row.controls = [
-                ft.Chip(label=text, selected=value == now, on_select=partial(choose, value)) for text, value in choices.items()
-            ]
-
-        chips(self.modes, {"by policy": None, **{m.replace("_", " "): m for m in MODES}}, self.mode, self.choose_mode)
-        classes = self.app.classes()
-        if self.data_class not in classes:
-            self.data_class = None
-        chips(self.classes, {**{c: c for c in classes}, NO_CLASS: None}, self.data_class, self.choose_class)
+    def show_modes(self) -> None:
+        """Shows who is asked, as chips."""
+        self.modes.controls = [
+            ft.Chip(
+                label=ft.Text(text, size=12),
+                label_padding=2,
+                show_checkmark=False,
+                selected=mode == self.mode,
+                on_select=partial(self.choose_mode, mode),
+            )
+            for text, mode in MODES.items()
+        ]
 
     async def choose_mode(self, mode: str | None, _: Any) -> None:
-        """Asks again, in another mode."""
+        """Has the next pictures answered in another mode."""
         self.mode = mode
-        self.show_choices()
-        await self.answer(self.picture)
-
-    async def choose_class(self, data_class: str | None, _: Any) -> None:
-        """Asks again, as data of another class."""
-        self.data_class = data_class
-        self.show_choices()
-        await self.answer(self.picture)
+        self.show_modes()
+        self.page.update()
 
     async def switched(self, _: Any) -> None:
-        """The way to the cloud is cut, or back."""
+        """Cuts the way to the cloud, or mends it."""
         self.app.offline = self.offline.value
+        self.refresh()
 
-    def sample(self, name: str, image: Any) -> ft.Control:
-        """A small image to tap on."""
+    def sample(self, name: str) -> ft.Control:
+        """Returns a small photograph to tap on."""
+        picture = photograph(name)
 
         async def tapped(_: Any) -> None:
-            await self.answer(image)
+            await self.ask(picture)
 
-        small = ft.Image(src=png(image), width=56, height=56, fit=ft.BoxFit.FILL, border_radius=8, exclude_from_semantics=True)
-        return ft.Semantics(label=name, button=True, content=ft.Container(small, on_click=tapped, ink=True, border_radius=8))
+        small = ft.Image(src=picture, width=64, height=64, fit=ft.BoxFit.COVER, border_radius=8, exclude_from_semantics=True)
+        content = ft.Container(small, on_click=tapped, ink=True, border_radius=8)
+        return ft.Semantics(label=f"Photo {name}", button=True, content=content)
 
     async def choose(self, _: Any) -> None:
-        """Asks for a picture of the phone's."""
+        """Asks for a picture of the phone's; a phone's browser offers its camera as well."""
         files = await self.picker.pick_files(file_type=ft.FilePickerFileType.IMAGE, with_data=True)
         if files:
             await self.take(files[0].bytes or b"")
@@ -207,75 +192,60 @@ class Demo:
             await lens.initialize(cameras[0], taking.ResolutionPreset.MEDIUM, enable_audio=False)
         except Exception as e:  # noqa: BLE001 - whatever the phone says: no camera, no permission
             self.page.pop_dialog()
-            self.fail(f"no photograph: {e or type(e).__name__}")
+            self.fail(f"No photograph: {e or type(e).__name__}")
 
     async def take(self, picture: bytes) -> None:
         """Answers for a picture file."""
         try:
-            image = await asyncio.to_thread(prepare, picture)
+            square = await asyncio.to_thread(prepare, picture)
         except EdgerouteError as e:
             self.fail(e)
         else:
-            await self.answer(image)
+            await self.ask(square)
 
-    async def answer(self, image: Any) -> None:
-        """Shows the answer for that image, and the better one when it comes."""
-        self.turn += 1
-        turn, self.picture = self.turn, image
-        self.photo.src = png(image)
-        answers = self.app.classify(image, mode=self.mode, data_class=self.data_class)
+    async def ask(self, picture: bytes) -> None:
+        """Shows a new card for that picture, and then in it each answer that comes."""
+        self.error = ""
+        frame = self.add(Card("", picture))
+        self.page.update()
+        answers = self.app.ask(picture, mode=self.mode, private=bool(self.private.value))
         try:
-            while (shown := await asyncio.to_thread(next, answers, None)) is not None:
-                if turn != self.turn:  # another picture was chosen meanwhile
-                    break
-                self.show(shown)
-        except EdgerouteError as e:
-            if turn != self.turn:
-                return
-            self.label.value, self.source.value, self.sure.value, self.reason.value = "No answer", "", "", ""
-            self.bar.value, self.badge.bgcolor = 0, None
+            while (card := await asyncio.to_thread(next, answers, None)) is not None:
+                if not card.id.startswith("none"):
+                    self.frames[card.id] = frame
+                frame.show(card)
+                self.page.update()
+        except EdgerouteError as e:  # of the disk
             self.fail(e)
-        self.show_queue()
-        self.page.update()
+        self.refresh()
 
-    def show(self, shown: Shown) -> None:
-        """One answer."""
-        self.label.value = shown.label
-        self.source.value = shown.source if shown.final or shown.degraded else f"{shown.source}, provisional"
-        self.badge.bgcolor = COLOURS.get(shown.source, ft.Colors.BLUE_GREY_600)
-        self.sure.value = "" if shown.confidence is None else f"{shown.confidence:.0%} sure"
-        self.bar.value = shown.confidence or 0
-        self.reason.value = shown.reason
-        self.failed.visible = False
-        self.page.update()
+    def add(self, card: Card) -> Frame:
+        """Puts a new frame on top of the list."""
+        self.made += 1
+        frame = Frame(self.page, self.made, card)
+        self.list.controls.insert(0, frame.control)
+        return frame
 
     def fail(self, e: object) -> None:
         """Says what went wrong."""
-        self.error.value, self.failed.visible = str(e), True
+        self.error = self.status.value = str(e)
+        self.status.color = ft.Colors.ERROR
         self.page.update()
 
-    def show_queue(self) -> None:
-        """What waits, and what came late."""
-        try:
-            waiting = self.app.waiting()
-        except EdgerouteError as e:  # of the disk
-            waiting = []
-            self.fail(e)
-        self.queue.controls = [heading(f"Waiting for the cloud: {len(waiting)}")]
-        self.queue.controls += [
-            ft.Text(f"{w.data_class or NO_CLASS}, {f'tried {w.attempts} times' if w.attempts else 'not sent yet'}", size=13)
-            for w in waiting[-5:]
-        ]
-        late = list(self.app.late)
-        self.late.controls = [heading(f"Late answers: {len(late)}")]
-        self.late.controls += [
-            ft.Text(
-                f"{one.label}" + (f" instead of {one.instead_of}" if one.label != one.instead_of else ", as the phone said")
-                + f", after {one.waited_s:.0f} s",
-                size=13,
-            )
-            for one in late[:5]
-        ]  # fmt: skip
+    def refresh(self) -> None:
+        """Shows anew what has changed: late answers in the cards of their pictures, and how many wait."""
+        for card in self.app.cards():
+            if card.id in self.frames:
+                self.frames[card.id].show(card)
+        count = self.app.waiting()
+        words = "1 picture waits" if count == 1 else f"{count or 'No'} pictures wait"
+        self.status.value = self.error or f"{words} for the cloud" + (", which is switched off." if self.app.offline else ".")
+        self.status.color = ft.Colors.ERROR if self.error else None
+        self.page.update()
+
+    async def recolour(self, _: Any = None) -> None:
+        """Shows all in the colours of the day or the night."""
+        self.refresh()
 
     async def edit(self, _: Any) -> None:
         """Shows the policy as text in a dialog, from which another one can be put in force."""
@@ -298,8 +268,6 @@ class Demo:
                 changed(None)
             else:
                 self.page.pop_dialog()
-                self.show_choices()
-                await self.answer(self.picture)
 
         text.on_change = changed
         button = ft.FilledButton("Put in force", on_click=save, disabled=True)  # until the text is another than that last tried
@@ -317,36 +285,35 @@ class Demo:
         )
 
     @property
-    def app(self) -> Garments:
+    def app(self) -> Things:
         """What the process shares."""
         return Demo.shared[0]
 
     async def connected(self, _: Any) -> None:
-        """A browser that was away is back."""
+        """Has a browser that was away show what has changed."""
         Demo.pages.add(self)
-        await self.refresh()
-
-    async def refresh(self) -> None:
-        """Shows the queue anew."""
-        self.show_queue()
-        self.page.update()
+        self.refresh()
 
 
 def load() -> None:
     """Loads what the process shares, once."""
     with Demo.loading:
         if not Demo.shared:
-            Demo.shared.append(Garments(STORAGE, changed=changed))
+            Demo.shared.append(Things(STORAGE, changed=changed))
 
 
 def changed() -> None:
-    """The queue has changed: every page shows it."""
+    """Has every page show a card that has changed."""
+
+    async def refresh(demo: Demo) -> None:
+        demo.refresh()
+
     for demo in list(Demo.pages):
-        demo.page.run_task(demo.refresh)
+        demo.page.run_task(refresh, demo)
 
 
 def camera() -> Any:
-    """The package of the camera, which only an app that was built has; None: there is none."""
+    """Returns the package of the camera, which only an app that was built has; None: there is none."""
     try:
         import flet_camera
     except ImportError:
@@ -354,30 +321,18 @@ def camera() -> Any:
     return flet_camera
 
 
-def png(image: Any) -> bytes:
-    """An image as a file; None: an empty one."""
-    file = BytesIO()
-    (Image.new("L", (28, 28)) if image is None else Image.fromarray(image)).save(file, "PNG")
-    return file.getvalue()
+def colour(page: ft.Page, state: StateName) -> str:
+    """Returns the colour of a state on the page as it is, by day or by night."""
+    return STATES[state].dark if page.platform_brightness == ft.Brightness.DARK else STATES[state].light
 
 
 def named(name: str, content: ft.Control) -> ft.Control:
-    """With a name by which a test finds it."""
+    """Returns a control with a name by which a test finds it."""
     return ft.Semantics(identifier=name, content=content)
 
 
-def heading(text: str) -> ft.Control:
-    """Of a card."""
-    return ft.Text(text, size=14, weight=ft.FontWeight.W_600)
-
-
-def card(content: ft.Control) -> ft.Control:
-    """A frame around what belongs together."""
-    return ft.Card(ft.Container(content, padding=14), margin=0)
-
-
 async def main(page: ft.Page) -> None:
-    """Flet calls it for each page."""
+    """Shows the page. Flet calls it for each one."""
     await Demo(page).start()
 
 

