@@ -86,12 +86,12 @@ class Things:
         self._install()
         self._give_up()
         try:
-            self._router = self._open()
+            self.router = self._open()
         except EdgerouteError as e:  # an older app wrote it, or another program
             self.note = f"The stored policy is refused, and now called policy.refused; the app's own is in force: {e}"
             self.file.replace(self.file.with_suffix(".refused"))
             self._install()
-            self._router = self._open()
+            self.router = self._open()
 
     def _install(self) -> None:
         """Copies what the app comes with into its storage, at each start: an update of the app brings other models."""
@@ -103,7 +103,7 @@ class Things:
         table = cloud_of(self.policy)
         cloud = None if table is None else OpenInference(**table, client=self._client)
         router: Router[str] = Router.from_policy(self.file, cloud=cloud)
-        router.on_late(self._arrived)
+        router.on_late(self.arrived)
         return router
 
     def _give_up(self) -> None:
@@ -113,14 +113,14 @@ class Things:
         outbox.close()
         for card in self.cards():
             if card.state == "waiting" and card.id not in there:
-                self._keep(card._replace(state="degraded", text=sentence("deadline", "degraded", sure=card.sure)))
+                self.keep(card._replace(state="degraded", text=sentence("deadline", "degraded", sure=card.sure)))
 
     def cards(self) -> list[Card]:
         """Returns the cards, the newest first."""
         with self._lock:
             return sorted(self._cards.values(), key=lambda card: -card.asked_at)
 
-    def _keep(self, card: Card) -> None:
+    def keep(self, card: Card) -> None:
         """Keeps a card, in memory and on disk, and forgets the oldest ones that wait for nothing."""
         with self._lock:
             self._cards[card.id] = card
@@ -130,7 +130,8 @@ class Things:
                     del self._cards[old.id]
                     (self.folder / f"{old.id}.json").unlink(missing_ok=True)
 
-    def _arrived(self, late: Any) -> None:
+    def arrived(self, late: Any) -> None:
+        """Changes the card of a late answer's picture, once."""
         with self._lock:
             card = self._cards.get(late.id)
             if card is None:
@@ -139,7 +140,7 @@ class Things:
             if card.state != "waiting":  # an answer whose delivery a crash has cut short comes again
                 return
             text = sentence("below", "cloud", sure=card.sure, late="same" if late.value == card.label else "other")
-            self._keep(card._replace(label=late.value, state="cloud", text=text))
+            self.keep(card._replace(label=late.value, state="cloud", text=text))
         self.changed()
 
     @property
@@ -155,7 +156,7 @@ class Things:
 
     def _try(self) -> None:
         with suppress(EdgerouteError):  # the router may be closed meanwhile
-            self._router.check()
+            self.router.check()
 
     def ask(self, picture: bytes, *, mode: Mode | None = None, private: bool = False) -> Iterator[Card]:
         """Yields the card with the phone's answer at once, and then with the final one where the cloud is asked.
@@ -173,7 +174,7 @@ class Things:
             pixels = np.asarray(image.convert("RGB"))
         card = Card(f"none-{time.monotonic_ns()}", picture, "No answer", asked_at=asked_at)
         try:
-            for answer in self._router.refine(pixels, mode=mode, data_class="private" if private else "everyday"):
+            for answer in self.router.refine(pixels, mode=mode, data_class="private" if private else "everyday"):
                 card = shown(answer, card)
                 yield card
         except MayNotLeave:
@@ -181,10 +182,10 @@ class Things:
         except EdgerouteError as e:
             card = card._replace(text=sentence(error_code(e), None))
         with self._lock:
-            self._keep(card)
+            self.keep(card)
             late = self._early.pop(card.id, None)
         if late is not None:
-            self._arrived(late)
+            self.arrived(late)
         yield self._cards.get(card.id, card)
 
     def waiting(self) -> int:
@@ -208,13 +209,13 @@ class Things:
             self._write(text)
             try:
                 if cloud_of(text) == cloud_of(before):
-                    self._router.reload()
+                    self.router.reload()
                     return
                 router = self._open()
             except Exception:
                 self._write(before)
                 raise
-            self._router, old = router, self._router
+            self.router, old = router, self.router
         old.close()
 
     def _write(self, text: str) -> None:
@@ -224,7 +225,7 @@ class Things:
 
     def close(self) -> None:
         """Ends the router; what waits is sent by the next start."""
-        self._router.close()
+        self.router.close()
         self._client.close()
 
 

@@ -211,7 +211,7 @@ def test_offline_and_late(app, things, storage):
         assert (late.id, late.label, late.state) == (card.id, "flowerpot", "cloud")
         assert late.text == "The phone was not sure (38 %); the cloud, asked later, says the same."
         assert late.picture == card.picture
-        again._arrived(SimpleNamespace(id=card.id, value="spoon"))  # delivered a second time, as after a crash
+        again.arrived(SimpleNamespace(id=card.id, value="spoon"))  # delivered a second time, as after a crash
         assert again.cards() == [late]
     finally:
         again.close()
@@ -225,15 +225,15 @@ def test_offline_and_late(app, things, storage):
 
 def test_a_late_answer_that_comes_first(app, things, monkeypatch):
     """An answer of the outbox that comes before its request has returned changes the card all the same."""
-    refine = app._router.refine
+    refine = app.router.refine
 
     def overtaken(*arguments, **how):
         for answer in refine(*arguments, **how):
             yield answer
-        app._arrived(SimpleNamespace(id=answer.id, value="spoon"))
+        app.arrived(SimpleNamespace(id=answer.id, value="spoon"))
 
     app.offline = True
-    monkeypatch.setattr(app._router, "refine", overtaken)
+    monkeypatch.setattr(app.router, "refine", overtaken)
     card = last(app, things, UNSURE)
     assert (card.label, card.state) == ("spoon", "cloud")
     assert app.cards() == [card]
@@ -274,7 +274,7 @@ def test_cards_that_are_damaged_or_many(app, things, storage):
     app.offline = True
     waits = last(app, things, UNSURE)
     for number in range(things.KEPT + 3):
-        app._keep(waits._replace(id=f"n{number}", state="edge", asked_at=waits.asked_at + 1 + number))
+        app.keep(waits._replace(id=f"n{number}", state="edge", asked_at=waits.asked_at + 1 + number))
     assert len(app.cards()) == things.KEPT + 1
     app.close()
     for number, text in enumerate(["", "{}", '{"id": 1}', json.dumps({**waits._asdict(), "picture": "", "state": "sideways"})]):
