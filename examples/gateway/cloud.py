@@ -41,7 +41,7 @@ class Cloud:
     def __init__(self, model: Path | None = None, policy: Path = HERE / "cloud.toml") -> None:
         self._model, self._policy = model, policy
         self._process: subprocess.Popen[str] | None = None
-        self._lock = threading.Lock()
+        self._lock, self._listens = threading.Lock(), False
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -58,9 +58,9 @@ class Cloud:
 
     @property
     def away(self) -> bool:
-        """True while no process runs."""
+        """True while no process listens."""
         process = self._process
-        return process is None or process.poll() is not None
+        return process is None or process.poll() is not None or not self._listens
 
     def come(self) -> None:
         """Start the process, and wait until it listens; a no-op if it runs.
@@ -79,11 +79,12 @@ class Cloud:
             line = self._process.stdout.readline()  # type: ignore[union-attr]  # it is a pipe
             if not line:
                 raise CloudFailed("the cloud has not started: its message is in the terminal")
-            self.url = json.loads(line)["ready"]
+            self.url, self._listens = json.loads(line)["ready"], True
 
     def go(self) -> None:
         """End the process: whoever calls it is refused, as by a server that is down."""
         with self._lock:
+            self._listens = False
             if self._process is not None:
                 with self._process:
                     self._process.terminate()

@@ -21,7 +21,7 @@ from cloud import Cloud
 from page import Questions, routes_of
 
 from edgeroute.policy import load
-from edgeroute.tools.server.gateway import gateway
+from edgeroute.tools.server.gateway import gateway, router_of
 
 HERE = Path(__file__).parent
 QUESTIONS = [
@@ -51,12 +51,15 @@ def main() -> None:
         os.environ["EDGEROUTE_EDGE__PATH"] = str((asked.edge or smollm()).resolve())  # variables override keys of the policy
         os.environ["EDGEROUTE_CLOUD__URL"] = asked.cloud or f"{cloud.url}/v1"
         os.environ["EDGEROUTE_CLOUD__MODEL"] = asked.model
+        policy = HERE / "policy.toml"
         if asked.page:
-            policy = load(HERE / "policy.toml")
-            prices = policy.cloud[0].usd_per_million_input_tokens, policy.cloud[0].usd_per_million_output_tokens
-            questions = Questions((prices[0] / 1e6, prices[1] / 1e6), frozenset(policy.egress.never_leave))
-            more = {"instruments": [questions], "routes": routes_of(questions, cloud)}
-        gateway(HERE / "policy.toml", port=asked.port, on_ready=ready, **(more if asked.page else {}))
+            settings = load(policy)
+            prices = settings.cloud[0].usd_per_million_input_tokens, settings.cloud[0].usd_per_million_output_tokens
+            questions = Questions((prices[0] / 1e6, prices[1] / 1e6), frozenset(settings.egress.never_leave))
+            router = router_of(policy, instruments=[questions])
+            gateway(router, port=asked.port, on_ready=ready, routes=routes_of(questions, cloud, router.link_up))
+        else:
+            gateway(policy, port=asked.port, on_ready=ready)
     if failed:
         raise failed[0]
 

@@ -6,7 +6,7 @@ import json
 import secrets
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import time
 from typing import Any
@@ -35,6 +35,9 @@ class Questions(Instrument):
     Args:
         usd_per_token: of a question and of an answer, in the cloud.
         secret: data classes whose texts are not kept.
+
+    Attributes:
+        away: True once the router has given the cloud up, until a probe has reached it.
     """
 
     def __init__(self, usd_per_token: tuple[float, float], secret: frozenset[str]) -> None:
@@ -42,6 +45,11 @@ class Questions(Instrument):
         self._rows = deque[dict[str, Any]](maxlen=KEPT)
         self._lock = threading.Lock()
         self._count, self._usd, self._alone = 0, 0.0, 0.0
+        self.away = False
+
+    def breaker_changed(self, target: str, state: str) -> None:  # noqa: ARG002 - there is one cloud
+        """Note that the cloud is away, or back."""
+        self.away = state != "closed"
 
     def request_ended(self, ended: RequestEnded) -> None:
         """Add a row. The text of a question without an answer is not kept either: nothing tells its data class."""
@@ -84,12 +92,13 @@ def question_of(request: Any) -> str:
     return str(content or "")[:LONGEST]
 
 
-def routes_of(questions: Questions, cloud: Cloud | None) -> list[Route]:
+def routes_of(questions: Questions, cloud: Cloud | None, link_up: Callable[[], object]) -> list[Route]:
     """Return the routes of the page, for `edgeroute.tools.server.gateway.gateway(routes=...)`, which keeps others' pages out.
 
     Args:
         questions: those to show.
         cloud: the one that the page can send away; None: it has no switch.
+        link_up: called once the cloud is back, so that the router asks it again at once.
     """
 
     async def page(_: Request) -> Response:
@@ -106,18 +115,20 @@ def routes_of(questions: Questions, cloud: Cloud | None) -> list[Route]:
 
     async def last(_: Request) -> Response:
         """Return the last questions, and where the cloud is."""
-        state = None if cloud is None else "away" if cloud.away else "here"
-        return JSONResponse({**questions.shown(), "cloud": state}, headers=HEADERS)
+        away = questions.away or (cloud is not None and cloud.away)
+        return JSONResponse({**questions.shown(), "away": away, "switch": cloud is not None}, headers=HEADERS)
 
     async def switch(request: Request) -> Response:
         """Send the cloud away, or bring it back; returns when it is done."""
-        if cloud is None:
-            raise HTTPException(404, "this cloud has no switch")
-        away = request.path_params["to"] == "away"
+        to = request.path_params["to"]
+        if cloud is None or to not in {"away", "here"}:
+            raise HTTPException(404, "there is no such switch")
         try:
-            await run_in_threadpool(cloud.go if away else cloud.come)
+            await run_in_threadpool(cloud.go if to == "away" else cloud.come)
         except CloudFailed as e:
             raise HTTPException(503, str(e)) from e
+        if to == "here":
+            link_up()
         return await last(request)
 
     return [Route("/", page), Route("/questions", last), Route("/cloud/{to:str}", switch, methods=["POST"])]

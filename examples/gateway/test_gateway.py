@@ -128,7 +128,7 @@ def test_pages_of_others_are_refused(served, headers, status):
         assert send(url, "questions", **headers)[0] == status
         assert send(url, "", **headers)[0] == status
     assert send(url, "questions")[1] == before
-    assert before["cloud"] == "here"
+    assert before["away"] is False
 
 
 def test_own_pages_are_accepted(served):
@@ -164,9 +164,14 @@ def test_the_chat(page, browser):
     page.get_by_role("button", name="New chat").click()
     page.get_by_label("Cut the cloud").uncheck()
     expect(page.get_by_role("status")).to_be_hidden()
+    ask(page, expect, "Who wrote Romeo and Juliet?", "cloud")
+    page.get_by_role("button", name="New chat").click()
     page.get_by_label("Private").check()
     ask(page, expect, "My name is Ada. Is that a good one?", "private")
     expect(page.locator("#rows tr").first).to_contain_text("its text is not kept")
+    expect(page.get_by_label("Private")).to_be_disabled()  # what follows carries this turn's text
+    page.get_by_role("button", name="New chat").click()
+    expect(page.get_by_label("Private")).not_to_be_checked()
 
 
 def test_what_others_say_is_text(page, browser):
@@ -179,7 +184,7 @@ def test_what_others_say_is_text(page, browser):
     for name in (".asked", ".said", ".told"):
         expect(page.locator(name)).to_contain_text(MARKUP)
     row = {"state": "constructor", "reason": MARKUP, "question": MARKUP, "usd": 0, "alone": None, "private": False}
-    told = json.dumps({"rows": [row], "count": 1, "usd": 0, "alone": 0, "cloud": MARKUP})
+    told = json.dumps({"rows": [row], "count": 1, "usd": 0, "alone": 0, "away": MARKUP, "switch": MARKUP})
     page.route("**/questions", lambda route: route.fulfill(body=told, content_type="application/json"))
     expect(page.locator("#rows")).to_contain_text(MARKUP)
     assert page.locator("main img, main script").count() == 0
