@@ -345,6 +345,19 @@ def test_a_breaker_of_this_process_goes_first():
     assert away == {"name": "cloud", "since": None, "failed_at": 0.0, "unserved": 0}
 
 
+def test_what_waited_and_arrives_ends_an_outage(monkeypatch):
+    """No answer tells it where nothing is deferred: the outbox's deliveries do, but those before the last failure."""
+    records, _, _ = asked([0.05] * FAULTS, hedge_after=None)
+    state = {"outbox": {"waiting": 3, "delivered": 5}}
+    monkeypatch.setattr(monitors, "STATE_S", 0.0)
+    monitor = monitor_of(records, state=lambda: state)
+    monitor.poll()
+    assert [one["name"] for one in monitor.view()["away"]] == ["cloud"]
+    state = {"outbox": {"waiting": 2, "delivered": 6}}
+    monitor.poll()
+    assert monitor.view()["away"] == []
+
+
 def test_the_requests_of_a_bar(monkeypatch):
     """Those from its beginning up to its end, the newest first, without the inputs of the trace; and if older ones are gone."""
     records, _, _ = asked([0.9, 0.2, 0.9, 0.05])

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from both import GOOD
 from lazily import Later, needs
-from watched import EVIL, LONG
+from watched import EVIL, LONG, Records, page_of
 
 from edgeroute import Audit, CallableModel, Egress, Function, Limits, Options, PlainJson, Router, Unreachable
 from edgeroute.testing import CannedServer
 from edgeroute.tools.dashboard.in_process import Dashboard
+from edgeroute.tools.dashboard.monitor import Monitor
 
 needs("playwright", "uvicorn")
 playwright = Later("playwright.sync_api")
@@ -153,6 +154,22 @@ def test_an_outage_is_the_loudest(browser, tmp_path, offline):
             assert page.evaluate("globalThis.line.isConnected"), "a count is no new announcement"
 
 
+def test_the_end_of_an_outage_is_told(browser):
+    """With its beginning, in quiet colours; nothing is loud any more but what was degraded a moment ago."""
+    traced, records = [], Records()
+    with Router(edge, Function(cloud, usd_per_call=0.01), threshold=0.5, trace=traced.append) as router:
+        for x in (0.3, 0.05, 0.05, 0.05):
+            router.infer(x)
+    with page_of(Monitor(records, title="a test")) as address, opened(browser, address) as page:
+        records.fresh += traced
+        status = page.locator("#status")
+        playwright.expect(status).to_contain_text("cloud away since")
+        records.fresh.append({**traced[0], "at": traced[-1]["at"]})
+        playwright.expect(status).to_contain_text("▲ cloud answers again since")
+        playwright.expect(status).to_have_class("back")
+        assert "It was away from" in status.inner_text()
+
+
 def test_a_bar_opens_its_requests(browser, served):
     """By a click and by keyboard; they stay as they are until the latest are wanted again."""
     router, address = served
@@ -161,6 +178,7 @@ def test_a_bar_opens_its_requests(browser, served):
         bars, routes = page.locator("#bars"), page.locator("#routes")
         bars.focus()
         page.keyboard.press("ArrowLeft")
+        page.keyboard.press("x")
         said = bars.get_attribute("aria-valuetext")
         count = sum(int(n) for n in re.findall(r"(\d+) [●▲■✕◆○]", said))
         assert count > 0
@@ -175,8 +193,10 @@ def test_a_bar_opens_its_requests(browser, served):
         assert routes.inner_text() == before
         page.locator("#latest").click()
         playwright.expect(page.locator("#h-routes")).to_have_text("Latest routes")
-        box = page.locator("#bars rect:not(.cursor)").last.bounding_box()
-        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.click(
+            *page.evaluate("""() => { const box = [...document.querySelectorAll("#bars rect")].at(-1).getBoundingClientRect();
+          return [box.x + box.width / 2, box.y + box.height / 2]; }""")
+        )
         playwright.expect(page.locator("#h-routes")).to_contain_text("Requests from")
         assert page.locator("#routes li").count() >= 1
         page.locator("input[name=which][value=odd]").check()
@@ -212,11 +232,12 @@ def test_print_has_every_column(browser, served):
     with opened(browser, address, width=718) as page:
         page.wait_for_selector("#promise:not(:empty)")
         page.emulate_media(media="print")
-        head = page.get_by_role("columnheader", name="cost", exact=True)
-        box, cell = head.bounding_box(), page.locator("#legs tr").last.locator("td").last
-        assert box["x"] + box["width"] <= 718
-        assert cell.inner_text().startswith("$")
-        assert cell.bounding_box()["x"] + cell.bounding_box()["width"] <= 718
+        head, cost, right = (
+            page.evaluate("""() => { const rows = [...document.querySelectorAll("#f-legs tr")].map(row => row.lastElementChild);
+          return [rows[0].textContent, rows.at(-1).textContent, Math.max(...rows.map(cell => cell.getBoundingClientRect().right))]; }""")
+        )
+        assert (head, cost[0]) == ("cost", "$")
+        assert right <= 718
         assert page.evaluate(
             "[...document.querySelectorAll('.wide, .routes')].every(one => one.scrollWidth <= one.clientWidth && one.scrollHeight <= one.clientHeight + 1)"
         )

@@ -364,7 +364,7 @@ class Monitor:
         self._last_sent = deque[dict[str, Any]](maxlen=LEDGER)
         self._state: dict[str, Any] = {}
         self._device: dict[str, Any] = {}
-        self._state_at = 0.0
+        self._state_at = self._delivered_at = 0.0
         self._polls = 0
         self._text: tuple[int, bytes] = (-1, b"")
         self._trial: ThresholdReplays | None = None
@@ -393,6 +393,8 @@ class Monitor:
             device = {name: value for name, value in sensors.read()._asdict().items() if value is not None}
             state = self._read_state()
             with self._lock:
+                if _delivered(state) > _delivered(self._state) and "outbox" in self._state:
+                    self._delivered_at = now
                 self._state, self._device = state, device
         if not self._worker.closed:  # it may have been closed while it waited
             self.read()
@@ -471,6 +473,7 @@ class Monitor:
                 if leg["name"] in breakers:
                     leg["breaker"] = breakers[leg["name"]]
                     leg["away"] = leg["breaker"] != "closed"
+                leg["away"] = leg["away"] and self._delivered_at <= leg["failed_at"]  # else what waited has arrived since
             seen = {leg["name"] for leg in view_data["legs"]}
             away = [
                 {"name": leg["name"], "since": leg["away_at"] or None, "failed_at": leg["failed_at"], "unserved": leg["unserved"]}
@@ -569,6 +572,11 @@ def _is_replayable(record: Mapping[str, Any]) -> bool:
     except BadInput:
         return False
     return True
+
+
+def _delivered(state: Mapping[str, Any]) -> float:
+    """Return the number of requests that an outbox has delivered; 0 without one."""
+    return _number((state.get("outbox") or {}).get("delivered"))
 
 
 def _number(value: Any) -> float:
