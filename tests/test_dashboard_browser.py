@@ -381,6 +381,7 @@ def test_everything_has_a_name(browser, served):
         assert {"Skip to the figures", "Pause", "As in force", "Latest lines"} <= set(names)
         assert page.locator("section").count() == page.locator("section[aria-labelledby] h2").count()
         assert page.locator("svg[role=img]:not([aria-label])").count() == 0
+        assert page.locator("[role=slider]:not([aria-valuenow][aria-valuetext][aria-label])").count() == 0
 
 
 def test_the_token(browser, served):
