@@ -8,7 +8,7 @@ SERVERS = triton kserve mlserver ray
 PYTHON311 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python)),python3.11)
 
 PYTHON312 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python)),python3.12)
-ANDROID_TESTS ?= tests/core $(patsubst %,tests/test_%.py,android_demo android_build onnx java_onnx router settings cloud http1 \
+ANDROID_TESTS ?= tests/core $(patsubst %,tests/test_%.py,android_demo android_build android_sentences onnx java_onnx router settings cloud http1 \
 	httpx_client connections outbox queued late cache only_edge refine threads)
 
 # those with a requirements.txt have a program, main.py, and an environment of their own

@@ -54,7 +54,7 @@ class Frame:
     def show(self, card: Card) -> None:
         """Shows a card, which may be another state of the one before."""
         self.label.value = card.label
-        self.text.value = card.text or "The phone is looking at it."
+        self.text.value = card.text or "The phone is looking at the picture."
         state = None if card.state is None else STATES[card.state]
         self.mark.value, self.state.value = ("", "") if state is None else (state.mark, state.word)
         self.mark.color = self.state.color = None if card.state is None else colour(self.page, card.state)
@@ -76,10 +76,11 @@ class Demo:
         self.picker = ft.FilePicker()
         self.error = ""
         self.status = ft.Text("", size=13, max_lines=2, overflow=ft.TextOverflow.ELLIPSIS)
-        self.modes = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=8)
+        self.modes = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=8, height=36)
         self.offline = ft.Switch(label="Offline", on_change=self.switched)
         self.private = ft.Switch(label="Private")
         self.samples = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=8, height=64)
+        self.top: list[ft.Control] = []
         self.list = ft.ListView(expand=True, spacing=8)
 
     async def start(self) -> None:
@@ -115,23 +116,19 @@ class Demo:
             await self.ask(photograph(PHOTOS[0]))
 
     def body(self) -> ft.Control:
-        """Returns all that is below the title. Only the list of cards scrolls, and only a new picture moves it."""
+        """Returns all that is below the title: one list, the cards last. Only a new picture moves what is in it."""
         buttons = [ft.FilledButton("Choose a picture", icon=ft.Icons.PHOTO_LIBRARY, on_click=self.choose)]
         if camera() is not None and self.page.platform is not None and self.page.platform.is_mobile() and not self.page.web:
             buttons.append(ft.FilledTonalButton("Take a photo", icon=ft.Icons.PHOTO_CAMERA, on_click=self.photograph))
-        return ft.Column(
-            [
-                self.samples,
-                ft.Row(buttons, height=40),
-                self.modes,
-                ft.Row([self.offline, self.private], height=40),
-                ft.Container(named("status", self.status), height=36),
-                self.list,
-            ],
-            spacing=8,
-            expand=True,
-            horizontal_alignment=ft.CrossAxisAlignment.STRETCH,
-        )
+        self.top = [
+            self.samples,
+            ft.Row(buttons, height=40),
+            self.modes,
+            ft.Row([self.offline, self.private], height=40),
+            ft.Container(named("status", self.status), height=36),
+        ]
+        self.list.controls = [*self.top]
+        return self.list
 
     def show_modes(self) -> None:
         """Shows who is asked, as chips."""
@@ -185,7 +182,10 @@ class Demo:
             await self.take(picture)
 
         self.page.show_dialog(
-            ft.AlertDialog(content=lens, actions=[ft.FilledButton("Take it", icon=ft.Icons.CAMERA, on_click=shoot)])
+            ft.AlertDialog(
+                content=ft.Container(lens, width=300, height=400),
+                actions=[ft.FilledButton("Take it", icon=ft.Icons.CAMERA, on_click=shoot)],
+            )
         )
         try:
             cameras = await lens.get_available_cameras()
@@ -215,15 +215,15 @@ class Demo:
                     self.frames[card.id] = frame
                 frame.show(card)
                 self.page.update()
-        except EdgerouteError as e:  # of the disk
+        except (EdgerouteError, OSError) as e:  # of the disk
             self.fail(e)
         self.refresh()
 
     def add(self, card: Card) -> Frame:
-        """Puts a new frame on top of the list."""
+        """Puts a new frame above the others."""
         self.made += 1
         frame = Frame(self.page, self.made, card)
-        self.list.controls.insert(0, frame.control)
+        self.list.controls.insert(len(self.top), frame.control)
         return frame
 
     def fail(self, e: object) -> None:

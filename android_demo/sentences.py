@@ -88,7 +88,7 @@ def sentence(
     brackets = "" if sure is None else f" ({percent(sure)})"
     phone = f"The phone was not sure{brackets}" if unsure or sure is None else f"The phone was {percent(sure)} sure"
     if state is None:
-        return f"No answer: {why}."
+        return f"{why[0].upper()}{why[1:]}."
     if late is not None:
         return f"{phone}; the cloud, asked later, says {'the same' if late == 'same' else 'something else'}."
     if asking:
@@ -102,7 +102,7 @@ def sentence(
             f"{phone}, so the cloud answered." if code == "below" else f"{why[0].upper()}{why[1:]}; the cloud answered."
         )
     if state == "cache":
-        return CACHE.get(code, "The same picture was answered before, and this was the answer.")
+        return CACHE.get(code, "The same picture was answered before.")
     answered = "the phone answered" if sure is None else f"the phone was {percent(sure)} sure"
     if state == "private":
         return f"Nothing of this picture leaves the phone; {answered}."

@@ -123,8 +123,8 @@ class Things:
     def keep(self, card: Card) -> None:
         """Keeps a card, in memory and on disk, and forgets the oldest ones that wait for nothing."""
         with self._lock:
+            write(self.folder / f"{card.id}.json", card)  # first: if the disk fails, a late answer is delivered again
             self._cards[card.id] = card
-            write(self.folder / f"{card.id}.json", card)
             for old in self.cards()[KEPT:]:
                 if old.state != "waiting":
                     del self._cards[old.id]
@@ -167,7 +167,7 @@ class Things:
             private: True if nothing of it may leave.
 
         Raises:
-            StoreError: the disk fails.
+            OSError: the disk fails.
         """
         asked_at = time.time()
         with Image.open(BytesIO(picture)) as image:
@@ -294,6 +294,7 @@ def prepare(picture: bytes) -> bytes:
     try:
         with Image.open(BytesIO(picture), formats=("PNG", "JPEG", "WEBP")) as image:
             image.draft("RGB", (1024, 1024))
+            image.thumbnail((4 * SIDE, 4 * SIDE))
             upright = ImageOps.exif_transpose(image)
             ground = Image.new("RGBA", upright.size, "white")
             ground.alpha_composite(upright.convert("RGBA"))

@@ -56,7 +56,7 @@ def pictures(browser: Any, url: str, out: Path) -> None:
     both = Image.new("RGB", (day.width + night.width, day.height))
     both.paste(day, (0, 0))
     both.paste(night, (day.width, 0))
-    both.quantize(96).save(out, optimize=True)
+    both.quantize(255).save(out, optimize=True)
     for shot in shots:
         shot.unlink()
 

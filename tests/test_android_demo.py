@@ -1,7 +1,6 @@
 """The app for Android, as far as it runs without a phone: its logic, and its page in a real browser with a real cloud behind it."""
 
 import importlib.util
-import itertools
 import json
 import re
 import socket
@@ -17,7 +16,6 @@ import phones
 import pytest
 
 from edgeroute import BadInput, PolicyError
-from edgeroute.core.reason_and_trace import CODES
 from edgeroute.tools.palette import STATES
 
 SURE, UNSURE = "cup", "plant"
@@ -52,14 +50,6 @@ def things(app_path):
     import things
 
     return things
-
-
-@pytest.fixture(scope="module")
-def sentence(app_path):
-    """The app's function of sentences."""
-    from sentences import sentence
-
-    return sentence
 
 
 @pytest.fixture(scope="session")
@@ -105,57 +95,6 @@ def wait_until(done, app, most_s=60):
         assert time.monotonic() < until
         app.heard.wait(1)
         app.heard.clear()
-
-
-# sentences
-
-
-@pytest.mark.parametrize("code", sorted(CODES))
-def test_each_reason_code_has_sentences(sentence, code):
-    """For each state, with and without a confidence: a whole sentence that fits in the card, without codes and without certainty."""
-    hows = itertools.product([None, 0.0, 0.811, 0.996, 1.0], [True, False], [True, False], [None, "same", "other"])
-    for state, (sure, unsure, asking, late) in itertools.product([*STATES, None], hows):
-        text = sentence(code, state, sure=sure, unsure=unsure, asking=asking, late=late)
-        assert re.fullmatch(r"[A-Z][^_<>=]*[a-z]\.", text), text
-        assert len(text) <= 125, text
-        assert "100 %" not in text
-        assert " 0 %" not in text
-        assert "something went wrong" not in text or code == "error"
-
-
-SENTENCES = [
-    ("unreachable", "waiting", 0.81, "The phone was not sure (81 %), the cloud is away; it will be asked later."),
-    (
-        "mb_per_day",
-        "waiting",
-        0.81,
-        "The phone was not sure (81 %), today's data for the cloud is used up; the cloud will be asked later.",
-    ),
-    ("timeout", "degraded", 0.3, "The phone was not sure (30 %), the cloud took too long; this answer stands."),
-    ("below", "cloud", 0.74, "The phone was not sure (74 %), so the cloud answered."),
-    ("confident", "edge", 1.0, "The phone was more than 99 % sure."),
-    ("confident", "edge", None, "The phone answered."),
-    ("stays", "private", 0.4, "Nothing of this picture leaves the phone; the phone was 40 % sure."),
-    ("unreachable", "edge", 0.9, "The cloud is away; the phone was 90 % sure."),
-    ("stays", None, None, "No answer: the picture may not leave the phone."),
-    ("cached", "cache", 0.9, "The same picture was answered before, and this was the answer."),
-]
-
-
-@pytest.mark.parametrize(("code", "state", "sure", "text"), SENTENCES)
-def test_sentences(sentence, code, state, sure, text):
-    assert sentence(code, state, sure=sure) == text
-
-
-def test_sentences_of_answers_that_change(sentence):
-    assert sentence("below", "waiting", sure=0.4, asking=True) == "The phone was not sure (40 %); the cloud is being asked."
-    same, other = (sentence("below", "cloud", sure=0.4, late=late) for late in ("same", "other"))
-    assert same == "The phone was not sure (40 %); the cloud, asked later, says the same."
-    assert other == "The phone was not sure (40 %); the cloud, asked later, says something else."
-    assert (
-        sentence("timeout", "degraded", sure=0.9, unsure=False)
-        == "The phone was 90 % sure, the cloud took too long; this answer stands."
-    )
 
 
 # the model
@@ -269,6 +208,26 @@ def test_given_up(app, things, storage):
         again.close()
 
 
+def test_a_late_answer_whose_card_cannot_be_written(app, things, monkeypatch):
+    """It is delivered again, and changes the card then."""
+    app.offline = True
+    card = last(app, things, UNSURE)
+    write, failures = things.write, []
+
+    def full(file, card):
+        if not failures:
+            failures.append(card)
+            raise OSError(28, "no space left")
+        write(file, card)
+
+    monkeypatch.setattr(things, "write", full)
+    with pytest.raises(OSError, match="no space"):
+        app.arrived(SimpleNamespace(id=card.id, value="spoon"))
+    assert app.cards() == [card]
+    app.arrived(SimpleNamespace(id=card.id, value="spoon"))
+    assert [(one.label, one.state) for one in app.cards()] == [("spoon", "cloud")]
+
+
 def test_cards_that_are_damaged_or_many(app, things, storage):
     """A file that is no card is passed over; of many cards the newest are kept, and those that wait."""
     app.offline = True
@@ -298,7 +257,7 @@ def test_private_stays(app, things, mode):
 
 def test_private_and_the_cloud_alone(app, things):
     card = last(app, things, UNSURE, mode="only_cloud", private=True)
-    assert (card.label, card.state, card.text) == ("No answer", None, "No answer: the picture may not leave the phone.")
+    assert (card.label, card.state, card.text) == ("No answer", None, "The picture may not leave the phone.")
 
 
 def test_modes(app, things):
@@ -381,6 +340,20 @@ def test_a_picture_that_is_cut_out(things):
     assert pixels(things.prepare(file.getvalue())).min() > 250
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_pictures_of_all_kinds(things, mode):
+    file = BytesIO()
+    Image.new(mode, (31, 2000)).save(file, "PNG")
+    assert pixels(things.prepare(file.getvalue())).shape == (things.SIDE, things.SIDE, 3)
+
+
+def test_a_picture_for_print(things):
+    """Four inks, as JPEG has them."""
+    file = BytesIO()
+    Image.new("CMYK", (300, 200)).save(file, "JPEG")
+    assert pixels(things.prepare(file.getvalue())).shape == (things.SIDE, things.SIDE, 3)
+
+
 @pytest.mark.parametrize("what", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff\xe0" + b"\0" * 200])
 def test_pictures_that_are_none(things, what):
     with pytest.raises(BadInput, match="picture"):
@@ -445,7 +418,7 @@ def test_page(browser, url, things):
     screen.tap("Private", "switch")
     screen.tap("Cloud only", "checkbox")
     screen.tap("Photo tower")
-    screen.shows("card4", "No answer: the picture may not leave the phone.")
+    screen.shows("card4", "The picture may not leave the phone.")
     screen.tap("By policy", "checkbox")
     screen.tap("Photo tower")
     screen.shows("card5", "Nothing of this picture leaves the phone")
@@ -470,6 +443,20 @@ def test_page(browser, url, things):
     screen.tap("Put in force")
     screen.tap("Photo tower")
     screen.shows("card7", "Nothing of this picture leaves the phone")
+
+
+def test_a_low_window(browser, url):
+    """On a phone that lies on its side the answer is found by scrolling."""
+    screen = phones.Screen(browser, url)
+    screen.shows("card1", "cup or mug")
+    screen.page.set_viewport_size({"width": 740, "height": 360})
+    screen.page.wait_for_function("innerHeight == 360")
+    screen.page.mouse.move(370, 200)
+    screen.page.mouse.wheel(0, 400)
+    screen.shows("card1", "98 % sure")
+    screen.page.wait_for_function(
+        "document.querySelector('[flt-semantics-identifier=card1]').getBoundingClientRect().bottom <= 360"
+    )
 
 
 def test_a_card_keeps_its_place_while_it_is_answered(browser, storage):
