@@ -118,3 +118,28 @@ def test_the_page_of_the_documentation():
     drawn = (ROOT / "docs" / "figures" / "states.svg").read_text(encoding="utf-8")
     assert all(f'<tspan fill="{state.light}">{state.mark}</tspan> {state.word}<' in drawn for state in STATES.values())
     assert all(f'fill="url(#hatch-{name})"' in drawn for name in STATES)
+
+
+BEFORE = re.findall(
+    r"\w+", "2f7ed8 e8590c 7d5bd0 a08bea 1f5fb0 c04f06 1e7a37 1d5fa8 ffb000 00c878 dbe9fb fde6d3 dcf2e1 2b8a3e 862e9c"
+)
+"""Colours that the six states had before each had one."""
+NOW = [colour[1:] for state in STATES.values() for colour in (state.light, state.dark)]
+SOURCES = [
+    path
+    for folder in ("edgeroute/tools", "website", "examples", "android_demo", "benchmarks", "docs/figures")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in {".css", ".html", ".java", ".js", ".kt", ".py", ".svg", ".tcss", ".xml"}
+    and "build" not in path.parts
+    and path != ROOT / "examples" / "ar" / "page.html"
+]
+
+
+def test_no_other_colours_of_states():
+    """Those of before are nowhere; those of now are in the palette and in what is drawn of it."""
+    found = []
+    for path in SOURCES:
+        colours = BEFORE if path.suffix in {".svg", ".xml"} or path.name == "palette.py" else [*BEFORE, *NOW]
+        text = path.read_text(encoding="utf-8").lower()
+        found += [f"{path.relative_to(ROOT)}: {colour}" for colour in colours if colour in text]
+    assert not found, found
