@@ -14,6 +14,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from page import Questions
+
+from edgeroute import Egress, Options, Router
 
 HERE = Path(__file__).parent
 LONG = 120
@@ -100,6 +103,30 @@ def test_the_last_questions(served):
     assert (sure["usd"], private["usd"]) == (0, 0)
     assert unsure["usd"] == unsure["alone"] > 0
     assert told["alone"] > told["usd"] > 0
+
+
+def test_what_is_kept():
+    """The last 50, without the texts of private ones and of those without an answer."""
+    questions = Questions((0.5, 2.0), frozenset({"private"}))
+    egress = Egress(may_leave=["chat"], never_leave=["private"], default_class="chat")
+
+    def small(x):
+        if "fault" in x:
+            raise ValueError("no such thing")
+        return "an answer", 0.9
+
+    with Router(small, lambda _: "another", threshold=0.5, egress=egress, options=Options(instruments=[questions])) as router:
+        for i in range(60):
+            router.infer(f"{i} {'long' * 100}")
+        router.infer("a secret", data_class="private")
+        with pytest.raises(ValueError, match="no such thing"):
+            router.infer("a secret fault", data_class="private")
+    told = questions.shown()
+    assert (len(told["rows"]), told["count"]) == (50, 62)
+    assert "secret" not in json.dumps(told)
+    assert [row["state"] for row in told["rows"][:3]] == [None, "private", "edge"]
+    assert [row["private"] for row in told["rows"][:3]] == [False, True, False]
+    assert len(told["rows"][-1]["question"]) == 200
 
 
 @pytest.mark.parametrize(
@@ -191,7 +218,9 @@ def test_what_others_say_is_text(page, browser):
     assert page.title() == "edgeroute: chat"
 
 
-def test_a_phone(page):
-    """At 360 px nothing is wider than the screen."""
+def test_a_phone(page, browser):
+    """At 360 px nothing is wider than the screen, and a question has its whole width."""
     page.set_viewport_size({"width": 360, "height": 800})
+    browser[1](page.locator("#rows td").first).to_be_visible()
+    assert page.locator("#rows td:nth-child(2)").first.bounding_box()["width"] > 300
     assert page.evaluate("document.documentElement.scrollWidth") == 360
