@@ -50,6 +50,7 @@ def show(page: Page) -> None:
         expect(page.locator("#rows tr").first).to_contain_text(question)
         expect(page.get_by_role("button", name="Send")).to_be_enabled()
         expect(page.locator(".told .state").last).to_contain_text(state)
+    expect(page.get_by_label("Cut the cloud")).to_be_enabled()
     page.screenshot(path=HERE / "page.png")
 
 
