@@ -28,10 +28,10 @@ SURE_COMMAND, SURE, SURE_ANSWER = 0.8, 0.5, 0.7
 """From this confidence on a command is acted upon, an intent, and an answer of the language model on the device."""
 SURE_WORDS, SURE_WHOLE, SURE_SHORT = 0.6, 0.5, 0.4
 """From this confidence on a transcript is believed; one that is a whole wish from the second, one for SHORT from the third."""
-CLEAR = 0.75
+CLEAR, CLEARER = 0.75, 0.9
 """The least share that a wish has of the likelihood of all readings that are wishes: others may be meant."""
-RINGING, MOSTLY = {"timer", "alarm"}, 0.5
-"""What lasts is not done on a suspicion: such a wish has at least this share of the likelihood of all readings."""
+LASTING, MOSTLY = {"timer", "alarm", "list"}, 0.3
+"""What lasts is not done on a suspicion: it is the clearer one, and has at least this share of all readings."""
 SHORT = {"stop", "repeat", "coin", "volume"}
 NOT_CAUGHT = "I did not catch that."
 DATED = r"\d|until|\bdays?\b|weeks?"
@@ -136,7 +136,7 @@ class Dialogue:
             return Reply("nothing", text, "I did not understand that.", "", "no words were recognised")
         word = text.strip(" .,!?").lower()
         wish = understood(text, self.home.now())
-        least = SURE_WORDS if wish is None or not wish.whole else SURE_SHORT if wish.skill in SHORT else SURE_WHOLE
+        least = least_confidence(wish)
         if confidence < least:
             return Reply("nothing", text, NOT_CAUGHT, "", f"transcription {confidence:.2f} < {least:.2f}")
         if word in COMMANDS:
@@ -208,27 +208,33 @@ class Dialogue:
 
 
 def chosen(words: Words, now: datetime) -> Words:
-    """Return the reading of an utterance that is a whole wish, if there is one; else the likeliest.
+    """Return the reading of an utterance that is a wish, if there is one; else the likeliest.
 
-    Its confidence is 0 if other wishes, or none at all because of a "not", are likely as well.
+    Its confidence is 0 if another wish, or none at all because of a "not", is likely as well. What lasts needs more.
     """
     readings = (words, *words.others)
     wishes = [understood(reading.text, now) for reading in readings]
     refused = [reading.likelihood for reading in readings if NEGATED.search(plain(reading.text))]
-    likely: dict[tuple[str, str], float] = {}
+    likely: dict[tuple[str, Any], float] = {}
     for reading, wish in zip(readings, wishes, strict=True):
-        if wish is not None and wish.whole:
-            key = (wish.skill, str(wish.value))
-            likely[key] = likely.get(key, 0.0) + reading.likelihood
+        if wish is not None:
+            likely[wish[:2]] = likely.get(wish[:2], 0.0) + reading.likelihood
     if not likely:
-        return words._replace(confidence=0.0) if refused and wishes[0] is not None else words
-    best = max(likely, key=lambda key: likely[key])
-    rivals = CLEAR * (sum(likely.values()) + sum(refused))
-    every = MOSTLY * sum(one.likelihood for one in readings)
-    if likely[best] < (max(rivals, every) if best[0] in RINGING else rivals):
+        return words
+    best = max(likely, key=lambda wish: likely[wish])
+    share = likely[best] / (sum(likely.values()) + sum(refused))
+    lasts = best[0] in LASTING
+    if share < (CLEARER if lasts else CLEAR) or (lasts and likely[best] < MOSTLY * sum(one.likelihood for one in readings)):
         return words._replace(confidence=0.0)
-    own = [one for one, wish in zip(readings, wishes, strict=True) if wish is not None and (wish.skill, str(wish.value)) == best]
-    return max(own, key=lambda one: one.confidence)
+    own = [(wish.whole, one.confidence, one) for one, wish in zip(readings, wishes, strict=True) if wish and wish[:2] == best]
+    return max(own, key=lambda found: found[:2])[2]
+
+
+def least_confidence(wish: Wish | None) -> float:
+    """Return how sure a transcript must be, by what it wishes for."""
+    if wish is None or wish.skill in LASTING:
+        return SURE_WORDS
+    return SURE_SHORT if wish.skill in SHORT else SURE_WHOLE
 
 
 def state_of(answer: Answer) -> str:

@@ -75,6 +75,8 @@ class Page:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        with suppress(Full):
+            self._asked.put_nowait(None)
         self._server.shutdown()
         self._server.server_close()
 
@@ -93,7 +95,7 @@ class Page:
         self._tell({"stage": "home", "running": running, "items": self._home.items, "volume": self._home.volume})
 
     def sentences(self) -> Iterator[Samples]:
-        """Yield what the page's box says, as it is said, without an end."""
+        """Yield what the page's box says, as it is said, until the page is closed."""
         while (samples := self._asked.get()) is not None:
             yield samples
 

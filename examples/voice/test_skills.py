@@ -4,6 +4,7 @@ import shutil
 import threading
 from contextlib import closing
 
+import flow
 import numpy as np
 import pytest
 from dialogue import chosen, repeats
@@ -41,7 +42,7 @@ def test_a_timer_lasts_as_long_as_was_said(text, seconds):
     [
         "set a timer", "set a timer for ten", "set a timer for 10 or 15 minutes", "do not set a timer for ten minutes",
         "don't set a timer for ten minutes", "never set a timer for ten minutes", "set a timer for 0 minutes",
-        "Set a timer 14 minutes", "Timer 490 seconds", "Santa timer 41 over and 13 minutes", "set a timer for 1000 hours",
+        "Set a timer 14 minutes", "Timer 90 seconds", "Santa timer 41 over and 13 minutes", "set a timer for 1000 hours",
         "the timer of my oven is broken", "7 10 per timer for 15 minutes", "set two timers for 10 minutes",
         "set a timer for minus 5 minutes", "set a timer for -5 minutes", "set a timer for 10 minutes and 5",
         "set a timer for 99999999999999999999 seconds", "cancel a timer for ten minutes",
@@ -89,7 +90,7 @@ def test_sums(text, value):
 @pytest.mark.parametrize(
     ("text", "value", "unit"),
     [
-        ("convert five miles to kilometers", 8.047, "kilometers"), ("how many centimetres are in an inch", 2.54, "centimetres"),
+        ("convert five miles to kilometers", 8.047, "kilometers"), ("how many centimetres are in an inch", 2.54, "centimeters"),
         ("what is 60 miles per hour in kilometers per hour", 96.561, "kilometers per hour"), ("one kilo in pounds", 2.205, "pounds"),
         ("convert 3 square feet to square meters", 0.279, "square meters"), ("20 degrees celsius to fahrenheit", 68, "fahrenheit"),
         ("how many feet in a mile", 5_280, "feet"),
@@ -216,7 +217,7 @@ def test_of_several_readings_the_one_that_is_a_wish_is_taken():
     assert chosen(right._replace(others=(noise,)), NOON) == right._replace(others=(noise,))
     assert chosen(noise._replace(others=(right,)), NOON) == right
     assert chosen(right._replace(others=(other,)), NOON).confidence == 0
-    assert chosen(noise._replace(likelihood=0.9, others=(right,)), NOON).confidence == 0  # a timer on a suspicion
+    assert chosen(noise._replace(likelihood=1.0, others=(right,)), NOON).confidence == 0  # a timer on a suspicion
     refused = Words("Do not set a timer for 15 minutes", 0.7, 0.3)
     assert chosen(right._replace(others=(refused,)), NOON).confidence == 0
     assert chosen(refused._replace(others=(right,)), NOON).confidence == 0
@@ -261,3 +262,7 @@ def test_noise_is_the_same_each_time_and_as_loud_as_it_should_be(noise):
     added = first - plain_speech
     power = np.square(plain_speech).sum() / np.count_nonzero(plain_speech)
     assert 10 * np.log10(power / np.square(added).mean()) == pytest.approx(NOISES[noise], abs=1)
+
+
+def test_the_picture_has_the_colours_of_the_palette():
+    assert flow.FILE.read_text(encoding="utf-8") == flow.drawn()

@@ -38,8 +38,9 @@ import routers  # noqa: E402
 import service as wyoming_service  # noqa: E402
 import sound  # noqa: E402
 from bench import measured  # noqa: E402
-from dialogue import MOST_TALK, SYSTEM, forget  # noqa: E402
+from dialogue import MOST_TALK, NOT_CAUGHT, SYSTEM, forget  # noqa: E402
 from listen import listen  # noqa: E402
+from matrix import played, sample, table  # noqa: E402
 from mouth import Mouth  # noqa: E402
 from routers import HERE, opened  # noqa: E402
 from service import MOST_BYTES, THREADS, Heard, Service, serve  # noqa: E402
@@ -60,6 +61,8 @@ LONG_S = 300.0
 WORD = "three"
 """A command that the edge hears from espeak-ng's default voice."""
 DEAD = "http://127.0.0.1:9"
+FLOOR, CEILING = 0.4, 0.1
+"""The shares of the script's sample that are right at least, and wrong at most; of the rest it asks again, or says that it is unsure."""
 OPEN = {'never_leave = ["audio"]': 'may_leave = ["audio"]'}
 SURE = {"threshold = 0.9": "threshold = 1.0"}
 """The edge is never sure."""
@@ -338,6 +341,103 @@ def test_the_cloud_sees_the_turns_that_the_edge_answered(made):
         sent = json.loads(server.requests[0].partition(b"\r\n\r\n")[2])["messages"]
     assert [message["role"] for message in sent] == ["system", "user", "assistant", "user"]
     assert "Paris" in sent[2]["content"]
+
+
+def test_unsure_turns_are_no_part_of_the_conversation(made):
+    """Nor is an earlier answer that is given again to another question, or a number that a small language model tells."""
+    answers = iter(
+        [("Rome.", 0.4), ("The capital of France is Paris.", 0.9), ("The capital of France is Paris!", 0.9), ("It is 7.", 0.9)]
+    )
+    with Router(lambda messages: next(answers), None) as questions:
+        dialogue = replace(made(), questions=questions)
+        talk = dialogue.conversation()
+        said = [
+            dialogue.answer(text, talk).text
+            for text in ("Who was that?", "What is the capital of France?", "And of Germany?", "What is the square root of 49?")
+        ]
+    assert said == [
+        "I do not know.",
+        "The capital of France is Paris.",
+        "I am not sure. The capital of France is Paris!",
+        "I am not sure. It is 7.",
+    ]
+    assert [message["content"] for message in talk.messages] == [
+        SYSTEM, "What is the capital of France?", "The capital of France is Paris.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "confidence", "done"),
+    [
+        ("Set a timer for ten minutes.", 0.61, True), ("Set a timer for ten minutes.", 0.59, False), ("Stop.", 0.41, True),
+        ("Stop.", 0.39, False), ("What is the capital of France?", 0.59, False), ("nine", 0.5, False),
+    ],
+)  # fmt: skip
+def test_what_was_not_heard_well_is_asked_for_again(made, text, confidence, done):
+    """And nothing else: no model is asked, and no timer is set."""
+    with Router(lambda audio: ("other", 0.9), None) as commands, Router(lambda text: 1 / 0, None) as questions:
+        dialogue = replace(made(), commands=commands, questions=questions, transcribe=lambda audio: Words(text, confidence))
+        (reply,) = heard(dialogue, WORD)
+        assert (reply.text != NOT_CAUGHT) == (reply.kind == "skill") == done
+        assert [one.name for one in dialogue.home.running()] == ["10 minutes"] * (done and reply.skill == "timer")
+        assert done or f"{confidence:.2f} <" in reply.reason
+
+
+def test_the_end_of_a_timer_is_spoken(made):
+    """Once, after what was said meanwhile, and until somebody speaks."""
+    said, out = [], Loudspeaker()
+    mouth = Mouth(out, lambda text: said.append(text) or sound.silence(0.1))
+    dialogue = replace(made(), transcribe=lambda audio: Words("Set a timer for one second.", 0.9))
+    with Router(lambda audio: ("other", 0.9), None) as commands:
+        (reply, *_) = heard(replace(dialogue, commands=commands), WORD, mouth=mouth)
+    dialogue.home.wait()
+    assert (reply.skill, reply.value) == ("timer", 1)
+    assert said == ["Timer for 1 second.", "Your timer of 1 second has ended."]
+    mouth.barge_in(7.0)
+    assert mouth.ring("After that.")
+    out.go_on.clear()
+    out.playing.clear()
+    ringing = threading.Thread(target=mouth.ring, args=["Wake up."])
+    ringing.start()
+    assert out.playing.wait(LONG_S)
+    mouth.barge_in(8.0)
+    out.go_on.set()
+    ringing.join(LONG_S)
+    assert out.aborted == 1
+
+
+def test_what_is_said_again_was_said_in_this_conversation(made):
+    dialogue = made()
+    own, other = dialogue.conversation(), dialogue.conversation()
+    assert dialogue.of_text("what is seven times eight", own).text == "56."
+    assert [dialogue.of_text("say that again", talk).text for talk in (own, own, other)] == [
+        "56.",
+        "56.",
+        "I have said nothing yet.",
+    ]
+
+
+def test_an_intent_whose_words_say_not_enough_does_nothing(made):
+    dialogue = made()
+    dialogue.home.ring = print
+    talk = dialogue.conversation()
+    for text, said in (
+        ("set a timer", "For how long?"),
+        ("set an alarm", "For what time?"),
+        ("set a timer for a while", "For how"),
+    ):
+        reply = dialogue.of_text(text, talk)
+        assert (reply.kind, reply.text[: len(said)]) == ("nothing", said)
+    assert dialogue.home.running() == []
+
+
+def test_a_script_is_heard_in_four_voices_and_three_noises(made):
+    """A sample of it; `make example-voice ARGS=matrix` plays all. What must never happen does not, and enough is right."""
+    found = list(played(made(), sample()))
+    told = table(found)
+    assert [one for one in found if one.harmful] == [], told
+    assert sum(one.verdict == "right" for one in found) >= FLOOR * len(found), told
+    assert sum(one.verdict == "wrong" for one in found) <= CEILING * len(found), told
 
 
 def test_a_long_conversation_forgets_its_oldest_turns(made):

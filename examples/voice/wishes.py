@@ -69,9 +69,8 @@ class Wish(NamedTuple):
 
 def plain(text: str) -> str:
     """Return a sentence in small letters, its numbers as digits, without courtesies and punctuation that does not count."""
-    text = alpha2digit(
-        re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text.encode(errors="replace").decode().lower().replace("\u2019", "'")), "en", 0
-    )
+    text = text.encode(errors="replace").decode().lower().replace("\u2019", "'")
+    text = alpha2digit(re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text), "en", 0)
     text = re.sub(r"\b([ap])\.? ?m\b\.?", r"\1m", text)
     text = re.sub(r"(?<=\d),(?=\d{3}\b)|[?!;\"]|[.,](?!\d)", "", text)
     text = re.sub(r"\ba (?=\d)", "", text.replace("%", " percent"))  # a hundred
@@ -166,7 +165,8 @@ def _timer(text: str, _: datetime) -> Wish | None:
         r"how (?:much time|long) (?:is )?(?:left|remain\w*)?(?: (?:on|for) (?:the|my) timer)?|.* left on (?:the|my) timer", text
     ):
         return Wish("timer", "left", whole=True)
-    start = r"(?:(?:set|start|make|create|begin|give)(?: me)? )?(?:(?:a|an|the|my|another|new)(?: new)? )?"
+    text = re.sub(r"\btimer 4(\d\d) (?=second|minute|hour)", r"timer for \1 ", text)  # "for ninety" is often written so
+    start = r"(?:(?:set|start|make|create|begin|give)(?: me)? )?(?:(?:a|an|the|my|your|another|new)(?: new)? )?"
     found = _one(rf"{start}timer (?:for|of) (?P<long>{DURATION})|{start}(?P<first>{DURATION}) timer", text)
     if found is None or (not found[1] and ASKING.search(text)):
         return None
@@ -249,7 +249,9 @@ def _conversion(text: str, _: datetime) -> Wish | None:
         made = amount.to(_unit(to))
     except Exception:  # noqa: BLE001 - pint's many: no units, or not of one kind
         return None
-    return Wish("conversion", (round(float(made.magnitude), 3), to), whole=True)
+    return Wish(
+        "conversion", (round(float(made.magnitude), 3), to.replace("metre", "meter").replace("litre", "liter")), whole=True
+    )
 
 
 def _list(text: str, _: datetime) -> Wish | None:
