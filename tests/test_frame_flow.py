@@ -37,7 +37,7 @@ def edge(value="edge", *, final=False, took_s=0.01, confidence=0.4):
 
 
 def cloud(value="cloud"):
-    return SimpleNamespace(value=value, source="cloud", final=True, latency_s=0.1, confidence=0.9)
+    return SimpleNamespace(value=value, source="cloud", final=True, latency_s=0.1, confidence=0.9, add_note=lambda *_, **__: None)
 
 
 class World:

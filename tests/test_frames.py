@@ -540,6 +540,16 @@ def test_a_label_that_cannot_be_made_loses_no_frame(make, caplog, error):
     assert [record.getMessage().partition(" failed")[0] for record in caplog.records] == ["label= of an answer"]
 
 
+@pytest.mark.parametrize(("label", "note"), [(None, "it corrects that"), (str.casefold, "it agrees with the provisional answer")])
+def test_a_reason_compares_by_label(make, label, note):
+    """A cloud's answer that differs in what does not count corrects nothing."""
+    router = make(echo, lambda _: ("EDGE 0", 0.9))
+    with live(router, "frames", range(1), label=label, **ALL) as frames:
+        *_, last = frames
+    assert (last.answer.source, last.answer.value) == ("cloud", "EDGE 0")
+    assert last.answer.reason.endswith(f"; {note}")
+
+
 @pytest.mark.parametrize("found", [ValueError("of the signature"), BadInput("of the signature"), SystemExit(1), None, ["x"]])
 def test_a_signature_that_cannot_be_made_loses_no_frame(make, caplog, found):
     """The frame is answered as if there were no scenes; what was raised is logged once."""

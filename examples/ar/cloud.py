@@ -1,10 +1,11 @@
-"""The cloud: an HTTP endpoint that reads text with the larger models, on this machine or another. `python main.py cloud`."""
+"""The cloud: an HTTP endpoint that reads with the larger models and table, on this machine or another. `python main.py cloud`."""
 
 from __future__ import annotations
 
 import argparse
 import base64
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from reader import answer
+from reader import answer, upright
+from words import CLOUD, Table
 
 MOST_BYTES = 4 << 20
 MOST_PIXELS = 4 << 20
@@ -35,20 +37,30 @@ class LargeReader:
 
         self._pipeline = RapidOCR(
             params={
-                "Global.use_cls": False,
+                "Global.use_cls": True,
                 "Global.log_level": "error",
                 "EngineConfig.onnxruntime.intra_op_num_threads": threads,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )
-        self._lock = threading.Lock()  # a call changes the pipeline's settings
+        steps = self._pipeline.run_ocr_steps
+
+        def upright_steps(*given: Any) -> Any:
+            detected, turned, lines, pieces = steps(*given)
+            if detected.boxes is not None and lines.txts is not None:
+                found = upright(detected.boxes, turned.cls_res, zip(lines.txts, lines.scores, strict=True))
+                detected.boxes = np.array([box for box, _, _ in found])
+            return detected, turned, lines, pieces
+
+        self._pipeline.run_ocr_steps = upright_steps
+        self._table, self._lock = Table(CLOUD, close=True), threading.Lock()  # a call changes the pipeline's settings
 
     def __call__(self, picture: Any) -> dict[str, Any]:
         """Reads a picture, uint8 [rows, columns, 3], red first."""
         with self._lock:
             found = self._pipeline(np.ascontiguousarray(picture[:, :, ::-1]), text_score=0)
         lines = () if found.txts is None else zip(found.boxes, found.txts, found.scores, strict=True)
-        words, confidence = answer(lines)
+        words, confidence = answer(lines, self._table)
         return {"words": words, "confidence": confidence}
 
 
@@ -84,16 +96,31 @@ def decoded(body: bytes) -> Any:
     Raises:
         ValueError: there is none in it, or one of too many pixels or of such a shape that it cannot be read.
     """
-    import json
-
     try:
-        with Image.open(BytesIO(base64.b64decode(json.loads(body)["image"], validate=True)), formats=["JPEG"]) as image:
+        return picture_of(base64.b64decode(json.loads(body)["image"], validate=True))
+    except (KeyError, TypeError, ValueError, RecursionError) as e:
+        raise ValueError(str(e) if isinstance(e, TooLarge) else 'expected {"image": a JPEG file in base64}') from e
+
+
+class TooLarge(ValueError):
+    """A picture that is not read: of too many pixels, or too long."""
+
+
+def picture_of(file: bytes) -> Any:
+    """The pixels of a JPEG file.
+
+    Raises:
+        ValueError: it is none.
+        TooLarge: it has too many pixels, or such a shape that it cannot be read.
+    """
+    try:
+        with Image.open(BytesIO(file), formats=["JPEG"]) as image:
             short, long = sorted(image.size)
             if short * long <= MOST_PIXELS and long <= LONGEST * short:  # as its head says: nothing is decoded yet
                 return np.asarray(image.convert("RGB"))
-    except (KeyError, TypeError, ValueError, OSError, RecursionError, Image.DecompressionBombError) as e:
-        raise ValueError('expected {"image": a JPEG file in base64}') from e
-    raise ValueError(f"a picture has at most {MOST_PIXELS} pixels, and is at most {LONGEST} times as long as wide")
+    except (OSError, Image.DecompressionBombError) as e:
+        raise ValueError("no JPEG file") from e
+    raise TooLarge(f"a picture has at most {MOST_PIXELS} pixels, and is at most {LONGEST} times as long as wide")
 
 
 def port(text: str) -> int:

@@ -1,6 +1,6 @@
-"""Reads text in a scene: at once on the device, and by a larger model in the cloud where the device is not sure.
+"""Reads signs, and shows them in English: at once on the device, and by the cloud where the device is not sure.
 
-`python main.py` shows a rendered scene in the browser, `main.py 0` what camera 0 sees, `main.py FILE ...` a film or pictures.
+`python main.py` reads the browser's camera, a scene if it is off; `main.py 0` camera 0, `main.py FILE` a film or picture.
 `main.py cloud` is the cloud by itself, `check` says what runs where and what may leave, `bench` measures.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,20 +19,19 @@ from urllib.parse import urlsplit
 import cloud
 import scene
 import sources
-from overlay import Overlay, jpeg
-from reader import letters
-from words import checked
+from overlay import Folder, Overlay, jpeg
+from words import checked, letters
 
 from edgeroute import EdgerouteError, FrameUpdate, ModelError, NoAnswer, Router, register
 from edgeroute.policy import Settings, load
+from edgeroute.testing import Relay
 
 POLICY = Path(__file__).with_name("policy.toml")
-HOLD = 2
-"""Other words are shown once the device has read them so many times in a row."""
-NOT_YET = "http://127.0.0.1/read"
-"""In place of the URL of a cloud that is not started yet."""
-STALE_S = 2.0
-"""An answer of the cloud to a frame that is older is of no use: the camera has moved on."""
+HOLD = 2  # other words are shown once the device has read them so many times in a row
+NOT_YET = "http://127.0.0.1/read"  # in place of the URL of a cloud that is not started yet
+SCENE = 0.08  # difference from which a picture is another one: a hand that shakes makes none
+STALE_S = 4.0  # an answer of the cloud to a frame that is older is of no use: the camera has moved on
+STILL_S = 60.0  # a picture that stays may take so long
 
 
 def settings_of(policy: Path, url: str | None) -> Settings:
@@ -58,22 +57,33 @@ def warm(router: Router) -> None:
         print(f"{e}\nwhat the device cannot read the cloud is asked about, if it may leave", file=sys.stderr)
 
 
-def show(router: Router, frames_of: Any, screen: Any, *, data_class: str = "scene", busy: float = 1.0) -> Any:
-    """Shows what is read in the frames until they end. -> what came of them."""
-    overlay, drawn = Overlay(), None
-    frames = router.frames(frames_of, hold=HOLD, stale=STALE_S, label=letters, data_class=data_class, busy=busy)
-    with frames, contextlib.suppress(KeyboardInterrupt):  # Ctrl+C: it is told what came of them until then
-        for update in answered(frames):  # also after the source has ended: until the cloud has answered, or is too late
-            drawn = overlay.take(update)
+def show(router: Router, source: Any, screen: Any, *, data_class: str = "scene", busy: float = 1.0, sure: float = 1.0) -> Any:
+    """Shows what is read in the frames until they end. -> what came of them.
+
+    Pictures that stay are read one by one: each has its final answer before the next is taken, however long that takes.
+    """
+    still = source if isinstance(source, sources.Stills) else None
+    pace = {"drop": "never", "scene": None, "stale": None, "deadline": STILL_S} if still else {"scene": SCENE, "stale": STALE_S}
+    overlay, drawn, go_on = Overlay(sure), None, still.go_on if still else lambda: None
+    frames = router.frames(source, hold=1 if still else HOLD, label=letters, data_class=data_class, busy=busy, **pace)
+    away, before = False, frames.stats()
+    with frames, contextlib.closing(still) if still else contextlib.nullcontext(), contextlib.suppress(KeyboardInterrupt):
+        for update in answered(frames, go_on):  # also after the source has ended: until the cloud has answered, or is too late
+            now = frames.stats()  # a failure to answer about a frame that is over is not an update, but counted
+            if (now.refined, now.unrefined) != (before.refined, before.unrefined):
+                away, before = now.refined == before.refined, now
+            drawn = overlay.take(update, away=away)
             if not screen.show(drawn):
                 break
+            if update.final:
+                go_on()
         else:
-            if drawn is not None and drawn.provisional:
-                screen.show(drawn._replace(provisional=False, reason="the cloud has not answered in time"))
+            if drawn is not None and drawn.state == "waiting":
+                screen.show(drawn._replace(state="degraded", reason="the cloud has not answered in time"))
     return frames.stats()
 
 
-def answered(frames: Iterator[FrameUpdate]) -> Iterator[FrameUpdate]:
+def answered(frames: Iterator[FrameUpdate], failed: Callable[[], object] = lambda: None) -> Iterator[FrameUpdate]:
     """The updates; a frame that nobody could read is told, and the next one is another."""
     while True:
         try:
@@ -82,22 +92,34 @@ def answered(frames: Iterator[FrameUpdate]) -> Iterator[FrameUpdate]:
             return
         except NoAnswer as e:
             print(e, file=sys.stderr)
+            failed()
 
 
-def screen_of(given: argparse.Namespace) -> Any:
+@contextlib.contextmanager
+def cuttable(url: str) -> Iterator[tuple[str, Callable[[bool], None] | None]]:
+    """Yield the URL of a way to the cloud, and a function that cuts it (True) and mends it; None: with TLS there is none."""
+    parts = urlsplit(url)
+    if parts.scheme != "http":
+        yield url, None
+        return
+    with Relay(parts.hostname or "", parts.port or 80) as relay:
+
+        def cut(away: bool) -> None:
+            relay.refuse = away
+            if away:
+                relay.cut()
+
+        yield f"{relay.url}{parts.path}", cut
+
+
+def screen_of(given: argparse.Namespace, camera: sources.Camera) -> Any:
     """Where it is shown."""
     if given.out is not None:
-        from screens import Folder
-
         return Folder(given.out)
-    if given.window:
-        from screens import Window
-
-        return Window()
     from page import Page
 
     try:
-        page = Page(given.port)
+        page = Page(given.port, None if given.source else camera)
     except OSError as e:
         raise SystemExit(f"the page cannot have port {given.port}: {e.strerror}. --port 0 takes any that is free") from e
     except RuntimeError as e:
@@ -117,15 +139,16 @@ def main(arguments: list[str]) -> None:
         bench.main(arguments[1:])
         return
     parser = argparse.ArgumentParser(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="*", help="a camera's number, a film, pictures, folders of them; none: a rendered scene")
+    parser.add_argument(
+        "source", nargs="*", help="a camera's number, a film, pictures, folders of them; none: the browser's camera, and a scene"
+    )
     parser.add_argument("--policy", type=Path, default=POLICY)
     parser.add_argument(
         "--cloud", type=url, metavar="URL", help="of a cloud that runs, ending in /read; without it one is started here"
     )
-    parser.add_argument("--window", action="store_true", help="a window in place of the page")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write pictures there in place of showing them")
     parser.add_argument("--port", type=cloud.port, default=8765, help="of the page; 0: any that is free")
-    parser.add_argument("--seconds", type=seconds, help="end after so long")
+    parser.add_argument("--seconds", type=seconds, help="end after so long; pictures are all read")
     parser.add_argument("--data-class", default="scene", help='what the frames are; "private" ones never leave, by this policy')
     parser.add_argument("--busy", type=float, default=1.0, help="the share of time that the device may spend on reading")
     given = parser.parse_args(arguments)
@@ -166,21 +189,26 @@ def seconds(text: str) -> float:
 def run(given: argparse.Namespace) -> None:
     """As the arguments say; what is wrong with them is told before anything is loaded."""
     checks = given.source == ["check"]
-    settings_of(given.policy, given.cloud or NOT_YET)
+    threshold = settings_of(given.policy, given.cloud or NOT_YET).threshold
+    sure = min(threshold) if isinstance(threshold, list | tuple) else threshold if isinstance(threshold, float) else 1.0
     with contextlib.ExitStack() as stack:
+        camera, screen, frames = sources.Camera(), None, None
         if not checks:
             length = given.seconds
             if length is None and given.out is not None and not given.source:
                 length = scene.EACH_S * len(scene.SIGNS)  # each sign once
-            frames = sources.opened(given.source, length)  # none is taken yet
-            screen = stack.enter_context(contextlib.closing(screen_of(given)))
-        where = given.cloud or stack.enter_context(cloud.started())
+            frames = sources.opened(given.source, camera, 0.0 if given.out else sources.PICTURE_S)  # none is taken yet
+            frames = frames if length is None or isinstance(frames, sources.Stills) else sources.until(frames, length)
+            screen = stack.enter_context(contextlib.closing(screen_of(given, camera)))
+        where, cut = stack.enter_context(cuttable(given.cloud or stack.enter_context(cloud.started())))
         router = stack.enter_context(router_of(given.policy, where))
+        if cut and not isinstance(screen, Folder | None):
+            screen.switch(lambda away: (cut(away), None if away else router.link_up()))
         warm(router)
         if checks:
             print(router.check())
             return
-        stats = show(router, frames, screen, data_class=given.data_class, busy=given.busy)
+        stats = show(router, frames, screen, data_class=given.data_class, busy=given.busy, sure=sure)
         if not stats.read:
             raise SystemExit("no frame came of the source")
         print(f"{stats.read} frames, {stats.dropped} passed over for newer ones, {stats.answered} read on the device, "

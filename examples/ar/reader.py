@@ -1,27 +1,29 @@
-"""Reads text in a picture: the pipeline is RapidOCR's, its two networks are models of edgeroute. A runtime for `NAME.ocr`."""
+"""Reads text in a picture, and translates it: RapidOCR's pipeline on models of edgeroute. A runtime for `NAME.ocr`."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from words import DEVICE, Table
 
 from edgeroute import BadInput, OnnxModel, RuntimeMissing
 
 PACKAGE = "rapidocr_onnxruntime"
 DETECTOR, RECOGNISER = "ch_PP-OCRv4_det_infer.onnx", "ch_PP-OCRv4_rec_infer.onnx"
-SHOWN = 0.5
-"""Words with a smaller score are not shown. They still make a frame unsure: there may be a word where nothing was legible."""
-ROWS, COLUMNS = 6, 320
-"""With fixed shapes the recogniser gets so many pieces at a time, each a multiple of so many pixels wide."""
+CLASSIFIER = "ch_ppocr_mobile_v2.0_cls_infer.onnx"
+SHOWN = 0.5  # words with a smaller score are not shown; they still make a frame unsure
+STRANGE = 0.5  # confidence at most of a frame with a word that the table lacks
+READ, WEAK = 0.5, 0.35  # a box of this score is read; one between the two is not, and makes the frame unsure
+ROWS, COLUMNS = 6, 320  # with fixed shapes the recogniser gets so many pieces at a time, a multiple of so many pixels wide
 
 
 class TextReader:
-    """PP-OCRv4 mobile: a detector of lines of text, and a recogniser of what they say.
+    """PP-OCRv4 mobile: a detector of lines of text, a classifier of those upside down, and a recogniser of what they say.
 
     An input is a picture, uint8 [rows, columns, 3], red first. Its value is a list of words, see `answer`.
 
@@ -47,17 +49,18 @@ class TextReader:
         folder = Path(path).parent
         self.name, self.side, self.fixed_shapes = Path(path).stem, side, fixed_shapes
         where = [_from(folder, one) for one in providers or ["cpu"]]
-        self.detector, self.recogniser = (
+        self.detector, self.recogniser, self.classifier = networks = [
             OnnxModel(_models() / name, providers=where, threads=threads, on_downgrade=on_downgrade)
-            for name in (DETECTOR, RECOGNISER)
-        )
-        self.files = [self.detector.path, self.recogniser.path]
+            for name in (DETECTOR, RECOGNISER, CLASSIFIER)
+        ]
+        self.files = [*(network.path for network in networks), *DEVICE]
+        self.table = Table(DEVICE)
         self._lock, self._pipeline = threading.Lock(), None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What its words depend on besides the files."""
-        networks = [self.detector.settings, self.recogniser.settings]
+        networks = [self.detector.settings, self.recogniser.settings, self.classifier.settings]
         return {"side": self.side, "fixed_shapes": self.fixed_shapes, "networks": networks}
 
     @property
@@ -71,41 +74,63 @@ class TextReader:
         return self.detector.placement
 
     def load(self) -> Any:
-        """Loads both networks, and puts them in the pipeline in place of its own.
+        """Loads the networks, and puts them in the pipeline in place of its own.
 
         Raises:
             ModelError: one of them cannot run as asked.
         """
         with self._lock:
             if self._pipeline is None:
-                self.detector.load()
-                self.recogniser.load()
-                from rapidocr_onnxruntime import RapidOCR
-
-                made = RapidOCR(use_cls=False, text_score=0, det_limit_side_len=self.side, det_limit_type="max")
-                made.text_cls = None
-                made.text_det.infer, made.text_rec.session = self._detect, self._recognise
-                self._pipeline = made
+                for network in (self.detector, self.recogniser, self.classifier):
+                    network.load()
+                self._pipeline = self._made()
             return self._pipeline
+
+    def _made(self) -> Any:
+        from rapidocr_onnxruntime import RapidOCR
+        from rapidocr_onnxruntime.ch_ppocr_det.utils import DetPreProcess
+
+        made = RapidOCR(text_score=0, det_box_thresh=WEAK)
+        detect, scores, side = made.text_det, made.text_det.postprocess_op, self.side
+        detect.get_preprocess = lambda _: DetPreProcess(side, "max", detect.mean, detect.std)
+        weak = threading.local()
+
+        def strong(*given: Any) -> tuple[Any, list[float]]:
+            boxes, sure = scores(*given)
+            weak.least = min((score for score in sure if score < READ), default=1.0)
+            return np.array([box for box, score in zip(boxes, sure, strict=True) if score >= READ], np.int32), []
+
+        detect.postprocess_op = strong
+        detect.infer, made.text_rec.session, made.text_cls.infer = self._detect, self._recognise, self._classify
+        made.get_final_res = lambda boxes, turned, lines, *_: (
+            None if boxes is None else [*upright(boxes, turned or (), lines or ())]
+        )
+
+        def read(pixels: Any) -> tuple[list[dict[str, Any]], float]:
+            weak.least = 1.0
+            lines = made(pixels)
+            words, sure = answer(lines if isinstance(lines, list) else (), self.table)
+            return words, round(min(sure, weak.least), 3)
+
+        return read
 
     def run(self, inputs: list[Any], cancel: Any = None) -> list[tuple[Any, float]]:  # noqa: ARG002 - a picture is read to its end
         """Reads pictures. -> (words, confidence) of each."""
-        pipeline = self.load()
-        found = []
-        for x in inputs:
-            lines, _ = pipeline(np.ascontiguousarray(picture(x)[:, :, ::-1]))  # it takes blue first, as OpenCV has it
-            found.append(answer(lines or ()))
-        return found
+        read = self.load()
+        return [read(np.ascontiguousarray(picture(x)[:, :, ::-1])) for x in inputs]  # it takes blue first, as OpenCV has it
 
     def close(self) -> None:
         """Frees the networks; a later run loads them again."""
         with self._lock:
             self._pipeline = None
-            self.detector.close()
-            self.recogniser.close()
+            for network in (self.detector, self.recogniser, self.classifier):
+                network.close()
 
     def _detect(self, batch: Any) -> list[Any]:
         return [self.detector.run_feed({self.detector.inputs[0].name: batch})]
+
+    def _classify(self, batch: Any) -> list[Any]:
+        return [self.classifier.run_feed({self.classifier.inputs[0].name: batch})]
 
     def _recognise(self, batch: Any) -> list[Any]:
         count, _, height, width = batch.shape
@@ -116,29 +141,32 @@ class TextReader:
         return [self.recogniser.run_feed({self.recogniser.inputs[0].name: batch})[:count]]
 
 
-def answer(lines: Iterable[tuple[Any, str, float]]) -> tuple[list[dict[str, Any]], float]:
+def upright(
+    boxes: Any, turned: Sequence[tuple[str, float]], lines: Iterable[tuple[str, float]]
+) -> Iterable[tuple[Any, str, float]]:
+    """Yield each line with its box from where it begins: first corner above its first letter, as the letters stand."""
+    for box, (label, sure), (text, score) in zip(np.asarray(boxes), turned, lines, strict=True):
+        wide, high = np.linalg.norm(box[1] - box[0]), np.linalg.norm(box[3] - box[0])
+        quarter = -1 if high >= 1.5 * wide else 0
+        yield np.roll(box, quarter + (2 if label == "180" and sure > 0.9 else 0), 0), text, score  # noqa: PLR2004 - likewise
+
+
+def answer(lines: Iterable[tuple[Any, str, float]], table: Table) -> tuple[list[dict[str, Any]], float]:
     """Words and confidence of a picture, from its lines: (box [4, 2], text, score).
 
-    The confidence is the least score of all lines that have a text: a picture is read right if all of it is, so it is as sure as
-    its least sure line. Without any text it is 1: nothing was seen that could be misread.
+    The confidence is the least score of all lines that have a text, and at most `STRANGE` if the table lacks a word: a picture is
+    read right if all of it is. Without any text it is 1: nothing was seen that could be misread.
     """
-    words = [
-        {"text": text, "box": np.asarray(box).round().astype(int).tolist(), "score": round(float(score), 3)}
-        for box, text, score in lines
-        if text.strip()
-    ]
-    confidence = min((word["score"] for word in words), default=1.0)
-    return [word for word in words if word["score"] >= SHOWN], confidence
-
-
-def said(words: list[dict[str, Any]]) -> tuple[str, ...]:
-    """What the words say."""
-    return tuple(word["text"] for word in words)
-
-
-def letters(words: list[dict[str, Any]]) -> str:
-    """The words' letters: by these two answers are compared. A lost space makes no other scene, and neither does another box."""
-    return "".join("".join(said(words)).lower().split())
+    words, confidence = [], 1.0
+    for box, text, score in lines:
+        if not text.strip():
+            continue
+        says, known = table.translate(text)
+        confidence = min(confidence, float(score) if known else min(float(score), STRANGE))
+        if score >= SHOWN:
+            corners = np.asarray(box).round().astype(int).tolist()
+            words.append({"text": text, "says": says, "box": corners, "score": round(float(score), 3), "known": known})
+    return words, round(confidence, 3)
 
 
 def picture(x: Any) -> Any:

@@ -1,16 +1,81 @@
-"""What is taken as words of the cloud: a reply comes from elsewhere, and may hold anything."""
+"""Words of signs: what they say in English, and what is taken as words of the cloud, whose reply may hold anything."""
 
 from __future__ import annotations
 
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeroute import BadReply
 
+DEVICE = [Path(__file__).with_name("signs.tsv")]
+CLOUD = [*DEVICE, Path(__file__).with_name("signs_cloud.tsv")]
 MOST_WORDS = MOST_LETTERS = 200
-FARTHEST = 1 << 15
-"""Pixels from the corner of the picture."""
+FARTHEST = 1 << 15  # pixels from the corner of the picture
+LONGEST = 6  # words of a phrase in the table
+CLOSE = 0.84  # likeness from which a misread word is taken as one of the table
+
+
+def key(text: str) -> str:
+    """Return a text's letters and digits without accents and capitals: the device's recogniser loses spaces, and has no ö."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in plain if letter.isalnum())
+
+
+class Table:
+    """Translations of words and phrases, by their letters. An English word, and a number, stands for itself.
+
+    Args:
+        paths: files of lines "language, words, English", separated by tabs.
+        close: True: a word that is nearly one of the table is taken as that.
+    """
+
+    def __init__(self, paths: Iterable[Path], *, close: bool = False) -> None:
+        rows = [line.split("\t") for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+        self._says = {key(words): english for _, words, english in rows}
+        self._english = {key(word) for _, _, english in rows for word in [english, *english.split()]}
+        self._close = close
+
+    def translate(self, text: str) -> tuple[str, bool]:
+        """Return a line in English, and True if all its words are known; those that are not stay as they are."""
+        tokens, found, known, at = re.sub(r"(?<=\d)(?=[^\W\d]{2})", " ", text).split(), [], True, 0
+        while at < len(tokens):
+            for until in range(min(len(tokens), at + LONGEST), at, -1):
+                says = self._phrase(tokens[at:until])
+                if says is not None:
+                    break
+            else:
+                says, until, known = tokens[at], at + 1, False
+            found.append(says or " ".join(tokens[at:until]))
+            at = until
+        says = " ".join(found)
+        return (says.upper() if text.isupper() else says[:1].upper() + says[1:] if text[:1].isupper() else says), known
+
+    def _phrase(self, tokens: list[str]) -> str | None:
+        """Return the English words; empty: it stands for itself; None: unknown."""
+        name = key("".join(tokens))
+        if name in self._says:
+            return self._says[name]
+        if name in self._english or (len(tokens) == 1 and (not name or any(map(str.isdecimal, name)))):
+            return ""
+        plain = self._close and not any(map(str.isdecimal, name))
+        close = difflib.get_close_matches(name, self._says, 1, CLOSE) if plain else []
+        return self._says[close[0]] if close else None
+
+
+def said(words: list[dict[str, Any]]) -> tuple[str, ...]:
+    """What the words say, as they are written."""
+    return tuple(word["text"] for word in words)
+
+
+def letters(words: list[dict[str, Any]]) -> str:
+    """The words' letters: by these two answers are compared. A lost space makes no other scene, and neither does another box."""
+    return key("".join(said(words)))
 
 
 def checked(endpoint: Any) -> Any:
@@ -29,17 +94,19 @@ def words_of(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or len(value) > MOST_WORDS:
         raise BadReply(f"the cloud's words are no list of at most {MOST_WORDS}")
     try:
-        return [_word(word["text"], word["box"], word["score"]) for word in value]
+        return [_word(word["text"], word["says"], word["box"], word["score"]) for word in value]
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise BadReply(
-            f'a word of the cloud is not {{"text": at most {MOST_LETTERS} characters, "box": 4 corners [x, y], "score": 0 to 1}}'
+            f'a word of the cloud is not {{"text" and "says": at most {MOST_LETTERS} characters, "box": 4 corners [x, y], '
+            '"score": 0 to 1}'
         ) from e
 
 
-def _word(text: Any, box: Any, score: Any) -> dict[str, Any]:
+def _word(text: Any, says: Any, box: Any, score: Any) -> dict[str, Any]:
     corners = np.array(box, np.float64)
     near = corners.shape == (4, 2) and bool((abs(corners) <= FARTHEST).all())
-    if not near or not isinstance(text, str) or len(text) > MOST_LETTERS or not 0 <= score <= 1:
+    if not near or not 0 <= score <= 1 or not all(isinstance(one, str) and len(one) <= MOST_LETTERS for one in (text, says)):
         raise ValueError
-    text.encode()  # half of a surrogate pair is no text
-    return {"text": " ".join(text.split()), "box": corners.round().astype(int).tolist(), "score": float(score)}
+    text, says = (" ".join(one.split()) for one in (text, says))
+    (text + says).encode()  # half of a surrogate pair is no text
+    return {"text": text, "says": says, "box": corners.round().astype(int).tolist(), "score": float(score), "known": True}

@@ -17,6 +17,7 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.units import Amount, Chance, Count
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.constructor_checks import check_seconds
+from edgeroute.router.fallbacks_and_late_replies import AGREES, CORRECTS
 from edgeroute.router.live.source_mailbox import Begin, Call, Mailbox
 from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import call_contained
@@ -439,12 +440,6 @@ class FrameFlow:
             self._enter(Scene(self._scene.number + 1, self._scene.signature))
             asked.taken = asked.taken._replace(scene=self._scene.number)
 
-    def _reset_label(self, asked: _PendingFrame) -> None:
-        """Set the label to which the edge's later ones are compared: its label of the frame whose cloud's answer is shown."""
-        label, comparable = (None, False) if asked.edge is None else self._label_of(asked.edge)
-        if comparable:
-            self._edge_label = Display(label, begun=True)
-
     def _update(self, asked: _PendingFrame, answer: Answer, now: float) -> FrameUpdate:
         """Return the update for an answer; updates the scene's refined answer, the hysteresis and the counts.
 
@@ -454,10 +449,13 @@ class FrameFlow:
         if answer.source != "edge" and answer.final:
             self._refined_count += 1
             self._cloud_until = max(self._cloud_until, taken.number)
+            edge, known = (None, False) if asked.edge is None else self._label_of(asked.edge)
+            if known and answer.source == "cloud":  # by label, where their values differ in what does not count
+                answer.add_note(AGREES if self._label_of(answer) == (edge, True) else CORRECTS, final=True)
             if taken.scene != UNKNOWN:  # else the frames of the scene are in another one
                 self._refined_until = max(self._refined_until, taken.number)
                 self._refined = _Refined(taken.number, now, answer)
-                self._reset_label(asked)
+                self._edge_label = Display(edge, begun=True) if known else self._edge_label  # to which later ones are compared
         elif self._refined is not None and asked.held == "scene":
             self._reused += 1
             reused, answer = self._refined.number, self._refined.answer
