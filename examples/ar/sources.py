@@ -65,7 +65,7 @@ class Stills:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield each that can be read."""
-        for frame in map(_read, self._paths):
+        for frame in map(picture_at, self._paths):
             if frame is not None:
                 self._done.clear()
                 yield frame
@@ -125,7 +125,7 @@ def _pictures(names: list[str]) -> list[Path]:
     return pictures
 
 
-def _read(path: Path) -> Any:
+def picture_at(path: Path) -> Any:
     """As it is meant to be seen: upright, and on white where it is transparent. None: it cannot be read, which is told."""
     try:
         with Image.open(path) as file:

@@ -629,9 +629,9 @@ def test_a_lost_space_is_no_other_scene():
 def test_the_program(tmp_path, opened, url, capsys, monkeypatch):
     """`main.py --out FOLDER PICTURE` from end to end: the device has read once before there are frames."""
     monkeypatch.setenv("EDGEROUTE_DEADLINE", f"{LONG:.0f}s")
-    order, run, read = [], TextReader.run, sources._read
+    order, run, read = [], TextReader.run, sources.picture_at
     monkeypatch.setattr(TextReader, "run", lambda *given, **more: (order.append("read"), run(*given, **more))[1])
-    monkeypatch.setattr(sources, "_read", lambda path: (order.append("frames"), read(path))[1])
+    monkeypatch.setattr(sources, "picture_at", lambda path: (order.append("frames"), read(path))[1])
     Image.fromarray(frame_at(SURE)).save(tmp_path / "sign.png")
     main.main(["--cloud", url, "--out", str(tmp_path / "out"), "--seconds", "1", str(tmp_path / "sign.png")])
     assert "0 times it did not answer" in capsys.readouterr().out
