@@ -129,9 +129,7 @@ SOURCES = [
     path
     for folder in ("edgeroute/tools", "website", "examples", "android_demo", "benchmarks", "docs/figures")
     for path in sorted((ROOT / folder).rglob("*"))
-    if path.suffix in {".css", ".html", ".java", ".js", ".kt", ".py", ".svg", ".tcss", ".xml"}
-    and "build" not in path.parts
-    and path != ROOT / "examples" / "ar" / "page.html"
+    if path.suffix in {".css", ".html", ".java", ".js", ".kt", ".py", ".svg", ".tcss", ".xml"} and "build" not in path.parts
 ]
 
 
