@@ -151,6 +151,7 @@ class Demo:
 
     async def switched(self, _: Any) -> None:
         """Cuts the way to the cloud, or mends it."""
+        await asyncio.to_thread(load)
         self.app.offline = self.offline.value
         self.refresh()
 
@@ -208,8 +209,9 @@ class Demo:
         self.error = ""
         frame = self.add(Card("", picture))
         self.page.update()
-        answers = self.app.ask(picture, mode=self.mode, private=bool(self.private.value))
         try:
+            await asyncio.to_thread(load)  # the buttons are there before the models
+            answers = self.app.ask(picture, mode=self.mode, private=bool(self.private.value))
             while (card := await asyncio.to_thread(next, answers, None)) is not None:
                 if not card.id.startswith("none"):
                     self.frames[card.id] = frame
@@ -217,7 +219,8 @@ class Demo:
                 self.page.update()
         except (EdgerouteError, OSError) as e:  # of the disk
             self.fail(e)
-        self.refresh()
+        if Demo.shared:
+            self.refresh()
 
     def add(self, card: Card) -> Frame:
         """Puts a new frame above the others."""
@@ -249,6 +252,7 @@ class Demo:
 
     async def edit(self, _: Any) -> None:
         """Shows the policy as text in a dialog, from which another one can be put in force."""
+        await asyncio.to_thread(load)
         text = ft.TextField(value=self.app.policy, multiline=True, min_lines=12, max_lines=20, text_size=12, width=WIDEST)
         wrong = ft.Text("", color=ft.Colors.ERROR, size=13)
         last: str | None = text.value

@@ -48,6 +48,8 @@ class Card(NamedTuple):
     """Sentence that says why; empty: no answer yet."""
     sure: float | None = None
     """Confidence of the phone."""
+    unsure: bool = True
+    """True if that is below what the policy asks."""
     asked_at: float = 0.0
     """Unix time, seconds."""
 
@@ -113,7 +115,9 @@ class Things:
         outbox.close()
         for card in self.cards():
             if card.state == "waiting" and card.id not in there:
-                self.keep(card._replace(state="degraded", text=sentence("deadline", "degraded", sure=card.sure)))
+                self.keep(
+                    card._replace(state="degraded", text=sentence("deadline", "degraded", sure=card.sure, unsure=card.unsure))
+                )
 
     def cards(self) -> list[Card]:
         """Returns the cards, the newest first."""
@@ -139,7 +143,8 @@ class Things:
                 return
             if card.state != "waiting":  # an answer whose delivery a crash has cut short comes again
                 return
-            text = sentence("below", "cloud", sure=card.sure, late="same" if late.value == card.label else "other")
+            same = "same" if late.value == card.label else "other"
+            text = sentence("below", "cloud", sure=card.sure, unsure=card.unsure, late=same)
             self.keep(card._replace(label=late.value, state="cloud", text=text))
         self.changed()
 
@@ -180,7 +185,8 @@ class Things:
         except MayNotLeave:
             card = card._replace(text=sentence("stays", None))
         except EdgerouteError as e:
-            card = card._replace(text=sentence(error_code(e), None))
+            state: StateName | None = "degraded" if card.state else None  # what was shown by then stands
+            card = card._replace(state=state, text=sentence(error_code(e), state, sure=card.sure, unsure=card.unsure))
         with self._lock:
             self.keep(card)
             late = self._early.pop(card.id, None)
@@ -262,7 +268,7 @@ def shown(answer: Answer[str], card: Card) -> Card:
     limit = next(iter(edge.values()), None)
     unsure = sure is None or not isinstance(limit, int | float) or sure < limit
     text = sentence(answer.reason_code, state, sure=sure, unsure=unsure, asking=asking)
-    return card._replace(id=answer.id, label=answer.value, state=state, text=text, sure=sure)
+    return card._replace(id=answer.id, label=answer.value, state=state, text=text, sure=sure, unsure=unsure)
 
 
 def write(file: Path, card: Card) -> None:

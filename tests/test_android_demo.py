@@ -15,7 +15,7 @@ import numpy as np
 import phones
 import pytest
 
-from edgeroute import BadInput, PolicyError
+from edgeroute import BadInput, PolicyError, Unreachable
 from edgeroute.tools.palette import STATES
 
 SURE, UNSURE = "cup", "plant"
@@ -176,6 +176,30 @@ def test_a_late_answer_that_comes_first(app, things, monkeypatch):
     card = last(app, things, UNSURE)
     assert (card.label, card.state) == ("spoon", "cloud")
     assert app.cards() == [card]
+
+
+def test_an_answer_that_stands_when_the_rest_fails(app, things, monkeypatch):
+    """What the phone had said stays on the card, and does not wait for anything."""
+    refine = app.router.refine
+
+    def breaks(*arguments, **how):
+        yield next(refine(*arguments, **how))
+        raise Unreachable("the connection was cut")
+
+    monkeypatch.setattr(app.router, "refine", breaks)
+    card = last(app, things, UNSURE)
+    assert (card.label, card.state) == ("flowerpot", "degraded")
+    assert card.text == "The phone was not sure (38 %), the cloud is away; this answer stands."
+    assert app.waiting() == 0
+
+
+def test_a_late_answer_where_the_phone_was_sure(app, things):
+    """As with the cloud first: the sentence does not say that it was not."""
+    app.offline = True
+    card = last(app, things, UNSURE)
+    app.keep(card._replace(sure=0.9, unsure=False))
+    app.arrived(SimpleNamespace(id=card.id, value="spoon"))
+    assert app.cards()[0].text == "The phone was 90 % sure; the cloud, asked later, says something else."
 
 
 def test_switched_on_again(app, things):
