@@ -101,10 +101,11 @@ class Home:
         return random.choice(["Heads.", "Tails."])  # noqa: S311 - a game
 
     def _stop(self, what: str, _: str) -> str:
-        kind = what if what in {"timer", "alarm"} else ""
-        stopped = self._cancel(kind)
+        if what not in {"timer", "alarm"}:  # who wants silence now wants to be woken tomorrow nevertheless
+            return "Stopped."
+        stopped = self._cancel(what)
         if not stopped:
-            return f"There is no {kind}." if kind else "Stopped."
+            return f"There is no {what}."
         return "Stopped: " + ", ".join(f"{one.kind} {one.name}" for one in stopped) + "."
 
     def _timer(self, lasts: float | str, _: str) -> str:

@@ -46,7 +46,7 @@ def test_a_timer_lasts_as_long_as_was_said(text, seconds):
         "the timer of my oven is broken", "7 10 per timer for 15 minutes", "set two timers for 10 minutes",
         "set a timer for minus 5 minutes", "set a timer for -5 minutes", "set a timer for 10 minutes and 5",
         "set a timer for 99999999999999999999 seconds", "cancel a timer for ten minutes",
-        "how long is a timer for ten minutes", "stop the timer for ten minutes", "instead of a timer for ten minutes", "",
+        "how long is a timer for ten minutes", "can days timer", "my old timer for can minutes", "stop the timer for ten minutes", "instead of a timer for ten minutes", "",
     ],
 )  # fmt: skip
 def test_no_timer_is_set_on_a_suspicion(text):
@@ -101,7 +101,14 @@ def test_units(text, value, unit):
 
 
 @pytest.mark.parametrize(
-    "text", ["convert 5 miles to pounds", "convert 5 apples to pears", "convert 5 miles to", "5 __class__ to m"]
+    "text",
+    [
+        "convert 5 miles to pounds",
+        "convert 5 apples to pears",
+        "convert 5 miles to",
+        "5 __class__ to m",
+        "9" * 400 + " miles to feet",
+    ],
 )
 def test_what_cannot_be_converted(text):
     assert wish(text) is None
@@ -175,6 +182,8 @@ def test_a_timer_that_is_stopped_does_not_end():
         assert home.do(understood("how much time is left on the timer", NOON)).endswith(" left.")
         assert [one.kind for one in home.running()] in (["timer", "alarm"], ["alarm", "timer"])
         assert home.do(understood("stop the timer", NOON)) == "Stopped: timer 1 hour."
+        assert [one.kind for one in home.running()] == ["alarm"]
+        assert [home.do(understood(text, NOON)) for text in ("stop", "stop the music", "quiet")] == ["Stopped."] * 3
         assert [one.kind for one in home.running()] == ["alarm"]
         threads = [one.thread for one in home.running()]
     home.wait()

@@ -645,6 +645,8 @@ def test_a_wyoming_client_has_speech_intents_and_answers(made):
             ("What is the capital of France?", "Paris"),
             ("And what about Germany?", "Berlin"),
             ("Three.", "three."),
+            ("Say that again.", "three."),
+            ("Set a timer for ten minutes.", "nobody would hear it"),
         ):
             assert said in Handled.from_event(await answer(port, Transcript(text, context=context))).text
 

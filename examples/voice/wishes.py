@@ -36,9 +36,9 @@ MONTHS = (
 NAMES = {"kilo": "kilogram", "centigrade": "celsius", "sq": "square", "lb": "pound", "metres": "meter", "litres": "liter"}
 """Of units that pint calls otherwise."""
 
-NUMBER = r"\d+(?:\.\d+)?"
+NUMBER = r"\d{1,15}(?:\.\d{1,9})?"
 PART = (
-    rf"(?:(?P<number>{NUMBER}|an?)(?P<more> and a (?:half|quarter))? (?P<unit>{'|'.join(SECONDS)})s?(?P<after> and a half)?"
+    rf"\b(?:(?P<number>{NUMBER}|an?)(?P<more> and a (?:half|quarter))? (?P<unit>{'|'.join(SECONDS)})s?(?P<after> and a half)?"
     r"|half an? (?P<half>hour|minute|day)|(?P<quarter>a quarter of an hour|quarter hour))\b"
 )
 PLAIN_PART = re.sub(r"\(\?P<\w+>", "(?:", PART)
@@ -133,7 +133,7 @@ def understood(text: str, now: datetime) -> Wish | None:
 
 def _one(pattern: str, text: str) -> tuple[re.Match[str], bool] | None:
     """Return where a pattern is in a text that has no other number, and whether it is the whole of it."""
-    found = re.search(pattern, text)
+    found = re.search(rf"\b(?:{pattern})", text)
     if found is None or re.search(r"\d", text[: found.start()] + text[found.end() :]):
         return None
     return found, found.span() == (0, len(text))
