@@ -25,6 +25,8 @@ LANGUAGES = {
     ".txt": "text", ".html": "html", "": "text",
 }  # fmt: skip
 """Files that are shown as text, and how."""
+FILM = "[![The prototypes, one after the other](website/film.gif)](website/film.webm)"
+"""At the top of the site; a wheel, whose pages are the same, does not have it."""
 ELSEWHERE = re.compile(rb"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""")
 ELSEWHERE_CSS = re.compile(rb"""(?:@import|url\()\s*["']?(?:https?:)?//""")
 
@@ -49,11 +51,12 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
             files.append(File.generated(config, _uri(place), abs_src_path=str(path)))
     for page in sorted((ROOT / "website" / "api").glob("*.md")):
         files.append(File.generated(config, f"api/{page.name}", abs_src_path=str(page)))
-    files.append(File.generated(config, "website/site.css", abs_src_path=str(ROOT / "website" / "site.css")))
+    for name in ("website/site.css", "website/film.gif", "website/film.webm"):
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Turns links to files of the project into links to where the site has them."""
+    """Turns links to files of the project into links to where the site has them; the first page begins with the film."""
     uri = page.file.src_uri
     here = uri.removeprefix("source/") if uri.startswith("source/") else f"docs/{uri}"
     if not (ROOT / here).is_file():  # a page that is generated
@@ -63,7 +66,8 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         place = _place(here, link[1])
         return posixpath.relpath(_uri(place), posixpath.dirname(uri) or ".") if place else link[1]
 
-    return LINK.sub(moved, markdown)
+    markdown = LINK.sub(moved, markdown)
+    return re.sub(r"(?m)^(# .*\n)", rf"\1\n{FILM}\n", markdown, count=1) if uri == "index.md" else markdown
 
 
 def on_post_build(config: MkDocsConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -46,7 +46,7 @@ class Passing(BaseHTTPRequestHandler):
             name: value for name, value in self.headers.items() if not name.lower().startswith(("sec-", "accept-enc", "conn"))
         }
         passed |= {"Host": there} | ({"Origin": f"http://{there}"} if "Origin" in self.headers else {})
-        with closing(HTTPConnection(there, timeout=LONG_S)) as page:
+        with suppress(ConnectionError), closing(HTTPConnection(there, timeout=LONG_S)) as page:  # either may have gone
             page.request(self.command, self.path, self.rfile.read(int(self.headers["Content-Length"] or 0)), passed)
             reply = page.getresponse()
             self.send_response_only(reply.status)

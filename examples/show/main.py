@@ -29,7 +29,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from framed import Window
+from framed import LONG_S, Window
 
 from edgeroute.tools.palette import STATES, css
 
@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path(__file__).with_name("page.html")
 PRINTED = re.compile(r"http://127\.0\.0\.1:\d+/?(?:#[\w=-]+)?(?=[\s;,.)]|$)")
 """The address that a prototype prints once its page is there."""
-KEPT, PATIENCE_S, LONG_S = 2, 5.0, 60.0
-"""Lines of a log; seconds after which a signal is followed by a stronger one; and in which a request has to come."""
+KEPT, PATIENCE_S, ENDS = 2, 5.0, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""Lines of a log; seconds after which a signal is followed by a stronger one; signals that end the show."""
 RULES = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "frame-src 'self' http://127.0.0.1:*; frame-ancestors 'none'"
@@ -75,16 +75,16 @@ class Running:
         self.what, self._folder, self._show = what, folder, show
         self._process: subprocess.Popen[str] | None = None
         self._lines, self._url, self._port = deque[str](maxlen=KEPT), "", 0
-        self._lock = threading.Lock()
+        self._lock, self.closed = threading.Lock(), False
 
     def start(self) -> None:
         """Start it, unless it runs or is not set up."""
         with self._lock:
-            if not self._ready() or (self._process is not None and self._process.poll() is None):
+            if self.closed or not self._ready() or (self._process is not None and self._process.poll() is None):
                 return
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                given = {"port": free.getsockname()[1], "folder": self._folder, "python": sys.executable}
+            with socket.socket() as one, socket.socket() as other:
+                ports = [free.bind(("127.0.0.1", 0)) or free.getsockname()[1] for free in (one, other)]
+            given = {"port": ports[0], "beside": ports[1], "folder": self._folder, "python": sys.executable}
             variables = {name: value.format(**given) for name, value in self.what.variables.items()}
             self._port = given["port"] if "{port}" in self.what.variables.values() else 0
             self._lines, self._url = deque(maxlen=KEPT), ""
@@ -169,6 +169,7 @@ class Show(ThreadingHTTPServer):
         """End the server, and all that it has started."""
         self.server_close()
         for one in self.running.values():
+            one.closed = True
             one.stop(wait=False)
         for one in self.running.values():
             one.stop()
@@ -219,11 +220,19 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in (("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(text.encode()))),
                             ("Content-Security-Policy", rules), ("Cache-Control", "no-store")):  # fmt: skip
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(text.encode())
+        with suppress(ConnectionError):  # the browser has gone
+            self.end_headers()
+            self.wfile.write(text.encode())
 
     def log_message(self, *_: object) -> None:
         """Print nothing of a request."""
+
+
+def end(*_: object) -> None:
+    """End the program at the first signal; further ones do not disturb the end."""
+    for number in ENDS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def main(arguments: list[str]) -> None:
@@ -232,10 +241,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--port", type=int, default=8900, help="of the page; 0: any that is free")
     parser.add_argument("--start", nargs="*", choices=PROTOTYPES, help="start these at once; without names all")
     given = parser.parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+    for number in ENDS:
+        signal.signal(number, end)
     with TemporaryDirectory() as folder:
-        show = Show(given.port, Path(folder))
+        try:
+            show = Show(given.port, Path(folder))
+        except (OSError, OverflowError) as e:
+            raise SystemExit(f"the page cannot have port {given.port}: {e}. --port 0 takes any that is free") from e
         try:
             print(f"open {show.url}/ (Ctrl-C ends it, and all that it has started)", flush=True)
             for name in PROTOTYPES if given.start == [] else given.start or ():

@@ -73,7 +73,7 @@ def test_the_table_is_a_script_of_90_seconds():
     """And each row can be started: its program is there, and what it needs is a target of make."""
     assert sum(one.seconds for one in main.PROTOTYPES.values()) == 90
     for one in main.PROTOTYPES.values():
-        assert all((ROOT / word).is_file() for word in one.command if word.endswith(".py"))
+        assert all((ROOT / word).is_file() for word in " ".join(one.command).split() if word.endswith(".py"))
         kind, _, name = one.needs.removesuffix("/made").partition("/")
         assert kind in {"", ".examples", ".android"}
         assert not name or (ROOT / "examples" / name / "requirements.txt").is_file()
@@ -120,14 +120,15 @@ def test_nobody_else_starts_anything():
         assert asked(window, "/live", Sec_Fetch_Site="same-origin")[0] == 401, "it still asks for its token"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_its_end_ends_what_it_has_started(number):
-    """By pid; it ends well by itself, also while a prototype starts."""
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT] * 3])
+def test_its_end_ends_what_it_has_started(numbers):
+    """By pid; it ends well by itself, also while a prototype starts, and also if somebody presses Ctrl-C again and again."""
     with shown(*ANY) as (process, port):
         pids = [one["pid"] for one in states(port).values() if one["pid"]]
         assert pids
         assert all(map(alive, pids))
-        process.send_signal(number)
+        for number in numbers:
+            process.send_signal(number)
         assert process.wait(LONG_S) == 0
         assert not [pid for pid in pids if alive(pid)]
 
@@ -146,6 +147,15 @@ def test_stopped_and_started_again():
         assert asked(port, "/start/dashboard", "POST", **own)[0] == 204
         again = until(lambda: states(port)["dashboard"]["url"] and states(port)["dashboard"])
         assert again["pid"] != first["pid"]
+
+
+def test_a_port_that_is_taken():
+    """One line that says what to do."""
+    with shown("demo") as (_, port):
+        command = [sys.executable, str(HERE / "main.py"), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+        assert done.returncode == 1
+        assert re.fullmatch(r"the page cannot have port \d+: .* --port 0 takes any that is free\n", done.stderr)
 
 
 @pytest.mark.matrix
@@ -180,3 +190,56 @@ def test_what_is_there_is_shown():
         playwright.expect(page.locator("#says")).to_be_hidden()
         browser.close()
         assert wrong == []
+
+
+FILMS = ROOT / "website" / "film.webm", ROOT / "website" / "film.gif"
+
+
+def colours(picture):
+    """How many colours it has, at a size at which one pixel is not another colour for its noise."""
+    return len(picture.convert("RGB").resize((80, 50)).quantize(64).getcolors())
+
+
+def test_the_film_is_small_and_shows_something():
+    """Both files together are below 3 MB; the GIF has frames that differ, and none is of few colours."""
+    image = pytest.importorskip("PIL.Image")
+    assert sum(film.stat().st_size for film in FILMS) < 3_000_000
+    with image.open(FILMS[1]) as film:
+        assert film.n_frames > 20
+        frames = []
+        for number in range(0, film.n_frames, film.n_frames // 10):
+            film.seek(number)
+            frames.append(film.convert("RGB"))
+    assert min(map(colours, frames)) > 8
+    assert len({frame.resize((80, 50)).tobytes() for frame in frames}) > 5
+
+
+@pytest.mark.matrix
+@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+def test_the_film_plays(tmp_path):
+    """The WebM, in Chromium: it has the frames of more than 20 fifths of a second, and in its middle a picture of many colours."""
+    image = pytest.importorskip("PIL.Image")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto(FILMS[0].as_uri())
+        seconds = page.evaluate(
+            """() => new Promise(done => {
+                const film = document.querySelector("video");
+                film.pause();
+                film.onseeked = () => done(film.duration);
+                film.currentTime = 5;
+            })"""
+        )
+        page.screenshot(path=tmp_path / "middle.png")
+        browser.close()
+    assert seconds * 5 > 20
+    with image.open(tmp_path / "middle.png") as picture:
+        assert colours(picture) > 8
+
+
+def test_the_readme_and_the_site_begin_with_the_film():
+    """The site by its hook, since a wheel has the same pages without the film."""
+    assert "](website/film.gif)](website/film.webm)" in (ROOT / "README.md").read_text().split("\n## ")[0]
+    assert "](website/film.gif)](website/film.webm)" in (ROOT / "website" / "hooks.py").read_text()
