@@ -20,7 +20,8 @@ from edgeroute.tools import palette
 
 ALIKE = 0.5  # likeness from which two readings are of one word
 FINE = 2  # words are drawn so many times larger, and scaled down with the perspective
-TALL = 400  # pixels at most of a line's height as it is drawn
+TALL, WIDE = 400, 2048  # pixels at most of a line as it is drawn
+DRAWN = 0x250  # letters below are in the font: those of Latin scripts
 PIXELS = 50  # at least, to fit a plane to
 SENTENCES = {
     "edge": "Read on the device, which is sure; nothing was sent.",
@@ -104,8 +105,9 @@ def replaced(frame: Any, words: list[dict[str, Any]], state: palette.StateName) 
     found = frame.copy()
     for word in words:
         box = np.array(word["box"], np.float32)
-        if word["says"] != word["text"]:
-            _replace(found, box, word["says"])
+        says = word["says"]
+        if says not in {"", word["text"]} and all(ord(letter) < DRAWN for letter in says):
+            _replace(found, box, says)
         colour = tuple(int(palette.STATES[state].dark[i : i + 2], 16) for i in (1, 3, 5))
         for paint, width in (((0, 0, 0), 4), (colour, 2)):
             cv2.polylines(found, [box.round().astype(np.int32)], True, paint, width, cv2.LINE_AA)
@@ -117,7 +119,7 @@ def _replace(frame: Any, box: Any, text: str) -> None:
     wide, high = (int(max(np.linalg.norm(box[i] - box[j]) for i, j in pair)) for pair in (((0, 1), (3, 2)), ((0, 3), (1, 2))))
     if min(wide, high) < 4:  # noqa: PLR2004 - too small for letters
         return
-    scale = min(FINE, TALL / high)
+    scale = min(FINE, TALL / high, WIDE / wide)  # a cloud may name a box of any size
     size = max(1, round(wide * scale)), max(1, round(high * scale))
     flat = np.array([(0, 0), (size[0], 0), (size[0], size[1]), (0, size[1])], np.float32)
     rows, columns = frame.shape[:2]
@@ -157,7 +159,7 @@ def _colours(piece: Any) -> tuple[Any, tuple[int, int, int]]:
 
 @cache
 def _grain() -> Any:
-    return np.random.default_rng(7).normal(0, 1.2, (2 * TALL, 2048, 1)).astype(np.float32)
+    return np.random.default_rng(7).normal(0, 1.2, (2 * TALL, WIDE, 1)).astype(np.float32)
 
 
 def _noise(rows: int, columns: int) -> Any:
