@@ -34,7 +34,9 @@ def browser(tmp_path_factory):
     playwright.expect.set_options(timeout=LONG * 1000)
     media = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", f"--use-file-for-fake-video-capture={film}"]
     with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *media])
+        found = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *media], timeout=LONG * 1000
+        )
         yield found
         found.close()
 

@@ -43,7 +43,7 @@ class Table:
 
     def translate(self, text: str) -> tuple[str, bool]:
         """Return a line in English, and True if all its words are known; those that are not stay as they are."""
-        tokens, found, known, at = re.sub(r"(?<=\d)(?=[^\W\d]{2})", " ", text).split(), [], True, 0
+        tokens, found, known, at = re.sub(r"(?<=\d)(?=[^\W\d]{2})|(?<=[^\W\d]{2})(?=\d)", " ", text).split(), [], True, 0
         while at < len(tokens):
             for until in range(min(len(tokens), at + LONGEST), at, -1):
                 says = self._phrase(tokens[at:until])
@@ -74,8 +74,8 @@ def said(words: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def letters(words: list[dict[str, Any]]) -> str:
-    """The words' letters: by these two answers are compared. A lost space makes no other scene, and neither does another box."""
-    return key("".join(said(words)))
+    """Return the letters of what is shown, by which answers are compared: a lost space or another box corrects nothing."""
+    return key("".join(word["says"] or word["text"] for word in words))
 
 
 def checked(endpoint: Any) -> Any:
