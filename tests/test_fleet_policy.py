@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -426,6 +427,7 @@ def test_a_damaged_state_is_read_anew(fleet):
     device = fleet.device()
     with Router.from_policy(device, watch=True) as router:
         until(router, 0.4)
+    wait_for(lambda: not any(thread.name == "edgeroute-policy" for thread in threading.enumerate()))  # it stores what it has read
     (fleet.home / "device" / "fleet" / "policy.json").write_bytes(b"\x00" * 100)
     fleet.catalog.rename(fleet.home / "away")
     with Router.from_policy(device, watch=True) as router:
