@@ -135,6 +135,7 @@ def test_an_outage_is_the_loudest(browser, tmp_path, offline):
             playwright.expect(page.locator("#tiles dd").first).to_have_text("1")
             assert page.locator("#status").inner_text() == ""
             assert page.locator("#tiles .loud").count() == 0
+            playwright.expect(page.locator("#latency circle")).to_have_count(2)  # a line of one point would be invisible
             server.__exit__(None, None, None)
             for _ in range(5):
                 router.infer(0.3)
@@ -145,6 +146,7 @@ def test_an_outage_is_the_loudest(browser, tmp_path, offline):
               .map(one => [parseFloat(getComputedStyle(one).fontSize), one.closest("#status") !== null])""")
             assert max(size for size, said in sizes if said) > max(size for size, said in sizes if not said)
             assert page.locator("#tiles .loud").inner_text().startswith("✕ degraded")
+            assert ("all waiting" in page.locator("#tiles .loud").inner_text()) == (offline == "queue")
             assert (page.locator("#tiles .later").count() == 1) == (offline == "queue")
             assert page.locator(f"#bars rect[fill='url(#hatch-{state})']").count() >= 1
             assert page.evaluate(f"document.querySelector('#hatch-{state} path').getTotalLength()") > 0

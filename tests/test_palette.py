@@ -69,6 +69,8 @@ def test_css_has_each_colour_twice():
         (name, getattr(state, page)) for page in ("light", "dark") for name, state in STATES.items()
     ]
     assert re.findall(r'id="hatch-(\w+)"', svg_hatches()) == [*STATES]
+    assert css().count("--hatch: #000") == 1
+    assert svg_hatches().count("var(--hatch, #fff)") == 5
     assert re.findall(r"(?m)^\.(\w+) ", css(".a", ".b")) == ["a", "b"]
 
 

@@ -62,6 +62,7 @@ def css(page: str = ":root", dark: str = "") -> str:
         " ".join(f"--{state.word}: {colour};" for state, colour in zip(STATES.values(), colours, strict=True))
         for colours in ([state.light for state in STATES.values()], [state.dark for state in STATES.values()])
     )
+    night += " --hatch: #000;"  # white lines are invisible on the colours of a dark page
     rule = f"{dark} {{ {night} }}" if dark else f"@media (prefers-color-scheme: dark) {{ {page} {{ {night} }} }}"
     return f"{page} {{ {light} }}\n{rule}\n"
 
@@ -71,7 +72,7 @@ def svg_hatches(names: Iterable[StateName] = STATES) -> str:
     patterns = "".join(
         f'<pattern id="hatch-{name}" width="8" height="8" patternUnits="userSpaceOnUse">'
         f'<rect width="8" height="8" fill="var(--{name}, {STATES[name].light})"/>'
-        + (f'<path d="{STATES[name].hatch}" stroke="#fff" stroke-opacity=".8"/>' if STATES[name].hatch else "")
+        + (f'<path d="{STATES[name].hatch}" stroke="var(--hatch, #fff)" stroke-opacity=".8"/>' if STATES[name].hatch else "")
         + "</pattern>"
         for name in names
     )

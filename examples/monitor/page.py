@@ -145,7 +145,7 @@ class Live:
                 self._note(f"plugged in again: {_windows(len(self.monitor.waiting))} that waited are asked")
             elif button == "/break" and self._cracked_h is None:
                 self._cracked_h = at_h
-                self._note(f"the bearing has a crack, and fails in {BREAKS_H * 3600 / SPEED:.0f} seconds")
+                self._note(f"the bearing has a crack, and fails in {BREAKS_H:g} h ({BREAKS_H * 3600 / SPEED:.0f} s here)")
             elif button == "/repair" and self._cracked_h is not None:
                 self._cracked_h = None
                 self._note("the bearing was replaced")
@@ -196,11 +196,11 @@ class Live:
                 "usual": [round(value, 1) for value in self._usual],
                 "outages": [[span.begin_h, span.end_h] for span in self._outages],
                 "alarms": [[span.begin_h, span.end_h] for span in self._alarms],
-                "events": [[clock(hour), text] for hour, text in reversed(self._events)],
+                "events": [[clock(hour), text] for hour, text in sorted(self._events, key=lambda event: event[0], reverse=True)],
             }
 
-    def _note(self, text: str) -> None:
-        self._events.append((self.now_h(), text))
+    def _note(self, text: str, at_h: float | None = None) -> None:
+        self._events.append((self.now_h() if at_h is None else at_h, text))
 
     def _tell(self, before: Alarm | None, now: Alarm | None, worn: float) -> None:
         """Note an alarm that went off, ended, or has a name now."""
@@ -208,7 +208,7 @@ class Live:
             self._alarms.append(Span(now.at_h))
             self._alarm_worn = worn
             named = "a fault that the device cannot name" if now.kind == UNKNOWN else now.kind
-            self._note(f"ALARM: {named}, at {100 * worn:.0f} % of what breaks the machine")
+            self._note(f"ALARM: {named}, at {100 * worn:.0f} % of what breaks the machine", now.at_h)
         elif before is not None and now is None:
             self._alarms[-1].end_h = self.now_h()
             self._note("the alarm is over")

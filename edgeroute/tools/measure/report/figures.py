@@ -185,6 +185,7 @@ def histograms(evaluation: Evaluation) -> str | None:
         counts, _ = np.histogram(score[rows], edges)
         fill: dict[str, Any] = {"facecolor": "none" if hatch else INK, "edgecolor": INK, "hatch": hatch}
         axes.stairs(counts, edges, fill=True, alpha=0.6, linewidth=0, **fill)
+        axes.set_ylim(0, max(1, counts.max()) * 1.05)  # also where there is none
         axes.set_ylabel(name, color=INK)
         axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         if not evaluation.thresholds and edges[0] <= evaluation.threshold <= edges[-1]:
