@@ -225,9 +225,9 @@ def test_axes_and_the_slider_have_numbers(browser, served):
             float(re.search(r": ([\d.]+)", page.locator("#threshold-label").inner_text())[1]), rel=0.01
         )
         for curve in page.locator("#curves svg").all():
-                texts = curve.locator("text").all_text_contents()
-                assert len([text for text in texts if re.search(r"\d", text)]) == 6
-                assert sum(text.startswith("threshold ") for text in texts) == 1  # the one that is tried
+            texts = curve.locator("text").all_text_contents()
+            assert len([text for text in texts if re.search(r"\d", text)]) == 6
+            assert sum(text.startswith("threshold ") for text in texts) == 1  # the one that is tried
 
 
 def test_print_has_every_column(browser, served):
