@@ -1,7 +1,7 @@
-"""The columns of docs/peers.md that can be run: edgeroute's, and LiteLLM's and pydantic-ai's where they are installed.
+"""The columns of docs/peers.md that can be run: edgeroute's, and those of LiteLLM, pydantic-ai and firstpass where they are installed.
 
 `python benchmarks/peers.py [COLUMN ...]`: each cell comes of doing what its row says, on loopback, and what another
-router cannot be asked here is empty. edgeroute's column takes some seconds, LiteLLM's two minutes of waiting for its own retries.
+router cannot be asked here is empty. edgeroute's column takes some seconds, LiteLLM's and firstpass's two minutes each: their own retries and limit.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ COLUMNS: dict[str, Callable[[], Cells]] = {
     "LiteLLM": peers_theirs.litellm_cells,
     "pydantic-ai": peers_theirs.pydantic_ai_cells,
     "cascadeflow": peers_theirs.cascadeflow_cells,
+    "firstpass": peers_theirs.firstpass_cells,
 }
 
 

@@ -1,4 +1,4 @@
-"""What docs/peers.md has of other routers that run here: LiteLLM, pydantic-ai, cascadeflow; and chats with a failing cloud, of all.
+"""What docs/peers.md has of other routers that run here: LiteLLM, pydantic-ai, cascadeflow, firstpass; and chats with a failing cloud, of all.
 
 The rows about failures are the same program for all, that of benchmarks/chat_faults.py: a cloud that fails, and a local model
 behind OpenAI's API. Each router has the options that its documentation names for that.
@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import pkgutil
+import socket
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import chat_faults
-from chat_faults import Broken, Subject, cloud, kind, litellm_routers, ours, pydantic_ai_models, tried
+from chat_faults import Ask, Broken, Got, Subject, cloud, kind, litellm_routers, ours, pydantic_ai_models, tried
 
 from edgeroute.testing import CannedServer
 
@@ -68,7 +72,13 @@ def requests(*subjects: Subject) -> str:
         return " or ".join(str(asked("429", subject, CALLS).requests) for subject in subjects)
 
 
-SAID = {"cut": "marked", "local after a restart": "begun anew", "continued": "continued", "error": "an exception"}
+SAID = {
+    "cut": "marked",
+    "local": "the small model's text: none is shown before it is whole",
+    "local after a restart": "begun anew",
+    "continued": "continued",
+    "error": "an exception",
+}
 
 
 def broken(*subjects: Subject) -> str:
@@ -289,3 +299,107 @@ def cascadeflow_cells() -> Cells:
     import cascadeflow  # noqa: F401 - it can be imported
 
     return {"Version": lambda: version("cascadeflow")}
+
+
+GATE = """if grep -q cloud; then echo '{"verdict": "pass"}'; else echo '{"verdict": "fail"}'; fi"""
+"""A gate that only answers of the cloud pass."""
+LIMIT_S = 150.0
+"""How long a caller of firstpass waits here."""
+
+
+def firstpass_config(far: str, near: str) -> str:
+    """Return a ladder of the local model and the cloud, with the gate, in TOML."""
+    route = '[[route]]\nmode = "enforce"\nladder = ["near/m", "far/m"]\ngates = ["sure"]\n'
+    gate = f'[[gate]]\nid = "sure"\ncmd = ["sh", "-c", {json.dumps(GATE)}]\n'
+    rung = '[[provider]]\nid = "{0}"\ndialect = "openai"\nbase_url = "{1}"\n[[price]]\nmodel = "{0}/m"\n{2}\n'
+    price = "input_per_mtok = 0\noutput_per_mtok = 0"
+    return route + gate + rung.format("near", near.removesuffix("/v1"), price) + rung.format("far", far, price)
+
+
+def firstpass_program() -> Path:
+    """Return the program that its wheel installs.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    files = distribution("firstpass").files or []
+    return next(Path(str(file.locate())).resolve() for file in files if file.stem == "firstpass")
+
+
+@contextlib.asynccontextmanager
+async def firstpass(far: str, near: str, *, state: str | None = None) -> AsyncIterator[Ask]:
+    """Starts firstpass as a proxy on a free port. state: a folder for its records."""
+    program = firstpass_program()
+    with contextlib.ExitStack() as stack:
+        folder = Path(state or stack.enter_context(tempfile.TemporaryDirectory()))
+        config = folder / "firstpass.toml"
+        config.write_text(firstpass_config(far, near))
+        with socket.socket() as free:  # it does not tell which port it has if it is asked to choose
+            free.bind(("127.0.0.1", 0))
+            bind = f"127.0.0.1:{free.getsockname()[1]}"
+        nowhere = dict.fromkeys(("FIRSTPASS_UPSTREAM_OPENAI", "FIRSTPASS_UPSTREAM_ANTHROPIC"), "http://127.0.0.1:9")
+        own = {"FIRSTPASS_MODE": "enforce", "FIRSTPASS_BIND": bind, "FIRSTPASS_CONFIG": str(config), "NO_COLOR": "1"}
+        environment = {**os.environ, **nowhere, **own, "FIRSTPASS_DB": str(folder / "records.db"), "RUST_LOG": "info"}
+        command = [str(program), "up"]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = stack.enter_context(subprocess.Popen(command, env=environment, cwd=folder, **pipes))  # noqa: ASYNC220 - at once
+        stack.callback(process.kill)
+        assert process.stdout
+        next(line for line in process.stdout if "listening" in line)
+        yield lambda stream: asyncio.to_thread(asked_of, f"http://{bind}/v1/chat/completions", stream)
+
+
+def asked_of(url: str, stream: bool) -> Got:
+    """Return the answer of a server with OpenAI's API."""
+    body = {"model": "m", "messages": [{"role": "user", "content": chat_faults.QUESTION}], "stream": stream}
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=LIMIT_S) as reply:
+        if not stream:
+            choice = json.load(reply)["choices"][0]
+            return Got(choice["message"]["content"], choice["finish_reason"] != "stop")
+        events = [json.loads(line[6:]) for line in reply if line.startswith(b"data: {")]
+    choices = [event["choices"][0] for event in events if event["choices"]]
+    return Got("".join(choice["delta"].get("content") or "" for choice in choices), choices[-1]["finish_reason"] != "stop")
+
+
+def firstpass_cells() -> Cells:
+    """firstpass, whose gate passes the cloud's answers alone; its attempts are those of its records.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    program = firstpass_program()
+
+    def records(calls: int) -> list[dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as state:
+            asked("dead", partial(firstpass, state=state), calls)
+            environment = {**os.environ, "FIRSTPASS_DB": str(Path(state, "records.db"))}
+            command = [str(program), "trace", "--limit", str(2 * calls)]
+            lines = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+        return [json.loads(line) for line in lines]
+
+    def attempted() -> str:
+        return str(sum(one["provider"] == "far" for record in records(CALLS) for one in record["attempts"]))
+
+    def silent() -> str:
+        cell = asked("black hole", firstpass, 1)
+        return f"after {cell.times[0]:.0f} s" if cell.by == {"local": 1} else "no"
+
+    def by_gate() -> str:
+        passed = asked("none", firstpass, 1).by
+        return "your gate: tests, a schema, a judge" if passed == {"cloud": 1} else "no"
+
+    def reason() -> str:
+        (record,) = records(1)
+        tried = {one["provider"]: one["gates"][0]["verdict"] for one in record["attempts"]}
+        kept = record["prev_hash"] and tried == {"near": "fail", "far": "abstain"}
+        return "in its records: each gate's verdict" if kept else "no"
+
+    return {
+        **faults(firstpass),
+        SILENT: silent,
+        ATTEMPTS: attempted,
+        "By the confidence of the small model's answer": by_gate,
+        "The reason is in the answer": reason,
+        "Version": lambda: version("firstpass"),
+    }
