@@ -101,7 +101,7 @@ class Web:
         self._web: Any = None  # httpx2 or httpx, of which the client is
 
     def _http_client(self) -> httpx.Client:
-        """Return the HTTP client, created at the first call.
+        """Return the HTTP client, created at the first call, without a lock.
 
         Raises:
             RuntimeMissing: neither httpx2 nor httpx is installed.

@@ -334,9 +334,9 @@ def _check_room(folder: Path, parts: Path, entry: Entry, wanted: Sequence[FileEn
 
 
 def _fetch(source: Source, entry: Entry, file: FileEntry, part: Path, report: Callable[[int], object]) -> None:
-    """Download one file to `part`, whole and verified, with up to `ATTEMPTS` resumed attempts.
+    """Download one file to `part`, whole and verified, with up to `ATTEMPTS` resumed attempts without pauses.
 
-    Raise CatalogAway if the last breaks off.
+    Raise CatalogAway if the last breaks off, CatalogError for a wrong file, StoreError for the disk.
     """
     left = ATTEMPTS
     while left:

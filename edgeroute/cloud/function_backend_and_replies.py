@@ -115,8 +115,8 @@ class ReplyReader(Reader):
     def _check_row(self, row: Any) -> None:
         """Raise BadReply for outputs that are empty, hold NaN or infinity, or are all minus infinity.
 
-        Also for several dimensions beside labels (a batch axis of 1 is allowed), and for numbers that are no probabilities where
-        the kind says so. Other types pass.
+        Also for several dimensions beside labels (a batch axis of 1 is allowed), and for numbers outside 0..1, or all 0,
+        where the kind says probabilities; their sum is not checked. Other types pass.
         """
         plain = type(row) is np.ndarray and row.dtype.kind != "O"
         array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)

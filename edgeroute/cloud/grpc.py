@@ -204,7 +204,7 @@ class OpenInferenceGrpc(ServedModel):
         return self._in_bytes(feed, edges.SerializeToString())
 
     def _start(self, tensors: Sequence[SentTensor]) -> Start:
-        """Return the method, and the message without contents; fields may be in any order, so each tensor is copied only once."""
+        """Return the method, the metadata, and the bytes that precede each tensor's content, the first with other fields."""
         request = self._messages["Request"](model_name=self.model, model_version=self.pinned or "")
         for name, datatype, shape, _ in tensors:
             request.inputs.add(name=name, datatype=datatype, shape=shape)

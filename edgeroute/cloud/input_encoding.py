@@ -229,7 +229,7 @@ def zeros_of(feed: Feed, constants: set[str], codec: Codec | None) -> Feed:
 
 
 def encode(feed: Feed, codec: Codec, rows: list[Any], spec: TensorSpec, prepare: Preprocess | None) -> None:
-    """Encode inputs, and put their tensor into `feed`: [n, ...]; for files BYTES [n, 1].
+    """Encode inputs, and put their tensor into `feed`: [n, ...], or for files BYTES [n, 1]; how to decode it into `feed.coded`.
 
     Args:
         feed: tensors of the request.
@@ -239,7 +239,7 @@ def encode(feed: Feed, codec: Codec, rows: list[Any], spec: TensorSpec, prepare:
         prepare: the card's preprocessing; None: none.
 
     Raises:
-        BadInput: an input cannot be encoded, or the inputs differ in the parameters for decoding.
+        BadInput: there is no input, one cannot be encoded, or they differ in the parameters for decoding.
     """
     encoded = encode_inputs(codec, rows, spec, prepare)
     codes = [item.coded for item in encoded]

@@ -129,7 +129,7 @@ class PlainJson(OneByOne):
         return [(self._pick(document, self.value), sure)]
 
     def _call(self, x: Any) -> Call:
-        """Return the call for one input; raise BadInput.
+        """Return the call for one input, with the edge's answer if `send_edge`; raise BadInput.
 
         Without `encode=` or a body the input's JSON, or that of `{"input": ...}`. The error has the endpoint's address.
         """

@@ -381,7 +381,7 @@ class Reader:
     def _from_probabilities(self, p: Array, row: Any) -> Prediction:
         """Return the prediction for probabilities [classes], with the class number as value.
 
-        Impossible ones get an `Unscored`.
+        A single one is that of class 1 of two. Any out of range get an `Unscored`, unless the score is custom.
         """
         wrong = out_of_range("probabilities", p.min(), p.max(), p) if p.size and self._custom is None else None
         if wrong is not None:

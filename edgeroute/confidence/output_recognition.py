@@ -175,7 +175,7 @@ def binary(x: float, kind: str | None) -> list[float]:
 
 
 def label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
-    """Return the output that is one label, and the one with a number for each class; None if either is missing."""
+    """Return the first output that is one label, and the first with a number for each class; None if either is missing."""
     parts = [_without_batch(v) for v in row.values()]
     label = next((v for v in parts if _is_label(v)), None)
     p = next((v for v in parts if is_by_class(v) or _is_row(v)), None)

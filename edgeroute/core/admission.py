@@ -485,7 +485,8 @@ class Admission:
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
         """Book an attempt about to be made, or return why it may not be made.
 
-        A rejection counts as such for a first attempt only.
+        A retry is also checked against the breaker and the crowd; rate and slot are `enter`'s. A rejection counts as such for a
+        first attempt only.
 
         Args:
             cost: cost of the attempt.

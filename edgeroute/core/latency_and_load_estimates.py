@@ -164,7 +164,7 @@ class PowerFit:
     def add(self, power_w: float, busy: float) -> None:
         """Add a reading of the power, watts, and the seconds of runs per second since the reading before; fade older ones.
 
-        An impossible power is ignored.
+        NaN and powers beyond `MOST_W` of either sign are ignored.
         """
         if not -MOST_W < power_w < MOST_W:
             return

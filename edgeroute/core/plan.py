@@ -139,8 +139,9 @@ def _not_in_memory(order: Sequence[int], targets: Sequence[Target], facts: Facts
 def start_by_s(place: Place, *, standby: bool, hedge_s: float, reserve_s: float, deadline_s: float) -> float:
     """Return the latest start of an edge that waits behind clouds, seconds; inf: only once they have ended.
 
-    A standby gets its time before the deadline, and starts at once while that is unknown. One that is not in memory gets half of
-    the deadline, or its time if that is more.
+    A standby starts at `hedge_s`, or `reserve_s` before the deadline if that is earlier, and at once while that is unknown. Of
+    edges that are not in memory only the one that `wakes` starts, with a deadline alone: it gets half of it, or its time if that
+    is more.
 
     Args:
         place: place of the edge.

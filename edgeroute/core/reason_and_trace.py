@@ -239,9 +239,9 @@ def reason_code(plan: Plan, outcome: Outcome) -> str:
 
 
 def _degraded_reason(plan: Plan, log: Sequence[Mark]) -> str:
-    """Return why the best answer so far stands: code of the last target that did not answer, else `busy` or `below`.
+    """Return why the best answer so far stands: code of the last target that did not answer, else `busy`, `malformed` or `below`.
 
-    Codes: `deadline`, or a failure's own.
+    Codes of that target: `deadline`, or a failure's own.
     """
     for mark in reversed(log):
         if mark.kind == "timeout":

@@ -75,8 +75,9 @@ class Drift:
 
         Args:
             x: the value.
-            day: its day. The mean then has to be within the level over whole days only, as in a daily cycle: bets are made and
-                looked at as a day begins, of the number of values of the day before; none in the first. None: at each value.
+            day: its day. The mean then has to be within the level over whole days only, as in a daily cycle: each value
+                counts at once, and as a day begins the alarm is checked and new bets are made, as many as the day before had
+                values; none in the first. None: at each value.
 
         Raises:
             ValueError: it is NaN or outside 0..1. Skipping such values would make the detector blind.

@@ -79,7 +79,7 @@ class _ExitGuard(ForkSafe):
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
-        """Count a generation for the time of the block."""
+        """Count a generation for the time of the block, for which `stop` waits; refuses none, also after `stop`."""
         with self._ended:
             self._count += 1
         try:

@@ -453,7 +453,10 @@ class Engine(ForkSafe):
         SAMPLER.add(self)
 
     def refresh_thresholds(self) -> None:
-        """Update thresholds and labels in the snapshot, after an alarm or a certificate's expiry."""
+        """Update thresholds and labels in the snapshot and its trial's, after an alarm, an expiry or another served model.
+
+        Sets the instant of the next refresh.
+        """
         with self.refreshing:
             self.served = served_identities(self.snapshot)
             snapshot = effective_snapshot(self.snapshot, self.auditor, self.doubt)

@@ -228,7 +228,7 @@ class Sentinel(Part):
         return answer is not None
 
     def _ask(self, engine: Engine, x: Any, now: float) -> tuple[Any] | None:
-        """Call the endpoint for an input, in this thread, and return its value; None: there is no room, or the call failed.
+        """Call the endpoint for an input, in this thread; count cost and failure. Return its value; None: no room, or it failed.
 
         Raises:
             MayNotLeave: the egress rules forbid it.

@@ -314,7 +314,7 @@ class FrameFlow:
         return given, useful
 
     def _cloud_alone(self) -> bool:
-        """Return True if no edge answers, so that the cloud is called about each frame."""
+        """Return True if the mode (only_cloud, shadow) or a policy without edges leaves each frame to the cloud."""
         snapshot = self._engine.snapshot
         if (self._settings.mode or snapshot.policy.mode) in {"only_cloud", "shadow"}:
             return True

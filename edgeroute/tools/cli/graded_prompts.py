@@ -178,7 +178,7 @@ def _grade(what: str, given: Any) -> float | None:
 
 
 def _number(what: str, given: Any) -> float | None:
-    """Return a finite number; None if absent; raise `BadInput` for all else."""
+    """Return a finite number, a bool as 0 or 1; None if absent; raise `BadInput` for all else."""
     if given is None:
         return None
     if not isinstance(given, int | float) or not isfinite(given):

@@ -319,7 +319,10 @@ class _Inspection:
 
     # ------------------------------------------------------------------------------------------------------- the sample
     def _ways(self) -> list[Way]:
-        """Run the sample unchanged; if it does not fit, as a picture, in each common way of preparing it. [] without one."""
+        """Run the sample unchanged; if that fails and the only given input may be a picture, in each common way of preparing one.
+
+        Ways that failed are among them. [] without a sample.
+        """
         if self.sample is None:
             return []
         plain = self._way("as it is", None, self.sample.x)

@@ -191,7 +191,10 @@ def _quoted(argument: str) -> str:
 
 
 def _hidden(arguments: list[str]) -> list[str]:
-    """Return the folders of these paths that `ProtectHome=` hides. A model's labels and card are in the folder of its file."""
+    """Return the folders that `ProtectHome=` hides, of the existing absolute paths in arguments (`PATH` or `--x=PATH`).
+
+    A model's labels and card are in the folder of its file.
+    """
     paths = [Path(argument.partition("=")[2] or argument) for argument in arguments]
     folders = {path.parent if path.is_file() else path for path in paths if path.is_absolute() and path.exists()}
     homes = [Path(home) for home in ("/home", "/root", "/run/user")]

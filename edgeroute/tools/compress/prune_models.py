@@ -186,7 +186,9 @@ class Channels:
         return cuts
 
     def _cuts_at_layer(self, node: Any, positions: dict[str, Position], position: Position, keep: Array) -> list[Cut]:
-        """Return the rows that a Conv, Gemm or MatMul loses; a depthwise Conv carries the channels on, in `positions`.
+        """Return the rows that a Conv, Gemm or MatMul loses; a depthwise Conv carries the channels on in `positions`.
+
+        The latter loses its own rows, and is noted in `_depthwise`.
 
         Raises:
             Whole: they cannot be followed through it.

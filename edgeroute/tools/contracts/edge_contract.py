@@ -351,7 +351,7 @@ class Checks(Running):
     def deadline(self) -> Iterator[str]:
         """Check that a run left behind at its deadline does not disturb the next, which begins beside it; three times.
 
-        Yields at most one difference or error of the next run, and then stops.
+        Yields a difference or error of the next run, and then stops; without one, what is wrong with the end of the stopped run.
         """
         for _ in range(3):
             left, stop = self._run(self.samples[0])

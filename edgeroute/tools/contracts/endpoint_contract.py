@@ -102,7 +102,8 @@ class _Checks:
     def _hold_talk(self, talk: Talk, server: Server | None = None) -> tuple[list[Call], Any]:
         """Hold a talk with a server to its end. Return its calls, and its result.
 
-        Raises what the talk raises, and RuntimeError after `MOST_CALLS` calls.
+        Raises what the talk raises; the error of a bad status (not for probes), which the talk does not see; RuntimeError after
+        `MOST_CALLS` calls.
         """
         calls, reply = list[Call](), None
         try:

@@ -329,9 +329,9 @@ def feeds(inputs: Sequence[InputGuess], most: int) -> Iterator[dict[str, Array]]
 
 
 def random_feeds(inputs: Sequence[InputGuess], zeros: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
-    """Yield three feeds of random numbers, from -2 to 2, 0 to 1 and -50 to 50, with a fixed seed; constants stay zeros.
+    """Yield three feeds with a fixed seed, of floats from -2 to 2, 0 to 1 and -50 to 50; states and constants stay zeros.
 
-    A batch, if the model takes batches.
+    Integers and texts as in `_random`. A batch, if the model takes batches.
     """
     rng = np.random.default_rng(0)
     several = all(

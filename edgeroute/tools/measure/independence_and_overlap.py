@@ -22,7 +22,7 @@ _HASH = 8  # hexadecimal digits of a hash
 
 
 def dependence(scores: Floats, edge: Floats | None, cloud: Floats | None, groups: Ints | None) -> list[str]:
-    """Return warnings about examples that look dependent.
+    """Return warnings about tied scores, repeated examples (the same score and correctness), and neighbours with like scores.
 
     Args:
         scores: [n], in the order in which the examples came.

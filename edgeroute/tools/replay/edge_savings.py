@@ -383,10 +383,11 @@ class _Runs:
         self.cloud_s: list[float] = []
 
     def run(self, logged: logs.Logged) -> None:
-        """Answer a request, unless its result is known, and store the result.
+        """Answer a request, unless its result is known; judge and store it. Failures are stored once a later one succeeds.
 
         Raises:
             BadInput: the results cannot be written.
+            PolicyError: the judge failed.
             ModelError: the edge has failed on several requests in a row, or is missing.
         """
         self.ids.append(logged.id)

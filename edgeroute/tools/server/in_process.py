@@ -140,7 +140,7 @@ class InProcess:
 
 
 def _library(name: str | None) -> ModuleType:
-    """Import a library by its name, or httpx2 or httpx."""
+    """Import httpx2 or httpx: the one named, or what is installed. Raise PolicyError for another name."""
     if name is None:
         return import_httpx("an HTTP client needs httpx2 or httpx: pip install 'edgeroute[httpx]'")
     if name not in {"httpx2", "httpx"}:
