@@ -600,6 +600,21 @@ def test_a_reload_that_changes_the_trial_while_requests_are_under_way(tmp_path):
     assert wrong == []
 
 
+def test_requests_between_two_policies_do_not_get_a_hidden_edge(tmp_path):
+    """A request may have the new policy and the arms of the old one: an edge that was shown and is hidden now answers nobody."""
+    path = tmp_path / "policy.toml"
+    for name in ("one", "two"):
+        tiny.linear(tmp_path / f"{name}.onnx", weights=np.eye(4, 3) * 9, card={"labels": ["a", "b", "c"]})
+    base = 'mode = "prefer_edge"\nthreshold = 0.5\n[edge]\npath = "one.onnx"\n[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\n'
+    path.write_text(base + '[trial]\nedge = "two.onnx"\nshare = "100%"\n')
+    with Router.from_policy(path) as router:
+        earlier, shown = router.engine.trials, router.engine.snapshot
+        assert {earlier.choose(shown, str(i), None)[0].targets[0].name for i in range(20)} == {"edge-trial"}
+        path.write_text(base + '[trial]\nedge = "two.onnx"\nshown = false\n')
+        router.reload()
+        assert {earlier.choose(router.engine.snapshot, str(i), None)[0].policy.mode for i in range(20)} == {"prefer_edge"}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_goes_on_with_its_own_counts():
     given = tried({name: always("cat") for name in ("cloud", "next", "third")}, {"next": 0.5}, {"third": 1.0})

@@ -405,7 +405,7 @@ class Trials(ForkSafe, parts.Part):
             identity: id of the request, or of the one whose arm it shares.
             x: the input, for `by`.
         """
-        edge, other = self._edge, snapshot.trial
+        edge, other = self._edge, snapshot.shown  # a hidden one may be new, in a policy that these trials are not yet of
         if edge is not None and other is not None and not edge.stopped and edge.draws(identity, x):
             snapshot = other
         for running in self._clouds:
