@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,15 @@ from words import CLOUD, Table
 MOST_BYTES = 4 << 20
 MOST_PIXELS = 4 << 20
 """Of a picture: in a few kilobytes there may be hundreds of millions, and each takes three bytes or more as it is read."""
+MOST_SCANS = 100
+"""Of a picture: each is decoded by itself, over all pixels, and a few bytes are enough for one. Photographs have some ten."""
 LONGEST = 10
 """Times its width, or its height: of longer pictures the pipeline makes huge ones, or some without pixels."""
+
+
+OWN = ("127.0.0.1", "localhost")
+"""Names under which a cloud on loopback is asked: another would be a foreign page whose name leads here."""
+_DECODING = threading.BoundedSemaphore(2)
 
 
 class LargeReader:
@@ -64,15 +71,24 @@ class LargeReader:
         return {"words": words, "confidence": confidence}
 
 
-def app(read: Any) -> Any:
-    """`POST /read` takes {"image": a JPEG file in base64}, and gives {"words": [...], "confidence": ...}."""
+def app(read: Any, hosts: Sequence[str] = OWN) -> Any:
+    """`POST /read` takes {"image": a JPEG file in base64}, and gives {"words": [...], "confidence": ...}; to web pages, nothing.
+
+    hosts: names under which it is asked; "*": any.
+    """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
     async def asked(request: Request) -> Response:
+        if "origin" in request.headers:
+            return JSONResponse({"error": "this is for devices, not for web pages"}, 403)
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return JSONResponse({"error": "a body is application/json"}, 415)
         body = b""
         async for piece in request.stream():
             body += piece
@@ -87,14 +103,15 @@ def app(read: Any) -> Any:
     async def well(_: Request) -> Response:
         return Response("ok")
 
-    return Starlette(routes=[Route("/read", asked, methods=["POST"]), Route("/health", well)])
+    guard = Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    return Starlette(routes=[Route("/read", asked, methods=["POST"]), Route("/health", well)], middleware=[guard])
 
 
 def decoded(body: bytes) -> Any:
     """The picture of a request's body.
 
     Raises:
-        ValueError: there is none in it, or one of too many pixels or of such a shape that it cannot be read.
+        ValueError: there is none in it, or one of too many pixels or scans or of such a shape that it cannot be read.
     """
     try:
         return picture_of(base64.b64decode(json.loads(body)["image"], validate=True))
@@ -103,18 +120,20 @@ def decoded(body: bytes) -> Any:
 
 
 class TooLarge(ValueError):
-    """A picture that is not read: of too many pixels, or too long."""
+    """A picture that is not read: of too many pixels or scans, or too long."""
 
 
 def picture_of(file: bytes) -> Any:
-    """The pixels of a JPEG file.
+    """The pixels of a JPEG file. Two are decoded at a time; others wait.
 
     Raises:
         ValueError: it is none.
-        TooLarge: it has too many pixels, or such a shape that it cannot be read.
+        TooLarge: it has too many pixels or scans, or such a shape that it cannot be read.
     """
+    if file.count(b"\xff\xda") > MOST_SCANS:
+        raise TooLarge(f"a picture has at most {MOST_SCANS} scans")
     try:
-        with Image.open(BytesIO(file), formats=["JPEG"]) as image:
+        with _DECODING, Image.open(BytesIO(file), formats=["JPEG"]) as image:
             short, long = sorted(image.size)
             if short * long <= MOST_PIXELS and long <= LONGEST * short:  # as its head says: nothing is decoded yet
                 return np.asarray(image.convert("RGB"))
@@ -148,7 +167,9 @@ def main(arguments: list[str]) -> None:
         listener = socket.create_server((given.host, given.port))
     except OSError as e:
         raise SystemExit(f"the cloud cannot have {given.host}:{given.port}: {e.strerror}. --port 0 takes any that is free") from e
-    server = uvicorn.Server(uvicorn.Config(app(LargeReader(given.threads)), log_level="warning"))
+    here = given.host == "localhost" or given.host.startswith("127.")
+    hosts = (*OWN, given.host) if here else ("*",)  # elsewhere it has names that are not known here
+    server = uvicorn.Server(uvicorn.Config(app(LargeReader(given.threads), hosts), log_level="warning"))
     if given.with_parent:
 
         def wait() -> None:

@@ -32,7 +32,7 @@ MOST_BYTES = 4 << 20  # of a frame of the browser's camera
 NAMES: tuple[palette.StateName, ...] = ("edge", "cloud", "waiting", "degraded", "private")
 RULES = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "connect-src 'self'",
+    "connect-src 'self'; frame-ancestors http://127.0.0.1:* http://localhost:*",
     "Cache-Control": "no-store",
 }
 
@@ -140,7 +140,7 @@ class Page:
         """Take what the browser sends until it goes: frames of its camera, and how the switches stand."""
         try:
             while (got := await browser.receive())["type"] != "websocket.disconnect":
-                with suppress(ValueError, TypeError, AttributeError):  # what is no frame, and no switch, is ignored
+                with suppress(ValueError, TypeError, AttributeError, RecursionError):  # no frame, and no switch: ignored
                     await self._take(got)
         finally:
             changed.set()

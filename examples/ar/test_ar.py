@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from urllib.parse import urlsplit
 
@@ -408,6 +409,7 @@ def test_the_page_gets_frames(http):
         told = http.get(page.url, timeout=LONG)
         assert "<canvas" in told.text
         assert "default-src 'none'" in told.headers["content-security-policy"]
+        assert "frame-ancestors http://127.0.0.1:* http://localhost:*" in told.headers["content-security-policy"]
         assert http.get(page.url, headers={"Host": "evil.example"}, timeout=LONG).status_code == 400
     finally:
         page.close()
@@ -459,11 +461,50 @@ def posted(image, kind):
         (posted(Image.new("L", (4096, 2048)), "JPEG"), 400),
         (posted(Image.new("L", (3000, 1)), "JPEG"), 400), (posted(Image.new("L", (47, 3000)), "JPEG"), 400),
         (b"[" * 100_000, 400),
+        (json.dumps({"image": base64.b64encode(jpeg(frame_at(WALL)) + b"\xff\xda" * 100).decode()}).encode(), 400),
     ],
 )  # fmt: skip
 def test_the_cloud_says_what_it_cannot_read(url, http, body, status):
-    reply = http.post(url, data=body, timeout=LONG)
+    reply = http.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=LONG)
     assert (reply.status_code, [*reply.json()]) == (status, ["error"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200), ({"Content-Type": "Application/JSON; charset=utf-8", "Host": "localhost:1"}, 200),
+        ({"Host": "evil.example"}, 400), ({"Host": "127.0.0.1.evil.example:8766"}, 400), ({"Host": ""}, 400),
+        ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": ""}, 403),
+        ({"Content-Type": None}, 415), ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "text/plain; application/json"}, 415),
+    ],
+)  # fmt: skip
+def test_no_page_has_the_cloud_read(url, http, headers, status):
+    """Nor by the way to it that can be cut."""
+    body, kind = posted(Image.new("L", (64, 64)), "JPEG"), {"Content-Type": "application/json"}
+    with main.cuttable(url) as (relayed, _):
+        for way in (url, relayed):
+            assert http.post(way, data=body, headers={**kind, **headers}, timeout=LONG).status_code == status
+
+
+def test_two_pictures_are_decoded_at_a_time(monkeypatch):
+    """A third one waits; and all are let go, though they are none."""
+    inside, both, go_on = [], threading.Semaphore(0), threading.Event()
+
+    def opening(*_, **__):
+        inside.append(1)
+        both.release()
+        go_on.wait(LONG)
+        raise OSError
+
+    monkeypatch.setattr(cloud.Image, "open", opening)
+    with ThreadPoolExecutor(3) as threads:
+        tries = [threads.submit(cloud.picture_of, b"") for _ in range(3)]
+        assert all(both.acquire(timeout=LONG) for _ in range(2))
+        assert not both.acquire(timeout=0.1)
+        go_on.set()
+        assert all(isinstance(one.exception(LONG), ValueError) for one in tries)
+    assert len(inside) == 3
 
 
 def test_the_cloud_takes_long_pictures():
@@ -549,7 +590,7 @@ def test_the_page_takes_frames_and_switches(monkeypatch):
         with connect(
             page.url.replace("http", "ws") + "frames", origin=page.url.rstrip("/"), open_timeout=LONG, proxy=None
         ) as browser:
-            for odd in (b"no picture", "no JSON", "[]", '{"cut": 3}', '"a"', "null"):
+            for odd in (b"no picture", "no JSON", "[]", '{"cut": 3}', '"a"', "null", "[" * 100_000):
                 browser.send(odd)
             browser.send(jpeg(np.full((48, 64, 3), 90, np.uint8)))
             for cut in (True, False):

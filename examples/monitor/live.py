@@ -24,7 +24,7 @@ log = logging.getLogger("monitor")
 
 
 def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
-    """Watches until the source ends, or SIGTERM or Ctrl-C.
+    """Watches until the source ends, or Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
         source: as `sensor.recordings` takes it.
@@ -47,8 +47,9 @@ def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
             ending = True
             raise SystemExit(0)  # also out of a read from a sensor that has gone silent
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as it is below nohup
+            signal.signal(number, end)
     given = recordings(source)  # first: without a source the service is not ready
     with (
         Router.from_policy(POLICY, score=well, instruments=[Prometheus(registry=registry)]) as router,

@@ -54,7 +54,7 @@ WINDOW_BYTES = 2 * 3 * WINDOW
 _HANN = np.hanning(WINDOW)
 RULES = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'"
+    "base-uri 'none'; form-action 'none'; frame-ancestors http://127.0.0.1:* http://localhost:*"
 }
 
 
@@ -295,10 +295,11 @@ def watch(live: Live, ending: Event) -> None:
 
 
 def run(port: int = 0) -> None:
-    """Show the page until Ctrl-C or SIGTERM."""
+    """Show the page until Ctrl-C, SIGTERM or SIGHUP."""
     ending = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as it is below nohup
+            signal.signal(number, lambda *_: ending.set())
     with shown(port) as (live, address):
         print(f"the monitor's page, at {SPEED} times real time: {address}/\nCtrl-C ends it", flush=True)
         watch(live, ending)

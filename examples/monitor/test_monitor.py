@@ -312,6 +312,8 @@ def test_only_the_page_itself_presses_buttons(showing):
             refused.close()
             return refused.code
 
+    with urllib.request.urlopen(address, timeout=LONG) as reply:
+        assert "frame-ancestors http://127.0.0.1:* http://localhost:*" in reply.headers["Content-Security-Policy"]
     assert status("/cut", Origin="http://evil.example") == 403
     assert status("/cut", Origin="null") == 403
     assert status("/cut", Host="evil.example", Origin="http://evil.example") == 403
@@ -461,7 +463,7 @@ def manager(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "logged", lambda: None)
     monkeypatch.setenv("EDGEROUTE_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as one:
         one.bind(str(tmp_path / "notify"))
         one.setblocking(False)
@@ -478,7 +480,7 @@ def test_without_its_source_the_service_is_not_ready(manager):
         manager.recv(99)
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP, None])
 def test_signals_do_not_break_its_close(manager, monkeypatch, told):
     """Neither a second one, nor one that comes when the source has ended."""
     closed = []
@@ -493,7 +495,7 @@ def test_signals_do_not_break_its_close(manager, monkeypatch, told):
     def source(_):
         yield Machine().record(1)
         if told:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(told)
 
     monkeypatch.setattr(live, "Router", Signalled)
     monkeypatch.setattr(live, "recordings", source)

@@ -22,10 +22,14 @@ OWN = {"127.0.0.1", "localhost"}
 """Names under which a browser may ask: another would be a foreign page whose name leads here."""
 RULES = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "connect-src 'self'",
+    "connect-src 'self'; frame-ancestors http://127.0.0.1:* http://localhost:*",
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
 }
+SITES = {None, "none", "same-origin"}
+"""What a browser says of the page that asks, in `Sec-Fetch-Site`: none, or this one."""
+DIGITS = 9
+"""Of a number in a request, at most."""
 MOST_EVENTS, MOST_BROWSERS, MOST_WAITING = 300, 16, 20
 """Events that a page gets that is opened later; pages at a time; sentences that wait to be said."""
 MOST_BYTES, MOST_TEXT = 4_000, 200
@@ -121,6 +125,10 @@ class Page:
             _send(request, _html(), "text/html; charset=utf-8")
         elif request.path != "/events":
             _refuse(request, 404)
+        elif not _same(request):
+            _refuse(request, 403)
+        elif len(request.headers.get("Last-Event-ID", "")) > DIGITS:
+            _refuse(request, 400)
         elif not self._browsers.acquire(blocking=False):
             _refuse(request, 503)
         else:
@@ -154,8 +162,11 @@ class Page:
     def post(self, request: BaseHTTPRequestHandler) -> None:
         """Say a sentence that the page asks for; a page of another site may not."""
         length = request.headers.get("Content-Length", "")
-        if not _own(request) or request.headers.get("Origin") != f"http://{request.headers.get('Host')}":
+        origin = f"http://{request.headers.get('Host')}"
+        if not _own(request) or not _same(request) or request.headers.get("Origin") != origin:
             _refuse(request, 403)
+        elif len(length) > DIGITS:
+            _refuse(request, 400)
         elif request.path != "/say" or not length.isascii() or not length.isdigit() or int(length) > MOST_BYTES:
             _refuse(request, 404)
         else:
@@ -192,6 +203,11 @@ def _html() -> str:
 
 def _own(request: BaseHTTPRequestHandler) -> bool:
     return request.headers.get("Host", "").rpartition(":")[0] in OWN
+
+
+def _same(request: BaseHTTPRequestHandler) -> bool:
+    """Return whether no page of another site asks: such pages may open or frame this page, but not what it shows."""
+    return request.headers.get("Sec-Fetch-Site") in SITES
 
 
 def _refuse(request: BaseHTTPRequestHandler, status: int) -> None:

@@ -60,6 +60,18 @@ def test_the_page_is_for_this_device_alone(page):
     for host in ("evil.example", f"evil.example:{urlsplit(page.url).port}", "", "127.0.0.1.evil.example:80"):
         assert ask(page, Host=host)[0] == 403
         assert ask(page, path="/events", Host=host)[0] == 403
+    for site in ("cross-site", "same-site", ""):  # the page itself may be opened from elsewhere, and framed by `make show`
+        assert ask(page, path="/events", **{"Sec-Fetch-Site": site})[0] == 403
+        assert ask(page, **{"Sec-Fetch-Site": site})[0] == 200
+    for number in ("1" * 10, "1" * 5_000):
+        assert ask(page, path="/events", **{"Last-Event-ID": number})[0] == 400
+
+
+def test_only_pages_of_this_machine_may_frame_it(page):
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(page.url).netloc, timeout=LONG_S)) as line:
+        line.request("GET", "/")
+        reply = line.getresponse()
+        assert "frame-ancestors http://127.0.0.1:* http://localhost:*" in reply.headers["Content-Security-Policy"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +82,9 @@ def test_the_page_is_for_this_device_alone(page):
         ({**SAID, "text": ""}, {}, 400), ({**SAID, "text": " "}, {}, 400), ({**SAID, "text": 7}, {}, 400), ({**SAID, "text": "x" * 201}, {}, 400),
         ({**SAID, "voice": "../../etc"}, {}, 400), ({**SAID, "voice": []}, {}, 400), ({**SAID, "noise": "-w"}, {}, 400),
         ({**SAID, "noise": []}, {}, 400), (SAID, {"Content-Length": "-1"}, 404), (SAID, {"Content-Length": "\xb2"}, 404),
+        (SAID, {"Content-Length": "1" * 10}, 400), (SAID, {"Content-Length": "1" * 5_000}, 400),
+        (SAID, {"Sec-Fetch-Site": "cross-site"}, 403), (SAID, {"Sec-Fetch-Site": "same-site"}, 403),
+        (SAID, {"Sec-Fetch-Site": "same-origin"}, 200), (SAID, {"Sec-Fetch-Site": "none"}, 200),
     ],
 )  # fmt: skip
 def test_only_the_page_says_something_and_only_a_sentence(page, given, headers, status):
