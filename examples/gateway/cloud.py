@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from edgeroute.testing import Relay
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,64 +32,108 @@ class CloudFailed(RuntimeError):
     """Failure of the cloud's process to start."""
 
 
+class Door(Relay):
+    """Relay to the cloud, whose port no other program can take meanwhile: shut, it accepts connections and ends them at once.
+
+    Args:
+        shut: called for each connection; True ends it.
+    """
+
+    def __init__(self, shut: Callable[[], bool]) -> None:
+        self._shut = shut
+        super().__init__("127.0.0.1", 0)
+
+    def lead_to(self, url: str) -> None:
+        """Lead the connections from now on to a server on this device."""
+        self._to = "127.0.0.1", urlsplit(url).port or 0
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass a connection on, unless the door is shut."""
+        if not self._shut():
+            await super()._serve(reader, writer)
+
+
 class Cloud:
-    """Process of `edgeroute gateway` with cloud.toml, for the length of a `with` block.
+    """Process of `edgeroute gateway` with cloud.toml, behind a door that can be shut, for the length of a `with` block.
 
     Args:
         model: the .gguf file; None: the one whose parts are installed.
         policy: its policy.
 
     Attributes:
-        url: where it listens, also after it has been away.
+        url: of the door, also while it is shut.
+        key: what the process requires of callers, a random one.
     """
 
     def __init__(self, model: Path | None = None, policy: Path = HERE / "cloud.toml") -> None:
         self._model, self._policy = model, policy
         self._process: subprocess.Popen[str] | None = None
-        self._lock, self._listens = threading.Lock(), False
-        self.url = ""
+        self._door: Door | None = None
+        self._lock, self._here = threading.Lock(), False
+        self.url, self.key = "", secrets.token_urlsafe()
 
     def __enter__(self) -> Self:
         self._model = self._model or assembled()
+        self._door = Door(lambda: self.away)
+        self.url = self._door.url
         try:
             self.come()
         except BaseException:
-            self.go()
+            self._close()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.go()
+        self._close()
 
     @property
     def away(self) -> bool:
-        """True while no process listens."""
-        process = self._process
-        return process is None or process.poll() is not None or not self._listens
+        """True while the door is shut, or the process has ended."""
+        return not self._here or self._ended()
 
     def come(self) -> None:
-        """Start the process, and wait until it listens; a no-op if it runs.
+        """Open the door, with a new process behind it if there is none, and wait until that listens.
 
         Raises:
             CloudFailed: it has not started.
         """
         with self._lock:
-            if not self.away:
-                return
-            port = urlsplit(self.url).port or 0
-            environment = {name: text for name, text in os.environ.items() if not name.startswith("EDGEROUTE_")}
-            environment["EDGEROUTE_EDGE__PATH"] = str(self._model)
-            command = [sys.executable, "-m", "edgeroute", "gateway", "--policy", str(self._policy), "--port", str(port), "--json"]
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)  # noqa: S603 - a command of ours
-            line = self._process.stdout.readline()  # type: ignore[union-attr]  # it is a pipe
-            if not line:
-                raise CloudFailed("the cloud has not started: its message is in the terminal")
-            self.url, self._listens = json.loads(line)["ready"], True
+            if self._door is not None and self._ended():
+                self._here = False
+                self._door.lead_to(self._start())
+            self._here = self._door is not None
 
     def go(self) -> None:
-        """End the process: whoever calls it is refused, as by a server that is down."""
+        """Shut the door, and end the connections through it. The process goes on, so that no other takes its port either."""
         with self._lock:
-            self._listens = False
+            self._here = False
+            if self._door is not None:
+                self._door.cut()
+
+    def _ended(self) -> bool:
+        """Return True if no process runs."""
+        process = self._process
+        return process is None or process.poll() is not None
+
+    def _start(self) -> str:
+        """Start the process, and return its URL once it listens."""
+        environment = {name: text for name, text in os.environ.items() if not name.startswith("EDGEROUTE_")}
+        environment |= {"EDGEROUTE_EDGE__PATH": str(self._model), "CLOUD_KEY": self.key}
+        command = [sys.executable, "-m", "edgeroute", "gateway", "--policy", str(self._policy), "--port", "0", "--json"]
+        command += ["--token-env", "CLOUD_KEY"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)  # noqa: S603 - a command of ours
+        line = self._process.stdout.readline()  # type: ignore[union-attr]  # it is a pipe
+        if not line:
+            raise CloudFailed("the cloud has not started: its message is in the terminal")
+        return str(json.loads(line)["ready"])
+
+    def _close(self) -> None:
+        """End the door, then the process."""
+        with self._lock:
+            self._here = False
+            if self._door is not None:
+                self._door.close()
+                self._door = None
             if self._process is not None:
                 with self._process:
                     self._process.terminate()

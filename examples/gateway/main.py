@@ -33,9 +33,11 @@ QUESTIONS = [
 
 
 def main() -> None:
-    """Start the cloud and the gateway, ask, and serve until Ctrl-C or SIGTERM if that was asked for."""
+    """Start the cloud and the gateway, ask, and serve until Ctrl-C, SIGTERM or SIGHUP if that was asked for."""
     asked = arguments()
     signal.signal(signal.SIGTERM, end)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     failed = list[BaseException]()
 
     def ready(url: str) -> None:
@@ -47,7 +49,8 @@ def main() -> None:
 
     with ExitStack() as stack:
         cloud = None if asked.cloud else stack.enter_context(Cloud(asked.cloud_model))
-        os.environ.setdefault("CLOUD_KEY", "none")
+        # a key in CLOUD_KEY is of a real cloud: the one on this device gets another
+        os.environ["CLOUD_KEY"] = cloud.key if cloud else os.environ.get("CLOUD_KEY", "none")
         os.environ["EDGEROUTE_EDGE__PATH"] = str((asked.edge or smollm()).resolve())  # variables override keys of the policy
         os.environ["EDGEROUTE_CLOUD__URL"] = asked.cloud or f"{cloud.url}/v1"
         os.environ["EDGEROUTE_CLOUD__MODEL"] = asked.model

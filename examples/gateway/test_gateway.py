@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -14,6 +15,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from cloud import Cloud
+from main import smollm
 from page import Questions
 
 from edgeroute import Egress, Options, Router
@@ -37,8 +40,12 @@ def served():
                 break
         parts = "".join(lines).strip().split("\n\n")
         yield parts[0].removeprefix("the page: "), parts[1:]
-        process.send_signal(signal.SIGTERM)
+        children = [name for file in Path(f"/proc/{process.pid}/task").glob("*/children") for name in file.read_text().split()]
+        clouds = [Path(f"/proc/{name}") for name in children if "cloud.toml" in Path(f"/proc/{name}/cmdline").read_text()]
+        process.send_signal(signal.SIGHUP)  # as its terminal does that is closed; it is handled as SIGTERM
         assert process.wait(LONG) == 0
+        assert len(clouds) == 1 or sys.platform != "linux"
+        assert not any(cloud.exists() for cloud in clouds)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,28 @@ def test_the_last_questions(served):
     assert (sure["usd"], private["usd"]) == (0, 0)
     assert unsure["usd"] == unsure["alone"] > 0
     assert told["alone"] > told["usd"] > 0
+
+
+def test_a_cut_cloud_keeps_its_place():
+    """Its door ends connections, no other socket gets the port, and it is back with the same address and key, which it requires."""
+    with Cloud(smollm()) as cloud:
+        port, key = urlsplit(cloud.url).port, {"authorization": f"Bearer {cloud.key}"}
+        assert send(cloud.url, "/v1/models")[0] == 401
+        assert send(cloud.url, "/v1/models", authorization="Bearer of-the-real-cloud")[0] == 401
+        assert send(cloud.url, "/v1/models", **key)[0] == 200
+        cloud.go()
+        assert cloud.away
+        with pytest.raises(OSError):  # noqa: PT011 - reset or closed, by the moment
+            send(cloud.url, "/v1/models", **key)
+        for option in (None, socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            for host in ("127.0.0.1", ""):
+                with socket.socket() as other:
+                    if option is not None:
+                        other.setsockopt(socket.SOL_SOCKET, option, 1)
+                    with pytest.raises(OSError, match="in use"):
+                        other.bind((host, port))
+        cloud.come()
+        assert send(cloud.url, "/v1/models", **key)[0] == 200
 
 
 def test_what_is_kept():
