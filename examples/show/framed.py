@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import closing, suppress
 from http.client import HTTPConnection
@@ -10,10 +11,14 @@ from urllib.parse import urlsplit
 
 LONG_S = 60.0
 """In so many seconds a request, and a piece of a reply, has to come."""
+MOST_BYTES = 4 << 20
+"""Of the body of a request."""
 
 
 class Window(ThreadingHTTPServer):
     """Server that passes requests on to a page which refuses to be framed, so that the show alone can frame it.
+
+    Close it once the page has ended: its port may be another program's then.
 
     Args:
         url: of the page.
@@ -26,7 +31,14 @@ class Window(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Passing)
         self.page, self.show = urlsplit(url), show
         self.url = self.page._replace(netloc=f"127.0.0.1:{self.server_port}").geturl()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.closed = False
+        threading.Thread(target=self.serve_forever, args=[0.1], daemon=True).start()
+
+    def close(self) -> None:
+        """End it: what is asked from now on, or is not passed on yet, is not passed on. A second time is fine."""
+        self.closed = True
+        self.shutdown()
+        self.server_close()
 
 
 class Passing(BaseHTTPRequestHandler):
@@ -42,12 +54,25 @@ class Passing(BaseHTTPRequestHandler):
         if f"http://{self.headers['Host']}" != own or not (opened or self.headers["Sec-Fetch-Site"] == "same-origin"):
             self.send_error(403)
             return
+        lengths = self.headers.get_all("Content-Length", ["0"])
+        if "Transfer-Encoding" in self.headers:
+            self.send_error(411)
+            return
+        if len(lengths) != 1 or not re.fullmatch("[0-9]{1,9}", lengths[0]):
+            self.send_error(400)
+            return
+        if int(lengths[0]) > MOST_BYTES:
+            self.send_error(413)
+            return
+        body = self.rfile.read(int(lengths[0]))
+        if self.server.closed:
+            return
         passed = {
             name: value for name, value in self.headers.items() if not name.lower().startswith(("sec-", "accept-enc", "conn"))
         }
         passed |= {"Host": there} | ({"Origin": f"http://{there}"} if "Origin" in self.headers else {})
         with suppress(ConnectionError), closing(HTTPConnection(there, timeout=LONG_S)) as page:  # either may have gone
-            page.request(self.command, self.path, self.rfile.read(int(self.headers["Content-Length"] or 0)), passed)
+            page.request(self.command, self.path, body, passed)
             reply = page.getresponse()
             self.send_response_only(reply.status)
             for name, value in reply.headers.items():

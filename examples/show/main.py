@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -39,6 +40,7 @@ PRINTED = re.compile(r"http://127\.0\.0\.1:\d+/?(?:#[\w=-]+)?(?=[\s;,.)]|$)")
 """The address that a prototype prints once its page is there."""
 KEPT, PATIENCE_S, ENDS = 2, 5.0, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """Lines of a log; seconds after which a signal is followed by a stronger one; signals that end the show."""
+ENDING = threading.Event()
 RULES = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "frame-src 'self' http://127.0.0.1:*; frame-ancestors 'none'"
@@ -75,6 +77,7 @@ class Running:
         self.what, self._folder, self._show = what, folder, show
         self._process: subprocess.Popen[str] | None = None
         self._lines, self._url, self._port = deque[str](maxlen=KEPT), "", 0
+        self._window: Window | None = None
         self._lock, self.closed = threading.Lock(), False
 
     def start(self) -> None:
@@ -97,18 +100,25 @@ class Running:
             threading.Thread(target=self._read, args=[self._process, self._lines], daemon=True).start()
 
     def _read(self, process: subprocess.Popen[str], lines: deque[str]) -> None:
-        """Keep the last lines of a process, and its address."""
+        """Keep the last lines of a process, without what is secret in an address, and its address; end its window with it."""
         assert process.stdout is not None
+        window = None
         for line in process.stdout:
             if line.strip():
-                lines.append(line.strip()[:300])
+                lines.append(re.sub(r"#\S*", "", line.strip())[:300])
             if (found := PRINTED.search(line)) and not self._url and process is self._process and not self._port:
-                self._url = Window(found[0], self._show).url if self.what.refuses else found[0]
+                if self.what.refuses:
+                    window = self._window = Window(found[0], self._show)
+                self._url = window.url if window else found[0]
+        if window:
+            window.close()
 
     def stop(self, *, wait: bool = True) -> None:
         """Send its group SIGINT, as Ctrl-C does, and then stronger signals; without `wait` the first one alone."""
         with self._lock:
             process = self._process
+            if self._window is not None:
+                self._window.close()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
                 if process is None or process.poll() is not None:
                     break
@@ -151,7 +161,7 @@ class Running:
 
 
 class Show(ThreadingHTTPServer):
-    """Server of the page, on 127.0.0.1.
+    """Server of the page, on 127.0.0.1. Other users of this machine reach it, too, so the page's address has a key.
 
     Args:
         port: 0 for any that is free.
@@ -163,7 +173,13 @@ class Show(ThreadingHTTPServer):
     def __init__(self, port: int, folder: Path) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.key = secrets.token_urlsafe(24)
         self.running = {name: Running(what, folder / name, self.url) for name, what in PROTOTYPES.items()}
+
+    def service_actions(self) -> None:
+        """End the program after a signal whose exit was lost: Python drops what is raised in a finalizer."""
+        if ENDING.is_set():
+            sys.exit(0)
 
     def close(self) -> None:
         """End the server, and all that it has started."""
@@ -176,7 +192,7 @@ class Show(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Replies to browsers on this machine; a page of another origin may start and stop nothing."""
+    """Replies to browsers on this machine; without the key, or from another origin, nothing is told, started or stopped."""
 
     server: Show
     timeout = LONG_S
@@ -184,7 +200,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Reply with the page, the states, or a result."""
         kind, _, name = self.path.strip("/").partition("/")
-        if not self._own():
+        if not kind and self.headers["Host"] == f"localhost:{self.server.server_port}":
+            self._reply(307, Location=f"{self.server.url}/")  # the frames are for that origin; a browser keeps the key
+        elif not self._own() or (kind == "state" and not self._has_key()):
             self._reply(403)
         elif not kind:
             table = {name: {"title": one.title, "says": one.says, "seconds": one.seconds} for name, one in PROTOTYPES.items()}
@@ -202,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Start or stop a prototype."""
         action, _, name = self.path.strip("/").partition("/")
-        if not self._own() or self.headers["Origin"] != f"http://{self.headers['Host']}":
+        if not self._own() or self.headers["Origin"] != self.server.url or not self._has_key():
             self._reply(403)
         elif action not in {"start", "stop"} or name not in self.server.running:
             self._reply(404)
@@ -213,12 +231,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def _own(self) -> bool:
         """Return False for a foreign page whose name leads here."""
-        return self.headers["Host"] in {f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")}
+        return f"http://{self.headers['Host']}" == self.server.url
 
-    def _reply(self, status: int, text: str = "", kind: str = "text/plain", rules: str = "default-src 'none'") -> None:
+    def _has_key(self) -> bool:
+        return secrets.compare_digest((self.headers["Show-Key"] or "").encode(), self.server.key.encode())
+
+    def _reply(
+        self, status: int, text: str = "", kind: str = "text/plain", rules: str = "default-src 'none'", **more: str
+    ) -> None:
         self.send_response(status)
         for name, value in (("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(text.encode()))),
-                            ("Content-Security-Policy", rules), ("Cache-Control", "no-store")):  # fmt: skip
+                            ("Content-Security-Policy", rules), ("Cache-Control", "no-store"), *more.items()):  # fmt: skip
             self.send_header(name, value)
         with suppress(ConnectionError):  # the browser has gone
             self.end_headers()
@@ -232,6 +255,7 @@ def end(*_: object) -> None:
     """End the program at the first signal; further ones do not disturb the end."""
     for number in ENDS:
         signal.signal(number, signal.SIG_IGN)
+    ENDING.set()
     sys.exit(0)
 
 
@@ -249,7 +273,7 @@ def main(arguments: list[str]) -> None:
         except (OSError, OverflowError) as e:
             raise SystemExit(f"the page cannot have port {given.port}: {e}. --port 0 takes any that is free") from e
         try:
-            print(f"open {show.url}/ (Ctrl-C ends it, and all that it has started)", flush=True)
+            print(f"open {show.url}/#key={show.key} (Ctrl-C ends it, and all that it has started)", flush=True)
             for name in PROTOTYPES if given.start == [] else given.start or ():
                 show.running[name].start()
             show.serve_forever()

@@ -8,10 +8,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
-import main  # noqa: E402 - found by the path above
+import framed  # noqa: E402 - found by the path above
+import main  # noqa: E402 - likewise
 
 LONG_S = 120
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -36,8 +40,8 @@ def asked(port, path, method="GET", **headers):
         return reply.status, reply.read().decode()
 
 
-def states(port):
-    return json.loads(asked(port, "/state")[1])
+def states(port, own):
+    return json.loads(asked(port, "/state", **own)[1])
 
 
 def until(condition):
@@ -59,11 +63,12 @@ def alive(pid):
 
 @contextlib.contextmanager
 def shown(*start):
-    """The show as a process -> it, and its port."""
+    """The show as a process -> it, its port, and the headers of its own page."""
     command = [sys.executable, str(HERE / "main.py"), "--port", "0", "--start", *start]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         try:
-            yield process, int(re.search(r":(\d+)/", process.stdout.readline())[1])
+            port, key = re.search(r":(\d+)/#key=(\S+)", process.stdout.readline()).groups()
+            yield process, int(port), {"Origin": f"http://127.0.0.1:{port}", "Show-Key": key}
         finally:
             process.terminate()
             process.wait(LONG_S)
@@ -98,22 +103,28 @@ def test_another_address_is_none(line):
 
 
 def test_nobody_else_starts_anything():
-    """Neither a page of another site, nor one whose name leads here; and a name that is none is not found."""
-    with shown("dashboard") as (_, port):
-        own = f"http://127.0.0.1:{port}"
-        for headers in ({}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": f"https://127.0.0.1:{port}"},
-                        {"Origin": "http://evil.example", "Host": "evil.example"}):  # fmt: skip
+    """Neither a page of another site, nor one whose name leads here, nor who lacks the key; a name that is none is not found."""
+    with shown("dashboard") as (_, port, own):
+        key = {"Show-Key": own["Show-Key"]}
+        for headers in (key, {"Origin": "http://evil.example"} | key, {"Origin": "null"} | key, own | {"Show-Key": ""},
+                        {"Origin": f"https://127.0.0.1:{port}"} | key, {"Origin": own["Origin"]}, own | {"Show-Key": "é"},
+                        own | {"Show-Key": own["Show-Key"][:-1]},
+                        {"Origin": "http://evil.example", "Host": "evil.example"} | key):  # fmt: skip
             assert asked(port, "/start/demo", "POST", **headers)[0] == 403
             assert asked(port, "/stop/dashboard", "POST", **headers)[0] == 403
         assert asked(port, "/", Host="evil.example")[0] == 403
-        assert asked(port, "/state", Host="evil.example")[0] == 403
+        assert asked(port, "/state", Host="evil.example", **key)[0] == 403
+        assert asked(port, "/state", Host=f"localhost:{port}", **key)[0] == 403
+        assert asked(port, "/state") == asked(port, "/state", Show_Key="wrong") == (403, "")
+        assert key["Show-Key"] not in asked(port, "/")[1]
         for path in ("/start/none", "/start/", "/kill/demo"):
-            assert asked(port, path, "POST", Origin=own)[0] == 404
+            assert asked(port, path, "POST", **own)[0] == 404
         for path in ("/result/demo", "/result/../main.py", "/etc/passwd"):
             assert asked(port, path)[0] == 404
-        until(lambda: states(port)["dashboard"]["state"] == "runs")
-        assert states(port)["demo"]["state"] == "ready"
-        window = int(re.search(r":(\d+)/", states(port)["dashboard"]["url"])[1])
+        until(lambda: states(port, own)["dashboard"]["state"] == "runs")
+        assert states(port, own)["demo"]["state"] == "ready"
+        assert re.search(r"http://127\.0\.0\.1:\d+/$", states(port, own)["dashboard"]["log"][0]), "without its token"
+        window = int(re.search(r":(\d+)/", states(port, own)["dashboard"]["url"])[1])
         assert asked(window, "/live")[0] == 403, "a program has the dashboard's own address"
         assert asked(window, "/live", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 403
         assert asked(window, "/", Sec_Fetch_Mode="navigate", Host="evil.example")[0] == 403
@@ -123,8 +134,8 @@ def test_nobody_else_starts_anything():
 @pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT] * 3])
 def test_its_end_ends_what_it_has_started(numbers):
     """By pid; it ends well by itself, also while a prototype starts, and also if somebody presses Ctrl-C again and again."""
-    with shown(*ANY) as (process, port):
-        pids = [one["pid"] for one in states(port).values() if one["pid"]]
+    with shown(*ANY) as (process, port, own):
+        pids = [one["pid"] for one in states(port, own).values() if one["pid"]]
         assert pids
         assert all(map(alive, pids))
         for number in numbers:
@@ -133,25 +144,106 @@ def test_its_end_ends_what_it_has_started(numbers):
         assert not [pid for pid in pids if alive(pid)]
 
 
+def test_a_signal_whose_exit_is_lost_ends_the_show_too(tmp_path, monkeypatch):
+    ending = threading.Event()
+    ending.set()
+    monkeypatch.setattr(main, "ENDING", ending)
+    show = main.Show(0, tmp_path)
+    with pytest.raises(SystemExit):
+        show.serve_forever(0.05)
+    show.close()
+
+
 def test_stopped_and_started_again():
-    """One that has ended says so, with its last lines, and can be started anew; twice at once starts one."""
-    with shown("dashboard") as (_, port):
-        own = {"Origin": f"http://127.0.0.1:{port}"}
-        first = until(lambda: states(port)["dashboard"]["url"] and states(port)["dashboard"])
+    """One that has ended says so, and nothing is passed on to its port any more; it can be started anew; twice at once starts one."""
+
+    def closed(window):
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", int(re.search(r":(\d+)/", window)[1])))
+
+    with shown("dashboard") as (_, port, own):
+        first = until(lambda: states(port, own)["dashboard"]["url"] and states(port, own)["dashboard"])
         assert asked(port, "/start/dashboard", "POST", **own)[0] == 204
-        assert states(port)["dashboard"]["pid"] == first["pid"]
+        assert states(port, own)["dashboard"]["pid"] == first["pid"]
         assert asked(port, "/stop/dashboard", "POST", **own)[0] == 204
-        ended = states(port)["dashboard"]
+        ended = states(port, own)["dashboard"]
         assert ended["state"].startswith("has ended")
         assert not alive(first["pid"])
+        assert closed(first["url"])
         assert asked(port, "/start/dashboard", "POST", **own)[0] == 204
-        again = until(lambda: states(port)["dashboard"]["url"] and states(port)["dashboard"])
+        again = until(lambda: states(port, own)["dashboard"]["url"] and states(port, own)["dashboard"])
         assert again["pid"] != first["pid"]
+        assert not closed(again["url"])
+        os.kill(again["pid"], signal.SIGKILL)
+        until(lambda: closed(again["url"]))
+
+
+@pytest.fixture
+def passed_on():
+    """A window, and the bodies that the page behind it was asked with."""
+    bodies = []
+
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self):
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+    page = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=page.serve_forever, args=[0.05], daemon=True).start()
+    window = framed.Window(f"http://127.0.0.1:{page.server_port}/", "http://127.0.0.1:1")
+    yield window, bodies
+    window.close()
+    page.shutdown()
+    page.server_close()
+
+
+def sent(window, *lines):
+    """A connection on which a POST of the frame's own page is sent, without its body."""
+    connection = socket.create_connection(("127.0.0.1", window.server_port), LONG_S)
+    head = ["POST / HTTP/1.1", f"Host: 127.0.0.1:{window.server_port}", "Sec-Fetch-Site: same-origin", *lines, "", ""]
+    connection.sendall("\r\n".join(head).encode("latin-1"))
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (["Content-Length: -1"], 400), (["Content-Length: 1_0"], 400), (["Content-Length: 1000000000"], 400),
+        (["Content-Length: \xb2"], 400), (["Content-Length: "], 400), (["Content-Length: 1", "Content-Length: 2"], 400),
+        ([f"Content-Length: {framed.MOST_BYTES + 1}"], 413), (["Transfer-Encoding: chunked"], 411),
+        (["Content-Length: 1", "Transfer-Encoding: identity"], 411),
+    ],
+)  # fmt: skip
+def test_a_body_without_a_good_length_is_not_read(passed_on, lines, status):
+    window, bodies = passed_on
+    with sent(window, *lines) as connection, connection.makefile("rb") as reply:
+        assert reply.readline().split()[1] == str(status).encode()
+    assert bodies == []
+
+
+def test_the_largest_body_is_passed_on(passed_on):
+    window, bodies = passed_on
+    with sent(window, f"Content-Length: {framed.MOST_BYTES}") as connection, connection.makefile("rb") as reply:
+        connection.sendall(bytes(framed.MOST_BYTES))
+        assert reply.readline().split()[1] == b"204"
+    assert bodies == [bytes(framed.MOST_BYTES)]
+
+
+def test_what_was_asked_before_the_end_of_a_window_is_not_passed_on_after_it(passed_on):
+    window, bodies = passed_on
+    with sent(window, "Content-Length: 2") as connection, connection.makefile("rb") as reply:
+        with sent(window, "Content-Length: 0") as later, later.makefile("rb") as other:
+            assert other.readline().split()[1] == b"204", "the first one is accepted, too"
+        window.close()
+        connection.sendall(b"ab")
+        assert reply.read() == b""
+    assert bodies == [b""]
 
 
 def test_a_port_that_is_taken():
     """One line that says what to do."""
-    with shown("demo") as (_, port):
+    with shown("demo") as (_, port, _):
         command = [sys.executable, str(HERE / "main.py"), "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
         assert done.returncode == 1
@@ -163,13 +255,16 @@ def test_a_port_that_is_taken():
 def test_what_is_there_is_shown():
     """Each that is set up runs in its frame, with text in it; each that is not says the command; keys and the presentation enlarge one."""
     playwright = pytest.importorskip("playwright.sync_api")
-    with shown() as (_, port), playwright.sync_playwright() as started:
+    with shown() as (_, port, own), playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
         page, wrong = browser.new_page(), []
         page.set_default_timeout(LONG_S * 1000)
         playwright.expect.set_options(timeout=LONG_S * 1000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(f"http://127.0.0.1:{port}/")
+        playwright.expect(page.locator("#demo")).to_contain_text("open the address that the show has printed")
+        page.goto(f"http://localhost:{port}/#key={own['Show-Key']}")
+        assert page.url.startswith(own["Origin"]), "where its frames may be"
         for name, one in main.PROTOTYPES.items():
             card = page.locator(f"#{name}")
             if one.needs and not (ROOT / one.needs).exists():
