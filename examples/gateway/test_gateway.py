@@ -42,8 +42,12 @@ def served():
         yield parts[0].removeprefix("the page: "), parts[1:]
         children = [name for file in Path(f"/proc/{process.pid}/task").glob("*/children") for name in file.read_text().split()]
         clouds = [Path(f"/proc/{name}") for name in children if "cloud.toml" in Path(f"/proc/{name}/cmdline").read_text()]
-        process.send_signal(signal.SIGHUP)  # as its terminal does that is closed; it is handled as SIGTERM
-        assert process.wait(LONG) == 0
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # below nohup, whose programs ignore it as well
+        process.send_signal(signal.SIGTERM if ignored else signal.SIGHUP)  # as a terminal does that is closed
+        try:
+            assert process.wait(LONG) == 0
+        finally:
+            process.kill()
         assert len(clouds) == 1 or sys.platform != "linux"
         assert not any(cloud.exists() for cloud in clouds)
 

@@ -464,6 +464,7 @@ def manager(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEROUTE_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored below nohup
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as one:
         one.bind(str(tmp_path / "notify"))
         one.setblocking(False)
