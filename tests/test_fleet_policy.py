@@ -383,6 +383,7 @@ def test_a_process_that_ends_again_and_again_on_trial_goes_back(fleet):
         wait_for(lambda: not standing(fleet.home / "device").trial)
         fleet.publish(0.6)
         until(router, 0.6)
+        wait_for(lambda: standing(fleet.home / "device").trial == 1)  # stored once it is in force
     fleet.catalog.rename(fleet.home / "away")
     program = "import os, sys\nfrom edgeroute import Router\nRouter.from_policy(sys.argv[1], watch=True)\nos._exit(9)\n"
     for _ in range(2):
