@@ -24,7 +24,7 @@ class State(NamedTuple):
     meaning: str
 
 
-STATES: Final[dict[StateName, State]] = {
+STATES: Final[dict[str, State]] = {
     state.word: state
     for state in (
         State("edge", "●", "#0f80cc", "#5fb0f5", "", "answered on the device"),
@@ -67,7 +67,7 @@ def css(page: str = ":root", dark: str = "") -> str:
     return f"{page} {{ {light} }}\n{rule}\n"
 
 
-def svg_hatches(names: Iterable[StateName] = STATES) -> str:
+def svg_hatches(names: Iterable[str] = STATES) -> str:
     """Return SVG definitions of the patterns `hatch-edge`, `hatch-cloud` and so on: a state's colour and its hatch."""
     patterns = "".join(
         f'<pattern id="hatch-{name}" width="8" height="8" patternUnits="userSpaceOnUse">'
@@ -79,11 +79,11 @@ def svg_hatches(names: Iterable[StateName] = STATES) -> str:
     return f"<defs>{patterns}</defs>"
 
 
-def marked(name: StateName, text: str = "") -> str:
+def marked(name: str, text: str = "") -> str:
     """Return a state's mark before its word, or before another text that has the word."""
     return f"{STATES[name].mark} {text or name}"
 
 
-def legend(names: Iterable[StateName] = STATES) -> str:
+def legend(names: Iterable[str] = STATES) -> str:
     """Return the marks and words of states in one line of plain text."""
     return "  ".join(map(marked, names))

@@ -148,7 +148,7 @@ def run(monitor: Monitor) -> None:
 
 def marked(name: str | None, text: str = "") -> Text:
     """Return a state's mark, in its colour, and its word or another text; of no state, as of no answer, without a mark."""
-    state = STATES.get(name)  # type: ignore[call-overload]  # any text may be asked for
+    state = STATES.get(name or "")
     return Text.assemble((state.mark, state.dark), f" {text or name}") if state else Text(text or "no answer")
 
 
