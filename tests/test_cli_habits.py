@@ -181,6 +181,7 @@ def test_forty_columns(desk, command):
         assert any(line.startswith("attempts: ") for line in lines)
 
 
+@pytest.mark.slow
 def test_progress_of_a_fleet_is_shown_on_a_terminal_alone(desk):
     """On stderr."""
     command = "simulate fleet --devices 100 --length 2m"
@@ -363,6 +364,7 @@ def test_ctrl_c_while_a_simulation_starts_its_processes(interruptible):
     assert main("simulate", "fleet", "--devices", "5000000", "--length", "60m", first=started) == (INTERRUPTED, "", "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_processes_of_a_simulation(interruptible):
     """All of them, though they would simulate for minutes; where the terminal interrupts each of them, too, none says a word."""
     command = [*PYTHON, "simulate", "fleet", "--devices", "5000000", "--length", "60m", "--json"]

@@ -892,6 +892,7 @@ def test_a_fork_while_a_leg_imports(tmp_path, module):
     assert (done.stdout.split(), done.returncode) == (["cloud", "0"], 0), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forks_under_traffic(tmp_path):
     """Four threads ask and connect anew, a model is loaded again and again, names are looked up; each child answers."""

@@ -479,6 +479,7 @@ def test_pytorch(tmp_path):
             assert len(router.infer_many([np.zeros((3, 4), "float32")] * 3)) == 3
 
 
+@pytest.mark.slow
 def test_a_hist_gradient_boosting_is_converted(tmp_path):
     """The file answers as the estimator does, also in a pipeline; one with categories is refused, which skl2onnx gets wrong."""
     ensemble = pytest.importorskip("sklearn.ensemble")

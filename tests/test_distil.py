@@ -387,6 +387,7 @@ def test_rare_answers_are_deferred_or_counted(tmp_path):
     assert done.held_out > 240
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(tmp_path):
     """No half of a model is left where it was to be; the next run writes it."""
     source = table(tmp_path / "log.csv", tickets(600))

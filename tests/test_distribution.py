@@ -103,6 +103,7 @@ def test_the_index_takes_both(built):
     assert all(sizes[what] < LARGEST[what] for what in sizes), sizes
 
 
+@pytest.mark.slow
 def test_the_wheel_is_the_package_and_what_it_reads(wheel):
     """Code, models, pages, policies, licences, and nothing else."""
     info = f"edgeroute-{VERSION}.dist-info"
@@ -128,6 +129,7 @@ def test_the_wheel_is_the_package_and_what_it_reads(wheel):
         assert name in wheel
 
 
+@pytest.mark.slow
 def test_the_source_has_all_that_its_tests_need(built):
     """It is what git has, so that an unpacked one passes `make test`."""
     with tarfile.open(built[0]) as archive:
@@ -139,6 +141,7 @@ def test_the_source_has_all_that_its_tests_need(built):
         assert name in wanted
 
 
+@pytest.mark.slow
 def test_a_wheel_of_the_source_is_that_of_the_tree(tree, built):
     """To the byte."""
     again = tree / "dist" / "again"
@@ -200,6 +203,7 @@ def unpacked(built, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_ignored_files_are_left_out_where_there_is_no_git(built, unpacked):
     """A wheel is built from an unpacked source distribution, too, in which somebody has tried the policies."""
     state = unpacked / "examples" / "policies" / "state"
@@ -210,6 +214,7 @@ def test_ignored_files_are_left_out_where_there_is_no_git(built, unpacked):
     assert wheel.read_bytes() == built[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_clone_that_git_cannot_read_builds_nothing(unpacked):
     """Which of its files are tracked is not known, and the error gives the next step."""
     (unpacked / ".git").write_text("gitdir: elsewhere\n")
@@ -220,6 +225,7 @@ def test_a_clone_that_git_cannot_read_builds_nothing(unpacked):
     assert not list((unpacked / "dist").glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_an_editable_install_reads_the_clone(tree):
     """Nothing is copied: a wheel of it has a path and the metadata."""
     program = "from hatchling.build import build_editable; print(build_editable('dist/editable'))"
@@ -231,6 +237,7 @@ def test_an_editable_install_reads_the_clone(tree):
         assert archive.read(path).decode().strip() == str(tree)
 
 
+@pytest.mark.slow
 def test_nothing_of_this_machine_is_in_them(wheel, built):
     """No path of the folder where it was built, or where this test runs."""
     with tarfile.open(built[0]) as archive:
@@ -241,6 +248,7 @@ def test_nothing_of_this_machine_is_in_them(wheel, built):
     assert not found, found
 
 
+@pytest.mark.slow
 def test_what_the_index_shows(metadata, wheel):
     """The page is the README. Its links are those of a repository: there is no address yet that they could be made of."""
     assert metadata["Name"] == "edgeroute"
@@ -253,6 +261,7 @@ def test_what_the_index_shows(metadata, wheel):
     assert b"edgeroute = edgeroute.__main__:main" in wheel[f"edgeroute-{VERSION}.dist-info/entry_points.txt"]
 
 
+@pytest.mark.slow
 def test_there_is_one_version(metadata):
     """In the package; the changelog's newest section and the citation are of the same."""
     assert metadata["Version"] == VERSION

@@ -212,6 +212,7 @@ def test_a_seed_repeats_it():
     assert not np.array_equal(one.asked, other.asked)
 
 
+@pytest.mark.slow
 def test_without_safety_ten_seconds_become_minutes():
     """With plain retries the cloud does nothing but work in vain for as long as one looks; with edgeroute's it is back at once."""
     ours, plain = simulate(SILENT), simulate(SILENT, PLAIN)
@@ -266,6 +267,7 @@ def test_the_array_waits_as_long_as_delivery_does(failed, spread_s, age_s):
     assert waits_s[0] == pytest.approx(longest(failed + 1, spread_for(spread_s, age_s)))
 
 
+@pytest.mark.slow
 def test_jitter_spreads_what_comes_back_together():
     """Outboxes of devices that lost the cloud at the same instant come back over seconds, not as one."""
     lone = Client("", retries=0, breaker=False, spread_s=60.0)

@@ -88,6 +88,7 @@ def test_a_digest_has_at_most_a_kilobyte():
         assert 200 < digest_bytes(SMALL._replace(per_minute=per_minute), 10).max() <= 1024
 
 
+@pytest.mark.slow
 def test_the_command():
     """`simulate fleet --days` prints tables, or JSON with the same results."""
     command = ("simulate", "fleet", "--devices", "1000", "--days", "60")

@@ -97,7 +97,10 @@ def test_the_sums_are_those_of_the_devices(fleet, tmp_path):
     assert [(e.id, e.recorded) for e in result.replay.examples] == [(e.id, e.recorded) for e in first.examples]
 
 
-@pytest.mark.parametrize("options", [{}, {"network": "3g", "seed": 3, "battery": Battery(0.5, 0.001, 0.01), "thermal": "hot"}])
+OPTIONS = {"network": "3g", "seed": 3, "battery": Battery(0.5, 0.001, 0.01), "thermal": "hot"}
+
+
+@pytest.mark.parametrize("options", [{}, pytest.param(OPTIONS, marks=pytest.mark.slow)])
 def test_engines_agree_to_the_bit(fleet, tmp_path, options):
     """One process and three, whatever the order in which they end."""
     one, three = (replay_fleet(fleet, policy(tmp_path), processes=n, **options) for n in (1, 3))

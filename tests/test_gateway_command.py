@@ -119,7 +119,7 @@ def test_without_llama_cpp(tmp_path, monkeypatch):
     assert "pip install 'edgeroute[llama]'" in err
 
 
-@pytest.mark.parametrize("log", [(), ("--log", "json")])
+@pytest.mark.parametrize("log", [(), pytest.param(("--log", "json"), marks=pytest.mark.slow)])
 def test_a_key_that_is_not_set_is_said_at_start(policy, log):
     """Once, in a line of the log, before it serves; the edge answers all the same. With the key nothing is said."""
     cloud = '[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\napi_key = { env = "NO_SUCH_KEY" }\nheaders = { X-A = { env = "OTHER" } }\n'

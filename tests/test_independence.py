@@ -136,6 +136,7 @@ def test_the_interval_covers_the_area():
     assert 0.88 < covered / draws < 0.99
 
 
+@pytest.mark.slow
 def test_few_events_make_no_interval():
     """It covers about as often where edge and cloud differ in few examples, and below 20 of them there is none."""
     rng = np.random.default_rng(0)

@@ -490,7 +490,9 @@ def test_a_file_that_does_not_load(tmp_path, tiny):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-@pytest.mark.parametrize(("line", "count"), [("", 1), ("isolate = false", 0), ("isolate = true\nstall_s = 20", 1)])
+@pytest.mark.parametrize(
+    ("line", "count"), [("", 1), ("isolate = false", 0), pytest.param("isolate = true\nstall_s = 20", 1, marks=pytest.mark.slow)]
+)
 def test_the_gateway_isolates(tiny, tmp_path, line, count):
     """By default; at SIGTERM the gateway ends, and the child, though a request hangs in it."""
     policy = tmp_path / "policy.toml"

@@ -270,7 +270,7 @@ def test_where_the_cloud_is_a_specialist():
     assert area(learned.many(z), edge, cloud) > area(msp(z), edge, cloud) + 0.3
 
 
-@pytest.mark.parametrize("case", [plain, specialist])
+@pytest.mark.parametrize("case", [plain, pytest.param(specialist, marks=pytest.mark.slow)])
 def test_auto_loses_nothing(case):
     """Over 12 draws of 2,000, the mean area of auto is not below that of msp, and near the better of msp and learned."""
     areas = []

@@ -339,6 +339,7 @@ def test_graded_scores(tmp_path):
             saving(path, "csv")
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_money_covers(tmp_path):
     """The certified threshold's true saving is within it in nearly all draws, with costs of very different sizes."""
     population = world(60_000, 99)
@@ -480,7 +481,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=draws(300), deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.lists(JSON, max_size=5), st.sampled_from(["openai-log", "litellm-log"]), st.sampled_from(["", "metadata.custom_id"]))
 def test_whatever_is_in_a_log(tmp_path_factory, records, kind, where):
     """It is read, or left out, or refused in one line that quotes none of it."""

@@ -327,7 +327,7 @@ def test_a_version_that_kills_the_process(publisher, tmp_path, fault, deaths):
 
 
 # -------------------------------------------------------------------------------------------------------------- under load
-@pytest.mark.parametrize("kind", ["threads", "tasks"])
+@pytest.mark.parametrize("kind", ["threads", pytest.param("tasks", marks=pytest.mark.slow)])
 def test_a_swap_under_load_loses_no_request(publisher, device, kind):
     """Each request is answered by one of the two models, and what follows a swap by the new one; old models are freed."""
     publisher.publish("1.1", SECOND)

@@ -92,7 +92,7 @@ def users(rng, n, of, p_b=None, *, alpha=0.05, values=8000, from_value=0):
     return None
 
 
-@pytest.mark.parametrize("n", [10, 30])
+@pytest.mark.parametrize("n", [10, pytest.param(30, marks=pytest.mark.slow)])
 def test_few_unequal_users_in_arms_that_are_alike(n):
     """At most alpha of the trials are stopped, at any time; of requests as units it were .11 to .21."""
     rng, runs = np.random.default_rng(n), 150

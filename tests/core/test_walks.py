@@ -18,7 +18,7 @@ from edgeroute.router.drivers import blocking
 from edgeroute.tools import virtual_time as virtual
 
 BEGUN = 100.0
-WALKS = 3000
+WALKS = 2000
 times = st.integers(0, 60).map(lambda n: n / 10)
 confidences = st.one_of(st.none(), st.just(float("nan")), st.integers(0, 10).map(lambda n: n / 10))
 happenings = st.one_of(
