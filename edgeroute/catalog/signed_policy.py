@@ -33,11 +33,11 @@ from edgeroute.system.thread_pool import Worker
 
 log = getLogger("edgeroute")
 FORMAT = 1
+# Seconds between two looks at the trial of a new policy, and at what another process of the device has put in force.
 LOOKS_S = 1.0
-"""Seconds between two looks at the trial of a new policy, and at what another process of the device has put in force."""
+# Requests on trial; share of them that may fail beyond the share before; starts, of processes that did not end by themselves
+# within so many seconds, after which a trial is over.
 TRIAL_REQUESTS, MOST_FAILED, MOST_STARTS, ALIVE_S = 200, 0.05, 3, 600.0
-"""Requests on trial; share of them that may fail beyond the share before; starts, of processes that did not end by themselves
-within so many seconds, after which a trial is over."""
 
 
 def position(ring_id: str, salt: str) -> float:
@@ -54,28 +54,18 @@ class Standing(NamedTuple):
     """State of a device that follows a signed policy: the content of `STATE/fleet/policy.json`."""
 
     name: str = ""
-    version: int = 0
-    """Version in force; 0: the device's own file."""
+    version: int = 0  # version in force; 0: the device's own file
     policy: Mapping[str, Any] = {}
-    good: int = 0
-    """Last good version, for a rollback while `version` is on trial."""
+    good: int = 0  # last good version, for a rollback while `version` is on trial
     good_policy: Mapping[str, Any] = {}
-    trial: int = 0
-    """Number of process starts with the version on trial; 0: it is confirmed."""
-    tried: int = 0
-    """Version that is being tried before it is put in force; 0: none."""
-    attempts: int = 0
-    """Number of times that it was tried; more than one if the process ended meanwhile."""
-    refused: Mapping[str, str] = {}
-    """Versions that are not tried again, each with the reason."""
-    only_edge: bool = False
-    """True after an emergency order: nothing is sent to the cloud."""
-    limits: Mapping[str, float] = {}
-    """Limits by the fleet's budget, as keys of `[limits]`."""
-    usage: Mapping[str, list[float]] = {}
-    """UTC day -> what the device spent on it, in the order of `BUDGETS`; of the last days."""
-    since: str = ""
-    """First day that `usage` may have."""
+    trial: int = 0  # number of process starts with the version on trial; 0: it is confirmed
+    tried: int = 0  # version that is being tried before it is put in force; 0: none
+    attempts: int = 0  # number of times that it was tried; more than one if the process ended meanwhile
+    refused: Mapping[str, str] = {}  # versions that are not tried again, each with the reason
+    only_edge: bool = False  # True after an emergency order: nothing is sent to the cloud
+    limits: Mapping[str, float] = {}  # limits by the fleet's budget, as keys of `[limits]`
+    usage: Mapping[str, list[float]] = {}  # UTC day -> what the device spent on it, in the order of `BUDGETS`; of the last days
+    since: str = ""  # first day that `usage` may have
 
     @property
     def text(self) -> str:
@@ -87,8 +77,8 @@ class Standing(NamedTuple):
         return "; ".join(parts)
 
 
+# Standing to read in place of the stored one, while it is tried.
 _tried: ContextVar[Standing | None] = ContextVar("tried", default=None)
-"""Standing to read in place of the stored one, while it is tried."""
 
 
 def standing(state: Path) -> Standing:
@@ -206,10 +196,8 @@ def read_policies(data: Any) -> list[dict[str, Any]]:
         raise CatalogError(f"the signed file has no policies: {e!r:.200}") from e
 
 
-BUDGETS = ("usd_per_day", "mb_per_day")
-"""Keys of `[limits]` that a fleet's budget sets."""
-WINDOW = 7
-"""Days of use that count for a device's part of the budget."""
+BUDGETS = ("usd_per_day", "mb_per_day")  # keys of `[limits]` that a fleet's budget sets
+WINDOW = 7  # days of use that count for a device's part of the budget
 
 
 def limits_by(budget: Any, usage: Mapping[str, list[float]], today: str) -> dict[str, float]:

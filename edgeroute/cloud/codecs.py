@@ -26,10 +26,8 @@ MOST_LEVEL = 19  # maximum level of zstd, below the levels that take much memory
 class Coded(NamedTuple):
     """Encoded input."""
 
-    data: bytes | Array
-    """Element of a BYTES tensor; or numbers, a row of a tensor of their dtype."""
-    parameters: dict[str, Any]
-    """Parameters of the tensor, by which the server decodes it."""
+    data: bytes | Array  # element of a BYTES tensor; or numbers, a row of a tensor of their dtype
+    parameters: dict[str, Any]  # parameters of the tensor, by which the server decodes it
 
 
 @runtime_checkable

@@ -101,8 +101,7 @@ class ServedModel(ABC):
         PolicyError: there is no model name, or as for `Address`.
     """
 
-    binary: bool | None = True
-    """True if tensors are sent as bytes; None: not known yet."""
+    binary: bool | None = True  # True if tensors are sent as bytes; None: not known yet
 
     def __init__(
         self,
@@ -119,8 +118,7 @@ class ServedModel(ABC):
         send_edge: bool = False,
         **address: Any,
     ) -> None:
-        self.payload = None if codec is None else payload_of(codec)
-        """Codec of inputs; None: they are sent as the model's tensors."""
+        self.payload = None if codec is None else payload_of(codec)  # codec of inputs; None: they are sent as the model's tensors
         self.send_edge = checked_flag("send_edge", send_edge)
         self.address = Address(url, **address)
         base, separator, rest = self.address.path.partition("/v2/models/")
@@ -129,8 +127,7 @@ class ServedModel(ABC):
         self.model, _, url_version = (rest or str(model)).partition("/versions/")
         if url_version and version is not None and url_version != version:
             raise PolicyError(f"the URL has version {url_version!r} of the model, and version={version!r}: give one of them")
-        self.pinned = url_version or version
-        """Version to call; None: the one that the server chooses."""
+        self.pinned = url_version or version  # version to call; None: the one that the server chooses
         if self.pinned is not None and not (isinstance(self.pinned, str) and self.pinned):
             raise PolicyError(f'version is the text of a version, as in version="2", and not {self.pinned!r}')
         prefix = base if separator else base.removesuffix("/v2")
@@ -141,19 +138,13 @@ class ServedModel(ABC):
             raise PolicyError("the card of an endpoint has no state: requests are of no stream, so nothing can be fed back")
         self.name, self.kind, self.output = name, checked_kind(kind) or self.card.kind, output or self.card.output
         self.labels = label_names(labels) or self.card.labels
-        self.served_labels: tuple[Any, ...] | None = None
-        """Labels from the server; None: it has none."""
-        self.served_kind: str | None = None
-        """Kind of outputs from the server; None: it names none."""
-        self.most_rows: int | None = None
-        """Maximum inputs of one call, by the server's configuration; None: it names none."""
+        self.served_labels: tuple[Any, ...] | None = None  # labels from the server; None: it has none
+        self.served_kind: str | None = None  # kind of outputs from the server; None: it names none
+        self.most_rows: int | None = None  # maximum inputs of one call, by the server's configuration; None: it names none
         self.inputs: tuple[TensorSpec, ...] | None = None
-        self.datatypes: dict[str, str] = {}
-        """Datatypes of the inputs by name."""
-        self.outputs: dict[str, tuple[int, ...]] = {}
-        """Shapes of the outputs by name, from the metadata; -1: any size."""
-        self.version = self.pinned
-        """Version that answers; None: not known yet."""
+        self.datatypes: dict[str, str] = {}  # datatypes of the inputs by name
+        self.outputs: dict[str, tuple[int, ...]] = {}  # shapes of the outputs by name, from the metadata; -1: any size
+        self.version = self.pinned  # version that answers; None: not known yet
         self._described: str | None = None  # hash of the metadata; None: not fetched yet
         self._sources: _InputSources | None = None  # sources of `inputs`, computed at the first call
         self._starts: dict[tuple[SentTensor, ...], Start] = {}

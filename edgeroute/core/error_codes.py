@@ -6,16 +6,13 @@ from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 # Codes of rejections and failures, by which programs decide; the text beside a code is for people.
 
+# Reason why an endpoint was not called. Its breaker is open, or closed but on hold; a limit (concurrency: of calls under way,
+# below the policy's number, since `max_concurrent = "auto"`, or it is not known whether the endpoint is well); the egress ledger
+# cannot be written; no consent; the redaction or the view of the input failed; no free thread; the answer is no longer needed.
 HeldCode = Literal[
     "breaker", "retry_after", "max_concurrent", "concurrency", "calls_per_s", "usd_per_day", "mb_per_day", "joules_per_hour",
     "calls_per_minute", "ledger", "consent", "redaction", "view", "threads", "stopped", "other",
 ]  # fmt: skip
-"""Reason why an endpoint was not called.
-
-Its breaker is open, or closed but on hold; a limit (concurrency: of calls under way, below the policy's number, since
-`max_concurrent = "auto"`, or it is not known whether the endpoint is well); the egress ledger cannot be written; no consent; the
-redaction or the view of the input failed; no free thread; the answer is no longer needed.
-"""
 # Kind of error; empty: any other.
 #
 # context, unsupported: the edge model cannot take this input, which is longer than its context, or has tools or images in it;
@@ -70,10 +67,8 @@ class Coded:
     """Base of all edgeroute errors: an error with a code."""
 
     code: AnyCode = ""
-    status: int | None = None
-    """HTTP status; None: none."""
-    again: bool = False
-    """True if held before a retry: at least one attempt had been made."""
+    status: int | None = None  # HTTP status; None: none
+    again: bool = False  # True if held before a retry: at least one attempt had been made
 
 
 class Failure(NamedTuple):

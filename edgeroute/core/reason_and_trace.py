@@ -200,17 +200,14 @@ def finite(value: Any) -> Any:
 
 # Reason codes: one of few words, for counting; `reason` is for people.
 
+# Reason codes besides those of errors. Of accepted answers: the edge asked first is confident enough, or always accepted; the
+# cloud is asked first; nothing may leave; an edge was below its threshold, or failed its check, or would be below by the score of
+# the input; a target asked later was faster; one asked before failed. Of degraded ones: the deadline came; the cloud is busy with
+# runs that were given up. Of streams: the caller has left. Of errors, also: any other.
 Own = Literal[
     "confident", "first", "stays", "below", "malformed", "input", "faster", "failed", "deadline", "busy", "left", "cached",
     "stale", "error",
 ]  # fmt: skip
-"""Reason codes besides those of errors.
-
-Of accepted answers: the edge asked first is confident enough, or always accepted; the cloud is asked first; nothing may leave; an
-edge was below its threshold, or failed its check, or would be below by the score of the input; a target asked later was faster;
-one asked before failed. Of degraded ones: the deadline came; the cloud is busy with runs that were given up. Of streams: the
-caller has left. Of errors, also: any other.
-"""
 ReasonCode = Own | ErrorCode | HeldCode
 CODES: Final = frozenset[str]({*get_args(Own), *get_args(ErrorCode), *get_args(HeldCode)} - {""})
 ALONE = 2  # number of marks in the log of a request with a single leg

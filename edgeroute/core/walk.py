@@ -58,11 +58,10 @@ class Mark(NamedTuple):
     kind: Kind
     leg: int
     at: float
+    # by kind: the confidence of an answer (accepted, below, kept), or of its beginning (decided, which comes before these: the
+    # decision was made within the answer, and kept of an answer below says that it went on to its end); the exception of a
+    # failure (failed); the threshold of this answer, if it depends on the answer (limit, before accepted and below); else None.
     detail: Any = None
-    """By kind: the confidence of an answer (accepted, below, kept), or of its beginning (decided, which comes before these: the
-    decision was made within the answer, and kept of an answer below says that it went on to its end); the exception of a failure
-    (failed); the threshold of this answer, if it depends on the answer (limit, before accepted and below); else None.
-    """
 
 
 @final

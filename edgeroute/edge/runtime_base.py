@@ -48,10 +48,8 @@ class LoadsLate(ForkSafe, ABC):
 
     _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads
     _session: Any = initially(None, UNFREED_SESSIONS.append)
-    loaded_stamp: tuple[Any] | None = None
-    """`file_stamp` of the file as it was last loaded; None: it never was."""
-    closes_after_runs = True
-    """True, as each run holds its session: closing during a run frees it after the last run."""
+    loaded_stamp: tuple[Any] | None = None  # `file_stamp` of the file as it was last loaded; None: it never was
+    closes_after_runs = True  # True, as each run holds its session: closing during a run frees it after the last run
 
     def __init__(self, path: str | Path, card: str | Path | Literal[False] | None, sha256: str | None) -> None:
         self.path = Path(path)
@@ -135,10 +133,8 @@ class ModelFile(LoadsLate):
         none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
     """
 
-    _plan: Inputs
-    """Plan of the inputs, made when the model is loaded."""
-    folders = False
-    """True if the model may be a folder."""
+    _plan: Inputs  # plan of the inputs, made when the model is loaded
+    folders = False  # True if the model may be a folder
 
     def __init__(
         self,

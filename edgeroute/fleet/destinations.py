@@ -28,8 +28,7 @@ NO_SUBSCRIBER: Final = 16  # reason code of MQTT 5: the message has reached nobo
 class Destination(Protocol):
     """Place where digests are stored."""
 
-    where: str
-    """Address for the ledger and messages, without user, password, path and query."""
+    where: str  # address for the ledger and messages, without user, password, path and query
 
     def put(self, name: str, data: bytes) -> None:
         """Store a digest under a name, replacing an earlier one; blocks up to `TIMEOUT_S`.

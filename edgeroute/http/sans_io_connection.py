@@ -68,12 +68,9 @@ def proxy_for(address: Address) -> Proxy | None:
 
 T = TypeVar("T")
 Buffers: TypeAlias = list[memoryview]
+# Generator of what to send and receive. It yields a number, and is sent up to so many received bytes (empty: the end); or it
+# yields buffers, and is sent (number of bytes sent, bytes received meanwhile or None).
 Steps: TypeAlias = Generator[int | Buffers, Any, T]
-"""Generator of what to send and receive.
-
-It yields a number, and is sent up to so many received bytes (empty: the end); or it yields buffers, and is sent (number of bytes
-sent, bytes received meanwhile or None).
-"""
 # Called with bytes received while others are being sent; empty: the end. Returns True if no more is to be sent.
 Heard: TypeAlias = Callable[[bytes], bool]
 PIECE = 1 << 18  # maximum bytes encrypted at a time

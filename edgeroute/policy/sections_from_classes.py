@@ -66,10 +66,8 @@ class Section(BaseModel):
     """Base of sections: keys that belong together. Other keys, and values of other types, are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    makes: ClassVar[Any] = None
-    """Class of the object that the section configures."""
-    configured: ClassVar[Mapping[str, str]] = {}
-    """Field -> argument of that class."""
+    makes: ClassVar[Any] = None  # class of the object that the section configures
+    configured: ClassVar[Mapping[str, str]] = {}  # field -> argument of that class
 
     if TYPE_CHECKING:  # of a derived key
 

@@ -89,8 +89,7 @@ class Tally(ForkSafe, Instrument):
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._held: Counter[tuple[str, str]] = Counter()
         self._events: Counter[str] = Counter()
-        self.status: Callable[[], Status | None] = _unknown
-        """Returns the router's status; None: there is none now."""
+        self.status: Callable[[], Status | None] = _unknown  # returns the router's status; None: there is none now
 
     def opened(self, status: Callable[[], Status | None]) -> None:
         """Store the function that returns the router's status."""

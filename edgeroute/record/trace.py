@@ -20,8 +20,7 @@ from edgeroute.system.thread_pool import start_thread
 if TYPE_CHECKING:
     import threading
 
-CLOSE_S = 10.0
-"""Longest wait for full files to become Parquet when a trace is closed, seconds."""
+CLOSE_S = 10.0  # longest wait for full files to become Parquet when a trace is closed, seconds
 
 
 class Trace(Instrument):

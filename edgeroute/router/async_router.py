@@ -43,12 +43,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+# Maximum 99 % quantile, seconds, of the latency of a model that runs on the event loop itself. A thread and back takes up to 0.2
+# ms, twice as long as a small model. With a deadline or a hedge, and for a batch, a model always runs in a thread.
 QUICK_S = 0.001
-"""Maximum 99 % quantile, seconds, of the latency of a model that runs on the event loop itself.
-
-A thread and back takes up to 0.2 ms, twice as long as a small model. With a deadline or a hedge, and for a batch, a model always
-runs in a thread.
-"""
 CLOSE_S = 1.0  # maximum seconds that closing waits for cancelled tasks
 
 
