@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import json
 import shutil
 import sqlite3
@@ -33,8 +34,8 @@ from fault_server import FaultServer
 
 from edgeroute import Outbox, Router
 
-HUNG_S = 300.0
-"""Seconds after which a group that has not ended counts as hung: its process writes all stacks, and ends."""
+HUNG_S = 900.0
+"""Seconds in which no schedule of a process ends, after which it counts as hung: it writes all stacks, and ends."""
 
 
 class Ended:
@@ -171,11 +172,12 @@ def work(args: argparse.Namespace) -> None:
         import breaks
 
         breaks.BREAKS[args.broken][1]()
+    wait = functools.partial(faulthandler.dump_traceback_later, HUNG_S, exit=True)
     for line in sys.stdin:
-        faulthandler.dump_traceback_later(HUNG_S, exit=True)
+        wait()
         group, numbers = json.loads(line)
         setting = Setting.draw(args.seed, group, args.url, args.root)
-        found = Schedules(args.seed, setting, args.deadline, stalls, signals).run(numbers, args.workers)
+        found = Schedules(args.seed, setting, args.deadline, stalls, signals, wait).run(numbers, args.workers)
         faulthandler.cancel_dump_traceback_later()
         print(json.dumps(vars(found)), flush=True)
 
@@ -240,6 +242,9 @@ def _gather(total: Findings, ends: list[Any]) -> None:
     """Add the findings of groups whose checks have ended, and empty the list."""
     for checked, found in ends:
         checked.result()
+        for what in BROKEN:
+            for line in getattr(found, what):
+                print(f"{what}: {line}", file=sys.stderr)
         total.add({**vars(found), "asked": {}, "queued": [], "private": [], "secrets": []})
     ends.clear()
 

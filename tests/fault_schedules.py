@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from time import monotonic, process_time, sleep
 from typing import Any, NamedTuple
@@ -316,8 +316,10 @@ class Findings:
 class Schedules:
     """Runs the schedules of one group that fall to this process."""
 
-    def __init__(self, seed: int, setting: Setting, deadline_s: float, stalls: Stalls, signals: Signals) -> None:
-        self.seed, self.setting, self.deadline_s = seed, setting, deadline_s
+    def __init__(
+        self, seed: int, setting: Setting, deadline_s: float, stalls: Stalls, signals: Signals, ended: Callable[[], object]
+    ) -> None:
+        self.seed, self.setting, self.deadline_s, self._ended = seed, setting, deadline_s, ended
         self._stalls, self._signals, self.beats = stalls, signals, stalls.beats
         self.found = Findings()
         self.lock = threading.Lock()
@@ -332,8 +334,9 @@ class Schedules:
                 pool.submit(lambda n=number: Schedule.check(*self._run(n, signalled=False))) for number in numbers[SIGNALLED:]
             ]
             mine = [pool.submit(Schedule.check, *self._run(number, signalled=True)) for number in numbers[:SIGNALLED]]
-            for checked in [*mine, *others]:
+            for checked in as_completed([*mine, *others]):
                 checked.result()
+                self._ended()
         sleep(0.05)  # what held all threads up is known once that of the stalls has run
         for label, begun, due, ended, where in self._gaps:
             others_s = self._stalls.delayed(begun, ended + 0.01)

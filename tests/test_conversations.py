@@ -508,6 +508,24 @@ def test_a_lock_of_another_process_delays_no_answer(tmp_path):
         assert stays(router.infer([user(f"{SECRET} 4"), assistant("so"), user("next")]))
 
 
+def test_what_a_lock_kept_from_the_file_is_written_by_a_later_call(tmp_path, monkeypatch, caplog):
+    """Also by one that may leave, so that another process knows the conversation."""
+    monkeypatch.setattr(private_conversations, "BUSY_S", 0.01)
+    options = {"threshold": 0.5, "state": tmp_path, "egress": Egress(**EGRESS)}
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as first:
+        first.infer([user("A first turn that creates the file")], data_class="medical")
+        with locked(tmp_path / "conversations.db", "BEGIN IMMEDIATE"):
+            first.infer([user(SECRET)], data_class="medical")
+            wait_for(lambda: "cannot be written" in caplog.text)
+        with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as other:
+
+            def known():
+                first.infer([user("What is the capital of France?")])
+                return stays(other.infer([user(SECRET), assistant("so"), user("next")]))
+
+            wait_for(known)
+
+
 @pytest.mark.usefixtures("long_waits")
 def test_a_lock_of_another_process_stops_no_event_loop(tmp_path):
     """Calls that stay and others, on one loop."""

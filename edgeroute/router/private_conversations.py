@@ -38,7 +38,7 @@ log = logging.getLogger("edgeroute")
 MOST: Final = 50_000  # maximum stored digests; the oldest are deleted first
 DAYS: Final = 90  # days for which a digest is stored
 PATIENCE_S: Final = 0.1  # maximum time that a call waits for new digests in the file, seconds; after that its conversation stays
-# Maximum time that a thread waits for another process's transaction, seconds; the digests are written with the next ones.
+# Maximum time that a thread waits for another process's transaction, seconds; then a call so much later has it tried again.
 BUSY_S: Final = 1.0
 LOCKED_S: Final = 0.05  # maximum time that a read waits while another process opens or closes the file, seconds
 # Age of a file's last change beyond which an equal time of change means that nothing was written since, seconds.
@@ -98,7 +98,7 @@ class Digests(ForkSafe):
         self._key, self._last_id = b"", 0
         self._stamp: tuple[object, ...] = ()
         self._read_at, self._is_logged = -INF, False
-        self.blind, self.is_failing = "", False
+        self.blind, self.is_failing, self._again_at = "", False, -INF
         self.read()
 
     @property
@@ -107,8 +107,14 @@ class Digests(ForkSafe):
         return self._database is not None and bool(self._unwritten) and not self.is_failing
 
     def refreshed(self) -> bool:
-        """Read what was added to the file, for a limited time. Return True if any digest is stored, or if that is unknown."""
+        """Read what was added to the file, for a limited time. Return True if any digest is stored, or if that is unknown.
+
+        Has a thread write what could not be written before.
+        """
         if self.path is not None:
+            if self.is_failing and monotonic() >= self._again_at:
+                self._again_at = monotonic() + BUSY_S
+                self._submit(self.save)
             self._refresh(self.path)
         return bool(self._unwritten or self._known or self.blind)
 
@@ -136,7 +142,7 @@ class Digests(ForkSafe):
             self._submit(self.save)
 
     def save(self, wait_s: float = 0.0) -> None:
-        """Write the digests that are in memory alone. An error is logged once, and they are written with the next ones.
+        """Write the digests that are in memory alone. An error is logged once, and a later call has them written.
 
         Args:
             wait_s: how long to wait for another thread that writes, seconds; after that it writes these digests, too.
@@ -153,7 +159,7 @@ class Digests(ForkSafe):
                 self._is_logged = True
                 log.error(  # noqa: TRY400 - the message says all
                     "%s cannot be written: which conversations have to stay on this device is known to this process alone, "
-                    "until it ends: %s", self.path, e,
+                    "until a later call has it written: %s", self.path, e,
                 )  # fmt: skip
         finally:
             self._writing.release()
