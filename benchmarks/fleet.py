@@ -8,7 +8,7 @@ from time import perf_counter
 from figures import Figure, size, table
 
 from edgeroute.tools.replay.fleet.fleet_simulation import simulate
-from edgeroute.tools.replay.fleet.scenario import EDGEROUTE, Scenario, clients
+from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import EDGEROUTE, Scenario, clients
 
 SILENT = size(Scenario(silent=True), Scenario(silent=True, devices=1000))
 """A million devices, one request a minute each, a tenth deferred; one hour with a 10 s outage in which nothing is answered."""

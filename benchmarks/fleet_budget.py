@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from figures import size as of_size
 
-from edgeroute.catalog.signed_policy import WINDOW
+from edgeroute.catalog.signed_policy_follower import WINDOW
 from edgeroute.tools.fleet.budget import RESERVE, VALID_DAYS, limit_for, next_margin, shares
 
 DAYS, DEVICES = 300, of_size(20_000, 100)

@@ -18,7 +18,7 @@ from figures import size
 
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.fixed_sequence import lowest_threshold
-from edgeroute.tools.measure.threshold_path import accepting, lowest_thresholds
+from edgeroute.tools.measure.thresholds_of_several_edges import accepting, lowest_thresholds
 
 DELTA, LIMIT = 0.05, 0.02
 SIZES = size((500, 1000, 2000, 5000), (500,))

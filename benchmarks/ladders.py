@@ -19,7 +19,7 @@ from figures import needs, size
 from edgeroute import models
 from edgeroute.confidence import NotEnough, calibrate, msp
 from edgeroute.tools.cli.demo_measurements import DEBIAN, read_idx
-from edgeroute.tools.measure.threshold_path import accepting, lowest_thresholds
+from edgeroute.tools.measure.thresholds_of_several_edges import accepting, lowest_thresholds
 
 DRAWS, TESTED = size(300, 2), size(10_000, 500)
 STEPS, RATE, TRAINED_ON = size(150, 2), 0.5, 20_000

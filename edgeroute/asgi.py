@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.system.late_imports import import_tool
 
 if TYPE_CHECKING:
-    from edgeroute.tools.server.in_process import InProcess
+    from edgeroute.tools.server.in_process_client import InProcess
     from edgeroute.tools.server.web_service import Disconnected, Errors, error_reply, lifespan, while_connected
 
 __all__ = ["Disconnected", "Errors", "InProcess", "error_reply", "lifespan", "while_connected"]
@@ -21,5 +21,7 @@ def __getattr__(name: str) -> Any:
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_tool("server.in_process" if name == "InProcess" else "server.web_service"), name)
+    value = globals()[name] = getattr(
+        import_tool("server.in_process_client" if name == "InProcess" else "server.web_service"), name
+    )
     return value

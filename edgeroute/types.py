@@ -14,7 +14,7 @@ from edgeroute.core.reason_and_trace import Took, reason_code, took
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
 from edgeroute.system.process import short, to_json_types
-from edgeroute.system.safe_logging import Failures, call_logged
+from edgeroute.system.sanitised_logging import Failures, call_logged
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

@@ -58,7 +58,7 @@ from edgeroute.http.addresses_and_messages import MAX_REPLY, Address, Call, Repl
 from edgeroute.http.connections import Connections
 from edgeroute.http.reply_parser import H11, Llhttp, Malformed, Reading
 from edgeroute.http.sans_io_connection import pin_of
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer
 from edgeroute.tools.replay import recorded_requests as records

@@ -8,7 +8,7 @@ import shutil
 import tiny
 
 from edgeroute.tools.catalog_publish import keygen, sign_files
-from edgeroute.tools.fleet.rings import publish
+from edgeroute.tools.fleet.rollout_rings import publish
 
 ONE_CLOUD = {"name": "main", "protocol": "json"}
 

@@ -266,7 +266,7 @@ def cache():
 def a_corrupt_file():
     """It is set aside, though a reader has it open; and where another connection has, that is said."""
     from edgeroute import StoreError
-    from edgeroute.stores.sqlite_file import Database
+    from edgeroute.stores.sqlite_file_and_key_values import Database
 
     database = Database(Path("corrupt.db"), "CREATE TABLE IF NOT EXISTS t (x)", durable=True)
     with database.transaction() as connection:

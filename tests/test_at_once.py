@@ -22,15 +22,15 @@ from tiny import linear
 from edgeroute import Closed, Limits, Options, Outbox, Prediction, Router, StoreError
 from edgeroute.cloud import spending_file as earlier
 from edgeroute.core.spending_limits import Spending
-from edgeroute.edge.runs_under_way import runs_of
+from edgeroute.edge.concurrent_runs import runs_of
 from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.observe import network_routes as network
 from edgeroute.router import base_router as methods
 from edgeroute.router import policy_reload as reload
-from edgeroute.stores import sqlite_file as keyvalue
+from edgeroute.stores import sqlite_file_and_key_values as keyvalue
 from edgeroute.stores.outbox.delivery import Callbacks
 from edgeroute.stores.outbox.outbox_entries import Waiting
-from edgeroute.stores.sqlite_file import Database, KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
 from edgeroute.system.process import Shared, list_weakset, start_task_on
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.contracts.edge_runs import Token
@@ -478,7 +478,7 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
 def test_a_child_may_update_once_its_parent_has(tmp_path):
     """Though its parent was updating as it was forked."""
     pytest.importorskip("tuf")
-    from edgeroute.catalog.model_folder import Store
+    from edgeroute.catalog.model_folder_and_downloads import Store
 
     store, (heard, said) = Store(tmp_path), os.pipe()
     with store.downloading():

@@ -111,7 +111,7 @@ def test_of_a_batch_each_row_may_be_audited(make, tmp_path):
 
 def test_the_sample_is_uniform(monkeypatch, tmp_path):
     """Of 4,000 requests 5 % are compared, accepted or not, and no pattern in the requests meets a pattern in the sample."""
-    monkeypatch.setattr("edgeroute.trials.shadow_runs.TOGETHER", 1 << 30)
+    monkeypatch.setattr("edgeroute.trials.shadow_runs_and_job_queue.TOGETHER", 1 << 30)
     with Router(edge, right, threshold=0.5, audit=Audit(share=0.05), state=tmp_path) as router:
         for i in range(4000):
             router.infer(0.1 if i % 2 else 0.9)

@@ -17,7 +17,7 @@ from edgeroute import Audit, CallableModel, Function, Router, Trial
 from edgeroute.confidence import Certificate
 from edgeroute.confidence.certificate import BoundCertificate, NotEnough, digest
 from edgeroute.errors import BadInput
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import process
 from edgeroute.tools.cli.calibrate import audited_counts, certify_audits
 from edgeroute.tools.cli.status import read_state
@@ -129,7 +129,7 @@ def test_a_trial_that_is_the_edge_in_use_is_counted_once(tmp_path):
 ADD = """
 import sys
 from pathlib import Path
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 store = KeyValueStore(Path(sys.argv[1]))
 for i in range(40):
     store.add({"counts:x": {"0 1.0 90 0": 1}})
@@ -330,7 +330,7 @@ def test_a_grade_with_labels_agrees_at_1_alone(tmp_path):
 
 def test_an_alarm_is_stored_at_once(tmp_path, monkeypatch):
     """With the beginning of the counts, while the router runs: a process that is killed after it does not forget it."""
-    monkeypatch.setattr("edgeroute.stores.sqlite_file.DELAY_S", 1e6)
+    monkeypatch.setattr("edgeroute.stores.sqlite_file_and_key_values.DELAY_S", 1e6)
     with Router(edge(), says("b"), threshold=certificate(), audit=Audit(share=1.0, scene=1), state=tmp_path) as router:
         while not router.stats().audits[0].alarm:
             router.infer(0.9)

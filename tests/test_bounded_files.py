@@ -14,7 +14,7 @@ from onnx import helper
 from edgeroute import BadInput, EdgerouteError, ModelError, OnnxModel, PolicyError, Router, policy
 from edgeroute.catalog.catalog_entry import entries
 from edgeroute.catalog.catalog_source import Folder
-from edgeroute.catalog.model_folder import Store, pointer
+from edgeroute.catalog.model_folder_and_downloads import Store, pointer
 from edgeroute.catalog.model_updates import read_canaries
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
@@ -22,7 +22,7 @@ from edgeroute.edge import gguf_format
 from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.errors import CatalogAway
 from edgeroute.policy.file_and_environment import MOST_PARTS, parse_toml
-from edgeroute.system.foreign_files import open_file, parse_json, read_bytes, read_json, read_text
+from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes, read_json, read_text
 from edgeroute.tools.cli.input_files import read_inputs, recorded_outputs
 from edgeroute.tools.cli.inspect_file import inspect_file
 from edgeroute.tools.replay.logs.answer_pairs import lines

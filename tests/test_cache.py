@@ -37,7 +37,7 @@ from edgeroute.stores.cache import interrupt_safe_lru as recent
 from edgeroute.stores.cache.cache_entries import private_copy
 from edgeroute.stores.cache.input_keys_and_fingerprints import encode_buffers
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
-from edgeroute.stores.sqlite_file import Database
+from edgeroute.stores.sqlite_file_and_key_values import Database
 
 LONG = 60.0
 """Seconds after which a test that waits for something has failed."""
@@ -911,7 +911,7 @@ import gc, os, signal, sys, threading
 from pathlib import Path
 import numpy as np
 from edgeroute.stores.cache import Cache, Entry, Flights, Semantic
-from edgeroute.stores import sqlite_file as sqlite
+from edgeroute.stores import sqlite_file_and_key_values as sqlite
 from edgeroute.system.process import now
 def entry(value): return Entry(value, 1.0, None, "cloud", "cloud", "because", now())
 sqlite.BUSY_S = 0.1  # how long a fork waits for the lock of a file

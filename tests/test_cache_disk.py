@@ -14,7 +14,7 @@ from both import CALLS, LONG, ask, makes, sure, unsure
 
 from edgeroute import Cache, Semantic, StoreError
 from edgeroute.stores.cache import Entry
-from edgeroute.stores.sqlite_file import Database
+from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.testing import FakeCloud
 

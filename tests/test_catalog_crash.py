@@ -107,7 +107,7 @@ def program(home, act):
 
 def tmpfs(home):
     """Updates on file systems of several sizes -> what came of it, what is active, and what is left of the download."""
-    import edgeroute.catalog.model_folder as module
+    import edgeroute.catalog.model_folder_and_downloads as module
 
     module.SPARE = -(1 << 40)  # it fills up meanwhile
     print(json.dumps([on_disk(home, home / f"disk-{size}", size) for size in (120, 300, 500, 640, 760, 1600)]))  # noqa: T201 - likewise

@@ -322,7 +322,7 @@ SIGINT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 def test_ctrl_c_while_the_command_line_is_imported(interruptible):
     """It ends at once, without a traceback of an import; where Ctrl-C is ignored it goes on."""
-    at = f"class At:\n  def find_spec(self, name, *_):\n    if name == 'edgeroute.tools.cli.check': exec({SIGINT!r})\nsys.meta_path[:0] = [At()]"
+    at = f"class At:\n  def find_spec(self, name, *_):\n    if name == 'edgeroute.tools.cli.check_decide_docs_sensors': exec({SIGINT!r})\nsys.meta_path[:0] = [At()]"
     assert main("docs", first=at) == (INTERRUPTED, "", "")
     code, out, err = main("docs", first=f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{at}")
     assert (code, "quickstart" in out, err) == (0, True, "")
@@ -383,7 +383,7 @@ def test_ctrl_c_ends_the_processes_of_a_simulation(interruptible):
 
 def test_each_server_has_a_port_of_its_own():
     """By default, the examples' too: none takes another's clients."""
-    from edgeroute.tools.cli.servers import dashboard, gateway, serve
+    from edgeroute.tools.cli.servers_and_dashboards import dashboard, gateway, serve
 
     ports = [signature(command).parameters["port"].default for command in (serve, gateway, dashboard)]
     given = re.compile(r'(?:--port"[^)]*default=|port: int = |--port |tcp://127\.0\.0\.1:)(\d{4,5})\b')

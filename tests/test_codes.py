@@ -14,7 +14,7 @@ from edgeroute.core.error_codes import HELD, ErrorCode, Rejection
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import read, replay
-from edgeroute.tools.replay.replay_result import Setup
+from edgeroute.tools.replay.replay_setup_and_result import Setup
 
 WORDS = "Refused: Held: BadInput: consent redaction breaker answered 422, answered 503, was not asked again: asked to wait"
 """Whatever was ever looked for in a message."""

@@ -13,7 +13,7 @@ from both import Tasks, Threads
 
 from edgeroute import Audit, BadInput, Function, PlainJson, Router
 from edgeroute.confidence import Certificate, calibrate
-from edgeroute.confidence.output_recognition import Labels, label_form, labels_by_form, same
+from edgeroute.confidence.output_forms_and_labels import Labels, label_form, labels_by_form, same
 from edgeroute.tools.cli.graded_prompts import read_prompts
 from edgeroute.tools.measure.certification import verdicts
 from edgeroute.tools.measure.report.report_page import calibration_page, evaluation_page

@@ -26,8 +26,8 @@ from edgeroute.router import message_forms_and_digests as conversation_digests
 from edgeroute.router import private_conversations
 from edgeroute.router.message_forms_and_digests import bound_digests, looked_up, read_conversation, text_digest
 from edgeroute.router.private_conversations import UNKNOWN, WHY, Digests, within
-from edgeroute.stores import sqlite_file
-from edgeroute.stores.sqlite_file import Database
+from edgeroute.stores import sqlite_file_and_key_values
+from edgeroute.stores.sqlite_file_and_key_values import Database
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
 SECRET = "My test for diabetes was positive, what should I eat?"
@@ -487,7 +487,7 @@ def long_waits(monkeypatch):
     """Who waits for a lock waits very long."""
     monkeypatch.setattr(private_conversations, "BUSY_S", 3 * LONG)
     for name in ("BUSY_S", "READ_BUSY_S"):
-        monkeypatch.setattr(sqlite_file, name, 3 * LONG)
+        monkeypatch.setattr(sqlite_file_and_key_values, name, 3 * LONG)
 
 
 @pytest.mark.usefixtures("long_waits")

@@ -11,7 +11,7 @@ from both import Threads
 from edgeroute import Function, Limits
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import process
 
 PAID, MOST = 8, 10

@@ -52,7 +52,7 @@ from edgeroute.core.admission import FAULTS
 from edgeroute.errors import Unfit
 from edgeroute.record.instrument_interface import RequestEnded
 from edgeroute.stores.rotated_json_lines import Journal
-from edgeroute.tools.cli.servers import file_monitor
+from edgeroute.tools.cli.servers_and_dashboards import file_monitor
 from edgeroute.tools.dashboard import monitor as monitors
 from edgeroute.tools.dashboard import monitor as tails
 from edgeroute.tools.dashboard.in_process import Dashboard, sources_of

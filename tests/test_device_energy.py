@@ -10,8 +10,8 @@ from both import flat
 
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
 from edgeroute.core.latency_and_load_estimates import ENOUGH_READINGS
-from edgeroute.observe import planning_observer as observer
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.observe import planning_facts as observer
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.late_imports import package_folder
 from edgeroute.tools.cli.status import status
 from edgeroute.tools.replay import replay

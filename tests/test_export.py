@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError
 from edgeroute.edge.preprocessing import Picture
 from edgeroute.http.addresses_and_messages import Reply
-from edgeroute.tools.export.exported_models import PROGRAMS, Subject, new_folder, server_name
+from edgeroute.tools.export.models_folders_and_templates import PROGRAMS, Subject, new_folder, server_name
 from edgeroute.tools.export.programs.arms import arm_of, checked_shares
 from edgeroute.tools.export.server_files import Batching, Cluster, object_name
 from edgeroute.tools.export.server_files import kserve as export_kserve
@@ -301,7 +301,7 @@ def test_a_killed_export_is_none(tmp_path):
     """Killed with all its files written, it has put nothing in its place, and the next one is whole."""
     path = tiny.linear(tmp_path / "m.onnx")
     hang = (
-        "import sys, time, edgeroute.tools.export.exported_models as f; from edgeroute.tools.export.server_files import triton\n"
+        "import sys, time, edgeroute.tools.export.models_folders_and_templates as f; from edgeroute.tools.export.server_files import triton\n"
         "f._sync = lambda folder: (print(folder, flush=True), time.sleep(600))\n"
         "triton([sys.argv[1]], sys.argv[2])"
     )

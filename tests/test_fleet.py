@@ -22,7 +22,7 @@ from edgeroute.stores.outbox.delivery import longest
 from edgeroute.stores.outbox.sqlite_queue import spread_for
 from edgeroute.tools.cli.simulate import notes, show
 from edgeroute.tools.replay.fleet.fleet_simulation import longest_s, needed, simulate, spreads_s
-from edgeroute.tools.replay.fleet.scenario import (
+from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import (
     ANSWERED,
     BUSY,
     CLIENTS,
@@ -38,7 +38,7 @@ from edgeroute.tools.replay.fleet.scenario import (
     Devices,
     Scenario,
 )
-from edgeroute.tools.replay.fleet.scenario import clients as compared
+from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import clients as compared
 
 PLAIN = next(client for client in CLIENTS if client.name == "plain retries")
 MINUTE, TEN = (EDGEROUTE._replace(spread_s=60.0 * minutes) for minutes in (1, 10))

@@ -9,8 +9,8 @@ from both import DOWN, LONG, Threads
 
 from edgeroute import CallableModel, EdgerouteError, PolicyError, Secret
 from edgeroute.errors import StoreError
-from edgeroute.fleet import destinations
-from edgeroute.fleet.destinations import Folder, destination
+from edgeroute.fleet import digest_destinations
+from edgeroute.fleet.digest_destinations import Folder, destination
 from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.stores.rotated_json_lines import read
 from edgeroute.testing import CannedServer, http_reply
@@ -83,7 +83,7 @@ def test_a_user_and_password_are_sent_as_basic(server):
 )
 def test_what_is_not_stored_is_an_error_without_secrets(monkeypatch, reply):
     """Redirects are not followed; a server that is slow or silent ends by the time limit."""
-    monkeypatch.setattr(destinations, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(digest_destinations, "TIMEOUT_S", 0.3)
     with CannedServer(reply, close=reply is not None and b"99" in bytes(str(reply), "ascii")) as server:
         there = destination(f"http://user:hunter2@127.0.0.1:{server.port}/hunter2?hunter2=hunter2")
         with pytest.raises(EdgerouteError) as error:
@@ -116,7 +116,7 @@ def test_other_addresses_are_refused_unquoted(to):
 
 def test_a_destination_that_fails_delays_no_answer_and_keeps_the_digest(tmp_path, caplog, monkeypatch):
     """It hangs, then it fails, then it works: one digest arrives once; nothing that is logged has a secret."""
-    monkeypatch.setattr(destinations, "TIMEOUT_S", 9 * LONG)
+    monkeypatch.setattr(digest_destinations, "TIMEOUT_S", 9 * LONG)
     caplog.set_level(logging.DEBUG)
     with CannedServer(DOWN) as server:
         server.shut()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeroute.core.latency_and_load_estimates import Load, rounded_share_to_keep
 from edgeroute.tools.replay.fleet.fleet_simulation import simulate
-from edgeroute.tools.replay.fleet.scenario import LOAD_AWARE, Places, Reported, Scenario
+from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import LOAD_AWARE, Places, Reported, Scenario
 
 pytestmark = pytest.mark.slow
 SMALL = Scenario(

@@ -24,10 +24,10 @@ from commands import cli
 from signed_fleet import ONE_CLOUD, Fleet, threshold
 
 from edgeroute import BadInput, EdgerouteError, Held, PolicyError, Router
-from edgeroute.catalog.signed_policy import in_ring, overlay, position, signed_name, standing
+from edgeroute.catalog.signed_policy_follower import in_ring, overlay, position, signed_name, standing
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.catalog_publish import sign_files, signed_file
-from edgeroute.tools.fleet.rings import Decision, promote, publish, target
+from edgeroute.tools.fleet.rollout_rings import Decision, promote, publish, target
 
 X = np.zeros(4, np.float32)
 SURE = np.array([9, 0, 0, 0], np.float32)
@@ -35,7 +35,7 @@ SURE = np.array([9, 0, 0, 0], np.float32)
 
 @pytest.fixture
 def fleet(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgeroute.catalog.signed_policy.LOOKS_S", 0.02)
+    monkeypatch.setattr("edgeroute.catalog.signed_policy_follower.LOOKS_S", 0.02)
     return Fleet(tmp_path)
 
 
@@ -399,7 +399,7 @@ def test_a_process_that_ends_again_and_again_on_trial_goes_back(fleet):
 
 def test_the_disk_is_full(fleet, monkeypatch):
     """A policy that cannot be stored is not in force: after a restart it would not be either."""
-    import edgeroute.catalog.signed_policy as module
+    import edgeroute.catalog.signed_policy_follower as module
 
     fleet.publish(0.4)
     with Router.from_policy(fleet.device(), watch=True) as router:

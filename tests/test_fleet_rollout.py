@@ -15,16 +15,16 @@ from both import wait_for
 from signed_fleet import Fleet, threshold
 
 from edgeroute import BadInput, CatalogError, Router
-from edgeroute.catalog.signed_policy import limits_by, standing
+from edgeroute.catalog.signed_policy_follower import limits_by, standing
 from edgeroute.tools.catalog_publish import sign_files, signed_file
 from edgeroute.tools.fleet.budget import limit_for, next_margin, shares
 from edgeroute.tools.fleet.budget import target as budget_target
-from edgeroute.tools.fleet.rings import Condition, Sums, decide, parse_halt, target
+from edgeroute.tools.fleet.rollout_rings import Condition, Sums, decide, parse_halt, target
 
 
 @pytest.fixture
 def fleet(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgeroute.catalog.signed_policy.LOOKS_S", 0.02)
+    monkeypatch.setattr("edgeroute.catalog.signed_policy_follower.LOOKS_S", 0.02)
     return Fleet(tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_an_alarm_of_the_candidates_audits_halts(fleet, tmp_path):
     pytest.importorskip("duckdb")
     from edgeroute.tools.fleet.digest_tables import open_store
     from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
-    from edgeroute.tools.fleet.rings import decide_by_tables, published
+    from edgeroute.tools.fleet.rollout_rings import decide_by_tables, published
 
     fleet.publish(0.4)
     fleet.publish(0.6, rings=(0.25, 1.0), halt="degraded>5%, alarm")
@@ -215,7 +215,7 @@ def test_rows_of_before_the_switch_count_for_neither_side(fleet, tmp_path):
     duckdb = pytest.importorskip("duckdb")
     assert duckdb
     from edgeroute.tools.fleet.digest_tables import open_store
-    from edgeroute.tools.fleet.rings import decide_by_tables, published
+    from edgeroute.tools.fleet.rollout_rings import decide_by_tables, published
 
     fleet.publish(0.4)
     fleet.publish(0.6, rings=(0.25, 1.0), halt="degraded>2%")
@@ -290,7 +290,7 @@ def test_a_device_keeps_to_the_fleets_budget(fleet, monkeypatch):
     """Its limit is below its own file's and the signed policy's, falls to a reserve with an old budget, and follows the next one."""
     today = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
     clock = [today.timestamp()]
-    monkeypatch.setattr("edgeroute.catalog.signed_policy.now", lambda: clock[0])
+    monkeypatch.setattr("edgeroute.catalog.signed_policy_follower.now", lambda: clock[0])
     fleet.publish(0.4, limits={"usd_per_day": 50})
     _sign(fleet, BUDGET)
     with Router.from_policy(fleet.device(), watch=True) as router:

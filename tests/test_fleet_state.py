@@ -14,10 +14,10 @@ from edgeroute.core.device_rules import in_force, step
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.tools.cli.simulate import show
-from edgeroute.tools.replay.fleet import scenario as devices
+from edgeroute.tools.replay.fleet import simulated_devices_and_cloud as devices
 from edgeroute.tools.replay.fleet.fleet_simulation import simulate
-from edgeroute.tools.replay.fleet.scenario import Course, Device, Scenario, Shares
-from edgeroute.tools.replay.replay_result import Setup
+from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Course, Device, Scenario, Shares
+from edgeroute.tools.replay.replay_setup_and_result import Setup
 
 LOW, HOT = Rule("battery", "only_edge", 0.3), Rule("heat", "prefer_cloud", 40)
 TARGETS = (Target("small", "edge", 0.8), Target("large", "edge", 0.9), Target("cloud", "cloud"))

@@ -22,7 +22,7 @@ from edgeroute.fleet import daily_digests, fleet_part
 from edgeroute.fleet.daily_digests import DAY_S, KEEP_DAYS, MOST_SPOOLED, day_and_hour, new_device, spooled
 from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.stores.rotated_json_lines import read
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.testing import CannedServer
 from edgeroute.tools.fleet.digest_reading import decode
 

@@ -11,8 +11,8 @@ from test_fleet_sources import broker, bucket, free_port, started  # noqa: F401 
 
 from edgeroute import CallableModel, Secret
 from edgeroute.errors import StoreError
-from edgeroute.fleet import destinations
-from edgeroute.fleet.destinations import destination
+from edgeroute.fleet import digest_destinations
+from edgeroute.fleet.digest_destinations import destination
 from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.tools.fleet.digest_reading import decode
 
@@ -74,7 +74,7 @@ def test_an_object_store_that_takes_nothing(store, monkeypatch, away):
 def test_an_object_store_elsewhere_is_spoken_to_by_tls_alone(store, monkeypatch):
     """An endpoint of another device without TLS gets nothing."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.1:9")
-    monkeypatch.setattr(destinations, "TIMEOUT_S", 2.0)
+    monkeypatch.setattr(digest_destinations, "TIMEOUT_S", 2.0)
     with pytest.raises(StoreError, match="took no object"):
         destination("s3://fleet-test/x").put(NAME, b"one")
 
@@ -144,7 +144,7 @@ def test_a_broker_with_a_password(tmp_path, caplog, monkeypatch):
 def test_a_broker_that_is_away_or_silent(monkeypatch, tmp_path):
     """Each is an error, by the time limit at the latest."""
     pytest.importorskip("paho.mqtt")
-    monkeypatch.setattr(destinations, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(digest_destinations, "TIMEOUT_S", 1.0)
     with pytest.raises(StoreError, match="took no message: ConnectionRefusedError"):
         destination(f"mqtt://127.0.0.1:{free_port()}/fleet").put(NAME, b"one")
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(StoreError, match="did not acknowledge"):

@@ -20,9 +20,9 @@ from live import Feed, live, until
 from edgeroute import AsyncRouter, BadInput, Closed, Egress, NoAnswer, PlainJson, PolicyError, Router
 from edgeroute.router.live import source_mailbox as mailboxes
 from edgeroute.router.live.asyncio_iterators import AsyncBell
+from edgeroute.router.live.blocking_iterators import Bell
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, signature_of
 from edgeroute.router.live.source_mailbox import Mailbox
-from edgeroute.router.live.thread_iterators import Bell
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 ALL = {"drop": "never", "scene": None, "hold": 1}
@@ -329,7 +329,7 @@ def test_a_frame_whose_refinement_is_outdated_is_counted(make):
 def ahead(monkeypatch):
     """So many seconds is the clock ahead for whoever asks for the next update."""
     seconds = [0.0]
-    for module in ("thread_iterators", "asyncio_iterators"):
+    for module in ("blocking_iterators", "asyncio_iterators"):
         monkeypatch.setattr(f"edgeroute.router.live.{module}.monotonic", lambda: monotonic() + seconds[0])
     return seconds
 
@@ -686,7 +686,7 @@ def test_closing_from_another_thread_ends_the_for(monkeypatch):
                 looked.set()
             return monotonic()
 
-        monkeypatch.setattr("edgeroute.router.live.thread_iterators.monotonic", clock)
+        monkeypatch.setattr("edgeroute.router.live.blocking_iterators.monotonic", clock)
         thread.start()
         assert looked.wait(LONG), "the other thread is at it"
         with pytest.raises(BadInput, match="one consumer"):

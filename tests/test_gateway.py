@@ -18,9 +18,9 @@ from lazily import Later, needs
 
 from edgeroute import AsyncRouter, BadInput, Egress, NoAnswer, Piece, PolicyError, Prediction, Prefix
 from edgeroute.errors import Unfit
-from edgeroute.tools.server.access import fault_of
+from edgeroute.tools.server.access_limits_and_errors import fault_of
 from edgeroute.tools.server.gateway import app
-from edgeroute.tools.server.gateway_requests import Completion
+from edgeroute.tools.server.openai_completions import Completion
 
 needs("openai")
 openai = Later("openai")

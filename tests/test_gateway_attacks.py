@@ -19,9 +19,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeroute import AsyncRouter, BadInput, PolicyError, Unreachable
-from edgeroute.tools.server import gateway_requests
+from edgeroute.tools.server import openai_completions
 from edgeroute.tools.server import uvicorn_host as host
-from edgeroute.tools.server.access import Bodies, Busy, Calls, Guard, peer_of
+from edgeroute.tools.server.access_limits_and_errors import Bodies, Busy, Calls, Guard, peer_of
 from edgeroute.tools.server.gateway import app
 
 CHATS = "/v1/chat/completions"
@@ -193,8 +193,8 @@ BODIES = {
     "lists within lists": b"[" * 100_000,
     "objects within objects": b'{"a":' * 5000 + b"1" + b"}" * 5000,
     "deep, and whole": json.dumps({**CHAT, "tools": []}).replace("[]", "[" * 200 + "]" * 200).encode(),
-    "many values": b'{"model": "edgeroute", "messages": [{"a": [' + b"[]," * gateway_requests.MOST_VALUES + b"[]]}]}",
-    "more than may be values": b'{"a": [' + b"1," * gateway_requests.MOST_SIGNS + b"1]}",
+    "many values": b'{"model": "edgeroute", "messages": [{"a": [' + b"[]," * openai_completions.MOST_VALUES + b"[]]}]}",
+    "more than may be values": b'{"a": [' + b"1," * openai_completions.MOST_SIGNS + b"1]}",
     "no number": b'{"model": NaN}',
     "a number of many digits": b'{"model": "edgeroute", "messages": [], "seed": ' + b"9" * 10_000 + b"}",
     "a key twice": b'{"model": "edgeroute", "model": ["x"], "messages": []}',
@@ -514,17 +514,17 @@ RANGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", gateway_requests.KEYS)
+@pytest.mark.parametrize("key", openai_completions.KEYS)
 def test_ranges(key):
     """Each declared key takes what is in its range, and refuses the rest by its text."""
     good, bad = RANGES[key]
     for value in good:
-        assert gateway_requests.client_keys({key: value}, (), ()) == {key: value}
+        assert openai_completions.client_keys({key: value}, (), ()) == {key: value}
     for value in bad:
         with pytest.raises(BadInput, match=rf'{key} takes .*\[gateway\] allow = \["{key}"\]'):
-            gateway_requests.client_keys({key: value}, (), ())
-        assert gateway_requests.client_keys({key: value}, (), [key]) == {key: value}
-    assert gateway_requests.client_keys({key: None}, (), ()) == {}
+            openai_completions.client_keys({key: value}, (), ())
+        assert openai_completions.client_keys({key: value}, (), [key]) == {key: value}
+    assert openai_completions.client_keys({key: None}, (), ()) == {}
 
 
 def test_many_messages(url):
@@ -555,7 +555,7 @@ def test_what_cannot_be_allowed():
 def test_the_page_lists_the_keys():
     """As they are declared."""
     page = (Path(__file__).parent.parent / "docs" / "gateway.md").read_text()
-    lines = "".join(f"{key}: {allowed.text}\n" for key, allowed in gateway_requests.KEYS.items())
+    lines = "".join(f"{key}: {allowed.text}\n" for key, allowed in openai_completions.KEYS.items())
     assert f"```text\n{lines}```" in page
-    for number in (gateway_requests.MOST_LEVELS, gateway_requests.MOST_ENTRIES, f"{gateway_requests.MOST_LENGTH:,}"):
+    for number in (openai_completions.MOST_LEVELS, openai_completions.MOST_ENTRIES, f"{openai_completions.MOST_LENGTH:,}"):
         assert str(number) in page

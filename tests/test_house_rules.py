@@ -91,18 +91,18 @@ PACKAGE = Path(edgeroute.__file__).parent  # of the clone, or of the wheel that 
 ROOMS = {"catalog", "confidence", "edge", "policy", "tools"}
 """Rooms whose JSON is of others; elsewhere it is the package's own, with checksums, or came over a connection, with bounds."""
 OWN = {
-    "catalog/model_folder.py": (2, "the tag beside a partial download, which is written there; a folder, to flush it"),
+    "catalog/model_folder_and_downloads.py": (2, "the tag beside a partial download, written there; a folder, to flush it"),
     "cloud/grpc_channels.py": (2, "certificates and keys that the operator names, perhaps a pipe of a key store"),
     "edge/answer_check.py": (1, "an answer of at most 65,536 characters, in which a key that comes twice is refused"),
     "edge/gguf_format.py": (1, "an open file"),
-    "edge/llama_process.py": (1, "of the kernel"),
+    "edge/llama_child_process.py": (1, "of the kernel"),
     "http/addresses_and_messages.py": (1, "the certificate that the operator names"),
     "models.py": (1, "an example that comes with the package"),
-    "observe/device/kernel_files.py": (1, "files of the kernel, whose sizes are 0, opened without a wait"),
+    "observe/device/kernel_files_and_commands.py": (1, "files of the kernel, whose sizes are 0, opened without a wait"),
     "stores/rotated_json_lines.py": (3, "its own lock and file, which it writes"),
-    "system/foreign_files.py": (3, "the reader itself"),
+    "system/untrusted_files.py": (3, "the reader itself"),
     "system/process.py": (1, "a file of the kernel"),
-    "tools/cli/check.py": (3, "the pages of the package"),
+    "tools/cli/check_decide_docs_sensors.py": (3, "the pages of the package"),
     "tools/cli/demo.py": (1, "the first line of a process that the demo started"),
     "tools/cli/demo_measurements.py": (2, "arrays that come with the package"),
     "tools/cli/status.py": (1, "values of the state file, which have checksums"),
@@ -111,7 +111,7 @@ OWN = {
     "tools/dashboard/monitor.py": (1, "a second descriptor of an open file"),
     "tools/dashboard/web_page.py": (1, "the page of the package"),
     "tools/distillation.py": (1, "a file that it has just written"),
-    "tools/export/exported_models.py": (1, "templates of the package"),
+    "tools/export/models_folders_and_templates.py": (1, "templates of the package"),
     "tools/fleet/digest_reading.py": (1, "a digest of at most 65,536 bytes, in which a key that comes twice is refused"),
     "tools/measure/calibration.py": (1, "what json.dumps has just made"),
     "tools/replay/edge_results.py": (1, "its own results, which it appends to"),
@@ -123,7 +123,7 @@ OWN = {
 
 
 def unguarded(tree, room):
-    """Lines that open or parse a file by something else than `edgeroute.system.foreign_files`."""
+    """Lines that open or parse a file by something else than `edgeroute.system.untrusted_files`."""
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name, of = getattr(call.func, "attr", getattr(call.func, "id", "")), getattr(getattr(call.func, "value", None), "id", "")
         texts = {
@@ -176,13 +176,13 @@ def test_files_of_others_are_read_by_the_guarded_reader():
 
 THREADS = {
     "edge/llama.py": "a generation, which ends",
-    "edge/llama_process.py": "the reader of a process, which ends with it",
-    "observe/device/kernel_files.py": "a program, which is waited for",
-    "router/live/thread_iterators.py": "the source of an iterator, whose exception its caller gets",
+    "edge/llama_child_process.py": "the reader of a process, which ends with it",
+    "observe/device/kernel_files_and_commands.py": "a program, which is waited for",
+    "router/live/blocking_iterators.py": "the source of an iterator, whose exception its caller gets",
     "system/late_imports.py": "an import, whose exception its caller gets",
     "system/thread_pool.py": "the pool, whose jobs are contained, and the worker itself",
     "tools/cli/inspect_file.py": "a run, whose exception its caller gets",
-    "tools/server/in_process.py": "the loop of a gateway, whose calls' exceptions their callers get",
+    "tools/server/in_process_client.py": "the loop of a gateway, whose calls' exceptions their callers get",
 }
 """Files that make threads, and why these are no workers."""
 

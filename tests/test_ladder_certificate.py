@@ -26,7 +26,7 @@ from edgeroute.core.plan import EARLIER, Facts, plan, without_guarantee
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.tools.measure.calibration import calibrate
-from edgeroute.tools.measure.threshold_path import accepting, lowest_thresholds
+from edgeroute.tools.measure.thresholds_of_several_edges import accepting, lowest_thresholds
 
 MIDDLE = [[3, 0.2, 0], [0, 3, 0.2], [0.2, 0, 3], [1.2, -1, 0], [0, 0.8, -0.8]]
 WHOLE = "loss <= 5 % of all edge models together, 95 % sure"

@@ -25,7 +25,7 @@ from edgeroute.confidence import (
     msp,
     quantile,
 )
-from edgeroute.confidence import learned_features as f
+from edgeroute.confidence import learned_score_features as f
 from edgeroute.tools.measure.score_fitting import fit_foreign, irls
 
 finite = st.integers(-3200, 3200).map(lambda v: v / 64)  # sums of these are exact, so that what ties goes on to

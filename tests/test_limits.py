@@ -20,7 +20,7 @@ from edgeroute import AsyncRouter, Function, Limits, OpenAIChat, PlainJson, Rout
 from edgeroute.cloud import spending_file as earlier
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
-from edgeroute.stores.sqlite_file import Database, KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
 from edgeroute.system import process
 from edgeroute.testing import CannedServer, FakeCloud
 
@@ -402,7 +402,7 @@ def test_the_start_waits_for_no_writer_of_the_state(make, tmp_path, monkeypatch,
     other.execute(statement)
     slept = []
     with monkeypatch.context() as patch:
-        patch.setattr("edgeroute.stores.sqlite_file.sleep", slept.append)
+        patch.setattr("edgeroute.stores.sqlite_file_and_key_values.sleep", slept.append)
         router = make(unsure, paid.target(), **options)
     assert slept == []
     assert router.engine.spending.spent().usd == pytest.approx(0.03)

@@ -50,7 +50,7 @@ def test_calls_tell_what_the_link_is_like(kind, tmp_path, capsys):
 @pytest.mark.parametrize("stored", [{"cloud": [1, 2]}, {"cloud": "123456"}, ["cloud"], 7, "cloud", {}])
 def test_a_link_that_is_stored_wrongly_is_unknown(stored, tmp_path):
     """As from another version; the router works all the same."""
-    from edgeroute.stores.sqlite_file import KeyValueStore
+    from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 
     store = KeyValueStore(tmp_path / "state.db")
     store.put("link", stored)

@@ -15,7 +15,7 @@ from both import LONG, Tasks, Threads, interrupted, unsure
 from edgeroute import Outbox, PlainJson, StoreError
 from edgeroute.stores.outbox import Waiting
 from edgeroute.stores.outbox.sqlite_queue import MOST
-from edgeroute.stores.sqlite_file import Database
+from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.testing import CannedServer
 
 CALLERS = 100

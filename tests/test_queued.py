@@ -20,7 +20,7 @@ from both import GOOD, LONG, GatedServer, unsure
 from edgeroute import Instrument, Outbox, StoreError, Unreachable
 from edgeroute.core.error_codes import failure_text
 from edgeroute.stores.outbox.sqlite_queue import GroupCommit
-from edgeroute.stores.sqlite_file import Database
+from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.testing import FakeCloud
 
 
@@ -193,7 +193,7 @@ def test_closing_waits_for_what_is_being_queued(make, box, monkeypatch):
 def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, caplog, monkeypatch):
     """Another process keeps the file locked for good: what is being queued by then is refused, and reported."""
     monkeypatch.setattr("edgeroute.router.offline_queue.CLOSE_S", 0.01)
-    monkeypatch.setattr("edgeroute.stores.sqlite_file.CLOSE_S", 0.01)
+    monkeypatch.setattr("edgeroute.stores.sqlite_file_and_key_values.CLOSE_S", 0.01)
     changes, begun = Changes(), []
 
     class Counted(GroupCommit):

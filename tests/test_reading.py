@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from edgeroute import Audit, BadInput, CallableModel, Function, ModelError, OnnxModel, OpenAIChat, OpenInference, Options, Router
 from edgeroute.cloud.function_backend_and_replies import ReplyReader
 from edgeroute.confidence import Reader
-from edgeroute.confidence.output_recognition import same
+from edgeroute.confidence.output_forms_and_labels import same
 from edgeroute.edge.onnx import last_operators
 from edgeroute.errors import BadReply
 from edgeroute.testing import CannedServer, http_reply
@@ -710,7 +710,7 @@ def test_the_card_of_an_endpoint_has_its_kind(tmp_path):
 @pytest.mark.parametrize("kind", ["nonsense", 5, None, ["boxes"], {"string_value": 5}])
 def test_a_kind_that_nobody_knows_is_ignored(kind):
     """The server's metadata is not trusted."""
-    from edgeroute.cloud.served_model import kind_in
+    from edgeroute.cloud.oip_endpoint_base import kind_in
 
     assert kind_in({"parameters": {"kind": kind}}) is None
     assert kind_in({"parameters": kind}) is None

@@ -51,7 +51,7 @@ from edgeroute.core.walk import Done, Elapsed, Failed, Left, Malformed, Mark, Ou
 from edgeroute.errors import Unfit
 from edgeroute.router.offline_queue import Storing
 from edgeroute.stores.rotated_json_lines import Journal
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 from edgeroute.tools import virtual_time as virtual

@@ -23,8 +23,8 @@ from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 from edgeroute.stores.rotated_json_lines import Journal, read
-from edgeroute.stores.sqlite_file import KeyValueStore
-from edgeroute.tools.cli.policy_switch import rewrite_policy
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
+from edgeroute.tools.cli.policy_switch_and_rollback import rewrite_policy
 from edgeroute.tools.measure.audit_counts import LossCounts
 from edgeroute.tools.measure.certification import Audited, certify_counts, compare_edges, counts_of
 from edgeroute.tools.measure.evaluation import Examples
@@ -446,7 +446,7 @@ def test_without_tomlkit(home, monkeypatch):
 KILLED = """
 import os, signal, sys
 from edgeroute.system import process as system
-from edgeroute.tools.cli import policy_switch as switch
+from edgeroute.tools.cli import policy_switch_and_rollback as switch
 from edgeroute.__main__ import main
 left, real = int(sys.argv.pop(1)), system.replace_file
 def replaced(path, text):

@@ -39,7 +39,7 @@ from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay
 from edgeroute.tools.replay import trace_replay as run
-from edgeroute.tools.replay.replay_result import Port
+from edgeroute.tools.replay.replay_setup_and_result import Port
 from edgeroute.tools.replay.simulated_legs import RETRANSMIT_S, Link, Network
 
 LONG = 30.0

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from edgeroute import Audit, Router
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.trials.edge_audits import CALM, FULL, UNTIL_NEXT, Sampler
 
 

@@ -39,7 +39,7 @@ from edgeroute import (
 )
 from edgeroute.cloud.input_encoding import MOST_OUTPUTS, MOST_VALUE, PARAMETER, answer_fields
 from edgeroute.core.plan import plan
-from edgeroute.router.target_views import EdgeAnswers
+from edgeroute.router.input_parts_by_target import EdgeAnswers
 from edgeroute.system.late_imports import package_folder
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve import app

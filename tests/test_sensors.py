@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeroute import DeviceSensors, Reading
-from edgeroute.observe.device import kernel_files as sources
-from edgeroute.observe.device.kernel_files import Commands, Files
+from edgeroute.observe.device import kernel_files_and_commands as sources
+from edgeroute.observe.device.kernel_files_and_commands import Commands, Files
 from edgeroute.observe.device.linux_load_and_memory import Load
 from edgeroute.observe.device.phone_and_desktop import (
     Android,
@@ -164,7 +164,7 @@ def test_power_from_the_battery(values, watts, tmp_path):
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     """A line for each reading; in JSON null for what is not known."""
-    from edgeroute.tools.cli import check as cli
+    from edgeroute.tools.cli import check_decide_docs_sensors as cli
 
     monkeypatch.setattr(cli, "BETWEEN_S", 0.0)
     plant(tmp_path, tree("laptop")[0])

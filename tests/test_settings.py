@@ -44,7 +44,7 @@ from edgeroute.policy import policy_settings as keys
 from edgeroute.policy import units_as_text as units
 from edgeroute.policy.sections_from_classes import Section as Base
 from edgeroute.policy.sections_from_classes import configures
-from edgeroute.system.declared_settings import check_units
+from edgeroute.system.settings_from_signatures import check_units
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "policy.md"

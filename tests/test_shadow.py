@@ -21,7 +21,7 @@ from edgeroute.router.policy_reload import replace
 from edgeroute.stores.rotated_json_lines import read
 from edgeroute.testing import FakeCloud
 from edgeroute.trials.edge_audits import MOST_WAITING
-from edgeroute.trials.shadow_runs import Tally
+from edgeroute.trials.shadow_runs_and_job_queue import Tally
 
 stats = Later("scipy.stats")
 LABELS = ["a", "b", "c"]

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edgeroute import AsyncRouter, Audit, OpenInference, PolicyError, Router
-from edgeroute.stores import sqlite_file as state
-from edgeroute.stores.sqlite_file import Database, KeyValueStore
+from edgeroute.stores import sqlite_file_and_key_values as state
+from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0
@@ -390,7 +390,7 @@ def test_fork(path, make):
 KILLED = """
 import sys
 from pathlib import Path
-from edgeroute.stores import sqlite_file as state
+from edgeroute.stores import sqlite_file_and_key_values as state
 
 state.DELAY_S = 0.001
 kept, i = state.KeyValueStore(Path(sys.argv[1])), 0

@@ -22,7 +22,7 @@ pytest.importorskip("cryptography")
 
 from edgeroute import AsyncRouter, Audit, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
-from edgeroute.catalog.model_folder import Pointer
+from edgeroute.catalog.model_folder_and_downloads import Pointer
 from edgeroute.errors import CatalogAway
 from edgeroute.tools.catalog_publish import publish
 

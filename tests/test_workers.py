@@ -10,7 +10,7 @@ import pytest
 from lazily import needs
 
 from edgeroute import AsyncRouter
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.thread_pool import Worker, failing, start_thread
 
 needs("httpx", "starlette", "uvicorn")
@@ -206,7 +206,7 @@ def test_a_job_that_raises_is_logged(caplog):
 
 def test_a_panic_does_not_end_the_writer_of_a_state(tmp_path, monkeypatch):
     """What is put later is written all the same."""
-    monkeypatch.setattr("edgeroute.stores.sqlite_file.DELAY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.sqlite_file_and_key_values.DELAY_S", 0.0)
     flushed, flush = threading.Semaphore(0), KeyValueStore.flush
     panics = [PanicException("of an extension")]
 

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from edgeroute.errors import CatalogError
-from edgeroute.system.foreign_files import parse_json
+from edgeroute.system.untrusted_files import parse_json
 
 # Names of models, versions and files that are safe on every file system that edgeroute runs on.
 

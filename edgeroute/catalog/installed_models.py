@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeroute.catalog.catalog_entry import Entry, checked_version, entries, fits, own_version
-from edgeroute.catalog.model_folder import SUFFIX, Pointer, Store, pointer
+from edgeroute.catalog.model_folder_and_downloads import SUFFIX, Pointer, Store, pointer
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import CatalogError, ModelMissing, PolicyError
-from edgeroute.system.foreign_files import read_bytes
+from edgeroute.system.untrusted_files import read_bytes
 from edgeroute.types import EdgeModel
 
 KNOWN = "catalog.json"  # name of the file with the list that was read last

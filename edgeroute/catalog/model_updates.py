@@ -21,12 +21,12 @@ import numpy as np
 from edgeroute.catalog.catalog_entry import Entry, entries
 from edgeroute.catalog.catalog_source import Source, download_index, source_of
 from edgeroute.catalog.installed_models import KNOWN, Installed, resolved_folder, trying
-from edgeroute.catalog.model_folder import Pointer, Progress, download, loads, replace_durably, translate_os_errors
+from edgeroute.catalog.model_folder_and_downloads import Pointer, Progress, download, loads, replace_durably, translate_os_errors
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.foreign_files import MOST_TEXT, open_file, read_bytes
 from edgeroute.system.thread_pool import Worker
+from edgeroute.system.untrusted_files import MOST_TEXT, open_file, read_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgeroute.cloud.tensor_types import NAMES
+from edgeroute.cloud.oip_tensors import NAMES
 from edgeroute.edge.input_stacking import Array, shape_text
 from edgeroute.edge.preprocessing import MODES, load_pillow
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest

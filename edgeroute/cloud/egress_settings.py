@@ -13,7 +13,7 @@ from edgeroute.errors import Held, PolicyError
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import call_contained
-from edgeroute.system.safe_logging import Failures
+from edgeroute.system.sanitised_logging import Failures
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
 Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input

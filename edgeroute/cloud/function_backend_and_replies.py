@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import are_rows_of_boxes, boxes_without_batch
+from edgeroute.confidence.output_forms_and_labels import Labels, as_array, best_label, label_names
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
-from edgeroute.confidence.output_recognition import Labels, as_array, best_label, label_names
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.routing_policy import INF, Side

@@ -13,8 +13,8 @@ from typing import Any
 
 from edgeroute.cloud.endpoint import Talk
 from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json
-from edgeroute.cloud.served_model import HEAD, MOST_ROWS, SentTensor, ServedModel, Start, identity, is_prompt
-from edgeroute.cloud.tensor_types import Invalid, Tensor
+from edgeroute.cloud.oip_endpoint_base import HEAD, MOST_ROWS, SentTensor, ServedModel, Start, identity, is_prompt
+from edgeroute.cloud.oip_tensors import Invalid, Tensor
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.addresses_and_messages import Call, Reply
 from edgeroute.system.late_imports import import_late

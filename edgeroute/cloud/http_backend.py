@@ -12,7 +12,7 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeroute.cloud import reply_pieces as speeches
+from edgeroute.cloud import streamed_replies as speeches
 from edgeroute.cloud.function_backend_and_replies import MAX_ABANDONED, SENDS_EDGE, BatchCollector, FunctionBackend, ReplyReader
 from edgeroute.cloud.input_encoding import split_answers
 from edgeroute.confidence.scores import Score
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_client import CallSender, HttpClient
     from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.cloud.input_encoding import Ladder
-    from edgeroute.cloud.reply_pieces import AnswerPiece, AnswerStream
     from edgeroute.cloud.request_exchange import Exchange
+    from edgeroute.cloud.streamed_replies import AnswerPiece, AnswerStream
     from edgeroute.http.addresses_and_messages import Call
 
 

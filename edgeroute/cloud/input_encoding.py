@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
-from edgeroute.cloud.tensor_types import stack_inputs, zeros_like_row
+from edgeroute.cloud.oip_tensors import stack_inputs, zeros_like_row
 from edgeroute.core.latency_and_load_estimates import Ceiling
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.input_stacking import Array, shape_text

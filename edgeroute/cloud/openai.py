@@ -10,7 +10,7 @@ from math import ceil, inf
 from typing import Any
 
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_like
-from edgeroute.cloud.reply_pieces import (
+from edgeroute.cloud.streamed_replies import (
     DONE,
     OVER,
     PROGRESS,
@@ -24,7 +24,7 @@ from edgeroute.cloud.reply_pieces import (
     read_whole,
 )
 from edgeroute.confidence.first_tokens import Rule
-from edgeroute.confidence.output_recognition import label_names
+from edgeroute.confidence.output_forms_and_labels import label_names
 from edgeroute.core.error_codes import clean
 from edgeroute.core.reason_and_trace import truncated
 from edgeroute.core.spending_limits import Tokens
@@ -32,8 +32,8 @@ from edgeroute.core.units import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
-from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import json_dumps, json_loads
+from edgeroute.system.settings_from_signatures import check_units
 from edgeroute.text.build_openai_requests import Chat, embedding_request
 from edgeroute.text.read_openai_replies import (
     FIELDS,

@@ -15,7 +15,7 @@ import numpy as np
 from edgeroute.cloud.endpoint import Talk, check_status, loads
 from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
 from edgeroute.cloud.load_reports import ASK
-from edgeroute.cloud.served_model import (
+from edgeroute.cloud.oip_endpoint_base import (
     TRITON,
     Given,
     SentTensor,
@@ -26,7 +26,7 @@ from edgeroute.cloud.served_model import (
     kind_in,
     labels_in,
 )
-from edgeroute.cloud.tensor_types import (
+from edgeroute.cloud.oip_tensors import (
     DTYPES,
     NAMES,
     TEXTS,

@@ -25,7 +25,7 @@ from edgeroute.system.process import ForkSafe, initially, per_process
 from edgeroute.system.thread_pool import start_thread
 
 if TYPE_CHECKING:
-    from edgeroute.stores.sqlite_file import KeyValueStore
+    from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 
 
 # Spending of earlier runs and of other processes, from the state file; while it is unknown, limits count as used up.

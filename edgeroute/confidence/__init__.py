@@ -11,10 +11,10 @@ from edgeroute.system.late_imports import import_tool
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, NotEnough
+    from edgeroute.confidence.features_of_prompts import prompt_features
     from edgeroute.confidence.first_tokens import Prefix
-    from edgeroute.confidence.hashed_words import prompt_features
-    from edgeroute.confidence.learned_features import text_features
     from edgeroute.confidence.learned_score import Learned
+    from edgeroute.confidence.learned_score_features import text_features
     from edgeroute.confidence.score_before_run import InputScore
     from edgeroute.tools.measure.calibration import calibrate, crossfit
     from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
@@ -28,8 +28,8 @@ _TOOLS_OF = {
 }  # fmt: skip
 # Module of this package -> its public names that are imported at their first use.
 _NAMES_OF = {
-    "certificate": ("Certificate", "NotEnough"), "learned_features": ("text_features",), "score_before_run": ("InputScore",),
-    "learned_score": ("Learned",), "hashed_words": ("prompt_features",), "first_tokens": ("Prefix",),
+    "certificate": ("Certificate", "NotEnough"), "score_before_run": ("InputScore",), "learned_score": ("Learned",),
+    "learned_score_features": ("text_features",), "features_of_prompts": ("prompt_features",), "first_tokens": ("Prefix",),
 }  # fmt: skip
 
 __all__ = [

@@ -21,8 +21,8 @@ from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.reason_and_trace import finite
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import PolicyError
-from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import now, replace_file, sha256
+from edgeroute.system.untrusted_files import read_json
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
 VERSION = 2  # version of the file's format

@@ -1,6 +1,6 @@
 """Learned score: two logistic regressions applied to a model's outputs, or a ridge regression of prompts; and their JSON file.
 
-Harm is that the cloud is right and the edge is not; win is the reverse. On the features of `learned_features.py`
+Harm is that the cloud is right and the edge is not; win is the reverse. On the features of `learned_score_features.py`
 
     score = (1 + P(win) - P(harm)) / 2     0..1; above 1/2 the edge is the better bet, below it the cloud
 
@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.hashed_words import HASHED, WordWeights
-from edgeroute.confidence.learned_features import PER_CLASS, Array, Foreign, feature_names, of_logits, of_row, text_features
+from edgeroute.confidence.features_of_prompts import HASHED, WordWeights
+from edgeroute.confidence.learned_score_features import PER_CLASS, Array, Foreign, feature_names, of_logits, of_row, text_features
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing
-from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import replace_file
+from edgeroute.system.untrusted_files import read_json
 
 # Blend of two scores: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.
 

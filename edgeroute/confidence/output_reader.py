@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import RULES, are_rows_of_boxes, boxes_without_batch, have_boxes, read_boxes
-from edgeroute.confidence.output_recognition import (
+from edgeroute.confidence.output_forms_and_labels import (
     SURE_SLACK,
     TINY,
     Labels,
@@ -54,7 +54,7 @@ from edgeroute.core.error_codes import failure_text
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
 from edgeroute.system.process import call_contained
-from edgeroute.system.safe_logging import Failures
+from edgeroute.system.sanitised_logging import Failures
 
 logger = logging.getLogger("edgeroute")
 # Kinds of model outputs.

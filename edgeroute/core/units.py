@@ -1,8 +1,7 @@
 """Types of settings' numbers: seconds, bytes, shares and the like, each a `Unit` with its range. Nothing is parsed here.
 
 The signature of a class declares a setting once: its name, its unit, its default, and a line of the docstring. The check of the
-class's arguments (`edgeroute.system.declared_settings`) and its section in policies (`edgeroute.policy.sections_from_classes`)
-read that.
+class's arguments (`system/settings_from_signatures.py`) and its section (`policy/sections_from_classes.py`) read that.
 """
 
 from __future__ import annotations

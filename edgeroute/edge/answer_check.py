@@ -23,7 +23,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.late_imports import import_needed
 from edgeroute.system.process import call_contained, sha256, to_json_types
-from edgeroute.system.safe_logging import Failures
+from edgeroute.system.sanitised_logging import Failures
 from edgeroute.text.read_openai_replies import NO_LOGPROBS
 
 try:

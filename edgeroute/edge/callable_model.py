@@ -8,8 +8,8 @@ from contextlib import aclosing
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
+from edgeroute.confidence.output_forms_and_labels import best_label, label_names
 from edgeroute.confidence.output_reader import checked_kind, checked_rule
-from edgeroute.confidence.output_recognition import best_label, label_names
 from edgeroute.confidence.scores import Score
 from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction

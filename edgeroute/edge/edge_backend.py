@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from edgeroute.confidence.output_forms_and_labels import Labels, are_probabilities, as_array, is_embedding, probabilities_warning
 from edgeroute.confidence.output_reader import CLASSES, Reader
-from edgeroute.confidence.output_recognition import Labels, are_probabilities, as_array, is_embedding, probabilities_warning
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.routing_policy import Side
@@ -34,7 +34,7 @@ from edgeroute.system.process import AbandonedRuns
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 if TYPE_CHECKING:
-    from edgeroute.edge.runs_under_way import Runs
+    from edgeroute.edge.concurrent_runs import Runs
 
 # State of a model, which a session carries from one call to the next.
 #
@@ -139,7 +139,7 @@ class EdgeBackend(AbandonedRuns):
         self._run: Callable[..., Any] = model.run
         self._runs: Runs | None = None
         if counts_runs(model):
-            from edgeroute.edge.runs_under_way import runs_of
+            from edgeroute.edge.concurrent_runs import runs_of
 
             runs = self._runs = runs_of(model)
             self._close = None if self._close is None else runs.close
@@ -212,7 +212,7 @@ class EdgeBackend(AbandonedRuns):
             load()
         card = member(self.model, "card")
         if card is not None and (
-            text := import_late("edgeroute.edge.card_inputs").batch_axis_problem(
+            text := import_late("edgeroute.edge.inputs_constants_and_states").batch_axis_problem(
                 card, member(self.model, "inputs"), member(self.model, "outputs") or ()
             )
         ):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import ModelError, ModelMissing
-from edgeroute.system.foreign_files import open_file
+from edgeroute.system.untrusted_files import open_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

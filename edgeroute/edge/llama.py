@@ -21,13 +21,13 @@ from edgeroute.core.units import Count, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.answer_check import AnswerCheck, Given
-from edgeroute.edge.llama_packages import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
-from edgeroute.edge.llama_process import EngineEnded, IsolatedEngine
+from edgeroute.edge.llama_child_process import EngineEnded, IsolatedEngine
+from edgeroute.edge.llama_engines import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
 from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError
-from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import initially
+from edgeroute.system.settings_from_signatures import check_units
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, failure
 from edgeroute.types import StopToken

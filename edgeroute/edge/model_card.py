@@ -16,8 +16,8 @@ from edgeroute.confidence.scores import SCORES
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.input_stacking import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest
-from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import file_sha256, files_in, sha256
+from edgeroute.system.untrusted_files import read_json
 from edgeroute.types import TensorSpec
 
 if TYPE_CHECKING:

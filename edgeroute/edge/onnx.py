@@ -14,8 +14,8 @@ from edgeroute.edge.execution_providers import CPU, Given, Provider, names_of, p
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line, last_operator
 from edgeroute.errors import ModelError, PolicyError
-from edgeroute.system.foreign_files import map_file
 from edgeroute.system.late_imports import import_needed, no_fork
+from edgeroute.system.untrusted_files import map_file
 from edgeroute.types import StopToken, TensorSpec
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from edgeroute.confidence.output_forms_and_labels import is_embedding, label_names
 from edgeroute.confidence.output_reader import checked_kind
-from edgeroute.confidence.output_recognition import is_embedding, label_names
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.answer_check import Given
-from edgeroute.edge.card_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.edge_backend import current_turn
 from edgeroute.edge.input_stacking import MakePrepare, Plain
+from edgeroute.edge.inputs_constants_and_states import Inputs, batch_axis_problem
 from edgeroute.edge.model_card import Array, Card, checked_sha256
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.process import ForkSafe, file_stamp, initially, per_process

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.output_recognition import is_by_class
+from edgeroute.confidence.output_forms_and_labels import is_by_class
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.edge_model_interface import check_model, counts_runs, has_async_runs, is_model, member
@@ -257,7 +257,7 @@ class Ensemble:
         self.labels = next(iter(known), None)
         self.settings: Mapping[str, Any] = {"votes": votes, "models": self.models}
         self.version = version
-        from edgeroute.edge.runs_under_way import runs_of
+        from edgeroute.edge.concurrent_runs import runs_of
 
         self._runs = [runs_of(model) if counts_runs(model) else None for model in self.models]
 

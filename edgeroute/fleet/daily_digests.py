@@ -23,21 +23,21 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeroute.catalog.catalog_entry import own_version
-from edgeroute.catalog.model_folder import replace_durably
-from edgeroute.catalog.signed_policy import signed_name
+from edgeroute.catalog.model_folder_and_downloads import replace_durably
+from edgeroute.catalog.signed_policy_follower import signed_name
 from edgeroute.cloud.request_exchange import NO_DATA
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import EdgerouteError, StoreError
-from edgeroute.fleet.destinations import destination
 from edgeroute.fleet.digest import Digest, Group, encode, path_of
+from edgeroute.fleet.digest_destinations import destination
 from edgeroute.http.addresses_and_messages import Secret
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.foreign_files import read_bytes
 from edgeroute.system.process import ForkSafe, per_process, sha256
+from edgeroute.system.untrusted_files import read_bytes
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
-    from edgeroute.stores.sqlite_file import KeyValueStore
+    from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 
 log = logging.getLogger("edgeroute")
 clock: Callable[[], float] = time  # the wall clock, which may jump; tests and simulations replace it

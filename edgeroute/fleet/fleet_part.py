@@ -18,14 +18,14 @@ from edgeroute.core.routing_policy import EDGE_TRIAL, Rules
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.fleet import daily_digests
 from edgeroute.fleet.daily_digests import LOOK_S, DailyDigests, day_and_hour, row_name, spooled
-from edgeroute.fleet.destinations import destination
 from edgeroute.fleet.digest import CONFIDENCES, MOST_NAME, OTHER, Group, bucket, name_of, rounded
+from edgeroute.fleet.digest_destinations import destination
 from edgeroute.http.addresses_and_messages import Secret
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 from edgeroute.router.policy_snapshot import calibrated_target
 from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import fingerprint
-from edgeroute.stores.sqlite_file import KeyValueStore
+from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.process import ForkSafe, initially, per_process, sha256, to_json_types
 from edgeroute.system.thread_pool import Worker
 from edgeroute.trials.edge_audits import UNLABELLED_MOST
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from edgeroute.router.leg_execution import Walked
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request
-    from edgeroute.router.router_parts import Result
+    from edgeroute.router.steps_and_stages import Result
     from edgeroute.trials.edge_audits import Compared
 
 HOUR_S: Final = 3600

@@ -20,7 +20,7 @@ from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.units import Size, Timeout, Whole
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.declared_settings import check_units
+from edgeroute.system.settings_from_signatures import check_units
 
 
 class Call(NamedTuple):

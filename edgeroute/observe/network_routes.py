@@ -16,7 +16,7 @@ from functools import partial
 from math import inf
 from time import monotonic
 
-from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
+from edgeroute.observe.device.kernel_files_and_commands import Commands, Files, Measurement
 from edgeroute.system.process import ForkSafe, initially, per_process
 from edgeroute.system.thread_pool import Worker
 

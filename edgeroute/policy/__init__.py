@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from edgeroute.catalog.signed_policy import Standing, in_force, orders, standing, state_folder
+from edgeroute.catalog.signed_policy_follower import Standing, in_force, orders, standing, state_folder
 from edgeroute.errors import ModelMissing, PolicyError, RuntimeMissing
 
 try:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from edgeroute.confidence.output_forms_and_labels import SLACK
 from edgeroute.confidence.output_reader import bounded
-from edgeroute.confidence.output_recognition import SLACK
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import NEEDS
 from edgeroute.http.addresses_and_messages import chat_advice

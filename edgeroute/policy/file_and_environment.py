@@ -21,7 +21,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.policy.contradictions import Key, Problem
 from edgeroute.policy.policy_settings import LISTS, SECTIONS
 from edgeroute.policy.schema import keys_of, sections
-from edgeroute.system.foreign_files import parse_json, read_text
+from edgeroute.system.untrusted_files import parse_json, read_text
 
 if sys.version_info >= (3, 11):
     import tomllib

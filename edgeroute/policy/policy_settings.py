@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapV
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from edgeroute.catalog.installed_models import version_of
-from edgeroute.catalog.model_folder import SUFFIX
+from edgeroute.catalog.model_folder_and_downloads import SUFFIX
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
 from edgeroute.edge.edge_model_interface import is_model, stamps

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.walk import new
-from edgeroute.system.safe_logging import call_logged
+from edgeroute.system.sanitised_logging import call_logged
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

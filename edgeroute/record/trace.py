@@ -13,8 +13,8 @@ from edgeroute.core.units import Count, Share, Size
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.system import process
-from edgeroute.system.declared_settings import check_units
 from edgeroute.system.late_imports import import_tool
+from edgeroute.system.settings_from_signatures import check_units
 from edgeroute.system.thread_pool import start_thread
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.router import Router
-from edgeroute.router.router_parts import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams_and_sessions import AsyncStream, End, Last, as_one_piece
-from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming, view_samples, warm_up, warm_up_async
+from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, view_samples, warm_up, warm_up_async
 from edgeroute.system.late_imports import import_tool
 from edgeroute.types import Answer, V
 
@@ -317,8 +317,8 @@ class AsyncRouter(BaseRouter[V]):
         The source may be an async iterable, which is read in a task.
         """
         from edgeroute.router.live.asyncio_iterators import AsyncBell, AsyncFrames
+        from edgeroute.router.live.blocking_iterators import live_frames
         from edgeroute.router.live.frames import FrameSettings
-        from edgeroute.router.live.thread_iterators import live_frames
 
         return self._watch(live_frames(self, source, FrameSettings(**settings).check(), AsyncFrames, AsyncBell()))
 
@@ -329,8 +329,8 @@ class AsyncRouter(BaseRouter[V]):
         The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
         """
         from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncBell
+        from edgeroute.router.live.blocking_iterators import live_audio
         from edgeroute.router.live.speech_segments import AudioSettings
-        from edgeroute.router.live.thread_iterators import live_audio
 
         return self._watch(live_audio(self, chunks, AudioSettings(**settings).check(), AsyncAudio, AsyncBell()))
 
@@ -352,7 +352,7 @@ class AsyncRouter(BaseRouter[V]):
         """Return the route that this input would take, like `Router.decide`."""
         request = await self._loop.request(x, mode, deadline, data_class)
         legs, event = self.engine.legs([request]), None
-        steps = import_tool("inspect.preflight").decide(request.plan, legs, x, self.engine.audited)
+        steps = import_tool("inspect.decide_and_check").decide(request.plan, legs, x, self.engine.audited)
         try:
             while True:
                 start = steps.send(event)
@@ -366,7 +366,7 @@ class AsyncRouter(BaseRouter[V]):
 
     async def check(self, *, timeout: float = 5.0) -> Check:
         """Load the models, ping the endpoints, and return their status, like `Router.check`."""
-        check = import_tool("inspect.preflight").check
+        check = import_tool("inspect.decide_and_check").check
         return await self._loop.in_thread(partial(check, self.engine, timeout))
 
     async def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:

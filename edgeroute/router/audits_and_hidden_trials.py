@@ -17,7 +17,7 @@ from edgeroute.router.router_parts import Part
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained
 from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS, Compared
-from edgeroute.trials.shadow_runs import ShadowRun
+from edgeroute.trials.shadow_runs_and_job_queue import ShadowRun
 
 if TYPE_CHECKING:
     from edgeroute.router.trial_arms_and_guardrail import Trials

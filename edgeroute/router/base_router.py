@@ -23,7 +23,7 @@ from edgeroute.router.constructor_checks import checked_options, with_options
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
-from edgeroute.router.router_parts import Steps
+from edgeroute.router.steps_and_stages import Steps
 from edgeroute.system.late_imports import import_tool
 from edgeroute.system.process import list_weakset
 from edgeroute.system.thread_pool import start_thread
@@ -298,14 +298,16 @@ class BaseRouter(Generic[V]):
 
     def _calibration(self, x: Any, y: Any, **given: Any) -> Any:
         """Return the steps of `calibrate`. Raises PolicyError for an invalid request."""
-        steps = import_tool("measure.calibrate_steps")
+        steps = import_tool("measure.calibrate_and_evaluate_steps")
         wanted = ("max_loss", "max_error", "max_defer", "sure", "per_class", "score", "ood")
         want = steps.checked_request(**{name: given.pop(name) for name in wanted})
         return steps.calibration(self.engine, x, y, want, policy=self._policy_name, **given)
 
     def _evaluation(self, x: Any, y: Any, **given: Any) -> Any:
         """Return the steps of `evaluate`."""
-        return import_tool("measure.calibrate_steps").evaluation(self.engine, x, y, policy=self._policy_name, **given)
+        return import_tool("measure.calibrate_and_evaluate_steps").evaluation(
+            self.engine, x, y, policy=self._policy_name, **given
+        )
 
     @property
     def _policy_name(self) -> str:

@@ -18,7 +18,8 @@ from edgeroute.edge.edge_backend import TURN
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.router.cache_keys import is_accepted
 from edgeroute.router.request import Request
-from edgeroute.router.router_parts import Block, Join, Part, Proceed, Result, Steps, answer_of
+from edgeroute.router.router_parts import Part
+from edgeroute.router.steps_and_stages import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
 from edgeroute.stores.cache.cache_entries import CachedEntry, private_copy
 from edgeroute.system import process

@@ -1,4 +1,4 @@
-"""Results of `decide`, the route that an input would take, and of `check`, the status of all targets (inspect/preflight.py)."""
+"""Results of `decide`, the route that an input would take, and of `check`, the status of all targets (decide_and_check.py)."""
 
 from __future__ import annotations
 

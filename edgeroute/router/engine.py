@@ -26,7 +26,7 @@ from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held, StoreError
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
-from edgeroute.observe.planning_observer import EASES_S, Observer
+from edgeroute.observe.planning_facts import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.cache_keys import LONGEST
 from edgeroute.router.drivers import blocking
@@ -43,10 +43,11 @@ from edgeroute.router.policy_snapshot import (
 from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.request_plans import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
-from edgeroute.router.router_parts import Block, Followed, Method, Part, Parts, Proceed, Result, Steps, compose, walk_stage
+from edgeroute.router.router_parts import Followed, Method, Part, Parts
+from edgeroute.router.steps_and_stages import Block, Proceed, Result, Steps, compose, walk_stage
 from edgeroute.system.late_imports import import_tool
 from edgeroute.system.process import ForkSafe, per_process
-from edgeroute.system.safe_logging import call_quietly
+from edgeroute.system.sanitised_logging import call_quietly
 from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.types import Answer
 
@@ -559,7 +560,7 @@ def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | No
     """Return the route that an input would take, running edges if need be, without sending anything."""
     request = engine.request(x, mode, deadline, data_class)
     legs = engine.legs([request])
-    decide = import_tool("inspect.preflight").decide
+    decide = import_tool("inspect.decide_and_check").decide
     return blocking.drive_inline(decide(request.plan, legs, x, engine.audited), legs.run)  # type: ignore[no-any-return]
 
 

@@ -17,13 +17,14 @@ from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_probing import EndpointHealth
-from edgeroute.observe.planning_observer import Observer
+from edgeroute.observe.planning_facts import Observer
 from edgeroute.observe.target_counts import Counts
 from edgeroute.router.constructor_checks import check_types
 from edgeroute.router.engine import Engine, status_of
 from edgeroute.router.fallbacks_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.policy_snapshot import PolicyArguments, build
-from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State, Steps
+from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
+from edgeroute.router.steps_and_stages import Steps
 from edgeroute.system.process import log
 from edgeroute.system.thread_pool import ThreadPool, start_thread
 
@@ -84,7 +85,9 @@ def assemble(
     counts = engine.counts = Counts()
     store = None
     if folder is not None:
-        from edgeroute.stores.sqlite_file import KeyValueStore  # imports SQLite, only if there is something to store
+        from edgeroute.stores.sqlite_file_and_key_values import (
+            KeyValueStore,  # imports SQLite, only if there is something to store
+        )
 
         store = KeyValueStore.shared_store(folder / "state.db", counts)
     spending = engine.spending = SharedSpending(Spending(limits or Limits()), store)

@@ -20,7 +20,7 @@ from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
 from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
-from edgeroute.router.router_parts import Block, Result, Steps
+from edgeroute.router.steps_and_stages import Block, Result, Steps
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, call_contained, per_process
 from edgeroute.types import Answer

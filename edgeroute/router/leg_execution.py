@@ -15,9 +15,9 @@ from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new, of_row
 from edgeroute.errors import INPUTS_OWN, BadInput, Busy, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
+from edgeroute.router.input_parts_by_target import EdgeAnswers
 from edgeroute.router.leg_inputs import CallInputs
 from edgeroute.router.request import Request
-from edgeroute.router.target_views import EdgeAnswers
 from edgeroute.system.process import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 

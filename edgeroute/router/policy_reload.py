@@ -25,13 +25,13 @@ from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.engine_assembly import guard
 from edgeroute.router.fallbacks_and_late_replies import RULES
 from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, build, clear_plans
-from edgeroute.router.warm_up_and_rehearsal import check_releases
+from edgeroute.router.warm_up_and_release_checks import check_releases
 from edgeroute.system.process import file_stamp
-from edgeroute.system.safe_logging import call_quietly
+from edgeroute.system.sanitised_logging import call_quietly
 from edgeroute.system.thread_pool import Worker
 
 if TYPE_CHECKING:
-    from edgeroute.catalog.signed_policy import Follower
+    from edgeroute.catalog.signed_policy_follower import Follower
     from edgeroute.trials.guarantee_monitor import Audit
 
 log = logging.getLogger("edgeroute")
@@ -191,7 +191,7 @@ class PolicyFile:
         Raises:
             PolicyError: the file cannot be read.
         """
-        from edgeroute.catalog.signed_policy import Follower, state_folder
+        from edgeroute.catalog.signed_policy_follower import Follower, state_folder
         from edgeroute.policy.file_and_environment import read_policy
 
         if "state" in self._more and self._more["state"] is None:
@@ -240,7 +240,7 @@ class PolicyFile:
         """
         if not self._versions:
             return False
-        from edgeroute.catalog.model_folder import pointer
+        from edgeroute.catalog.model_folder_and_downloads import pointer
 
         changed = False
         for path, version in self._versions.items():

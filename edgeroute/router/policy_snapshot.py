@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
 import edgeroute.core.routing_policy as routing
 from edgeroute.cloud.egress_settings import Egress
+from edgeroute.confidence.output_forms_and_labels import SLACK
 from edgeroute.confidence.output_reader import bounded
-from edgeroute.confidence.output_recognition import SLACK
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import Score
 from edgeroute.core.device_rules import Rule, problem
@@ -29,7 +29,7 @@ from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
 from edgeroute.router.constructor_checks import checked_cloud, is_float, threshold_advice
-from edgeroute.router.target_views import TargetViews, View, check_send_edge
+from edgeroute.router.input_parts_by_target import TargetViews, View, check_send_edge
 from edgeroute.system.process import sha256
 from edgeroute.types import Backend
 

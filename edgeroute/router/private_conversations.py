@@ -26,13 +26,14 @@ from edgeroute.core.routing_policy import INF, Denied, Mode, Rules, permit
 from edgeroute.core.walk import Left, Outcome
 from edgeroute.errors import StoreError
 from edgeroute.router.request import SCALARS, Request
-from edgeroute.router.router_parts import Block, Part
+from edgeroute.router.router_parts import Part
+from edgeroute.router.steps_and_stages import Block
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import ForkSafe, initially, now, per_process
 
 if TYPE_CHECKING:
     from edgeroute.router.message_forms_and_digests import Conversation
-    from edgeroute.stores.sqlite_file import Database
+    from edgeroute.stores.sqlite_file_and_key_values import Database
 
 log = logging.getLogger("edgeroute")
 MOST: Final = 50_000  # maximum stored digests; the oldest are deleted first
@@ -89,7 +90,7 @@ class Digests(ForkSafe):
         self.path, self._submit = path, submit
         self._database: Database | None = None
         if path is not None:
-            from edgeroute.stores.sqlite_file import Database  # imports SQLite, only where there is a file
+            from edgeroute.stores.sqlite_file_and_key_values import Database  # imports SQLite, only where there is a file
 
             self._database = Database(path, _SCHEMA, durable=False, busy_s=BUSY_S)
         # Digest -> day, of those that are not in the file, the oldest first.

@@ -22,7 +22,7 @@ from edgeroute.router.engine import Engine, batch_steps, decide_alone
 from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
-from edgeroute.router.router_parts import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.system.late_imports import import_tool
 from edgeroute.types import Answer, V
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.router.decision_and_check_results import Check, Decision
+    from edgeroute.router.live.blocking_iterators import Audio, Frames
     from edgeroute.router.live.frames import Drop, Signature
     from edgeroute.router.live.speech_segments import Vad
-    from edgeroute.router.live.thread_iterators import Audio, Frames
     from edgeroute.router.streams_and_sessions import Conversation, Session, Stream
-    from edgeroute.router.warm_up_and_rehearsal import Warmed, Warming
+    from edgeroute.router.warm_up_and_release_checks import Warmed, Warming
     from edgeroute.tools.measure.report.progress_bar import Progress
     from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
 
@@ -248,8 +248,8 @@ class Router(BaseRouter[V]):
         Raises:
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
+        from edgeroute.router.live.blocking_iterators import Bell, Frames, live_frames
         from edgeroute.router.live.frames import FrameSettings
-        from edgeroute.router.live.thread_iterators import Bell, Frames, live_frames
 
         settings = FrameSettings(
             max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
@@ -310,8 +310,8 @@ class Router(BaseRouter[V]):
         Raises:
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
+        from edgeroute.router.live.blocking_iterators import Audio, Bell, live_audio
         from edgeroute.router.live.speech_segments import AudioSettings
-        from edgeroute.router.live.thread_iterators import Audio, Bell, live_audio
 
         settings = AudioSettings(
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
@@ -348,7 +348,7 @@ class Router(BaseRouter[V]):
         Args:
             timeout: seconds for each endpoint.
         """
-        return import_tool("inspect.preflight").check(self.engine, timeout)  # type: ignore[no-any-return]
+        return import_tool("inspect.decide_and_check").check(self.engine, timeout)  # type: ignore[no-any-return]
 
     def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
         """Load each model on the device and run it twice, so that the first request is not slow. Return the timings.
@@ -363,7 +363,7 @@ class Router(BaseRouter[V]):
             ModelError: a model cannot be loaded, or does not run on a sample.
             BadInput: a sample is no input of a model.
         """
-        from edgeroute.router.warm_up_and_rehearsal import view_samples, warm_up
+        from edgeroute.router.warm_up_and_release_checks import view_samples, warm_up
 
         snapshot, timings = self.engine.snapshot, list[Any]()
         models = edges_of(snapshot)

@@ -15,7 +15,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Denied, permit
 from edgeroute.edge.edge_backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed, MayNotLeave
-from edgeroute.router.router_parts import Result, Shown
+from edgeroute.router.steps_and_stages import Result, Shown
 from edgeroute.system.process import ForkSafe, per_process
 from edgeroute.types import Answer
 

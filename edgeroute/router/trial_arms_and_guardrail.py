@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.confidence.binomial_tests import RISK, share_and_interval
-from edgeroute.confidence.output_recognition import same
+from edgeroute.confidence.output_forms_and_labels import same
 from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.plan import Leg

@@ -17,8 +17,8 @@ from time import monotonic, sleep
 from typing import Any, BinaryIO
 
 from edgeroute.errors import StoreError
-from edgeroute.system.foreign_files import open_file
 from edgeroute.system.process import ForkSafe, initially, json_dumps, json_loads, per_process, to_json_types
+from edgeroute.system.untrusted_files import open_file
 
 # A lock that one process has at a time: `flock`, or `filelock` on Windows, which has no `flock`.
 

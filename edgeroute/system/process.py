@@ -19,8 +19,8 @@ from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.core.error_codes import class_name, error_message
 from edgeroute.errors import StoreError
-from edgeroute.system.foreign_files import open_file
-from edgeroute.system.safe_logging import Failures
+from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.untrusted_files import open_file
 
 if TYPE_CHECKING:
     import asyncio

@@ -17,7 +17,7 @@ from weakref import WeakSet
 from edgeroute.core.error_codes import error_text
 from edgeroute.errors import EdgerouteError
 from edgeroute.system.process import ForkSafe, SafeCondition, initially, list_weakset, per_process, pooled
-from edgeroute.system.safe_logging import call_logged
+from edgeroute.system.sanitised_logging import call_logged
 
 log = logging.getLogger("edgeroute")
 Job = Callable[[], object]  # function without arguments; its result is ignored

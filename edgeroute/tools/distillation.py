@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.certificate import Certificate, NotEnough
-from edgeroute.confidence.output_recognition import same
+from edgeroute.confidence.output_forms_and_labels import same
 from edgeroute.confidence.score_before_run import text_of
 from edgeroute.core.routing_policy import Permit, Rules, permit
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.router import Router
-from edgeroute.system.foreign_files import open_file, parse_json
 from edgeroute.system.late_imports import import_late, import_needed
+from edgeroute.system.untrusted_files import open_file, parse_json
 from edgeroute.tools.compress.onnx_graphs import package, put, workplace
 from edgeroute.tools.conversion_inputs import as_errors
 from edgeroute.tools.measure.calibration import calibrate

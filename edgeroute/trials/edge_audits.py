@@ -15,7 +15,7 @@ from math import log1p
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
-from edgeroute.confidence.output_recognition import same
+from edgeroute.confidence.output_forms_and_labels import same
 from edgeroute.core.error_codes import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target
@@ -27,12 +27,12 @@ from edgeroute.stores.cache import fingerprint
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, call_contained, per_process
 from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor, check_audit
-from edgeroute.trials.shadow_runs import UNHEARD, Background, Job, ShadowRun, Tally
+from edgeroute.trials.shadow_runs_and_job_queue import UNHEARD, Background, Job, ShadowRun, Tally
 
 if TYPE_CHECKING:
     from edgeroute.observe.target_counts import Counts
     from edgeroute.stores.rotated_json_lines import Journal
-    from edgeroute.stores.sqlite_file import KeyValueStore
+    from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
     from edgeroute.types import Spent
 
 __all__ = ["Audit", "AuditStats", "Auditor"]

@@ -17,7 +17,7 @@ from edgeroute.core.units import Count, Share
 from edgeroute.errors import PolicyError
 from edgeroute.observe.stats_and_status import AuditStats
 from edgeroute.system import process
-from edgeroute.system.declared_settings import check_units
+from edgeroute.system.settings_from_signatures import check_units
 
 SHOWN = 50  # number of audits that an alarm reports
 # Number of stored confidences of audited accepted answers, to whose median an alarm raises the threshold; and of labels.

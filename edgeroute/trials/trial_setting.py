@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from edgeroute.core.units import Chance, Share
 from edgeroute.errors import PolicyError
-from edgeroute.system.declared_settings import check_units
+from edgeroute.system.settings_from_signatures import check_units
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate

@@ -25,7 +25,7 @@ LONG: dict[str, str] = {}
 METHODS = 20
 LARGE = {
     "edge/edge_model_interface.py EdgeMembers": "a protocol: each member that is read of a model is a method that documents it",
-    "cloud/served_model.py ServedModel": "each step of a talk with a model server is a method, which HTTP and gRPC share",
+    "cloud/oip_endpoint_base.py ServedModel": "each step of a talk with a model server is a method, which HTTP and gRPC share",
     "cloud/http_backend.py HttpBackend": "each method is a member of the backends' interface, most of one line",
     "stores/outbox/sqlite_queue.py Outbox": "each operation on the queue is a method of its own, and one transaction",
 }
@@ -34,8 +34,8 @@ LOCKS = {
     "catalog/model_updates.py": "an updater belongs to the process that began it, with its thread",
     "edge/coreml.py": "of a session, which a child sets aside",
     "edge/litert.py": "of an interpreter, which a child sets aside",
-    "edge/llama_packages.py": "of an engine, which a child sets aside",
-    "edge/llama_process.py": "of an engine, which a child sets aside, and of a process that never forks",
+    "edge/llama_engines.py": "of an engine, which a child sets aside",
+    "edge/llama_child_process.py": "of an engine, which a child sets aside, and of a process that never forks",
     "router/leg_inputs.py": "of one call",
     "router/leg_execution.py": "of one call",
     "router/live/source_mailbox.py": "of one iterator",

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import Any
 
-from edgeroute.observe.device.kernel_files import SECOND, Commands, Measurement
+from edgeroute.observe.device.kernel_files_and_commands import SECOND, Commands, Measurement
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import json_loads
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from math import isfinite
 
-from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
+from edgeroute.observe.device.kernel_files_and_commands import Commands, Files, Measurement
 
 # Power of the whole device where it is measured, otherwise of its processor, in watts.
 

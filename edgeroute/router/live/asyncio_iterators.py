@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import Closed
+from edgeroute.router.live.blocking_iterators import CLOSE_S, AudioBase, FramesBase, LiveIterator
 from edgeroute.router.live.frames import FrameUpdate
 from edgeroute.router.live.source_mailbox import Call, Kind, Mailbox
 from edgeroute.router.live.speech_segments import BargeIn, Utterance
-from edgeroute.router.live.thread_iterators import CLOSE_S, AudioBase, FramesBase, LiveIterator
 from edgeroute.system.process import await_within
 from edgeroute.types import Answer
 

@@ -19,9 +19,9 @@ from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.fallbacks_and_late_replies import AGREES, CORRECTS
 from edgeroute.router.live.source_mailbox import Begin, Call, Mailbox
-from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import call_contained
-from edgeroute.system.safe_logging import Failures
+from edgeroute.system.sanitised_logging import Failures
+from edgeroute.system.settings_from_signatures import check_units
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

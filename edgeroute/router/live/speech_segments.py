@@ -18,8 +18,8 @@ from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
 from edgeroute.router.live.source_mailbox import Begin, Call, Kind, Mailbox, equal, items
-from edgeroute.system.declared_settings import check_units
 from edgeroute.system.process import call_contained
+from edgeroute.system.settings_from_signatures import check_units
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from edgeroute.stores.cache.cache_entries import CachedEntry, Entry, private_cop
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.stores.serialisation import pack, unpack
-from edgeroute.stores.sqlite_file import Database
-from edgeroute.system.declared_settings import check_units
+from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.process import ForkSafe, initially, now, per_process, per_process_of
+from edgeroute.system.settings_from_signatures import check_units
 from edgeroute.system.thread_pool import ThreadPool
 
 # Disk tier of the answer cache: entries in a SQLite file shared by processes, written by a thread (write-behind).

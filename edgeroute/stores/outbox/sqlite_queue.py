@@ -38,9 +38,9 @@ from edgeroute.stores.outbox.outbox_entries import (
     read_waiting,
 )
 from edgeroute.stores.serialisation import encode_input
-from edgeroute.stores.sqlite_file import Database
-from edgeroute.system.declared_settings import check_units
+from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.process import ForkSafe, initially, now, per_process, to_json_types
+from edgeroute.system.settings_from_signatures import check_units
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
 

@@ -25,8 +25,8 @@ from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.stores.cache.input_keys_and_fingerprints import digest
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.foreign_files import parse_json, read_bytes
 from edgeroute.system.process import to_json_types
+from edgeroute.system.untrusted_files import parse_json, read_bytes
 from edgeroute.tools.measure.evaluation import Examples
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, Question
 

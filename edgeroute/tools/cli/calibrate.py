@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.errors import BadInput, PolicyError, StoreError
-from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import replace_file
+from edgeroute.system.untrusted_files import read_json
 from edgeroute.tools.cli.example_options import (
     DataClass,
     DataOrNone,
@@ -267,7 +267,7 @@ def _calibrate_recorded(
 ) -> CalibrationResult:
     """Calibrate on recorded outputs, or on the policy's audit log if `file_examples` is None. Runs no model."""
     from edgeroute.tools.cli.outbox_and_egress import state_folder
-    from edgeroute.tools.measure.calibrate_steps import certify_examples, checked_request
+    from edgeroute.tools.measure.calibrate_and_evaluate_steps import certify_examples, checked_request
     from edgeroute.tools.measure.certification import audited_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from edgeroute.confidence.scores import msp
 from edgeroute.errors import BadInput, NoAnswer
 from edgeroute.router.router import Router
-from edgeroute.system.foreign_files import read_bytes
+from edgeroute.system.untrusted_files import read_bytes
 from edgeroute.tools.cli.tables_and_options import table
 from edgeroute.tools.measure.deferral_curve import deferral_curve
 from edgeroute.tools.measure.report import html_blocks as html

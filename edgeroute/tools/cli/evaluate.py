@@ -110,7 +110,7 @@ def _evaluate_recorded(
     router: Router, recorded: shared.FileExamples, edge: int | Literal["all"] | None, **costs: float | None
 ) -> EvaluationResult:
     """Evaluate recorded outputs."""
-    from edgeroute.tools.measure.calibrate_steps import answer_notes, check_threshold, evaluate_examples
+    from edgeroute.tools.measure.calibrate_and_evaluate_steps import answer_notes, check_threshold, evaluate_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.report_page import EvaluationResult
 

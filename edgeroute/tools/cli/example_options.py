@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.system.foreign_files import parse_json, read_bytes
+from edgeroute.system.untrusted_files import parse_json, read_bytes
 
 if TYPE_CHECKING:
     import sqlite3

@@ -15,7 +15,7 @@ from edgeroute.tools.cli.command_runner import command
 from edgeroute.tools.cli.tables_and_options import Json, seconds, share
 
 if TYPE_CHECKING:
-    from edgeroute.tools.export.exported_models import Subject
+    from edgeroute.tools.export.models_folders_and_templates import Subject
 
 export = typer.Typer(name="export", no_args_is_help=True, help="Export models for Triton, Ray Serve, KServe or Kubernetes.")
 

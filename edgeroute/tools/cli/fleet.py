@@ -1,4 +1,4 @@
-"""Commands `edgeroute fleet collect`, which adds devices' digests to tables, and `report`, which shows or writes a report."""
+"""Commands `edgeroute fleet collect`, which adds digests to tables, `report` of these, and `rotate`, a new id of this device."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
 from edgeroute.tools.cli.fleet_alarm import alarm, calibrate
-from edgeroute.tools.cli.tables_and_options import Json, print_notes, seconds, table
+from edgeroute.tools.cli.outbox_and_egress import state_folder
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, print_notes, seconds, table
 
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.digest_collection import Collected
@@ -159,7 +161,7 @@ def _key(name: str | None) -> bytes:
     """Return the key in an environment variable or a file; empty without a name. Raises BadParameter if there is neither."""
     import os
 
-    from edgeroute.system.foreign_files import read_text
+    from edgeroute.system.untrusted_files import read_text
 
     if name is None:
         return b""
@@ -170,6 +172,28 @@ def _key(name: str | None) -> bytes:
     if not text:
         raise typer.BadParameter(f"{name}: neither an environment variable nor a file with a key", param_hint="--key")
     return text.encode()
+
+
+@command(fleet)
+def rotate(*, policy: OptionalPolicy = None, state: OptionalState = None, as_json: Json = False) -> None:
+    """Draw a new random id for this device's digests. A day of which there is a digest keeps its id.
+
+    The owner sees a new device. Programs that run take the new id.
+    """
+    from edgeroute.fleet.daily_digests import new_device
+    from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
+
+    path = state_folder(policy, state) / "state.db"
+    if not path.exists():
+        raise BadInput(f"{path}: there is no state: no router with this state folder has run, or it was removed")
+    store = KeyValueStore(path)
+    try:
+        device = new_device(store)
+        if not store.flush():
+            raise StoreError(f"{path} cannot be written now")
+    finally:
+        store.close()
+    print(json.dumps({"device": device}) if as_json else f"this device is {device} from the next day on")
 
 
 for each in (alarm, calibrate):

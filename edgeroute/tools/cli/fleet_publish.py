@@ -20,7 +20,7 @@ from edgeroute.tools.cli.models import CATALOG, KEYS, CatalogFolder, Days, Keys
 from edgeroute.tools.cli.tables_and_options import Json, Policy
 
 if TYPE_CHECKING:
-    from edgeroute.tools.fleet.rings import Decision
+    from edgeroute.tools.fleet.rollout_rings import Decision
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the policy.")]
 
@@ -61,7 +61,7 @@ def publish(
         freeze: No device takes a new version.
     """
     from edgeroute.errors import BadInput
-    from edgeroute.tools.fleet.rings import publish
+    from edgeroute.tools.fleet.rollout_rings import publish
 
     try:
         data = publish(
@@ -97,7 +97,7 @@ def promote(
         since: First day whose digests count; by default that on which the ring began.
         dry_run: Print what would be done, and do nothing.
     """
-    from edgeroute.tools.fleet.rings import Decision, promote, published
+    from edgeroute.tools.fleet.rollout_rings import Decision, promote, published
 
     data = published(catalog, name)
     decision = Decision(by_hand.replace("-", "_"), "by hand") if by_hand else _decision(store, data, since)  # type: ignore[arg-type]  # one of these
@@ -111,7 +111,7 @@ def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) 
     """Return the decision about the last version of a policy, by the tables of digests."""
     from edgeroute.tools.fleet.digest_tables import open_store
     from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
-    from edgeroute.tools.fleet.rings import decide_by_tables
+    from edgeroute.tools.fleet.rollout_rings import decide_by_tables
 
     if store is None:
         raise typer.BadParameter("the folder that `edgeroute fleet collect` writes is needed, or --by-hand", param_hint="STORE")
@@ -167,7 +167,7 @@ def _amounts(text: str) -> dict[str, float]:
 @command(fleet)
 def following(*, policy: Policy, as_json: Json = False) -> int:
     """Show the signed policy that this device has in force. Exit code 4: a newer one, or the catalog, was refused."""
-    from edgeroute.catalog.signed_policy import last_problem, standing, state_folder
+    from edgeroute.catalog.signed_policy_follower import last_problem, standing, state_folder
     from edgeroute.errors import BadInput
     from edgeroute.policy.file_and_environment import read_policy
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.first_tokens import Prefix, token_logprobs
-from edgeroute.confidence.output_recognition import same
+from edgeroute.confidence.output_forms_and_labels import same
 from edgeroute.confidence.score_before_run import InputScore
 from edgeroute.confidence.scores import quantile
 from edgeroute.errors import BadInput, BadReply
-from edgeroute.system.foreign_files import parse_json, read_bytes
+from edgeroute.system.untrusted_files import parse_json, read_bytes
 from edgeroute.tools.cli.graded_answers import Graded
 from edgeroute.tools.cli.input_files import expand_folders, prompt_of
 

@@ -94,7 +94,7 @@ def _right(answer: Answer, label: Any) -> bool:
     """Return True if an answer is correct. A number as label is a class index, whatever the names of the classes."""
     import numpy as np
 
-    from edgeroute.confidence.output_recognition import same
+    from edgeroute.confidence.output_forms_and_labels import same
 
     if isinstance(label, int) and isinstance(answer.value, str) and answer.value != str(label):
         outputs = answer.outputs

@@ -15,15 +15,15 @@ from edgeroute.confidence.detector_boxes import are_boxes
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.error_codes import error_text
 from edgeroute.edge import gguf_format as gguf
-from edgeroute.edge.card_inputs import Inputs
 from edgeroute.edge.edge_backend import in_new_session
 from edgeroute.edge.edge_model_interface import feed_of, member
 from edgeroute.edge.input_stacking import shape_text
+from edgeroute.edge.inputs_constants_and_states import Inputs
 from edgeroute.edge.model_card import Card, card_path, sha256_of
 from edgeroute.edge.runtime_base import ModelFile
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
-from edgeroute.system.foreign_files import open_file, read_bytes
+from edgeroute.system.untrusted_files import open_file, read_bytes
 from edgeroute.tools.cli.command_runner import LEFT
 from edgeroute.tools.cli.input_files import IMAGES, STDIN, by_name, input_at
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer

@@ -7,12 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from edgeroute.cloud.oip_tensors import DTYPES
 from edgeroute.cloud.openinference import OpenInference
-from edgeroute.cloud.tensor_types import DTYPES
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.error_codes import error_text
 from edgeroute.core.routing_policy import Options
-from edgeroute.edge.card_inputs import Inputs
+from edgeroute.edge.inputs_constants_and_states import Inputs
 from edgeroute.edge.model_card import Card
 from edgeroute.errors import CloudError, EdgerouteError
 from edgeroute.http.addresses_and_messages import Reply, Secret

@@ -24,7 +24,7 @@ try:
     from starlette.routing import Route
 
     from edgeroute.tools.dashboard.web_page import HEADERS, OPEN, page_reply
-    from edgeroute.tools.server.access import HANDLERS, Guard
+    from edgeroute.tools.server.access_limits_and_errors import HANDLERS, Guard
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e

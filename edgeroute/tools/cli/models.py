@@ -10,7 +10,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput
-from edgeroute.system.foreign_files import open_file
+from edgeroute.system.untrusted_files import open_file
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
 from edgeroute.tools.cli.tables_and_options import File, Json, Policy, table
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from edgeroute.catalog import Catalog
-    from edgeroute.catalog.model_folder import Pointer, Progress
+    from edgeroute.catalog.model_folder_and_downloads import Pointer, Progress
 
 __all__ = ["models"]
 

@@ -14,7 +14,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.system.foreign_files import read_text
+from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli.calibrate import audited_counts, certify_audits, path_in_policy, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.example_options import plain_router
@@ -24,7 +24,7 @@ from edgeroute.tools.cli.tables_and_options import Json, Policy, local_time, of_
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.policy_switch import Memory
+    from edgeroute.tools.cli.policy_switch_and_rollback import Memory
 
 
 class Step(NamedTuple):
@@ -53,7 +53,7 @@ def recertify(
     One step per run, for cron or a timer. Exit code 5: more audits are needed.
     """
     from edgeroute.stores.rotated_json_lines import ProcessLock
-    from edgeroute.tools.cli.policy_switch import Memory
+    from edgeroute.tools.cli.policy_switch_and_rollback import Memory
 
     home = state_folder(policy, None)
     turn = ProcessLock(home / "recertify.lock")
@@ -76,7 +76,7 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
     A policy that was edited since is refused; with `force` it is copied to `POLICY.edited` before.
     """
     from edgeroute.system.process import replace_file
-    from edgeroute.tools.cli.policy_switch import alarm, backup_path, hash_of, roll_back
+    from edgeroute.tools.cli.policy_switch_and_rollback import alarm, backup_path, hash_of, roll_back
 
     switch, now = memory.switch, hash_of(policy)
     if not switch or now == switch["before"] or not (why := alarm(home, switch["certificate"])):
@@ -206,7 +206,7 @@ def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memo
 
     A policy in a format that is not rewritten stays, and the step says what to edit. judged: why the edge is better, and notes.
     """
-    from edgeroute.tools.cli.policy_switch import backup_path, instruction, switch
+    from edgeroute.tools.cli.policy_switch_and_rollback import backup_path, instruction, switch
 
     path = policy.parent / f"certificate-{certificate.date}-{certificate.checksum[:8]}.json"
     more = {

@@ -30,7 +30,7 @@ LOG, EDGE = "A foreign log", "The log of one model, and an edge on this device" 
 def _prices(text: str) -> Prices:
     """Parse a price, or read FILE.toml, in which each model has one. Raises BadParameter for all else."""
     from edgeroute.policy.file_and_environment import parse_toml
-    from edgeroute.system.foreign_files import read_text
+    from edgeroute.system.untrusted_files import read_text
 
     if not str(text).endswith(".toml"):
         return _price(text)

@@ -23,7 +23,7 @@ from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.simulated_days import Fleet
     from edgeroute.tools.replay.fleet.fleet_simulation import Result
-    from edgeroute.tools.replay.fleet.scenario import Client, Device, DeviceResult, Scenario
+    from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Client, Device, DeviceResult, Scenario
 
 
 def device_of(policy: Path | None, **more: float | None) -> Device | None:
@@ -41,8 +41,8 @@ def device_of(policy: Path | None, **more: float | None) -> Device | None:
         if fields:
             raise typer.BadParameter("battery, heat and load of the devices need their policy", param_hint="--policy")
         return None
-    from edgeroute.tools.replay.fleet.scenario import Device
-    from edgeroute.tools.replay.replay_result import Setup
+    from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Device
+    from edgeroute.tools.replay.replay_setup_and_result import Setup
 
     device = Device.of(Setup.read(policy), **fields)
     if {target.side for target in device.targets} != {"edge", "cloud"}:
@@ -74,7 +74,7 @@ def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
     """Return explanations of the devices' state in the output; none without a state."""
     if state is None or scenario.device is None:
         return []
-    from edgeroute.tools.replay.fleet.scenario import CHARGE, SIMULATED, SURROUNDINGS_C
+    from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import CHARGE, SIMULATED, SURROUNDINGS_C
 
     hottest = f"the hottest one had {state['hottest_c']:.1f} C"
     lines = [
@@ -201,7 +201,7 @@ def fleet(
         drift: Share of the devices whose disagreement rises, eightfold.
         liars: Share of the devices that report false counts.
     """
-    from edgeroute.tools.replay.fleet.scenario import AGAIN_S, Scenario, clients
+    from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import AGAIN_S, Scenario, clients
 
     if days is not None:
         outage_s = 6 * 3600.0 if outage is None else outage
@@ -405,7 +405,7 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
 def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     """Return explanations of the columns, and conclusions from the results that hold for any numbers."""
     from edgeroute.core.admission import CAP, RETRY
-    from edgeroute.tools.replay.fleet.scenario import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
+    from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
 
     within_s = WITHIN * scenario.outage_s
     ours, others = rows[0], rows[1:]
@@ -488,7 +488,7 @@ def load(
 
     Where the edge would defer, its answers are assumed right in 80 % where it is surest, down to 20 %, and the cloud's in 95 %.
     """
-    from edgeroute.tools.replay.fleet.scenario import LOAD_AWARE, Scenario
+    from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import LOAD_AWARE, Scenario
 
     scenario = Scenario(
         devices, per_minute, defer, length, capacity, queue_s=queue, outage_at_s=length + 1e6, outage_s=0.0,

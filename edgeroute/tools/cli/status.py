@@ -21,8 +21,8 @@ from edgeroute.core.reason_and_trace import finite
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF, Target
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import process
-from edgeroute.system.foreign_files import MOST_DATA, parse_json, read_text
 from edgeroute.system.process import replace_file
+from edgeroute.system.untrusted_files import MOST_DATA, parse_json, read_text
 from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options import read_only
 from edgeroute.tools.cli.outbox_and_egress import opened_outbox, state_folder
@@ -128,7 +128,7 @@ def shadow_stats(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
     from edgeroute.confidence.certificate import digest
     from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
     from edgeroute.stores.rotated_json_lines import read
-    from edgeroute.trials.shadow_runs import UNHEARD, Tally
+    from edgeroute.trials.shadow_runs_and_job_queue import UNHEARD, Tally
 
     digests: dict[str, str] = {}
     targets: dict[str, Target] = {}

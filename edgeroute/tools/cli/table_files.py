@@ -13,8 +13,8 @@ import numpy as np
 
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_needed
+from edgeroute.system.untrusted_files import open_file
 
 LABELS, GROUPS = ("label", "labels", "y", "target", "class"), ("group", "groups")  # names of the columns of labels and groups
 NONE = "none"  # name given in place of a column of labels, if there is none

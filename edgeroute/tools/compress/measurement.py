@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeroute.confidence.output_forms_and_labels import Labels, plain
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.confidence.output_recognition import Labels, plain
 from edgeroute.edge.edge_model_interface import files, member
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, BadReply, ModelError
-from edgeroute.system.foreign_files import open_file
+from edgeroute.system.untrusted_files import open_file
 from edgeroute.types import EdgeModel
 
 # Results of quantising or pruning.

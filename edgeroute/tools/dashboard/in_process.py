@@ -18,7 +18,7 @@ from edgeroute.system.process import ForkSafe, initially, per_process
 from edgeroute.system.thread_pool import start_thread
 from edgeroute.tools.dashboard.monitor import Monitor, Sources
 from edgeroute.tools.dashboard.request_window import certificates_of, policy_summary
-from edgeroute.tools.replay.replay_result import Setup
+from edgeroute.tools.replay.replay_setup_and_result import Setup
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute

@@ -18,9 +18,9 @@ from edgeroute.errors import BadInput
 from edgeroute.observe import device_sensors as sensors
 from edgeroute.record.request_counts import Tallied
 from edgeroute.system import process
-from edgeroute.system.foreign_files import open_file
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.system.thread_pool import Worker
+from edgeroute.system.untrusted_files import open_file
 from edgeroute.tools.dashboard.request_window import (
     ENOUGH_AUDITS,
     NAME,

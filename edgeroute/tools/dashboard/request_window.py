@@ -25,7 +25,7 @@ from edgeroute.tools.measure.evaluation import share
 from edgeroute.tools.palette import STATES, StateName, answer_state
 from edgeroute.tools.replay import Numbers, Recording, Setup, collect, replay
 from edgeroute.tools.replay.recorded_requests import at_quantile, checked_number, confidence
-from edgeroute.tools.replay.replay_result import Port
+from edgeroute.tools.replay.replay_setup_and_result import Port
 
 # Rows for display, from the records of a trace: the route of each request, and its reason in words.
 

@@ -32,7 +32,7 @@ try:
     from starlette.responses import Response
     from starlette.routing import BaseRoute, Route
 
-    from edgeroute.tools.server.access import HANDLERS, Guard, checked_token
+    from edgeroute.tools.server.access_limits_and_errors import HANDLERS, Guard, checked_token
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e

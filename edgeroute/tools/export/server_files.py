@@ -13,7 +13,17 @@ from urllib.parse import urlsplit
 from edgeroute import __version__
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.exported_models import FILE, TEXTS, Subject, filled, new_folder, programs, subjects, text_of, write
+from edgeroute.tools.export.models_folders_and_templates import (
+    FILE,
+    TEXTS,
+    Subject,
+    filled,
+    new_folder,
+    programs,
+    subjects,
+    text_of,
+    write,
+)
 from edgeroute.tools.export.programs.arms import checked_shares
 
 Backend = Literal["python", "onnxruntime"]

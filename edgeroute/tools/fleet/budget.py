@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeroute.catalog.catalog_entry import checked_name
-from edgeroute.catalog.signed_policy import BUDGETS, FORMAT, WINDOW
+from edgeroute.catalog.signed_policy_follower import BUDGETS, FORMAT, WINDOW
 from edgeroute.errors import BadInput
-from edgeroute.system.foreign_files import parse_json
+from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.catalog_publish import LISTS_DAYS, sign_files, signed_file
-from edgeroute.tools.fleet.rings import publishing
+from edgeroute.tools.fleet.rollout_rings import publishing
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -15,13 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.catalog.model_folder import flush_folder
+from edgeroute.catalog.model_folder_and_downloads import flush_folder
 from edgeroute.errors import StoreError
 from edgeroute.fleet.digest import OTHER, Digest, path_of
 from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system import process
-from edgeroute.system.foreign_files import read_text
 from edgeroute.system.late_imports import import_needed
+from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.fleet.digest_reading import BadDigest, decode
 from edgeroute.tools.fleet.digest_sources import Source
 from edgeroute.tools.fleet.digest_tables import (

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.fleet.digest import MOST_BYTES
-from edgeroute.system.foreign_files import read_bytes
 from edgeroute.system.late_imports import import_needed
 from edgeroute.system.loopback_addresses import is_loopback
+from edgeroute.system.untrusted_files import read_bytes
 
 FOLDER = "digests"
 NEED = "s3:// needs obstore: pip install 'edgeroute[fleet-s3]'"

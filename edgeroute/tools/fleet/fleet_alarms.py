@@ -20,8 +20,8 @@ from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import now, replace_file
+from edgeroute.system.untrusted_files import read_json
 from edgeroute.tools.fleet.digest_tables import open_store, quoted, writing
 from edgeroute.tools.fleet.fleet_certificate import AUDITS_POSSIBLE, FleetAudits, day_of
 from edgeroute.tools.fleet.pooled_tests import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence import output_recognition as forms
+from edgeroute.confidence import output_forms_and_labels as forms
 from edgeroute.confidence.detector_boxes import are_boxes, are_rows_of_boxes
 from edgeroute.edge.input_stacking import Array, shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats
+from edgeroute.confidence.output_forms_and_labels import TINY, Labels, equal, form_of, label_form, plain
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.confidence.output_recognition import TINY, Labels, equal, form_of, label_form, plain
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import error_text
 from edgeroute.core.plan import Plan
@@ -30,7 +30,7 @@ from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints, ladder_prints
 from edgeroute.router.request import Request
 from edgeroute.router.request_plans import checked_plan
-from edgeroute.router.router_parts import Block, Pause, Steps, walk_stage
+from edgeroute.router.steps_and_stages import Block, Pause, Steps, walk_stage
 from edgeroute.tools.measure.evaluation import Examples, label_matcher
 from edgeroute.types import Spent
 

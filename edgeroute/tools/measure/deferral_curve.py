@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edgeroute.confidence.binomial_tests import Ints
-from edgeroute.confidence.learned_features import Array
+from edgeroute.confidence.learned_score_features import Array
 from edgeroute.errors import PolicyError
 
 ROUNDING = 1e-6  # tolerance outside 0 to 1 for a grade: arithmetic, of float32 too, turns 1 into 1.0000001

@@ -1,6 +1,6 @@
 """Fitting of a learned score by ridge logistic regression with cross-validation; `auto` blends it by the number of its examples.
 
-Of prompts with hashed words (`prompt_features`) the gain is fitted in place of harm and win: prompt_fitting.py.
+Of prompts with hashed words (`prompt_features`) the gain is fitted in place of harm and win: gain_from_prompts.py.
 
 The first feature, the log odds of msp, is almost unpenalised and all others are penalised, so the less there is to learn, the
 closer the ranking is to that of msp (Chow, 1970). For texts the first feature is the 10 % quantile; of a table it is the base
@@ -19,11 +19,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edgeroute.confidence.hashed_words import HASHED
-from edgeroute.confidence.learned_features import PER_CLASS, TEXT, Array, Foreign, centre, feature_names, of_logits, text_features
+from edgeroute.confidence.features_of_prompts import HASHED
 from edgeroute.confidence.learned_score import VERSION, Learned, expit, fallback, with_constant
+from edgeroute.confidence.learned_score_features import (
+    PER_CLASS,
+    TEXT,
+    Array,
+    Foreign,
+    centre,
+    feature_names,
+    of_logits,
+    text_features,
+)
 from edgeroute.errors import PolicyError
-from edgeroute.tools.measure import prompt_fitting
+from edgeroute.tools.measure import gain_from_prompts
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share, outcomes
 
 RIDGE = (3.0, 30.0, 300.0)
@@ -100,7 +109,7 @@ class _Examples(NamedTuple):
     # Names of a table's features, and how many columns each has; None: no table.
     columns: tuple[list[str], list[int]] | None = None
     base: str | None = None
-    words: prompt_fitting.Words | None = None  # hashed words of prompts: the gain is fitted
+    words: gain_from_prompts.Words | None = None  # hashed words of prompts: the gain is fitted
 
     @property
     def name(self) -> str:
@@ -147,11 +156,11 @@ def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayL
     return _usable(_Examples(0, None, table, edge, gain, columns=(names, widths), base=base, words=words), table)
 
 
-def _split(features: Any) -> tuple[Any, prompt_fitting.Words]:
+def _split(features: Any) -> tuple[Any, gain_from_prompts.Words]:
     """Return a table without its hashed words, and these; raise `PolicyError` if an example has none."""
     if isinstance(features, Mapping):
-        return {name: values for name, values in features.items() if name != HASHED}, prompt_fitting.words_of(features[HASHED])
-    words = prompt_fitting.words_of([example.get(HASHED) for example in features])
+        return {name: values for name, values in features.items() if name != HASHED}, gain_from_prompts.words_of(features[HASHED])
+    words = gain_from_prompts.words_of([example.get(HASHED) for example in features])
     return [{name: value for name, value in example.items() if name != HASHED} for example in features], words
 
 
@@ -185,7 +194,7 @@ def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, 
         PolicyError: `ridge`, `folds` or `seed` is invalid.
     """
     if examples.words is not None and ridge is RIDGE:
-        ridge = (prompt_fitting.RIDGE,)
+        ridge = (gain_from_prompts.RIDGE,)
     if not 2 <= folds <= FEW or not ridge or not all(0 < r < inf for r in ridge):  # noqa: PLR2004 - one to leave out, one to keep
         raise PolicyError(f"folds {folds}, ridge {tuple(ridge)}: expected 2 to {FEW} folds, and positive numbers")
     if not isinstance(seed, int | np.integer) or seed < 0:
@@ -286,7 +295,7 @@ def _train(table: Array, examples: _Examples, train: Array, ridge: float) -> Any
     """
     if examples.words is not None:
         words = examples.words.part(train)
-        return prompt_fitting.fit_gain(words, table[train], examples.gain[train], ridge, base=examples.base is not None)
+        return gain_from_prompts.fit_gain(words, table[train], examples.gain[train], ridge, base=examples.base is not None)
     x = table[train]
     mean, scale = x.mean(0), x.std(0)
     scale[(scale < 1e-9) | (np.abs(x - mean).max(0) <= 0)] = 1  # noqa: PLR2004 - a constant, but for rounding

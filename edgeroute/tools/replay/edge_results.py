@@ -12,7 +12,7 @@ from typing import IO, Any, Final, NamedTuple
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.foreign_files import open_file, parse_json
+from edgeroute.system.untrusted_files import open_file, parse_json
 
 MARK: Final = "edgeroute.replay"
 VERSION: Final = 1

@@ -18,14 +18,14 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import share_and_interval
 from edgeroute.confidence.certificate import Certificate, NotEnough
-from edgeroute.confidence.output_recognition import number_of, plain
+from edgeroute.confidence.output_forms_and_labels import number_of, plain
 from edgeroute.core.error_codes import UNIDENTIFIED, clean
 from edgeroute.core.reason_and_trace import finite
 from edgeroute.core.routing_policy import Terms
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, Unfit
 from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.router import Router, pump
-from edgeroute.router.router_parts import Steps
+from edgeroute.router.steps_and_stages import Steps
 from edgeroute.stores.cache import fingerprint
 from edgeroute.tools.cli.calibrate import environment
 from edgeroute.tools.cli.example_options import plain_router

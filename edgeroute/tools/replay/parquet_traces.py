@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, Final
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.system.foreign_files import open_file
 from edgeroute.system.late_imports import import_needed
 from edgeroute.system.process import json_dumps, json_loads
+from edgeroute.system.untrusted_files import open_file
 
 NEED: Final = "traces in Parquet need pyarrow: pip install 'edgeroute[parquet]'"
 MAGIC: Final = b"PAR1"

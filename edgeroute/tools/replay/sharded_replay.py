@@ -27,7 +27,7 @@ from edgeroute.errors import BadInput, EdgerouteError, StoreError
 from edgeroute.system.late_imports import import_needed
 from edgeroute.tools.measure.report.numbers_in_words import count_text
 from edgeroute.tools.replay.recorded_requests import Numbers, Tally, read, without_gc
-from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Replay, Setup, Values
+from edgeroute.tools.replay.replay_setup_and_result import Change, Energy, Gated, Replay, Setup, Values
 from edgeroute.tools.replay.trace_files import traces
 from edgeroute.tools.replay.trace_replay import EXAMPLES, Options, check_options, replay_requests
 

@@ -18,7 +18,7 @@ from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, first_leg_outcome, new
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
 from edgeroute.tools.replay.recorded_requests import ANSWERED, Past, Request, Seen, Tally, edge_confidence
-from edgeroute.tools.replay.replay_result import Port
+from edgeroute.tools.replay.replay_setup_and_result import Port
 
 # Network models: transfer times, losses and availability.
 

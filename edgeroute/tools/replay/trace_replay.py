@@ -17,11 +17,21 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest
-from edgeroute.observe.planning_observer import READS_S, unsure_share
+from edgeroute.observe.planning_facts import READS_S, unsure_share
 from edgeroute.observe.target_counts import Counts
 from edgeroute.tools import virtual_time as virtual
 from edgeroute.tools.replay.recorded_requests import ANSWERED, Past, Recording, Request, Tally, read, without_gc
-from edgeroute.tools.replay.replay_result import Change, Energy, Gated, Port, Replay, Setup, Values, goes_by_energy, joules
+from edgeroute.tools.replay.replay_setup_and_result import (
+    Change,
+    Energy,
+    Gated,
+    Port,
+    Replay,
+    Setup,
+    Values,
+    goes_by_energy,
+    joules,
+)
 from edgeroute.tools.replay.simulated_legs import NETWORKS, SERVER_S, THERMAL, Battery, Gate, Link, Script, Unknown, heat
 
 # Driver for the walk of a replayed request.

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
-from edgeroute.system.foreign_files import parse_json
 from edgeroute.system.process import json_dumps, to_json_types
-from edgeroute.tools.server.access import Fault
-from edgeroute.tools.server.gateway_requests import (
+from edgeroute.system.untrusted_files import parse_json
+from edgeroute.tools.server.access_limits_and_errors import Fault
+from edgeroute.tools.server.openai_completions import (
     CompletionRequest,
     calls_of,
     check_names,

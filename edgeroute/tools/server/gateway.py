@@ -22,7 +22,7 @@ from edgeroute.cloud.openinference import LENGTH, NAMES
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.edge.input_stacking import row_shape
-from edgeroute.edge.llama_packages import INSTALL, SERVES_OTHERS
+from edgeroute.edge.llama_engines import INSTALL, SERVES_OTHERS
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.record.prometheus import Measured, Prometheus, check_installed, metrics, of_router
@@ -42,10 +42,10 @@ try:
     from starlette.routing import BaseRoute, Route
     from starlette.types import Receive, Scope, Send
 
-    from edgeroute.tools.server import access
+    from edgeroute.tools.server import access_limits_and_errors as access
     from edgeroute.tools.server import anthropic_messages as messages
-    from edgeroute.tools.server import gateway_requests as openai
     from edgeroute.tools.server import oip_messages as protocol
+    from edgeroute.tools.server import openai_completions as openai
     from edgeroute.tools.server import openai_embeddings as embedding
     from edgeroute.tools.server import openai_responses as responses
     from edgeroute.tools.server.oip_messages import reply
@@ -237,7 +237,7 @@ class Dialect(NamedTuple):
     read: Callable[[Mapping[str, Any]], openai.CompletionRequest]
     """Validates a parsed body."""
     reply: Callable[[openai.CompletionRequest], Any]
-    """Returns a builder of the reply, as `gateway_requests.Completion`."""
+    """Returns a builder of the reply, as `openai_completions.Completion`."""
 
 
 class Completions:
@@ -390,7 +390,7 @@ def app(
         max_bodies_bytes: bytes of all bodies in progress; a request that exceeds them gets 503 and Retry-After.
         body_timeout_s: time for a request's body to arrive; later it gets 408.
         metrics: True serves `/metrics` for Prometheus, under the same access rules as the other paths.
-        allow: keys of a request that clients may send, and with any value, beside those in `gateway_requests.KEYS`.
+        allow: keys of a request that clients may send, and with any value, beside those in `openai_completions.KEYS`.
         embeddings: router of one model, for `/v1/embeddings`; may be `router`. None: there is no such path.
         routes: further routes under the same access rules. With any, pages that the gateway itself serves may ask it, and other
             sites' pages may link to `/`.

@@ -19,8 +19,8 @@ from starlette.responses import Response
 
 from edgeroute.cloud.codecs import check_sound, check_zstd, own_zstd
 from edgeroute.cloud.input_encoding import PARAMETER
+from edgeroute.cloud.oip_tensors import DTYPES, NAMES, TEXTS
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.cloud.tensor_types import DTYPES, NAMES, TEXTS
 from edgeroute.edge.input_stacking import Array, row_shape, shape_text
 from edgeroute.edge.model_card import Card
 from edgeroute.edge.preprocessing import MOST_PIXELS, Layouts, Preprocess, picture_for

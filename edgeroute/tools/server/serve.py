@@ -17,8 +17,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from edgeroute.cloud.oip_tensors import NAMES, TEXTS
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.cloud.tensor_types import NAMES, TEXTS
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
@@ -37,7 +37,7 @@ try:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from edgeroute.tools.server import oip_messages as protocol
-    from edgeroute.tools.server.access import CLOSE, Bodies, Body, OneLength, is_named, of_a_page
+    from edgeroute.tools.server.access_limits_and_errors import CLOSE, Bodies, Body, OneLength, is_named, of_a_page
     from edgeroute.tools.server.batching import EDGES, Batcher, Tensors, make_zeros, tensor_model
     from edgeroute.tools.server.oip_messages import (
         ENCODED,

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeroute.errors import PolicyError
 from edgeroute.system.process import ForkSafe
-from edgeroute.tools.server.access import PEER_SHARE, STRANGER, peer_of
+from edgeroute.tools.server.access_limits_and_errors import PEER_SHARE, STRANGER, peer_of
 from edgeroute.tools.server.oip_messages import reply
 from edgeroute.tools.server.systemd_notices import BEATS, Notify
 

@@ -1,6 +1,6 @@
 """Event loop of a simulated fleet with its outboxes, its results by the second, and a search for the cloud's needed capacity.
 
-The devices, the cloud, the outage and the clients' protection are in scenario.py.
+The devices, the cloud, the outage and the clients' protection are in simulated_devices_and_cloud.py.
 
 Vectorised, not sampled: every device has its own breaker, retry budget and outbox, as elements of arrays. Time advances in steps
 of `STEP_S`; the events of a step are one array operation, each with its exact time: only the order of events within a step is
@@ -21,8 +21,8 @@ from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S
 from edgeroute.cloud.endpoint_guard import PROBE_S
 from edgeroute.stores.outbox import delivery
 from edgeroute.stores.outbox import sqlite_queue as store
-from edgeroute.tools.replay.fleet import scenario as parts
-from edgeroute.tools.replay.fleet.scenario import Client, Floats, Ints, Scenario, Some
+from edgeroute.tools.replay.fleet import simulated_devices_and_cloud as parts
+from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Client, Floats, Ints, Scenario, Some
 
 # Result of a fleet simulation.
 

@@ -24,7 +24,7 @@ import edgeroute.tools.replay.logs.recorded_answers as recorded
 from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
-from edgeroute.system.foreign_files import open_file
+from edgeroute.system.untrusted_files import open_file
 
 MOST: Final = 1 << 24  # most bytes of a line; longer ones are skipped without being held in memory
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.scores import quantile
-from edgeroute.system.foreign_files import parse_json
+from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.measure.deferral_curve import ROUNDING
 
 # Parts of a recorded answer. No error contains text of a log.

@@ -27,7 +27,7 @@ from typing import IO, Any, Final
 from weakref import finalize
 
 from edgeroute.core.error_codes import FOREIGN, clean
-from edgeroute.edge.llama_packages import LoadOptions, OnPiece, open_engine
+from edgeroute.edge.llama_engines import LoadOptions, OnPiece, open_engine
 from edgeroute.edge.runtime_base import NO_MEMORY
 from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.process import ForkSafe, json_dumps, json_loads
@@ -42,7 +42,7 @@ TURN_S: Final = 0.1  # time between two looks at a stop request while all slots 
 _HEAD: Final = 4
 _STACK: Final = 2 << 20  # stack of a thread that renders a template, bytes: smaller than those of usual threads
 _TAIL: Final = 40  # last lines of the child's stderr that are searched for a lack of memory
-_PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeroute.edge.llama_process import main; main()"
+_PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeroute.edge.llama_child_process import main; main()"
 _KINDS: Final = {kind.__name__: kind for kind in (PolicyError, RuntimeMissing)}
 PR_SET_PDEATHSIG: Final = 1  # Linux's number for the signal that a process gets at its parent's end
 _END: Any = None  # item of a call's queue: no more pieces come

@@ -20,7 +20,7 @@ from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams_and_sessions import AsyncStream
 from edgeroute.system.process import json_dumps, json_loads, to_json_types
 from edgeroute.tools.palette import answer_state
-from edgeroute.tools.server.access import Fault, Options
+from edgeroute.tools.server.access_limits_and_errors import Fault, Options
 from edgeroute.types import Answer
 
 MOST_TOKENS = 131_072  # most tokens of an answer that a client may ask for

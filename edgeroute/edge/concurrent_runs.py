@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.edge.edge_model_interface import member, model_text
 from edgeroute.errors import Busy, ModelError
 from edgeroute.system.process import ForkSafe, SafeCondition, Shared, initially, per_process
-from edgeroute.system.safe_logging import call_logged
+from edgeroute.system.sanitised_logging import call_logged
 from edgeroute.types import EdgeModel, StopToken
 
 if TYPE_CHECKING:

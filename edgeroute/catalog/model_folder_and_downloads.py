@@ -27,8 +27,8 @@ from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.errors import CatalogAway, CatalogError, ModelError, ModelMissing, StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.foreign_files import read_json
 from edgeroute.system.process import ForkSafe, file_sha256, json_dumps, per_process
+from edgeroute.system.untrusted_files import read_json
 
 SUFFIX = ACTIVE
 ENTRY = "entry.json"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
     from edgeroute.tools.cli.status import Opened
     from edgeroute.tools.dashboard.monitor import Monitor
-    from edgeroute.tools.replay.replay_result import Setup
+    from edgeroute.tools.replay.replay_setup_and_result import Setup
 
 
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")]
@@ -196,7 +196,7 @@ class FileSources:
 
     def setup(self) -> Setup | None:
         """Read the policy for replays; None without a policy."""
-        from edgeroute.tools.replay.replay_result import Setup
+        from edgeroute.tools.replay.replay_setup_and_result import Setup
 
         return None if self._policy is None else Setup.read(self._policy)
 
@@ -242,7 +242,7 @@ def dashboard(
         host: Address to listen on. There is no TLS: elsewhere the token can be intercepted.
     """
     from edgeroute.tools.dashboard.web_page import serve as run
-    from edgeroute.tools.server.access import token_of
+    from edgeroute.tools.server.access_limits_and_errors import token_of
 
     token = None if token_env is None else token_of(token_env)
     monitor = file_monitor(policy, record, state)

@@ -15,8 +15,8 @@ from edgeroute.confidence.certificate import Certificate
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, StoreError
 from edgeroute.policy.file_and_environment import read_policy
 from edgeroute.system import process
-from edgeroute.system.foreign_files import parse_json, read_json, read_text
 from edgeroute.system.process import file_sha256, replace_file
+from edgeroute.system.untrusted_files import parse_json, read_json, read_text
 from edgeroute.tools.cli.example_options import plain_router
 from edgeroute.tools.cli.status import read_state
 

@@ -14,8 +14,8 @@ from edgeroute.core.device_rules import Reading, Rule, State, in_force, step
 from edgeroute.core.latency_and_load_estimates import CAP, QUEUE_S
 from edgeroute.core.plan import Facts, Refusal, plan, stays_on_device
 from edgeroute.core.routing_policy import Policy, Target
-from edgeroute.observe.planning_observer import READS_S
-from edgeroute.tools.replay.replay_result import Setup
+from edgeroute.observe.planning_facts import READS_S
+from edgeroute.tools.replay.replay_setup_and_result import Setup
 from edgeroute.tools.server.batching import Meter
 
 # A device of the fleet with its policy: power, heat, and the routes of its requests under the rules in force.

@@ -15,7 +15,7 @@ from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
 from edgeroute.cloud.function_backend_and_replies import checked_flag
 from edgeroute.cloud.input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
-from edgeroute.cloud.tensor_types import (
+from edgeroute.cloud.oip_tensors import (
     NAMES,
     TEXTS,
     Invalid,
@@ -28,11 +28,11 @@ from edgeroute.cloud.tensor_types import (
     to_bytes,
     wrong_with,
 )
+from edgeroute.confidence.output_forms_and_labels import label_names
 from edgeroute.confidence.output_reader import KINDS, checked_kind
-from edgeroute.confidence.output_recognition import label_names
 from edgeroute.core.walk import new
-from edgeroute.edge.card_inputs import constant
 from edgeroute.edge.input_stacking import Plain
+from edgeroute.edge.inputs_constants_and_states import constant
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.preprocessing import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused, Unreachable

@@ -24,12 +24,12 @@ from weakref import finalize
 
 from edgeroute.catalog.catalog_entry import checked_name, fits, own_version
 from edgeroute.catalog.catalog_source import download_targets, source_of
-from edgeroute.catalog.model_folder import replace_durably, translate_os_errors
+from edgeroute.catalog.model_folder_and_downloads import replace_durably, translate_os_errors
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.foreign_files import parse_json, read_bytes, read_json, read_text
 from edgeroute.system.process import file_stamp, now, sha256
 from edgeroute.system.thread_pool import Worker
+from edgeroute.system.untrusted_files import parse_json, read_bytes, read_json, read_text
 
 log = getLogger("edgeroute")
 FORMAT = 1

@@ -122,7 +122,7 @@ def sensors(*, root: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("/")
     Args:
         root: Folder with sysfs and procfs, as in a container that mounts its host's.
     """
-    from edgeroute.observe.device.kernel_files import TIMEOUT_S
+    from edgeroute.observe.device.kernel_files_and_commands import TIMEOUT_S
     from edgeroute.observe.device_sensors import DeviceSensors
 
     if not root.is_dir():

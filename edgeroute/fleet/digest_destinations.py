@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from edgeroute.catalog.model_folder import replace_durably
+from edgeroute.catalog.model_folder_and_downloads import replace_durably
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Secret
 from edgeroute.http.connections import Connections

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.catalog.catalog_entry import checked_name
-from edgeroute.catalog.signed_policy import FORMAT, in_ring, position, read_policies
+from edgeroute.catalog.signed_policy_follower import FORMAT, in_ring, position, read_policies
 from edgeroute.errors import BadInput, CatalogError, PolicyError, StoreError
 from edgeroute.policy import load
 from edgeroute.policy.file_and_environment import read_policy
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.foreign_files import parse_json
 from edgeroute.system.process import now, replace_file
+from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.catalog_publish import LISTS_DAYS, sign_files, signed_file
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from edgeroute.edge.edge_backend import EdgeBackend, OffLoop, in_new_session
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, backends_by_spec, edges_of
-from edgeroute.system.safe_logging import call_quietly
+from edgeroute.system.sanitised_logging import call_quietly
 
 if TYPE_CHECKING:
     from edgeroute.catalog.installed_models import Release

@@ -26,14 +26,14 @@ from edgeroute.edge.callable_model import feature_names
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.request import is_read_once, read_once_error
-from edgeroute.router.router_parts import Block, Steps
+from edgeroute.router.steps_and_stages import Block, Steps
 from edgeroute.system import process
 from edgeroute.tools.measure.calibration import checked_target
+from edgeroute.tools.measure.certificate_of_several_edges import certify_together, joined
 from edgeroute.tools.measure.certification import Fit, certify
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect
 from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
-from edgeroute.tools.measure.ladder import certify_together, joined
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.measure.report.report_page import UNHASHED, CalibrationResult, EvaluationResult
 

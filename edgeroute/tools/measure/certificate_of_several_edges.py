@@ -18,7 +18,7 @@ from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.evaluation import Bools, Examples, chance_doubts, reference_doubts, share
 from edgeroute.tools.measure.fixed_sequence import one_of_each
 from edgeroute.tools.measure.independence_and_overlap import dependence, sketch
-from edgeroute.tools.measure.threshold_path import MOST, PART, accepting, lowest_thresholds, test_size
+from edgeroute.tools.measure.thresholds_of_several_edges import MOST, PART, accepting, lowest_thresholds, test_size
 
 
 def joined(parts: Sequence[Examples], accepts: Sequence[Bools]) -> Examples:

@@ -16,7 +16,7 @@ from edgeroute.errors import BadInput, Closed
 from edgeroute.router.live import speech_segments as speech
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
 from edgeroute.router.live.source_mailbox import Call, Kind, Mailbox, PolledCall, fill, items, kind_of, once
-from edgeroute.system.safe_logging import call_quietly
+from edgeroute.system.sanitised_logging import call_quietly
 
 if TYPE_CHECKING:
     from typing_extensions import Self
