@@ -1,4 +1,4 @@
-"""Policies that the owner of a fleet signs, beside models and certificates: a device's ring, its trial of a new one, its limits.
+"""Follower of policies that a fleet's owner signs: a device's ring, its trial of a new policy, its limits.
 
 STATE/fleet/ring           random identity that draws this device's ring; never sent
 STATE/fleet/policy.json    the policy in force, the last good one, and orders: a `Standing`, replaced atomically

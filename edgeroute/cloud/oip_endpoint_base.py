@@ -1,4 +1,4 @@
-"""Model on a server of the Open Inference Protocol: its metadata, inputs and outputs, whatever carries its messages."""
+"""Base of endpoints of the Open Inference Protocol: a model's metadata, inputs and outputs, whatever carries its messages."""
 
 from __future__ import annotations
 

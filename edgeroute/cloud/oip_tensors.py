@@ -1,4 +1,4 @@
-"""Datatypes of the Open Inference Protocol: tensors to and from JSON and binary forms, with all sizes checked before use."""
+"""Tensors of the Open Inference Protocol: datatypes, and JSON and binary forms, with all sizes checked before use."""
 
 from __future__ import annotations
 

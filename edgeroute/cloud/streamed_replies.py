@@ -1,4 +1,4 @@
-"""Answers in pieces: the generator protocol of an endpoint (`AnswerStream`), and the runner of its attempts."""
+"""Streamed replies, in pieces: the generator protocol of an endpoint (`AnswerStream`), and the runner of its attempts."""
 
 from __future__ import annotations
 

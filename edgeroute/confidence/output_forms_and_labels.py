@@ -1,4 +1,4 @@
-"""Recognition of the forms of models' outputs, decoding of labels and of CTC paths, names of classes, comparison of answers.
+"""Forms and labels of models' outputs: recognition of the form, decoding of labels and CTC paths, class names, comparison.
 
 `same` compares two answers, labels without case, white space and a final mark. A row or number of a wrong form gets a reason in
 place of a confidence (`Unscored`).

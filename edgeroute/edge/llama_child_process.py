@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own: an engine whose native code cannot fill, hold up or end the process that uses it.
+"""Child process that runs llama.cpp: an engine whose native code cannot fill, hold up or end the process that uses it.
 
 Frames go through the child's stdin and stdout: four bytes with the length, then JSON. The parent sends the options, then requests
 and stops, each with the number of its call. The child replies with pieces, and with a frame without one at the end of a call. The

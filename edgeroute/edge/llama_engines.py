@@ -1,4 +1,4 @@
-"""llama.cpp in this process, behind one interface for two Python packages: `xllamacpp` and `llama-cpp-python`."""
+"""Engines that run llama.cpp in this process: one interface for two Python packages, `xllamacpp` and `llama-cpp-python`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views: functions or keys by which each target takes a part of an input; and the edge's answers sent along to clouds."""
+"""Parts of an input that each target takes, by functions or keys (views); and the edge's answers sent along to clouds."""
 
 from __future__ import annotations
 

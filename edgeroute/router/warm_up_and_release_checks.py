@@ -1,4 +1,4 @@
-"""Warm-up of models, with zeros or samples, and the rehearsal of a catalog's new version, with its canary inputs; both block."""
+"""Warm-up of models, with zeros or samples, and checks of a catalog's new version by its canary inputs; both block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `edgeroute` log: a filter that sanitises records, and a rate-limited log of exceptions in functions of the application."""
+"""Sanitised logging: a filter of the `edgeroute` log, and a rate-limited log of exceptions in functions of the application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guarded reader of files that others wrote: models, cards, catalogs, policies, certificates, traces and inputs.
+"""Guarded reader of untrusted files: models, cards, catalogs, policies, certificates, traces and inputs, which others wrote.
 
 Every command and the router read such a file through it: nothing waits for a pipe, and no size, encoding, depth or number of the
 file is believed before it is bounded.

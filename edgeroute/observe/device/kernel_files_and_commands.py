@@ -1,4 +1,4 @@
-"""Sources of readings: the kernel's files, and outputs of system programs. Reads are bounded in size and never wait."""
+"""Kernel files and system commands, from which sensors take readings. Reads are bounded in size and never wait."""
 
 from __future__ import annotations
 

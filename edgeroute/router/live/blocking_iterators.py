@@ -1,4 +1,4 @@
-"""Iterators over the results of a live source, for threads; base of those for asyncio (asyncio_iterators.py)."""
+"""Blocking iterators over the results of a live source, for threads; base of those for asyncio (asyncio_iterators.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Putting a hidden edge on trial in force, and rolling back; files are replaced one by one, so a kill leaves a valid policy."""
+"""Switch of a policy to a hidden edge on trial, and rollback; files are replaced one by one, so a kill leaves a valid policy."""
 
 from __future__ import annotations
 

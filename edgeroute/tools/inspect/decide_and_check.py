@@ -1,4 +1,4 @@
-"""Preflight of a router: `decide`, the route that an input would take; `check`, the status of all targets, which loads and pings.
+"""Methods `decide`, the route that an input would take, and `check`, the status of all targets, which loads and pings.
 
 No input is sent. `decide` runs the edge model, unless the plan needs none.
 """

@@ -1,4 +1,4 @@
-"""Several edge models that are asked one after the other: their answers together as examples, and one certificate for all."""
+"""Certificate of several edge models that are asked one after the other, from their answers together as examples."""
 
 from __future__ import annotations
 

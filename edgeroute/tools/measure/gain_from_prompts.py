@@ -1,4 +1,4 @@
-"""Ridge regression of the gain of asking the cloud on prompts: tf-idf of hashed words, and other features.
+"""Gain of asking the cloud, fitted to prompts by ridge regression: tf-idf of hashed words, and other features.
 
 The other columns are standardised and scaled by `PLAIN`, so that the words' values, of norm 1 in all, are not outweighed; a base
 score is hardly penalised. The normal equations are solved by conjugate gradients on the sparse rows (Hestenes and Stiefel, 1952).

@@ -1,4 +1,4 @@
-"""Gateway without a socket: HTTP clients for the libraries of OpenAI and Anthropic, and for frameworks that take one."""
+"""Clients of a gateway in this process, without a socket: HTTP clients for OpenAI's and Anthropic's libraries, and others."""
 
 from __future__ import annotations
 

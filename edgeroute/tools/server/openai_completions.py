@@ -1,4 +1,4 @@
-"""OpenAI's requests to the gateway: the keys that clients may send, checked; calls of the router; replies, whole or in chunks."""
+"""OpenAI's chat and text completions on the gateway: clients' keys, checked; calls of the router; replies, whole or in chunks."""
 
 from __future__ import annotations
 
