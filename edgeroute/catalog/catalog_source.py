@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -22,8 +22,6 @@ from edgeroute.system.process import sha256
 from edgeroute.system.untrusted_files import open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import httpx
 
 BLOCK = 1 << 16  # bytes read at a time

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from edgeroute.catalog.model_folder_and_downloads import Pointer, Progress, down
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
 from edgeroute.stores.rotated_json_lines import ProcessLock
+from edgeroute.system.process import log
 from edgeroute.system.thread_pool import Worker
 from edgeroute.system.untrusted_files import MOST_TEXT, open_file, read_bytes
 
@@ -176,7 +176,6 @@ class Catalog(Installed):
         self.close()
 
 
-log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0  # interval of checks of a version on trial, seconds
 MOST_STARTS = 3  # process starts with a version on trial after which that version is rolled back, as the cause of the crashes
 Did = Literal["nothing", "updated", "refused", "rolled_back", "on_trial", "confirmed"]

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import date, datetime, timedelta, timezone
-from logging import getLogger
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -27,11 +26,10 @@ from edgeroute.catalog.catalog_source import download_targets, source_of
 from edgeroute.catalog.model_folder_and_downloads import replace_durably, translate_os_errors
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.process import file_stamp, now, sha256
+from edgeroute.system.process import file_stamp, log, now, sha256
 from edgeroute.system.thread_pool import Worker
 from edgeroute.system.untrusted_files import parse_json, read_bytes, read_json, read_text
 
-log = getLogger("edgeroute")
 FORMAT = 1
 # Seconds between two looks at the trial of a new policy, and at what another process of the device has put in force.
 LOOKS_S = 1.0

@@ -23,14 +23,13 @@ from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_pie
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.edge_model_interface import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
-from edgeroute.http.addresses_and_messages import checked_terms
+from edgeroute.http.addresses_and_messages import Call, checked_terms
 from edgeroute.system.process import AbandonedRuns, is_task_cancelled
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.cloud.request_exchange import Exchange
-    from edgeroute.http.addresses_and_messages import Call
 
 
 # Checks of the answers of an endpoint, or of a function as the cloud: nonsense never replaces an edge answer.

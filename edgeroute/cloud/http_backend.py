@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud import streamed_replies as speeches
 from edgeroute.cloud.function_backend_and_replies import MAX_ABANDONED, SENDS_EDGE, BatchCollector, FunctionBackend, ReplyReader
-from edgeroute.cloud.input_encoding import split_answers
+from edgeroute.cloud.input_encoding import Ladder, split_answers
 from edgeroute.confidence.scores import Score
 from edgeroute.core.latency_and_load_estimates import pick
 from edgeroute.core.routing_policy import INF, Side, Terms
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from edgeroute.cloud.endpoint import Talk
     from edgeroute.cloud.endpoint_client import CallSender, HttpClient
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.cloud.input_encoding import Ladder
     from edgeroute.cloud.request_exchange import Exchange
     from edgeroute.cloud.streamed_replies import AnswerPiece, AnswerStream
     from edgeroute.http.addresses_and_messages import Call

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 from weakref import ref
 
 from edgeroute.cloud.load_reports import report_in
-from edgeroute.core.admission import price
+from edgeroute.core.admission import Admission, price
 from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Tokens
@@ -26,7 +26,7 @@ from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Held, Refused, StoreError
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, per_process
-from edgeroute.types import Spent
+from edgeroute.types import Spent, StopToken
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.cloud.spending_file import SharedSpending
-    from edgeroute.core.admission import Admission
     from edgeroute.stores.rotated_json_lines import Journal
-    from edgeroute.types import StopToken
 
 
 # Turns: requests wait for a place among an endpoint's calls under way, in order of arrival, for threads and asyncio.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import threading
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError
 from edgeroute.system import process
-from edgeroute.system.process import ForkSafe, initially, per_process
+from edgeroute.system.process import ForkSafe, initially, log, per_process
 from edgeroute.system.thread_pool import start_thread
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 # Spending of earlier runs and of other processes, from the state file; while it is unknown, limits count as used up.
 
-log = logging.getLogger("edgeroute")
 PREFIX = "spending:"  # prefix of the names of records, one per process with spending
 # Maximum records of earlier processes that stay although they do not count any more, by a clock that may be wrong.
 MOST_RECORDS = 256

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.edge_model_interface import member, model_text
 from edgeroute.errors import Busy, ModelError
-from edgeroute.system.process import ForkSafe, SafeCondition, Shared, initially, per_process
+from edgeroute.system.process import ForkSafe, SafeCondition, Shared, initially, log, per_process
 from edgeroute.system.sanitised_logging import call_logged
 from edgeroute.types import EdgeModel, StopToken
 
 if TYPE_CHECKING:
     import asyncio
-
-log = logging.getLogger("edgeroute")
 
 
 class Runs(ForkSafe):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
@@ -30,7 +29,7 @@ from edgeroute.edge.edge_model_interface import check_model, counts_runs, feed_o
 from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.system.late_imports import import_late
-from edgeroute.system.process import AbandonedRuns
+from edgeroute.system.process import AbandonedRuns, log
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 if TYPE_CHECKING:
@@ -90,7 +89,6 @@ def in_new_session(function: Callable[..., T], *arguments: object) -> T:
     return context.run(function, *arguments)
 
 
-log = logging.getLogger("edgeroute")
 OffLoop: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]  # awaits a blocking call without blocking the event loop
 MOST_PROBED = 1 << 22  # largest input, in elements, that `ready` runs with zeros
 PROBE_S = 2.0  # longest run on zeros, seconds

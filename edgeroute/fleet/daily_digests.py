@@ -10,7 +10,6 @@ another digest, with a higher revision; so a crash between any two steps repeats
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import threading
@@ -32,14 +31,13 @@ from edgeroute.fleet.digest import Digest, Group, encode, path_of
 from edgeroute.fleet.digest_destinations import destination
 from edgeroute.http.addresses_and_messages import Secret
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.process import ForkSafe, per_process, sha256
+from edgeroute.system.process import ForkSafe, log, per_process, sha256
 from edgeroute.system.untrusted_files import read_bytes
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
     from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 
-log = logging.getLogger("edgeroute")
 clock: Callable[[], float] = time  # the wall clock, which may jump; tests and simulations replace it
 DAY_S: Final = 86_400
 ROWS, DAYS, DEVICE = "fleet:", "fleet.day:", "fleet.device"  # beginnings of names in the state file

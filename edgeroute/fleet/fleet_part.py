@@ -22,13 +22,13 @@ from edgeroute.fleet.digest import CONFIDENCES, MOST_NAME, OTHER, Group, bucket,
 from edgeroute.fleet.digest_destinations import destination
 from edgeroute.http.addresses_and_messages import Secret
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
-from edgeroute.router.policy_snapshot import calibrated_target
+from edgeroute.router.policy_snapshot import Snapshot, calibrated_target
 from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import fingerprint
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.process import ForkSafe, initially, per_process, sha256, to_json_types
 from edgeroute.system.thread_pool import Worker
-from edgeroute.trials.edge_audits import UNLABELLED_MOST
+from edgeroute.trials.edge_audits import UNLABELLED_MOST, Compared
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -36,10 +36,8 @@ if TYPE_CHECKING:
     from edgeroute.core.walk import Outcome
     from edgeroute.router.engine import Engine
     from edgeroute.router.leg_execution import Walked
-    from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request
     from edgeroute.router.steps_and_stages import Result
-    from edgeroute.trials.edge_audits import Compared
 
 HOUR_S: Final = 3600
 UNJUDGED: Final = object()  # confidence of a request for which no edge was judged

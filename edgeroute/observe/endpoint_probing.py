@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.system.process import LINUX, ForkSafe, initially, per_process
+from edgeroute.system.process import LINUX, ForkSafe, initially, log, per_process
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.observe.network_routes import NetworkMonitor
     from edgeroute.system.thread_pool import ThreadPool
 
-log = logging.getLogger("edgeroute")
 NEWS_S = 30.0  # seconds after this device's link came up within which an endpoint's recovery counts as caused by the link
 
 

@@ -5,7 +5,6 @@ Updated by the calls themselves and by readings of sensors; there is no thread h
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.spending_limits import Cost
 from edgeroute.observe.device_sensors import Sensors, period_s, read
 from edgeroute.observe.target_counts import Counts
-from edgeroute.system.process import LINUX, ForkSafe, call_contained, now, per_process
+from edgeroute.system.process import LINUX, ForkSafe, call_contained, log, now, per_process
 
 if TYPE_CHECKING:
     from edgeroute.cloud.spending_file import SharedSpending
@@ -141,7 +140,6 @@ class Paces:
 ADVICE = "give the router `sensors=`, a function that returns a Reading"  # advice where this system lacks a sensor
 EASES_S = 1.0  # time between two checks whether the load of a cloud has eased, seconds
 READS_S = 10.0  # time between two readings of the device's sensors, seconds, unless the policy or the sensors set another
-log = logging.getLogger("edgeroute")
 
 
 class Observer(ForkSafe):

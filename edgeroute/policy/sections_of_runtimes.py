@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -29,8 +28,8 @@ from edgeroute.policy.model_and_endpoint_sections import Edge, Model, Target
 from edgeroute.policy.sections_from_classes import parameters_of
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
 from edgeroute.policy.value_types import Check
+from edgeroute.system.process import log
 
-log = logging.getLogger("edgeroute")
 WRITTEN = ".onnx"  # suffix whose section is written by hand, as `targets.Edge`
 
 

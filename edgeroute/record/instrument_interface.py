@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -17,8 +16,6 @@ from edgeroute.types import Answer
 if TYPE_CHECKING:
     from edgeroute.cloud.request_exchange import Sending
     from edgeroute.observe.stats_and_status import Status
-
-log = logging.getLogger("edgeroute")
 
 
 class RequestBegan(NamedTuple):

@@ -28,7 +28,7 @@ from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.router import Router
 from edgeroute.router.steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.streams_and_sessions import AsyncStream, End, Last, as_one_piece
+from edgeroute.router.streams_and_sessions import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, view_samples, warm_up, warm_up_async
 from edgeroute.system.late_imports import import_tool
 from edgeroute.types import Answer, V
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
-    from edgeroute.router.streams_and_sessions import AsyncConversation, AsyncSession
     from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
 
 P = ParamSpec("P")

@@ -16,12 +16,11 @@ from edgeroute.router.policy_snapshot import Snapshot, fingerprints
 from edgeroute.router.router_parts import Part
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained
-from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS, Compared
+from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS, Auditor, Compared
 from edgeroute.trials.shadow_runs_and_job_queue import ShadowRun
 
 if TYPE_CHECKING:
     from edgeroute.router.trial_arms_and_guardrail import Trials
-    from edgeroute.trials.edge_audits import Auditor
     from edgeroute.trials.guarantee_monitor import Audit
 
 

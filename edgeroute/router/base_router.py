@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import logging
 import sys
 import threading
 import warnings
@@ -19,13 +18,13 @@ from edgeroute.core.routing_policy import Offline, Options, PolicyMode
 from edgeroute.core.spending_limits import Limits
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.router.constructor_checks import checked_options, with_options
+from edgeroute.router.constructor_checks import Cloud, Edge, checked_options, with_options
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
 from edgeroute.router.steps_and_stages import Steps
 from edgeroute.system.late_imports import import_tool
-from edgeroute.system.process import list_weakset
+from edgeroute.system.process import list_weakset, log
 from edgeroute.system.thread_pool import start_thread
 from edgeroute.types import V
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.observe.stats_and_status import Stats, Status
     from edgeroute.record.trace import Trace
-    from edgeroute.router.constructor_checks import Cloud, Edge
     from edgeroute.router.policy_reload import PolicyFile
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
     from edgeroute.trials.guarantee_monitor import Audit
     from edgeroute.trials.trial_setting import Trial
 
-log = logging.getLogger("edgeroute")
 Late = TypeVar("Late", bound=Callable[..., object])
 W = TypeVar("W")
 Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]  # executes steps in the background; returns False if the router cannot

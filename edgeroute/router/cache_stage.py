@@ -6,7 +6,6 @@ A stale entry is answered at once where the cache allows it, and its revalidatio
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
@@ -24,12 +23,12 @@ from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, dige
 from edgeroute.stores.cache.cache_entries import CachedEntry, private_copy
 from edgeroute.system import process
 from edgeroute.system.input_copies import copy_input
+from edgeroute.system.process import log
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from edgeroute.observe.target_counts import Counts
 
-log = logging.getLogger("edgeroute")
 SHARE = 0.1  # share of the deadline for the cache's disk, or for the embedding of a text; after that the look-up counts as a miss
 # Maximum seconds to wait for an equal request that shows its answer early: it goes on only as its reader does, who may stop.
 HELD_S = 1.0

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.routing_policy import Options
 from edgeroute.edge.edge_model_interface import is_model
-from edgeroute.edge.runtimes import each
+from edgeroute.edge.runtimes import Variants, each
 from edgeroute.errors import PolicyError
-from edgeroute.types import StopToken
+from edgeroute.types import StopToken, V
 
 if TYPE_CHECKING:
     from edgeroute.cloud.function_backend_and_replies import Function
-    from edgeroute.edge.runtimes import Variants
-    from edgeroute.types import V
 
 
 class Runs(Protocol):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgeroute.cloud.egress_settings import CLASSIFYING
+from edgeroute.cloud.egress_settings import CLASSIFYING, Egress
 from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Event, Left, Outcome, new
@@ -54,7 +53,6 @@ from edgeroute.types import Answer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgeroute.cloud.egress_settings import Egress
     from edgeroute.cloud.spending_file import SharedSpending
     from edgeroute.observe.stats_and_status import Stats, Status
     from edgeroute.record.checkpoint import Checkpoint
@@ -166,7 +164,6 @@ def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None, doubt: Mappi
     return snapshot if labelled == snapshot.targets else snapshot._replace(targets=labelled, plans={})
 
 
-log = logging.getLogger("edgeroute")
 AGES_S = 60.0  # minimum seconds between checks of certificates' age
 CLOSED = "this router is closed"
 NO_RULES = Rules()  # egress rules by which everything may leave

@@ -6,7 +6,6 @@ A late reply goes to the cache, the outbox and the functions `on_late`.
 from __future__ import annotations
 
 import inspect
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
 from edgeroute.router.steps_and_stages import Block, Result, Steps
 from edgeroute.system import process
-from edgeroute.system.process import ForkSafe, call_contained, per_process
+from edgeroute.system.process import ForkSafe, call_contained, log, per_process
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from edgeroute.stores.outbox import Late
     from edgeroute.system.thread_pool import ThreadPool
 
-log = logging.getLogger("edgeroute")
 # Note in the reason of a cloud's answer that equals the edge's answer shown before.
 AGREES = "it agrees with the provisional answer"
 CORRECTS = "it corrects that"  # note in the reason of a cloud's answer that differs from the edge's answer shown before

@@ -13,11 +13,10 @@ from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import call_contained
-from edgeroute.types import Escalated
+from edgeroute.types import Backend, Escalated
 
 if TYPE_CHECKING:
     from edgeroute.cloud.egress_settings import Egress
-    from edgeroute.types import Backend
 
 View: TypeAlias = str | Callable[[Any], Any]  # key of the input (a mapping), or function of the input
 SIDES = ("edge", "cloud")

@@ -6,7 +6,6 @@ Late answers go to the application's callback. `Storing` waits for the disk no l
 from __future__ import annotations
 
 import json
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -24,7 +23,7 @@ from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import process
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.late_imports import import_late
-from edgeroute.system.process import call_contained, json_loads
+from edgeroute.system.process import call_contained, json_loads, log
 from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from edgeroute.router.leg_execution import LegExecutor, Walked
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request
-
-log = logging.getLogger("edgeroute")
 
 
 QUEUED = "queued"  # note in the reason of a request that is on disk

@@ -6,7 +6,6 @@ An invalid file is logged, and the policy in force stays. Unchanged models and c
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from edgeroute.router.engine_assembly import guard
 from edgeroute.router.fallbacks_and_late_replies import RULES
 from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, build, clear_plans
 from edgeroute.router.warm_up_and_release_checks import check_releases
-from edgeroute.system.process import file_stamp
+from edgeroute.system.process import file_stamp, log
 from edgeroute.system.sanitised_logging import call_quietly
 from edgeroute.system.thread_pool import Worker
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from edgeroute.catalog.signed_policy_follower import Follower
     from edgeroute.trials.guarantee_monitor import Audit
 
-log = logging.getLogger("edgeroute")
 
 # Replacement of the policy in force of a running router, which reuses models and connections of the old one.
 

@@ -8,7 +8,6 @@ Keyed digests of the content are stored, never the texts.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -29,13 +28,12 @@ from edgeroute.router.request import SCALARS, Request
 from edgeroute.router.router_parts import Part
 from edgeroute.router.steps_and_stages import Block
 from edgeroute.system.late_imports import import_late
-from edgeroute.system.process import ForkSafe, initially, now, per_process
+from edgeroute.system.process import ForkSafe, initially, log, now, per_process
 
 if TYPE_CHECKING:
     from edgeroute.router.message_forms_and_digests import Conversation
     from edgeroute.stores.sqlite_file_and_key_values import Database
 
-log = logging.getLogger("edgeroute")
 MOST: Final = 50_000  # maximum stored digests; the oldest are deleted first
 DAYS: Final = 90  # days for which a digest is stored
 PATIENCE_S: Final = 0.1  # maximum time that a call waits for new digests in the file, seconds; after that its conversation stays

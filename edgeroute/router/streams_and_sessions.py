@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from edgeroute.core.plan import Plan
-from edgeroute.core.routing_policy import Denied, permit
+from edgeroute.core.routing_policy import Denied, Mode, permit
 from edgeroute.edge.edge_backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed, MayNotLeave
 from edgeroute.router.steps_and_stages import Result, Shown
@@ -22,7 +22,6 @@ from edgeroute.types import Answer
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from edgeroute.core.routing_policy import Mode
 
 # Streams: an answer in pieces, for threads and for asyncio.
 

@@ -5,7 +5,6 @@ The figures continue after a reload, and with a state folder after a restart.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -25,7 +24,7 @@ from edgeroute.edge.edge_backend import TURN, EdgeBackend
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
-from edgeroute.system.process import ForkSafe, call_contained, initially, per_process
+from edgeroute.system.process import ForkSafe, call_contained, initially, log, per_process
 from edgeroute.trials.edge_audits import BackgroundCalls, Compared
 from edgeroute.trials.trial_setting import STORED, Trial
 from edgeroute.types import Spent
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request
 
-log = logging.getLogger("edgeroute")
 MOST_HIDDEN = 8  # concurrent calls of hidden clouds; further ones are left out
 MOST_UNITS = 4096  # recent requests whose users or sessions are remembered for audits that come later
 # Suffix of the name of a test whose units are sessions, beside that of the requests that belong to none.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import random
 import sqlite3
@@ -23,10 +22,9 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system.process import ForkSafe, initially, list_weakset, now, per_process, per_process_of
+from edgeroute.system.process import ForkSafe, initially, list_weakset, log, now, per_process, per_process_of
 from edgeroute.system.thread_pool import Worker
 
-log = logging.getLogger("edgeroute")
 BUSY_S = 5.0  # default of how long a transaction waits for another process's, seconds
 # Time that `close` waits for running transactions before it makes those that wait for another process fail, seconds.
 CLOSE_S = 1.0

@@ -16,10 +16,9 @@ from weakref import WeakSet
 
 from edgeroute.core.error_codes import error_text
 from edgeroute.errors import EdgerouteError
-from edgeroute.system.process import ForkSafe, SafeCondition, initially, list_weakset, per_process, pooled
+from edgeroute.system.process import ForkSafe, SafeCondition, initially, list_weakset, log, per_process, pooled
 from edgeroute.system.sanitised_logging import call_logged
 
-log = logging.getLogger("edgeroute")
 Job = Callable[[], object]  # function without arguments; its result is ignored
 MOST_WAITING = 10_000  # most jobs of a pool that may wait for a thread
 # How long Python's exit waits for jobs that may be in native code, seconds.

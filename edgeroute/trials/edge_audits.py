@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,7 +24,7 @@ from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
 from edgeroute.stores.cache import fingerprint
 from edgeroute.system import process
-from edgeroute.system.process import ForkSafe, call_contained, per_process
+from edgeroute.system.process import ForkSafe, call_contained, log, per_process
 from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow_runs_and_job_queue import UNHEARD, Background, Job, ShadowRun, Tally
 
@@ -268,7 +267,6 @@ UNLABELLED_MOST = 10_000  # number of audited answers that wait for a label; the
 COUNTS, COUNTS_S = "counts:", 366 * 86_400.0
 # Prefix of the stored fingerprint of the function by which those audits are compared; without one, by equality.
 AGREES: Final = "agrees:"
-log = logging.getLogger("edgeroute")
 _NONE: Any = object()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from time import monotonic
@@ -13,7 +12,7 @@ from edgeroute.core.latency_and_load_estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
 from edgeroute.observe.stats_and_status import ShadowStats
-from edgeroute.system.process import ForkSafe, SafeCondition, initially, per_process
+from edgeroute.system.process import ForkSafe, SafeCondition, initially, log, per_process
 
 UNHEARD = "unheard"  # key that marks the lines of shadow runs in the audit log
 PER = 1000  # number of requests to which stated savings refer
@@ -106,7 +105,6 @@ def _number(value: Any) -> float | None:
 # Background jobs of a router's audits: a few at a time, in order, in threads.
 
 TOGETHER = 2  # maximum number of concurrent jobs; any beyond that wait
-log = logging.getLogger("edgeroute")
 
 
 class Job(NamedTuple):

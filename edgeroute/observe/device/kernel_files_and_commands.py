@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.system.process import ForkSafe, per_process
+from edgeroute.system.process import ForkSafe, log, per_process
 
 TEXT = 4096  # most bytes read of a file: one page, the most that a file of sysfs can hold
 ENTRIES = 1024  # most entries of a folder that are read
@@ -110,7 +109,6 @@ class Files:
                 yield from self._match(f"{folder}/{name}" if folder else name, rest)
 
 
-log = logging.getLogger("edgeroute")
 TIMEOUT_S = 2.0  # longest run of a program, seconds; then it is killed, and its output is empty
 Run = Callable[..., str]  # function that runs a program with arguments and returns its output
 

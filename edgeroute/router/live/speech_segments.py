@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import deque
@@ -18,7 +17,7 @@ from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
 from edgeroute.router.live.source_mailbox import Begin, Call, Kind, Mailbox, equal, items
-from edgeroute.system.process import call_contained
+from edgeroute.system.process import call_contained, log
 from edgeroute.system.settings_from_signatures import check_units
 from edgeroute.types import Answer
 
@@ -314,7 +313,6 @@ async def segments_async(chunks: AsyncIterable[Any], listener: Listener) -> Asyn
         yield segment
 
 
-log = logging.getLogger("edgeroute")
 WAITING = 4  # maximum segments that wait to be answered
 
 

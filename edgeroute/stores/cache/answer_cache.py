@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
 import sqlite3
 import threading
 from collections import deque
@@ -22,13 +21,12 @@ from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite_file_and_key_values import Database
-from edgeroute.system.process import ForkSafe, initially, now, per_process, per_process_of
+from edgeroute.system.process import ForkSafe, initially, log, now, per_process, per_process_of
 from edgeroute.system.settings_from_signatures import check_units
 from edgeroute.system.thread_pool import ThreadPool
 
 # Disk tier of the answer cache: entries in a SQLite file shared by processes, written by a thread (write-behind).
 
-log = logging.getLogger("edgeroute")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (

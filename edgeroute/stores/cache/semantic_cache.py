@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +12,8 @@ from edgeroute.core.error_codes import class_name
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.cache_entries import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
-from edgeroute.system.process import ForkSafe, call_contained, initially, now, per_process, per_process_of
+from edgeroute.system.process import ForkSafe, call_contained, initially, log, now, per_process, per_process_of
 
-log = logging.getLogger("edgeroute")
 Vector = np.ndarray[Any, np.dtype[Any]]
 EMBEDDED = 64  # number of embeddings kept between a miss and the `add` that follows it
 

@@ -6,7 +6,6 @@ Each runs in one process at a time, in the thread of a `LockedWorker`; both retr
 from __future__ import annotations
 
 import inspect
-import logging
 import random
 import sqlite3
 import threading
@@ -23,7 +22,7 @@ from edgeroute.stores.outbox.outbox_entries import Answering, Late, Listed, Wait
 from edgeroute.stores.outbox.sql_tables import Heads, Lane, Turns
 from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.process import ForkSafe, initially, per_process
+from edgeroute.system.process import ForkSafe, initially, log, per_process
 from edgeroute.system.thread_pool import ThreadPool, Worker
 
 # Delivery of late answers to the app's callback, by a thread of one process.
@@ -195,9 +194,6 @@ def _takes_tx(f: Callable[..., object]) -> bool:
     if (not places and not takes_any) or set(map(id, needed)) - set(map(id, places[: 1 + takes])):
         raise PolicyError("a callback for late answers takes one argument, the late answer, or two, that and a transaction")
     return takes
-
-
-log = logging.getLogger("edgeroute")
 
 
 class LockedWorker(Worker):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import logging
 import random
 import sqlite3
 import threading
@@ -39,7 +38,7 @@ from edgeroute.stores.outbox.outbox_entries import (
 )
 from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file_and_key_values import Database
-from edgeroute.system.process import ForkSafe, initially, now, per_process, to_json_types
+from edgeroute.system.process import ForkSafe, initially, log, now, per_process, to_json_types
 from edgeroute.system.settings_from_signatures import check_units
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
@@ -240,7 +239,6 @@ def spread_for(spread_s: float, age_s: float) -> float:
     return min(max(LONGEST_S, spread_s), max(spread_s, TIMES * age_s)) if spread_s else 0.0
 
 
-log = logging.getLogger("edgeroute")
 Drop: TypeAlias = Literal["oldest", "least_important", "newest"]
 ROW_BYTES = 512  # overhead per entry counted towards `max_bytes`
 REMEMBERED = 50_000  # number of completed ids stored for deduplication; older ones are deleted
