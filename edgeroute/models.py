@@ -14,16 +14,19 @@ NAMES = ("fashion",)  # names of the functions below, each of which returns a pa
 
 
 class Pair(NamedTuple):
-    """Files of a small model, a large one, and data to try them on."""
+    """Files of a small model, a large one, and data to try them on.
+
+    Attributes:
+        edge: the small model, for `Router(edge=...)`.
+        cloud: the large model, which `edgeroute serve` serves.
+        sample: an .npz file of inputs that neither model was trained on: arrays `images` and `labels`.
+        validation: an .npz file of both models' outputs on other inputs: arrays `edge_logits`, `cloud_logits` and `labels`.
+    """
 
     edge: Path
-    """The small model, for `Router(edge=...)`."""
     cloud: Path
-    """The large model, which `edgeroute serve` serves."""
     sample: Path
-    """An .npz file of inputs that neither model was trained on: arrays `images` and `labels`."""
     validation: Path
-    """An .npz file of both models' outputs on other inputs: arrays `edge_logits`, `cloud_logits` and `labels`."""
 
     @property
     def coreml(self) -> Path:

@@ -31,13 +31,16 @@ Source = Literal["edge", "cloud", "cache", "stale"]  # origin of an answer; stal
 
 
 class TensorSpec(NamedTuple):
-    """Name, dtype and shape of one input or output of a model."""
+    """Name, dtype and shape of one input or output of a model.
+
+    Attributes:
+        dtype: numpy dtype name, such as float32 or uint8.
+        shape: sizes of the axes, the batch axis included; -1 for a dynamic axis.
+    """
 
     name: str
     dtype: str
-    """numpy dtype name, such as float32 or uint8."""
     shape: tuple[int, ...]
-    """Sizes of the axes, the batch axis included; -1 for a dynamic axis."""
 
 
 class StopToken:

@@ -105,22 +105,25 @@ class FileEntry(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Version of a model."""
+    """Version of a model.
+
+    Attributes:
+        model: path of the model's file, or folder; its suffix selects the runtime. The card is beside it, as everywhere.
+        files: all files of the version, the model's among them.
+        certificate: path of the certificate among the files; empty: it has none.
+        canaries: path of the canary inputs with their answers among the files; empty: it has none.
+        requires: lowest version of edgeroute that can run the model; empty: any.
+        notes: text for people.
+    """
 
     name: str
     version: str
     model: str
-    """Path of the model's file, or folder; its suffix selects the runtime. The card is beside it, as everywhere."""
     files: tuple[FileEntry, ...]
-    """All files of the version, the model's among them."""
     certificate: str = ""
-    """Path of the certificate among the files; empty: it has none."""
     canaries: str = ""
-    """Path of the canary inputs with their answers among the files; empty: it has none."""
     requires: str = ""
-    """Lowest version of edgeroute that can run the model; empty: any."""
     notes: str = ""
-    """Text for people."""
 
     @property
     def size(self) -> int:

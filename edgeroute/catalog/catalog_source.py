@@ -35,14 +35,17 @@ class Missing(CatalogError):
 
 
 class Piece(NamedTuple):
-    """File of a catalog that is being read, from some byte on."""
+    """File of a catalog that is being read, from some byte on.
+
+    Attributes:
+        begin: offset of the first byte: the requested one, or 0 if the catalog cannot resume, or has other content by now.
+        tag: strong ETag of the content; empty: the catalog has none.
+        blocks: bytes of the file, from `begin` on.
+    """
 
     begin: int
-    """Offset of the first byte: the requested one, or 0 if the catalog cannot resume, or has other content by now."""
     tag: str
-    """Strong ETag of the content; empty: the catalog has none."""
     blocks: Iterator[bytes]
-    """Bytes of the file, from `begin` on."""
 
 
 class Folder:

@@ -22,23 +22,26 @@ KNOWN = "catalog.json"  # name of the file with the list that was read last
 
 
 class ModelStatus(NamedTuple):
-    """State of one model of a device."""
+    """State of one model of a device.
+
+    Attributes:
+        active: version in use; empty: none.
+        previous: version in use before; empty: none.
+        pinned: True if updates do not change the active version.
+        here: versions that are on the device.
+        newest: last published version that this edgeroute can run, by the list that was read last; empty: none.
+        refused: versions that updates do not try again, with the reasons.
+        problems: problems of the active version, in words; empty: none.
+    """
 
     name: str
     active: str
-    """Version in use; empty: none."""
     previous: str
-    """Version in use before; empty: none."""
     pinned: bool
-    """True if updates do not change the active version."""
     here: tuple[str, ...]
-    """Versions that are on the device."""
     newest: str
-    """Last published version that this edgeroute can run, by the list that was read last; empty: none."""
     refused: tuple[tuple[str, str], ...]
-    """Versions that updates do not try again, with the reasons."""
     problems: tuple[str, ...]
-    """Problems of the active version, in words; empty: none."""
 
 
 class Installed:

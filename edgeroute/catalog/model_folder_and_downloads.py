@@ -267,16 +267,19 @@ ATTEMPTS = 3  # attempts for one file, each resuming the one before
 
 
 class Progress(NamedTuple):
-    """Progress of a download."""
+    """Progress of a download.
+
+    Attributes:
+        path: file that is being downloaded.
+        done: bytes of all files that are on the device.
+        total: bytes of all files.
+    """
 
     name: str
     version: str
     path: str
-    """File that is being downloaded."""
     done: int
-    """Bytes of all files that are on the device."""
     total: int
-    """Bytes of all files."""
 
 
 def download(source: Source, store: Store, entry: Entry, progress: Callable[[Progress], object] | None = None) -> Path:

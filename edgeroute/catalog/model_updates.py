@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from weakref import finalize
 
@@ -172,7 +171,7 @@ class Catalog(Installed):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -182,14 +181,17 @@ Did = Literal["nothing", "updated", "refused", "rolled_back", "on_trial", "confi
 
 
 class Step(NamedTuple):
-    """Result of one step of an update."""
+    """Result of one step of an update.
+
+    Attributes:
+        did: on_trial: still to be confirmed; refused: the version failed before it was activated.
+        text: result in words.
+        version: version that the step was about.
+    """
 
     did: Did
-    """on_trial: still to be confirmed; refused: the version failed before it was activated."""
     text: str
-    """Result in words."""
     version: str = ""
-    """Version that the step was about."""
 
 
 class Reloads(Protocol):
@@ -439,7 +441,7 @@ class Updater:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -59,69 +59,68 @@ class Certificate(NamedTuple):
     """Threshold with its statistical guarantee. An edge answer is accepted if its score is at least the threshold.
 
     An answer without a score (NaN) has to be deferred, or the guarantee does not hold.
+
+    Attributes:
+        kind: controlled quantity: accuracy loss against the cloud, error rate among accepted answers, or deferral rate.
+        value: guaranteed upper limit of that quantity, 0..1.
+        sure: confidence level of the guarantee over calibrations, 0..1; None: it holds on average over them.
+        method: test used: CP-harm, LR-BB, D-BB, CP-error, each perhaps dithered, betting, Beta or rank.
+        agreement: True if calibrated without labels: correct then means "agrees with the cloud".
+        n: number of examples.
+        date: date of the calibration, YYYY-MM-DD (UTC).
+        threshold: minimum score of an accepted answer; inf: every input is deferred. With per-class thresholds: for classes
+            without one.
+        thresholds: predicted class (its `str()`) -> its threshold; empty: one threshold for all.
+        deferral_rate: deferral rate on the examples, 0..1.
+        deferral_interval: confidence interval of the deferral rate on all inputs, at level `sure` (95 % if None). Not jointly
+            with the guarantee. Uniform over thresholds, so that it holds though the threshold was chosen on the same examples.
+        accuracy: name -> accuracy on the examples, 0..1: edge, cloud, cascade (edge and cloud together), accepted (accepted edge
+            answers). Only those that are known. The threshold was chosen on the same examples, so the last two are optimistic;
+            the guarantee is about new inputs.
+        unscored: share of the examples without a score, which are deferred, 0..1.
+        score: name of the confidence score that the threshold applies to.
+        parameters: parameters of the score, JSON-serialisable.
+        fingerprints: keys of `BOUND_TO` -> fingerprint; keys may be missing.
+        disagreement: upper 95 % confidence bound of the share of accepted answers that differ from the cloud's, for a fixed
+            threshold. This threshold was chosen on the same examples, so the bound is a limit for alarms and no guarantee. None:
+            unknown.
+        metric: name of the metric of an answer's correctness, 0..1; empty: answers are right or wrong.
+        groups: number of groups that were drawn independently, each counted the same; None: the examples were drawn
+            independently.
+        highest: highest certified threshold, in each class; None: no limit. Beyond it the guarantee may not hold.
+        area: normalised area under the score's deferral curve, 0 random and 1 an oracle, and its 95 % interval; None: unknown.
+        examples: sketch of the examples, by which overlap with others is found (`edgeroute.confidence.sketch`).
+        doubts: warnings about the cloud as the reference of the guarantee, one line each.
+        reach: share of the examples that reach the edge model, 0..1; less for a later one of a ladder.
+        ladder: fields of each edge model, as in the file, of a guarantee about several edge models together; empty: it is about
+            one.
     """
 
     kind: Kind
-    """Controlled quantity: accuracy loss against the cloud, error rate among accepted answers, or deferral rate."""
     value: float
-    """Guaranteed upper limit of that quantity, 0..1."""
     sure: float | None
-    """Confidence level of the guarantee over calibrations, 0..1; None: it holds on average over them."""
     method: str
-    """Test used: CP-harm, LR-BB, D-BB, CP-error, each perhaps dithered, betting, Beta or rank."""
     agreement: bool
-    """True if calibrated without labels: correct then means "agrees with the cloud"."""
     n: int
-    """Number of examples."""
     date: str
-    """Date of the calibration, YYYY-MM-DD (UTC)."""
     threshold: float
-    """Minimum score of an accepted answer; inf: every input is deferred. With per-class thresholds: for classes without one."""
     thresholds: Mapping[str, float]
-    """Predicted class (its `str()`) -> its threshold; empty: one threshold for all."""
     deferral_rate: float
-    """Deferral rate on the examples, 0..1."""
     deferral_interval: tuple[float, float]
-    """Confidence interval of the deferral rate on all inputs, at level `sure` (95 % if None).
-
-    Not jointly with the guarantee. Uniform over thresholds, so that it holds though the threshold was chosen on the same
-    examples.
-    """
     accuracy: Mapping[str, float]
-    """Name -> accuracy on the examples, 0..1: edge, cloud, cascade (edge and cloud together), accepted (accepted edge answers).
-
-    Only those that are known. The threshold was chosen on the same examples, so the last two are optimistic; the guarantee is
-    about new inputs.
-    """
     unscored: float
-    """Share of the examples without a score, which are deferred, 0..1."""
     score: str
-    """Name of the confidence score that the threshold applies to."""
     parameters: Mapping[str, Any]
-    """Parameters of the score, JSON-serialisable."""
     fingerprints: Mapping[str, str]
-    """Keys of `BOUND_TO` -> fingerprint; keys may be missing."""
     disagreement: float | None = None
-    """Upper 95 % confidence bound of the share of accepted answers that differ from the cloud's, for a fixed threshold.
-
-    This threshold was chosen on the same examples, so the bound is a limit for alarms and no guarantee. None: unknown.
-    """
     metric: str = ""
-    """Name of the metric of an answer's correctness, 0..1; empty: answers are right or wrong."""
     groups: int | None = None
-    """Number of groups that were drawn independently, each counted the same; None: the examples were drawn independently."""
     highest: float | None = None
-    """Highest certified threshold, in each class; None: no limit. Beyond it the guarantee may not hold."""
     area: tuple[float, float, float] | None = None
-    """Normalised area under the score's deferral curve, 0 random and 1 an oracle, and its 95 % interval; None: unknown."""
     examples: str = ""
-    """Sketch of the examples, by which overlap with others is found (`edgeroute.confidence.sketch`)."""
     doubts: tuple[str, ...] = ()
-    """Warnings about the cloud as the reference of the guarantee, one line each."""
     reach: float = 1.0
-    """Share of the examples that reach the edge model, 0..1; less for a later one of a ladder."""
     ladder: tuple[Mapping[str, Any], ...] = ()
-    """Fields of each edge model, as in the file, of a guarantee about several edge models together; empty: it is about one."""
 
     def of_edge(self, i: int, count: int) -> Certificate:
         """Return the certificate with the threshold and fingerprints of edge model number `i` of `count`.

@@ -14,32 +14,35 @@ MOST: Final = nextafter(inf, 0.0)  # largest float
 
 
 class Reading(NamedTuple):
-    """Reading of all sensors at one time; None: unknown. Shares are 0..1."""
+    """Reading of all sensors at one time; None: unknown. Shares are 0..1.
+
+    Attributes:
+        battery: state of charge.
+        temperature_c: temperature of the hottest thermal zone, degrees Celsius.
+        mains: True if the device is on external power; the battery need not be spared then.
+        cpu: share of all cores' time that was used since the last reading.
+        cpu_pressure: share of the last 10 s in which a task waited for a core (PSI, some).
+        memory_available: share of memory that is available without swapping.
+        memory_pressure: share of the last 10 s in which a task waited for memory (PSI, some).
+        throttled: True if the processor runs slower than it could, for heat or a weak supply.
+        gpu: share of the GPU's time that was used.
+        power_w: power that the device, or its measured part, draws, watts.
+        network: True if there is a route to anywhere.
+        metered: True if the link is metered: bytes cost money.
+    """
 
     battery: float | None = None
-    """State of charge."""
     temperature_c: float | None = None
-    """Temperature of the hottest thermal zone, degrees Celsius."""
     mains: bool | None = None
-    """True if the device is on external power; the battery need not be spared then."""
     cpu: float | None = None
-    """Share of all cores' time that was used since the last reading."""
     cpu_pressure: float | None = None
-    """Share of the last 10 s in which a task waited for a core (PSI, some)."""
     memory_available: float | None = None
-    """Share of memory that is available without swapping."""
     memory_pressure: float | None = None
-    """Share of the last 10 s in which a task waited for memory (PSI, some)."""
     throttled: bool | None = None
-    """True if the processor runs slower than it could, for heat or a weak supply."""
     gpu: float | None = None
-    """Share of the GPU's time that was used."""
     power_w: float | None = None
-    """Power that the device, or its measured part, draws, watts."""
     network: bool | None = None
-    """True if there is a route to anywhere."""
     metered: bool | None = None
-    """True if the link is metered: bytes cost money."""
 
 
 SHARES = ("battery", "cpu", "cpu_pressure", "memory_available", "memory_pressure", "gpu")  # fields of a reading that are shares

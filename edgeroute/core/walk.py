@@ -88,14 +88,17 @@ class Malformed(float):
 
 
 class Prediction(NamedTuple):
-    """Answer of a leg."""
+    """Answer of a leg.
+
+    Attributes:
+        value: value decoded from the outputs: a class's label, a text, ...
+        confidence: 0..1 for most scores, higher is more confident; None or NaN: there is none.
+        outputs: raw outputs from which the value was decoded.
+    """
 
     value: Any
-    """Value decoded from the outputs: a class's label, a text, ..."""
     confidence: float | None
-    """0..1 for most scores, higher is more confident; None or NaN: there is none."""
     outputs: Any
-    """Raw outputs from which the value was decoded."""
 
 
 @final

@@ -19,74 +19,87 @@ if TYPE_CHECKING:
 
 
 class RequestBegan(NamedTuple):
-    """Event: a request has begun."""
+    """Event: a request has begun.
+
+    Attributes:
+        id: id of the request, as in its answer and in traces.
+        batch: id of the batch of which it is a row, which its attempts carry; empty: none.
+        begun: monotonic instant, seconds.
+    """
 
     id: str
-    """Id of the request, as in its answer and in traces."""
     batch: str
-    """Id of the batch of which it is a row, which its attempts carry; empty: none."""
     begun: float
-    """Monotonic instant, seconds."""
 
 
 class RequestEnded(NamedTuple):
-    """Event: a request has ended."""
+    """Event: a request has ended.
+
+    Attributes:
+        id: id, as in `RequestBegan`.
+        inputs: input as passed by the caller; not to be stored without consent.
+        answer: answer that the caller got; None: an error.
+        error: exception raised to the caller; None if there is an answer.
+        reading: last reading of the device's sensors; None: they are not read, or have not been.
+        reading_age_s: age of the reading when the request began, seconds; less than 0: it was made since.
+        edge_w: power that a run of an edge takes beside the device's idle power, watts; None: not known.
+        batch: id of the batch of which it is a row; empty: none.
+    """
 
     id: str
-    """Id, as in `RequestBegan`."""
     inputs: Any
-    """Input as passed by the caller; not to be stored without consent."""
     answer: Answer | None
-    """Answer that the caller got; None: an error."""
     error: BaseException | None
-    """Exception raised to the caller; None if there is an answer."""
     reading: Reading | None = None
-    """Last reading of the device's sensors; None: they are not read, or have not been."""
     reading_age_s: float = 0.0
-    """Age of the reading when the request began, seconds; less than 0: it was made since."""
     edge_w: float | None = None
-    """Power that a run of an edge takes beside the device's idle power, watts; None: not known."""
     batch: str = ""
-    """Id of the batch of which it is a row; empty: none."""
 
 
 class AttemptBegan(NamedTuple):
-    """Event: an attempt to call an endpoint, over HTTP or gRPC, is about to be sent."""
+    """Event: an attempt to call an endpoint, over HTTP or gRPC, is about to be sent.
+
+    Attributes:
+        number: number of the attempt in this process, as in its `AttemptEnded`.
+        target: name of the endpoint.
+        request: id of the request, or of the batch; empty: a probe, which has no user data.
+        again: number of attempts before.
+        sending: request that is sent, and its destination.
+    """
 
     number: int
-    """Number of the attempt in this process, as in its `AttemptEnded`."""
     target: str
-    """Name of the endpoint."""
     request: str
-    """Id of the request, or of the batch; empty: a probe, which has no user data."""
     again: int
-    """Number of attempts before."""
     sending: Sending
-    """Request that is sent, and its destination."""
 
 
 class AttemptEnded(NamedTuple):
-    """Event: an attempt to call an endpoint, or a probe, has ended."""
+    """Event: an attempt to call an endpoint, or a probe, has ended.
+
+    Attributes:
+        target: name of the endpoint.
+        request: id of the request; empty: a probe, which has no user data.
+        sent_bytes: bytes of the request's body; `received_bytes`: of the reply's.
+        took_s: time since the attempt began, seconds.
+        error: exception; None: it succeeded.
+        number: number, as in `AttemptBegan`; 0: its beginning was not reported, as that of a function.
+        status: HTTP status; None: there was no reply, or it is not HTTP.
+        tokens: tokens as the endpoint has counted them; None: it does not.
+        cancelled: True if edgeroute cancelled it before its deadline, as its answer was not needed; `error` is the resulting
+            exception.
+    """
 
     target: str
-    """Name of the endpoint."""
     request: str
-    """Id of the request; empty: a probe, which has no user data."""
     sent_bytes: int
-    """Bytes of the request's body; `received_bytes`: of the reply's."""
     received_bytes: int
     took_s: float
-    """Time since the attempt began, seconds."""
     error: BaseException | None
-    """Exception; None: it succeeded."""
     number: int = 0
-    """Number, as in `AttemptBegan`; 0: its beginning was not reported, as that of a function."""
     status: int | None = None
-    """HTTP status; None: there was no reply, or it is not HTTP."""
     tokens: Tokens | None = None
-    """Tokens as the endpoint has counted them; None: it does not."""
     cancelled: bool = False
-    """True if edgeroute cancelled it before its deadline, as its answer was not needed; `error` is the resulting exception."""
 
 
 class Instrument:

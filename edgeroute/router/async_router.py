@@ -10,7 +10,6 @@ from contextvars import copy_context
 from functools import cached_property, partial, wraps
 from inspect import signature
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from edgeroute.core.plan import Plan
@@ -412,7 +411,7 @@ class AsyncRouter(BaseRouter[V]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 

@@ -9,14 +9,17 @@ from edgeroute.system.late_imports import import_tool
 
 
 class Decision(NamedTuple):
-    """Result of `decide`: the route that an input would take. No input was sent."""
+    """Result of `decide`: the route that an input would take. No input was sent.
+
+    Attributes:
+        plan: targets that may be called, in order, with the permit of each cloud.
+        steps: lines: the plan, then the edge's result for this input.
+        sends_to: where this input would be sent, in order of trying; empty: it would stay on the device.
+    """
 
     plan: Plan
-    """Targets that may be called, in order, with the permit of each cloud."""
     steps: tuple[str, ...]
-    """Lines: the plan, then the edge's result for this input."""
     sends_to: tuple[str, ...]
-    """Where this input would be sent, in order of trying; empty: it would stay on the device."""
 
     def __str__(self) -> str:
         return "\n".join(self.steps)
@@ -30,12 +33,16 @@ class Decision(NamedTuple):
 
 
 class Check(NamedTuple):
-    """Result of `check`."""
+    """Result of `check`.
+
+    Attributes:
+        ok: True if each target that was tried is ready, and no setting was found that can never work.
+        lines: lines: what works, what may leave and where to, and what is missing. Those that begin with `!` are why it is not
+            ok.
+    """
 
     ok: bool
-    """True if each target that was tried is ready, and no setting was found that can never work."""
     lines: tuple[str, ...]
-    """Lines: what works, what may leave and where to, and what is missing. Those that begin with `!` are why it is not ok."""
 
     def __str__(self) -> str:
         return "\n".join(self.lines)

@@ -73,11 +73,14 @@ class Message(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """Messages of an input, and whether all of it could be read."""
+    """Messages of an input, and whether all of it could be read.
+
+    Attributes:
+        unknown: True if a value in it has an unknown form, or it is too large.
+    """
 
     messages: list[Message]
     unknown: bool
-    """True if a value in it has an unknown form, or it is too large."""
 
     @property
     def spoken(self) -> list[Message]:

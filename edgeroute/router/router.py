@@ -10,7 +10,6 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from time import monotonic, sleep
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from edgeroute.confidence.scores import Score
@@ -500,7 +499,7 @@ class Router(BaseRouter[V]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -81,30 +81,34 @@ class FrameUpdate:
 
 
 class FrameStats(NamedTuple):
-    """Statistics of the frames so far."""
+    """Statistics of the frames so far.
+
+    Attributes:
+        read: frames that the source gave.
+        dropped: frames of these that were never processed, as a newer one was there.
+        answered: frames with an answer of the edge, or of a cloud without an edge.
+        refined: frames with an answer of the cloud.
+        unrefined: frames about which the cloud was to be called, and did not answer: the reason of their final updates has the
+            cause.
+        reused: frames shown with the refined answer of an earlier frame of the scene.
+        outdated: refinements that were cancelled or discarded, as they came too late, after a newer one, or after the scene.
+        failed: frames for which the edge was too slow.
+        scenes: scenes so far, as separated by `scene=`.
+        in_flight: frames about which the cloud is being called now.
+        edge_s: smoothed latency of the edge's answers, seconds.
+    """
 
     read: int
-    """Frames that the source gave."""
     dropped: int
-    """Frames of these that were never processed, as a newer one was there."""
     answered: int
-    """Frames with an answer of the edge, or of a cloud without an edge."""
     refined: int
-    """Frames with an answer of the cloud."""
     unrefined: int
-    """Frames about which the cloud was to be called, and did not answer: the reason of their final updates has the cause."""
     reused: int
-    """Frames shown with the refined answer of an earlier frame of the scene."""
     outdated: int
-    """Refinements that were cancelled or discarded, as they came too late, after a newer one, or after the scene."""
     failed: int
-    """Frames for which the edge was too slow."""
     scenes: int
-    """Scenes so far, as separated by `scene=`."""
     in_flight: int
-    """Frames about which the cloud is being called now."""
     edge_s: float
-    """Smoothed latency of the edge's answers, seconds."""
 
 
 class FrameSettings(NamedTuple):

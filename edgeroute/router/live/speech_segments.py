@@ -68,31 +68,36 @@ class BargeIn(NamedTuple):
     """Speech began while an answer was being spoken, or was still expected from the cloud.
 
     Pending answers to earlier segments do not come any more: their provisional answers stand.
+
+    Attributes:
+        at_s: begin of the speech in the audio, seconds.
+        cancelled: indices of the segments whose final answers were cancelled.
     """
 
     at_s: float
-    """Begin of the speech in the audio, seconds."""
     cancelled: tuple[int, ...]
-    """Indices of the segments whose final answers were cancelled."""
 
 
 class AudioStats(NamedTuple):
-    """Statistics of the audio so far."""
+    """Statistics of the audio so far.
+
+    Attributes:
+        heard_s: seconds of audio.
+        segments: segments of speech.
+        dropped: segments that were dropped, as too many waited.
+        answered: segments with a first answer.
+        refined: segments with a final answer after a provisional one.
+        barge_ins: number of times that new speech cancelled pending answers.
+        in_flight: segments that the cloud is being called about now.
+    """
 
     heard_s: float
-    """Seconds of audio."""
     segments: int
-    """Segments of speech."""
     dropped: int
-    """Segments that were dropped, as too many waited."""
     answered: int
-    """Segments with a first answer."""
     refined: int
-    """Segments with a final answer after a provisional one."""
     barge_ins: int
-    """Number of times that new speech cancelled pending answers."""
     in_flight: int
-    """Segments that the cloud is being called about now."""
 
 
 class AudioSettings(NamedTuple):

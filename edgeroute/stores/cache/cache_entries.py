@@ -16,7 +16,11 @@ _ELSEWHERE = (type, ModuleType, FunctionType)  # types that an object refers to 
 
 
 class Entry(NamedTuple):
-    """Cached answer."""
+    """Cached answer.
+
+    Attributes:
+        at: time of the answer, Unix time, seconds.
+    """
 
     value: Any
     confidence: float | None
@@ -25,7 +29,6 @@ class Entry(NamedTuple):
     side: str
     reason: str
     at: float
-    """Time of the answer, Unix time, seconds."""
 
 
 class CachedEntry(NamedTuple):

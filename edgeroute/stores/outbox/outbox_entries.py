@@ -74,26 +74,30 @@ class Answering(Protocol):
 
 
 class Late(NamedTuple):
-    """Answer that arrived after the caller had got a provisional one."""
+    """Answer that arrived after the caller had got a provisional one.
+
+    Attributes:
+        id: id of the request, by which a callback that may be called twice detects duplicates.
+        value: value in JSON types.
+        confidence: confidence of the late answer; None: there is none.
+        outputs: array, name -> array, or JSON value; None if the outputs could not be stored.
+        provisional: answer that the caller got at once, {"value": ..., "confidence": ...}; None: none, or the request was not
+            queued.
+        data_class: data class of the request; None: it had none.
+        target: name of the endpoint that answered.
+        queued_at: time when the request was stored, or else when its deadline passed; Unix time, seconds.
+        answered_at: time of the late answer, Unix time, seconds.
+    """
 
     id: str
-    """Id of the request, by which a callback that may be called twice detects duplicates."""
     value: Any
-    """Value in JSON types."""
     confidence: float | None
-    """Confidence of the late answer; None: there is none."""
     outputs: Any
-    """Array, name -> array, or JSON value; None if the outputs could not be stored."""
     provisional: Any
-    """Answer that the caller got at once, {"value": ..., "confidence": ...}; None: none, or the request was not queued."""
     data_class: str | None
-    """Data class of the request; None: it had none."""
     target: str
-    """Name of the endpoint that answered."""
     queued_at: float
-    """Time when the request was stored, or else when its deadline passed; Unix time, seconds."""
     answered_at: float
-    """Time of the late answer, Unix time, seconds."""
 
 
 LISTED = ", ".join(Listed._fields)  # columns of `Listed`
