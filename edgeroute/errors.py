@@ -106,22 +106,27 @@ class RuntimeMissing(ModelError, ImportError):
 
 
 class CloudError(EdgerouteError):
-    """Failed call of an endpoint."""
+    """Failed call of an endpoint.
+
+    Attributes:
+        retriable: True if an equal call may succeed a little later.
+        held: True if nothing was sent, which is no evidence about the endpoint.
+        unsent: True if no connection was made, so that nothing of the request was sent.
+        retry_after_s: seconds that the endpoint asks to wait before the next call (`Retry-After`); None if it sent no such
+            number.
+        stale: True if the call failed on a kept-alive connection that the server may just have closed: worth one immediate retry.
+        counts: False if the request brings it about, as an answer without a text: the circuit breaker does not count it as a
+            fault.
+        partial: beginning of an answer in pieces that had arrived before the failure; None if nothing had.
+    """
 
     retriable = False
-    """True if an equal call may succeed a little later."""
     held = False
-    """True if nothing was sent, which is no evidence about the endpoint."""
     unsent = False
-    """True if no connection was made, so that nothing of the request was sent."""
     retry_after_s: float | None = None
-    """Seconds that the endpoint asks to wait before the next call (`Retry-After`); None if it sent no such number."""
     stale = False
-    """True if the call failed on a kept-alive connection that the server may just have closed: worth one immediate retry."""
     counts = True
-    """False if the request brings it about, as an answer without a text: the circuit breaker does not count it as a fault."""
     partial: Prediction | None = None
-    """Beginning of an answer in pieces that had arrived before the failure; None if nothing had."""
 
     def __init__(self, message: str = "", *, unsent: bool = False) -> None:
         super().__init__(clean(message))

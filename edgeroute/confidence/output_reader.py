@@ -106,8 +106,8 @@ class Reader:
         PolicyError: unknown score, kind or rule, or the score cannot be computed from that kind.
     """
 
+    # Class of the exception for outputs that cannot be an answer: a fault of the model on the device.
     wrong: type[EdgerouteError] = ModelError
-    """Class of the exception for outputs that cannot be an answer: a fault of the model on the device."""
 
     def __init__(
         self,

@@ -81,8 +81,7 @@ class CoreMLModel(ModelFile):
         PolicyError: there are no such compute units.
     """
 
-    parallel = 1
-    """One, as Core ML takes one call of a loaded model at a time."""
+    parallel = 1  # one, as Core ML takes one call of a loaded model at a time
     folders = True
 
     def __init__(self, path: str | Path, *, compute_units: ComputeUnits = "all", **file: Unpack[FileOptions]) -> None:

@@ -11,7 +11,7 @@ from enum import Enum
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
@@ -25,105 +25,61 @@ class EdgeMembers(EdgeModel, Protocol):
     """All members of an edge model that edgeroute reads.
 
     A member that a model lacks, or that is None, has the default named here.
+
+    Attributes:
+        labels: class index -> value. Default: the value is the index, or the label that the model returns.
+        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`. Default: recognised by their form.
+        grounds: text that says by which sign of the file the kind is known; `check` shows it. Default: it was given, or is
+            unknown.
+        output: name of the output that is read. Default: all of them.
+        score: confidence score for this model. Default: the router's.
+        check: check of an answer's structure before it may be accepted: see `edgeroute.edge.answer_check`. Default: none.
+        none_found: rule for a detector that finds nothing: see `edgeroute.confidence.detector_boxes`. Default: defer.
+        path: file or folder of the model; a router whose model lacks its file cannot be made. Default: the model has none.
+        files: further files or folders that the outputs depend on, such as the card. For fingerprints and `reload`. Default:
+            none.
+        settings: everything else that the outputs depend on: providers, precision, plain functions, models that it calls. For
+            fingerprints. Values are plain data, functions and edge models. Reading this may load the model. Default: nothing
+            else.
+        version: text that the model's author changes whenever its outputs change. For fingerprints. It stands for functions and
+            objects among the settings, which have no identity across processes. Default: `path`, `files` and `settings` identify
+            the model.
+        release: version of a catalog, for models from a catalog: set by `edgeroute.catalog`, never by a runtime. Default: none.
+        card: model card (`edgeroute.edge.model_card.Card`). Default: none.
+        inputs: specifications of the inputs, with the batch axis, once the model is loaded. For `edgeroute serve`. Default:
+            unknown.
+        outputs: specifications of the outputs, with the batch axis, once the model is loaded. Default: unknown.
+        parallel: most runs at a time; a further run waits for its turn. Default: any number.
+        closes_after_runs: True if `close` may be called during runs, which hold what they need. Default: `close` is called after
+            the last run.
+        downgraded: how the model runs otherwise than requested, once it is loaded; `check` shows it. Default: it runs as
+            requested.
+        stateful: True if the model keeps a state from one input to the next, and so runs in a session only. Default: as its card
+            states.
+        placement: text that states which parts of the model run on which hardware, once it is loaded; `check` shows it. Default:
+            unknown.
     """
 
-    @property
-    def labels(self) -> tuple[Any, ...] | None:
-        """Class index -> value. Default: the value is the index, or the label that the model returns."""
-
-    @property
-    def kind(self) -> str | None:
-        """Kind of the outputs, one of `edgeroute.confidence.KINDS`. Default: recognised by their form."""
-
-    @property
-    def grounds(self) -> str:
-        """Text that says by which sign of the file the kind is known; `check` shows it. Default: it was given, or is unknown."""
-
-    @property
-    def output(self) -> str | None:
-        """Name of the output that is read. Default: all of them."""
-
-    @property
-    def score(self) -> Any:
-        """Confidence score for this model. Default: the router's."""
-
-    @property
-    def check(self) -> Any:
-        """Check of an answer's structure before it may be accepted: see `edgeroute.edge.answer_check`. Default: none."""
-
-    @property
-    def none_found(self) -> str:
-        """Rule for a detector that finds nothing: see `edgeroute.confidence.detector_boxes`. Default: defer."""
-
-    @property
-    def path(self) -> str | PathLike[str] | None:
-        """File or folder of the model; a router whose model lacks its file cannot be made. Default: the model has none."""
-
-    @property
-    def files(self) -> Sequence[str | PathLike[str]]:
-        """Further files or folders that the outputs depend on, such as the card. For fingerprints and `reload`. Default: none."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Everything else that the outputs depend on: providers, precision, plain functions, models that it calls.
-
-        For fingerprints.
-
-        Values are plain data, functions and edge models. Reading this may load the model. Default: nothing else.
-        """
-
-    @property
-    def version(self) -> str | None:
-        """Text that the model's author changes whenever its outputs change. For fingerprints.
-
-        It stands for functions and objects among the settings, which have no identity across processes. Default: `path`, `files`
-        and `settings` identify the model.
-        """
-
-    @property
-    def release(self) -> Any:
-        """Version of a catalog, for models from a catalog: set by `edgeroute.catalog`, never by a runtime. Default: none."""
-
-    @property
-    def card(self) -> Any:
-        """Model card (`edgeroute.edge.model_card.Card`). Default: none."""
-
-    @property
-    def inputs(self) -> Sequence[TensorSpec]:
-        """Specifications of the inputs, with the batch axis, once the model is loaded. For `edgeroute serve`.
-
-        Default: unknown.
-        """
-
-    @property
-    def outputs(self) -> Sequence[TensorSpec]:
-        """Specifications of the outputs, with the batch axis, once the model is loaded. Default: unknown."""
-
-    @property
-    def parallel(self) -> int | None:
-        """Most runs at a time; a further run waits for its turn. Default: any number."""
-
-    @property
-    def closes_after_runs(self) -> bool:
-        """True if `close` may be called during runs, which hold what they need. Default: `close` is called after the last run."""
-
-    @property
-    def downgraded(self) -> str | None:
-        """How the model runs otherwise than requested, once it is loaded; `check` shows it. Default: it runs as requested."""
-
-    @property
-    def stateful(self) -> bool:
-        """True if the model keeps a state from one input to the next, and so runs in a session only.
-
-        Default: as its card states.
-        """
-
-    @property
-    def placement(self) -> str | None:
-        """Text that states which parts of the model run on which hardware, once it is loaded; `check` shows it.
-
-        Default: unknown.
-        """
+    labels: tuple[Any, ...] | None = None
+    kind: str | None = None
+    grounds: str = ""
+    output: str | None = None
+    score: Any = None
+    check: Any = None
+    none_found: str = "defer"
+    path: str | PathLike[str] | None = None
+    files: Sequence[str | PathLike[str]] = ()
+    settings: Mapping[str, Any] = {}
+    version: str | None = None
+    release: Any = None
+    card: Any = None
+    inputs: Sequence[TensorSpec] = ()
+    outputs: Sequence[TensorSpec] = ()
+    parallel: int | None = None
+    closes_after_runs: bool = False
+    downgraded: str | None = None
+    stateful: bool = False
+    placement: str | None = None
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Any:
         """Return `run([x], cancel)` by a faster way: its cost is part of each call's. Default: `run`."""
@@ -163,15 +119,10 @@ Name: TypeAlias = Literal[
     "none_found", "output", "outputs", "parallel", "path", "placement", "release", "run_escalated", "run_feed", "run_one",
     "score", "settings", "stateful", "stream", "version",
 ]  # fmt: skip
-# Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them.
-DEFAULTS: Mapping[Name, Any] = {
-    "card": None, "check": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "grounds": "",
-    "inputs": (), "kind": None, "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (),
-    "parallel": None, "path": None, "placement": None, "release": None, "run_escalated": None, "run_feed": None, "run_one": None,
-    "score": None, "settings": {}, "stateful": False, "stream": None, "version": None,
-}  # fmt: skip
 # Optional members that are methods.
 _METHODS: tuple[Name, ...] = ("close", "load", "run_escalated", "run_feed", "run_one", "stream")
+# Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them.
+DEFAULTS: Mapping[Name, Any] = {name: None if name in _METHODS else getattr(EdgeMembers, name) for name in get_args(Name)}
 
 
 def member(model: EdgeModel, name: Name) -> Any:

@@ -253,21 +253,15 @@ class Reading:
         self._buffer, self._seen, self._beyond, self._size = b"", 0, float(-FRAMING), 0
         self._parser: Llhttp | H11 | None = None
         self._left: int | None = None
-        self.heard = False
-        """True if any bytes have come."""
-        self.status = 0
-        """HTTP status; 0: the head has not come yet."""
-        self.headers: dict[str, str] = {}
-        """Values by lower-case name."""
-        self.pieces: list[bytes] = []
-        """Received pieces of the body; `take` removes them."""
+        self.heard = False  # True if any bytes have come
+        self.status = 0  # HTTP status; 0: the head has not come yet
+        self.headers: dict[str, str] = {}  # values by lower-case name
+        self.pieces: list[bytes] = []  # received pieces of the body; `take` removes them
         self.ended = False
+        # True if the connection may be used again after the reply: no bytes are left over, and the server keeps it open.
         self.reusable = False
-        """True if the connection may be used again after the reply: no bytes are left over, and the server keeps it open."""
-        self.surplus = False
-        """True if bytes have come after the reply."""
-        self.unread = False
-        """True if the rest of the body was left unread."""
+        self.surplus = False  # True if bytes have come after the reply
+        self.unread = False  # True if the rest of the body was left unread
 
     @property
     def most(self) -> int:

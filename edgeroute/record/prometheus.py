@@ -216,8 +216,7 @@ class Prometheus(Tally):
         RuntimeMissing: `prometheus_client` is not installed.
     """
 
-    prompt = True
-    """Methods return at once: a call needs no thread for them."""
+    prompt = True  # methods return at once: a call needs no thread for them
 
     def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "", device: bool = True) -> None:
         check_installed()

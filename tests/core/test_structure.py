@@ -24,7 +24,6 @@ LONG: dict[str, str] = {}
 """Longer files, each with the reason."""
 METHODS = 20
 LARGE = {
-    "edge/edge_model_interface.py EdgeMembers": "a protocol: each member that is read of a model is a method that documents it",
     "cloud/oip_endpoint_base.py ServedModel": "each step of a talk with a model server is a method, which HTTP and gRPC share",
     "cloud/http_backend.py HttpBackend": "each method is a member of the backends' interface, most of one line",
     "stores/outbox/sqlite_queue.py Outbox": "each operation on the queue is a method of its own, and one transaction",

@@ -249,8 +249,8 @@ class Cache(ForkSafe):
     """
 
     _lock = per_process(threading.RLock)
+    # Empty in a child: another thread of the parent may have been in the middle of a change.
     _recent: Recent[bytes, CachedEntry] = per_process_of(lambda self: Recent(self._max_bytes, attrgetter("bytes")))
-    """Empty in a child: another thread of the parent may have been in the middle of a change."""
     _refusals: Recent[bytes, tuple[str, int, float]] = per_process(lambda: Recent(REFUSALS))
     _hits, _disk_hits, _misses = initially(0), initially(0), initially(0)
     _stale, _stored, _evicted = initially(0), initially(0), initially(0)

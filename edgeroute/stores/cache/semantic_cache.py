@@ -32,8 +32,8 @@ class Semantic(ForkSafe):
     """
 
     _lock = per_process(threading.RLock)
+    # Empty in a child, as all of these: another thread of the parent may have been in the middle of a change.
     _vectors: Vector | None = initially(None)
-    """Empty in a child, as all of these: another thread of the parent may have been in the middle of a change."""
     _owners: Any = per_process_of(lambda self: np.zeros(self._max_entries, np.int64))
     _at: Any = per_process_of(lambda self: np.full(self._max_entries, -np.inf))
     _kept: list[tuple[bytes, str, CachedEntry]] = per_process(list)

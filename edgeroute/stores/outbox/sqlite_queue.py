@@ -270,8 +270,8 @@ class Outbox(Listing):
         PolicyError: `drop` is unknown, or a number is out of range.
     """
 
+    # Sequence number of the first entry put since this was None: a delivery sets it to None as it is made.
     first_put: int | None = initially(None)
-    """Sequence number of the first entry put since this was None: a delivery sets it to None as it is made."""
 
     def __init__(
         self,
@@ -296,8 +296,8 @@ class Outbox(Listing):
         self._plausible = -1  # total size up to which the stored count is trusted, bytes
         self._owner = 0  # id of the thread that is in a transaction
         self._listeners: list[Callable[[], object]] = []
+        # Called with the id of each entry that became a dead letter because its row is damaged.
         self.report_damaged: Callable[[str], object] = lambda _: None
-        """Called with the id of each entry that became a dead letter because its row is damaged."""
 
     @property
     def storing(self) -> int:
