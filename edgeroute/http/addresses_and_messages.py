@@ -373,15 +373,10 @@ class _NamesOnly(logging.Filter):
         return True
 
 
-def _not_ours(_: logging.LogRecord) -> bool:
-    """Return True if a log record is not of an edgeroute call."""
-    return not OURS.get()
-
-
 def _install() -> None:
     """Add the filters to the loggers of httpx and httpcore."""
     names_only = _NamesOnly()
-    logging.getLogger("httpx").addFilter(_not_ours)
+    logging.getLogger("httpx").addFilter(lambda _: not OURS.get())
     for part in ("connection", "http11", "http2", "proxy", "socks"):
         logging.getLogger(f"httpcore.{part}").addFilter(names_only)
 

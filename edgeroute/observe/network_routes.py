@@ -51,11 +51,11 @@ class Links:
 
         An interface without a carrier file counts as having one. Unknown without routing tables.
         """
-        tables = [(self._table(name), of) for name, of in (("route", _routes), ("ipv6_route", _routes6))]
-        if all(text is None for text, _ in tables):
+        tables = [self._table(name) for name in ("route", "ipv6_route")]
+        if tables == [None, None]:
             return Measurement(None, self._files.why("proc/net/route"))
-        for text, routes in tables:
-            for interface in routes(text or ""):
+        for six, text in enumerate(tables):
+            for interface in _routes(text or "", six=bool(six)):
                 if self._files.number(f"sys/class/net/{interface}/carrier") != 0:  # an interface without this file counts
                     return Measurement(value=True, source=f"a route by {interface}")
         return Measurement(value=False, source="no route leads away from this device")
@@ -78,33 +78,22 @@ class Links:
         return Measurement(state, "NetworkManager" if state is not None else "NetworkManager does not know, or busctl failed")
 
 
-def _routes(text: str) -> Iterator[str]:
-    """Yield the interfaces of a table of IPv4 that have a route away from this device: neither loopback nor link-local.
+def _routes(text: str, *, six: bool) -> Iterator[str]:
+    """Yield the interfaces of a routing table that have a route away from this device: no loopback, link-local or multicast.
 
-    Damaged lines are skipped.
-    """
-    for line in text.splitlines()[1:]:
-        try:
-            interface, destination, _, bits, *_ = line.split()
-            address, flags = int(destination, 16), int(bits, 16)
-        except ValueError:
-            continue
-        if flags & UP and not flags & REJECT and interface != "lo" and address & 0xFFFF != LINK_LOCAL:
-            yield interface
-
-
-def _routes6(text: str) -> Iterator[str]:
-    """Yield the interfaces of a table of IPv6 that have a route away from this device: neither link-local nor multicast.
-
-    Damaged lines are skipped.
+    Damaged lines, and the headings of the table of IPv4, are skipped. six: True for the table of IPv6.
     """
     for line in text.splitlines():
         try:
-            destination, *_, bits, interface = line.split()
-            flags = int(bits, 16)
+            if six:
+                destination, *_, bits, interface = line.split()
+            else:
+                interface, destination, _, bits, *_ = line.split()
+            flags, near = int(bits, 16), not six and int(destination, 16) & 0xFFFF == LINK_LOCAL
         except ValueError:
             continue
-        if flags & UP and not flags & REJECT and interface != "lo" and destination[:2] not in {"fe", "ff"}:
+        near = near or (six and destination[:2] in {"fe", "ff"})
+        if flags & UP and not flags & REJECT and interface != "lo" and not near:
             yield interface
 
 

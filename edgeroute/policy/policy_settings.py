@@ -142,14 +142,11 @@ class Settings(Top):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        *_: Any,
+        **sources: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources that `load` made; the first one takes precedence."""
-        return init_settings()["sources"]  # type: ignore[no-any-return]
+        return sources["init_settings"]()["sources"]  # type: ignore[no-any-return]
 
     @model_validator(mode="wrap")
     @classmethod

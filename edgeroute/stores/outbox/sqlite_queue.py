@@ -647,7 +647,7 @@ class Tx:
                 raise PolicyError("a callback cannot end its transaction, open another file or change the outbox's tables") from e
             raise
         finally:
-            c.set_authorizer(_allow)  # before 3.11, None would forbid everything
+            c.set_authorizer(lambda *_: sqlite3.SQLITE_OK)  # before 3.11, None would forbid everything
 
     def _authorize(self, action: int, first: str | None, second: str | None, _database: str | None, _trigger: str | None) -> int:
         """Return SQLITE_OK, or note a refusal and return SQLITE_DENY: for transactions, other files, the outbox's tables."""
@@ -658,8 +658,3 @@ class Tx:
             self._refused = True
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK
-
-
-def _allow(*_: object) -> int:
-    """Allow everything: SQLite's default authorizer."""
-    return sqlite3.SQLITE_OK
