@@ -95,9 +95,8 @@ class HttpBackend(AbandonedRuns):
         """HTTP client, constructed at first use. Closed again if the backend was closed meanwhile."""
         if (client := self._client) is None:
             new_client = import_late("edgeroute.cloud.endpoint_client").HttpClient(self.endpoint)
-            client = self._client = vars(self).setdefault(
-                "_made", new_client
-            )  # atomic: first calls at once share one, which is closed
+            # Atomic: first calls at once share one, which is closed.
+            client = self._client = vars(self).setdefault("_made", new_client)
             if self._closed:  # a reload has dropped it while a request was on its way here
                 client.close()
         return client

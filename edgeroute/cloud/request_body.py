@@ -81,9 +81,8 @@ def to_json(value: Any, whose: str = "the input") -> bytes:
     if QUICK:
         with suppress(TypeError, RecursionError):  # the error, if it is one, is told below
             encoded = json_dumps(value, listed)
-            if (
-                not refused and b"null" not in encoded
-            ):  # for NaN, too, and beside it foreign types would have been written as text
+            # `null` is written for NaN, too, and beside it foreign types would have been written as text.
+            if not refused and b"null" not in encoded:
                 return encoded
     try:
         return json_dumps(_strict(value, whose, ""))

@@ -432,20 +432,15 @@ class StreamWalk:
 
         None: all that is due was started, without such an event. Nothing starts from the deadline on.
         """
-        while self.stream.due() <= self.stream.now < self.stream.deadline:
-            i = self.stream.next()
-            self.stream.pending.remove(i)
-            last = (
-                not self.stream.pending
-                and not self.stream.plan.skipped
-                and not any(v.active for v in self.stream.states.values())
-            )
-            first_by = max(
-                self.stream.now, min(self.stream.now + self.stream.first_s, self.stream.deadline - self.stream.reserve_s(i))
-            )
-            self.stream.states[i] = LegState(self.stream.now, first_by, last)
+        stream = self.stream
+        while stream.due() <= stream.now < stream.deadline:
+            i = stream.next()
+            stream.pending.remove(i)
+            last = not (stream.pending or stream.plan.skipped or any(v.active for v in stream.states.values()))
+            first_by = max(stream.now, min(stream.now + stream.first_s, stream.deadline - stream.reserve_s(i)))
+            stream.states[i] = LegState(stream.now, first_by, last)
             event = yield Start(i)
-            self.log.append(Mark("start", i, self.stream.now))
+            self.log.append(Mark("start", i, stream.now))
             if event is not None:
                 return event
         return None
@@ -530,20 +525,12 @@ class StreamWalk:
 
     def _drop_late(self) -> _Steps:
         """Pass over each leg that has not begun in time; one without an alternative loses its time limit instead."""
-        for i, state in [*self.stream.states.items()]:
-            if (
-                not state.active
-                or state.has_begun
-                or state.no_time_limit
-                or self.stream.now < state.first_by
-                or self.stream.shown == i
-            ):
+        stream = self.stream
+        for i, state in [*stream.states.items()]:
+            waits = state.active and not state.has_begun and not state.no_time_limit and stream.shown != i
+            if not waits or stream.now < state.first_by:
                 continue
-            if (
-                not self.stream.pending
-                and not self.stream.held
-                and not any(v.pieces for v in self.stream.states.values() if not v.failed)
-            ):
+            if not (stream.pending or stream.held or any(v.pieces for v in stream.states.values() if not v.failed)):
                 state.no_time_limit = True  # nothing is won by giving it up
             else:
                 yield from self._give_up(i)
@@ -577,15 +564,12 @@ class StreamWalk:
         if i is None:
             self.outcome = Outcome(None, None, False, self.log, self.stream.begun, self.stream.now)
             return
+        state = self.stream.states[i]
         if type((held := self.stream.held.get(i, NOTHING)).confidence) is Malformed:
-            self.stream.states[i].pieces = [held.value]  # its pieces were never sent
+            state.pieces = [held.value]  # its pieces were never sent
         if i != self.stream.shown and (self.stream.may_degrade or self.stream.shown is not None):
             yield from self._show(i)
-        self._end(
-            i,
-            self.stream.held.get(i) or _partial_answer(self.stream.states[i].pieces, self.stream.states[i].error),
-            accepted=False,
-        )
+        self._end(i, self.stream.held.get(i) or _partial_answer(state.pieces, state.error), accepted=False)
 
     # showing
 

@@ -217,9 +217,8 @@ def first_leg_outcome(plan: Plan, begun: float, prediction: Prediction, instant:
     """
     leg, confidence = plan.legs[0], prediction.confidence
     thresholds, threshold = leg.thresholds, leg.threshold
-    clear = (
-        not thresholds and confidence is not None and threshold is not None and confidence >= threshold != INF
-    )  # most: saves a call
+    # Most are clear, which saves a call.
+    clear = not thresholds and confidence is not None and threshold is not None and confidence >= threshold != INF
     if leg.standby or not (clear or acceptable(leg, prediction)):
         return None
     log = [new(Mark, ("start", 0, begun, None)), new(Mark, ("accepted", 0, instant, confidence))]

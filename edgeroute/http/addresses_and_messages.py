@@ -235,9 +235,8 @@ class Address:
         self.hidden: set[str] = set()  # password of the proxy, in the forms in which a text may quote it; `proxy_for` fills it
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
         for name in headers or {}:
-            if not (
-                isinstance(name, str) and _HEADER_NAME.fullmatch(name)
-            ):  # not quoted: it may be a whole header, with its value
+            # Not quoted: it may be a whole header, with its value.
+            if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
                 raise PolicyError("headers has an invalid name: use letters, digits and -, as in X-Tenant")
         self._headers = {name: ("", _secret(value)) for name, value in (headers or {}).items()}
         given_secret = [name for name, value in (headers or {}).items() if isinstance(value, Secret)]

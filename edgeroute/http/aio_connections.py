@@ -85,9 +85,8 @@ class AsyncSockets(Sockets):
         A spurious wake changes nothing.
         """
         waiting = self._waiting
-        if (
-            waiting is None or waiting.done()
-        ):  # nobody waits: the server ended or sent unasked; the loop would call this again and again
+        # Nobody waits: the server ended or sent unasked; the loop would call this again and again.
+        if waiting is None or waiting.done():
             self._unread(sock)
             return
         try:

@@ -99,9 +99,8 @@ def _url(url: str) -> str:
         known = False
     if not known:
         words = "an address that begins with http:// or https://"
-        raise (
-            expected_error(words) if repr(url) == bare(url) else message_error(f"expected {words}")
-        )  # else it may be a key or a token
+        # What is not bare may be a key or a token, and is not quoted.
+        raise expected_error(words) if repr(url) == bare(url) else message_error(f"expected {words}")
     return url
 
 

@@ -200,10 +200,9 @@ def _unlike(legs: LegExecutor | None) -> Collection[int]:
     """Return the clouds' legs that were called otherwise than by `calibrate`: without the edge's answer, or above the floor."""
     if legs is None:
         return ()
-    asked = (
-        (legs.backends[legs.plan.legs[leg].target], leg, exchange) for leg, exchange in [*legs.exchanges.items()]
-    )  # others may begin
-    return {leg for backend, leg, exchange in asked if exchange.edge is False or cast("Any", backend).above_floor(exchange.codec)}
+    exchanges = [*legs.exchanges.items()]  # others may begin
+    asked = ((cast("Any", legs.backends[legs.plan.legs[leg].target]), leg, exchange) for leg, exchange in exchanges)
+    return {leg for backend, leg, exchange in asked if exchange.edge is False or backend.above_floor(exchange.codec)}
 
 
 def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:

@@ -216,9 +216,8 @@ def _check_target(side: str, value: Any) -> None:
 
 def _wrong(name: str, wanted: str, value: Any) -> PolicyError:
     """Return the error for an argument of another type; a value is not quoted, since it may hold secrets."""
-    type_text = (
-        f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-    )  # not quoted: it may hold secrets
+    # Not quoted: it may hold secrets.
+    type_text = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
     return PolicyError(f"{name}= takes {wanted}, not {value if isinstance(value, bool) else type_text}")
 
 

@@ -50,9 +50,8 @@ class Router(BaseRouter[V]):
 
     def _spawner(self) -> Spawn:
         """Return a function that executes steps in a thread for clouds."""
-        return lambda engine, steps: engine.cloud_threads.submit(
-            lambda: _run_pump(pump(steps, engine))
-        )  # they may hang on a cloud
+        # Steps may hang on a cloud.
+        return lambda engine, steps: engine.cloud_threads.submit(lambda: _run_pump(pump(steps, engine)))
 
     def infer(
         self,

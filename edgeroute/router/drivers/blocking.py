@@ -51,9 +51,8 @@ def stream(
             reply = None
             if deferred is not None:
                 here, deferred = deferred, None  # it is run here, if nothing else is waited for
-                if (
-                    ring is None and type(effect) is Wait and not stops and effect.until >= here.until
-                ):  # nothing else is waited for
+                # Nothing else is waited for.
+                if ring is None and type(effect) is Wait and not stops and effect.until >= here.until:
                     reply = in_time(here.run(), effect.until)
                     if type(reply) is Elapsed:
                         stops[here.leg] = do_nothing

@@ -99,9 +99,8 @@ class Semantic(ForkSafe):
             return
         with self._lock:
             if self._vectors is None:
-                self._vectors = np.zeros(
-                    (self._max_entries, vector.size), np.float32
-                )  # the system allocates pages as they are filled
+                # The system allocates pages as they are filled.
+                self._vectors = np.zeros((self._max_entries, vector.size), np.float32)
             row = self._rows.get((prefix, text))
             if row is None:
                 row = self._rows[prefix, text] = self._next
