@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from edgeroute.catalog.catalog_entry import Entry, checked_version, entries, fit
 from edgeroute.catalog.model_folder_and_downloads import SUFFIX, Pointer, Store, pointer
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import CatalogError, ModelMissing, PolicyError
+from edgeroute.system.process import set_within
 from edgeroute.system.untrusted_files import read_bytes
 from edgeroute.types import EdgeModel
 
@@ -304,14 +304,9 @@ class Release(NamedTuple):
         return f"{self.name} {self.version}"
 
 
-@contextmanager
-def trying(path: Path, version: str) -> Iterator[None]:
+def trying(path: Path, version: str) -> AbstractContextManager[None]:
     """Load this version in place of the active one within the `with` block, in this thread or task only."""
-    token = _trying.set((resolved_folder(path), version))
-    try:
-        yield
-    finally:
-        _trying.reset(token)
+    return set_within(_trying, (resolved_folder(path), version))
 
 
 def version_of(path: str | Path) -> str:

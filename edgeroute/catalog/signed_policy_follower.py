@@ -26,7 +26,7 @@ from edgeroute.catalog.catalog_source import download_targets, source_of
 from edgeroute.catalog.model_folder_and_downloads import replace_durably, translate_os_errors
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.process import file_stamp, log, now, sha256
+from edgeroute.system.process import file_stamp, log, now, set_within, sha256
 from edgeroute.system.thread_pool import Worker
 from edgeroute.system.untrusted_files import parse_json, read_bytes, read_json, read_text
 
@@ -444,11 +444,8 @@ class Follower:
             EdgerouteError: it cannot be used or stored; the one before is in force.
         """
         with self._replacing:  # a reload by others between the two would read the stored one
-            token = _tried.set(new)
-            try:
+            with set_within(_tried, new):
                 self._reload()
-            finally:
-                _tried.reset(token)
             try:
                 self._save(new)
             except EdgerouteError:

@@ -12,7 +12,7 @@ from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, U
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.late_imports import import_late
-from edgeroute.system.process import call_contained
+from edgeroute.system.process import call_contained, set_within
 from edgeroute.system.sanitised_logging import Failures
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
@@ -94,14 +94,12 @@ class Egress:
             return named
         if CLASSIFYING.get():
             return UNCLASSIFIED
-        token = CLASSIFYING.set(True)
         try:
-            found = call_contained(self.data_class, x)
+            with set_within(CLASSIFYING, True):
+                found = call_contained(self.data_class, x)
         except Exception as e:  # noqa: BLE001 - whatever the application raises: the input stays
             self._failures.log("data_class", e, coded=True)
             found = UNCLASSIFIED
-        finally:
-            CLASSIFYING.reset(token)
         classes = [named, str.__str__(found) if isinstance(found, str) and found else UNCLASSIFIED]
         return max(classes[named is None :], key=lambda c: (isinstance(permit(self.rules, c), Denied), c in never))
 

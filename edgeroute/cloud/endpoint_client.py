@@ -308,10 +308,7 @@ class HttpClient(ForkSafe):
     def account_attempt(self, call: Call, until: float, exchange: Exchange) -> Call:
         """Account for an attempt, and return the call to send, with headers of instruments; raise Held."""
         size = len(call.body)
-        if call.tokens is None:
-            exchange.before_attempt(size, until)
-        else:
-            exchange.before_attempt(size, until, call.tokens)
+        exchange.before_attempt(size, until, call.tokens)
         with self._lock:
             self.sent += size
         if not exchange.followed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import NEEDS
 from edgeroute.http.addresses_and_messages import chat_advice
 from edgeroute.policy.units_as_text import duration
+from edgeroute.system.process import set_within
 
 Key = tuple[str | int, ...]
 SHOWN = 60  # maximum number of characters of a value quoted in a message
@@ -43,14 +44,9 @@ class Wrong(Exception):
 _GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
 
 
-@contextmanager
-def given_by_program(given: Collection[str]) -> Iterator[None]:
+def given_by_program(given: Collection[str]) -> AbstractContextManager[None]:
     """Within the block, treat keys as present that the program gives: of `edge`, `cloud`, `threshold` and `state`."""
-    token = _GIVEN.set(frozenset(given))
-    try:
-        yield
-    finally:
-        _GIVEN.reset(token)
+    return set_within(_GIVEN, frozenset(given))
 
 
 def contradictions(data: Mapping[str, Any]) -> list[Problem]:

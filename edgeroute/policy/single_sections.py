@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -29,6 +28,7 @@ from edgeroute.policy.value_types import (
 )
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
+from edgeroute.system.process import set_within
 from edgeroute.trials import guarantee_monitor as drift
 
 if TYPE_CHECKING:
@@ -40,14 +40,9 @@ if TYPE_CHECKING:
 _folder = ContextVar("folder", default=Path())
 
 
-@contextmanager
-def paths_from(folder: Path) -> Iterator[None]:
+def paths_from(folder: Path) -> AbstractContextManager[None]:
     """Within the block, resolve relative paths of the validated policy from a folder."""
-    token = _folder.set(folder)
-    try:
-        yield
-    finally:
-        _folder.reset(token)
+    return set_within(_folder, folder)
 
 
 def policy_folder() -> Path:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar, Token
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from edgeroute.router.request import SCALARS, Request
 from edgeroute.router.router_parts import Part
 from edgeroute.router.steps_and_stages import Block
 from edgeroute.system.late_imports import import_late
-from edgeroute.system.process import ForkSafe, initially, log, now, per_process
+from edgeroute.system.process import ForkSafe, initially, log, now, per_process, set_within
 
 if TYPE_CHECKING:
     from edgeroute.router.message_forms_and_digests import Conversation
@@ -295,17 +295,12 @@ def bind_within(key: str) -> Token[bytes]:
     return _SCOPE.set(_content().scope_digest(key))
 
 
-@contextmanager
-def within(key: str) -> Iterator[None]:
+def within(key: str) -> AbstractContextManager[None]:
     """Let the calls in the `with` block that may not leave bind only calls with the same key, of a conversation or a client.
 
     Calls without a key bind all.
     """
-    token = bind_within(key)
-    try:
-        yield
-    finally:
-        _SCOPE.reset(token)
+    return set_within(_SCOPE, _content().scope_digest(key))
 
 
 class PrivateConversations(Part):

@@ -51,7 +51,7 @@ class Router(BaseRouter[V]):
     def _spawner(self) -> Spawn:
         """Return a function that executes steps in a thread for clouds."""
         # Steps may hang on a cloud.
-        return lambda engine, steps: engine.cloud_threads.submit(lambda: _run_pump(pump(steps, engine)))
+        return lambda engine, steps: engine.cloud_threads.submit(lambda: blocking.run_to_end(pump(steps, engine)))
 
     def infer(
         self,
@@ -86,7 +86,7 @@ class Router(BaseRouter[V]):
             for ended in engine.ended:
                 ended(request, result)
         else:
-            (result,) = _run_pump(pump(engine.steps([request]), engine))
+            (result,) = blocking.run_to_end(pump(engine.steps([request]), engine))
         if type(result) is Answer:
             return result
         return answer_of(result)
@@ -131,7 +131,7 @@ class Router(BaseRouter[V]):
         if not checked_length(batch):
             return []
         engine = self.engine
-        return [answer_of(r) for r in _run_pump(pump(batch_steps(engine, batch, mode, deadline, data_class), engine))]
+        return [answer_of(r) for r in blocking.run_to_end(pump(batch_steps(engine, batch, mode, deadline, data_class), engine))]
 
     def stream(
         self,
@@ -489,7 +489,7 @@ class Router(BaseRouter[V]):
 
     def _run(self, steps: Steps[T]) -> T:
         """Execute steps in this thread, and return their result."""
-        return _run_pump(pump(steps, self.engine))
+        return blocking.run_to_end(pump(steps, self.engine))
 
     def close(self) -> None:
         """Stop threads and connections. Never raises."""
@@ -578,12 +578,3 @@ def _run_block(step: Block, engine: Engine) -> Any:
         return done.get(timeout=min(max(0.0, step.until - monotonic()), TIMEOUT_MAX))
     except Empty:
         return step.late
-
-
-def _run_pump(shown: Generator[Any, None, T]) -> T:
-    """Run a pump, ignoring what it yields, and return its result."""
-    try:
-        while True:
-            next(shown)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from edgeroute.core.routing_policy import Denied, Mode, permit
 from edgeroute.edge.edge_backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed, MayNotLeave
 from edgeroute.router.steps_and_stages import Result, Shown
-from edgeroute.system.process import ForkSafe, per_process
+from edgeroute.system.process import ForkSafe, per_process, set_within
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -184,16 +184,6 @@ def _busy() -> BadInput:
     return BadInput("another call of this session is under way: its inputs are one stream, in order; one session for each stream")
 
 
-@contextmanager
-def _current(turn: Turn) -> Iterator[None]:
-    """Set the turn in which models run within the block."""
-    token = TURN.set(turn)
-    try:
-        yield
-    finally:
-        TURN.reset(token)
-
-
 class Session(States):
     """Stream of inputs, given in order: `with router.session() as s: s.infer(chunk)`.
 
@@ -213,12 +203,12 @@ class Session(States):
             BadInput: as by `Router.infer`, or another call of this session is under way.
             Closed: the session or the router is closed.
         """
-        with self._turn() as turn, _current(turn):
+        with self._turn() as turn, set_within(TURN, turn):
             return self._router.infer(x, **options)  # type: ignore[no-any-return]
 
     def infer_many(self, batch: Sequence[Any], **options: Unpack[CallOptions]) -> list[Answer]:
         """Return the answers to the next inputs, as `Router.infer_many`; a model with a state runs them one after the other."""
-        with self._turn() as turn, _current(turn):
+        with self._turn() as turn, set_within(TURN, turn):
             return self._router.infer_many(batch, **options)  # type: ignore[no-any-return]
 
     def refine(self, x: Any, **options: Unpack[CallOptions]) -> Generator[Answer, None, None]:
@@ -259,12 +249,12 @@ class AsyncSession(States):
 
     async def infer(self, x: Any, **options: Unpack[InferOptions]) -> Answer:
         """Return the answer to the next input; see `Session.infer`. Cancelling the call leaves the state unchanged."""
-        with self._turn() as turn, _current(turn):
+        with self._turn() as turn, set_within(TURN, turn):
             return await self._router.infer(x, **options)  # type: ignore[no-any-return]
 
     async def infer_many(self, batch: Sequence[Any], **options: Unpack[CallOptions]) -> list[Answer]:
         """Return the answers to the next inputs; see `Session.infer_many`."""
-        with self._turn() as turn, _current(turn):
+        with self._turn() as turn, set_within(TURN, turn):
             return await self._router.infer_many(batch, **options)  # type: ignore[no-any-return]
 
     async def refine(self, x: Any, **options: Unpack[CallOptions]) -> AsyncGenerator[Answer, None]:
@@ -297,13 +287,13 @@ class AsyncSession(States):
 
 def _next(turn: Turn, steps: Iterator[Any]) -> Any:
     """Return the next item of a router's generator, which runs models within it; `_END` after the last."""
-    with _current(turn):
+    with set_within(TURN, turn):
         return next(steps, _END)
 
 
 async def _anext(turn: Turn, steps: Any) -> Any:
     """Return the next item of a router's asynchronous generator, which runs models within it; `_END` after the last."""
-    with _current(turn):
+    with set_within(TURN, turn):
         return await anext(steps, _END)
 
 

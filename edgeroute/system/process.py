@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
+from contextvars import ContextVar
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
@@ -354,6 +355,16 @@ def call_contained(function: Callable[..., T], *arguments: object) -> T:
         if isinstance(e, KeyboardInterrupt) and not hasattr(pooled, "thread"):
             raise
         raise NoException(f"{class_name(e)}{f': {text}' if (text := error_message(e)) else ''}") from e
+
+
+@contextlib.contextmanager
+def set_within(variable: ContextVar[T], value: T) -> Iterator[None]:
+    """Set a context variable within the block."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 def is_task_cancelled(error: BaseException) -> bool:

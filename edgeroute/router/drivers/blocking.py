@@ -7,7 +7,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
@@ -18,7 +18,11 @@ T = TypeVar("T")
 
 def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer) -> T:
     """Run a walk and return its result; blocks. Any early end (Ctrl-C too) stops all running legs."""
-    steps = stream(walk, begin)
+    return run_to_end(stream(walk, begin))
+
+
+def run_to_end(steps: Generator[Any, None, T]) -> T:
+    """Run a generator, ignoring what it yields, and return its result."""
     try:
         while True:
             next(steps)
