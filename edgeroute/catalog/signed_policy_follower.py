@@ -58,11 +58,13 @@ class Standing(NamedTuple):
     good_policy: Mapping[str, Any] = {}
     trial: int = 0  # number of process starts with the version on trial; 0: it is confirmed
     tried: int = 0  # version that is being tried before it is put in force; 0: none
-    attempts: int = 0  # number of times that it was tried; more than one if the process ended meanwhile
+    # Number of times that it was tried; more than one if the process ended meanwhile.
+    attempts: int = 0
     refused: Mapping[str, str] = {}  # versions that are not tried again, each with the reason
     only_edge: bool = False  # True after an emergency order: nothing is sent to the cloud
     limits: Mapping[str, float] = {}  # limits by the fleet's budget, as keys of `[limits]`
-    usage: Mapping[str, list[float]] = {}  # UTC day -> what the device spent on it, in the order of `BUDGETS`; of the last days
+    # UTC day -> what the device spent on it, in the order of `BUDGETS`; of the last days.
+    usage: Mapping[str, list[float]] = {}
     since: str = ""  # first day that `usage` may have
 
     @property

@@ -118,7 +118,8 @@ class ServedModel(ABC):
         send_edge: bool = False,
         **address: Any,
     ) -> None:
-        self.payload = None if codec is None else payload_of(codec)  # codec of inputs; None: they are sent as the model's tensors
+        # Codec of inputs; None: they are sent as the model's tensors.
+        self.payload = None if codec is None else payload_of(codec)
         self.send_edge = checked_flag("send_edge", send_edge)
         self.address = Address(url, **address)
         base, separator, rest = self.address.path.partition("/v2/models/")
@@ -127,7 +128,8 @@ class ServedModel(ABC):
         self.model, _, url_version = (rest or str(model)).partition("/versions/")
         if url_version and version is not None and url_version != version:
             raise PolicyError(f"the URL has version {url_version!r} of the model, and version={version!r}: give one of them")
-        self.pinned = url_version or version  # version to call; None: the one that the server chooses
+        # Version to call; None: the one that the server chooses.
+        self.pinned = url_version or version
         if self.pinned is not None and not (isinstance(self.pinned, str) and self.pinned):
             raise PolicyError(f'version is the text of a version, as in version="2", and not {self.pinned!r}')
         prefix = base if separator else base.removesuffix("/v2")
@@ -138,12 +140,15 @@ class ServedModel(ABC):
             raise PolicyError("the card of an endpoint has no state: requests are of no stream, so nothing can be fed back")
         self.name, self.kind, self.output = name, checked_kind(kind) or self.card.kind, output or self.card.output
         self.labels = label_names(labels) or self.card.labels
-        self.served_labels: tuple[Any, ...] | None = None  # labels from the server; None: it has none
+        # Labels from the server; None: it has none.
+        self.served_labels: tuple[Any, ...] | None = None
         self.served_kind: str | None = None  # kind of outputs from the server; None: it names none
-        self.most_rows: int | None = None  # maximum inputs of one call, by the server's configuration; None: it names none
+        # Maximum inputs of one call, by the server's configuration; None: it names none.
+        self.most_rows: int | None = None
         self.inputs: tuple[TensorSpec, ...] | None = None
         self.datatypes: dict[str, str] = {}  # datatypes of the inputs by name
-        self.outputs: dict[str, tuple[int, ...]] = {}  # shapes of the outputs by name, from the metadata; -1: any size
+        # Shapes of the outputs by name, from the metadata; -1: any size.
+        self.outputs: dict[str, tuple[int, ...]] = {}
         self.version = self.pinned  # version that answers; None: not known yet
         self._described: str | None = None  # hash of the metadata; None: not fetched yet
         self._sources: _InputSources | None = None  # sources of `inputs`, computed at the first call

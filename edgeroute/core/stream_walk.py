@@ -436,9 +436,9 @@ class StreamWalk:
         while stream.due() <= stream.now < stream.deadline:
             i = stream.next()
             stream.pending.remove(i)
-            last = not (stream.pending or stream.plan.skipped or any(v.active for v in stream.states.values()))
-            first_by = max(stream.now, min(stream.now + stream.first_s, stream.deadline - stream.reserve_s(i)))
-            stream.states[i] = LegState(stream.now, first_by, last)
+            others = stream.pending or stream.plan.skipped or any(v.active for v in stream.states.values())
+            first_by = min(stream.now + stream.first_s, stream.deadline - stream.reserve_s(i))
+            stream.states[i] = LegState(stream.now, max(stream.now, first_by), last=not others)
             event = yield Start(i)
             self.log.append(Mark("start", i, stream.now))
             if event is not None:
@@ -527,10 +527,11 @@ class StreamWalk:
         """Pass over each leg that has not begun in time; one without an alternative loses its time limit instead."""
         stream = self.stream
         for i, state in [*stream.states.items()]:
-            waits = state.active and not state.has_begun and not state.no_time_limit and stream.shown != i
+            waits = state.active and not (state.has_begun or state.no_time_limit or stream.shown == i)
             if not waits or stream.now < state.first_by:
                 continue
-            if not (stream.pending or stream.held or any(v.pieces for v in stream.states.values() if not v.failed)):
+            begun = any(v.pieces for v in stream.states.values() if not v.failed)
+            if not (stream.pending or stream.held or begun):
                 state.no_time_limit = True  # nothing is won by giving it up
             else:
                 yield from self._give_up(i)
@@ -569,7 +570,8 @@ class StreamWalk:
             state.pieces = [held.value]  # its pieces were never sent
         if i != self.stream.shown and (self.stream.may_degrade or self.stream.shown is not None):
             yield from self._show(i)
-        self._end(i, self.stream.held.get(i) or _partial_answer(state.pieces, state.error), accepted=False)
+        answer = self.stream.held.get(i) or _partial_answer(state.pieces, state.error)
+        self._end(i, answer, accepted=False)
 
     # showing
 

@@ -322,7 +322,8 @@ class LiteRTModel(ModelFile):
         self.delegate_options = dict(delegate_options or {})
         # One if a delegate drives other hardware, which serves one run at a time; None: any number.
         self.parallel = None if set(self.delegates) <= BUILT_IN else 1
-        self.stateful = False  # True, once it is loaded, if the model has a state in resources, and so runs in a session only
+        # True, once it is loaded, if the model has a state in resources, and so runs in a session only.
+        self.stateful = False
         self._used: tuple[str, ...] = self.delegates
         self._prepare: Any = None
         self._quantised: Port | None = None  # the only input, if it is quantised

@@ -48,8 +48,10 @@ class LoadsLate(ForkSafe, ABC):
 
     _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads
     _session: Any = initially(None, UNFREED_SESSIONS.append)
-    loaded_stamp: tuple[Any] | None = None  # `file_stamp` of the file as it was last loaded; None: it never was
-    closes_after_runs = True  # True, as each run holds its session: closing during a run frees it after the last run
+    # `file_stamp` of the file as it was last loaded; None: it never was.
+    loaded_stamp: tuple[Any] | None = None
+    # True, as each run holds its session: closing during a run frees it after the last run.
+    closes_after_runs = True
 
     def __init__(self, path: str | Path, card: str | Path | Literal[False] | None, sha256: str | None) -> None:
         self.path = Path(path)

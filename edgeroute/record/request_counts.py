@@ -89,7 +89,8 @@ class Tally(ForkSafe, Instrument):
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._held: Counter[tuple[str, str]] = Counter()
         self._events: Counter[str] = Counter()
-        self.status: Callable[[], Status | None] = _unknown  # returns the router's status; None: there is none now
+        # Returns the router's status; None: there is none now.
+        self.status: Callable[[], Status | None] = _unknown
 
     def opened(self, status: Callable[[], Status | None]) -> None:
         """Store the function that returns the router's status."""
