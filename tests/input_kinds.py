@@ -346,6 +346,13 @@ def _closed_over(n):
     return lambda: samples
 
 
+def _marked(n):
+    def function():
+        return 0
+
+    return _with(function, "samples", [n])
+
+
 def _attribute(x) -> int:
     return x.samples[0]
 
@@ -476,6 +483,7 @@ KINDS: dict[str, Kind] = {
     "function": _fixed(len, lambda x: int(x is not len)),
     "object with a lock": Kind(_locked, _attribute, _write_attribute, copies=False),
     "closure": Kind(_closed_over, lambda x: x()[0], lambda x, n: x().__setitem__(0, n), copies=False),
+    "function with an attribute": Kind(_marked, _attribute, _write_attribute, copies=False),
     "list of a closure": Kind(lambda n: [_closed_over(n)], lambda x: x[0]()[0], lambda x, n: x[0]().__setitem__(0, n), copies=False),
     "mapped memory": Kind(_mapped, lambda x: x[0], lambda x, n: x.__setitem__(0, n), copies=False),
     "view of a dict": Kind(lambda n: {n: n}.keys(), lambda x: next(iter(x)), copies=False),

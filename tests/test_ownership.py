@@ -189,6 +189,16 @@ def test_what_is_renewed(make):
     assert [saw.get(timeout=LONG) for _ in range(2)] == [0, 0]
 
 
+@pytest.mark.parametrize("depth", range(100, 960, 95))
+def test_a_stale_answer_is_given_where_no_copy_can_be_made_to_renew_it(make, depth):
+    """The key of a list that is nested deeply takes fewer frames than its copy."""
+    router = make(lambda _: ("edge", 0.9), None, cache=Cache(ttl_s=0, stale_while_revalidate_s=1e6))
+    x = []
+    for _ in range(depth):
+        x = [x]
+    assert {router.infer(x).source for _ in range(3)} <= {"edge", "stale"}
+
+
 def test_a_later_edge_of_a_refined_answer(make):
     """While the caller has the provisional answer, it may have the next frame in its buffer, too."""
     slow, x = Slow(), np.zeros(4)

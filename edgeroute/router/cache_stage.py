@@ -167,7 +167,7 @@ class Caching(Part):
             return self._cached_answer(entry, "cache", request, ""), None
         if entry is not None and age == "revalidate":
             flight = self.flights.join(key)
-            if flight.leads and not self._spawn(self._revalidation(request, flight, proceed)):
+            if flight.leads and not self._renew(request, flight, proceed):
                 flight.failed()
             return self._cached_answer(entry, "stale", request, " and past its time, being renewed"), None
         semantic = self.cache.semantic
@@ -192,12 +192,16 @@ class Caching(Part):
         self._router.counts.note("cached")
         return _answer(entry, source, request, note)
 
-    def _revalidation(self, stale: Request, flight: Flight, proceed: Proceed) -> Steps[None]:
-        """Return the steps that revalidate a stale entry in the background, on a copy of the input.
+    def _renew(self, stale: Request, flight: Flight, proceed: Proceed) -> bool:
+        """Revalidate a stale entry in the background, on a copy of the input: the caller may write to it meanwhile.
 
-        The caller may write to the input meanwhile. Errors are logged.
+        Return False if there is no thread for it, or no copy. Errors are logged.
         """
-        request = stale._replace(inputs=copy_input(stale.inputs))
+        try:
+            request = stale._replace(inputs=copy_input(stale.inputs))
+        except Exception as e:  # noqa: BLE001 - nested too deeply, for example
+            log.info("what the cache has past its time could not be renewed: the input cannot be copied: %s", e)
+            return False
 
         def steps() -> Steps[None]:
             try:
@@ -212,7 +216,7 @@ class Caching(Part):
             finally:
                 flight.failed()
 
-        return steps()
+        return self._spawn(steps())
 
     def _patience_s(self, request: Request) -> float:
         """Return the seconds to wait for an equal request and still have time for the edge.

@@ -16,8 +16,8 @@ Memo = dict[int, Any]
 def copy_input(x: Any) -> Any:
     """Return a deep copy of an input, of the same type and with the same attributes, which the caller cannot change later.
 
-    The copy is made by the type's own `__deepcopy__`, `clone` or `__reduce_ex__`. Immutable values and classes are returned as
-    the same object.
+    The copy is made by the type's own `__deepcopy__`, `clone` or `__reduce_ex__`. Immutable values, classes, and what its type
+    says to be its own copy are returned as the same object.
 
     Raises:
         TypeError: a part has no copy: a generator, a lock, an open file, a closure, or a type that hides its state.
@@ -71,7 +71,7 @@ def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
     if kind is memoryview:
         return _copy_view(x)
     if kind is FunctionType:
-        if x.__closure__ or x.__defaults__ or x.__kwdefaults__:
+        if x.__closure__ or x.__defaults__ or x.__kwdefaults__ or x.__dict__:
             raise TypeError("a function with a state of its own cannot be copied")
         return x
     if issubclass(kind, _WEAK):
