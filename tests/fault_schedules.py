@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import gc
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from time import monotonic, process_time, sleep
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,7 +94,7 @@ class Stalls(threading.Thread):
             if ended - begun > 0.02:
                 self.delays.append((begun, ended, ended - begun - 0.002))
             for thread, due in list(self.beats.items()):
-                if ended - due > STILL_S and thread not in self.where and (frame := sys._current_frames().get(thread)):
+                if ended - due > STILL_S and thread not in self.where and (frame := _frame_of(thread)):
                     self.where[thread] = "; ".join(
                         f"{Path(f.f_code.co_filename).name}:{n}" for f, n in traceback.walk_stack(frame)
                     )
@@ -104,6 +106,15 @@ class Stalls(threading.Thread):
     def delayed(self, begun: float, ended: float) -> float:
         """Return the seconds between two instants in which other threads than that of an event loop did not run either."""
         return _within(self.delays, begun, ended)
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    """Return the innermost frame of a thread. A collection within the call may hang the process, before Python 3.11.8 and 3.12.2."""
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        gc.enable()
 
 
 def _within(found: list[tuple[float, float, float]], begun: float, ended: float) -> float:
