@@ -40,12 +40,13 @@ if TYPE_CHECKING:
 def replace(
     engine: Engine, arguments: PolicyArguments, limits: Limits, metered: bool | Callable[[], bool], audit: Audit | None = None
 ) -> None:
-    """Put another policy in force, which reuses unchanged models and connections of the old one.
+    """Put another policy in force, with its trials, limits and thresholds, which reuses unchanged models and connections.
 
-    New models of a catalog are loaded and tested first; targets that the policy has no more are closed.
+    New models of a catalog are loaded and tested first, then parts check it; targets that the policy has no more are closed.
 
     Raises:
-        PolicyError: it is invalid; the old one stays.
+        PolicyError, ModelMissing, ModelError: it is invalid, or a new model is missing or fails; the old one stays, as after an
+            exception of a part's `check`.
         Closed: the router is closed, also meanwhile.
     """
     with engine.replacing:  # and not the other one, which calls wait for: this may take long

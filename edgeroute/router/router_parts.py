@@ -181,9 +181,9 @@ def overrides(part: Part, event: str) -> bool:
 
 
 def _contained_method(part: Part, event: str) -> Method:
-    """Return the part's method. That of another package's part logs exceptions, and returns None then; but `check` raises.
+    """Return the part's method. That of another package's part logs its exceptions, at most one line a minute, but `check` raises.
 
-    At most one line a minute is logged.
+    After an exception it returns None; after one of `around` the requests go on without the part.
     """
     method: Method = getattr(part, event)
     if own(part) or event == "check":

@@ -431,7 +431,9 @@ class Auditor(ForkSafe):
     def audit_drawn(
         self, drawn: AuditDraw, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int] = ()
     ) -> None:
-        """Audit or count a request that was drawn when it arrived; never raises.
+        """Count a drawn request for the deferral rate, or compare it: at once, or by a queued call of the cloud; or both.
+
+        Errors are logged, and not raised.
 
         Args:
             drawn: result of `arrives`.

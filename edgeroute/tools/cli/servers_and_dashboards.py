@@ -109,7 +109,8 @@ def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -
 
     Raises:
         PolicyError: the policy is invalid.
-        BadInput: there is nothing to follow.
+        BadInput: there is nothing to follow, or the record is missing, is no regular file, or is Parquet.
+        typer.BadParameter: none of the three is given.
     """
     from edgeroute.tools.dashboard.monitor import Monitor, Sources, TraceFile
 

@@ -292,7 +292,10 @@ class FleetAlarms:
                 self._add_rates(stream, name, np.array(given["rates"]))
 
     def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
-        """Begin a test by the days up to this one as its reference; nothing if there are fewer than `EVENTS` events."""
+        """Begin a daily and a weekly test of a metric, with the days up to this one as reference; set the stream's threshold.
+
+        No test begins with fewer than `EVENTS` events, or of losses without wins and labels. Adds the usual rates to the database.
+        """
         metric, first = METRICS[name], stream["first"]
         weekdays = day - first + 1 >= 2 * WEEK
         if metric.table == "audited" and stream["threshold"] is None:

@@ -148,7 +148,11 @@ def _check(devices: Sequence[Device]) -> None:
 
 
 def _table(devices: Sequence[Device], number: int) -> dict[str, Floats]:
-    """Return counts and sums of one arm, [devices] each; a missing value is 0; raise `BadInput` for an invalid one."""
+    """Return counts and sums of one arm, [devices] each, of stored counts, shares and means; a missing value is 0.
+
+    Raises:
+        BadInput: a value is no number, a share is not 0..1, or a mean is below 0; a count below 0 is taken as 0.
+    """
     rows = []
     for device in devices:
         stored, arm = device.arms[number], device.arms[number].get("arm")

@@ -203,7 +203,9 @@ class Past:
         self._slope = 0.0
 
     def add(self, seen: Seen, time: float, sure: float | None = None) -> None:
-        """Add the result of a call that ended at that time: an answer, or a failure. Others, and most holds, are ignored.
+        """Add the result of a call that ended at that time: latency and bytes of an answer, or a failure, for finding outages.
+
+        A failure because of the input is no sign of an outage; of holds, those by the breaker or Retry-After count.
 
         sure: confidence of the edge.
         """
