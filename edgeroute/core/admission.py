@@ -215,7 +215,7 @@ class RetryBudget:
         self._left = CAP
 
     def take(self) -> bool:
-        """Take a retry from the budget, within the caller's lock. Return False, and take nothing, if less than a whole one is left."""
+        """Take a retry, within the caller's lock. Return False, and take nothing, if less than a whole one is left."""
         if not affords(self._left):
             return False
         self._left -= RETRY

@@ -181,7 +181,7 @@ def overrides(part: Part, event: str) -> bool:
 
 
 def _contained_method(part: Part, event: str) -> Method:
-    """Return the part's method. That of another package's part logs its exceptions, at most one line a minute, but `check` raises.
+    """Return the part's method. Another package's logs its exceptions, at most one line a minute; but `check` raises.
 
     After an exception it returns None; after one of `around` the requests go on without the part.
     """

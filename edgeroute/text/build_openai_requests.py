@@ -75,9 +75,9 @@ class Chat:
         return {"chat": self.is_chat, "system": self.system, "confidence": self.rule, **self.options}
 
     def request(self, x: Any) -> tuple[dict[str, Any], bool]:
-        """Return the request for an input, with the settings and the system message, and True if it is a chat. Copies what it changes.
+        """Return the request for an input, with the settings and the system message, and True if it is a chat.
 
-        A text becomes a chat if `is_chat`, else a prompt.
+        A text becomes a chat if `is_chat`, else a prompt. Copies what it changes.
 
         Args:
             x: a text; messages; or a request, a mapping with `messages` or `prompt`, whose keys override the settings.

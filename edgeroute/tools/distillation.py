@@ -313,7 +313,7 @@ def _certified(
 ) -> tuple[Certificate | None, str]:
     """Return the certificate of the held-out examples, if any, and the reason why the model is not worth a trial; empty: it is.
 
-    Equal texts are one group. A model that defers too much has a certificate and a reason. Appends the calibration's warnings to `notes`.
+    Equal texts are one group. A model that defers too much has a certificate and a reason. Appends warnings to `notes`.
     """
     by_text = groups if len(set(groups)) < len(groups) else None
     try:

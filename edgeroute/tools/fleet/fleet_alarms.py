@@ -294,7 +294,7 @@ class FleetAlarms:
     def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
         """Begin a daily and a weekly test of a metric, with the days up to this one as reference; set the stream's threshold.
 
-        No test begins with fewer than `EVENTS` events, or of losses without wins and labels. Adds the usual rates to the database.
+        No test begins with fewer than `EVENTS` events, or of losses without wins and labels. Adds usual rates to the database.
         """
         metric, first = METRICS[name], stream["first"]
         weekdays = day - first + 1 >= 2 * WEEK

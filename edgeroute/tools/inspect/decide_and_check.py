@@ -94,7 +94,8 @@ def check(engine: Engine, timeout: float) -> Check:
 def _targets(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str = "") -> Check:
     """Load the models and ping the endpoints, blocking for at most `timeout` seconds each. Return their status.
 
-    Lines on what may leave the device, on audits, trials and certificates follow. Never raises for a target: its problem is a line that begins with `!`.
+    Lines on what may leave the device, on audits, trials and certificates follow. Never raises for a target: its problem is a
+    line that begins with `!`.
 
     Args:
         snapshot: policy in force.

@@ -70,7 +70,8 @@ def problems(snapshot: Snapshot, limits: Limits, edge_j: float = 0.0, refused: s
 def notes(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
     """Yield a line for each setting that is right only under a condition that nobody but the user knows.
 
-    These are limits where some endpoints have a price and others none, and inputs that are colour pictures of floats whose scale no card states.
+    These are limits where some endpoints have a price and others none, and inputs that are colour pictures of floats whose
+    scale no card states.
     """
     for name, terms in PRICES.items() if snapshot.policy.mode != "only_edge" else ():
         free = [cloud.name for cloud in snapshot.clouds if not any(getattr(cloud.terms, term) for term in terms)]

@@ -397,10 +397,10 @@ class Script:
         return rejection
 
     def _answer(self, i: int, gate: Gate, seen: Seen | None, now: float, sent: float, received: float) -> Event:
-        """Return Done or Failed for a call that is sent, with its bytes: over the simulated network, if there is one, or as recorded.
+        """Return Done or Failed for a call that is sent, with its bytes: over the simulated network, if any, or as recorded.
 
         A call without a record fails if those around it did. Otherwise its latency is drawn from longer ones, and counted as
-        estimated; if nothing longer is recorded, it fails after the recorded time, which `_open` notes: `end` then raises `Unknown`.
+        estimated; if nothing longer is recorded, it fails after the recorded time, which `_open` notes: `end` raises `Unknown`.
 
         Raises:
             Unknown: the endpoint has no recorded answer.
