@@ -23,7 +23,7 @@ from edgeroute.catalog.model_folder_and_downloads import Pointer, Progress, down
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.process import log
+from edgeroute.system.process import ClosedByWith, log
 from edgeroute.system.thread_pool import Worker
 from edgeroute.system.untrusted_files import MOST_TEXT, open_file, read_bytes
 
@@ -36,7 +36,7 @@ SOURCE = "source.json"
 ROOT = "root.json"
 
 
-class Catalog(Installed):
+class Catalog(Installed, ClosedByWith):
     """Models of a device, with a catalog from which they are updated. A `with` closes its connections at the end.
 
     Downloads are verified before they are used: signatures, expiry and order of the list (by TUF), size and hash of each file.
@@ -168,12 +168,6 @@ class Catalog(Installed):
         if self._source is not None:
             self._source.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 LOOKS_S = 1.0  # interval of checks of a version on trial, seconds
 MOST_STARTS = 3  # process starts with a version on trial after which that version is rolled back, as the cause of the crashes
@@ -208,7 +202,7 @@ class Reloads(Protocol):
         """Return the router's statistics."""
 
 
-class Updater:
+class Updater(ClosedByWith):
     """Keeps one model of a router up to date. In a `with` block, a thread checks the catalog at an interval.
 
     A new version is downloaded, loaded, warmed up, and tried on its canary inputs beside the active one; only then it is
@@ -440,9 +434,6 @@ class Updater:
     def __enter__(self) -> Self:
         self.start()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 # Canary inputs: a few inputs with their right answers, on which a new version is tried before it is activated.

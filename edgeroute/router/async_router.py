@@ -30,11 +30,10 @@ from edgeroute.router.steps_and_stages import Block, Join, Pause, Result, Step, 
 from edgeroute.router.streams_and_sessions import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, view_samples, warm_up, warm_up_async
 from edgeroute.system.late_imports import import_tool
+from edgeroute.system.process import ClosedByAsyncWith
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
     from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
 
@@ -203,7 +202,7 @@ class Loop:
         return done.result() if done.done() else late
 
 
-class AsyncRouter(BaseRouter[V]):
+class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
     """Router for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
 
     The arguments are those of `Router`.
@@ -407,12 +406,6 @@ class AsyncRouter(BaseRouter[V]):
             await self._loop.end()
         finally:
             await self._loop.in_thread(self._close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
 
 async def _plain(loop: Loop, request: Request) -> Result:

@@ -23,11 +23,10 @@ from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.system.late_imports import import_tool
+from edgeroute.system.process import ClosedByWith
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from edgeroute.router.decision_and_check_results import Check, Decision
     from edgeroute.router.live.blocking_iterators import Audio, Frames
     from edgeroute.router.live.frames import Drop, Signature
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Router(BaseRouter[V]):
+class Router(BaseRouter[V], ClosedByWith):
     """Router for threads: runs a model on the edge, and defers to the cloud when its confidence is below the threshold.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
@@ -494,12 +493,6 @@ class Router(BaseRouter[V]):
     def close(self) -> None:
         """Stop threads and connections. Never raises."""
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _plain(engine: Engine, request: Request) -> Result:

@@ -15,7 +15,7 @@ from edgeroute.core.routing_policy import Denied, Mode, permit
 from edgeroute.edge.edge_backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed, MayNotLeave
 from edgeroute.router.steps_and_stages import Result, Shown
-from edgeroute.system.process import ForkSafe, per_process, set_within
+from edgeroute.system.process import ClosedByWith, ForkSafe, per_process, set_within
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _busy() -> BadInput:
     return BadInput("another call of this session is under way: its inputs are one stream, in order; one session for each stream")
 
 
-class Session(States):
+class Session(States, ClosedByWith):
     """Stream of inputs, given in order: `with router.session() as s: s.infer(chunk)`.
 
     A model with a state (docs/cards.md) has one state for each session. The state advances when the model has run to its end
@@ -236,12 +236,6 @@ class Session(States):
                 yield Shown(stream.leg or "", piece)
             assert stream.answer is not None, "it has ended"
             return stream.answer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class AsyncSession(States):

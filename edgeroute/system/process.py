@@ -29,6 +29,33 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+
+class ClosedByWith:
+    """Base of classes that a `with` statement closes at its end."""
+
+    def close(self) -> None:
+        """Close the object; overridden."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ClosedByAsyncWith:
+    """Base of classes that an `async with` statement closes at its end."""
+
+    async def close(self) -> None:
+        """Close the object; overridden."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
 # Forks: the attributes that a forked child does not take over, such as locks, threads, connections and calls under way.
 
 _MISSING: Any = object()

@@ -20,7 +20,7 @@ from edgeroute.router.live.blocking_iterators import CLOSE_S, AudioBase, FramesB
 from edgeroute.router.live.frames import FrameUpdate
 from edgeroute.router.live.source_mailbox import Call, Kind, Mailbox
 from edgeroute.router.live.speech_segments import BargeIn, Utterance
-from edgeroute.system.process import await_within
+from edgeroute.system.process import ClosedByAsyncWith, await_within
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ async def fill_async(mailbox: Mailbox[T], source: AsyncIterable[T]) -> None:
         mailbox.end(e)
 
 
-class AsyncUpdates(LiveIterator[U]):
+class AsyncUpdates(LiveIterator[U], ClosedByAsyncWith):
     """Asynchronous iterator over the results of a live source, for an `async with` and an `async for`. See `Updates`."""
 
     _begun = False
@@ -213,12 +213,6 @@ class AsyncUpdates(LiveIterator[U]):
             with contextlib.suppress(asyncio.TimeoutError):
                 await await_within(left_s, self._bell.event.wait())
         self._bell.event.set()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     def __del__(self) -> None:
         """Stop the reader, and cancel the tasks, of an iterator that was garbage collected unclosed."""

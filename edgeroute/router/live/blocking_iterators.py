@@ -15,6 +15,7 @@ from edgeroute.errors import BadInput, Closed
 from edgeroute.router.live import speech_segments as speech
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
 from edgeroute.router.live.source_mailbox import Call, Kind, Mailbox, PolledCall, fill, items, kind_of, once
+from edgeroute.system.process import ClosedByWith
 from edgeroute.system.sanitised_logging import call_quietly
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class LiveIterator(Generic[U]):
         raise error or stop
 
 
-class Updates(LiveIterator[U]):
+class Updates(LiveIterator[U], ClosedByWith):
     """Iterator over the results of a live source, for a `with` and a `for`. One thread at a time.
 
     Leaving the `with`, or `close`, cancels the calls under way, and ends the thread that reads the source after the item it is
@@ -179,12 +180,6 @@ class Updates(LiveIterator[U]):
         reader = self._reader
         if reader is not None and reader is not threading.current_thread():
             reader.join(CLOSE_S)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         """Stop the reader and the calls of an iterator that was garbage collected unclosed."""

@@ -12,6 +12,8 @@ from math import inf
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from edgeroute.core.frames_scenes_and_speech import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.units import Amount, Chance, Count
@@ -170,8 +172,6 @@ def signature_of(frame: Any) -> Sequence[float]:
     Raises:
         BadInput: the frame is no such array.
     """
-    import numpy as np
-
     grid = np.asarray(frame)
     if grid.ndim not in {2, 3} or grid.dtype.kind not in "uifb":
         raise BadInput(

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from edgeroute.core.frames_scenes_and_speech import Began, Ended, Loudness, Speech
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.units import Count, Share
@@ -200,8 +202,6 @@ class Listener:
         Raises:
             BadInput: the chunk is of another type, or `vad` returns no number.
         """
-        import numpy as np
-
         samples = _mono(chunk)
         if self._rest is not None and len(self._rest):
             samples = np.concatenate([self._rest, samples])
@@ -239,8 +239,6 @@ class Listener:
 
     def _segment(self, ended: Ended) -> Segment:
         """Return the segment that ends here, and begin anew; after a cut the speech goes on in the next segment."""
-        import numpy as np
-
         audio, self._inside = np.concatenate(self._inside), []
         if ended.cut:
             self._inside = [audio[:0]]  # the speech goes on
@@ -253,8 +251,6 @@ def _mono(chunk: Any) -> NDArray[Any]:
 
     NaN and infinities count as 0.
     """
-    import numpy as np
-
     if isinstance(chunk, bytes | bytearray | memoryview):
         if len(chunk) % 2:
             raise BadInput(f"bytes of audio are samples of int16, two bytes each, and these are {len(chunk)}")
@@ -279,8 +275,6 @@ def _mono(chunk: Any) -> NDArray[Any]:
 
 def _level_db(window: NDArray[Any]) -> float:
     """Return the level of a window in dB of full scale. -inf for silence."""
-    import numpy as np
-
     power = float(np.square(window - window.mean()).mean())
     return 10 * math.log10(power) if power > 0 else -INF
 
