@@ -276,6 +276,18 @@ def test_a_stop_of_a_child_that_hangs(isolated):
     assert not child.is_running()
 
 
+@pytest.mark.parametrize("end", [hang, killed])
+def test_a_stream_that_is_left_while_its_child(isolated, end):
+    """Hangs, or is killed: nobody is told, the child has ended then, and the next call has another one."""
+    model = isolated()
+    stream = started(model, ENDLESS)
+    (child,) = children()
+    end()
+    stream.close()
+    assert not child.is_running()
+    assert model.run_one("hi")[0].value
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_its_memory_is_limited(isolated):
     """To what the model takes, and a gigabyte; no core is written, and the system ends the child before its parent."""

@@ -6,12 +6,11 @@ A template that may recurse is tried in a process of its own, as it could end or
 from __future__ import annotations
 
 import re
-import threading
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
-from queue import SimpleQueue
 from time import monotonic
 from typing import Any, Literal
 
@@ -382,43 +381,18 @@ class LlamaModel(LoadsLate):
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
         """Yield the answer to one input in pieces, and return the prediction; closing the generator stops the generation.
 
-        The generation runs in a thread of its own.
-
         Raises:
             BadInput, Unfit, ModelError: as `run`.
         """
         request, chat = self._request(x)
-        pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
         left = StopToken() if cancel is None else StopToken(cancel.turn_by)
         gathered = Gathered(eager=isinstance(self.score, Prefix))
         if cancel is not None:
             cancel.on_ask(left)
-        engine = self._loaded_engine(left)
-
-        def on_piece(chunk: Mapping[str, Any]) -> None:
-            """Queue the text of a piece."""
-            if (piece := gathered.add(chunk)) is not None:
-                pieces.put(piece)
-
-        def generate() -> None:
-            """Generate, and queue the end or the exception."""
-            try:
-                if not left.asked:
-                    engine.stream(request, chat, on_piece, left)
-                pieces.put(None)
-            except BaseException as e:  # noqa: BLE001 - raised where it is waited for
-                pieces.put(e)
-
-        thread = threading.Thread(target=generate, name="edgeroute-llama", daemon=True)
-        thread.start()
-        try:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-        finally:
-            left()
-            thread.join()
+        with closing(self._loaded_engine(left).pieces(request, chat, left)) as chunks:
+            for chunk in chunks:
+                if (piece := gathered.add(chunk)) is not None:
+                    yield piece
         return self._prediction_of(gathered, request, is_request=isinstance(x, Mapping))
 
 

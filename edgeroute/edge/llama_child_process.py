@@ -17,7 +17,8 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from itertools import count
 from math import inf
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import IO, Any, Final
 from weakref import finalize
 
 from edgeroute.core.error_codes import FOREIGN, clean
-from edgeroute.edge.llama_engines import LoadOptions, OnPiece, open_engine
+from edgeroute.edge.llama_engines import LoadOptions, OnPiece, Pieces, open_engine
 from edgeroute.edge.runtime_base import NO_MEMORY
 from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.process import ForkSafe, json_dumps, json_loads
@@ -38,6 +39,8 @@ LOAD_S = 600.0  # longest load of a model, seconds
 STOP_SHARE: Final = 1 / 12
 MOST_GROWTH: Final = 1 << 30  # memory that requests may take beside the loaded model, bytes, on Linux
 MOST_FRAME: Final = 1 << 26  # longest frame, bytes
+MOST_CALLS: Final = 256  # calls that a child answers or stops at a time
+PROGRESS_S: Final = 0.05  # time between two reports that a prompt is being read, seconds
 TURN_S: Final = 0.1  # time between two looks at a stop request while all slots are taken, seconds
 _HEAD: Final = 4
 _STACK: Final = 2 << 20  # stack of a thread that renders a template, bytes: smaller than those of usual threads
@@ -45,6 +48,7 @@ _TAIL: Final = 40  # last lines of the child's stderr that are searched for a la
 _PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeroute.edge.llama_child_process import main; main()"
 _KINDS: Final = {kind.__name__: kind for kind in (PolicyError, RuntimeMissing)}
 PR_SET_PDEATHSIG: Final = 1  # Linux's number for the signal that a process gets at its parent's end
+_EMPTY: Final = {"role": "assistant", "content": None}  # delta of a piece that tells how far the prompt is read, or that it is
 _END: Any = None  # item of a call's queue: no more pieces come
 _STOP: Any = {}  # item of a call's queue: a stop was requested
 
@@ -154,27 +158,33 @@ class IsolatedEngine(ForkSafe):
         return self._over.is_set() or not self.end.alive
 
     def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
-        """Generate and report pieces: see `Engine`. Kills the child if no piece comes for too long, or a stop takes too long.
+        """Generate and report pieces: see `Engine` and `pieces`."""
+        with closing(self.pieces(request, chat, stop)) as pieces:
+            for piece in pieces:
+                on_piece(piece)
+
+    def pieces(self, request: Mapping[str, Any], chat: bool, stop: StopToken) -> Pieces:
+        """Generate and yield pieces: see `Engine`. Kills the child if no piece comes for too long, or a stop takes too long.
 
         Raises:
             ModelError: the child has ended.
         """
-        number, pieces = next(self._numbers), SimpleQueue[Any]()
+        number, frames = next(self._numbers), SimpleQueue[Any]()
         try:
             frame = _frame({"call": number, "request": request, "chat": chat})
         except (RecursionError, TypeError, ValueError) as e:
-            on_piece({"error": {"code": 400, "message": str(e)}})
+            yield {"error": {"code": 400, "message": str(e)}}
             return
-        while not self._turns.acquire(timeout=TURN_S):
+        while stop.asked or not self._turns.acquire(timeout=TURN_S):
             if stop.asked:
                 return
-        self._calls[number] = pieces
+        self._calls[number] = frames
         if self.ended:  # perhaps before the call was in the table
-            pieces.put(_END)
+            frames.put(_END)
         try:
             self._frames.put(frame)
-            stop.on_ask(lambda: pieces.put(_STOP))
-            self._follow(number, pieces, on_piece, stop)
+            stop.on_ask(lambda: frames.put(_STOP))
+            yield from self._follow(number, frames, stop)
         except BaseException:  # nobody reads the rest
             self._frames.put(_frame({"call": number}))
             raise
@@ -182,8 +192,8 @@ class IsolatedEngine(ForkSafe):
             del self._calls[number]
             self._turns.release()
 
-    def _follow(self, number: int, pieces: SimpleQueue[Any], on_piece: OnPiece, stop: StopToken) -> None:
-        """Report the pieces of a call until its end.
+    def _follow(self, number: int, frames: SimpleQueue[Any], stop: StopToken) -> Pieces:
+        """Yield the pieces of a call until its end. Closed, it requests a stop, and waits for the end.
 
         Raises:
             ModelError: the child has ended, or fails.
@@ -193,7 +203,7 @@ class IsolatedEngine(ForkSafe):
         while True:
             limit_s = self._stall_s if stop_by is None else stop_by - monotonic()
             try:
-                frame = pieces.get(timeout=max(0.0, min(limit_s, turn_by - monotonic())))
+                frame = frames.get(timeout=max(0.0, min(limit_s, turn_by - monotonic())))
             except Empty:
                 if monotonic() >= turn_by:
                     raise Busy(f"{self._where} was busy: another generation holds it") from None
@@ -207,7 +217,13 @@ class IsolatedEngine(ForkSafe):
             if frame is _END:
                 raise self._death()
             if "piece" in frame and stop_by is None:
-                on_piece(frame["piece"])
+                try:
+                    yield frame["piece"]
+                except GeneratorExit:
+                    stop()
+                    with suppress(ModelError):  # nobody is there to be told
+                        list(self._follow(number, frames, stop))
+                    raise
             elif "failed" in frame:
                 raise ModelError(f"{self._where} failed: {clean(frame['failed'], FOREIGN)}")
             elif "end" in frame:
@@ -310,12 +326,10 @@ def main() -> None:
         with lock:
             _write(replies, _frame(content))
 
-    worker = _Worker(reply)
     threading.stack_size(_STACK)
-    with suppress(ValueError):
-        while (frame := _read(sys.stdin.buffer)) is not None:
-            worker.take(frame)
-    os._exit(0)
+    worker = _Worker(reply)
+    worker.threads.submit(worker.serve)
+    threading.Event().wait()
 
 
 class _Worker:
@@ -323,17 +337,21 @@ class _Worker:
 
     def __init__(self, reply: Callable[[Mapping[str, Any]], None]) -> None:
         self._reply = reply
+        self.threads = ThreadPoolExecutor(MOST_CALLS)
         self._stops: dict[int, StopToken] = {}
         self._engine: Any = None
 
-    def take(self, frame: dict[str, Any]) -> None:
-        """Load the model, begin a generation or stop one, in a thread, so that the end of stdin is noticed."""
-        call = frame.pop("call", 0)
-        if not frame:
-            self._stops.get(call, StopToken())()
-            return
-        self._stops[call] = StopToken()
-        threading.Thread(target=self._generate if call else self._load, args=(call,), kwargs=frame, daemon=True).start()
+    def serve(self) -> None:
+        """Read stops, and the next frame to load or generate; do that, while another thread reads on. Exit at stdin's end."""
+        with suppress(ValueError):
+            while (frame := _read(sys.stdin.buffer)) is not None:
+                call = frame.pop("call", 0)
+                if frame:
+                    self._stops[call] = StopToken()
+                    self.threads.submit(self.serve)
+                    return (self._generate if call else self._load)(call, **frame)
+                self._stops.get(call, StopToken())()
+        os._exit(0)
 
     def _load(self, call: int, runtime: str, path: str, **wanted: Any) -> None:
         """Load the model within the limits of memory, and report that; end the process after a failure."""
@@ -346,9 +364,17 @@ class _Worker:
             self._reply({"call": call, "failed": str(e), "kind": type(e).__name__})
 
     def _generate(self, call: int, request: Mapping[str, Any], chat: bool) -> None:
-        """Generate, and report each piece and the end."""
+        """Generate, and report the end and each piece, but an empty one only `PROGRESS_S` after the last report."""
+        due = 0.0
+
+        def report(piece: Mapping[str, Any]) -> None:
+            nonlocal due
+            if monotonic() > due or not piece.get("choices") or piece["choices"][0].get("delta") != _EMPTY:
+                due = monotonic() + PROGRESS_S
+                self._reply({"call": call, "piece": piece})
+
         try:
-            self._engine.stream(request, chat, lambda piece: self._reply({"call": call, "piece": piece}), self._stops[call])
+            self._engine.stream(request, chat, report, self._stops[call])
             self._reply({"call": call, "end": True})
         except BaseException as e:  # noqa: BLE001 - the type alone: the text may quote the request
             self._reply({"call": call, "failed": type(e).__name__})

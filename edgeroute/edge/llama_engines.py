@@ -9,8 +9,9 @@ import secrets
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakSet
@@ -25,6 +26,7 @@ from edgeroute.text.read_openai_replies import TOO_LONG
 from edgeroute.types import StopToken
 
 OnPiece = Callable[[Mapping[str, Any]], object]  # function that takes each piece of a reply
+Pieces = Generator[Mapping[str, Any], None, None]
 INSTALL: Final = "llama.cpp is not installed: pip install 'edgeroute[llama]'"
 _LONGEST_SOCKET = 100  # longest path of a unix socket that every system takes, bytes
 # Set while this process serves a router to clients: models run isolated, unless their `isolate` is False.
@@ -59,6 +61,30 @@ class Engine(Protocol):
 
         A failure is a piece with `error`; its code 400 means a fault of the request.
         """
+
+    def pieces(self, request: Mapping[str, Any], chat: bool, stop: StopToken) -> Pieces:
+        """Generate in a thread of its own, and yield the pieces that `stream` reports; closing the generator stops that."""
+        queue: SimpleQueue[Mapping[str, Any] | BaseException | None] = SimpleQueue()
+
+        def generate() -> None:
+            """Generate, and queue the pieces, and the end or the exception."""
+            try:
+                if not stop.asked:
+                    self.stream(request, chat, queue.put, stop)
+                queue.put(None)
+            except BaseException as e:  # noqa: BLE001 - raised where it is waited for
+                queue.put(e)
+
+        thread = threading.Thread(target=generate, name="edgeroute-llama", daemon=True)
+        thread.start()
+        try:
+            while (piece := queue.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            stop()
+            thread.join()
 
     def never_free(self) -> None:
         """Keep the model for ever, unused, in a forked child, where its native threads are missing."""
@@ -106,7 +132,7 @@ class _ExitGuard(ForkSafe):
 EXIT_GUARD = _ExitGuard()  # the counter of this process
 
 
-class XLlama:
+class XLlama(Engine):
     """Model by `xllamacpp`, which runs llama.cpp's own server in the process, and always opens a listener.
 
     The listener gets a unix socket, whose file is deleted as soon as the model is loaded, so that nothing can connect. Where that
@@ -211,7 +237,7 @@ class XLlama:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
 
-class LlamaCppPython:
+class LlamaCppPython(Engine):
     """Model by `llama-cpp-python`, for users who have it; runs one generation at a time."""
 
     address, ended = "", False
