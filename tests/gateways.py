@@ -20,7 +20,13 @@ LONG = 30.0
 @contextlib.contextmanager
 def serving(router, grace_s=5, **options):
     """-> its URL; `options` as of `app`. The router is closed at the end, by the application."""
-    application = app(router, **options)
+    with hosting(app(router, **options), grace_s) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def hosting(application, grace_s=5):
+    """-> the URL of an application."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(application, http=Connection, log_config=None, ws="none", timeout_graceful_shutdown=grace_s)
     server = uvicorn.Server(config)

@@ -40,7 +40,7 @@ from edgeroute import (
     Unreachable,
     asgi,
 )
-from edgeroute.asgi import Errors, error_reply, lifespan, while_connected
+from edgeroute.asgi import Disconnected, Errors, error_reply, lifespan, while_connected
 from edgeroute.errors import Busy, Unfit
 from edgeroute.testing import CannedServer, http_reply
 
@@ -559,6 +559,54 @@ def test_a_request_that_cannot_be_read_is_no_client_that_has_gone():
             await while_connected(Request(), asyncio.Event().wait())
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("also", [False, True])
+@pytest.mark.parametrize("value", [None, "an answer all the same"])
+def test_a_client_that_goes_leaves_its_handler_whole(also, value):
+    """The handler may go on: it is not cancelled itself, unless somebody else cancels it, too."""
+
+    async def main():
+        begun, gone, stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        class Request:
+            async def receive(self):
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+        async def call():
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if also:
+                    stopped.set()
+                    await asyncio.Event().wait()
+                if value is None:
+                    raise
+            return value
+
+        async def handler():
+            try:
+                answer = await while_connected(Request(), call())
+            except Disconnected:
+                answer = None
+            await asyncio.sleep(0)
+            return answer
+
+        task = asyncio.ensure_future(handler())
+        await begun.wait()
+        gone.set()
+        if also:
+            await stopped.wait()
+            task.cancel()
+        return await task
+
+    if also:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(main())
+    else:
+        assert asyncio.run(main()) == value
 
 
 def test_an_exception_of_the_call_passes():

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from draws import draws
-from gateways import CHAT, LONG, connected, post, raw, serving
+from gateways import CHAT, LONG, connected, hosting, post, raw, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
@@ -559,3 +559,31 @@ def test_the_page_lists_the_keys():
     assert f"```text\n{lines}```" in page
     for number in (openai_completions.MOST_LEVELS, openai_completions.MOST_ENTRIES, f"{openai_completions.MOST_LENGTH:,}"):
         assert str(number) in page
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("parts", [(b"one",), (b"",), (), (b"x" * 100_000, b"y")])
+def test_a_head_and_what_follows_it(parts, waits):
+    """One packet has the head and a short first part; a head alone is sent, too, while the application goes on, and if none follows."""
+    seen = threading.Event()
+
+    async def application(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        await send({"type": "http.response.start", "status": 200 if parts else 204, "headers": [(b"x-seen", b"1")]})
+        if waits:
+            await asyncio.to_thread(seen.wait, LONG)
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    with hosting(application) as url, connected(url) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        first = connection.recv(65536)
+        seen.set()
+        reply = first + b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert b"x-seen: 1" in head
+    assert b"".join(body.split(b"\r\n")[1::2]) == b"".join(parts)
+    if parts == (b"one",):
+        assert (b"one" in first) is not waits

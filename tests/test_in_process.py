@@ -47,6 +47,13 @@ def test_clients_of_both_libraries_whole_and_in_pieces(gateway, monkeypatch):
             client.chat.completions.create(model="other", messages=HELLO)
 
 
+def test_one_call_after_the_other_where_one_is_allowed():
+    """A reply that is whole has given its place back."""
+    with InProcess(AsyncRouter(lambda _: ("yes", 0.9)), max_concurrent=1) as gateway, gateway.client() as client:
+        replies = [client.post(f"{gateway.url}/chat/completions", json=CHAT).status_code for _ in range(50)]
+    assert set(replies) == {200}
+
+
 def test_anthropics_client(gateway):
     """Its address is without /v1."""
     needs("anthropic")

@@ -158,6 +158,10 @@ def _scope(request: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def _transports(web: ModuleType) -> tuple[Any, Any]:
     """Return the classes of transports for a library's clients of threads and of asyncio."""
 
@@ -172,11 +176,17 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
 
     class Body(web.SyncByteStream):  # type: ignore[misc, name-defined]
         def __init__(self, next_message: Callable[[], dict[str, Any]], cancel: Callable[[], object]) -> None:
-            self._next, self.close = next_message, cancel
+            self._next, self._cancel = next_message, cancel
 
         def __iter__(self) -> Iterator[bytes]:
             while (message := self._next())["type"] != END:
                 yield message.get("body", b"")
+                if not message.get("more_body"):  # what follows is the application's own
+                    self._cancel = _nothing
+                    return
+
+        def close(self) -> None:
+            self._cancel()
 
     class AsyncBody(web.AsyncByteStream):  # type: ignore[misc, name-defined]
         def __init__(self, next_message: Callable[[], Awaitable[dict[str, Any]]], cancel: Callable[[], object]) -> None:
@@ -185,6 +195,9 @@ def _transports(web: ModuleType) -> tuple[Any, Any]:
         async def __aiter__(self) -> AsyncIterator[bytes]:
             while (message := await self._next())["type"] != END:
                 yield message.get("body", b"")
+                if not message.get("more_body"):
+                    self._cancel = _nothing
+                    return
 
         async def aclose(self) -> None:
             self._cancel()

@@ -28,6 +28,7 @@ from edgeroute.tools.server.systemd_notices import BEATS, Notify
 
 HEAD_S = 10.0  # time for a request's head to arrive, from the connection's beginning or the head's first byte, seconds
 HEAD_BYTES = 1 << 16  # most bytes of a head; a longer one is refused
+PACKET_BYTES = 1 << 14  # most bytes of a body that are sent with the head
 HEAD_LINES = 256  # most lines of a head
 CHUNKS, CHUNK_BYTES = 256, 64  # chunks of a body that may be small; of more each has so many bytes, on average
 TAKEN_S = 30.0  # time for a client to read once a write waits for it, seconds
@@ -50,9 +51,38 @@ _BLANK = re.compile(rb"\n\r?\n")
 
 
 class _Parser(h11.Connection):
-    """HTTP parser that refuses heads of many lines and bodies of many small chunks, by which a client holds the event loop."""
+    """HTTP parser that refuses heads of many lines and bodies of many small chunks, by which a client holds the event loop.
+
+    A reply's head is held for what follows at once, so that one packet has both.
+
+    Args:
+        write: writes bytes to the client.
+    """
 
     _chunks = _size = 0
+    _head = b""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        super().__init__(h11.SERVER, HEAD_BYTES)
+        self._write = write
+
+    def send(self, event: Any) -> Any:
+        """Return the bytes of an event, as h11's. A head comes with the next event, or is written soon if there is none."""
+        data = super().send(event)
+        if type(event) is h11.Response:
+            self._head, data = data or b"", b""
+            asyncio.get_running_loop().call_soon(self._write_head)
+        elif len(data or b"") > PACKET_BYTES:
+            self._write_head()
+        elif self._head and (data or type(event) is h11.EndOfMessage):
+            self._head, data = b"", self._head + (data or b"")
+        return data
+
+    def _write_head(self) -> None:
+        """Write the head that is held; a no-op without one."""
+        head, self._head = self._head, b""
+        if head:
+            self._write(head)
 
     def next_event(self) -> Any:
         """Return the next event, as h11's.
@@ -88,7 +118,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the timer (10 s) of the first head. With too many connections close an idle one, or this one after a 503."""
         super().connection_made(transport)
-        self.conn = _Parser(h11.SERVER, HEAD_BYTES)
+        self.conn = _Parser(transport.write)
         self.app, self.idle_since = _with_short_head(self.app), self.loop.time()
         address, everyone = peer_of(self.client), cast("set[Any]", self.connections)
         peers = [one for one in everyone if peer_of(one.client) == address] if address else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import ceil
@@ -95,17 +96,30 @@ LEFT: Any = object()  # result of a call whose client has disconnected
 
 async def unless_left(work: Awaitable[T], receive: Callable[[], Awaitable[Message]]) -> T:
     """Await `work` and return its result. If the client disconnects first, cancel it, wait for its end and return `LEFT`."""
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        watch.result()
-        return LEFT  # type: ignore[no-any-return]
-    finally:
+    task: Any = asyncio.current_task()
+    result, left = LEFT, False
+
+    def cancel(_: Any) -> None:
+        """Cancel the work: the client has disconnected, or cannot be read."""
+        nonlocal left
+        left = True
         task.cancel()
+
+    watch = asyncio.ensure_future(_disconnected(receive))
+    watch.add_done_callback(cancel)
+    try:
+        result = await work  # in this task: another one would be two more turns of the loop
+    except (Exception, asyncio.CancelledError):
+        if not left:
+            raise
+    finally:
+        watch.remove_done_callback(cancel)
         watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+    if left and sys.version_info >= (3, 11) and task.uncancel():  # somebody else has cancelled it, too
+        raise asyncio.CancelledError
+    if result is LEFT:
+        watch.result()
+    return result  # type: ignore[no-any-return]
 
 
 async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
