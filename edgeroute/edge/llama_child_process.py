@@ -197,7 +197,7 @@ class IsolatedEngine(ForkSafe):
 
         Raises:
             ModelError: the child has ended, or fails.
-            Busy: the child has not result by `stop.turn_by`, as another generation holds it.
+            Busy: the child has no result by `stop.turn_by`, as another generation holds it.
         """
         stop_by, turn_by = None, stop.turn_by
         while True:
@@ -209,9 +209,7 @@ class IsolatedEngine(ForkSafe):
                     raise Busy(f"{self._where} was busy: another generation holds it") from None
                 self.end()
                 if stop_by is None:
-                    raise EngineEnded(
-                        f"{self._where} gave no token within {self._stall_s:g} s, and its process was ended"
-                    ) from None
+                    raise EngineEnded(f"{self._where} gave no token within {self._stall_s:g} s: its process was ended") from None
                 return
             turn_by = inf
             if frame is _END:

@@ -64,10 +64,9 @@ class Engine(Protocol):
 
     def pieces(self, request: Mapping[str, Any], chat: bool, stop: StopToken) -> Pieces:
         """Generate in a thread of its own, and yield the pieces that `stream` reports; closing the generator stops that."""
-        queue: SimpleQueue[Mapping[str, Any] | BaseException | None] = SimpleQueue()
+        queue = SimpleQueue[Any]()
 
         def generate() -> None:
-            """Generate, and queue the pieces, and the end or the exception."""
             try:
                 if not stop.asked:
                     self.stream(request, chat, queue.put, stop)
@@ -78,7 +77,7 @@ class Engine(Protocol):
         thread = threading.Thread(target=generate, name="edgeroute-llama", daemon=True)
         thread.start()
         try:
-            while (piece := queue.get()) is not None:
+            for piece in iter(queue.get, None):
                 if isinstance(piece, BaseException):
                     raise piece
                 yield piece
