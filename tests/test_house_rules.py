@@ -175,7 +175,7 @@ def test_files_of_others_are_read_by_the_guarded_reader():
 
 
 THREADS = {
-    "edge/llama.py": "a generation, which ends",
+    "edge/llama_engines.py": "a generation, which ends",
     "edge/llama_child_process.py": "the reader of a process, which ends with it",
     "observe/device/kernel_files_and_commands.py": "a program, which is waited for",
     "router/live/blocking_iterators.py": "the source of an iterator, whose exception its caller gets",

@@ -9,8 +9,9 @@ import asyncio
 import hmac
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -80,11 +81,10 @@ class Body:
             HTTPException: 413 if it is too large, 503 if all bodies together are, 408 if it takes too long.
         """
         self._check(int(announced) if announced.isdigit() else 0)
-        loop = asyncio.get_running_loop()
-        until, parts, more = loop.time() + self._bodies.timeout_s, list[bytes](), True
+        until, parts, more = asyncio.get_running_loop().time() + self._bodies.timeout_s, list[bytes](), True
         while more:
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, until - loop.time()))
+                message = await _by(until, receive())
             except asyncio.TimeoutError:  # another one in Python 3.10
                 raise HTTPException(408, f"the body did not come within {self._bodies.timeout_s:g} s", CLOSE) from None
             if message["type"] == "http.disconnect":
@@ -115,6 +115,14 @@ class Body:
         """Raise 413 if a size exceeds the limit of one body."""
         if size > self._bodies.most:
             raise HTTPException(413, f"the body has more than {self._bodies.most} bytes: send fewer rows at a time")
+
+
+async def _by(until: float, work: Awaitable[T]) -> T:
+    """Await `work`; raise TimeoutError at the loop's time `until`."""
+    if sys.version_info < (3, 11):
+        return await asyncio.wait_for(work, max(0.0, until - asyncio.get_running_loop().time()))
+    async with asyncio.timeout_at(until):  # without a task, which would be two more turns of the loop
+        return await work
 
 
 class OneLength:

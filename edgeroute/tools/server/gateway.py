@@ -134,7 +134,7 @@ class Tensors:
             if answers is LEFT:
                 return
             response = protocol.write(ask, _outputs(answers), name)
-            origin = openai.headers_of(answers[0]) if len(answers) == 1 else {}
+            origin = openai.headers_of(openai.origin_of(answers[0])) if len(answers) == 1 else {}
             await Response(response.body, headers={**origin, **response.headers})(scope, receive, send)
 
     async def _one(self, row: Any, wanted: Any) -> list[Answer[Any]]:
@@ -276,8 +276,9 @@ class Completions:
     async def _whole(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:
         """Infer, then send the whole reply."""
         answer = await self.routing.infer(request.x, wanted)
-        body = json_dumps(self.dialect.reply(request).body(answer), to_json_types)
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **openai.headers_of(answer)}
+        whole = self.dialect.reply(request).body(answer)
+        body, origin = json_dumps(whole, to_json_types), openai.headers_of(whole["edgeroute"])
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **origin}
         await send(_head(headers))
         await send({"type": "http.response.body", "body": body})
 

@@ -333,22 +333,22 @@ def origin_of(answer: Answer[Any]) -> dict[str, Any]:
     }
 
 
-def headers_of(answer: Answer[Any]) -> dict[str, str]:
-    """Return the answer's origin as response headers, made ASCII on one line, without what is unknown."""
-    origin = origin_of(answer)
+def headers_of(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Return an answer's origin as response headers, made ASCII on one line, without what is unknown."""
     headers = {
         f"x-edgeroute-{name}": str(origin[name])
         for name in ("id", "source", "leg", "reason", "confidence")
         if origin[name] is not None
     }
-    if answer.degraded:
+    if origin["degraded"]:
         headers["x-edgeroute-degraded"] = "true"
     return {name: ascii_of(text) for name, text in headers.items()}
 
 
 def ascii_of(text: str) -> str:
     """Return a text with every character that a header cannot have replaced by "?"."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text).strip()
+    plain = text.isascii() and text.isprintable()
+    return (text if plain else "".join(c if " " <= c <= "~" else "?" for c in text)).strip()
 
 
 class Completion:
