@@ -208,9 +208,9 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     element = "events.list.element."
     split = [f"{element}{name}" for name in NUMBERS] + [f"reading.{name}" for name in _RATIOS]
     numbers = {
-        **dict.fromkeys(("at", "read_at", "line"), "DELTA_BINARY_PACKED"),
+        **dict.fromkeys(("at", "latency_us", "read_at", "line"), "DELTA_BINARY_PACKED"),
         "id": "DELTA_BYTE_ARRAY",
-        **dict.fromkeys((*split, "latency_us"), "BYTE_STREAM_SPLIT"),
+        **dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
     }
     words = [*TEXTS, *FACTS, "deadline_s", "input_type", "shape", *(f"{element}{name}" for name in (*WORDS, *SIZES, "more"))]
     words += [f"reading.{name}" for name in _SENSORS if name not in _RATIOS]

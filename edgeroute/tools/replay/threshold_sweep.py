@@ -140,7 +140,8 @@ def sweep(folder: str | Path, policy: Setup | str | Path, thresholds: Sequence[f
 def _set(database: Any, variables: Mapping[str, Any]) -> None:
     """Set variables of a connection."""
     for name, value in variables.items():
-        database.execute(f"SET VARIABLE {name} = ?", [value])
+        kind = "::VARCHAR[]" if value == [] else ""  # DuckDB 1.4 takes an empty list for one of integers
+        database.execute(f"SET VARIABLE {name} = ?{kind}", [value])
 
 
 def _plain_terms(setup: Setup) -> Terms:
