@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import math
 import threading
 from math import exp
 
@@ -17,10 +16,9 @@ from edgeroute import AsyncRouter, OpenAIChat, Options, Piece, PolicyError, Pred
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.routing_policy import Policy, Target
-from edgeroute.core.walk import Elapsed, Mark, Outcome, Start, Wait
+from edgeroute.core.walk import Mark, Outcome
 from edgeroute.observe.stats_and_status import Seen
 from edgeroute.observe.target_counts import Counts
-from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.testing import CannedServer, chat_events, sse_reply
 
 pytestmark = pytest.mark.pure
@@ -240,37 +238,6 @@ def test_leaving_early_stops_both(listen):
     gc.collect()
     assert edge.closed.wait(LONG)
     assert closed.wait(LONG)
-
-
-def test_pieces_that_come_faster_than_they_are_taken_leave_the_loop_to_others():
-    """The one who listens among them, who may leave."""
-
-    def flood():
-        yield Start(0)
-        for _ in range(1000):
-            yield Wait(math.inf)
-        return "the end"
-
-    def begin(_, send):
-        for _ in range(1000):
-            send(Elapsed(0.0))
-        return lambda: None
-
-    async def main():
-        turns = 0
-
-        async def other():
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        task = asyncio.ensure_future(other())
-        assert await tasks.drive(flood(), begin) == "the end"
-        task.cancel()
-        return turns
-
-    assert asyncio.run(main()) > 10
 
 
 def test_an_async_edge_is_judged_by_its_first_tokens_too():

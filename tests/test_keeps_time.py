@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import partial
 from math import inf
 from time import monotonic
 
 import pytest
 from both import flat
 
-from edgeroute import AsyncRouter, Egress, Instrument, Limits, PlainJson, Prediction, Router
-from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.routing_policy import Policy, Target
-from edgeroute.core.walk import Done, Failed, walk
+from edgeroute import AsyncRouter, Egress, Instrument, Limits, PlainJson, Router
 from edgeroute.http import aio_connections
 from edgeroute.router.blocking_calls_off_loop import TAKES_BACK
-from edgeroute.router.drivers import Deferrable, blocking
-from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.testing import CannedServer, http_reply
 
 REPLY = http_reply(json.dumps({"value": "cloud", "confidence": 0.9}).encode(), headers=[("Content-Type", "application/json")])
@@ -135,109 +129,6 @@ def test_a_failure_before_the_deadline_is_told_as_one():
         answer = router.infer([1], deadline=LONG_S)
         assert (answer.value, answer.degraded) == ("edge", True)
         assert [step["what"] for step in answer.trace["events"]][-1] == "failed"
-
-
-# ---------------------------------------------------------------------------------------------------------- the driver
-EDGE, ONE, TWO = Target("edge", "edge", 0.8), Target("one", "cloud"), Target("two", "cloud")
-
-
-@pytest.fixture(params=["blocking", "asyncio"])
-def driven(request):
-    """`driven_by` with each of the drivers."""
-    return partial(driven_by, request.param)
-
-
-def driven_by(kind, targets, *ends, late=False, provisional=False, **policy):
-    """The log of a walk whose clouds are deferrable and end so, and what the driver did with them."""
-    made, begun, did = plan(Policy(**policy), targets, Facts()), monotonic(), []
-    assert isinstance(made, Plan)
-    ends_of = dict(zip((leg for leg, one in enumerate(made.legs) if one.permit is not None), ends, strict=True))
-
-    def begin(start, send):
-        if start.leg not in ends_of:
-            return Done(start.leg, Prediction("edge", 0.1, None), monotonic())
-        event, at = ends_of[start.leg](start.leg), begun + made.deadline_s + 1.0 if late else monotonic()
-
-        def in_thread():
-            did.append(f"{start.leg} in a thread")
-            if event is None:
-                return Failed(start.leg, OSError("no thread"), monotonic())
-            send(event._replace(at=at))
-            return lambda: did.append(f"{start.leg} stopped")
-
-        def here():
-            did.append(f"{start.leg} here")
-            return event._replace(at=at)
-
-        async def here_async():
-            return here()
-
-        run = here if kind == "blocking" else here_async
-        return Deferrable(start.leg, begun + made.deadline_s, run, in_thread)
-
-    steps = walk(made, begun, provisional)
-    if kind == "asyncio":
-        outcome = asyncio.run(tasks.drive(steps, begin, lambda _: did.append("shown")))
-        return [(mark.kind, mark.leg) for mark in outcome.log], did
-    shown = blocking.stream(steps, begin)
-    try:
-        while True:
-            next(shown)
-            did.append("shown")
-    except StopIteration as end:
-        return [(mark.kind, mark.leg) for mark in end.value.log], did
-
-
-def done(leg):
-    """It answers."""
-    return Done(leg, Prediction("cloud", 0.9, None), 0.0)
-
-
-def failed(leg):
-    """It fails."""
-    return Failed(leg, OSError(), 0.0)
-
-
-def no_thread(_):
-    """It would answer, and there is no thread for it."""
-    return
-
-
-def test_alone_it_runs_here(driven):
-    """After the edge, and after another that has failed."""
-    log, did = driven((EDGE, ONE, TWO), failed, done, deadline_s=LONG_S)
-    assert log == [("start", 0), ("below", 0), ("start", 1), ("failed", 1), ("start", 2), ("accepted", 2)]
-    assert did == ["1 here", "2 here"]
-
-
-def test_a_failure_once_the_time_is_over_is_the_deadline(driven):
-    """As of one in a thread, whose end the walk does not see; an answer that has come all the same is given."""
-    assert driven((ONE,), failed, deadline_s=LONG_S, late=True) == ([("start", 0), ("timeout", 0)], ["0 here"])
-    assert driven((ONE,), done, deadline_s=LONG_S, late=True) == ([("start", 0), ("accepted", 0)], ["0 here"])
-
-
-def test_two_at_once_have_threads(driven):
-    """A race, and a hedge, whose time comes before the deadline."""
-    log, did = driven((ONE, TWO), done, done, deadline_s=LONG_S, hedge_after=0.0)
-    assert log[:2] == [("start", 0), ("start", 1)]
-    assert did[:2] == ["0 in a thread", "1 in a thread"]
-    log, did = driven((ONE, TWO), done, done, deadline_s=LONG_S, hedge_after=LONG_S / 2)
-    assert (log, did) == ([("start", 0), ("accepted", 0)], ["0 in a thread"])
-
-
-def test_while_a_provisional_answer_is_shown_it_goes_on(driven):
-    """The caller may take its time."""
-    log, did = driven((EDGE, ONE), done, provisional=True, deadline_s=LONG_S)
-    assert log[-1] == ("accepted", 1)
-    assert did == ["1 in a thread", "shown"]
-
-
-def test_where_it_needs_a_thread_and_there_is_none(driven):
-    """Its refusal is an event as any other."""
-    log, did = driven((ONE, TWO), no_thread, done, deadline_s=LONG_S, hedge_after=0.0)
-    assert ("failed", 0) in log
-    assert log[-1] == ("accepted", 1)
-    assert did == ["0 in a thread", "1 in a thread"]
 
 
 # ------------------------------------------------------------------------------------------------------------- asyncio

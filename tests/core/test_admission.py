@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute import BadInput, BadReply, Held, Limits, Refused, TimedOut, Unreachable
-from edgeroute.core.admission import FAULTS, Admission, behind
+from edgeroute.core.admission import FAULTS, FIRST_S, LEAST, Admission, behind, price
 from edgeroute.core.error_codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, may_succeed_again
 from edgeroute.core.routing_policy import Terms
-from edgeroute.core.spending_limits import Spending
+from edgeroute.core.spending_limits import Spending, Tokens
 
 INF = float("inf")
 DAY = 1_700_000_040.0
@@ -247,6 +247,30 @@ def test_headroom_is_half_of_everything():
     assert [rules.has_headroom(now) for now in (0.0, 0.25)] == [False, True]
     rules.hold(10.0, 0.25)
     assert not rules.has_headroom(1.0)
+
+
+def test_tokens_have_two_prices():
+    """In dollars for a million."""
+    terms = Terms(usd_per_million_input_tokens=2.0, usd_per_million_output_tokens=8.0)
+    assert price(terms, Tokens(500_000, 250_000)) == pytest.approx(3.0)
+
+
+def test_an_outage_from_its_first_fault_to_the_probe_that_ends_it():
+    """Retries stop, one probe at a time is sent, a hold of its reply moves the next, and a link that is back brings it forward."""
+    rules = admission(Terms(max_concurrent="auto"))
+    rules.succeeded(0.0, 0.1)
+    assert rules.retry()
+    assert [rules.failed(now, 1.0) for now in range(FAULTS)] == [False] * (FAULTS - 1) + [True]
+    assert rules.adapted.limit >= LEAST
+    assert not rules.retry()
+    assert [rules.take_probe(now) for now in (FAULTS, FAULTS + FIRST_S, FAULTS + FIRST_S)] == [False, True, False]
+    now = FAULTS + FIRST_S + 1.0
+    rules.probe_ended(now, 1.0, ok=False, wait_s=10.0)
+    assert [rules.link_up(now + 1.0), rules.link_up(now + 11.0)] == [False, True]
+    rules.probe_ended(now + 12.0, 1.0, ok=True)
+    assert rules.state == "closed"
+    assert not rules.succeeded(now + 13.0, 0.1, 1000)
+    assert rules.link.count == 1
 
 
 # any order

@@ -1,6 +1,7 @@
 """An endpoint's time of a call and its bandwidth, fitted to calls."""
 
 import random
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,16 @@ def test_nothing_is_known_before_the_first_call():
     calls(link, LEAST - 1, 0.05, 1e6)
     assert link.bytes_per_s is None
     assert link.call_s > 0.05
+
+
+def test_the_time_of_a_call_is_predicted_from_the_first_on():
+    """Too long rather than too short until a bandwidth is known; after a restart too."""
+    assert Link().predicted_s(1000) == inf
+    link = Link()
+    link.add(1000, 0.5)
+    assert [link.predicted_s(size) for size in (10, 2000)] == [pytest.approx(0.5), pytest.approx(1.0)]
+    link = Link.load(calls(Link(), 60, 0.05, 1e6).dump())
+    assert (link.count, link.predicted_s(100_000)) == (60, pytest.approx(0.15))
 
 
 @pytest.mark.parametrize("seed", range(5))

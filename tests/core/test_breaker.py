@@ -33,6 +33,7 @@ def test_three_faults_in_a_row_open_it():
     for outcome in "ffsff":
         breaker.fault(0.0, 1.0) if outcome == "f" else breaker.success(0.0)
     assert (breaker.state, breaker.opened, breaker.allows(0.0), breaker.why(0.0)) == ("closed", 0, True, None)
+    assert breaker.faults == FAULTS - 1
     breaker.fault(0.0, 1.0)
     assert (breaker.state, breaker.opened, breaker.allows(1e9)) == ("open", 1, False)
 

@@ -45,6 +45,15 @@ def test_rules(rules, name, leaves, why):
         assert verdict.why == why
 
 
+@pytest.mark.parametrize(
+    ("rules", "nothing"),
+    [(Rules(), False), (Rules(declared=True), True), (RULES, False), (RULES._replace(may_leave=frozenset()), True)],
+)
+def test_rules_by_which_nothing_leaves(rules, nothing):
+    """Whatever class a call names."""
+    assert rules.nothing is nothing
+
+
 def test_nobody_else_makes_a_permit():
     """A permit cannot be made but by the rules."""
     with pytest.raises(TypeError, match="only the egress rules"):

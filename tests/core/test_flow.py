@@ -12,7 +12,21 @@ from edgeroute import Prediction
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
 from edgeroute.core.reason_and_trace import reason, reason_code, trace
 from edgeroute.core.routing_policy import INF, Policy, Target
-from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Start, Wait, walk, walk_many
+from edgeroute.core.walk import (
+    STARTS,
+    Cancel,
+    Done,
+    Elapsed,
+    Emit,
+    Failed,
+    Leave,
+    Outcome,
+    Start,
+    Wait,
+    first_leg_outcome,
+    walk,
+    walk_many,
+)
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.router.drivers import blocking
 from edgeroute.tools import virtual_time as virtual
@@ -185,6 +199,29 @@ def test_wrong_input_asks_nobody_else():
     steps.send(None)
     steps.send(None)
     assert steps.send(Failed(0, ValueError("shape"), 0.1, fatal=True)) == Cancel(1)
+    assert ends(steps, None).leg is None
+
+
+def test_the_first_answer_may_end_a_walk_without_one():
+    """At its own threshold, if it has one; a standby's never does."""
+    own = made((EDGE._replace(thresholds={"v": 0.5}), CLOUD))
+    outcome = first_leg_outcome(own, 0.0, said(0.6), 0.1)
+    assert [mark.kind for mark in outcome.log] == ["start", "limit", "accepted"]
+    assert first_leg_outcome(own, 0.0, said(0.4), 0.1) is None
+    assert first_leg_outcome(made(), 0.0, said(0.9), 0.1).accepted
+
+
+def test_a_standby_alone_makes_way_for_the_next_cloud():
+    """Which starts at once where the one before has failed."""
+    steps = walk(
+        made((EDGE, CLOUD, Target("cloud2", "cloud")), mode="prefer_cloud", deadline_s=1.0, facts=Facts(reserves={"edge": 0.9})),
+        0.0,
+    )
+    assert next(steps) == Start(0)
+    assert steps.send(None) == Wait(pytest.approx(0.1))
+    assert steps.send(Elapsed(0.1)) == Start(2)
+    assert steps.send(None) == Wait(1.0)
+    assert steps.send(Failed(0, RuntimeError("away"), 0.2)) == Start(1)
 
 
 def test_prefer_cloud_holds_the_edge_until_the_cloud_has_ended():

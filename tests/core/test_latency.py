@@ -130,6 +130,12 @@ def test_it_survives_a_restart(values, newer):
     assert after == pytest.approx(before)
 
 
+def test_a_sketch_is_the_same_after_a_restart():
+    """By example."""
+    again = Latency.load(json.loads(json.dumps(filled([0.1, 0.2]).dump())))
+    assert (again.count, again.quantile(1.0)) == (2, pytest.approx(0.2, rel=ERROR))
+
+
 NO_DUMPS = [
     None, 3, [], {}, {"count": 1}, {"values": [[0.1, 1.0]]}, {"count": 1, "values": []}, {"count": 0, "values": [[0.1, 1.0]]},
     {"count": -1, "values": []}, {"count": None, "values": []}, {"count": float("inf"), "values": []},

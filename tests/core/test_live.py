@@ -86,6 +86,7 @@ def test_the_pace_follows_the_edge():
     pace = Pace(every_s=0.1)
     assert pace.deadline_s(1.0) is None
     pace.took(10.0, 0.02)
+    assert 1.0 < pace.deadline_s(1.0) < 1.3
     assert (pace.due, pace.edge_s) == (10.1, 0.02)
     half = Pace(busy=0.5)
     half.took(0.0, 0.2)

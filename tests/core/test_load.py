@@ -71,6 +71,17 @@ def test_thresholds_are_lowered_within_what_was_deferred(deficits, a, b):
         assert not lower or sum(one <= lower for one in known) <= share * len(known) + 1e-6, "ties keep no more"
 
 
+def test_a_report_counts_until_it_is_old():
+    """Use and queue add up; what is no number counts nothing; and few deferrals lower no threshold."""
+    seen = Load()
+    assert seen.add(Report(0.9, 0.3).load, 0.0)
+    assert seen.at(0.0) == pytest.approx(1.2)
+    assert not seen.add(float("nan"), 1.0)
+    assert rounded_share_to_keep(seen.at(0.0)) == estimates.MOST
+    assert seen.at(estimates.STALE_S) == 0
+    assert slack([0.5], 0.9) == 0
+
+
 def test_answers_that_are_all_as_unsure_are_all_sent():
     assert slack([0.5] * 100, 0.9) == 0
     assert slack([0.1] * 50 + [0.5] * 50, 0.9) == 0.1

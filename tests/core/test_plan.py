@@ -10,7 +10,7 @@ import pytest
 
 from edgeroute import Prediction, Rule
 from edgeroute.core.latency_and_load_estimates import Latency
-from edgeroute.core.plan import Facts, Plan, judged_leg, plan, stays_on_device
+from edgeroute.core.plan import EARLIER, PARTIAL, Facts, Plan, judged_leg, plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Emit, Mark, outcome_when_left, walk
@@ -57,6 +57,26 @@ def test_a_certificate_confirms_nothing_of_another_arms_cloud():
     assert names(result) == ["edge", "b", "a"]
     assert result.legs[0].label == "uncalibrated: its certificate is for another cloud than b"
     assert names(made((edge, A, other), Facts())) == ["edge", "a"]
+
+
+def test_a_certificate_of_several_edges_needs_all_of_them():
+    """A busy one is spared for the worst: what is certified of all together, or of a later one, is of no use without it."""
+    small, edge = (Target(name, "edge", 0.8, label="1 % worse at most", certified=True) for name in ("small", "edge"))
+    assert [leg.label for leg in made((small, edge, A), Facts()).legs[:2]] == [small.label, edge.label]
+    busy = Facts(busy=frozenset({"small"}))
+    labels = {leg.name: leg.label for leg in made((small, edge, A), busy).legs}
+    assert labels["edge"] == EARLIER
+    together = tuple(one._replace(together=True) for one in (small, edge))
+    labels = {leg.name: leg.label for leg in made((*together, A), busy).legs}
+    assert labels["edge"] == PARTIAL
+
+
+def test_a_certificate_holds_where_each_edge_before_has_judged():
+    """One that failed, or was late, has not."""
+    edge = Target("edge", "edge", 0.85, label="1 % worse at most", certified=True)
+    result = made((Target("small", "edge", 0.7), edge, A), Facts())
+    assert judged_leg(result, 1, {0}) == result.legs[1]
+    assert judged_leg(result, 1, ()).label == EARLIER
 
 
 def test_a_certificate_is_of_the_files_that_were_loaded():

@@ -96,6 +96,14 @@ def test_a_better_one_is_tried_more_and_more_rarely():
     assert not ceiling.best
 
 
+def test_a_call_that_is_late_below_the_best_lowers_it_no_further():
+    """Such an encoding was given up already."""
+    ceiling = Ceiling()
+    for i in (3, 1):
+        ceiling.record_call(i, late=True)
+        assert ceiling.best == 4
+
+
 def test_before_a_bandwidth_is_known_a_call_is_predicted_to_be_all_bytes():
     """That is too long rather than too short, and never shorter than calls are."""
     link = Link()

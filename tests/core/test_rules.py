@@ -151,6 +151,7 @@ def test_never_more_switches_than_the_band_and_the_hold_allow(rule, readings):
         (LOW._replace(enter=None), "a rule of battery needs enter, a share from 0 to 1"),
         (LOW._replace(enter=20), "enter of battery is a share from 0 to 1, not 20"),
         (LOW._replace(enter=True), "enter of battery is a share from 0 to 1, not True"),
+        (LOW._replace(enter=10**400), "enter of battery is a share from 0 to 1, not a huge number"),
         (LOW._replace(leave="30%"), "leave of battery is a share from 0 to 1, not '30%'"),
         (HOT._replace(enter=math.nan), "enter of heat is degrees Celsius, not nan"),
         (Rule("power", "only_edge", enter=-1), "enter of power is watts, not -1"),

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from edgeroute import Piece, Prediction, Restart
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.reason_and_trace import broken, reason_code
+from edgeroute.core.reason_and_trace import broken, reason, reason_code
 from edgeroute.core.routing_policy import INF, Policy, Target
-from edgeroute.core.stream_walk import FirstTokenLate, StreamWalk
-from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Start, Wait
+from edgeroute.core.stream_walk import FirstTokenLate, StreamWalk, join_result, one_piece, read_pieces
+from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Malformed, Start, Wait
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.router.drivers import blocking
 from edgeroute.tools import virtual_time as virtual
@@ -595,3 +595,97 @@ def test_a_standby_that_is_due_comes_before_the_next_cloud():
     started = [known.legs[effect.leg].name for effect in effects if type(effect) is Start]
     assert started == ["cloud", "edge", "other"]
     assert [name for name, _, _ in heard] == ["other"]
+
+
+def test_a_stream_that_its_caller_leaves_has_what_was_shown():
+    """Its text so far; or nothing, of the leg that was started last."""
+    raced = StreamWalk(made(hedge_after=0.0), 0.0)
+    steps = raced.steps()
+    assert [next(steps), steps.send(None), steps.send(None)] == [Start(0), Start(1), Wait(INF)]
+    left = raced.outcome_when_left(0.1)
+    assert (left.leg, left.prediction.value, left.accepted, left.ended) == (1, "", False, 0.1)
+    assert [(kind, leg) for kind, leg in marks(left) if kind == "cancelled"] == [("cancelled", 0), ("cancelled", 1)]
+    alone = StreamWalk(made((CLOUD,)), 0.0)
+    steps = alone.steps()
+    assert [next(steps), steps.send(None)] == [Start(0), Wait(INF)]
+    for piece, at in (("so ", 0.2), ("far", 0.3)):
+        assert type(steps.send(Delta(0, piece, at))) is Emit
+        assert steps.send(Elapsed(at)) == Wait(INF)
+    left = alone.outcome_when_left(0.4)
+    assert (left.leg, left.prediction.value) == (0, "so far")
+
+
+def test_a_malformed_answer_stands_if_there_is_no_other():
+    """Whole, since none of its pieces was shown."""
+    known = made((EDGE, CLOUD))
+    outcome, heard = run(
+        known, {"edge": [(0.1, "{"), (0.2, [Malformed("json", "it is no JSON")])], "cloud": [(0.1, OSError("away"))]}
+    )
+    assert (heard, outcome.prediction.value, outcome.accepted) == ([("edge", "whole")], "whole", False)
+
+
+def test_a_decision_within_an_answer_is_told_once():
+    """Not again at its end."""
+    known = made()
+    outcome, _ = run(known, {"edge": [(0.1, ("a", 0.1)), (0.3, [0.1])], "cloud": [(0.5, "c"), (0.6, [None])]})
+    assert [kind for kind, _ in marks(outcome)] == ["start", "decided", "below", "start", "kept", "accepted"]
+    assert reason(known, outcome).count("edge") == 1
+
+
+def pieces_of(*pieces, ends=None):
+    yield from pieces
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("result", "whole"),
+    [
+        ("text", "text"),
+        (pieces_of("so ", "far", ends=0.5), ("so far", 0.5)),
+        (pieces_of(1, "a"), ([1, "a"], None)),
+        (pieces_of(Piece("a", [-0.5]), "b", Piece("", [-1])), ("ab", [-0.5, -1])),
+    ],
+    ids=["no generator", "texts", "others", "tokens"],
+)
+def test_a_generators_pieces_are_joined(result, whole):
+    """With what it returns, or else with the log-probabilities of its tokens."""
+    assert join_result(result) == whole
+
+
+def heard_of(pieces):
+    """-> the pieces of a generator, and what it returns."""
+    heard = []
+    try:
+        while True:
+            heard.append(next(pieces))
+    except StopIteration as end:
+        return heard, end.value
+
+
+def test_pieces_are_read_as_they_come():
+    """And the whole is judged at the end; a generator that says so itself is believed."""
+    said = Prediction("it", 0.9, None)
+
+    def read(whole):
+        return whole if type(whole) is Prediction else Prediction(*whole, None)
+
+    assert heard_of(read_pieces(pieces_of("so ", "far", ends=0.5), read)) == (["so ", "far"], Prediction("so far", 0.5, None))
+    assert heard_of(read_pieces(pieces_of("it", ends=said), read)) == (["it"], said)
+    assert heard_of(one_piece(said)) == (["it"], said)
+
+
+def test_pieces_that_are_read_no_further_end():
+    """Their generator is closed."""
+    ended = []
+
+    def speak():
+        try:
+            yield "a"
+            yield "b"
+        finally:
+            ended.append("closed")
+
+    pieces = read_pieces(speak(), lambda whole: whole)
+    assert next(pieces) == "a"
+    pieces.close()
+    assert ended == ["closed"]

@@ -3,7 +3,7 @@
 import pytest
 
 from edgeroute import BadReply
-from edgeroute.core.error_codes import FOREIGN, LOST, OWN, class_name, clean, error_message, printable
+from edgeroute.core.error_codes import FOREIGN, LOST, OWN, class_name, clean, error_message, error_text, printable
 
 
 class Unspeakable(Exception):
@@ -58,6 +58,20 @@ def test_what_an_exception_says():
     assert len(error_message(BadReply("x" * 1000))) == OWN
     assert error_message(KeyError()) == error_message(Unspeakable()) == ""
     assert str(BadReply("a\n\x1b[2Jb")) == f"a {LOST}[2Jb"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (BadReply("no JSON"), "no JSON"),
+        (OSError("cut"), "OSError: cut"),
+        (OSError("OSError: cut"), "OSError: cut"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_a_foreign_error_is_told_with_its_class(error, text):
+    """Once, and alone if there is nothing else."""
+    assert error_text(error) == text
 
 
 @pytest.mark.parametrize("raised", [ZeroDivisionError, SystemExit, GeneratorExit, BaseException])

@@ -6,7 +6,7 @@ import pytest
 
 from edgeroute import BadInput, DeadlineExceeded, Held, NoAnswer, Prediction, Refused, Unreachable
 from edgeroute.core.plan import Facts, Plan, Unsure, plan
-from edgeroute.core.reason_and_trace import CODES, Took, error_code, reason_code, took
+from edgeroute.core.reason_and_trace import CODES, CUT, Took, error_code, reason_code, took, truncated
 from edgeroute.core.routing_policy import Policy, Rules, Target
 from edgeroute.core.walk import Mark, Outcome
 from edgeroute.errors import Unfit
@@ -110,3 +110,10 @@ def test_times():
     assert took(made(), ended(1, *marks)) == (Took("edge", "edge", 0.2), Took("cloud", "cloud", 0.25))
     assert took(made(), ended(0, START[0], ("accepted", 0, 0.5, 0.9))) == (Took("edge", "edge", 0.5),)
     assert took(made(), ended(0, START[0], ("failed", 0, 0.2, OSError()), accepted=False)) == ()
+
+
+@pytest.mark.parametrize(("finish", "why"), [("stop", ""), ("Length", "length"), ("as I please", "other"), (7, ""), (None, CUT)])
+def test_why_a_text_ended(finish, why):
+    """A server's own word for it is not quoted; what is no word counts as a regular end."""
+    assert truncated({"choices": [{"finish_reason": finish}]}) == why
+    assert truncated({"choices": [{}]}) == truncated({"choices": []}) == truncated("text") == ""
