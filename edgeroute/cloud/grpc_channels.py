@@ -101,7 +101,10 @@ class _Channels(ForkSafe):
         return Reply(status, {**headers, "content-type": "application/json"}, body)
 
     def _lost_call_error(self, text: str) -> CloudError:
-        """Return the error for a call without a reply; not retriable if its cause is permanent."""
+        """Return the error for a call without a reply: not retriable if TLS failed or the port speaks no HTTP/2.
+
+        `unsent` is True if no connection was made.
+        """
         why = [reason for reason in REASONS if reason in text]
         hint = " (is this its gRPC port?)" if "Failed parsing HTTP/2" in why else ""
         error = Unreachable(f"{self._address.origin} could not be reached: {', '.join(why) or 'no connection'}{hint}")

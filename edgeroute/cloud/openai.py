@@ -288,10 +288,11 @@ class OpenAIChat(OneByOne):
         return None if reply.status in NO_LIST else check_status(reply, self.where, b"", self.address)
 
     def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
-        """Return the answer in a complete reply, as the only item of a list.
+        """Return the answer in a complete reply, JSON or a stream's events, as the only item of a list.
 
         Raises:
             BadReply: the reply is no completion, or has no text.
+            Refused: its status is an error.
         """
         speech = self._read_answer(Head(reply.status, reply.headers), Call("POST", self._base, tokens=Tokens()))
         given: bytes | None = bytes(reply.body)
@@ -463,7 +464,7 @@ class OpenAIChat(OneByOne):
         return prediction if self._logprobs else prediction._replace(confidence=None)
 
     def _call(self, x: Any) -> Call:
-        """Return the call for one input, with the expected tokens; raise BadInput.
+        """Return the call for one input, of embeddings, a chat or a completion, with the expected tokens; raise BadInput.
 
         The caller's limit of tokens replaces that of the settings, whichever name it has.
         """

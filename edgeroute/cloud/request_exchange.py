@@ -605,7 +605,7 @@ class Exchange:
         False for a late exchange, and for probes.
 
         Args:
-            stale: True if its kept-alive connection had been closed; then the retry is free.
+            stale: True if its kept-alive connection had been closed; then neither the breaker nor the budget is asked.
         """
         if not self.counts or self.late:
             return False

@@ -190,7 +190,7 @@ class SharedSpending:
         self._account.join(self)
 
     def reserve(self, cost: Cost, now: float, *, book: bool = True) -> Rejection | None:
-        """Book a cost in the shared account, and return None; or return the limit that forbids it.
+        """Book a cost in the shared account, in memory, and return None; or book nothing, and return the limit that forbids it.
 
         Call `secure` before anything is sent for the cost.
 
@@ -266,9 +266,9 @@ class _Account(ForkSafe):
         return self._earlier is None or self._earlier.recall(self.lock, self._name)
 
     def reserve(self, cost: Cost, now: float, limits: Limits, book: bool) -> Rejection | None:
-        """Book a cost, and return None; or return the limit that forbids it. Then an unreadable state file may be read again.
+        """Book a cost in memory, and return None; or book nothing, and return the limit that forbids it.
 
-        Nothing is booked then.
+        After a refusal, a state file that could not be read may be read again, in a thread.
         """
         with self.lock:
             rejection = self._spending.reserve(cost, now, limits, book=book)

@@ -66,7 +66,7 @@ def attempt_span(began: AttemptBegan) -> tuple[str, Attributes]:
 
 
 def end_attributes(ended: AttemptEnded, began: AttemptBegan | None) -> Attributes:
-    """Return an attempt's attributes as it ends."""
+    """Return an attempt's attributes at its end: sizes and status over HTTP, tokens, and the type of its error."""
     attributes: Attributes = {}
     if began is not None and began.sending.protocol == "http":
         attributes = {"http.request.body.size": ended.sent_bytes, "http.response.body.size": ended.received_bytes}

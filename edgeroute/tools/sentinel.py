@@ -293,9 +293,9 @@ class Sentinel(Part):
         return {"key": self._key, "alarm": self._what, "spent": list(self._spent), **(self.pinned.dump() or {})}
 
     def load(self, state: Any) -> None:
-        """Restore the state of an earlier run: its costs, and the rest if inputs, endpoint and certificates are the same.
+        """Restore the state of an earlier run: its costs; with the same inputs, endpoint and certificates, answers and alarm.
 
-        What is damaged is dropped.
+        An alarm suspends the certificates again. What is damaged is dropped.
         """
         with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
             self._spent.extend((float(at), float(usd)) for at, usd in state["spent"])

@@ -330,7 +330,9 @@ def _why(error: Exception) -> str:
 
 
 def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Item]:
-    """Return the rows of an .npz file as inputs, with labels and groups; report by `note` each array that does not fit.
+    """Return the rows of an .npz file as inputs, with labels and groups, and close it; `note` reports what does not fit.
+
+    An input is a row of one array; with `keys`, a dict of rows of all arrays of that length.
 
     Raises:
         ValueError: inputs are missing, or they, labels and groups differ in number.

@@ -133,7 +133,11 @@ def _promise(router: Router, max_loss: float | None, sure: float | None) -> tupl
 def _judge(
     router: Router, home: Path, memory: Memory, value: float, risk: float, *, dry_run: bool
 ) -> tuple[Step, Certificate | None, str]:
-    """Return the certificate that the hidden edge's audits give, or None with the step to report; and its fingerprints."""
+    """Return the step to report, the hidden edge's certificate or None, and a digest of its fingerprints.
+
+    There is a certificate if its audits give one and show that it is better than the edge in use. Notes the look in the folder,
+    unless `dry_run`.
+    """
     from edgeroute.confidence.certificate import NotEnough, digest
     from edgeroute.core.routing_policy import EDGE_TRIAL, INF
     from edgeroute.tools.measure.audit_counts import LossCounts

@@ -278,7 +278,7 @@ def _dtype(kind: Any) -> Any:
 
 
 def _value(cell: Any, dtype: Any = None) -> Any:
-    """Return a cell of Parquet: lists as arrays, content of pictures as pixels. dtype: of a list."""
+    """Return a cell of Parquet: a list as an array of `dtype`, bytes as pixels of a picture, others unchanged."""
     if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):  # a picture of Hugging Face's datasets
         cell = cell["bytes"]
     if isinstance(cell, bytes):

@@ -254,7 +254,7 @@ def _incomplete(devices: Mapping[date, int]) -> list[str]:
 
 
 def _outliers(store: Any, since: date, total: Sums) -> tuple[list[Outlier], dict[str, int], int]:
-    """Return the devices with a higher share than is usual, how many by measure, and how many could be compared.
+    """Return the worst devices of each measure with a higher share than is usual, how many there are, and how many were compared.
 
     A device is listed if the lower end of its interval is above `Outlier.usual`. Requests of a day resemble each other, so the
     interval is also computed from the device's days (a ratio of sums, by the variance between days); the wider one counts.

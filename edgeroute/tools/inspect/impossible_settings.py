@@ -268,7 +268,9 @@ def _zeros(edge: EdgeBackend, endpoint: Any = None) -> Any:
 
 
 def _unlike(snapshot: Snapshot, edges: list[EdgeBackend], clouds: list[Any]) -> Iterator[str]:
-    """Yield a line for each endpoint that cannot read an edge's inputs, or whose labels or outputs are not the edge's.
+    """Yield a line for each endpoint that cannot encode zeros of an edge's inputs, or whose labels or outputs are not the edge's.
+
+    Inputs are not compared where a redactor or views change them. Labels differ if they are as many, and none is shared.
 
     Args:
         snapshot: policy in force.

@@ -233,7 +233,7 @@ class Past:
         self.back = [time + STEP_S / 10 for (time, fails), (_, next_fails) in pairwise(self._results) if fails and not next_fails]
 
     def away(self, time: float) -> Seen | None:
-        """Return the last failed call before that time if the next one failed, too (an outage); None: the endpoint was up."""
+        """Return the last call up to that time if it failed, and so did the next, if any; None: the endpoint was up."""
         i = bisect_right(self._times, time)
         if not i or self._results[i - 1][1] is None:
             return None

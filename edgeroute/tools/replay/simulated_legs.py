@@ -161,7 +161,10 @@ class Gate:
             rules.failed(time, self._random.random())
 
     def _probe(self, now: float) -> None:
-        """Count a probe of the endpoint, and schedule its result; without a health check it succeeds at once."""
+        """Count a probe of the endpoint, and schedule its result: by the simulated network, if any, else by the record.
+
+        Failures come at once. Without a health check it succeeds at once.
+        """
         self.probes += 1
         if not self.port.health:
             took_s: float | None = 0.0

@@ -97,7 +97,10 @@ def numbers(evaluation: Evaluation) -> str:
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str:
-    """Return the section with the accuracy-deferral curve and the threshold in use; empty if unknown."""
+    """Return the section with the curve and the threshold in use, or empty text if nothing can be drawn.
+
+    The curve is accuracy over deferral; without labels, agreement with the cloud; without a cloud, accuracy of what is kept.
+    """
     drawn = figures.accuracy_over_deferral(evaluation)
     if drawn is None:
         return ""
