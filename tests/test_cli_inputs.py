@@ -202,10 +202,13 @@ def test_a_table_for_a_model_of_several_numbers(tmp_path):
 
 
 def test_a_column_of_texts_for_a_model_of_numbers(tmp_path):
-    """The error names the column, and what to do, before anything is run; as labels it is read."""
+    """The error names the column, its first row with text, and what to do, before anything is run; as labels it is read."""
     tiny.linear(tmp_path / "edge.onnx", size=2, card={"labels": ["Ulm", "Bonn", "Rome"]})
     policy, rows = tmp_path / "policy.toml", tmp_path / "rows.csv"
     policy.write_text('threshold = 0.5\n[edge]\npath = "edge.onnx"\n')
+    rows.write_text("age,city,income\n9,89073,1\n4,,2\n3,Bonn,7\n")
+    code, _, err = cli("decide", rows, "-p", policy)
+    assert (code, "rows.csv:4: the column 'city' has text" in err) == (1, True), err
     rows.write_text("age,city,income\n9,Ulm,1\n3,Bonn,7\n")
     for command in ("infer", rows), ("evaluate", "-d", rows, "--no-cloud"), ("calibrate", "-d", rows, "--max-defer", "50%"):
         code, _, err = cli(*command, "-p", policy)

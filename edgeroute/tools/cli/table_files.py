@@ -96,8 +96,10 @@ def read_table(
             raise BadInput(f"{path}{where}: there is no value in the column {absent!r}")
         texts = [name for name, value in values.items() if isinstance(value, str)] if fitted.numbers else []
         if texts:
+            cells = ((at, str(other[texts[0]])) for at, other in chain([(where, row)], rows))
+            place = next((at for at, cell in cells if cell.strip() and _number(cell) is None), where)
             raise BadInput(
-                f"{path}{where}: the column {texts[0]!r} has text, and the model takes numbers alone: remove it, write it as the "
+                f"{path}{place}: the column {texts[0]!r} has text, and the model takes numbers alone: remove it, write it as the "
                 "numbers that the model was trained on, or name it by --label if it has the labels"
             )
         x = values if keys or fitted.separate else _input(values)
