@@ -105,7 +105,7 @@ def cuttable(url: str) -> Iterator[tuple[str, Callable[[bool], None] | None]]:
     with Relay(parts.hostname or "", parts.port or 80) as relay:
 
         def cut(away: bool) -> None:
-            relay.refuse = away
+            relay.shut = away
             if away:
                 relay.cut()
 

@@ -273,6 +273,10 @@ def test_a_cloud_that_is_cut_and_mended(opened):
         assert state() == "cloud"
         cut(True)
         assert state() == "degraded"
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):  # no other program takes its place meanwhile
+                other.bind(("127.0.0.1", urlsplit(url).port))
         cut(False)
         router.link_up()
         assert state() == "cloud"

@@ -26,6 +26,12 @@ HERE = Path(__file__).parent
 PARTS = 22
 SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
 """Of the model that the parts make: Qwen2.5-Coder-1.5B-Instruct, Q4_K_M."""
+EDGEROUTE = """
+import os, runpy, signal, threading
+threading.Thread(target=lambda: (os.read(0, 1), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+runpy.run_module("edgeroute", run_name="__main__", alter_sys=True)
+"""
+"""Program of a child process: the command line, ended as by SIGTERM once standard input ends, as it does with its parent."""
 
 
 class CloudFailed(RuntimeError):
@@ -119,9 +125,10 @@ class Cloud:
         """Start the process, and return its URL once it listens."""
         environment = {name: text for name, text in os.environ.items() if not name.startswith("EDGEROUTE_")}
         environment |= {"EDGEROUTE_EDGE__PATH": str(self._model), "CLOUD_KEY": self.key}
-        command = [sys.executable, "-m", "edgeroute", "gateway", "--policy", str(self._policy), "--port", "0", "--json"]
+        command = [sys.executable, "-c", EDGEROUTE, "gateway", "--policy", str(self._policy), "--port", "0", "--json"]
         command += ["--token-env", "CLOUD_KEY"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)  # noqa: S603 - a command of ours
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, env=environment, **pipes)  # noqa: S603 - a command of ours
         line = self._process.stdout.readline()  # type: ignore[union-attr]  # it is a pipe
         if not line:
             raise CloudFailed("the cloud has not started: its message is in the terminal")

@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic
 from urllib.parse import urlsplit
 
 import pytest
@@ -136,6 +139,21 @@ def test_a_cut_cloud_keeps_its_place():
                         other.bind((host, port))
         cloud.come()
         assert send(cloud.url, "/v1/models", **key)[0] == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks for the process in /proc")
+def test_the_cloud_ends_with_its_parent():
+    """Also with one that is killed."""
+    code = "import main, time\nwith main.Cloud(main.smollm()): print('here', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "here\n"
+        (child,) = (name for file in Path(f"/proc/{process.pid}/task").glob("*/children") for name in file.read_text().split())
+        process.kill()
+    until, pause, status = monotonic() + LONG, threading.Event(), Path(f"/proc/{child}/status")
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while "State:\tZ" not in status.read_text():  # ended, and nobody has asked for its exit status
+            assert monotonic() < until, "it goes on"
+            pause.wait(0.1)
 
 
 def test_what_is_kept():

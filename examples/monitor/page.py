@@ -271,7 +271,7 @@ def shown(port: int = 0, seed: int = 0) -> Iterator[tuple[Live, str]]:
         relay = stack.enter_context(Relay("127.0.0.1", url.port or 80))
         stack.enter_context(variable("EDGEROUTE_CLOUD__URL", f"http://127.0.0.1:{relay.port}{url.path}"))
         router = stack.enter_context(opened(state, SPEED, rate_per_s=PER_S))  # a day lasts one 200th of a day
-        live = Live(Monitor(router), Link(relay), state, seed)
+        live = Live(Monitor(router), Link(relay, held=True), state, seed)
         page = html()
 
         def get(path: str, _: Message) -> Reply | None:

@@ -29,6 +29,12 @@ LATEST_S = 60.0
 HEALTHY = 4 / 7
 """Share of the time before each fault in which the machine is well."""
 MB_PER_DAY = 5.0
+EDGEROUTE = """
+import os, runpy, signal, threading
+threading.Thread(target=lambda: (os.read(0, 1), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+runpy.run_module("edgeroute", run_name="__main__", alter_sys=True)
+"""
+"""Program of a child process: the command line, ended as by SIGTERM once standard input ends, as it does with its parent."""
 
 
 class Found(NamedTuple):
@@ -92,8 +98,9 @@ def schedule(days: float, seed: int) -> tuple[list[Fault], list[tuple[float, flo
 @contextmanager
 def served() -> Iterator[str]:
     """The larger model behind `edgeroute serve` -> its URL."""
-    command = [sys.executable, "-m", "edgeroute", "serve", "diagnosis:model", "--port", "0", "--json"]
-    with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 - this interpreter
+    command = [sys.executable, "-c", EDGEROUTE, "serve", "diagnosis:model", "--port", "0", "--json"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=HERE, **pipes) as server:  # noqa: S603 - this interpreter
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
@@ -105,17 +112,22 @@ def served() -> Iterator[str]:
 
 
 class Link:
-    """The link to the larger model, which goes down and up."""
+    """The link to the larger model, which goes down and up.
 
-    def __init__(self, relay: Relay) -> None:
-        self.relay, self.up = relay, True
+    Args:
+        relay: the way to it.
+        held: no other program gets the relay's port while the link is down.
+    """
+
+    def __init__(self, relay: Relay, *, held: bool = False) -> None:
+        self.relay, self.up, self._held = relay, True, held
 
     def set(self, *, up: bool) -> bool:
         """Makes it so -> whether it came up just now."""
         if up == self.up:
             return False
         self.up = up
-        self.relay.refuse = not up
+        self.relay.shut, self.relay.refuse = not up and self._held, not up and not self._held
         self.relay.reset_after = None if up else 0  # connections that there are end, too: with the reply, once it is asked for
         return up
 

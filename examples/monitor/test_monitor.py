@@ -261,8 +261,12 @@ def test_the_plug_and_the_bearing(showing):
         expect(link).to_contain_text("✓ up")
         press("Pull the plug")
         expect(link).to_contain_text("cloud away")
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", live_page.link.relay.port), LONG)
+        with socket.create_connection(("127.0.0.1", live_page.link.relay.port), LONG) as way, pytest.raises(ConnectionError):
+            way.recv(1)
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", live_page.link.relay.port))
         press("Break the bearing")
         expect(machine).to_contain_text("ALARM: no name yet")
         expect(tab.locator("#waiting")).to_have_text(re.compile(r"○ [1-9]\d"))
@@ -455,6 +459,21 @@ def test_a_port_that_is_taken_and_one_that_is_none_are_refused_in_a_line():
         for port in (taken.getsockname()[1], 99999):
             with pytest.raises(SystemExit, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*choose another --port"):
                 live.scraped(None, port).__enter__()
+
+
+def test_the_larger_model_ends_with_its_parent():
+    """Also with one that is killed."""
+    code = "import simulate, time\nwith simulate.served() as url: print(url, flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, text=True) as process:
+        port = urlsplit(process.stdout.readline().strip()).port
+        socket.create_connection(("127.0.0.1", port), LONG).close()
+        process.kill()
+
+    def ended():
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", port)) != 0
+
+    until(ended, "its port is free")
 
 
 @pytest.fixture

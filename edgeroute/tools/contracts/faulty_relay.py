@@ -30,6 +30,7 @@ class Relay(Listener):
         reset_after: bytes of a connection's replies after which it is reset (RST).
         black_hole: connections are accepted, and all data is dropped.
         refuse: the port is closed; existing connections continue.
+        shut: new connections are accepted and reset at once, and nothing of them is forwarded, so no other program gets the port.
         connections: number of connections accepted.
         bytes_up: bytes forwarded to the server.
         bytes_down: bytes forwarded from the server.
@@ -40,7 +41,7 @@ class Relay(Listener):
         self.throttle: float | None = None
         self.truncate_after: int | None = None
         self.reset_after: int | None = None
-        self.black_hole = False
+        self.black_hole = self.shut = False
         self.bytes_up = self.bytes_down = 0
         self._to = host, port
         super().__init__(None)
@@ -77,6 +78,9 @@ class Relay(Listener):
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Connect to the server, else reset the client; forward both directions until both end or one fails."""
+        if self.shut:
+            _reset(writer)
+            return
         connected = monotonic() + 2 * self.delay_s
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._to)
