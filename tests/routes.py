@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from edgeroute.router.offline_queue import BEING_QUEUED, NOT_QUEUED, QUEUED
+from edgeroute.router.offline_queue import BEING_STORED, NOT_STORED, WAITING
 
 
 class Judged(NamedTuple):
@@ -82,6 +82,6 @@ def note(answer):
 
 
 def queued(answer):
-    """Tells whether it is `QUEUED`, `BEING_QUEUED` or `NOT_QUEUED`; empty: that was not tried."""
+    """Tells whether it is `WAITING`, `BEING_STORED` or `NOT_STORED`; empty: that was not tried."""
     said = note(answer).partition(":")[0]
-    return said if said in {QUEUED, BEING_QUEUED, NOT_QUEUED} else ""
+    return said if said in {WAITING, BEING_STORED, NOT_STORED} else ""

@@ -119,7 +119,7 @@ def test_what_the_cloud_did_not_answer_is_queued(make, call, tmp_path):
         router.on_late(lambda late: told.put(late))  # noqa: PLW0108 - its one parameter is what counts
         answer = ask(router, call, "x")
         assert (answer.value, answer.final) == ("edge", False)
-        assert routes.queued(answer) == routes.QUEUED
+        assert routes.queued(answer) == routes.WAITING
         said[0] = GOOD
         router.link_up()
         late = told.get(timeout=LONG)

@@ -231,7 +231,7 @@ def test_beside_a_router(tmp_path):
     cloud = FakeCloud(lambda x: Unreachable("away") if x == 1 else ("dog", 0.9))
     with Router(lambda _: ("cat", 0.1), cloud, threshold=0.5, offline="queue", state=tmp_path) as router:
         answer = router.infer(1)
-        assert routes.queued(answer) == routes.QUEUED
+        assert routes.queued(answer) == routes.WAITING
         found, counts = entries(tmp_path)
         assert (found[answer.id]["state"], counts["waiting"]) == ("waiting", 1)
         assert cli("outbox", "drop", answer.id, "--yes", "--state", tmp_path)[0] == 0

@@ -447,7 +447,7 @@ def test_an_input_that_cannot_be_copied_is_not_queued(tmp_path):
     with Router(unsure, FakeCloud([Unreachable("away")]), threshold=0.5, offline="queue", state=tmp_path) as router:
         answer = router.infer(Uncopied(), deadline=LONG)
         assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
-        assert routes.note(answer) == f"{routes.NOT_QUEUED}: MemoryError"
+        assert routes.note(answer) == f"{routes.NOT_STORED}: MemoryError"
 
 
 @pytest.mark.parametrize("deadline", [None, LONG])

@@ -69,7 +69,7 @@ def test_what_cannot_be_copied_is_sent_from_the_callers_thread_only(make, name, 
     router = make(lambda _: ("edge", 0.9), cloud, audit=Audit(share=1))
     assert router.infer(kind.make(PUBLIC)).value == "edge"
     router = make(None, cloud, offline="queue", outbox=Outbox(tmp_path / "outbox.db"))
-    with pytest.raises(NoAnswer, match="not queued"):
+    with pytest.raises(NoAnswer, match=routes.NOT_STORED):
         router.infer(kind.make(PUBLIC), deadline=LONG)
     router.close()
     assert sent == []

@@ -84,7 +84,7 @@ def after(thing, method):
     return done
 
 
-def assert_queued(answer, note=routes.QUEUED):
+def assert_queued(answer, note=routes.WAITING):
     """The edge's answer for now."""
     assert (answer.value, answer.source, answer.degraded, answer.final) == ("edge", "edge", True, False)
     assert routes.queued(answer) == note
@@ -347,7 +347,7 @@ def test_the_shipped_pair(make, fashion, fashion_server, tmp_path):
         told = listen(router)
         relay.down()
         answer = router.infer(image)
-        assert routes.queued(answer) == routes.QUEUED, answer.reason
+        assert routes.queued(answer) == routes.WAITING, answer.reason
         relay.up(router)
         late = told.get(timeout=LONG)
         live = router.infer(image)
@@ -431,7 +431,7 @@ def test_without_consent_nothing_is_stored(make, box):
     """The answer says so."""
     router = make(unsure, FakeCloud([("cloud", 0.9)]), offline="queue", outbox=box, egress=Egress(consent=lambda *_: False))
     answer = router.infer(1)
-    assert_stands(answer, routes.NOT_QUEUED)
+    assert_stands(answer, routes.NOT_STORED)
     assert answer.reason_code == "consent"
     assert box.counts()["stored"] == 0
 
@@ -440,7 +440,7 @@ def test_a_redaction_that_fails_stores_nothing(make, box):
     """It is not the input itself that is stored then."""
     router = make(unsure, FakeCloud([("cloud", 0.9)]), offline="queue", outbox=box, egress=Egress(redact=lambda *_: 1 / 0))
     answer = router.infer(1)
-    assert_stands(answer, routes.NOT_QUEUED, "ZeroDivisionError")
+    assert_stands(answer, routes.NOT_STORED, "ZeroDivisionError")
     assert answer.reason_code == "redaction"
     assert box.counts()["stored"] == 0
 
@@ -473,7 +473,7 @@ class Odd:
 def test_an_input_that_cannot_be_stored(make, box):
     """The edge's answer stands, and says so."""
     router = make(unsure, FakeCloud([RuntimeError("away")]), offline="queue", outbox=box)
-    assert_stands(router.infer(Odd()), routes.NOT_QUEUED, "stored")
+    assert_stands(router.infer(Odd()), routes.NOT_STORED, "stored")
     assert box.counts()["stored"] == 0
 
 
@@ -501,7 +501,7 @@ def test_no_edge_to_fall_back_on(make, box):
         relay.down()
         router = make(None, PlainJson(relay.url, retries=0), mode="only_cloud", threshold=None, offline="queue", outbox=box)
         told = listen(router)
-        with pytest.raises(NoAnswer, match=f"; {routes.QUEUED}$"):
+        with pytest.raises(NoAnswer, match=f"; {routes.WAITING}$"):
             router.infer(1)
         relay.up(router)
         assert told.get(timeout=LONG).value == "cloud"
@@ -714,7 +714,7 @@ def test_the_least_important_make_room(make, tmp_path):
         assert {(e.id, e.importance) for e in box.list()} == {(high.id, 5.0), (higher.id, 3.0)}
         answer = router.infer(4)
         assert (answer.final, answer.degraded) == (True, True)
-        assert (routes.queued(answer), "full" in routes.note(answer)) == (routes.NOT_QUEUED, True)
+        assert (routes.queued(answer), "full" in routes.note(answer)) == (routes.NOT_STORED, True)
 
 
 # --------------------------------------------------------------------------------------------------------------- disks
@@ -744,7 +744,7 @@ def test_a_disk_that_is_full(disk, make, caplog, deadline):
         assert box.list() == []
         answer = router.infer("x" * (2 << 20))
         assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
-        assert (routes.queued(answer), "full" in routes.note(answer)) == (routes.NOT_QUEUED, True)
+        assert (routes.queued(answer), "full" in routes.note(answer)) == (routes.NOT_STORED, True)
         assert "could not be queued" in caplog.text
         assert_queued(router.infer("small"))
 
@@ -759,7 +759,7 @@ def test_a_disk_that_is_slow(make, box, no_time_left):
         told = listen(router)
         answer = router.infer(1)
         assert not gate.is_set()
-        assert_queued(answer, routes.BEING_QUEUED)
+        assert_queued(answer, routes.BEING_STORED)
         assert box.list() == []
         gate.set()
         relay.up(router)
@@ -774,7 +774,7 @@ def test_a_late_reply_waits_for_a_slow_disk(make, box, due, no_time_left):
         router = make(unsure, PlainJson(server.url), deadline=due(lambda: server.requests), offline="queue", outbox=box)
         told, handed_over = listen(router), after(router.engine.late, "take")
         answer = router.infer(1)
-        assert_queued(answer, routes.BEING_QUEUED)
+        assert_queued(answer, routes.BEING_STORED)
         assert begun.wait(LONG)
         server.open()
         assert handed_over.wait(LONG)

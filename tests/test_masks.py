@@ -287,7 +287,7 @@ def test_the_outbox_sends_placeholders_and_the_late_answer_has_the_data(kind, se
 
     server.reply = http_reply(status=503)
     with router(egress=rules()) as first:
-        assert routes.queued(first.infer(TEXT)) == routes.QUEUED
+        assert routes.queued(first.infer(TEXT)) == routes.WAITING
         if not restart:
             server.reply = echo
             getattr(first, "router", first).on_late(late.put)
@@ -307,7 +307,7 @@ def test_a_late_answer_with_a_placeholder_that_was_not_sent_is_a_dead_letter(ser
     server.reply = http_reply(status=503)
     box = Outbox(tmp_path / "outbox.db", spread_s=0.0, rate_per_s=1e6)
     with Router(unsure, cloud(server), threshold=0.5, offline="queue", outbox=box, egress=rules()) as router:
-        assert routes.queued(router.infer(TEXT)) == routes.QUEUED
+        assert routes.queued(router.infer(TEXT)) == routes.WAITING
         server.reply = completion("to [MASKED_EMAIL_2]")
         wait_for(lambda: box.size("dead") == 1)
         (entry,) = box.list()

@@ -85,7 +85,7 @@ def box(make, server, replies, tmp_path):
 
     router = make(unsure, PlainJson(server.url, retries=0), offline="queue", outbox=box())
     for i in range(3):
-        assert routes.queued(router.infer(f"private-{i}")) == routes.QUEUED
+        assert routes.queued(router.infer(f"private-{i}")) == routes.WAITING
     router.close()
     replies.append(GOOD)
     server.connections = 0

@@ -307,7 +307,7 @@ def test_a_call_from_the_outbox(make, seen, tmp_path, monkeypatch):
         router.on_late(lambda _: told.set())
         link.down()
         answer = router.infer("x")
-        assert routes.queued(answer) == routes.QUEUED
+        assert routes.queued(answer) == routes.WAITING
         link.up(router)
         router.engine.queue.delivery.wake(now=True)  # not before the request has ended
         assert told.wait(LONG)

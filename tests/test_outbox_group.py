@@ -227,7 +227,7 @@ def test_nobody_waits_for_the_disk_past_the_deadline(box, kind):
             waiting = [router.start(i) for i in range(CALLERS)]
             answers = [one.result(LONG) for one in waiting] + router.infer_many(range(CALLERS))
             assert not gate.is_set()
-            assert {routes.queued(a) for a in answers} == {routes.BEING_QUEUED}
+            assert {routes.queued(a) for a in answers} == {routes.BEING_STORED}
             gate.set()
             while router.engine.queue.storing:
                 threading.Event().wait(0.001)

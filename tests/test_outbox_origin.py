@@ -56,7 +56,7 @@ def queued(make, cloud, call="infer", **policy):
     """The ids of requests that are queued for this cloud, whose router is closed then."""
     router, _, _ = make(cloud, **policy)
     answers = [router.infer(1)] if call == "infer" else router.infer_many([1, 2])
-    assert {routes.queued(answer) for answer in answers} == {routes.QUEUED}
+    assert {routes.queued(answer) for answer in answers} == {routes.WAITING}
     router.close()
     return [answer.id for answer in answers]
 
@@ -113,7 +113,7 @@ def test_another_program_at_the_port(make, stranger):
         model.server.reply = DOWN
         x = np.array([7], "float32")
         router, _, _ = make(model.endpoint())
-        assert routes.queued(router.infer(x)) == routes.QUEUED
+        assert routes.queued(router.infer(x)) == routes.WAITING
         router.close()
         model.server.reply = stranger
         model.server.requests.clear()
@@ -239,7 +239,7 @@ def test_what_was_in_an_arm_is_queued_for_the_first_endpoint(make, servers, call
         router.engine.observe()
         assert router.engine.observer.facts.busy == {"cloud"}
     answers = [router.infer(1)] if call == "infer" else router.infer_many([1, 2])
-    assert {routes.queued(answer) for answer in answers} == {routes.QUEUED}
+    assert {routes.queued(answer) for answer in answers} == {routes.WAITING}
     assert {entry.target for entry in box.list()} == {"cloud"}
     router.close()
     up(first)

@@ -422,7 +422,7 @@ def test_stored_calls_keep_their_payload(server, tmp_path):
         with Router(unsure, cloud, **options) as router:
             assert router.infer(x).source == "cloud"
             relay.down()
-            assert routes.queued(router.infer(x)) == routes.QUEUED
+            assert routes.queued(router.infer(x)) == routes.WAITING
         cloud = OpenInference(f"{relay.url}/v2/models/colours", codec="jpeg:5", kind="value", retries=0)
         with Router(unsure, cloud, **options) as router:
             router.on_late(answers.put)

@@ -177,7 +177,7 @@ def test_stored_calls_are_as_they_were_sent(kind, tmp_path):
             router.infer(PICTURE)
             measured(router, speed(1))
             down.append(True)
-            assert routes.queued(router.infer(PICTURE, deadline=LONG)) == routes.QUEUED
+            assert routes.queued(router.infer(PICTURE, deadline=LONG)) == routes.WAITING
             sent = [request for request in server.requests if media(request)][-1]
             relay.down()
         down.clear()

@@ -1,4 +1,4 @@
-"""What an answer says of its place in the outbox: "queued" once it is on disk, "being queued" before, and a failure afterwards."""
+"""What an answer says of its place in the outbox: "waiting" once it is on disk, "being stored" before, and a failure afterwards."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_what_is_queued_is_on_disk(make, box, call, deadline):
     """When the caller reads it, whatever comes then."""
     answers = call(make(box, deadline=deadline))
     assert on_disk(box) == {answer.id for answer in answers}
-    assert {(routes.queued(answer), answer.final) for answer in answers} == {(routes.QUEUED, False)}
+    assert {(routes.queued(answer), answer.final) for answer in answers} == {(routes.WAITING, False)}
 
 
 @CALLS
@@ -125,7 +125,7 @@ def test_what_the_deadline_does_not_wait_for_is_being_queued(make, box, call):
     gate, changes = gated(box), Changes()
     answers = call(make(box, deadline=LONG, instruments=[changes]))
     assert on_disk(box) == set()
-    assert {(routes.queued(answer), answer.final) for answer in answers} == {(routes.BEING_QUEUED, False)}
+    assert {(routes.queued(answer), answer.final) for answer in answers} == {(routes.BEING_STORED, False)}
     gate.set()
     until(lambda: len(changes.seen) == len(answers))
     assert on_disk(box) == {answer.id for answer in answers}
@@ -139,13 +139,13 @@ def test_what_does_not_get_there_is_reported(make, box, call, caplog, error):
     """A failure after the answer is logged with its id, and the instruments hear of it."""
     gate, changes = gated(box, error), Changes()
     answers = call(make(box, deadline=LONG, instruments=[changes]))
-    assert {routes.queued(answer) for answer in answers} == {routes.BEING_QUEUED}
+    assert {routes.queued(answer) for answer in answers} == {routes.BEING_STORED}
     gate.set()
     until(lambda: len(changes.seen) == len(answers))
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
     for answer in answers:
         assert (
-            f"{answer.id} was being queued when its deadline came, and is {routes.NOT_QUEUED}: {failure_text(error)}"
+            f"{answer.id} was being stored when its deadline came, and is {routes.NOT_STORED}: {failure_text(error)}"
             in caplog.text
         )
     assert on_disk(box) == set()
@@ -171,7 +171,7 @@ def test_a_failure_that_the_answer_tells_of_is_not_reported_again(make, box):
     changes = Changes()
     gated(box, StoreError("no room")).set()
     answer = make(box, instruments=[changes]).infer("x")
-    assert (routes.note(answer), answer.final, changes.seen) == (f"{routes.NOT_QUEUED}: no room", True, [])
+    assert (routes.note(answer), answer.final, changes.seen) == (f"{routes.NOT_STORED}: no room", True, [])
 
 
 @pytest.mark.usefixtures("no_time_left")
@@ -209,7 +209,7 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, capl
         router = make(box, deadline=LONG, instruments=[changes])
         answers = [router.infer(i) for i in range(20)]
         until(lambda: box.storing == 20)
-        assert {routes.queued(answer) for answer in answers} == {routes.BEING_QUEUED}
+        assert {routes.queued(answer) for answer in answers} == {routes.BEING_STORED}
         closing = threading.Thread(target=router.close, daemon=True)
         closing.start()
         closing.join(LONG)
@@ -217,7 +217,7 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, capl
         until(lambda: len(changes.seen) == 20)
         assert sum(begun) < 20  # those that came while the first was waiting for the lock had no transaction any more
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
-    assert caplog.text.count(f"is {routes.NOT_QUEUED}: the router is closed") == 20 - sum(begun)
+    assert caplog.text.count(f"is {routes.NOT_STORED}: the router is closed") == 20 - sum(begun)
     assert on_disk(box) == set()
 
 
@@ -296,5 +296,5 @@ def test_kill_9_after_an_answer(tmp_path, kind):
         done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=4 * LONG, env=environment)
     said = [line.split(":") for line in done.stdout.splitlines()]
     assert len(said) == 3, done.stderr
-    assert {(final, note) for _, final, note in said} <= {("False", routes.QUEUED), ("False", routes.BEING_QUEUED)}
-    assert {name for name, _, note in said if note == routes.QUEUED} <= on_disk(Outbox(Path(tmp_path) / "outbox.db"))
+    assert {(final, note) for _, final, note in said} <= {("False", routes.WAITING), ("False", routes.BEING_STORED)}
+    assert {name for name, _, note in said if note == routes.WAITING} <= on_disk(Outbox(Path(tmp_path) / "outbox.db"))

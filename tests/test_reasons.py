@@ -466,20 +466,20 @@ ROUTED = {
         "below", lambda *_: silent([]), "edge without confidence (its answer has no text), deferred by policy; cloud N ms",
     ),
     # what is noted afterwards
-    "queued": (
+    "waiting": (
         "unreachable", lambda path, _: last(offline="queue", outbox=Outbox(path / "outbox.db")),
-        UNSURE + f"cloud failed: away; {STANDS}; queued",
+        UNSURE + f"cloud failed: away; {STANDS}; waiting",
     ),
-    "not queued": (
+    "not stored": (
         "unreachable", lambda path, _: last(offline="queue", outbox=Outbox(path / "outbox.db", max_bytes=1)),
-        UNSURE + f"cloud failed: away; {STANDS}; not queued: the outbox is full: 587 bytes more would make it exceed 1",
+        UNSURE + f"cloud failed: away; {STANDS}; not stored: the outbox is full: 587 bytes more would make it exceed 1",
     ),
     "an input that cannot be stored": (
         "unreachable", lambda path, _: last(x=object(), offline="queue", outbox=Outbox(path / "outbox.db")),
-        UNSURE + f"cloud failed: away; {STANDS}; not queued: an input of this kind cannot be stored",
+        UNSURE + f"cloud failed: away; {STANDS}; not stored: an input of this kind cannot be stored",
     ),
-    "being queued": (
-        "unreachable", being_queued, UNSURE + f"cloud failed: away; {STANDS}; being queued",
+    "being stored": (
+        "unreachable", being_queued, UNSURE + f"cloud failed: away; {STANDS}; being stored",
     ),
 }  # fmt: skip
 

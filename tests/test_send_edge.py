@@ -496,7 +496,7 @@ def test_stored_calls_keep_theirs(kind, tmp_path):
         options = {"threshold": 0.9, "offline": "queue", "outbox": Outbox(tmp_path / "outbox", spread_s=0)}
         cloud = PlainJson(relay.url, send_edge=True, retries=0)
         with kind(halves, cloud, **options) as router:
-            assert routes.queued(router.infer(x(1))) == routes.QUEUED
+            assert routes.queued(router.infer(x(1))) == routes.WAITING
             relay.down()
         replies[0] = GOOD
         with Router(lambda _: ("another", 0.0), PlainJson(relay.url, send_edge=True, retries=0), **flat(**options)) as router:
@@ -521,7 +521,7 @@ def test_stored_inputs_keep_theirs(kind, tmp_path):
     options = {"threshold": 0.9, "offline": "queue", "outbox": Outbox(tmp_path / "outbox", spread_s=0)}
     with kind(lambda x: (f"é{int(x[0])}", 0.1), away.cloud(), **options) as router:
         waiting = router.infer_many([x(1), x(2)])
-        assert all(routes.queued(answer) == routes.QUEUED for answer in waiting)
+        assert all(routes.queued(answer) == routes.WAITING for answer in waiting)
     heard = Heard()
     away.answer = heard.answer
     away.told.clear()

@@ -493,7 +493,7 @@ def test_another_state_folder_of_the_program(tmp_path, monkeypatch, own, watched
             if watched:
                 path.write_text(path.read_text() + "retries = 0\n")
                 router.reload()
-            assert "queued" in router.infer(np.zeros(4, np.float32)).reason
+            assert not router.infer(np.zeros(4, np.float32)).final
             assert router.status().outbox["waiting"] == 1
             router.infer(np.ones(4, np.float32), mode="only_edge")
     assert {*folder.rglob("*")} == before

@@ -265,7 +265,7 @@ def test_asyncios_own_executor_is_left_alone(tmp_path):
             await router.check()
         policy |= {"state": tmp_path / "other", "cache": Cache()}
         async with AsyncRouter(unsure, FakeCloud([Unreachable("away")]), **flat(**policy)) as router:
-            assert routes.queued(await router.infer(1)) == routes.QUEUED
+            assert routes.queued(await router.infer(1)) == routes.WAITING
 
     with GatedServer(GOOD) as server:
         server.open()

@@ -107,8 +107,8 @@ def test_a_trace_says_what_became_of_a_request_that_waits(make, tmp_path):
         router.infer(1)
         router.infer("x" * 1000)
         router.close()
-    assert traces[0]["note"] == "queued"
-    assert traces[1]["note"].startswith(f"{routes.NOT_QUEUED}: ")
+    assert traces[0]["note"] == routes.WAITING
+    assert traces[1]["note"].startswith(f"{routes.NOT_STORED}: ")
     assert [t["accepted"] for t in traces] == [False, False]
 
 

@@ -623,7 +623,7 @@ def test_what_is_queued_is_what_would_have_been_sent(make, call, encoded, tmp_pa
         ) as router:
             router.on_late(lambda answer: late.set())
             answer = ask(router, call, PHOTO)
-            assert routes.queued(answer) == routes.QUEUED
+            assert routes.queued(answer) == routes.WAITING
             assert late.wait(LONG)
     assert len(calls) == 1
     wanted = {"jpeg": PHOTO["jpeg"], "lang": "-"}
@@ -636,7 +636,7 @@ def test_what_is_queued_is_what_would_have_been_sent(make, call, encoded, tmp_pa
 def test_a_view_that_fails_is_not_queued(tmp_path):
     """The reason says why; the caller's error does not even try."""
     box = Outbox(tmp_path / "outbox.db")
-    for view, queued in ((broken, routes.NOT_QUEUED), ("jpg", "")):
+    for view, queued in ((broken, routes.NOT_STORED), ("jpg", "")):
         with Router(
             Model(),
             FakeCloud([]),

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from edgeroute.router.request import Request
 
 
-QUEUED = "queued"  # note in the reason of a request that is on disk
-BEING_QUEUED = "being queued"  # note in the reason of a request that was not on disk by its deadline; a later failure is reported
-NOT_QUEUED = "not queued"  # note in the reason of a request that cannot be stored; the cause follows after a colon
+WAITING = "waiting"  # note in the reason of a request that is on disk, in the outbox
+BEING_STORED = "being stored"  # note in the reason of a request that was not on disk by its deadline; a later failure is reported
+NOT_STORED = "not stored"  # note in the reason of a request that cannot be stored; the cause follows after a colon
 TOGETHER = 64  # maximum rows of a batch stored in one transaction
 MASKED = "Masked-Data"  # header of an entry, which is not sent: the data that its placeholders stand for
 EDGE = "Edge-Answer"  # header of a stored input with the edge's answer to send along
@@ -76,7 +76,7 @@ class Storing:
         for i, note in self._store:
             with self._lock:
                 self._notes[i], left = note, self._left
-            if left and note != QUEUED:
+            if left and note != WAITING:
                 self._failed(self._ids[i], note)
         return self._current_notes()
 
@@ -87,8 +87,8 @@ class Storing:
             return self._current_notes()
 
     def _current_notes(self) -> list[str]:
-        """Return the notes; of requests not yet stored, `BEING_QUEUED`."""
-        return [BEING_QUEUED if note is None else note for note in self._notes]
+        """Return the notes; of requests not yet stored, `BEING_STORED`."""
+        return [BEING_STORED if note is None else note for note in self._notes]
 
 
 class _Job(NamedTuple):
@@ -127,7 +127,7 @@ class OfflineQueue:
             promised otherwise; `damaged`, of a row in the outbox.
     """
 
-    UNSETTLED = QUEUED, BEING_QUEUED  # notes of requests that get a late answer
+    UNSETTLED = WAITING, BEING_STORED  # notes of requests that get a late answer
 
     def __init__(self, outbox: Outbox, router: Owner) -> None:
         self.outbox, self._router = outbox, router
@@ -176,7 +176,7 @@ class OfflineQueue:
                     try:
                         x = request.inputs if request.until == INF else call_contained(copy_input, request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-                        note = f"{NOT_QUEUED}: {failure_text(e)}"
+                        note = f"{NOT_STORED}: {failure_text(e)}"
                     else:  # its own: at the deadline nobody waits for it
                         jobs.append(_Job(len(notes), walked, x, *candidate))
                         notes.append(None)
@@ -190,8 +190,8 @@ class OfflineQueue:
         return Storing(ids, notes, self._store(jobs), self._report_failure)
 
     def _report_failure(self, identity: str, note: str) -> None:
-        """Log and report a request that is not on disk, though its answer promised that it is being queued."""
-        log.error("%s was being queued when its deadline came, and is %s", identity, note)
+        """Log and report a request that is not on disk, though its answer promised that it is being stored."""
+        log.error("%s was being stored when its deadline came, and is %s", identity, note)
         self._router.note("not queued", identity)
 
     def _store(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, str]]:
@@ -202,7 +202,7 @@ class OfflineQueue:
                 for job in jobs[begin : begin + TOGETHER]:
                     waiting = _waiting(job)
                     if isinstance(waiting, str):
-                        yield job.row, f"{NOT_QUEUED}: {waiting}"
+                        yield job.row, f"{NOT_STORED}: {waiting}"
                     else:
                         ready.append((job, waiting))
                 for (job, _), put in zip(ready, self._put([waiting for _, waiting in ready]), strict=True):
@@ -226,11 +226,11 @@ class OfflineQueue:
         """Return the note of a request after its put; counts `queued`, and logs errors."""
         if isinstance(put, BaseException):  # mostly a full disk; the caller may be waiting for the answer
             log.error("a request could not be queued: %s", put)
-            return f"{NOT_QUEUED}: {failure_text(put)}"
+            return f"{NOT_STORED}: {failure_text(put)}"
         if not put.stored:
-            return f"{NOT_QUEUED}: {put.reason}"
+            return f"{NOT_STORED}: {put.reason}"
         self._router.note("queued", job.id)
-        return QUEUED
+        return WAITING
 
     def forget(self, identity: str) -> None:
         """Release late answers that wait for a request: it is stored, or will not be."""

@@ -19,7 +19,7 @@ from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
 from edgeroute.core.walk import Malformed
 from edgeroute.errors import BadInput
 from edgeroute.record.request_counts import Kind, Tally
-from edgeroute.router.offline_queue import BEING_QUEUED, QUEUED
+from edgeroute.router.offline_queue import BEING_STORED, WAITING
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.measure.evaluation import share
 from edgeroute.tools.palette import STATES, StateName, answer_state
@@ -89,7 +89,7 @@ class Row(NamedTuple):
         if self.side == "none":
             return None
         degraded = self.degraded and self.side != "cache"  # a stale answer is one of the cache
-        final = self.note not in {QUEUED, BEING_QUEUED}
+        final = self.note not in {WAITING, BEING_STORED}
         return answer_state(self.side, str(self.record.get("reason_code")), degraded=degraded, final=final)
 
     @property
@@ -154,7 +154,7 @@ def row_of(record: Mapping[str, Any]) -> Row:
     if side == "none":
         parts.append("no answer")
     elif not accepted:
-        fallback = "waiting" if note in {QUEUED, BEING_QUEUED} else "degraded"
+        fallback = "waiting" if note in {WAITING, BEING_STORED} else "degraded"
         parts.append("left by its caller" if record.get("reason_code") == "left" else fallback)
     elif record.get("reason_code") == "stays":
         parts.append(str(record.get("stays", "")))

@@ -22,6 +22,7 @@ from edgeroute.core.reason_and_trace import VERSION
 from edgeroute.core.routing_policy import INF, MODES, Mode
 from edgeroute.core.walk import Malformed, new
 from edgeroute.errors import BadInput
+from edgeroute.router.offline_queue import BEING_STORED, WAITING
 from edgeroute.tools.replay.trace_files import TraceRecords
 
 # Validated numbers of a record, and counters shared by the recorded and the replayed run.
@@ -452,7 +453,7 @@ class _Reader:
             tally.degraded += not accepted
         tally.deferred += deferred
         tally.deadline_misses += late
-        tally.queued += record.get("note") in {"queued", "being queued"}
+        tally.queued += record.get("note") in {WAITING, BEING_STORED}
         fields = (
             identity, begun, latency_s, record["mode"], INF if deadline_s is None else deadline_s, data_class, by,
             accepted, batch, legs,
