@@ -372,7 +372,7 @@ def test_infer_in_a_table(policy, cloud, inputs):
     assert rows["answered"] == "3"
     assert rows["by the edge"] == "2 (66.7%)"
     assert rows["by the cloud"] == "1 (33.3%)"
-    assert rows["asked the cloud"] == "33.3% of requests"
+    assert rows["deferred"] == "33.3% of requests"
     assert rows["degraded"] == "0"
     assert rows["accuracy"] == "100.00% of 3 with a label"
     assert rows["latency, ms"].startswith("p50 ")

@@ -124,8 +124,8 @@ def measured() -> Demo:
 
 
 def demo(found: Demo) -> Sheet:
-    """Accuracy over the share that is sent to the cloud."""
-    sheet = Sheet(520, 340, "Accuracy over the share of images that are sent to the cloud, in the demo")
+    """Accuracy over the share that is deferred."""
+    sheet = Sheet(520, 340, "Accuracy over the share of images that are deferred to the cloud, in the demo")
     left, top, w, h = 62, 40, 430, 240
     low, high = 94.4, 96.6
 
@@ -138,7 +138,7 @@ def demo(found: Demo) -> Sheet:
     for x in (0, 25, 50, 75, 100):
         sheet.text(at(x, 0)[0], top + h + 20, f"{x} %", middle=True, size=13, ink=SOFT)
     sheet.text(left - 50, 24, f"right, of {found.n:,} images", size=13, ink=SOFT)
-    sheet.text(left + w / 2, top + h + 44, "sent to the cloud", middle=True, size=13, ink=SOFT)
+    sheet.text(left + w / 2, top + h + 44, "deferred to the cloud", middle=True, size=13, ink=SOFT)
     sheet.line([at(0, found.edge), at(100, found.cloud)], SOFT, width=1.3, dashed=True)
     sheet.line([at(x, y) for x, y in found.curve], INK, width=2.4)
     sheet.dot(*at(found.deferred, found.accuracy), INK)
@@ -149,9 +149,9 @@ def demo(found: Demo) -> Sheet:
     x, y = at(100, found.cloud)
     sheet.text(x - 176, y - 14, f"the cloud alone: {found.cloud:.1f} %")
     x, y = at(50, (found.edge + found.cloud) / 2)
-    sheet.text(x + 8, y + 20, "sent at random", size=13, ink=SOFT)
+    sheet.text(x + 8, y + 20, "deferred at random", size=13, ink=SOFT)
     x, y = at(found.deferred, found.accuracy)
-    sheet.text(x + 2, y - 32, f"edgeroute: {found.accuracy:.1f} %, {found.deferred:.1f} % sent", bold=True)
+    sheet.text(x + 2, y - 32, f"edgeroute: {found.accuracy:.1f} %, {found.deferred:.1f} % deferred", bold=True)
     return sheet
 
 

@@ -189,7 +189,7 @@ def measure(router: Router, images: Array, labels: Array, *, singly: int, advanc
 
 
 SLACK = 0.005  # accuracy, 0..1, that the cascade may lose against the cloud on the validation images
-HEAD = ("", "accuracy", "p50 latency", "asked the cloud", "sent")
+HEAD = ("", "accuracy", "p50 latency", "deferred", "sent")
 POINTS = 400  # most points of the curve, to limit file sizes
 
 
@@ -295,7 +295,7 @@ def drawing(report: Report, *, ink: str = INK) -> Any:
     current = report.cascade.deferral * 100, report.cascade.accuracy * 100
     label = f"the threshold in use: {current[0]:.1f}% deferred, {current[1]:.2f}% accurate"
     axes.plot(*current, "*", color=ink, markersize=14, label=label)
-    axes.set_xlabel("images sent to the cloud, %")
+    axes.set_xlabel("deferred, % of the images")
     axes.set_ylabel("accuracy, %")
     axes.set_xlim(-1, 101)
     axes.legend(loc="lower right", frameon=False, labelcolor=ink)
@@ -315,7 +315,7 @@ def page(report: Report) -> str:
     Raises:
         RuntimeMissing: matplotlib is not installed.
     """
-    label = "Accuracy over the share of images sent to the cloud"
+    label = "Accuracy over the share of images deferred"
     curve = html.figure(element(drawing(report), "curve"), label, f"{label}.")
     body = "\n".join([html.table(HEAD, rows(report), "Edge, cloud and cascade"), curve, html.listed(notes(report))])
     title = f"edgeroute demo: {report.n:,} images on the edge, in the cloud, and routed"

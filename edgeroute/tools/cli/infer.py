@@ -78,7 +78,7 @@ class Tally:
             count = self.sources[source]
             rows.append((f"by the {source}", f"{count:,}" + (f" ({count / total:.1%})" if total else "")))
         rows.append(("degraded", f"{self.degraded:,}"))
-        rows.append(("asked the cloud", f"{stats.deferral_rate:.1%} of requests"))
+        rows.append(("deferred", f"{stats.deferral_rate:.1%} of requests"))
         if total:
             p50, p90, p99 = (f"{value * 1000:,.2f}" for value in np.quantile(self._latencies, (0.5, 0.9, 0.99)))
             rows.append(("latency, ms", f"p50 {p50}, p90 {p90}, p99 {p99}" + (f" (batches of {batch})" if batch > 1 else "")))

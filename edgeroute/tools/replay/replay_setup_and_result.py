@@ -228,7 +228,7 @@ def _table(recorded: Numbers, replayed: Numbers) -> list[str]:
     rows: list[tuple[str, ...]] = [("", "recorded", "replayed")]
     for label, name in _COUNTS:
         rows.append((label, *(f"{getattr(n, name):,.0f}" for n in (recorded, replayed))))
-    rows.append(("needed the cloud", *(f"{n.deferral_rate:.1%}" for n in (recorded, replayed))))
+    rows.append(("deferred", *(f"{n.deferral_rate:.1%}" for n in (recorded, replayed))))
     rows.extend(
         (f"latency {q}, ms", *(milliseconds(getattr(n, f"{q}_s")) for n in (recorded, replayed))) for q in ("p50", "p90", "p99")
     )
