@@ -31,7 +31,7 @@ STATES: Final[dict[str, State]] = {
         State("cloud", "▲", "#bd7a00", "#f2b56b", "M0 8 8 0", "answered by the cloud"),
         State("cache", "■", "#9330e8", "#c05cff", "M4 3v2", "an earlier answer of the same input"),
         State("degraded", "✕", "#9c0d06", "#e8382b", "M0 0 8 8M0 8 8 0", "the best answer there was, below what the policy asks"),
-        State("private", "◆", "#20594e", "#3c8a78", "M0 0 8 8", "answered on the device, since nothing of it may leave"),
+        State("private", "◆", "#20594e", "#3c8a78", "M0 0 8 8", "kept on the device by the policy"),
         State("waiting", "○", "#8a9099", "#cdd3da", "M0 4h8", "kept in the outbox; the cloud's answer comes later"),
     )
 }
