@@ -141,12 +141,14 @@ def test_an_outage_is_the_loudest(browser, tmp_path, offline):
                 router.infer(0.3)
             status = page.get_by_role("status").filter(has_text="cloud away since")
             playwright.expect(status).to_contain_text("5 requests without its answer")
-            assert ("5 waiting" in status.inner_text()) == (offline == "queue")
+            if offline == "queue":
+                playwright.expect(status).to_contain_text("5 waiting")  # the state is read less often than the requests
+            assert ("waiting" in status.inner_text()) == (offline == "queue")
             sizes = page.evaluate("""() => [...document.querySelectorAll("body *")].filter(one => one.getClientRects().length && one.tagName !== "svg" && !one.closest("svg"))
               .map(one => [parseFloat(getComputedStyle(one).fontSize), one.closest("#status") !== null])""")
             assert max(size for size, said in sizes if said) > max(size for size, said in sizes if not said)
             assert page.locator("#tiles .loud").inner_text().startswith("✕ degraded")
-            assert ("all waiting" in page.locator("#tiles .loud").inner_text()) == (offline == "queue")
+            assert ("✕ degraded\n0" in page.locator("#tiles .loud").inner_text()) == (offline == "queue")
             assert (page.locator("#tiles .later").count() == 1) == (offline == "queue")
             assert page.locator(f"#bars rect[fill='url(#hatch-{state})']").count() >= 1
             assert page.evaluate(f"document.querySelector('#hatch-{state} path').getTotalLength()") > 0

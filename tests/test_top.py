@@ -107,7 +107,7 @@ def test_each_state(tmp_path, feed):
                 assert {str(app.query_one("#routes").get_row_at(i)[1].spans[0].style) for i in range(6)} == {
                     state.dark for state in STATES.values()
                 }
-                assert "✕ degraded 2" in (said := str(app.query_one("#tiles").content))
+                assert "✕ degraded 1" in (said := str(app.query_one("#tiles").content))
                 assert "○ waiting 1" in said
                 reasons = [row[1] for row in cells(app, "reasons")]
                 assert "✕ edge is not sure; cloud fails; degraded" in reasons

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgeroute.core.plan import Leg, shadow_leg
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
+from edgeroute.core.walk import Failed, Prediction, Start, acceptable
 from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import Snapshot, fingerprints
 from edgeroute.router.router_parts import Part
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained
-from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS, Auditor, Compared
+from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS, Ask, Auditor, Compared
 from edgeroute.trials.shadow_runs_and_job_queue import ShadowRun
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class AuditCalls:
         """Return True if a low-priority call may be made now, by the policy, the link, the limits and the endpoints' state."""
         return not self._engine.stays_on_device() and not self._engine.observer.no_hedge(self._engine.snapshot.proper)
 
-    def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
-        """Copy the input, and return a function that calls the cloud and blocks.
+    def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Ask:
+        """Copy the input, and return a function that calls the cloud and blocks, and one that returns what that has cost.
 
         The call has no deadline, an id that ends in -audit, and the codec's floor.
 
@@ -68,8 +68,8 @@ class AuditCalls:
             async def here(call: Callable[[], Any]) -> Any:  # it has its own loop and thread
                 return call()
 
-            return lambda: asyncio.run(legs.run_async(start, permit, backend, here))
-        return lambda: legs.run(start)
+            return lambda: asyncio.run(legs.run_async(start, permit, backend, here)), legs.costs
+        return lambda: legs.run(start), legs.costs
 
     def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
         """Copy the input, and return a function that runs the hidden edges of its plan and the one on trial, and blocks.

@@ -485,7 +485,7 @@ class Trials(ForkSafe, parts.Part):
         asks = request._replace(plan=request.plan._replace(legs=legs, order=tuple(range(len(legs)))), id=f"{request.id}-{name}")
         if not self._calls.room(asks, len(legs) - 1):
             return
-        call = self._calls.prepare(asks, len(legs) - 1, edge)
+        call, _ = self._calls.prepare(asks, len(legs) - 1, edge)
 
         def job() -> None:
             try:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from math import log1p
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
 from edgeroute.confidence.output_forms_and_labels import same
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgeroute.types import Spent
 
 __all__ = ["Audit", "AuditStats", "Auditor"]
+Ask: TypeAlias = "tuple[Callable[[], Event], Callable[[], Mapping[int, Spent]]]"  # a call, and what it has cost
 
 
 # Sampling: which requests are audited, and which a drift alarm counts; drawn when a request arrives, before it has an answer.
@@ -173,8 +174,8 @@ class BackgroundCalls(Protocol):
     def room(self, request: Audited, leg: int) -> bool:
         """Return True if a low-priority call may be made now, and that leg's endpoint has capacity for it."""
 
-    def prepare(self, request: Audited, leg: int, edge: Prediction | None) -> Callable[[], Event]:
-        """Copy the input, and return a function that calls the cloud and blocks. edge: its answer to the input, if known."""
+    def prepare(self, request: Audited, leg: int, edge: Prediction | None) -> Ask:
+        """Copy the input, and return functions that call the cloud, blocking, and tell the costs. edge: its answer, if known."""
 
     def rehearse(self, request: Audited) -> Callable[[], list[ShadowRun]]:
         """Copy the input, and return a function that runs the plan's hidden edges and the one on trial, and blocks."""
@@ -208,7 +209,7 @@ class Pending(NamedTuple):
     drawn: AuditDraw
     bound: Bound
     cloud: Prediction | None  # the cloud's answer; None: the cloud is still to be called
-    ask: Callable[[], Event] | None
+    ask: Ask | None
     edges: Sequence[Comparison]  # comparisons that wait for the cloud's answer
     rehearse: Callable[[], list[ShadowRun]] | None
     more: Mapping[str, Any]
@@ -565,7 +566,10 @@ class Auditor(ForkSafe):
         answer, identity = audit.cloud, audit.request.id
         try:
             if audit.ask is not None:
-                event = audit.ask()
+                call, costs = audit.ask
+                event = call()
+                if usd := sum(spent.usd for spent in costs().values()):
+                    self._write_lines({"at": round(process.now(), 3), "id": identity, "audit_usd": usd})
                 if type(event) is not Done:
                     return
                 answer = event.answer

@@ -359,7 +359,8 @@ class Monitor:
         self._window, self._wrong = Window(), 0
         self._replayable, self._replayable_bytes = deque[tuple[float, bytes]](), 0
         folder = self._sources.folder
-        self._ledger = None if folder is None else Tail(folder / "egress.jsonl")
+        self._ledger, self._costs = (None if folder is None else Tail(folder / f"{name}.jsonl") for name in ("egress", "audit"))
+        self._audit_calls, self._audit_usd = 0, 0.0
         self._sent, self._sent_bytes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         self._last_sent = deque[dict[str, Any]](maxlen=LEDGER)
         self._state: dict[str, Any] = {}
@@ -368,7 +369,7 @@ class Monitor:
         self._polls = 0
         self._text: tuple[int, bytes] = (-1, b"")
         self._trial: ThresholdReplays | None = None
-        self._since = process.now()
+        self._since = self._first_at = process.now()
         self._lock, self._trial_lock = threading.RLock(), threading.Lock()
         self._worker = Worker("edgeroute-dashboard", self.poll, "no new records were read", first_s=EVERY_S, retry_s=EVERY_S)
 
@@ -382,8 +383,8 @@ class Monitor:
         self._worker.close(CLOSE_S)
         with self._lock:
             self._feed.close()
-            if self._ledger is not None:
-                self._ledger.close()
+            for tail in filter(None, (self._ledger, self._costs)):
+                tail.close()
 
     def poll(self) -> float:
         """Read new records, and, every 2 s, state and sensors; nothing once closed. Return the seconds until the next poll."""
@@ -424,6 +425,7 @@ class Monitor:
         request = row_of(record)
         request = request._replace(at=now) if request.at > now + AHEAD_S else request
         self._window.add(request)
+        self._first_at = min(self._first_at, request.at)
         self._replayable.append((request.at, text))
         self._replayable_bytes += len(text)
         while len(self._replayable) > REPLAYED or self._replayable_bytes > REPLAYED_BYTES:
@@ -437,7 +439,13 @@ class Monitor:
             return {"error": error_message(e) or type(e).__name__}
 
     def _read_ledger(self) -> None:
-        """Read new lines of the egress ledger into the sums; beyond 50 destinations into "others"; count invalid ones."""
+        """Read new lines of the egress ledger into the sums; beyond 50 destinations into "others"; count invalid ones.
+
+        Of the audit log the costs of calls since the first record are read.
+        """
+        for cost in filter(None, [] if self._costs is None else self._costs.records()):
+            if (usd := _number(cost.get("audit_usd"))) and _number(cost.get("at")) >= self._first_at:
+                self._audit_calls, self._audit_usd = self._audit_calls + 1, self._audit_usd + usd
         for line in [] if self._ledger is None else self._ledger.records():
             try:
                 record = line or {}
@@ -487,6 +495,7 @@ class Monitor:
                 "title": self.title, "source": self._feed.name, "now": now, "since": self._since,
                 "lost": self._feed.lost() + self._wrong, "raised": self._feed.raised(), "error": self._feed.error(), **view_data,
                 "state": state, "away": away, "first": self._sources.first, "enough_audits": ENOUGH_AUDITS,
+                "audits": {"calls": self._audit_calls, "usd": self._audit_usd},
                 "rules": _rules(state, rules),
                 "device": {
                     "reading": reading, "by": "the router, in its trace" if fresh else "this dashboard",

@@ -346,7 +346,7 @@ class Window:
     """Sums over a router's latest requests: targets, reasons, times. Not synchronised: threads that share it need a lock."""
 
     def __init__(self) -> None:
-        self.requests = self.deferred = self.degraded = 0
+        self.requests = self.deferred = self.degraded = self.later = 0  # `later`: those whose answer of the cloud comes later
         self.answered = Counter[str]()
         self.tally = Tally()  # counts for metrics, the same as in the router's own process
         self.latest: Row | None = None
@@ -363,7 +363,9 @@ class Window:
         self.latest = request
         self.requests += 1
         self.deferred += request.deferred
-        self.degraded += request.degraded
+        later = request.state == "waiting"
+        self.later += later
+        self.degraded += request.degraded and not later
         self.answered[request.side] += 1
         self._deferred.append(request.deferred)
         self._took.append(request.latency_s)
@@ -446,7 +448,7 @@ class Window:
             for name, leg in self._legs.items()
         ]  # fmt: skip
         return {
-            "requests": self.requests, "deferred": self.deferred, "degraded": self.degraded,
+            "requests": self.requests, "deferred": self.deferred, "degraded": self.degraded, "later": self.later,
             "answered": {side: self.answered[side] for side in SIDES},
             "window": len(self._deferred),
             "deferral_rate": sum(self._deferred) / len(self._deferred) if self._deferred else None,

@@ -154,7 +154,7 @@ def marked(name: str | None, text: str = "") -> Text:
 
 def tiles(view: dict[str, Any], rate: float) -> Text:
     """Return the most important figures in a line."""
-    raised, waiting = view["raised"], (view["state"].get("outbox") or {}).get("waiting")
+    raised, later, waiting = view["raised"], view["later"], (view["state"].get("outbox") or {}).get("waiting", view["later"])
     parts = [marked("degraded", f"{one['name']} away") for one in view["away"]]
     parts += [
         Text(f"{view['requests']:,} requests, {rate:,.1f}/s"),
@@ -162,8 +162,8 @@ def tiles(view: dict[str, Any], rate: float) -> Text:
         Text(f"median {seconds(view['p50_s'])}, p99 {seconds(view['p99_s'])}"),
         marked("degraded", f"degraded {view['degraded']:,}" + ("" if raised is None else f", raised {raised:,}")),
     ]
-    if waiting:
-        parts.append(marked("waiting", f"waiting {waiting:,}"))
+    if waiting or later:
+        parts.append(marked("waiting", f"waiting {waiting:,}" + (f", {later:,} since the start" if later > waiting else "")))
     if view["lost"]:
         parts.append(Text(f"left out {view['lost']:,}"))
     return Text("   ").join(parts)

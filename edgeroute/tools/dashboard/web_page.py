@@ -258,7 +258,8 @@ def _stats(view: Mapping[str, Any]) -> Stats:
     state, cached = view["state"], view["answered"]["cache"]
     legs, routed = tuple(_leg(leg, state.get("link", {}).get(leg["name"], {})) for leg in view["legs"]), view["requests"] - cached
     return Stats(
-        requests=routed, deferred=view["deferred"], degraded=view["degraded"], unanswered=view["answered"]["none"],
+        requests=routed, deferred=view["deferred"], degraded=view["degraded"] + view["later"],
+        unanswered=view["answered"]["none"],
         deferral_rate=view["deferred"] / max(1, routed), cached=cached, queued=0, late=0,
         bytes_sent=sum(leg.bytes_sent for leg in legs), bytes_received=sum(leg.bytes_received for leg in legs),
         usd_today=0.0, legs=legs, audits=tuple(map(_audit, state.get("edges", ()))), joules=state.get("joules", {}),

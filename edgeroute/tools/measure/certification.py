@@ -74,6 +74,8 @@ def audited_examples(
             left_out["are from before the last alarm"] += len(audits)
             audits, probabilities, alarms = [], [], alarms + 1
             continue
+        if "audit_usd" in record:  # the cost of a call
+            continue
         confidence, agrees, probability = record.get("edge_confidence"), record.get("agrees"), record.get("probability")
         if not isinstance(agrees, bool) or not isinstance(confidence, int | float | None):
             left_out["are not whole"] += 1
