@@ -566,9 +566,8 @@ class Auditor(ForkSafe):
         answer, identity = audit.cloud, audit.request.id
         try:
             if audit.ask is not None:
-                call, costs = audit.ask
-                event = call()
-                if usd := sum(spent.usd for spent in costs().values()):
+                event = audit.ask[0]()
+                if usd := sum(spent.usd for spent in audit.ask[1]().values()):
                     self._write_lines({"at": round(process.now(), 3), "id": identity, "audit_usd": usd})
                 if type(event) is not Done:
                     return
