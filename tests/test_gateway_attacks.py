@@ -501,6 +501,7 @@ RANGES = {
               [{}, [function({"pattern": "(a+)+"})], [function({})] * 129, [function("x" * (128 << 10))], [None], ["x"], [{}],
                [{"type": "web_search"}],
                [{**function({}), "type": "custom"}], [{"type": "mcp", "server_url": "http://a"}], [{**function({}), "cache_control": {}}],
+               [{"type": "function", "function": {"name": "f", "defer_loading": True}}],
                [{"google_search": {}}], [{"type": "custom", "custom": {"format": {"type": "grammar"}}}]]),
     "tool_choice": (["auto", {"type": "function", "function": {"name": "f"}}], ["x", 1, [], {"a": "x" * 1025}]),
     "parallel_tool_calls": ([True, False], [1, "true"]),

@@ -52,9 +52,14 @@ def test_what_does_not_leave():
         "web_search_options", "min_tokens", "ignore_eos", "reasoning_effort", "model ", "Model", "N", "n ", "num_return_sequences",
         "modalities", "chat_template", "guided_regex", "logits_processors", "samplers", "grammar", "json_schema", "mirostat",
     ]  # fmt: skip
-    hello = [
-        {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}], "prefix": True}
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}}
+    parts = [
+        {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}},
+        {**image, "image_url": {**image["image_url"], "file_id": "file-1"}},
+        {"type": "file", "file": {"file_id": "file-of-the-policys-account", "filename": "a.txt"}},
+        {"type": "text", "text": "there", "image_url": [{"file_id": "file-2"}]},
     ]
+    hello = [{"role": "user", "content": parts, "prefix": True}]
     with CannedServer(sse_reply(PARIS)) as far, serving(router(far, edge=None), allow=["min_tokens"]) as url:
 
         def ask(**more):
@@ -71,7 +76,13 @@ def test_what_does_not_leave():
         assert ask(**more).status_code == 200
         sent = json.loads(far.requests[0].partition(b"\r\n\r\n")[2])
     assert set(sent) == {"model", "messages", "min_tokens", "stream", "stream_options"}
-    assert sent["messages"] == [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    kept = [
+        {"type": "text", "text": "hi"},
+        image,
+        {"type": "file", "file": {"filename": "a.txt"}},
+        {"type": "text", "text": "there"},
+    ]
+    assert sent["messages"] == [{"role": "user", "content": kept}]
 
 
 def test_what_is_booked():

@@ -59,7 +59,11 @@ def _is_bias(x: Any) -> bool:
 def _is_function(x: Any) -> bool:
     """Return True for a function as a tool: other kinds are services of the cloud, with a price or an address."""
     return (
-        isinstance(x, dict) and x.keys() == {"type", "function"} and x["type"] == "function" and isinstance(x["function"], dict)
+        isinstance(x, dict)
+        and x.keys() == {"type", "function"}
+        and x["type"] == "function"
+        and isinstance(x["function"], dict)
+        and x["function"].keys() <= FUNCTION
     )
 
 
@@ -131,8 +135,12 @@ KEYS: Final[Mapping[str, Range]] = {
 DROPPED: Final = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key")
 # Keys of a message that are passed on.
 MESSAGE: Final = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning_content"})
-# Keys of a message's part that are passed on.
-PART: Final = frozenset({"type", "text", "image_url", "input_audio", "file", "refusal"})
+# Keys of a part that are passed on, and those of their objects: a `file_id` would name a file of the account at the cloud.
+PART: Final[Mapping[str, Collection[str]]] = {
+    "type": (), "text": (), "refusal": (),
+    "image_url": ("url", "detail"), "input_audio": ("data", "format"), "file": ("file_data", "filename"),
+}  # fmt: skip
+FUNCTION: Final = frozenset({"name", "description", "parameters", "strict"})
 
 
 def client_keys(
@@ -167,7 +175,7 @@ def client_keys(
 
 
 def client_messages(messages: Any) -> list[dict[str, Any]]:
-    """Return the messages of a chat with the keys in `MESSAGE` and `PART`.
+    """Return the messages of a chat with the keys in `MESSAGE` and `PART`, and no others.
 
     Raises:
         BadInput: they are no messages, or too many.
@@ -180,10 +188,17 @@ def client_messages(messages: Any) -> list[dict[str, Any]]:
     kept = [{key: value for key, value in message.items() if key in MESSAGE} for message in messages]
     for message in kept:
         if isinstance(parts := message.get("content"), list):
-            message["content"] = [
-                {key: value for key, value in part.items() if key in PART} if isinstance(part, dict) else part for part in parts
-            ]
+            message["content"] = [_kept_part(part) if isinstance(part, dict) else part for part in parts]
     return kept
+
+
+def _kept_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part with the keys in `PART`, of its objects as well."""
+    return {
+        key: {name: within for name, within in value.items() if name in PART[key]} if isinstance(value, dict) else value
+        for key, value in part.items()
+        if key in PART and not isinstance(value, list)
+    }
 
 
 DEEPEST = 100  # most levels of lists and objects within each other
