@@ -685,7 +685,8 @@ def test_pieces_that_are_read_no_further_end():
         finally:
             ended.append("closed")
 
-    pieces = read_pieces(speak(), lambda whole: whole)
+    spoken = speak()  # which this refers to all the time, so that no collection closes it
+    pieces = read_pieces(spoken, lambda whole: whole)
     assert next(pieces) == "a"
     pieces.close()
     assert ended == ["closed"]
