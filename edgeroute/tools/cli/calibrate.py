@@ -27,7 +27,7 @@ from edgeroute.tools.cli.example_options import (
     plain_router,
     read_examples,
 )
-from edgeroute.tools.cli.tables_and_options import Json, Policy, console, of_share, pairs, print_notes, share, table
+from edgeroute.tools.cli.tables_and_options import Count, Json, Name, Policy, Share, console, pairs, print_notes, share, table
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, Kind
@@ -45,49 +45,25 @@ def calibrate(
     *,
     policy: Policy,
     data: DataOrNone = None,
-    max_loss: Annotated[float | None, of_share("Accuracy lost against the cloud, as in 1%.")] = None,
-    max_error: Annotated[float | None, of_share("Wrong answers among those accepted on the edge, as in 5%.")] = None,
-    max_defer: Annotated[float | None, of_share("Inputs that are deferred, as in 20%.")] = None,
-    sure: Annotated[
-        str, typer.Option(metavar="SHARE", help="Confidence level of the guarantee. With --max-defer also `average`.")
-    ] = "95%",
-    metric: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the metric of graded answers, as in F1, for the guarantee.")
-    ] = "",
-    per_class: Annotated[
-        bool, typer.Option("--per-class", help="Find a threshold for each class; all guarantees hold at once.")
-    ] = False,
-    score: Annotated[
-        Score | None,
-        typer.Option(help="`learned` fits a score to the examples, `auto` blends it with msp.", show_default="the policy's"),
-    ] = None,
-    ood: Annotated[bool, typer.Option("--ood", help="Let a fitted score use how unusual an input is.")] = False,
-    score_out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File for a fitted score.", show_default="MODEL.score.json beside the model"),
-    ] = None,
-    audited: Annotated[
-        bool, typer.Option("--audited", help="Use the audit log in the policy's state folder, instead of data; needs no labels.")
-    ] = False,
+    max_loss: Share | None = None,
+    max_error: Share | None = None,
+    max_defer: Share | None = None,
+    sure: Annotated[str, typer.Option(metavar="SHARE")] = "95%",
+    metric: Name = "",
+    per_class: bool = False,
+    score: Annotated[Score | None, typer.Option(show_default="the policy's")] = None,
+    ood: bool = False,
+    score_out: Annotated[Path | None, typer.Option(metavar="FILE", show_default="MODEL.score.json beside the model")] = None,
+    audited: bool = False,
     every: Every = 1,
     edge: EdgeNumber = 0,
     data_class: DataClass = None,
     label: LabelColumn = None,
-    ask: Annotated[bool, typer.Option("--ask", help="Ask which answer is right where the test needs it.")] = False,
-    page: Annotated[bool, typer.Option("--page", help="Ask on a local page.")] = False,
-    answers: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File of these answers; without --ask, blanks count against the edge.",
-            show_default="answers.jsonl beside the policy",
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Inputs in one request to the cloud.")] = 32,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File for the certificate.", show_default="certificate.json beside the policy"),
-    ] = None,
+    ask: bool = False,
+    page: bool = False,
+    answers: Annotated[Path | None, typer.Option(metavar="FILE", show_default="answers.jsonl beside the policy")] = None,
+    batch: Count = 32,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", show_default="certificate.json beside the policy")] = None,
     as_json: Json = False,
 ) -> None:
     """Find the lowest threshold with the requested guarantee, and write it as a certificate.
@@ -101,6 +77,23 @@ def calibrate(
     Answers that are graded from 0 to 1 come in .npz files with confidence, edge_scores, perhaps cloud_scores and groups.
 
     Prompts come in .jsonl files: prompt or messages, and perhaps edge, cloud, grade or label. Without answers the models run.
+
+    Args:
+        max_loss: Accuracy lost against the cloud, as in 1%.
+        max_error: Wrong answers among those accepted on the edge, as in 5%.
+        max_defer: Inputs that are deferred, as in 20%.
+        sure: Confidence level of the guarantee. With --max-defer also `average`.
+        metric: Name of the metric of graded answers, as in F1, for the guarantee.
+        per_class: Find a threshold for each class; all guarantees hold at once.
+        score: `learned` fits a score to the examples, `auto` blends it with msp.
+        ood: Let a fitted score use how unusual an input is.
+        score_out: File for a fitted score.
+        audited: Use the audit log in the policy's state folder, instead of data; needs no labels.
+        ask: Ask which answer is right where the test needs it.
+        page: Ask on a local page.
+        answers: File of these answers; without --ask, blanks count against the edge.
+        batch: Inputs in one request to the cloud.
+        out: File for the certificate.
     """
     kind, value = _promise({"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer})
     if bool(data) == audited:

@@ -13,7 +13,7 @@ from edgeroute.errors import BadInput
 from edgeroute.tools.cli.calibrate import certify_audits, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options import plain_router
-from edgeroute.tools.cli.tables_and_options import Json, Policy, of_share, print_notes
+from edgeroute.tools.cli.tables_and_options import Json, Name, Policy, Share, of_share, print_notes
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
@@ -21,25 +21,17 @@ if TYPE_CHECKING:
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store that `fleet collect` writes.")]
-Liars = Annotated[float, of_share("Share of the devices that may report anything.", "5%")]
+Liars = Annotated[float, of_share("Share of the devices that may report anything.", show_default="5%")]
 _SHOWN = 20  # suspects printed
 
 
 def alarm(
     store: Store,
     *,
-    learn: Annotated[
-        int,
-        typer.Option(
-            min=7, max=365, help="Days of the reference, whose rates are the usual ones. Below 14 weekdays are not told apart."
-        ),
-    ] = 14,
-    tolerance: Annotated[float, of_share("Relative rise above the usual rate that is no change.", "10%")] = 0.1,
+    learn: Annotated[int, typer.Option(min=7, max=365)] = 14,
+    tolerance: Annotated[float, of_share(show_default="10%")] = 0.1,
     liars: Liars = 0.05,
-    again: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="After an alarm: begin anew with this model; coming days are its reference."),
-    ] = None,
+    again: Annotated[str | None, typer.Option(metavar="MODEL")] = None,
     as_json: Json = False,
 ) -> int:
     """Test if more answers differ from the cloud's, more are lost, or more or fewer are deferred than usual at the same hours.
@@ -48,6 +40,11 @@ def alarm(
     alarm in a year.
 
     Exit code 4: there is an alarm. An alarm stays until --again.
+
+    Args:
+        learn: Days of the reference, whose rates are the usual ones. Below 14 weekdays are not told apart.
+        tolerance: Relative rise above the usual rate that is no change.
+        again: After an alarm: begin anew with this model; coming days are its reference.
     """
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
 
@@ -125,33 +122,33 @@ def calibrate(
     store: Store,
     *,
     policy: Policy,
-    max_loss: Annotated[float, of_share("Share of answers that may differ from the cloud's, as in 1%.")],
-    sure: Annotated[float, of_share("Confidence level of the guarantee, over all looks.", "95%")] = 0.95,
+    max_loss: Share,
+    sure: Annotated[float, of_share(show_default="95%")] = 0.95,
     liars: Liars = 0.05,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The edge model in the store, if the policy has several.")
-    ] = None,
-    only_policy: Annotated[
-        str | None, typer.Option(metavar="ID", help="Use the audits under this policy alone, by its identity in `fleet report`.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File for the certificate.", show_default="certificate-fleet.json beside the policy"),
-    ] = None,
-    catalog: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also publish it: the catalog, in which the model is copied as --version.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name in the catalog.")] = None,
-    version: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="New version in the catalog, with the certificate.")
-    ] = None,
-    keys: Annotated[Path | None, typer.Option(metavar="DIR", help="Keys of the catalog, from `models keygen`.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL")] = None,
+    only_policy: Annotated[str | None, typer.Option(metavar="ID")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", show_default="certificate-fleet.json beside the policy")] = None,
+    catalog: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
+    name: Name | None = None,
+    version: Annotated[str | None, typer.Option(metavar="VERSION")] = None,
+    keys: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     as_json: Json = False,
 ) -> None:
     """Make one certificate for a model by the audits of all devices, valid however often this is run.
 
     It holds for a request of the fleet: devices with more requests count more, each up to 32 audits a day. Each device's own test
     goes on beside it. Exit code 5: more audits are needed.
+
+    Args:
+        max_loss: Share of answers that may differ from the cloud's, as in 1%.
+        sure: Confidence level of the guarantee, over all looks.
+        model: The edge model in the store, if the policy has several.
+        only_policy: Use the audits under this policy alone, by its identity in `fleet report`.
+        out: File for the certificate.
+        catalog: Also publish it: the catalog, in which the model is copied as --version.
+        name: The model's name in the catalog.
+        version: New version in the catalog, with the certificate.
+        keys: Keys of the catalog, from `models keygen`.
     """
     from edgeroute.core.routing_policy import INF
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms

@@ -40,17 +40,21 @@ class Step(NamedTuple):
 def recertify(
     *,
     policy: Policy,
-    max_loss: Annotated[
-        float | None, of_share("Share of answers that may differ from the cloud's, as in 1%.", "as the certificate in use")
-    ] = None,
-    sure: Annotated[float | None, of_share("Confidence level of the guarantee.", "as the certificate in use")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also roll back a policy that was edited after the switch.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    max_loss: Annotated[float | None, of_share(show_default="as the certificate in use")] = None,
+    sure: Annotated[float | None, of_share(show_default="as the certificate in use")] = None,
+    force: bool = False,
+    dry_run: bool = False,
     as_json: Json = False,
 ) -> int:
     """Put a hidden edge on [trial] in force once its certificate holds, by the audit log; roll it back after an alarm.
 
     One step per run, for cron or a timer. Exit code 5: more audits are needed.
+
+    Args:
+        max_loss: Share of answers that may differ from the cloud's, as in 1%.
+        sure: Confidence level of the guarantee.
+        force: Also roll back a policy that was edited after the switch.
+        dry_run: Print what would be done, and do nothing.
     """
     from edgeroute.stores.rotated_json_lines import ProcessLock
     from edgeroute.tools.cli.policy_switch_and_rollback import Memory

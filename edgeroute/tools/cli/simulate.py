@@ -133,7 +133,7 @@ SimulatedTime = Annotated[Any, _simulated()]
 OutageTime = Annotated[Any, _simulated(show_default="10s; with --days 6h")]
 _of_days = partial(typer.Option, rich_help_panel=DAYS)
 PerMinute = Annotated[float, typer.Option(min=0.001, help="Requests per minute of each device.")]
-Defer = Annotated[float, of_share("Share of requests that the edge defers.", "10%")]
+Defer = Annotated[float, of_share("Share of requests that the edge defers.", show_default="10%")]
 Capacity = Annotated[
     Any, typer.Option(parser=multiple, metavar="MULTIPLE", help="Capacity of the cloud, as a multiple of its usual load.")
 ]

@@ -163,9 +163,9 @@ Share = Annotated[float, typer.Option(parser=share, metavar="SHARE")]
 Seconds = Annotated[float, typer.Option(parser=seconds, metavar="TIME")]
 
 
-def of_share(text: str, default: bool | str = True, **more: Any) -> Any:
-    """Return an option that takes a share. text: its help. default: the default as the help shows it, if not as it is."""
-    return typer.Option(parser=share, metavar="SHARE", help=text, show_default=default, **more)
+def of_share(text: str | None = None, **more: Any) -> Any:
+    """Return an option that takes a share. text: its help; None: it is in the docstring. more: of `typer.Option`."""
+    return typer.Option(parser=share, metavar="SHARE", help=text, **more)
 
 
 Policy = Annotated[Path, typer.Option("--policy", "-p", metavar="FILE", help="The policy: TOML, JSON or YAML.")]
