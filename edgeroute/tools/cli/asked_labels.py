@@ -63,8 +63,12 @@ def parts_of(x: Any, name: str = "") -> Iterator[Part]:
         yield from parts_of(x["content"], str(x["role"]))
     elif isinstance(x, Mapping) and x.get("type") == "text" and "text" in x:  # a part of a message
         yield from parts_of(x["text"], name)
-    elif isinstance(x, Mapping) and isinstance(image := x.get("image_url"), Mapping) and _is_picture(image.get("url")):
-        yield Part("image", str(image["url"]), f"{head}a picture: --page shows it")
+    elif (
+        isinstance(x, Mapping)
+        and isinstance(image := x.get("image_url"), Mapping)
+        and (url := str(image.get("url"))).startswith("data:image/")  # nothing is fetched from elsewhere
+    ):
+        yield Part("image", url, f"{head}a picture: --page shows it")
     elif isinstance(x, Mapping):
         for key, value in x.items():
             yield from parts_of(value, str(key))
@@ -82,11 +86,6 @@ def parts_of(x: Any, name: str = "") -> Iterator[Part]:
         text = head + (x if isinstance(x, str) else json.dumps(to_json_types(x), ensure_ascii=False))
         text = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
         yield Part("text", text, text)
-
-
-def _is_picture(url: Any) -> bool:
-    """Return True for a data URL of a picture; nothing is fetched from elsewhere."""
-    return isinstance(url, str) and url.startswith("data:image/")
 
 
 def _array_parts(x: Any, head: str) -> Iterator[Part]:

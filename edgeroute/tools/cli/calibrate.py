@@ -345,8 +345,7 @@ def certify_audits(
             lowest, earlier = looks[key]["lowest"], LossCounts.load(looks[key]["counts"])
             if type(lowest) is int and 0 <= lowest <= NONE and earlier.n and counts.includes(earlier):
                 reached = lowest
-    score = calls.score if isinstance(calls.score, str) else getattr(calls.score, "name", "function")
-    certificate, lowest = certify_counts(counts, value, sure, score, fingerprints, reached)
+    certificate, lowest = certify_counts(counts, value, sure, calls.score_name, fingerprints, reached)
     if remember:
         with suppress(StoreError):
             replace_file(path, json.dumps({**looks, key: {"lowest": lowest, "counts": counts.dump()}}))

@@ -81,7 +81,7 @@ def certify_graded(
     """
     if kind == "max_loss" and scored.cloud is None:
         raise PolicyError("max_loss is measured against the cloud: record cloud_scores too")
-    score, notes = calls.score if isinstance(calls.score, str) else getattr(calls.score, "name", "function"), [TRUST]
+    score, notes = calls.score_name, [TRUST]
     limit: dict[str, Any] = {kind: value}
     certificate = calibrate(
         scored.confidence, scored.edge, scored.cloud, **limit, sure=sure, groups=scored.groups, metric=metric, name=score,

@@ -280,7 +280,8 @@ def simulate_days(as_json: bool, *fields: Any) -> None:
         print(json.dumps({"fleet": fleet._asdict(), **result}))
         return
     out = console()
-    out.print(f"{fleet.devices:,} devices, {fleet.days} days. Days of events: {_events(result['begins'])}.")
+    begins = ", ".join(f"{name} {day}" for name, day in result["begins"].items())
+    out.print(f"{fleet.devices:,} devices, {fleet.days} days. Days of events: {begins}.")
     times = [(_fleet_of(row["devices"]), *(_days(row[name]) for name in ("p5", "p50", "p95"))) for row in result["times"]]
     out.print("Answers of all devices differ twice as often; by hourly counts there is an alarm after:")
     table(("audits of", "5 %", "median", "95 %"), times, ("audits of",))
@@ -315,11 +316,6 @@ def days_notes(fleet: Fleet, result: dict[str, Any]) -> list[str]:
         f"Broken certificates of such fleets: {certificates['broken']} of {certificates['of']:,}, at a risk of 5%.",
         f"A digest has {size['mean']:.0f} bytes on average, {size['p99']:.0f} at the 99th percentile.",
     ]
-
-
-def _events(begins: dict[str, int]) -> str:
-    """Format events with their days."""
-    return ", ".join(f"{name} {day}" for name, day in begins.items())
 
 
 def _fleet_of(devices: int) -> str:

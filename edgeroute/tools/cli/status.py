@@ -247,7 +247,7 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
     for name, link in links.items():
         speed = "" if link["bytes_per_s"] is None else f", and its bytes go at {link['bytes_per_s'] / MB:.3g} MB/s"
         print(printable(f"{name}: a call takes {_ms(link['call_s'])}{speed}"))
-    rows = [(name, f"{use['spent']:.4g}", _limit(use["limit"])) for name, use in spent.items()]
+    rows = [(name, f"{use['spent']:.4g}", "none" if use["limit"] is None else f"{use['limit']:g}") for name, use in spent.items()]
     table(("spent", "so far", "limit"), rows, ("spent",))
     for name, one_call in joules.items():
         print(printable(f"energy: {one_call:.3g} J a call of {name}"))
@@ -557,11 +557,6 @@ def _count(value: Any) -> int:
 def _ms(seconds: float | None) -> str:
     """Format a time in milliseconds; None as "-"."""
     return "-" if seconds is None else f"{seconds * 1000:,.2f} ms"
-
-
-def _limit(value: float | None) -> str:
-    """Format a limit; None as "none"."""
-    return "none" if value is None else f"{value:g}"
 
 
 def arms(

@@ -12,7 +12,7 @@ import numpy as np
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.admission import FAULTS, USUAL
 from edgeroute.core.device_rules import Rule
-from edgeroute.core.error_codes import HELD, UNFIT, Failure, clean
+from edgeroute.core.error_codes import HELD, UNFIT, clean
 from edgeroute.core.plan import Facts, Leg, Plan
 from edgeroute.core.reason_and_trace import CODES, Took, answer_part, finite
 from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
@@ -24,7 +24,7 @@ from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.measure.evaluation import share
 from edgeroute.tools.palette import STATES, StateName, answer_state
 from edgeroute.tools.replay import Numbers, Recording, Setup, collect, replay
-from edgeroute.tools.replay.recorded_requests import at_quantile, checked_number, confidence
+from edgeroute.tools.replay.recorded_requests import at_quantile, checked_number, confidence, failure_of
 from edgeroute.tools.replay.replay_setup_and_result import Port
 
 # Rows for display, from the records of a trace: the route of each request, and its reason in words.
@@ -140,12 +140,12 @@ def row_of(record: Mapping[str, Any]) -> Row:
             confidence(event["threshold"])
         elif what != "decided":
             code = event.get("code", "")
-            if what == "failed" and _failure(event).held:
+            if what == "failed" and failure_of(event).held:
                 what = "held"
             label = clean(name, NAME)
             took_s = float(checked_number(event["at_s"])) - float(checked_number(started[name]))
             costs = (float(checked_number(event.get(part, 0)) or 0) for part in ("sent_bytes", "received_bytes", "usd"))
-            fault = what == "timeout" or (what == "failed" and _failure(event).verdict() in {"fault", "late"})
+            fault = what == "timeout" or (what == "failed" and failure_of(event).verdict() in {"fault", "late"})
             runs.append(Run(label, sides[name], what, took_s, confidence(event.get("confidence")), code, fault, *costs))
             if what != "cancelled":
                 parts.append(f"{label} {_KINDS.get(what, what)}{f' ({code})' if code in HELD or code == 'timeout' else ''}")
@@ -196,7 +196,7 @@ def reason(of: Row) -> str:
             kind, _, message = text.partition(": ")
             unfit = event.get("code") in UNFIT or (legs[name]["side"] == "cloud" and event.get("code") == "bad_input")
             failure = f"{name} does not take this input" if unfit else f"{name} failed"
-            parts.append(message if message and _failure(event).held else f"{failure}: {message or kind}")
+            parts.append(message if message and failure_of(event).held else f"{failure}: {message or kind}")
         elif what == "timeout":
             parts.append(f"{name} not there by the deadline of {float(record['deadline_s'] or INF) * 1000:g} ms")
     if by is None:
@@ -233,11 +233,6 @@ def rule_text(traced: Any) -> str:
         return clean(f"{rule}: {rule.then}", TEXT)
     except (KeyError, TypeError, ValueError):
         return clean(traced, TEXT)
-
-
-def _failure(event: Mapping[str, Any]) -> Failure:
-    """Return the properties of a recorded failure."""
-    return Failure(event.get("code", ""), event.get("status"), bool(event.get("again")))
 
 
 T = TypeVar("T")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeroute.errors import RuntimeMissing
 from edgeroute.tools.cli.status import edge_lines
 from edgeroute.tools.cli.tables_and_options import local_time
+from edgeroute.tools.measure.report.numbers_in_words import duration as seconds
 from edgeroute.tools.palette import STATES
 
 try:
@@ -191,11 +192,6 @@ def lines_of_device(view: dict[str, Any]) -> list[str]:
     lines.append(f"read by {view['device']['by']}")
     lines += ["", "rules:", *(f"  {rule['text']} ({'' if rule['in_force'] else 'not '}in force)" for rule in view["rules"])]
     return lines if view["rules"] else [*lines, "  none in force"]
-
-
-def seconds(value: float | None) -> str:
-    """Format seconds: 0.0123 -> 12.3 ms; None as "-"."""
-    return NONE if value is None else f"{value:,.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
 
 
 def percent(share: float | None) -> str:

@@ -31,7 +31,7 @@ from edgeroute.system import process
 from edgeroute.tools.measure.calibration import checked_target
 from edgeroute.tools.measure.certificate_of_several_edges import certify_together, joined
 from edgeroute.tools.measure.certification import Fit, certify
-from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect
+from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect, score_name
 from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
@@ -394,10 +394,10 @@ def certify_examples(
     notes, score, fingerprints = [*notes, *examples.notes], calls.score, calls.fingerprints()
     if want.fit is None and not isinstance(score, str):
         why = "the guarantee holds if it was fitted to other examples"
-        notes.append(f"the score in use, {_score_name(score)}, was fitted: {why}")
+        notes.append(f"the score in use, {score_name(score)}, was fitted: {why}")
     result = certify(
         examples, want.kind, want.value, want.sure,
-        per_class=want.per_class, fit=want.fit, ood=want.ood, score=_score_name(score), fingerprints=fingerprints,
+        per_class=want.per_class, fit=want.fit, ood=want.ood, score=score_name(score), fingerprints=fingerprints,
         labels=labels,
     )  # fmt: skip
     certificate, fitted = result.certificate, result.score_fit
@@ -407,7 +407,7 @@ def certify_examples(
     if fitted is not None:
         examples = examples._replace(score=fitted.scores)
         score = score if fitted.learned is None else fitted.learned
-    evaluated = _evaluation(calls, examples, certificate.threshold, policy, _score_name(score))
+    evaluated = _evaluation(calls, examples, certificate.threshold, policy, score_name(score))
     evaluated = evaluated._replace(thresholds=certificate.thresholds, certificate=certificate)
     result_of = partial(CalibrationResult, certificate, score, "" if fitted is None else fitted.why, evaluated, notes, uncounted)
     return result_of() if labels is None else result_of(labels.read, getattr(labels, "labels", None))
@@ -447,7 +447,7 @@ def certify_ladder(
     names = [calls.backend(number).name for number in calls.numbers]
     notes = [*notes, *dict.fromkeys(note for part in parts for note in part.notes)]
     certificate = certify_together(
-        parts, want.value, want.sure or 0.0, names=names, scores=[_score_name(spec[3]) for spec in specs],
+        parts, want.value, want.sure or 0.0, names=names, scores=[score_name(spec[3]) for spec in specs],
         fingerprints=calls.together, notes=notes,
     )  # fmt: skip
     notes += _without_hash(calls)
@@ -466,7 +466,7 @@ def _evaluate_ladder(
 ) -> Evaluation:
     """Evaluate the thresholds in force on the examples of all edge models; without one every answer is accepted."""
     each = [evaluate_examples(calls, part, number=number) for number, part in zip(calls.numbers, parts, strict=True)]
-    score = ", ".join(dict.fromkeys(_score_name(calls.snapshot.specs[number][3]) for number in calls.numbers))
+    score = ", ".join(dict.fromkeys(score_name(calls.snapshot.specs[number][3]) for number in calls.numbers))
     result = _ladder(calls, parts, [one.threshold for one in each], [one.accepted for one in each], policy, score)
     promises = [calls.snapshot.certificates[number] for number in calls.numbers]
     broken = "" if certificate is None else next(filter(None, (p.broken() for p in promises if p)), "")
@@ -502,9 +502,7 @@ def evaluate_examples(calls: DirectCalls, examples: Examples, *, policy: str = "
     """
     position = calls.number if number is None else number
     target, promise = calls.snapshot.targets[position], calls.snapshot.certificates[position]
-    result = _evaluation(
-        calls, examples, -inf if target.threshold is None else target.threshold, policy, _score_name(calls.score)
-    )
+    result = _evaluation(calls, examples, -inf if target.threshold is None else target.threshold, policy, calls.score_name)
     return result._replace(
         thresholds=target.thresholds,
         certificate=None if promise is None else promise.certificate,
@@ -540,8 +538,3 @@ def _evaluation(calls: DirectCalls, examples: Examples, threshold: float, policy
     )
     result = Evaluation(examples, threshold, names=names, arms=calls.arms())
     return result._replace(terms=clouds[0].terms) if clouds else result
-
-
-def _score_name(score: str | Callable[[Any], float]) -> str:
-    """Return the name of a score; "function" for one without a name."""
-    return score if isinstance(score, str) else getattr(score, "name", "function")

@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 LOOK_S = 1.0  # interval at which a waiting call checks if the router was closed, seconds
 
 
+def score_name(score: str | Score) -> str:
+    """Return the name of a score; "function" for one without a name."""
+    return score if isinstance(score, str) else getattr(score, "name", "function")
+
+
 class DirectCalls:
     """Caller of edge models of a router and of its clouds, past thresholds, by the policy in force now; a reload changes nothing.
 
@@ -63,6 +68,7 @@ class DirectCalls:
         number: the first of them.
         before: positions of the edge models that decide which inputs reach that.
         runner: backend of that edge model.
+        score_name: name of its score; "function" for one without a name.
 
     Raises:
         Closed: the router is closed.
@@ -99,6 +105,7 @@ class DirectCalls:
             backends[number] = edge_backend(backend.name, backend.model, score)
         self.number = self.numbers[0]
         self.runner, self.score = cast("EdgeBackend", backends[self.number]), cast("str | Score", specs[self.number][3])
+        self.score_name = score_name(self.score)
         policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, device_rules=())
         targets = tuple(target._replace(group="") for target in snapshot.targets)  # any can run, also if it is not selected
         self._targets, self.before = snapshot.targets, earlier_edges(snapshot.targets, self.number)

@@ -23,6 +23,7 @@ from edgeroute.core.error_codes import UNIDENTIFIED, clean
 from edgeroute.core.reason_and_trace import finite
 from edgeroute.core.routing_policy import Terms
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, Unfit
+from edgeroute.router.drivers import blocking
 from edgeroute.router.fallbacks_and_late_replies import no_answer
 from edgeroute.router.router import Router, pump
 from edgeroute.router.steps_and_stages import Steps
@@ -58,12 +59,7 @@ Judge = Callable[["logs.Logged", Said], float]  # function that returns the grad
 
 def run_steps(steps: Steps[T], router: Router) -> T:
     """Run steps of a call in this thread, and return their result."""
-    shown = pump(steps, router.engine)
-    while True:
-        try:
-            next(shown)
-        except StopIteration as end:  # noqa: PERF203 - its end
-            return end.value  # type: ignore[no-any-return]
+    return blocking.run_to_end(pump(steps, router.engine))
 
 
 def said_by(prediction: Prediction) -> Said:
@@ -453,12 +449,11 @@ def _estimate(
     name = clean(edge) if isinstance(edge, str | Path) else calls.runner.name
     pairs = logs.Pairs(name, drawn.model, confidence, grades, None, (np.full(n, price), usd), drawn.left_out)
     saving, certificate, problem, missing = None, None, "", 0
-    score = calls.score if isinstance(calls.score, str) else getattr(calls.score, "name", "function")
     if np.isnan(confidence).all():
         problem = "the edge gives no confidence, so nothing tells which answers to accept"
     else:
         try:
-            saving, certificate = certified_saving(pairs, max_loss, sure, score, calls.fingerprints())
+            saving, certificate = certified_saving(pairs, max_loss, sure, calls.score_name, calls.fingerprints())
         except NotEnough as e:
             problem, missing = f"{n:,} requests are too few for a guarantee: at least {e.needed:,} are needed", e.missing
         except PolicyError as e:

@@ -424,7 +424,7 @@ class _Reader:
                 leg_confidence = Malformed(str(failed_check), "recorded")
             elif leg_confidence.__class__ is not float or not -MOST < leg_confidence < MOST:
                 leg_confidence = confidence(leg_confidence)
-            failure = _failure(event) if error else _WELL
+            failure = failure_of(event) if error else _WELL
             if away:
                 legs[name] = seen = Seen(
                     what, took_s, leg_confidence, error, True, event.get("sent_bytes", 0),
@@ -524,9 +524,9 @@ class _Reader:
         return Recording(requests, endpoints, self._tally, 0, 0, readings)
 
 
-def _failure(event: Mapping[str, Any]) -> Failure:
-    """Return the failure of an event."""
-    return Failure(event.get("code", ""), event.get("status"), event.get("again", False))
+def failure_of(event: Mapping[str, Any]) -> Failure:
+    """Return the properties of a recorded failure."""
+    return Failure(event.get("code", ""), event.get("status"), bool(event.get("again")))
 
 
 def _with_shared_costs(request: Request, rows: Mapping[tuple[str, str], int]) -> Request:

@@ -210,17 +210,12 @@ def _outputs(answers: Sequence[Answer[Any]]) -> dict[str, Array]:
     """Return the answers as output tensors, one row each; a missing confidence is NaN."""
     confidences = [openai.confidence_of(answer) for answer in answers]
     return {
-        "label": np.array([_label(answer.value) for answer in answers], object),
+        "label": np.array([openai.text_of(answer, {}) for answer in answers], object),
         "confidence": np.array([np.nan if x is None else x for x in confidences], np.float32),
         "source": np.array([answer.source for answer in answers], object),
         "degraded": np.array([answer.degraded for answer in answers], bool),
         "reason": np.array([clean(answer.reason, openai.REASON) for answer in answers], object),
     }
-
-
-def _label(value: Any) -> str:
-    """Return an answer's value as text; any other value as JSON."""
-    return value if isinstance(value, str) else json_dumps(to_json_types(value)).decode()
 
 
 # `/v1/...`: OpenAI's APIs, and Anthropic's of messages.
@@ -263,15 +258,11 @@ class Completions:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
-            request = await self.calls.parse(body, self._parsed)
+            request = await self.calls.parse(body, lambda text: self.dialect.read(openai.parse_json(text)))
             del body
             with self.calls.place(scope):
                 respond = self._stream if request.stream else self._whole
                 await unless_left(respond(request, wanted, send), receive)
-
-    def _parsed(self, body: bytes) -> openai.CompletionRequest:
-        """Parse and validate a body."""
-        return self.dialect.read(openai.parse_json(body))
 
     async def _whole(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:
         """Infer, then send the whole reply."""
@@ -338,23 +329,19 @@ class Models:
     """GET handlers that list the router's model names."""
 
     def __init__(self, names: Collection[str]) -> None:
-        self.names, self._about = names, partial(_model, created=int(time()))
+        about = {"object": "model", "created": int(time()), "owned_by": "edgeroute"}
+        self._about = {name: {"id": name, **about} for name in names}  # OpenAI's object of a model
 
     async def all(self, _: Request) -> Response:
         """Describe all names."""
-        return reply({"object": "list", "data": [self._about(name) for name in self.names]})
+        return reply({"object": "list", "data": [*self._about.values()]})
 
     async def describe_model(self, request: Request) -> Response:
         """Describe one name; raise 404 if it is unknown."""
         name = request.path_params["name"]
-        if name not in self.names:
-            raise openai.missing(name, self.names)
-        return reply(self._about(name))
-
-
-def _model(name: str, created: int) -> dict[str, Any]:
-    """Return OpenAI's object of a model."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "edgeroute"}
+        if name not in self._about:
+            raise openai.missing(name, self._about)
+        return reply(self._about[name])
 
 
 # The application and its routes.

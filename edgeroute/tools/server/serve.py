@@ -521,15 +521,8 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     threads: int = 1,
-    max_batch: int = 32,
-    queue: int = 256,
-    max_body_bytes: int = 64 << 20,
-    max_json_bytes: int = 16 << 20,
-    max_bodies_bytes: int = 256 << 20,
-    body_timeout_s: float = 30.0,
-    metrics: bool = False,
-    logs: bool = False,
     on_ready: Callable[[str], object] | None = None,
+    **options: Any,
 ) -> int:
     """Serve models until SIGTERM or SIGINT; then finish requests in progress for at most 5 s. Blocks.
 
@@ -542,25 +535,14 @@ def serve(
         host: address to listen on; the default accepts only this machine. There is no authentication.
         port: port to listen on; 0 selects a free one.
         threads: threads per run of a model file.
-        max_batch: rows of several requests merged into one run.
-        queue: requests that may wait for one model.
-        max_body_bytes: bytes of a request's body.
-        max_json_bytes: bytes of the JSON in it.
-        max_bodies_bytes: bytes of all bodies in progress.
-        body_timeout_s: time for a request's body to arrive.
-        metrics: True serves `/metrics` for Prometheus.
-        logs: True logs each inference to `edgeroute.requests`, with the id that its client gave it.
         on_ready: called with the URL once the server listens.
+        options: passed to `app`: limits, such as `max_batch`, and `metrics` and `logs`.
 
     Raises:
         PolicyError: the address cannot be listened on, a module or name does not exist, or `app` refuses a model.
         ModelError: a model cannot be loaded.
     """
-    application = app(
-        [named_model(model, threads) for model in models],
-        max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes,
-        max_bodies_bytes=max_bodies_bytes, body_timeout_s=body_timeout_s, metrics=metrics, logs=logs,
-    )  # fmt: skip
+    application = app([named_model(model, threads) for model in models], **options)
     return host_run(application, host, port, partial(watch, application.state.served.values()), on_ready)
 
 

@@ -84,9 +84,9 @@ def interval(share: Share) -> str:
     return f"{share.low * 100:.2f} to {share.high * 100:.2f} %"
 
 
-def duration(seconds: float) -> str:
-    """Format seconds: two decimals, or below one second milliseconds."""
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+def duration(seconds: float | None) -> str:
+    """Format seconds: two decimals, or below one second milliseconds; None as "-"."""
+    return "-" if seconds is None else f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def size(count: float) -> str:

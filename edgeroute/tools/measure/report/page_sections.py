@@ -67,24 +67,16 @@ def numbers(evaluation: Evaluation) -> str:
     accuracy, latency, deferral = evaluation.accuracy(), evaluation.latency(), evaluation.deferral
     examples, right = evaluation.examples, "accuracy" if evaluation.labelled else "as the cloud says"
     boxes = []
-    if "cascade" in accuracy:
-        boxes.append((f"{right}, cascade", words.percent(accuracy["cascade"].value), words.interval(accuracy["cascade"])))
-    elif "accepted" in accuracy:
-        boxes.append(
-            (f"{right} of what the edge keeps", words.percent(accuracy["accepted"].value), words.interval(accuracy["accepted"]))
-        )
+    for side, name in (("cascade", f"{right}, cascade"), ("accepted", f"{right} of what the edge keeps")):
+        if side in accuracy and not boxes:
+            boxes.append((name, words.percent(accuracy[side].value), words.interval(accuracy[side])))
     boxes.append(("deferred", words.percent(deferral.value), words.interval(deferral)))
     if {"cascade", "cloud"} <= set(latency):
         remark = f"{words.duration(latency['cloud'][0])} by the cloud alone"
         boxes.append(("median latency", words.duration(latency["cascade"][0]), remark))
     elif "edge" in latency:
-        boxes.append(
-            (
-                marked("edge", "edge, median latency"),
-                words.duration(latency["edge"][0]),
-                f"{words.duration(latency['edge'][-1])} at 99 %",
-            )
-        )
+        median, *_, most = map(words.duration, latency["edge"])
+        boxes.append((marked("edge", "edge, median latency"), median, f"{most} at 99 %"))
     if examples.cloud is not None:
         sent, usd = examples.sent_bytes, examples.usd
         if sent:
@@ -140,14 +132,8 @@ def cost(evaluation: Evaluation) -> str:
     for cost_row in costs:
         even = cost_row.break_even
         cells = [words.amount(cost_row.what, value) for value in (cost_row.edge, cost_row.cloud, cost_row.together(deferral))]
-        rows.append(
-            [
-                labels[cost_row.what],
-                *cells,
-                "none" if even is not None and even <= 0 else words.percent(even),
-                words.percent(deferral),
-            ]
-        )
+        break_even = "none" if even is not None and even <= 0 else words.percent(even)
+        rows.append([labels[cost_row.what], *cells, break_even, words.percent(deferral)])
     text = (
         "The edge is always paid, and the cloud where it is asked. So the cascade costs less than the cloud alone while the "
         "deferral is below the break-even, 1 - edge / cloud."

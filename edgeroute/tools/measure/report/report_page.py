@@ -299,17 +299,12 @@ def _statistics(stats: Stats) -> list[str]:
     rows = [
         [
             marked("edge" if leg.side == "edge" else "cloud", leg.name), *(f"{n:,}" for n in leg[2:6]),
-            _time(leg.p50_s), _time(leg.p99_s), leg.breaker,
+            words.duration(leg.p50_s), words.duration(leg.p99_s), leg.breaker,
         ] for leg in stats.legs
     ]  # fmt: skip
     alarms = [html.paragraph(f"{audit.target}: {audit.alarm}") for audit in stats.audits if audit.alarm]
     arms = in_operation([arm._asdict() for arm in stats.arms]) if stats.arms else ""
     return [tiles, *alarms, html.section("Calls", html.table(columns, rows, "Calls of each target")), arms]
-
-
-def _time(seconds: float | None) -> str:
-    """Return a time, or a dash."""
-    return "-" if seconds is None else words.duration(seconds)
 
 
 def _cell(title: str, summary: str, *parts: str) -> str:
