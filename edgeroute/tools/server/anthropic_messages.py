@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
-from edgeroute.system.process import json_dumps, to_json_types
+from edgeroute.system.process import json_dumps
 from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.server.access_limits_and_errors import Fault
 from edgeroute.tools.server.openai_completions import (
@@ -21,8 +21,11 @@ from edgeroute.tools.server.openai_completions import (
     client_messages,
     finish_of,
     origin_of,
+    piece_text,
     reply_of,
     text_of,
+    tokens_of,
+    typed_event,
 )
 from edgeroute.types import Answer
 
@@ -131,11 +134,8 @@ def _tool_result(block: Mapping[str, Any]) -> list[dict[str, Any]]:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else _each(content, "a tool's result", _part)
     text = "\n".join(part["text"] for part in parts if part["type"] == "text")
     images = [part for part in parts if part["type"] != "text"]
-    result = {
-        "role": "tool",
-        "tool_call_id": block.get("tool_use_id"),
-        "content": f"Error: {text}" if block.get("is_error") else text,
-    }
+    content = f"Error: {text}" if block.get("is_error") else text
+    result = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content}
     return [result, *([{"role": "user", "content": images}] if images else [])]
 
 
@@ -193,22 +193,16 @@ class MessageReply:
             {"type": "tool_use", "id": call["id"], "name": name, "input": _arguments(arguments)}
             for call, name, arguments in _functions(answer, choice)
         ]
-        return {
-            **self._message,
-            "content": content,
-            **_stop(answer, choice),
-            "usage": _usage(answer),
-            "edgeroute": origin_of(answer),
-        }
+        ending = {**_stop(answer, choice), "usage": _usage(answer), "edgeroute": origin_of(answer)}
+        return {**self._message, "content": content, **ending}
 
     def begin(self) -> bytes:
         """Return the first event of a stream."""
-        return _event({"type": "message_start", "message": self._message})
+        return typed_event({"type": "message_start", "message": self._message})
 
     def piece(self, text: Any) -> bytes:
         """Return the event of a piece of the text, after that which opens the block; empty bytes for an empty piece."""
-        text = text if isinstance(text, str) else "" if text is None else str(text)
-        if not text:
+        if not (text := piece_text(text)):
             return b""
         opening = b"" if self._open else _start(0, {"type": "text", "text": ""})
         self._open = True
@@ -224,12 +218,12 @@ class MessageReply:
             yield _delta(index, {"type": "input_json_delta", "partial_json": arguments}) + _stopped(index)
             index += 1
         last = {"type": "message_delta", "delta": _stop(answer, choice), "usage": _usage(answer), "edgeroute": origin_of(answer)}
-        yield _event(last)
-        yield _event({"type": "message_stop"})
+        yield typed_event(last)
+        yield typed_event({"type": "message_stop"})
 
     def error(self, fault: Fault) -> bytes:
         """Return an error within a stream as an event."""
-        return _event(fault.anthropic())
+        return typed_event(fault.anthropic())
 
 
 def _functions(answer: Answer[Any], choice: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Any, str]]:
@@ -257,27 +251,19 @@ def _stop(answer: Answer[Any], choice: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage(answer: Answer[Any]) -> dict[str, int]:
     """Return the tokens that the model counted; 0 if it does not count."""
-    usage = reply_of(answer).get("usage")
-    counts = usage if isinstance(usage, Mapping) else {}
-    numbers = {"input_tokens": counts.get("prompt_tokens"), "output_tokens": counts.get("completion_tokens")}
-    return {name: number if type(number) is int else 0 for name, number in numbers.items()}
+    return dict(zip(("input_tokens", "output_tokens"), tokens_of(reply_of(answer)), strict=True))
 
 
 def _start(index: int, block: Mapping[str, Any]) -> bytes:
     """Return the event that opens a block of the content."""
-    return _event({"type": "content_block_start", "index": index, "content_block": block})
+    return typed_event({"type": "content_block_start", "index": index, "content_block": block})
 
 
 def _delta(index: int, delta: Mapping[str, Any]) -> bytes:
     """Return the event with more of a block."""
-    return _event({"type": "content_block_delta", "index": index, "delta": delta})
+    return typed_event({"type": "content_block_delta", "index": index, "delta": delta})
 
 
 def _stopped(index: int) -> bytes:
     """Return the event that closes a block."""
-    return _event({"type": "content_block_stop", "index": index})
-
-
-def _event(data: Mapping[str, Any]) -> bytes:
-    """Encode an object as a server-sent event of its type."""
-    return b"event: " + str(data["type"]).encode() + b"\ndata: " + json_dumps(data, to_json_types) + b"\n\n"
+    return typed_event({"type": "content_block_stop", "index": index})

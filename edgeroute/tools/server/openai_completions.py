@@ -405,7 +405,7 @@ class Completion:
         Call it before `piece` and `end`.
         """
         self._chunk["id"] = self._id(os.urandom(9).hex())
-        head, tail = json_dumps(self._text_chunk(_MARK)).rsplit(_MARKED, 1)
+        head, tail = json_dumps({**self._chunk, "choices": [self._chunk_choice({"content": _MARK})]}).rsplit(_MARKED, 1)
         self._head, self._tail = b"data: " + head, tail + b"\n\n"
         if not self.request.chat:
             return b""
@@ -413,7 +413,7 @@ class Completion:
 
     def piece(self, text: Any) -> bytes:
         """Return a chunk with a piece of the text; empty bytes if the piece is empty."""
-        text = text if isinstance(text, str) else "" if text is None else str(text)
+        text = piece_text(text)
         return b"".join((self._head, json_dumps(text), self._tail)) if text else b""
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
@@ -457,10 +457,6 @@ class Completion:
             "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
         }
 
-    def _text_chunk(self, text: str) -> dict[str, Any]:
-        """Return the object of a chunk with this text."""
-        return {**self._chunk, "choices": [self._chunk_choice({"content": text})]}
-
     def _chunk_choice(self, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
         """Return a chunk's only entry of `choices`."""
         content: dict[str, Any] = {"delta": delta} if self.request.chat else {"text": delta.get("content", "")}
@@ -493,6 +489,24 @@ def text_of(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
     if isinstance(value, str):
         return value
     return "" if value is None and choice else json_dumps(to_json_types(value)).decode()
+
+
+def piece_text(piece: Any) -> str:
+    """Return a piece of a stream as text; None is empty."""
+    return piece if isinstance(piece, str) else "" if piece is None else str(piece)
+
+
+def tokens_of(reply: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the tokens of prompt and answer that the model counted; 0 if it does not count."""
+    usage = reply.get("usage")
+    counts = [usage.get(key) if isinstance(usage, Mapping) else None for key in ("prompt_tokens", "completion_tokens")]
+    prompt, answer = (count if type(count) is int else 0 for count in counts)
+    return prompt, answer
+
+
+def typed_event(data: Mapping[str, Any]) -> bytes:
+    """Encode an object as a server-sent event of its type."""
+    return b"event: " + str(data["type"]).encode() + b"\ndata: " + json_dumps(data, to_json_types) + b"\n\n"
 
 
 def finish_of(answer: Answer[Any], choice: Mapping[str, Any]) -> str:

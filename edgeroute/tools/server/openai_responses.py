@@ -25,8 +25,11 @@ from edgeroute.tools.server.openai_completions import (
     finish_of,
     message_of,
     origin_of,
+    piece_text,
     reply_of,
     text_of,
+    tokens_of,
+    typed_event,
 )
 from edgeroute.types import Answer
 
@@ -253,18 +256,15 @@ class ResponseReply:
 
     def begin(self) -> bytes:
         """Return the first events of a stream."""
-        return b"".join(
-            self._event({"type": f"response.{name}", "response": self._response}) for name in ("created", "in_progress")
-        )
+        return b"".join(self._event(f"response.{name}", response=self._response) for name in ("created", "in_progress"))
 
     def piece(self, text: Any) -> bytes:
         """Return the event of a piece of the text, after those that open the message; empty bytes for an empty piece."""
-        text = text if isinstance(text, str) else "" if text is None else str(text)
-        if not text:
+        if not (text := piece_text(text)):
             return b""
         opening = b"" if self._text else self._open()
         self._text.append(text)
-        return opening + self._event({"type": "response.output_text.delta", **self._place(), "delta": text, "logprobs": []})
+        return opening + self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
         """Yield the last events: the end of the message, calls of functions, and the whole response; store its messages."""
@@ -276,43 +276,31 @@ class ResponseReply:
                 yield (b"" if self._text else self._open()) + self._close(item)
                 continue
             empty = {**item, "status": "in_progress", **({"arguments": ""} if item["type"] == "function_call" else {})}
-            yield self._event({"type": "response.output_item.added", "output_index": index, "item": empty})
+            yield self._event("response.output_item.added", output_index=index, item=empty)
             if item["type"] == "function_call":
                 place, arguments = {"item_id": item["id"], "output_index": index}, item["arguments"]
-                yield self._event({"type": "response.function_call_arguments.delta", **place, "delta": arguments})
-                whole = {**place, "arguments": arguments, "name": item["name"]}
-                yield self._event({"type": "response.function_call_arguments.done", **whole})
-            yield self._event({"type": "response.output_item.done", "output_index": index, "item": item})
-        yield self._event({"type": f"response.{response['status']}", "response": response})
+                yield self._event("response.function_call_arguments.delta", **place, delta=arguments)
+                yield self._event("response.function_call_arguments.done", **place, arguments=arguments, name=item["name"])
+            yield self._event("response.output_item.done", output_index=index, item=item)
+        yield self._event(f"response.{response['status']}", response=response)
 
     def error(self, fault: Fault) -> bytes:
         """Return an error within a stream as an event."""
-        return self._event({"type": "error", "code": fault.code, "message": fault.message, "param": None})
+        return self._event("error", code=fault.code, message=fault.message, param=None)
 
     def _open(self) -> bytes:
         """Return the events that open the message."""
         item = {"id": self._item, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
-        return self._event({"type": "response.output_item.added", "output_index": 0, "item": item}) + self._event(
-            {
-                "type": "response.content_part.added",
-                **self._place(),
-                "part": {"type": "output_text", "text": "", "annotations": []},
-            }
-        )
+        part = {"type": "output_text", "text": "", "annotations": []}
+        added = self._event("response.output_item.added", output_index=0, item=item)
+        return added + self._event("response.content_part.added", **self._place(), part=part)
 
     def _close(self, item: dict[str, Any]) -> bytes:
         """Return the events that close the message."""
         part = item["content"][0]
-        return b"".join(
-            map(
-                self._event,
-                (
-                    {"type": "response.output_text.done", **self._place(), "text": part["text"], "logprobs": []},
-                    {"type": "response.content_part.done", **self._place(), "part": part},
-                    {"type": "response.output_item.done", "output_index": 0, "item": item},
-                ),
-            )
-        )
+        text = self._event("response.output_text.done", **self._place(), text=part["text"], logprobs=[])
+        done = self._event("response.content_part.done", **self._place(), part=part)
+        return text + done + self._event("response.output_item.done", output_index=0, item=item)
 
     def _place(self) -> dict[str, Any]:
         """Return the keys of an event that name the text of the message."""
@@ -325,21 +313,16 @@ class ResponseReply:
         content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}]
         return {"id": self._item, "type": "message", "role": "assistant", "status": status, "content": content}
 
-    def _event(self, data: Mapping[str, Any]) -> bytes:
-        """Encode an object as a server-sent event of its type, with the next number."""
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        """Encode fields as a server-sent event of a type, with the next number."""
         self._number += 1
-        numbered = json_dumps({**data, "sequence_number": self._number - 1}, to_json_types)
-        return b"event: " + str(data["type"]).encode() + b"\ndata: " + numbered + b"\n\n"
+        return typed_event({"type": kind, **fields, "sequence_number": self._number - 1})
 
 
 def _reasoning(text: str) -> dict[str, Any]:
     """Return the item of a model's reasoning."""
-    return {
-        "id": f"rs_{os.urandom(12).hex()}",
-        "type": "reasoning",
-        "summary": [],
-        "content": [{"type": "reasoning_text", "text": text}],
-    }
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"id": f"rs_{os.urandom(12).hex()}", "type": "reasoning", "summary": [], "content": content}
 
 
 def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,9 +337,8 @@ def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage(reply: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the tokens that the model counted; None if it does not count."""
-    usage = reply.get("usage")
-    if not isinstance(usage, Mapping):
+    if not isinstance(reply.get("usage"), Mapping):
         return None
-    prompt, answer = (number if type(number := usage.get(key)) is int else 0 for key in ("prompt_tokens", "completion_tokens"))
+    prompt, answer = tokens_of(reply)
     details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
     return {"input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer, **details}

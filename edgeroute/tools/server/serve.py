@@ -22,6 +22,7 @@ from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.edge_model_interface import member
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
+from edgeroute.record.prometheus import Page, check_installed
 from edgeroute.system.loopback_addresses import is_loopback
 from edgeroute.system.thread_pool import failing
 from edgeroute.tools.python_names import is_python_name, python_object
@@ -298,10 +299,9 @@ class Metrics:
     """
 
     def __init__(self, served: Mapping[str, Served]) -> None:
-        try:
-            from prometheus_client import CollectorRegistry, Histogram
-        except ImportError as e:
-            raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[prometheus]'") from e
+        check_installed()
+        from prometheus_client import CollectorRegistry, Histogram
+
         self._served, self._registry = served, CollectorRegistry()
         self._durations = Histogram(
             "edgeroute_serve_request_duration_seconds", "Time from a request's head to the end of its reply", ["model", "status"],
@@ -321,21 +321,16 @@ class Metrics:
         return ()
 
     def collect(self) -> Iterator[Any]:
-        """Yield the counts of the models, as `/v2/models/NAME/stats` has them, and their queue lengths."""
-        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
-
-        inferences = CounterMetricFamily("edgeroute_serve_inferences", "Rows that a model answered", labels=["model"])
-        runs = CounterMetricFamily("edgeroute_serve_runs", "Runs of a model, each of one or more rows", labels=["model"])
-        requests = CounterMetricFamily("edgeroute_serve_requests", "Requests that reached a model", labels=["model", "result"])
-        waiting = GaugeMetricFamily("edgeroute_serve_waiting", "Requests that wait for a model", labels=["model"])
+        """Return the counts of the models, as `/v2/models/NAME/stats` has them, and their queue lengths."""
+        page = Page()
         for name, model in self._served.items():
             batcher = model.batcher
-            inferences.add_metric([name], batcher.rows)
-            runs.add_metric([name], batcher.runs)
-            requests.add_metric([name, "success"], batcher.requests)
-            requests.add_metric([name, "fail"], batcher.failed)
-            waiting.add_metric([name], batcher.waiting)
-        yield from (inferences, runs, requests, waiting)
+            page.counter("serve_inferences", "Rows that a model answered", batcher.rows, model=name)
+            page.counter("serve_runs", "Runs of a model, each of one or more rows", batcher.runs, model=name)
+            for result, count in (("success", batcher.requests), ("fail", batcher.failed)):
+                page.counter("serve_requests", "Requests that reached a model", count, model=name, result=result)
+            page.gauge("serve_waiting", "Requests that wait for a model", batcher.waiting, model=name)
+        return page.collect()
 
     def page(self, request: Request) -> Response:
         """Render the metrics; refuse requests of web pages.

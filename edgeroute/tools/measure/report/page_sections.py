@@ -66,7 +66,7 @@ def numbers(evaluation: Evaluation) -> str:
     """Return the section with key figures as tiles, and a table of edge, cloud and cascade."""
     accuracy, latency, deferral = evaluation.accuracy(), evaluation.latency(), evaluation.deferral
     examples, right = evaluation.examples, "accuracy" if evaluation.labelled else "as the cloud says"
-    boxes = []
+    boxes: list[tuple[str, str, str]] = []
     for side, name in (("cascade", f"{right}, cascade"), ("accepted", f"{right} of what the edge keeps")):
         if side in accuracy and not boxes:
             boxes.append((name, words.percent(accuracy[side].value), words.interval(accuracy[side])))
