@@ -125,9 +125,7 @@ def publish(
     return entry
 
 
-def publish_certificate(
-    catalog: Path, name: str, version: str, certificate: Path, *, keys: Path, days: float = LISTS_DAYS
-) -> Entry:
+def publish_certificate(catalog: Path, name: str, version: str, certificate: Path, *, keys: Path) -> Entry:
     """Copy the newest version of a model into a new one that has another certificate, and sign the catalog.
 
     Args:
@@ -136,7 +134,6 @@ def publish_certificate(
         version: the new version.
         certificate: file of the certificate.
         keys: folder of the keys that `keygen` created.
-        days: days that the list is valid.
 
     Raises:
         BadInput: the catalog has no such model, or has the version already.
@@ -153,7 +150,7 @@ def publish_certificate(
     canaries = folder / newest.canaries if newest.canaries else None
     return publish(
         catalog, name, version, [folder / top for top in tops], keys=keys, certificate=certificate, canaries=canaries,
-        requires=newest.requires, notes=newest.notes, days=days,
+        requires=newest.requires, notes=newest.notes,
     )  # fmt: skip
 
 

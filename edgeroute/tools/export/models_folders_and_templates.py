@@ -128,7 +128,6 @@ class Subject:
     Args:
         path: path of the .onnx file.
         name: name on the server; None: derived from the card's name, or the file's.
-        card: path of the card, if it is not beside the model.
 
     Attributes:
         name: letters, digits, `.`, `_` and `-`: it is part of paths.
@@ -141,11 +140,11 @@ class Subject:
         ModelError: the model cannot be loaded, its card belongs to another model, or a server could not run it.
     """
 
-    def __init__(self, path: str | Path, name: str | None = None, *, card: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
         path = Path(path)
         if path.suffix != ".onnx":
             raise PolicyError(f"{path} is no .onnx file: only ONNX models are exported")
-        self.model = OnnxModel(path, card=card)
+        self.model = OnnxModel(path)
         self.name = server_name(self.model.name) if name is None else name
         if not _NAME.fullmatch(self.name):
             raise PolicyError(f"{clean(self.name, 80)!r} is no name for a server: letters, digits, `.`, `_` and `-`, 63 at most")

@@ -45,9 +45,7 @@ class Rule(NamedTuple):
     """Largest limit: a device that reports any use does not leave the others nothing."""
 
 
-def shares(
-    usage: ArrayLike, total: float, *, margin: float = 0.0, arrivals: float = 1.0, new: float = NEW, least: float = LEAST
-) -> Rule:
+def shares(usage: ArrayLike, total: float, *, margin: float = 0.0, arrivals: float = 1.0) -> Rule:
     """Split a budget over devices by their use; the limits' sum over them, and over expected new ones, is the budget.
 
     Args:
@@ -55,16 +53,14 @@ def shares(
         total: the budget of a day.
         margin: share of the budget that is held back for what the limits do not reach, see `next_margin`.
         arrivals: expected number of devices without known use.
-        new: largest share of the budget for these; each gets as much as the mean device at most.
-        least: share of the rest that is split evenly, so that each device has a limit above 0.
     """
     use = np.asarray(usage, float)
     if len(use) >= MANY:
         use = np.minimum(use, HEAVIEST * np.quantile(use, 0.99))
     left = total * (1 - margin)
-    each = min(left * new / max(1.0, arrivals), left / (len(use) + max(1.0, arrivals)))
+    each = min(left * NEW / max(1.0, arrivals), left / (len(use) + max(1.0, arrivals)))
     left -= each * arrivals
-    even = least if use.sum() > 0 else 1.0
+    even = LEAST if use.sum() > 0 else 1.0
     factor = (1 - even) * left / use.sum() if use.sum() > 0 else 0.0
     floor = even * left / max(1, len(use))
     return Rule(floor, float(factor), each, floor + float(factor) * use.max(initial=0.0))

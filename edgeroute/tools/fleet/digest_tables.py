@@ -159,7 +159,7 @@ def writing(folder: Path) -> Iterator[None]:
         raise StoreError(f"{folder} cannot be written: {why}; what was in it is whole: make room, and run this again") from e
 
 
-def connect(folder: Path, memory: str = MEMORY) -> Any:
+def connect(folder: Path) -> Any:
     """Return a connection to DuckDB that reads and writes files of one folder alone, and loads no extension.
 
     Raises:
@@ -169,7 +169,7 @@ def connect(folder: Path, memory: str = MEMORY) -> Any:
     connection = import_needed("duckdb", NEED).connect(":memory:")
     allowed = ", ".join(quoted(text + "/") for text in {str(folder), escape(str(folder))})
     for setting in (
-        f"memory_limit = {quoted(memory)}", f"temp_directory = {quoted(str(folder / '.spill'))}",
+        f"memory_limit = {quoted(MEMORY)}", f"temp_directory = {quoted(str(folder / '.spill'))}",
         f"allowed_directories = [{allowed}]", "enable_external_access = false", "autoinstall_known_extensions = false",
         "autoload_known_extensions = false", "python_enable_replacements = false", "preserve_insertion_order = false",
         "enable_progress_bar = false", "lock_configuration = true",
@@ -193,7 +193,7 @@ def is_store(path: Path) -> bool:
     return any((path / table).is_dir() and any(DAY.fullmatch(each.name) for each in (path / table).iterdir()) for table in TABLES)
 
 
-def open_store(path: str | Path, memory: str = MEMORY) -> Any:
+def open_store(path: str | Path) -> Any:
     """Return a connection to DuckDB with a view for each table of a store: requests, confidences, audits and digests.
 
     Each view has the column `day`, a DATE, and those of `TABLES`. A file that is no such table is in no view; the view `refused`
@@ -201,7 +201,6 @@ def open_store(path: str | Path, memory: str = MEMORY) -> Any:
 
     Args:
         path: folder of the store.
-        memory: most memory, as in "2GB".
 
     Raises:
         RuntimeMissing: duckdb or pyarrow is not installed.
@@ -210,7 +209,7 @@ def open_store(path: str | Path, memory: str = MEMORY) -> Any:
     store = Path(path)
     if not is_store(store):
         raise StoreError(f"{store} is no store of a fleet: `edgeroute fleet collect FROM --to {store}` writes one of digests")
-    connection, refused = connect(store, memory), []
+    connection, refused = connect(store), []
     for table in TABLES:
         files = []
         for file in partitions(store, table):

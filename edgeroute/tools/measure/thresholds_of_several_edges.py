@@ -61,7 +61,7 @@ def accepting(scores: Floats, thresholds: Sequence[float] | Sequence[Sequence[fl
 
 
 def lowest_thresholds(
-    value: float, delta: float, scores: Floats, loss: Floats, *, wins: bool, sized: bool = False, groups: Ints | None = None
+    value: float, delta: float, scores: Floats, loss: Floats, *, wins: bool, groups: Ints | None = None
 ) -> Path:
     """Return the last thresholds of the path whose loss is certified to be at most `value` with risk `delta`.
 
@@ -73,7 +73,6 @@ def lowest_thresholds(
         scores: [n, models], NaN: deferred.
         loss: [n, models], the loss where that model's answer is accepted, -1..1.
         wins: True if a loss may be negative.
-        sized: True if losses are more than -1, 0 and 1.
         groups: [n], numbers of groups, each of which counts the same, by its mean loss; None: the examples are independent.
     """
     n, models = scores.shape
@@ -92,7 +91,7 @@ def lowest_thresholds(
     lost = np.where(model < models, loss[rows, np.minimum(model, models - 1)] * weight[rows], 0)
     unit = np.arange(len(path))[:, None] * (units - chosen) + place[group_of[rows]] - chosen
     losses: Floats = np.bincount(unit.ravel(), lost.ravel(), len(path) * (units - chosen)).reshape(len(path), -1)  # type: ignore[assignment]  # with weights
-    steps, method = accept_losses(losses, value, delta, sized=sized or groups is not None, wins=wins)
+    steps, method = accept_losses(losses, value, delta, sized=groups is not None, wins=wins)
     return Path(path[steps - 1] if steps else (INF,) * models, method, rows, len(path))
 
 
