@@ -289,6 +289,21 @@ def test_a_stream_that_is_left_while_its_child(isolated, end):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_child_that_can_begin_no_thread(isolated):
+    """Ends at once, and not after the time for a token; the next call has another one."""
+    model = isolated(slots=8, stall_s=3600.0)
+    streams = [started(model, ENDLESS)]
+    (child,) = children()
+    child.rlimit(psutil.RLIMIT_DATA, (1, 1))
+    with pytest.raises(ModelError):
+        streams += (started(model, ENDLESS) for _ in range(7))  # a few threads may be there already
+    with pytest.raises(ModelError):
+        list(streams[0])
+    assert model.run_one("hi")[0].value
+    assert children() != [child]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_its_memory_is_limited(isolated):
     """To what the model takes, and a gigabyte; no core is written, and the system ends the child before its parent."""
     model = isolated()

@@ -341,7 +341,7 @@ class _Worker:
 
     def serve(self) -> None:
         """Read stops, and the next frame to load or generate; do that, while another thread reads on. Exit at stdin's end."""
-        with suppress(ValueError):
+        with suppress(Exception):  # also if no thread can be begun
             while (frame := _read(sys.stdin.buffer)) is not None:
                 call = frame.pop("call", 0)
                 if frame:
