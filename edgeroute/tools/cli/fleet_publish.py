@@ -17,20 +17,12 @@ from edgeroute.core.error_codes import printable
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW, command
 from edgeroute.tools.cli.fleet import fleet
 from edgeroute.tools.cli.models import CATALOG, KEYS, CatalogFolder, Days, Keys
-from edgeroute.tools.cli.tables_and_options import Json, Policy
+from edgeroute.tools.cli.tables_and_options import Json, Policy, rings_of
 
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.rollout_rings import Decision
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the policy.")]
-
-
-def _rings(text: str) -> tuple[float, ...]:
-    """Parse shares such as 1%,10%,100%."""
-    try:
-        return tuple(float(part.strip().removesuffix("%")) / 100 for part in str(text).split(","))
-    except ValueError:
-        raise typer.BadParameter(f"expected shares, as in 1%,10%,100%, found {text!r}", param_hint="--rings") from None
 
 
 @command(fleet)
@@ -40,7 +32,7 @@ def publish(
     name: Name,
     catalog: CatalogFolder = CATALOG,
     keys: Keys = KEYS,
-    rings: Annotated[str, typer.Option(metavar="SHARES")] = "1%,10%,100%",
+    rings: Annotated[Any, typer.Option(parser=rings_of, metavar="SHARES")] = "1%,10%,100%",
     halt: Annotated[str, typer.Option(metavar="LIMITS")] = "",
     requires: Annotated[str, typer.Option(metavar="VERSION")] = "",
     only_edge: Annotated[bool | None, typer.Option("--only-edge/--no-only-edge")] = None,
@@ -65,7 +57,7 @@ def publish(
 
     try:
         data = publish(
-            catalog, name, policy, keys=keys, rings=_rings(rings), halt=halt, requires=requires, only_edge=only_edge,
+            catalog, name, policy, keys=keys, rings=rings, halt=halt, requires=requires, only_edge=only_edge,
             freeze=freeze, days=days,
         )  # fmt: skip
     except BadInput as e:  # an option's

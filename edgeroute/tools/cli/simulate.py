@@ -11,14 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgeroute.tools.cli.command_runner import command
-from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, seconds, share, table
+from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console, of_share, rings_of, seconds, share, table
 
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.simulated_days import Fleet
@@ -109,14 +108,6 @@ def multiple(text: str) -> float:
         need = f"a multiple of the usual load, more than 0x and at most {MOST_MULTIPLE:,}x, as in 1.5x"
         raise typer.BadParameter(f"a capacity must be {need}, not {text!r}")
     return float(match[1])
-
-
-def rings_of(text: str) -> tuple[float, ...]:
-    """Parse `1%,10%,100%`; refuse shares that do not rise."""
-    shares = text if isinstance(text, tuple) else tuple(share(part) for part in str(text).split(","))
-    if not all(low < high for low, high in pairwise((0.0, *shares))) or shares[-1] != 1:
-        raise typer.BadParameter(f"rings must rise to 100%, as in 1%,10%,100%, not {text!r}")
-    return shares
 
 
 def simulated_time(text: str) -> float:

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -152,6 +153,14 @@ def share(text: str) -> float:
     if value > 1:
         raise typer.BadParameter(f"a share must be 0% to 100%, not {text!r}")
     return value
+
+
+def rings_of(text: str) -> tuple[float, ...]:
+    """Parse `1%,10%,100%`; refuse shares that do not rise."""
+    shares = text if isinstance(text, tuple) else tuple(share(part) for part in str(text).split(","))
+    if not all(low < high for low, high in pairwise((0.0, *shares))) or shares[-1] != 1:
+        raise typer.BadParameter(f"rings must rise to 100%, as in 1%,10%,100%, not {text!r}")
+    return shares
 
 
 Count = Annotated[int, typer.Option(min=1)]
