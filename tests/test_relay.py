@@ -59,3 +59,20 @@ def test_bytes_take_their_time_in_each_direction():
             while got < len(body):
                 got += len(client.recv(1 << 16))
             assert monotonic() - begun >= 0.2
+
+
+def test_a_shut_relay_forwards_nothing_and_keeps_its_port():
+    """Connections end at once, the server hears of none, and no other socket gets the port; opened, it is the way again."""
+    with CannedServer(http_reply(b"here")) as server, Relay("127.0.0.1", server.port) as link:
+        link.shut = True
+        with socket.create_connection(("127.0.0.1", link.port), timeout=30) as client, pytest.raises(ConnectionError):
+            client.recv(1)
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", link.port))
+        assert (link.connections, server.connections) == (1, 0)
+        link.shut = False
+        with socket.create_connection(("127.0.0.1", link.port), timeout=30) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
