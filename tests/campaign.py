@@ -86,7 +86,7 @@ class Ended:
         sent, size = found.counts["sent"], sum(line["bytes"] for line in lines)
         if not sent <= size or (sent < size and not interrupted):
             found.miscounted.append(f"group {self.setting.group}: {sent} bytes were sent, {size} are in the ledger")
-        found.counts.update(compared=len(_lines(folder / "audit.jsonl")))
+        found.counts.update(compared=sum("agrees" in line for line in _lines(folder / "audit.jsonl")))
 
     def _later(self) -> int:
         """Have another router deliver what the outbox has, and ask again in the conversations. Return the calls booked."""

@@ -253,7 +253,7 @@ def test_an_alarm_begins_the_counts_anew(tmp_path):
 class Calls:
     """What is certified."""
 
-    score = "msp"
+    score_name = "msp"
 
     def __init__(self, prints):
         self.fingerprints = lambda: prints

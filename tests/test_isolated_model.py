@@ -284,7 +284,7 @@ def test_a_stream_that_is_left_while_its_child(isolated, end):
     (child,) = children()
     end()
     stream.close()
-    assert not child.is_running()
+    child.wait(LONG)
     assert model.run_one("hi")[0].value
 
 
