@@ -614,7 +614,7 @@ def interrupt_everywhere(name, *, kept):
             settle(two())
             connections.close()
             assert connected_to(server.port) == 0, n
-    assert n > 200, "it was traced"
+    assert n > 100, "it was traced"  # 169 lines of a kept connection, 303 of a new one
 
 
 @pytest.mark.slow
