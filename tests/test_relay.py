@@ -65,7 +65,7 @@ def test_a_shut_relay_forwards_nothing_and_keeps_its_port():
     """Connections end at once, the server hears of none, and no other socket gets the port; opened, it is the way again."""
     with CannedServer(http_reply(b"here")) as server, Relay("127.0.0.1", server.port) as link:
         link.shut = True
-        with socket.create_connection(("127.0.0.1", link.port), timeout=30) as client, pytest.raises(ConnectionError):
+        with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.1", link.port), timeout=30) as client:
             client.recv(1)
         with socket.socket() as other:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

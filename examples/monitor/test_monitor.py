@@ -261,7 +261,7 @@ def test_the_plug_and_the_bearing(showing):
         expect(link).to_contain_text("✓ up")
         press("Pull the plug")
         expect(link).to_contain_text("cloud away")
-        with socket.create_connection(("127.0.0.1", live_page.link.relay.port), LONG) as way, pytest.raises(ConnectionError):
+        with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.1", live_page.link.relay.port), LONG) as way:
             way.recv(1)
         with socket.socket() as other:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
