@@ -225,6 +225,22 @@ def test_what_is_no_record_is_skipped(path):
         assert reading.skipped == 3
 
 
+def test_a_line_without_end_takes_little_memory(path):
+    """A file of anything is no record, and the next line is read; a limit of the memory shows that it is not read at once."""
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        for _ in range(150):
+            file.write(b"x" * (1 << 20))
+        file.write(b'\n{"a":1}\n')
+    script = f"""import resource
+from edgeroute.stores.rotated_json_lines import read
+reading = read({str(path)!r})
+resource.setrlimit(resource.RLIMIT_DATA, (140 << 20, 140 << 20))
+print(list(reading), reading.skipped)"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[{'a': 1}] 1\n", "")
+
+
 def test_since(path, make):
     """Records before that instant are left out; those without one are not."""
     log = make(max_bytes=30)

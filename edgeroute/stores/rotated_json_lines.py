@@ -265,6 +265,9 @@ class Journal(ForkSafe):
                 os.close(fd)
 
 
+LONGEST = 1 << 24  # most bytes of a line that is read into memory
+
+
 class Reading:
     """Iterable over a journal's records, oldest file first, while other processes may append or rotate. No record is read twice.
 
@@ -279,7 +282,7 @@ class Reading:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the records from the start, without those before `since`.
 
-        Lines that are no JSON objects are skipped, and counted in `skipped`.
+        Lines that are no JSON objects, or longer than `LONGEST`, are skipped, and counted in `skipped`.
 
         Raises:
             StoreError: a file cannot be opened. If there is no file, there are no records.
@@ -287,7 +290,9 @@ class Reading:
         self.skipped = 0
         with contextlib.ExitStack() as stack:
             for file in self._open(stack):
-                for line in file:
+                for line in iter(partial(file.readline, LONGEST), b""):
+                    if len(line) == LONGEST:
+                        _skip_rest(file, line)
                     record = _record(line, self._parse)
                     if record is None:
                         self.skipped += not line.isspace()
@@ -347,6 +352,12 @@ def _file_identity(stat: os.stat_result) -> tuple[int, int]:
 def _rotated_path(path: Path, n: int) -> Path:
     """Return the path of the n-th rotated file."""
     return path.with_name(f"{path.name}.{n}")
+
+
+def _skip_rest(file: BinaryIO, line: bytes) -> None:
+    """Read on to the end of a line whose beginning was read."""
+    while line and not line.endswith(b"\n"):
+        line = file.readline(LONGEST)
 
 
 def _record(line: bytes, parse: Callable[[bytes], Any]) -> dict[str, Any] | None:
