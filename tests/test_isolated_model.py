@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 import routes
-from both import LONG
+from both import LONG, wait_for
 
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
@@ -145,6 +145,7 @@ def hang():
     """Suspends the only child -> that child, which now does nothing, however fast its processor is."""
     (child,) = children()
     child.suspend()
+    wait_for(lambda: child.status() == psutil.STATUS_STOPPED)  # a thread of it may still run for a moment
     return child
 
 

@@ -95,7 +95,10 @@ LEFT: Any = object()  # result of a call whose client has disconnected
 
 
 async def unless_left(work: Awaitable[T], receive: Callable[[], Awaitable[Message]]) -> T:
-    """Await `work` and return its result. If the client disconnects first, cancel it, wait for its end and return `LEFT`."""
+    """Await `work` and return its result. If the client disconnects first, cancel it, wait for its end and return `LEFT`.
+
+    Before Python 3.11, which counts cancellations, one by somebody else is lost after the client has disconnected.
+    """
     task: Any = asyncio.current_task()
     result, left = LEFT, False
 
