@@ -328,6 +328,8 @@ def test_a_data_set_of_pairs(make):
             router.evaluate(wrong, None)
         with pytest.raises(BadInput, match="a batch is a sequence of inputs, not a"):
             router.infer_many(wrong)
+    with pytest.raises(BadInput, match="one input"):
+        router.infer_many({"x": 1.0})
 
 
 def test_pandas(make):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.plan import Plan
@@ -52,9 +52,11 @@ def checked_length(batch: Sequence[Any]) -> int:
     """Return the number of rows of a batch.
 
     Raises:
-        BadInput: the batch is an iterator, a table, or no sequence.
+        BadInput: the batch is an iterator, a mapping, a table, or no sequence.
     """
     kind = type(batch)
+    if isinstance(batch, Mapping):
+        raise BadInput("a batch is a sequence of inputs, not a mapping, which is one input: give [x]")
     if is_read_once(batch):
         raise BadInput(f"a batch is a sequence of inputs, not an iterator ({kind.__name__}): give list(batch)")
     if not hasattr(kind, "__len__") or not hasattr(kind, "__getitem__") or (hasattr(kind, "iloc") and batch.ndim > 1):  # type: ignore[attr-defined]
