@@ -94,7 +94,9 @@ class Monitor:
 
 
 def diagnoses(state: Path) -> list[tuple[str, str]]:
-    """The late answers that were handed over: ids and kinds."""
+    """The late answers that were handed over: ids and kinds; none before the outbox has a file."""
+    if not (state / "outbox.db").exists():
+        return []
     with closing(sqlite3.connect(f"file:{state / 'outbox.db'}?mode=ro", uri=True)) as file:
         if not file.execute("SELECT 1 FROM sqlite_master WHERE name = 'diagnoses'").fetchone():
             return []
