@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, settings
 
 import edgeroute
 
-TRACER = pytest.StashKey[object]()
 settings.register_profile("patient", max_examples=draws(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")  # a busy machine is slow, and no property is about time
 
@@ -38,16 +37,6 @@ def pytest_collection_finish():
     """Leaves what was collected out of garbage collection: tests that look for leaks collect often, and it stays until the end."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    """Traces the lines again, if coverage is measured: a Ctrl-C of a test that hits the tracer ends it for all later ones."""
-    tracer = sys.gettrace()
-    if tracer is None and (before := item.config.stash.get(TRACER, None)) is not None:
-        sys.settrace(before)
-    elif tracer is not None:
-        item.config.stash[TRACER] = tracer
 
 
 @pytest.fixture(scope="session")
