@@ -56,7 +56,7 @@ class OneByOne:
     one_by_one = True
 
     def talk(self, inputs: list[Any]) -> Talk:
-        """Yield a call for each input, and return the answers."""
+        """Yield a call for each input, one after another, and return the list of their answers. Raises what `decode` raises."""
         answers = []
         for x in inputs:
             reply = yield self._call(x)
@@ -81,7 +81,7 @@ MAX_NESTED = 50_000  # maximum of lists and objects in a reply: they parse ten t
 
 
 def loads(body: bytes | memoryview, where: str, max_values: int = MAX_VALUES) -> Any:
-    """Parse a reply's body as JSON, after its values were counted: parsing holds the GIL.
+    """Parse a reply's body as JSON. Values are counted first if it has more than `MAX_NESTED` bytes, as parsing holds the GIL.
 
     Args:
         body: the body.
@@ -89,7 +89,7 @@ def loads(body: bytes | memoryview, where: str, max_values: int = MAX_VALUES) ->
         max_values: maximum values.
 
     Raises:
-        BadReply: the body is no JSON (the message names its form), or has too many values.
+        BadReply: the body is no JSON, or has too many values, lists or objects. The message names its form, and quotes nothing.
     """
     if len(body) > MAX_NESTED:  # what is shorter cannot hold as many
         body = bytes(body)  # a no-op for bytes
@@ -104,7 +104,10 @@ def loads(body: bytes | memoryview, where: str, max_values: int = MAX_VALUES) ->
 
 
 def looks_like(body: bytes) -> str:
-    """Return a description of a body that is not JSON, without quoting it."""
+    """Return what a body that is not JSON seems to be: empty, an HTML page, compressed, broken JSON, or something else.
+
+    It is a phrase for an error's message; nothing of the body is quoted.
+    """
     start = body.lstrip()[:15].lower()
     if not start:
         return "an empty body"
@@ -118,9 +121,10 @@ def looks_like(body: bytes) -> str:
 
 
 def check_status(reply: Reply, where: str, body: bytes = b"", address: Address | None = None) -> Reply:
-    """Return a successful reply; raise for others, with the status and the server's codes as far as they may be quoted.
+    """Return a reply of status 2xx; raise Refused for others, with the server's error codes where they may be quoted.
 
-    Logs these at level INFO, and at level DEBUG the server's text, which may quote the input, unless it has a secret.
+    Logs that message at level INFO, and at level DEBUG the server's text, which may quote the input; not if it has a secret, nor
+    with a status about keys (401, 403, 407).
 
     Args:
         reply: the reply.
@@ -129,7 +133,7 @@ def check_status(reply: Reply, where: str, body: bytes = b"", address: Address |
         address: address whose secrets no message quotes.
 
     Raises:
-        Refused: the status is not 2xx.
+        Refused: the status is not 2xx; it has the status, and the seconds of the reply's Retry-After.
     """
     if reply.status in SUCCESS:
         return reply
@@ -154,7 +158,8 @@ _OF_KEYS = (401, 403, 407)  # HTTP statuses whose texts often have a part of the
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds that a reply's Retry-After asks to wait; None: there is none, or it is neither a number nor a date.
 
-    Never negative. A date counts from the reply's own Date, if it has one, since clocks differ; one that has passed is none.
+    A negative number is 0. A date counts from the reply's own Date, if it has one, since clocks differ; one that has passed is
+    None.
 
     Args:
         headers: headers of the reply, with names in lower case.
@@ -172,7 +177,7 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _instant(date: str) -> float | None:
-    """Return the seconds since 1970 of a date as HTTP has it; None: it is none."""
+    """Return the seconds since 1970 of a date as HTTP has it, in UTC if it names no zone; None: it is no date."""
     from email.utils import parsedate_to_datetime
 
     try:
@@ -183,9 +188,9 @@ def _instant(date: str) -> float | None:
 
 
 def with_key(call: Call, identity: str, n: int) -> Call:
-    """Return the call with its idempotency key: the request's identity, and the number of the call in it if it is not the first.
+    """Return the call with a header `Idempotency-Key`, by which a server can detect a repetition.
 
-    Unchanged without an identity.
+    Without an identity it is unchanged. The key is the request's identity, and from its second call (n = 1) on `/n` behind it.
     """
     if not identity:
         return call

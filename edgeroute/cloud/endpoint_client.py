@@ -57,7 +57,11 @@ class AsyncChannels(Protocol):
 
 
 def new_transports(endpoint: HttpEndpoint) -> tuple[Any, Any]:
-    """Return new transports of an endpoint's calls: for threads, and for asyncio."""
+    """Return new transports of an endpoint's calls, for threads and for asyncio; nothing is connected yet.
+
+    They are the endpoint's own `channels()`, if it has them; else those of httpx, if `client=` says so; else edgeroute's own
+    connections. If `client=` gave one for threads or one for asyncio alone, the other transport raises PolicyError at each call.
+    """
     own_channels: Callable[[], tuple[Channels, AsyncChannels]] | None = getattr(endpoint, "channels", None)
     if own_channels is not None:
         return own_channels()
@@ -147,7 +151,11 @@ _RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retria
 
 
 def wait_s(state: RetryCallState) -> float:
-    """Return the seconds before the next attempt: Retry-After, else full jitter (Brooker, 2015), drawn at random; 0 if stale."""
+    """Return the seconds to wait before the next attempt: what the server's Retry-After said, if it said anything.
+
+    0 if a kept-alive connection had been closed before the first attempt. Else a random time from 0 to a bound, which doubles
+    with each attempt from `FIRST_S` to `MOST_S` (full jitter, Brooker, 2015).
+    """
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, CloudError):
         if error.retry_after_s is not None:
@@ -158,7 +166,7 @@ def wait_s(state: RetryCallState) -> float:
 
 
 def _is_stale(state: RetryCallState) -> bool:
-    """Return True if the first attempt found a keep-alive connection closed."""
+    """Return True if the attempt was the first one, and failed as the server had closed its kept-alive connection."""
     error = state.outcome.exception() if state.outcome is not None else None
     return state.attempt_number == 1 and isinstance(error, CloudError) and error.stale
 
@@ -184,10 +192,12 @@ class HttpClient(ForkSafe):
     def run(
         self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None, posts: Iterator[int] | None = None
     ) -> Any:
-        """Run a talk, blocking, and return its outputs, by the instant `until` or the endpoint's timeout, whichever is sooner.
+        """Run a talk (a generator of calls, which is sent the replies), blocking, and return its outputs.
+
+        It ends by the instant `until` or the endpoint's timeout, whichever is sooner. Calls are retried.
 
         Args:
-            talk: the talk.
+            talk: the talk; it is closed at the end.
             until: monotonic instant.
             exchange: exchange that accounts for the calls.
             cancel: its stop request ends the call.
@@ -199,10 +209,11 @@ class HttpClient(ForkSafe):
         return settle(self.ask(self.in_thread(cancel), talk, until, exchange, posts))
 
     async def ask(self, way: CallSender, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
-        """Run a talk, in this thread or on an event loop, and return its outputs; see `run`.
+        """Send the calls of a talk one after another, with retries, send it the replies, and return its outputs; see `run`.
 
-        Cancelling the task cancels the call. Secrets are masked in errors. A refusal may be answered by the talk; then it is
-        raised.
+        Each POST gets an idempotency key. Refused is thrown into the talk, and then raised, unless the talk returns outputs or
+        raises another error. Secrets are masked in a CloudError's message. The talk is closed at the end; until then records of
+        httpx in this context are kept out of the log (`OURS`). Cancelling the task cancels the call.
         """
         until, reply, posts = self.until(until), None, posts or count()
         OURS.set(True)
@@ -237,9 +248,14 @@ class HttpClient(ForkSafe):
             raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
 
     async def _exchange(self, call: Call, until: float, exchange: Exchange, way: CallSender) -> Reply:
-        """Send a call, with retries, and return its reply; a probe's failure becomes a reply of status 0.
+        """Send a call, with retries, and return its reply.
 
-        Each attempt is accounted for.
+        Each attempt is booked in the exchange before it, and settled after it. A call that is a probe is sent once, and its
+        failure becomes a reply of status 0, whose body is the error's text.
+
+        Raises:
+            Held: a limit forbids an attempt, or a stop was requested before it.
+            CloudError: the last attempt failed.
         """
 
         async def once() -> Reply:
@@ -273,9 +289,9 @@ class HttpClient(ForkSafe):
         way: CallSender,
         shown: Callable[[], bool] = bool,
     ) -> T:
-        """Return the result of a retry, after the first attempt has failed; raise the last error. Waits between attempts.
+        """Make further attempts after the first has failed, waiting before each; return the first result or raise the last error.
 
-        Errors other than CloudError are not retried. There are at most as many retries as the address says, none past the
+        Only a CloudError that is retriable is retried. There are at most as many retries as the address says, none past the
         deadline, after a stop request, or once a part of the answer was shown; the exchange's breaker and retry budget allow
         each. tenacity is given the failure as its first attempt, so that a success does not pay for it.
 
@@ -306,7 +322,10 @@ class HttpClient(ForkSafe):
         return await AsyncRetrying(sleep=way.sleep, retry=_RETRIABLE, wait=wait_s, stop=stop, reraise=True)(attempt)
 
     def account_attempt(self, call: Call, until: float, exchange: Exchange) -> Call:
-        """Account for an attempt, and return the call to send, with headers of instruments; raise Held."""
+        """Book an attempt in the exchange, and return the call to send: the same, or with headers that instruments add.
+
+        Adds the body's size to `sent`. Blocks for the disk as `Exchange.before_attempt`, which raises Held if a limit forbids it.
+        """
         size = len(call.body)
         exchange.before_attempt(size, until, call.tokens)
         with self._lock:
@@ -328,9 +347,12 @@ class HttpClient(ForkSafe):
             self.received += size
 
     def _book_reply(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
-        """Account for a reply, and return it if it is a success, or answers a probe; raise Refused.
+        """Settle an attempt by its reply: count its bytes, and record the reported load and success or failure in the exchange.
 
-        A probe's missing route counts as an answer.
+        Return the reply if its status is 2xx, or any reply to a probe, to which a status of `ABSENT` is no failure.
+
+        Raises:
+            Refused: the status is another one.
         """
         size, exchange.status = len(reply.body), reply.status
         with self._lock:
@@ -360,9 +382,10 @@ class HttpClient(ForkSafe):
 
 
 def _with_key(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
-    """Return the call with its idempotency key, by which a server can detect a repetition.
+    """Return the call with a header `Idempotency-Key`, by which a server can detect a repetition; takes its number from `posts`.
 
-    Probes, GETs and calls without identity are unchanged; later calls are numbered.
+    From the second call on it declares the next call to the exchange. Probes, other methods than POST, and calls of an exchange
+    without identity are returned unchanged, and take no number.
     """
     if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
         return call

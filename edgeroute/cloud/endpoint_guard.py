@@ -86,7 +86,7 @@ class Guard(ForkSafe):
         self.turns = Turns(self.rules, self.lock)
 
     def after_fork(self) -> None:
-        """Forget the parent's calls under way, in a forked child."""
+        """Forget the parent's calls under way and its waiting requests, in a forked child; the breaker's state stays."""
         super().after_fork()
         self.rules.under_way.clear()
         self.turns = Turns(self.rules, self.lock)
@@ -94,12 +94,14 @@ class Guard(ForkSafe):
     def enter(
         self, permit: Permit, identity: str, calls: int = 1, until: float = -INF, stop: StopToken | None = None
     ) -> Exchange:
-        """Admit one request of `calls` calls. Return its exchange, a context manager that ends it.
+        """Admit one request of `calls` calls, and return its exchange: a context manager that gives its place back.
 
-        If the maximum number of calls is under way, the thread blocks for its turn until the instant `until` or a stop request.
+        If the most calls are under way, this thread waits for its turn until the instant `until`, or a stop request; without
+        `until` it does not wait.
 
         Raises:
-            Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave, or by `prepay`.
+            Held: the request is rejected, which is counted and reported. Nothing was sent; the cost is booked only as the first
+                bytes leave, or by `prepay`.
         """
         exchange, rejection = self._enter(permit, identity, calls)
         if rejection is None:
@@ -109,7 +111,10 @@ class Guard(ForkSafe):
         return self._admit(exchange, rejection)
 
     async def enter_async(self, permit: Permit, identity: str, calls: int, until: float) -> Exchange:
-        """Admit one request of `calls` calls, on an event loop; see `enter`. Cancelling gives the turn up."""
+        """Admit one request of `calls` calls, on an event loop, and return its exchange; see `enter`, also for Held.
+
+        Waits without blocking the loop; cancelling the task gives the turn up.
+        """
         exchange, rejection = self._enter(permit, identity, calls)
         if rejection is None:
             return exchange
@@ -118,9 +123,9 @@ class Guard(ForkSafe):
         return self._admit(exchange, rejection)
 
     def _enter(self, permit: Permit, identity: str, calls: int) -> tuple[Exchange, Rejection | None]:
-        """Return a new exchange, and the reason why it is not admitted now; None: it is.
+        """Try to admit a request at once. Return its new exchange, and why it is not admitted; None: it is, and has a place.
 
-        Behind those that wait it is rejected, which counts.
+        While other requests wait for a place it is not admitted before them. A rejection is counted.
         """
         now, rules = monotonic(), self.rules
         # created before its slot: whatever interrupts from here on, even a signal, its collection frees the slot
@@ -132,7 +137,10 @@ class Guard(ForkSafe):
         return exchange, rejection
 
     def _admit(self, exchange: Exchange, rejection: Rejection | None) -> Exchange:
-        """Return an admitted exchange; for a rejected one report it, start a probe if one is due, and raise Held."""
+        """Return the exchange if there is no rejection.
+
+        Else report the rejection, have the watcher start a probe if the breaker's is due, and raise Held.
+        """
         if rejection is None:
             return exchange
         with self.lock:
@@ -144,19 +152,21 @@ class Guard(ForkSafe):
         raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code, wait_s=rejection.wait_s)
 
     def probe(self) -> Exchange:
-        """Return an exchange without user data, for `check` and probes. It costs bytes, and is always admitted.
+        """Return an exchange without user data, for `check` and probes.
 
-        Closing it frees its place.
+        It is always admitted, whatever the breaker's state, and takes a place among the calls under way, which closing it frees.
+        Its bytes cost what others do.
         """
         exchange = Exchange(self, "", None, NO_DATA)
         self.rules.under_way.add(exchange.slot)
         return exchange
 
     def check_health(self) -> None:
-        """Send a probe, blocking, and record its result. Call it once per `Watcher.probe`.
+        """Run the health check, blocking for at most `PROBE_S` seconds, and record its result. Call it once per `Watcher.probe`.
 
-        Never raises an Exception: any failure counts as a failed probe. An endpoint without a health check counts as well, and so
-        nothing is sent.
+        A success closes the breaker and notifies the watcher; a failure keeps it open for longer, and for a Retry-After at least
+        as long. No Exception is raised: each counts as a failure. Without a health check nothing is sent, which counts as a
+        success.
         """
         ok, wait_s = False, None
         try:
@@ -176,15 +186,18 @@ class Guard(ForkSafe):
             self.watcher.closed(self)
 
     def probe_failed(self, wait_s: float | None = None) -> None:
-        """Record a failed probe, or one that could not be sent. wait_s: the hold that the endpoint requested, seconds.
+        """Record a failed probe, or one that could not be sent: the breaker opens again, for longer.
 
-        The breaker then opens for longer.
+        wait_s: seconds for which the endpoint asked to be left alone; None: it did not ask.
         """
         with self.lock:
             self.rules.probe_ended(monotonic(), _jitter(), ok=False, wait_s=wait_s)
 
     def link_up(self) -> None:
-        """Have a probe sent at once if the breaker is open, as the network is back."""
+        """If the breaker is open, have the watcher send a probe at once, as the network is back.
+
+        The time for which the breaker opens begins at its shortest again.
+        """
         with self.lock:
             due = self.rules.link_up(monotonic())
         if due:
@@ -222,12 +235,12 @@ class Guard(ForkSafe):
             self.rules.hold(wait_s, monotonic())
 
     def succeeded(self, took_s: float | None, moved: int | None = None) -> None:
-        """Record a success, which may close the breaker.
+        """Record a success, which closes the breaker and refills the retry budget.
 
-        The watcher is notified then.
+        If the breaker was not closed, notify the watcher.
 
         Args:
-            took_s: latency, if it is to be counted.
+            took_s: latency, seconds; None: it changes no estimate of latency or link.
             moved: bytes of the bodies, if known.
         """
         with self.lock:
@@ -236,7 +249,10 @@ class Guard(ForkSafe):
             self.watcher.closed(self)
 
     def failed(self) -> None:
-        """Record a fault, which may open the breaker and so reject waiting requests. Notifies the watcher if so."""
+        """Record a fault, which may open the breaker.
+
+        If so, waiting requests are rejected at once, and the watcher is notified.
+        """
         with self.lock:
             opened = self.rules.failed(monotonic(), _jitter())
         if opened:
@@ -251,9 +267,10 @@ class Guard(ForkSafe):
             self.report.held(self.name, code)
 
     def mark_late(self, exchange: Exchange) -> bool:
-        """Mark an exchange as late. Return True if that is a fault: it had its usual time, and was not marked before.
+        """Mark an exchange as late, and its call as overdue.
 
-        Both the caller and the leg's own thread may mark it.
+        Return True if that is a new fault, for the caller to record by `failed`. It is none if the endpoint had less than its
+        usual time, or the exchange was marked before: both the caller and the leg's own thread may call this.
         """
         with self.lock:
             fault = not exchange.late and self.rules.too_late(monotonic() - exchange.begun)

@@ -58,7 +58,10 @@ _RAW = bytes([7 << 3 | 2])  # tag of `Request.raw`
 
 
 def message_classes() -> dict[str, Any]:
-    """Return message name -> class, made now from `FIELDS`; imports protobuf."""
+    """Return message name -> protobuf class, made now from `FIELDS`; imports protobuf.
+
+    They are in a descriptor pool of their own, so that no name meets those of other packages.
+    """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto
@@ -79,7 +82,7 @@ def message_classes() -> dict[str, Any]:
 
 
 def _varint(number: int) -> bytes:
-    """Return a number in protobuf's variable-length encoding."""
+    """Return a number from 0 in protobuf's variable-length encoding: seven bits a byte, the lowest first."""
     encoded = bytearray()
     while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
         encoded.append(number & 0x7F | 0x80)
@@ -162,7 +165,10 @@ class OpenInferenceGrpc(ServedModel):
         return Call("GET", f"{SERVICE}/{method}", body=body)
 
     def _read(self, message: str, reply: Reply) -> Any:
-        """Return a reply's message; raise BadReply if the body is none."""
+        """Return the message that a reply's body is, of a class of `FIELDS`.
+
+        Raise BadReply if protobuf cannot parse it; the message has the name of the error, and nothing of the body.
+        """
         parsed = None
         try:
             parsed = self._messages[message].FromString(reply.body)
@@ -177,7 +183,11 @@ class OpenInferenceGrpc(ServedModel):
         return self._model_call("ModelMetadata")
 
     def _description(self, reply: Reply) -> dict[str, Any]:
-        """Return the metadata in a reply, as the JSON of the protocol over HTTP has it. Raise BadReply for too many tensors."""
+        """Return the metadata in a reply, as the JSON of the protocol over HTTP has it, with at most `MOST_TENSORS` parameters.
+
+        Raises:
+            BadReply: the body is no such message, or describes more than `MOST_TENSORS` inputs or outputs.
+        """
         metadata = self._read("Metadata", reply)
         if max(len(metadata.inputs), len(metadata.outputs)) > MOST_TENSORS:
             raise BadReply(f"{self.where} describes more than {MOST_TENSORS} tensors")
@@ -193,7 +203,7 @@ class OpenInferenceGrpc(ServedModel):
             return value.decode("utf-8", "replace")
 
     def _infer(self, feed: Feed) -> Call:
-        """Return the call of `ModelInfer` for a feed, with raw tensors.
+        """Return the call of `ModelInfer` for the tensors of a feed, as raw bytes; the edge's answers, if any, as a parameter.
 
         Raise BadInput for an array that the protocol does not have.
         """
@@ -204,7 +214,11 @@ class OpenInferenceGrpc(ServedModel):
         return self._in_bytes(feed, edges.SerializeToString())
 
     def _start(self, tensors: Sequence[SentTensor]) -> Start:
-        """Return the method, the metadata, and the bytes that precede each tensor's content, the first with other fields."""
+        """Return what is the same in all calls of `ModelInfer` with tensors of these names, shapes and sizes.
+
+        It is the path, no metadata, and the bytes before each tensor's content: its tag and length; before the first also all
+        other fields.
+        """
         request = self._messages["Request"](model_name=self.model, model_version=self.pinned or "")
         for name, datatype, shape, _ in tensors:
             request.inputs.add(name=name, datatype=datatype, shape=shape)
@@ -215,7 +229,12 @@ class OpenInferenceGrpc(ServedModel):
         return f"{SERVICE}/ModelInfer", (), before
 
     def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
-        """Return the model's version, and the tensors, of a reply; raise Invalid."""
+        """Return the model's version in a reply, and an iterator that decodes its tensors one by one (see `_tensors`).
+
+        Raises:
+            BadReply: the body is no such message.
+            Invalid: it has more than `MOST_TENSORS` outputs, or raw contents of another number than outputs.
+        """
         response = self._read("Response", reply)
         if len(response.outputs) > MOST_TENSORS:
             raise Invalid(f"more than {MOST_TENSORS} outputs")
@@ -224,7 +243,10 @@ class OpenInferenceGrpc(ServedModel):
         return response.model_version, self._tensors(response, most)
 
     def _tensors(self, response: Any, most: int) -> Iterator[Tensor]:
-        """Yield the tensors of a reply, with raw or typed contents; raise Invalid for too many values."""
+        """Yield the tensors of a reply, with raw bytes if it has any, else with a list of typed values.
+
+        A datatype without typed values has empty bytes. Raise Invalid for more than `most` typed values in a tensor.
+        """
         fields = CONTENTS
         for number, output in enumerate(response.outputs):
             if response.raw:
@@ -239,5 +261,5 @@ class OpenInferenceGrpc(ServedModel):
 
 
 def _descriptions(tensors: Any) -> list[dict[str, Any]]:
-    """Return tensors' descriptions in JSON types."""
+    """Return name, datatype and shape of each tensor of the metadata, in JSON types."""
     return [{"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)} for tensor in tensors]

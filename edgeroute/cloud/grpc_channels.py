@@ -77,12 +77,14 @@ class _Channels(ForkSafe):
         return Reply(200, _headers(trailing), body)
 
     def _error_reply(self, error: Any, until: float) -> Reply:
-        """Return the reply for an error of the server.
+        """Return the error that the server answered as a reply, with HTTP's status for gRPC's code, and code and text as JSON.
 
-        A deadline that the server reports before its time is the server's. The status is HTTP's for gRPC's code.
+        A deadline that the server reports before its time is the server's error.
 
         Raises:
-            CloudError: the error is not the server's: there was no reply.
+            TimedOut: the deadline has passed.
+            Unreachable: the connection was not made, or lost.
+            BadReply: the reply was longer than this side takes.
         """
         code, text, origin = error.code(), error.details() or "", self._address.origin
         if code is _CODES.DEADLINE_EXCEEDED and until - monotonic() < EARLY_S:
@@ -101,9 +103,9 @@ class _Channels(ForkSafe):
         return Reply(status, {**headers, "content-type": "application/json"}, body)
 
     def _lost_call_error(self, text: str) -> CloudError:
-        """Return the error for a call without a reply: not retriable if TLS failed or the port speaks no HTTP/2.
+        """Return the Unreachable for a call without a reply; of gRPC's text it quotes only phrases of `REASONS`.
 
-        `unsent` is True if no connection was made.
+        It is not retriable if TLS failed or the port speaks no HTTP/2. `unsent` is True if no connection was made.
         """
         why = [reason for reason in REASONS if reason in text]
         hint = " (is this its gRPC port?)" if "Failed parsing HTTP/2" in why else ""
@@ -128,7 +130,7 @@ class Channels(_Channels):
     keeps_time = True  # gRPC's core ends a call by its time limit, whatever the server does
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """Send the call and return the reply by the instant `until`; blocks.
+        """Send the call and return the reply by the instant `until`; blocks. A stop request ends it, before or during the call.
 
         An error of the server is a reply with its status.
 
@@ -162,9 +164,9 @@ class Channels(_Channels):
         return self._reply(body, rpc.trailing_metadata(), call)
 
     def _method(self, path: str) -> Any:
-        """Return the callable for a method's path, opening the channel at the first one.
+        """Return the callable for a method's path, stored per path. Opens the channel for the first one; calls at once share it.
 
-        A channel that was closed meanwhile is closed again.
+        After `close` a channel that is still opened is closed again.
         """
         method = self._calls.get(path)
         if method is None:
@@ -190,9 +192,10 @@ class AsyncChannels(_Channels):
     _loop: asyncio.AbstractEventLoop | None = initially(None)
 
     async def send(self, call: Call, until: float) -> Reply:
-        """Send the call and return the reply by the instant `until`; see `Channels.send`.
+        """Send the call and return the reply by the instant `until`; see `Channels.send`, also for its errors.
 
-        Cancelling the task cancels the call. A channel of another loop is dropped.
+        Opens the channel at the first call, and for another event loop a new one: the old one is dropped, not closed. Cancelling
+        the task cancels the call.
         """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # a channel of another loop cannot be used here
@@ -234,7 +237,11 @@ class AsyncChannels(_Channels):
 
 
 def _open(kind: Any, address: Address, longest: int) -> Any:
-    """Return a new channel of `grpc` or `grpc.aio`, without gRPC's own retries and compression."""
+    """Return a new channel of `grpc` or `grpc.aio`, with TLS for an https address.
+
+    It connects at the first call, and again by itself after at most a second. gRPC's own retries and compression are off. Raise
+    PolicyError if a certificate's file cannot be read.
+    """
     options = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", longest),
@@ -253,7 +260,9 @@ def _open(kind: Any, address: Address, longest: int) -> Any:
 
 
 def _credentials(address: Address) -> Any:
-    """Return the TLS credentials of a channel; reads the certificates' files.
+    """Return the TLS credentials of a channel, read from files.
+
+    The authorities are those of certifi and the system, or of the file `verify`; the client's certificate is `cert`, if given.
 
     Raises:
         PolicyError: a file cannot be read.
@@ -271,7 +280,9 @@ def _credentials(address: Address) -> Any:
 
 
 def _options(address: Address, call: Call, until: float) -> dict[str, Any]:
-    """Return the time limit and the metadata of a call, with secrets.
+    """Return the keyword arguments with which gRPC makes a call.
+
+    They are the time left in seconds (None: no limit), and as metadata the headers of the call and the address, with secrets.
 
     Raises:
         TimedOut: no time is left.

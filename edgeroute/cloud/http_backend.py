@@ -61,9 +61,11 @@ class HttpBackend(AbandonedRuns):
         self.reader.served = lambda: (getattr(endpoint, "served_labels", None), getattr(endpoint, "served_kind", None))
 
     def _pack(self, inputs: list[Any], exchange: Exchange) -> list[Any]:
-        """Return the inputs encoded; by a ladder's best rung that is predicted to arrive in time, which the exchange records.
+        """Return the inputs encoded, as the endpoint sends them.
 
-        Without a deadline the best rung, unless better ones were late.
+        Of a ladder (codecs from best to smallest), the best one is taken that is predicted to arrive by the time when the answer
+        is wanted; its name is stored in the exchange, whose end then tells the ladder whether it was late. Without a deadline it
+        is the best one, otherwise none above the one that was late before.
         """
         ladder = self._ladder
         if ladder is None:
@@ -92,7 +94,10 @@ class HttpBackend(AbandonedRuns):
 
     @property
     def client(self) -> HttpClient:
-        """HTTP client, constructed at first use. Closed again if the backend was closed meanwhile."""
+        """HTTP client, imported and constructed at first use; first uses at once share one.
+
+        Closed at once if the backend was closed.
+        """
         if (client := self._client) is None:
             new_client = import_late("edgeroute.cloud.endpoint_client").HttpClient(self.endpoint)
             # Atomic: first calls at once share one, which is closed.
@@ -122,28 +127,33 @@ class HttpBackend(AbandonedRuns):
         return (0, 0) if self._client is None else (self._client.sent, self._client.received)
 
     def calls(self, inputs: int) -> int:
-        """Return the number of calls for so many inputs: one, or as many as the server's largest batch asks for."""
+        """Return the number of calls for so many inputs: one, or more if the server's largest batch is smaller."""
         most = None if inputs == 1 else self._most_rows()
         return 1 if most is None else -(-inputs // most)
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Return the predictions for inputs, blocking: in one talk, or in as many as the server takes rows."""
+        """Return the predictions for inputs, blocking, in as many calls as the server's largest batch asks for.
+
+        If there is a ladder of codecs, encodes the inputs first. In place of a prediction there may be the exception of its input
+        (see `BatchCollector`). Raises CloudError if there is no answer at all. Ends by the instant `until`, or by a stop request.
+        """
         if self._ladder is not None:
             inputs = self._pack(inputs, exchange)
         client = self._client or self.client
         return settle(self._run(client, client.in_thread(cancel), inputs, until, exchange))
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
-        """Return the predictions for inputs, on the event loop; see `run`."""
+        """Return the predictions for inputs, on the event loop; see `run`. They are encoded already, by `pack`."""
         client = self._client or self.client
         return await self._run(client, client.on_loop, inputs, until, exchange)
 
     async def _run(
         self, client: HttpClient, way: CallSender, inputs: list[Any], until: float, exchange: Exchange
     ) -> list[Prediction]:
-        """Return the predictions for inputs, in this thread or on the event loop.
+        """Return the predictions for inputs, in this thread or on the event loop, in as many calls as are needed.
 
-        Of several calls, an error about the inputs of one takes their places.
+        A server that streams answers gets one input a call. An exception about the inputs of one of several calls takes the place
+        of their predictions (see `BatchCollector`). A batch size that the server took after refusing a larger one is stored.
         """
         if self._speak is None and len(inputs) == 1:
             return self.reader.read_many(await client.ask(way, self.endpoint.talk(inputs), until, exchange), 1)
@@ -165,16 +175,20 @@ class HttpBackend(AbandonedRuns):
         return rows.found
 
     def _most_rows(self) -> int | None:
-        """Return the maximum inputs of one call, by protocol, configuration or refusals; None: no limit is known."""
+        """Return the maximum inputs of one call; None: no limit is known.
+
+        It is 1 for a protocol without batches, else the less of the server's own limit and the size that it took after refusing
+        more.
+        """
         if getattr(self.endpoint, "one_by_one", False):
             return 1
         limits = [most for most in (getattr(self.endpoint, "most_rows", None), self._accepted_rows) if most is not None]
         return min(limits, default=None)
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
-        """Yield the answer's pieces, or the whole answer if the endpoint has none, and return the prediction; blocks.
+        """Yield the answer's pieces, or the whole answer if the endpoint does not stream, and return the prediction; blocks.
 
-        Closing it early closes the connection.
+        Closing it early closes the connection. Raises CloudError if it fails.
         """
         if self._speak is None:
             return (yield from one_piece(self.run([x], until, cancel, exchange)[0]))
@@ -188,7 +202,10 @@ class HttpBackend(AbandonedRuns):
             pieces.close()
 
     async def stream_async(self, x: Any, until: float, exchange: Exchange, show: Callable[[Any], object]) -> Prediction:
-        """Call `show` with each piece of the answer, or with all of it, and return the prediction."""
+        """Call `show` with each piece of the answer, or once with all of it if the endpoint does not stream.
+
+        Return the prediction.
+        """
         if self._speak is None:
             (prediction,) = await self.run_async([x], until, exchange)
             show(prediction.value)
@@ -201,9 +218,9 @@ class HttpBackend(AbandonedRuns):
         return self.reader.read_many([output], 1)[0]
 
     def encode(self, x: Any, codec: str = "") -> Call | None:
-        """Return the endpoint's call for one input, encoded by that rung of a ladder if one is given.
+        """Return the endpoint's call for one input, not sent, encoded by that rung (codec) of a ladder if one is named.
 
-        None: the endpoint cannot encode it now.
+        None: the endpoint cannot encode it now, as its metadata is not known. Raises BadInput.
         """
         inputs = [x]
         if self._ladder is not None and codec:
@@ -212,12 +229,15 @@ class HttpBackend(AbandonedRuns):
         return self.endpoint.encode(inputs)  # type: ignore[no-any-return]
 
     def identify(self, exchange: Exchange) -> None:
-        """Raise Unreachable if another program than the model's server answers, as far as the protocol can show it; blocks."""
+        """Have the endpoint show that it is the model's server, blocking; do nothing if its protocol has no such check.
+
+        Raise Unreachable if another program answers.
+        """
         if (check := getattr(self.endpoint, "check_identity", None)) is not None:
             self.client.run(check(), INF, exchange)
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
-        """Send the call, blocking, and return the prediction in its reply."""
+        """Send a call that `encode` made, blocking, with retries, and return the prediction in its reply; raise CloudError."""
         if (hear := getattr(self.endpoint, "hear", None)) is not None:
             output = settle(speeches.run(self.client, self.client.in_thread(None), partial(hear, call), until, exchange))
             return self.reader.read_many([output], 1)[0]

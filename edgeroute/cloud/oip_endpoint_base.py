@@ -50,9 +50,9 @@ TRITON = frozenset({"ensemble", "python", "onnxruntime_onnx", "onnxruntime"})
 
 
 def labels_in(document: Any) -> tuple[str | int | float | bool, ...] | None:
-    """Return the labels in the parameters of metadata, or of Triton's configuration; None: none, or invalid ones.
+    """Return the labels in the parameters of metadata, or of Triton's configuration, where they are a list or its JSON.
 
-    At most `MOST`, each up to `LONGEST` characters.
+    None: there are none, more than `MOST`, a text of more than `LONGEST` characters, or another type than text and numbers.
     """
     parameters = document.get("parameters") if isinstance(document, dict) else None
     labels = parameters.get("labels") if isinstance(parameters, dict) else None
@@ -201,9 +201,13 @@ class ServedModel(ABC):
     def talk(self, inputs: list[Any]) -> Talk:
         """Yield the calls for inputs, each without the batch axis, and return the output [n, ...], or all outputs by name.
 
+        Fetches and stores the metadata first if it is unknown or outdated. A refusal with a status of `OTHERS` marks it as
+        outdated.
+
         Raises:
             BadInput: an input does not fit the model.
             BadReply: a reply violates the protocol.
+            Refused: the server refused a call.
         """
         if self.inputs is None or self._changed:
             yield from self._meet()
@@ -238,9 +242,9 @@ class ServedModel(ABC):
         return {**known, **{key: value for key, value in served.items() if value is not None}}
 
     def recall(self, known: dict[str, Any]) -> None:
-        """Restore metadata saved from `known`, unless it was fetched already.
+        """Restore metadata saved from `known`, so that it need not be fetched; a no-op if there is metadata already.
 
-        An error changes nothing.
+        A version given to the constructor stays. An error changes nothing.
 
         Raises:
             ValueError, KeyError, TypeError, OverflowError: it is damaged.
@@ -258,12 +262,13 @@ class ServedModel(ABC):
         self.served_labels, self.served_kind = labels_in({"parameters": known}), kind_in({"parameters": known})
 
     def _meet(self) -> Talk:
-        """Yield the call for the metadata, store the metadata, and return the server's platform.
+        """Yield the call for the metadata, check and store it, and return the server's platform.
 
-        Invalid outputs are ignored unless one is named.
+        A hash of it, its labels and its kind of outputs are stored too. The version is stored if it is the only one. Outputs that
+        are described wrongly count as not described.
 
         Raises:
-            BadReply: the metadata is invalid, of another model, or has no output of the configured name.
+            BadReply: the inputs are described wrongly, the model is another one, or it has no output of the configured name.
         """
         metadata = self._description((yield self._describe()))
         if metadata.get("name") not in (None, "", self.model):
@@ -292,7 +297,10 @@ class ServedModel(ABC):
         return metadata.get("platform")
 
     def check_identity(self) -> Talk:
-        """Fetch and store the metadata, and raise Unreachable if it is not this model's: then another program has the port."""
+        """Yield the call for the metadata and store it.
+
+        Raise Unreachable if it is refused, invalid, or of another model: then another program has the port.
+        """
         try:
             yield from self._meet()
         except (Refused, BadReply) as e:
@@ -304,7 +312,8 @@ class ServedModel(ABC):
     def pack(self, inputs: list[Any], choose: Choose | None = None) -> list[Any]:
         """Return the inputs encoded by the codec, for `talk` or `encode`; it takes a while, and may run in a thread.
 
-        Without a codec, or before the metadata is known, they are returned unchanged.
+        They are returned unchanged without a codec, while the metadata is unknown or outdated, if the model takes several inputs
+        from the caller, or if one is a mapping. Edge's answers that come with them stay with them.
 
         Args:
             inputs: inputs without the batch axis.
@@ -324,7 +333,7 @@ class ServedModel(ABC):
     def _feed(self, inputs: list[Any]) -> Feed:
         """Return the tensors of a request for inputs: preprocessed, stacked or encoded, with the card's constants.
 
-        Raise BadInput for inputs that do not fit.
+        The edge's answers that come with the inputs are in `Feed.edges`. Raise BadInput for inputs that do not fit.
         """
         assert self.inputs is not None, "_meet comes first"
         feed, taken = Feed(), self._sources
@@ -346,7 +355,11 @@ class ServedModel(ABC):
         return feed
 
     def _in_bytes(self, feed: dict[str, Array], more: bytes = b"") -> Call:
-        """Return the call for tensors in binary, with `more` behind them; its beginning is stored for all inputs of a shape."""
+        """Return the POST of tensors in binary, with `more` behind them, and the limit of its reply.
+
+        What precedes the tensors' bytes is made once for tensors of the same names, types and sizes, and stored; at `MOST_STARTS`
+        of them all are dropped.
+        """
         parts, tensors = list[Any](), list[SentTensor]()
         for name, array in feed.items():
             datatype = datatype_of(array, self.datatypes.get(name))
@@ -362,12 +375,12 @@ class ServedModel(ABC):
         return new(Call, ("POST", path, headers, body, False, self._limit(len(array)), None, ""))
 
     def _limit(self, count: int) -> int:
-        """Return the maximum bytes of a reply for `count` inputs."""
+        """Return the maximum bytes of a reply for `count` inputs: by the address, or less if the metadata tells its numbers."""
         most, numbers = self.address.max_reply_bytes * min(count, MOST_ROWS), self._numbers(count)
         return most if numbers is None else min(most, HEAD + NUMBER * numbers)
 
     def _numbers(self, count: int) -> int | None:
-        """Return the numbers in a reply for `count` inputs, by the metadata; None: unknown."""
+        """Return how many numbers a reply for `count` inputs has, by the outputs' shapes in the metadata; None: not known."""
         sizes = self._sizes
         if sizes is None or sizes[0] is not self.outputs:
             rows = [shape[1:] for shape in self.outputs.values()]
@@ -376,10 +389,12 @@ class ServedModel(ABC):
         return None if sizes[1] is None else count * sizes[1]
 
     def decode(self, reply: Reply, count: int) -> Array | dict[str, Array]:
-        """Return the output [n, ...] of a reply, or all outputs by name; every size is checked before use. Stores the version.
+        """Return the output [n, ...] of a reply, or all outputs by name; every size is checked before use.
+
+        Stores the version that answered. A shape other than the metadata's marks the metadata as outdated.
 
         Raises:
-            BadReply: the reply violates the protocol, or lacks the output.
+            BadReply: the reply violates the protocol, or lacks the output; nothing of it is quoted.
         """
         most = max(MAX_VALUES, min(self._numbers(count) or 0, self.address.max_reply_bytes) + MAX_VALUES // 10)
         wrong, came = None, 0
@@ -408,9 +423,9 @@ class ServedModel(ABC):
         raise BadReply(f"{self.where} gave {came} outputs{wanted}")
 
     def _shape(self, tensor: Tensor, count: int) -> tuple[int, ...]:
-        """Return the shape of an output, if it fits the batch and the metadata.
+        """Return the shape of an output, checked: it begins with the number of inputs, and agrees with the metadata.
 
-        A shape other than the metadata's marks the metadata as outdated.
+        One that differs from the metadata marks that as outdated. Boxes may have any number, also none.
 
         Raises:
             Invalid: it does not fit.
@@ -458,7 +473,10 @@ class _InputSources(NamedTuple):
 
 
 def _split_inputs(inputs: tuple[TensorSpec, ...], card: Card) -> _InputSources:
-    """Split a model's inputs into constants set by the card, and those that the caller gives, each with its preprocessing."""
+    """Split a model's inputs into those that the card sets to a constant, and those that the caller gives.
+
+    Each of these has its own preprocessing in the card; a model's only input has the card's.
+    """
     sources = _InputSources(inputs, [], [])
     for spec in inputs:
         card_input = card.of(spec.name)
@@ -493,14 +511,17 @@ def _constant(value: Any, spec: TensorSpec, where: str) -> Array:
 
 
 def _shown(version: str, address: Address) -> str:
-    """Return a version as messages have it; its hash if it is long or odd, since the server chooses the text."""
+    """Return a version for messages; 16 digits of its hash if it is long, odd or has a secret, as the server chooses the text."""
     if _PLAIN.fullmatch(version) and address.hide(version) == version:
         return version
     return sha256(version.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _hash_metadata(metadata: dict[str, Any]) -> str:
-    """Return a hash of a model's name, platform and tensors, from its metadata. Invalid tensors are left out."""
+    """Return 16 hex digits of a hash of a model's name, platform and tensors, from its metadata.
+
+    Tensors that are described wrongly are left out.
+    """
     parts: list[Any] = [str(metadata.get("name")), str(metadata.get("platform") or "")]
     for key in ("inputs", "outputs"):
         with suppress(KeyError, TypeError, ValueError, OverflowError):  # as above

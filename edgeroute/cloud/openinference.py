@@ -108,7 +108,12 @@ class OpenInference(ServedModel):
         yield Call("GET", f"{self.path}/ready")
 
     def ping(self) -> Talk:
-        """Yield calls for readiness and metadata, and perhaps a probe with binary tensors of zeros; stores what they show."""
+        """Yield calls for the model's readiness and for its metadata, which is stored.
+
+        Then, if it is not known whether the server takes binary tensors, yield a probe with zeros, and store what it shows; not
+        with a codec, nor for inputs of free or large shapes. Raise Refused or BadReply if the model is not ready or its metadata
+        invalid.
+        """
         yield from self.health()
         yield from self._meet()
         if self.binary is None and self.inputs and self.payload is None and _probed(self.inputs):
@@ -119,7 +124,11 @@ class OpenInference(ServedModel):
         return super().talk(inputs) if self.binary is not None else self._first_talk(inputs)
 
     def _first_talk(self, inputs: list[Any]) -> Talk:
-        """Fetch metadata, probe for binary tensors with zeros, and go on as `talk`."""
+        """Do as `talk`, while it is not known if the server takes binary tensors.
+
+        Fetches metadata if there is none, and yields a probe with zeros. The probe is left out for texts that are no UTF-8, which
+        can be sent in binary alone.
+        """
         if self.inputs is None or self._changed:
             yield from self._meet()
         constants = {constant.name for constant in self.card.inputs if constant.value is not None}
@@ -135,7 +144,11 @@ class OpenInference(ServedModel):
         return None if known is None else {**known, "binary": self.binary}
 
     def recall(self, known: dict[str, Any]) -> None:
-        """Restore metadata of an earlier run, unless it was fetched already; raise ValueError if it is invalid."""
+        """Restore metadata saved from `known`, and if the server takes binary tensors; a no-op if metadata was fetched already.
+
+        `binary` as it was given to the constructor stays. Raise ValueError, KeyError, TypeError or OverflowError if `known` is
+        damaged.
+        """
         if known["binary"] not in {None, True, False}:
             raise ValueError(f"binary is {known['binary']!r}")
         if self.inputs is None:
@@ -143,10 +156,10 @@ class OpenInference(ServedModel):
             self.binary = known["binary"] if self.binary is None else self.binary
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
-        """Probe for binary tensors, and set `binary`, unless it is known: talks that begin at once probe at once.
+        """Yield a probe with zeros in binary tensors, and set `binary`; do nothing if it is known.
 
-        True after a reply; False after an error, unless the server is busy, or after `TRIES` silences. A probe that is cancelled
-        while waiting counts as silence.
+        True after a valid reply; False after an error, or after `TRIES` probes without a reply. A server that is busy (429, 503)
+        leaves it unknown. A probe that is cancelled counts as one without a reply. Talks that begin at once probe at once.
         """
         if self.binary is None and self._tries >= TRIES:
             self.binary = False
@@ -176,9 +189,9 @@ class OpenInference(ServedModel):
         return metadata if isinstance(metadata, dict) else {}
 
     def _meet(self) -> Talk:
-        """Fetch and store the metadata; of Triton also its configuration, for the labels and the largest batch.
+        """Yield the call for the metadata, store the metadata, and return the server's platform; raise as the base class.
 
-        A configuration that fails is ignored.
+        For Triton also fetch the model's configuration, for labels, kind and the largest batch; its failure is ignored.
         """
         platform = yield from super()._meet()
         if platform in TRITON:  # whose metadata has no parameters
@@ -194,15 +207,19 @@ class OpenInference(ServedModel):
         return platform
 
     def _infer(self, feed: Feed) -> Call:
-        """Return the call for a feed, with binary or JSON tensors."""
+        """Return the POST of a feed: with tensors in binary if the server takes them, else in JSON.
+
+        If that is unknown, in binary only for texts that are no UTF-8. Raise BadInput for an array that the form cannot have.
+        """
         if self.binary and not feed.coded and feed.edges is None:
             return self._in_bytes(feed)
         return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
     def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
-        """Return the POST of a feed: tensors in binary after a JSON header, or in JSON, with files in base64.
+        """Return the POST of a feed, also of one with codecs or the edge's answers.
 
-        Raise BadInput for text that JSON cannot carry, if not binary.
+        With `binary` it is a JSON header with the tensors' bytes behind it; else all is JSON, with encoded files in Base64. Raise
+        BadInput for bytes that JSON cannot carry.
         """
         edges = feed.edges if isinstance(feed, Feed) else None
         if binary and edges is None and not getattr(feed, "coded", None):
@@ -231,7 +248,10 @@ class OpenInference(ServedModel):
         return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text))), ASK], body, max_reply=limit)
 
     def _start(self, tensors: Sequence[SentTensor]) -> Start:
-        """Return path and headers of a request, and its JSON, which is before the first tensor."""
+        """Return what is the same in all binary requests with tensors of these names, shapes and sizes.
+
+        It is path, headers, and the JSON, which stands before the first tensor's bytes. Nothing stands before the others.
+        """
         inputs: list[dict[str, Any]] = [
             {"name": name, "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": size}}
             for name, datatype, shape, size in tensors
@@ -242,7 +262,11 @@ class OpenInference(ServedModel):
     def _head(
         self, inputs: list[dict[str, Any]], *, binary: bool, edges: Sequence[Mapping[str, Any] | None] | None = None
     ) -> bytes:
-        """Return the JSON of a request for these inputs, with the edge's answers to them."""
+        """Return the JSON of a request, with the descriptions of its inputs.
+
+        It names the output to send, if one is configured, asks for outputs in binary if `binary`, and has the edge's answers as a
+        parameter unless `edges` is None.
+        """
         head: dict[str, Any] = {"inputs": inputs}
         if self.output is not None:
             head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
@@ -253,9 +277,12 @@ class OpenInference(ServedModel):
         return json_dumps(head)
 
     def _open_reply(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
-        """Return the model's version, and the tensors, of a reply; raise Invalid.
+        """Return the model's version in a reply, and an iterator over its tensors, from the JSON and the bytes behind it.
 
-        Sizes are checked against the body; other errors mean a damaged reply.
+        Raises:
+            BadReply: the JSON cannot be parsed, or has more than `most` values.
+            Invalid: the header for the JSON's length is no number, or beyond the body.
+            KeyError, TypeError: the JSON is no object, or has no outputs.
         """
         body, length = memoryview(reply.body), reply.headers.get(_LENGTH)
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
@@ -268,9 +295,9 @@ class OpenInference(ServedModel):
 
 
 def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
-    """Yield the tensors of a reply.
+    """Yield the tensors of a reply, not decoded, each with its JSON list, or with the next bytes if it declares their size.
 
-    Raise KeyError for one without data.
+    Raise KeyError, TypeError or AttributeError for a description that lacks a part, or has one of another type.
 
     Args:
         outputs: descriptions from the reply's JSON.
@@ -287,7 +314,7 @@ def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
 
 
 def _octets(feed: Feed) -> bool:
-    """Return True if a text input has bytes that are no UTF-8 text, which JSON cannot carry."""
+    """Return True if an input without a codec has bytes that are no UTF-8 text, which JSON cannot carry."""
     for name, array in feed.items():
         if array.dtype.hasobject and name not in feed.coded:
             try:

@@ -85,9 +85,10 @@ class Turns:
         self.waiting: dict[Turn, None] = {}  # turns in order of arrival
 
     def advance(self) -> None:
-        """Admit the first waiting requests while there are places, and wake them.
+        """Give free places to the waiting requests, first come first, and wake those that have one.
 
-        A rejected one wakes as well, with its reason. One that has given up gets no place.
+        A request that the rules now reject for another reason than the places, or after `close`, is woken as well, with that
+        reason. One whose time has passed, or that was told to stop, is removed without a place.
         """
         if not self.waiting:
             return
@@ -109,10 +110,11 @@ class Turns:
             turn.wake()
 
     def wait(self, slot: Hashable, calls: int, until: float, stop: StopToken | None, why: Rejection) -> Rejection | None:
-        """Wait for a turn, blocking this thread. Return None if admitted, else the reason.
+        """Wait for a place, blocking this thread in order of arrival.
 
-        Looks every `LOOK_S` seconds even if nothing wakes it. Not below another request of this thread, which would wait for
-        itself.
+        Return None once admitted, else the reason of the rejection. Every `LOOK_S` seconds it looks by itself, in case nothing
+        wakes it. It does not wait at all if `MOST_THREADS` threads do, or within another request of this thread, which would wait
+        for itself.
 
         Args:
             slot: slot of the request's exchange.
@@ -143,7 +145,10 @@ class Turns:
                 stop.on_ask(None)
 
     async def wait_async(self, slot: Hashable, calls: int, until: float, why: Rejection) -> Rejection | None:
-        """Wait for a turn in this task; see `wait`. Cancelling the task gives the turn up. At most `MOST_TASKS` wait."""
+        """Wait for a place in this task, in order of arrival; see `wait`. Cancelling the task gives the turn up.
+
+        It does not wait at all if `MOST_TASKS` requests for this endpoint do.
+        """
         if len(self.waiting) >= MOST_TASKS:
             return why
         import asyncio  # not for a router without a cloud
@@ -187,21 +192,27 @@ class Turns:
         return any(exchange is not None and exchange.thread == this for exchange in inside)
 
     def _join(self, turn: Turn) -> None:
-        """Append a turn, and admit it if it is first."""
+        """Append a turn to the waiting ones, and admit those for which there are places.
+
+        Uncounts the request's rejection: it is counted again if it gives up.
+        """
         with self._lock:
             self._rules.rejected -= 1  # it is counted at the end
             self.waiting[turn] = None
         self.advance()
 
     def _remove_turn(self, turn: Turn, why: Rejection) -> Rejection | None:
-        """Remove a turn after its wait. Return None if it was admitted, else the reason. Counts one that gave up as rejected."""
+        """Remove a turn after its wait. Return None if it was admitted, else its own reason, or `why` if it gave up.
+
+        One that gave up is counted as rejected.
+        """
         with self._lock:
             self.waiting.pop(turn, None)
             self._rules.rejected += not turn.done
             return turn.rejection if turn.done else why
 
     def _drop(self, turn: Turn) -> None:
-        """Give up a turn, and the place that it may just have got. The next one is admitted."""
+        """Remove a turn, uncounted, free the place that it may just have got, and admit the next ones."""
         with self._lock:
             self.waiting.pop(turn, None)
         self._rules.leave(turn.slot)
@@ -384,9 +395,11 @@ class Exchange:
         return new(Spent, (self.sent, self.received, self.usd, joules, self.codec, self.edge))
 
     def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
-        """Book an attempt, and write it to the egress ledger; nothing may be sent before.
+        """Book an attempt's cost in the spending limits, and write it to the egress ledger; nothing may be sent before.
 
-        Blocks for the disk where bookings or the ledger are written. A rejection returns what was booked.
+        The first attempt of a call also counts in the rate limit, unless `enter` has counted it. Starts the attempt's clock.
+        Blocks for the disk where bookings or the ledger are written. A rejection is counted and reported, and returns what was
+        booked.
 
         Args:
             size: bytes of the body.
@@ -394,7 +407,7 @@ class Exchange:
             tokens: expected tokens; None: none.
 
         Raises:
-            Held: a limit forbids it, or the egress ledger cannot be written.
+            Held: a limit forbids it, or for a repeated attempt the breaker, or a booking or the ledger cannot be written.
         """
         guard, again, probe, calls = self._guard, self._attempts > 0, self.rule == NO_DATA, 0
         if self._unpaid and not self._paid:
@@ -436,9 +449,9 @@ class Exchange:
         self.begun, self._until, self._open, self._going, self.answers = monotonic(), until, True, True, False
 
     def record_load(self, headers: Mapping[str, str]) -> None:
-        """Record the endpoint's load from a reply's headers, and notify the watcher of a change.
+        """Record the load that the endpoint reports in a reply's headers.
 
-        Ignored if there is no valid report.
+        Notify the guard's watcher if decisions depend on the change. Without a valid report it does nothing.
         """
         if (report := report_in(headers)) is not None:
             guard = self._guard
@@ -454,9 +467,10 @@ class Exchange:
         return report is not None and report.follows
 
     def headers(self, sending: Sending) -> Mapping[str, str]:
-        """Report that an attempt is about to be sent, after `before_attempt`. Return further headers to send with it.
+        """Report to the instrument that an attempt is about to be sent, and return the headers that it adds.
 
-        {} if no instrument follows attempts.
+        Returns {} and does nothing if no instrument follows attempts. Gives the attempt a number, and counts how often the same
+        was sent in this exchange. Comes after `before_attempt`.
         """
         report = self._guard.report
         if report is None or not report.follows:
@@ -466,7 +480,10 @@ class Exchange:
         return report.began(self._number, self._guard.name, self.identity, self._again, sending)
 
     def _report(self, size: int, error: BaseException | None, tokens: Tokens | None, *, cut: bool) -> None:
-        """Report the end of an attempt; one that its deadline interrupted failed by timeout."""
+        """Report the end of the attempt to the guard's receiver, if there is one; the attempt is not under way any more.
+
+        One that was cut after its deadline is reported as failed by TimeoutError, one that was cut before it as cancelled.
+        """
         self._going, late = False, cut and monotonic() >= self._until
         (number, self._number), (status, self.status), guard = (self._number, 0), (self.status, None), self._guard
         if guard.report is not None:
@@ -481,13 +498,13 @@ class Exchange:
         self._unpaid, self._sending = True, None
 
     def prepay(self) -> bool:
-        """Book all its calls before the first one leaves, if there are several or bookings are written ahead.
+        """Book the cost of all its calls before the first one leaves.
 
-        Calls not made are returned at its end. Return True if `secure` has to write the booking now. One call without records
-        ahead is booked as it leaves.
+        Return True if `secure` has to write the booking to disk now. A single call is booked as it leaves instead, unless
+        bookings are written ahead. The cost of calls that are not made is returned at the exchange's end.
 
         Raises:
-            Held: together they exceed a limit.
+            Held: together they exceed a spending limit, which counts as a rejection, and is reported.
         """
         guard, calls = self._guard, self._admitted
         if calls == 1 and not guard.spending.durable:
@@ -505,7 +522,7 @@ class Exchange:
         """Write the booking of `prepay` to disk, blocking.
 
         Raises:
-            Held: it could not be written.
+            Held: it could not be written, which counts as a rejection, and is reported.
         """
         guard = self._guard
         rejection = guard.spending.secure(guard.rules.cost(0, self._paid))
@@ -514,7 +531,7 @@ class Exchange:
             self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> NoReturn:
-        """Report a rejection, and raise Held."""
+        """Report a rejection to the guard's receiver, if there is one, and raise Held with its code, text and wait."""
         guard = self._guard
         if guard.report is not None:
             guard.report.held(guard.name, rejection.code)
@@ -534,9 +551,10 @@ class Exchange:
     def after_attempt(
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None
     ) -> None:
-        """Record the end of an attempt: settle its cost, and report it to breaker and instruments.
+        """Record the end of an attempt: settle its cost, count received bytes, report it to instruments, and tell the breaker.
 
-        A `Retry-After` holds the endpoint's calls. Faults may open the breaker.
+        If nothing was sent, money and bytes are returned. A Retry-After holds the endpoint's calls. A fault may open the breaker.
+        A success closes nothing yet: that waits until the reply is decoded, at the exchange's end.
 
         Args:
             size: bytes of the body received.
@@ -579,7 +597,7 @@ class Exchange:
             guard.failed()
 
     def _settle_tokens(self, usd: float) -> None:
-        """Correct the cost booked for the attempt's tokens."""
+        """Replace the cost booked for the attempt's tokens by the actual one, in dollars, here and in the spending limits."""
         booked, self._tokens_usd = self._tokens_usd, 0.0
         self.usd += usd - booked
         if usd > booked:
@@ -588,19 +606,26 @@ class Exchange:
             self._guard.spending.settle(Cost(booked), Cost(usd), process.now())
 
     def overdue(self) -> None:
-        """Record that the deadline has passed during an attempt, which is a fault already. A no-op if none is open."""
+        """Record, while an attempt is still under way, that its deadline has passed, which may be a fault.
+
+        A no-op if none is under way.
+        """
         if self._open:
             self._open = False
             self._overdue()
 
     def _overdue(self) -> None:
-        """Record lateness as a fault, unless the answer had begun, or the attempt had less than the endpoint's usual time."""
+        """Record lateness as a fault of the endpoint, once an exchange.
+
+        It is none if the answer had begun, or if the attempt had less time than the endpoint usually takes, or than
+        `LEAST_LATE_S`.
+        """
         little = self.answers or monotonic() - self.begun < LEAST_LATE_S.get()
         if self.counts and not little and self._guard.mark_late(self):
             self._guard.failed()
 
     def may_retry(self, *, stale: bool = False) -> bool:
-        """Return True if the breaker and the retry budget allow another attempt, which takes one from the budget.
+        """Return True if another attempt may be made: the breaker and the retry budget allow it. Takes one from the budget.
 
         False for a late exchange, and for probes.
 

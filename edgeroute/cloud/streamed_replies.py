@@ -70,7 +70,7 @@ AnswerStream: TypeAlias = Generator[Call | Read | AnswerPiece | Tokens, Head | b
 
 
 def read_whole(head: Head, most: int | None = None) -> Generator[Any, Any, Reply]:
-    """Yield reads, and return the reply with its whole body, or with the first `most` bytes of it."""
+    """Yield reads, and return the reply with its whole body; with `most`, reading stops once so many bytes or more have come."""
     parts: list[bytes] = []
     size = 0
     while (most is None or size < most) and (part := (yield READ)) is not None:
@@ -80,7 +80,7 @@ def read_whole(head: Head, most: int | None = None) -> Generator[Any, Any, Reply
 
 
 def read_first() -> Generator[Any, Any, bytes | None]:
-    """Yield reads, and return the first part of the body that is not blank; None: there is none."""
+    """Yield reads, skip parts of the body that are blank, and return the first other one; None: the body is blank or empty."""
     part: bytes | None
     while (part := (yield READ)) is not None and not part.strip():
         pass
@@ -88,9 +88,7 @@ def read_first() -> Generator[Any, Any, bytes | None]:
 
 
 def read_line(begun: bytes) -> Generator[Any, Any, bytes]:
-    """Yield reads, and return the beginning of the body, up to the end of its first line or to `LINE`.
-
-    The rest of what came with the line is included.
+    """Yield reads until the body's first line is whole, `LINE` bytes have come, or the body ends; return all that has come.
 
     Args:
         begun: beginning that has come already, not blank.
@@ -118,7 +116,7 @@ class StreamAttempt:
     """One attempt of a streamed call: advances the protocol, counts bytes and tokens, and computes when the next bytes are due.
 
     Args:
-        speech: speech of the endpoint.
+        speech: speech of the endpoint: its generator of steps (`AnswerStream`).
         where: address of the endpoint, for messages.
         first: instant by which the answer must have begun.
         until: instant by which it must have ended, whatever comes.
@@ -141,7 +139,7 @@ class StreamAttempt:
         self.received = 0
 
     def begin(self) -> Call:
-        """Start the speech, and return its call."""
+        """Start the speech (the endpoint's generator), and return its first step, which must be a call; it is stored."""
         call = next(self._speech)
         assert type(call) is Call, "a speech begins with a call"
         self._call = call
@@ -162,9 +160,10 @@ class StreamAttempt:
         return self._step(self._speech.send, given)
 
     def failed(self, error: CloudError, read: Read) -> AnswerPiece | Read | None:
-        """Advance the speech by a failure to read, which becomes its error unless the answer is whole. Return its next step.
+        """Tell the speech that reading failed, by raising the error in it; if the answer is whole, by the body's end instead.
 
-        A late piece within the answer becomes Unreachable, since the answer broke off.
+        Return its next step, or None: it has ended. A timeout within the answer becomes Unreachable if the next piece was late,
+        and says so if the whole answer was.
         """
         if read.over:
             return self._step(self._speech.send, None)
@@ -176,9 +175,9 @@ class StreamAttempt:
         return self._step(self._speech.throw, error)
 
     def _step(self, move: Any, given: Any) -> AnswerPiece | Read | None:
-        """Advance the speech, storing token counts, results and errors. Return its next step; None: it has ended.
+        """Advance the speech to its next step that is no token count, and return it; None: it has ended.
 
-        A CloudError is stored in `error`, not raised.
+        Token counts are stored, as is the result in `outputs`, or a CloudError in `error`, which is not raised.
         """
         try:
             step = move(given)
@@ -194,7 +193,11 @@ class StreamAttempt:
         return step  # type: ignore[no-any-return]
 
     def limit(self, read: Read) -> float:
-        """Return the instant by which the next bytes must come. A step with progress begins the time for the next anew."""
+        """Return the instant by which the next bytes must come, never after the answer's end.
+
+        A step with progress begins the time between pieces anew; after the whole answer there are at most `LINGER_S` seconds, and
+        for the reply's end a fifth of that.
+        """
         if read.over:
             self._over = min(self._over, monotonic() + LINGER_S / (5 if read.progress else 1))
             return min(self._over, self._until)
@@ -230,10 +233,10 @@ _LEFT = Unreachable("it was left before its end")
 def stream_call(
     client: HttpClient, say: Say, until: float, exchange: Exchange, cancel: StopToken | None = None
 ) -> Generator[AnswerPiece, None, Any]:
-    """Run a speech, blocking; yield the pieces of its answer, and return its outputs. Closing it early closes the connection.
+    """Run a speech (an endpoint's generator of steps), blocking; yield the pieces of its answer, and return its outputs.
 
     It has until the endpoint's own timeout to begin, with all its retries, then `between_s` for each further piece, and in all
-    until the instant `until`. There is no retry once a piece was shown.
+    until the instant `until`. There is no retry once a piece was shown. Closing it early closes the connection.
 
     Raises:
         CloudError: the speech failed; `partial` is the answer so far.
@@ -263,10 +266,12 @@ async def run(
     show: Callable[[AnswerPiece], Awaitable[None]] | None = None,
     posts: Iterator[int] | None = None,
 ) -> Any:
-    """Run the attempts of a speech, and return its outputs; see `stream_call`.
+    """Run the attempts of a speech (an endpoint's generator of steps), with retries, and return its outputs; see `stream_call`.
+
+    Each attempt is booked in the exchange before, and settled after it, also when it is cut. Secrets are masked in errors.
 
     Args:
-        client: client of the endpoint.
+        client: client of the endpoint, whose counts of bytes it changes.
         way: sender for this thread, or for an event loop, where cancelling the task closes the connection.
         say: returns a new speech, for each attempt.
         until: instant by which it must have ended.
