@@ -123,7 +123,9 @@ class Certificate(NamedTuple):
     ladder: tuple[Mapping[str, Any], ...] = ()
 
     def of_edge(self, i: int, count: int) -> Certificate:
-        """Return the certificate with the threshold and fingerprints of edge model number `i` of `count`.
+        """Return the certificate with the threshold, fingerprints and other own fields of edge model number `i` of `count`.
+
+        Itself if it is about one edge model.
 
         Raises:
             PolicyError: the guarantee is about another number of edge models together.
@@ -143,7 +145,7 @@ class Certificate(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Short form of the guarantee, as quoted in an answer's reason."""
+        """Short form of the guarantee, as quoted in an answer's reason, e.g. `loss <= 1 %, 95 % sure`."""
         what = {"max_loss": "loss", "max_error": "error", "max_defer": "deferral"}[self.kind]
         most = _percent(self.value)
         if self.metric and self.kind != "max_defer":
@@ -361,9 +363,9 @@ def _percent(share: float) -> str:
 
 
 def _differing_parts(calibrated: str, used: str) -> tuple[str, str]:
-    """Return the parts in which two fingerprints differ, words shortened to their ends.
+    """Return the parts in which two fingerprints differ: without the words that both begin or end with, each cut to its end.
 
-    The whole fingerprints if the shortened parts look the same.
+    The whole fingerprints if these parts look the same.
     """
     words = [text.split(" ") for text in (calibrated, used)]
     for end in (0, -1):
@@ -393,7 +395,10 @@ class BoundCertificate(NamedTuple):
     moved: Callable[[], str] | None = None
 
     def broken(self) -> str | None:
-        """Return in words why the certificate is not valid for this setup or at this time; None if it is valid."""
+        """Return in words why the certificate is not valid for this setup or at this time; None if it is valid.
+
+        Calls `served` and `moved`, and compares the age with the present date.
+        """
         used = self.used if self.served is None else {**self.used, "served": self.served()}
         differs = self.certificate.matches(**used, max_age_days=self.max_age_days)
         return differs or (self.moved and self.moved()) or None
@@ -433,7 +438,8 @@ def ladder_targets(targets: Sequence[Target], promises: Sequence[BoundCertificat
     Each certificate bounds the loss on inputs that reach its edge model. The whole loses at most the sum of these bounds, each
     times the share of inputs that reaches the model: the upper bounds of the deferral rates before it, multiplied. All of this
     holds jointly with a risk of at most the sum of the risks. If a model has no such certificate that holds, the labels of the
-    others say that they are about one model alone.
+    others say that they are about one model alone. Labels of one certificate about all together stay, or if it is broken for one
+    edge model, all say so.
 
     Args:
         targets: targets in the order in which they are tried, as `effective_target` returns them.

@@ -55,7 +55,11 @@ def are_detections(row: Any) -> bool:
 
 
 def are_rows_of_boxes(array: Array, labels: Sequence[Any] | None) -> bool:
-    """Return True for an array with a detector's boxes, by its numbers: as its last step gives them, or before suppression."""
+    """Return True for an array with a detector's boxes, by its numbers: as its last step gives them, or before suppression.
+
+    Finite floats whose columns fit, with sides in order, scores from 0 to 1 and whole classes. False where no number exceeds 1
+    unless it has six columns.
+    """
     if array.ndim != 2 or array.dtype.kind != "f" or not np.isfinite(array).all():  # noqa: PLR2004 - boxes and columns
         return False
     parts = _columns(array, labels, suppressed=False)
@@ -124,9 +128,10 @@ Parts = tuple[Array, Array, Array, dict[str, Any]]  # boxes [n, 4], scores [n], 
 
 
 def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Exception]) -> Parts:
-    """Return the parts of a detector's outputs. Raise `wrong` for other outputs.
+    """Return the parts of a detector's outputs, in any form that `read_boxes` takes. Raise `wrong` for other outputs.
 
-    A batch axis of 1 is dropped, and a number output cuts all parts; without classes all are 0.
+    A batch axis of 1 is dropped, a single named output is read as an array, and a number output cuts boxes, scores and classes;
+    without classes all are 0. Boxes still to be decoded by anchors raise `wrong` too, which says what to do.
     """
     more: dict[str, Any] = {}
     if isinstance(row, list) and len(row) == 1 and isinstance(row[0], Mapping) and not are_detections(row):

@@ -119,7 +119,8 @@ def of_tokens(logprobs: Sequence[float], rule: str) -> float:
 def token_logprobs(outputs: Any) -> list[float]:
     """Return the log-probabilities of an answer's tokens, without the end token's, which streams lack; [] without any.
 
-    Raises ValueError if one is no number.
+    outputs: a completion in OpenAI's JSON, a pair (text, log-probabilities), or these alone. Raises ValueError if one is no
+    number.
     """
     if isinstance(outputs, Mapping):
         try:

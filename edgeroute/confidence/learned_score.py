@@ -46,7 +46,10 @@ class Ranks:
         self._middle, self._scale = self._knots[self._last // 2], max(self._knots[-1] - self._knots[0], 1e-9)
 
     def rank_of(self, value: float) -> float:
-        """Return the rank of a value. A value outside the quantiles still ranks a little by its distance."""
+        """Return the rank of a value, interpolated between the quantiles.
+
+        A value outside them still ranks a little by its distance.
+        """
         knots, i = self._knots, bisect_right(self._knots, value) - 1
         if i < 0 or i >= self._last:
             rank = 0.0 if i < 0 else 1.0

@@ -19,7 +19,7 @@ from edgeroute.confidence.scores import NAN, SHORT, Array, Unscored, quantile, q
 from edgeroute.errors import BadReply, PolicyError
 
 TINY: Final = -745.0  # logarithm of the smallest float
-SLACK: Final = 1e-6  # tolerance of a confidence out_of_range 0..1, for rounding
+SLACK: Final = 1e-6  # tolerance of a confidence outside 0..1, for rounding
 SUM_SLACK: Final = 1e-3  # tolerance of the sum of probabilities
 SURE_SLACK: Final = 1e-4  # tolerance of the sum by which outputs are read as probabilities though nobody says so
 _EMBEDDING: Final = pattern("embed|pooler|pooled|hidden|latent|(?<![a-z])(features?|vectors?)(?![a-z])")
@@ -137,7 +137,8 @@ def read_labels(p: Array, names: Labels) -> tuple[list[Any] | None, float]:
 def read_sequence(value: Any, names: Labels, blank: int, wrong: Callable[[str], Exception]) -> tuple[Any, float]:
     """Return the labels on the best path of steps of speech or written text, joined if they are texts, and the confidence.
 
-    The confidence is the 10 % quantile of their probabilities. Raises `wrong` for other outputs than [steps, classes].
+    The confidence is the 10 % quantile of their probabilities. Numbers that are not finite give (None, `Unscored`). Raises
+    `wrong` for other outputs than floats [steps, classes], and BadReply for another number of labels.
 
     Args:
         value: outputs of one input.
@@ -183,7 +184,10 @@ def label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
 
 
 def tokens_and_logprobs(row: Mapping[Any, Any]) -> tuple[Any, Array] | None:
-    """Return the tokens of a text, and their log-probabilities; None if either is missing."""
+    """Return the first row of integers or texts, a text's tokens, and the first row of floats, their log-probabilities.
+
+    None if either is missing, or their lengths differ.
+    """
     arrays = [as_array(v) for v in row.values()]
     tokens = next((a for a in arrays if a.ndim == 1 and a.dtype.kind in "iuUS"), None)
     logprobs = next((a for a in arrays if a.ndim == 1 and a.dtype.kind == "f"), None)
@@ -245,7 +249,7 @@ def as_array(value: Any) -> Array:
 
 
 def number_of(value: Any) -> float | None:
-    """Return a value that is one number, or becomes one, as a float; None if it is not."""
+    """Return a value that is one number, or becomes one by `float`, as a float; None for texts, arrays with axes, and others."""
     if isinstance(value, str | bytes | bytearray) or getattr(value, "ndim", 0) != 0:
         return None
     try:

@@ -157,7 +157,7 @@ class Reader:
     def read_one(self, outputs: Any) -> Prediction:
         """Return the prediction for outputs of one input, with their batch axis of length 1.
 
-        A detector's outputs for one picture may lack the batch axis.
+        A detector's outputs for one picture may lack the batch axis. The first outputs settle the kind if none is set.
 
         Raises:
             BadReply: the number of outputs differs from 1.
@@ -267,10 +267,10 @@ class Reader:
             )
 
     def _large(self, row: Any, first: Any) -> Prediction:
-        """Return the prediction for outputs that are not a short row of floats.
+        """Return the prediction for outputs that are no short row of floats: boxes, labels, a number, or a long row of classes.
 
-        Empty outputs, other shapes and types are the value themselves, without confidence unless by a custom score. Empty
-        outputs beside labels raise BadReply.
+        Empty outputs, other shapes and types are the value themselves, without confidence unless by a custom score. Empty outputs
+        beside labels raise BadReply.
         """
         array = as_array(first)
         if boxes_without_batch(self.kind, first) or (self.kind is None and are_rows_of_boxes(array, self.labels)):
@@ -333,7 +333,10 @@ class Reader:
         return Prediction(self._names.named(array.reshape(-1)[0].item()), sure, row)
 
     def _value(self, row: Any) -> Prediction:
-        """Return the prediction for a regression: a float if it is one number, else the array."""
+        """Return the prediction for a regression: a float if it is one number, else the array; a tuple is (value, confidence).
+
+        Without confidence unless by a custom score.
+        """
         first = next(iter(row.values()), None) if isinstance(row, Mapping) else row
         if type(first) is tuple:
             return self._pair(first)
@@ -342,7 +345,11 @@ class Reader:
         return Prediction(value, self._custom_score(row) if self._custom is not None else None, row)
 
     def _mapping(self, row: Mapping[Any, Any]) -> Prediction | None:
-        """Return the prediction for named outputs whose names or forms tell their kind; None to read the first output."""
+        """Return the prediction for named outputs whose names or forms tell their kind; None to read the first output.
+
+        These are boxes with scores, classes with probabilities, tokens with log-probabilities if that is the kind, and a label
+        with probabilities.
+        """
         if self.kind is None and have_boxes(row):
             return self._decoded(row)
         if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
@@ -393,7 +400,10 @@ class Reader:
         return Prediction(z.index(max(z)), sure, row)
 
     def _by_class(self, p: Mapping[Any, Any], row: Any) -> Prediction:
-        """Return the prediction for a mapping from class to probability."""
+        """Return the prediction for a mapping from class to probability: the most likely class, as a label, and the confidence.
+
+        Raises BadReply if it is none of the labels.
+        """
         names = list(p)
         read = self._from_probabilities(np.array([float(v) for v in p.values()]), row)
         return Prediction(self._names.named(plain(names[read.value])), read.confidence, row)
@@ -425,7 +435,8 @@ class Reader:
     def _pair(self, row: tuple[Any, ...], outputs: Any = None) -> Prediction:
         """Return the prediction for (value, confidence), read from `outputs`; None: from the pair itself.
 
-        A custom score overrides the given confidence. Raises PolicyError for a tuple of another length.
+        A custom score overrides the given confidence. Raises PolicyError for a tuple of another length, `wrong` for an impossible
+        confidence, and BadReply for a value that is none of the labels.
         """
         if len(row) != 2:  # noqa: PLR2004 - a pair
             raise PolicyError(f"{self.name} gives (value, confidence) or a number for each class, not a tuple of {len(row)}")

@@ -102,9 +102,9 @@ class Breaker:
         return bool(allowed(self.state == "closed", self._held, now))
 
     def why(self, now: float) -> Rejection | None:
-        """Return why no request may be sent; None: one may.
+        """Return why no request may be sent now; None: one may. Changes nothing.
 
-        Open, waiting as the server demands, or half-open with a probe in progress.
+        Open, or on hold as the server asked: with the seconds that it still lasts (`Lasting`). Half-open: a probe is under way.
         """
         if self.state == "closed" and now >= self._held:  # as `allowed`, without its calls: each request asks
             return None
@@ -118,7 +118,10 @@ class Breaker:
         return Lasting.of("breaker", text, wait_s)
 
     def most(self, now: float) -> float:
-        """Return how many requests may be under way: inf at an endpoint known to be well, else the faults left until it opens."""
+        """Return how many requests may be under way: inf at an endpoint known to be well, else the faults left until it opens.
+
+        Known to be well: no fault since its last success, which is at most `WELL_S` seconds ago.
+        """
         return INF if not self._faults and now < self._well_until else self.faults_left
 
     @property
@@ -127,9 +130,9 @@ class Breaker:
         return max(1, FAULTS - self._faults)
 
     def fault(self, now: float, jitter: float) -> None:
-        """Record a failed request that is the endpoint's fault; open the breaker after enough of them.
+        """Count a failed request that is the endpoint's fault; open the breaker at the third in a row (`FAULTS`).
 
-        A no-op unless the breaker is closed.
+        A probe's success does not reset the count: after it, the first fault opens the breaker. A no-op unless it is closed.
         """
         if self.state == "closed":
             self._faults += 1  # a probe's success has not reset the count: on trial, one more fault is enough
@@ -152,7 +155,10 @@ class Breaker:
         self.state, self._due = "half-open", now + PROBE_LOST_S
 
     def probe_ended(self, now: float, ok: bool, jitter: float) -> None:
-        """Record a probe's result: close the breaker, or open it for longer. A no-op unless a probe is in progress."""
+        """Record a probe's result: close the breaker, or open it for longer. A no-op unless a probe is in progress.
+
+        Closing keeps the count of faults, so that the next fault opens it again.
+        """
         if self.state == "half-open":
             if ok:
                 self._close()
@@ -246,7 +252,10 @@ class Rate:
         self._at = 0.0
 
     def take(self, now: float, calls: int = 1) -> bool:
-        """Take that many calls, or none. Return False if the limit is reached. An instant before the last one adds nothing."""
+        """Take that many calls and return True, or take none and return False if fewer are left.
+
+        First adds those that the time since the last call has earned; an instant before that adds nothing.
+        """
         if now > self._at:
             self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
             self._at = now
@@ -256,7 +265,10 @@ class Rate:
         return True
 
     def spare_in(self, now: float, calls: int = 1) -> float:
-        """Return the seconds until a low-priority request may take that many calls and half of the burst is there; inf: never."""
+        """Return the seconds until a low-priority request may take that many calls and half of the burst is there; takes none.
+
+        0 without a limit; inf, never, for more calls than a burst.
+        """
         if self._per_s == INF or calls > self._burst:
             return 0.0 if self._per_s == INF else INF
         left = self._left + max(0.0, now - self._at) * self._per_s
@@ -316,8 +328,9 @@ class Concurrency:
     def succeeded(self, took_s: float, busy: int) -> None:
         """Record an answer and its time, with `busy` calls under way, itself included; adapt the limit after each round.
 
-        Slow rounds lower the limit; fast ones raise it by 1 if at least half of it was used. Every so many rounds the base
-        latency is measured anew.
+        A round is as many answers as the limit, 8 at least; its median counts. The first one gives the base latency. A slow one
+        lowers the limit by a fifth; a fast one raises it by 1 if at least half of it was used. Every 16 rounds one measures the
+        base anew, with a quarter of the calls; answers that waited with more than those are ignored.
         """
         if self._probing and busy > self.most:  # it waited with those that are too many by now
             return
@@ -339,7 +352,10 @@ class Concurrency:
         self._probing = self._rounds % ROUNDS == 0
 
     def failed(self, now: float) -> None:
-        """Record a fault at an instant, and lower the limit. Faults of the same moment count once: they are of one overload."""
+        """Record a fault at an instant: halve the limit, and discard the times of this round.
+
+        Faults of the same moment, within the base latency, count once: they are of one overload.
+        """
         if now < self._cut_until:
             return
         self.limit = max(LEAST, self.limit * FAULT)
@@ -363,13 +379,17 @@ def price(terms: Terms, tokens: Tokens) -> float:
 
 
 def most_under_way(rules: Admission) -> int:
-    """Return how many calls may be under way: `max_concurrent`, or the adaptive limit."""
+    """Return how many calls may be under way: the present adaptive limit for "auto", else the number in `max_concurrent`."""
     most = rules.terms.max_concurrent
     return rules.adapted.most if rules.adapted is not None else int(most)
 
 
 def behind(rules: Admission, now: float) -> Rejection:
-    """Return the rejection of a request while earlier ones wait for a place."""
+    """Return the rejection of a request that has to wait its turn, as earlier ones wait for a place.
+
+    That of `Admission.crowded` if no place is free; else one with the code of the limit in force: `max_concurrent`, or
+    `concurrency` if the limit is adaptive, or lower as the endpoint is not known to be well.
+    """
     if (crowded := rules.crowded(now)) is not None:
         return crowded
     if rules.adapted is None and most_under_way(rules) <= rules.breaker.most(now):
@@ -439,7 +459,8 @@ class Admission:
     def enter(self, slot: Hashable, now: float, calls: int = 1) -> Rejection | None:
         """Admit a request of so many calls, which occupies the slot until `leave`; or count and return the rejection.
 
-        A rejection by rate or crowd books nothing.
+        Asks in this order: the breaker, the limit of calls under way (`crowded`), the rate; a rejection takes nothing from the
+        rate.
         """
         rejection = self.breaker.why(now) or self.crowded(now) or (self._limited and self.take(now, calls)) or None
         if rejection is None:
@@ -449,7 +470,11 @@ class Admission:
         return rejection
 
     def crowded(self, now: float) -> Rejection | None:
-        """Return why no further request may be under way now; None: one may. Only the end of another changes that."""
+        """Return why no further request may be under way now; None: one may. Only the end of another changes that.
+
+        At the limit: `Crowded` if it is a number, for which a request waits; a plain rejection if it is adaptive. Also `Crowded`
+        if the endpoint is not known to be well, and others are under way.
+        """
         count = len(self.under_way)
         if count >= most_under_way(self):
             text = f"{count} calls are under way (max_concurrent)"
@@ -459,7 +484,10 @@ class Admission:
         return None
 
     def _unsure(self, count: int, now: float) -> bool:
-        """Return True if so many calls under way are too many for an endpoint that is not known to be well."""
+        """Return True if so many calls under way are too many for an endpoint that is not known to be well (`Breaker.most`).
+
+        Never if this admission is not `careful`; overdue calls, which are faults already, do not count.
+        """
         return self._careful and count > (most := self.breaker.most(now)) and count - len(self.overdue & self.under_way) > most
 
     def take(self, now: float, calls: int) -> Rejection | None:
@@ -483,10 +511,10 @@ class Admission:
         return new(Cost, (usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls))
 
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
-        """Book an attempt about to be made, or return why it may not be made.
+        """Book the cost of an attempt about to be made, and return None; or book nothing, and return why it may not be made.
 
-        A retry is also checked against the breaker and the crowd; rate and slot are `enter`'s. A rejection counts as such for a
-        first attempt only.
+        The spending limits decide. A retry is first checked against the breaker and the calls under way; rate and slot are
+        `enter`'s. A rejection is counted for a first attempt only.
 
         Args:
             cost: cost of the attempt.
@@ -532,7 +560,7 @@ class Admission:
         return before != "closed"
 
     def failed(self, now: float, jitter: float) -> bool:
-        """Record a fault. Return True if it opened the breaker. Also lowers the adaptive limit."""
+        """Record a fault: lower the adaptive limit, count it in the breaker. Return True if that opened the breaker."""
         before = self.breaker.opened
         if self.adapted is not None:
             self.adapted.failed(now)

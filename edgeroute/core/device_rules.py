@@ -103,7 +103,10 @@ class Rule(NamedTuple):
 
     @property
     def ends(self) -> float:
-        """Limit at which the rule ends, given or by default."""
+        """Limit at which the rule ends: `leave`, or by default `enter` moved by the quantity's gap; a share stays within 0..1.
+
+        0 if neither is given.
+        """
         if self.leave is not None or self.enter is None:
             return self.leave or 0.0
         low, gap = OF[self.of].low, OF[self.of].gap * (self.enter if OF[self.of].relative else 1.0)
@@ -142,7 +145,11 @@ def in_force(state: State) -> tuple[Rule, ...]:
 
 
 def _next_state(standing: Standing, reading: Reading, now_s: float) -> Standing:
-    """Return the state of one rule after a reading: changed once readings have demanded the opposite for `hold_s`."""
+    """Return the state of one rule after a reading: changed once readings have demanded the opposite for `hold_s`.
+
+    Until then the state notes since when they do; a reading that agrees with the state resets that. An unknown value changes
+    nothing.
+    """
     rule, on, since_s = standing
     value = value_of(rule, reading)
     if value is None:
@@ -178,7 +185,8 @@ class Applying(NamedTuple):
 def applying(rules: Sequence[Rule], mode: str | None) -> Applying:
     """Return which of the rules in force apply to a call; `mode`: the call's own, None: it has none.
 
-    A call's own mode overrides all rules but those of `BINDING`; and no rule sends a call that is only_edge.
+    A call's own mode overrides all rules but those of `BINDING` (heat, memory). Of rules that set a mode the first counts, and
+    none sends a call that is only_edge. The result has the reason for each that does not apply.
     """
     applied: list[Rule] = []
     by: Rule | None = None

@@ -103,7 +103,8 @@ class Failure(NamedTuple):
     def verdict(self, *, cut: bool = False, in_time: bool = False, stale: bool = False) -> Verdict:
         """Return how the end of an attempt counts for the breaker: answered, fault, late or nothing.
 
-        An unreadable reply counts only when its request ends, once.
+        answered: the endpoint rejects this input. nothing: a stale connection, a cancellation in time, or an unreadable reply,
+        which counts only when its request ends, once. late: another cancellation, or a time-out. fault: all else.
 
         Args:
             cut: True if cancelled from this side.

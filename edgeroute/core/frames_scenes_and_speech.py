@@ -36,16 +36,19 @@ class Pace:
         self.due = 0.0  # instant from which the next frame may be taken
 
     def took(self, begun: float, took_s: float) -> None:
-        """Record that an edge's run took `took_s` seconds; sets when the next frame is due."""
+        """Record that an edge's run took `took_s` seconds: smooth the latency by it, and set when the next frame is due.
+
+        That is `every_s` after the run began, or later if the edge would otherwise run more than its share of time.
+        """
         took_s = max(0.0, took_s)
         self.edge_s += (took_s - self.edge_s) * (SMOOTHING if self.edge_s else 1.0)
         rests_s = 0.0 if self._busy >= 1 else max(took_s, self.edge_s) / self._busy
         self.due = begun + max(self._every_s, rests_s)
 
     def deadline_s(self, stale_s: float) -> float | None:
-        """Return the deadline of a frame's call, by which a refinement ends about when it stops being of use; None: unknown.
+        """Return the deadline of a frame's call, by which a refinement ends about when it stops being of use; None before a run.
 
-        In steps of a fifth, so that few different deadlines are planned for. None before the first run.
+        It is `stale_s` and four times the edge's latency, rounded up to a step of a fifth, so that few deadlines are planned for.
         """
         if not self.edge_s:
             return None
@@ -145,7 +148,7 @@ class Speech:
     def hear(self, probability: float) -> Began | Ended | None:
         """Process the probability of the next window, and return its event; None: there is none. NaN counts as no speech.
 
-        A segment of the maximum length ends, and the next begins at once, with no event of its own.
+        A segment of the maximum length ends, cut, and the next begins at once, with no event of its own.
         """
         window, self._next = self._next, self._next + 1
         if self._start is None:

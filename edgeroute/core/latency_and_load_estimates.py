@@ -39,7 +39,7 @@ class Latency:
         self._weight = 1.0
 
     def add(self, seconds: float) -> None:
-        """Add one latency. Values outside 1 us .. 1,000 s are clipped. Older values lose weight."""
+        """Add one latency, clipped to 1 us .. 1,000 s; older values lose half of their weight in `HALF_LIFE` newer ones."""
         i = int(log(seconds) * _SCALE + _SHIFT) if seconds > LOWEST_S else 0
         weight, buckets = self._weight, self._buckets
         if i >= _BUCKETS:
@@ -180,7 +180,8 @@ class PowerFit:
     def extra_w(self) -> float | None:
         """Power that a run takes beside the device's idle power, watts; None: not known well enough.
 
-        None too for a slope that is not positive, or within its error.
+        None below `ENOUGH_READINGS`, if the edge was always as busy, and if the slope is not positive or within `CERTAIN` times
+        its error.
         """
         n = self._weight
         if self.readings < ENOUGH_READINGS:
@@ -240,7 +241,11 @@ class Ceiling:
         self._need = FEWEST_TRANSFERS
 
     def record_call(self, i: int, *, late: bool) -> None:
-        """Record that a call with encoding number `i` was late, or in time; lower or raise `best`."""
+        """Record that a call with encoding number `i` was late, or in time; lower or raise `best` by it.
+
+        Late: the next worse encoding becomes the best one to try, and a better one is tried again after twice as many calls in
+        time as before, 128 at most. A call late with a worse encoding than `best` only restarts that count.
+        """
         if late:
             if i >= self.best:
                 self.best, self._need = i + 1, min(2 * self._need, MOST_TRANSFERS)
@@ -427,6 +432,8 @@ def rounded_share_to_keep(load: float) -> float:
 
 def slack(deficits: Iterable[float], share: float) -> float:
     """Return by how much to lower thresholds to keep this share of the deferrals, at most as far as recent ones were below.
+
+    0 with fewer than `ENOUGH_DEFERRED` finite values. Less if equal values at the limit would keep more than the share.
 
     Args:
         deficits: how far recent deferred answers were below their thresholds, each 0 or more; with a lowered threshold, answers

@@ -101,6 +101,9 @@ class Places(NamedTuple):
 def place_targets(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload: Rule | None) -> Places:
     """Return the order with targets that are not in memory behind all others, and busy ones left out; busy edges come last.
 
+    Edges that are not in memory keep their place if there is no cloud; if all targets are busy, none is left out. Busy clouds are
+    named in `skipped` if no other cloud is left.
+
     Args:
         order: positions of the targets, in the order of the mode.
         targets: all targets.
@@ -129,7 +132,7 @@ def place_targets(order: Sequence[int], targets: Sequence[Target], facts: Facts,
 
 
 def _not_in_memory(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload: Rule | None) -> dict[int, str]:
-    """Return the edges that are not in memory, with the reason; of some use once every cloud has failed."""
+    """Return the edges that are not in memory, each with the reason: all if there is a rule `unload`, else those being loaded."""
     edges = [i for i in order if targets[i].side == "edge"]
     if unload is not None:
         return {i: f"{unload}: {targets[i].name} is unloaded" for i in edges}
@@ -168,7 +171,10 @@ LEAST_S: Final = 0.025  # minimum reserve, seconds: for starting a thread on a b
 
 
 def reserve_s(edge: Latency) -> float:
-    """Return the time that hardly any run of this edge exceeds, seconds; inf: too few runs are known."""
+    """Return the time that hardly any run of this edge exceeds, seconds; inf: too few runs are known.
+
+    Twice the longest recent run; until there are `MANY` runs also at least 20 times the median; never below 25 ms.
+    """
     if edge.count < ENOUGH_RUNS:
         return INF
     longest, median = edge.longest(RECENT), edge.quantile(0.5)
@@ -217,9 +223,9 @@ def pick_variants(
 
 
 def _pick(members: list[int], targets: Sequence[Target], facts: Facts, small: Rule | None, deadline_s: float) -> tuple[int, str]:
-    """Return one member of a group, and the reason.
+    """Return one member of a group, and the reason: the smallest if a rule asks for it, else the first that meets the deadline.
 
-    Busy or loading members count only if no other is there; if none meets the deadline, the fastest.
+    If none meets it, the fastest. Busy or loading members count only if no other is there.
     """
 
     def name(i: int) -> str:
@@ -325,7 +331,8 @@ def plan(
 
     `why_home`: reason why nothing of the request may leave, whatever its data class; empty: the egress rules decide. `arm`: name
     of the cloud on trial whose arm the request is in; empty: none. An edge's group gives one member; rules in force may change
-    mode, edges and hedges; `steps` has each decision in words.
+    mode, edges and hedges; `steps` has each decision in words. A refusal: the mode needs a side that is not there, or nothing may
+    leave and no edge may be asked (`denied`).
     """
     ruled = _applying(policy, facts, mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
@@ -441,10 +448,10 @@ def without_guarantee(promising: Labelled, label: str) -> Labelled:
 
 
 def judged_leg(plan: Plan, i: int, below: Container[int]) -> Leg:
-    """Return a leg with the label that its answer may quote.
+    """Return leg `i`, labelled `uncalibrated: ...` if the certificate of its threshold does not hold for this request.
 
-    A certificate's guarantee holds only if each edge before it answered below its threshold: none failed, was late or cancelled;
-    and if the files that were loaded are those that it is bound to. `below`: legs whose answers were below their thresholds.
+    It holds only if the loaded files are those that it is bound to (`moved` says), and each edge before it answered below its
+    threshold: none failed, was late or cancelled. `below`: legs whose answers were below their thresholds.
     """
     leg = plan.legs[i]
     if leg.moved is not None and (why := leg.moved()):
@@ -476,7 +483,10 @@ def without_first(plan_before: Plan, confidence: float | None, why: str) -> Plan
 
 
 def stays_on_device(policy: Policy, facts: Facts) -> str:
-    """Return why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may."""
+    """Return why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may.
+
+    The reason is the mode only_edge, of the policy or of a rule in force.
+    """
     ruled = _applying(policy, facts, None)
     if _mode(policy, ruled, None) != "only_edge":
         return ""
@@ -551,7 +561,11 @@ def _with_lowered_thresholds(leg: Leg, target: Target, facts: Facts, *, asks: bo
 
 
 def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: Sequence[int], deadline_s: float) -> float:
-    """Return the policy's `hedge_after` as a delay in seconds; inf if it needs latencies that are not known."""
+    """Return the policy's `hedge_after` in seconds: as given, or from the latencies of the first edge and the first cloud.
+
+    "p90" is that quantile of the edge's, "auto" the latest start that meets the deadline (`auto_hedge_s`); inf if they are not
+    known.
+    """
     rule = policy.hedge_after
     if not isinstance(rule, str):
         return rule

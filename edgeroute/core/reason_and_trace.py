@@ -18,7 +18,11 @@ VERSION = 3
 
 
 def reason(plan: Plan, outcome: Outcome) -> str:
-    """Return the route as one line, e.g. `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
+    """Return the route as one line, e.g. `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`.
+
+    Parts in order: edges judged before their run; each answer, failure and missed deadline; why a fallback stands, or that the
+    caller has left; why a text was cut off; the device's rules in force.
+    """
     started: dict[int, float] = {}
     limits: dict[int, float] = {}
     decided = set[int]()
@@ -100,7 +104,11 @@ def broken(outcome: Outcome) -> bool:
 
 
 def answer_part(plan: Plan, leg: Leg, confidence: float | None, took_s: float, threshold: float | None = None) -> str:
-    """Return the part of a reason about one leg's answer. `threshold`: that of this answer; None: that of the leg."""
+    """Return the part of a reason about one leg's answer. `threshold`: that of this answer; None: that of the leg.
+
+    The confidence against the threshold, with the threshold's label, or how it counts without one, on standby, or malformed; of a
+    cloud that needs no threshold only its time.
+    """
     if type(confidence) is Malformed:
         return f"{leg.name} failed its check ({confidence.why})"
     known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN, without an import
@@ -216,7 +224,8 @@ ALONE = 2  # number of marks in the log of a request with a single leg
 def reason_code(plan: Plan, outcome: Outcome) -> str:
     """Return the reason code of an answer, one of `CODES`; if a target failed or was not asked, the error's code.
 
-    Codes of routes without failure: confident, first, stays, below, faster, input, left.
+    Codes of routes without failure: confident, first, stays, below, malformed, faster, input, left. Of an answer that was not
+    accepted: as `_degraded_reason` says.
     """
     log, i = outcome.log, outcome.leg
     if not outcome.accepted or i is None:

@@ -98,7 +98,7 @@ class Drift:
     def bet(self, total: float, count: int, power: float = 1.0, *, fresh: float = 1.0) -> None:
         """Win or lose all bets by the mean of `count` values, each 0..1, of sum `total`; the factor is raised to `power`.
 
-        fresh: amount of a new bet that is made first.
+        Counts the values, but does not look at the alarm. `fresh`: amount of a new bet that is made first.
         """
         factors = [(1 + rate * (total / count / self.level - 1)) ** power for rate in _DRIFT_RATES]
         self._wealth = [min(MOST, (had + fresh) * factor) for had, factor in zip(self._wealth, factors, strict=True)]
@@ -198,7 +198,11 @@ class ShareTest:
         self._day, self._due, self._block, self._count, self._ones, self._values = -1, False, LONGEST, 0, 0, ""
 
     def add(self, *, one: bool, time_s: float) -> None:
-        """Add a value of that time, seconds since 1970, and update the tests and their alarms."""
+        """Add a value of that time, seconds since 1970, to the present block; a full block is first bet on, and a new one begun.
+
+        As a day begins, the length of blocks is estimated anew from recent values, and the next bet looks at the alarms and makes
+        a new bet of 1. With `independent` each value is a block, and each bet does so.
+        """
         day, second = divmod(int(time_s), _DAY_S)
         if day != self._day:
             self._day, self._due, self._block = day, self._day >= 0, int(self._independent) or block_length(self._values)
@@ -219,7 +223,7 @@ class ShareTest:
         return {"tests": {name: test.dump() for name, test in self.tests.items()}, "state": state}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
-        """Replace the state by that of a dump; a test of another level begins anew.
+        """Replace the state by that of a dump; a test of another level than the dump's keeps its own.
 
         Raises:
             ValueError: not a dump; the tests may have been loaded from it.
@@ -358,7 +362,7 @@ class UnitArmTest:
         self._begin(0)
 
     def _begin(self, period: int) -> None:
-        """Begin a period: no unit has bet."""
+        """Begin a period, by its number, with two new tests: no unit has bet, and evidence so far is dropped."""
         self._period, self._values = period, 0
         self._units: dict[str, list[float]] = {}
         self._tests = ArmTest(self._margin, self._alpha), ArmTest(self._margin, self._alpha)
@@ -370,7 +374,11 @@ class UnitArmTest:
         return 1.0 if wealth <= factor else factor / wealth
 
     def add(self, x: float, *, b: bool, unit: str) -> None:
-        """Add a value, 0..1, of a unit in arm B or A, and bet if it is the unit's first in this period or completes its mean."""
+        """Add a value, 0..1, of a unit in arm B or A, and bet if it is the unit's first in this period or completes its mean.
+
+        Begins the next period once this one is full. Values after a unit's first `EACH`, and units after the first `UNITS`, are
+        left out. Sets the alarm for good once the p-value is at most `alpha`.
+        """
         if self._values >= PERIOD * 2**self._period:
             self._begin(self._period + 1)
         self._values += 1

@@ -87,8 +87,9 @@ class Spending:
     def reserve(self, cost: Cost, now: float, limits: Limits | None = None, *, book: bool = True) -> Rejection | None:
         """Book the cost and return None; or book nothing and return the limit that forbids it, whose name is the code.
 
-        A limit already exceeded, by `add` or `settle`, does not stop a cost without a part of its kind. `limits`: those of the
-        caller, None: those of the account. book: False books nothing in any case.
+        Refused too under a limit whose earlier spending is not known. A limit already exceeded, by `add` or `settle`, does not
+        stop a cost without a part of its kind. `limits`: those of the caller, None: those of the account. book: False only asks.
+        Drops expired amounts.
         """
         windows = self._windows
         limits = up_against(self.limits, cost, self.edge_j) if limits is None else limits
@@ -147,7 +148,7 @@ class Spending:
             self._lost_at, self._lost_why = until, why
 
     def _not_known(self, window: _Window, now: float) -> str:
-        """Return why spending in a window is not known; empty: it is."""
+        """Return why earlier spending in a window is not known, and until when if that passes; empty: it is known."""
         if self.unknown:
             return self.unknown
         until = self._lost_at + window.length_s + window.width_s
@@ -261,9 +262,10 @@ class _Window:
         self.total = sum(self.loaded.values())
 
     def advance(self, amounts: dict[float, float], limit: float) -> None:
-        """Raise the current bucket's amount in `amounts` by an advance, or to the one recorded before, in place.
+        """Raise the current bucket's amount in `amounts`, in place: to that recorded before, or by an advance if it is used up.
 
-        A no-op for an empty bucket without record.
+        The advance is as much as `amounts` has, but at most 1 / `AHEAD` of the limit, and what is left of it. A no-op for an
+        empty bucket without record.
         """
         more = max(0.0, min(limit / AHEAD, sum(amounts.values()), limit - self.total))
         before, booked = self.recorded.get(self.current, 0.0), amounts.get(self.current, 0.0)
@@ -285,7 +287,7 @@ class _Window:
         return counts
 
     def refusal(self, asked: float, limit: float, now: float) -> Rejection:
-        """Return the rejection of an amount that exceeds the limit."""
+        """Return the rejection of an amount that exceeds the limit, with how long it holds if nothing else is spent."""
         room_at = self.room_at(asked, limit)
         when = "" if room_at is None else f", and such a call may be made again in {span(room_at - now)}"
         text = f"{self.name} = {limit:g} is spent ({self.total:.6g} so far, and this call takes {asked:.6g}){when}"
@@ -302,7 +304,7 @@ class _Window:
 
 
 def span(seconds: float) -> str:
-    """Return a duration in words, rounded up."""
+    """Return a duration in words, rounded up: seconds to two minutes, minutes to two hours, then hours."""
     for unit, name in ((HOUR_S, "h"), (MINUTE_S, "min")):
         if seconds > 2 * unit:
             return f"{ceil(seconds / unit)} {name}"

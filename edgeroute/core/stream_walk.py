@@ -240,7 +240,11 @@ class StreamState:
         return first
 
     def _standby_at(self) -> float:
-        """Return when a standby is started beside others; inf: only once they have ended, which leaves it its time."""
+        """Return when a standby is started beside others: the hedging delay after the beginning.
+
+        inf, only once the others have ended: if there is none, or that is later than the time it needs (`reserves`) before the
+        deadline.
+        """
         plan = self.plan
         leg = next((leg for leg in plan.legs if leg.standby), None)
         if leg is None or plan.hedge_s >= plan.deadline_s - min(plan.facts.reserves.get(leg.name, INF), plan.deadline_s / 2):
@@ -324,7 +328,11 @@ class StreamState:
         return parts[0] if parts and self.may_degrade else None
 
     def candidates(self) -> Iterator[int]:
-        """Yield the legs that may be shown now, best first: those that need not be judged, or edges if no other leg is left."""
+        """Yield the legs that may be shown now, best first: those with a piece that need not be judged, until one still judged.
+
+        Then edges that have begun: any with `restart` while nothing is shown or the leg shown has failed, and the only leg left
+        if the plan may degrade and holds no answer.
+        """
         undecided = False
         for i, state in self.states.items():
             if state.pieces and not (state.failed or state.passed_over or undecided or self.judged(i)):
@@ -393,7 +401,10 @@ class StreamWalk:
         self.outcome: Outcome | None = None
 
     def steps(self) -> Walk:
-        """Yield effects, take events, and return the outcome."""
+        """Yield effects, take events, and return the outcome: start due legs, wait for an event, act on it, until the walk ends.
+
+        An instant that has come gives up legs that are late; the deadline, or a piece that comes after it, ends the walk.
+        """
         while self.outcome is None:
             event = yield from self._start()
             if event is None:
@@ -416,7 +427,10 @@ class StreamWalk:
         return self.outcome
 
     def outcome_when_left(self, instant: float) -> Left | None:
-        """Return the outcome if the caller leaves at an instant, all legs being stopped; None if none was started."""
+        """Return the outcome if the caller leaves at an instant, all legs being stopped; None if none was started.
+
+        Logs the stopped legs. The prediction has the pieces shown so far.
+        """
         started = [mark.leg for mark in self.log if mark.kind == "start"]
         if not started:
             return None
@@ -486,9 +500,10 @@ class StreamWalk:
             self.log.append(Mark("below", i, self.stream.now, confidence))
 
     def _on_answer(self, i: int, state: LegState, answer: Prediction) -> _Steps:
-        """Judge a whole answer: show it and end the walk, or hold it.
+        """Judge a leg's whole answer, unless its beginning was: log it; show it and end the walk, or hold it.
 
-        A held answer drops legs that have not begun and had lost their time limit.
+        The last leg's is accepted whatever its confidence, if not malformed; a standby's is held. A held answer gives up legs
+        that have not begun and had lost their time limit.
         """
         leg = self.stream.legs[i]
         if state.accepted is None and leg.thresholds:

@@ -253,6 +253,9 @@ def outcome_when_left(log: list[Mark], emitted: Sequence[Emit], begun: float, in
 def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = False, log: list[Mark] | None = None) -> Walk:
     """Route one input along the plan, beginning at the instant `begun`; yields effects, and returns the outcome.
 
+    The first accepted answer ends it, and the running legs are cancelled. Else it ends at the deadline, when no leg is left, or
+    at a fatal failure with no answer held: with the best answer that was not accepted, a part that had arrived, or none.
+
     Args:
         plan: the plan.
         begun: instant at which it begins.
@@ -350,9 +353,11 @@ def _at_once(plan: Plan) -> tuple[Leg, ...]:
 def _next(
     legs: tuple[Leg, ...], pending: list[int], running: list[int], held: dict[int, Prediction], begun: float, started: float
 ) -> tuple[int, float]:
-    """Return the pending leg that starts next, and its start; `begun`: it may start at once.
+    """Return the pending leg that starts next, and the instant; `begun`: at once.
 
-    A standby starts no earlier than its `start_by_s` beside others.
+    The first starts at once if no leg but standbys runs, unless it is a standby itself and an answer is held. Otherwise the
+    earlier of its hedging delay after `started`, the last start, and of the `start_by_s` of a standby or of an edge that is not
+    in memory.
     """
     first = pending[0]
     if not running and not (held and legs[first].standby):
