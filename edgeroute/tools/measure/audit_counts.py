@@ -1,6 +1,7 @@
-"""Counts of audits, and what they certify at any look: the lowest of fixed thresholds whose loss is within a limit.
+"""Counts of audits (`LossCounts`), and what they certify at any look: the lowest of fixed thresholds that keeps a limit of loss.
 
-A device adds 1 to a number of its state file for each audit (`Auditor`); numbers of processes and devices are added up.
+A device adds 1 to a number of its state file for each audit (`Auditor`), which compares an answer with the cloud's; numbers of
+processes and devices are added up.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ class LossCounts:
         return self.numbers.total()
 
     def count(self, confidence: float | None, loss: int, rate: float = 1.0) -> None:
-        """Count an example. confidence: None or NaN: no threshold accepts it."""
+        """Count an example in memory. confidence: None or NaN: no threshold accepts it."""
         index = -1 if confidence is None else sum(confidence >= threshold for threshold in GRID) - 1
         self.numbers[rate, index, loss] += 1
 
     def add(self, other: LossCounts) -> None:
-        """Add the counts of another process or device, of the same beginning."""
+        """Add the counts of another process or device, of the same beginning, to these in place."""
         self.numbers.update(other.numbers)
         self.alarms = max(self.alarms, other.alarms)
         self.begun = max(self.begun, other.begun)
@@ -87,7 +88,7 @@ class LossCounts:
         return grown and (self.begun, rates) == (earlier.begun, earlier_rates)
 
     def accepted(self, index: int) -> tuple[int, int, int]:
-        """Return the numbers of examples, harms and wins that a threshold accepts."""
+        """Return the numbers of examples, harms and wins that the threshold at this index of `GRID` accepts; -1: all."""
         by_loss = Counter[int]()
         for (_, i, loss), number in self.numbers.items():
             by_loss[loss] += number * (i >= index)
@@ -102,7 +103,7 @@ class LossCounts:
         return -log(risk * FIRST) - (self.alarms + max(0, len(rates) - 1)) * log(1 - FIRST**0.5)
 
     def needed(self, limit: float, risk: float) -> int:
-        """Return the number of examples of one rate that certify the highest threshold, without a harm."""
+        """Return the number of examples, all drawn at one rate, that certify the highest threshold if there is no harm."""
         least, enough = self.least(risk), 1
         while log_evidence(limit, (1.0, enough, 0, 0)) < least:
             enough *= 2

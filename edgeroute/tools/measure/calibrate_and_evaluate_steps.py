@@ -88,7 +88,7 @@ def _unpacked(X: Any, y: Any, fitted: Sequence[str] | None = None) -> tuple[Any,
     """Return the inputs and labels of a table (pandas, Hugging Face) or of a data set of pairs (torch); others unchanged.
 
     A row of numbers becomes an array, and a row of one column its value. With names of fitted columns, an array has these columns
-    in this order, and a row with text becomes a mapping.
+    in this order, and a row with text becomes a mapping. Reads all rows of a table or data set.
 
     Raises:
         BadInput: a table lacks a column, or has text and no fitted columns; or pairs have labels, and there are others in y.
@@ -141,7 +141,7 @@ def _is_pair(row: Any) -> bool:
 def _length(X: Any) -> int:  # noqa: N803
     """Return the number of inputs of X, a sequence or array, or a mapping of columns, by its columns' length.
 
-    Raises `BadInput` for all else, as iterators, and for columns that differ in length.
+    Raises BadInput for all else, as iterators, and for columns that differ in length.
     """
     if is_read_once(X):
         raise BadInput(f"{WANTED}; not an iterator ({class_name(X)}), which can be read only once: pass list(X)")
@@ -230,10 +230,10 @@ def checked_request(
     score: str | Score | None,
     ood: bool,
 ) -> Target:
-    """Validate the arguments of a calibration and return the target.
+    """Validate the arguments of a calibration and return them as its target.
 
     Raises:
-        PolicyError: they are invalid.
+        PolicyError: there is not one limit, a number is no share, there is no such score, or arguments exclude each other.
     """
     kind, value, _ = checked_target(max_loss, max_error, max_defer, sure)
     if per_class and kind == "max_defer":
@@ -323,7 +323,13 @@ def evaluation(
     policy: str,
     **reading: Any,
 ) -> Steps[EvaluationResult]:
-    """Collect examples and evaluate the threshold in force; see `Router.evaluate`. reading: options of `_examples`."""
+    """Collect examples and evaluate the threshold in force on them; see `Router.evaluate`. reading: options of `_examples`.
+
+    Runs the edge models, asks the cloud if `ask_cloud` and there is one, and reads the models' files.
+
+    Raises:
+        PolicyError: there is no threshold to evaluate, or a number is invalid; others as `collect`.
+    """
     for name, value in (("edge_usd", edge_usd), ("edge_joules", edge_joules)):
         if value is not None:
             check_number(name, value)
@@ -352,9 +358,9 @@ def _examples(
     groups: Any = None,
     on_demand: bool = False,
 ) -> Steps[tuple[list[Any], list[Any] | None, list[Examples], list[str]]]:
-    """Collect the examples of each edge model, with progress, and return inputs, labels, and the examples with notes.
+    """Read the inputs and collect the examples of each edge model, with progress; return inputs, labels, examples and notes.
 
-    The notes are on dropped inputs.
+    Runs the edge models, and asks the cloud if `ask_cloud`; errors as `rows` and `collect`. The notes are on dropped inputs.
 
     on_demand: True leaves the labels out of the examples: some may be None.
     """
@@ -426,7 +432,10 @@ def _without_hash(calls: DirectCalls) -> list[str]:
 
 
 def _uncounted(certificate: Certificate, used: Mapping[str, str], notes: list[str]) -> str:
-    """Return why a router with these fingerprints will call the certificate uncalibrated, and append a note; else empty."""
+    """Return why a router with these fingerprints will call the certificate uncalibrated, and append a note to `notes`.
+
+    Else empty.
+    """
     if not any(UNIDENTIFIED in text for name, text in used.items() if name != "score"):
         return ""
     broken = BoundCertificate(certificate, {k: v for k, v in used.items() if k != "score"}, INF).broken() or ""
@@ -437,7 +446,7 @@ def _uncounted(certificate: Certificate, used: Mapping[str, str], notes: list[st
 def certify_ladder(
     calls: DirectCalls, parts: Sequence[Examples], want: Target, notes: Sequence[str], *, policy: str = ""
 ) -> CalibrationResult:
-    """Calibrate all edge models together on their examples, and return the result. Reads the models' files.
+    """Calibrate all edge models, asked one after the other, together on their examples, and return the result. Reads their files.
 
     Raises:
         NotEnough: there are too few.
@@ -464,7 +473,10 @@ def certify_ladder(
 def _evaluate_ladder(
     calls: DirectCalls, parts: Sequence[Examples], certificate: Certificate | None, *, policy: str = ""
 ) -> Evaluation:
-    """Evaluate the thresholds in force on the examples of all edge models; without one every answer is accepted."""
+    """Evaluate the thresholds in force on the examples of all edge models; without one every answer is accepted.
+
+    certificate: the one about all of them together; None: there is none.
+    """
     each = [evaluate_examples(calls, part, number=number) for number, part in zip(calls.numbers, parts, strict=True)]
     score = ", ".join(dict.fromkeys(score_name(calls.snapshot.specs[number][3]) for number in calls.numbers))
     result = _ladder(calls, parts, [one.threshold for one in each], [one.accepted for one in each], policy, score)
@@ -476,7 +488,10 @@ def _evaluate_ladder(
 def _ladder(
     calls: DirectCalls, parts: Sequence[Examples], thresholds: Sequence[float], accepts: Sequence[Any], policy: str, score: str
 ) -> Evaluation:
-    """Return the evaluation of several edge models together. accepts: [n] of each, True where its answer is accepted."""
+    """Return the evaluation of several edge models together, of which the first to accept answers.
+
+    accepts: [n] of each, True where its answer is accepted.
+    """
     result = _evaluation(calls, joined(parts, accepts), 1.0, policy, score)
     names = ", ".join(calls.backend(number).model.name for number in calls.numbers)
     return result._replace(names=result.names._replace(edge=names, edge_bytes=None), ladder=tuple(thresholds))
@@ -525,7 +540,10 @@ def answer_notes(evaluation: Evaluation) -> list[str]:
 
 
 def _evaluation(calls: DirectCalls, examples: Examples, threshold: float, policy: str, score: str) -> Evaluation:
-    """Return the evaluation of a threshold with the names, prices and arms of the router."""
+    """Return the evaluation of a threshold with names, prices and trial arms of the router, and today's date.
+
+    Reads the file's size.
+    """
     model, clouds = calls.runner.model, calls.clouds
     path = Path(member(model, "path") or "")
     names = Names(

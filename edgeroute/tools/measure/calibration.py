@@ -1,6 +1,6 @@
-"""Calibration of a deferral threshold with a statistical guarantee, and cross-fitted scores for it.
+"""Calibration of a deferral threshold with a statistical guarantee (`calibrate`), and cross-fitted scores for it (`crossfit`).
 
-The tests are in fixed_sequence.py.
+Checks of their arguments, and intervals of the deferral rate, are here too; the tests are in fixed_sequence.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LONGEST = 60  # most characters of a metric's name
 def checked_target(
     max_loss: float | None, max_error: float | None, max_defer: float | None, sure: float | None
 ) -> tuple[Kind, float, float | None]:
-    """Validate the guarantee and return its kind, its limit, and the risk that it does not hold.
+    """Validate the guarantee and return its kind, its limit, and the risk that it does not hold: 1 - `sure`.
 
     The risk is None for a guarantee on average.
 
@@ -62,7 +62,7 @@ def checked_target(
 
 
 def _percent(value: object) -> str:
-    """Return a percentage's share after a colon, as for 5 and "5%"; empty for other values."""
+    """Return a hint, after a colon, on the share that a percentage is, as for 5 and "5%"; empty for other values."""
     text = str(value)
     with suppress(ValueError):
         number = float(text.rstrip("% "))
@@ -342,7 +342,8 @@ def crossfit(
 ) -> Floats:
     """Fit on k - 1 folds, score the fold left out, and return the out-of-fold scores [n] of n examples.
 
-    Scores of training examples are biased, and the guarantee would be violated more often than stated.
+    Calls `fit` once for each fold. Scores of training examples are biased, and the guarantee would be violated more often than
+    stated.
 
     Args:
         fit: takes indices of training examples; returns a function from indices to scores.
@@ -427,7 +428,7 @@ def _by_chance(area: Area, kind: Kind, value: float, edge: Floats | None, cloud:
 def accuracies(
     accepted: NDArray[np.bool_], edge: Floats | None, cloud: Floats | None, weights: Floats | None
 ) -> dict[str, float]:
-    """Return the mean correctness of edge, cloud, accepted answers and cascade, without what is unknown or empty."""
+    """Return the mean correctness of edge, cloud, accepted answers and cascade by name, without what is unknown or empty."""
     means = {name: weighted_mean(right, weights) for name, right in (("edge", edge), ("cloud", cloud)) if right is not None}
     if edge is not None:
         if accepted.any():

@@ -60,9 +60,10 @@ def certify_together(
     fingerprints: Callable[[Sequence[float]], Sequence[Mapping[str, str]]],
     notes: list[str],
 ) -> Certificate:
-    """Return the certificate of the thresholds of several edge models, whose loss against the cloud is that of all together.
+    """Find a threshold for each of several edge models, asked one after the other, and return the certificate of all together.
 
-    Without labels, correct means that an edge model and the cloud agree.
+    Its loss against the cloud is that of all of them. Without labels, correct means that an edge model and the cloud agree.
+    Thresholds are chosen on a part of the examples, and tested on the others.
 
     Args:
         parts: examples of each edge model, on the same inputs, whatever the models before it accept.

@@ -103,7 +103,7 @@ def audited_examples(
 
 
 def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
-    """Draw the indices of a sample in which each request is equally likely; the same requests for each edge model.
+    """Draw the indices of a sample in which each request is equally likely, by hashes: the same requests for each edge model.
 
     Args:
         drawn: [n], the probability with which each was drawn.
@@ -118,7 +118,7 @@ def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
 
 
 def counts_of(audits: Audited) -> LossCounts:
-    """Return the counts of audits."""
+    """Return the counts of audits, as of one rate of drawing: harms where edge and cloud disagree, no wins; and their alarms."""
     counts, score = LossCounts(), audits.examples.score
     counts.alarms = audits.alarms
     index = np.where(np.isnan(score), -1, np.searchsorted(GRID, score, "right") - 1)
@@ -250,7 +250,8 @@ def fit_score(
     The threshold is thus calibrated on other fits than the deployed one; the error is their difference, where in-sample scores
     would be biased.
 
-    Falls back to msp, with the reason, if there is too little to learn from, in all examples or in a fold.
+    Falls back to msp (the highest class probability), with the reason, if there is too little to learn from, in all examples or
+    in a fold.
 
     Args:
         outputs: [n, classes], the edge's logits.
@@ -430,7 +431,7 @@ def verdicts(evaluation: Evaluation) -> list[Verdict]:
 
 
 def _verdict(evaluation: Evaluation, certificate: Certificate, where: str, rows: Bools, risk: float) -> Verdict | None:
-    """Return the verdict on some rows; None if they cannot measure it, or none counts."""
+    """Return the verdict on some rows, by the kind of the guarantee; None if they cannot measure it, or no row counts."""
     accepted = evaluation.accepted
     edge, agree = evaluation.edge_right, evaluation.examples.agree
     if certificate.kind == "max_defer":

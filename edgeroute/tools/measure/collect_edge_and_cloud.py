@@ -1,6 +1,7 @@
-"""Collection of examples: runs the edge models and asks the cloud on inputs, as steps of a call; answers, latency and cost.
+"""Collection of examples (`collect`): runs the edge models and asks the cloud on inputs, as steps of a call; times and costs.
 
-Recorded outputs become examples as well. The cloud is asked under egress rules, limits and ledger.
+Recorded outputs become examples as well (`recorded_examples`). `DirectCalls` asks the cloud under egress rules, limits and
+ledger.
 """
 
 from __future__ import annotations
@@ -126,7 +127,10 @@ class DirectCalls:
         return fingerprints(self.snapshot._replace(targets=self._targets), self.number)
 
     def together(self, thresholds: Sequence[float]) -> list[dict[str, str]]:
-        """Return for each edge model the fingerprints of a certificate about all together, with these thresholds. Reads files."""
+        """Return for each edge model the fingerprints of a certificate about all of them together, with these thresholds.
+
+        Reads files.
+        """
         limits = dict(zip(self.numbers, thresholds, strict=True))
         targets = tuple(t._replace(threshold=limits.get(i), thresholds={}) for i, t in enumerate(self._targets))
         snapshot = self.snapshot._replace(targets=targets, certificates=(None,) * len(targets))
@@ -137,7 +141,7 @@ class DirectCalls:
         return cast("EdgeBackend", self.snapshot.backends[number])
 
     def ready(self) -> Steps[None]:
-        """Load the edge models.
+        """Load the edge models, in a thread, without a time limit.
 
         Raises:
             ModelError: one cannot be used.
@@ -146,7 +150,11 @@ class DirectCalls:
             yield Block(partial(self.backend(number).ready, INF), INF)
 
     def run(self, x: Any, number: int | None = None) -> Steps[Walked]:
-        """Run the edge model, or an earlier one by its position, on one input; errors are in the walk, not raised."""
+        """Run the edge model, or an earlier one by its position, on one input; its errors are in the walk, not raised.
+
+        Raises:
+            Closed: the router is closed.
+        """
         plan = checked_plan(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
         leg = next(leg for leg in plan.legs if leg.target == (self.number if number is None else number))
         leg = leg._replace(final=True, standby=False, hedge_after_s=INF, start_by_s=INF)
@@ -161,7 +169,10 @@ class DirectCalls:
         return prediction is not None and acceptable(leg_with_threshold, prediction)
 
     def classes(self, inputs: Sequence[Any], named: str | None) -> list[str | None]:
-        """Return the data class of each input, by the application's function, if there is one, and by the named class."""
+        """Return the data class of each input, by the application's function, which is called for each, and the named class.
+
+        Without such a function it is the named class.
+        """
         egress = self.snapshot.egress
         if egress.data_class is None:
             return [named] * len(inputs)
@@ -191,10 +202,13 @@ class DirectCalls:
     ) -> Steps[list[Walked]]:
         """Send inputs to the clouds together, once their rate allows it; half of the rate stays free for other calls.
 
+        Waits without a limit, and looks once a second if the router was closed. Failures are in the walks, not raised.
+
         edge: the edge's answers, for clouds that take them along; None: there are none.
 
         Raises:
             Closed: the router was closed while it waited.
+            MayNotLeave, PolicyError: see `may_leave`.
         """
         while (wait_s := max((_spare_in(cloud, len(inputs)) for cloud in self.clouds), default=0.0)) > 0:
             yield Pause(min(wait_s, LOOK_S))
@@ -208,8 +222,10 @@ class DirectCalls:
     def _walk(self, plan: Plan, inputs: Sequence[Any], edge: Sequence[Prediction | None] | None = None) -> Steps[list[Walked]]:
         """Run requests of this plan and return their walks; counts and costs are booked with the engine.
 
+        Several become one batch, with its id.
+
         Raises:
-            Closed: the router is closed.
+            Closed: the router is closed, or was closed meanwhile and some request has no accepted answer.
         """
         self._check_open()
         engine = self._engine
@@ -238,7 +254,7 @@ class DirectCalls:
 def _spare_in(cloud: CloudBackend, inputs: int) -> float:
     """Return the seconds until a cloud's rate allows so many inputs beside other calls.
 
-    0 also if nothing may be sent; inf: never.
+    0 also if nothing may be sent; inf: never. Takes the guard's lock.
     """
     guard, call_count, now = cloud.guard, cloud.calls(inputs), monotonic()
     with guard.lock:
@@ -356,7 +372,10 @@ def _examples(
     reader: Reader, edge: Sequence[Prediction], cloud: Sequence[Prediction] | None, labels: list[Any] | None,
     outputs: Floats | None, **measured: Any,
 ) -> Examples:  # fmt: skip
-    """Return examples of these answers, compared with each other and the labels. measured: further fields of `Examples`."""
+    """Return examples of these answers, all in one spelling, with notes on that. measured: further fields of `Examples`.
+
+    Raises BadInput if no answer of a side can be a label.
+    """
     values = None if cloud is None else [prediction.value for prediction in cloud]
     edge_values, cloud_values, labels, notes = _matched([prediction.value for prediction in edge], values, labels, reader.labels)
     logits = _as_logits(reader, outputs)
@@ -395,6 +414,8 @@ def recorded_examples(
 
 def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int, first: int = 0) -> list[Any]:
     """Convert n labels to the values a model with these class names returns; a number is a class index.
+
+    Without names they stay as they are, whole floats as int.
 
     first: number of the first label, for errors.
 
@@ -454,7 +475,7 @@ def _matched(
 
 
 def _note_unknown(known: Iterable[Any], side: str, answers: list[Any], notes: list[str]) -> None:
-    """Append a note if many answers are none of the known labels."""
+    """Append a note to `notes` if many answers of a side, but not all, are none of the known labels."""
     forms = {label_form(label) for label in known}
     unknown = [answer for answer in answers if label_form(answer) not in forms]
     if FEW_UNKNOWN * len(answers) < len(unknown) < len(answers):
@@ -462,7 +483,7 @@ def _note_unknown(known: Iterable[Any], side: str, answers: list[Any], notes: li
 
 
 def _in_form_of(match: Callable[[Any], Any], head: str, values: list[Any] | None, notes: list[str]) -> list[Any] | None:
-    """Return the values in the spelling of `match`; append a note, which begins with `head`, if some differ."""
+    """Return the values in the spelling of `match`, None for None; append a note, which begins with `head`, if some differ."""
     if values is None:
         return None
     labels = [match(value) for value in values]
@@ -532,7 +553,10 @@ class _Reply(NamedTuple):
 
 
 def _reaches(calls: DirectCalls, i: int, x: Any) -> Steps[bool]:
-    """Run the edge models before it on input number `i`, and return True if they all defer it; raise an error of one."""
+    """Run the edge models before the first of the calls on input number `i`, and return True if they all defer it.
+
+    Raises the error of one that fails, with the number in its text.
+    """
     for number in calls.before:
         walk = yield from calls.run(x, number)
         if walk.outcome.prediction is None:
@@ -599,6 +623,8 @@ class _CloudAnswers:
     def ask(self, rows: Sequence[int]) -> Steps[None]:
         """Send these inputs together, and again each alone that got no answer; store answers and costs, report progress.
 
+        Inputs of different data classes are sent one by one.
+
         Raises:
             NoAnswer: too many got no answer.
             PolicyError: the policy forbids it, for every input alike.
@@ -634,7 +660,7 @@ class _CloudAnswers:
                 self._leave_out()
 
     def _leave_out(self) -> None:
-        """Drop an input without an answer; raise `NoAnswer` if there are too many."""
+        """Count an input without an answer as dropped; raise `NoAnswer` if there are too many, or no answer at all so far."""
         self._error_of += 1
         self._asked += 1
         self._advance(1)
@@ -648,9 +674,9 @@ class _CloudAnswers:
 
 
 def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
-    """Decode recorded outputs [n, classes]; raise `BadInput` for another form, or if no row has an answer.
+    """Decode recorded outputs [n, classes]; raise BadInput for another form, or if no row has an answer.
 
-    Also for probabilities where the reader expects logits.
+    It is raised for probabilities, too, where the reader expects logits.
     """
     array = np.asarray(outputs)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:  # noqa: PLR2004 - examples and classes

@@ -25,7 +25,7 @@ def least_n(rate: float, delta: float) -> int:
 
 @lru_cache(maxsize=32)
 def most_of_each(n: int, rate: float, delta: float) -> Ints:
-    """Return [n + 1]: for m = 0..n the largest k with P(Bin(m, rate) <= k) <= delta, read-only."""
+    """Return [n + 1]: for m = 0..n the largest k with P(Bin(m, rate) <= k) <= delta, -1 for none; cached and read-only."""
     limits = np.empty(n + 1, np.int64)
     k, below, here, above = -1, 0.0, 0.0, 1.0  # P(Bin <= k), P(Bin = k), P(Bin = k + 1), at m
     for m in range(n + 1):
@@ -41,7 +41,7 @@ def most_of_each(n: int, rate: float, delta: float) -> Ints:
 
 @lru_cache(maxsize=64)
 def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
-    """Return [wins + 1]: for each number of wins the critical number of harms, by likelihood ratio (LR-BB), read-only."""
+    """Return [wins + 1]: for each number of wins the critical number of harms, by likelihood ratio (LR-BB); cached, read-only."""
     gamma = delta * GAMMA
     grid = list(nuisance_grid(n, eps, gamma, 2 * wins + ceil(n * eps)))
     top = grid[-1][0]
@@ -89,7 +89,7 @@ def _xlogy(x: Ints, y: Floats) -> Floats:
 
 @lru_cache(maxsize=64)
 def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
-    """Return [events + 1]: for each number of harms plus wins the critical value of harms - wins (D-BB), read-only."""
+    """Return [events + 1]: for each number of harms plus wins the critical value of harms - wins (D-BB); cached, read-only."""
     gamma = delta * GAMMA
     reaches, limits = [], []
     for q, reach in nuisance_grid(n, eps, gamma, events):

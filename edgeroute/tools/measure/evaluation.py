@@ -1,4 +1,7 @@
-"""Evaluation of a threshold on examples: accuracy, deferral, latency and cost, with intervals. Shares are 0..1."""
+"""Evaluation of a threshold (`Evaluation`) on examples (`Examples`): accuracy, deferral, latency and cost, with intervals.
+
+Shares are 0..1. Doubts about the cloud as the reference, and score bins for the calibration error, are here too.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +73,8 @@ def is_right(answer: Any, label: Any) -> bool:
 
 def label_matcher(names: Sequence[Any] | None, answers: Iterable[Any]) -> Callable[[Any], Any]:
     """Return a function that replaces an answer or a label by the first spelling of its form; others are unchanged.
+
+    Labels have one form if they differ in spelling alone, as 1, 1.0 and "1".
 
     Args:
         names: names of the edge's classes, which are the spellings; None: unknown.
@@ -315,7 +320,7 @@ class Evaluation(NamedTuple):
     def area(self) -> Area | None:
         """Return the area under the score's deferral curve, 0 random and 1 an oracle; None if correctness is unknown.
 
-        Without the cloud it is measured by the edge's errors.
+        None also for several edge models together. Without the cloud it is measured by the edge's errors.
         """
         edge, cloud = self.edge_right, self.cloud_right
         return (

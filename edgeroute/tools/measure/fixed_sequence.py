@@ -1,4 +1,4 @@
-"""Fixed-sequence testing of candidate thresholds (risk control), by betting, or by the exact tests of critical_counts.py.
+"""Lowest threshold that a guarantee allows (`lowest_threshold`), by fixed-sequence tests: by betting, or on critical_counts.py.
 
 Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis "the
 guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no correction for
@@ -175,9 +175,9 @@ def lowest_threshold(
     groups: Ints | None = None,
     read: Callable[[Ints], Floats] | None = None,
 ) -> Step:
-    """Test the thresholds of one class, or of all examples, and return the lowest that passes.
+    """Test the thresholds of one class, or of all examples, and return the lowest that passes; inf if none does.
 
-    There must be enough examples for the first test.
+    There must be enough examples for the first test. max_defer raises PolicyError if too many have no score.
 
     Args:
         kind: kind of the guarantee.
@@ -232,6 +232,8 @@ def _blocks_within_max_loss(all_units: Units, ends: Ints, eps: float, delta: flo
 def accept_losses(losses: Floats, eps: float, delta: float, *, sized: bool, wins: bool) -> tuple[int, str]:
     """Return the number of leading steps whose mean loss passes the max_loss test, and its name, as for blocks of scores.
 
+    Random orders and roundings are the same at each call.
+
     losses: [steps, units], -1..1.
     """
     n = losses.shape[1]
@@ -261,7 +263,7 @@ def relative_method(n: int, eps: float, delta: float, *, wins: bool) -> str:
 
 
 def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: float) -> int:
-    """Return the number of leading blocks that pass the max_loss test. h, w: cumulative harms and wins [blocks]."""
+    """Return the number of leading blocks that pass the max_loss test `method`. h, w: cumulative harms and wins [blocks]."""
     if method == "CP-harm":
         return passed(h <= critical_count(n, eps, delta))
     if method == "D-BB":

@@ -90,7 +90,7 @@ class FleetTrial(NamedTuple):
 
 
 def settings_of(stored: Any) -> Settings | None:
-    """Read the settings that a router stored with a trial; None if they are invalid."""
+    """Read the settings that a router stored with a trial; None if one is missing, no number, or not from 0 to 1."""
     try:
         a, b = stored["models"]
         numbers = [float(stored[name]) for name in ("share", "more_errors", "more_deferred", "more_differs", "alpha")]
@@ -176,7 +176,10 @@ def _base(measure: str) -> str:
 
 
 def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) -> ArmStats:
-    """Return the results of one arm over all devices; p99 is that of the median device."""
+    """Return the results of one arm over all devices, with the wider of exact and resampled intervals.
+
+    P99 is the median device's.
+    """
     here, edge = table["requests"] > 0, devices[0].settings.side == "edge"
     drawn = _resampled({name: column[here] for name, column in table.items()})
     total = {name: float(column.sum()) for name, column in table.items()}
@@ -207,7 +210,10 @@ def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) ->
 
 
 def _resampled(table: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Return sums of an arm over devices drawn with replacement, [RESAMPLES]; the plain sum of a single device."""
+    """Return sums of an arm over devices drawn with replacement, [RESAMPLES], the same at each call.
+
+    Of a single device, or none, the plain sum.
+    """
     count = len(table["requests"])
     if count < 2:  # noqa: PLR2004 - a single device tells nothing about others
         return {name: np.full(1, column.sum()) for name, column in table.items()}

@@ -1,4 +1,7 @@
-"""Results of an edge model on a log's requests: appended lines of JSON with hashes, confidences and grades to resume from."""
+"""Results of an edge model on a log's requests (`Result`), and their file of JSON lines (`Results`), from which a run resumes.
+
+The file has hashes, confidences and grades, and no texts; one process at a time has it, by a lock file beside it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ class Result(NamedTuple):
 
 
 class Results:
-    """File of results, open for appending by one process. Without a path they are in memory alone.
+    """File of results, open for appending by one process, which holds its lock file. Without a path they are in memory alone.
+
+    A partial last line, as of a killed process, is cut off at opening.
 
     Args:
         path: path of the file, which is created with access for its owner alone; None: no file.
@@ -72,7 +77,14 @@ class Results:
             raise
 
     def _read(self, path: Path, setup: str) -> int:
-        """Read the results of an earlier run; return the bytes up to the last whole line. A damaged line is ignored."""
+        """Read the results of an earlier run into `known`, and return the bytes up to the last whole line.
+
+        Lines that are no valid result are ignored. 0 if there is no file, or only part of a first line.
+
+        Raises:
+            BadInput: the file's first line has another setup, or is none of this command.
+            OSError: the file cannot be read.
+        """
         try:
             file = open_file(path)
         except FileNotFoundError:
@@ -96,11 +108,13 @@ class Results:
 
     @staticmethod
     def _head(setup: str) -> bytes:
-        """Return the first line of a file."""
+        """Return the first line of a file, as JSON: the version of its form, and the setup."""
         return json.dumps({MARK: VERSION, "setup": setup}).encode() + b"\n"
 
     def add(self, identity: str, result: Result) -> None:
-        """Append a result; it survives the end of this process.
+        """Store a result in `known`, its time rounded to microseconds, and append it to the file, if there is one.
+
+        The line is handed to the system at once: it survives the end of this process, but perhaps not a power cut.
 
         Raises:
             BadInput: the file cannot be written.
@@ -117,20 +131,20 @@ class Results:
         self.known[identity] = result
 
     def _write(self, line: bytes) -> None:
-        """Append a line, and hand it to the system."""
+        """Append a line to the open file, and hand it to the system, without fsync. Raises OSError."""
         assert self._file is not None
         self._file.write(line)
         self._file.flush()
 
     def _unusable(self, error: OSError) -> BadInput:
-        """Return the error of a file that the system does not read or write."""
+        """Return, without raising it, the error of a file that the system does not read or write."""
         return BadInput(
             f"{self._path} cannot be used for the results: {error.strerror or clean(error)}; make room or give another "
             "--out; the results so far count in the next run"
         )
 
     def close(self) -> None:
-        """Close the file and release it."""
+        """Close the file, ignoring what a full disk has not taken, and release its lock; nothing if there is none."""
         if self._file is not None:
             with suppress(OSError):  # what a full disk has not taken
                 self._file.close()
@@ -139,7 +153,7 @@ class Results:
 
 
 def _object(line: bytes) -> dict[str, Any]:
-    """Parse a line of JSON; return an empty mapping for anything else."""
+    """Parse a line of JSON; return an empty mapping for anything that is no object."""
     try:
         record = parse_json(line)
     except ValueError:
@@ -148,7 +162,7 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _result(record: dict[str, Any]) -> Result | None:
-    """Return the result of a record; None if it is damaged."""
+    """Return the result of a record; None without an ID, with a number that is not finite or out of range, or another type."""
     confidence, grade, took_s, why = (record.get(name) for name in ("confidence", "grade", "took_s", "why"))
     numbers = [grade, took_s, *([] if confidence is None else [confidence])]
     if not isinstance(record.get("id"), str) or not all(type(x) in {int, float} and isfinite(x) for x in numbers):

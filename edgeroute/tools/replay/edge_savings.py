@@ -1,6 +1,7 @@
-"""Savings estimate from the log of one model: an edge model answers a sample of its requests here, and is compared with it.
+"""Savings estimate from one model's log (`edge_saving`): an edge model answers a sample here, and judges compare the answers.
 
-A judge, if there is one, is sent both answers, under the router's egress rules, limits and ledger.
+A judge that is the cloud is sent both answers, under the router's egress rules, limits and ledger. The estimate as text is here
+too.
 """
 
 from __future__ import annotations
@@ -58,12 +59,15 @@ Judge = Callable[["logs.Logged", Said], float]  # function that returns the grad
 
 
 def run_steps(steps: Steps[T], router: Router) -> T:
-    """Run steps of a call in this thread, and return their result."""
+    """Run steps of a call to their end in this thread, with the network calls that they make, and return their result."""
     return blocking.run_to_end(pump(steps, router.engine))
 
 
 def said_by(prediction: Prediction) -> Said:
-    """Return the text and tool calls of a prediction; a value of another type is its text."""
+    """Return the text and tool calls of a prediction whose outputs are a completion's body; else its value as text, no calls.
+
+    None as a value is the empty text.
+    """
     if isinstance(prediction.outputs, Mapping):
         try:
             body = parsed_body(prediction.outputs)
@@ -75,7 +79,7 @@ def said_by(prediction: Prediction) -> Said:
 
 
 def judge_named(name: str, labels: Iterable[str] | None, router: Router, calls: DirectCalls, most_calls: int) -> Judge:
-    """Return the judge of a name.
+    """Return the function that grades the edge's answer against the cloud's. Calls nothing yet; imports the module of a function.
 
     Args:
         name: one of `NAMES`.
@@ -110,9 +114,10 @@ def judge_named(name: str, labels: Iterable[str] | None, router: Router, calls: 
 
 
 def _finder(labels: Iterable[str]) -> Callable[[str], str | None]:
-    """Return a function that finds the only label in a text; None if there is none, or several.
+    """Return a function that finds the only label in a text; None if there is none, or several different ones.
 
-    A label within a longer one that is there too, as `spam` in `not spam`, does not count.
+    Case, spaces and surrounding punctuation do not count. A text that is a label as a whole has that one. A label within a longer
+    one that is there too, as `spam` in `not spam`, does not count.
     """
     longest_first = sorted(labels, key=len, reverse=True)
     pattern = re.compile("|".join(rf"(?<!\w){re.escape(label)}(?!\w)" for label in longest_first))
@@ -127,7 +132,11 @@ def _finder(labels: Iterable[str]) -> Callable[[str], str | None]:
 
 
 def _function_judge(name: str) -> Judge:
-    """Return the judge that is a function of (input, the edge's text, the cloud's text)."""
+    """Import a function of (input, the edge's text, the cloud's text), and return the judge that calls it.
+
+    Raises:
+        PolicyError: there is no such function; from the judge: the function raised, or returned no number from 0 to 1.
+    """
     function = python_object(name, "function")
     if not callable(function):
         raise PolicyError(f"{name} is no function of (request, edge, cloud)")
@@ -147,7 +156,9 @@ def _function_judge(name: str) -> Judge:
 
 
 class CloudJudge:
-    """Judge by the cloud's own model, through the router's egress rules, limits and ledger. Equal texts need no call.
+    """Judge by the cloud's own model, through the router's egress rules, limits and ledger. Equal texts are 1, without a call.
+
+    A call raises PolicyError if `most` calls have been made, and the cloud's error if it gives no answer.
 
     Attributes:
         calls: calls so far.
@@ -177,7 +188,7 @@ class CloudJudge:
 
 
 def question(logged: logs.Logged, said: Said) -> list[dict[str, str]]:
-    """Return the messages that ask the cloud to compare two answers."""
+    """Return the messages that ask the cloud to compare two answers: instruction, then request and both answers as JSON."""
     content = {
         "request": logged.x, "answer A": [logged.text, *logged.calls], "answer B": [said.text, *said.calls],
     }  # fmt: skip
@@ -233,7 +244,7 @@ class EdgeSaving(NamedTuple):
     results: str  # path of the results; empty: there is no file
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON data; the certificate as in its file."""
+        """Return all fields as JSON data; the certificate as in its file, infinite thresholds as text."""
         data = self._asdict()
         data["saving"] = None if self.saving is None else self.saving.as_dict()
         data["certificate"] = None if self.certificate is None else self.certificate.as_dict()
@@ -262,7 +273,8 @@ def edge_saving(
 ) -> EdgeSaving:
     """Answer a sample of a log's requests by an edge model, and estimate what it would save. Sends nothing but the judge's calls.
 
-    Each result is appended to a file without texts, from which the next run of the same edge and judge goes on.
+    Each result is appended to a file without texts, from which the next run of the same edge and judge goes on; the file is
+    locked meanwhile. Too few requests for a guarantee are no error: the result's `problem` says so.
 
     Args:
         paths: one or more files of the log.
@@ -314,7 +326,10 @@ def edge_saving(
 
 @contextmanager
 def _router_of(edge: str | Path | Callable[..., Any]) -> Iterator[Router]:
-    """Provide a router with the edge, which accepts every answer: of a policy reduced to plain calls, or of the edge alone."""
+    """Provide a router that accepts every answer of the edge, and close it: of a policy reduced to plain calls, or of the edge.
+
+    For a policy's file, EDGEROUTE_THRESHOLD is 0 in the environment meanwhile. `module:name` is imported.
+    """
     if isinstance(edge, str | Path) and Path(edge).suffix.lower() in POLICIES:
         with environment(threshold="0"), plain_router(Path(edge)) as router:
             yield router
@@ -325,7 +340,10 @@ def _router_of(edge: str | Path | Callable[..., Any]) -> Iterator[Router]:
 
 
 def _price_of(calls: DirectCalls, kind: str) -> logs.Price | None:
-    """Return the price of the policy's only cloud, for a log that records none; None without one."""
+    """Return the price of the policy's only cloud for an `openai-log`, which records none.
+
+    None for other logs, or without one.
+    """
     terms = [cloud.terms for cloud in calls.clouds]
     if kind != "openai-log" or len(terms) != 1:
         return None
@@ -334,7 +352,10 @@ def _price_of(calls: DirectCalls, kind: str) -> logs.Price | None:
 
 
 def _setup(edge: object, calls: DirectCalls, judge: str, drawn: logs.Survey) -> str:
-    """Return the digest of what results depend on besides requests: the edge, and the judge with its labels, model or code."""
+    """Return the digest of what results depend on besides requests: the edge, and the judge with its labels, model or code.
+
+    An edge without a fingerprint counts by its path or its name.
+    """
     prints = calls.fingerprints()
     if UNIDENTIFIED in prints["edge"]:
         prints["edge"] = str(edge) if isinstance(edge, str | Path) else getattr(edge, "__qualname__", type(edge).__name__)
@@ -346,7 +367,10 @@ def _setup(edge: object, calls: DirectCalls, judge: str, drawn: logs.Survey) -> 
 
 
 def _check_allowed(most: int, paths: Sequence[Path], kind: str, how: logs.Read, drawn: logs.Survey, calls: DirectCalls) -> None:
-    """Raise `PolicyError` with the number and cost of the judge's calls, unless at least one is allowed."""
+    """Raise PolicyError with the number, size and cost of the judge's calls, unless `most` allows at least one.
+
+    Reads the sample of the log again to estimate the size; sends nothing.
+    """
     if most > 0:
         return
     sample = logs.read_sample(paths, kind, how, drawn)
@@ -366,7 +390,9 @@ class _Runs:
     """Runs of the edge on logged requests, with their results.
 
     Attributes:
-        logged: the requests, without texts: their cost and time.
+        ids: IDs of the requests so far, in order.
+        usd: their costs in the log, dollars; NaN: unknown.
+        cloud_s: durations of their calls in the log, seconds; NaN: unknown.
         results: results in the same order.
     """
 
@@ -379,12 +405,15 @@ class _Runs:
         self.cloud_s: list[float] = []
 
     def run(self, logged: logs.Logged) -> None:
-        """Answer a request, unless its result is known; judge and store it. Failures are stored once a later one succeeds.
+        """Answer a request by the edge, unless its result is known; judge the answer and store the result.
+
+        A request that the edge refuses, as invalid or unfit, is stored with the grade 0. Other failures are stored once a later
+        request is answered; five in a row are none of the requests' fault, and raise.
 
         Raises:
             BadInput: the results cannot be written.
             PolicyError: the judge failed.
-            ModelError: the edge has failed on several requests in a row, or is missing.
+            ModelError: the edge has failed on five requests in a row; an error of the package is raised as it is.
         """
         self.ids.append(logged.id)
         self.usd.append(logged.usd)
@@ -412,19 +441,25 @@ class _Runs:
             self._stop()
 
     def _flush_failures(self) -> None:
-        """Store the failures before an answer, which shows that the edge works."""
+        """Store the pending failures with the grade 0, and forget them: an answer has shown that the edge works."""
         for identity, result in self._failed:
             self._file.add(identity, result)
         self._failed.clear()
 
     def flush(self) -> None:
-        """Store the failures at the end; raise as `run` if the edge gave no answer at all."""
+        """Store the pending failures at the end.
+
+        If no result is an answer, raise the last failure as `run` does, and store none.
+        """
         if self._failed and not any(result.why == "" for result in self._file.known.values()):
             self._stop()
         self._flush_failures()
 
     def _stop(self) -> None:
-        """Raise the last failure; the failures in a row are no results."""
+        """Raise the last failure if it is an error of the package, else ModelError from it.
+
+        The failures in a row are not stored.
+        """
         if isinstance(self._error, EdgerouteError):
             raise self._error
         kind = type(self._error).__name__
@@ -440,7 +475,10 @@ def _estimate(
     runs: _Runs, drawn: logs.Survey, calls: DirectCalls, edge: object, judge: str, seed: int, max_loss: float, sure: float,
     how: logs.Read, judge_calls: tuple[int, float, int], path: Path | None,
 ) -> EdgeSaving:  # fmt: skip
-    """Return the estimate of all results."""
+    """Compute the estimate of all results: a certified threshold if possible, levels, agreement, times and costs. Writes nothing.
+
+    No confidence at all, too few requests, or an invalid argument become the estimate's `problem` instead of an error.
+    """
     results, n = runs.results, len(runs.ids)
     confidence = np.array([nan if r.confidence is None else r.confidence for r in results], np.float64)
     grades = np.array([r.grade for r in results], np.float64)
@@ -476,7 +514,10 @@ def _estimate(
 
 
 def _levels(confidence: Any, grades: Any, usd: Any, price: float, risk: float) -> Iterator[Level]:
-    """Yield thresholds that accept about these shares of all requests, from the highest, each once."""
+    """Yield thresholds that accept about the shares `KEPT` of all requests, from the highest, each once, with their figures.
+
+    A request without a confidence is accepted by none; the saved cost is None if a cost is unknown, or all are 0.
+    """
     n, before = len(grades), inf
     ranked = np.sort(confidence[~np.isnan(confidence)])[::-1]
     for share in KEPT:
@@ -490,7 +531,7 @@ def _levels(confidence: Any, grades: Any, usd: Any, price: float, risk: float) -
 
 
 def _times(seconds: Sequence[float]) -> tuple[float, float] | None:
-    """Return the median and the 95 % quantile; None of nothing."""
+    """Return the median and the 95 % quantile of durations; None without any."""
     return None if not seconds else (float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.95)))
 
 
@@ -519,7 +560,7 @@ def _seconds(times: tuple[float, float]) -> str:
 
 
 def _text(result: EdgeSaving) -> list[str]:
-    """Return the estimate as lines of text: agreement, thresholds, guarantee, money, time, and what to do next."""
+    """Return the estimate as lines of text: agreement, thresholds, guarantee or why there is none, money, time, next steps."""
     sampled = "all" if result.n == result.requests else f"a random sample with seed {result.seed}"
     agreement = f"{percent(result.agreement)} ({between(result.interval)})"
     text = [
@@ -556,7 +597,7 @@ def _text(result: EdgeSaving) -> list[str]:
 
 
 def _next(result: EdgeSaving) -> Iterator[str]:
-    """Yield what to do next, one line each."""
+    """Yield advice, one line each: what to write into the policy, or how to get a guarantee; a cache; the results' file."""
     if result.policy:
         yield "  write into the policy:"
         yield from (f"      {line}" for line in result.policy)

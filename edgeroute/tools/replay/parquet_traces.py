@@ -1,4 +1,7 @@
-"""Traces as Parquet: typed columns for queries, and a template for the rest of a record, which together have all of the JSON."""
+"""Writer and reader of traces as Parquet: typed columns for queries, and a template for the rest of a record's JSON.
+
+`write_parquet` adds a checksum, without which `read_parquet` reads no file: pyarrow may abort the process for a damaged one.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +45,12 @@ _WIDE: Final = 1 << 53  # limit of whole numbers that are exact as float
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    """Import pyarrow and its module for Parquet. Raises RuntimeMissing."""
+    """Import pyarrow and its module for Parquet, and return both. Raises RuntimeMissing if it is not installed."""
     return import_needed("pyarrow", NEED), import_needed("pyarrow.parquet", NEED)
 
 
 def schema() -> Any:
-    """Return the schema of a trace."""
+    """Return the schema of a trace's columns, as pyarrow has it. Raises RuntimeMissing."""
     pa, _ = _pyarrow()
     number, text, whole = pa.float64(), pa.string(), pa.int64()
     types = {**dict.fromkeys(EVENT, text), "at_us": whole, **dict.fromkeys(NUMBERS, number), **dict.fromkeys(SIZES, whole)}
@@ -62,7 +65,7 @@ def schema() -> Any:
 
 
 def _units(value: Any, per_unit: float) -> int | None:
-    """Return a number in whole parts of its unit; None unless dividing by `per_unit` gives exactly that number again."""
+    """Return `value * per_unit` as a whole number, if it is a float and `/ per_unit` gives exactly that again; None otherwise."""
     if type(value) is not float or not abs(value) < _WIDE:
         return None
     parts = round(value * per_unit)
@@ -71,7 +74,7 @@ def _units(value: Any, per_unit: float) -> int | None:
 
 
 def _is_text(value: Any) -> bool:
-    """Return True for a text that UTF-8 can represent."""
+    """Return True for a text that UTF-8 can represent, which one with an unpaired surrogate is not; False for other types."""
     if type(value) is not str:
         return False
     if value.isascii():
@@ -98,7 +101,10 @@ class _Columns:
         """Number of each record's kind."""
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Append a record."""
+        """Split a record into columns and template, and append them; the record is not changed.
+
+        What a column represents exactly becomes null in the template (`shape`, JSON), which has all the rest.
+        """
         columns, shape = self.columns, dict(record)
         at, latency_us = _units(record.get("at"), 1e3), _units(record.get("latency_s"), 1e6)
         values = {
@@ -138,7 +144,11 @@ class _Columns:
         self.kind.append(self.kinds.setdefault(tuple(chain.from_iterable(words)), len(self.kinds)))
 
     def _add_events(self, events: Any, latency_us: int | None) -> bool:
-        """Append a record's events and return True; append none and return False if an event lacks time, leg or kind."""
+        """Append a record's events to their columns and return True, or append none and return False: they stay in the template.
+
+        All fit if each is a mapping with an exact time, a leg and a kind; what else an event has without a column is JSON in
+        `more`.
+        """
         known = [event for event in events if type(event) is dict] if type(events) is list else []
         times = [_units(event.get("at_s"), 1e6) for event in known]
         fits = type(events) is list and len(known) == len(events) and None not in times
@@ -162,7 +172,7 @@ class _Columns:
         return fits
 
     def table(self) -> Any:
-        """Return the table. Records of a kind follow each other, as each column then compresses best; `line` has their order."""
+        """Build the table. Records of a kind follow each other, as each column then compresses best; `line` has their order."""
         pa, _ = _pyarrow()
         form = schema()
         events = form.field("events").type
@@ -196,7 +206,10 @@ def _input(value: Any) -> tuple[str | None, bytes | None]:
 
 
 def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Write records to a Parquet file, replacing the old one atomically at the end. Return their number.
+    """Write records to a Parquet file for the owner alone, with a checksum, and return their number. Replaces an old file.
+
+    It is written to `NAME.PID.new`, renamed at the end, without fsync, or deleted after an error. 65,536 records are in memory at
+    once.
 
     Raises:
         StoreError: the file cannot be written.
@@ -238,7 +251,7 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def private(path: str, flags: int) -> int:
-    """Open a file that only its owner may read."""
+    """Open a file for writing and return its descriptor; a new one is for its owner alone. An `opener` for `open`."""
     return os.open(path, flags | os.O_WRONLY, 0o600)
 
 
@@ -248,7 +261,7 @@ _END: Final = 8  # bytes after the footer: its length, and `MAGIC`
 
 
 def seal(path: Path) -> None:
-    """Insert the mark and the checksum into a file."""
+    """Insert the mark and the CRC-32 of all other bytes before a Parquet file's footer, in place. Raises OSError."""
     with path.open("r+b") as file:
         footer = file.seek(-_END, os.SEEK_END) - int.from_bytes(file.read(4), "little")
         checksum = _crc32(file, 0, footer)
@@ -258,7 +271,7 @@ def seal(path: Path) -> None:
 
 
 def _crc32(file: BinaryIO, checksum: int, size: int) -> int:
-    """Return the CRC-32 of the first bytes of a file, which are read in parts."""
+    """Return the CRC-32 of the first `size` bytes of a file, continued from `checksum`; the file's place is behind them then."""
     file.seek(0)
     while size and (part := file.read(min(size, 1 << 20))):
         checksum, size = zlib.crc32(part, checksum), size - len(part)
@@ -266,7 +279,7 @@ def _crc32(file: BinaryIO, checksum: int, size: int) -> int:
 
 
 def _check_seal(file: BinaryIO) -> None:
-    """Raise ValueError unless a file is as `write_parquet` wrote it, and go back to its start."""
+    """Read a whole file, and raise ValueError unless it is as `write_parquet` wrote it; then go back to its start."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _END))
     footer = size - _END - int.from_bytes(file.read(4), "little")
@@ -283,18 +296,20 @@ def _check_seal(file: BinaryIO) -> None:
 
 
 def is_parquet(path: Path) -> bool:
-    """Return True if a regular file begins as Parquet does. Raises OSError as `open_file`."""
+    """Return True if a regular file begins as Parquet does, by four bytes. Raises OSError as `open_file`."""
     with open_file(path) as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 def read_parquet(path: Path, *, whole: bool = True) -> Iterator[dict[str, Any]]:
-    """Yield the records of a Parquet file. Parts that several records share are the same objects: copy before a change.
+    """Yield the records of a Parquet file in their order, once its checksum has been verified by reading all of it.
+
+    Parts that several records share are the same objects: copy before a change.
 
     whole: False leaves inputs and numbers of `facts` null, which no replay reads.
 
     Raises:
-        BadInput: no Parquet, damaged, truncated, too large, or no trace.
+        BadInput: no Parquet, damaged, truncated, without a checksum, too large, or no trace.
         StoreError: the file cannot be opened.
         RuntimeMissing: pyarrow is not installed.
     """
@@ -321,7 +336,7 @@ def read_parquet(path: Path, *, whole: bool = True) -> Iterator[dict[str, Any]]:
 
 
 def check_parquet(path: Path) -> None:
-    """Raise BadInput or StoreError for a file that `read_parquet` would refuse, without reading its records."""
+    """Verify a file's checksum, columns and sizes, and read its first rows; raise as `read_parquet` if it would refuse it."""
     next(read_parquet(path), None)
 
 
@@ -339,7 +354,7 @@ def _checked(path: Path, reader: Any) -> Any:
 
 
 def _values(array: Any) -> list[Any]:
-    """Return the values of an array as Python's; None for null. Faster than `to_pylist`."""
+    """Return the values of an array as Python's, times as whole numbers; None for null. Faster than `to_pylist`."""
     pa, _ = _pyarrow()
     if pa.types.is_dictionary(array.type):
         known = [*array.dictionary.to_pylist(), None]
@@ -358,13 +373,17 @@ def _values(array: Any) -> list[Any]:
 
 
 def _in_order(table: Any) -> Any:
-    """Return the rows of a table in the order of their lines."""
+    """Return a table with the rows sorted by their `line`."""
     table = table.combine_chunks()
     return table.take(table.column("line").to_numpy().argsort())
 
 
 def _records(batch: Any, shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the records of a batch of rows."""
+    """Yield the records of a batch of rows: each is its template, with the values of the columns filled in.
+
+    Parsed templates are stored in `shapes` for later batches, up to `SHAPES` of them. Raises ValueError for one that is no
+    object.
+    """
     columns = {name: _values(batch.column(name)) for name in batch.schema.names if name not in {"events", "line"}}
     listed = batch.column("events")
     begin, here = listed.offsets[0].as_py(), listed.is_valid().to_pylist()

@@ -1,4 +1,7 @@
-"""Reader of traces: the recorded requests, their totals, and statistics of each endpoint."""
+"""Reader of traces (`read`, `collect`): recorded requests, totals (`Numbers`, `Tally`), statistics of endpoints (`Past`).
+
+A leg is one target's part of a request: a run of an edge, or a call of a cloud.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,7 @@ class Tally:
         self.latencies = array("d")
 
     def numbers(self, edge_joules: float | None = None) -> Numbers:
-        """Return the totals; `edge_joules` is the energy per run of the edge, None: as recorded."""
+        """Return the totals and quantiles so far; `edge_joules` is the energy per run of an edge, None: as recorded."""
         ordered = sorted(self.latencies)
         totals = {name: getattr(self, name) for name in self.__slots__ if name not in {"latencies", "run_joules"}}
         totals["joules"] += self.run_joules if edge_joules is None else self.edge_runs * edge_joules
@@ -206,7 +209,8 @@ class Past:
     def add(self, seen: Seen, time: float, sure: float | None = None) -> None:
         """Add the result of a call that ended at that time: latency and bytes of an answer, or a failure, for finding outages.
 
-        A failure because of the input is no sign of an outage; of holds, those by the breaker or Retry-After count.
+        A failure because of the input is no sign of an outage; of holds (calls not made), those by the breaker or Retry-After
+        count. Calls that were stopped are ignored. `settle` has to follow.
 
         sure: confidence of the edge.
         """
@@ -223,7 +227,7 @@ class Past:
                 self._failures.append(seen.took_s)
 
     def settle(self) -> None:
-        """Sort the records and compute the statistics; call once all records are added."""
+        """Sort the results, and compute typical sizes, recoveries, and latency by confidence; call once all are added."""
         self.latencies.sort()
         self._given.sort()
         with suppress(StatisticsError):  # too few, or all of one confidence
@@ -234,7 +238,10 @@ class Past:
         self.back = [time + STEP_S / 10 for (time, fails), (_, next_fails) in pairwise(self._results) if fails and not next_fails]
 
     def away(self, time: float) -> Seen | None:
-        """Return the last call up to that time if it failed, and so did the next, if any; None: the endpoint was up."""
+        """Return the failed call that shows an outage at that time: the last one before, if the next failed too or there is none.
+
+        None: the endpoint was up, or there is no call before.
+        """
         i = bisect_right(self._times, time)
         if not i or self._results[i - 1][1] is None:
             return None
@@ -242,13 +249,14 @@ class Past:
 
     @property
     def failure_s(self) -> float:
-        """Typical time to a failure, seconds."""
+        """Typical time to a failure of a call that was made, seconds; 0 without any."""
         return median(self._failures) if self._failures else 0.0
 
     def longer(self, than_s: float, share: float, sure: float | None) -> float | None:
         """Return the latency at the quantile `share` (0..1) of those recorded above `than_s`; None if there is none.
 
-        With the edge's confidence: one of the `NEAR` calls nearest in confidence, extended to it by a regression.
+        With the edge's confidence `sure`: that of one of the `NEAR` calls nearest in confidence, extended to it by a regression,
+        by a factor of four at most.
         """
         if sure is not None:
             first = bisect_left(self._given, (sure,)) - NEAR // 2
@@ -281,7 +289,9 @@ class Recording(NamedTuple):
 
 
 def read(path: str | Path) -> Recording:
-    """Read a trace, including its rotated files, into memory; invalid lines are counted.
+    """Read a trace, including its rotated files, into memory; lines that are no record are counted.
+
+    Garbage collection is off meanwhile.
 
     Raises:
         BadInput: not a trace, an unsupported version, or empty.
@@ -314,7 +324,7 @@ def without_gc() -> Iterator[None]:
 def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipped: Any = int) -> Recording:
     """Convert records in memory, as a router passes them to a `trace` function, to a recording.
 
-    A record without a time is only counted.
+    A record without a time is only counted; any other invalid one raises, with its line. The recording's `skipped` stays 0.
 
     Args:
         records: records sorted by end, oldest first.
@@ -364,7 +374,11 @@ class _Reader:
         self._latest = -INF
 
     def take(self, record: Mapping[str, Any]) -> None:
-        """Add one record: its request, totals and sensor readings; raise what an incomplete one raises."""
+        """Add one record: its request with the legs, totals, costs and sensor reading. Times count from the first record's start.
+
+        A record without events was answered by the cache. One that begins right at the latest end is moved after it, as times are
+        rounded. An invalid record raises one of `_WRONG`, or ValueError, with part of it added.
+        """
         tally = self._tally
         identity, latency_s, by = record["id"], record["latency_s"], record["answered_by"]
         begun = checked_number(record["at"]) - checked_number(latency_s)
@@ -485,7 +499,10 @@ class _Reader:
             self._readings.append((time, reading))
 
     def _cost(self, seen: Seen, key: tuple[str, str]) -> None:
-        """Add the cost of a call, or a hold; once for a batch, though the record of each row has it."""
+        """Add a call's bytes and costs to the totals, or count a hold, a call not made.
+
+        A batch's call once, for its first row.
+        """
         if seen.held:
             self._tally.held += 1
             return
@@ -505,7 +522,7 @@ class _Reader:
         return self._rows[batch, name] == 1
 
     def trace(self) -> Recording:
-        """Return the finished recording: sorted by start, times from the first request on, costs of batches shared."""
+        """Return the finished recording: sorted by start, times from the first request on, batches' costs shared by rows."""
         requests = self.requests
         if self._rows:
             requests = [_with_shared_costs(request, self._rows) if request.batch else request for request in requests]
@@ -525,12 +542,12 @@ class _Reader:
 
 
 def failure_of(event: Mapping[str, Any]) -> Failure:
-    """Return the properties of a recorded failure."""
+    """Return the code, the status and the advice to retry of a recorded failure."""
     return Failure(event.get("code", ""), event.get("status"), bool(event.get("again")))
 
 
 def _with_shared_costs(request: Request, rows: Mapping[tuple[str, str], int]) -> Request:
-    """Return the request with its rows' shares of a batch's bytes and cost: each row's record has the total."""
+    """Return a copy of a batch's request with its share of each call's bytes and costs: each row's record has the total."""
     legs = {}
     for name, seen in request.legs.items():
         n = rows.get((request.batch, name), 1)

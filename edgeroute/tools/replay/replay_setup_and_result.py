@@ -1,4 +1,4 @@
-"""Setup of a replay, which are the parts of a policy that decide routes, and its result as numbers and as text."""
+"""Setup of a replay (`Setup`: the parts of a policy that decide routes), its result as numbers and text, and energy of calls."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class Setup(NamedTuple):
     def read(cls, path: str | Path) -> Setup:
         """Read a policy file. Opens no model and no connection; a missing model is assumed to exist.
 
+        Sections about storage and background work are ignored, and an uncalibrated threshold is accepted.
+
         Raises:
             PolicyError: one message with all problems.
         """
@@ -70,7 +72,7 @@ class Setup(NamedTuple):
 
     @classmethod
     def of(cls, snapshot: Snapshot, limits: Limits | None = None, *, metered: bool = False, cached: bool = True) -> Setup:
-        """Return the setup of a router's snapshot, by reading its endpoints' settings."""
+        """Return the setup of a router's snapshot, by reading its endpoints' settings; defaults where one has none."""
         ports = {}
         for runner in snapshot.clouds:
             address = getattr(getattr(runner, "endpoint", None), "address", None)
@@ -89,12 +91,12 @@ class _Absent:
         self.name = name
 
     def run(self, inputs: list[Any], cancel: Any = None) -> NoReturn:  # noqa: ARG002 - required by the protocol
-        """Raise `ModelMissing`."""
+        """Raise ModelMissing, always."""
         raise ModelMissing(f"{self.name} is not on this machine")
 
 
 def _edge(section: Edge, folder: Path) -> Any:
-    """Return the edge model, not loaded; or a placeholder if its file is missing."""
+    """Return the edge model, not loaded; or a placeholder if its file, or the card of its description, is missing."""
     try:
         model = section.make(folder)
     except ModelMissing:  # also the card that the policy names
@@ -104,7 +106,7 @@ def _edge(section: Edge, folder: Path) -> Any:
 
 
 def _no_guard(runner: Any) -> Any:
-    """Return no guard: a replay never calls a cloud."""
+    """Return None, as no guard: a replay never calls a cloud."""
 
 
 class Change(NamedTuple):
@@ -181,7 +183,7 @@ class Replay(NamedTuple):
     """Assumptions of the replay."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON data, with the deferral rates."""
+        """Return all fields as JSON data, with the deferral rates added to both totals."""
         data = {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in self._asdict().items()}
         data["recorded"]["deferral_rate"] = self.recorded.deferral_rate
         data["replayed"]["deferral_rate"] = self.replayed.deferral_rate
@@ -219,7 +221,7 @@ class Replay(NamedTuple):
 
 
 def _table(recorded: Numbers, replayed: Numbers) -> list[str]:
-    """Return the lines of the table of totals; "-" for an unknown latency."""
+    """Return the lines of the table of totals, recorded beside replayed; "-" for an unknown latency."""
 
     def milliseconds(value: float | None) -> str:
         """Format seconds as milliseconds."""
@@ -258,13 +260,13 @@ _COUNTS = (
 
 
 def goes_by_energy(setup: Setup) -> bool:
-    """Return True if the policy has a rule or a limit on energy."""
+    """Return True if the policy has a rule to take the cheapest energy, or a limit on joules."""
     frugal = any(rule.then == "cheapest_energy" for rule in setup.policy.device_rules)
     return frugal or setup.limits.joules_per_hour < INF
 
 
 def joules(trace: Recording, setup: Setup, edge_joules: float | None) -> Mapping[str, float]:
-    """Return target -> energy of a call, joules, over the whole trace; targets of unknown energy are missing.
+    """Return target -> energy of a call, joules, averaged over the whole trace; targets of unknown or no energy are missing.
 
     Args:
         trace: trace with the energy of edges' runs, if the router knew it.

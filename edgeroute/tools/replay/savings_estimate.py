@@ -1,4 +1,4 @@
-"""Savings estimate from a log of another tool: a certified threshold for two models that answered the same requests."""
+"""Savings estimate from a log of two models that answered the same requests (`saving`): certified threshold, costs, text."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Saving(NamedTuple):
         return self.threshold < inf
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON data."""
+        """Return all fields as JSON data, and `certified`; an infinite threshold as text."""
         data = self._asdict() | {"threshold": finite(self.threshold), "certified": self.certified}
         data["money"] = None if self.money is None else self.money._asdict()
         data["left_out"] = [reason._asdict() for reason in self.left_out]
@@ -109,7 +109,9 @@ def saving(
 def certified_saving(
     pairs: Pairs, max_loss: float, sure: float, name: str = "recorded confidence", fingerprints: Mapping[str, str] | None = None
 ) -> tuple[Saving, Certificate]:
-    """Certify the pairs, compute all figures, and return them with the certificate; warnings become notes.
+    """Certify the pairs, compute all figures, and return them with the certificate; warnings become the saving's notes.
+
+    That no threshold can be certified is no error: the saving's threshold is then infinite.
 
     Args:
         pairs: answers of both models.
@@ -164,21 +166,24 @@ def certified_saving(
 
 
 def _blocks(score: Floats) -> tuple[Any, Any]:
-    """Return indices from the most confident, without NaN, and the last place of each block of equal scores."""
+    """Return indices of the scores from the highest, without NaN, and the last place in them of each block of equal scores."""
     order = np.argsort(-score, kind="stable")[: np.count_nonzero(~np.isnan(score))]
     s = score[order]
     return order, np.flatnonzero(np.append(s[1:] != s[:-1], True)[: len(s)])
 
 
 def _plug_in(score: Floats, gain: Floats, max_loss: float) -> float:
-    """Return the deferral of the lowest threshold whose loss on these requests is within the limit; 1 if none is."""
+    """Return the deferral of the lowest threshold whose loss on these requests is within the limit, uncertified; 1 if none is."""
     order, ends = _blocks(score)
     good = np.flatnonzero(np.cumsum(gain[order])[ends] <= max_loss * len(gain) + 1e-9)
     return 1 - (int(ends[good[-1]]) + 1) / len(gain) if good.size else 1.0
 
 
 def _area(score: Floats, gain: Floats) -> tuple[float, bool]:
-    """Return the normalised area (NaN: no gain), and True if a random order may give as much, by mean and variance over all."""
+    """Return the area under the deferral curve as a share of a perfect score's, and True if a random order may give as much.
+
+    The area is NaN, with True, if no request gains. The chance is by the mean and the variance over all orders, one-sided at 5 %.
+    """
     s = np.where(np.isnan(score), -inf, score)
     parts, n = area_parts(s, gain), len(gain)
     if not gain.any():
@@ -190,7 +195,10 @@ def _area(score: Floats, gain: Floats) -> tuple[float, bool]:
 
 
 def _money(score: Floats, accepted: Any, usd: tuple[Floats, Floats], sure: float) -> Money | None:
-    """Return the costs, with an interval by the bootstrap, the same at each call; None if costs are missing or 0."""
+    """Return the costs, with an interval by the bootstrap of a fixed seed; None if any cost is missing, or the cloud's sum is 0.
+
+    With nothing accepted nothing is saved, in an interval of (0, 0).
+    """
     edge, cloud = usd
     total = float(cloud.sum())
     if isnan(total) or np.isnan(edge).any() or total <= 0:
@@ -213,7 +221,7 @@ def _money(score: Floats, accepted: Any, usd: tuple[Floats, Floats], sure: float
 
 
 def percent(value: float) -> str:
-    """Format a share as a percentage."""
+    """Format a share as a percentage with one decimal, as `12.3 %`."""
     return f"{value:.1%}".replace("%", " %")
 
 
@@ -223,7 +231,7 @@ def between(interval: tuple[float, float]) -> str:
 
 
 def saving_lines(result: Saving) -> list[str]:
-    """Return the result as lines of text: certified savings or none, money and caveats."""
+    """Return the result as lines of text: models, agreement, certified savings or none, money, oracle, ranking, and caveats."""
     names = f"{clean(result.edge_model)} (edge) and {clean(result.cloud_model)} (cloud)"
     text = [f"{result.n:,} requests that both answered: {names}"]
     if result.cloud_correct is None:

@@ -1,4 +1,4 @@
-"""Replay of many devices' traces, each a shard: on all cores by processes, or on a cluster by Ray Data.
+"""Replay of many devices' traces, each a shard (`replay_fleet`), and their sums: by processes, or on a cluster by Ray Data.
 
 A device's state (limits, breaker, rules) follows from its own trace, so shards are independent. Their sums are exact: the result
 does not depend on the engine, on the number of processes, or on the order in which shards end.
@@ -80,7 +80,7 @@ class Sums:
         self.notes: tuple[str, ...] | None = None
 
     def add(self, name: str, replay: Replay, recorded: Tally, replayed: Tally) -> None:
-        """Add the replay of one trace."""
+        """Add the replay of one trace, with the latencies of both tallies as a histogram; `name` orders the examples."""
         energy = replay.energy
         one = Sums()
         one.counts = {
@@ -97,13 +97,16 @@ class Sums:
         self.merge(one)
 
     def leave_out(self, name: str, why: str) -> None:
-        """Add a trace that could not be read."""
+        """Count a trace that could not be read, and store its name and why."""
         one = Sums()
         one.counts, one.damaged = {"left_out": 1}, [(name, why)]
         self.merge(one)
 
     def merge(self, other: Sums) -> None:
-        """Add other sums."""
+        """Add other sums to these, in place: counts are added, the first five examples and 20 damaged traces by name stay.
+
+        Of the extremes the longest span, lowest charge and earliest end stay; of the notes those that both have.
+        """
         _add(self.counts, other.counts)
         self.examples = nsmallest(EXAMPLES, self.examples + other.examples)
         self.damaged = nsmallest(NAMED, self.damaged + other.damaged)
@@ -114,7 +117,7 @@ class Sums:
         self.notes = theirs if ours is None else tuple(note for note in ours if theirs is None or note in theirs)
 
     def result(self) -> FleetReplay:
-        """Return the result; raise BadInput if no trace could be read."""
+        """Return the result, with quantiles from histograms and a note about them; raise BadInput if no trace could be read."""
         counts = self.counts
         if not counts.get("devices"):
             raise BadInput(f"expected traces, found {counts['left_out']:,} that cannot be read, as {self.damaged[0][1]}")
@@ -131,7 +134,7 @@ class Sums:
 
 
 def _add(into: dict[Any, Any], more: Mapping[Any, Any]) -> None:
-    """Add numbers to those of the same keys, in place."""
+    """Add numbers to those of the same keys, in place, and in nested mappings likewise; a missing key counts as 0."""
     for key, value in more.items():
         if isinstance(value, dict):
             _add(into.setdefault(key, {}), value)
@@ -140,24 +143,24 @@ def _add(into: dict[Any, Any], more: Mapping[Any, Any]) -> None:
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
-    """Return counts, the largest first."""
+    """Return counts as a new mapping, the largest first, equal ones by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _exact(numbers: Numbers) -> dict[str, int | Fraction]:
-    """Return totals as exact numbers, without the quantiles."""
+    """Return totals as exact numbers, floats as fractions, without the quantiles."""
     totals = ((name, value) for name, value in numbers._asdict().items() if not name.startswith("p"))
     return {name: Fraction(value) if isinstance(value, float) else value for name, value in totals}
 
 
 def _histogram(tally: Tally) -> dict[int, int]:
-    """Return bucket -> number of latencies."""
+    """Return bucket -> number of latencies; a bucket is the upper bits of the float, and 0.02 % of its latency wide."""
     buckets, counts = np.unique(np.frombuffer(tally.latencies, np.uint64) >> np.uint64(BITS), return_counts=True)
     return dict(zip(buckets.tolist(), counts.tolist(), strict=True))
 
 
 def _numbers(totals: Mapping[str, int | Fraction], buckets: Mapping[int, int]) -> Numbers:
-    """Return totals as a result has them, with quantiles from the middle of their buckets."""
+    """Return totals as a result has them, fractions as floats, with quantiles from the middle of buckets; None without any."""
     keys = np.array([*buckets], np.uint64)
     seconds = ((keys << np.uint64(BITS)) + np.uint64(1 << (BITS - 1))).view(np.float64)
     order = np.argsort(seconds)
@@ -174,7 +177,10 @@ Shard = tuple[str, Path]
 
 
 def replay_shards(shards: Iterable[Shard], setup: Setup, options: Options, seed: int) -> Sums:
-    """Replay traces one after the other, and return their sums; a trace that cannot be read is left out and named."""
+    """Replay traces one after the other, and return their sums; a trace that cannot be read is left out and named.
+
+    Garbage collection is off while a trace is in memory.
+    """
     sums = Sums()
     for name, path in shards:
         with without_gc():  # the trace is freed before a collection would visit all of it
@@ -183,7 +189,10 @@ def replay_shards(shards: Iterable[Shard], setup: Setup, options: Options, seed:
 
 
 def _replay_shard(sums: Sums, name: str, path: Path, setup: Setup, options: Options, seed: int) -> None:
-    """Replay a trace, and add the result to the sums in place."""
+    """Read and replay a trace with random numbers by the seed and its name, and add the result to `sums`, in place.
+
+    One that cannot be read is counted there as left out.
+    """
     try:
         trace = read(path)
     except (BadInput, StoreError) as e:
@@ -199,19 +208,22 @@ def replay_fleet(
 ) -> FleetReplay:
     """Evaluate the requests of many devices under another policy, and return the sums. Opens no model and no connection.
 
-    Each trace below the folder is a device: its requests are replayed in order, with limits and a breaker of their own.
+    Each trace below the folder is a device: its requests are replayed in order, with limits and a breaker of their own. One that
+    cannot be read is left out and named. Starts processes, or Ray, which end before it returns.
 
     Args:
         folder: folder with the traces; with ray every node reads the same path.
         policy: a setup from `Setup.read`, or the path of a policy file.
-        engine: local: processes on this machine; ray: Ray Data, on the cluster that `RAY_ADDRESS` names, or on this machine.
+        engine: ray: Ray Data, on the cluster that `RAY_ADDRESS` names, or on this machine; local: processes on this machine.
         processes: number of processes; 0: one for each core; 1: this process.
         seed: seed of the random numbers; each trace draws its own.
         options: as those of `replay`.
 
     Raises:
         BadInput: no trace, or none that can be read.
-        PolicyError: the policy is invalid, or an option is unknown.
+        PolicyError: the policy is invalid, or there is no such network or thermal course.
+        TypeError: an option is unknown.
+        EdgerouteError: a process was killed.
         RuntimeMissing: Ray or pyarrow is not installed.
     """
     given = check_options(Options(**options))
@@ -231,7 +243,11 @@ def _cores() -> int:
 
 
 def _parts(engine: str, shards: Sequence[Shard], processes: int, kernel: Any) -> Iterator[Sums]:
-    """Yield the sums of all chunks of traces, in any order."""
+    """Yield the sums of all chunks of traces, in any order: by Ray, here for one process or one trace, or by new processes.
+
+    Processes are spawned; those that have not begun a chunk are cancelled if the caller stops early. Raises EdgerouteError if one
+    was killed.
+    """
     if engine == "ray":
         yield from _on_ray(shards, kernel)
     elif processes == 1 or len(shards) == 1:
@@ -249,7 +265,7 @@ def _parts(engine: str, shards: Sequence[Shard], processes: int, kernel: Any) ->
 
 
 def _chunks(shards: Sequence[Shard], number: int) -> list[list[Shard]]:
-    """Return the traces in about this number of chunks of like sizes in bytes, the largest traces first."""
+    """Return the traces in about this number of chunks of like sizes in bytes, the largest first; a missing file counts as 0."""
     sizes = {name: sum(path.stat().st_size for path in (path,) if path.exists()) for name, path in shards}
     most = sum(sizes.values()) / number
     chunks, size = [list[Shard]()], 0.0
@@ -263,7 +279,10 @@ def _chunks(shards: Sequence[Shard], number: int) -> list[list[Shard]]:
 
 
 def _on_ray(shards: Sequence[Shard], kernel: Any) -> Iterator[Sums]:
-    """Yield the sums of chunks of traces, each replayed by a task of Ray Data."""
+    """Yield the sums of chunks of traces, each replayed by a task of Ray Data, whose progress bars and log are silenced.
+
+    Starts Ray if it does not run, and stops it then at the end. Raises RuntimeMissing if it is not installed.
+    """
     ray, data = import_needed("ray", NEED), import_needed("ray.data", NEED)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     data.DataContext.get_current().enable_progress_bars = False
@@ -283,5 +302,5 @@ def _on_ray(shards: Sequence[Shard], kernel: Any) -> Iterator[Sums]:
 
 
 def _ray_task(row: Mapping[str, Any], kernel: Any) -> dict[str, bytes]:
-    """Return the pickled sums of a chunk of traces."""
+    """Replay the pickled chunk of a row, and return its pickled sums as a row."""
     return {"sums": pickle.dumps(kernel(pickle.loads(row["chunk"])))}  # noqa: S301 - of this program

@@ -1,4 +1,8 @@
-"""Result of each leg of a replayed request: by its record, the network's model, or similar calls; admission, battery and heat."""
+"""Result of each leg of a replayed request (`Script`): by its record, the network's model, or similar calls.
+
+A leg is one target's part of a request: a run of an edge, or a call of a cloud. Also here: networks (`Link`), the admission
+control of an endpoint (`Gate`), battery and heat.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +63,14 @@ class Link:
         self._network, self._random = network, random
 
     def left_s(self, now: float) -> float:
-        """Return the seconds of link left at `now`; 0: there is none."""
+        """Return the seconds of link left at `now`, perhaps infinite; 0: there is none."""
         on_s, off_s = self._network.on_s, self._network.off_s
         if not on_s or on_s == float("inf"):
             return on_s
         return max(0.0, on_s - now % (on_s + off_s))
 
     def exchange_s(self, sent_bytes: float, received_bytes: float, server_s: float) -> float:
-        """Draw at random the duration of a request and its reply on an open connection, seconds, perhaps with a loss."""
+        """Draw at random the duration of a request and its reply on an open connection, seconds, perhaps with a lost packet."""
         network, random = self._network, self._random
         took_s = max(network.rtt_s / 2, random.gauss(network.rtt_s, network.jitter_s)) + server_s
         took_s += 8 * (sent_bytes / network.up_bits_per_s + received_bytes / network.down_bits_per_s)
@@ -103,7 +107,7 @@ class Gate:
     def enter(self, slot: Hashable, cost: Cost, now: float) -> Rejection | None:
         """Admit a request, which occupies the slot until its end, book its cost and return None; or return why it is rejected.
 
-        A rejected request may start a probe.
+        Events scheduled up to `now` take effect first. A rejected request may start a probe.
         """
         self._catch_up(now)
         rejection = self.rules.enter(slot, now)
@@ -129,7 +133,7 @@ class Gate:
         heappush(self._events, (time, self._count, what, slot, detail))
 
     def _catch_up(self, now: float) -> None:
-        """Apply all scheduled events up to `now`, with random waits of the breaker."""
+        """Apply all scheduled events up to `now`, in their order, and free their slots; the breaker's waits are random."""
         events, rules = self._events, self.rules
         while events and events[0][0] <= now:
             time, _, what, slot, detail = heappop(events)
@@ -147,7 +151,10 @@ class Gate:
                 rules.failed(time, self._random.random())
 
     def _fail(self, time: float, took_s: float, failure: Failure) -> None:
-        """Apply a failure, with as many retries as there may have been; one that was no fault counts as success or not at all."""
+        """Apply a failure, and as many failed retries as there may have been; each may open the breaker for a random time.
+
+        A failure that shows that the endpoint answers counts as success; one that is late, but not by much, not at all.
+        """
         rules, verdict = self.rules, failure.verdict()
         if verdict == "answered":
             rules.succeeded(time)
@@ -177,7 +184,7 @@ class Gate:
 
     @property
     def opened(self) -> int:
-        """Number of times the breaker opened, after all events."""
+        """Apply all scheduled events, future ones too, and return how often the breaker opened: for the end of a replay."""
         self._catch_up(INF)
         return self.rules.breaker.opened
 
@@ -203,7 +210,7 @@ THERMAL: Final[dict[str, tuple[Heat, ...]]] = {
 
 
 def heat(course: tuple[Heat, ...], now: float) -> Heat:
-    """Return the phase in force at `now`, seconds after the first request."""
+    """Return the phase in force at `now`, seconds after the first request; before the first phase, that one."""
     return course[max(0, bisect_right(course, (now, float("inf"))) - 1)]
 
 
@@ -223,11 +230,14 @@ class Battery(NamedTuple):
         return self.level * self.wh * 3600
 
     def left(self, spent: float, now: float) -> float:
-        """Return the charge at `now`, 0..1, after `spent` joules for requests; 0 without a capacity."""
+        """Return the charge at `now`, 0..1, after `spent` joules for requests and the base load; 0 without a capacity."""
         return max(0.0, (self.joules - spent - self.idle_w * now) / (self.wh * 3600)) if self.wh else 0.0
 
     def empty_at(self, spent: float, now: float) -> float | None:
-        """Return when the battery ran empty, seconds after the first request, with `spent` joules for requests; None: not yet."""
+        """Return when the battery ran empty, seconds after the first request, with `spent` joules for requests; None: not yet.
+
+        That is `now` if the requests alone emptied it, else when the base load did.
+        """
         left = self.joules - spent
         if left <= 0:
             return now
@@ -283,16 +293,16 @@ class Script:
         self._request: Request
 
     def begin(self, request: Request, plan: Plan) -> None:
-        """Set the request whose walk begins now; end the calls of one whose walk was not determined."""
+        """Set the request whose walk begins now; free the slots of the calls of one whose walk was not determined."""
         self._request, self._legs, self._open = request, plan.legs, ""
         for call in self._calls.values():  # the course of the previous request could not be determined
             call.gate.rules.leave(call)
         self._calls.clear()
 
     def at_first(self, plan: Plan, begun: float) -> Outcome | None:
-        """Return the outcome of a sequential plan whose first leg is an edge, if that has answered, and is accepted in time.
+        """Return the outcome of a plan that needs no walk: its first leg is an edge that has answered, and is accepted in time.
 
-        None: the plan has to be walked.
+        None: the plan has to be walked, as one with thresholds by class, too.
         """
         leg = plan.legs[0]
         seen = self._request.legs.get(leg.name)
@@ -331,7 +341,7 @@ class Script:
         return Failed(i, _OPEN, end + SLACK_S)
 
     def _value(self, leg: Leg, seen: Seen) -> str | None:
-        """Return a value whose per-class threshold is the recorded one; None: the general threshold applies.
+        """Return a value whose per-class threshold is the recorded one; None: the general one applies, or all route alike.
 
         Raises:
             Unknown: the record does not tell which class's threshold applies.
@@ -354,7 +364,8 @@ class Script:
     def _cloud(self, i: int, leg: Leg, seen: Seen | None, now: float) -> Event:
         """Return Done or Failed for a cloud: withheld as recorded, rejected by its gate, called, or late for its timeout.
 
-        Books a call that is sent, and stores it for `end`.
+        Books a call that is sent and stores it for `end`, or counts it as held. May draw random numbers. Raises `Unknown` as
+        `_answer`.
         """
         gate = self._gates[leg.name]
         if seen is not None and not seen.away:
@@ -375,7 +386,7 @@ class Script:
         return event
 
     def _enter(self, i: int, gate: Gate, now: float, sent: float, received: float) -> Rejection | None:
-        """Book the call, store it for `end` and return None, or return why it is rejected.
+        """Ask the gate to admit a call; book its cost, store it for `end` and return None, or return why it is rejected.
 
         The rows of a batch are one call, and share its rejection, unless each takes its own.
         """
@@ -433,7 +444,8 @@ class Script:
     def _over_network(self, i: int, gate: Gate, seen: Seen | None, now: float, sent: float, received: float) -> Event:
         """Return Done or Failed for a call over the simulated network, its time drawn at random and counted as estimated.
 
-        Without a network it fails at once, and one that is lost during the call means a timeout.
+        Without a network it fails at once, uncounted; one whose link ends during the call times out. A recorded failure that is
+        the input's fault fails again.
         """
         assert gate.link is not None, "there is one"
         left_s = gate.link.left_s(now)
@@ -449,10 +461,10 @@ class Script:
         return Done(i, Prediction(None, None, None), now + took_s)
 
     def end(self, outcome: Outcome, tally: Tally) -> None:
-        """End the walk: report the results to the gates, and book the costs.
+        """End the walk: schedule its calls' results at their gates, book their costs in `tally` and spending, and forget them.
 
         Raises:
-            Unknown: it depends on a leg that had not ended in the record.
+            Unknown: the outcome depends on a leg that had not ended in the record; its calls then only free their slots.
         """
         if self._open and any(mark.detail is _OPEN for mark in outcome.log):
             for unfinished in self._calls.values():

@@ -1,4 +1,4 @@
-"""Thresholds and prices compared without a walk, by DuckDB on traces in Parquet, where counting is exact."""
+"""Comparison of thresholds and prices (`sweep`) without a walk, by DuckDB on traces in Parquet, where counting is exact."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def sweep(folder: str | Path, policy: Setup | str | Path, thresholds: Sequence[f
     """Count what other thresholds of a policy would defer, and what that costs, without a walk of each request.
 
     Counting is exact where each request is decided by its own record alone: one edge, then one cloud that never failed and is
-    never too slow or too busy. Other devices are left out and counted by their reasons: `replay_fleet` walks them.
+    never too slow or too busy. Other devices are left out and counted by their reasons: `replay_fleet` walks them. Each file's
+    checksum is verified first.
 
     Args:
         folder: folder with a trace in Parquet for each device.
@@ -138,14 +139,19 @@ def sweep(folder: str | Path, policy: Setup | str | Path, thresholds: Sequence[f
 
 
 def _set(database: Any, variables: Mapping[str, Any]) -> None:
-    """Set variables of a connection."""
+    """Set SQL variables of a DuckDB connection."""
     for name, value in variables.items():
         kind = "::VARCHAR[]" if value == [] else ""  # DuckDB 1.4 takes an empty list for one of integers
         database.execute(f"SET VARIABLE {name} = ?{kind}", [value])
 
 
 def _plain_terms(setup: Setup) -> Terms:
-    """Return the terms of the one cloud; raise PolicyError if the policy decides by more than a threshold."""
+    """Return the terms (prices and limits) of the one cloud.
+
+    Raises:
+        PolicyError: the policy decides by more than one threshold, has limits or rules, or a price that depends on more than the
+            call.
+    """
     policy, sides = setup.policy, [target.side for target in setup.targets]
     why = ""
     if sides != ["edge", "cloud"]:
@@ -177,7 +183,7 @@ def _is_plain(setup: Setup, data_class: str | None) -> bool:
 
 
 def _inexact(row: Sequence[Any], patience_s: float) -> str:
-    """Return why counting is not exact for a device, by the statistics of its trace; empty: it is."""
+    """Return the first reason why counting is not exact for a device, by its row of `STATISTICS`; empty: it is exact."""
     _, untimed, unsure, batches, failed, barred, edge_us, cloud_us, gap_us = row
     bound_us = GROWTH * (cloud_us or 0) + SLACK_US
     reasons = {

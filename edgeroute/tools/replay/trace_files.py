@@ -1,4 +1,4 @@
-"""Files of traces, as JSON lines or Parquet: reader, conversion both ways, packing with deletion, a folder of many devices."""
+"""Files of traces, as JSON lines or Parquet: reader (`TraceRecords`), finder in folders, packing with deletion, conversion."""
 
 from __future__ import annotations
 
@@ -70,6 +70,8 @@ class TraceRecords:
 def traces(folder: Path) -> dict[str, Path]:
     """Return name -> path, sorted, of all traces below a folder: each `.parquet`, and each `.jsonl` with its rotated files.
 
+    Hidden files, and a state folder's other journals (egress, audit), are none. A path may not exist if only rotated files do.
+
     Raises:
         BadInput: the folder has none.
     """
@@ -91,7 +93,7 @@ def _packs(path: Path) -> dict[int, Path]:
 
 
 def pack(path: Path, keep: int) -> None:
-    """Make Parquet of a trace's full files, and delete the oldest beyond `keep`; nothing while another process does that.
+    """Make Parquet of a trace's full files, and delete the oldest so that `keep` stay; nothing while another process does that.
 
     The file that was rotated last stays JSON, as a process may be in the middle of a line of it. Each other file is renamed, so
     that no rotation touches it; a process that is killed leaves a file that readers know and the next call goes on with.
@@ -126,7 +128,9 @@ def pack(path: Path, keep: int) -> None:
 
 
 def convert(path: Path, out: Path) -> tuple[int, int]:
-    """Write a trace as Parquet, or as JSON lines if it is Parquet. Return the numbers of records and of invalid lines.
+    """Write a trace as Parquet, or as JSON lines if it is Parquet, to `out`, which is replaced at the end.
+
+    Return the numbers of records and of invalid lines, which are left out.
 
     Raises:
         BadInput: no trace, damaged, or empty.
@@ -145,7 +149,7 @@ def convert(path: Path, out: Path) -> tuple[int, int]:
 
 
 def _write_json(out: Path, records: Iterator[Mapping[str, Any]]) -> int:
-    """Write records as JSON lines to NAME.new, and rename that to `out` at the end, without fsync. Return the number of records.
+    """Write records as JSON lines to NAME.new, rename that to `out` at the end, without fsync, and return the number of records.
 
     Raises StoreError if the disk fails; NAME.new is deleted.
     """

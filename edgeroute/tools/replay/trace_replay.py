@@ -1,4 +1,4 @@
-"""Replay of a trace: each request is planned and walked by the live core, in virtual time."""
+"""Replay of a trace (`replay`): each request is planned and walked by the live core, in virtual time, and counted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ Answer = Callable[[Start, float], Event]  # (effect that starts a leg, now) -> i
 
 
 def drive(walk: Walk, answer: Answer, begun: float, until: float, *, sequential: bool) -> Outcome:
-    """Drive a walk up to the deadline `until`, and return its outcome. `sequential`: legs run one at a time; avoids sorting."""
+    """Run the generator of a request's route up to the deadline `until` in virtual time, and return its outcome.
+
+    `sequential`: legs run one at a time, which needs no sorting; an event after the deadline is dropped. Raises what `answer`
+    raises.
+    """
     if not sequential:
         return virtual.drive(walk, lambda start, now: (answer(start, now),), begun)[0]
     now, reply = begun, None
@@ -89,6 +93,8 @@ def replay(
 ) -> Replay:
     """Evaluate the requests of a trace under another policy (counterfactual). Opens no model and no connection.
 
+    Requests whose route the trace does not determine are counted by their reasons, and are in no total of the replay.
+
     Args:
         trace: a recording from `read`, or the path of a trace.
         policy: a setup from `Setup.read`, or the path of a policy file.
@@ -124,7 +130,7 @@ class Options(NamedTuple):
 
 
 def check_options(options: Options) -> Options:
-    """Return the options; raise PolicyError if there is no such network or thermal course."""
+    """Return the options unchanged; raise PolicyError, with the nearest name, if there is no such network or thermal course."""
     for what, name, valid in (("network", options.network, NETWORKS), ("thermal course", options.thermal, THERMAL)):
         if name is not None and name not in valid:
             raise PolicyError(f"there is no {what} {name!r}: {nearest(name, [*valid])}")
@@ -132,7 +138,7 @@ def check_options(options: Options) -> Options:
 
 
 def replay_requests(trace: Recording, setup: Setup, options: Options, random: Random) -> tuple[Replay, Tally]:
-    """Return the result of a replay, and its totals with the latency of each request."""
+    """Return the result of a replay, and its totals with the latency of each request. Garbage collection is off meanwhile."""
     with without_gc():
         run = _Run(trace, setup, options, random)
         return run.all(options.keep_mode, options.keep_deadline), run.tally
@@ -180,7 +186,7 @@ class _Run:
         self.unknown, self.refused = Counter[str](), Counter[str]()
 
     def _set_energy(self) -> None:
-        """Make the energy of calls known from the first request on; add notes about it."""
+        """Enter the energy of calls into facts and spending, known from the first request on; add notes about it."""
         self.facts = self.facts._replace(joules=self.joules)
         edge_j = next((self.joules[name] for name in self.edges if name in self.joules), 0.0)
         if self.limited:
@@ -191,7 +197,10 @@ class _Run:
             self.notes.append(f"no record has the energy of a run of {self.edges[0]}: it counts as none, or give edge_joules")
 
     def all(self, keep_mode: bool, keep_deadline: bool) -> Replay:
-        """Replay all requests, sorted by start, and return the result; those after the battery is empty are not served."""
+        """Replay all requests, sorted by start, and return the result; those after the battery is empty are counted as unserved.
+
+        Refused requests count as unanswered; one whose course is `Unknown` is counted by its reason, and in no total. Call once.
+        """
         tally, battery, empty = self.tally, self.battery, None
         script, plans = self.script, self.plans
         policy = self.setup.policy
@@ -236,7 +245,10 @@ class _Run:
         return self._result(empty)
 
     def _plan(self, key: tuple[Mode | None, float | None, str | None]) -> tuple[Plan | Refusal, bool]:
-        """Return the plan for this mode, deadline and data class, and True if its legs are sequential; cached."""
+        """Make the plan for this mode, deadline and data class by the current facts, and tell if its legs run one at a time.
+
+        Up to 1,000 plans are stored, until the facts change.
+        """
         mode, deadline_s, data_class = key
         policy, targets = self.setup.policy, self.setup.targets
         route = plan(policy, targets, self.facts, mode=mode, deadline_s=deadline_s, data_class=data_class)
@@ -247,7 +259,7 @@ class _Run:
         return planned
 
     def _cached(self, request: Request) -> None:
-        """Count a request that the cache answered; as unknown if the policy has no cache."""
+        """Count a request that the cache answered, with its recorded latency; as unknown if the policy has no cache."""
         if not self.setup.cached:
             self.unknown[NO_CACHE] += 1
             return
@@ -257,7 +269,7 @@ class _Run:
         self.same += 1
 
     def _count_request(self, request: Request, route: Plan, outcome: Outcome) -> None:
-        """Count a request whose walk has ended, and compare it with the recording; keep the first five that differ."""
+        """Count a request whose walk has ended, and compare who answered with the recording; keep the first five that differ."""
         tally, legs = self.tally, route.legs
         leg, accepted = outcome.leg, outcome.accepted
         tally.requests += 1
@@ -283,7 +295,7 @@ class _Run:
                 self.examples.append(Change(request.id, _summary(request), why))
 
     def _count_run(self, request: Request, name: str, time: float) -> None:
-        """Count a run of the edge with its full energy, also if it is stopped, and book that energy."""
+        """Count a run of the edge with its full energy, also if it is stopped, and book that energy in the spending."""
         tally, energy = self.tally, self.edge_joules
         tally.edge_runs += 1
         if energy is None:
@@ -293,7 +305,7 @@ class _Run:
             self.spending.add(Cost(joules=energy), time)
 
     def _count_events(self, request: Request, route: Plan, outcome: Outcome) -> None:
-        """Count the events of a walk: edge runs, holds, deferrals, misses, and the kind of its end."""
+        """Count the events of a walk: runs of edges, holds, deferral, deadline miss, queueing, and who answered, if anybody."""
         tally, legs = self.tally, route.legs
         deferred = late = fatal = False
         for kind, i, time, detail in outcome.log:
@@ -322,7 +334,10 @@ class _Run:
             tally.cloud += 1
 
     def _observe(self, now: float) -> None:
-        """Update the facts as a live router does, which discards the plans if they change."""
+        """Compute the facts for planning (latencies, energy, hedges) as a live router does.
+
+        If they changed, discard the plans.
+        """
         policy, counts = self.setup.policy, self.counts
         edges, before = self.edges, self.facts
         edge_s = max((counts.quantile(name, 0.99) or 0.0 for name in edges), default=0.0)
@@ -344,7 +359,10 @@ class _Run:
             self._step(now)
 
     def _step(self, time: float) -> None:
-        """Step the rules by the current reading."""
+        """Step the device rules by the current reading, with simulated battery and heat.
+
+        Discard the plans if the facts change.
+        """
         battery, course, reading = self.battery, self.course, self.reading
         if battery is not None:
             reading = reading._replace(battery=battery.left(self._spent(), time), mains=False)
@@ -381,7 +399,10 @@ class _Run:
         return f"{', '.join(open_names)} does not answer" if open_names else ""
 
     def _result(self, empty: float | None) -> Replay:
-        """Return the result of the replay. `empty`: when the battery ran empty; None: by its base load after the last request."""
+        """Return the result of the replay, all events of the gates applied.
+
+        empty: when the battery ran empty; None: by its base load after the last request, or not at all.
+        """
         trace, tally = self.trace, self.tally
         last = trace.requests[-1]
         span_s = last.begun + last.latency_s
@@ -401,7 +422,7 @@ class _Run:
 
 
 def _summary(request: Request) -> str:
-    """Summarise a recorded request in one line."""
+    """Summarise a recorded request's legs in one line: result, confidence, and the time of a call."""
     parts = []
     for name, seen in request.legs.items():
         if seen.what == "failed":

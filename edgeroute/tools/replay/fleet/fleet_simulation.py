@@ -70,7 +70,7 @@ class Result:
 
     @classmethod
     def empty(cls, scenario: Scenario, client: Client, seconds: int) -> Result:
-        """Return the counts before the run."""
+        """Return a result with all counts at 0, for so many seconds."""
         attempts, good, asked, answered = np.zeros((4, seconds), np.int64)
         return cls(scenario, client, attempts, good, asked, answered, took=np.zeros(int(TOOK_MOST_S / TOOK_S), np.int64))
 
@@ -85,7 +85,7 @@ class Result:
         return self.right / max(1, int(self.asked.sum()))
 
     def took_s(self, q: float) -> float:
-        """Return a quantile of the time until a request has its answer, seconds; 0 without any."""
+        """Return the quantile `q`, 0..1, of the time until a request has its answer, seconds; 0 without any."""
         sums = np.cumsum(self.took)
         return float(np.searchsorted(sums, q * sums[-1])) * TOOK_S if sums[-1] else 0.0
 
@@ -118,7 +118,10 @@ class Result:
         return int(np.ceil(self.scenario.back_at_s))
 
     def _back_s(self, good: Ints, of: Ints) -> float | None:
-        """Return the seconds until `good` stays at the share `GOOD` of `of`; None: never."""
+        """Return the seconds from the end of the outage until `good` stays at the share `GOOD` of `of` in windows.
+
+        None: never.
+        """
         period = slice(self._back, int(self.scenario.length_s))
         good_sums, all_sums = _windows(good[period]), _windows(of[period])
         bad = np.flatnonzero(good_sums < parts.GOOD * all_sums)
@@ -127,7 +130,7 @@ class Result:
 
 
 def _windows(counts: Ints) -> Floats:
-    """Return sums over windows of `AGAIN_S`, by their start."""
+    """Return sums of counts over windows of `AGAIN_S` seconds, by their first second; empty if there are fewer."""
     sums = np.concatenate(([0.0], np.cumsum(counts)))
     width = int(parts.AGAIN_S)
     return sums[width:] - sums[:-width] if len(sums) > width else np.zeros(0)
@@ -145,7 +148,7 @@ FULL_S: Final = 0.25  # delay before an outbox at its concurrency limit is check
 
 
 def simulate(scenario: Scenario, client: Client = parts.EDGEROUTE) -> Result:
-    """Run the fleet for `length_s` seconds, and until the last request has an answer; return the counts. The seed decides."""
+    """Run the fleet for `length_s` seconds, and until the last request has an answer; return the counts. The seed decides all."""
     return SimulatedFleet(scenario, client).run()
 
 
@@ -157,7 +160,7 @@ class EventQueue:
         self._step = 0
 
     def put(self, rows: Floats, times: Floats) -> None:
-        """Schedule rows at these times, in the next step at the earliest; nothing without rows."""
+        """Schedule rows at these times, in the step after the current one at the earliest; nothing without rows."""
         if not len(rows):
             return
         steps = np.maximum((times / STEP_S).astype(np.int64), self._step + 1)
@@ -168,7 +171,7 @@ class EventQueue:
             self._rows[int(steps[start])].append(rows[start:end])
 
     def take(self, step: int) -> Floats | None:
-        """Remove and return the rows of this step; None if there are none."""
+        """Make this the current step, and remove and return its rows; None if there are none."""
         self._step = step
         parts = self._rows.pop(step, None)
         return None if parts is None else parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -205,7 +208,11 @@ class SimulatedFleet:
         self._step_end = 0.0
 
     def run(self) -> Result:
-        """Run all steps and return the counts."""
+        """Run all steps and return the counts; call once.
+
+        In each step attempts end first, then outboxes are flushed and deliver, retries begin, new requests come, and all are
+        sent.
+        """
         queues = (
             (self._ends, self._end),
             (self._hurries, self._flush),
@@ -231,7 +238,10 @@ class SimulatedFleet:
         return tally
 
     def _ask(self, time: float) -> None:
-        """Draw the deferred requests of a step at random, and send or answer them."""
+        """Draw the deferred requests of a step at random, and schedule those that may be sent; the edge answers the others.
+
+        The edge keeps some by the cloud's load hints; those of an open breaker or a full device are degraded, and may be queued.
+        """
         scenario = self._scenario
         crowd = scenario.together * scenario.devices if scenario.outage_at_s <= time < scenario.outage_at_s + 1 else 0.0
         if self._course is None:
@@ -257,13 +267,13 @@ class SimulatedFleet:
         self._count_degraded(who[~allowed], times[~allowed], failed=False)
 
     def _answer_on_edge(self, ranks: Floats, took_s: Floats | float = 0.0) -> None:
-        """Count requests that the edge answered after all."""
+        """Count requests that the edge answered after all: the expected right answers by their rank, and their times."""
         highest, lowest = self._scenario.surest_right, self._scenario.least_right
         self._tally.right += float((lowest + (highest - lowest) * ranks).sum())
         self._tally.took += _bins(np.broadcast_to(took_s, len(ranks)), self._tally)
 
     def _devices_by_state(self, time: float, crowd: float) -> Ints:
-        """Step the devices to this time, and draw those that send, as often as the rules let each kind."""
+        """Step the devices' battery, heat and rules to this time, and draw those that send, as often as the rules let them."""
         course = self._course
         assert course is not None, "the devices have a state"
         course.until(time)
@@ -272,7 +282,7 @@ class SimulatedFleet:
         return kinds + course.count * (self._random.random(len(kinds)) * course.sizes[kinds]).astype(np.int64)
 
     def _allowed(self, who: Ints, times: Floats) -> Some:
-        """Return which devices may send; some of the others send a probe."""
+        """Return which of the devices' breakers let them send; some of the others start a probe in this step."""
         allowed = self._devices.allows(who, times)
         if not allowed.all():
             rejected, rejected_at = who[~allowed], times[~allowed]
@@ -294,7 +304,7 @@ class SimulatedFleet:
             self._starting.append(rows)
 
     def _send(self, rows: Floats) -> None:
-        """Pass the attempts of a step to the cloud, count them, and schedule their ends."""
+        """Pass the attempts of a step to the cloud in order of time, count them, and schedule their ends with the results."""
         rows = rows[np.argsort(rows[:, AT], kind="stable")]
         times, tally = rows[:, AT], self._tally
         probe = rows[:, KIND] == PROBE
@@ -307,14 +317,18 @@ class SimulatedFleet:
         self._ends.put(rows, ends)
 
     def _retry(self, rows: Floats) -> None:
-        """Send retries after their back-off; those whose breaker has opened meanwhile fail."""
+        """Send retries after their back-off; those whose breaker has opened meanwhile end as failed calls."""
         who, times = rows[:, WHO].astype(np.int64), rows[:, AT]
         allowed = self._devices.allows(who, times)
         self._starting.append(rows[allowed])
         self._handle_failed(rows[~allowed], held=True)
 
     def _end(self, rows: Floats) -> None:
-        """Handle ended attempts at their devices: learn, succeed, schedule retries, or give up."""
+        """Handle ended attempts at their devices, in order of time: learn loads, hold for a Retry-After, close or open breakers.
+
+        Answered ones succeed; of the failed ones some are scheduled to retry, by budget and back-off, and the others fail as
+        calls.
+        """
         rows = rows[np.argsort(rows[:, AT], kind="stable")]
         who, times, kind, verdict = rows[:, WHO].astype(np.int64), rows[:, AT], rows[:, KIND], rows[:, VERDICT]
         good, probe = verdict == parts.ANSWERED, kind == PROBE
@@ -351,7 +365,7 @@ class SimulatedFleet:
         self._handle_failed(rows[~allowed], held=False)
 
     def _learn(self, who: Ints, rows: Floats) -> None:
-        """Update devices' knowledge of the cloud's load from ended attempts."""
+        """Count refused and late attempts, and update what devices know of the cloud's load, and their limits of calls."""
         verdict, tally = rows[:, VERDICT], self._tally
         real = rows[:, KIND] != PROBE
         tally.refused += int((real & (verdict == parts.BUSY)).sum())
@@ -363,7 +377,10 @@ class SimulatedFleet:
             self._places.ended(who[real], rows[real, AT], took_s, verdict[real] == parts.ANSWERED)
 
     def _succeed(self, who: Ints, rows: Floats) -> None:
-        """Count answered attempts, close breakers, wake outboxes, and free places."""
+        """Count answered attempts, close breakers, wake outboxes whose breaker was open, and free places.
+
+        A delivery leaves its outbox.
+        """
         times = rows[:, AT]
         opened = self._devices.success(who)
         self._wake(who[opened], times[opened])
@@ -381,7 +398,10 @@ class SimulatedFleet:
             self._since[sent[self._boxed[sent] + self._flying[sent] == 0]] = np.inf
 
     def _handle_failed(self, rows: Floats, *, held: bool) -> None:
-        """Handle calls that end without an answer: the edge answers, and failed deliveries are queued again."""
+        """Handle calls that end without an answer: the edge answers, degraded, and failed deliveries are queued again.
+
+        held: True for calls that a breaker stopped, which pause the outbox; other failures back off, longer each time.
+        """
         if not len(rows):
             return
         who, times = rows[:, WHO].astype(np.int64), rows[:, AT]
@@ -403,11 +423,14 @@ class SimulatedFleet:
             self._store(who, times + np.maximum(wait_s, self._scenario.retry_after_s), queued_at, np.minimum(failed + 1, 30))
 
     def _part_s(self, age_s: Floats) -> Floats:
-        """Draw random parts of the outboxes' spread, by their age."""
+        """Draw at random a part of each outbox's spread, by its age, seconds."""
         return self._devices.wait_s(spreads_s(self._client.spread_s, age_s))
 
     def _count_degraded(self, who: Ints, times: Floats, *, failed: bool) -> None:
-        """Count degraded answers, and queue the requests; a failed delivery backs off first."""
+        """Count degraded answers, and queue their requests if there are outboxes.
+
+        failed: True for requests that were sent: they are due after a random part of the spread; others at once.
+        """
         self._tally.degraded += len(who)
         if self._scenario.offline == "queue" and len(who):
             self._tally.queued += len(who)
@@ -415,14 +438,20 @@ class SimulatedFleet:
             self._store(who, times + self._part_s(ages) if failed else times, times, ages)
 
     def _wake(self, who: Ints, times: Floats) -> None:
-        """Schedule a flush of the outboxes whose breakers have closed, after at most a part of the spread."""
+        """Schedule a flush of the outboxes whose breakers have closed, after a random part of the spread.
+
+        Nothing without outboxes.
+        """
         if self._scenario.offline == "queue" and len(who):
             times = times + self._part_s(np.maximum(times - self._since[who], 0.0))
             np.minimum.at(self._hurry_at, who, times)
             self._hurries.put(np.column_stack((who, times)), times)
 
     def _flush(self, rows: Floats) -> None:
-        """Flush outboxes: all their entries are due now. A flush that an earlier one replaced is ignored."""
+        """Flush outboxes: all their entries are due now, and deliveries scheduled before are void.
+
+        A replaced flush is ignored.
+        """
         who, times = rows[:, 0].astype(np.int64), rows[:, 1]
         planned = times == self._hurry_at[who]
         who, first = np.unique(who[planned], return_index=True)
@@ -438,7 +467,7 @@ class SimulatedFleet:
             self._store(who, times, self._since[who], self._failed[who].astype(np.float64))
 
     def _store(self, who: Ints, due: Floats, queued_at: Floats, failed: Floats) -> None:
-        """Queue requests in the outboxes of their devices, each due at its time."""
+        """Queue requests in the outboxes of their devices, each due at its time; counts them there."""
         np.add.at(self._boxed, who, 1)
         np.minimum.at(self._since, who, queued_at)
         self._stored.put(np.column_stack((who, due, failed, self._woken[who], queued_at)), due)
@@ -477,7 +506,7 @@ class SimulatedFleet:
 
 
 def spreads_s(spread_s: float, age_s: Floats) -> Floats:
-    """Return the spread of each outbox by its age, seconds; `spread.spread_for`, vectorised."""
+    """Return the spread of each outbox by its age, seconds, as `sqlite_queue.spread_for`, vectorised; 0 without a spread."""
     if not spread_s:
         return np.zeros(len(age_s))
     return np.minimum(max(store.LONGEST_S, spread_s), np.maximum(spread_s, store.TIMES * age_s))

@@ -1,4 +1,7 @@
-"""Parts of a fleet simulation: devices with their policy, battery, heat and rules; cloud and outage; breakers, retry budgets."""
+"""Parts of a fleet simulation: scenario and clients; devices with policy, battery, heat and rules; cloud and outage.
+
+Also here: breakers, retry budgets, load hints and limits of concurrent calls, for all devices as arrays.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class Device(NamedTuple):
         return cls(setup.policy, targets, **{"call_j": call_j, **more})
 
     def shares(self, rules: tuple[Rule, ...], defer: float) -> Shares:
-        """Return the shares of edge and cloud by the plan with these rules, if the edge is unsure of the share `defer`.
+        """Return the shares of edge and cloud per request, by the plan with these rules, if the edge is unsure of `defer`.
 
         Both are 0 if the plan is refused.
         """
@@ -161,7 +164,10 @@ LOAD_AWARE: Final = (
 
 
 def clients(scenario: Scenario, spread_s: float = EDGEROUTE.spread_s) -> tuple[Client, ...]:
-    """Return the clients to compare, with this spread where they have one; one without a spread only if there are outboxes."""
+    """Return the clients to compare, with this spread where they have one.
+
+    The one without a spread only if there are outboxes.
+    """
     all_clients = (*CLIENTS[:1], NO_SPREAD, *CLIENTS[1:]) if scenario.offline == "queue" else CLIENTS
     return tuple(client._replace(spread_s=spread_s) if client.spread_s else client for client in all_clients)
 
@@ -191,9 +197,10 @@ class Cloud:
         self.reports: Floats = np.zeros(0)
 
     def ask(self, arrivals: Floats, until: Floats, probe: Some) -> tuple[Floats, Floats]:
-        """Serve or reject attempts, and return the end and the result of each; counts them, and stores the reported loads.
+        """Serve or reject attempts, and return the end and the result of each; counts them, and stores the loads of the replies.
 
-        Probes go to the health route, which does not run the model: they do not queue.
+        An attempt during the outage is refused, or late if the cloud is silent; one that is in the queue as it begins is refused
+        then. Probes go to the health route, which does not run the model: they do not queue.
 
         Args:
             arrivals: times of arrival, ascending.
@@ -275,7 +282,7 @@ class Devices:
         self._next_s = np.full(count, admission.FIRST_S)
 
     def allows(self, who: Ints, at: Floats) -> Some:
-        """Return True for each request that may be sent."""
+        """Return True for each request that its device's breaker and holds let pass; for all, without breakers."""
         if not self._client.breaker:
             return np.ones(len(who), np.bool_)
         return np.asarray(admission.allowed(self.state[who] == CLOSED, self.held[who], at))
@@ -290,7 +297,10 @@ class Devices:
         return due
 
     def success(self, who: Ints) -> Some:
-        """Record answered requests: close breakers, earn retries; return which breakers were not closed."""
+        """Record answered requests: close breakers, forget faults, earn parts of a retry.
+
+        Return which breakers were not closed.
+        """
         was_open = np.asarray(self.state[who] != CLOSED)
         self._faults[who], self._next_s[who] = 0, admission.FIRST_S
         self.state[who], self.due[who] = CLOSED, np.inf
@@ -298,14 +308,17 @@ class Devices:
         return was_open
 
     def fault(self, who: Ints, at: Floats) -> None:
-        """Record failed requests; open breakers that reach the limit; requests of open breakers do not count."""
+        """Record failed requests; open breakers that reach the limit; requests of breakers that are not closed do not count."""
         closed = self.state[who] == CLOSED
         who, at = who[closed], at[closed]
         np.add.at(self._faults, who, 1)
         self._open(who, at, admission.tripped(self._faults[who]))
 
     def probed(self, who: Ints, at: Floats, ok: Some) -> Some:
-        """Record results of probes: close breakers, or open them for longer; return which close."""
+        """Record results of probes: close breakers, or open them for longer; return which close.
+
+        Results nobody waits for are ignored.
+        """
         probing = np.asarray(self.state[who] == HALF_OPEN)
         back = probing & ok
         self.state[who[back]], self.due[who[back]] = CLOSED, np.inf
@@ -317,7 +330,7 @@ class Devices:
         self.held[who] = admission.held_until(self.held[who], at + wait_s, at)
 
     def retry(self, who: Ints) -> Some:
-        """Take a retry from each budget that has one, and return True where a retry is allowed."""
+        """Take a retry from each budget that has one, and return True where a retry is allowed: not with an open breaker."""
         allowed = np.asarray(self.state[who] == CLOSED) if self._client.breaker else np.ones(len(who), np.bool_)
         if self._client.budget:
             allowed &= admission.affords(self.left[who])
@@ -333,7 +346,7 @@ class Devices:
         return self._random.random(count) if self._client.jitter else np.ones(count)
 
     def _open(self, who: Ints, at: Floats, which: Some) -> None:
-        """Open breakers and schedule their probes after a time that is random and grows with each opening."""
+        """Open the breakers that `which` picks, and schedule their probes after a random time, which grows with each opening."""
         if which.any():
             who, first = np.unique(who[which], return_index=True)
             self.state[who] = OPEN
@@ -351,9 +364,9 @@ class Devices:
 # > heat    += (surroundings + c_per_w * power - heat) * (1 - exp(-dt / warming_s))
 # > load     = min(1, r * edge * run_s)
 #
-# At a reading the rules are stepped by `core.rules.step`, as on a device; the plan with those in force gives the shares from then
-# on. The fleet has `KINDS` kinds of devices, each with its own charge, surroundings and reading times; all of a kind are alike. A
-# device whose battery is empty sends nothing, and has no rule in force.
+# At a reading the rules are stepped by `core.device_rules.step`, as on a device; the plan with those in force gives the shares
+# from then on. The fleet has `KINDS` kinds of devices, each with its own charge, surroundings and reading times; all of a kind
+# are alike. A device whose battery is empty sends nothing, and has no rule in force.
 
 KINDS: Final = 200
 CHARGE: Final = 0.1
@@ -428,7 +441,7 @@ class Course:
             self.per_s = self._per_s()
 
     def result(self, time: float) -> DeviceResult:
-        """Step the devices up to that time, and return their state."""
+        """Step the devices up to that time, and return their state and the averaged effect of each rule."""
         self.until(time)
         every = np.arange(self.count)
         self._drain(every, np.full(self.count, time))
@@ -448,7 +461,7 @@ class Course:
         return device.idle_w + per_s * (self._edge[who] * device.run_j + self._cloud[who] * device.call_j)
 
     def _drain(self, who: Ints, times: Floats) -> None:
-        """Advance battery, temperature and statistics of these kinds to these times."""
+        """Advance battery, temperature and statistics of these kinds to these times; an empty battery draws no power."""
         device, passed_s, power_w = self._device, times - self._at[who], self._power_w(who)
         power_w = np.where(self.charge[who] > 0, power_w, 0.0)
         if device.battery is not None:
@@ -461,7 +474,10 @@ class Course:
         self._at[who] = times
 
     def _apply_rules(self, who: Ints) -> None:
-        """Apply the rules to the sensors of these kinds, and count the switches; an empty battery sets its kind's shares to 0."""
+        """Step the rules by the sensors of these kinds, set their shares, and count switches.
+
+        An empty battery sets shares to 0.
+        """
         device, load = self._device, np.minimum(1.0, self._scenario.per_minute / 60 * self._edge * self._device.run_s)
         power_w, weights = self._power_w(np.arange(self.count)), self.sizes / self._scenario.devices
         mains = device.battery is None
@@ -483,7 +499,10 @@ class Course:
         self._most = np.maximum(self._most, self._on @ weights)
 
     def _shares(self, rules: tuple[Rule, ...]) -> tuple[Shares, bool]:
-        """Return the shares of requests with these rules in force, and True if everything stays on the device; cached."""
+        """Return the shares of requests with these rules in force, and True if everything stays on the device.
+
+        Stored for next time.
+        """
         if rules not in self._known:
             stays = bool(stays_on_device(self._device.policy, Facts(rules=rules)))
             self._known[rules] = self._device.shares(rules, self._scenario.defer), stays
@@ -501,12 +520,15 @@ class Reported:
         self._at = np.full(count, -np.inf)
 
     def add(self, who: Ints, times: Floats, reports: Floats) -> None:
-        """Record reports. Of several of one device in a step the last counts."""
+        """Average reported loads into what devices know. Of several of one device in a step the last counts."""
         self._load[who] = estimates.average_load(self._load[who], times - self._at[who], reports)
         self._at[who] = np.maximum(self._at[who], times)
 
     def kept(self, who: Ints, times: Floats) -> Floats:
-        """Return the share of their deferrals that these devices answer themselves; 0 without a report."""
+        """Return the share of their deferrals that these devices answer themselves, by what they know, faded.
+
+        0 without a report.
+        """
         return np.asarray(estimates.share_to_keep(estimates.fade_load(self._load[who], times - self._at[who])), np.float64)
 
 
@@ -527,12 +549,12 @@ class Places:
         return allowed
 
     def leave(self, who: Ints) -> None:
-        """Count calls as ended."""
+        """Count calls as ended, which frees their places."""
         for i in who.tolist():
             self._busy[i] -= 1
 
     def ended(self, who: Ints, at: Floats, took_s: Floats, good: Some) -> None:
-        """Adapt the limits to ended attempts."""
+        """Adapt the devices' limits of concurrent calls to ended attempts: by their time if good, otherwise as failures."""
         for i, now, took, success in zip(who.tolist(), at.tolist(), took_s.tolist(), good.tolist(), strict=True):
             if success:
                 self._limits[i].succeeded(took, self._busy[i])

@@ -1,4 +1,4 @@
-"""Logs of other tools: requests that two models answered, read and paired."""
+"""Logs of other tools: requests that two models answered, read and paired, or a sample of those that one answered."""
 
 from edgeroute.tools.replay.logs.answer_pairs import FORMATS, Pairs, Price, Read, read_pairs
 

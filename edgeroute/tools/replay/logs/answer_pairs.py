@@ -1,4 +1,7 @@
-"""Requests of a log, from lines and tables that may be huge or damaged: pairs of two models' answers, or a sample of one's."""
+"""Requests of a log, whose lines may be huge or damaged: pairs of two models' answers (`read_pairs`), or a sample (`survey`).
+
+Logs are JSON lines of the kinds `READERS`, or tables (CSV). A record that cannot be used is skipped and counted by its reason.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class LeftOut:
         self._counts: dict[str, tuple[int, str]] = {}
 
     def add(self, why: str, first: str = "", count: int = 1) -> None:
-        """Count records, if there are any; the first place of each reason is stored."""
+        """Count records under a reason, unless `count` is 0; the place of the first of each reason is stored."""
         if not count:
             return
         before, place = self._counts.get(why, (0, first))
@@ -70,7 +73,7 @@ class LeftOut:
 
 
 def lines(paths: Iterable[Path]) -> Iterator[Line]:
-    """Yield the lines of all files that are not empty; `-` is stdin. A line of more than 16 MiB has None for its text.
+    """Yield the lines of all files, without empty ones; `-` is stdin. A line of more than 16 MiB has None for its text.
 
     Raises:
         BadInput: a file cannot be read.
@@ -90,7 +93,10 @@ def lines(paths: Iterable[Path]) -> Iterator[Line]:
 
 @contextmanager
 def regular_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Provide files that can be read twice: stdin is copied to one for its owner alone, deleted after the `with` block."""
+    """Provide files that can be read twice: stdin, for `-`, is copied to a temporary one, deleted after the `with` block.
+
+    The temporary folder is for its owner alone.
+    """
     with ExitStack() as stack:
         files = []
         for path in paths:
@@ -106,7 +112,10 @@ def regular_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, or stdin for `-`, which stays open; raise errors as `BadInput`."""
+    """Provide an open file, closed at the end, or stdin for `-`, which stays open.
+
+    Raise BadInput for errors, in the block too.
+    """
     try:
         if str(path) == "-":
             yield sys.stdin.buffer
@@ -144,7 +153,7 @@ def rows(paths: Iterable[Path], options: recorded.Options, skipped: LeftOut) -> 
     A row that cannot be used is added to `skipped`.
 
     Raises:
-        BadInput: a file cannot be read, or lacks a column.
+        BadInput: a file cannot be read, lacks a column or has it twice; or some tables have scores, and others answers.
     """
     table_rows, kinds = list[Row](), set[bool]()
     for path in paths:
@@ -187,7 +196,7 @@ class _Text:
 
 
 def _header(table: csv.DictReader[str], path: Path) -> set[str]:
-    """Return the columns of a table; raise `BadInput` if one is missing or there twice."""
+    """Read the header of a table and return its columns; raise BadInput if one is missing or there twice."""
     try:
         header = {*(table.fieldnames or ())}
     except csv.Error as e:
@@ -201,7 +210,10 @@ def _header(table: csv.DictReader[str], path: Path) -> set[str]:
 
 
 def _row(row: Mapping[str | None, str | None], options: recorded.Options, *, scores: bool) -> Row:
-    """Parse a row, an empty confidence as NaN; raise `Skip` if it cannot be used."""
+    """Parse a row, an empty confidence as NaN, an empty cost as None; raise `Skip` if it cannot be used.
+
+    With `scores` correctness is as given; without, the edge is right where both answers are the same, and the cloud always.
+    """
     if any(len(text or "") > LONGEST for text in row.values()):
         raise recorded.Skip(DAMAGED)  # csv's own limit may have been changed by the program
     text = {name: (row.get(name) or "").strip() for name in ("id", "confidence", *SCORES, *USD)}
@@ -219,7 +231,7 @@ def _row(row: Mapping[str | None, str | None], options: recorded.Options, *, sco
 
 
 def _score(name: str, text: str) -> float:
-    """Parse a score, from 0 to 1, or true or false; raise `Skip` for all else."""
+    """Parse a score, from 0 to 1, rounding errors put right, or true or false; raise `Skip` for all else."""
     score: float = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else recorded.round_grade(_number(name, text))
     if not 0 <= score <= 1:
         raise recorded.Skip(f"{name} is not from 0 to 1")
@@ -287,10 +299,12 @@ class Pairs(NamedTuple):
 
 
 def read_pairs(paths: Sequence[Path], kind: str, how: Read) -> Pairs:
-    """Read a log of one of `FORMATS`, from one or several files, and pair its answers.
+    """Read a log of one of `FORMATS`, from one or several files, and pair the two models' answers by their request.
+
+    Unusable and single answers, and repeats, are skipped and counted in the result.
 
     Raises:
-        BadInput: a file cannot be read, or there is no pair in it, or none of the edge's answers has a confidence.
+        BadInput: a file cannot be read, the models are ambiguous, there is no pair, or no answer of the edge has a confidence.
     """
     skipped = LeftOut()
     pairs = _pairs_of_table(paths, how, skipped) if kind == "csv" else _pairs_of_log(paths, READERS[kind], how, skipped)
@@ -303,7 +317,7 @@ def read_pairs(paths: Sequence[Path], kind: str, how: Read) -> Pairs:
 
 
 def _pairs_of_table(paths: Sequence[Path], how: Read, skipped: LeftOut) -> Pairs:
-    """Pair the rows of tables; an id that occurs again is skipped and counted."""
+    """Make the pairs of tables' rows, with costs by the given prices; an id that occurs again is skipped and counted."""
     all_rows, compared = rows(paths, recorded.Options(match=how.match), skipped)
     unique, seen = list[Row](), set[str]()
     for row in all_rows:
@@ -325,7 +339,11 @@ def _column(table: Sequence[Row], i: int) -> Floats:
 
 
 def _pairs_of_log(paths: Sequence[Path], reader: recorded.Reader, how: Read, skipped: LeftOut) -> Pairs:
-    """Pair the answers of a log by request and model; count repeats, other models and single answers as skipped."""
+    """Pair the answers of a log by request and model; count repeats, other models and single answers as skipped.
+
+    Raises:
+        BadInput: a file cannot be read, or the two models are ambiguous.
+    """
     requests, models = dict[bytes, dict[str, recorded.RecordedAnswer]](), Counter[str]()
     for place, exchange in exchanges(paths, reader, recorded.Options(how.id, how.score, how.match), skipped):
         answer = exchange.answer
@@ -388,7 +406,7 @@ def exchanges(
 
 
 def record_of(text: bytes | None) -> dict[str, object]:
-    """Parse a line as a JSON object; raise `Skip` if it is none."""
+    """Parse a line as a JSON object; raise `Skip` if it is none. `RecursionError` if it is nested too deep."""
     if text is None:
         raise recorded.Skip("a line of more than 16 MiB")
     try:
@@ -459,7 +477,7 @@ class Survey(NamedTuple):
 
     @property
     def model(self) -> str:
-        """The name of the cloud's model, for people."""
+        """Names of the cloud's model, for people, unprintable characters removed."""
         return ", ".join(sorted(clean(name) for name in self.models if name)) or "the log's model"
 
 
@@ -532,7 +550,7 @@ def _with_label(labels: set[str] | None, exchange: recorded.Exchange) -> set[str
 
 
 def _hint(paths: Sequence[Path]) -> str:
-    """Return the hint for a file that is one list, as some exports are; empty for others."""
+    """Return the hint for a first file that is one list, as some exports are; empty for others. Opens the files again."""
     first = next(lines(paths), None)
     is_list = first is not None and (first.text or b"").lstrip()[:1] == b"["
     return ": it is a list, and a log has an object on each line, as `jq -c '.[]'` writes them" if is_list else ""
@@ -554,7 +572,9 @@ def _cloud_models(where: str, counts: Counter[str], wanted: str) -> frozenset[st
 
 
 def read_sample(paths: Sequence[Path], kind: str, how: Read, drawn: Survey) -> Iterator[Logged]:
-    """Yield the sampled requests, in the order of the log, each once with the first answer of the cloud's model.
+    """Yield the sampled requests, each once with the first answer of the cloud's model, as soon as both have been read.
+
+    A request and its answer may be in different lines, in any order, and are in memory until the other comes.
 
     Raises:
         BadInput: a file cannot be read.

@@ -1,4 +1,7 @@
-"""Parsers of recorded answers in logs of LiteLLM, Langfuse and OpenAI: chat completions, completions and responses."""
+"""Parsers of recorded answers in logs of LiteLLM, Langfuse and OpenAI: chat completions, completions and responses.
+
+Each parser turns one record into an `Exchange`, or raises `Skip` with the reason. Digests and text forms of answers are here too.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,7 @@ def request_key(record: Mapping[str, Any], options: Options, *ids: str, asked: o
     """Return the digest of the request's identity: the value at `--id`, else the first of these paths, else the messages.
 
     Raises:
-        Skip: there is nothing to identify it.
+        Skip: there is nothing to identify it: no value at `--id`, no messages, or redacted ones.
     """
     for path in (options.id,) if options.id else ids:
         value = value_at(record, path)
@@ -152,7 +155,7 @@ def round_grade(grade: Any) -> Any:
 
 
 def confidence_of(logprobs: Any) -> float:
-    """Return the confidence in a text, from the log-probabilities of its tokens; NaN without any.
+    """Return the confidence in a text: the 10 % quantile of its tokens' probabilities, from their logarithms; NaN without any.
 
     Raises:
         Skip: they are no valid log-probabilities.
@@ -165,15 +168,16 @@ def confidence_of(logprobs: Any) -> float:
 
 
 def answer_digest(text: str, calls: list[list[object]], options: Options) -> bytes:
-    """Return the digest of an answer: its text, and its tool calls.
+    """Return the digest of an answer: its text, and its tool calls. Equal digests count as the same answer.
 
-    `text`: ignores case, spaces, width of characters, and punctuation and quotes around it; `exact`: to the letter.
+    With `match` as `text` case, spaces, width of characters, and punctuation and quotes around it do not count; `exact`: to the
+    letter.
     """
     return digest([text if options.match == "exact" else text_form(text), calls])
 
 
 def text_form(text: str) -> str:
-    """Return a text without case, repeated spaces, width of characters, and punctuation and quotes around it."""
+    """Return a text in lower case, without repeated spaces, width of characters, and punctuation and quotes around it."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .!?,;:'\"`*()")
 
 
@@ -189,7 +193,10 @@ def model_name(model: Any) -> str:
 
 
 def request_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the request for another model: `messages` or `prompt`, with tools and format; empty if there is none."""
+    """Return the request for another model: `messages` or `prompt`, with tools and format; empty if there is none.
+
+    A response's `input` and `instructions` become messages.
+    """
     messages, given, prompt = (body.get(name) for name in ASKED)
     if isinstance(given, str | list) and not messages:  # of responses
         messages = [{"role": "user", "content": given}] if isinstance(given, str) else [_message(item) for item in given]
@@ -216,7 +223,10 @@ def _message(item: Any) -> Any:
 
 
 def duration_of(record: Mapping[str, Any]) -> float | None:
-    """Return the duration of a call in seconds, by the names that logs have for it; None if there is none."""
+    """Return the duration of a call in seconds: the first believable value of `DURATIONS`, else end minus start.
+
+    None without any.
+    """
     for name, unit in DURATIONS.items():
         value: Any = record.get(name)
         if type(value) in {int, float} and 0 <= value < MOST_S:
@@ -227,7 +237,7 @@ def duration_of(record: Mapping[str, Any]) -> float | None:
 
 
 def _time(value: Any) -> float | None:
-    """Return a time as seconds, of a number or ISO's text; None for all else."""
+    """Return a time as seconds, of a float or ISO's text; None for all else, whole numbers too."""
     if isinstance(value, str):
         try:
             return datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
@@ -249,7 +259,7 @@ def parsed_body(body: Mapping[str, Any]) -> ParsedBody:
     """Parse the first choice of a (chat) completion, or a response's output.
 
     Raises:
-        Skip: it is neither, incomplete, or its answer was redacted.
+        Skip: it is neither, its answer is no text or was redacted, or its log-probabilities or token counts are invalid.
     """
     if isinstance(body.get("output"), list):
         texts, calls, logprobs = _response(body["output"])
@@ -263,7 +273,10 @@ def parsed_body(body: Mapping[str, Any]) -> ParsedBody:
 
 
 def _response(output: list[Any]) -> tuple[list[str], list[list[object]], list[Any]]:
-    """Return the texts (refusals, too), tool calls and log-probabilities of a response's output."""
+    """Return the texts (refusals, too), tool calls and log-probabilities of a response's output.
+
+    Raise `Skip` for a text that is none.
+    """
     texts, calls, logprobs = list[str](), list[list[object]](), list[Any]()
     for item in _dicts(output):
         if item.get("type") == "function_call":
@@ -276,7 +289,10 @@ def _response(output: list[Any]) -> tuple[list[str], list[list[object]], list[An
 
 
 def _choice(choice: Mapping[str, Any]) -> tuple[list[str], list[list[object]], list[Any]]:
-    """Return the texts, tool calls and log-probabilities of a chat's or text completion's choice."""
+    """Return the texts, tool calls and log-probabilities of a chat's or text completion's choice.
+
+    Raise `Skip` for a text that is none.
+    """
     logprobs = choice.get("logprobs")
     logs: Mapping[str, Any] = logprobs if isinstance(logprobs, dict) else {}
     message = choice.get("message")
@@ -294,7 +310,7 @@ def _choice(choice: Mapping[str, Any]) -> tuple[list[str], list[list[object]], l
 
 
 def _tokens(usage: Any) -> tuple[float, float] | None:
-    """Return the tokens of prompt and completion; None if unknown; raise `Skip` if they are no numbers."""
+    """Return the tokens of prompt and completion; None if one is unknown; raise `Skip` if they are no numbers."""
     if not isinstance(usage, dict):
         return None
     prompt, completion = (
@@ -331,7 +347,7 @@ def litellm_answer(record: Mapping[str, Any], options: Options) -> Exchange:
     """Parse a payload, or an object that has it as its `standard_logging_object`.
 
     Raises:
-        Skip: it cannot be used.
+        Skip: the request failed or was answered from a cache, has no identity, or its answer cannot be used.
     """
     inner = record.get("standard_logging_object")
     payload: Mapping[str, Any] = inner if isinstance(inner, dict) else record
@@ -357,7 +373,7 @@ def _exchange(
     key: bytes, model: Any, body: ParsedBody, record: Mapping[str, Any], options: Options, usd: float | None,
     asked: Mapping[str, Any],
 ) -> Exchange:  # fmt: skip
-    """Return the exchange of a record; raise `Skip` if its model or score is invalid."""
+    """Return the exchange of a record, with its digests, score and duration; raise `Skip` if its model or score is invalid."""
     answered = answer_digest(body.text, body.calls, options)
     answer = RecordedAnswer(key, model_name(model), answered, body.confidence, score_of(record, options), usd, body.tokens)
     return Exchange(answer, request_of(asked), body.text, body.calls, duration_of(record))
@@ -367,10 +383,10 @@ def _exchange(
 
 
 def langfuse_answer(record: Mapping[str, Any], options: Options) -> Exchange:
-    """Parse an observation of the type GENERATION.
+    """Parse an observation of the type GENERATION, whose input and output may be texts of JSON.
 
     Raises:
-        Skip: it cannot be used.
+        Skip: it is of another type, an error, has no identity, or its answer cannot be used.
     """
     if record.get("type", "GENERATION") != "GENERATION":
         raise Skip("no generation of a model")
@@ -410,7 +426,7 @@ def openai_answer(record: Mapping[str, Any], options: Options) -> Exchange:
 
     Raises:
         RequestAlone: it is a request of a batch's input file.
-        Skip: it cannot be used.
+        Skip: the request failed, has no identity, or its answer cannot be used.
     """
     request, response = record.get("request"), record.get("response")
     if record.get("error") or ("response" in record and not (isinstance(response, dict) or (response and type(response) is str))):
