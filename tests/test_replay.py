@@ -226,7 +226,8 @@ def test_retries_open_the_breaker():
     records = []
     replies = iter([GOOD] * 3 + [DOWN] * 50)
     with CannedServer(lambda _: next(replies)) as server:
-        endpoint = PlainJson(server.url, usd_per_call=0.5, usd_per_mb=3.0)
+        # a call longer than its timeout has failed in the replay, whatever its record says: none is, however slow the machine
+        endpoint = PlainJson(server.url, usd_per_call=0.5, usd_per_mb=3.0, timeout_s=1e4)
         with Router(edge, endpoint, threshold=0.5, trace=records.append) as router:
             for _ in range(8):
                 router.infer([0.1, 0])
