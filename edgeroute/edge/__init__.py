@@ -1,1 +1,1 @@
-"""Models on the device: one runtime a file, imported when a model needs it."""
+"""Models on the device: runtimes, each imported when a model needs it; their formats, cards, inputs, runs and answers' checks."""

@@ -98,7 +98,10 @@ class AnswerCheck:
         return prediction._replace(confidence=share)
 
     def identity(self, of: Callable[[Any], str]) -> str:
-        """Return a text that identifies the check given, for certificates and caches, by a hash; empty: there is none."""
+        """Return a text that identifies the check given, for certificates and caches; empty: there is none.
+
+        A function by its fingerprint, which `of` returns; anything else by a hash of its contents.
+        """
         given = self._given
         if given is None or callable(given):
             return "" if given is None else f" check {of(given)}"
@@ -106,14 +109,21 @@ class AnswerCheck:
         return f" check {sha256(json.dumps(to_json_types(plain), sort_keys=True).encode()).hexdigest()[:16]}"
 
     def _request(self, x: Any) -> Mapping[str, Any]:
-        """Return the request for an input if it demands a structure; empty: it does not."""
+        """Return the input's keys added to the options, a request, if it demands a structure: tools, functions or a format.
+
+        Empty: it does not, or inputs are no requests.
+        """
         if self._options is None:
             return {}
         request = {**self._options, **x} if isinstance(x, Mapping) else self._options
         return request if request.get("tools") or request.get("functions") or _form(request) else {}
 
     def _check_reply(self, request: Mapping[str, Any], prediction: Prediction) -> None:
-        """Raise Fault for a completion with a call of no tool of the request, or a text that is not in the request's format."""
+        """Raise Fault for a completion whose tool calls, or without any whose text, are not as the request demands.
+
+        Calls: of tools that are offered and chosen, with arguments by their schemas, at least one where one is required, and one
+        at most without `parallel_tool_calls`. Text: JSON by the `response_format`.
+        """
         message = prediction.outputs["choices"][0].get("message", {})
         calls = [call["function"] for call in message.get("tool_calls") or ()]
         calls += filter(None, [message.get("function_call")])  # of servers, and requests, from before there were tools
@@ -154,7 +164,10 @@ def _form(request: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _test(given: Any) -> Callable[[Any], float]:
-    """Return the test for a check as the application gives it: it returns a share, or raises Fault. Raises PolicyError."""
+    """Return the test for a check as the application gives it: it returns a share, or raises Fault.
+
+    A function gets a copy of the value. Raises PolicyError for anything that is no check, and RuntimeMissing without jsonschema.
+    """
     if isinstance(given, str) and len(given) > 2 and given[0] == given[-1] == "/":  # noqa: PLR2004 - a pattern within
         try:
             given = re.compile(given[1:-1], re.DOTALL)
@@ -218,7 +231,9 @@ _steps = threading.local()  # steps that are left to the check under way in a th
 
 
 def _schema_test(schema: Any, *, own: bool = False) -> Callable[[Any], float]:
-    """Return the test of a value by a JSON schema, which fetches nothing.
+    """Return the test of a value by a JSON schema, which fetches nothing: it returns 1, or raises Fault.
+
+    Fault also for more than `STEPS` keywords evaluated, and for an error of the check itself.
 
     Args:
         schema: the schema.
@@ -265,7 +280,7 @@ def _pattern(_: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:  #
 
 
 def _pattern_properties(validator: Any, patterns: Any, value: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001 - likewise
-    """Yield the errors of an object's values whose names have a pattern."""
+    """Yield the errors of an object's values whose names match a pattern, in linear time, in place of jsonschema's own."""
     if isinstance(value, dict):
         for pattern, part in patterns.items():
             for name in filter(_linear(pattern).search, value):
@@ -273,7 +288,7 @@ def _pattern_properties(validator: Any, patterns: Any, value: Any, schema: Any) 
 
 
 def _additional(evaluate: Callable[..., Any], validator: Any, allowed: Any, value: Any, schema: Any) -> Any:
-    """Return the errors of an object's further values, without those whose names have a pattern."""
+    """Return the errors of an object's further values, by jsonschema's own keyword, without those whose names match a pattern."""
     if isinstance(value, dict) and (patterns := schema.get("patternProperties")):
         value = {name: part for name, part in value.items() if not any(_linear(pattern).search(name) for pattern in patterns)}
         schema = {**schema, "patternProperties": {}}
@@ -289,7 +304,11 @@ def _key(value: Any) -> Any:
 
 @cache
 def _counting(kind: Any) -> Any:
-    """Return the class of validators of a draft that takes a step for each keyword that it evaluates."""
+    """Return the validators' class of a draft, changed so that each keyword takes one of the thread's steps; cached.
+
+    A keyword raises Fault once no step is left. Patterns and unique items are checked in linear time, in place of jsonschema's
+    own ways; nested schemas cannot change the class.
+    """
 
     def counted(evaluate: Callable[..., Any]) -> Callable[..., Any]:
         def step(*given: Any) -> Any:
@@ -344,13 +363,16 @@ class LinearPattern:
         return self._run(self._anywhere, text, 0, None, [MOVES])
 
     def _state(self, kind: str, test: Any, after: Sequence[int]) -> int:
-        """Append a state and return its number."""
+        """Append a state to the program and return its number. Raises Fault beyond `STATES`."""
         _share(len(self._program) < STATES, "pattern", f"the pattern has more than {STATES:,} states")
         self._program.append((kind, test, after))
         return len(self._program) - 1
 
     def _add(self, tree: Any, flags: int, after: int) -> int:
-        """Append the states of a parsed pattern that go on to state `after`; return the first."""
+        """Append the states of a parsed pattern that go on to state `after`; return the first.
+
+        Raises Fault for a back reference, a possessive repeat or an atomic group, and for too many states.
+        """
         for item in reversed(list(tree)):
             name, given = str(item[0]), item[1]
             if name in {"ANY", "AT", "IN", "LITERAL", "NOT_LITERAL"}:
@@ -382,7 +404,7 @@ class LinearPattern:
         return after
 
     def _test_of(self, item: Any, flags: int) -> Callable[[str, int], Any]:
-        """Return the test of a character, or of a position, by `re` itself."""
+        """Return the test of one character, or of a position, in a text: a match compiled by `re` itself, which is stored."""
         key = f"{item} {flags}"
         if key not in self._tests:
             state = parser.State()
@@ -391,7 +413,10 @@ class LinearPattern:
         return self._tests[key]
 
     def _run(self, begin: int, text: str, at: int, end: int | None, left: list[int]) -> bool:
-        """Return True if the text from `at` matches up to `end`; None: up to anywhere. left: visits of states that are left."""
+        """Return True if the text from `at` matches up to `end`; None: up to anywhere. Stores the moves between states.
+
+        left: visits of states that are left, reduced in place; raises Fault once there are none.
+        """
         states, _ = self._reached([begin], text, at, left)
         while states and at != (len(text) if end is None else end) and not (end is None and 0 in states):
             key = states, text[at]
@@ -411,7 +436,10 @@ class LinearPattern:
         return 0 in states
 
     def _reached(self, waiting: list[int], text: str, at: int, left: list[int]) -> tuple[frozenset[int], bool]:
-        """Return the states that are reached without another character, and True if they do not depend on the position."""
+        """Return the states that `waiting` leads to without another character, and True if they do not depend on the position.
+
+        Matches lookaheads, empties `waiting`, and reduces `left` in place; raises Fault once no visits are left.
+        """
         visited, states, lasting = set[int](), set[int](), True
         while waiting:
             if (state := waiting.pop()) in visited:

@@ -109,7 +109,8 @@ class CallableModel:
     def _result(self, result: Any) -> Any:
         """Return a result of the function as `(value, confidence)` or array; the pieces of a generator are joined.
 
-        A coroutine is closed before.
+        `{"label": ..., "score": ...}`, or the best of a list of these, becomes (label, score). A coroutine is closed before the
+        error.
 
         Raises:
             PolicyError: the function returned a coroutine or an asynchronous generator.
@@ -154,7 +155,7 @@ _AWAITED = (CoroutineType, AsyncGeneratorType)  # types of results that only `As
 
 
 async def gather(stream: AsyncGenerator[Any, None], show: Callable[[Any], object] | None = None) -> tuple[Any, Any]:
-    """Await all pieces of an asynchronous generator, close it, and return (joined pieces, confidence).
+    """Await all pieces of an asynchronous generator, close it in any case, and return (joined pieces, confidence).
 
     A `Prediction` among the pieces stands for both; without one, the confidence is the pieces' log-probabilities.
 

@@ -57,6 +57,7 @@ class Runs(ForkSafe):
         Raises:
             ModelError: a stop was requested before the turn came, or this thread runs the model already and it takes no more
                 runs.
+            Busy: no turn came by the instant `cancel.turn_by`.
         """
         self._enter(cancel)
         me = threading.get_ident()
@@ -98,7 +99,7 @@ class Runs(ForkSafe):
         """Wait for a turn, and count a run of this thread.
 
         Raises:
-            ModelError: as `one`.
+            ModelError, Busy: as `one`.
         """
         me = threading.get_ident()
         with self._free:
@@ -108,7 +109,7 @@ class Runs(ForkSafe):
             self._threads[me] += 1
 
     def _wait(self, me: int, cancel: StopToken | None) -> None:
-        """Block until a run may begin, or a stop is requested.
+        """Block until a run may begin, or a stop is requested. Counts none.
 
         The caller holds the lock.
 
@@ -160,7 +161,7 @@ class Runs(ForkSafe):
         self._threads[threading.get_ident()] += 1  # so a signal handler's run raises, and does not wait
 
     def _close_now(self) -> None:
-        """Call the model's `close`, and let the waiting runs begin, which load it again."""
+        """Call the model's `close`, and then, even if it raises, let the waiting runs begin, which load the model again."""
         try:
             self._close()
         finally:
@@ -199,7 +200,10 @@ def runs_of(model: EdgeModel) -> Runs:
 
 
 def _wake_task(turn: asyncio.Future[None]) -> None:
-    """Make a waiting task look again for its turn; callable from any thread. A closed loop is ignored."""
+    """Make a task that waits for its turn look again, by resolving its future in its event loop; from any thread.
+
+    A closed loop is only logged.
+    """
 
     def done() -> None:
         """Resolve the future, in the thread of its loop."""

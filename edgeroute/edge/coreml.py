@@ -174,7 +174,7 @@ class CoreMLModel(ModelFile):
         self._one = self._plan.one
 
     def _rows(self, inputs: list[Any], cancel: StopToken | None) -> list[Array]:
-        """Run the model on these inputs, in several calls if it takes fewer at a time; return its outputs."""
+        """Run the model on these inputs, in several calls if it takes fewer at a time; return its outputs, joined."""
         most = self._most or len(inputs)
         if len(inputs) <= most:
             return super()._rows(inputs, cancel)
@@ -182,14 +182,19 @@ class CoreMLModel(ModelFile):
         return [concatenate(rows) for rows in zip(*parts, strict=True)]
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """Run one input, by a fast path if it is the model's only one; return as `run`."""
+        """Run one input, by a fast path if it is the model's only one; return as `run`. Loads the model if need be.
+
+        Raises:
+            BadInput: it does not fit.
+            ModelError: the model cannot be loaded, or the run failed.
+        """
         session, prepare = self._session or self.load(), self._one
         if prepare is None or type(x) is dict:
             return self.run([x], cancel)
         return self._by_name(self._execute(session, self._names, {self.inputs[0].name: prepare(x)}, cancel))
 
     def _execute(self, session: Any, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:  # noqa: ARG002 - Core ML cannot be stopped
-        """Run the model on tensors by name, holding the session's lock.
+        """Run the model on tensors by name, one call at a time; return the outputs of these names. A stop request is ignored.
 
         Raises:
             BadInput: a tensor has a shape that the model does not accept.
@@ -216,7 +221,7 @@ class _Session(NamedTuple):
 
 
 def _runtime() -> Any:
-    """Import and return coremltools, without its warnings.
+    """Import and return coremltools, without the warnings that it logs at its import.
 
     Raises:
         RuntimeMissing: it is not installed.
@@ -251,7 +256,7 @@ def _root(package: Path) -> Path:
 
 
 def _input(feature: Any) -> _Input:
-    """Return an input from the file's description.
+    """Return an array, picture or number among the inputs, with the shapes that it accepts, from the file's description.
 
     Raises:
         ValueError: it is of a type that edgeroute cannot run.
@@ -319,7 +324,7 @@ def _flexibility(array: Any) -> tuple[list[tuple[int, int]], list[tuple[int, ...
 
 
 def _shape(usual: list[int], ranges: list[tuple[int, int]], listed: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return a shape with -1 for each axis that may vary."""
+    """Return a shape with -1 for each axis that may vary, by the ranges, else the listed shapes, else the zeros in `usual`."""
     if ranges:
         return tuple(least if least == most else -1 for least, most in ranges)
     if listed:

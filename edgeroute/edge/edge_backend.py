@@ -158,19 +158,22 @@ class EdgeBackend(AbandonedRuns):
         return self.reader.read_one(self._one(x, cancel))
 
     def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
-        """Run one input, and yield the answer in pieces: those of the model's `stream`, or one piece. Returns the prediction."""
+        """Run one input, and yield the answer in pieces: those of the model's `stream`, or one piece. Returns the prediction.
+
+        Without a `stream` of the model it runs at the call, and not at the first piece.
+        """
         stream = member(self.model, "stream")
         if stream is None:
             return one_piece(EdgeBackend.run_one(self, x, cancel))  # a subclass looks at each answer once
         return self._stream_counted(stream(x, cancel), cancel)
 
     def _stream_counted(self, pieces: Generator[Any, None, Any], cancel: StopToken | None) -> Pieces:
-        """Yield the pieces of a model's stream as one counted run, and return the prediction."""
+        """Yield the pieces of a model's stream as one counted run, after waiting for a turn; return the prediction."""
         with nullcontext() if self._runs is None else self._runs.one(cancel):
             return (yield from read_pieces(pieces, self.reader.read_answer))
 
     async def _run_async(self, inputs: list[Any], many: bool, off_loop: OffLoop | None = None) -> list[Prediction]:  # noqa: ARG002
-        """Await a counted run of the inputs as one batch, or, if not `many`, of the only input by the model's `run_one`.
+        """Await a turn and then a run of the inputs as one batch, or, if not `many`, of the only input by the model's `run_one`.
 
         Args:
             inputs: the inputs.
@@ -183,7 +186,10 @@ class EdgeBackend(AbandonedRuns):
             return [self.reader.read_one(await self._one(inputs[0], None))]
 
     async def stream_async(self, x: Any, show: Callable[[Any], object], off_loop: OffLoop | None = None) -> Prediction:  # noqa: ARG002
-        """Run one input on an event loop, calling `show` with each piece of the answer; return the prediction."""
+        """Run one input on an event loop, calling `show` with each piece of the answer; return the prediction.
+
+        Awaits a turn first. Without a `stream` of the model, the whole answer is the only piece.
+        """
         stream = member(self.model, "stream")
         if stream is None:
             (prediction,) = await EdgeBackend._run_async(self, [x], many=False)
@@ -195,7 +201,8 @@ class EdgeBackend(AbandonedRuns):
     def ready(self, until: float) -> None:
         """Load the model, and run it on zeros for a limited time to check its outputs, if its inputs are known.
 
-        A model that cannot be run on zeros passes unchecked.
+        Sets `on_zeros` to the answer, or `doubt` to the reason why the outputs were not checked. Axes of any size are tried with
+        several sizes. A model that cannot be run on zeros passes unchecked.
 
         Args:
             until: monotonic instant at which the run on zeros is stopped at the latest.
@@ -257,6 +264,8 @@ class EdgeBackend(AbandonedRuns):
     def _check_read(self, outputs: Any) -> Prediction:
         """Return the answer in the outputs for zeros, without the caller's score, which was not made for such an input.
 
+        If these outputs tell the kind of the outputs, the reader takes it over.
+
         Raises:
             ModelError: they have no confidence.
             BadReply: they do not fit the labels, or the number of inputs.
@@ -286,10 +295,10 @@ class EdgeBackend(AbandonedRuns):
         return first - begun, monotonic() - first
 
     def _run_zeros(self, seconds: float, free: tuple[int, int] = (-1, -1)) -> Any:
-        """Run the model on zeros as a new session, and return its outputs.
+        """Run the model on zeros, as a counted run in a new session, and return its outputs.
 
-        None: its inputs are unknown, of dynamic shape or too large, or the run failed or took more than `seconds`. A failure is
-        logged at debug level.
+        None: its inputs are unknown, of dynamic shape or too large, or the run failed or took more than `seconds`, when a timer
+        requests its stop. A failure is logged at debug level.
 
         Args:
             seconds: most time of the run.
@@ -419,7 +428,10 @@ class CheckedBackend(EdgeBackend):
         return self._pieces(super().stream(x, cancel), x)
 
     def _pieces(self, pieces: Pieces, x: Any) -> Pieces:
-        """Yield the pieces; of an answer that is checked empty ones, which nobody is shown, and all once it has passed."""
+        """Yield the pieces at once if the answer is not checked, and return the prediction, checked.
+
+        Of an answer that is checked, yield empty pieces meanwhile, which nobody is shown, and all pieces once it has passed.
+        """
         held, wants = list[Any](), self.check.wants(x)
         try:
             while True:

@@ -162,7 +162,7 @@ def is_model(thing: object) -> bool:
 
 
 def files(model: EdgeModel) -> list[Path]:
-    """Return the files and folders that the model's outputs depend on, the model's own first."""
+    """Return the paths of the files and folders that the model's outputs depend on, the model's own first. Reads none."""
     further = member(model, "files")
     listed = [further] if isinstance(further, str | Path) else [*further]  # a single one is meant as one
     return [Path(path) for path in (member(model, "path"), *listed) if path is not None]
@@ -211,7 +211,7 @@ def is_ensemble(model: EdgeModel) -> bool:
 
 
 def is_async(function: Any) -> bool:
-    """Return True if a call returns a coroutine or an asynchronous generator."""
+    """Return True if a call returns a coroutine or an asynchronous generator; looks through `partial` and at `__call__`."""
     while isinstance(function, partial):
         function = function.func
     called = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a coroutine function
@@ -309,7 +309,7 @@ def callable_fingerprint(function: Any, version: str | None, of: Of) -> str:
 
 
 def _digest(parts: list[str]) -> str:
-    """Return the first part and a hash over all parts; empty if a part has no identity."""
+    """Return the first part and a SHA-256 over all parts; empty if a part has no identity across processes."""
     if any(UNIDENTIFIED in part for part in parts):
         return ""
     h = sha256()
@@ -337,7 +337,8 @@ def _text(tag: str, value: object) -> str:
 def _value_text(value: Any, of: Of, of_callable: Of) -> str:
     """Return a value of the settings as a text that is the same in each process.
 
-    Text and numbers count with their type; a set's order and a mapping's do not count.
+    Text and numbers count with their type; a set's order and a mapping's do not count. An edge model becomes its fingerprint, and
+    any other object what `of_callable` returns.
     """
     if isinstance(value, Enum):
         return _text(type(value).__qualname__, value.name)

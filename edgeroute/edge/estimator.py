@@ -66,7 +66,8 @@ class Estimator:
     def _with_categories(self, table: Any) -> Any:
         """Return a DataFrame whose texts are categories, if LightGBM or XGBoost was fitted on those of pandas; others unchanged.
 
-        Raises ValueError for an unknown category, which both would read as a missing value.
+        Raises ValueError for an unknown category, which both would read as a missing value, and for text where numbers were
+        fitted.
         """
         texts = [name for name in getattr(table, "columns", ()) if table[name].dtype.kind not in "biuf"]
         booster: Any = getattr(self._estimator, "get_booster", lambda: getattr(self._estimator, "booster_", None))()

@@ -180,7 +180,7 @@ def _parse_one(given: Any, folder: Path | None) -> Provider:
 
 
 def _parse_short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path | None) -> Provider:
-    """Return a provider with a short name from its options.
+    """Return a provider with a short name from its options, with the folders that they name, of which none is created.
 
     Raises:
         PolicyError: an option or its value is unknown.

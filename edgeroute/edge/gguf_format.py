@@ -163,7 +163,7 @@ def _guess_format(magic: bytes, path: Path) -> str:
 
 
 def _read(reader: _Reader) -> Gguf:
-    """Return the description from a header, checking every value and the end of the weights.
+    """Return the description from a header, checking that every value is possible, and that the weights do not end too early.
 
     Raises:
         _Damaged: a value is impossible, or weights are missing.

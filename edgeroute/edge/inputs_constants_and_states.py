@@ -182,7 +182,7 @@ def _check(entry: CardInput, specs: Mapping[str, TensorSpec]) -> None:
 
 
 def constant(value: Any, spec: TensorSpec) -> Array:
-    """Return the tensor of a constant, a number or nested lists, in the input's dtype and shape.
+    """Return the tensor of a constant, a number or nested lists, in the input's dtype and shape. A number fills it.
 
     Raises:
         ValueError: it does not fit the input.
@@ -204,7 +204,9 @@ def constant(value: Any, spec: TensorSpec) -> Array:
 
 
 def _first_state(state: CardState, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> Array:
-    """Return the tensor of a state before the first call.
+    """Return the tensor of a state before the first call: the card's value in the card's shape, or in the file's.
+
+    The one axis of any size in the file's shape gets size 1.
 
     Raises:
         ValueError: the card's state does not fit the file.

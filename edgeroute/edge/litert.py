@@ -193,7 +193,9 @@ class LockedInterpreter:
         self.step, self.pid, self.lock = 0, os.getpid(), threading.Lock()
 
     def run(self, names: Sequence[str], tensors: Sequence[Array]) -> list[Array]:
-        """Run the model's tensors, in the order of its inputs; return the outputs of these names, as numbers.
+        """Run the model's tensors, in the order of its inputs; return the outputs of these names, as numbers, not quantised.
+
+        Resizes the inputs first if the shapes differ from those of the run before.
 
         Raises:
             ValueError, RuntimeError: the run failed.
@@ -387,8 +389,11 @@ class LiteRTModel(ModelFile):
     def _check(self, runtime: str, description: Contents) -> None:
         """Refuse a file that this runtime would compute wrong, or not at all.
 
+        These have int8 weights beside float activations, on an old tflite-runtime; a tensor larger than this device's memory; or
+        are compiled for the Edge TPU, and no delegate is given.
+
         Raises:
-            ModelError: the file has such operators or tensors.
+            ModelError: the file is one of these.
         """
         if runtime == "tflite" and description.dynamic_range and _version("tflite-runtime") < (2, 15):
             raise ModelError(
@@ -550,7 +555,7 @@ class LiteRTModel(ModelFile):
         return out
 
     def _advance(self, worker: LockedInterpreter, step: int) -> None:
-        """Check that the interpreter is at this step of the session, and count the step.
+        """Check that the interpreter is at this step of the session, and count the step, under the interpreter's lock.
 
         Raises:
             ModelError: an abandoned run has moved the interpreter's state on, or the process was forked: the state is lost.

@@ -309,7 +309,7 @@ class LlamaModel(LoadsLate):
         return engine
 
     def _try_grammar(self, engine: Engine) -> None:
-        """Generate one token by the grammar or format, which llama.cpp reads only then.
+        """Generate one token by the grammar or format, which llama.cpp reads only then, and drop it.
 
         Raises:
             ModelError: llama.cpp refuses it.

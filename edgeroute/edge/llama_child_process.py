@@ -166,8 +166,12 @@ class IsolatedEngine(ForkSafe):
     def pieces(self, request: Mapping[str, Any], chat: bool, stop: StopToken) -> Pieces:
         """Generate and yield pieces: see `Engine`. Kills the child if no piece comes for too long, or a stop takes too long.
 
+        Waits for a slot first; a stop requested before it has one ends it without a piece. A request that JSON cannot hold
+        becomes a piece with an `error`. Closed early, it has the child stop.
+
         Raises:
-            ModelError: the child has ended.
+            ModelError: the child has ended, or fails.
+            Busy: it has no result by `stop.turn_by`.
         """
         number, frames = next(self._numbers), SimpleQueue[Any]()
         try:
@@ -194,6 +198,9 @@ class IsolatedEngine(ForkSafe):
 
     def _follow(self, number: int, frames: SimpleQueue[Any], stop: StopToken) -> Pieces:
         """Yield the pieces of a call until its end. Closed, it requests a stop, and waits for the end.
+
+        On a stop request it sends a stop, and yields no further piece. Kills the child if it takes too long for a piece, or to
+        stop.
 
         Raises:
             ModelError: the child has ended, or fails.
@@ -297,7 +304,10 @@ def _receive(file: IO[bytes], calls: Mapping[Any, SimpleQueue[Any]], over: threa
 
 
 def _listen(file: IO[bytes], tail: deque[str], verbose: bool) -> None:
-    """Read the child's stderr to its end; print its lines if `verbose`, as printable text that begins no record of a log."""
+    """Read the child's stderr to its end; store its lines in `tail`, and print them if `verbose`.
+
+    They are cleaned to printable text, and begin no record of a log.
+    """
     with suppress(OSError, ValueError), file:
         while part := file.read(1 << 16):
             lines = [clean(line, FOREIGN) for line in part.decode("utf-8", "replace").splitlines()]
@@ -310,7 +320,10 @@ def _listen(file: IO[bytes], tail: deque[str], verbose: bool) -> None:
 
 
 def main() -> None:
-    """Load the model and answer requests, until stdin ends; then exit at once. The program of the child."""
+    """Load the model and answer requests, until stdin ends; then exit at once. The program of the child: it never returns.
+
+    Ignores Ctrl-C and SIGTERM, sends what native code prints to stderr, and on Linux ends with the thread that started it.
+    """
     if sys.platform != "win32":
         with suppress(AttributeError, OSError):  # native code may hold the interpreter, and the end of stdin is not seen
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -340,7 +353,10 @@ class _Worker:
         self._engine: Any = None
 
     def serve(self) -> None:
-        """Read stops, and the next frame to load or generate; do that, while another thread reads on. Exit at stdin's end."""
+        """Read frames: apply stops, and load or generate as the first other one asks, while another thread reads on.
+
+        Exits the process at stdin's end, and at a frame that cannot be read.
+        """
         with suppress(Exception):  # also if no thread can be begun
             while (frame := _read(sys.stdin.buffer)) is not None:
                 call = frame.pop("call", 0)
@@ -352,7 +368,7 @@ class _Worker:
         os._exit(0)
 
     def _load(self, call: int, runtime: str, path: str, **wanted: Any) -> None:
-        """Load the model within the limits of memory, and report that; end the process after a failure."""
+        """Load the model within the limits of memory, and report its address; or report the failure, for the parent to raise."""
         try:
             _limit_memory(Path(path))
             self._engine = open_engine(runtime, LoadOptions(path=Path(path), **wanted))
@@ -362,7 +378,10 @@ class _Worker:
             self._reply({"call": call, "failed": str(e), "kind": type(e).__name__})
 
     def _generate(self, call: int, request: Mapping[str, Any], chat: bool) -> None:
-        """Generate, and report the end and each piece, but an empty one only `PROGRESS_S` after the last report."""
+        """Generate, and report each piece and the end, or the type of an exception; an empty piece only now and then.
+
+        That is `PROGRESS_S` after the last report, if it tells only how far the prompt is read.
+        """
         due = 0.0
 
         def report(piece: Mapping[str, Any]) -> None:
@@ -381,9 +400,10 @@ class _Worker:
 
 
 def _limit_memory(path: Path | None) -> None:
-    """Limit the memory of this process, and write no core: while loading by the file's size, then by what is in use.
+    """Limit the memory of this process: while loading by the file's size; then (None) by what is in use, and `MOST_GROWTH` more.
 
-    A no-op where the system has no such limit.
+    Also writes no core, and lets the system end this process first for lack of memory. A no-op where the system has no such
+    limit.
     """
     if sys.platform == "win32":
         return

@@ -63,7 +63,10 @@ class Engine(Protocol):
         """
 
     def pieces(self, request: Mapping[str, Any], chat: bool, stop: StopToken) -> Pieces:
-        """Generate in a thread of its own, and yield the pieces that `stream` reports; closing the generator stops that."""
+        """Generate in a thread of its own, and yield the pieces that `stream` reports; closing the generator stops that.
+
+        Raises what `stream` raises. Waits for the thread at the end.
+        """
         queue = SimpleQueue[Any]()
 
         def generate() -> None:
@@ -184,7 +187,8 @@ class XLlama(Engine):
     def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece, stop: StopToken) -> None:
         """Generate and report pieces: see `Engine`. An exception of `on_piece` ends the generation, and is raised after it.
 
-        A request that llama.cpp cannot read is reported as an error.
+        Adds what the server needs to give pieces and log-probabilities. A request that llama.cpp cannot read is reported as an
+        error; an interpreter that is exiting raises ModelError.
         """
         caught = list[BaseException]()
 

@@ -140,7 +140,10 @@ class LocalServer:
         return [prediction for x in inputs for prediction in self.run_one(x, cancel)]
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
-        """Send one input; return a list of one prediction, as `run`. Raises as `stream`."""
+        """Send one input; return a list of one prediction, as `run`. Raises as `stream`.
+
+        An input that asks for embeddings gets these; any other is sent as `stream` does, and its pieces are dropped.
+        """
         if (wanted := embedding_request(x)) is not None:
             return [self._embeddings(wanted, cancel)]
         pieces = self.stream(x, cancel)
@@ -160,6 +163,8 @@ class LocalServer:
 
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
         """Send one input, yield the answer in pieces, and return the prediction; closing the generator ends the exchange.
+
+        A reply of a server that does not stream is one piece, and so is a refusal.
 
         Raises:
             BadInput, Unfit, ModelError: as `run`.
@@ -244,9 +249,9 @@ class LocalServer:
         return exchange(self._local, call, self._timeout_s, cancel)
 
     def _status_error(self, status: int, parts: Iterator[bytes], request: Mapping[str, Any], *, is_request: bool) -> Exception:
-        """Return the exception for a status other than success, after reading the beginning of its body.
+        """Return the exception for a status other than success, after reading the beginning of its body, about `SHORT` bytes.
 
-        At most about `SHORT` bytes. A refused key has its own message.
+        A refused key has its own message; the others quote the server's error, without the key.
         """
         text = b""
         for part in parts:

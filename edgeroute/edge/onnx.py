@@ -65,7 +65,10 @@ _NORM_1 = b"\x0a\x01p\x18\x01"  # attribute p = 1 of `LpNormalization`, which di
 
 
 def last_operators(model: Path) -> dict[str, str]:
-    """Return name of an output -> operator that makes it, by `last_operator`, of a model file; {} if it cannot be read."""
+    """Return name of an output -> operator that makes it, read from a model file, as `last_operator` finds it.
+
+    An operator that is no normalisation by the Euclidean norm, as its p is 1, is left empty. {} if the file cannot be read.
+    """
     outputs, nodes = list[bytes](), dict[bytes, tuple[str, list[bytes]]]()
     try:
         with map_file(model) as data:

@@ -319,7 +319,10 @@ class Preprocess:
         return np.dtype(self.accepts.dtype) if fast else None, source, shape, None if order == (*range(len(source)),) else order
 
     def one(self, x: Any) -> Array:
-        """Return the tensor of one array, by a fast path if its dtype and shape are exactly those accepted."""
+        """Return the tensor of one array, by a fast path if its dtype and shape are exactly those accepted.
+
+        Raises as `__call__`, to which other inputs go.
+        """
         dtype, shape, tensor, order = self._usual
         if type(x) is not np.ndarray or x.dtype is not dtype or x.shape != shape:
             return self([x])

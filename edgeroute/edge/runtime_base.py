@@ -72,7 +72,7 @@ class LoadsLate(ForkSafe, ABC):
         return [] if self.card.path is None else [self.card.path]
 
     def load(self) -> Any:
-        """Read, check and compile the model, unless it is loaded; return the runtime's session.
+        """Read, check and compile the model, unless it is loaded; return the runtime's session, and note the file's stamp.
 
         Blocks while another thread loads it.
 
@@ -255,7 +255,7 @@ class ModelFile(LoadsLate):
         return self._by_name([concatenate(rows) for rows in zip(*parts, strict=True)])
 
     def _group(self, inputs: list[Any], start: int, size: int, cancel: StopToken | None) -> list[Array]:
-        """Return the outputs for `size` of the inputs, from `start` on, for a model that takes no other number.
+        """Run the model on `size` of the inputs, from `start` on, as it takes no other number; return their outputs.
 
         Missing inputs are replaced by copies of the last one, whose outputs are cut off.
 

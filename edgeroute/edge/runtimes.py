@@ -264,7 +264,8 @@ class Ensemble:
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
         """Run all models on the inputs, one model after the other; return (value, confidence) for each input.
 
-        [] for no inputs. Each model waits for its turn.
+        The value is the class with the largest mean probability; the confidence is the models' agreement. [] for no inputs. Each
+        model waits for its turn. The first estimator's classes become the labels if there are none.
 
         Raises:
             BadReply: the models' outputs differ in shape or classes, or are not [n, classes].
