@@ -1,4 +1,7 @@
-"""Anthropic's Messages API on the gateway: its requests, checked, as chats for the router; its replies, whole or as events."""
+"""Anthropic's Messages API on the gateway: `read_request` makes a chat of a request, `MessageReply` its reply.
+
+`count_tokens` is an estimate.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,10 @@ BYTES_PER_TOKEN: Final = 3
 
 
 def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = ()) -> CompletionRequest:
-    """Translate the parsed body of `/v1/messages` to a chat for the router.
+    """Translate the parsed body of `/v1/messages` to a chat for the router; the text of `system` becomes its first message.
 
     Blocks of text, images (Base64 or an address), calls of tools and their results are translated; `thinking` of earlier answers
-    is left out. Tools are functions of the client.
+    is left out, and so are the keys in `IGNORED`. Tools are functions of the client.
 
     Raises:
         BadInput: the request has an unsupported or invalid option or block.
@@ -73,14 +76,17 @@ def count_tokens(request: CompletionRequest) -> dict[str, int]:
 
 
 def _each(value: Any, what: str, read: Any) -> list[Any]:
-    """Return the translations of a list of objects. Raises BadInput for anything else."""
+    """Return `read` of each object of a list. Raises BadInput, which names `what`, for anything else."""
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise BadInput(f"{what} is a list of objects")
     return [read(item) for item in value]
 
 
 def _text(content: Any, what: str) -> str:
-    """Return the text of a text, or of a list of text blocks. Raises BadInput for anything else."""
+    """Return a text as it is, or the texts of a list of text blocks, joined by line breaks.
+
+    Raises BadInput, which names `what`, for anything else.
+    """
     if isinstance(content, str):
         return content
     blocks = _each(content, what, lambda block: block)
@@ -90,7 +96,10 @@ def _text(content: Any, what: str) -> str:
 
 
 def _chat_messages(message: Any) -> list[dict[str, Any]]:
-    """Return the chat messages of one message: results of tools are messages of their own, before the rest of the turn."""
+    """Return the chat messages of one message: results of tools, each its own message, then the rest of the turn, if any.
+
+    Texts alone are joined by line breaks. Blocks of `thinking` are left out. Raises BadInput for another role or block.
+    """
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ("user", "assistant"):
         raise BadInput("a message has the role user or assistant; the system's text is the key system")
@@ -114,7 +123,10 @@ def _chat_messages(message: Any) -> list[dict[str, Any]]:
 
 
 def _part(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a block of text or an image as a part of a chat message. Raises BadInput for another block."""
+    """Return a block of text or an image, Base64 as a data URL, as a part of a chat message.
+
+    Raises BadInput for another block.
+    """
     if block.get("type") == "text" and isinstance(block.get("text"), str):
         return {"type": "text", "text": block["text"]}
     source = block.get("source")
@@ -129,7 +141,10 @@ def _part(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tool_result(block: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a tool's result as a message of the tool; its images follow as a message of the user."""
+    """Return a tool's result as a message of the tool, after "Error: " if it failed; its images follow as a message of the user.
+
+    Raises BadInput for blocks other than texts and images.
+    """
     content = block.get("content") or ""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else _each(content, "a tool's result", _part)
     text = "\n".join(part["text"] for part in parts if part["type"] == "text")
@@ -148,7 +163,10 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tool_choice(choice: Any) -> dict[str, Any]:
-    """Return the keys of a chat for `tool_choice`; {} without one. Raises BadInput for an unknown choice."""
+    """Return the keys of a chat for `tool_choice`, {} without one: `any` becomes `required`, and parallel calls may be disabled.
+
+    Raises BadInput for an unknown choice.
+    """
     if choice is None:
         return {}
     kind = choice.get("type") if isinstance(choice, Mapping) else None
@@ -164,7 +182,10 @@ def _tool_choice(choice: Any) -> dict[str, Any]:
 
 
 def _response_format(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the key of a chat for an answer by a JSON schema; {} without one. Raises BadInput for another format."""
+    """Return the key of a chat for an answer by the JSON schema in `output_format` or `output_config`; {} without one.
+
+    Raises BadInput for another format.
+    """
     config = body.get("output_config")
     wanted = body.get("output_format") or (config.get("format") if isinstance(config, Mapping) else None)
     if wanted is None:
@@ -185,7 +206,7 @@ class MessageReply:
         self._open = False
 
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
-        """Return the whole message, with the origin of the answer as `edgeroute`."""
+        """Return the whole message: text, calls of tools, stop reason, usage, and the origin of the answer as `edgeroute`."""
         choice = choice_of(reply_of(answer))
         text = text_of(answer, choice)
         content = [{"type": "text", "text": text}] if text else []
@@ -201,7 +222,7 @@ class MessageReply:
         return typed_event({"type": "message_start", "message": self._message})
 
     def piece(self, text: Any) -> bytes:
-        """Return the event of a piece of the text, after that which opens the block; empty bytes for an empty piece."""
+        """Return the event of a piece of the text, before the first one that opens the block; empty bytes for an empty piece."""
         if not (text := piece_text(text)):
             return b""
         opening = b"" if self._open else _start(0, {"type": "text", "text": ""})
@@ -209,7 +230,7 @@ class MessageReply:
         return opening + _delta(0, {"type": "text_delta", "text": text})
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
-        """Yield the last events: the end of the text, calls of tools, the stop reason with the origin and usage."""
+        """Yield the last events: the text's end if any came, calls of tools, the stop reason with usage and origin, the stop."""
         choice, index = choice_of(reply_of(answer)), int(self._open)
         if self._open:
             yield _stopped(0)
@@ -227,7 +248,7 @@ class MessageReply:
 
 
 def _functions(answer: Answer[Any], choice: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Any, str]]:
-    """Return each call of an answer with its function's name and arguments, as JSON text."""
+    """Return each call of an answer with its function's name and arguments, as text. Calls without a function are left out."""
     functions = [(call, call.get("function")) for call in calls_of(choice, answer.id)]
     return [
         (call, function.get("name"), str(function.get("arguments") or "{}"))
@@ -237,7 +258,7 @@ def _functions(answer: Answer[Any], choice: Mapping[str, Any]) -> list[tuple[Map
 
 
 def _arguments(text: str) -> Any:
-    """Return the arguments of a call as an object; text that is no JSON object under the key `arguments`."""
+    """Return the arguments of a call, JSON text, as an object; other text under the key `arguments`."""
     with suppress(ValueError):
         if isinstance(value := parse_json(text), dict):
             return value

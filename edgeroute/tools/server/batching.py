@@ -1,8 +1,8 @@
-"""Dynamic batching of inference requests for one model in a thread, the meter of its load, the model as a function of tensors.
+"""`Batcher`, which merges inference requests for one model into runs in a thread; `Meter` of load; `TensorModel` of any model.
 
-Requests that arrive during a run of the model share the next run. There is no delay to configure. An idle model runs a request
-at once, so that light traffic does not wait; under load, requests gather during the run in progress, and batches grow with the
-load. A fixed delay would only add latency under light traffic, and gain nothing under load.
+Requests that arrive during a run of the model share the next run. There is no delay to configure. An idle model runs a request at
+once, so that light traffic does not wait; under load, requests gather during the run in progress, and batches grow with the load.
+A fixed delay would only add latency under light traffic, and gain nothing under load.
 """
 
 from __future__ import annotations
@@ -110,11 +110,9 @@ class Batcher:
         return len(self._waiting)
 
     def submit(self, feed: dict[str, Array], rows: int) -> asyncio.Future[Tensors]:
-        """Queue a request and return the future of its outputs. Cancel the future to withdraw the request.
+        """Queue a request and return at once the future of its outputs; start the task that runs the queue if none is active.
 
-        Starts the task that runs the queue if none is active.
-
-        If the queue is full, withdrawn requests are removed first.
+        Cancel the future to withdraw the request: withdrawn ones leave a full queue first. Call it on the event loop.
 
         Args:
             feed: tensors that fit the model, name -> array.
@@ -144,9 +142,10 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
     async def _drain(self) -> None:
-        """Run batches until the queue is empty: resolve each request's future and count successes and failures.
+        """Run batches in the thread until the queue is empty; set each request's result or `ModelError`, and count it.
 
-        Whatever a run raises is the error of its requests: the queue goes on.
+        Also sets the meter: how full each run is, and 0 at the end. What else a run raises is logged, and becomes the
+        `ModelError` of its requests; the queue goes on. Only a cancellation ends it early.
         """
         loop = asyncio.get_running_loop()
         while batch := self._take():
@@ -174,9 +173,10 @@ class Batcher:
         self._meter.level(0.0, monotonic())
 
     def _take(self) -> list[_Job]:
-        """Remove the oldest request from the queue, with those that can share its run, and return them.
+        """Remove the oldest request from the queue, with those that can share its run, and return them; [] if the queue is empty.
 
-        Withdrawn requests are dropped. The others keep their order, so that none is starved.
+        Those have the same shapes of a row, and `max_batch` rows together. Withdrawn requests are dropped. The others keep their
+        order.
         """
         batch: list[_Job] = []
         rest: deque[_Job] = deque()
@@ -230,10 +230,11 @@ class Batcher:
         return pieces
 
     def _run_model(self, feed: dict[str, Array]) -> dict[str, Array]:
-        """Call the model, count the run if it succeeds, and return its outputs by name; other errors are logged.
+        """Call the model, count the run if it succeeds, and return its outputs as arrays by name, a bare one under the first.
 
         Raises:
-            ModelError: any failure of the model, without its details.
+            ModelError: any failure of the model, even SystemExit; one that is no ModelError is logged, and its details stay in
+                the log.
         """
         try:
             out = self.model.run_feed(feed)
@@ -248,12 +249,11 @@ class Batcher:
 
 
 def _tensor(output: Array | list[Mapping[Any, float]]) -> Array:
-    """Return an output as an array. A list of mappings class -> probability becomes float32 [n, classes].
-
-    The columns have the order of the first mapping.
+    """Return an array as it is, or a list of mappings class -> probability as float32 [n, classes], in the first one's order.
 
     Raises:
         ModelError: it is a list of something else, or empty.
+        KeyError: a later mapping lacks a class of the first.
     """
     if not isinstance(output, list):
         return output
@@ -270,7 +270,7 @@ SPECS = 'inputs=[TensorSpec("x", "float32", (-1, 784))]'
 
 
 def tensor_model(model: EdgeModel) -> TensorModel:
-    """Load a model and wrap it for serving.
+    """Load a model and wrap it for serving. One that declares no outputs is also run on zeros.
 
     Raises:
         PolicyError: it declares no inputs; the message shows how to.
@@ -319,9 +319,10 @@ class TensorModel:
             self.run_feed = self._run_padded
 
     def _run_rows(self, feed: dict[str, Array]) -> dict[str, Array]:
-        """Run the model on the feed's rows, as an array each or name -> array, and return its outputs by name.
+        """Run the model on the feed's rows, each an array, or name -> array of several inputs, and return its outputs by name.
 
-        A coroutine runs on the loop's thread, and is waited for.
+        A coroutine runs on the loop's thread, and is waited for. A model with `run_escalated` gets the edge's answer of each row,
+        too, from the feed's key `EDGES`, None without it. Raises ModelError if the results are no tensors.
         """
         arrays = [feed[spec.name] for spec in self.inputs]
         count = len(arrays[0]) if arrays[0].ndim else 1
@@ -361,7 +362,11 @@ class TensorModel:
         self._loop.close()
 
     def _by_name(self, results: Any) -> dict[str, Array]:
-        """Return the outputs of a run, by name, or rows of one output, as arrays by name; raise `ModelError` for other rows."""
+        """Return results, a mapping or the rows of one output, as arrays by name; one output has its declared name or "output".
+
+        Raises:
+            ModelError: a row is no number, array or list.
+        """
         if isinstance(results, Mapping):
             return {str(name): np.asarray(array) for name, array in results.items()}
         if not isinstance(results, np.ndarray) and any(
@@ -376,12 +381,11 @@ class TensorModel:
         return {outputs[0].name if outputs else "output": array}
 
     def _outputs_on_zeros(self) -> tuple[TensorSpec, ...]:
-        """Run the model on zeros and return the specifications of its outputs.
-
-        For a model that does not declare them.
+        """Run a model that declares no outputs on zeros, and return its outputs' specifications, with a first axis of any size.
 
         Raises:
-            PolicyError: the model fails on zeros.
+            PolicyError: the model fails on zeros, or its inputs are too large.
+            EdgerouteError: the model's own, such as ModelError for results that are no tensors.
         """
         zeros = make_zeros(self.name, self.inputs)
         try:
@@ -398,7 +402,7 @@ class TensorModel:
 
 
 def _fixed(model: TensorModel) -> int:
-    """Return the only number of rows that a model and its outputs have; 0 if it takes any number, or has no such axis."""
+    """Return the size of the first axis if all inputs and outputs share a fixed one that counts the rows; 0 otherwise."""
     sizes = {spec.shape[0] if spec.shape else 0 for spec in (*model.inputs, *model.outputs)}
     return max(0, sizes.pop()) if len(sizes) == 1 and model.card.batch_first else 0
 
@@ -412,7 +416,11 @@ MOST_ZEROS = 1 << 28  # maximum elements of the inputs of a model that is served
 
 
 def make_zeros(name: str, specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Return zeros for each input, of size 1 where an axis is dynamic. Raise PolicyError for inputs that are too large."""
+    """Return an array of zeros for each input, by name, of size 1 where an axis is dynamic.
+
+    Raises:
+        PolicyError: the inputs have more than 2^28 elements together.
+    """
     shapes = [[max(1, size) for size in spec.shape] for spec in specs]
     if sum(map(prod, shapes)) > MOST_ZEROS:
         raise PolicyError(f"{name} cannot be served: its inputs have more than {MOST_ZEROS} elements")

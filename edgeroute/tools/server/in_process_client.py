@@ -1,4 +1,4 @@
-"""Clients of a gateway in this process, without a socket: HTTP clients for OpenAI's and Anthropic's libraries, and others."""
+"""`InProcess`, a router's gateway in this process without a socket; its HTTP clients fit OpenAI's and Anthropic's libraries."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class InProcess:
         self._run(self._stack.enter_async_context(self._app.router.lifespan_context(self._app)))
 
     def client(self, library: str | None = None, **options: Any) -> Any:
-        """Return a new HTTP client for threads.
+        """Return a new HTTP client for threads, whose requests all go to this gateway.
 
         Args:
             library: "httpx2" or "httpx", as the client's library needs; None: httpx2 if it is installed.
@@ -64,22 +64,25 @@ class InProcess:
 
         Raises:
             RuntimeMissing: neither library is installed.
+            ImportError: the named library is not installed.
+            PolicyError: another name.
         """
         web = _library(library)
         return web.Client(transport=_transports(web)[0](self.exchange), **options)
 
     def async_client(self, library: str | None = None, **options: Any) -> Any:
-        """Return a new HTTP client for asyncio; arguments as of `client`."""
+        """Return a new HTTP client for asyncio, on any event loop; arguments and errors as of `client`."""
         web = _library(library)
         return web.AsyncClient(transport=_transports(web)[1](self.exchange), **options)
 
     def exchange(self, request: Any, body: bytes, put: Callable[[dict[str, Any]], object]) -> Callable[[], object]:
-        """Start a request of a client, and return a function that cancels it.
+        """Start a request of a client on the gateway's event loop, without waiting, and return a function that cancels it.
 
         Args:
             request: the request of httpx2 or httpx.
             body: its body.
-            put: called in the gateway's thread with each ASGI message of the reply, and one of the type `END`.
+            put: called in the gateway's thread with each ASGI message of the reply, and at the end with one of the type `END`,
+                whose `error` is what the application raised, or None.
 
         Raises:
             Closed: the gateway is closed.
@@ -111,7 +114,10 @@ class InProcess:
         return asyncio.run_coroutine_threadsafe(serve(), self._loop).cancel
 
     def close(self) -> None:
-        """End requests in progress, close the router, and stop the thread; blocks. A no-op if it is closed."""
+        """Cancel the requests in progress, close the router, and stop the thread; blocks until these ended.
+
+        A no-op if it is closed.
+        """
         if self._closed:
             return
         self._closed = True
@@ -121,7 +127,7 @@ class InProcess:
         self._loop.close()
 
     async def _end(self) -> None:
-        """Cancel the requests in progress, and end the application."""
+        """Cancel all other tasks of the loop and wait for them, then end the application, which closes the router."""
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -140,7 +146,13 @@ class InProcess:
 
 
 def _library(name: str | None) -> ModuleType:
-    """Import httpx2 or httpx: the one named, or what is installed. Raise PolicyError for another name."""
+    """Import httpx2 or httpx: the one named, or what is installed.
+
+    Raises:
+        PolicyError: another name.
+        RuntimeMissing: no name is given, and neither is installed.
+        ImportError: the named one is not installed.
+    """
     if name is None:
         return import_httpx("an HTTP client needs httpx2 or httpx: pip install 'edgeroute[httpx]'")
     if name not in {"httpx2", "httpx"}:
@@ -163,7 +175,11 @@ def _nothing() -> None:
 
 
 def _transports(web: ModuleType) -> tuple[Any, Any]:
-    """Return the classes of transports for a library's clients of threads and of asyncio."""
+    """Return two classes of transports, for a library's clients of threads and of asyncio, each made with `InProcess.exchange`.
+
+    They yield the body as it comes, and cancel the request when the client closes the reply early. They raise the library's
+    ReadTimeout if a message takes longer than the request's read timeout, and ReadError if the application ends without a reply.
+    """
 
     def head(message: dict[str, Any], stream: Any) -> Any:
         if message["type"] == END:

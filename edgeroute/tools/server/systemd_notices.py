@@ -69,7 +69,10 @@ class Notify:
             self._socket = None
 
     def _send(self, *lines: str) -> None:
-        """Send lines as one datagram without waiting; log a failure instead of raising it; nothing without a manager."""
+        """Send lines as one datagram, without waiting; log a failure instead of raising it. Without a manager nothing is sent.
+
+        White space in a line, a line break too, becomes one space.
+        """
         if self._socket is None:
             return
         try:
@@ -79,7 +82,10 @@ class Notify:
 
 
 def _connected(name: str) -> socket.socket | None:
-    """Return a non-blocking datagram socket connected to the manager's; None, with a logged warning, if that fails."""
+    """Return a non-blocking datagram socket connected to that path, or to an abstract name that begins with `@`.
+
+    None, with a logged warning, if that fails, or the system has no Unix sockets.
+    """
     if not hasattr(socket, "AF_UNIX") or name[0] not in "/@":
         _log.warning("NOTIFY_SOCKET=%s is no Unix socket: no notices are sent", name)
         return None

@@ -1,4 +1,7 @@
-"""Runner of an ASGI application on uvicorn, which blocks: limits on connections, signals, and notices to the service manager."""
+"""`run`, which runs an ASGI application on uvicorn and blocks: its listening socket, signals, notices to the service manager.
+
+`Connection` is the HTTP connection, with limits of time, heads, small chunks, and of connections at a time.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,11 @@ class _Parser(h11.Connection):
         self._write = write
 
     def send(self, event: Any) -> Any:
-        """Return the bytes of an event, as h11's. A head comes with the next event, or is written soon if there is none."""
+        """Return an event's bytes, as h11's; hold a reply's head, so that one packet has both it and what follows.
+
+        The head is put before the next data of at most 16 KiB, or the end. Before larger data, or at the event loop's next turn,
+        it is written by itself.
+        """
         data = super().send(event)
         if type(event) is h11.Response:
             self._head, data = data or b"", b""
@@ -88,7 +95,8 @@ class _Parser(h11.Connection):
         """Return the next event, as h11's.
 
         Raises:
-            RemoteProtocolError: the request is no HTTP, or has too many lines or chunks.
+            RemoteProtocolError: no HTTP, a head of more than 256 lines, or a body of more than 256 chunks, of under 64 bytes on
+                average.
         """
         if self.their_state is h11.IDLE and len(data := self.trailing_data[0]) > HEAD_LINES:
             end = _BLANK.search(data)
@@ -116,7 +124,11 @@ class Connection(H11Protocol):
     idle_since = 0.0  # time of the loop since which no request is in progress, seconds
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Start the timer (10 s) of the first head. With too many connections close an idle one, or this one after a 503."""
+        """Prepare the connection, as uvicorn's, and start the timer that aborts it unless a whole head comes within 10 s.
+
+        Beyond 500 connections, or 375 of one address of another machine, the one that is idle longest is aborted; if none is
+        idle, this one gets 503 and is closed.
+        """
         super().connection_made(transport)
         self.conn = _Parser(transport.write)
         self.app, self.idle_since = _with_short_head(self.app), self.loop.time()
@@ -131,7 +143,10 @@ class Connection(H11Protocol):
             self._head = self.loop.call_later(HEAD_S, transport.abort)
 
     def on_response_complete(self) -> None:
-        """Choose how long the idle connection stays open: shorter without the token."""
+        """Set how long the connection may stay idle: 75 s, or 5 s if the client showed no token where one is needed.
+
+        Then as uvicorn's.
+        """
         self.stranger = bool(self.scope.get(STRANGER))
         self.timeout_keep_alive = STRANGER_S if self.stranger else KEEP_ALIVE_S
         self.idle_since = self.loop.time()
@@ -143,7 +158,10 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
-        """Stop the timer once a head is complete, or start it at the first byte of the next."""
+        """Parse the data, as uvicorn's; then stop the head's timer if a request is in progress, else start it if it does not run.
+
+        The timer aborts the connection after 10 s.
+        """
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             if self._head is not None:
@@ -153,7 +171,10 @@ class Connection(H11Protocol):
             self._head = self.loop.call_later(HEAD_S, self.transport.abort)
 
     def pause_writing(self) -> None:
-        """Start the timer (30 s) within which a slow client must read, or be cut off."""
+        """Hold the application's writes, as uvicorn's.
+
+        Start the timer that aborts the connection unless the client reads within 30 s.
+        """
         super().pause_writing()
         self._taken = self.loop.call_later(TAKEN_S, self.transport.abort)
 
@@ -164,7 +185,7 @@ class Connection(H11Protocol):
             self._taken.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel all timers."""
+        """Cancel both timers, and end the requests as uvicorn's."""
         for timer in (self._head, self._taken):
             if timer is not None:
                 timer.cancel()
@@ -172,7 +193,10 @@ class Connection(H11Protocol):
 
 
 def _close_idle(connections: Collection[Any], newest: Connection) -> bool:
-    """Abort the connection that was idle longest, first of those without the token. Return False if none is idle."""
+    """Abort the connection that is idle longest, first of those without the token, never `newest`. Return False if none is idle.
+
+    It also leaves the server's set of connections at once.
+    """
     idle = [one for one in connections if one is not newest and one.idle and not one.transport.is_closing()]
     if not idle:
         return False
@@ -183,7 +207,10 @@ def _close_idle(connections: Collection[Any], newest: Connection) -> bool:
 
 
 def _with_short_head(app: Any) -> Any:
-    """Return the application behind a check of the head's size: the parser's limit does not count a head that came at once."""
+    """Return the application behind a check that replies 431, and closes, if path and headers have more than 64 KiB together.
+
+    The parser's limit does not count a head that came at once.
+    """
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and sum(map(len, chain(*scope["headers"])), len(scope["raw_path"])) > HEAD_BYTES:
@@ -196,7 +223,11 @@ def _with_short_head(app: Any) -> Any:
 
 
 async def notify_alive(status: str, notify: Notify) -> None:
-    """Notify the service manager of the status, ready, then that the event loop is alive; return if it has no watchdog."""
+    """Notify the service manager that the application is ready, with a status line.
+
+    Then, 3 times a watchdog period, that it works. Runs until it is cancelled; returns after the first notice if the manager has
+    no watchdog.
+    """
     notify.ready(status)
     while notify.watchdog_s is not None:
         notify.alive()
@@ -211,15 +242,16 @@ def run(
     on_ready: Callable[[str], object] | None,
     stops: Callable[[Callable[[], object]], object] | None = None,
 ) -> int:
-    """Run an application until SIGTERM or SIGINT; then finish requests in progress for at most 5 s. Blocks.
+    """Listen, and run an application until SIGTERM or SIGINT; then finish requests in progress for at most 5 s. Blocks.
 
-    Returns that signal's number; 0 in a thread, which receives no signals.
+    Returns that signal's number; 0 in a thread, which receives no signals, after `stops`, and if the application cannot start,
+    which is logged. A forked child closes its copy of the socket.
 
     Args:
         application: the ASGI application.
         host: address to listen on.
         port: port to listen on; 0 selects a free one.
-        beat: coroutine that runs beside it if there is a service manager.
+        beat: coroutine that runs beside it if there is a service manager, and is cancelled at the end.
         on_ready: called with the URL once the server listens.
         stops: called before the start with a function that ends the server as a signal does, from any thread.
 
@@ -259,7 +291,7 @@ class InChild(ForkSafe):
         self._listener = listener
 
     def after_fork(self) -> None:
-        """Close the child's descriptor; the parent's stays open.
+        """Close the child's descriptor, ignoring errors; the parent's stays open.
 
         `socket.close` would do nothing while an event loop uses the socket, as uvloop marks it.
         """
@@ -284,7 +316,10 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening; then report the URL and start the notices, or stop if a signal has arrived already."""
+        """Start the application and listen; then run `beat` in a task, with a service manager, and call `on_ready` with the URL.
+
+        If a signal has arrived already, make the server end instead; if the application did not start, do neither.
+        """
         await super().startup(sockets)
         if self._heard:  # before uvicorn listened to signals
             self.should_exit = True
@@ -295,7 +330,7 @@ class _Server(uvicorn.Server):
                 self._on_ready(self._url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Notify the service manager of the stop, then shut down."""
+        """Cancel the task of `beat`, notify the service manager of the stop and close its socket, then shut down as uvicorn."""
         if self._watch is not None:
             self._watch.cancel()
         with self._notify:  # its exit sends STOPPING
@@ -304,7 +339,7 @@ class _Server(uvicorn.Server):
 
 
 def _check_unanswered(host: str, port: int) -> None:
-    """Raise OSError if a program takes connections at the address."""
+    """Connect to the address, waiting at most 0.2 s, and raise OSError if a program accepts; return if none does."""
     try:
         socket.create_connection((host, port), ANSWERS_S).close()
     except OSError:
@@ -313,10 +348,12 @@ def _check_unanswered(host: str, port: int) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on the address. No other program gets the port from then on.
+    """Return a TCP socket that listens on the first address of the host. No other program gets the port from then on.
+
+    Off Linux and Windows it first connects to a given port, waiting at most 0.2 s.
 
     Raises:
-        PolicyError: the address cannot be listened on, or another program answers there.
+        PolicyError: the address cannot be listened on, or another program answers there; no socket stays open.
     """
     # The protocol is explicit because asyncio sets TCP_NODELAY only then; without it replies wait for an ACK.
     listener: socket.socket | None = None
