@@ -295,9 +295,12 @@ def test_a_message_uses_a_tool():
 
 
 def test_tokens_are_estimated(claude, edge):
-    """Before a message is sent; nothing is asked."""
+    """Before a message is sent; nothing is asked, even if the message shall be streamed."""
     few, many = (
-        claude.messages.count_tokens(model="edgeroute", messages=[{"role": "user", "content": "word " * n}]) for n in (10, 1000)
+        claude.messages.count_tokens(
+            model="edgeroute", messages=[{"role": "user", "content": "word " * n}], extra_body={"stream": n > 10}
+        )
+        for n in (10, 1000)
     )
     assert 0 < few.input_tokens < 100 < many.input_tokens < 2500
     assert edge.asked == []

@@ -1,6 +1,7 @@
 """Limits of bodies and calls of the gateway, the dashboard and `serve`; access by host, origin and token; headers; error replies.
 
-The headers `x-edgeroute-*` of a request are parsed to `Options` of its call.
+`Bodies` and `Calls` hold the limits, `Guard` refuses strangers and web pages, `fault_of` turns an exception into a `Fault`, and
+`parse_options` reads the headers `x-edgeroute-*` of a request as `Options` of its call.
 """
 
 from __future__ import annotations
@@ -71,14 +72,15 @@ class Body:
     async def read(self, announced: bytes, receive: Receive) -> bytes | None:
         """Read the whole body; return None if the client disconnected.
 
-        Each part counts at once, here and in the total.
+        Each part counts at once, here and in the total, until the `with` block of `open_body` ends.
 
         Args:
             announced: value of the header Content-Length.
             receive: the ASGI channel of the request.
 
         Raises:
-            HTTPException: 413 if it is too large, 503 if all bodies together are, 408 if it takes too long.
+            HTTPException: 413 if it is too large, or announced as such; 503 if all bodies together are, of which 10 % is kept for
+                small ones; 408 if it does not end in time.
         """
         self._check(int(announced) if announced.isdigit() else 0)
         until, parts, more = asyncio.get_running_loop().time() + self._bodies.timeout_s, list[bytes](), True
@@ -162,7 +164,7 @@ class Fault(NamedTuple):
         return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
 
     def anthropic(self) -> dict[str, Any]:
-        """Return the body in the form of Anthropic's Messages API."""
+        """Return the body in the form of Anthropic's Messages API; 503 is `overloaded_error`."""
         other = "invalid_request_error" if self.status < 500 else "api_error"  # noqa: PLR2004 - whose fault, by HTTP
         kind = "overloaded_error" if self.status == 503 else KINDS.get(self.status, other)  # noqa: PLR2004 - try again later
         return {"type": "error", "error": {"type": kind, "message": self.message, "code": self.code}}
@@ -178,7 +180,12 @@ class Fault(NamedTuple):
 
 
 def fault_of(error: BaseException) -> Fault:
-    """Translate an exception to its `Fault`; an unexpected exception becomes a 500 without details."""
+    """Translate an exception to its `Fault`, with the exception's message; an unexpected one becomes a 500 without details.
+
+    400: a bad input, or what the policy does not allow. 403: data that may not leave. 503: no answer, an endpoint's error or a
+    closed router. 500: edgeroute's other errors. An HTTPException keeps its status and headers. If no leg (one call of a model or
+    server) took this input, a missing answer is a 400.
+    """
     if isinstance(error, HTTPException):
         return Fault(error.status_code, clean(error.detail), CODES.get(error.status_code, "bad_request"), error.headers or {})
     if isinstance(error, BadInput | Unfit):
@@ -197,9 +204,9 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def _fault_without_answer(error: EdgerouteError, errors: list[BaseException]) -> Fault:
-    """Return the fault of a request that no leg answered: 503, Retry-After being the longest wait of a leg, 1 s to 1 h.
+    """Return the fault of a request that no leg (call of a model or server) answered: 503, or 400 if each refused this input.
 
-    400 if each leg refused this input, since another attempt would not change that.
+    Retry-After is the longest wait that a leg states, 1 s to 1 h.
     """
     if errors and all(isinstance(e, BadInput | Unfit) or Failure.of(e).of_the_input for e in errors):
         return Fault(400, f"bad request: {clean(error)}", "bad_input")
@@ -220,7 +227,7 @@ class Busy(HTTPException):
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
-    """Reply to Starlette's HTTP errors, with clearer messages for a wrong method and an unknown path."""
+    """Reply to Starlette's HTTP errors in the form of the path's API, with clear messages for wrong methods and unknown paths."""
     path, fault = request.url.path, fault_of(error)
     if error.status_code == 405:  # noqa: PLR2004 - HTTP's own number
         allowed = (error.headers or {}).get("Allow", "others")
@@ -253,7 +260,10 @@ def peer_of(client: Any) -> str:
 
 @lru_cache(1024)
 def _peer(text: str) -> str:
-    """Return the peer of an address as text; another text, as of a proxy's header, is its own peer."""
+    """Return the peer of an address as text: "" for this machine's, the network /64 for IPv6, else the address.
+
+    An IPv4 address within IPv6 is that address. Another text, as of a proxy's header, is its own peer.
+    """
     try:
         address = ip_address(text.partition("%")[0])
     except ValueError:
@@ -288,7 +298,7 @@ class Calls:
         """Hold one of the places for a request during the `with` block; does not wait for one.
 
         Raises:
-            Busy: all places are taken, or the peer's share of them.
+            Busy: all places are taken, or 75 % of them by this peer, which is another machine.
         """
         peer = peer_of(scope.get("client"))
         share = max(1, int(self.most * PEER_SHARE)) if peer else self.most
@@ -304,7 +314,7 @@ class Calls:
             self._peers += Counter()  # drops the peers without a call
 
     async def parse(self, body: bytes, read: Callable[[bytes], T]) -> T:
-        """Apply `read` to a body, in the parser thread if the body is large."""
+        """Return `read` of a body, called here if it has less than 64 KiB, else in the only parser thread, in turn."""
         return read(body) if len(body) < LARGE else await self.in_thread(partial(read, body))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -342,7 +352,10 @@ NONE = Options()
 
 
 def parse_options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
-    """Parse a request's options from its headers, and bind its conversation and lateness for this task; `NONE` without any.
+    """Parse a request's options from its headers `x-edgeroute-*`; `NONE` without any.
+
+    Also sets two context variables of this task: its conversation, within which private calls are bound, and, if the client chose
+    a time, that a cloud's lateness counts for its breaker only from 1 s on.
 
     Args:
         headers: headers of the request, with names in lower case.
@@ -367,7 +380,11 @@ def parse_options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Optio
 
 
 def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
-    """Return the options with their types, and set the task's conversation and lateness; raise `BadInput` for a wrong one."""
+    """Return the options with their types, and set the task's conversation and least lateness, as `parse_options` does.
+
+    Raises:
+        BadInput: a value is invalid, or a data class is one that the policy does not name, and its `unknown_class` is "deny".
+    """
     mode: Any = texts.get("mode")
     if mode not in (None, *MODES):
         raise BadInput(f"x-edgeroute-mode is {clean(mode, 40)!r}: {nearest(mode, MODES)}")
@@ -385,7 +402,11 @@ def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
 
 
 def _seconds(name: str, texts: dict[str, str]) -> float | None:
-    """Parse an option that is a time with a unit; None if it is missing; raise `BadInput` unless it is 0 to 1 day."""
+    """Parse an option that is a time with a unit, ms, s or m, as seconds; None if it is missing.
+
+    Raises:
+        BadInput: it has no unit, is 0, or more than a day.
+    """
     text = texts.get(name)
     if text is None:
         return None
@@ -420,7 +441,7 @@ def is_opened(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def is_named(host: str, names: Collection[str]) -> bool:
-    """Return True if the header `Host` is an address or one of these names, with or without a port.
+    """Return True if the header `Host` is an IP address or one of these names, in small letters, with or without a port.
 
     Another name may be a page's own that resolves to this machine (DNS rebinding).
     """
@@ -500,9 +521,11 @@ class Guard:
         await self.app(scope, receive, send)
 
     def _fault(self, scope: Scope) -> Fault | None:
-        """Return the reason to refuse a request, in this order: doubled headers, host, web page, form, token; None if allowed.
+        """Return the first reason to refuse a request, which then closes the connection; None if the request is allowed.
 
-        A client without the token is marked in `scope` as a stranger; it may still use the open paths.
+        In this order: doubled or contradicting headers (400), another host's name (421), a web page (403), the content type of a
+        form (415), no token or a wrong one (401). A client without the token is marked in `scope` as a stranger; it may still use
+        the open paths.
         """
         headers: dict[bytes, bytes] = {}
         what = self._what
@@ -543,7 +566,7 @@ def checked_token(token: str) -> str:
     """Return the token stripped of white space, such as the line break at the end of its file.
 
     Raises:
-        PolicyError: it is empty, or has characters that a header cannot have.
+        PolicyError: it is empty, or has spaces or other characters that a header cannot have.
     """
     stripped = token.strip()
     if not stripped or not (stripped.isascii() and stripped.isprintable()) or " " in stripped:

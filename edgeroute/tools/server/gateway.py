@@ -1,6 +1,6 @@
 """`gateway()`, which runs a router as an HTTP server on uvicorn, and its ASGI application: APIs of OpenAI and Anthropic, tensors.
 
-Also metrics and health. At its end the application closes the router.
+Also `router_of`, `metrics_page` and health. At its end the application closes the router.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Tensors:
         return reply({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """Answer that the gateway is ready, with the threads beside it that fail: requests are answered without them.
+        """Answer 200 that the gateway is ready, always, with the names of background threads that fail now.
 
         A cloud that is down does not matter: the router covers that.
         """
@@ -151,9 +151,13 @@ class Tensors:
         return str(name)
 
     async def _inputs(self) -> tuple[TensorSpec, ...]:
-        """Return the inputs that a request must have, cached for the policy in force; raise 404 or 503 without any.
+        """Return the inputs that a request must have, cached for the policy in force.
 
-        Loads the first edge model in a thread if needed. If that fails after a reload, the former inputs stay.
+        Otherwise looks at the first edge model in the parser thread, and loads it if needed. If that fails after a reload, the
+        former inputs stay.
+
+        Raises:
+            HTTPException: 404, if no edge takes tensors by name; 503, if the model cannot be loaded.
         """
         snapshot = self.routing.router.engine.snapshot
         if self._cache[0] is not snapshot:
@@ -169,7 +173,7 @@ class Tensors:
 
 
 def _inputs_of(model: Any) -> tuple[TensorSpec, ...]:
-    """Return the inputs that a caller sends for a model, with the axis of rows first.
+    """Return the inputs that a caller sends for a model, with the axis of rows first, before the card's preprocessing.
 
     Loads the model if it declares no inputs yet. State and constant inputs are left out. Empty if an input is of no type that the
     protocol has.
@@ -265,7 +269,10 @@ class Completions:
                 await unless_left(respond(request, wanted, send), receive)
 
     async def _whole(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:
-        """Infer, then send the whole reply."""
+        """Ask the router, then send the whole reply with status 200, and the answer's origin in headers.
+
+        Errors are raised before it is sent.
+        """
         answer = await self.routing.infer(request.x, wanted)
         whole = self.dialect.reply(request).body(answer)
         body, origin = json_dumps(whole, to_json_types), openai.headers_of(whole["edgeroute"])
@@ -274,9 +281,10 @@ class Completions:
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:
-        """Send the answer as server-sent events; log an unexpected error.
+        """Send the answer as server-sent events, with its side and leg in headers.
 
-        Waits for the first piece before the head is sent: until then an error gets a status; later it becomes an event.
+        Waits for the first piece before the head is sent: until then an error is raised, and gets a status; later it becomes the
+        last event, and is logged unless it is edgeroute's. Lets other tasks run after each 4 pieces.
         """
         completion, begun, sent = self.dialect.reply(request), False, 0
         try:
@@ -308,10 +316,12 @@ class TokenCount(Completions):
     """POST handler that estimates the tokens of a request for `/v1/messages`; nothing is asked."""
 
     async def _whole(self, request: openai.CompletionRequest, wanted: access.Options, send: Send) -> None:  # noqa: ARG002 - as above
-        """Send the estimate."""
+        """Send the estimate as JSON, whole even if the request asks for a stream."""
         body = json_dumps(messages.count_tokens(request))
         await send(_head({"content-type": "application/json", "content-length": str(len(body))}))
         await send({"type": "http.response.body", "body": body})
+
+    _stream = _whole  # a client may send `stream`, as with its message
 
 
 def _head(headers: dict[str, str]) -> dict[str, Any]:
@@ -379,13 +389,15 @@ def app(
         body_timeout_s: time for a request's body to arrive; later it gets 408.
         metrics: True serves `/metrics` for Prometheus, under the same access rules as the other paths.
         allow: keys of a request that clients may send, and with any value, beside those in `openai_completions.KEYS`.
-        embeddings: router of one model, for `/v1/embeddings`; may be `router`. None: there is no such path.
+        embeddings: router of one model, for `/v1/embeddings`; may be `router`. None: there is no such path. It gets the private
+            conversations of `router`, so that a private turn of a chat stays here, too.
         routes: further routes under the same access rules. With any, pages that the gateway itself serves may ask it, and other
             sites' pages may link to `/`.
 
     Raises:
         PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1, a key in `allow`
             that the gateway handles itself, or a router of embeddings with several models.
+        RuntimeMissing: metrics need the extra `prometheus`.
     """
     limits = {
         "max_concurrent": max_concurrent, "max_body_bytes": max_body_bytes, "max_json_bytes": max_json_bytes,
@@ -507,10 +519,12 @@ def gateway(
     Returns the number of that signal; 0 in a thread, which receives no signals. Notifies a service manager, such as systemd, when
     it is ready, alive and stopping. Reloads a policy file that changes.
 
-    Blocks. Logs a warning for each target to which nothing can be sent.
+    Blocks. Logs a warning for each endpoint that cannot be asked, as a secret is missing. Meanwhile models of llama.cpp in this
+    process run isolated, in processes of their own, unless their `isolate` is False.
 
     Args:
-        policy: the path of a policy file, whose name without suffix becomes a name of the model; or a router.
+        policy: the path of a policy file, whose name without suffix becomes a name of the model; or a router, which is closed,
+            too.
         host: address to listen on; the default accepts only this machine. Any other needs a token.
         port: port to listen on; 0 selects a free one.
         token_env: the environment variable with the token that clients send as their API key.
@@ -590,7 +604,7 @@ def _check_llama(snapshot: Snapshot) -> None:
 
 
 def _unsendable(snapshot: Snapshot) -> list[str]:
-    """Return a line for each endpoint that cannot be called, as a secret is not set. Sends nothing."""
+    """Return a line for each endpoint whose headers cannot be made, as a secret is not set. Reads the secrets; sends nothing."""
     lines = []
     for cloud in snapshot.clouds:
         address: Any = getattr(getattr(cloud, "endpoint", None), "address", None)
@@ -603,7 +617,7 @@ def _unsendable(snapshot: Snapshot) -> list[str]:
 
 
 def _is_loopback(host: str) -> bool:
-    """Return True if every address of a host name is a loopback address, or the name does not resolve."""
+    """Resolve a host name; return True if all its addresses are loopback addresses, or it does not resolve."""
     try:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:

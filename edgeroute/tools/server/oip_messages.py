@@ -1,4 +1,8 @@
-"""Server side of the Open Inference Protocol v2: parser and encoder of tensors, decoder of files, error replies; all bounded."""
+"""Server side of the Open Inference Protocol v2: parser and encoder of tensors, decoder of files, error replies; all bounded.
+
+`read` parses a request to an `Ask`, `write` encodes its reply, `Decoder` turns files into tensors, `reply` makes responses of
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +99,11 @@ class Decoder:
         return self.pictures(list(files.data))
 
     def _stack(self, rows: list[Array]) -> Array:
-        """Stack rows along the batch axis; without such an axis return the only row; raise `BadInput` if they do not fit."""
+        """Stack rows along the batch axis; without such an axis return the only row.
+
+        Raises:
+            BadInput: the rows differ in shape, or there are several and no batch axis.
+        """
         if len({row.shape for row in rows}) > 1:
             raise BadInput(f"{self.spec.name}: the rows of one request differ in shape: send one at a time")
         if self.batch is None:
@@ -132,7 +140,12 @@ class Decoder:
         return array.astype(dtype, copy=False)
 
     def _sound(self, data: bytes) -> Array:
-        """Decode one row of audio from FLAC; raise `BadInput` if the model takes no audio, or another shape."""
+        """Decode one row of audio from FLAC, of 32 million numbers at most; one channel for an input of one axis.
+
+        Raises:
+            BadInput: the data is no such FLAC, or the model takes no audio, or another shape.
+            RuntimeMissing: soundfile is not installed.
+        """
         spec = self.spec
         if not self._takes_audio():
             raise BadInput(f"{spec.name}: the model takes no audio: {shape_text(self._row)} {spec.dtype}")
@@ -166,7 +179,7 @@ def _unzstd(data: bytes, size: int) -> bytes:
 
 
 def _unflac(data: bytes, dtype: str, most: int) -> Array:
-    """Return the samples [n, channels] of a FLAC file, int16 or floats.
+    """Return the samples [n, channels] of a whole FLAC file, int16 or floats.
 
     Raises:
         BadInput: the data is no FLAC, is cut off, or has more than `most` numbers.
@@ -185,10 +198,10 @@ def _unflac(data: bytes, dtype: str, most: int) -> Array:
 
 
 def widen(array: Array, spec: TensorSpec, scale: Any, offset: Any) -> Array:
-    """Convert float16 numbers, or bytes times `scale` plus `offset`, to the model's float type.
+    """Return a copy of float16 numbers in the model's float type, or of bytes times `scale` plus `offset`.
 
     Raises:
-        BadInput: the scale or offset is no finite number.
+        BadInput: the numbers are bytes, and the scale or offset is no finite number.
     """
     if array.dtype == np.float16:
         return array.astype(np.dtype(spec.dtype))
@@ -254,7 +267,7 @@ def dumps(data: Any) -> bytes:
 
 
 def _plain(array: Array) -> Any:
-    """Return an array as a list, with None for NaN and infinity."""
+    """Return a flat array as a list, with None for NaN and infinity; the array is not changed."""
     finite = np.isfinite(array)
     if not finite.all():
         array = array.astype(object)
@@ -349,10 +362,12 @@ def json_size(body: bytes, length: str | None) -> int:
 
 
 def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
-    """Encode the reply to an infer request.
+    """Encode the reply to an infer request: the outputs that it selects, each as JSON or as binary after the JSON.
+
+    NaN and infinity become null in JSON.
 
     Raises:
-        ModelError: an output is missing, or has no representation in the protocol.
+        ModelError: an output is missing, or is no array of numbers or texts.
     """
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": []}
     if ask.id is not None:
@@ -427,7 +442,7 @@ def _map(head: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
-    """Return a tensor's shape once its type and shape fit the specification; raise `BadInput` otherwise."""
+    """Return a tensor's shape; raise `BadInput` unless it and the datatype fit the specification, in which -1 is any size."""
     if tensor.get("datatype") != (wanted := NAMES.get(spec.dtype, TEXTS)):
         raise BadInput(f"{spec.name}: the model takes {wanted}, not {_say(tensor.get('datatype'))}: convert it")
     shape = tensor.get("shape")
@@ -439,9 +454,10 @@ def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _octets(body: bytes, offset: int, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """Return a binary tensor from the body, as a view if its alignment allows; raise `BadInput` if size or shape do not fit.
+    """Return a binary tensor from the body, as a read-only view if its alignment allows; texts as an array of objects.
 
-    Texts are an array of objects.
+    Raises:
+        BadInput: its size does not fit its shape or the body, a BOOL is not 0 or 1, or a text is no UTF-8.
     """
     if spec.dtype == TEXT:
         return _text_array(_split(_part(body, offset, size, spec), prod(shape), spec), spec).reshape(shape)
@@ -527,7 +543,11 @@ def _text_array(parts: Sequence[bytes], spec: TensorSpec) -> Array:
 
 
 def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """Return a tensor from values in JSON, flat or nested, each checked for the type; raise `BadInput` if one does not fit."""
+    """Return a tensor from values in JSON, flat or nested as its shape, each checked for the type; integers must be in its range.
+
+    Raises:
+        BadInput: their number or nesting does not fit, or a value is of another type or too large.
+    """
     flat, dtype = tensor.get("data"), np.dtype(spec.dtype)
     if not isinstance(flat, list):
         raise BadInput(f"{spec.name}: data is {_say(flat)}: send a list, or binary data and its binary_data_size")
@@ -567,7 +587,7 @@ def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
     """Return the outputs that a request selects (default: all), each with True if it is sent as binary.
 
     Raises:
-        BadInput: there is no such output.
+        BadInput: there is no such output, or a parameter is no boolean.
     """
     binary = _flag(_map(head, "parameters"), "binary_data_output", default=False)
     if not head.get("outputs"):
@@ -598,7 +618,7 @@ def reply(data: Any, status: int = 200, headers: Mapping[str, str] | None = None
 
 
 async def _http(request: Request, e: HTTPException) -> Response:
-    """Reply to Starlette's HTTP errors, with clearer messages for a wrong method and an unknown path."""
+    """Reply to Starlette's HTTP errors with `{"error": ...}`, with clearer messages for a wrong method and an unknown path."""
     message, path = e.detail, request.url.path
     if e.status_code == 405:  # noqa: PLR2004 - HTTP's own number
         message = f"{path} does not take {request.method}, only {(e.headers or {}).get('Allow', 'others')}"
@@ -608,7 +628,10 @@ async def _http(request: Request, e: HTTPException) -> Response:
 
 
 async def _other(_: Request, e: Exception) -> Response:
-    """Reply to any other error: 400 to a bad input, 503 (with the model's load) for a full queue, else 500."""
+    """Reply to any other error: 400 to a bad input, 503 (with the model's load and Retry-After) for a full queue, else 500.
+
+    Only messages of bad inputs, full queues and ModelErrors are sent; of others the class's name.
+    """
     if isinstance(e, BadInput):
         return reply({"error": f"bad request: {e}"}, 400)
     if isinstance(e, Full):

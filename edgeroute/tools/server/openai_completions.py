@@ -1,4 +1,8 @@
-"""OpenAI's chat and text completions on the gateway: clients' keys, checked; calls of the router; replies, whole or in chunks."""
+"""OpenAI's chat and text completions on the gateway: clients' keys, checked; calls of the router; replies, whole or in chunks.
+
+`read_request` makes a `CompletionRequest` of a body, `Routing` asks the router, `Completion` builds the reply. The other APIs use
+the functions that read a reply, such as `text_of` and `origin_of`.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +61,10 @@ def _is_bias(x: Any) -> bool:
 
 
 def _is_function(x: Any) -> bool:
-    """Return True for a function as a tool: other kinds are services of the cloud, with a price or an address."""
+    """Return True for a function as a tool, without unknown keys.
+
+    Other kinds are services of the cloud, with a price or address.
+    """
     return (
         isinstance(x, dict)
         and x.keys() == {"type", "function"}
@@ -68,7 +75,10 @@ def _is_function(x: Any) -> bool:
 
 
 def _is_format(x: Any) -> bool:
-    """Return True for one of OpenAI's formats of an answer: other servers take grammars under further types."""
+    """Return True for one of OpenAI's formats of an answer, within a schema's limits and 32 KiB.
+
+    Others are grammars of other servers.
+    """
     return (
         isinstance(x, dict)
         and x.get("type") in ("text", "json_object", "json_schema")
@@ -78,7 +88,7 @@ def _is_format(x: Any) -> bool:
 
 
 def _is_bounded(data: Any, most_bytes: int) -> bool:
-    """Return True if JSON keeps the limits of a schema, and has no `pattern` and no reference to elsewhere."""
+    """Return True if JSON has at most 16 levels, 128 entries in each, `most_bytes` bytes, and `_is_mild` accepts its entries."""
     level, depth = [data], 0
     while level:
         depth += 1
@@ -92,9 +102,9 @@ def _is_bounded(data: Any, most_bytes: int) -> bool:
 
 
 def _is_mild(key: str, value: Any) -> bool:
-    """Return True unless an entry of a schema may take for ever, is a foreign reference or a length beyond `MOST_LENGTH`.
+    """Return False for an entry of a schema that may take for ever, a reference to elsewhere, or a length beyond `MOST_LENGTH`.
 
-    A mapping as value is a property of that name, and True.
+    Such entries are `pattern` and its kin. A mapping as value of `pattern` or `$ref` is a property of that name, and True.
     """
     if key in {"patternProperties", "unevaluatedItems", "unevaluatedProperties"}:
         return False
@@ -146,12 +156,12 @@ FUNCTION: Final = frozenset({"name", "description", "parameters", "strict"})
 def client_keys(
     body: Mapping[str, Any], handled: Collection[str], allow: Collection[str], keys: Mapping[str, Range] = KEYS
 ) -> dict[str, Any]:
-    """Return the keys of a request that are passed to the router. A key whose value is null is dropped.
+    """Return the keys of a request that are passed to the router, without those that are null, handled, or in `DROPPED`.
 
     Args:
         body: the parsed request.
-        handled: keys that the gateway handles itself; they are not returned.
-        allow: further keys, passed on as they are.
+        handled: keys that the gateway handles itself.
+        allow: further keys, passed on as they are, with any value, even those in `DROPPED`.
         keys: declared keys, with their ranges.
 
     Raises:
@@ -175,10 +185,10 @@ def client_keys(
 
 
 def client_messages(messages: Any) -> list[dict[str, Any]]:
-    """Return the messages of a chat with the keys in `MESSAGE` and `PART`, and no others.
+    """Return copies of a chat's messages with the keys in `MESSAGE`, and in their parts those in `PART`, and no others.
 
     Raises:
-        BadInput: they are no messages, or too many.
+        BadInput: it is no list of one or more objects, or messages, parts and calls of tools are more than 2,048 together.
     """
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
@@ -193,7 +203,7 @@ def client_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def _kept_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a part with the keys in `PART`, of its objects as well."""
+    """Return a copy of a part with the keys in `PART`, of its objects as well; values that are lists are left out."""
     return {
         key: {name: within for name, within in value.items() if name in PART[key]} if isinstance(value, dict) else value
         for key, value in part.items()
@@ -228,7 +238,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """Parse a body as a JSON object.
 
     Raises:
-        BadInput: it is not JSON, no object, too deep, or has too many values.
+        BadInput: it is not JSON, no object, deeper than 100 levels, or has more than 50,000 values or a million commas and
+            brackets.
     """
     signs = sum(map(body.count, (b",", b"[", b"{")))
     if signs > MOST_SIGNS:
@@ -245,7 +256,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def _check(data: Any) -> None:
-    """Raise `BadInput` if parsed JSON has too many levels or values."""
+    """Raise `BadInput` if parsed JSON has more than 100 levels or 50,000 values."""
     level, depth, values = [data], 0, 0
     while level:
         depth, values = depth + 1, values + sum(map(len, level))
@@ -264,12 +275,12 @@ def read_request(
 
     Args:
         body: the parsed JSON.
-        chat: True for `/v1/chat/completions`.
+        chat: True for `/v1/chat/completions`, which needs messages; False for `/v1/completions`, which needs a prompt.
         names: names of the model.
         allow: keys that clients may send beside those in `KEYS`.
 
     Raises:
-        BadInput: the request has an unsupported or invalid option.
+        BadInput: the request has an unsupported or invalid option, such as several answers or `echo`.
         HTTPException: 404, for another model.
     """
     model, stream = check_names(body, names)
@@ -294,7 +305,7 @@ def check_names(body: Mapping[str, Any], names: Collection[str]) -> tuple[str, b
 
     Raises:
         BadInput: there is no name, or `stream` is no bool.
-        HTTPException: 404, for another model.
+        HTTPException: 404, if the name is none of `names`.
     """
     model, stream = body.get("model"), body.get("stream") or False
     if not isinstance(model, str):
@@ -326,7 +337,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def confidence_of(answer: Answer[Any]) -> float | None:
-    """Return the answer's confidence as a float; None if there is none or it is not finite."""
+    """Return the answer's confidence as a float; None if there is none, or it is no finite number."""
     confidence = answer.confidence
     if not isinstance(confidence, float | int) or not abs(confidence) <= MOST_FLOAT:  # an int may be above any float
         return None
@@ -334,7 +345,10 @@ def confidence_of(answer: Answer[Any]) -> float | None:
 
 
 def origin_of(answer: Answer[Any]) -> dict[str, Any]:
-    """Return the JSON object that tells which leg answered, its state for people, its confidence, the reason and the latency."""
+    """Return the JSON object that tells which model or server answered, its state for people, confidence, reason and latency.
+
+    Texts are cut and made plain: 100 characters of a name, 400 of a reason.
+    """
     return {
         "id": answer.id,
         "source": answer.source,
@@ -349,7 +363,7 @@ def origin_of(answer: Answer[Any]) -> dict[str, Any]:
 
 
 def headers_of(origin: Mapping[str, Any]) -> dict[str, str]:
-    """Return an answer's origin as response headers, made ASCII on one line, without what is unknown."""
+    """Return an answer's origin as response headers `x-edgeroute-*`, made ASCII on one line, without what is unknown."""
     headers = {
         f"x-edgeroute-{name}": str(origin[name])
         for name in ("id", "source", "leg", "reason", "confidence")
@@ -378,7 +392,10 @@ class Completion:
         self._chunk: dict[str, Any] = {**self._whole, "object": chunk}
 
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
-        """Return the body of a reply that is not streamed, with the origin of the answer as `edgeroute`."""
+        """Return the body of a reply that is not streamed, with calls of tools, usage and logprobs if there are any.
+
+        The logprobs come only if the request asked for them. The origin of the answer is `edgeroute`.
+        """
         reply = reply_of(answer)
         choice = choice_of(reply)
         text, content = text_of(answer, choice), dict[str, Any]()
@@ -402,7 +419,7 @@ class Completion:
     def begin(self) -> bytes:
         """Draw the stream's id at random and return its first chunk, with the role; empty for a text completion.
 
-        Call it before `piece` and `end`.
+        Call it before `piece` and `end`, which use the id and what it encodes in advance.
         """
         self._chunk["id"] = self._id(os.urandom(9).hex())
         head, tail = json_dumps({**self._chunk, "choices": [self._chunk_choice({"content": _MARK})]}).rsplit(_MARKED, 1)
@@ -442,7 +459,7 @@ class Completion:
         return f"{'chatcmpl' if self.request.chat else 'cmpl'}-{identity}"
 
     def _logprobs(self, choice: Mapping[str, Any]) -> Any:
-        """Return the choice's logprobs in OpenAI's form of chats or of texts if the request asked for them, else None."""
+        """Return the choice's logprobs if the request asked for them, else None; those of a text in OpenAI's form of texts."""
         logprobs = choice.get("logprobs") if self.request.logprobs else None
         content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
         if self.request.chat or not isinstance(content, list):
@@ -478,7 +495,7 @@ def reply_of(answer: Answer[Any]) -> Mapping[str, Any]:
 
 
 def choice_of(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the first choice of a completion; an empty mapping if there is none."""
+    """Return the first choice of a completion; an empty mapping if there is none, or it is no mapping."""
     choices: Any = reply.get("choices") or ({},)
     return choices[0] if isinstance(choices[0], Mapping) else {}
 
@@ -510,7 +527,7 @@ def typed_event(data: Mapping[str, Any]) -> bytes:
 
 
 def finish_of(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
-    """Return the finish reason of a choice; "length" for a stream that was cut off, else "stop"."""
+    """Return the finish reason that the choice states; else "length" if the answer's call was cut off or late, else "stop"."""
     if isinstance(reason := choice.get("finish_reason"), str):
         return reason
     events = [event for event in answer.trace.get("events", ()) if event["leg"] == answer.leg]
@@ -524,7 +541,7 @@ def message_of(choice: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def calls_of(choice: Mapping[str, Any], identity: str) -> list[dict[str, Any]]:
-    """Return the choice's tool calls, [] without any. A call without an id gets one, which the client sends back."""
+    """Return copies of the choice's tool calls, [] without any. A call without an id gets one, which the client sends back."""
     raw = message_of(choice).get("tool_calls")
     calls = [call for call in raw if isinstance(call, Mapping)] if isinstance(raw, list | tuple) else []
     return [{"type": "function", **call, "id": call.get("id") or f"call-{identity}-{i}"} for i, call in enumerate(calls)]
@@ -559,13 +576,16 @@ class Routing:
         return self.router.stream(x, first_token=wanted.first_token, **_router_arguments(wanted))
 
     async def pieces(self, stream: AsyncStream) -> AsyncIterator[Any]:
-        """Yield the pieces of a stream, with the application's own exceptions raised as `NoAnswer`."""
+        """Yield the pieces of a stream; exceptions that are not edgeroute's are raised as `NoAnswer`."""
         with _wrap_exceptions():
             async for piece in stream:
                 yield piece
 
     def source(self, stream: AsyncStream) -> dict[str, str]:
-        """Return headers with the side and leg of a stream that has begun; empty if the policy no longer has that leg."""
+        """Return headers with the side and leg of a stream that has begun, or "cache" or "stale" as its side.
+
+        Empty if the policy no longer has that leg.
+        """
         leg = stream.leg
         sides = {target.name: target.side for target in self.router.engine.snapshot.watched[0]}
         if leg in sides:

@@ -21,7 +21,7 @@ KEYS: Final = {"dimensions": Range(f"1..{MOST_DIMENSIONS:,}", lambda x: type(x) 
 
 
 def check_one_model(snapshot: Snapshot) -> None:
-    """Raise PolicyError unless a policy has one model and no trial: vectors of two models cannot be compared."""
+    """Raise PolicyError unless a policy has one model in all, and no trial, since vectors of two models cannot be compared."""
     if len(snapshot.targets) != 1 or snapshot.trials:
         names = ", ".join(target.name for target in snapshot.targets)
         raise PolicyError(f"a policy of embeddings has one [edge] or one [cloud], and no trial, and this one has {names}")
@@ -31,10 +31,11 @@ class EmbeddingRouting(Routing):
     """Calls of a router of embeddings: one edge or one cloud, in each policy that is in force."""
 
     async def infer(self, x: Any, wanted: Options) -> Answer[Any]:
-        """Route one list of texts and return its answer.
+        """Check that the policy has one model, route one list of texts, check again, and return the answer.
 
         Raises:
             PolicyError: the policy has several models, also if a reload brought them meanwhile.
+            NoAnswer: there is no answer, or the model raised an exception that is not edgeroute's.
         """
         check_one_model(self.router.engine.snapshot)
         answer = await super().infer(x, wanted)
@@ -48,7 +49,7 @@ def read_request(body: Mapping[str, Any], *, names: Collection[str], allow: Coll
     Token numbers are refused: they are of one tokenizer, and cannot be compared with texts that may not leave.
 
     Raises:
-        BadInput: the request has an unsupported or invalid option.
+        BadInput: the request has an unsupported or invalid option, no texts, an empty one, or more than 2,048.
         HTTPException: 404, for another model.
     """
     model, stream = check_names(body, names)
@@ -76,7 +77,9 @@ class EmbeddingReply:
         self._request = request
 
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
-        """Return the whole reply, with the origin of the answer as `edgeroute`; usage is 0 if the model does not count.
+        """Return the whole reply: a vector for each text, numbers or Base64 as requested, the answer's origin as `edgeroute`.
+
+        Usage is 0 if the model does not count.
 
         Raises:
             ModelError: the answer is not one vector for each text.
@@ -98,7 +101,11 @@ class EmbeddingReply:
 
 
 def _vectors(value: Any, count: int) -> Any:
-    """Return an answer's value as float32 [count, size], little-endian. Raises ModelError for anything else."""
+    """Return an answer's value as float32 [count, size], little-endian.
+
+    Raises:
+        ModelError: it is anything else, empty, or has a number that is not finite.
+    """
     with suppress(TypeError, ValueError, OverflowError):
         vectors = np.ascontiguousarray(value, "<f4")
         if vectors.ndim == 2 and len(vectors) == count and vectors.size and np.isfinite(vectors).all():  # noqa: PLR2004 - rows and numbers

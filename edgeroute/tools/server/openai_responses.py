@@ -1,4 +1,4 @@
-"""OpenAI's Responses API on the gateway: its requests as chats for the router, and its replies, whole or as events.
+"""OpenAI's Responses API on the gateway: `read_request` makes a chat for the router of a request, `ResponseReply` its reply.
 
 `StoredResponses` has the conversations that a request may continue: at most 1,000, and 32 MiB, in this process's memory alone.
 """
@@ -58,7 +58,7 @@ class StoredResponses:
         self._bytes = 0
 
     def get(self, identity: Any) -> list[dict[str, Any]]:
-        """Return the messages up to a response, itself included.
+        """Return the stored messages of a response: the conversation up to it, itself included; not a copy.
 
         Raises:
             BadInput: it is not stored here, or no longer.
@@ -68,7 +68,7 @@ class StoredResponses:
         return stored[0]
 
     def put(self, identity: str, messages: list[dict[str, Any]]) -> None:
-        """Store messages, and discard the oldest responses beyond the limits."""
+        """Store messages, and discard the oldest responses beyond 1,000 or 32 MiB, even these if they alone have more."""
         size = len(json_dumps(messages, to_json_types))
         self._messages[identity] = messages, size
         self._bytes += size
@@ -85,12 +85,13 @@ class StoredResponses:
 def read_request(
     body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = (), stored: StoredResponses
 ) -> CompletionRequest:
-    """Translate the parsed body of `/v1/responses` to a chat for the router; an earlier response's messages come first.
+    """Translate the parsed body of `/v1/responses` to a chat for the router: instructions, an earlier response's messages, input.
 
-    Items are messages, calls of functions, their outputs and reasoning. Tools are functions of the client.
+    Items are messages, calls of functions, their outputs and reasoning. Tools are functions of the client. The effort of
+    reasoning is passed on only if `allow` has "reasoning_effort"; keys in `IGNORED` never. Nothing is stored yet.
 
     Raises:
-        BadInput: the request has an unsupported or invalid option or item.
+        BadInput: the request has an unsupported or invalid option or item, or continues a response that is not stored.
         HTTPException: 404, for another model.
     """
     model, stream = check_names(body, names)
@@ -119,7 +120,11 @@ def read_request(
 
 
 def _chat_messages(items: Any) -> list[dict[str, Any]]:
-    """Return the items of an input as chat messages; successive calls are one message. Raises BadInput for other items."""
+    """Return an input, a text or a list of items, as chat messages. Raises BadInput for other items.
+
+    Successive calls join the message of the assistant before them. Reasoning becomes `reasoning_content` of the assistant's
+    message that it belongs to, this or the next one.
+    """
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     if not isinstance(items, list) or not items or not all(isinstance(item, Mapping) for item in items):
@@ -159,7 +164,10 @@ def _reasoning_text(item: Mapping[str, Any]) -> str:
 
 
 def _content(content: Any) -> Any:
-    """Return the content of a message as that of a chat, a text, or parts if not all are texts. Raises BadInput for others."""
+    """Return the content of a message as that of a chat: text, None, texts joined by line breaks, or a list of parts.
+
+    Raises BadInput for others.
+    """
     if isinstance(content, str) or content is None:
         return content
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
@@ -169,7 +177,10 @@ def _content(content: Any) -> Any:
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a part of a message as that of a chat. Raises BadInput for files that another server stores."""
+    """Return a part of a message, a text, refusal, image, file or sound within the request, as that of a chat.
+
+    Raises BadInput for others, such as files that another server stores.
+    """
     kind, text = part.get("type"), part.get("text")
     if kind in ("input_text", "output_text", "text") and isinstance(text, str):
         return {"type": "text", "text": text}
@@ -188,7 +199,10 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tools(tools: Any) -> Any:
-    """Return the functions of a request as a chat has them; None for none. Raises BadInput for a server's tool."""
+    """Return the functions of a request as a chat has them, without unknown keys; None for none.
+
+    Raises BadInput for a server's tool.
+    """
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
@@ -210,7 +224,10 @@ def _tool_choice(choice: Any) -> Any:
 
 
 def _response_format(text: Any) -> Any:
-    """Return the format of a response's text as a chat has it; None: plain text."""
+    """Return the format of a response's text as a chat has it: a JSON schema in its own object, others as they are.
+
+    None: plain text.
+    """
     wanted = text.get("format") if isinstance(text, Mapping) else None
     if not isinstance(wanted, Mapping) or wanted.get("type") == "text":
         return None
@@ -239,7 +256,11 @@ class ResponseReply:
         }  # fmt: skip
 
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
-        """Return the whole response, with the origin of the answer as `edgeroute`, and store its messages."""
+        """Return the whole response, with the answer's origin as `edgeroute`; store its messages unless the request forbids it.
+
+        Its status is "incomplete" if the model was cut off by a limit of tokens or a filter. Calls and reasoning get new random
+        ids.
+        """
         reply = reply_of(answer)
         choice = choice_of(reply)
         text, calls = text_of(answer, choice), calls_of(choice, answer.id)
@@ -255,11 +276,14 @@ class ResponseReply:
         return {**self._response, **status, "output": output, "usage": _usage(reply), "edgeroute": origin_of(answer)}
 
     def begin(self) -> bytes:
-        """Return the first events of a stream."""
+        """Return the first two events of a stream, which have the response without output; each event gets the next number."""
         return b"".join(self._event(f"response.{name}", response=self._response) for name in ("created", "in_progress"))
 
     def piece(self, text: Any) -> bytes:
-        """Return the event of a piece of the text, after those that open the message; empty bytes for an empty piece."""
+        """Return the event of a piece of the text, the first one after those that open the message; empty for an empty piece.
+
+        The piece is kept, as a sign that the message is open.
+        """
         if not (text := piece_text(text)):
             return b""
         opening = b"" if self._text else self._open()
@@ -267,7 +291,10 @@ class ResponseReply:
         return opening + self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
-        """Yield the last events: the end of the message, calls of functions, and the whole response; store its messages."""
+        """Yield the last events: the end of the message, calls of functions, then reasoning, and the whole response.
+
+        Stores the messages, as `body` does, when the first event is taken.
+        """
         response = self.body(answer)
         items = [item for item in response["output"] if item["type"] != "reasoning"]
         response["output"] = [*items, *(item for item in response["output"] if item["type"] == "reasoning")]
@@ -326,7 +353,7 @@ def _reasoning(text: str) -> dict[str, Any]:
 
 
 def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the item of a call of a function."""
+    """Return the item of a call of a function, with a new random id and the call's own; arguments that are missing are "{}"."""
     function = call.get("function")
     fields: Mapping[str, Any] = function if isinstance(function, Mapping) else {}
     return {

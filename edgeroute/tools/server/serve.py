@@ -62,7 +62,7 @@ except ImportError as e:
 
 
 def platform_of(model: EdgeModel) -> str:
-    """Return the platform in a model's metadata: its runtime and its file format."""
+    """Return the platform in a model's metadata: its runtime, and the suffix of its file, or else its class's name."""
     runtime = member(model, "settings").get("runtime", "edgeroute")
     path = member(model, "path")
     return f"{runtime}_{type(model).__name__.lower() if path is None else Path(path).suffix.removeprefix('.')}"
@@ -88,10 +88,12 @@ class Served:
         self.batcher = Batcher(self.model, self.outputs, max_batch=max_batch, queue=queue)
 
     def submit(self, ask: Ask) -> asyncio.Future[Tensors]:
-        """Queue a request and return the future of its outputs; see `Batcher.submit`.
+        """Queue a request and return at once the future of its outputs; see `Batcher.submit`.
+
+        A model that takes the edge's answers gets those of the request's parameter.
 
         Raises:
-            BadInput: its inputs differ in their number of rows, have no rows, or the edge's answers are not as many.
+            BadInput: its inputs differ in their number of rows, have no rows, or the edge's answers are no JSON list of as many.
             Full: the model's queue is full.
         """
         if self.model.takes_edge:
@@ -121,7 +123,7 @@ class Served:
         return ask._replace(feed=feed)
 
     def metadata_as(self, name: str) -> dict[str, Any]:
-        """Return the metadata under that name: the model's own, or the one under which it takes picture files."""
+        """Return the metadata under that name: the model's own, or for `NAME-encoded` with files where it takes pictures."""
         if name == self.name:
             return self.about
         files = {"datatype": TEXTS, "shape": [-1, 1]}
@@ -142,7 +144,7 @@ class Served:
 
 
 def find_model(served: Mapping[str, Served], scope: Scope) -> Served:
-    """Return the served model that a request's path names.
+    """Return the served model that a request's path names; `NAME-encoded` is the model NAME if it takes picture files.
 
     Raises:
         HTTPException: 404, for an unknown name or version.
@@ -164,8 +166,9 @@ def find_model(served: Mapping[str, Served], scope: Scope) -> Served:
 async def watch(served: Iterable[Served], notify: Notify) -> None:
     """Run each model on zeros, notify the service manager that the service is ready, then that it is alive while all answer.
 
-    Runs until cancelled; returns at once if the manager has no watchdog. A model that fails on zeros is only required to end its
-    run. Runs for clients count: under load nothing is added to them.
+    Runs until cancelled, 3 times a watchdog period; returns once ready if the manager has no watchdog. The first runs may take
+    any time. Models that do not answer are named in the manager's status line, and no notice of life is sent. A model that fails
+    on zeros is only required to end its run. Runs for clients count: under load nothing is added to them.
     """
     probes = [_Probe(model) for model in served]
     for probe in probes:
@@ -194,9 +197,10 @@ class _Probe:
         self._runs = -1
 
     async def run(self, seconds: float | None) -> bool:
-        """Return True if the model has run since the last probe, or runs now within so many seconds.
+        """Return True if the model has run since the last probe, or ends a run now, within so many seconds; None: any time.
 
-        Queues a run on zeros unless other runs have succeeded. The first call records whether the model takes zeros.
+        Queues a run on zeros unless other runs have succeeded. The first call records in `takes_zeros` whether the model takes
+        zeros.
         """
         runs, self._runs = self._runs, self.served.batcher.runs
         if self.takes_zeros and runs != self._runs:
@@ -211,7 +215,7 @@ class _Probe:
         return alive
 
     async def _answer(self) -> bool:
-        """Run the model on zeros, waiting for the queue; return True if it answers, or fails but has never taken zeros."""
+        """Run the model on zeros, waiting for the queue; return False if it fails, unless it takes no zeros, as known."""
         try:
             await self.served.submit(Ask(self.zeros, [], None))
         except EdgerouteError:
@@ -255,13 +259,16 @@ class Infer:
     async def _answer(
         self, model: Served, headers: Mapping[bytes, bytes], body: bytes, receive: Receive, held: Body
     ) -> protocol.Reply | None:
-        """Parse, decode and run a request; return the encoded reply, or None if the client disconnected.
+        """Parse, decode and run a request; return the encoded reply, or None if the client disconnected, whose run is withdrawn.
 
         Large bodies, files and replies are handled in threads; decoded files count towards the body's memory.
 
         Raises:
             BadInput: the body is compressed or invalid.
-            HTTPException: 413 if JSON or files are too large, 501 if the library for the files is missing.
+            HTTPException: 413 if JSON or files are too large, 501 if the library for the files is missing, 503 if memory is
+                short.
+            Full: the model's queue is full.
+            ModelError: the model failed.
         """
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise BadInput("the body is compressed, which this server does not read: send it as it is")
@@ -321,7 +328,7 @@ class Metrics:
         return ()
 
     def collect(self) -> Iterator[Any]:
-        """Return the counts of the models, as `/v2/models/NAME/stats` has them, and their queue lengths."""
+        """Return the metrics of all models now: counts, as `/v2/models/NAME/stats` has them, and the lengths of their queues."""
         page = Page()
         for name, model in self._served.items():
             batcher = model.batcher
@@ -333,7 +340,7 @@ class Metrics:
         return page.collect()
 
     def page(self, request: Request) -> Response:
-        """Render the metrics; refuse requests of web pages.
+        """Render the metrics in the format that the scraper accepts; refuse requests of web pages.
 
         Raises:
             HTTPException: 403 for a page of another site, or 421 on a loopback address for a page whose own name resolves to it.
@@ -384,9 +391,9 @@ class RequestLog:
             self._record(scope, status, monotonic() - begun)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a request and its duration in the metrics, and log it with its Idempotency-Key, each if requested.
+        """Record a request's duration and status in the metrics, and log both with its Idempotency-Key, each if it is enabled.
 
-        A model that is not served has an empty name in both.
+        A model that is not served has an empty name in both; `NAME-encoded` counts as NAME.
         """
         named = scope.get("path_params", {}).get("name", "")
         model = named if named in self._served else named.removesuffix("-encoded")
@@ -420,7 +427,7 @@ def app(
 
     Args:
         models: loaded here, so that an unsuitable one fails before the server listens. Each declares its `inputs`, as ONNX models
-            do by themselves; see `EdgeMembers`.
+            do by themselves; see `EdgeMembers`. One without `outputs` is run on zeros.
         max_batch: rows of several requests merged into one run.
         queue: requests that may wait for one model; further ones get 503 and Retry-After.
         max_body_bytes: bytes of a body; a larger one gets 413.
@@ -494,7 +501,7 @@ class _Pages:
         return reply({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """Answer that the server is ready, whatever its models do, with the threads of models that fail."""
+        """Answer 200 that the server is ready, whatever its models do, with the names of background threads that fail now."""
         return reply({"ready": True, **({"failing": names} if (names := failing()) else {})})
 
     async def model(self, request: Request) -> Response:

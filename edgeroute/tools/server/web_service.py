@@ -1,6 +1,7 @@
 """Web services: a lifespan and error replies for FastAPI, Starlette and other ASGI applications, none of which is imported.
 
-`while_connected` cancels a call whose client has disconnected.
+`lifespan` opens and closes a router, `Errors` and `error_reply` answer edgeroute's errors, `while_connected` and `unless_left`
+cancel a call whose client has disconnected.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Disconnected(EdgerouteError):
 def lifespan(
     router: str | Path | Callable[[], AsyncRouter[Any] | Router[Any]], *, warm: bool = True
 ) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
-    """Return a lifespan that opens a router when the application starts, and closes it when the application ends.
+    """Return a lifespan that makes a router when the application starts, and closes it when the application ends.
 
     The router is `request.state.router`, in mounted applications too, and `app.state.router`. Each worker process has its own.
 
@@ -76,7 +77,9 @@ def lifespan(
 
 
 async def while_connected(request: Any, call: Awaitable[T]) -> T:
-    """Await a call and return its result, or cancel the call once the client has disconnected. Reads the request's messages.
+    """Await a call and return its result, or cancel the call once the client has disconnected.
+
+    Discards the request's further messages.
 
     Args:
         request: request of Starlette or FastAPI, whose body has been read.
@@ -97,7 +100,8 @@ LEFT: Any = object()  # result of a call whose client has disconnected
 async def unless_left(work: Awaitable[T], receive: Callable[[], Awaitable[Message]]) -> T:
     """Await `work` and return its result. If the client disconnects first, cancel it, wait for its end and return `LEFT`.
 
-    Before Python 3.11, which counts cancellations, one by somebody else is lost after the client has disconnected.
+    Meanwhile all messages of `receive` are read and discarded; an exception of it cancels the work and is raised. Before Python
+    3.11, which counts cancellations, one by somebody else is lost after the client has disconnected.
     """
     task: Any = asyncio.current_task()
     result, left = LEFT, False
@@ -134,12 +138,14 @@ async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
 def error_reply(error: EdgerouteError, *, messages: bool = False) -> tuple[dict[str, str], int, dict[str, str]]:
     """Log an error, and return body, status and headers of the reply to it, as an error handler of Flask does.
 
+    The status is 403, 422, 502, 503 (with Retry-After) or 504. The log's level is a warning from 500 on, else info.
+
     Args:
         error: the error.
-        messages: True puts the error's message into the body, which may name endpoints and quote an input.
+        messages: True puts the error's message into the body, which may name endpoints and quote an input; False a fixed text.
 
     Raises:
-        EdgerouteError: the error itself, if the service is at fault, as by a broken model: status 500, with an entry in its log.
+        EdgerouteError: the error itself, not logged, if the service is at fault, as by a broken model: status 500.
     """
     status = _status(error)
     if status is None:
@@ -156,7 +162,11 @@ def _errors(error: BaseException) -> list[BaseException]:
 
 
 def _status(error: EdgerouteError) -> int | None:
-    """Return the HTTP status of an error; None: the service is at fault."""
+    """Return the HTTP status of an error; None: the service is at fault.
+
+    403: data that may not leave. 422: each leg (one call of a model or server) refused the input. 504: late. 502: a server
+    refused, and another attempt would not help. 503: other errors of servers, and a router that is busy or closed.
+    """
     errors = _errors(error)
     if isinstance(error, MayNotLeave) or (isinstance(error, PolicyError) and error.key == "data_class"):
         return 403
@@ -232,7 +242,7 @@ class Errors:
 
 
 def _messages(kind: str, body: Mapping[str, str], status: int, headers: Mapping[str, str]) -> list[Message]:
-    """Return the ASGI messages of a reply, or the one that closes a WebSocket."""
+    """Return the ASGI messages of a reply, or the one that closes a WebSocket, with the text cut to 123 bytes."""
     if kind == "websocket":
         reason = body["detail"].encode()[:MOST_REASON].decode(errors="ignore")
         return [{"type": "websocket.close", "code": REPLIES[status][2], "reason": reason}]
