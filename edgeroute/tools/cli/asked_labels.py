@@ -1,4 +1,4 @@
-"""Labels that a person gives for `calibrate --ask`: their file, the questions in the terminal, and what is shown of an input.
+"""Labels that a person gives for `calibrate --ask`: file of the answers, questions in the terminal, and views of inputs to show.
 
 Inputs are shown as text, pictures and sounds. One process has the file at a time.
 """
@@ -54,9 +54,12 @@ class Part(NamedTuple):
 
 
 def parts_of(x: Any, name: str = "") -> Iterator[Part]:
-    """Yield what is shown of an input: a text, an array, the content of a file, messages, or a mapping of these.
+    """Yield the parts of an input to show to a person: texts (cut to 4,000 characters), pictures and sounds. Fetches nothing.
 
-    name: the input's key in a mapping; empty: it is not in one.
+    Mappings, chat messages and lists that hold mappings are walked. Bytes are a file's content: a picture or sound by its first
+    bytes. Arrays may be pictures or sounds. All else is text, as JSON.
+
+    name: the input's key in a mapping, put before its text; empty: it is not in one.
     """
     head = f"{name}: " if name else ""
     if isinstance(x, Mapping) and {"role", "content"} <= x.keys():  # a message
@@ -89,7 +92,11 @@ def parts_of(x: Any, name: str = "") -> Iterator[Part]:
 
 
 def _array_parts(x: Any, head: str) -> Iterator[Part]:
-    """Yield an array as a picture or a sound if it has the shape of one, and else as numbers."""
+    """Yield one part: a picture if the array has the shape of one, a sound if it is a long row of numbers, else numbers as text.
+
+    A picture has 8 pixels or more on each side and no, 3 or 4 channels, first or last. A sound has 4,000 numbers or more, and is
+    taken to be at 16 kHz. Axes of size 1 do not count. Of other arrays the first 400 numbers are shown.
+    """
     squeezed = np.squeeze(x)
     if squeezed.ndim == 3 and squeezed.shape[0] in {3, 4} and squeezed.shape[-1] not in {3, 4}:  # noqa: PLR2004 - channels first
         squeezed = np.moveaxis(squeezed, 0, -1)
@@ -107,7 +114,11 @@ def _array_parts(x: Any, head: str) -> Iterator[Part]:
 
 
 def _to_bytes(x: Any) -> Any:
-    """Return pixels as uint8, in the shape [height, width] or [height, width, channels]; other numbers are scaled."""
+    """Return pixels as uint8, at most 1,024 on the longer side (of a larger picture every k-th row and column).
+
+    Other numbers than uint8 are scaled: the least becomes 0 and the greatest 255. The shape is [height, width], perhaps with
+    channels.
+    """
     step = ceil(max(x.shape[:2]) / MOST_PIXELS)
     x = x[::step, ::step]
     if x.dtype == np.uint8:
@@ -137,7 +148,7 @@ def _png(pixels: Any) -> bytes:
 
 
 def _wav(samples: Any) -> bytes:
-    """Return samples as a WAV file of 16 bits: int16 as they are, others scaled by their greatest."""
+    """Return samples as a WAV file, mono, 16 bits, 16 kHz: int16 as they are, others scaled to full volume."""
     if samples.dtype != np.int16:
         numbers = _finite(samples)
         samples = (numbers * (32767 / max(abs(numbers).max(), 1e-9))).astype(np.int16)
@@ -156,7 +167,10 @@ def _url(kind: str, data: bytes) -> str:
 
 
 def _drawn(grey: Any) -> str:
-    """Return a picture as characters, at most 64 in a row; a character is twice as high as wide."""
+    """Return a grey picture as lines of characters, the denser the brighter, at most 64 in a line.
+
+    A character is twice as high as wide, so half as many rows as columns are taken.
+    """
     step = ceil(grey.shape[1] / 64)
     rows = grey[:: 2 * step, ::step] // (256 / len(SHADES))
     return "\n".join("".join(SHADES[int(value)] for value in row).rstrip() for row in rows)
@@ -185,11 +199,7 @@ REPLIES: Mapping[str, Reply] = {
 
 
 def in_terminal(asked: Asked) -> Reply:
-    """Print a question on stderr, and return the reply from stdin, asking again for anything else.
-
-    Raises:
-        KeyboardInterrupt: the reply is q, or stdin ends.
-    """
+    """Print a question on stderr and wait for the reply on stdin, asking again for anything that is none; return it."""
     shown = [f"--- {asked.done + 1} of at least {asked.done + asked.left}: {asked.name}", *(part.plain for part in asked.parts)]
     shown += [f"{key}: {answer}" for key, answer in zip("12", asked.answers, strict=True)]
     print(printable("\n".join(shown)), file=sys.stderr)
@@ -238,7 +248,9 @@ class AnswersFile:
         self._lock.leave()
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append a line; once this returns, the line is on the disk.
+        """Append a line to the file, which is created if missing, and to `lines`; once this returns, the line is on the disk.
+
+        A last line that a killed process or a full disk left unfinished is cut off first.
 
         Raises:
             StoreError: it cannot be written.
@@ -259,7 +271,13 @@ class AnswersFile:
         self.lines[line["input"]] = line
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """Return the lines by the hashes of their inputs, without a last line that a killed process has not finished."""
+        """Read the file; return SHA-256 of an input -> its line, of several the last.
+
+        A last line that a killed process left unfinished is left out, and noted, so that `add` cuts it off.
+
+        Raises:
+            BadInput: another line is no JSON, or not as `add` writes it.
+        """
         lines, text = dict[str, dict[str, Any]](), read_bytes(self.path)
         self._needs_newline = bool(text) and not text.endswith(b"\n")
         for number, row in enumerate(text.splitlines(keepends=True), 1):
@@ -282,7 +300,10 @@ class AnswersFile:
 
 @contextmanager
 def answers_file(path: Path) -> Iterator[AnswersFile]:
-    """Provide the file of answers, and give it up. Raises as `AnswersFile`; a stop is followed by a line on how to go on."""
+    """Open the file of answers for a `with` block, and release its lock after it. Raises as `AnswersFile`.
+
+    Ctrl-C in the block is raised on, after a line on stderr: how many answers the file has, and that the same command goes on.
+    """
     file = AnswersFile(path)
     try:
         yield file
@@ -297,8 +318,8 @@ class AskedLabels(FunctionLabels):
     """Labels that the data has, or else the file of answers, or else a person.
 
     Args:
-        answers: file of answers.
-        ask: asks a person; None: a label that neither has is unknown.
+        answers: file of answers; replies are appended to it.
+        ask: asks a person, and waits; None: a label that neither has is unknown.
         labels: label of each input, None where the data has none; None: it has no labels.
         names: name of each input.
     """
@@ -313,7 +334,11 @@ class AskedLabels(FunctionLabels):
         self._keys = [(digest(b"", x) or f"by name: {self._names[i]}".encode()).hex() for i, x in enumerate(inputs)]
 
     def judge(self, questions: list[Question]) -> Iterable[float | None]:
-        """Yield the losses; each answer of a person is on the disk before the next question."""
+        """Yield for each question -1 if the edge is right, 1 if the cloud is, 0 for neither, None for unknown.
+
+        The label of the data decides, else the reply in the file, else the person, who is waited for. Each reply is on the disk
+        before the next question.
+        """
         left = sum(question.number not in self.labels and self._stored(question) is None for question in questions)
         for question in questions:
             if question.number in self.labels:
@@ -326,13 +351,17 @@ class AskedLabels(FunctionLabels):
             yield {"edge": -1.0, "cloud": 1.0, "neither": 0.0, "unknown": None}[right]
 
     def notes(self) -> list[str]:
-        """Return notes on the labels, and on answers in the file that are about other inputs."""
+        """Return notes on the labels that were read, and on answers in the file that are about other inputs, and not used."""
         others = len(self._file.lines.keys() - set(self._keys))
         more = [f"{others:,} answers in {self._file.path} are about other inputs, and not used"] if others else []
         return [*super().notes(), *more]
 
     def _stored(self, question: Question) -> Right | None:
-        """Return who is right by the file, perhaps by a line about answers of other models; None: nobody knows yet."""
+        """Return who is right by the file's line about this input; None: the file does not tell.
+
+        The line may be of earlier models with other answers. Then the answer that was right is compared with the present ones,
+        and "neither" or "unknown" holds only if both present answers are among the line's.
+        """
         line = self._file.lines.get(self._keys[question.number], {})
         right: Right | None = line.get("right") or None
         sides = [to_json_types(answer) for answer in (question.edge, question.cloud)]
@@ -343,7 +372,12 @@ class AskedLabels(FunctionLabels):
         return right if all(self._loss_of(answer, *then)[0] is not None for answer in sides) else None
 
     def _answer(self, question: Question, ask: Ask, left: int) -> Right:
-        """Ask who is right, append the answer to the file, and return it. left: least number of questions."""
+        """Ask the person which answer is right and wait; append the reply to the file and return whose answer it names.
+
+        The order of the two answers depends on the input's hash, so that nobody learns whose is whose.
+
+        left: least number of questions that remain, to be shown.
+        """
         key, name = self._keys[question.number], self._names[question.number]
         line = {"edge": to_json_types(question.edge), "cloud": to_json_types(question.cloud)}
         first, second = sides = (

@@ -1,4 +1,7 @@
-"""Command `edgeroute calibrate`: finds a threshold with a guarantee, from examples or audits, and writes its certificate."""
+"""Command `edgeroute calibrate`: finds a threshold with a guarantee, from examples or audits, and writes its certificate.
+
+Also parts that `recertify` and `fleet calibrate` share: counts and certificates of audits, and paths as written in a policy.
+"""
 
 from __future__ import annotations
 
@@ -94,6 +97,12 @@ def calibrate(
         answers: File of these answers; without --ask, blanks count against the edge.
         batch: Inputs in one request to the cloud.
         out: File for the certificate.
+
+    Existing files are replaced. The policy is not changed: the lines for it are printed.
+
+    Raises:
+        typer.BadParameter: options exclude each other, or do not fit the data.
+        BadInput, NotEnough: the examples cannot be read, or are too few.
     """
     kind, value = _promise({"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer})
     if bool(data) == audited:
@@ -177,7 +186,13 @@ def calibrate(
 def _calibrate_asking(
     run: Callable[..., CalibrationResult], path: Path, examples: FileExamples, ask: bool, page: bool
 ) -> CalibrationResult:
-    """Calibrate with the labels of the data, of a file of answers, and, if `ask`, of a person, in the terminal or on a page."""
+    """Calibrate with labels of the data, else of the file at `path`, else of a person: on a page if `page`, or in the terminal.
+
+    Opens and locks the file, which gets each reply; serves the page meanwhile. Without `ask` and `page` nobody is asked, and
+    labels that are missing are unknown.
+
+    run: `Router.calibrate` with all arguments but `label`.
+    """
     from edgeroute.tools.cli.asked_labels import AskedLabels, answers_file, in_terminal
 
     with answers_file(path) as file, ExitStack() as stack:
@@ -190,7 +205,11 @@ def _calibrate_asking(
 
 
 def _promise(targets: dict[Kind, float | None]) -> tuple[Kind, float]:
-    """Return the only guarantee that was given, with its limit; refuse none, several, and a limit of 0 or 1."""
+    """Return the only guarantee that was given, with its limit.
+
+    Raises:
+        typer.BadParameter: none or several were given, or the limit is not between 0 and 1.
+    """
     given_targets = [(kind, value) for kind, value in targets.items() if value is not None]
     if len(given_targets) != 1:
         raise typer.BadParameter("exactly one is needed", param_hint="--max-loss, --max-error or --max-defer")
@@ -199,14 +218,17 @@ def _promise(targets: dict[Kind, float | None]) -> tuple[Kind, float]:
 
 
 def proper_share(value: float, option: str) -> float:
-    """Return a share; refuse the option if the share is 0 or 1."""
+    """Return a share, 0..1; raise `typer.BadParameter` for the named option if it is 0 or less, or 1 or more."""
     if not 0 < value < 1:
         raise typer.BadParameter("the share must be more than 0% and less than 100%", param_hint=option)
     return value
 
 
 def _sure(text: str, kind: Kind) -> float | None:
-    """Parse the confidence level, 95 % or 0.95; None for `average`, which is refused unless the guarantee is max_defer."""
+    """Parse the confidence level, 95 % or 0.95; return None for `average`, which is refused unless the guarantee is max_defer.
+
+    0 % and 100 % are refused too, by `typer.BadParameter`.
+    """
     if text != "average":
         return proper_share(share(text), "--sure")
     if kind != "max_defer":
@@ -216,7 +238,9 @@ def _sure(text: str, kind: Kind) -> float | None:
 
 
 def _thresholds(policy: Path, edge: int | Literal["all"]) -> str:
-    """Return thresholds to calibrate with, as JSON: the policy's for edge models before this one, 0 from this one on, or for all.
+    """Return thresholds to calibrate with, as JSON: the policy's for edge models before number `edge`, 0 for it and later ones.
+
+    With 0 all answers are accepted. "all" makes all of them 0; a number without an edge model gives 0 too. Reads the policy file.
 
     Raises:
         PolicyError: the policy has no thresholds for those before.
@@ -238,9 +262,9 @@ def _thresholds(policy: Path, edge: int | Literal["all"]) -> str:
 
 @contextmanager
 def environment(**keys: str | None) -> Iterator[None]:
-    """Set EDGEROUTE_ variables during the `with` block, except for None, and restore them after it.
+    """Set variables EDGEROUTE_KEY of the process, where the value is not None, during the `with` block, and restore them after.
 
-    They override policy keys whose values may not exist yet.
+    They override keys of a policy file, such as a certificate that does not exist yet.
     """
     new = {f"EDGEROUTE_{key.upper()}": value for key, value in keys.items() if value is not None}
     before = {name: os.environ.get(name) for name in new}
@@ -258,7 +282,12 @@ def environment(**keys: str | None) -> Iterator[None]:
 def _calibrate_recorded(
     router: Router, file_examples: FileExamples | None, want: dict[str, Any], edge: int | Literal["all"], policy: Path, every: int
 ) -> CalibrationResult:
-    """Calibrate on recorded outputs, or on the policy's audit log if `file_examples` is None. Runs no model."""
+    """Calibrate on recorded outputs, or, if `file_examples` is None, on the audits in the policy's state folder. Runs no model.
+
+    Raises:
+        typer.BadParameter: `edge` is "all".
+        BadInput, NotEnough: there are no audits, or too few examples.
+    """
     from edgeroute.tools.cli.outbox_and_egress import state_folder
     from edgeroute.tools.measure.calibrate_and_evaluate_steps import certify_examples, checked_request
     from edgeroute.tools.measure.certification import audited_examples
@@ -278,7 +307,10 @@ def _calibrate_recorded(
 
 
 def _calibrate_counts(router: Router, value: float, sure: float, edge: int, policy: Path, every: int) -> CertificateAlone:
-    """Return the certificate that the policy's audits give now; it may be looked for again and again."""
+    """Return the certificate that the audits in the policy's state folder give now; it holds however often one looks.
+
+    Counts that routers have stored go before the audit log. Notes the look in `looks.json` there if they were stored.
+    """
     from edgeroute.tools.cli.graded_answers import CertificateAlone
     from edgeroute.tools.cli.outbox_and_egress import state_folder
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
@@ -293,6 +325,8 @@ def audited_counts(
     folder: Path, target: str, fingerprints: Mapping[str, str], *, every: int = 1, since: float | None = None
 ) -> tuple[LossCounts, bool, list[str]]:
     """Return the counts of a model's audits, True if routers have stored them, False for those of the audit log, and notes.
+
+    The log is read if nothing valid is stored, or `every` is not 1; then only its audits since the stored counts began.
 
     Args:
         folder: the state folder.
@@ -325,10 +359,10 @@ def audited_counts(
 def certify_audits(
     folder: Path, counts: LossCounts, calls: DirectCalls, value: float, sure: float, *, remember: bool
 ) -> Certificate:
-    """Return the certificate that counts of audits give.
+    """Return the certificate that counts of audits give, for a loss of at most `value` with confidence `sure`.
 
-    remember: what was certified at an earlier look at the same counts stays so; and this look is noted with its counts, in
-    `looks.json`.
+    remember: what was certified at an earlier look at the same counts stays so; and this look is written with its counts into
+    `looks.json` in `folder`. If that cannot be read or written, nothing is remembered, and no error is raised.
 
     Raises:
         NotEnough: there are too few.
@@ -361,7 +395,7 @@ def path_in_policy(policy: Path, path: Path) -> str:
 
 
 def _show(result: CalibrationResult | CertificateAlone, path: Path, lines: dict[str, str], edge: int | Literal["all"]) -> None:
-    """Print guarantee, score, rates and accuracy, and the lines for the policy, which is not changed."""
+    """Print guarantee, score, rates, accuracy, thresholds by class, the certificate's path, and the lines for the policy."""
     from edgeroute.tools.measure.report.numbers_in_words import certificate_rows, level
 
     certificate = result.certificate

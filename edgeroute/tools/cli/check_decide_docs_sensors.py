@@ -21,12 +21,22 @@ from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy,
 
 
 def check(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The policy, in place of --policy; or a model.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE")] = None,
     *,
     policy: OptionalPolicy = None,
     as_json: Json = False,
 ) -> int:
-    """Report what works, what may leave the device and where to, what is missing, and settings that can never work."""
+    """Report what works, what may leave the device and where to, what is missing, and settings that can never work.
+
+    Args:
+        file: The policy, in place of --policy; or a model.
+
+    Loads the models and pings the endpoints. Of a policy nothing is delivered or written. Returns exit code 1 if something does
+    not work.
+
+    Raises:
+        typer.BadParameter: not exactly one file is given.
+    """
     from edgeroute.edge.runtimes import step_of
     from edgeroute.router.router import Router
 
@@ -53,6 +63,12 @@ def decide(
     Args:
         given: A .npy, .npz, .png, .jpg, .csv or .parquet file, or `-`.
         index: The row of an .npz file or table, or the line of JSON.
+
+    Nothing is written to the state folder. Notes on the file are printed on stderr.
+
+    Raises:
+        typer.BadParameter: the file has no input `index`.
+        BadInput: it cannot be read.
     """
     from edgeroute.tools.cli.input_files import read_inputs
 
@@ -79,6 +95,8 @@ def docs(name: Annotated[str | None, typer.Argument(metavar="PAGE")] = None, *, 
 
     Args:
         name: Page to print; default: list all.
+
+    The list has each page's heading, and the folder. An unknown name is refused, with the nearest that is known.
     """
     all_pages = {file.stem: file for file in sorted(docs_folder().glob("*.md"))}
     if as_json and name in {None, *all_pages}:
@@ -121,6 +139,8 @@ def sensors(*, root: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("/")
 
     Args:
         root: Folder with sysfs and procfs, as in a container that mounts its host's.
+
+    Reads the sensors twice, with a pause between, as loads are differences; waits for the programs that some readings run.
     """
     from edgeroute.observe.device.kernel_files_and_commands import TIMEOUT_S
     from edgeroute.observe.device_sensors import DeviceSensors
@@ -141,7 +161,7 @@ def sensors(*, root: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("/")
 
 
 def _reading_text(name: str, value: bool | float | None) -> str:
-    """Format a reading: yes or no, a number with its unit, or a share in percent; "-" if unknown."""
+    """Format a reading: yes or no, a number with the unit of that name, else a share in percent; "-" for None (unknown)."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Exit codes of commands, their help from docstrings, one-line error messages, closed pipes, and the end of the process."""
+"""Runner of commands: exit codes, help from docstrings, errors in one line, closed pipes, Ctrl-C, and the end of the process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ CODES = (
 
 
 def exits(command: Callable[..., int | None]) -> Callable[..., None]:
-    """Wrap a command for Typer: its result is the exit code (None: 0), an `EdgerouteError` a line on stderr, Ctrl-C code 130."""
+    """Wrap a command for Typer: its result is the exit code (None: 0), an `EdgerouteError` a line on stderr, Ctrl-C code 130.
+
+    The wrapper always raises `typer.Exit`. Its help is the docstring before `Args:`; the texts below that become the help of the
+    options. Other exceptions pass.
+    """
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
@@ -58,7 +62,10 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
 
 
 def _signature(command: Callable[..., Any]) -> inspect.Signature:
-    """Return a command's signature for Typer: the help of an argument or option is its text under `Args:` in the docstring."""
+    """Return a command's signature for Typer: the help of an argument or option is its text under `Args:` in the docstring.
+
+    Without such a text, a parameter stays as it is. Keyword-only ones become options, others arguments; a bool gets no --no-NAME.
+    """
     texts, types, parameters = argument_texts(command), get_type_hints(command), []
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
         hint = parameter.annotation  # Python 3.10: get_type_hints hides an Annotated in an Optional if the default is None
@@ -78,7 +85,7 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[.
 
 
 def code_of(error: EdgerouteError) -> int:
-    """Return the exit code for an error: 3 without an answer, 1 for a bad input, 5 for too few examples, 2 for all else."""
+    """Return the exit code for an error: 3 without an answer or cloud, 1 for a bad input, 5 for too few examples, else 2."""
     if isinstance(error, NoAnswer | CloudError):
         return NO_ANSWER
     return FAILED if isinstance(error, BadInput) else TOO_FEW if _missing(error) else USAGE
@@ -90,7 +97,11 @@ def _missing(error: EdgerouteError) -> dict[str, int]:
 
 
 def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
-    """Format an error as one line of text or JSON, by its type if it has no message; `more` names its subject."""
+    """Format an error as one line of text or JSON; an error without a message is named by its type.
+
+    JSON has also `kind`, the type, and the number of missing examples if that is the error. `more` names its subject: values that
+    go before the text, or keys of the JSON.
+    """
     text = str(error) or type(error).__name__
     if as_json:
         return json.dumps({**more, "error": text, "kind": type(error).__name__, **_missing(error)})
@@ -98,10 +109,11 @@ def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
 
 
 def run(app: typer.Typer) -> NoReturn:
-    """Run the command line, and end the process with its code.
+    """Run the command line of `sys.argv`, and end the process with its code.
 
     Ends quietly at Ctrl-C, and when the reader of the output has closed it (`| head`). Characters that the encoding of the output
-    lacks are written as escapes. After an interruption Python's own shutdown is skipped, since waiting for threads may take long.
+    lacks are written as escapes. After an interruption, or with a run that was abandoned in a thread, Python's own shutdown is
+    skipped, since waiting for threads may take long.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -132,7 +144,7 @@ def _at_ctrl_c(handler: Any) -> None:
 
 
 def _exit_at_once(code: int) -> NoReturn:
-    """Flush the output, ignoring errors, and end the process without Python's shutdown."""
+    """Flush the output, ignoring errors, and end the process by `os._exit`: without waiting for threads, or exit handlers."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, _NobodyReads):
             stream.flush()
@@ -140,7 +152,10 @@ def _exit_at_once(code: int) -> NoReturn:
 
 
 def _run(app: typer.Typer, *, as_json: bool) -> int:
-    """Run the command line and return its exit code; print wrong usage, and the traceback of a crash (JSON with --json)."""
+    """Run the command line and return its exit code; print wrong usage, and a crash's traceback, on stderr (JSON with --json).
+
+    KeyboardInterrupt and a closed pipe pass; all other exceptions become exit codes.
+    """
     try:
         return int(_command(app)(prog_name="edgeroute", standalone_mode=False) or OK)
     except typer.Abort:
@@ -166,7 +181,7 @@ def _command(app: typer.Typer) -> Any:
 
 
 def _escape_markup(command: Any) -> Any:
-    """Escape the brackets in all help texts of a command, in place, for Rich, and return the command."""
+    """Escape the brackets in all help texts of a command and its subcommands, in place, for Rich, and return the command."""
     for part in (command, *command.params):
         for name in ("help", "short_help", "epilog"):
             if isinstance(text := getattr(part, name, None), str):

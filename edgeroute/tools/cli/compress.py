@@ -42,9 +42,10 @@ Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 
 
 def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] | None]:
-    """Read the inputs in the files, and their labels; None if there are no labels. Print notes on stderr.
+    """Read the inputs in the files and folders, and their labels; None if there are no labels. Print notes on stderr.
 
-    Loads the model to learn its inputs; those that its card sets (constants and states) are not read.
+    Loads the model to learn its inputs' names: with several inputs an example is a mapping. Those that its card sets (constants
+    and states) are not read.
 
     Raises:
         BadInput: a file cannot be read, or only some inputs have a label.
@@ -68,7 +69,10 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
 
 
 def show(result: Result, *, as_json: bool) -> None:
-    """Print the result as tables or JSON, notes on stderr; report a model that is slower than the original by 5 %."""
+    """Print the result as tables or JSON, and notes on stderr.
+
+    Below the tables a line says so if the model is over 5 % slower than the original.
+    """
     print_notes(result.notes)
     if as_json:
         print(json.dumps(result.as_dict(), allow_nan=False))
@@ -91,7 +95,7 @@ def show(result: Result, *, as_json: bool) -> None:
 
 
 def _row(measured: Measured) -> tuple[object, ...]:
-    """Return a model's cells: name, sizes in kB, median in ms, and shares; None: unknown."""
+    """Return a model's row of the table, as texts: file name, size, compressed size, median run time, shares; None: unknown."""
     size = [f"{n / 1000:,.1f} kB" for n in (measured.bytes, measured.packed_bytes)]
     speed = None if measured.median_s is None else f"{measured.median_s * 1e3:.3f} ms"
     return (measured.path.name, *size, speed, _share(measured.accuracy), _share(measured.agreement), _share(measured.error))
@@ -121,6 +125,12 @@ def prune(
         sparsity: Share to remove: 0.5 or 50%.
         structured: Remove channels, in place of single weights, which become zero.
         finetune: Function of the pruned model's path, inputs and labels, which trains the file in place.
+
+    Writes a new model file and its card, and prints the comparison. The function is imported from its module, whose code runs.
+
+    Raises:
+        PolicyError: `finetune` names no function.
+        BadInput: the data cannot be read, or a file exists and `force` is not set.
     """
     from edgeroute.tools import compress
 
@@ -162,6 +172,8 @@ def quantize(
         activations: uint8 is the fastest on x86; int8, symmetric, is for TensorRT, and good on ARM.
         reduce_range: Weights of 7 bits: for x86 CPUs without VNNI, where uint8 sums overflow.
         calibrate: Examples for calibrating the ranges; half of the data at most.
+
+    Writes a new model file and its card, and prints the comparison.
     """
     from edgeroute.tools import compress
 

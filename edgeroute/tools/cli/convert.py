@@ -30,14 +30,16 @@ def convert(
     """Convert a model to an ONNX file with a card, by its framework's converter, and compare the answers of both.
 
     Args:
-        model: Of scikit-learn, XGBoost, LightGBM, CatBoost (.joblib, .pkl, or their own formats), Keras (.keras, .h5),
-            TensorFlow (a SavedModel's folder) or PyTorch (.pt, .pt2).
+        model: Of scikit-learn, XGBoost, LightGBM, CatBoost (.joblib, .pkl, or their own formats), Keras (.keras, .h5), TensorFlow
+            (a SavedModel's folder) or PyTorch (.pt, .pt2).
         out: The new file.
         trust: Load a file that may run code, as pickles do: only of those that you trust.
         sample: Inputs for the comparison: .npy, .npz, .jsonl, .csv or .parquet.
         labels: Names of the classes, in their order.
         kind: Kind of the outputs, such as logits.
         force: Replace existing files.
+
+    Prints the files, how many answers are the same, and notes on stderr. Without a sample inputs are drawn at random.
     """
     from edgeroute.tools.model_conversion import convert as write
 

@@ -50,6 +50,8 @@ def demo(
         data: The folder with Fashion-MNIST's t10k-*.gz.
         out: Folder for curve.png and report.html; with --json they are written only if it is given.
         max_defer: Largest share that may be deferred.
+
+    Creates the folder before the run, and stops the server after it.
     """
     from edgeroute.tools.cli.demo_measurements import show
 
@@ -63,7 +65,9 @@ def demo(
 
 
 def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
-    """Start a server, measure edge, cloud and cascade, stop the server, and return the report.
+    """Start a server process, measure edge, cloud and cascade on images, stop the server, and return the report.
+
+    The threshold is chosen on stored validation results. Shows a progress bar; SIGTERM stops the server too.
 
     Args:
         n: number of images; None: all, or 500 with an `rtt`. A number above all is all.
@@ -104,9 +108,9 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
 
 @contextmanager
 def _link(url: str, rtt: float) -> Iterator[str]:
-    """Provide the URL of a relay to `url` with a round-trip time of `rtt` seconds; stopped at the end of the `with` block.
+    """Provide the URL of a relay to `url` that adds half of `rtt` seconds each way; it is stopped at the end of the `with` block.
 
-    Without `rtt` it is `url` itself.
+    Without `rtt` no relay is started, and the URL is `url` itself.
     """
     if not rtt:
         yield url
@@ -121,7 +125,10 @@ def _link(url: str, rtt: float) -> Iterator[str]:
 
 @contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM unwind the `with` block, as by default it would leave the server running; only in the main thread."""
+    """Make SIGTERM raise `SystemExit` (143) in the `with` block, so that the server is stopped; restore the handler after it.
+
+    Does nothing outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -134,7 +141,9 @@ def _exit_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def serving(model: Path) -> Iterator[tuple[str, str]]:
-    """Serve a model on a free port in a child process; yield its URL and the model's name. Always kills the process.
+    """Serve a model on a free port in a child process, `edgeroute serve`; yield its URL and the model's name.
+
+    Waits up to 60 s for the server's first line. The process is always killed at the end of the `with` block.
 
     Raises:
         Unreachable: it did not start; with the end of its output.
@@ -152,7 +161,11 @@ def serving(model: Path) -> Iterator[tuple[str, str]]:
 
 
 def _first_line(process: subprocess.Popen[str], log: IO[str]) -> str:
-    """Return the server's first line; kill it after 60 s; raise `Unreachable`, with its last output, if there is none."""
+    """Wait for the server's first line and return it. A server without one after 60 s is killed.
+
+    Raises:
+        Unreachable: it ended without a line; with its exit code and the last lines of `log`.
+    """
     from edgeroute.errors import Unreachable
 
     assert process.stdout is not None, "it is a pipe"

@@ -1,4 +1,4 @@
-"""Measurements of the demo: timed calls and batches; and their report as text, numbers, a picture and an HTML page."""
+"""Measurements of the demo: images, choice of a threshold, timed calls; and their report as text, numbers, picture and page."""
 
 from __future__ import annotations
 
@@ -50,11 +50,7 @@ class Validation(NamedTuple):
 
 
 def test_images(folder: Path, given: Path | None) -> Images:
-    """Load all 10,000 images from `given`, or from Debian's dataset-fashion-mnist; else the sample in `folder`.
-
-    Raises:
-        BadInput: `given` does not contain them.
-    """
+    """Load all 10,000 images from `given`, or from Debian's dataset-fashion-mnist if installed; else the sample in `folder`."""
     home = given or DEBIAN
     if given is not None or (home / IMAGES).exists():
         return Images(read_idx(home / IMAGES), read_idx(home / LABELS), f"the Fashion-MNIST test images in {home}")
@@ -64,17 +60,19 @@ def test_images(folder: Path, given: Path | None) -> Images:
 
 
 def validation(folder: Path) -> Validation:
-    """Compute edge confidence and the correctness of both models from logits stored beside them."""
+    """Read validation.npz in `folder`; return the edge's confidence, and if each model is right, by the logits stored there."""
     with np.load(folder / "validation.npz") as data:
         edge, cloud, labels = data["edge_logits"], data["cloud_logits"], data["labels"]
     return Validation(msp(edge), edge.argmax(1) == labels, cloud.argmax(1) == labels)
 
 
 def read_idx(path: Path) -> Array:
-    """Read an IDX file, uint8 of the stored shape: 0, 0, 8 for uint8, the number of axes, their sizes (big-endian), the values.
+    """Read a gzipped IDX file of bytes; return its values, uint8, in the stored shape.
+
+    After 0, 0, 8 the format has the number of axes, their sizes (big-endian) and the values.
 
     Raises:
-        BadInput: the file is missing, or not in this format.
+        BadInput: the file is missing, over 256 MB, or not in this format.
     """
     try:
         raw = gzip.decompress(read_bytes(path, 1 << 28))
@@ -249,7 +247,7 @@ def gain_text(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """Return caveats about the numbers, one line each."""
+    """Return caveats about the numbers, one line each: images, choice of the threshold, batches, network, degraded answers."""
     choice = report.choice
     if choice.reached:
         why = f"the smallest deferral that came within {SLACK * 100:g} point of the cloud's accuracy there"
@@ -281,7 +279,11 @@ def points(report: Report) -> tuple[list[float], list[float]]:
 
 
 def drawing(report: Report, *, ink: str = INK) -> Any:
-    """Return the curve as a matplotlib figure without a background; `ink` is the colour of text and axes.
+    """Return accuracy over deferral rate as a matplotlib figure without a background.
+
+    The threshold in use and each side alone are marked.
+
+    ink: colour of text and axes.
 
     Raises:
         RuntimeMissing: matplotlib is not installed.
@@ -303,18 +305,14 @@ def drawing(report: Report, *, ink: str = INK) -> Any:
 
 
 def png(report: Report) -> bytes:
-    """Return the curve as a PNG, black on white."""
+    """Return the curve of `drawing` as a PNG, black on white. Raises as that."""
     out = io.BytesIO()
     drawing(report, ink="#1b1b1f").savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
 
 def page(report: Report) -> str:
-    """Return the HTML page.
-
-    Raises:
-        RuntimeMissing: matplotlib is not installed.
-    """
+    """Return the report as an HTML page: table, curve and notes."""
     label = "Accuracy over the share of images deferred"
     curve = html.figure(element(drawing(report), "curve"), label, f"{label}.")
     body = "\n".join([html.table(HEAD, rows(report), "Edge, cloud and cascade"), curve, html.listed(notes(report))])

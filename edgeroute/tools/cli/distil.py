@@ -43,6 +43,9 @@ def distil(
         max_loss: Share of answers that may differ from the cloud's.
         sure: Confidence level of the guarantee.
         force: Replace files; write a model that is not worth a trial.
+
+    Returns exit code 5 if there are too few examples for a threshold, 4 if the model is not worth a trial; then nothing is
+    written without `force`. The policy is read for its rules on data classes, and not changed.
     """
     from edgeroute import policy as settings
     from edgeroute.tools.distillation import distil as train

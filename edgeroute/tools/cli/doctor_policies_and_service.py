@@ -75,7 +75,7 @@ def _version(package: str) -> str | None:
 
 
 def _packages() -> dict[str, set[str]]:
-    """Return package -> extras of edgeroute that need it (none: edgeroute itself does)."""
+    """Return the packages that the installed edgeroute requires -> the extras that need them (none: edgeroute itself does)."""
     packages: dict[str, set[str]] = {}
     for requirement in metadata.requires("edgeroute") or ():
         name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"]([\w-]+)", requirement)
@@ -91,7 +91,7 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _try(program: str, *arguments: str) -> str:
-    """Run a program in a process; return why it failed, in one line, or an empty text."""
+    """Run Python code in a new process; return "" if it succeeds, else the last line of its stderr, or that it took over 60 s."""
     try:
         done = _run(program, *arguments)
     except subprocess.TimeoutExpired:
@@ -126,6 +126,10 @@ def copy_policy(
         name: A name that `edgeroute policies list` shows.
         out: The new file; default: the policy's name, in this folder.
         force: Replace an existing file.
+
+    Raises:
+        typer.BadParameter: there is no such policy; the nearest name is told.
+        BadInput: the file exists, or cannot be written.
     """
     if name not in (known := _policies()):
         raise typer.BadParameter(f"there is no policy {name!r}: {nearest(name, known)}", param_hint="POLICY")
@@ -154,6 +158,12 @@ def install(
         name: Name of the unit and of its state folder.
         folder: Folder for the unit.
         force: Replace an existing file.
+
+    Prints the command that starts it.
+
+    Raises:
+        typer.BadParameter: another command, or a name with other characters than letters, digits, - and _.
+        BadInput: the file exists, or cannot be written.
     """
     if server[0] not in {"serve", "gateway"}:
         raise typer.BadParameter(f"{server[0]!r} is no server: write serve or gateway", param_hint="COMMAND")
@@ -202,7 +212,7 @@ def _hidden(arguments: list[str]) -> list[str]:
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:
-    """Write a text file with its folders.
+    """Write a text file, creating its folders, over an existing one only with `force`.
 
     Raises:
         BadInput: it exists, and `force` is False; or it cannot be written.

@@ -58,6 +58,13 @@ def evaluate(
         batch: Inputs in one request to the cloud. With more than one its latency is not measured.
         edge_usd: Cost of a run of the edge, for the break-even.
         edge_joules: Energy of a run of the edge.
+
+    Recorded outputs are evaluated without a run of a model. A report that cannot be written is refused before the examples are
+    run.
+
+    Raises:
+        BadInput: the examples are graded answers, or cannot be read.
+        RuntimeMissing: a report is wanted, and matplotlib is not installed.
     """
     from edgeroute.tools.cli.graded_answers import read_graded
     from edgeroute.tools.measure.report.numbers_in_words import seen_before
@@ -94,12 +101,7 @@ def evaluate(
 
 
 def _may_write(report: Path) -> None:
-    """Check that the report can be written before all inputs are answered.
-
-    Raises:
-        RuntimeMissing: the plotting library is not installed.
-        typer.BadParameter: its folder does not exist.
-    """
+    """Check, before all inputs are answered, that the report's folder exists and that matplotlib is installed."""
     if not report.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {report.parent}", param_hint="--report")
     if find_spec("matplotlib") is None:
@@ -109,7 +111,12 @@ def _may_write(report: Path) -> None:
 def _evaluate_recorded(
     router: Router, recorded: shared.FileExamples, edge: int | Literal["all"] | None, **costs: float | None
 ) -> EvaluationResult:
-    """Evaluate recorded outputs."""
+    """Evaluate the policy's threshold on recorded outputs of one edge model, and of the cloud; runs no model.
+
+    Raises:
+        typer.BadParameter: `edge` is "all".
+        PolicyError: the policy has a cloud and no threshold.
+    """
     from edgeroute.tools.measure.calibrate_and_evaluate_steps import answer_notes, check_threshold, evaluate_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.report_page import EvaluationResult
@@ -122,7 +129,7 @@ def _evaluate_recorded(
 
 
 def _show(evaluation: Evaluation) -> None:
-    """Print accuracy and latency of each side, deferrals, costs, and if the guarantee held."""
+    """Print accuracy and latency of each side, threshold, deferrals, costs, and in words if the guarantee held."""
     from edgeroute.tools.measure.certification import verdicts
     from edgeroute.tools.measure.report.numbers_in_words import interval, levels, percent, ranking, side_rows, size, verdict
 

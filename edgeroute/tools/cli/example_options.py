@@ -1,4 +1,7 @@
-"""Options of `calibrate` and `evaluate` for their examples, the reader of these, and routers for examples and for a look."""
+"""Options of `calibrate` and `evaluate` for examples, the reader of examples, and routers of a policy, plain or for a look.
+
+Routers for a look (`check`, `decide`) write nothing; those for examples make plain calls alone.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ Every = Annotated[int, typer.Option(min=1, help="Take only each N-th example: th
 
 
 def _edge_number(text: str) -> int | Literal["all"]:
-    """Parse the index of an edge model, or `all`; refuse all else."""
+    """Parse the index of an edge model, from 0, or `all`; raise `typer.BadParameter` for all else."""
     if str(text) == "all":
         return "all"
     if not str(text).isdecimal():
@@ -40,7 +43,10 @@ def _edge_number(text: str) -> int | Literal["all"]:
 
 
 def one_edge(edge: int | Literal["all"] | None, what: str) -> int:
-    """Return the index of the edge model, 0 for None; refuse `all` for examples that hold the answers of one: `what`."""
+    """Return the index of the edge model, 0 for None; raise `typer.BadParameter` for "all".
+
+    what: examples that hold the answers of one edge model, for the message.
+    """
     if edge == "all":
         raise typer.BadParameter(f"{what} are of one edge model: pass the inputs", param_hint="--edge all")
     return edge or 0
@@ -80,13 +86,16 @@ class FileExamples(NamedTuple):
 def read_examples(
     paths: Sequence[Path], every: int, router: Router, label: str | None = None, *, blanks: bool = False
 ) -> FileExamples:
-    """Read the files, with the keys that the router's views need, and take every `every`-th example.
+    """Read the files and folders, as inputs or as recorded outputs, and take every `every`-th example, with label and group.
 
-    Labels and groups are None if no example has any. Recorded outputs bring a note that they are taken on trust. blanks: True if
-    some labels may be None.
+    Inputs get the keys that the router's views need. Labels of pictures in folders by class are the folders' names. Labels and
+    groups are None if no example has any. Recorded outputs bring a note that they are taken on trust.
+
+    blanks: True if some labels may be None.
 
     Raises:
-        BadInput: a file cannot be read, inputs and recorded outputs are mixed, or only some have a label or a group.
+        BadInput: a file cannot be read, there are no inputs, inputs and recorded outputs are mixed, or only some have a label or
+            a group.
         RuntimeMissing: there is an image, and Pillow is not installed.
     """
     import numpy as np
@@ -124,7 +133,10 @@ def read_examples(
 
 
 def all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
-    """Return all labels, or [] if there are none; raise `BadInput` if only some are there."""
+    """Return all labels, or [] if there are none; raise `BadInput` if only some are there.
+
+    what: word for a label in the message.
+    """
     missing = labels.count(None)
     if missing == len(labels):
         return []
@@ -134,7 +146,11 @@ def all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
 
 
 def edge_columns(router: Router) -> Columns:
-    """Return the columns that the first edge model was fitted on, by its card's `data`, or else by its file's several inputs."""
+    """Return the columns of a table that the first edge model was fitted on, by its card's `data`, else by its several inputs.
+
+    An .onnx model is loaded for its inputs; a failure to load is ignored. `numbers` is set of a model with one plain input, and
+    True if that does not take texts. No names: unknown.
+    """
     from edgeroute.tools.cli.table_files import Columns
 
     edges: Any = (backend for backend in router.engine.snapshot.backends if backend.side == "edge")
@@ -164,9 +180,9 @@ def edge_labels(router: Router) -> Any:
 def looking_router(policy: Path) -> Iterator[Router]:
     """Provide the policy's router for a look, and close it: nothing is delivered, and nothing is written to the state folder.
 
-    Spending, alarms, latencies and private conversations of earlier runs count: the router has a copy of their files. The outbox
-    and the cache are empty. Probes are in the egress ledger, if there is one. A state folder that cannot be read or written is
-    the router's, so that `check` reports its problems.
+    Spending, alarms, latencies and private conversations of earlier runs count: the router has a copy of their files in a
+    temporary folder, which is deleted. The outbox and the cache are empty, and nothing is traced. Probes are in the egress
+    ledger, if there is one. A state folder that cannot be read or written is the router's, so that `check` reports its problems.
     """
     from edgeroute import policy as settings
     from edgeroute.router.router import Router
@@ -205,7 +221,10 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _copy_database(path: Path, to: Path) -> None:
-    """Copy a SQLite file that another process may write; a damaged file is copied as it is. Creates no file beside `path`."""
+    """Copy a SQLite file that another process may write; nothing if there is none, and byte for byte if it is damaged.
+
+    Creates no file beside `path`.
+    """
     import sqlite3
 
     if not path.is_file():
@@ -230,11 +249,11 @@ def read_only(path: Path) -> closing[sqlite3.Connection]:
 def plain_router(policy: Path, **more: Any) -> Iterator[Router]:
     """Provide the policy's router reduced to plain calls, and close it: no cache, outbox, audit, parts, trace, hedge, deadline.
 
-    Where the cloud fails it raises; a missing calibration is only logged.
+    Where the cloud fails it raises; a missing calibration is only logged; no input counts as part of a private conversation.
 
     Args:
         policy: the policy file.
-        more: further arguments, which override the file's.
+        more: further arguments of `Router.from_policy`, which override the file's.
     """
     from edgeroute.router.private_conversations import PrivateConversations
     from edgeroute.router.router import Router

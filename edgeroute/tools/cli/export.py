@@ -58,6 +58,8 @@ def triton(
     Args:
         instances: Instances of each model, on each GPU.
         gpu: Run on the server's GPUs.
+
+    Prints the models' names. An existing folder is refused without `force`.
     """
     from edgeroute.tools.export.server_files import Batching
     from edgeroute.tools.export.server_files import triton as write
@@ -86,6 +88,8 @@ def ray(
     Args:
         kept: Most models in a replica's memory.
         split: A/B or canary: models that answer callers of NAME.
+
+    Prints the models' names. An existing folder is refused without `force`, and replicas or splits in another form.
     """
     from edgeroute.tools.export.server_files import ray as write
 
@@ -124,6 +128,8 @@ def kserve(
         storage: Address of the repository for KServe.
         cpu: Cores of a replica.
         gpu: GPUs of a replica.
+
+    Prints the models' names; builds and pushes nothing. An existing folder is refused without `force`.
     """
     from edgeroute.tools.export.server_files import Batching, Cluster
     from edgeroute.tools.export.server_files import kserve as write
@@ -155,7 +161,7 @@ def _split(text: str) -> tuple[str, dict[str, float]]:
 
 
 def _report(exported: Sequence[Subject], out: Path, as_json: bool) -> None:
-    """Print the exported models."""
+    """Print each exported model's file, folder and name; as JSON also its inputs and outputs."""
     if as_json:
         models = [{"name": model.name, "inputs": model.inputs, "outputs": model.outputs} for model in exported]
         print(json.dumps({"out": str(out), "models": models}))

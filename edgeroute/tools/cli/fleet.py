@@ -46,6 +46,8 @@ def collect(
         to: Folder of the store; it is created.
         key: Environment variable, or file, with the key of [fleet] key: digests without its signature are refused.
         models: A known model, NAME or NAME:DIGEST; may be repeated. Digests of others are refused. Default: all are known.
+
+    Prints how many were added and of which days; how many were refused, by reason, on stderr.
     """
     from edgeroute.tools.measure.report.numbers_in_words import count_text
 
@@ -78,6 +80,12 @@ def report(
         days: Only the newest days, so many. Default: all.
         html: Also write a page with figures.
         key: Of digests, as for `edgeroute fleet collect`.
+
+    Digests that are no store are collected into a temporary one, which is deleted.
+
+    Raises:
+        BadInput: there is no digest, or the source is a broker.
+        typer.BadParameter: the page's folder does not exist.
     """
     import tempfile
 
@@ -114,7 +122,7 @@ def report(
 
 
 def _print(result: FleetReport) -> None:
-    """Print a report as tables."""
+    """Print a fleet's report: days, devices, tables by each grouping, unlike and costly devices, forecast; notes on stderr."""
     from edgeroute.tools.fleet import fleet_page as page
     from edgeroute.tools.measure.report.numbers_in_words import count_text
 
@@ -134,7 +142,12 @@ def _print(result: FleetReport) -> None:
 
 
 def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_s: float | None = None) -> Collected:
-    """Collect digests into a store, and print on stderr how many were refused."""
+    """Collect digests of a source into the store in `to`, and print on stderr how many were refused, by reason.
+
+    From a broker it receives for `for_s` seconds, None: until Ctrl-C.
+
+    key: name of an environment variable or file; None: signatures are not required.
+    """
     from datetime import datetime, timezone
 
     from edgeroute.system import process
@@ -158,7 +171,11 @@ def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_
 
 
 def _key(name: str | None) -> bytes:
-    """Return the key in an environment variable or a file; empty without a name. Raises BadParameter if there is neither."""
+    """Return the key in an environment variable, else in a file, of this name; empty without a name.
+
+    Raises:
+        typer.BadParameter: there is neither, or it is empty.
+    """
     import os
 
     from edgeroute.system.untrusted_files import read_text

@@ -45,6 +45,12 @@ def alarm(
         learn: Days of the reference, whose rates are the usual ones. Below 14 weekdays are not told apart.
         tolerance: Relative rise above the usual rate that is no change.
         again: After an alarm: begin anew with this model; coming days are its reference.
+
+    Writes the tests' state into the store's folder `alarm`.
+
+    Raises:
+        BadInput: `again` names no model of the store.
+        typer.BadParameter: `liars` is half or more.
     """
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
 
@@ -65,7 +71,7 @@ def alarm(
 
 
 def _few(liars: float) -> float:
-    """Return the share of liars; refuse the option if they are half of the devices or more."""
+    """Return the share of liars (devices whose reports may be false); raise `typer.BadParameter` if it is half or more."""
     if not 0 <= liars < 0.5:  # noqa: PLR2004 - half
         raise typer.BadParameter("the share must be below 50%", param_hint="--liars")
     return liars
@@ -78,7 +84,10 @@ def _begin_anew(tests: FleetAlarms, model: str) -> None:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    """Return the report in words."""
+    """Return the report of `FleetAlarms.look` in words: for each model and policy if it learns, is as usual or has alarms.
+
+    Suspect devices follow, 20 at most, and after an alarm what to do next.
+    """
     lines = [f"days to {report['closed']} are counted" if report["closed"] else "no day of the store is over yet"]
     for stream in report["streams"]:
         name = f"{stream['model']}, policy {stream['policy']}"
@@ -107,7 +116,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 
 def _sentence(alarm: dict[str, Any]) -> str:
-    """Return an alarm in words."""
+    """Return an alarm in words: its kind, how many times the usual number, on how many devices, if liars could have raised it."""
     from edgeroute.tools.measure.report.numbers_in_words import count_text
 
     of_liars = f"{alarm['liars']:.0%} of the devices could {'not ' if alarm['broad'] else ''}have raised it by false reports"
@@ -149,6 +158,13 @@ def calibrate(
         name: The model's name in the catalog.
         version: New version in the catalog, with the certificate.
         keys: Keys of the catalog, from `models keygen`.
+
+    Writes the certificate, notes the look in the store, and prints guarantee, weight of possible liars and worst devices.
+
+    Raises:
+        BadInput: the store has no audits of the policy's models; or no threshold holds, and it was to be published.
+        NotEnough: there are too few audits.
+        typer.BadParameter: only some of the options of the catalog are given.
     """
     from edgeroute.core.routing_policy import INF
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
@@ -193,7 +209,7 @@ def calibrate(
 
 
 def _show(certificate: Certificate, result: dict[str, Any]) -> None:
-    """Print the certificate of a fleet."""
+    """Print a fleet's guarantee and threshold, its audits and devices, the bound for the mean device, and the worst devices."""
     from edgeroute.tools.measure.report.numbers_in_words import count_text
 
     print(f"{certificate.guarantee} {result['certificate']} has the threshold {certificate.threshold:g}")
@@ -215,7 +231,7 @@ def _key(calls: DirectCalls) -> str:
 
 
 def _edge(router: Any, tests: FleetAlarms, model: str | None) -> DirectCalls:
-    """Return the edge model of the policy of which the store has audits.
+    """Return the calls of the policy's one edge model of which the store has audits, with `model` its name or identity if given.
 
     Raises:
         BadInput: there is none, or more than one.

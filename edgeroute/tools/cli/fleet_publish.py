@@ -51,6 +51,9 @@ def publish(
         requires: Lowest edgeroute.
         only_edge: Emergency: from their next look on, devices send nothing to the cloud, whatever their ring.
         freeze: No device takes a new version.
+
+    Writes the signed file into the catalog's folder, and prints the versions with their shares. What cannot be published is
+    refused as a wrong option (`typer.BadParameter`).
     """
     from edgeroute.errors import BadInput
     from edgeroute.tools.fleet.rollout_rings import publish
@@ -88,6 +91,8 @@ def promote(
         by_hand: Do this, whatever the digests say.
         since: First day whose digests count; by default that on which the ring began.
         dry_run: Print what would be done, and do nothing.
+
+    A step signs the catalog again. Without evidence nothing is written.
     """
     from edgeroute.tools.fleet.rollout_rings import Decision, promote, published
 
@@ -100,7 +105,11 @@ def promote(
 
 
 def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) -> Decision:
-    """Return the decision about the last version of a policy, by the tables of digests."""
+    """Return the decision about the last version of a signed policy, by the store's digests since `since` and its alarms.
+
+    Raises:
+        typer.BadParameter: `store` is None.
+    """
     from edgeroute.tools.fleet.digest_tables import open_store
     from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
     from edgeroute.tools.fleet.rollout_rings import decide_by_tables
@@ -129,6 +138,8 @@ def budget(
         store: Folder of tables that `edgeroute fleet collect` wrote.
         per_day: Budget of all devices, as in 500usd, or 500usd,20000mb.
         day: The day that the budget is for; by default today, UTC.
+
+    Writes the signed budget into the catalog, and prints each limit, as a share of a device's mean use and for a new device.
     """
     from edgeroute.system.process import now
     from edgeroute.tools.fleet.budget import renew
@@ -146,7 +157,7 @@ def budget(
 
 
 def _amounts(text: str) -> dict[str, float]:
-    """Parse amounts such as 500usd,20000mb."""
+    """Parse amounts such as 500usd,20000mb to `usd_per_day` and `mb_per_day`; raise `typer.BadParameter` for all else."""
     amounts = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(usd|mb)\s*", part.lower())
@@ -175,7 +186,10 @@ def following(*, policy: Policy, as_json: Json = False) -> int:
 
 
 def _print(data: dict[str, Any], as_json: bool, **more: Any) -> None:
-    """Print the versions of a signed policy with their shares, and further fields."""
+    """Print the versions of a signed policy with their shares, its orders, and what was decided, on one line or as JSON.
+
+    more: further keys of the JSON; `did` and `text` come first on the line.
+    """
     versions = [{key: v[key] for key in ("version", "share", "halted")} for v in data["versions"]]
     orders = {key: data[key] for key in ("only_edge", "freeze")}
     if as_json:

@@ -1,4 +1,4 @@
-"""Graded answers for `calibrate`: reader of .npz files with the edge's confidence and grades, each 0..1, and a calibration."""
+"""Graded answers for `calibrate`: reader of .npz files with the edge's confidence and grades, 0..1, and their certificate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Graded(NamedTuple):
 
 
 def read_graded(paths: Sequence[Path], every: int) -> Graded | None:
-    """Read .npz files with `edge_scores`, and take every `every`-th example; None if no file has them.
+    """Read .npz files with confidence, `edge_scores` and perhaps `cloud_scores` and groups; take every `every`-th example.
+
+    Returns None if no file has `edge_scores`. Folders are expanded.
 
     Raises:
         BadInput: a file cannot be read, lacks an array, or does not fit the others.
@@ -73,7 +75,7 @@ class CertificateAlone(NamedTuple):
 def certify_graded(
     scored: Graded, kind: Kind, value: float, sure: float | None, metric: str, calls: DirectCalls
 ) -> CertificateAlone:
-    """Calibrate on graded answers; see `edgeroute.confidence.calibrate`.
+    """Find the lowest threshold with the guarantee on graded answers; return its certificate, with a note that these are trusted.
 
     Raises:
         NotEnough: there are too few.

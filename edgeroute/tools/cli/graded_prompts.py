@@ -75,7 +75,9 @@ def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
 
 
 def grade_prompts(lines: Sequence[Line], calls: DirectCalls, router: Router) -> Graded:
-    """Return the grades, with the confidence of each answer by the score in use: recorded, or from a run of the edge.
+    """Return the grades of all lines, with the confidence of each edge answer by the score in use.
+
+    The confidence is recorded, or from a run of the edge on the prompt. Nothing is sent to the cloud.
 
     Raises:
         BadInput: neither is possible, or the edge now gives another answer than the graded one.
@@ -87,7 +89,9 @@ def grade_prompts(lines: Sequence[Line], calls: DirectCalls, router: Router) -> 
 
 
 def _confidence(line: Line, calls: DirectCalls, router: Router) -> float:
-    """Return the confidence of a line's answer: recorded, of its input or tokens, or by a run of the edge; NaN if it has none.
+    """Return the confidence of the edge's answer: recorded, else by its input or recorded tokens, else by a run of the edge.
+
+    NaN: the model gives none.
 
     Raises:
         BadInput: it must be recorded, as there are several edge models, or the edge now gives another answer.
@@ -119,10 +123,13 @@ def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
 
 
 def _line(where: str, text: bytes) -> Line:
-    """Parse a line. Without a grade, the label gives it; without both, agreement with the cloud, which counts as right.
+    """Parse a line of JSON. A missing grade is 1 or 0, as the answer equals the label or not.
+
+    Without grade and label the cloud's answer counts as right: it has grade 1, and the edge's 1 if equal, else 0. Grades that
+    cannot be had are None.
 
     Raises:
-        BadInput: it is invalid.
+        BadInput: it is no JSON object, has no prompt, or a field is invalid.
     """
     try:
         line = parse_json(text)
@@ -145,7 +152,11 @@ def _line(where: str, text: bytes) -> Line:
 
 
 def _text(where: str, side: str, answer: Any) -> str | None:
-    """Return an answer's text, also of a mapping or completion; None if absent; raise `BadInput` if it is none of these."""
+    """Return an answer's text, which may be in a mapping's `text` or in a completion of OpenAI's form; None if absent.
+
+    Raises:
+        BadInput: it is none of these.
+    """
     if isinstance(answer, dict) and "choices" in answer:
         try:
             choice = answer["choices"][0]
@@ -178,7 +189,7 @@ def _grade(what: str, given: Any) -> float | None:
 
 
 def _number(what: str, given: Any) -> float | None:
-    """Return a finite number, a bool as 0 or 1; None if absent; raise `BadInput` for all else."""
+    """Return a finite number as float, a bool as 0 or 1; None if absent; raise `BadInput` for all else."""
     if given is None:
         return None
     if not isinstance(given, int | float) or not isfinite(given):

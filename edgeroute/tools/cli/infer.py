@@ -1,4 +1,4 @@
-"""Command `edgeroute infer`: answers inputs from files, delivers the outbox meanwhile, and prints a summary."""
+"""Command `edgeroute infer`: answers inputs from files, delivers the outbox meanwhile, and prints a summary (`Tally`)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Tally:
         return len(self._latencies)
 
     def add(self, item: Item, answer: Answer) -> None:
-        """Count an answer by its source, with its latency, and as right if it fits the item's label."""
+        """Count an answer by source, with latency, and as right if it fits the item's label; store the text of the first ten."""
         self.sources[answer.source] += 1
         self.degraded += answer.degraded
         self._latencies.append(answer.latency_s)
@@ -55,7 +55,7 @@ class Tally:
             self.right += _right(answer, item.label)
 
     def show(self, stats: Stats, *, failed: int, batch: int, outbox: str = "") -> None:
-        """Print the summary.
+        """Print the first answers, then a table: answers by source, degraded, deferred, latencies, bytes, outbox and accuracy.
 
         Args:
             stats: of the router that answered.
@@ -91,7 +91,7 @@ class Tally:
 
 
 def _right(answer: Answer, label: Any) -> bool:
-    """Return True if an answer is correct. A number as label is a class index, whatever the names of the classes."""
+    """Return True if an answer equals the label. A number as label of named classes is the index of the largest output."""
     import numpy as np
 
     from edgeroute.confidence.output_forms_and_labels import same
@@ -116,11 +116,17 @@ def infer(
     """Answer inputs, and deliver what waits in the outbox meanwhile. A failed input does not stop the others.
 
     Args:
-        given: .npy, .npz, .png, .jpg, .csv and .parquet files, and folders of them; each row of a table or .npz is an input.
-            `-` is stdin: one such file, or a line of JSON for each input.
+        given: .npy, .npz, .png, .jpg, .csv and .parquet files, and folders of them; each row of a table or .npz is an input. `-`
+            is stdin: one such file, or a line of JSON for each input.
         mode: Instead of the policy's.
         deadline: Instead of the policy's, as in 300ms.
         batch: Inputs to answer together.
+
+    Shows a progress bar. Prints the first answers and a summary, or with --json each answer as a line at once; errors and notes
+    go to stderr. Returns exit code 3 if no input has an answer, for lack of models and clouds that answer; 1 if another failed.
+
+    Raises:
+        PolicyError, ModelMissing, RuntimeMissing: no input could be answered.
     """
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.input_files import expand_folders, folder_labels, read_inputs
@@ -185,11 +191,7 @@ def _answers(
 
 
 def _group(router: Router, group: list[Item], options: dict[str, Any]) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
-    """Answer a batch; if that fails, each input alone, yielding its error in place of its answer.
-
-    Raises:
-        PolicyError, ModelMissing, RuntimeMissing: the error would recur for each input.
-    """
+    """Answer a batch in one call; if that fails, each input alone, yielding its error in place of its answer."""
     if len(group) > 1:
         try:
             answers = router.infer_many([item.x for item in group], **options)

@@ -35,9 +35,10 @@ MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x89PNG": ".png", b"\xff\xd8\xff
 
 
 def expand_folders(paths: Iterable[Path]) -> list[Path]:
-    """Expand folders recursively to their input files; tables only where there are no others. Hidden files are left out.
+    """Return the paths with each folder replaced by its input files, recursively; by its tables only if it has no other inputs.
 
-    A folder without any stays, for `read_inputs` to reject.
+    Hidden files and folders are left out. A folder without any input stays, for `read_inputs` to reject. Raises `BadInput` if a
+    folder cannot be read.
     """
     expanded = []
     for path in paths:
@@ -48,7 +49,13 @@ def expand_folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def _walk(folder: Path, seen: set[str]) -> list[Path]:
-    """Return the files of a folder and of those in it, in order; a folder that a link leads to again is left out."""
+    """Return all files in a folder, recursively, sorted; hidden ones, and folders that were seen, as by a link, are left out.
+
+    seen: real paths of the folders so far; this one is added.
+
+    Raises:
+        BadInput: a folder cannot be read.
+    """
     if (real := os.path.realpath(folder)) in seen:
         return []
     seen.add(real)
@@ -63,12 +70,14 @@ def _walk(folder: Path, seen: set[str]) -> list[Path]:
 
 
 def folder_labels(paths: Iterable[Path], classes: Sequence[Any] | None, note: Note) -> dict[Path, Any]:
-    """Return the labels of pictures in folders by class, FOLDER/LABEL/FILE: several, and nothing but pictures in them.
+    """Return file -> label for pictures in folders by class, FOLDER/LABEL/FILE. Needs two classes, and nothing else in FOLDER.
+
+    Other folders give no labels; `note` says why where some of their files are in such a form.
 
     Args:
         paths: folders, or files, which have no label.
-        classes: names of the model's classes; None: unknown. Other folders than these are no labels, which is noted.
-        note: called with a message about the folders.
+        classes: names of the model's classes; None: unknown. Folders of which none is a class or its index give no labels.
+        note: called with messages about the folders.
     """
     labels = dict[Path, Any]()
     for folder in paths:
@@ -95,7 +104,10 @@ def folder_labels(paths: Iterable[Path], classes: Sequence[Any] | None, note: No
 
 
 def _class_of(name: str, known: Labels) -> Any:
-    """Return the class that a folder's name means, which may lack a slash of the class's; else the name, or its number."""
+    """Return the class that a folder's name means: the equal one, else the only one with the same letters and digits.
+
+    Without one, the name, or the number that it writes.
+    """
     label, of = known.same(label_of(name)), known.labels or ()
     alike = [each for each in of if _words(each) and _words(each) == _words(name)]
     return alike[0] if label not in of and len(alike) == 1 else label
@@ -127,11 +139,11 @@ def read_inputs(
     label: str | None = None,
     fitted: Columns = Columns(),  # noqa: B008 - a tuple
 ) -> Iterable[Item]:
-    """Read inputs: a .npy file or an image is one; an .npz file has one in each row of `images` or `X`, or of its first array.
+    """Read the inputs of one file or of stdin (`-`), each with its name, and with label and group if the file has them.
 
-    Each row of a table is one, and read as it is taken. `-` is stdin, with one of these formats, or JSON: each line is an input,
-    and a list of numbers becomes an array. A .jsonl file is read like that, too; but of a mapping with `prompt` or `messages`
-    these are the input, with its `label` and `group`.
+    A .npy file or an image is one input; an .npz file has one in each row of `images` or `X`, or of its first array. Each row of
+    a table is one, and read as it is taken. Each line of a .jsonl file is one; of a mapping with `prompt` or `messages` these are
+    the input, with its `label` and `group`. Stdin has one of these formats, or lines of JSON: a list of numbers becomes an array.
 
     Args:
         path: path of the file.
@@ -180,12 +192,14 @@ def input_at(path: Path, index: int) -> Any:
 
 
 def recorded_outputs(path: Path, note: Note = lambda _: None) -> Recorded | None:
-    """Read outputs from an .npz file that has `edge_logits` and no inputs by their names; None for any other file.
+    """Read recorded outputs: `edge_logits` of an .npz file, perhaps with `cloud_logits`, labels and groups.
+
+    Returns None for other files, and for an .npz file without `edge_logits` or with inputs by their names (images, X, x).
 
     note: called with a message about unused arrays.
 
     Raises:
-        BadInput: the file cannot be read.
+        BadInput: the file cannot be read, or its arrays differ in length.
     """
     if _suffix(path) != ".npz" or path.is_dir():
         return None
@@ -219,14 +233,17 @@ def _read_all(stream: TextIO) -> bytes:
 
 
 def _suffix(path: Path) -> str:
-    """Return a file's suffix; of stdin that of its format, or "" for JSON."""
+    """Return a file's suffix in lower case; of stdin that of its format by its first bytes or line, "" for lines of JSON.
+
+    Reads all of stdin, once.
+    """
     if path != STDIN:
         return path.suffix.lower()
     return next((suffix for magic, suffix in MAGIC.items() if _piped().startswith(magic)), ".csv" if _is_csv() else "")
 
 
 def _is_csv() -> bool:
-    """Return True if the first line of stdin has a separator of CSV, and is neither JSON nor looks like it."""
+    """Return True if stdin looks like CSV: its first line has a separator, and is neither JSON nor begins like it."""
     first = _piped().lstrip().partition(b"\n")[0]
     if first[:1] in (b"{", b"[") or not any(mark.encode() in first for mark in SEPARATORS):
         return False
@@ -243,7 +260,9 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _lines(path: Path, keys: Sequence[str]) -> list[Item]:
-    """Parse the lines of stdin as inputs, and of a .jsonl file as prompts with label and group, or as inputs.
+    """Parse each line that is not blank of stdin, or of a .jsonl file, as an input, named by path and line number.
+
+    Lines of a .jsonl file with `prompt` or `messages` are prompts, with label and group, unless views take `keys`.
 
     Raises:
         BadInput: a line is no JSON, has an empty prompt, or there are none.
@@ -271,7 +290,9 @@ def _lines(path: Path, keys: Sequence[str]) -> list[Item]:
 
 
 def prompt_of(line: dict[str, Any], where: str) -> Any:
-    """Return the input of a line: its messages, or its prompt, a text.
+    """Return the input of a line of JSON: its `messages`, else its `prompt`, a text, neither of them empty.
+
+    where: file and line, for the message.
 
     Raises:
         BadInput: it has neither.
@@ -285,7 +306,10 @@ def prompt_of(line: dict[str, Any], where: str) -> Any:
 
 
 def _value(value: Any) -> Any:
-    """Convert lists to arrays, float32 where there is a fraction; lists with mappings in them, and all else, stay."""
+    """Convert lists of numbers in parsed JSON to arrays, also within mappings; lists that hold mappings, and all else, stay.
+
+    Arrays are float32 where there is a fraction.
+    """
     if isinstance(value, dict):
         return {name: _value(part) for name, part in value.items()}
     if not isinstance(value, list) or any(isinstance(part, dict) for part in value):
@@ -294,11 +318,7 @@ def _value(value: Any) -> Any:
 
 
 def by_name(path: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Read the arrays of an .npz file that have these names; none from a file of another kind.
-
-    Raises:
-        BadInput: the file cannot be read.
-    """
+    """Read those arrays of an .npz file that have one of these names; empty for a file of another kind."""
     if _suffix(path) != ".npz" or path.is_dir():
         return {}
     with _reading(path), _open(path) as file:
@@ -311,7 +331,10 @@ def by_name(path: Path, names: Iterable[str]) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Raise errors of reading a file as `BadInput`: its content decides what numpy, zipfile and Pillow raise."""
+    """Raise every error of the `with` block as `BadInput` about the file, but `EdgerouteError`s as they are.
+
+    The content of a file decides which errors numpy, zipfile and Pillow raise.
+    """
     try:
         yield
     except EdgerouteError:
@@ -323,14 +346,14 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """Return an error's message on one line, with its type if the message alone is unclear."""
+    """Return an error's message on one line, with its type in front if that is needed to understand it."""
     text = " ".join(str(error.args[0] if isinstance(error, TokenError) else error).split())
     clear = text and isinstance(error, OSError | EOFError | ValueError | SyntaxError)
     return text if clear else f"{type(error).__name__}: {text}"
 
 
 def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Item]:
-    """Return the rows of an .npz file as inputs, with labels and groups, and close it; `note` reports what does not fit.
+    """Return the rows of an open .npz file as inputs, with labels and groups, and close it; `note` is told of unused arrays.
 
     An input is a row of one array; with `keys`, a dict of rows of all arrays of that length.
 
@@ -373,7 +396,10 @@ def _row(row: Any) -> Any:
 
 
 def _note_unused(path: Path, unused: Sequence[str], instead: str, note: Note) -> None:
-    """Report arrays that are not used by `note`; do nothing if there are none."""
+    """Call `note` with a message about arrays that are not used, if there are any.
+
+    instead: text on the arrays that are used.
+    """
     if unused:
         arrays = "the array" if len(unused) == 1 else "the arrays"
         note(f"{path}: {arrays} {_listed(unused)} {'is' if len(unused) == 1 else 'are'} not used: {instead}")
@@ -409,7 +435,12 @@ def _groups(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
 
 
 def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Return an image's pixels, or the file's content, under each key; raise `BadInput` if a key names the other format."""
+    """Return under each key an image's pixels, or the file's content where the key means that (jpeg, png, bytes, file).
+
+    Raises:
+        BadInput: a key names another format than the file's.
+        RuntimeMissing: pixels are needed, and Pillow is not installed.
+    """
     suffix = _suffix(path)
     if wrong := [key for key in keys if f".{key}" in IMAGES and MEDIA[f".{key}"] != MEDIA[suffix]]:
         raise BadInput(f"{path} is a {MEDIA[suffix]} file, and the policy's views take {_listed(wrong)} of an input")
@@ -419,7 +450,7 @@ def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _pixels(path: Path) -> Any:
-    """Return pixels, uint8 [height, width] for grey, [height, width, channels] for colour, without transparency.
+    """Decode an image to uint8 [height, width] for grey, [height, width, channels] for colour, without transparency.
 
     Raises:
         RuntimeMissing: Pillow is not installed.

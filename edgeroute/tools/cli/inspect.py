@@ -37,6 +37,13 @@ def inspect(
         force: Replace an existing card.
         timeout: Limit for the runs, or the endpoint.
         key_env: Environment variable with the endpoint's key.
+
+    A file is loaded and run on zeros, random numbers and the sample; of a .gguf file only the header is read. The card is written
+    only if a router runs the model with it. Returns exit code 1 if the sample has no answer in any way.
+
+    Raises:
+        typer.BadParameter: `write` for a URL, or over a card without `force`; a sample for a .gguf file.
+        ModelError, CloudError: the model cannot be loaded or reached.
     """
     report: Report
     if model.lower().startswith(("http://", "https://")):
@@ -60,7 +67,11 @@ def inspect(
 
 
 def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Report:
-    """Inspect a model file of any format; refuse a sample for a .gguf file."""
+    """Inspect a model file, for at most `seconds`; of a .gguf file only its header, and a sample for it is refused.
+
+    Raises:
+        typer.BadParameter: there is a sample, and the file is a .gguf file.
+    """
     if path.suffix.lower() == ".gguf":
         if sample is not None:
             raise typer.BadParameter("a language model is run by `edgeroute infer`", param_hint="--sample")
@@ -73,7 +84,7 @@ def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Rep
 
 
 def _check_free(path: Path, *, force: bool) -> None:
-    """Refuse `--write` if the card exists, even as a broken link, unless `force` is set."""
+    """Raise `typer.BadParameter` if the model's card exists, even as a broken link, unless `force` is set."""
     from edgeroute.edge.model_card import card_path
 
     card = card_path(path)
@@ -82,7 +93,9 @@ def _check_free(path: Path, *, force: bool) -> None:
 
 
 def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
-    """Write the card, once a router has run the model with it, and return its path. Writes all or nothing.
+    """Write the card beside the model, if a router runs the model with it, and return its path. Writes all or nothing.
+
+    The card is tried under a temporary name in the same folder.
 
     Raises:
         ModelError: the model does not run with it, or it cannot be written.
@@ -119,7 +132,7 @@ def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
 
 
 def _rename_new(new_card: Path, target: Path) -> None:
-    """Rename a file, unless the new name exists; raise `FileExistsError` then. `new_card` may remain as a second name."""
+    """Rename a file, unless the new name exists; raise `FileExistsError` then. `new_card` may remain, as a second name."""
     try:
         target.hardlink_to(new_card)
     except FileExistsError:
