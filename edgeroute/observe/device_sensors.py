@@ -1,6 +1,6 @@
-"""Device sensors (battery, heat, load, memory, power, network) as one `Reading`; and threads that read them when due.
+"""Device sensors (battery, heat, load, memory, power, network) as one `Reading` (`DeviceSensors`), and threads (`Sampler`).
 
-The threads serve all routers of the process. A sensor that hangs delays no request.
+The threads read the sensors when due, for all routers of the process. A sensor that hangs delays no request.
 """
 
 from __future__ import annotations
@@ -117,7 +117,10 @@ class DeviceSensors(ForkSafe):
         return {name: fields.get(name, Measurement(None, "this system does not report it")) for name in Reading._fields}
 
     def _read_all(self, now: float) -> dict[str, Measurement]:
-        """Read all sensors of sysfs and procfs, after searching for their files if that is due; return field -> measurement."""
+        """Read all sensors of sysfs and procfs, after searching for their files if that is due; return field -> measurement.
+
+        Without a battery in sysfs, Android's own is asked. Programs run in the background, and their last output counts.
+        """
         if now >= self._find_at:
             self._find_at = now + FIND_S
             for part in (self._battery, self._gpu, self._links, self._memory, self._power, self._thermal, self._throttling):
@@ -215,9 +218,10 @@ class Sampler(ForkSafe):
             router.observer.reads_at = monotonic() + AGAIN_S
 
     def add(self, router: Router) -> None:
-        """Read a router's sensors from now on whenever they are due; starts the thread.
+        """Read a router's sensors from now on whenever they are due, in the background; starts the thread, or wakes it.
 
-        Ignores a router that is closed or uses none. Without a free thread nothing starts until the next `add`.
+        Ignores a router that is closed or uses none. Without a free thread nothing starts until the next `add`. Refers to it
+        weakly.
         """
         with self._lock:
             if router.closed or router.observer.reads_at == inf:
@@ -240,7 +244,7 @@ class Sampler(ForkSafe):
     def _round(self) -> float | None:
         """Start the readings that are due now. Return the seconds until the next is due; None: no router uses sensors.
 
-        Without work, one more round follows after `AGAIN_S` before that.
+        Before None, one more round follows after `AGAIN_S`, as a reading may be under way.
         """
         with self._lock:
             routers = list(self._routers)

@@ -1,4 +1,4 @@
-"""Endpoint health: starts probes when a breaker has one due, and at once when the network is back; runs the network monitor."""
+"""Health of a router's endpoints (`EndpointHealth`): starts probes when a breaker has one due, and when the network is back."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ class EndpointHealth(ForkSafe):
         self._linked_at = -inf  # monotonic instant at which this device's link last came up, as far as observed
 
     def opened(self, guard: Guard) -> None:
-        """Log and report that a breaker opened, and start the network monitor if none runs. None is started after the close."""
+        """Log and report to the router that a breaker opened, and start the network monitor's thread if none runs.
+
+        None is started after the close.
+        """
         log.info("%s is not called for a while: %s", guard.name, guard.why())
         self._router.breaker_changed(guard.name, "open")
         with self._lock:
@@ -70,24 +73,24 @@ class EndpointHealth(ForkSafe):
             self._watch.start()  # within the lock: `close` ends what was started
 
     def probe(self, guard: Guard) -> None:
-        """Report a half-open breaker and probe its endpoint in the background.
+        """Report a half-open breaker to the router, and probe its endpoint in a thread of the router's pool.
 
-        Without a free thread, the probe counts as failed.
+        Without a free thread, the probe counts as failed. After the close none is sent.
         """
         self._router.breaker_changed(guard.name, "half-open")
         if not self._closed and not self._router.cloud_threads.submit(guard.check_health):
             guard.probe_failed()
 
     def closed(self, guard: Guard) -> None:
-        """Log and report that a breaker closed, and resume the work that waited for the endpoint."""
+        """Log and report to the router that a breaker closed, and have the requests sent that waited for the endpoint."""
         log.info("%s is called again", guard.name)
         self._router.breaker_changed(guard.name, "closed")
         self._router.resume()
 
     def loaded(self, _: Guard) -> None:
-        """Have plans made again, as the load changes the share of requests that the edge answers.
+        """Have the router make its plans again, as the load that an endpoint reports changes how much the edge answers itself.
 
-        Its exception is logged, and does not reach the call whose reply reported the load.
+        An exception is logged, and does not reach the call whose reply reported the load.
         """
         try:
             self._router.observe()
@@ -95,9 +98,10 @@ class EndpointHealth(ForkSafe):
             log.exception("plans could not be made again for the load that an endpoint reports")
 
     def link_up(self) -> None:
-        """Record that the network came up, make the probes of all open breakers due at once, and resume what waits.
+        """Record that the network came up, make the probes of all open breakers due at once, and have waiting requests sent.
 
-        While nothing may leave the device by itself, only the instant is recorded.
+        While nothing may leave the device by itself, by rules read anew, only the instant is recorded. Called by the monitor's
+        thread.
         """
         self._linked_at = monotonic()
         if self._router.stays_on_device(read=True):

@@ -1,6 +1,7 @@
-"""Network of the device: routes and metering by the kernel, and a thread that calls back when a link comes up. Linux only.
+"""Network of a Linux device: routes and metering (`Links`), and a thread that calls when a link comes up (`NetworkMonitor`).
 
-Nothing is sent. Elsewhere all is unknown, and the thread never calls.
+Routes come from the kernel, metering from NetworkManager. Nothing is sent. On other systems all is unknown, and the thread never
+calls.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ class Links:
             return None
 
     def _metered(self, now: float) -> Measurement:
-        """Return NetworkManager's state of the link, from the last output of `busctl`, which runs in the background."""
+        """Return NetworkManager's state of the link, from the last output of `busctl`, which runs in the background.
+
+        Unknown before the first output, and without NetworkManager.
+        """
         if not self._manager:
             return Measurement(None, "NetworkManager does not run here")
         output = self._commands.output(*BUS, every_s=METERED_S, now=now)
@@ -152,7 +156,7 @@ class NetworkMonitor(ForkSafe):
                 _close(stop, stopped, netlink)
 
     def _report(self, bursts: Iterator[None]) -> float | None:
-        """Call `on_up` after the next burst of changes; None once the monitor is closed."""
+        """Wait for the next burst of changes, and call `on_up`; return 0 for the next turn, None once the monitor is closed."""
         for _ in bursts:
             self._on_up()
             return 0.0

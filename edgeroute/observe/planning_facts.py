@@ -1,4 +1,4 @@
-"""Facts for planning of one router: latencies, busy targets, spending, energy of each target, and device rules in force.
+"""Facts for a router's plans (`Observer`): latencies, busy targets, spending, device rules in force; `Energy`, `Paces`.
 
 Updated by the calls themselves and by readings of sensors; there is no thread here.
 """
@@ -68,7 +68,10 @@ class Energy:
         return ran_s * (self.extra_w or 0.0)
 
     def joules(self, backends: Sequence[Backend]) -> Mapping[str, float]:
-        """Return target name -> energy of one call, joules; targets whose energy is not known are missing."""
+        """Return target name -> mean energy of one call, joules; targets whose energy is not known are missing.
+
+        An edge's is its mean time by the fitted power, a cloud's that of its settings, per call and per byte of its mean traffic.
+        """
         busy, extra_w = self._counts.busy(b.name for b in backends), self.extra_w
         joules: dict[str, float] = {}
         for backend in backends:
@@ -83,7 +86,10 @@ class Energy:
         return joules
 
     def stats_fields(self, backends: Sequence[Backend]) -> dict[str, Any]:
-        """Return the fields of `Stats` about energy: `joules`, and the `break_even` of the first edge and the first cloud."""
+        """Return the fields of `Stats` about energy: `joules`, and `break_even` of the first edge and the first cloud.
+
+        That is None unless the energy of both is known.
+        """
         joules = self.joules(backends)
         first = [next((joules.get(b.name) for b in backends if b.side == side), None) for side in ("edge", "cloud")]
         edge, cloud = first
@@ -198,15 +204,19 @@ class Observer(ForkSafe):
         return bool(self._edges) and self._spending.limits.joules_per_hour < INF
 
     def use(self, policy: Policy, targets: Sequence[Target]) -> None:
-        """Switch to the rules of another policy, and make the sensors due. Rules that both policies have keep their state."""
+        """Switch to another policy's rules and edges, step the rules by the last reading, and make the sensors due if used.
+
+        Rules that both policies have keep their state.
+        """
         self._policy, self._edges = policy, [t.name for t in targets if t.side == "edge"]
         self._step()
         self.reads_at = -INF if self.wanted else INF
 
     def observe(self, policy: Policy, targets: Sequence[Target], backends: Sequence[Backend]) -> bool:
-        """Recompute the facts and replace `facts` if they changed; the sensors are not read. Return True if the facts changed.
+        """Recompute the facts, and replace `facts` if they changed; the sensors are not read. Return True if they changed.
 
-        Also sets the spending account's energy of one edge run, where joules are limited.
+        The facts depend on the policy: latencies, energy and variants' times are left out where it needs none. Also sets the
+        spending account's energy of one edge run where joules are limited, and `eases_at`.
         """
         counts = self._counts
         busy = frozenset(b.name for b in backends if b.occupied)
@@ -236,9 +246,10 @@ class Observer(ForkSafe):
         return changed
 
     def _with_kept_share(self, facts: Facts, policy: Policy, targets: tuple[Target, ...], backends: Sequence[Backend]) -> Facts:
-        """Return the facts with `kept` and `slack` set if the first available cloud is loaded, else unchanged.
+        """Return the facts with `kept` and `slack` set if the first available cloud reports load, else unchanged.
 
-        They state which share of the deferrals the edge answers itself. Sets the instant of the next check.
+        They state which share of the deferrals the edge answers itself, and by how much its thresholds are lowered for it. Sets
+        `eases_at`, the instant of the next check.
         """
         clouds = order_clouds(policy, targets, facts, [i for i, t in enumerate(targets) if t.side == "cloud"])
         guards: list[Any] = [getattr(backends[i], "guard", None) for i in clouds if targets[i].name not in facts.busy]
@@ -256,10 +267,10 @@ class Observer(ForkSafe):
         return any(backend.occupied != (backend.name in busy) for backend in backends)
 
     def read(self) -> bool:
-        """Read the sensors, book the edges' energy, and step the device rules. Return True if the facts changed.
+        """Read the sensors, book the edges' energy, and step the device rules. Return True if the rules in force changed.
 
-        Sensors that fail are logged, and the last reading stays. Also books the instant; `reads_at` becomes inf until
-        `schedule_read`.
+        Shares outside of 0..1 become unknown. If the sensors raise, that is logged, and the last reading stays. `reads_at`
+        becomes inf until `schedule_read`.
         """
         self.reads_at = INF  # until they have been read, however long that takes
         try:
@@ -283,9 +294,9 @@ class Observer(ForkSafe):
         return reading._replace(**dict.fromkeys(wrong))
 
     def book(self, power_w: float | None, now_s: float) -> None:
-        """Add the energy of the edges' runs since the last booking to the spending.
+        """Add the energy of the edges' runs since the last booking to the spending; nothing while it is not known.
 
-        Nothing is added while it is not known.
+        Also adds the device's power to the fit.
 
         Args:
             power_w: power of the device now, watts; None: unknown.
@@ -300,9 +311,11 @@ class Observer(ForkSafe):
         self.reads_at = monotonic() + period if self.wanted else INF
 
     def _step(self) -> bool:
-        """Step the device rules by the last reading, and update the facts. Return True if other rules are in force now.
+        """Step the device rules by the last reading, and update the rules in `facts`.
 
-        Only the rules of the facts change.
+        Return True if other rules are in force now.
+
+        A no-op without rules.
         """
         if not self._policy.device_rules and not self._state:
             return False
@@ -370,7 +383,7 @@ class Observer(ForkSafe):
         return f"{', '.join(full)} is loaded" if full else ""
 
     def is_metered(self) -> bool:
-        """Return True if the link is metered.
+        """Return True if the link is metered, by the given value or function.
 
         If the function raises, the link counts as metered, and the first exception is logged.
         """

@@ -1,4 +1,4 @@
-"""Statistics and status of a router: the public tuples of figures, per target and in total."""
+"""Statistics of a router (`Stats` of `LegStats`, `ArmStats`, `AuditStats`, `ShadowStats`) and its `Status`: public tuples."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ class Counts(ForkSafe):
     def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
         """Store the outcome of a request, to be counted later with others. Return True if the stored ones were counted just now.
 
-        They are counted once there are `TOGETHER`, and at once after an answer that was not accepted. Of failures only the code
-        is stored. A caller that left counts as accepted, answered by none.
+        They are counted once there are `TOGETHER`, and at once after an answer that was not accepted. Takes a lock only then. Of
+        failures only the code is stored. A caller that left counts as accepted, answered by none.
 
         Args:
             plan: the request's plan.
@@ -97,7 +97,10 @@ class Counts(ForkSafe):
         return True
 
     def _add_up(self) -> None:
-        """Count the stored outcomes and drop them. The caller holds the lock."""
+        """Count the stored outcomes into the totals and each target's counters, and drop them. The caller holds the lock.
+
+        Inputs that a target cannot take are no failures; rows of a batch add no latency.
+        """
         known, last, edge, is_judged = self._legs, None, _Leg(), False
         self._added += len(self._fresh)
         while True:
@@ -168,7 +171,10 @@ class Counts(ForkSafe):
             setattr(self, what, getattr(self, what) + 1)
 
     def quantile(self, name: str, q: float) -> float | None:
-        """Return a latency quantile of one target, seconds; None: the target has not answered."""
+        """Return a latency quantile of one target, seconds, after counting the stored outcomes.
+
+        None: the target has not answered.
+        """
         with self._lock:
             self._add_up()
             leg = self._legs.get(name)
@@ -193,13 +199,19 @@ class Counts(ForkSafe):
             self._legs[name].add_time(seconds)
 
     def busy(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
-        """Return target -> (answers to single inputs, seconds that these took together); unused targets are missing."""
+        """Return target -> (answers to single inputs, seconds that these took together); unused targets are missing.
+
+        Counts the stored outcomes first.
+        """
         with self._lock:
             self._add_up()
             return {name: (leg.runs, leg.busy_s) for name in names if (leg := self._legs.get(name)) is not None}
 
     def slacks(self, names: Iterable[str], share: float) -> dict[str, float]:
-        """Return edge -> how far its thresholds have to be lowered, so that this share of its deferrals is accepted."""
+        """Return edge -> how far its thresholds have to be lowered so that this share of its latest deferrals is accepted.
+
+        Counts the stored outcomes first. Unused edges are missing.
+        """
         with self._lock:
             self._add_up()
             return {name: slack(leg.deficits, share) for name in names if (leg := self._legs.get(name)) is not None}
@@ -228,7 +240,7 @@ class Counts(ForkSafe):
             return (0, 0) if leg is None else (leg.judged, leg.below)
 
     def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
-        """Return the current statistics, without those of parts.
+        """Return the current statistics, without those of audits, trials and parts; counts the stored outcomes first.
 
         Targets without a request have zeros.
 

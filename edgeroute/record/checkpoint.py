@@ -1,6 +1,7 @@
-"""Checkpoint: latencies, spending and endpoints' metadata, restored from a file at the start, and queued for it now and then.
+"""Checkpoint of a router (`Checkpoint`): latencies, spending, endpoints' metadata and parts' state, kept in a file between runs.
 
-`close` writes the exact figures, and waits for them to be on the disk.
+Restored at the start, and queued for the file now and then. `close` writes the exact figures, and waits for them to be on the
+disk.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ class Checkpoint:
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
-        """Restore the state of earlier runs into counts, spending and endpoints; delete damaged values.
+        """Restore the spending, latencies, and endpoints' bandwidths and metadata of earlier runs.
 
-        Nothing is restored if the spending cannot be.
+        Delete damaged values from the file.
+
+        Nothing else is restored if the spending cannot be. Parts (`dumps`) restore their state themselves.
         """
         store = self.store
         if not self.spending.recall():
@@ -71,7 +74,7 @@ class Checkpoint:
             self._note(clouds)
 
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
-        """Queue the state for the file. Parts and endpoints without a state are left out."""
+        """Queue the state of counts, spending, parts and endpoints for the file. Those without a state are left out."""
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         for name, dump in self.dumps.items():
             if (state := dump()) is not None:
@@ -85,10 +88,7 @@ class Checkpoint:
                 self.store.put(f"endpoint:{backend.where}", known)
 
     def close(self, clouds: Iterable[CloudBackend]) -> None:
-        """Store the exact counts and spending, wait until they are written, and leave the store.
-
-        The store's file is closed if nobody else uses it.
-        """
+        """Store the exact counts and spending, wait until they are written, and leave the store, which its last user closes."""
         self._note(clouds)
         self.spending.close()
         self.store.leave(self._counts)

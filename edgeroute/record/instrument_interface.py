@@ -1,4 +1,4 @@
-"""Instruments: the interface for traces, metrics and dashboards, and a list that forwards events to several."""
+"""Instruments: their interface (`Instrument`), its events, and a list that forwards each event to several (`Instruments`)."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ FIXED = frozenset(
 
 
 def _check_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return an instrument's headers, after checking them.
+    """Return a copy of an instrument's headers, after checking them.
 
     Raises:
         ValueError: a header cannot be sent, or is one of `FIXED`.
@@ -167,7 +167,10 @@ def _check_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _overridden(instruments: Iterable[Instrument], name: str) -> list[Callable[..., Any]]:
-    """Return the methods of that name, without those that do nothing. An instrument of another class may lack it."""
+    """Return the instruments' methods of that name, without those inherited from `Instrument`, which do nothing.
+
+    An instrument of another class may lack it.
+    """
     methods = (_method(instrument, name) for instrument in instruments)
     return [method for method in methods if method and getattr(method, "__func__", None) is not getattr(Instrument, name)]
 

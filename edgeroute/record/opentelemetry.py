@@ -1,6 +1,6 @@
-"""OpenTelemetry: a span for each request, with its edges' runs and its calls of endpoints, through `opentelemetry-api`.
+"""OpenTelemetry: a span for each request, its edges' runs and its calls (`OpenTelemetry`); histograms (`Meters`); attributes.
 
-In order: attributes by OpenTelemetry's conventions; histograms; the instrument.
+Through `opentelemetry-api`. In order: attributes by OpenTelemetry's conventions; histograms; the instrument.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ Attributes = dict[str, Any]
 
 
 def destination(began: AttemptBegan) -> Attributes:
-    """Return the attributes of an attempt's destination, without anything that differs from call to call.
+    """Return the attributes of an attempt's destination: server, and protocol with method or service.
 
-    An unknown HTTP method counts as `_OTHER`.
+    The port by scheme if none is given.
+
+    Nothing that differs from call to call. An unknown HTTP method counts as `_OTHER`.
     """
     sending = began.sending
     parts = urlsplit(sending.origin)
@@ -45,7 +47,10 @@ def destination(began: AttemptBegan) -> Attributes:
 
 
 def model_attributes(began: AttemptBegan) -> Attributes:
-    """Return the attributes of an attempt to call a language model; empty for any other."""
+    """Return the attributes of an HTTP attempt to call a language model, by a path of OpenAI's API; empty for any other.
+
+    Empty too if the model is not known.
+    """
     operation = next((operation for end, operation in OPERATIONS.items() if began.sending.path.endswith(end)), "")
     if not operation or began.sending.protocol == "grpc" or not began.sending.model:
         return {}
@@ -85,14 +90,17 @@ def error_attributes(ended: AttemptEnded) -> Attributes:
 
 
 def error_type(error: BaseException | None) -> str:
-    """Return an error's HTTP status; or its code; or its class. Never its text."""
+    """Return an error's HTTP status as text; or else its code, or its class; `_OTHER` for None. Never its text."""
     if isinstance(error, Refused):
         return str(error.status)
     return Failure.of(error).code or ("_OTHER" if error is None else type(error).__qualname__)
 
 
 def language(model: str, outputs: Any) -> Attributes:
-    """Return the attributes of a run of a language model on the device, with its tokens; empty for other outputs."""
+    """Return the attributes of a run of a language model on the device, with its tokens.
+
+    Empty unless the outputs are completions.
+    """
     choices = outputs.get("choices") if isinstance(outputs, Mapping) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         return {}
@@ -141,7 +149,10 @@ class Meters:
         self._requests.record(seconds, {"edgeroute.source": source, "edgeroute.reason": reason})
 
     def attempt(self, ended: AttemptEnded, began: AttemptBegan | None) -> None:
-        """Record the duration and tokens of an attempt; attempts of functions have no place in these conventions."""
+        """Record the duration of an HTTP attempt, and for a language model also its duration and tokens as such.
+
+        Attempts over gRPC, of functions, and whose beginning is not known are ignored.
+        """
         if began is None or began.sending.protocol != "http":
             return
         where, text = destination(began), model_attributes(began)
@@ -231,9 +242,10 @@ class OpenTelemetry(Instrument):
             opened.span.end()
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """End the request's span, add spans of its edges' runs, and record its duration.
+        """End the request's span with its outcome, add spans of its edges' runs, and record its duration.
 
-        A request that is not open is ignored. Spans of its legs come from its trace.
+        A request that is not open is ignored. Without an answer the span has the status error, and an event for each failed leg.
+        Its context is remembered for later spans.
         """
         opened = self._take_open(ended.id)
         if opened is None:
@@ -283,7 +295,7 @@ class OpenTelemetry(Instrument):
                 span.end(at_ns)
 
     def attempt_began(self, began: AttemptBegan) -> Mapping[str, str] | None:
-        """Begin the attempt's span. Return the headers that continue the trace, if the host is to have them.
+        """Begin the attempt's span. Return the headers that continue the trace if `propagate` has the host, else None.
 
         A probe has no span.
         """
@@ -300,9 +312,11 @@ class OpenTelemetry(Instrument):
         return headers
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """End the attempt's span; for a function, whose beginning is not reported, create it now.
+        """End the attempt's span, and record its duration and tokens.
 
-        Also records its duration and tokens.
+        For a function, whose beginning is not reported, create it now.
+
+        Probes, and attempts whose span is not known, are ignored. A cancelled attempt is no error.
         """
         span, began = self._attempts.pop(ended.number, (None, None)) if ended.number else (None, None)
         if span is None:

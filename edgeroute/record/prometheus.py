@@ -1,6 +1,6 @@
-"""Prometheus: a router's counts and states in the form that Prometheus scrapes, through `prometheus_client`.
+"""Prometheus: a router's counts and states in the form that Prometheus scrapes (`Prometheus`, `metrics`), by `prometheus_client`.
 
-In order: the metrics with their labels; the instrument, which is a `Tally`; the reply to a scrape.
+In order: the metrics with their labels (`Page`); the instrument, which is a `Tally`; the reply to a scrape.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Page:
         return iter(self._found.values())
 
     def _add(self, kind: Any, name: str, text: str, labels: dict[str, str], *value: Any) -> None:
-        """Add a value to the metric of this name, unless there is one with the same labels.
+        """Add a value to the metric of this name, made at its first value. A second one with the same labels is ignored.
 
         Names that the page leaves out are skipped.
         """
@@ -234,7 +234,7 @@ class Prometheus(Tally):
         self._routers += 1
 
     def close(self) -> None:
-        """Unregister a router; with the last one its name becomes free in the registry, and its counts disappear."""
+        """Count one router less; after the last one the name becomes free in the registry, and its counts are shown no more."""
         self._routers -= 1
         self.closed = self._routers <= 0
 
@@ -330,7 +330,7 @@ class _Collector(ForkSafe):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Return the metrics of all routers. A closed router has counts, but no status."""
+        """Return the metrics of all open routers, by name. One whose router is gone has counts, but no status."""
         page = Page()
         with self._lock:
             members = self._open()

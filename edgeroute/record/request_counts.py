@@ -1,4 +1,4 @@
-"""Tally: an instrument that counts requests, targets and attempts, with histograms of durations, for metrics and dashboards."""
+"""Counts of requests, targets and attempts, with histograms of durations, for metrics and dashboards: the instrument `Tally`."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Tally(ForkSafe, Instrument):
         self.status = status
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Queue the request for counting.
+        """Queue the request for counting; with `TOGETHER` in the queue all are counted, unless another thread is at it.
 
         Requests without an answer count by their error's code, without a duration; targets' times of a batch are left out.
         """
@@ -138,7 +138,10 @@ class Tally(ForkSafe, Instrument):
             self._events[what] += 1
 
     def _add_requests(self) -> None:
-        """Count the queued requests. Unknown reasons count as `error`, too many targets as `other`."""
+        """Count the queued requests, with the durations of answers and targets.
+
+        Unknown reasons of a new kind count as `error`, too many targets as `other`.
+        """
         requests = self._requests
         for recorded, latency_s, legs in _drain(self._new):
             kind = recorded
@@ -162,7 +165,10 @@ class Tally(ForkSafe, Instrument):
         return name
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """Queue the attempt for counting. Codes that are not known count as `error`."""
+        """Queue the attempt for counting by its result: ok, cancelled, or the error's code.
+
+        Codes that are not known count as `error`.
+        """
         error = ended.error
         code = "cancelled" if ended.cancelled else "ok" if error is None else Failure.of(error).code
         known = code in {"ok", "cancelled"} or code in CODES

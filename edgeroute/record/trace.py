@@ -64,9 +64,10 @@ class Trace(Instrument):
             self._write, self._close = journal.append, journal.close
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Write the trace of an answer, if it is drawn for the sample; errors are not traced.
+        """Write the trace of an answer, if it is drawn at random for the sample; errors are not traced.
 
-        The sample is drawn at random. With the last reading of the sensors, and, if set, the input.
+        Adds the time, the last reading of the sensors, the energy of edges' runs where known, and, if set, input and value. What
+        the function or the file raises passes.
         """
         answer = ended.answer
         if answer is None:
@@ -85,14 +86,20 @@ class Trace(Instrument):
         self._write(line)
 
     def close(self) -> None:
-        """Close the file if this object opened it, and wait a while for its thread; a file that the caller passed stays open."""
+        """Close the file if this object opened it, and wait up to `CLOSE_S` for the thread that makes Parquet.
+
+        A no-op for a function.
+        """
         if self._close is not None:
             self._close()
             if self._packing is not None:
                 self._packing.join(CLOSE_S)
 
     def _pack(self, path: Path) -> None:
-        """Start a thread that makes Parquet of the full files, unless one is running."""
+        """Start a thread that makes Parquet of the full files, unless one is running.
+
+        Without a thread the next rotation tries again.
+        """
         if self._packing is None or not self._packing.is_alive():
             self._packing = start_thread("edgeroute-trace", _make_parquet, path, self._keep)
 

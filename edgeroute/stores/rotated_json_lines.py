@@ -1,6 +1,6 @@
-"""Append-only JSON Lines journal, rotated by size, shared by processes, without fsync (egress ledger, trace, audit log).
+"""Append-only JSON Lines file for all processes (`Journal`), its reader (`Reading`, `read`), and a lock file (`ProcessLock`).
 
-`Journal` appends, `read` iterates over all files; `ProcessLock` is a lock file that one process holds at a time.
+The egress ledger, traces and the audit log are such journals. A full file is rotated by size; there is no fsync.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ if sys.platform == "win32":
             return self._lock.is_locked
 
         def take(self, wait_s: float = 0.0) -> bool:
-            """Take the lock, waiting up to `wait_s` seconds for another process. Return True if this process has it.
+            """Take the lock, trying every 5 ms for up to `wait_s` seconds. Return False if another process still has it.
+
+            Creates the file and its folder. Returns True at once if this process has the lock already; one `leave` releases it.
 
             Raises:
                 OSError: the lock file cannot be opened or locked.
@@ -83,9 +85,9 @@ else:
             return self._fd is not None
 
         def take(self, wait_s: float = 0.0) -> bool:
-            """Take the lock, waiting up to `wait_s` seconds for another process. Return True if this process has it.
+            """Take the lock, trying every 5 ms for up to `wait_s` seconds. Return False if another process still has it.
 
-            Creates the folder. True at once if it has it already.
+            Creates the file and its folder. Returns True at once if this object has the lock already; one `leave` releases it.
 
             Raises:
                 OSError: the lock file cannot be opened or locked.
@@ -113,7 +115,7 @@ else:
                 os.close(fd)
 
     def locked(fd: int) -> bool:
-        """Lock an open file without waiting. Return False if another process has the lock."""
+        """Lock an open file for this descriptor alone, without waiting. Return False if another descriptor has the lock."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -157,8 +159,8 @@ class Journal(ForkSafe):
     def append(self, record: Mapping[str, Any]) -> None:
         """Append a record as a line, with one write, so that lines of processes never interleave; rotate full files first.
 
-        NaN and infinities become null. Blocks for other threads, and on Windows for other processes up to `WAIT_S`. Creates file
-        and folder.
+        NaN and infinities become null, and other values that JSON lacks plain ones. Blocks for other threads, and on Windows for
+        other processes up to `WAIT_S`. Creates file and folder. After an error the file is closed.
 
         Raises:
             StoreError: the disk is full, read-only or broken; the line was not written completely. The next call tries again.
@@ -180,9 +182,9 @@ class Journal(ForkSafe):
             self._drop()
 
     def _append(self, line: bytes) -> None:
-        """Write one line, after a line break if the last line of the file has none.
+        """Write one line to the file that has room for it, which is opened, created or rotated as needed.
 
-        Raise OSError if only a part of it was written.
+        A line break comes before it if the last line of the file has none. Raises OSError if only a part was written.
         """
         fd, size = self._current(len(line))
         if size and _byte_at(fd, size - 1) != b"\n":
@@ -231,7 +233,10 @@ class Journal(ForkSafe):
         return stat
 
     def _rotate(self) -> None:
-        """Rotate the files, unless another process is rotating or has just done so; never blocks."""
+        """Rename the files one number up, unless another process is doing so or has just done so; never waits.
+
+        A file that is gone is ignored. On Windows a file that somebody reads keeps its name, and grows beyond its size.
+        """
         if sys.platform == "win32":  # this process has its turn; but somebody who reads the file prevents its renaming
             self._drop()
             with contextlib.suppress(PermissionError, FileNotFoundError):
@@ -300,9 +305,10 @@ class Reading:
                         yield record
 
     def _open(self, stack: contextlib.ExitStack) -> list[BinaryIO]:
-        """Open all files of the journal, and return them oldest first.
+        """Open all files of the journal, and return them oldest first; `stack` closes them.
 
-        Missing files are left out, and each file comes once. Raises StoreError if one cannot be opened.
+        Rotated files are found by their names in the folder. Missing ones are left out, and each file comes once. Raises
+        StoreError if one cannot be opened.
         """
         files, seen = list[BinaryIO](), set[tuple[int, int]]()
         try:
@@ -326,7 +332,9 @@ class Reading:
 
 
 def read(path: str | Path, *, since: float | None = None, exact: bool = True) -> Reading:
-    """Return an iterable over a journal's records, rotated files included.
+    """Return a lazy iterable over a journal's records, oldest first, rotated files included.
+
+    Each iteration opens the files anew, and then raises StoreError if one cannot be opened.
 
     Args:
         path: path given to `Journal`.
@@ -361,7 +369,7 @@ def _skip_rest(file: BinaryIO, line: bytes) -> None:
 
 
 def _record(line: bytes, parse: Callable[[bytes], Any]) -> dict[str, Any] | None:
-    """Parse a line; return None unless it is a JSON object."""
+    """Parse a line; return None if it is damaged, or no JSON object."""
     try:
         record = parse(line)
     except (ValueError, RecursionError):

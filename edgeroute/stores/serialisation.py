@@ -1,4 +1,4 @@
-"""Serialisation of inputs, values and outputs: .npy, bytes, JSON, or nested values with arrays in them. Never pickle."""
+"""Serialisation without pickle: arrays as .npy, nested values with arrays (`pack`), inputs by content type (`encode_input`)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def to_npy(x: Any) -> bytes:
 
 
 def from_npy(body: bytes) -> Any:
-    """Return the array in the bytes of a .npy file. Its stated size is checked before memory is allocated for it.
+    """Return the array in the bytes of a .npy file, as a writable copy. Its stated size is checked before memory is allocated.
 
-    Arrays of Python objects are refused.
+    Bytes after the array are ignored.
 
     Raises:
-        ValueError: the bytes are damaged.
+        ValueError: the bytes are damaged, of another version than 1.0 or 2.0, or an array of Python objects.
     """
     file = io.BytesIO(body)
     version = np.lib.format.read_magic(file)
@@ -106,9 +106,7 @@ def join_parts(parts: Sequence[bytes]) -> bytes:
 
 
 def split_parts(body: bytes) -> Iterator[bytes]:
-    """Yield the byte strings that `join_parts` joined.
-
-    Lazily: an error comes as the damaged part is reached.
+    """Yield the byte strings that `join_parts` joined, lazily: an error comes as the damaged part is reached.
 
     Raises:
         ValueError: the bytes are damaged.
@@ -123,7 +121,10 @@ def split_parts(body: bytes) -> Iterator[bytes]:
 
 
 def pack(x: Any) -> bytes | None:
-    """Return the value as bytes, the same for equal values; None if it would not be restored unchanged."""
+    """Return a value of JSON types, tuples, bytes, arrays and numpy scalars as bytes; None if it would not be restored unchanged.
+
+    Equal values give the same bytes, unless their keys come in another order.
+    """
     parts: list[bytes] = []
     try:
         head = json.dumps(to_json(x, parts), separators=(",", ":")).encode()
@@ -133,9 +134,7 @@ def pack(x: Any) -> bytes | None:
 
 
 def unpack(body: bytes) -> Any:
-    """Return the value that `pack` packed.
-
-    Surplus parts count as damage.
+    """Return the value that `pack` packed. Surplus parts count as damage.
 
     Raises:
         ValueError: the bytes are damaged.
@@ -160,7 +159,6 @@ def encode_input(x: Any) -> tuple[str, bytes] | None:
     """Return content type and bytes of an input; None if it cannot be stored.
 
     Arrays, bytes, JSON values, and lists and mappings of these are restored unchanged; but tuples in a JSON value become lists.
-    None for anything else.
     """
     if isinstance(x, bytes):
         return RAW, x
@@ -194,7 +192,10 @@ def decode_input(content_type: str, body: bytes) -> Any:
 
 
 def _is_json(x: Any) -> bool:
-    """Return True if a value consists of JSON types; tuples count as lists."""
+    """Return True if a value consists of JSON types, with texts as keys; tuples count as lists, and NaN as a number.
+
+    Raises RecursionError for a value that contains itself.
+    """
     if isinstance(x, dict):
         return all(isinstance(name, str) and _is_json(part) for name, part in x.items())
     if isinstance(x, list | tuple):

@@ -78,11 +78,9 @@ class Database(ForkSafe):
         _databases.add(self)
 
     def before_fork(self) -> bool:
-        """Take both locks and close the connections. Return True if the locks were taken.
+        """Take both locks, waiting up to `BUSY_S` for each, and close the connections. Return True if the locks were taken.
 
-        A child then inherits no lock of SQLite's, which tracks the process's file locks in memory. With inherited lock state a
-        child waited for ever for a transaction of the parent, or wrote to a file about to be removed. A transaction's own
-        connection stays open. Waits up to `BUSY_S` for each lock.
+        A child would inherit SQLite's locks of files, and wait for ever. A connection in a transaction of this thread stays open.
         """
         if not self._lock.acquire(timeout=BUSY_S):
             return False
@@ -101,13 +99,15 @@ class Database(ForkSafe):
 
     @contextlib.contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
-        """Run the `with` block in a transaction, and commit; an exception rolls back. Blocks.
+        """Run the `with` block in a transaction, opening or creating the file if needed, and commit; an exception rolls back.
 
         One transaction runs at a time in the process, and entering blocks up to `busy_s` for a writer of another process; with
-        `write=False` it does not wait for that. A nested call joins the outer transaction.
+        `write=False` a writer delays nothing, but who locks the whole file does, up to `READ_BUSY_S`. A nested call joins the
+        outer transaction. SQLite's errors and OSErrors of the block itself come as StoreError, too.
 
         Raises:
-            StoreError: the disk is full, read-only or broken. A corrupt file has been renamed; the next call creates a new one.
+            StoreError: the disk is full, read-only or broken, the wait was too long, or `close` ended it. A corrupt file has been
+                renamed; the next call creates a new one.
         """
         closes = self._closes
         with self._lock:
@@ -133,12 +133,12 @@ class Database(ForkSafe):
                 raise StoreError(f"{self.path}: {e.strerror or e}") from e
 
     def read(self, statement: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
-        """Return the rows of a query, on a read-only connection; no rows if a lock would have to be waited for.
+        """Return the rows of a query, on a read-only connection; no rows if a lock would have to be waited for beyond 5 ms.
 
-        Transactions of other threads and processes do not delay the call. No rows either if there is no file yet.
+        Transactions of other threads and processes do not delay the call. No rows either if there is no file or no schema yet.
 
         Raises:
-            StoreError: the file cannot be read. A corrupt one has been renamed.
+            StoreError: the file cannot be read, or is of another version. A corrupt one has been renamed, if no writer was busy.
         """
         if not self._reads.acquire(timeout=READS_S):  # another read takes long: the disk does
             return []
@@ -322,7 +322,7 @@ class Database(ForkSafe):
 
 
 def _closed_at_end(database: Database) -> set[sqlite3.Connection]:
-    """Return a set whose connections are closed as the database is dropped."""
+    """Return an empty set; the connections in it are closed as the database is collected, but not at the program's exit."""
     opened: set[sqlite3.Connection] = set()
     finalize(database, _close_each, opened).atexit = False
     return opened
@@ -364,7 +364,10 @@ _forking = threading.local()
 
 
 def _before_fork() -> None:
-    """Lock all databases of the process, just before it forks."""
+    """Lock all databases of the process just before it forks, and note them for `_in_parent`.
+
+    One whose locks are not free in time is left out.
+    """
     _forking.held = [database for database in list_weakset(_databases) if database.before_fork()]
 
 
@@ -430,7 +433,10 @@ class KeyValueStore(ForkSafe):
 
     @classmethod
     def shared_store(cls, path: Path, user: object) -> KeyValueStore:
-        """Return the process-wide store of this file, created at the first call, and register `user` with it until `leave`."""
+        """Return the process-wide store of this file, created at the first call, and register `user` with it until `leave`.
+
+        The registry refers to store and users weakly.
+        """
         key = os.path.realpath(path)
         with _shared.lock:
             store = _shared.stores.get(key)
@@ -457,7 +463,7 @@ class KeyValueStore(ForkSafe):
     def get(self, name: str) -> Any | None:
         """Return the value of a name, also one not written to the file yet; None if there is none or it cannot be read.
 
-        A damaged value is deleted.
+        A damaged value is deleted; a failing disk is logged once. What `add` has not written yet is not included.
         """
         with self._lock:
             fresh = self._fresh.get(name)
@@ -510,10 +516,14 @@ class KeyValueStore(ForkSafe):
         return max((updated for _, _, updated in self.rows(DAMAGED)), default=None)
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Delete damaged values from a file that is opened, and note the time of damage.
+        """Check all values and their number in a file that is opened.
+
+        Delete damaged ones, note the time under `DAMAGED`, and log it.
+
+        Nothing is written if all are sound.
 
         Raises:
-            sqlite3.DatabaseError: the file as a whole is damaged.
+            sqlite3.DatabaseError: the file as a whole is damaged, or a name is.
         """
         connection.execute("BEGIN")
         try:
@@ -557,9 +567,9 @@ class KeyValueStore(ForkSafe):
             self._writer.start()  # without a thread, a later put or close writes it
 
     def add(self, sums: Mapping[str, Mapping[str, int]]) -> None:
-        """Add to numbers of values that hold numbers by key, about a second later, all in one transaction.
+        """Add to the numbers of values that hold numbers by key; a thread does it about a second later, all in one transaction.
 
-        So those of several processes add up. A number of 0 is deleted. Numbers of a store without a file are lost.
+        So those of several processes add up. Numbers that become 0 or less are deleted. Those of a store without a file are lost.
         """
         with self._lock:
             for name, numbers in sums.items():
@@ -573,7 +583,10 @@ class KeyValueStore(ForkSafe):
             self._writer.nudge()
 
     def forget(self, prefix: str, older_than_s: float) -> None:
-        """Delete names that begin with `prefix` and were last put more than `older_than_s` seconds ago, from memory and file."""
+        """Delete names that begin with `prefix` and were last put more than `older_than_s` seconds ago, from memory and file.
+
+        A failing disk is logged once, and changes nothing there.
+        """
         before = now() - older_than_s
         with self._lock:
             for name in [n for n, (_, updated) in self._fresh.items() if n.startswith(prefix) and updated < before]:
@@ -581,9 +594,9 @@ class KeyValueStore(ForkSafe):
         self._rows(f"DELETE FROM kept WHERE {_MATCH} AND updated < ?", (len(prefix), prefix, before))  # noqa: S608 - constants
 
     def flush(self) -> bool:
-        """Write pending values to the file now. Return True if all were written; a failure is logged, and returns False.
+        """Write pending values to the file now, and add pending numbers to those there. Return True if all were written.
 
-        False too without a file.
+        Returns False without a file, and after a failure, which is logged; what could not be written stays pending.
         """
         database = self._database
         sums: dict[str, Counter[str]] = {}
@@ -625,11 +638,14 @@ class KeyValueStore(ForkSafe):
             database.close()
 
     def _write(self) -> float | None:
-        """Flush; return the seconds until the next flush; None: nothing is pending, or it failed: the next put starts again."""
+        """Flush for the writer thread; return the seconds until the next flush, or None: nothing is pending, or it failed.
+
+        After a failure the next put starts it again.
+        """
         return DELAY_S if self.flush() and (self._fresh or self._sums) else None
 
     def _parse_values(self, texts: Iterable[tuple[str, Any]]) -> Iterator[Any]:
-        """Yield the values of (name, JSON) pairs; delete those that cannot be parsed."""
+        """Yield the values of (name, JSON) pairs; delete those that cannot be parsed from memory and file, with a warning."""
         for name, text in texts:
             try:
                 value = json.loads(text.encode())  # fails for text that is not valid UTF-8

@@ -1,4 +1,4 @@
-"""Kernel files and system commands, from which sensors take readings. Reads are bounded in size and never wait."""
+"""Kernel files (`Files`) and outputs of system commands (`Commands`), from which sensors take readings. Bounded; never waits."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Commands(ForkSafe):
         self._due: dict[tuple[str, ...], float] = {}
 
     def output(self, *command: str, every_s: float, now: float) -> str | None:
-        """Return the last output of a program without waiting, and start the program in the background if `every_s` has passed.
+        """Return a program's last output without waiting; start it in a background thread if its last start is `every_s` ago.
 
         Empty, too, if no programs may be run. One run of a program at a time.
 
@@ -176,10 +176,10 @@ class Commands(ForkSafe):
 
 
 def run_program(*command: str) -> str:
-    """Run a program of the system with LC_ALL=C, for at most 2 s, and return the beginning of its output.
+    """Run a program of the system with LC_ALL=C, for at most 2 s, and return the beginning of its output. Blocks.
 
     Raises:
-        OSError: the program does not exist, or it failed.
+        OSError: the program does not exist, failed, or was killed for its time.
     """
     import shutil
     import subprocess

@@ -1,4 +1,4 @@
-"""Load and memory of a device running Linux, with the kernel's pressure figures (PSI), and the load of its GPU."""
+"""Load (`Load`) and memory (`Memory`) of a Linux device, with the kernel's pressure figures (PSI), and its GPU's load (`Gpu`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Temperature of a Linux device, and if its processor is throttled: by kernel files, and `vcgencmd` on a Raspberry Pi."""
+"""Temperature of a Linux device (`Thermal`), and if its processor is throttled (`Throttling`): by kernel files, or `vcgencmd`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,10 @@ class Throttling:
         }
 
     def _by_firmware(self, now: float) -> Measurement | None:
-        """Read the bits of the Raspberry Pi's firmware, from a file or the last output of `vcgencmd`; None: neither has them."""
+        """Return the state by the bits of the Raspberry Pi's firmware, from a file or else the last output of `vcgencmd`.
+
+        True as a value for any of the present bits, under-voltage too. None: neither has them.
+        """
         source, text = f"/{self._firmware}", self._files.word(self._firmware) if self._firmware else ""
         if not text and self._pi:
             output = self._commands.output("vcgencmd", "get_throttled", every_s=VCGENCMD_S, now=now)

@@ -1,4 +1,4 @@
-"""Sensors of Android, macOS and Windows, where apps cannot read sysfs or there is none."""
+"""Sensors of Android (`Android`), and of macOS and Windows (`Others`), where apps cannot read sysfs or there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Power that a device draws, in watts, and its batteries."""
+"""Power that a Linux device draws, in watts (`Power`), and its batteries and supplies (`Battery`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer cache: LRU in memory, optional disk tier with a writer's thread, stale and negative entries, singleflight by key."""
+"""Answer cache (`Cache`): LRU in memory, disk tier with a writer's thread (`Disk`), refusals; singleflight by key (`Flights`)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class _BackOff:
         self._failures = 0
 
     def failed(self, error: Exception) -> None:
-        """Count a failure, begin the pause, and log it unless the last one had the same text."""
+        """Count a failure, and log it unless the last one had the same text.
+
+        From the second in a row, `now` is True for `REST_S`.
+        """
         self._failures, self._until = self._failures + 1, monotonic() + REST_S
         if str(error) != self._logged_text:
             self._logged_text = str(error)
@@ -97,7 +100,7 @@ class Disk(ForkSafe):
     def get(self, key: bytes) -> Entry | None:
         """Return the entry of any age; None also if the disk fails, a lock is in the way, or the checksum does not match.
 
-        No read while reads are backed off.
+        A failure counts towards the back-off of reads; no read during it.
         """
         if self._reads.now:
             return None
@@ -137,7 +140,7 @@ class Disk(ForkSafe):
                     self._store(batch)
 
     def close(self) -> None:
-        """Write pending entries and close the file; a later call opens it again."""
+        """Write pending entries, end the writer's thread, and close the file; a later call opens it again. Blocks."""
         self.flush()
         self._writer.close()
         self._writer = _writer()
@@ -279,13 +282,18 @@ class Cache(ForkSafe):
             semantic.ttl_s, semantic.clock = ttl_s, clock
 
     def get(self, key: bytes) -> Entry | None:
-        """Return the entry if it is fresh, else None; counts a hit or a miss. Arrays are read-only, mutable values are copies."""
+        """Return the entry if it is fresh, else None; counts a hit or a miss. Arrays are read-only, mutable values are copies.
+
+        Reads the disk if memory has no fresh one, and takes a newer entry from there into memory. One too old for any use is
+        deleted from memory.
+        """
         return self._find(key, False, None)[0]
 
     def lookup(self, key: bytes, fetched: Mapping[bytes, Entry] | None = None) -> tuple[Entry | None, State | None]:
         """Return the entry and its state: fresh, revalidate (usable, but to be refreshed), or stale (for failures of the cloud).
 
-        An entry beyond all limits is deleted from memory, and (None, None) is returned.
+        Without a fresh entry in memory, one from disk is used if it is newer, and taken into memory. An entry beyond all limits
+        is deleted from memory, and (None, None) is returned. Counts a hit, a miss or a stale entry.
 
         Args:
             key: key of the answer.
@@ -294,7 +302,7 @@ class Cache(ForkSafe):
         return self._find(key, True, fetched)
 
     def missing(self, keys: Iterable[bytes]) -> list[bytes]:
-        """Return the keys of which memory has no fresh entry, for `fetch`; none without a disk."""
+        """Return the keys of which memory has no fresh entry, for `fetch`; none without a disk. Counts nothing."""
         if self._disk is None:
             return []
         now_s = self._clock()
@@ -316,7 +324,7 @@ class Cache(ForkSafe):
             self._disk.late()
 
     def put(self, key: bytes, entry: Entry, data_class: str | None = None) -> None:
-        """Store a copy of the entry in memory, and queue it for the disk.
+        """Store a copy of the entry in memory, evicting others if needed, and queue it for the disk, without waiting for it.
 
         Not stored: entries of a class in `never`, that cannot be copied, or that alone exceed `max_bytes`. The disk takes only
         values that are restored unchanged: JSON values, with outputs that are arrays or JSON values. An entry dated in the future
@@ -362,9 +370,12 @@ class Cache(ForkSafe):
             self._disk.close()
 
     def _find(self, key: bytes, late: bool, fetched: Mapping[bytes, Entry] | None) -> tuple[Entry | None, State | None]:
-        """Return entry and state by memory, then by disk; update memory and counters. `late`: expired entries may be returned.
+        """Return entry and state: from memory if it is fresh there, else the newer of memory's and the disk's.
 
-        An entry too old for any use is dropped from memory; one dated in the future is dated now, on disk too.
+        (None, None): none.
+
+        Updates memory and counters. `late`: expired entries may be returned, too. An entry too old for any use is dropped from
+        memory; one dated in the future is dated now, on disk too.
         """
         now_s = self._clock()
         with self._lock:
@@ -397,7 +408,10 @@ class Cache(ForkSafe):
         return cached.for_caller(), state
 
     def _newer(self, key: bytes, seen: CachedEntry | None, fetched: Mapping[bytes, Entry] | None) -> CachedEntry | None:
-        """Return a copy of the disk's entry if it is newer (another process may have refreshed it), else `seen`."""
+        """Return a copy of the disk's entry if it is newer (another process may have refreshed it), else `seen`.
+
+        `fetched` is used in place of the disk, if given.
+        """
         entry = (self.fetch([key]) if fetched is None else fetched).get(key)
         return private_copy(entry) if entry is not None and (seen is None or entry.at > seen.entry.at) else seen
 
@@ -460,9 +474,9 @@ class Flight:
             return None
 
     async def wait_async(self, timeout_s: float) -> Any:
-        """Await the leader's result, as `wait` does. Cancelling affects this follower only.
+        """Await the leader's result, up to `timeout_s` seconds; None if the leader failed or time ran out.
 
-        None if the leader failed or time ran out.
+        Cancelling affects this follower only. Only for followers.
         """
         assert self._shared.future is not None, "the leader has nobody to wait for"
         result = asyncio.wrap_future(self._shared.future)
@@ -495,7 +509,12 @@ class Flights(ForkSafe):
             return sum(shared.future is not None for shared in self._open.values())
 
     def join(self, key: bytes, *, held: bool = False) -> Flight:
-        """Start a flight and return its leader's part, or follow the one in progress. `held`: see `Flight.held`."""
+        """Start a flight and return its leader's part, or a follower's part of the one in progress, to `wait` with.
+
+        Does not wait.
+
+        `held`: the leader's answer is a stream that goes on only while its caller reads.
+        """
         with self._lock:
             shared = self._open.get(key)
             if shared is None:

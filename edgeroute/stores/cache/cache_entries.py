@@ -1,4 +1,4 @@
-"""Cache entries with their size in memory: private copies, which later mutation by the caller does not change."""
+"""Cache entries (`Entry`, `CachedEntry`) with their size in memory: private copies, which later changes by the caller spare."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class CachedEntry(NamedTuple):
 
 
 def private_copy(entry: Entry) -> CachedEntry | None:
-    """Return a private deep copy of the entry with its size; None if it cannot be copied."""
+    """Return a private deep copy of the entry with its size in memory; None if it cannot be copied.
+
+    Arrays of the copy are read-only. A value that is the outputs themselves stays the same object.
+    """
     try:
         outputs, size, fixed = _copy(entry.outputs)
         if entry.value is entry.outputs:
@@ -59,9 +62,9 @@ def private_copy(entry: Entry) -> CachedEntry | None:
 
 
 def _copy(x: Any) -> tuple[Any, int, bool]:
-    """Return a copy (arrays read-only; atoms themselves), its size in bytes, and True if it is immutable.
+    """Return a deep copy (arrays read-only, atoms themselves), its size in bytes, and True if it is immutable.
 
-    Raise what deepcopy raises.
+    Raises what deepcopy raises.
     """
     kind = type(x)
     if kind in _ATOMS:
@@ -78,7 +81,7 @@ def _copy(x: Any) -> tuple[Any, int, bool]:
 
 
 def _size(x: Any) -> int:
-    """Return the size in bytes of an object and everything that it refers to."""
+    """Return the size in bytes of an object and everything it refers to, each once; types, modules and functions not counted."""
     total, seen, rest = 0, set[int](), [x]
     while rest:
         x = rest.pop()

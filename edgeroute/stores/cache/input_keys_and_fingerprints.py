@@ -88,7 +88,10 @@ def _add(x: Any, parts: list[Any]) -> None:
 
 
 def _add_array(tag: bytes, x: Any, parts: list[Any]) -> None:
-    """Append the encoding of an array to `parts`: tag, dtype, shape and data."""
+    """Append the encoding of an array to `parts`: tag, dtype, shape, and the data as a view where that is possible.
+
+    Raises TypeError for an array of Python objects.
+    """
     dtype = x.dtype
     kind = _dtype(dtype)
     flat = x.ravel()  # a view, unless the array is not contiguous
@@ -148,7 +151,7 @@ def _file(path: Path) -> str:
 
 
 def _folder(folder: Path) -> str:
-    """Return a hash of the names and contents of all files in a folder."""
+    """Return a hash of the names and contents of all files in a folder, subfolders included. Raises OSError."""
     hashes = [f"{file.relative_to(folder).as_posix()} {_file(file)}" for file in files_in(folder)]
     return sha256("\n".join(["folder", *hashes]).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -197,7 +200,7 @@ def _constants_of(values: list[Any], used: set[str]) -> list[Any]:
 
 
 def _value(v: Any, seen: set[FunctionType]) -> list[Any]:
-    """Return a nested list that identifies a value to which a function refers.
+    """Return a nested list that identifies a value that a function refers to: functions by code, modules and classes by name.
 
     Raises:
         _UnknownError: the value has no stable identity.
@@ -216,7 +219,7 @@ def _value(v: Any, seen: set[FunctionType]) -> list[Any]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """Return the names of globals that the code may use, and of attributes, which share `co_names` with them."""
+    """Return the names of globals that the code and functions within it may use, and of attributes, which it lists with them."""
     return {*code.co_names}.union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 

@@ -51,7 +51,7 @@ class Recent(Generic[K, V]):
     def put(self, key: K, value: V) -> int:
         """Store a value as the most recently used. Return the number of others that were evicted for it.
 
-        A value that alone exceeds the total size is not stored.
+        A value that alone exceeds the total size is not stored; the key's earlier value is deleted all the same.
         """
         size = self._size_of(value)
         return self._change(key, (value, size) if size <= self._most else None)
@@ -61,7 +61,7 @@ class Recent(Generic[K, V]):
         self._change(key, None)
 
     def _change(self, key: K, entry: tuple[V, int] | None) -> int:
-        """Replace the entry of a key, or delete it, and evict others. Return their number.
+        """Replace the entry of a key, or delete it, and evict the least recently used others. Return the number evicted.
 
         The total size is counted again if another change was interrupted.
         """

@@ -60,7 +60,8 @@ class Semantic(ForkSafe):
     def find(self, prefix: bytes, text: str) -> tuple[Entry, float] | None:
         """Return the fresh answer to the most similar text of this prefix, and the similarity; None if none reaches `threshold`.
 
-        None, with a warning, if `embed` fails.
+        Runs `embed` unless the text is among the latest ones; None, with a warning, if that fails. Times in the future become
+        now.
 
         Raises:
             BadInput: the embedding's length differs from the first one's; raised once, then the semantic cache is off.
@@ -89,7 +90,7 @@ class Semantic(ForkSafe):
     def add(self, prefix: bytes, text: str, entry: Entry) -> None:
         """Store a copy of the entry for this text, replacing an earlier one, or else the oldest when full.
 
-        A no-op if there is no embedding, or the entry cannot be copied.
+        Runs `embed` unless the text is among the latest ones. A no-op if there is no embedding, or the entry cannot be copied.
 
         Raises:
             BadInput: see `find`.
@@ -111,7 +112,7 @@ class Semantic(ForkSafe):
             self._kept[row : row + 1] = [(prefix, text, cached)]
 
     def _unit(self, text: str) -> Vector | None:
-        """Return the text's normalised embedding, cached or computed by `embed`; None if there is none.
+        """Return the text's normalised embedding, from the latest `EMBEDDED` ones or computed by `embed`; None if there is none.
 
         None for what is no text, for zero or infinite vectors, and, with a warning, if `embed` raises. Another length turns the
         cache off, and raises BadInput once.

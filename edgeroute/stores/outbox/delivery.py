@@ -1,6 +1,7 @@
-"""Delivery of the outbox's requests when their endpoint is available (`Delivery`), and of late answers to the app (`Callbacks`).
+"""Delivery of the outbox's requests to their endpoints (`Delivery`), and of late answers to the app's function (`Callbacks`).
 
-Each runs in one process at a time, in the thread of a `LockedWorker`; both retry, and dead-letter what fails for good.
+Each runs in one process at a time, in the thread of a `LockedWorker`, a loop under a lock file; both retry after a back-off.
+`Delivery` makes requests dead letters that fail for good.
 """
 
 from __future__ import annotations
@@ -78,13 +79,14 @@ class Callbacks(ForkSafe):
         self.loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Stop calling the callback, and wait up to `wait_s` seconds for a call in progress."""
+        """Stop calling the callback, waiting up to `wait_s` seconds for a call in progress; then the lock is released."""
         self.loop.close(wait_s)
 
     def step(self) -> float:
         """Call the callback with one answer, if one is due; run by the loop. Return the seconds until the next may be due.
 
-        A failed call is logged, and repeated after a back-off. An exception of the store passes on.
+        A delivered answer is deleted from the outbox. A failed call is logged, and repeated after a back-off. An exception of the
+        store passes on.
         """
         row = self._outbox.pick(self._choose)
         if row is None:
@@ -111,7 +113,8 @@ class Callbacks(ForkSafe):
     def _choose(self, heads: Heads) -> Listed | None:
         """Return the answer to deliver next, or None; store in `_soon_s` the seconds until one may be due.
 
-        In order: a target's answer waits for its older requests.
+        If ordered, a target's answer waits until all its older requests are answered and delivered, or dead; else lanes (target
+        and data class) take turns.
         """
         if not self._ordered:
             row_or_none, self._soon_s = self._turns.first(heads, "answered", partial(self._of_lane, heads))
@@ -127,7 +130,10 @@ class Callbacks(ForkSafe):
         return min(due, default=None)
 
     def _of_lane(self, heads: Heads, lane: Lane) -> Listed | float:
-        """Return the due answer of this lane, or the seconds until there may be one."""
+        """Return the due answer of this lane (target and data class), or the seconds until there may be one; inf: it has none.
+
+        Raises Damaged for a row that cannot be read.
+        """
         row = next(iter(heads.ready("answered", lane, 1)), None)
         if row is None:
             return inf
@@ -136,9 +142,11 @@ class Callbacks(ForkSafe):
         return row if wait_s <= 0 else wait_s
 
     def _call(self, f: Callable[..., object], name: str) -> None:
-        """Call the callback, then record the call. If recording fails, only that is retried.
+        """Call the callback with the answer, then delete the answer as delivered.
 
-        A late answer that is gone is not called for.
+        If that fails, it alone is retried at the next call.
+
+        An answer that is gone is not called for. Raises _CallbackError for the callback's exception, StoreError for the disk's.
         """
         if name not in self._called:
             late = self._outbox.late(name)
@@ -149,9 +157,9 @@ class Callbacks(ForkSafe):
         self._called.discard(name)
 
     def _call_within(self, f: Callable[..., object], late: Late, connection: sqlite3.Connection) -> None:
-        """Call the callback with a transaction handle. Raise StoreError if the transaction was rolled back meanwhile.
+        """Call the callback with the answer and a transaction handle, which is void afterwards.
 
-        The handle is void afterwards.
+        Raises _CallbackError for its exception, and StoreError if the transaction was rolled back meanwhile.
         """
         tx = Tx(connection)
         try:
@@ -216,11 +224,14 @@ class LockedWorker(Worker):
         self.lock, self._step, self.poll_s, self._busy = ProcessLock(lock_path), step, poll_s, busy
 
     def _step_alone(self) -> float:
-        """Take the lock and call `step`; return the seconds until the next turn."""
+        """Take the lock without waiting, and call `step`; return the seconds until the next turn, at most `poll_s`.
+
+        Without the lock `step` is not called.
+        """
         return min(self.poll_s, self._step()) if self.lock.take() else self.poll_s
 
     def _run(self) -> None:
-        """Take turns until closed; then release the lock, once not busy."""
+        """Take turns until closed; then wait until not busy, however long, and release the lock."""
         super()._run()
         with self._changed:
             self._changed.wait_for(lambda: not self._busy())
@@ -236,7 +247,10 @@ _NOT_ABOUT_REQUEST = (StoreError, Closed, MemoryError)  # errors that are not ab
 
 
 def longest(attempts: int, spread_s: float = 0.0) -> float:
-    """Return the upper end of the back-off after so many failures, seconds: doubled from 1 to `MOST_S`, or `spread_s`."""
+    """Return the upper end of the back-off after so many failures, seconds: 1, doubled at each up to `MOST_S`; or `spread_s`.
+
+    The larger of both counts.
+    """
     return max(min(MOST_S, 2.0 ** min(attempts - 1, 30)), spread_s)
 
 
@@ -319,7 +333,10 @@ class Delivery(ForkSafe):
         self.loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Start no more requests, and wait up to `wait_s` seconds for those in flight. Slower ones end by themselves."""
+        """Start no more requests, and wait up to `wait_s` seconds for those in flight. Slower ones end by themselves.
+
+        An outcome that cannot be stored after this is discarded: its request is sent again by the next process.
+        """
         self._stop.set()
         self.loop.close(wait_s)
         self._workers.close(wait_s)
@@ -354,7 +371,9 @@ class Delivery(ForkSafe):
     def _choose(self, heads: Heads) -> Listed | None:
         """Return an entry that is due, or None; store in `_soon_s` the seconds until one may be due.
 
-        Entries held last time come after others of the same lane. Waits that were to be cut short are cut.
+        If ordered, only each target's oldest entry counts; else lanes (target and data class) take turns, and entries held last
+        time come after others of their lane. Begins cutting waits short if `wake` asked for it. If none is due, raises Damaged
+        for a row without a valid state or target.
         """
         targets = heads.targets("waiting")
         oldest = [row for target in targets if (row := heads.oldest(target, "waiting")) is not None]
@@ -374,9 +393,9 @@ class Delivery(ForkSafe):
         return row_or_none
 
     def _of_lane(self, heads: Heads, lane: Lane) -> Listed | float:
-        """Return the entry of this lane to send, or the seconds until there may be one.
+        """Return the entry of this lane (target and data class) to send, or the seconds until there may be one; inf: it has none.
 
-        inf if the lane has none. Also cuts waits short that are to be cut.
+        A paused lane has none until its pause ends. Cuts waits short that are to be cut, and then returns 0. Raises Damaged.
         """
         until, last = self._paused.get(lane, (-inf, None))
         if until > (now_s := monotonic()):
@@ -394,7 +413,8 @@ class Delivery(ForkSafe):
     def _first_in_order(self, heads: Heads, targets: Iterable[str]) -> tuple[Listed | None, float]:
         """Return the first due entry of the targets' oldest ones, or None, and the seconds until one may be due.
 
-        A target whose oldest entry is being sent is passed over: its order is kept.
+        A target whose oldest entry is being sent or is paused is passed over: its order is kept. Cuts waits short that are to be
+        cut.
         """
         due, soon_s = list[Listed](), inf
         for target in targets:
@@ -412,7 +432,7 @@ class Delivery(ForkSafe):
     def _cut_waits(self, heads: Heads, target: str) -> bool:
         """Make the next entries of a target due that wait because an attempt failed. Return False if all are done.
 
-        One slice a call, up to the newest entry as the hurry began.
+        One call writes for up to 200 entries, and none put after the hurry began.
         """
         assert self._hurry is not None, "it has begun"
         after = self._hurry.get(target, 0)
@@ -422,10 +442,11 @@ class Delivery(ForkSafe):
         return True
 
     def _deliver(self, row: Listed, waiting: Waiting) -> None:
-        """Send a request, and store the outcome: the answer, a failure to retry, a dead letter, or a pause of the lane.
+        """Send a request, in a worker's thread, and store the outcome: the answer, a failure to retry, a dead letter, or a pause.
 
-        Failures not about the request pause the lane. Retriable ones, and statuses that are not about the input (401, 404),
-        back off at random, at least as long as the server demands. Others are logged and bury it. Never raises.
+        Failures not about the request pause its lane, without counting an attempt. Retriable ones, and statuses that are not
+        about the input (401, 404), back off at random, at least as long as the server demands. Others are logged and make it a
+        dead letter. Never raises; nudges the loop at the end.
         """
         name = row.id
         try:
@@ -448,7 +469,10 @@ class Delivery(ForkSafe):
             self.loop.nudge()
 
     def _pause(self, lane: Lane, pause_s: float, row: Listed) -> None:
-        """Pause a lane for `pause_s` seconds, so that `row` is not the next one; a no-op if too many lanes are paused."""
+        """Pause a lane (target and data class) for `pause_s` seconds; afterwards `row` comes after its other entries.
+
+        A no-op if too many lanes are paused.
+        """
         if len(self._paused) >= MOST_PAUSED:
             self._paused = {name: (until, last) for name, (until, last) in self._paused.items() if until > monotonic()}
         if len(self._paused) < MOST_PAUSED or lane in self._paused:

@@ -1,4 +1,4 @@
-"""SQLite tables of the outbox: schema, indexed queries, expiry, eviction, counters, fair turns, repair of damaged rows.
+"""SQLite tables of the outbox: schema, indexed queries (`Heads`), fair turns (`Turns`), expiry, eviction, counters, repair.
 
 All run on a connection in a transaction of the caller.
 """
@@ -45,7 +45,10 @@ class Heads:
         return sorted(names)
 
     def lanes(self, state: entries.State, after: Lane | None = None) -> Iterator[Lane]:
-        """Yield the lanes that have entries in this state, in order, those after the given one."""
+        """Yield the lanes (pairs of target and data class) that have entries in this state, in order, those after the given one.
+
+        Each is one query. Raises Damaged for a lane that is no valid text.
+        """
         select = "SELECT target, data_class, seq FROM outbox_entries WHERE state = ?"
         by = "ORDER BY target, data_class LIMIT 1"
         while True:
@@ -63,7 +66,7 @@ class Heads:
     def ready(self, state: entries.State, lane: Lane, n: int, after: tuple[float, int] | None = None) -> list[entries.Listed]:
         """Return up to `n` entries of a lane by due time, only those after the given due time and sequence number.
 
-        Entries not due yet are included.
+        Entries not due yet are included. Raises Damaged for a row that cannot be read.
         """
         select = f"SELECT {entries.LISTED} FROM outbox_entries WHERE state = ? AND target = ? AND data_class IS ?"  # noqa: S608 - a constant
         if after is None:
@@ -88,7 +91,7 @@ class Heads:
         return min(rows, default=None)
 
     def check_states(self) -> None:
-        """Raise Damaged for an entry with an unknown state or without a target, which no other query would find."""
+        """Raise Damaged for the first entry with an unknown state or without a target, which no other query would find."""
         none = ["state = 'waiting' AND target IS NULL", "state = 'answered' AND target IS NULL", "state IS NULL"]
         bounds = ["", "answered", "dead", "waiting", None]
         none += [f"state > '{a}'" + ("" if b is None else f" AND state < '{b}'") for a, b in pairwise(bounds)]
@@ -144,9 +147,10 @@ class Turns:
         self._whole, self._soon_s = True, inf
 
     def first(self, heads: Heads, state: entries.State, look: Look) -> tuple[entries.Listed | None, float]:
-        """Return the entry of the next lanes that is due first, or None and the seconds until an entry may be due.
+        """Ask `look` about the next lanes, up to 100. Return the entry due first, or None and the seconds until one may be due.
 
-        The next call goes on with the lanes after these. The pause is 0 while lanes are left in this round.
+        The next call goes on with the lanes after these. The pause is 0 while lanes are left in this round, and at its end if it
+        had an entry.
         """
         starts = self._after is None
         lanes = list(islice(heads.lanes(state, self._after), MOST_LANES + 1))
@@ -210,9 +214,10 @@ END
 
 
 def tidy(c: sqlite3.Connection, now_s: float, ttl_s: float) -> None:
-    """Replace timestamps of a wrong clock (before 2020, or in the future), and delete expired entries.
+    """Replace timestamps of a wrong clock (before 2020, or in the future) by the present, and delete expired entries.
 
-    At most `MOST_TIDIED` of each, and none while the clock itself is before 2020; deletions are counted.
+    A replaced entry keeps its wait, unless an attempt failed. At most `MOST_TIDIED` of each, and none while the clock itself is
+    before 2020; deletions are counted.
     """
     if now_s < TRUSTED_S:
         return
@@ -258,7 +263,7 @@ def recount(c: sqlite3.Connection) -> int:
 
 
 def total_bytes(c: sqlite3.Connection) -> int:
-    """Return the stored size of all entries, bytes; counted again if damaged."""
+    """Return the stored size of all entries, bytes. A damaged or missing total is counted again and stored."""
     row = c.execute("SELECT n FROM outbox_counts WHERE name = 'bytes'").fetchone()
     return row[0] if row is not None and isinstance(row[0], int) and row[0] >= 0 else recount(c)
 
@@ -280,8 +285,8 @@ def add_count(c: sqlite3.Connection, name: str, n: int = 1) -> None:
 def evictions(c: sqlite3.Connection, over: int, importance: float, *, drop: str) -> Sequence[tuple[int, str]] | None:
     """Return (seq, id) of the entries to delete to free `over` bytes; None to reject the new entry. Deletes nothing.
 
-    By policy `newest` none is evicted. Waiting and dead entries go before answered ones; None too if all of them together are not
-    enough.
+    By policy `newest` none is evicted, by `least_important` none more important than the new one. Waiting and dead entries go
+    before answered ones; None too if all of them together are not enough.
     """
     gone = list[tuple[int, str]]()
     if over <= 0:

@@ -1,7 +1,8 @@
-"""Outbox on disk: a SQLite queue of requests, late answers, dead letters and counters; evicts beyond its size. No threads.
+"""Outbox on disk: a SQLite queue of requests, late answers, dead letters and counters (`Outbox`); evicts beyond its size.
 
-`Outbox` is the queue; `GroupCommit` shares transactions between threads; `Listing` has the queries; `Tx` is the transaction
-handle of a callback.
+No threads.
+
+`GroupCommit` shares transactions between threads; `Listing` has the queries; `Tx` is the transaction handle of a callback.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ class GroupCommit(ForkSafe):
         return len(self._pending)
 
     def put(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
-        """Store entries durably, with other threads' in one transaction; blocks. Return each one's result, or the error."""
+        """Store entries durably, with other threads' in one transaction; blocks. Return for each its result, or its error.
+
+        The first thread with the lock stores for all that wait. An entry whose `refuse` returns a reason gets Closed.
+        """
         tickets = [_PendingEntry(entry, refuse) for entry in entries]
         try:
             self._pending.update(dict.fromkeys(tickets))
@@ -90,10 +94,10 @@ class GroupCommit(ForkSafe):
         return [_result(ticket) for ticket in tickets]
 
     def _store(self, pending: Sequence[_PendingEntry]) -> None:
-        """Store entries in one transaction, and set their results; refused ones get Closed.
+        """Store entries in one transaction, and set their results; those whose `refuse` returns a reason get Closed.
 
         If the transaction fails with an error that is not about the disk, each entry is stored alone, to find the one at fault. A
-        store's error is that of all.
+        store's error becomes the result of all.
         """
         accepted = list[_PendingEntry]()
         for entry in pending:
@@ -146,9 +150,7 @@ class Listing(ForkSafe):
         raise NotImplementedError
 
     def list(self, state: State | None = None, *, latest: int | None = None) -> list[Listed]:
-        """Return the entries, in the order of puts.
-
-        Damaged columns are replaced by neutral values.
+        """Return the entries, in the order of puts; deletes expired ones first. Damaged columns are replaced by neutral values.
 
         Args:
             state: only entries in this state; None: all.
@@ -164,7 +166,10 @@ class Listing(ForkSafe):
             return [read_lenient(row) for row in rows]
 
     def pages(self, state: State | None = None) -> Iterator[Listed]:
-        """Yield the entries, as `list` returns them, `PAGE` per transaction, so that memory and writers' waits are bounded."""
+        """Yield the entries, as `list` returns them, `PAGE` per transaction, so that memory and writers' waits are bounded.
+
+        Each transaction deletes expired entries first.
+        """
         seq, of = -1, "" if state is None else "AND state = :state"
         while True:
             with self._transaction() as c:
@@ -179,27 +184,30 @@ class Listing(ForkSafe):
             seq = page[-1].seq
 
     def size(self, state: State | None = None) -> int:
-        """Return the number of entries in this state, or in any."""
+        """Return the number of entries in this state, or in any; deletes expired ones first."""
         of = "" if state is None else "WHERE state = :state"
         with self._transaction() as c:
             (n,) = c.execute(f"SELECT count(*) FROM outbox_entries {of}", {"state": state}).fetchone()  # noqa: S608 - a constant
         return int(n)
 
     def states(self, names: Iterable[str]) -> dict[str, State]:
-        """Return id -> state of the entries with these ids. Unknown ids are left out."""
+        """Return id -> state of the entries with these ids, after deleting expired ones. Unknown ids are left out."""
         with self._transaction() as c:
             rows = (c.execute("SELECT id, state FROM outbox_entries WHERE id = ?", (name,)).fetchone() for name in names)
             return dict(row for row in rows if row is not None)
 
     def counts(self) -> dict[str, int]:
-        """Return the counters since the file was created (`COUNTED`), the current number `waiting`, and the total `bytes`."""
+        """Return the counters since the file was created (`COUNTED`), the current number `waiting`, and the total `bytes`.
+
+        Deletes expired entries first, which are counted too.
+        """
         with self._transaction() as c:
             return {**dict.fromkeys((*COUNTED, "bytes"), 0), **tables.counts(c), "waiting": self.size("waiting")}
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Yield every entry with all its contents, ready for JSON; bytes are base64.
 
-        In the order of puts, each in a transaction of its own; damaged JSON stays text.
+        In the order of puts, each in a transaction of its own, which deletes expired ones first; damaged JSON stays text.
         """
         seq = -1
         while True:
@@ -322,7 +330,7 @@ class Outbox(Listing):
     def put(self, waiting: Waiting) -> Put:
         """Store a request durably; it will be delivered unless it is evicted, which is counted. See `Put` for the result.
 
-        Raises StoreError if the disk fails, Closed after the close.
+        Blocks for the disk; may evict others; an id that is known is not stored again. Raises StoreError if the disk fails.
         """
         (put,) = self.put_all([waiting])
         if isinstance(put, Exception):
@@ -332,7 +340,7 @@ class Outbox(Listing):
     def put_all(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
         """Store requests durably, with as few waits for the disk as possible. Return for each its result, or the error.
 
-        A call within a transaction of this thread joins it, without asking `refuse`, and raises instead.
+        A call within a transaction of this thread joins it, without asking `refuse`, and raises instead. Notifies the listeners.
 
         Args:
             entries: the requests.
@@ -354,9 +362,10 @@ class Outbox(Listing):
         return puts
 
     def _insert(self, c: sqlite3.Connection, now_s: float, waiting: Waiting) -> Put:
-        """Store one request, evicting others if needed. A known id is not stored again.
+        """Store one request in the open transaction, evicting others if needed, with counts. A known id is not stored again.
 
-        A known id counts as stored, unless it is a dead letter. A request that does not fit is not stored: see `reason`.
+        A known id counts as stored, unless it is a dead letter. A request that does not fit is not stored: see `reason`. After a
+        failure of the live request it is due after a random part of the spread.
         """
         queued_at = now_s if waiting.queued_at is None else waiting.queued_at
         soon_at = queued_at + self.part_s() if waiting.error else queued_at
@@ -394,9 +403,9 @@ class Outbox(Listing):
         return Put(stored=True, dropped=tuple(name for _, name in gone))
 
     def _total(self, c: sqlite3.Connection, more: int) -> int:
-        """Return the size of all entries; recount it if `more` does not fit and it is above the last plausible total.
+        """Return the size of all entries; count it again if `more` would not fit and it is above the last plausible total.
 
-        So nothing is refused or evicted for a damaged count. A recount updates the plausible total.
+        So nothing is refused or evicted for a damaged count. A recount stores the total, and updates the plausible one.
         """
         total = tables.total_bytes(c)
         if total + more > self.max_bytes and total > self._plausible:
@@ -407,7 +416,7 @@ class Outbox(Listing):
     def answer(self, name: str, answer: Answering, *, attempts: int = 0) -> bool:
         """Store the answer to the request with this id, for the callback, and notify the listeners.
 
-        The request's body is deleted. A dead letter may be answered too.
+        The request's body is deleted, and the delivery counted. A dead letter may be answered too.
 
         Args:
             name: id of the request.
@@ -439,7 +448,7 @@ class Outbox(Listing):
         return True
 
     def failed(self, name: str, error: str, ready_at: float) -> None:
-        """Record a failed attempt of a waiting request; the next is not before `ready_at` (Unix time).
+        """Record a failed attempt of a waiting request with its error; the next is not before `ready_at` (Unix time).
 
         A no-op unless it is waiting.
         """
@@ -456,17 +465,17 @@ class Outbox(Listing):
         self._change(change, (_text(error), self.clock()), name, count="dead")
 
     def ready(self, name: str, error: str = "") -> None:
-        """Make a waiting request due now, or after a random part of `spread_s` if `error` is given, and notify the listeners.
+        """Make a waiting request due now, or after a random part of `spread_s` if `error` is given, which is stored.
 
-        A no-op for an unknown id.
+        Notifies the listeners. Nothing changes for an id that is not waiting.
         """
         self._change("ready_at = ?, error = ?", (self.clock() + (self.part_s() if error else 0.0), _text(error)), name)
         self._notify()
 
     def withdraw(self, name: str) -> bool:
-        """Delete a request whose answer came in time. Return False if it is gone, or answered: then the callback comes.
+        """Delete a request whose answer came in time, waiting or dead, and count it.
 
-        Counts it.
+        Returns False if it is gone, or answered: then the callback comes.
         """
         with self._transaction() as c:
             there = c.execute("DELETE FROM outbox_entries WHERE id = ? AND state != 'answered'", (name,)).rowcount
@@ -499,7 +508,12 @@ class Outbox(Listing):
         return n
 
     def pick(self, choose: Callable[[tables.Heads], Listed | None]) -> Listed | None:
-        """Return the entry that `choose` returns. Entries that it cannot read become dead letters, and it is called again."""
+        """Return the entry that `choose` returns, in a transaction.
+
+        Entries that it cannot read become dead letters; then it is asked again.
+
+        Deletes expired entries first.
+        """
         while True:
             with self._transaction() as c:
                 try:
@@ -508,7 +522,7 @@ class Outbox(Listing):
                     self._bury(c, e.seq, e)
 
     def waiting(self, name: str) -> Waiting | None:
-        """Return the request with this id if it is waiting, else None; a damaged one becomes a dead letter."""
+        """Return the request with this id if it is waiting and not expired, else None; a damaged one becomes a dead letter."""
         return self._read(
             f"SELECT outbox_entries.seq, {WAITING} FROM outbox_entries"  # noqa: S608 - a constant
             " LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_origins USING (seq)"
@@ -518,7 +532,12 @@ class Outbox(Listing):
         )
 
     def late(self, name: str) -> Late | None:
-        """Return the answer to this request if its callback is due, else None; a damaged one becomes a dead letter."""
+        """Return the answer to this request if its callback is still to be called, else None.
+
+        A damaged one becomes a dead letter.
+
+        Expired answers count as gone.
+        """
         return self._read(
             f"SELECT seq, {LATE} FROM outbox_entries LEFT JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant
             " WHERE id = ? AND state = 'answered' AND since >= ?",
@@ -540,15 +559,16 @@ class Outbox(Listing):
                 return None
 
     def _bury(self, c: sqlite3.Connection, seq: int, why: Damaged) -> None:
-        """Make a damaged entry a dead letter, log it, and report its id."""
+        """Make a damaged entry a dead letter in the open transaction, log it, and pass its id to `report_damaged`."""
         name = tables.bury(c, seq, _text(str(why)), self.clock())
         log.error("%s: entry %s is damaged, and a dead letter now: %s", self.path, name, why)
         self.report_damaged(name)
 
     def settle(self, name: str, effect: Callable[[Late, sqlite3.Connection], object] | None = None) -> bool:
-        """Delete an answer as delivered, in one transaction with `effect`. Return False if that was done already.
+        """Delete an answer as delivered, in one transaction with `effect`, and count it. Return False if it is gone already.
 
-        An exception from `effect` rolls back both. The id is remembered, so that a repeated put is not stored again.
+        An exception from `effect` rolls back both. The id is remembered, the latest `REMEMBERED` of them, so that a repeated put
+        is not stored again.
         """
         with self._transaction() as c:
             answer = self.late(name)
@@ -568,7 +588,7 @@ class Outbox(Listing):
 
     @contextlib.contextmanager
     def _transaction(self, now_s: float | None = None) -> Iterator[sqlite3.Connection]:
-        """Open a transaction that first deletes expired entries."""
+        """Open a transaction that first deletes expired entries, and note this thread, so that `put_all` within joins it."""
         with self._database.transaction() as c:
             outer, self._owner = self._owner, threading.get_ident()
             try:
@@ -623,7 +643,7 @@ class Tx:
         return rows
 
     def executemany(self, sql: str, values: Iterable[Values]) -> None:
-        """Run a statement once for each item of `values`; raises as `execute` does."""
+        """Run a statement once for each item of `values`. Raises as `execute` does."""
         self._run(lambda c: c.executemany(sql, values))
 
     def end(self) -> None:
