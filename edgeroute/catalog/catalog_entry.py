@@ -1,4 +1,4 @@
-"""Entries of a catalog, one for each version of a model: reading and checking of untrusted JSON, of its paths too."""
+"""Entries of a catalog (`Entry`, `FileEntry`), one a version of a model: checks of untrusted JSON, names, versions and paths."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def checked_version(version: object) -> str:
 
 def checked_path(path: object) -> str:
     """Return the path if it is a valid relative path inside a version's folder, with / between its parts.
+
+    At most `LONGEST` characters; `entry.json` is reserved.
 
     Raises:
         CatalogError: it leads out of the folder, or is not valid on some system.
@@ -197,10 +199,10 @@ def _text(data: Mapping[str, Any], key: str) -> str:
 
 
 def entries(text: bytes) -> tuple[Entry, ...]:
-    """Parse the text of a catalog, and return its entries in order of publication.
+    """Parse the text of a catalog, check every entry, and return them in order of publication.
 
     Raises:
-        CatalogError: it is not a catalog, or two entries have the same name and version.
+        CatalogError: it is not JSON, has another format or too many entries, or one is not valid or listed twice.
     """
     try:
         data = parse_json(text)

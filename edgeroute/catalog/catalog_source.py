@@ -1,7 +1,4 @@
-"""Reading of a catalog from a folder or an HTTPS address, and verification of its list of models by TUF.
-
-`Folder` and `Web` read files; `download_index` returns the list, verified.
-"""
+"""Reading of a catalog from a folder (`Folder`) or an HTTPS address (`Web`), and its verification by TUF (`download_targets`)."""
 
 from __future__ import annotations
 
@@ -102,7 +99,7 @@ class Web:
         self._web: Any = None  # httpx2 or httpx, of which the client is
 
     def _http_client(self) -> httpx.Client:
-        """Return the HTTP client, created at the first call, without a lock.
+        """Return the HTTP client, created at the first call, without a lock. It verifies the server, and follows no redirects.
 
         Raises:
             RuntimeMissing: neither httpx2 nor httpx is installed.
@@ -150,9 +147,10 @@ class Web:
 
     @contextmanager
     def _send(self, client: httpx.Client, url: str, ask: dict[str, str]) -> Iterator[httpx.Response]:
-        """Send a request, and yield the reply once its head is there. A timer closes the client after the patience.
+        """Send a request, and yield the reply once its head is there; the reply is closed at the end.
 
-        A timeout of httpx begins anew with each byte, so it does not limit the head as a whole.
+        A timer closes the client if the head takes longer than the patience and the time to connect together, as httpx's timeout
+        begins anew with each byte.
         """
         timer = threading.Timer(self._patience_s + CONNECT_S, self.close)
         timer.daemon = True
@@ -198,7 +196,7 @@ class Web:
         return Piece(begin if status == 206 else 0, tag, self._blocks(reply, path))  # noqa: PLR2004 - as above
 
     def _blocks(self, reply: httpx.Response, path: str) -> Iterator[bytes]:
-        """Yield the bytes of a reply. Raise CatalogAway if they come too slowly."""
+        """Yield the bytes of a reply. Raise CatalogAway if they come more slowly than `SLOWEST` a second over the patience."""
         since, got = monotonic(), 0
         for block in reply.iter_raw():
             yield block
@@ -234,7 +232,7 @@ Source: TypeAlias = Folder | Web  # place from which a catalog is read
 
 
 def source_of(where: str | Path, *, verify: bool | str | Path = True, patience_s: float = 30.0) -> Source:
-    """Return the source for an address or a folder.
+    """Return a `Web` for a text with `://` in it, else a `Folder`; opens no connection. The other arguments are those of `Web`.
 
     Raises:
         PolicyError: the address is not valid or not safe.
@@ -281,9 +279,10 @@ def download_index(source: Source, folder: Path, root: bytes) -> bytes:
 
 
 def download_targets(source: Source, folder: Path, root: bytes, known: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Download signed files, and return name -> bytes, verified: signatures, expiry, rising versions, length and hash.
+    """Download signed files, and return name -> bytes, verified by TUF: signatures, expiry, rising versions, length and hash.
 
-    TUF's metadata is stored in `folder`. A file that the catalog does not list is left out. Silences tuf's log below errors.
+    TUF's metadata is stored in `folder`. A file that the catalog does not list is left out. Silences tuf's log below errors. Does
+    not close the source.
 
     Args:
         source: the catalog.
@@ -293,7 +292,7 @@ def download_targets(source: Source, folder: Path, root: bytes, known: Mapping[s
 
     Raises:
         CatalogAway: the catalog cannot be reached.
-        CatalogError: the catalog cannot be trusted.
+        CatalogError: the catalog cannot be trusted, or a file has more than `MOST_INDEX` bytes.
         RuntimeMissing: tuf is not installed.
         StoreError: the metadata cannot be stored.
     """
@@ -358,7 +357,10 @@ def _updater(client: Any) -> Any:
 
 
 def _fetcher(client: Any, problems: Any) -> Callable[[Source], Any]:
-    """Return a class through which TUF reads files from a `Source`, its errors as TUF's; a missing file counts as status 404."""
+    """Return a class through which TUF reads files from a `Source`.
+
+    A missing file becomes TUF's status 404, other errors its DownloadError.
+    """
 
     class Fetcher(client.FetcherInterface):  # type: ignore[misc]  # imported late
         def __init__(self, source: Source) -> None:

@@ -1,4 +1,4 @@
-"""Models that a device has: verification, activation, rollback, pinning, status; and loading of the active version by a router.
+"""Models that a device has (`Installed`): verification, activation, rollback, pins, status; loading by a router (`active_model`).
 
 `Installed` changes which version is active, under a lock of all processes. No catalog is read here.
 """
@@ -59,7 +59,7 @@ class Installed:
         return tuple(entry for entry in listed if name is None or entry.name == name)
 
     def entry(self, name: str, version: str | None = None) -> Entry:
-        """Return the entry of a version; without `version` the newest that this edgeroute can run.
+        """Return the entry of a version in the list that was read last; without `version` the newest that this edgeroute can run.
 
         Raises:
             CatalogError: there is none, or it needs a newer edgeroute.
@@ -77,7 +77,7 @@ class Installed:
         raise CatalogError(f"the catalog has no {name} {version}: it has {', '.join(entry.version for entry in versions)}")
 
     def verify(self, name: str, version: str | None = None) -> Entry:
-        """Compare the files of a version on this device with the signed size and hash, and return its entry.
+        """Read the files of a version on this device, compare them with the signed size and hash, and return its entry.
 
         Args:
             name: name of the model.
@@ -189,9 +189,9 @@ class Installed:
         return new
 
     def refuse(self, name: str, version: str, why: str) -> None:
-        """Record that updates are not to try this version again, with the reason.
+        """Record in the model's pointer file that updates are not to try this version again, with the reason.
 
-        Also ends a try under way. Raises ModelMissing if no version is active.
+        Also clears `tried`, the version being tried. Keeps the latest 20. Raises ModelMissing if no version is active.
         """
         with self.store.pointing():
             old = self.active(name)
@@ -217,11 +217,12 @@ class Installed:
         return new
 
     def remove(self, name: str, version: str) -> None:
-        """Delete a version that is not active from the device.
+        """Delete a version that is not active from the device; waits up to 10 s for a change of the active version.
 
         Raises:
             PolicyError: the version is active.
             ModelMissing: the version is not on the device.
+            StoreError: another process or thread downloads, or the files cannot be deleted.
         """
         with self.store.downloading(), self.store.pointing():
             now = self.store.pointer(name)
@@ -234,7 +235,8 @@ class Installed:
     def prune(self, name: str) -> list[str]:
         """Delete the versions that are neither active nor the previous one, and return them.
 
-        Blocks while others download or activate. Raises ModelMissing if no version is active.
+        Waits up to 10 s for a change of the active version. Raises ModelMissing if no version is active, StoreError at once if
+        another process or thread downloads.
         """
         with self.store.downloading(), self.store.pointing():
             now = self.active(name)
@@ -310,7 +312,7 @@ def trying(path: Path, version: str) -> AbstractContextManager[None]:
 
 
 def version_of(path: str | Path) -> str:
-    """Return the version that such a path stands for now: one in its name, the one on trial, or the active one.
+    """Return the version that a path `NAME.active` stands for now: the one in its name, that of `trying`, or the active one.
 
     Raises:
         ModelMissing: no version is active.
@@ -336,7 +338,7 @@ def resolved_folder(path: Path) -> Path:
 
 
 def model_file(path: str | Path) -> Path:
-    """Return the path of the model's own file, or folder, in the version that such a path stands for now.
+    """Return the path of the model's own file, or folder, in the version that a path `NAME.active` stands for now.
 
     Raises:
         ModelMissing, CatalogError, StoreError: see `version_of`; or its files are gone.
@@ -352,7 +354,9 @@ def _name(path: str | Path) -> str:
 
 
 def active_model(path: str | Path, **options: Any) -> EdgeModel:
-    """Load the version that is active now, and return the model with its `release`.
+    """Load the version that is active now, and return the model with its `Release` as the attribute `release`.
+
+    Within `trying`, the version on trial is loaded instead. Files are not verified here.
 
     Args:
         path: path of the file that names it, `NAME.active`; `NAME@VERSION.active` is that version, active or not.
@@ -361,7 +365,7 @@ def active_model(path: str | Path, **options: Any) -> EdgeModel:
     Raises:
         ModelMissing: no version is active, or its files are gone.
         CatalogError: the entry or the file that names the version is damaged.
-        PolicyError, RuntimeMissing: as for the model's file.
+        PolicyError, RuntimeMissing: as for the model's file; PolicyError: the model takes no attribute.
     """
     path = Path(path)
     store, name = Store(path.parent), _name(path)

@@ -45,7 +45,7 @@ class _Lock(ForkSafe):
 
     @contextmanager
     def held(self, wait_s: float) -> Iterator[None]:
-        """Hold the lock within the `with` block, waiting up to `wait_s` seconds.
+        """Hold the lock of threads and processes within the `with` block, waiting up to `wait_s` seconds for each of both.
 
         Raises:
             StoreError: another thread or process has the lock, or the folder cannot be written.
@@ -82,7 +82,7 @@ class Store:
         self._downloads, self._pointers = _Lock(folder, "lock"), _Lock(folder, "active.lock")
 
     def downloading(self) -> AbstractContextManager[None]:
-        """Return a context manager that holds the lock to download, of all processes and threads.
+        """Return a context manager that holds the lock to download, of all processes and threads. It does not wait for it.
 
         Raises:
             StoreError: another process or thread has the lock, or the folder cannot be written.
@@ -90,7 +90,9 @@ class Store:
         return self._downloads.held(0.0)
 
     def pointing(self) -> AbstractContextManager[None]:
-        """Return a context manager that holds the lock to change active versions; a rollback does not wait for a download.
+        """Return a context manager that holds the lock to change active versions, waiting up to 10 s.
+
+        A download does not hold it.
 
         Raises:
             StoreError: another process or thread has the lock for 10 seconds, or the folder cannot be written.
@@ -131,7 +133,7 @@ class Store:
         return []
 
     def names(self) -> list[str]:
-        """Return the models that have a version or an active version here, sorted."""
+        """Return the models that have a folder of versions or an active version here, sorted."""
         names = {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}")}
         return sorted(names | {path.name for path in (self.folder / "versions").glob("*") if path.is_dir()})
 
@@ -150,7 +152,10 @@ class Store:
             replace_durably(self.pointer_file(name), json.dumps({**data, "refused": dict(new.refused)}).encode())
 
     def problems(self, entry: Entry) -> dict[str, str]:
-        """Check the files of a version by size and hash. Return path -> problem of each file that is missing or damaged."""
+        """Read the files of a version, and check size and hash. Return path -> problem of each file that is missing or damaged.
+
+        Links count as missing.
+        """
         folder, problems = self.version(entry.name, entry.version), dict[str, str]()
         for file in entry.files:
             path = folder / file.path
@@ -283,9 +288,10 @@ class Progress(NamedTuple):
 
 
 def download(source: Source, store: Store, entry: Entry, progress: Callable[[Progress], object] | None = None) -> Path:
-    """Download a version into the store, if it is not there or damaged, and return its folder.
+    """Download a version's files into the store as far as they are missing or damaged, verify them, and return its folder.
 
-    A partial download stays for the next time, unless the disk is full: then it is deleted.
+    A file that breaks off is resumed twice without a pause. A partial download stays for the next time, unless the disk is full:
+    then it is deleted. Activates nothing.
 
     Args:
         source: the catalog.
@@ -326,7 +332,7 @@ def download(source: Source, store: Store, entry: Entry, progress: Callable[[Pro
 
 
 def _check_room(folder: Path, parts: Path, entry: Entry, wanted: Sequence[FileEntry]) -> None:
-    """Raise StoreError if the disk has no room for the wanted files. Parts already downloaded need none."""
+    """Raise StoreError if the disk has no room for the wanted files and 1 MiB. Parts already downloaded need none."""
     here = sum((parts / file.sha256).stat().st_size for file in wanted if (parts / file.sha256).exists())
     needed, free = sum(file.size for file in wanted) - here + SPARE, shutil.disk_usage(folder).free
     if free < needed:
@@ -399,7 +405,10 @@ def _resume(source: Source, entry: Entry, file: FileEntry, part: Path, report: C
 
 
 def _copy_blocks(blocks: Iterable[bytes], out: IO[bytes], end: int, file: FileEntry, report: Callable[[int], object]) -> None:
-    """Write blocks to a file, at most one byte more than its size, and report the progress."""
+    """Write blocks to a file, and report the progress after each; ends with the first byte beyond its size, which is written.
+
+    So the caller sees that the file is too long.
+    """
     for block in blocks:
         end += len(block)
         if end > file.size:

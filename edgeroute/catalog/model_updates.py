@@ -1,6 +1,7 @@
-"""A device's models with their catalog, and automatic updates of a router's model: download, canary inputs, trial, rollback.
+"""A device's models with their catalog (`Catalog`), and automatic updates of a router's model (`Updater`, `Canaries`).
 
-`Updater` does them in a thread; `Canaries` are inputs with right answers, read from an .npz file.
+`Updater` downloads, tries canary inputs, watches a trial and rolls back in a thread; `Canaries` are inputs with right answers,
+read from an .npz file.
 """
 
 from __future__ import annotations
@@ -97,10 +98,13 @@ class Catalog(Installed, ClosedByWith):
         return listed
 
     def source(self) -> Source:
-        """Return the source: the given one, or that of the last `refresh`, which is stored for later calls.
+        """Return the source: the given one, or that of the last `refresh`, which is read from the store once.
+
+        Opens no connection.
 
         Raises:
             PolicyError: there is neither.
+            CatalogError: the stored one cannot be read.
         """
         if self._source is None:
             known = loads(self.store.folder / SOURCE)
@@ -126,9 +130,9 @@ class Catalog(Installed, ClosedByWith):
             ) from e
 
     def pull(self, name: str, version: str | None = None, *, progress: Callable[[Progress], object] | None = None) -> Entry:
-        """Download the list of models, and then a version if it is not here, and return its entry. Activates nothing.
+        """Download the list of models, and then a version if it is not here or damaged, and return its entry. Activates nothing.
 
-        Blocks for the download, and while another process downloads. Deletes partial files of versions no longer listed.
+        Blocks for the download. Deletes partial files of versions no longer listed.
 
         Args:
             name: name of the model.
@@ -137,7 +141,7 @@ class Catalog(Installed, ClosedByWith):
 
         Raises:
             CatalogAway, CatalogError, PolicyError, StoreError: see `refresh`; a file differs from what was signed; the disk is
-                full.
+                full; another process or thread downloads.
         """
         with self.store.downloading():
             self._refresh()
@@ -155,9 +159,9 @@ class Catalog(Installed, ClosedByWith):
                     part.unlink()
 
     def download(self, entry: Entry, *, progress: Callable[[Progress], object] | None = None) -> None:
-        """Download a version from the list that was read last; see `pull`.
+        """Download a version from the list that was read last, if it is not here or damaged; see `pull`. Activates nothing.
 
-        Raises StoreError if another process or thread downloads.
+        Raises StoreError at once if another process or thread downloads.
         """
         with self.store.downloading():
             download(self.source(), self.store, entry, progress)
@@ -269,7 +273,10 @@ class Updater(ClosedByWith):
         return leg.started, leg.failed
 
     def _begin(self) -> None:
-        """Handle a version that an earlier process was trying or had on trial when it ended: refuse it, or count the start."""
+        """Handle a version that an earlier process was trying or had on trial when it ended.
+
+        One being tried is refused. One on trial is rolled back after `MOST_STARTS` starts, else this start is counted.
+        """
         now = self.catalog.active(self.name)
         if now.tried and now.tried != now.version:
             self.catalog.refuse(self.name, now.tried, "the process ended while it was tried")
@@ -280,7 +287,10 @@ class Updater(ClosedByWith):
             self.catalog.mark(self.name, trial=now.trial + 1)
 
     def step(self) -> Step:
-        """Check the catalog once; download, try and activate a newer version. Return what was done.
+        """Check the catalog once: download a newer version, try it by a reload of the router, and activate it on trial or refuse.
+
+        Returns what was done, which is logged and passed to `on_step`. Blocks for another step. Does nothing if the model is
+        pinned or on trial.
 
         Raises:
             CatalogAway, CatalogError, StoreError: the catalog cannot be reached or trusted, or the disk is full; the active
@@ -344,7 +354,10 @@ class Updater(ClosedByWith):
             raise
 
     def look(self) -> Step:
-        """Check a version on trial once: confirm it after enough runs, or roll it back. Reload if others activated a version.
+        """Check a version on trial once: confirm it after enough runs, or roll it back and reload the router.
+
+        Reloads too if others activated a version. A confirmation deletes older versions. The step is logged and passed to
+        `on_step`.
 
         Raises:
             CatalogError, StoreError: the active version cannot be read or written.
@@ -392,7 +405,7 @@ class Updater(ClosedByWith):
         return Step("rolled_back", f"{self.name} is back at {pointer.version}: {why}", now.version)
 
     def _report(self, step: Step) -> Step:
-        """Log a step that changed something, and pass it to `on_step`."""
+        """Log a step that changed something, and pass it to `on_step`. Return it."""
         if step.did in {"updated", "refused", "rolled_back", "confirmed"}:
             (log.info if step.did in {"updated", "confirmed"} else log.warning)("%s", step.text)
             if self._on_step is not None:
@@ -407,9 +420,9 @@ class Updater(ClosedByWith):
         self._worker.start()
 
     def _look_and_step(self) -> float:
-        """Confirm, roll back or reload the version on trial, and if due check the catalog, even after an error.
+        """Confirm, roll back or reload the version on trial, and check the catalog if `every_s` has passed; for the thread.
 
-        Returns `LOOKS_S`, the seconds until the next call.
+        The catalog is checked even if the first raises; errors pass. Returns `LOOKS_S`, the seconds until the next call.
         """
         due = monotonic() >= self._due_at
         try:
@@ -421,9 +434,9 @@ class Updater(ClosedByWith):
         return LOOKS_S
 
     def close(self) -> None:
-        """Stop checking. A download in progress is stopped, and resumed another time.
+        """Stop checking, and wait until the thread has ended; closes the catalog's connections.
 
-        Blocks until the thread has ended; closes the catalog.
+        A download in progress is stopped, and resumed another time. This end of the process is no crash on trial.
         """
         self._worker.close(0.0)
         self.catalog.close()

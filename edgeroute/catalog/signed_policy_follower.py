@@ -1,4 +1,4 @@
-"""Follower of policies that a fleet's owner signs: a device's ring, its trial of a new policy, its limits.
+"""Follower of a fleet owner's signed policies (`Follower`, `Standing`): a device's ring, trial of a new policy, and limits.
 
 STATE/fleet/ring           random identity that draws this device's ring; never sent
 STATE/fleet/policy.json    the policy in force, the last good one, and orders: a `Standing`, replaced atomically
@@ -82,7 +82,10 @@ _tried: ContextVar[Standing | None] = ContextVar("tried", default=None)
 
 
 def standing(state: Path) -> Standing:
-    """Return the standing that a `_switch` is trying, else the device's; an empty one if that is missing or damaged (logged)."""
+    """Return the device's `Standing` (which signed policy is in force) from its file, or within `_switch` the one being tried.
+
+    An empty one if there is none, or if it is damaged, which is logged.
+    """
     if (tried := _tried.get()) is not None:
         return tried
     path = state / "fleet" / "policy.json"
@@ -121,7 +124,9 @@ def orders(known: Standing, limits: Mapping[str, float | None]) -> dict[str, flo
 
 
 def state_folder(data: Mapping[str, Any], folder: Path, state: str | Path | None = None) -> Path | None:
-    """Return the state folder of a device that follows a signed policy; None for a policy that follows none.
+    """Return the state folder of a device that follows a signed policy; None for a policy without `[fleet] policy`.
+
+    In order: the given one, the variable EDGEROUTE_STATE, the file's `[local]` state, the file's own.
 
     Args:
         data: the device's policy file.
@@ -145,7 +150,8 @@ def state_folder(data: Mapping[str, Any], folder: Path, state: str | Path | None
 def in_force(data: Mapping[str, Any], folder: Path, state: str | Path | None = None) -> dict[str, Any]:
     """Return a policy file's data as they are in force: the signed policy, with the file's own `[local]` keys over it.
 
-    Without `[fleet] policy` the data, with `[local]` over them. Arguments and errors as of `state_folder`.
+    Without `[fleet] policy`, or with no signed version yet, the file's data with `[local]` over them. Arguments and errors as of
+    `state_folder`.
     """
     own = {key: value for key, value in data.items() if key != "local"}
     local = data.get("local", {})
@@ -264,7 +270,7 @@ class Follower:
         self, reload: Callable[[], object], replacing: AbstractContextManager[Any], counts: Callable[[], tuple[int, int]],
         spent: Callable[[], list[float]],
     ) -> None:  # fmt: skip
-        """Start the thread.
+        """Start the thread, which looks every second, and reads the catalog at the interval of `fleet`. Waits for nothing.
 
         Args:
             reload: reads the policy again, and puts it in force.
@@ -276,14 +282,20 @@ class Follower:
         self._worker.start()
 
     def close(self, wait_s: float | None = 0.0) -> None:
-        """Have the thread end, waiting up to `wait_s` seconds for a look under way. This start was none that the trial ended."""
+        """Have the thread end, waiting up to `wait_s` seconds for a look under way (None: however long). Then release the lock.
+
+        This process is no longer counted among those that ended on trial.
+        """
         self._worker.close(wait_s)
         with suppress(StoreError):
             self._survive()
         self._leave()
 
     def _survive(self) -> None:
-        """Begin to count the starts of processes on trial anew."""
+        """Count the starts of processes on trial from 1 again, as this one did not crash.
+
+        A no-op for a process that does not lead.
+        """
         if self._leads and (known := standing(self._state)).trial > 1:
             self._save(known._replace(trial=1))
 
@@ -311,7 +323,10 @@ class Follower:
         return LOOKS_S
 
     def _lead(self) -> None:
-        """Become the device's process that checks the catalog, if there is none; count its start for a trial, or end that one."""
+        """Take the lock of the device's process that checks the catalog, without waiting; a no-op if another has it.
+
+        A new leader counts this start for a version on trial, or rolls that version back after `MOST_STARTS` of them.
+        """
         if not self._leads and self._lock.take():
             self._leads, known = True, standing(self._state)
             if known.trial >= MOST_STARTS:
@@ -320,7 +335,9 @@ class Follower:
                 self._save(known._replace(trial=known.trial + 1))
 
     def refresh(self) -> None:
-        """Check the catalog once, and put in force what is signed for this device; a failure is written to `problem`, and raised.
+        """Check the catalog once, and put in force what is signed for this device. Blocks for the catalog.
+
+        Why nothing changed is stored in `problem` and the file of that name; a failure is raised, too.
 
         Raises:
             EdgerouteError: the catalog cannot be reached or trusted, or the disk is full; the policy in force stays.
@@ -337,7 +354,10 @@ class Follower:
                     replace_durably(self._home / "problem", self.problem.encode())
 
     def _refresh(self) -> str:
-        """Download and store the signed files; put an order in force first, then the policy. Return why that waits, or ""."""
+        """Download and store the signed files; put an order in force first, then the policy. Return why that waits, or "".
+
+        Closes the source. An order is the emergency that nothing leaves the device, or its end.
+        """
         fleet, name = self.fleet, checked_name(self.fleet.policy)
         targets = {f"policies/{name}{kind}.json": self._home / f"{name}{kind}.json" for kind in ("", ".budget")}
         source = source_of(fleet.catalog if "://" in fleet.catalog else self._folder / fleet.catalog)
@@ -402,7 +422,7 @@ class Follower:
         return ""
 
     def _spend(self) -> None:
-        """Store what was spent yesterday, and put the limits of the stored budget in force, which reloads if they have changed.
+        """Store what was spent yesterday, and put the limits of the stored budget in force, with a reload if they have changed.
 
         Raises:
             CatalogError, StoreError: the budget is none; the disk is full.
@@ -457,13 +477,13 @@ class Follower:
         return new
 
     def _save(self, new: Standing) -> None:
-        """Store a standing. Raises StoreError if the disk is full."""
+        """Store a standing atomically, and note its stamp, so that it is not taken for another process's. Raises StoreError."""
         with translate_os_errors(self._home):
             replace_durably(self._path, json.dumps(new._asdict()).encode())
         self._seen = file_stamp(self._path)
 
     def _ring(self) -> str:
-        """Return the identity that draws this device's ring, made at the first call."""
+        """Return the random identity that draws this device's ring, created and stored at the first call."""
         path = self._home / "ring"
         if not path.exists():
             replace_durably(path, os.urandom(16).hex().encode())

@@ -227,7 +227,10 @@ class OpenTelemetry(Instrument):
         return len(self._open) + len(self._batches) + len(self._attempts)
 
     def request_began(self, began: RequestBegan) -> None:
-        """Begin the request's span, in the caller's."""
+        """Begin the request's span in the caller's current one, as of the instant at which it began. Note it for its batch.
+
+        It stays open until `request_ended` or `request_left`.
+        """
         begun_ns = _ns(began.begun)
         span = self._tracer.start_span("edgeroute.request", start_time=begun_ns, attributes={"edgeroute.request.id": began.id})
         if began.batch:

@@ -110,7 +110,7 @@ def of_tally(page: Page, tallied: Tallied, router: str) -> None:
 
 
 def of_status(page: Page, status: Status, router: str) -> None:
-    """Add a router's status to the page."""
+    """Add a router's status to the page: statistics, spending with finite limits, outbox, rules in force, sensors' reading."""
     _of_stats(page, status.stats, router)
     for name, limit, spent in zip(status.limits._fields, status.limits, status.spent, strict=True):
         page.gauge("spent", "Spent over the limit's window", spent, router=router, limit=name)

@@ -1,4 +1,4 @@
-"""Structured logging: an instrument that logs each request's end, and a formatter of records as JSON lines with its id."""
+"""Structured logging: an instrument that logs each request's end (`RequestLog`), a formatter as JSON lines (`JsonFormatter`)."""
 
 from __future__ import annotations
 

@@ -96,9 +96,9 @@ class Trace(Instrument):
                 self._packing.join(CLOSE_S)
 
     def _pack(self, path: Path) -> None:
-        """Start a thread that makes Parquet of the full files, unless one is running.
+        """Start a thread that makes Parquet of the full files. A no-op while one is running.
 
-        Without a thread the next rotation tries again.
+        Without a free thread the next rotation tries again.
         """
         if self._packing is None or not self._packing.is_alive():
             self._packing = start_thread("edgeroute-trace", _make_parquet, path, self._keep)

@@ -1,4 +1,7 @@
-"""Digests from an MQTT broker: each message is a file of an inbox before it is acknowledged, and the inbox is then collected."""
+"""Digests from an MQTT broker (`Subscription`, `collect_messages`): each message is a file of an inbox, which is then collected.
+
+A message is acknowledged once it is a file.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,9 @@ class Subscription:
             raise StoreError(f"{self.where} {f'refuses: {self._closed}' if self._closed else 'does not answer'}")
 
     def receive(self, until: float, most: int = EVERY) -> None:
-        """Receive messages until a time of the monotonic clock, or until so many have come.
+        """Receive messages into the inbox until a time of the monotonic clock, or until `most` have come. Blocks.
+
+        A broker that goes away is tried again every half second, for `AWAY_S`.
 
         Raises:
             StoreError: the broker refuses, or does not answer for `AWAY_S`; or a message cannot be stored.
@@ -100,7 +105,11 @@ class Subscription:
                 self._client.reconnect()
 
     def collect(self, rules: Rules) -> Collected:
-        """Collect what has been received, and empty the inbox."""
+        """Collect what has been received into the store's tables, and delete the inbox; takes the store's lock.
+
+        Messages refused on arrival are counted in the result and named in refused.jsonl. Raises as `digest_collection.collect`;
+        then the inbox stays.
+        """
         refused, self._refused = self._refused, []
         report_refusals(self._store, refused)
         counts = Counter(why for _, why in refused)
@@ -116,14 +125,18 @@ class Subscription:
         self._client.loop(0.1)
 
     def _connected(self, client: Any, topic: str, code: Any) -> None:
-        """Subscribe, or record the refusal."""
+        """Subscribe to the topic, or record why the broker refuses, for `receive` to raise."""
         if code.is_failure:
             self._closed = str(code)
         else:
             client.subscribe(topic, qos=1)
 
     def _receive(self, client: Any, message: Any) -> None:
-        """Store a message as a file, and acknowledge it. Raises StoreError if it cannot be stored."""
+        """Store a message as a file of the inbox, and acknowledge it; count it in `received`.
+
+        One with a name that is no digest's, or too large, is noted as refused instead, and acknowledged too. Raises StoreError if
+        it cannot be stored.
+        """
         name, self.received = "/".join(message.topic.split("/")[-2:]), self.received + 1
         if not NAME.fullmatch(name):
             self._refused.append(Refusal(f"{self.where}/{message.topic}", "foreign"))
@@ -141,7 +154,7 @@ class Subscription:
 
 
 def _session(store: Path) -> str:
-    """Return the name of the store's session with brokers; it is created with the store."""
+    """Return the name of the store's session with brokers, drawn at random and stored, with the folder, at the first call."""
     path = store / ".mqtt-session"
     store.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -152,7 +165,9 @@ def _session(store: Path) -> str:
 def collect_messages(
     url: str, store: Path, rules: Callable[[], Rules], *, for_s: float | None = None, ready: Callable[[], object] | None = None
 ) -> Collected:
-    """Collect digests from a broker for some time, or until Ctrl-C; first those that an earlier run has left.
+    """Collect digests from a broker for some time, or until Ctrl-C; first those that an earlier run has left. Blocks.
+
+    The inbox is collected every ten minutes, and after 50,000 messages. Returns the sums of all collections.
 
     Args:
         url: as of `Subscription`.

@@ -46,7 +46,9 @@ class Rule(NamedTuple):
 
 
 def shares(usage: ArrayLike, total: float, *, margin: float = 0.0, arrivals: float = 1.0) -> Rule:
-    """Split a budget over devices by their use; the limits' sum over them, and over expected new ones, is the budget.
+    """Return the rule that splits a budget over devices by their use. Their limits, with those of new ones, add up to the budget.
+
+    A fifth is split evenly, and all of it without any use. From 100 devices on, a use far above the others' is cut.
 
     Args:
         usage: mean use a day of each device that was in use recently, [devices].
@@ -89,7 +91,9 @@ def target(name: str) -> str:
 def renew(
     connection: Any, name: str, totals: Mapping[str, float], *, catalog: Path, keys: Path, today: date, days: float = LISTS_DAYS
 ) -> dict[str, Any]:
-    """Sign a budget by the tables of digests of the last week, and return its data.
+    """Compute a budget by the tables of digests of the last week, sign it into the catalog, and return its data.
+
+    Holds the publisher's lock. The margin of each limit follows from the last signed budget and the last day's spending.
 
     Args:
         connection: tables, as of `digest_tables.open_store`.

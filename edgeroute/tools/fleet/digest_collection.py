@@ -123,7 +123,10 @@ def check(name: str, data: bytes | str, rules: Rules) -> Digest:
 
 
 def convert(source: Source, names: Sequence[str], folder: Path, part: int, rules: Rules) -> list[Refusal]:
-    """Read digests, write the rows of the good ones as part files, and return the refusals."""
+    """Read digests, write the rows of the good ones as Parquet files numbered `part` in a folder, and return the refusals.
+
+    Runs in another process, too. Raises what the source's `read` raises.
+    """
     tables: Rows = {table: [] for table in TABLES}
     refused, kept = [], 0
     for number, (name, data) in enumerate(zip(names, source.read(names), strict=True)):
@@ -170,7 +173,10 @@ def collect(source: Source, store: Path, rules: Rules | None = None, processes: 
 
 @contextmanager
 def _turn(store: Path) -> Iterator[Path]:
-    """Take the store's lock, and yield an empty folder for parts, which is deleted at the end. Raises StoreError."""
+    """Take the store's lock without waiting, and yield an empty folder for parts, which is deleted at the end.
+
+    Creates the store's folder. Raises StoreError if another run has the lock, and for errors of the disk and DuckDB in the block.
+    """
     lock, parts = ProcessLock(store / ".collect.lock"), store / ".parts"
     with writing(store):
         store.mkdir(parents=True, exist_ok=True)
@@ -205,7 +211,7 @@ class _Run:
             self._merge_if(1)
 
     def _read(self) -> None:
-        """Read all digests as parts; in further processes, if there are many."""
+        """Read all digests as parts, in further processes if there are many; merge them each `MERGE` digests."""
         batches = self._batches()
         first = next(batches, [])
         if len(first) <= FEW or self.processes == 1:
@@ -241,12 +247,15 @@ class _Run:
         return self._part
 
     def _refuse(self, refusals: Collection[Refusal]) -> None:
-        """Count refusals, and keep the names of the newest."""
+        """Count refusals, and keep the names of the newest for refused.jsonl."""
         self.refused.update(why for _, why in refusals)
         self.named = [*self.named, *refusals][-MOST_NAMED:] if refusals else self.named
 
     def _batches(self) -> Iterator[list[str]]:
-        """Yield the names of digests that the store lacks, some at a time."""
+        """Yield the names of digests that the store lacks, up to `PART` at a time; count those that it has.
+
+        Names that are no digest's are refused.
+        """
         names = self.source.names()
         while some := list(islice(names, 10 * PART)):
             digests = [(match, name) for name in some if (match := NAME.fullmatch(name))]
@@ -273,7 +282,10 @@ def _chain(first: list[str], rest: Iterator[list[str]]) -> Iterator[list[str]]:
 
 
 def unknown(store: Path, names: Sequence[tuple[str, str, str, int]]) -> list[str]:
-    """Return the names of digests that are not in the store yet. names: (name, day, device, revision) of each."""
+    """Return the names of digests whose device and day are not in the store with the same or a later revision.
+
+    names: (name, day, device, revision) of each.
+    """
     days = {day for _, day, _, _ in names}
     files = [file for file in partitions(store, "digests") if file.day.isoformat() in days]
     if not files:
@@ -289,9 +301,9 @@ def unknown(store: Path, names: Sequence[tuple[str, str, str, int]]) -> list[str
 
 
 def merge_parts(store: Path, parts: Path) -> tuple[int, int, set[date]]:
-    """Merge the parts' rows into the store's tables. Return the digests added, those repeated, and the days written.
+    """Merge the parts' rows into the store's tables, day by day. Return the digests added, those repeated, and the days.
 
-    Renames damaged files of the store and raises StoreError with their names, as for a disk that fails.
+    If a file of the store is damaged, all damaged ones are renamed, and StoreError names them; other errors of DuckDB pass.
     """
     if not any(parts.iterdir()):
         return 0, 0, set()
@@ -314,9 +326,9 @@ def merge_parts(store: Path, parts: Path) -> tuple[int, int, set[date]]:
 
 
 def merge_day(connection: Any, store: Path, day: date) -> int:
-    """Replace the day's file of each table by one with the new digests, and return their number.
+    """Replace the day's file of each table by one with the new digests of higher revisions, and return their number.
 
-    A device's rows are replaced as a whole. No file is replaced before all are written, and `digests` last.
+    A device's rows are replaced as a whole. No file is replaced before all are written and flushed, and `digests` last.
     """
     old = {table: [Partition(day, p) for p in [_path(store, table, day)] if p.exists()] for table in TABLES}
     connection.execute(f"""CREATE OR REPLACE TEMP TABLE newest AS
@@ -373,7 +385,10 @@ def set_aside(store: Path, damaged: Sequence[tuple[str, Partition]]) -> list[Pat
 
 
 def report_refusals(store: Path, refusals: Sequence[Refusal]) -> None:
-    """Add refusals to refused.jsonl: each (name, reason) once, the newest last, at most `MOST_NAMED`."""
+    """Add refusals to the store's refused.jsonl: each (name, reason) once, the newest last, at most `MOST_NAMED`.
+
+    Replaces the file. A no-op without refusals.
+    """
     if not refusals:
         return
     path, now = store / "refused.jsonl", datetime.fromtimestamp(process.now(), timezone.utc).isoformat(timespec="seconds")

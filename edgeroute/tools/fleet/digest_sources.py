@@ -1,4 +1,4 @@
-"""Places that devices send their digests to, as an owner reads them: a folder, and a bucket of an object store."""
+"""Places from which an owner reads the digests that devices send (`source_of`): a folder, or a bucket of an object store."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class Folder:
             raise BadInput(f"{path} is no folder")
 
     def names(self) -> Iterator[str]:
-        """Yield the names, day by day. Raises StoreError if the folder cannot be read."""
+        """Yield the names of files as DAY/NAME, day by day, and of files beside the days.
+
+        Raises StoreError if a folder cannot be read.
+        """
         try:
             for day in sorted(os.scandir(self.root), key=lambda entry: entry.name):
                 if not day.is_dir():
@@ -58,7 +61,7 @@ class Folder:
         return [self._read(name) for name in names]
 
     def _read(self, name: str) -> bytes | str:
-        """Return a file's bytes, or the code of a refusal."""
+        """Return a file's bytes, or the code of a refusal: `too_large` beyond `MOST_BYTES`, else `unread` for any error."""
         try:
             return read_bytes(self.root / name, MOST_BYTES)
         except OSError as e:
@@ -87,7 +90,10 @@ class Bucket:
         self.where, self._bucket, self._prefix = f"s3://{to.netloc}", to.netloc, to.path.strip("/")
 
     def names(self) -> Iterator[str]:
-        """Yield the names. Raises StoreError if the store does not answer or refuses, RuntimeMissing without obstore."""
+        """Yield the names of the objects below `digests/`, page by page over the network.
+
+        Raises StoreError if the store does not answer or refuses, RuntimeMissing without obstore.
+        """
         obstore = import_needed("obstore", NEED)
         try:
             for page in obstore.list(self._store(), f"{FOLDER}/", chunk_size=1000):
@@ -96,7 +102,9 @@ class Bucket:
             raise StoreError(f"{self.where} cannot be listed: {type(e).__name__}") from None  # its text has the request
 
     def read(self, names: Sequence[str]) -> list[bytes | str]:
-        """Return each object's bytes, or the code of a refusal. Reads no more of an object than a digest may have.
+        """Return each object's bytes, or the code of a refusal, with up to `AT_ONCE` requests at a time. Runs an event loop.
+
+        Reads no more of an object than a digest may have. A missing one is `unread`.
 
         Raises:
             StoreError: the store does not answer, or refuses.
@@ -137,7 +145,10 @@ class Bucket:
 
 
 def source_of(text: str) -> Source:
-    """Return the source at a path or an address. Raises BadInput if the folder does not exist, or the address is of no store."""
+    """Return the source at a path or an address: a `Bucket` for s3://, else a `Folder`. Sends nothing.
+
+    Raises BadInput if the folder does not exist, or the address is of no store.
+    """
     if text.startswith("s3://"):
         return Bucket(text)
     if "://" in text:

@@ -1,4 +1,4 @@
-"""Tables of a fleet: the rows of digests, a store of Parquet files by day, its damaged files, and the store opened in DuckDB.
+"""Tables of a fleet: rows of digests (`rows_of`), a store of Parquet files by day, its damaged files, and DuckDB (`open_store`).
 
 A store is a folder: `TABLE/day=YYYY-MM-DD/rows.parquet` for each table and day, each replaced as a whole, so that a reader, or a
 writer that was killed, never sees half of a file. `digests`, a row for each device, is written last: a day whose writing was
@@ -114,7 +114,7 @@ def unreadable(path: Path, table: str) -> str:
 
 
 def damaged_files(store: Path) -> list[tuple[str, Partition]]:
-    """Return the files of a store that cannot be read to their end, each with its table. Reads all."""
+    """Return the files of a store that cannot be read to their end, each with its table. Reads the whole store."""
     with connect(store) as connection:
         files = [(table, file) for table in TABLES for file in partitions(store, table)]
         return [(table, file) for table, file in files if not _reads(connection, table, file)]
@@ -132,7 +132,10 @@ def _reads(connection: Any, table: str, file: Partition) -> bool:
 
 @contextmanager
 def reading(store: Path) -> Iterator[None]:
-    """Raise StoreError, which names the damaged files, for an error of DuckDB."""
+    """Translate an error of DuckDB in the `with` block to StoreError, which names up to five damaged files.
+
+    Then reads the whole store.
+    """
     duckdb = import_needed("duckdb", NEED)
     try:
         yield
@@ -147,7 +150,7 @@ _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.E
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Raise StoreError for an error of DuckDB, pyarrow or the system, with its cause alone."""
+    """Translate errors of DuckDB, pyarrow and the system in the `with` block to StoreError, with their cause alone."""
     duckdb = import_needed("duckdb", NEED)
     try:
         yield
@@ -160,7 +163,9 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def connect(folder: Path) -> Any:
-    """Return a connection to DuckDB that reads and writes files of one folder alone, and loads no extension.
+    """Return a connection to DuckDB, in memory, that reads and writes files of one folder alone, and loads no extension.
+
+    What needs more memory than `MEMORY` is spilled into the folder.
 
     Raises:
         RuntimeMissing: duckdb is not installed.
@@ -196,8 +201,8 @@ def is_store(path: Path) -> bool:
 def open_store(path: str | Path) -> Any:
     """Return a connection to DuckDB with a view for each table of a store: requests, confidences, audits and digests.
 
-    Each view has the column `day`, a DATE, and those of `TABLES`. A file that is no such table is in no view; the view `refused`
-    (file, why) names each.
+    Reads the end of each file. Each view has the column `day`, a DATE, and those of `TABLES`. A file that is no such table is in
+    no view; the table `refused` (file, why) names each.
 
     Args:
         path: folder of the store.

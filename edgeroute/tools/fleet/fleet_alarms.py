@@ -119,9 +119,9 @@ class FleetAlarms:
         return streams
 
     def again(self, model: str) -> list[str]:
-        """Begin anew with a model, by its name or key: the next days are its reference. Return the names; stores the state.
+        """Begin anew with a model, by its name, key or both: the next days are its reference. Return the names; stores the state.
 
-        Certificates of the fleet's audits count those of later days alone.
+        No name if the model is unknown. Certificates of the fleet's audits count those of later days alone.
         """
         names = []
         for stream in self._streams.values():
@@ -154,7 +154,10 @@ class FleetAlarms:
         return audits
 
     def look(self) -> dict[str, Any]:
-        """Bet on the days that were closed since the last look, store the state, and return the report in JSON types."""
+        """Bet on the days that were closed since the last look, store the state, and return the report in JSON types.
+
+        The first look reads up to `LONGEST` days. Without a new closed day it only reports. Raises StoreError.
+        """
         last = _last_day(self._db)
         closed = self._state["closed"]
         if last is not None and (closed is None or last > closed):
@@ -171,7 +174,10 @@ class FleetAlarms:
     # The days of devices that were bet on: a bit for each of the last `WINDOW` days, the lowest for the last closed one.
 
     def _read_bets(self, closed: int | None) -> None:
-        """Read which devices' days were bet on."""
+        """Read which devices' days were bet on up to the last look into the table `bets`.
+
+        Raises StoreError if their file is missing.
+        """
         path = self._folder / f"bets-{closed}.parquet"
         if closed is not None:
             if not path.is_file():
@@ -179,7 +185,12 @@ class FleetAlarms:
             self._db.execute(f"INSERT INTO bets SELECT device, mask FROM read_parquet({quoted(str(path.absolute()))})")
 
     def _mark_fresh(self, day: int) -> None:
-        """Find the devices' days up to this one that were not bet on, and mark them. The masks are of the day before."""
+        """Write the devices' days up to this one that are complete and were not bet on into the table `fresh`.
+
+        Mark them in `bets`.
+
+        `bets` has the marks of the day before, and then those of this day.
+        """
         self._db.execute(
             """CREATE OR REPLACE TEMP TABLE fresh AS SELECT DISTINCT device, day FROM digests LEFT JOIN bets USING (device)
             WHERE day > ? AND day <= ? AND (final OR day <= ?)
@@ -197,7 +208,7 @@ class FleetAlarms:
     # Streams: models, by the digest of their fingerprints, so that a new name is the same model; and policies.
 
     def _discover(self, last: int, closed: int | None) -> None:
-        """Add the models and policies that are new, and note a new name."""
+        """Add streams (pairs of model and policy) that are new in the store, and note a model's new name."""
         since = day_of(last - LONGEST if closed is None else closed - WINDOW)
         found = self._db.execute(
             """SELECT key, policy, min(day) - DATE '1970-01-01', arg_max(model, day) FROM
@@ -212,7 +223,7 @@ class FleetAlarms:
             stream["model"] = model
 
     def _load_rates(self) -> None:
-        """Write the usual rates of each test into their table."""
+        """Replace the database's table of usual rates by those of all tests in the state."""
         self._db.execute("DELETE FROM rates")
         for stream in self._streams.values():
             for name, test in stream["tests"].items():
@@ -227,7 +238,10 @@ class FleetAlarms:
         )
 
     def _close_day(self, day: int) -> None:
-        """Bet on a closed day, and learn the usual rates of streams whose reference ends with it."""
+        """Bet on a closed day, and on a Sunday on its week; learn the usual rates of streams whose reference ends with the day.
+
+        A new policy's tests may begin with the rates of an earlier one. Changes the state in memory alone.
+        """
         self._mark_fresh(day)
         names = [name for stream in self._streams.values() for name in stream["tests"]]
         days = [row[0] for row in self._db.execute("SELECT DISTINCT day FROM fresh ORDER BY day").fetchall()] or [day_of(day)]
@@ -249,7 +263,7 @@ class FleetAlarms:
         self._state["closed"] = day
 
     def _units(self, name: str, join: str, days: list[date]) -> Iterator[tuple[str, dict[str, Floats]]]:
-        """Yield for each stream with such a test its name, and its device-periods: events, expected, wins and n, [devices].
+        """Yield for each stream with such a test its identity and its device-periods: events, expected, wins and n, [devices].
 
         join: SQL of a further join. days: the days that are read.
         """
@@ -386,7 +400,10 @@ class FleetAlarms:
         }  # fmt: skip
 
     def _save(self, *, bets: bool = False) -> None:
-        """Store the state; with `bets` first the days that were bet on, in a file that the state names; delete older ones."""
+        """Store the state; with `bets` first the days that were bet on, in a file that the state names; delete older such files.
+
+        Raises StoreError if the folder cannot be written.
+        """
         path = self._folder / f"bets-{self._state['closed']}.parquet"
         with writing(self._folder):
             self._folder.mkdir(exist_ok=True)
@@ -408,7 +425,10 @@ def _last_day(db: Any) -> int | None:
 
 
 def _bet(test: dict[str, Any], kind: str, units: dict[str, Floats], day: int, stake: float) -> None:
-    """Bet on the device-periods of a test of a stream. Harms that come with as many more wins are no loss."""
+    """Bet on the device-periods of a stream's test, which is changed in place.
+
+    Harms that come with as many more wins are no loss.
+    """
     extra = 0.0
     if kind == "daily":
         extra = max(0.0, test["seen"][0] / max(1.0, test["seen"][1]) - test["wins"])
@@ -431,7 +451,7 @@ def _alarm(name: str, test: dict[str, Any]) -> dict[str, Any]:
 
 
 def _suspects(db: Any, stream: dict[str, Any], closed: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the devices whose answers differ much more, or less, often than the others', and the number compared."""
+    """Return the devices whose answers differ much more, or less, often than others' or in their past; the number compared."""
     sums = ", ".join(
         f"coalesce(sum({what}) FILTER (day {sign} DATE '{day_of(closed - days)}'), 0)::DOUBLE AS {column}_{side}_{days}"
         for days in RECENT_DAYS
@@ -478,7 +498,7 @@ def _left_out(db: Any, closed: int | None) -> dict[str, int]:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """Return the stored state, or that of a new store.
+    """Return the state stored in a file, or that of a new store if there is none; every test in it is checked.
 
     Raises:
         StoreError: it is damaged.

@@ -92,7 +92,10 @@ class FleetAudits:
         return int(row[0] or 0)
 
     def counts(self) -> FleetCounts:
-        """Return the weighted counts, rounded to the safe side."""
+        """Return the weighted counts of audits by rate and confidence, rounded to the safe side.
+
+        Those that differ are rounded up, the others down.
+        """
         counts = FleetCounts()
         counts.alarms, counts.begun = self._begun, self._since
         rows = self._db.execute(
@@ -138,7 +141,10 @@ class FleetAudits:
         return (step + 1) / _LIMITS
 
     def worst(self, index: int) -> list[Device]:
-        """Return the devices that lose most for certain at a threshold, by the lower end of the interval of their loss."""
+        """Return the five devices that lose most for certain at a threshold, by the lower end of the interval of their loss.
+
+        Only the 10,000 with the most differing answers are compared.
+        """
         rows = self._db.execute(
             """SELECT device, sum(audited)::BIGINT, coalesce(sum(differ) FILTER (index >= ?), 0)::BIGINT FROM fleet_audits
             GROUP BY device ORDER BY 3 DESC, 2, 1 LIMIT 10000""",

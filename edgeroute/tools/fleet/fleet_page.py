@@ -109,7 +109,7 @@ def notes(report: FleetReport) -> list[str]:
 
 
 def page(report: FleetReport) -> str:
-    """Return the report as one self-contained HTML file."""
+    """Return the report as one self-contained HTML file; without matplotlib it says that its figures are not drawn."""
     total, forecast = report.total, report.forecast
     short, long = money_in_words(forecast)
     kind = {"within": "held", "over": "broken", "spent": "broken"}.get(forecast.verdict, "open")
@@ -163,7 +163,7 @@ def _figure(svg: str | None, title: str, caption: str) -> str:
 
 
 def _worst(report: FleetReport) -> str:
-    """Return the section of devices that are unlike the others."""
+    """Return the section of devices that are unlike the others, with how they are compared; also if there are none."""
     title = "Devices unlike the others"
     counts = [f"{MEASURES[name]}: {words.count_text(n, 'device')}" for name, n in report.worse.items() if n]
     text = (
@@ -222,7 +222,7 @@ def _dates(axes: Any) -> None:
 
 
 def _shares(report: FleetReport) -> str | None:
-    """Draw deferred and degraded requests over the days; None without requests."""
+    """Draw deferred and degraded requests over the days, and return the SVG; None without requests. Raises RuntimeMissing."""
     days = [day for day in report.days if day.requests]
     if not days:
         return None
@@ -238,7 +238,7 @@ def _shares(report: FleetReport) -> str | None:
 
 
 def _money(report: FleetReport) -> str | None:
-    """Draw the month's spending so far, and its expected end; None if nothing was spent and there is no budget."""
+    """Draw the month's spending so far, its expected end and the budget, and return the SVG; None if there are neither."""
     forecast = report.forecast
     if not forecast.spent and not forecast.budget:
         return None
@@ -263,7 +263,7 @@ def _money(report: FleetReport) -> str | None:
 
 
 def _latency(total: Sums) -> str | None:
-    """Draw the share of answers in each latency bucket; None without answers."""
+    """Draw the share of answers in each latency bucket, and return the SVG; None without answers."""
     answered = sum(total.latencies)
     if not answered:
         return None
@@ -277,7 +277,7 @@ def _latency(total: Sums) -> str | None:
 
 
 def _spread(report: FleetReport) -> str | None:
-    """Draw the number of devices by their deferral; None without devices that have enough requests."""
+    """Draw the number of devices by their deferral, and return the SVG; None without devices that have enough requests."""
     if not any(report.spread):
         return None
     figure, axes = frame()

@@ -145,7 +145,7 @@ def quantile(latencies: Sequence[int], q: float) -> tuple[float, float | None] |
 
 
 def report(store: Any, budget: float | None = None, days: int | None = None) -> FleetReport | None:
-    """Return the report of a store; None if the store is empty. Reads each table twice.
+    """Return the report of a store; None if the store is empty. Reads each table several times, and makes temporary tables.
 
     Args:
         store: connection of `open_store`.
@@ -221,7 +221,7 @@ def _of_row(row: Sequence[Any]) -> Sums:
 
 
 def _weeks(store: Any, days: Sequence[Sums]) -> list[Sums]:
-    """Return the sums of each week, which begins on Monday, in order."""
+    """Return the sums of each week, which begins on Monday, in order; the number of devices is read from the store."""
     devices = store.execute("SELECT date_trunc('week', day)::DATE, count(DISTINCT device) FROM digests GROUP BY ALL").fetchall()
     weeks: dict[str, list[Sums]] = {}
     for day in days:
@@ -256,8 +256,9 @@ def _incomplete(devices: Mapping[date, int]) -> list[str]:
 def _outliers(store: Any, since: date, total: Sums) -> tuple[list[Outlier], dict[str, int], int]:
     """Return the worst devices of each measure with a higher share than is usual, how many there are, and how many were compared.
 
-    A device is listed if the lower end of its interval is above `Outlier.usual`. Requests of a day resemble each other, so the
-    interval is also computed from the device's days (a ratio of sums, by the variance between days); the wider one counts.
+    At most `WORST` a measure, of the `CANDIDATES` with the highest lower ends. A device is listed if the lower end of its
+    interval is above `Outlier.usual`. The interval is computed by requests, and by the device's days, since requests of a day
+    resemble each other; the wider one counts. Makes a temporary table.
     """
     worst: list[Outlier] = []
     worse = {}
@@ -383,7 +384,7 @@ def forecast(usd: Mapping[date, float], incomplete: Sequence[str], last: date, b
 
 
 def _verdict(spent: float, low: float | None, high: float | None, budget: float | None) -> str:
-    """Return how the spending compares with the budget."""
+    """Return how the spending compares with the budget: spent, over, within, open, or unknown (see `Forecast.verdict`)."""
     if budget is None:
         return "unknown"
     if spent > budget:

@@ -66,7 +66,7 @@ class Condition(NamedTuple):
 
 
 def parse_halt(text: str) -> tuple[Condition, ...]:
-    """Return the conditions of a text such as `degraded>2%, cost>+20%, alarm`.
+    """Return the conditions of a text such as `degraded>2%, cost>+20%, alarm`; none for an empty text.
 
     Raises:
         BadInput: it is not one.
@@ -162,9 +162,10 @@ _SUMS = (
 def decide_by_tables(
     connection: Any, data: Mapping[str, Any], since: date | None = None, *, alarmed: Collection[str] = ()
 ) -> Decision:
-    """Return the decision about a policy's candidate, by the tables of digests since its ring began.
+    """Return the decision about a policy's candidate, by the tables of digests since its ring began. Changes nothing.
 
-    Rows of before a device's switch, by the contents of their policy, count for neither side.
+    Waits if it is for all devices or frozen, or no digest is there. Rows of before a device's switch, by the contents of their
+    policy, count for neither side. The week before is each device's own reference.
 
     Args:
         connection: tables of digests, as of `digest_tables.open_store`.
@@ -227,7 +228,10 @@ class _Test(NamedTuple):
 
 
 def _test(condition: Condition, sums: Sums) -> _Test:
-    """Compare a ring with a limit, and with the rest of the fleet in the blocks that both have."""
+    """Compare a ring with a limit, and with the rest of the fleet in the blocks of hours that both have.
+
+    A device that is far above the others is cut. Without a common block the ring counts as worse than the rest.
+    """
     share = condition.amount in SHARES
     n, x, ring = *_capped(sums, condition.amount, share=share), sums.ring
     requests = n[ring].sum()
@@ -278,7 +282,10 @@ def _chernoff(rate: float, limit: float, devices: float) -> float:
 
 
 def _capped(sums: Sums, amount: str, *, share: bool) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return requests and amounts in which no device counts for much more than others: one that lies cannot decide."""
+    """Return requests and amounts in which no device counts for much more than others: one that lies cannot decide.
+
+    Requests are cut at `HEAVIEST` times the median device's, amounts at three times the rate of the dearest tenth of its side.
+    """
     totals = sums.requests.sum(1)
     factors = np.minimum(1.0, HEAVIEST * np.median(totals[totals > 0]) / np.maximum(totals, 1e-12))[:, None]
     n, x = sums.requests * factors, sums.amounts[amount] * factors
@@ -333,7 +340,7 @@ def _student(z: float, devices: float) -> float:
 
 @contextmanager
 def publishing(keys: Path) -> Iterator[None]:
-    """Hold the lock of a publisher within the block. Raises StoreError if another process has it."""
+    """Hold the lock of a publisher within the block, waiting up to 10 s. Raises StoreError if another process has it."""
     lock = ProcessLock(keys / "publish.lock")
     if not lock.take(10.0):
         raise StoreError(f"{keys / 'publish.lock'}: another process publishes: try again later")
@@ -349,7 +356,7 @@ def target(name: str) -> str:
 
 
 def published(catalog: Path, name: str) -> dict[str, Any]:
-    """Return a policy's signed file.
+    """Return a policy's signed file from the catalog's folder, with its versions checked, the oldest first.
 
     Raises:
         CatalogError: there is none, or it cannot be read.
@@ -375,9 +382,10 @@ def publish(
     freeze: bool | None = None,
     days: float = LISTS_DAYS,
 ) -> dict[str, Any]:
-    """Sign a new version of a policy for the first ring, or orders alone, and return the signed file's data.
+    """Sign a new version of a policy for the first ring, or orders alone, into the catalog; return the signed file's data.
 
-    A candidate under way is replaced. The section `[local]`, `[fleet]` and `state` of the policy are not published.
+    Holds the publisher's lock. A candidate under way is replaced. The sections `[local]`, `[fleet]` and `state` of the policy are
+    not published.
 
     Args:
         catalog: folder of the catalog.
@@ -413,7 +421,10 @@ def publish(
 
 
 def _with_version(data: Mapping[str, Any], policy: Mapping[str, Any], share: float, requires: str) -> dict[str, Any]:
-    """Return a signed file's data with a new version, after the last that all devices have. A new rollout draws other devices."""
+    """Return a copy of a signed file's data with a new version as candidate, after the last that all devices have.
+
+    A new rollout draws a new salt, and so other devices; one that replaces a candidate keeps its devices.
+    """
     versions, number = data["versions"], max((v["version"] for v in data["versions"]), default=0) + 1
     complete = [v for v in versions if v["share"] == 1][-1:]
     under_way = bool(versions) and versions[-1]["share"] < 1
@@ -423,7 +434,7 @@ def _with_version(data: Mapping[str, Any], policy: Mapping[str, Any], share: flo
 
 
 def _sign(catalog: Path, data: Mapping[str, Any], keys: Path, days: float) -> dict[str, Any]:
-    """Sign a policy's file and return its data."""
+    """Sign a policy's file, write it into the catalog, and return its data with the format."""
     whole = {"format": FORMAT, **data}
     sign_files(catalog, {target(whole["name"]): json.dumps(whole).encode()}, keys=keys, days=days)
     return whole
@@ -435,7 +446,7 @@ _AWAY = "https://local.invalid/v2/models/local"  # address in place of one that 
 
 
 def publishable(path: Path) -> dict[str, Any]:
-    """Check a policy file as a device would load it, and return its data without the keys that are a device's own.
+    """Check a policy file as a device would load it, in a temporary folder, and return its data without a device's own keys.
 
     Models and endpoints may be missing, as those of each device.
 
@@ -473,10 +484,11 @@ def _literal_headers(data: Any) -> Iterator[str]:
 def promote(
     catalog: Path, name: str, decision: Decision, *, keys: Path, days: float = LISTS_DAYS, version: int | None = None
 ) -> dict[str, Any]:
-    """Carry out a decision about the candidate of a policy, and return the signed file's data.
+    """Carry out a decision about the candidate of a policy, sign it into the catalog, and return the signed file's data.
 
-    go_on: the next ring gets it. halt: no further device does. roll_back: all get the contents before, as a new version.
-    `version` is the one that the decision is about; None: the last.
+    go_on: the next ring gets it, after a halt too. halt: no further device does. roll_back: all get the contents before, as a new
+    version. A `wait` is not passed here. Holds the publisher's lock. `version` is the one that the decision is about; None: the
+    last.
 
     Raises:
         BadInput: there is no candidate, no version before, or another version was published meanwhile.

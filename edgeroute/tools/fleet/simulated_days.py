@@ -92,7 +92,10 @@ class Devices:
         self._rngs = [np.random.Generator(np.random.SFC64([fleet.seed, i])) for i in range(len(self._parts))]
 
     def days(self) -> Iterator[tuple[int, Counts, Counts, Bools]]:
-        """Draw day after day, one ahead, in threads: the day, audits and those that differ, int32 [devices], and who reports."""
+        """Yield day after day, drawn one ahead in threads: day, audits and those that differ, int32 [devices], and who reports.
+
+        Once only: the devices' state goes on.
+        """
         with ThreadPoolExecutor(len(self._parts)) as threads:
             ahead = [threads.submit(self._draw, i, 0) for i in range(len(self._parts))]
             for day in range(self.fleet.days):
@@ -103,7 +106,10 @@ class Devices:
                 yield day, audited, differ, online
 
     def _draw(self, part: int, day: int) -> tuple[Counts, Counts, Bools]:
-        """Draw the counts of one part of the devices on that day; changes who is offline."""
+        """Draw the counts of one part of the devices on that day, by events of the fleet; changes who is offline.
+
+        From their days on, some devices' disagreement rises, and liars report false counts.
+        """
         rng, devices, fleet = self._rngs[part], self._parts[part], self.fleet
         offline = self._offline[devices]
         change = rng.random(len(offline), np.float32)
@@ -197,7 +203,10 @@ class Days(NamedTuple):
 
 
 def _bet(test: PooledDrift, audited: Counts, differ: Counts, rate: float, period: int, stake: float = 1 / 365) -> bool:
-    """Bet on the counts of a period, those of devices that report the same at once; return True after an alarm."""
+    """Bet on the counts of a period, which changes the test; return True after an alarm.
+
+    Devices that report the same are one bet with their number.
+    """
     step = int(differ.max()) + 1
     pairs = np.bincount(audited * step + differ)
     there = np.flatnonzero(pairs)
@@ -213,7 +222,12 @@ def _reference(sample: list[tuple[Counts, Counts]], rates: Floats) -> float:
 
 
 def simulate(fleet: Fleet, progress: Callable[[int], object] = lambda _day: None) -> Days:
-    """Simulate the days of a fleet; `progress` is called after each."""
+    """Simulate the days of a fleet: its alarms, rollouts of a good and a bad policy, and suspects.
+
+    `progress` is called after each day.
+
+    The first `REFERENCE` days give the usual rates, and no call of `progress`. Deterministic by the fleet's seed.
+    """
     world, begins = Devices(fleet), fleet.begins
     sums, numbers = np.zeros(CELLS), np.zeros(CELLS)
     sample: list[tuple[Counts, Counts]] = []
@@ -273,7 +287,10 @@ def _level(rng: np.random.Generator, expected: Floats, rate: Floats, periods: in
 
 
 def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, liars: float = 0.0, most: int = 400) -> list[float]:
-    """Return the hours from a doubled disagreement of all devices to the fleet's alarm, infinite if later than `most` periods."""
+    """Simulate `runs` fleets, and return the hours from a doubled disagreement of all devices to each one's alarm.
+
+    Infinite if later than `most` periods of `hours`.
+    """
     times = []
     for run in range(runs):
         rng = np.random.Generator(np.random.SFC64([fleet.seed, devices, hours, run]))
@@ -294,7 +311,10 @@ def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, li
 
 
 def times_alone(fleet: Fleet, runs: int) -> list[float]:
-    """Return the hours from a doubled disagreement to the alarm of one device's own test of its audits."""
+    """Simulate single devices; return the hours from a doubled disagreement to the alarm of each one's own test of its audits.
+
+    Never ends for a device that has no alarm.
+    """
     rng = np.random.default_rng([fleet.seed, 1])
     times = []
     for _ in range(runs):
@@ -310,7 +330,10 @@ def times_alone(fleet: Fleet, runs: int) -> list[float]:
 
 
 def false_alarms(fleet: Fleet, fleets: int = 200, devices: int = 100) -> int:
-    """Return how many of so many small fleets have an alarm in their days, in which none drifts. Liars lie, as in `fleet`."""
+    """Simulate the days of so many small fleets in which no device drifts, and return how many have an alarm.
+
+    Liars lie, as in `fleet`.
+    """
     world = Devices(fleet._replace(devices=fleets * devices, drift=0.0))
     tests: list[PooledDrift] = []
     rates, sums, numbers = np.ones((fleets, CELLS)), np.zeros((fleets, CELLS)), np.zeros((fleets, CELLS))
@@ -342,9 +365,9 @@ LEVELS: Final = 20
 
 
 def broken_certificates(fleet: Fleet, fleets: int = 1_000, devices: int = 100) -> tuple[int, int]:
-    """Return how many of the certificates of so many fleets are broken, and how many there are.
+    """Simulate audits of so many fleets; return how many of the certificates they give are broken, and how many there are.
 
-    Each fleet's audits are looked at after 7, 14 and 28 days. A certificate is broken if it is ever for a threshold at which the
+    Each fleet's audits are looked at after 7, 14 and 28 days. A certificate is broken if its last threshold is one at which the
     loss over the fleet's requests is higher than its limit.
     """
     rng = np.random.default_rng([fleet.seed, 2])
