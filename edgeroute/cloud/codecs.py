@@ -70,10 +70,12 @@ class PictureCodec:
         self._fast = kind == "jpeg" and find_spec("simplejpeg") is not None
 
     def encode(self, x: Array) -> Coded:
-        """Return the file of a picture, uint8 [height, width(, channels)].
+        """Return the file of a picture, uint8 [height, width] or [height, width, 1, 3 or 4], with its media type.
+
+        JPEG is written by simplejpeg if that is installed, all else by Pillow.
 
         Raises:
-            BadInput: the array is no such picture, or the format cannot hold it.
+            BadInput: the array is no such picture, or the format cannot hold it, as JPEG cannot a fourth channel.
         """
         x = np.ascontiguousarray(x)
         channels = x.shape[2] if x.ndim == 3 else 0  # noqa: PLR2004 - height, width, channels
@@ -130,7 +132,10 @@ class Uint8Codec:
         self._parameters = {"scale": self.scale, "offset": self.offset}
 
     def encode(self, x: Array) -> Coded:
-        """Return numbers as the nearest bytes; raise BadInput if one is out of range."""
+        """Return numbers as the nearest bytes, with scale and offset for decoding.
+
+        Raise BadInput if one is NaN, or outside what bytes can hold.
+        """
         with np.errstate(all="ignore"):
             steps = np.rint((x.astype(np.float64) - self.offset) / self.scale)
         if not ((steps >= 0) & (steps <= 255)).all():  # noqa: PLR2004 - of a byte; false for NaN too
@@ -145,7 +150,7 @@ class Fp16Codec:
     name, pictures = "fp16", False
 
     def encode(self, x: Array) -> Coded:
-        """Return floats as float16; raise BadInput if one is too large or not finite."""
+        """Return floats as float16; raise BadInput for other types, or if one is too large or not finite."""
         if x.dtype.kind != "f":
             raise BadInput(f'codec "fp16" takes floats, and the input is {x.dtype}: leave it out')
         with np.errstate(all="ignore"):
@@ -175,7 +180,10 @@ class ZstdCodec:
         check_zstd()
 
     def encode(self, x: Array) -> Coded:
-        """Return the bytes of a row, little-endian, compressed. Raise BadInput for another dtype than numbers."""
+        """Return the bytes of a row, little-endian, compressed; its media type has its datatype and shape.
+
+        Raise BadInput for another dtype than the protocol's numbers and booleans.
+        """
         if x.dtype.name not in NAMES:
             raise BadInput(f'codec "zstd" takes numbers, and the input is {x.dtype}: leave it out')
         raw = np.ascontiguousarray(x, x.dtype.newbyteorder("<")).tobytes()
@@ -207,7 +215,10 @@ class FlacCodec:
         check_sound()
 
     def encode(self, x: Array) -> Coded:
-        """Return the FLAC file of samples; raise BadInput if they do not fit."""
+        """Return samples as a FLAC file of 16 bits; floats are scaled to int16.
+
+        Raise BadInput unless they are int16, or floats from -1 to 1, [samples] or [samples, up to 8 channels], and not empty.
+        """
         fits = x.dtype == np.int16 or x.dtype.kind == "f"
         if not fits or x.ndim not in (1, 2) or x.size == 0 or (x.ndim == 2 and x.shape[1] > 8):  # noqa: PLR2004 - the format's
             raise BadInput(
@@ -236,7 +247,7 @@ def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:
     A `Codec` is returned itself; the number after the colon is its first option.
 
     Raises:
-        PolicyError: there is no such codec, or it has no such option.
+        PolicyError: there is no such codec, or an option is unknown, invalid, or missing.
         RuntimeMissing: a package that it needs is not installed.
     """
     if not isinstance(given, str | Mapping):

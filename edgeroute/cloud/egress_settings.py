@@ -81,9 +81,10 @@ class Egress:
         self.asks = consent is not None or self.redact is not None
 
     def class_of(self, x: Any, named: str | None, never: Collection[str] = ()) -> str | None:
-        """Return the data class of an input, by the function and by the class that the call names: the stricter.
+        """Return the data class of an input: the stricter of the call's own and the one that the function `data_class` gives.
 
-        `named` without a function, or if `named` is invalid. A failure of the function is logged. May block.
+        Without a function, or if `named` is no text, it is `named`. If the function fails, which is logged, or gives no name, and
+        within its own calls, it is UNCLASSIFIED, which never leaves. May block, as it calls the application's function.
 
         Args:
             x: the input.
@@ -104,12 +105,13 @@ class Egress:
         return max(classes[named is None :], key=lambda c: (isinstance(permit(self.rules, c), Denied), c in never))
 
     def prepare_inputs(self, inputs: list[Any], permit: Permit, where: str) -> tuple[list[Any], list[Any] | None]:
-        """Return the inputs to send: copied and redacted, after consent; and what puts masked data back into each answer.
+        """Ask for consent, and return the inputs to send, and what puts masked data back into each answer; None without a mask.
 
-        Without redaction the inputs are returned themselves, not copied. None without a mask.
+        Redaction gets copies of the inputs; without redaction or mask the inputs are returned themselves, not copied. May block,
+        as it calls functions of the application.
 
         Raises:
-            Held: consent was not given, or the redaction failed: nothing is sent.
+            Held: consent was not given, or a function failed: nothing is sent.
         """
         if self.consent is not None:
             try:

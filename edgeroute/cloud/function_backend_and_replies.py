@@ -50,7 +50,13 @@ class ReplyReader(Reader):
     served: Callable[[], tuple[tuple[Any, ...] | None, str | None]] | None = None
 
     def read_many(self, outputs: Any, count: int) -> list[Prediction]:
-        """Return the predictions in the outputs of `count` inputs; raise BadReply. Takes over the server's labels and kind."""
+        """Return the predictions in the outputs of `count` inputs.
+
+        First takes over the server's labels and kind of outputs, once these are known, where none were given.
+
+        Raises:
+            BadReply: there is another number of outputs, or one cannot be an answer.
+        """
         if self.served is not None and (self.labels is None or self.kind is None):
             labels, kind = self.served()
             if self.labels is None and labels is not None:
@@ -240,7 +246,10 @@ class BatchCollector:
 
 
 def _of_the_input(error: BaseException) -> bool:
-    """Return True if an error is about its input, so that another input may succeed. False for errors of the system."""
+    """Return True if an error is about its input or that input's reply, so that another input may succeed.
+
+    False if the endpoint, a limit or the system is at fault, as for each OSError.
+    """
     if isinstance(error, OSError):
         return False
     failure = Failure.of(error)
@@ -293,9 +302,10 @@ class FunctionBackend(AbandonedRuns):
         return inputs
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
-        """Call the function for each input, and return the predictions; it cannot be stopped.
+        """Call the function for each input in turn, and return the predictions; blocks, and cannot be stopped.
 
-        A row's error takes its place, if it is about the input.
+        Each call is an attempt of its own in the exchange. In place of a prediction there may be the exception of its input (see
+        `BatchCollector`); an only input's exception is raised.
         """
         rows = BatchCollector(exchange, self.guard, inputs, until)
         for (x,) in rows:
@@ -304,7 +314,11 @@ class FunctionBackend(AbandonedRuns):
         return rows.found
 
     def _call(self, x: Any, until: float, exchange: Exchange) -> Any:
-        """Return the function's result for one input, as one accounted attempt. Exceptions are accounted for, and raised."""
+        """Return the function's result for one input, as an attempt that the exchange books before and settles after it.
+
+        The pieces of a generator are joined. Raises what the function raises, Held if a limit forbids it, or BadReply for a
+        coroutine.
+        """
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
@@ -325,9 +339,10 @@ class FunctionBackend(AbandonedRuns):
         return result
 
     def _answer(self, result: Any) -> Any:
-        """Return a function's result for the reader: a tuple, list or array unchanged, a bare value as (value, None).
+        """Return a function's result in the form that the reader takes.
 
-        With a kind other than "answers" a bare value is unchanged too.
+        A pipeline's `{"label": ..., "score": ...}`, or the best of a list of them, becomes (label, score). Tuples, lists and
+        arrays stay, and with a kind other than "answers" all else does; a bare value becomes (value, None).
         """
         result = best_label(result)
         as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
@@ -335,7 +350,10 @@ class FunctionBackend(AbandonedRuns):
         return result if as_it_is else (result, None)
 
     async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
-        """Call the coroutine function for each input, and return the predictions."""
+        """Await the coroutine function for each input in turn, and return the predictions.
+
+        An async generator's pieces are joined. Each call is an attempt of its own; see `run` for exceptions.
+        """
         rows = BatchCollector(exchange, self.guard, inputs, until)
         for (x,) in rows:
             with rows:
@@ -344,7 +362,10 @@ class FunctionBackend(AbandonedRuns):
         return rows.found
 
     async def stream_async(self, x: Any, until: float, exchange: Exchange, show: Callable[[Any], object]) -> Prediction:
-        """Call `show` with each piece of the function's answer, and return the prediction."""
+        """Call `show` with each piece of the function's answer as it comes, and return the prediction of the joined pieces.
+
+        They have no confidence. A coroutine function's answer is one piece. Raises BadReply, or what the function raises.
+        """
         pieces: list[Any] = []
         async for piece in self._pieces_async(x, until, exchange):
             pieces.append(piece)
@@ -352,9 +373,9 @@ class FunctionBackend(AbandonedRuns):
         return self.reader.read_many([(join_pieces(pieces), None)], 1)[0]
 
     async def _pieces_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
-        """Yield the pieces of an asynchronous generator function, or the answer of another one, as one accounted attempt.
+        """Yield the pieces of an async generator function, or the result of a coroutine function, as an attempt of the exchange.
 
-        A cancelled attempt is not accounted for here.
+        It is booked before, and settled after it; after a cancellation the exchange's end settles it.
         """
         exchange.next_call()
         exchange.before_attempt(0, until)
@@ -371,9 +392,10 @@ class FunctionBackend(AbandonedRuns):
         exchange.after_attempt(0)
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
-        """Yield the pieces of a generator function, or the answer of another one, and return the prediction.
+        """Yield the pieces of a generator function, or the answer of another one as one piece, and return the prediction; blocks.
 
-        A caller that leaves early, after a stop request, counts as no failure.
+        It is an attempt that the exchange books before and settles after it. A caller that leaves early, after a stop request,
+        counts as no failure: the exchange's end settles the attempt.
         """
         exchange.before_attempt(0, until)
         try:

@@ -51,7 +51,9 @@ def _short(numbers: Any) -> Any:
 
 
 def _room(value: Any, left: int, deep: int) -> int:
-    """Return the bytes left after a value's approximate size; below 0: it is too long or deep, or of a type without JSON.
+    """Return the bytes left after a value's approximate size as JSON, without converting it.
+
+    Below 0: it is too long or too deep, or has a part of a type without JSON.
 
     Args:
         value: the value.
@@ -80,7 +82,10 @@ def _room(value: Any, left: int, deep: int) -> int:
 
 
 def split_answers(inputs: Sequence[Any]) -> tuple[list[Any], list[Mapping[str, Any] | None] | None]:
-    """Return the inputs without the edge's answers, and these answers; None: there are none. The inputs as a new list."""
+    """Return the inputs without the edge's answers, as a new list, and the edge's answer to each (None: it has none).
+
+    None in place of the answers: no input has one.
+    """
     if not inputs or type(inputs[0]) is not Escalated:
         return list(inputs), None
     edges = [escalated.edge for escalated in inputs]
@@ -135,9 +140,11 @@ class Ladder:
         return self.floor.encode(x)
 
     def choose_rung(self, rows: Sequence[Array], choose: Choose, grows: float = 1.0) -> tuple[str, list[Coded]]:
-        """Return the name of the chosen rung, and the inputs encoded by it; updates the predicted sizes.
+        """Encode inputs by the rung that `choose` picks, and return the rung's name and the encodings.
 
-        Rungs are chosen by the sizes predicted from earlier inputs, and again once the size is known.
+        Updates the predicted sizes. Rungs are picked by the sizes predicted from earlier inputs, and again once the size is
+        known, until the pick stays. A rung that cannot encode an input, or whose size is unknown, counts as not available; the
+        floor always is.
 
         Args:
             rows: the inputs as the rungs take them.
@@ -182,10 +189,8 @@ class Ladder:
 def payload_of(given: str | Mapping[str, Any] | Codec | Sequence[Any]) -> Codec:
     """Return the codec for a name, table or codec; a ladder for a list of them.
 
-    Raises PolicyError for a list of less than two.
-
     Raises:
-        PolicyError, RuntimeMissing: as by `codec_of` and `Ladder`.
+        PolicyError, RuntimeMissing: as by `codec_of` and `Ladder`, which takes two codecs or more.
     """
     if not isinstance(given, list | tuple):
         return codec_of(given)  # type: ignore[arg-type]  # what else it is, is refused there
@@ -214,7 +219,10 @@ def tensor_parameters(feed: dict[str, Array], name: str) -> tuple[dict[str, Any]
 
 
 def zeros_of(feed: Feed, constants: set[str], codec: Codec | None) -> Feed:
-    """Return the same request without the caller's data, for one input: zeros, or files of zeros."""
+    """Return the tensors of the same request for one input without the caller's data: zeros, empty texts, or the file of zeros.
+
+    Constants of the card stay. The codec's errors are raised.
+    """
     zeros = Feed()
     zeros.coded = feed.coded
     for name, array in feed.items():
@@ -259,17 +267,18 @@ def encode(feed: Feed, codec: Codec, rows: list[Any], spec: TensorSpec, prepare:
 def encode_inputs(
     codec: Codec, rows: list[Any], spec: TensorSpec, prepare: Preprocess | None, choose: Choose | None = None, grows: float = 1.0
 ) -> list[Packed]:
-    """Return the inputs, each encoded; inputs that are encoded already are returned unchanged.
-
-    The other arguments, and the errors, are those of `encode`. Raises BadInput with the tensor's name.
+    """Return the inputs, each preprocessed and encoded, as `Packed`; the same list if all are encoded already.
 
     Args:
         codec: encodes each input.
         rows: the caller's inputs, without the batch axis.
         spec: specification of the model's tensor.
         prepare: the card's preprocessing; None: none.
-        choose: selects a rung of a ladder, as for `Ladder.chosen`; None: the floor.
-        grows: as for `Ladder.chosen`.
+        choose: selects a rung of a ladder, as for `Ladder.choose_rung`; None: the floor.
+        grows: as for `Ladder.choose_rung`.
+
+    Raises:
+        BadInput: one cannot be encoded, or is no picture for a codec of pictures. The message has the tensor's name.
     """
     if rows and all(isinstance(x, Packed) for x in rows):
         return rows
@@ -299,7 +308,10 @@ def _files(codes: list[Coded]) -> Array:
 
 
 def _pictures(codec: Codec, spec: TensorSpec, prepare: Preprocess | None) -> tuple[Picture | None, str]:
-    """Return the picture type to which inputs are fitted, and the layout of arrays; None for the type: pictures keep their size.
+    """Return the picture type to which inputs are fitted, and the layout of arrays, HWC or CHW.
+
+    It is that of the card's preprocessing, else follows from the model's input. None for the type: pictures keep their size, as
+    the model takes files.
 
     Raises:
         BadInput: the model's input is no picture.
@@ -323,9 +335,10 @@ def _pictures(codec: Codec, spec: TensorSpec, prepare: Preprocess | None) -> tup
 
 
 def _picture(fit: tuple[Picture | None, str], x: Any) -> Array:
-    """Return an input as a picture, uint8 [height, width(, channels)], of the size that the model reads.
+    """Return an input as a picture, uint8 [height, width(, channels)], resized to what the model reads. Files are decoded.
 
-    Raise BadInput if it is none.
+    Arrays in CHW layout are transposed, and axes of size 1 for batch or grey are dropped. Raise BadInput if it is no picture, or
+    has other channels.
     """
     picture, layout = fit
     if picture is not None and isinstance(x, np.ndarray):

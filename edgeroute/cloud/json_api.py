@@ -95,11 +95,11 @@ class PlainJson(OneByOne):
         return "" if self.body.identity in _DEFAULTS else self.body.identity
 
     def ping(self) -> Talk:
-        """Yield a call that checks that the server is there: of `ping_path`, or OPTIONS.
+        """Yield a call that checks that the server is there: a GET of `ping_path`, or else OPTIONS, to which most replies pass.
 
         Raises:
             Unreachable: no reply came.
-            Refused: the server, or a proxy before it, failed.
+            Refused: the GET's status is no 2xx, or that of OPTIONS 500, 502, 503 or 504.
         """
         if self.ping_path is not None:
             yield Call("GET", self.ping_path)
@@ -117,8 +117,10 @@ class PlainJson(OneByOne):
     def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
         """Return the answer in a reply, as the only item of a list: (value, confidence), or logits [classes].
 
+        The confidence is None if its path is not configured or not in the reply.
+
         Raises:
-            BadReply: a path is missing, or a value has the wrong type.
+            BadReply: the body is no JSON, a path is missing, or a value has the wrong type.
         """
         document = loads(reply.body, self.where)
         if self.logits is not None:
@@ -129,9 +131,9 @@ class PlainJson(OneByOne):
         return [(self._pick(document, self.value), sure)]
 
     def _call(self, x: Any) -> Call:
-        """Return the call for one input, with the edge's answer if `send_edge`; raise BadInput.
+        """Return the POST for one input: its body by the template, or the JSON of what the application's `encode=` returns.
 
-        Without `encode=` or a body the input's JSON, or that of `{"input": ...}`. The error has the endpoint's address.
+        With `send_edge` both get the edge's answer, too. Raise BadInput, with the endpoint's address, if the body cannot be made.
         """
         edge = None
         if self.send_edge and type(x) is Escalated:
@@ -166,7 +168,10 @@ class PlainJson(OneByOne):
         return array
 
     def _pick(self, document: Any, path: str, *, optional: bool = False) -> Any:
-        """Return the value at a path; None if `optional` and missing; raise BadReply. A list takes an index."""
+        """Return the value at a path of keys and indices separated by dots; None if it is missing and `optional`.
+
+        Raise BadReply if it is missing; the message quotes nothing of the reply.
+        """
         level = document
         for key in path.split("."):
             inner: Any = _MISSING

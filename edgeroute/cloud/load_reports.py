@@ -33,7 +33,10 @@ def report_in(headers: Mapping[str, str]) -> Report | None:
 
 @lru_cache(256)  # a server's numbers have few digits, and to read them takes as long as to send a small request
 def _report(text: str) -> Report | None:
-    """Return the report in a header's text; None: it has no metric of load. Cached."""
+    """Return the load report in a header's text: the first utilisation of `_USED` above 0, and the queue's wait in seconds.
+
+    None: it has no metric of load. Cached.
+    """
     metrics = _metrics(text.strip())
     used = next((value for name in _USED if (value := metrics.get(name, 0.0)) > 0), 0.0)
     queue_s = metrics.get("queue_s", 0.0)
@@ -43,7 +46,10 @@ def _report(text: str) -> Report | None:
 
 
 def _metrics(text: str) -> dict[str, float]:
-    """Return the plausible metrics by name, those of `named_metrics` without that word."""
+    """Return the metrics of a header, in the form TEXT or JSON, by name; those of `named_metrics` without that word.
+
+    Values that are no number from 0 to `LARGEST`, and all after the first `MOST`, are left out.
+    """
     form, _, rest = text.partition(" ")
     if form.upper() == "JSON" or text.startswith("{"):
         raw_metrics = _flat(rest if form.upper() == "JSON" else text)
@@ -59,7 +65,7 @@ def _metrics(text: str) -> dict[str, float]:
 
 
 def _flat(text: str) -> dict[str, Any]:
-    """Return the metrics of JSON, with those under `named_metrics` at the top; {} if it is invalid."""
+    """Return the values of a JSON object by name, those of `named_metrics` among them, unchecked; {} if it is no JSON object."""
     try:
         document = json_loads(text.encode("utf-8", "replace"))
     except (ValueError, RecursionError):

@@ -67,11 +67,16 @@ _ALIKE: Final = dict(zip("АВЕКМНОРСТХаеорсхіΑΒΕΗΙΚΜΝΟ
 
 
 def _matches(pattern: re.Pattern[str], kind: str, text: str) -> Iterator[Span]:
+    """Yield the spans (start, end, kind) of a pattern's matches in a text."""
     for match in pattern.finditer(text):
         yield (*match.span(), kind)
 
 
 def _card(text: str) -> Iterator[Span]:
+    """Yield the spans of card numbers: 13 to 19 digits, perhaps in groups, of which the last is the check digit (Luhn).
+
+    Each length that has a valid check digit is yielded, so that spans may overlap.
+    """
     for number in CARD.finditer(text):
         start, digits = number.start(), number[0]
         for part in WORD.finditer(text, number.end(), number.end(1)):
@@ -82,6 +87,7 @@ def _card(text: str) -> Iterator[Span]:
 
 
 def _iban(text: str) -> Iterator[Span]:
+    """Yield the spans of IBANs, with or without groups: of the length of their country, and with valid check digits."""
     for head in IBAN.finditer(text):
         length = LENGTHS[head[1].upper()]
         rest = re.compile(rf"(?:[ \-]?[A-Za-z0-9]){{{length - 4}}}").match(text, head.end())
@@ -91,12 +97,17 @@ def _iban(text: str) -> Iterator[Span]:
 
 
 def _national_phone(matcher: Any, region: str, text: str) -> Iterator[Span]:
+    """Yield the spans of a region's phone numbers, each found by the library's matcher in a run of digits."""
     for digits in NUMBERS.finditer(text):  # the library's own search of a whole text takes 4 ms a KB
         for number in matcher(digits[0], region):
             yield digits.start() + number.start, digits.start() + number.end, "PHONE"
 
 
 def _identity_number(valid: Callable[[str], bool], text: str) -> Iterator[Span]:
+    """Yield the spans of identity numbers: up to five words with digits, at most `MOST_LETTERS` characters, that `valid` accepts.
+
+    Each number of words that is valid is yielded, so that spans may overlap.
+    """
     for words in WORDS.finditer(text):
         for word in WORD.finditer(text, words.start(), words.end(1)):
             part = text[words.start() : word.end()]
@@ -110,7 +121,14 @@ FINDERS: Final[Mapping[str, Finder]] = {
 
 
 def _named(name: str) -> Finder:
-    """Return the finder of that name. Raises PolicyError, or RuntimeMissing without its library."""
+    """Return the finder of a name: `email`, `phone`, `iban`, `card`, `phone:DE` (a region), `nl.bsn` (country and number).
+
+    Any other name is that of an entry point of `GROUP`, whose package is imported.
+
+    Raises:
+        PolicyError: the name is unknown.
+        RuntimeMissing: its library is not installed.
+    """
     family, dot, number = (name := str(name)).partition(":" if name.startswith("phone:") else ".")
     if family == "phone" and dot:
         library = import_needed("phonenumbers", NEEDS.format(name))
@@ -128,14 +146,17 @@ def _named(name: str) -> Finder:
 
 @lru_cache(maxsize=4096)
 def _plain(c: str) -> str:
-    """Return a character as finders read it: a digit, dash, space or look-alike as ASCII; empty if it is not seen."""
+    """Return a character as finders read it: a digit, dash, space or look-alike as ASCII, others unchanged; cached.
+
+    Empty for characters that are not seen, such as a soft hyphen or a combining accent.
+    """
     kind, same = category(c), _ALIKE.get(c) or normalize("NFKC", c)
     plain = str(decimal(c)) if kind == "Nd" else same if same.isascii() else c
     return {"Cf": "", "Mn": "", "Me": "", "Zs": " ", "Pd": "-"}.get(kind, plain)
 
 
 def _view(text: str) -> tuple[str, list[int] | range]:
-    """Return a text as finders read it, and the place of each of its characters in the text."""
+    """Return a text as finders read it (see `_plain`), and for each of its characters the index in the original text."""
     seen = {} if text.isascii() else {c: plain for c in set(text) if not c.isascii() and (plain := _plain(c)) != c}
     if all(len(plain) == 1 for plain in seen.values()):
         return text.translate({ord(c): plain for c, plain in seen.items()}) if seen else text, range(len(text))
@@ -143,10 +164,13 @@ def _view(text: str) -> tuple[str, list[int] | range]:
 
 
 def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: bool) -> Any:
-    """Return a copy of a value, with `leaf`, of a text and its key, applied to its texts.
+    """Return a copy of a value of texts, numbers, lists, tuples and mappings, with each text replaced by `leaf(text, key)`.
+
+    The key is that of the nearest mapping; empty: none. Keys that are no identifiers are replaced, too. With `strict` a number of
+    `SHORTEST` or more counts as a text, and stays a number if that does not change; without it other values stay as they are.
 
     Raises:
-        TypeError: with `strict`, for a value that is neither a text nor made of texts and numbers.
+        TypeError: with `strict`, for a value of another type, or a message's part of an image, sound or file.
     """
     if isinstance(x, str):
         return leaf(str(x), key)
@@ -179,7 +203,9 @@ class Mask:
         self._functions = [kind for kind in self._kinds if callable(kind)]
 
     def mask(self, x: Any) -> tuple[Any, MaskedData]:
-        """Return a copy of an input with placeholders, and the data that they stand for.
+        """Return a copy of an input with placeholders in place of personal data, and the data that they stand for.
+
+        Data that is divided between two neighbouring texts is found as well. The input is not changed.
 
         Raises:
             TypeError: it has parts that are no text.
@@ -201,7 +227,11 @@ class Mask:
         return _rebuild(x, lambda text, _: self._replace(text, data, divided.get(next(numbers), ())), strict=True), data
 
     def spans(self, text: str) -> list[Span]:
-        """Return what is found in a text, with texts that look like placeholders."""
+        """Return the spans (start, end, kind) that all finders find in a text, in no order, perhaps overlapping.
+
+        What looks like a placeholder is one of them. A kind of a caller's function is reduced to at most 24 capital letters;
+        without any it is DATA. Raise ValueError for a span outside the text.
+        """
         spans = [(*match.span(), "TEXT") for match in PLACEHOLDER.finditer(text)] if "_" in text else []
         for start, end, kind in (span for find in self._functions for span in find(text)):
             if not 0 <= start < end <= len(text):
@@ -215,7 +245,11 @@ class Mask:
         return [(places[start], places[end - 1] + 1, kind) for find in self._named for start, end, kind in find(view)]
 
     def _divided(self, before: str, after: str) -> Iterator[tuple[int, Span]]:
-        """Yield the halves, 0 and 1, of data that the border between two texts divides, without data that a text has alone."""
+        """Yield (0 or 1, span) of each half of data that the border between two texts divides, as in a message sent in two parts.
+
+        It is searched within `BORDER` characters on each side, if these have an @ or `FEW` digits. Data that overlaps what one of
+        the texts has alone is left out.
+        """
         a, b = before[-BORDER:], after[:BORDER]
         if "@" in a + b or sum(map(str.isdigit, a + b)) >= FEW:
             alone = [(start + first, end + first) for text, first in ((a, 0), (b, len(a))) for start, end, _ in self._seen(text)]
@@ -225,7 +259,11 @@ class Mask:
                     yield 1, (0, end - len(a), kind)
 
     def _replace(self, text: str, data: MaskedData, divided: Iterable[Span] = ()) -> str:
-        """Return a text with placeholders. A text within JSON is read as JSON reads it. Raises TypeError for data in Base64."""
+        """Return a text with placeholders, and add what they stand for to `data`. `divided`: further spans of it.
+
+        If the text is JSON, its texts and long numbers are masked each for itself, so that it stays JSON. Raise TypeError for a
+        data URL in Base64.
+        """
         if DATA_URL.search(text):
             raise TypeError("a text has data that is no text")
         try:
@@ -242,7 +280,7 @@ class Mask:
         return "".join([*parts, text[last:]])
 
     def _replace_token(self, token: str, data: MaskedData) -> str:
-        """Return a text or number of JSON with placeholders; unchanged if it has no data."""
+        """Return a text or number of JSON, given as JSON, with placeholders; the same JSON if it has no data."""
         text = json.loads(token) if token[0] == '"' else token
         return token if (masked := self._replace(text, data)) == text else json.dumps(masked, ensure_ascii=False)
 
@@ -264,7 +302,10 @@ class MaskedData:
         self._in_json: bool | None = None  # of an answer in pieces; None: not known yet
 
     def placeholder(self, kind: str, original: str) -> str:
-        """Return the placeholder of some data: the same for the same data."""
+        """Return the placeholder of some data, as in `[MASKED_EMAIL_1]`, and store the data.
+
+        Placeholders are numbered in each kind by first appearance. The same data has the same placeholder.
+        """
         if original not in self._names:
             self._counts[kind] += 1
             self._names[original] = f"{kind}_{self._counts[kind]}"
@@ -272,9 +313,10 @@ class MaskedData:
         return f"[MASKED_{self._names[original]}]"
 
     def restore(self, answer: Any) -> Any:
-        """Return an answer with the data; for one with a placeholder that was not sent, an exception with it.
+        """Return an answer with the data in place of the placeholders, as a new `Prediction`.
 
-        An exception is returned itself, once the part of an answer that it has got the data.
+        If it has a placeholder that was not sent, return a BadReply, which does not count for the breaker, with the answer as
+        `partial`. An exception is returned itself, with the data put into its `partial`. Other values are returned unchanged.
         """
         part = getattr(answer, "partial", None) if (has_failed := isinstance(answer, BaseException)) else answer
         if type(part) is not Prediction:
@@ -287,7 +329,11 @@ class MaskedData:
         return error
 
     def piece(self, piece: Any) -> Any:
-        """Return a piece of an answer with the data. The beginning of a placeholder at its end is held for the next piece."""
+        """Return a piece of an answer with the data in place of placeholders, after the text that was held back before.
+
+        What may be the beginning of a placeholder at its end is held back for the next piece, or `rest`. A piece that is no text
+        is returned as a copy.
+        """
         if not isinstance(piece, str):
             return _rebuild(piece, self._leaf, strict=False)
         text = self._held + piece
@@ -307,10 +353,14 @@ class MaskedData:
         return self._text(self._held, self._in_json)
 
     def _leaf(self, text: str, key: str) -> str:
+        """Return a text of an answer with the data (see `_text`); it is JSON if it begins with {, or is a tool's arguments."""
         return self._text(text, key == "arguments" or text.lstrip()[:1] == "{")
 
     def _text(self, text: str, in_json: bool | None) -> str:
-        """Return a text with the data, escaped if the text is JSON. Notes placeholders that were not sent."""
+        """Return a text with the data in place of placeholders, escaped if the text is JSON.
+
+        A placeholder that was not sent stays, and is noted, so that `restore` refuses the answer.
+        """
 
         def original(placeholder: re.Match[str]) -> str:
             data = self.originals.get(f"{placeholder[1].upper()}_{int(placeholder[2])}")

@@ -79,7 +79,10 @@ def zeros_like_row(array: Array) -> Array:
 
 
 def to_bytes(array: Array, datatype: str) -> memoryview | bytes:
-    """Return the bytes of a tensor. BF16 is rounded; texts have their length in front."""
+    """Return the bytes of a tensor in the protocol's binary form, little-endian; a view of the array where that is possible.
+
+    For BF16 floats are rounded to their upper half; before each text is its length, in four bytes.
+    """
     if datatype == TEXTS:
         texts = [item.encode() if isinstance(item, str) else item for item in array.flat]
         return b"".join(part for item in texts for part in (len(item).to_bytes(_LENGTH, "little"), item))
@@ -105,9 +108,7 @@ def to_json_values(array: Array, datatype: str) -> list[Any]:
 
 
 def decode_tensor(tensor: Tensor, shape: tuple[int, ...]) -> Array:
-    """Return a reply's tensor as an array.
-
-    Binary data is not copied.
+    """Return a reply's tensor as an array of the given shape, from a list of values or from bytes. Binary data is not copied.
 
     Args:
         tensor: the tensor.
@@ -115,6 +116,7 @@ def decode_tensor(tensor: Tensor, shape: tuple[int, ...]) -> Array:
 
     Raises:
         Invalid: the number of values or bytes differs from the shape, or a value is none of the datatype, NaN or infinity.
+        KeyError, TypeError, ValueError, OverflowError: the datatype is unknown, or a value is no number of it.
     """
     datatype, data, size = tensor.datatype, tensor.data, prod(shape)
     if datatype == TEXTS:
@@ -150,9 +152,10 @@ def _numbers(data: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def _texts(given: Any, size: int) -> Array:
-    """Return texts, flat, from a list of them, or from bytes with a length before each.
+    """Return texts as a flat array, from a list of them, or from bytes with a length before each.
 
-    Invalid UTF-8 is replaced. Raise Invalid for anything else, or for too much memory.
+    Bytes that are no UTF-8 are replaced. Raise Invalid for another form, a length beyond the end, or more characters than
+    `MOST_CHARACTERS` in memory. Reads at most one text more than `size`.
     """
     if isinstance(given, bytes | memoryview):
         parts, position = list[Any](), 0
@@ -174,7 +177,7 @@ def _texts(given: Any, size: int) -> Array:
 
 
 def shape_of(given: Any, *, free: bool = False, empty: bool = False) -> tuple[int, ...]:
-    """Return a tensor's shape as a tuple.
+    """Return a tensor's shape as a tuple of int.
 
     Args:
         given: sizes, as the server gave them.
@@ -182,7 +185,8 @@ def shape_of(given: Any, *, free: bool = False, empty: bool = False) -> tuple[in
         empty: allow 0.
 
     Raises:
-        Invalid: too many dimensions, or a size that is 0, negative or huge.
+        Invalid: more than `MOST_DIMENSIONS`, or a size that is 0, negative or 2**31 and more.
+        TypeError, ValueError, OverflowError: it is no sequence of numbers.
     """
     if len(given) > MOST_DIMENSIONS:
         raise Invalid(f"a shape of {len(given)} dimensions")

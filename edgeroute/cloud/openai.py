@@ -67,9 +67,11 @@ _STATUS = {
 
 
 def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address) -> CloudError:
-    """Return the exception for a reply that is no success; almost nothing of the server's text is quoted.
+    """Return the exception for a reply that is no success: a Refused with the status, and almost nothing of the server's text.
 
-    Raises AssertionError for a success.
+    Its message says if the prompt is too long, the model unknown, or the rate or quota used up; a used-up quota is not retriable.
+    A refusal by a moderation of the input does not count for the breaker. Logs as `check_status`. Raises AssertionError for a
+    success.
     """
     try:
         check_status(reply, where, sent, address)
@@ -93,7 +95,7 @@ def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address)
 
 
 def _too_many(where: str, error: Mapping[str, Any], e: Refused) -> Refused:
-    """Return the exception for status 429; not retriable if the key's quota is used up."""
+    """Return the Refused for status 429, with the server's seconds to wait, if any; not retriable if the quota is used up."""
     spent = bool(_codes(error) & _SPENT)
     wait = "" if e.retry_after_s is None else f", and says to wait {e.retry_after_s:g} s"
     what = "the quota of this key is spent" if spent else "too many requests or tokens for this key"
@@ -103,7 +105,11 @@ def _too_many(where: str, error: Mapping[str, Any], e: Refused) -> Refused:
 
 
 def of_event(error: Any, sent: bytes, where: str, model: str, address: Address) -> CloudError:
-    """Return the exception for an error that came in place of an answer, or within one, with the status of a success."""
+    """Return the exception for an error that came in place of an answer, or within one, with the status of a success.
+
+    It is that of a reply with the error's own status: its code, or what `_STATUS` has for its type or code, else 500. See
+    `refusal`.
+    """
     details = error if isinstance(error, Mapping) else {"message": str(error)}
     codes = [details.get(name) for name in ("code", "status", "type")]
     status = next((code for code in codes if type(code) is int and 400 <= code < 600), None)  # noqa: PLR2004 - HTTP's errors
@@ -113,7 +119,7 @@ def of_event(error: Any, sent: bytes, where: str, model: str, address: Address) 
 
 
 def _error(reply: Reply) -> Mapping[str, Any]:
-    """Return the error in a reply's JSON; empty if there is none."""
+    """Return the error object in a reply's JSON, or the whole object if it has none; a text as `message`; {} for no JSON."""
     with suppress(ValueError, RecursionError):
         document = json_loads(reply.body)
         document = document.get("error", document) if isinstance(document, dict) else document
@@ -130,7 +136,7 @@ def _codes(error: Mapping[str, Any]) -> set[str]:
 
 
 def _is_long(error: Mapping[str, Any]) -> bool:
-    """Return True if an error says that the prompt does not fit."""
+    """Return True if an error says that the prompt is too long for the model: by its code, type, or the words of its message."""
     if _codes(error) & LONG:
         return True
     message = error.get("message")
@@ -259,11 +265,13 @@ class OpenAIChat(OneByOne):
         yield from self._models()
 
     def ping(self) -> Talk:
-        """Yield a call that checks the server, the key and the model's name.
+        """Yield a call for the list of models, which checks the server, the key and the model's name.
 
         A server without a list of models, or whose list is llama.cpp's, passes.
 
         Raises:
+            Unreachable: no reply came.
+            Refused: the status is an error.
             BadReply: the server lists its models, without this one.
         """
         reply = yield from self._models()
@@ -278,9 +286,11 @@ class OpenAIChat(OneByOne):
             raise BadReply(f"{self.where}: there is no model {self.model!r}: it has {there}")
 
     def _models(self) -> Talk:
-        """Yield the call for the list of models, and return its reply; None: the server has no list.
+        """Yield a probe for the list of models, and return its reply; None: the server has no list (404, 405, 501).
 
-        Raises Unreachable without a reply, Refused for other statuses.
+        Raises:
+            Unreachable: no reply came.
+            Refused: the status is another error.
         """
         reply = yield Call("GET", f"{self._base}/models", probe=True)
         if not reply.status:
@@ -316,7 +326,9 @@ class OpenAIChat(OneByOne):
         return self.hear(self._call(x))
 
     def hear(self, call: Call) -> AnswerStream[Prediction]:
-        """Yield the steps of a call, with the answer's pieces, and return the answer.
+        """Yield the steps of a call: the call itself, reads, the answer's pieces, counts of tokens. Return the answer.
+
+        For a call that was stored without its expected tokens they are computed from its body.
 
         Raises:
             Refused: the server refuses the key, the model, the length of the request or the number of requests; or it failed.
@@ -331,9 +343,10 @@ class OpenAIChat(OneByOne):
         return (yield from self._read_answer(head, call))
 
     def _read_answer(self, head: Head, call: Call) -> AnswerStream[Prediction]:
-        """Yield the steps of reading a reply, streamed or not, and return the answer.
+        """Yield the steps of reading a reply, streamed or not, and return the answer; errors as by `hear`.
 
-        Leading white space is shown with the first text. An error has the answer so far as `partial`.
+        Its first bytes decide which it is, not its type alone. White space at the beginning is shown with the first text. Token
+        counts are yielded as they grow, at the end the server's. An error within the answer has the answer so far as `partial`.
         """
         if head.status not in SUCCESS:
             raise refusal((yield from read_short(head, SHORT)), call.body, self.where, self.model, self.address)
@@ -396,9 +409,13 @@ class OpenAIChat(OneByOne):
         return prediction
 
     def _at_once(self, reply: Reply, call: Call) -> AnswerStream[Prediction]:
-        """Yield the tokens and the text of a reply that is not streamed, and return the answer.
+        """Yield tokens and text of a reply that is not streamed, and return the answer: a completion, or an array of embeddings.
 
-        Raises BadReply or Refused; an error within the answer has `partial`.
+        Tokens that the server did not count are estimated from the text.
+
+        Raises:
+            Refused: it has an error in place of an answer, or within one; then `partial` is the answer.
+            BadReply: it is no completion, or has no text.
         """
         document = loads(reply.body, self.where)
         if not isinstance(document, dict):
@@ -426,9 +443,10 @@ class OpenAIChat(OneByOne):
         return prediction
 
     def _add_event(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
-        """Add an event to the answer. Return the text that it brings.
+        """Add an event of a stream to `gathered`, and its log-probabilities to `sure`.
 
-        Raise BadReply for an event that is no completion, or the server's error.
+        Return the text that it brings; empty: none. Raise BadReply for an event that is no completion, and the server's error as
+        `of_event` makes it.
         """
         document, before = loads(event, self.where), len(gathered.logprobs)
         try:
@@ -442,13 +460,19 @@ class OpenAIChat(OneByOne):
         return str(text or "")
 
     def _broken(self, gathered: Gathered, start: bytes) -> CloudError:
-        """Return the error for a stream that ended too early."""
+        """Return the error for a stream that ended too early: Unreachable, or BadReply for what is no stream.
+
+        Nothing is quoted.
+        """
         if gathered.empty and start and not start.lstrip().startswith(FIELDS):
             return BadReply(f"{self.where} answered {looks_like(start)}, not a stream")
         return Unreachable(f"{self.where} broke off {'before' if gathered.empty else 'within'} its answer")
 
     def _check_said(self, prediction: Prediction) -> None:
-        """Raise BadReply for a complete answer without text, which does not count for the breaker."""
+        """Raise BadReply for a complete answer without text or tool call, saying if its length or a filter was the reason.
+
+        The error does not count for the breaker.
+        """
         if is_silent(prediction.value, prediction.outputs):
             why = SILENT.get(truncated(prediction.outputs), "")
             error = BadReply(f"{self.where} gave an answer without a text{why}")
@@ -456,7 +480,10 @@ class OpenAIChat(OneByOne):
             raise error
 
     def _answer(self, reply: Mapping[str, Any]) -> Prediction:
-        """Return a completion as a prediction, without confidence if no log-probabilities were requested."""
+        """Return a completion as a prediction, without confidence if no log-probabilities were requested; raise BadReply.
+
+        Stores the name and fingerprint of the model that it names, of at most `MOST_SEEN` models, for `served`.
+        """
         prediction = answer(reply, self._chat.rule, self.where, BadReply)
         name = "/".join(NOT_SHOWN.sub("", str(reply.get(key) or ""))[:60] for key in ("model", "system_fingerprint")).strip("/")
         if name and len(self._seen) < MOST_SEEN:
@@ -464,9 +491,10 @@ class OpenAIChat(OneByOne):
         return prediction if self._logprobs else prediction._replace(confidence=None)
 
     def _call(self, x: Any) -> Call:
-        """Return the call for one input, of embeddings, a chat or a completion, with the expected tokens; raise BadInput.
+        """Return the POST for one input, of embeddings, a chat or a completion, with the most tokens it may take, for booking.
 
-        The caller's limit of tokens replaces that of the settings, whichever name it has.
+        The caller's keys go before the settings, and its limit of tokens replaces that of the settings, whichever name it has.
+        Raise BadInput for no text, messages or request, with the endpoint's address.
         """
         try:
             if (wanted := embedding_request(x)) is not None:
@@ -493,7 +521,10 @@ class OpenAIChat(OneByOne):
 
 
 def _count_usage(usage: Any, expected: Tokens | None) -> Tokens | None:
-    """Return the tokens in a reply's `usage`; None: the server did not count them, or far more than were expected."""
+    """Return the tokens in a reply's `usage`; a count that is missing or invalid is 0.
+
+    None: it has neither count, or one beyond ten times what was expected and `MARGIN`, which is not believed.
+    """
     if not isinstance(usage, Mapping):
         return None
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
@@ -504,10 +535,10 @@ def _count_usage(usage: Any, expected: Tokens | None) -> Tokens | None:
 
 
 def _most(given: Any) -> int:
-    """Return the maximum tokens of an answer: a number, also as a text, which servers may accept; else `EXPECTED`.
+    """Return the maximum tokens of an answer: a number above 0, rounded up, also given as a text; else `EXPECTED`.
 
     Raises:
-        BadInput: the number is too large for a price to be reserved.
+        BadInput: the number is NaN, or too large for a price to be reserved (`MOST_TOKENS`).
     """
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         return EXPECTED
@@ -524,10 +555,11 @@ def _most(given: Any) -> int:
 
 
 def _bound_tokens(request: Mapping[str, Any], size: int) -> Tokens:
-    """Return a bound of the tokens of a request, and the most that its answer may have, `EXPECTED` if it does not say.
+    """Return an upper bound of the tokens of a request, and the most that its answers may have, `EXPECTED` if it does not say.
 
-    No tokenizer makes more tokens than bytes: each byte of the JSON counts as one, also of tools, schemas and earlier messages.
-    The data of images, sound and files do not, as models charge them by another measure.
+    No tokenizer makes more tokens than bytes: each byte of the JSON counts as one, also of tools, schemas and earlier messages;
+    tools add `TOOLS`. Images, sound and files count by `IMAGE` and `MEDIA_BYTES` instead, as models charge them by another
+    measure.
 
     Args:
         request: the request.

@@ -91,9 +91,9 @@ def to_json(value: Any, whose: str = "the input") -> bytes:
 
 
 def _strict(value: Any, whose: str, place: str) -> Any:
-    """Return a value in JSON's types; raise BadInput with the place of a part that has none.
+    """Return a value in JSON's types, recursively; keys that are whole numbers become text.
 
-    Numeric keys become text.
+    Raise BadInput for a part without JSON, NaN, infinity, or another key; the message has its place.
 
     Args:
         value: the value.
@@ -137,7 +137,7 @@ def _there(place: str) -> str:
 
 
 def _to_json_form(value: Any) -> Any:
-    """Return the JSON form of a value of a foreign type, such as an array's numbers; the value itself if there is none."""
+    """Return an array, NumPy number, tensor or mapping as lists, number or dict, not recursively; another value itself."""
     if isinstance(value, np.ndarray):
         return value.tolist() if value.dtype.kind in "biufUO" else value
     if isinstance(value, np.generic):
@@ -172,7 +172,7 @@ def advice(value: Any) -> str:
 def multipart(fields: list[tuple[str, Any]]) -> tuple[str, bytes]:
     """Return (content type, body) of fields as multipart/form-data (RFC 7578), with names as browsers write them.
 
-    The boundary is random.
+    A value is a text or a `File`. The boundary is random.
     """
     boundary = os.urandom(16).hex()
     parts: list[Any] = []
@@ -282,7 +282,8 @@ class Body:
     def _fields(self, filled: _Filling) -> Iterator[tuple[str, Any]]:
         """Yield name and value of each field: text, or for a multipart body a `File`.
 
-        Raise BadInput for a key that is no field's name.
+        The fields are the template's, or for a template `{input}` the input's own keys. Raise BadInput for an input that is no
+        mapping, a key that is no field's name, or a value that cannot be written.
         """
         template = self._template
         if isinstance(template, dict):
@@ -300,7 +301,10 @@ class Body:
             yield name, self._written(value, name, f"{template.text}[{clean(name, 40)!r}]")
 
     def _value(self, filled: _Filling, name: str, part: Any) -> Any:
-        """Return the filled value of a field, or a `File`; raise BadInput."""
+        """Return the filled value of a field as text, or as a `File` for a template of a file, or bytes in multipart.
+
+        Raise BadInput for content or a file name of another type.
+        """
         if not isinstance(part, File):
             return self._written(filled.value(part), name, str(getattr(part, "text", "")) or name)
         content, filename = filled.value(part.content), filled.value(part.filename)
@@ -313,7 +317,10 @@ class Body:
         return File(content, filename, part.kind)
 
     def _written(self, value: Any, name: str, where: str) -> Any:
-        """Return a field's value as text, or bytes as a `File`; raise BadInput."""
+        """Return a field's value as text; bytes as a `File` of the field's name.
+
+        Raise BadInput for bytes in a form, or other types.
+        """
         if isinstance(value, BYTES):
             if self.kind == "multipart":
                 return File(value, name, OCTETS)
@@ -333,12 +340,15 @@ class _Parser:
         self.placeholders = self.edges = self._values = self._text = 0
 
     def value(self, given: Any, place: str, deep: int) -> Any:
-        """Return a template's value with its texts parsed; raise PolicyError.
+        """Return a template's value with its texts parsed, recursively. Counts values and placeholders.
 
         Args:
             given: the value.
             place: place of the value, for messages.
             deep: levels above it.
+
+        Raises:
+            PolicyError: it has an invalid placeholder, a part that JSON does not have, or is too large or deep.
         """
         self._values += 1
         if self._values > MAX_VALUES or deep > MAX_NESTED:
@@ -356,16 +366,17 @@ class _Parser:
         raise PolicyError(f"{_at(place)}: a body takes what JSON has, not {description_of(given)}")
 
     def _key(self, key: Any, place: str) -> str:
-        """Return a key; raise PolicyError if it has placeholders."""
+        """Return a key of the template, its doubled braces as one; raise PolicyError if it has placeholders, or is no text."""
         parsed = self._parse_text(key, place) if isinstance(key, str) else None
         if not isinstance(parsed, str):
             raise PolicyError(f"{_at(place)}: a key is text without placeholders, not {clean(key, 40)!r}")
         return parsed
 
     def _parse_text(self, text: str, place: str) -> Any:
-        """Return a text without placeholders, its only placeholder, or a list of its parts.
+        """Return a text without placeholders, its only placeholder, or a `_Text` of its parts.
 
-        A doubled brace is one. Raise PolicyError for a single brace.
+        Counts placeholders and characters. A doubled brace is one. Raise PolicyError for a single brace, an invalid placeholder,
+        or too long texts.
         """
         self._text += len(text)
         if self._text > MAX_TEXT or any("\ud800" <= c <= "\udfff" for c in text):
@@ -398,7 +409,10 @@ class _Text(NamedTuple):
 
 
 def _placeholder(content: str, place: str) -> Placeholder:
-    """Return a parsed placeholder; raise PolicyError if it is invalid."""
+    """Return the parsed placeholder of what is between the braces: `input` or `edge`, keys after dots, filters after bars.
+
+    Raise PolicyError if one of these is unknown; the message names the nearest.
+    """
     source, *filters = (part.strip() for part in content.split("|"))
     root, *path = source.split(".")
     text = f"{{{clean(content, 60)}}}"
@@ -416,7 +430,10 @@ def _placeholder(content: str, place: str) -> Placeholder:
 
 
 def _field(name: str, part: Any, kind: str) -> list[Any]:
-    """Return the values of a field, mostly one; raise PolicyError."""
+    """Return the values of a field of a template as a list: a `File` for a table in multipart, else as it is.
+
+    Raise PolicyError for an invalid name or value.
+    """
     if not name or _CONTROL.search(name):
         raise PolicyError(f"body: a field's name is text on one line, not {clean(name, 40)!r}")
     parts = part if isinstance(part, list) else [part]
@@ -426,7 +443,10 @@ def _field(name: str, part: Any, kind: str) -> list[Any]:
 
 
 def _constant(name: str, part: Any, kind: str) -> Any:
-    """Return a field's value if it is text, a number or a boolean; raise PolicyError for others."""
+    """Return a field's value of a template unchanged: text, a number, a boolean or a placeholder.
+
+    Raise PolicyError for null, a list or a table.
+    """
     if part is None or isinstance(part, dict | list):
         more = ", or a file, { file = ..., filename = ..., type = ... }" if kind == "multipart" else ""
         raise PolicyError(f"body.{clean(name, 40)}: the value of a field is text, a number, true or false{more}")
@@ -460,7 +480,10 @@ class _Filling:
         self._x, self._left, self._max, self._edge, self._fields = x, max_bytes, max_bytes, edge, fields
 
     def value(self, template: Any) -> Any:
-        """Return the template's filled value: of JSON types, arrays, bytes, or other types of the input."""
+        """Return a value of the template filled with the input, recursively: of JSON types, arrays, bytes, or types of the input.
+
+        Counts bytes. Raise BadInput if the input lacks a part, or the body becomes too long.
+        """
         if isinstance(template, Placeholder):
             return self._pick_value(template)
         if isinstance(template, _Text):
@@ -477,9 +500,10 @@ class _Filling:
         return "" if picked is None and placeholder.edge else scalar(picked, f"{placeholder.text} is a part of a text")
 
     def _pick_value(self, placeholder: Placeholder) -> Any:
-        """Return a placeholder's value, after its filters; raise BadInput if the input lacks it.
+        """Return a placeholder's value from the input or the edge's answer, after its filters.
 
-        An edge's answer that is missing is empty, or null by `json`.
+        Counts its bytes towards the limit. A missing answer of the edge is null; in fields, and by filters other than `json`, an
+        empty text. Raise BadInput if the input lacks the value, a filter does not take it, or the body becomes too long.
         """
         item = self._edge if placeholder.edge else self._x
         for i, key in enumerate(placeholder.path):
@@ -512,7 +536,10 @@ class _Filling:
 
 
 def _item(container: Any, key: str, where: str) -> Any:
-    """Return the item of a mapping or list under a key; raise BadInput if there is none. A list takes an index."""
+    """Return the item of a mapping under a key, or of a list, tuple or array at an index.
+
+    Raise BadInput if there is none; the message names the nearest key, or how many items there are.
+    """
     if isinstance(container, Mapping):
         if key in container:
             return container[key]
@@ -527,7 +554,7 @@ def _item(container: Any, key: str, where: str) -> Any:
 
 
 def _base64(value: Any, where: str) -> str:
-    """Return bytes, text or an array as Base64; raise BadInput for others."""
+    """Return bytes, the UTF-8 of a text, or the bytes of an array as Base64; raise BadInput for others."""
     if isinstance(value, str):
         value = value.encode("utf-8", "surrogatepass")
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:

@@ -54,7 +54,11 @@ class EarlierSpending:
         self.known = set[str]()  # names of the records whose amounts are in the account
 
     def recall(self, lock: Lock, own_name: str) -> bool:
-        """Read the records of other processes, and add each once; delete old ones. Return True if the file could be read.
+        """Read the records of other processes from the state file, and add each to the account once.
+
+        Return True if it could be read. If it could not, spending is unknown until it is read again, some seconds later. If it
+        was damaged, spending is unknown for as long as what was lost may count. Old records that do not count any more are
+        deleted where there are more than `MOST_RECORDS`.
 
         Args:
             lock: lock of the account.
@@ -86,9 +90,10 @@ class EarlierSpending:
         return True
 
     def _load(self, name: str, text: str, updated: float) -> bool:
-        """Add one process's record. Return True if any of its spending still counts towards a window.
+        """Add one process's record to the account. Return True if any of its spending still counts towards a window.
 
-        True too for a damaged one, whose amount is unknown.
+        Its instants are corrected by the difference of the clocks if it is of this boot. If it is damaged, spending until its
+        last update counts as unknown, and True is returned.
         """
         try:
             dumped = json.loads(text)
@@ -102,14 +107,14 @@ class EarlierSpending:
     def _mark_unknown(self, instant: float, why: str) -> None:
         """Count the spending until an instant (at most now) as unknown, and log the reason.
 
-        Does neither if no limit reaches back that far.
+        Does nothing for an instant more than `MOST_S` ago: no limit reaches back that far.
         """
         if instant > process.now() - MOST_S:
             self._spending.mark_unknown_until(min(instant, process.now()), f"what was spent is not known, since {why}")
             self._say(why)
 
     def _unreadable(self, lock: Lock, what: str) -> None:
-        """Count spending as unknown until the file is read, schedule the next attempt, and log the reason."""
+        """Count spending as unknown until the file is read, have it read again after `AGAIN_S`, and log the reason."""
         with lock:
             self._read_at = monotonic() + AGAIN_S
             self._spending.unknown = f"what was spent is not known: {what}"
@@ -122,9 +127,9 @@ class EarlierSpending:
             log.error("nothing that has a limit is sent, since what was spent is not known: %s", what)
 
     def look_again(self, lock: Lock, own_name: str) -> None:
-        """Read the file again in a thread, if it could not be read, and the last attempt was a while ago.
+        """Start a thread that reads the file again (`recall`), if it could not be read, and `AGAIN_S` have passed since.
 
-        Without a thread, later.
+        Returns at once. If no thread can be started, it is tried again after `AGAIN_S`.
         """
         if self._read_at == INF:
             return
@@ -139,7 +144,7 @@ class EarlierSpending:
 def _set_aside(path: Path) -> list[float]:
     """Return the instants at which damaged files of this path were renamed, seconds since 1970, sorted.
 
-    Files that cannot be read are left out.
+    They are the change times of `NAME.corrupt-*` beside it. Files that cannot be read are left out.
     """
     instants = []
     with contextlib.suppress(OSError):
@@ -210,10 +215,10 @@ class SharedSpending:
         return self._account.unwritten
 
     def secure(self, cost: Cost) -> Rejection | None:
-        """Write bookings under a limit ahead, blocking for the disk. Return None, or the reason of a failure.
+        """Write bookings that are not in the file yet, with an advance for later ones, blocking for the disk.
 
-        After a failure the cost, which was booked before, is to be returned by `settle`. None, too, if nothing is unwritten, or
-        the cost has no limit.
+        Return None if that is done. Else return a Rejection; the cost, which was booked before, is then to be returned by
+        `settle`. Nothing is written, and None returned, if all is in the file, there is no file, or the cost has no limit.
         """
         if not (self._account.stored and self._account.unwritten):
             return None
@@ -249,7 +254,10 @@ class _Account(ForkSafe):
         self._shares: WeakSet[SharedSpending] = WeakSet()
 
     def after_fork(self) -> None:
-        """Leave the bookings so far to the parent's record, in a forked child."""
+        """Leave the bookings so far to the parent's record, in a forked child; they still count.
+
+        The child has a record of its own.
+        """
         if self._earlier is not None:
             self._earlier.known.add(self._name)
         super().after_fork()
@@ -266,7 +274,7 @@ class _Account(ForkSafe):
         return self._earlier is None or self._earlier.recall(self.lock, self._name)
 
     def reserve(self, cost: Cost, now: float, limits: Limits, book: bool) -> Rejection | None:
-        """Book a cost in memory, and return None; or book nothing, and return the limit that forbids it.
+        """Book a cost in memory, and return None; or book nothing, and return the limit that forbids it. `book` False: only ask.
 
         After a refusal, a state file that could not be read may be read again, in a thread.
         """
@@ -282,7 +290,10 @@ class _Account(ForkSafe):
             self._spending.settle(reserved, actual, now)
 
     def add(self, cost: Cost, now: float) -> None:
-        """Book a cost that was incurred anyway, and write it; on an event loop the next booking, or a thread, writes it."""
+        """Book a cost that was incurred anyway, whatever the limits. If it is not in the file yet, write it, blocking.
+
+        On an event loop it is only put into the store, which writes it later.
+        """
         with self.lock:
             self._spending.add(cost, now)
         if self.stored and self.unwritten:
@@ -294,9 +305,9 @@ class _Account(ForkSafe):
         return self.stored and (self._written < self._version or self._spending.ahead())
 
     def write(self) -> bool:
-        """Write the record, unless the file has all bookings so far; blocks. Return True if the file has them now.
+        """Write the record to the file, blocking, unless another thread has written these bookings meanwhile.
 
-        A failure is logged by the store.
+        Return True if the file has all bookings so far. A failure is logged by the store.
         """
         store = self.store
         assert store is not None, "without a file nothing is unwritten"
@@ -312,7 +323,10 @@ class _Account(ForkSafe):
         return True
 
     def put(self, *, advance: bool = True) -> None:
-        """Put the record, with an advance for spending to come, in the store, if there is one; the store writes it later."""
+        """Put the record in the store's memory; the store writes it later. A no-op without a store, or if nothing was spent.
+
+        `advance`: the record also has an advance for spending to come, so that not each booking must be written.
+        """
         if self.store is None:
             return
         with self.lock:
