@@ -1,6 +1,7 @@
 """Calls carried by an httpx client: a mock transport, a real server, its own clients; redirects, bounds, errors, streams."""
 
 import asyncio
+import logging
 import subprocess
 import sys
 import threading
@@ -112,6 +113,21 @@ def test_a_router_with_a_real_server(make):
         assert not given[0].is_closed
         assert not given[1].is_closed
         given[0].close()
+
+
+def test_no_record_of_the_client_quotes_a_reply(make, caplog):
+    """Its headers and its reason may repeat the credentials; the records of an application's own calls stay as they are."""
+    caplog.set_level(logging.DEBUG)
+    with CannedServer(http_reply(GOOD, headers=[("X-Echo", "k" * 9)])) as server:
+        given = both(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+        with make(edge, PlainJson(server.url, api_key="k" * 9, client=given), threshold=0.5) as router:
+            assert router.infer(1).value == "cloud"
+        given[0].close()
+        assert "receive_response_headers.complete" in caplog.messages
+        assert "k" * 9 not in caplog.text
+        with httpx.Client(trust_env=False) as client:
+            client.get(server.url)
+        assert "k" * 9 in caplog.text
 
 
 def test_the_policys_key(make, tmp_path):

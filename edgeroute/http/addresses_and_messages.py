@@ -356,7 +356,7 @@ _QUOTABLE = re.compile(
 _QUOTABLE_LENGTH = 100
 
 
-# Log filters of httpx and httpcore: during an edgeroute call, no record quotes what an endpoint replied.
+# Log filters of httpx and httpcore, in both versions: during an edgeroute call, no record quotes what an endpoint replied.
 #
 # A reply's headers, and its reason phrase, may repeat the credentials. Of httpcore's records only the event's name stays; httpx's
 # are dropped. Records of the application's own use of a client are not changed.
@@ -373,11 +373,12 @@ class _NamesOnly(logging.Filter):
 
 
 def _install() -> None:
-    """Add the filters to the loggers of httpx and httpcore."""
+    """Add the filters to the loggers of httpx and httpcore, and to those of httpx2 and httpcore2."""
     names_only = _NamesOnly()
-    logging.getLogger("httpx").addFilter(lambda _: not OURS.get())
-    for part in ("connection", "http11", "http2", "proxy", "socks"):
-        logging.getLogger(f"httpcore.{part}").addFilter(names_only)
+    for version in ("", "2"):
+        logging.getLogger(f"httpx{version}").addFilter(lambda _: not OURS.get())
+        for part in ("connection", "http11", "http2", "proxy", "socks"):
+            logging.getLogger(f"httpcore{version}.{part}").addFilter(names_only)
 
 
 _install()
