@@ -73,7 +73,10 @@ def are_rows_of_boxes(array: Array, labels: Sequence[Any] | None) -> bool:
 
 
 def boxes_without_batch(kind: str | None, outputs: Any) -> bool:
-    """Return True for boxes of one picture by name or as a list, without a batch axis, if the kind allows boxes."""
+    """Return True for boxes of one picture by name or as a list, without a batch axis, if the kind allows boxes.
+
+    True too for a list with one mapping of boxes; False for an array.
+    """
     if kind not in {None, "boxes"} or type(outputs) is np.ndarray:
         return False
     if isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], Mapping) and are_boxes(outputs[0]):

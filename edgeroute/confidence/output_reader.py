@@ -137,7 +137,7 @@ class Reader:
         self._simple = 0  # number of classes of the usual case, known once outputs have been seen; 0: there is no usual case
 
     def settle(self, kind: str | None) -> None:
-        """Set the kind of all later outputs; None: by their form.
+        """Set the kind of all later outputs, and what follows from it for reading them; None: by their form.
 
         Raises:
             PolicyError: the score cannot be computed from that kind.

@@ -221,7 +221,7 @@ class RetryBudget:
         self._left = CAP
 
     def take(self) -> bool:
-        """Take a retry, within the caller's lock. Return False, and take nothing, if less than a whole one is left."""
+        """Take a retry, at the cost of ten successes. Return False, and take nothing, if fewer are left."""
         if not affords(self._left):
             return False
         self._left -= RETRY
@@ -580,7 +580,7 @@ class Admission:
         self.breaker.hold(now + wait_s, now)
 
     def take_probe(self, now: float) -> bool:
-        """Return True if a probe is to be sent now; it then counts as in progress."""
+        """Return True if a probe is to be sent now; it then counts as in progress, and the breaker as half-open."""
         due = self.breaker.probe_due(now)
         if due:
             self.breaker.probe_begun(now)

@@ -58,6 +58,8 @@ class Pace:
 def why_outdated(frame: Taken, *, now: float, scene: int, refined: int, stale_s: float | None) -> Outdated:
     """Return why the refinement of a frame is of no use at the instant `now`; empty: it is of use.
 
+    In this order: "scene", another scene has begun; "newer", a later frame is refined; "late", `stale_s` have passed.
+
     Args:
         frame: the frame.
         now: the instant.
@@ -148,7 +150,8 @@ class Speech:
     def hear(self, probability: float) -> Began | Ended | None:
         """Process the probability of the next window, and return its event; None: there is none. NaN counts as no speech.
 
-        A segment of the maximum length ends, cut, and the next begins at once, with no event of its own.
+        Speech begins after so many windows in a row of at least `on`, and ends after so many below `off`. A segment of the
+        maximum length ends, cut, and the next begins at once, with no event of its own.
         """
         window, self._next = self._next, self._next + 1
         if self._start is None:
@@ -190,9 +193,9 @@ class Loudness:
         self._rise_db, self._noise_db = RISE_DB_PER_S * window_s, QUIET_DB
 
     def hear(self, level_db: float) -> float:
-        """Return the probability (0..1) of speech in the next window, of this level in dB of full scale; adapts the noise.
+        """Return the probability (0..1) of speech in the next window, by how far its level, dB of full scale, is above the noise.
 
-        NaN counts as silence.
+        Adapts the noise level after that: it falls to a lower level at once, and rises slowly. NaN counts as silence.
         """
         level_db = max(level_db, SILENT_DB) if level_db == level_db else SILENT_DB  # noqa: PLR0124 - NaN
         above = (level_db - self._noise_db - ABOVE_DB) / SLOPE_DB

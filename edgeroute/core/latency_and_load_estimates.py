@@ -280,7 +280,7 @@ class Link:
         self._bb = self._bs = self._ss = 0.0  # decaying variances and covariance
 
     def add(self, size: int, seconds: float) -> None:
-        """Add a successful call: bytes of its bodies in both directions, and its time in seconds."""
+        """Add a successful call: bytes of its bodies in both directions, and its time in seconds; earlier calls lose weight."""
         self.count += 1
         share = max(1 / self.count, SHARE)
         size_error, seconds_error = size - self._bytes, seconds - self._seconds
@@ -332,7 +332,7 @@ class Link:
         """Return a link restored from a dump.
 
         Raises:
-            ValueError: not a dump.
+            ValueError: not a dump: not six finite numbers, or one is negative that cannot be.
         """
         link = cls()
         try:
@@ -409,7 +409,9 @@ class Load:
         self._value, self._at = 0.0, -INF
 
     def add(self, load: float, now: float) -> bool:
-        """Add a reported load at an instant; a value that is no number of at least 0 is ignored.
+        """Average a reported load in, at an instant; a value that is no number of at least 0 is ignored.
+
+        The longer ago the last report, the more this one weighs.
 
         Returns:
             True if the share of deferrals to keep has changed.

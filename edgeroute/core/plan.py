@@ -327,12 +327,14 @@ def plan(
     why_home: str = "",
     arm: str = "",
 ) -> Plan | Refusal:
-    """Return the plan for one request, or why there is none. `mode` and `deadline_s` (seconds) override the policy's.
+    """Return the plan for one request, its legs (targets to ask) in order, or why there is none.
 
-    `why_home`: reason why nothing of the request may leave, whatever its data class; empty: the egress rules decide. `arm`: name
-    of the cloud on trial whose arm the request is in; empty: none. An edge's group gives one member; rules in force may change
-    mode, edges and hedges; `steps` has each decision in words. A refusal: the mode needs a side that is not there, or nothing may
-    leave and no edge may be asked (`denied`).
+    `mode` and `deadline_s` (seconds) override the policy's. `why_home`: reason why nothing of the request may leave, whatever its
+    data class; empty: the egress rules decide. `arm`: name of the cloud on trial whose arm the request is in; empty: none.
+
+    Each leg gets its threshold, hedging delay and permit; with the cloud first, and for busy edges, edges stand by. An edge's
+    group gives one member; rules in force may change mode, edges and hedges; `steps` has each decision in words. A refusal: the
+    mode needs a side that is not there, or nothing may leave and no edge may be asked (`denied`).
     """
     ruled = _applying(policy, facts, mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
@@ -464,7 +466,8 @@ def judged_leg(plan: Plan, i: int, below: Container[int]) -> Leg:
 def without_first(plan_before: Plan, confidence: float | None, why: str) -> Plan:
     """Return the plan with its first edge on standby, after all others: its confidence is known, and below its threshold.
 
-    Other standbys then start only once all others have ended.
+    `why` becomes a step of the plan, and the edge an entry of `unsure`. Other standbys then start only once all others have
+    ended.
     """
     first, *rest = plan_before.legs
     waits = start_by_s(

@@ -140,7 +140,7 @@ def before_run(plan: Plan, leg: Leg, confidence: float | None) -> str:
 
 
 def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None) -> dict[str, Any]:
-    """Return the full decision record, ready for `json.dumps`, without inputs.
+    """Return the full decision record, ready for `json.dumps`, without inputs: mode, facts, legs, events, and who answered.
 
     Instants are seconds from the beginning. `costs`: leg number -> bytes sent and received, and cost.
     """
@@ -188,7 +188,7 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
 
 
 def _detail(mark: Mark) -> dict[str, object]:
-    """Return the details of an event: for a failure its text and codes; empty fields are left out."""
+    """Return the details of an event: its confidence or threshold, or a failure's text and codes; empty fields are left out."""
     detail = mark.detail
     if detail is None:
         return {}

@@ -110,8 +110,8 @@ class Spending:
     def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
         """Correct a reservation to the actual cost.
 
-        An excess is booked now. A saving is subtracted from the oldest amounts that count: then nothing leaves its window too
-        early, and nothing falls below zero.
+        An excess is booked now, whatever the limits. A saving is subtracted from the oldest amounts that count: then nothing
+        leaves its window too early, and nothing falls below zero.
         """
         for window, before, after in zip(self._windows, reserved, actual):  # noqa: B905 - always four, and the keyword costs 0.2 us
             if before != after:
@@ -184,7 +184,10 @@ class Spending:
             window.recorded = dict(dumped[window.name])
 
     def disown(self) -> None:
-        """Treat the bookings so far as another process's to record: this process was forked from it."""
+        """Treat the bookings so far as another process's to record: this process was forked from it.
+
+        They still count here, and `dump` leaves them out from now on.
+        """
         for window in self._windows:
             for instant, amount in window.booked.items():
                 window.loaded[instant] = window.loaded.get(instant, 0.0) + amount
@@ -294,7 +297,7 @@ class _Window:
         return Lasting.of(cast("HeldCode", self.name), text, 0.0 if room_at is None else room_at - now)
 
     def room_at(self, asked: float, limit: float) -> float | None:
-        """Return when the amount will fit if nothing else is spent, seconds since 1970; None: never."""
+        """Return when the amount will fit if nothing else is spent, seconds since 1970; None: never, as it exceeds the limit."""
         left = self.total
         for start, amount in sorted([*self.booked.items(), *self.loaded.items()]):
             left -= amount

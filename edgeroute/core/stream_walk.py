@@ -252,7 +252,10 @@ class StreamState:
         return self.begun + plan.hedge_s
 
     def due(self) -> float:
-        """Return the instant at which the next leg starts: now if no leg is waited for; inf if none is to start."""
+        """Return the instant at which the next leg starts: by the first pending leg's hedging delay, or by a standby's start.
+
+        The earlier one; now if no leg is waited for; inf if none is to start, or the source is final.
+        """
         if not self.pending or self.is_final():
             return INF
         if not (active := [v for v in self.states.values() if v.active]):
@@ -264,9 +267,10 @@ class StreamState:
         return due
 
     def is_final(self) -> bool:
-        """Return True if the source cannot change any more.
+        """Return True if the source, the leg whose pieces are shown, cannot change any more.
 
         Without `restart` the source is fixed once shown; otherwise only while its answer is accepted or need not be judged.
+        Before it is shown: if an accepted leg is running.
         """
         if self.shown is None:
             return any(v.accepted for v in self.states.values() if not v.ended)
@@ -279,7 +283,7 @@ class StreamState:
         return not self.states[i].last and (leg.standby or not (leg.final or leg.threshold is None))
 
     def until(self) -> float:
-        """Return the instant at which something is to be done if no event comes."""
+        """Return the instant at which something is to be done if no event comes: a leg starts or is late, or the deadline."""
         if self.shown is not None and self.is_final():
             return self.deadline
         waits = [v.first_by for v in self.states.values() if v.active and not v.has_begun and not v.no_time_limit]
@@ -527,7 +531,10 @@ class StreamWalk:
                 yield from self._give_up(j)
 
     def _on_failure(self, i: int, state: LegState, *, fatal: bool) -> _Steps:
-        """End the walk if the source has failed, or the failure is fatal, and no other leg can answer."""
+        """End the walk if the source has failed, or the failure is fatal, and no other leg can answer; cancel what runs then.
+
+        The part that the source had shown is then the answer, not accepted; after a fatal failure there is none.
+        """
         if self.stream.shown == i:
             if not self.stream.restart or not self.stream.others(i):
                 yield from self._cancel(self.stream.running())
@@ -591,7 +598,7 @@ class StreamWalk:
     # showing
 
     def _choose_source(self) -> _Steps:
-        """Show a leg that may be shown now, unless the source is fixed."""
+        """Show the best of the legs that may be shown now, if it is not shown yet, unless the source is fixed."""
         if self.stream.shown is not None and self.stream.is_final():
             return
         for i in self.stream.candidates():

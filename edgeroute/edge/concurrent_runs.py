@@ -138,7 +138,7 @@ class Runs(ForkSafe):
     def _leave(self, thread: int | None = None) -> None:
         """End a run, wake those that wait for a turn, and close the model if that was asked for and this was the last run.
 
-        What closing raises is logged, except Ctrl-C.
+        What closing raises is logged, except Ctrl-C. thread: the run's; None: it ran on an event loop.
         """
         with self._free:
             self._count -= 1

@@ -502,7 +502,11 @@ class LiteRTModel(ModelFile):
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Run one input, by a fast path if the model has one input, one output and no state; return as `run`.
 
-        An interpreter whose run failed does not return to the pool.
+        Loads the model if need be. An interpreter whose run failed does not return to the pool.
+
+        Raises:
+            BadInput: it does not fit.
+            ModelError: the model cannot be loaded, or the run failed.
         """
         session, prepare = self._session or self.load(), self._prepare
         if prepare is None or type(x) is dict or (cancel is not None and cancel.asked):

@@ -114,7 +114,10 @@ FAILED = "a process that tried it reported an error"
 
 @lru_cache(maxsize=64)
 def _run(path: Path, template: str | None, mtime_ns: int, size: int) -> str | None:  # noqa: ARG001 - they are the cache's key
-    """Load the model in a child process with a small context, and have the template rendered; return why that failed, or None."""
+    """Load the model in a child process with a small context, and have the template rendered; return why that failed, or None.
+
+    Ends the child. Cached, also by the file's time and size.
+    """
     try:
         engine = IsolatedEngine("xllamacpp", LoadOptions(path, 64, 1, 1, 0, 32, template, verbose=False), WAIT_S, WAIT_S)
         for request in REQUESTS:
@@ -253,7 +256,7 @@ class LlamaModel(LoadsLate):
         """Load the model, also again if its process has ended; return the engine. See `LoadsLate.load`.
 
         Raises:
-            ModelError: as the base class, or its process ended too often.
+            ModelError: as the base class, or its process ended `MOST_ENDS` times within `ENDS_S` seconds.
         """
         with self._lock:
             if self._session is not None and self._session.ended:

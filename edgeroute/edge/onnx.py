@@ -349,7 +349,14 @@ class OnnxModel(ModelFile):
                     )
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """Run one input, by a fast path if it is the model's only one; return as `run`. A stop request terminates it."""
+        """Run one input, by a fast path if it is the model's only one; return as `run`. A stop request terminates it.
+
+        Loads the model if need be.
+
+        Raises:
+            BadInput: it does not fit.
+            ModelError: the model cannot be loaded, or the run failed or was stopped.
+        """
         session, prepare = self._session or self.load(), self._prepare
         if prepare is None or type(x) is dict:
             return self.run([x], cancel)

@@ -204,9 +204,7 @@ class ModelFile(LoadsLate):
         """
 
     def _describe(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], plain: MakePrepare = Plain) -> None:
-        """Store the file's inputs and outputs, after comparing the card with them.
-
-        Sets which outputs are read.
+        """Compare the card with the file's inputs and outputs; store these, the plan of inputs, and which outputs are read.
 
         Args:
             inputs: of the file.
@@ -358,7 +356,7 @@ NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot alloca
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's first line, marked as a lack of memory if its text is one. The type's name if it has no text."""
+    """Return an error's first line, or its type's name if it has no text; a lack of memory is named as such."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     short = isinstance(error, MemoryError) or any(word in line.lower() for word in NO_MEMORY)
     return f"there is too little memory for it on this device ({line})" if short else line

@@ -154,7 +154,8 @@ def _plugin_runtimes() -> dict[str, tuple[str, ...]]:
 def load(edge: Any, **options: Any) -> EdgeModel:
     """Return the edge model for a path, a callable, or an object that is a model already. The file itself is not read yet.
 
-    A model and its members are checked; a callable, or a classifier with `predict_proba`, becomes a `CallableModel`.
+    A path's suffix picks the class, which is imported and called with the path and the options. A model and its members are
+    checked; a callable, or a classifier with `predict_proba`, becomes a `CallableModel`.
 
     Args:
         edge: the path of a model file, the address of a server on this device, a model, or a function.

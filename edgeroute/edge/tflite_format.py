@@ -67,7 +67,7 @@ def read_contents(data: bytes) -> Contents:
 
 
 def _contents(model: _Table) -> Contents:
-    """Return the description, after following every offset once.
+    """Return the description, after following every offset once, so that no later reader leaves the file.
 
     Raises:
         IndexError, struct.error: a part is missing.
