@@ -87,10 +87,11 @@ def publish(
 
     Raises:
         BadInput: the catalog has the version already, or the model's file has no runtime.
-        CatalogError: a name cannot be used on every system.
-        PolicyError: a key is missing.
+        CatalogError: a name cannot be used on every system, or the catalog's list is damaged.
+        PolicyError: a key is missing, or is another catalog's.
         StoreError: the catalog cannot be written.
         ModelMissing: a file of the version does not exist.
+        RuntimeMissing: the libraries that sign are not installed.
     """
     if not files or any(not path.exists() for path in files):
         raise ModelMissing(f"there is no model at {next((path for path in files if not path.exists()), 'none')}")
@@ -127,6 +128,8 @@ def publish(
 
 def publish_certificate(catalog: Path, name: str, version: str, certificate: Path, *, keys: Path) -> Entry:
     """Copy the newest version of a model into a new one that has another certificate, and sign the catalog.
+
+    Its canary inputs, notes and requirement stay; the list is valid for 30 days.
 
     Args:
         catalog: folder of the catalog.
@@ -191,7 +194,7 @@ def _paths_in_version(path: Path) -> list[tuple[str, Path]]:
 
 
 def _listed(catalog: Path) -> tuple[Entry, ...]:
-    """Return the entries that the catalog lists now; () if there is no catalog; raise `CatalogError` if it cannot be read."""
+    """Return the entries that the catalog lists now; () if there is no catalog; raise CatalogError if it cannot be read."""
     targets = _newest(catalog / METADATA, "targets")
     if targets is None:
         return ()
@@ -274,9 +277,9 @@ def _sign(catalog: Path, files: Mapping[str, bytes], signers: dict[str, Any], da
 
 
 def _write_root(folder: Path, signers: dict[str, Any], version: int = 1, also: Sequence[Any] = ()) -> None:
-    """Write a signed list of keys, also as the catalog's `root.json`; raise `PolicyError` without the root key.
+    """Write a signed list of keys, also as the catalog's `root.json`; raise PolicyError without the root key.
 
-    `also`: signers of the version before, if there is one.
+    `also`: signers of the version before, if there is one, whose signatures let devices follow.
     """
     if "root" not in signers:
         raise PolicyError(f"a new catalog needs {ROOT_KEY} beside {MODELS_KEY}: edgeroute models keygen makes both")
@@ -316,7 +319,7 @@ def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
 
 
 def _signed_bytes(metadata: Any, signers: Sequence[Any]) -> bytes:
-    """Sign metadata with each signer and return its bytes."""
+    """Sign metadata with each signer, in place, and return its bytes."""
     for i, signer in enumerate(signers):
         metadata.sign(signer, append=bool(i))
     data: bytes = metadata.to_bytes()
@@ -336,7 +339,7 @@ def _newest(folder: Path, role: str) -> Any:
 
 
 def _signers(keys: Path) -> dict[str, Any]:
-    """Read the private keys and return role -> signer.
+    """Read the private keys in a folder and return role -> signer; without `root.pem`, which may be offline, there is no "root".
 
     Raises:
         PolicyError: the key of the models is missing, or a key file is invalid.
@@ -384,7 +387,7 @@ def catalog_json(listed: tuple[Entry, ...]) -> bytes:
 def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], Any]) -> None:
     """Write inputs, with the answers that a function gives, to an .npz file: for a publisher, who has checked the answers.
 
-    The answers are computed here, one input at a time; no answer may be wrong.
+    The function is called here, for one input at a time. An existing file is replaced.
 
     Raises:
         CatalogError: the answers are neither labels nor numbers.

@@ -1,4 +1,7 @@
-"""Inputs with which a converted model is compared: a sample's, or drawn at random around values of the original's training."""
+"""Inputs with which a converted model is compared: a sample's, or drawn at random around values of the original's training.
+
+The search for such values in fitted estimators, and their estimators and Boosters inside, are here too.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ WORDS = 8  # words of a text that is drawn for the comparison
 
 @contextmanager
 def as_errors(what: str, error: type[EdgerouteError] = ModelError) -> Iterator[None]:
-    """Raise errors of the block as `error`, except edgeroute's own; discard what it prints."""
+    """Raise errors of the `with` block as `error`, except edgeroute's own; discard what it prints to stdout."""
     try:
         with redirect_stdout(io.StringIO()):
             yield
@@ -34,7 +37,7 @@ def as_errors(what: str, error: type[EdgerouteError] = ModelError) -> Iterator[N
 
 
 def read_sample(path: Path) -> Any:
-    """Return the inputs in a file: a table of a .csv or .parquet file, or a list of inputs.
+    """Read the inputs in a file: a table, as pandas has it, of a .csv or .parquet file; of others a list of inputs.
 
     Raises:
         BadInput: it cannot be read.
@@ -52,9 +55,10 @@ def read_sample(path: Path) -> Any:
 
 
 def rows_of_numbers(size: int, given: Any, names: Sequence[str] | None, fitted: list[list[float]]) -> tuple[list[Any], bool]:
-    """Return rows of numbers: those given, or drawn at random; and True unless they were drawn from N(0, 1).
+    """Return up to 100 rows of numbers: those given, or drawn at random; and True unless they were drawn from N(0, 1).
 
-    They are float64, as callers have them: rounding to the float32 of the new file is part of the comparison.
+    They are float64, as callers have them: rounding to the float32 of the new file is part of the comparison. Draws are the same
+    at each call.
 
     Args:
         size: numbers of a row.
@@ -100,7 +104,10 @@ def columns_of(table: Any, names: Sequence[str]) -> Any:
 
 
 def rows_of_texts(given: Any, words: list[str]) -> list[str]:
-    """Return texts: those given, also as a table or mappings with one column of them, or of known words, drawn at random."""
+    """Return up to 100 texts: those given, also as a table or mappings with one column of them, or known words drawn at random.
+
+    Raises BadInput for a row without exactly one text.
+    """
     if given is None:
         rng = np.random.default_rng(0)
         return [" ".join(rng.choice(words, WORDS)) for _ in range(ROWS)]
@@ -144,7 +151,10 @@ def values_of_training(part: Any, size: int) -> list[list[float]]:
 
 
 def _fitted_tables(part: Any, size: int) -> Any:
-    """Return values [n, size] that an estimator has from its training; None: it has none."""
+    """Return values [n, size] that an estimator has from its training: means less and plus spreads, extremes, or rows.
+
+    None: none.
+    """
     for centre, spread in (("mean_", "scale_"), ("center_", "scale_"), ("theta_", "var_")):
         middle, wide = getattr(part, centre, None), getattr(part, spread, None)
         if middle is not None and wide is not None and np.shape(middle)[-1:] == np.shape(wide)[-1:] == (size,):
@@ -183,7 +193,10 @@ def lightgbm_ranges(booster: Any) -> list[str]:
 
 
 def estimators_within(part: Any) -> list[Any]:
-    """Return the fitted estimators within one, which are copies of those among its parameters."""
+    """Return the fitted estimators directly within one, which are copies of those among its parameters.
+
+    An empty list for others.
+    """
     inside = [inner for _, inner, _ in getattr(part, "transformers_", ())]
     inside += [getattr(part, name) for name in ("best_estimator_", "estimator_") if hasattr(part, name)]
     for name in ("calibrated_classifiers_", "estimators_"):

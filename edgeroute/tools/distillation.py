@@ -73,7 +73,7 @@ class Distilled(NamedTuple):
 
 
 def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: LeftOut) -> list[Example]:
-    """Read the examples of logs or tables; a record that cannot be used is counted with its reason.
+    """Read the examples of logs or tables; a record that cannot be used is left out, and counted with its reason.
 
     Args:
         paths: the files.
@@ -206,6 +206,9 @@ def distil(
 ) -> Distilled:
     """Train, certify and write a model with its card; write nothing if it is not worth a trial.
 
+    It is not worth one without a certified threshold, or with one that defers more than nine in ten requests. Files appear
+    together at the end.
+
     Args:
         examples: texts with the cloud's answers.
         out: the new file, .onnx.
@@ -266,7 +269,7 @@ def _part(key: str) -> float:
 
 
 def _template(key: str) -> str:
-    """Return a text's form without its numbers: texts that differ in these alone are not independent."""
+    """Return a text's form with 0 for each number: texts that differ in these alone are not independent."""
     return " ".join(_NUMBER.sub("0", key).split())
 
 
@@ -279,8 +282,10 @@ def _most_frequent(group: Sequence[Example]) -> Example:
 def _classes(texts: Mapping[str, Sequence[Example]], left_out: LeftOut) -> tuple[set[str], dict[str, str]]:
     """Return the answers that are classes, by their `text_form`, and the most frequent spelling of each.
 
+    An answer is a class if five or more different texts have it.
+
     Raises:
-        BadInput: there are too few texts, or the answers are no classes.
+        BadInput: there are too few texts, the answers are no classes, or all are the same.
     """
     n = len(texts)
     if n < LEAST_TEXTS:
@@ -356,7 +361,10 @@ def _train(texts: Sequence[str], answers: Sequence[str], spelled: Mapping[str, s
 
 
 def _add_head(path: Path, weights: Any, bias: Any, labels: Sequence[str]) -> None:
-    """Add a layer with int8 weights to a graph in its file: features -> label and probabilities. weights: [classes, features]."""
+    """Add a layer with int8 weights to the graph in a file, in place: features -> label and probabilities.
+
+    weights: [classes, features].
+    """
     onnx = package()
     model = onnx.load(str(path))
     scale = np.maximum(np.abs(weights).max(1), 1e-9) / 127

@@ -74,7 +74,9 @@ def convert(
     kind: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Write an ONNX file of a model, and a card beside it, after comparing the answers of both.
+    """Write an ONNX file of a model, and a card beside it, after comparing the answers of both on up to 100 inputs.
+
+    If more than 1 % of the answers differ, nothing is written. Loads and runs the original here.
 
     Args:
         path: the model's file or folder.
@@ -141,7 +143,10 @@ def _targets(path: Path, out: Path | None, *, overwrite: bool) -> tuple[Path, Pa
 
 
 def check_targets(target: Path, card: Path, *, overwrite: bool, original: Path | None = None) -> None:
-    """Raise `PolicyError` if a new file has another suffix than .onnx, or exists, or its folder does not."""
+    """Raise PolicyError if a new file has another suffix than .onnx, exists, or its folder does not.
+
+    With `overwrite` it may exist, unless it is `original`.
+    """
     if target.suffix.lower() != ".onnx":
         raise PolicyError(f"{target}: the new file must end in .onnx")
     for file in (target, card):
@@ -155,7 +160,10 @@ def check_targets(target: Path, card: Path, *, overwrite: bool, original: Path |
 
 
 def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
-    """Return the inputs of the comparison: the loader's, those given, or drawn at random for the file's input."""
+    """Return the inputs of the comparison: the loader's, those given, or drawn at random for the file's input.
+
+    Raises PolicyError if none can be drawn: the new file has several inputs, texts, or sizes that are not fixed.
+    """
     if source.rows is not None:
         return source.rows
     if given is not None:
@@ -174,7 +182,7 @@ def _inputs_of(source: Loaded, new: Path, given: Any) -> list[Any]:
 
 
 def write_card(new: Path, file: Path, labels: list[str], kind: str | None, columns: Sequence[str] | None) -> dict[str, Any]:
-    """Write the card of the new file to `file`: what `inspect` finds with good grounds, and what is known. Return it."""
+    """Write the card of the new file to `file`, and return it: what `inspect` finds by running the model, and what is known."""
     from edgeroute.tools.cli.inspect_file import inspect_file
 
     card = dict(inspect_file(new, None, 0, 30.0).card or {})
@@ -192,7 +200,10 @@ def write_card(new: Path, file: Path, labels: list[str], kind: str | None, colum
 
 
 def _compared(source: Loaded, new: Path, rows: list[Any], card: dict[str, Any]) -> tuple[list[int], float | None]:
-    """Return the indices of inputs with another answer, and the largest difference of a confidence (None: there is none)."""
+    """Run both models on all rows, and return the indices of other answers, and the largest difference of a confidence.
+
+    Near ties of two classes count as the same. None: there is no confidence.
+    """
     raw = source.rows is None  # a network: its outputs are read as the new file's
     kind, labels = (card.get("output", {}).get("kind"), card.get("labels")) if raw else (None, None)
     original = CallableModel(source.answer, name="original", kind=kind, labels=labels, version="1")
@@ -245,7 +256,10 @@ def _same(a: Any, b: Any, labels: Sequence[str] | None) -> bool:
 
 
 def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
-    """Load a model. Raises as `convert`."""
+    """Load a model by its suffix. Raises as `convert`.
+
+    With `trust` its code may run, and may import from this folder meanwhile.
+    """
     suffix, name = path.suffix.lower(), str(path)
     if path.is_dir() and (path / "saved_model.pb").exists():
         name, suffix = str(path), ".pb"
@@ -290,10 +304,12 @@ def _from_pickle(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG
 
 
 def _from_estimator(model: Any, path: Path, given: Any) -> Loaded:
-    """Return the estimator of scikit-learn, XGBoost, LightGBM or CatBoost with its converter.
+    """Return the estimator of scikit-learn, XGBoost, LightGBM or CatBoost with its converter, inputs and labels.
+
+    Names of features are removed from a Booster of XGBoost, in place, as the converter takes no others than its own.
 
     Raises:
-        PolicyError: it has no answer that edgeroute can read.
+        PolicyError: it has no answer that edgeroute can read, splits by category, or reads columns that no sample has.
         ModelError: it is something else.
     """
     package, name = type(model).__module__.partition(".")[0], type(model).__name__
@@ -356,14 +372,14 @@ FRAMEWORKS = {"sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "Ligh
 
 
 def _table(x: Any) -> Any:
-    """Return one input as a table of one row; of a mapping with the names of its columns."""
+    """Return one input as a table of one row; a mapping as a data frame with the names of its columns."""
     if isinstance(x, dict):
         return import_needed("pandas", "columns are named by pandas: pip install pandas").DataFrame([x])
     return np.asarray([x])
 
 
 def _parts(model: Any) -> list[Any]:
-    """Return an estimator and those within it."""
+    """Return an estimator, its parameters, and all estimators within it, at any depth."""
     parts = [model, *(model.get_params(deep=True).values() if hasattr(model, "get_params") else ())]
     return [*parts, *(part for outer in parts for inner in examples.estimators_within(outer) for part in _parts(inner))]
 
@@ -376,9 +392,9 @@ def _vocabulary(model: Any) -> list[str] | None:
 
 
 def by_skl2onnx(model: Any, columns: Any, out: Path, *, texts: bool) -> None:
-    """Write an estimator by skl2onnx, with the converters of onnxmltools for XGBoost and LightGBM.
+    """Write an estimator to `out` by skl2onnx, with the converters of onnxmltools for XGBoost and LightGBM.
 
-    columns: table with the columns that it reads by their names; None: it reads rows.
+    These are registered with skl2onnx for the process.
 
     Raises:
         RuntimeMissing: one of them is not installed.
@@ -418,7 +434,7 @@ BOOSTERS = {"xgboost": ("XGBoost", "XGBClassifier", "XGBRegressor"), "lightgbm":
 
 
 def _register(skl2onnx: Any, package: str, prefix: str, classifier: str, regressor: str) -> None:
-    """Register the converters of XGBoost or LightGBM with skl2onnx."""
+    """Register the converters of XGBoost or LightGBM with skl2onnx, for the process. Raises RuntimeMissing."""
     need = f"the converter of {package} is not installed: pip install onnxmltools"
     shapes = import_needed("skl2onnx.common.shape_calculator", need)
     converters = import_needed(f"onnxmltools.convert.{package}.operator_converters.{prefix}", need)
@@ -456,7 +472,7 @@ def _register_without_booleans(skl2onnx: Any, estimator: type) -> None:
 def _flatten_columns(model: Any, names: list[str]) -> None:
     """Make each input of a graph, [n, 1], one of [n] with the column's name: a row is a mapping from column to number or text.
 
-    Removes the inputs that nothing reads.
+    Changes the graph in place, and removes the inputs that nothing reads.
     """
     onnx = import_needed("onnx", "onnx is not installed: pip install onnx")
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 1]), "as_column"))
@@ -473,7 +489,7 @@ def _flatten_columns(model: Any, names: list[str]) -> None:
 
 
 def _xgboost_estimator(file: Any) -> Any:
-    """Return the estimator for a Booster's file, by its objective."""
+    """Return the classifier or regressor, by its objective, for the file or bytes of a Booster."""
     library = import_needed("xgboost", "xgboost is not installed: pip install xgboost")
     booster = library.Booster(model_file=file)
     objective = parse_json(booster.save_config())["learner"]["objective"]["name"]
@@ -547,7 +563,10 @@ def _from_catboost(model: Any, given: Any) -> Loaded:
 
 
 def _from_keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Load a Keras model; code in its file, such as a Lambda layer, is refused without `trust`."""
+    """Load a Keras model and call it once; code in its file, such as a Lambda layer, is refused without `trust`.
+
+    Raises PolicyError for that, and for several inputs or outputs.
+    """
     keras = import_needed("keras", "keras is not installed: pip install keras tensorflow tf2onnx")
     try:
         model = keras.saving.load_model(path, safe_mode=not trust, compile=False)
@@ -594,7 +613,7 @@ def _from_saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa
 
 
 def _from_torch(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Load a whole PyTorch model: a pickled module, a program of torch.export, or TorchScript.
+    """Load a whole PyTorch model, for evaluation: a pickled module, a program of torch.export, or TorchScript.
 
     Raises:
         ModelError: it has weights alone.

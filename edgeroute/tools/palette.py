@@ -1,6 +1,7 @@
 """Colours, marks and words of the six states that people see, the same in every page, terminal view, picture and example.
 
-The colours differ for the three kinds of colour blindness as well, and each state has a mark and a hatch for print.
+The colours differ for the three kinds of colour blindness as well, and each state has a mark and a hatch for print. Here are also
+the state of an answer, and the states as CSS, SVG patterns and a legend.
 """
 
 from __future__ import annotations

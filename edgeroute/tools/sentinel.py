@@ -1,4 +1,7 @@
-"""Sentinel of a hosted model: asks pinned inputs now and then, in a thread, and suspends certificates if answers changed."""
+"""Sentinel of a hosted model: asks pinned inputs now and then, in a thread, and suspends certificates if answers changed.
+
+`Sentinel` is the part of a router that sends the probes; `Pinned` has their answers, and the test.
+"""
 
 from __future__ import annotations
 
@@ -67,13 +70,19 @@ class Pinned:
         self._exact, self._again = exact, -1
 
     def next(self) -> int:
-        """Return the input to ask next: the one with the fewest answers, or, once all are known, one at random."""
+        """Return the input to ask next: the one with the fewest answers, or, once all are known, one at random.
+
+        With `exact`, one whose last answer differed is asked again.
+        """
         if self.test is None:
             return min(range(len(self.answers)), key=lambda i: len(self.answers[i]))
         return self._again if self._again >= 0 else random.randrange(len(self.answers))  # noqa: S311 - a sample, not a secret
 
     def add(self, i: int, value: Any) -> bool:
-        """Add an answer to input number `i`. Return True if it raises the alarm, which then stays."""
+        """Add an answer to input number `i`. Return True if it raises the alarm, which then stays.
+
+        While usual answers are being learned it is only stored; the last one of these begins the test.
+        """
         if self.test is None:
             self.answers[i].append(value)
             if min(map(len, self.answers)) >= self._rounds:
@@ -89,7 +98,7 @@ class Pinned:
         return self.test.alarmed and not before
 
     def _begin(self) -> None:
-        """Begin the test, by the answers so far."""
+        """Choose the usual answers, and begin the test by the others; logs a warning if half of these or more may differ."""
         half = (self._rounds + 1) // 2
         self._usual = [self._most_frequent(answers[:half]) for answers in self.answers]
         later = [not self._agrees(usual, v) for usual, a in zip(self._usual, self.answers, strict=True) for v in a[half:]]
@@ -111,7 +120,7 @@ class Pinned:
         return {"answers": self.answers, "test": None if self.test is None else self.test.dump()}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
-        """Restore the state of a dump. Raises KeyError, TypeError or ValueError for none."""
+        """Restore the state of a dump, in place. Raises KeyError, TypeError or ValueError for anything else."""
         self.answers = [list(answers) for answers in dumped["answers"]]
         if dumped["test"] is not None:
             self._begin()
@@ -176,24 +185,32 @@ class Sentinel(Part):
         self._worker = Worker("edgeroute-sentinel", self._turn, "a probe of the sentinel failed", retry_s=10 * PACE_S)
 
     def attach(self, engine: Engine) -> None:
-        """Take the router's engine, of which the probes are calls. Raises PolicyError for a sentinel that has one already."""
+        """Store a weak reference to the router's engine, of which the probes are calls.
+
+        Raises PolicyError for a sentinel that has one already.
+        """
         if self._engine() is not None:
             raise PolicyError("sentinel: it is another router's: make one for each")
         self._engine, self._key = weakref.ref(engine), self._identity(engine.snapshot)
 
     def changed(self, snapshot: Snapshot) -> None:
-        """End an alarm at once if the policy has other certificates or endpoints."""
+        """End an alarm at once, and learn usual answers anew, if the policy has other certificates or endpoints.
+
+        Else do nothing.
+        """
         if self._what and (engine := self._engine()) is not None and self._identity(snapshot) != self._key:
             self._renew(engine)
 
     def opened(self, status: Callable[[], Any]) -> None:  # noqa: ARG002 - as parts are called
-        """Begin to probe."""
+        """Start the thread that probes: once a minute until usual answers are known, then as often as `per_day` says."""
         self._worker.start()
 
     def probe(self) -> bool:
         """Ask one pinned input, blocking, unless it may not be sent now. Return True if there was an answer.
 
-        An answer that raises the alarm suspends the certificates. For programs that probe when they choose, and for tests.
+        It may not after `usd_per_day`, with a closed router, or where the policy keeps it. An answer that raises the alarm
+        suspends the certificates, is logged, and tells the router's `on_alarm`; the state is stored if there is a state folder.
+        For programs that probe when they choose, and for tests.
         """
         engine = self._engine()
         if engine is None or engine.closed:
@@ -259,7 +276,7 @@ class Sentinel(Part):
         return (event.answer.value,) if type(event) is Done else None
 
     def _renew(self, engine: Engine) -> None:
-        """Learn anew what is usual, for other certificates or endpoints, and put the certificates in force."""
+        """Learn anew what is usual, for other certificates or endpoints; end the alarm, and put the certificates in force."""
         self._key, self._what, self.pinned = self._identity(engine.snapshot), "", self._new()
         self._suspend(engine)
 
@@ -309,5 +326,5 @@ class Sentinel(Part):
                 self.pinned = pinned
 
     def close(self) -> None:
-        """End the probes; one under way is waited for up to a second."""
+        """End the thread that probes; a probe under way is waited for up to a second."""
         self._worker.close(1.0)

@@ -1,4 +1,7 @@
-"""Driver in virtual time, for tests, replay and simulation: no sleeping, no execution of models or calls."""
+"""Driver of walks in virtual time (`drive`), for tests, replay and simulation: no sleeping, no execution of models or calls.
+
+A walk is the generator of a request's route, which yields effects (start, wait, cancel) and is sent events.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Script = Callable[[Start, float], Iterable[Event]]
 def drive(walk: Generator[Effect, Event | None, T], script: Script, begun: float = 0.0) -> tuple[T, float]:
     """Run a walk in virtual time. Return its result, and the virtual instant at which it ended.
 
-    Emits are not returned; a leg that is stopped gives no further events.
+    Emits are not returned; a leg that is stopped gives no further events. Errors of `script` and of the walk pass.
 
     Raises:
         RuntimeError: the walk waits for ever.

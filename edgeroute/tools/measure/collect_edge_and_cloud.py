@@ -127,10 +127,7 @@ class DirectCalls:
         return fingerprints(self.snapshot._replace(targets=self._targets), self.number)
 
     def together(self, thresholds: Sequence[float]) -> list[dict[str, str]]:
-        """Return for each edge model the fingerprints of a certificate about all of them together, with these thresholds.
-
-        Reads files.
-        """
+        """Return each edge model's fingerprints for a certificate about all together, with these thresholds. Reads files."""
         limits = dict(zip(self.numbers, thresholds, strict=True))
         targets = tuple(t._replace(threshold=limits.get(i), thresholds={}) for i, t in enumerate(self._targets))
         snapshot = self.snapshot._replace(targets=targets, certificates=(None,) * len(targets))
@@ -141,19 +138,14 @@ class DirectCalls:
         return cast("EdgeBackend", self.snapshot.backends[number])
 
     def ready(self) -> Steps[None]:
-        """Load the edge models, in a thread, without a time limit.
-
-        Raises:
-            ModelError: one cannot be used.
-        """
+        """Load the edge models, in a thread, without a time limit. Raises ModelError if one cannot be used."""
         for number in self.numbers:
             yield Block(partial(self.backend(number).ready, INF), INF)
 
     def run(self, x: Any, number: int | None = None) -> Steps[Walked]:
-        """Run the edge model, or an earlier one by its position, on one input; its errors are in the walk, not raised.
+        """Run the edge model, or an earlier one by its position, on one input.
 
-        Raises:
-            Closed: the router is closed.
+        Errors are in the walk, but for a closed router's.
         """
         plan = checked_plan(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
         leg = next(leg for leg in plan.legs if leg.target == (self.number if number is None else number))
@@ -169,10 +161,7 @@ class DirectCalls:
         return prediction is not None and acceptable(leg_with_threshold, prediction)
 
     def classes(self, inputs: Sequence[Any], named: str | None) -> list[str | None]:
-        """Return the data class of each input, by the application's function, which is called for each, and the named class.
-
-        Without such a function it is the named class.
-        """
+        """Return each input's data class: by the application's function, called for each, and `named`; without one `named`."""
         egress = self.snapshot.egress
         if egress.data_class is None:
             return [named] * len(inputs)
@@ -202,7 +191,7 @@ class DirectCalls:
     ) -> Steps[list[Walked]]:
         """Send inputs to the clouds together, once their rate allows it; half of the rate stays free for other calls.
 
-        Waits without a limit, and looks once a second if the router was closed. Failures are in the walks, not raised.
+        Waits without a limit, looking once a second if the router was closed. Failures are in the walks, not raised.
 
         edge: the edge's answers, for clouds that take them along; None: there are none.
 
@@ -220,12 +209,9 @@ class DirectCalls:
         return most if all(_spare_in(cloud, most) < INF for cloud in self.clouds) else 1
 
     def _walk(self, plan: Plan, inputs: Sequence[Any], edge: Sequence[Prediction | None] | None = None) -> Steps[list[Walked]]:
-        """Run requests of this plan and return their walks; counts and costs are booked with the engine.
+        """Run requests of this plan, several as one batch, and return their walks; counts and costs are booked with the engine.
 
-        Several become one batch, with its id.
-
-        Raises:
-            Closed: the router is closed, or was closed meanwhile and some request has no accepted answer.
+        Raises Closed if the router is closed, or was closed meanwhile and some request has no accepted answer.
         """
         self._check_open()
         engine = self._engine
@@ -246,15 +232,15 @@ class DirectCalls:
         return walks
 
     def _check_open(self) -> None:
-        """Raise `Closed` if the router is closed."""
+        """Raise Closed if the router is closed."""
         if self._engine.closed:
             raise Closed("this router is closed")
 
 
 def _spare_in(cloud: CloudBackend, inputs: int) -> float:
-    """Return the seconds until a cloud's rate allows so many inputs beside other calls.
+    """Return the seconds until a cloud's rate allows so many inputs beside other calls; takes the guard's lock.
 
-    0 also if nothing may be sent; inf: never. Takes the guard's lock.
+    0 also if nothing may be sent; inf: never.
     """
     guard, call_count, now = cloud.guard, cloud.calls(inputs), monotonic()
     with guard.lock:
@@ -391,10 +377,8 @@ def recorded_examples(
 ) -> Examples:
     """Decode recorded outputs [n, classes] as the router would, and return them as examples. Runs no model.
 
-    Nothing checks that they come from these models.
-
-    Raises:
-        BadInput: wrong shape or dtype, or a label that is not one of the edge's classes.
+    Nothing checks that they come from these models. Raises BadInput for a wrong shape or dtype, or a label that is none of the
+    edge's.
     """
     edge_reader = calls.runner.reader
     predictions = _read("edge_logits", edge_outputs, edge_reader)
@@ -415,12 +399,9 @@ def recorded_examples(
 def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int, first: int = 0) -> list[Any]:
     """Convert n labels to the values a model with these class names returns; a number is a class index.
 
-    Without names they stay as they are, whole floats as int.
+    Without names they stay as they are, whole floats as int. first: number of the first label, for errors.
 
-    first: number of the first label, for errors.
-
-    Raises:
-        BadInput: not n labels, or one is not a class, missing or NaN.
+    Raises BadInput if there are not n labels, or one is not a class, missing or NaN.
     """
     if len(labels) != n:
         raise BadInput(f"there are {n} inputs and {len(labels)} labels")
@@ -553,9 +534,9 @@ class _Reply(NamedTuple):
 
 
 def _reaches(calls: DirectCalls, i: int, x: Any) -> Steps[bool]:
-    """Run the edge models before the first of the calls on input number `i`, and return True if they all defer it.
+    """Run the edge models before the first of the calls on input number `i`; return True if they all defer it.
 
-    Raises the error of one that fails, with the number in its text.
+    Raise one's error.
     """
     for number in calls.before:
         walk = yield from calls.run(x, number)
@@ -674,9 +655,9 @@ class _CloudAnswers:
 
 
 def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
-    """Decode recorded outputs [n, classes]; raise BadInput for another form, or if no row has an answer.
+    """Decode recorded outputs [n, classes].
 
-    It is raised for probabilities, too, where the reader expects logits.
+    Raise BadInput for another form, or probabilities in place of logits, or if none answers.
     """
     array = np.asarray(outputs)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:  # noqa: PLR2004 - examples and classes

@@ -1,7 +1,8 @@
-"""Gain of asking the cloud, fitted to prompts by ridge regression: tf-idf of hashed words, and other features.
+"""Gain of asking the cloud (its correctness less the edge's), fitted to prompts by ridge regression on hashed words and more.
 
-The other columns are standardised and scaled by `PLAIN`, so that the words' values, of norm 1 in all, are not outweighed; a base
-score is hardly penalised. The normal equations are solved by conjugate gradients on the sparse rows (Hestenes and Stiefel, 1952).
+The other columns are standardised and scaled by `PLAIN`, so that the words' values (tf-idf), of norm 1 in all, are not
+outweighed; a base score is hardly penalised. The normal equations are solved by conjugate gradients on the sparse rows (Hestenes
+and Stiefel, 1952).
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ class Words(NamedTuple):
     n: int
 
     def part(self, keep: Any) -> Words:
-        """Return the counts of some prompts. keep: [n], bool."""
+        """Return the counts of some prompts, numbered anew from 0. keep: [n], bool."""
         inside, number = keep[self.row], keep.cumsum() - 1
         return Words(number[self.row[inside]], self.bucket[inside], self.times[inside], int(keep.sum()))
 
 
 def words_of(prompts: Sequence[Mapping[int, int]]) -> Words:
-    """Return the counts of prompts, each a mapping from bucket to count.
+    """Return the counts of prompts, each a mapping from bucket to count, as a sparse matrix.
 
     Raises:
-        PolicyError: they are something else.
+        PolicyError: they are something else, or a bucket or count is out of range.
     """
     try:
         sizes = [len(counts) for counts in prompts]
@@ -79,7 +80,7 @@ class GainFit(NamedTuple):
 
 
 def fit_gain(words: Words, table: Floats, gain: Floats, ridge: float, *, base: bool) -> GainFit:
-    """Fit the gain by ridge regression.
+    """Fit the gain by ridge regression, in at most 1,000 steps of conjugate gradients, and return it.
 
     Args:
         words: counts of n prompts.

@@ -24,6 +24,8 @@ _HASH = 8  # hexadecimal digits of a hash
 def dependence(scores: Floats, edge: Floats | None, cloud: Floats | None, groups: Ints | None) -> list[str]:
     """Return warnings about tied scores, repeated examples (the same score and correctness), and neighbours with like scores.
 
+    After a warning of repeats, neighbours are not checked. Empty without a finding.
+
     Args:
         scores: [n], in the order in which the examples came.
         edge: [n], correctness of the edge; None: unknown.
@@ -85,13 +87,13 @@ def correlations(values: Floats) -> Floats | None:
 
 
 def _grid(levels: Floats) -> bool:
-    """Return True if these distinct scores, ascending, look rounded or counted."""
+    """Return True if these distinct scores, ascending, look rounded or counted: no step is much smaller than an even one."""
     steps = np.diff(levels)
     return bool(steps.min() * len(steps) > COARSE * (levels[-1] - levels[0]))
 
 
 def _same_outcomes(scores: Floats, edge: Floats | None, cloud: Floats | None) -> bool:
-    """Return True if examples with equal scores also had equal outcomes, as copies do."""
+    """Return True if examples with equal scores nearly always had equal outcomes, as copies do; by each side that is known."""
     order = np.argsort(scores, kind="stable")
     tied = np.flatnonzero(np.diff(scores[order]) == 0)
     for side in (edge, cloud):

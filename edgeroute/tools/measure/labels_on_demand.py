@@ -52,9 +52,10 @@ class LabelsOnDemand:
         raise NotImplementedError
 
     def losses(self, rows: Ints) -> Floats:
-        """Return what is lost where these examples' edge answers are accepted; an unknown label counts as 1, the worst case.
+        """Ask `judge` about these examples, and return what is lost where their edge answers are accepted; counts the labels.
 
-        The mean of these losses is at least that of the true ones, so a guarantee for it holds for the true loss as well.
+        An unknown label counts as 1, the worst case: the mean of these losses is at least that of the true ones, so a guarantee
+        for it holds for the true loss as well.
         """
         numbers = self.examples.numbers or range(len(self.examples.edge))
         questions = [Question(numbers[i], self.inputs[numbers[i]], self.examples.edge[i], self.cloud[i]) for i in map(int, rows)]
@@ -71,7 +72,7 @@ class LabelsOnDemand:
         return [f"of the {len(losses):,} labels read, {doubt}" for doubt in reference_doubts(losses < 0, losses > 0)]
 
     def notes(self) -> list[str]:
-        """Return notes on the labels that were read."""
+        """Return notes on the numbers of labels that were read, and of those that are unknown."""
         assert self.examples.agree is not None
         differ, n = np.count_nonzero(~self.examples.agree), len(self.cloud)
         notes = [f"{self.read:,} labels were read, where edge and cloud differ in {differ:,} of {n:,} examples: no other counts"]
@@ -124,7 +125,10 @@ class FunctionLabels(LabelsOnDemand):
         self._forms = {label_form(answer) for answer in self._answers} - {None}
 
     def judge(self, questions: list[Question]) -> Iterable[float | None]:
-        """Return the losses by the function's labels. An exception carries the labels so far as its attribute `labels`."""
+        """Return the losses by the function's labels, which are stored; known ones are not asked for.
+
+        An exception, also the function's own, carries the labels so far as its attribute `labels`.
+        """
         try:
             self._ask_together([question for question in questions if question.number * self._every not in self.labels])
             return [self._loss(question) for question in questions]
@@ -151,7 +155,10 @@ class FunctionLabels(LabelsOnDemand):
         return notes
 
     def _ask_together(self, questions: list[Question]) -> None:
-        """Call a function that takes lists for these inputs, and store its labels; do nothing with another function."""
+        """Call a function that takes lists for these inputs, and store its labels; do nothing with another function.
+
+        Raises BadInput if it returns another number of labels.
+        """
         if getattr(self._function, "batched", False) and questions:
             labels = list(self._function([question.x for question in questions]))
             if len(labels) != len(questions):
@@ -159,12 +166,13 @@ class FunctionLabels(LabelsOnDemand):
             self.labels |= {q.number * self._every: _plain(label) for q, label in zip(questions, labels, strict=True)}
 
     def _loss(self, question: Question) -> float | None:
-        """Return the loss of a label.
+        """Return the loss of a label: 1 if the cloud alone is right, -1 if the edge is, 0 for neither.
 
-        Calls the function if the label is not known, and stores it; removes a label that cannot be right.
+        None: the label is unknown. Calls the function if the label is not known, and stores it; removes a label that is none of
+        the edge's classes.
 
         Raises:
-            BadInput: the label cannot be right.
+            BadInput: the label is none of the classes, or so many labels equal no answer that none can be right.
         """
         number = question.number * self._every
         if number not in self.labels:
@@ -200,7 +208,7 @@ class FunctionLabels(LabelsOnDemand):
         check_possible("label function", self._unlike, self._answers, [], labelled=True, least=least)
 
     def _attach(self, error: BaseException) -> None:
-        """Give an exception the labels so far, and a note on how to go on."""
+        """Give an exception the labels so far, and from Python 3.11 on a note on how to go on with them."""
         with suppress(AttributeError, TypeError):  # of a class without attributes
             error.labels = dict(self.labels)  # type: ignore[attr-defined]
             if hasattr(error, "add_note"):  # from Python 3.11 on

@@ -90,7 +90,10 @@ def fit_text(
     folds: int = 5,
     seed: int = 0,
 ) -> Learned:
-    """Fit as `fit`, from the token log-probabilities of texts; fall back to their 10 % quantile."""
+    """Fit as `fit`, from the token log-probabilities of texts; fall back to their 10 % quantile.
+
+    Raises PolicyError as `fit`.
+    """
     table = np.array([text_features(logprobs) for logprobs in token_logprobs], np.float64).reshape(-1, len(TEXT))
     edge, gain = outcomes(edge_correct, cloud_correct, len(table))
     return _fit(_usable(_Examples(0, None, table, edge, gain), table), ridge, folds, seed, blend=False)
@@ -125,7 +128,10 @@ class _Examples(NamedTuple):
         return description
 
     def fold(self, train: Array) -> tuple[Array, Foreign | None]:
-        """Return the features of all examples, with the class means of the training examples. train: [n], bool."""
+        """Return all examples' features; with logits, also those for unusual inputs, and the statistics of the training examples.
+
+        train: [n], bool.
+        """
         if self.logits is None:
             return self.table, None
         foreign = fit_foreign(self.logits[train], self.edge[train] >= 0.5)  # noqa: PLR2004 - more right than wrong
@@ -178,7 +184,7 @@ def _logit_examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: A
 
 
 def _usable(examples: _Examples, table: Array) -> _Examples:
-    """Drop examples with NaN or infinity, and count them."""
+    """Return the examples without those whose features have NaN or infinity, and their number as `left_out`."""
     keep = np.isfinite(table).all(1)
     logits = None if examples.logits is None else examples.logits[keep]
     return examples._replace(
@@ -188,7 +194,10 @@ def _usable(examples: _Examples, table: Array) -> _Examples:
 
 
 def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, blend: bool) -> Learned:
-    """Fit harm and win to the examples, with a ridge chosen by cross-validation, or fall back with a reason.
+    """Fit harm and win, or of hashed words the gain, with a ridge chosen by cross-validation; or fall back with a reason.
+
+    It falls back with too few examples, harms or wins, or if all features are alike. With `blend` the file has ranks of both
+    scores.
 
     Raises:
         PolicyError: `ridge`, `folds` or `seed` is invalid.
@@ -360,7 +369,7 @@ def fit_foreign(logits: Array, right: Array) -> Foreign:
 def irls(x: Array, y: Array, penalty: Array) -> Array:
     """Fit a logistic regression by Newton's method, and return the weights, [k].
 
-    A step that lowers the objective is halved until it does not. At most 100 steps.
+    A step that lowers the objective is halved until it does not. At most 100 steps; ends once a step gains next to nothing.
 
     Args:
         x: [n, k], its first column ones.
@@ -402,12 +411,11 @@ def is_table(given: Any) -> bool:
 
 
 def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]:
-    """Return a table's names, the number of columns of each, and all columns [n, k]; the base score comes first.
-
-    Columns of the base score come first in the names, too.
+    """Return a table's names, the number of columns of each, and all columns [n, k]; the base score comes first in each.
 
     Raises:
-        PolicyError: it is not a table, its columns differ in length, or it has no column of the base score.
+        PolicyError: it is no table of numbers, columns differ in length, a number is too large, or the base score is no single
+            column.
     """
     names = list(given if isinstance(given, Mapping) else given[0])
     if base is not None and base not in names:

@@ -63,9 +63,10 @@ def accepting(scores: Floats, thresholds: Sequence[float] | Sequence[Sequence[fl
 def lowest_thresholds(
     value: float, delta: float, scores: Floats, loss: Floats, *, wins: bool, groups: Ints | None = None
 ) -> Path:
-    """Return the last thresholds of the path whose loss is certified to be at most `value` with risk `delta`.
+    """Choose a path of thresholds on a third of the examples, and return the last whose loss the others certify: at most `value`.
 
-    There must be enough examples for the first test.
+    The threshold is inf for each model if the first step fails. Draws are the same at each call. There must be enough examples
+    for the first test.
 
     Args:
         value: limit of the mean loss.

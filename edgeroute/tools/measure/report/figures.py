@@ -44,7 +44,7 @@ def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) ->
 
 
 def element(figure: Any, name: str) -> str:
-    """Return the figure as inline SVG in the page's text colour, the same for the same figure; `name` prefixes its ids."""
+    """Return the figure as inline SVG in the page's colours, the same for the same figure; `name` prefixes the ids in it."""
     from matplotlib import rc_context
 
     out = io.StringIO()
@@ -63,7 +63,7 @@ def element(figure: Any, name: str) -> str:
 
 
 def side_alone(axes: Any, side: StateName, x: float, y: float) -> None:
-    """Draw the mark of a side that answers everything alone."""
+    """Draw the mark of a side that answers everything alone, with its label for the legend, at a point of the axes."""
     axes.plot(x, y, MARKERS[side], color=STATES[side].light, markersize=8, clip_on=False, zorder=3, label=f"{side} alone")
 
 
@@ -73,7 +73,11 @@ MARKED = {"linestyle": "", "marker": "*", "markersize": 11, "color": INK, "ecolo
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
-    """Draw accuracy over deferral rate, with oracle, random deferral, and the threshold in use; None if unknown."""
+    """Draw accuracy over deferral rate, with oracle, random deferral and the threshold in use, as SVG; None if unknown.
+
+    Of a certificate that holds here its interval of deferral, and the accuracy that it guarantees, are drawn too. Raises
+    RuntimeMissing without matplotlib, as all figures do.
+    """
     curve, oracle, accuracy = evaluation.curve(), evaluation.oracle(), evaluation.accuracy()
     if curve is None:
         return None
@@ -109,7 +113,7 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
 
 
 def latency(evaluation: Evaluation) -> str | None:
-    """Draw the empirical distribution of latency, for edge, cloud and cascade; None if none was measured."""
+    """Draw the empirical distribution of latency, for edge, cloud and cascade, as SVG; None if none was measured."""
     seconds = evaluation.seconds()
     if not seconds:
         return None
@@ -137,7 +141,7 @@ def latency(evaluation: Evaluation) -> str | None:
 
 
 def reliability(bins: list[Bin], *, diagonal: bool, right: str) -> str:
-    """Draw a reliability diagram: share of correct answers over the score, by bin.
+    """Draw a reliability diagram, as SVG: share of correct answers over the score, by bin, with intervals.
 
     Args:
         bins: the bins.
@@ -165,7 +169,10 @@ def reliability(bins: list[Bin], *, diagonal: bool, right: str) -> str:
 
 
 def histograms(evaluation: Evaluation) -> str | None:
-    """Draw histograms of the scores of correct and wrong answers, or of all where correctness is unknown; None without."""
+    """Draw histograms of the scores of correct and wrong answers, as SVG, or of all where correctness is unknown.
+
+    None without scores.
+    """
     score, right = evaluation.examples.score, evaluation.edge_right
     known = np.isfinite(score)
     if not known.any():

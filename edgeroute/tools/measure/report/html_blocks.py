@@ -1,4 +1,4 @@
-"""Building blocks of HTML pages; text arguments are escaped here."""
+"""Building blocks of HTML pages: sections, tables, lists, figures and tiles; text arguments are escaped here, and HTML is not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def figure(svg: str, label: str, caption: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> str:
-    """Return a horizontally scrolling table; the first cell of each row is its header. label: for screen readers."""
+    """Return a horizontally scrolling table; the first cell of each row is its header. label: for screen readers.
+
+    One of more than four columns has a hint for phones. Marks of states are coloured.
+    """
     top = "".join(f'<th scope="col">{coloured(name)}</th>' for name in head)
     whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{_body(rows)}\n</tbody>\n</table>"
     hint = '<p class="hint">The table is wider than this screen: it scrolls sideways.</p>\n' if len(head) > NARROW else ""

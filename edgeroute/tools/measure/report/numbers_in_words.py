@@ -1,4 +1,4 @@
-"""Numbers and verdicts in words for reports: percentages, durations, methods, and if a guarantee held."""
+"""Numbers and verdicts in words for reports: shares, durations, sizes, thresholds, tests, arms, and if a guarantee held."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRIED = "Thresholds were tried from the strictest on, up to the first that faile
 
 
 def arm_rows(arms: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the names of the figures of arms, in the order of `arm_cells`."""
+    """Return the names of the figures of arms, in the order of `arm_cells`; the first is "devices" if the arms have them."""
     of = "share" if arms[0].get("devices") is None else "devices"
     return of, "requests", "failed", "deferred", "differ", "loss", "USD a call", "mean time", "p99"
 
@@ -59,7 +59,7 @@ def arm_cells(arm: Mapping[str, Any], none: str = NONE) -> list[str]:
 
 
 def methods(certificate: Certificate) -> str:
-    """Return a sentence about how the threshold was found; empty for an unknown test."""
+    """Return a sentence or two about how the certificate's threshold was found, by its tests' names; empty for unknown tests."""
     names = [name.removeprefix(DITHERED) for name in certificate.method.split(" and ")]
     descriptions = "; ".join(METHODS[name] for name in dict.fromkeys(names) if name in METHODS)
     if DITHERED in certificate.method:
@@ -109,7 +109,7 @@ def level(threshold: float) -> str:
 
 
 def levels(threshold: float, thresholds: Mapping[str, float], ladder: Sequence[float] = ()) -> str:
-    """Format a threshold; those of several edge models together; of classes with their own ones the range of these."""
+    """Format a threshold as text; those of several edge models together; of classes with their own ones the range of these."""
     if ladder and min(ladder) < INF:
         return ", then ".join(f"{value:.4g}" for value in ladder)
     if ladder:
@@ -128,7 +128,10 @@ def ladder_thresholds(certificate: Certificate) -> list[float]:
 
 
 def certificate_rows(certificate: Certificate, why: str) -> list[tuple[str, str]]:
-    """Return the facts of a new certificate, each with its name. why: reason for the choice of the score; empty: it was given."""
+    """Return the facts of a new certificate as pairs of name and text.
+
+    Why: reason for the choice of the score; empty: it was given.
+    """
     low, high = certificate.deferral_interval
     groups = "" if certificate.groups is None else f" in {count_text(certificate.groups, 'group')}"
     right = "as the cloud says" if certificate.agreement else "right"
@@ -219,7 +222,7 @@ SEEN = 0.05  # share of examples seen before from which a warning is given
 
 
 def seen_before(evaluation: Evaluation) -> str:
-    """Return a warning if these are the calibration's own examples; empty if not."""
+    """Return a warning if 5 % or more of these examples are those of the calibration, by its sketch; empty if not."""
     share = evaluation.seen_before
     if share < SEEN:
         return ""

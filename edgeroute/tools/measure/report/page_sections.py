@@ -58,7 +58,7 @@ def calibration(evaluation: Evaluation, why: str, notes: Iterable[str]) -> str:
 
 
 def undrawn() -> str:
-    """Return the text in place of the figures if matplotlib is missing."""
+    """Return the paragraph in place of the figures if matplotlib is missing."""
     return html.paragraph("The figures need matplotlib, which is not installed: pip install 'edgeroute[demo]'.")
 
 
@@ -89,9 +89,10 @@ def numbers(evaluation: Evaluation) -> str:
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str:
-    """Return the section with the curve and the threshold in use, or empty text if nothing can be drawn.
+    """Return the section with the figure of the curve and the threshold in use, and its area in words.
 
-    The curve is accuracy over deferral; without labels, agreement with the cloud; without a cloud, accuracy of what is kept.
+    Empty if nothing can be drawn. The curve is accuracy over deferral; without labels, agreement with the cloud; without a cloud,
+    accuracy of what is kept.
     """
     drawn = figures.accuracy_over_deferral(evaluation)
     if drawn is None:
@@ -143,7 +144,10 @@ def cost(evaluation: Evaluation) -> str:
 
 
 def reliability(evaluation: Evaluation) -> str:
-    """Return the section with the reliability diagram and expected calibration error of the edge; empty if unknown."""
+    """Return the section with the reliability diagram, and of a probability the calibration error, of the edge; empty if unknown.
+
+    Empty also for several edge models together.
+    """
     right, score = evaluation.edge_right, evaluation.examples.score
     finite = score[np.isfinite(score)]
     if right is None or not finite.size or evaluation.ladder:
@@ -165,7 +169,10 @@ def reliability(evaluation: Evaluation) -> str:
 
 
 def scores(evaluation: Evaluation) -> str:
-    """Return the section with score histograms of correct and wrong answers; empty without scores."""
+    """Return the section with score histograms of correct and wrong answers.
+
+    Empty without scores, and for several edge models.
+    """
     drawn = None if evaluation.ladder else figures.histograms(evaluation)
     if drawn is None:
         return ""
@@ -203,7 +210,7 @@ def classes(evaluation: Evaluation) -> str:
 
 
 def _worse(result: Class) -> float:
-    """Return the sort key of a class, worst first."""
+    """Return the sort key of a class, worst first: its accuracy, of the cascade or else the edge; by deferral if unknown."""
     right = result.edge if result.cascade is None else result.cascade
     return -result.deferral if right is None else right
 

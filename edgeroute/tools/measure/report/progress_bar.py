@@ -25,7 +25,7 @@ LINES = 10  # lines to print without a terminal
 
 @contextmanager
 def bar() -> Iterator[Bar]:
-    """Provide a progress bar on stderr, shown only if that is a terminal. Stdout is not used."""
+    """Provide a progress bar of rich on stderr, shown only if that is a terminal. Stdout is not used."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -66,7 +66,11 @@ def show_progress(progress: Progress, what: str, total: int) -> Iterator[Callabl
 
 
 def _display(progress: Progress, what: str) -> AbstractContextManager[Show]:
-    """Return a context manager of a function that shows the progress: the callback, a notebook's bar, a bar, lines, or none."""
+    """Return a context manager of a function that shows the progress.
+
+    It is the callback, else a notebook's bar, a bar in a terminal if rich is there, lines on stderr if `progress` is True, or
+    nothing.
+    """
     if callable(progress):
         return nullcontext(progress)
     if progress is False:

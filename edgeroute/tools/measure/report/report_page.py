@@ -75,7 +75,7 @@ def fleet_section(fleet: FleetTrial) -> str:
 
 
 def verdict(fleet: FleetTrial) -> tuple[str, str]:
-    """Return a headline and an explanation: if the model on trial is worse, is not, or too little is known."""
+    """Return a headline and an explanation of a trial on many devices: the model on trial is worse, is not, or is not known."""
     b, side, measures = fleet.arms[1].arm, fleet.settings.side, fleet.settings.measures
     if fleet.worse:
         worse = " and more ".join(SAID[side, name] for name in fleet.worse)
@@ -204,7 +204,7 @@ def _page(what: str, evaluation: Evaluation, parts: Iterable[str]) -> Page:
 
 
 def document(page: Page) -> str:
-    """Return the page as one self-contained HTML file."""
+    """Return the page as the text of one self-contained HTML file, without scripts; its policy forbids to load anything."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -256,7 +256,7 @@ def page(evaluation: Evaluation) -> str:
 
 
 def router_page(router: BaseRouter[Any]) -> str:
-    """Return the page of a router: its targets, and its statistics. Calls no model and no endpoint."""
+    """Return the page of a router for a notebook: its targets, and its statistics. Calls no model and no endpoint."""
     snapshot = router.engine.snapshot
     rows = [
         [leg.name, marked(leg.side), backend.where, "" if leg.threshold is None else f"{leg.threshold:.4g}", leg.label]
@@ -268,18 +268,18 @@ def router_page(router: BaseRouter[Any]) -> str:
 
 
 def stats_page(stats: Stats) -> str:
-    """Return the page of statistics."""
+    """Return the page of statistics for a notebook, as HTML."""
     return _cell("Stats", words.count_text(stats.requests, "request"), *_statistics(stats))
 
 
 def decision_page(decision: Decision) -> str:
-    """Return the page of a decision: its steps."""
+    """Return the page of a decision for a notebook, as HTML: where it may be sent, and its steps."""
     where = ", ".join(decision.sends_to)
     return _cell("Decision", f"may be sent to {where}" if where else "stays on the device", html.listed(decision.steps))
 
 
 def check_page(check: Check) -> str:
-    """Return the page of a check: problems first in a frame, then the other lines."""
+    """Return the page of a check for a notebook, as HTML: problems first in a frame, then the other lines."""
     problems = [line[1:].strip() for line in check.lines if line.startswith("!")]
     frames = [f'<p class="verdict broken"><strong>✗</strong> {html.escape(problem)}</p>' for problem in problems]
     rest = html.listed(line for line in check.lines if not line.startswith("!"))
@@ -308,7 +308,7 @@ def _statistics(stats: Stats) -> list[str]:
 
 
 def _cell(title: str, summary: str, *parts: str) -> str:
-    """Return a page as an element for the output of a notebook's cell."""
+    """Return a page of these parts as an element for the output of a notebook's cell, with a random id."""
     return cell(Page(title, summary, "\n".join(filter(None, parts))), f"edgeroute-{uuid4().hex[:12]}")
 
 
@@ -479,7 +479,7 @@ class CalibrationResult:
         return self.score if self.why and isinstance(self.score, Learned) else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the certificate, the number of labels read and the notes as JSON data."""
+        """Return certificate, score's name, the reason for it, notes, and the number of labels read, if any, as JSON data."""
         data = {"certificate": self.certificate.as_dict(), "score": self._score, "why": self.why, "notes": list(self.notes)}
         return data | ({} if self.labels_read is None else {"labels_read": self.labels_read})
 
