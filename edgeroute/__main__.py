@@ -8,7 +8,10 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; without the extra `cli`, exit and name it."""
+    """Run the command line; without typer or rich, print on stderr which extra to install, and exit with status 2.
+
+    A Ctrl-C while the command line is imported ends the process at once with status 130.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background of a shell
         signal.signal(signal.SIGINT, _end)
     from importlib.util import find_spec

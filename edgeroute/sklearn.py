@@ -63,6 +63,10 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
     def fit(self, X: Any, y: Any) -> RoutedClassifier:  # noqa: N803 - as in scikit-learn
         """Train clones on rows X [n, features] and classes y [n], calibrate the threshold, and return this classifier.
 
+        Trains on a random share of the rows, and calibrates on the others with a router of its own, which asks both sides for
+        each of them. A model without `fit`, or frozen, is used as it is; if both are, all rows calibrate. Sets the attributes
+        with a trailing underscore.
+
         Raises:
             NotEnough: the rows for the calibration are too few for the guarantee.
             ValueError: X or y has another form, two classes differ in case or white space alone, or the guarantee is invalid.
@@ -95,9 +99,10 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
         return self.classes_[probabilities.argmax(1)]
 
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
-        """Return the probability of each class, [n, k], of the side that answers the row; 1 for a class that has none.
+        """Return the probability of each class, [n, k], by the side that answers the row: of its outputs, or 1 for its class.
 
-        Warns if rows were answered by the edge for lack of an answer of the cloud.
+        Routes the rows in batches through a new router. Warns if rows were answered by the edge for lack of an answer of the
+        cloud.
 
         Raises:
             NotFittedError: `fit` was not called.
@@ -121,7 +126,10 @@ class RoutedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):  # t
         return rows
 
     def _router(self, threshold: float) -> Router[Any]:
-        """Return a new router of the trained edge and the cloud."""
+        """Return a new router of the trained edge and the cloud with this threshold and `options`.
+
+        A classifier becomes a function.
+        """
         cloud = model = self.cloud_
         if hasattr(model, "predict_proba"):
             cloud = Function(Estimator(model), kind="probabilities")

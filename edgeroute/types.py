@@ -381,7 +381,10 @@ class Answer(Generic[V]):
 
     @property
     def trace(self) -> Mapping[str, Any]:
-        """Every step with its time, bytes and cost, in JSON types; computed on each access."""
+        """Every step with its time, bytes and cost, in JSON types; computed on each access.
+
+        An answer from the cache has no steps.
+        """
         plan, outcome = self._plan, self._outcome
         if type(plan) is _Route:
             trace = dict(plan.trace)

@@ -103,10 +103,15 @@ class DailyDigests(ForkSafe):
         self.error = ""  # of the last upload
 
     def write_and_upload(self, engine: Engine, *, due: bool = False) -> float:
-        """Write the due digests to the spool, and upload what is in it; return the seconds until the next look. Blocks.
+        """Write the due digests to the spool, and upload what waits there; return the seconds until the next look. Blocks.
 
-        Counts of impossible days are moved to today before. Nothing is done while another process does so, or while the state
-        file cannot be written.
+        Moves counts of impossible days to today first. With `due`, each day with new counts is due now, today too, and so is a
+        failed upload. Does nothing if another process holds the spool's lock (waits for it only if `due`, 2 seconds), or the
+        state file cannot be written. A failed upload is logged and stays in the spool.
+
+        Raises:
+            StoreError, OSError: a digest cannot be written.
+            PolicyError: the key's variable is not set.
         """
         lock = ProcessLock(self.folder / "lock")
         with self._lock:
@@ -123,7 +128,7 @@ class DailyDigests(ForkSafe):
         return max(1.0, min([LOOK_S, *waits]))
 
     def _rows(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Return day -> name of a row in the state file -> its counts."""
+        """Return day -> name of a row in the state file -> its counts, of all days; without the rows that are damaged."""
         days: defaultdict[str, dict[str, dict[str, int]]] = defaultdict(dict)
         for name, text, _ in self._store.rows(ROWS):
             with suppress(ValueError, TypeError, AttributeError):  # damaged
@@ -139,7 +144,10 @@ class DailyDigests(ForkSafe):
             raise StoreError("the state file cannot be written now")
 
     def _move_undated(self, now: float) -> None:
-        """Move the counts of impossible days (before 2020, after tomorrow, told long ago) to today, in one transaction."""
+        """Move the counts of impossible days (before 2020, after tomorrow, closed) to today, in one transaction.
+
+        If today is closed, as after the clock was ahead, they go to the next day that is not. Raises StoreError.
+        """
         last, target, sums = day_and_hour(now + DAY_S)[0], now, defaultdict[str, Counter[str]](Counter)
         while self._record(day_and_hour(target)[0]).get("closed"):  # the clock was ahead
             target += DAY_S
@@ -153,14 +161,17 @@ class DailyDigests(ForkSafe):
             self._flush()
 
     def _record(self, day: str) -> dict[str, Any]:
-        """Return what is known of the last digest of a day."""
+        """Return what the state file has of the last digest of a day; empty if there was none."""
         record = self._store.get(DAYS + day)
         return record if isinstance(record, dict) else {}
 
     def _write_day(self, day: str, rows: Mapping[str, Mapping[str, int]], now: float, *, due: bool) -> float:
-        """Write the digest of a day to the spool, if it is due and has new counts; delete counts that are old.
+        """Write the digest of a day to the spool, if it is due and its counts have grown; delete the counts of a day that is old.
 
-        Return the seconds until it is due.
+        Return the seconds until it is due. It is due up to `SPREAD_S` after midnight, by device and day; with `every` also that
+        long after the last one; and at once with `due`. The state file gets the new revision before the digest is written, and
+        the sum of its counts after. A day that is over for `KEEP_DAYS`, with nothing new, is marked as closed, and its counts are
+        deleted. Raises as `write_and_upload`.
         """
         begun = _begin(day)
         record, total, over = self._record(day), sum(sum(numbers.values()) for numbers in rows.values()), begun + DAY_S
@@ -195,7 +206,10 @@ class DailyDigests(ForkSafe):
         return str(known["id"])
 
     def _spool(self, made: Digest, data: bytes) -> None:
-        """Write a digest to the spool durably; delete the earlier revisions of its day, and beyond `MOST_SPOOLED` the oldest."""
+        """Write a digest to the spool durably, readable by its owner alone; delete the earlier revisions of its day.
+
+        Of more than `MOST_SPOOLED` digests the oldest are deleted, and counted in `dropped`.
+        """
         path = self.folder / path_of(made).removeprefix("digests/").replace("/", ".")
         replace_durably(path, data)
         path.chmod(0o600)
@@ -207,7 +221,11 @@ class DailyDigests(ForkSafe):
             self.dropped += 1
 
     def _upload(self, engine: Engine) -> None:
-        """Upload the digests of the spool, and delete each; log a failure once, and try again after a random, doubling time."""
+        """Upload the digests of the spool, the oldest first; delete and count each.
+
+        The first failure ends this, and is logged once. A failure sets the time of the next attempt, random and doubling, 1 to 96
+        minutes later. A closed router stops at `until`. With an empty spool only a destination folder is looked for.
+        """
         paths = spooled(self.folder)
         if not paths and isinstance(self._to, str) and "://" not in self._to:  # known before there is a digest
             self._fail("" if Path(self._to).is_dir() else f"{self._to}: there is no such folder now")
@@ -225,13 +243,18 @@ class DailyDigests(ForkSafe):
             self.sent, self.error, self._failures = self.sent + 1, "", 0
 
     def _fail(self, text: str) -> None:
-        """Log and store why nothing can be uploaded, unless that is known; empty: nothing is wrong."""
+        """Store in `error` why nothing can be uploaded, and log it unless it was known; empty: nothing is wrong."""
         if text not in {"", self.error}:
             log.warning("fleet: %s; digests waiting: %d", text, len(spooled(self.folder)))
         self.error = text
 
     def _send(self, engine: Engine, path: Path) -> None:
-        """Upload a digest, after a line in the egress ledger. Raises if it is not stored, or nothing may leave now."""
+        """Upload one digest, after a line in the egress ledger; keeps the file.
+
+        Raises:
+            StoreError: nothing may leave the device now, or the link is metered; or the destination did not store it.
+            CloudError, PolicyError, RuntimeMissing: as `destination` and its `put`.
+        """
         if why := engine.stays_on_device(read=True) or ("the link is metered" if engine.observer.is_metered() else ""):
             raise StoreError(f"nothing leaves by itself: {why}")
         there = destination(self._to.read("fleet: to") if isinstance(self._to, Secret) else self._to)
@@ -245,7 +268,7 @@ class DailyDigests(ForkSafe):
 
 
 def _digest(rows: Mapping[str, Mapping[str, int]], device: str, day: str, revision: int, final: bool, *texts: str) -> Digest:
-    """Return the digest of a day's rows; `texts`: site, and name of the signed policy."""
+    """Return the digest of a day's rows of counts, which come with their names; `texts`: site, and name of the signed policy."""
     groups: dict[Group, int] = {}
     requests, confidences, audits = list[Any](), list[Any](), list[Any]()
     for name, numbers in rows.items():

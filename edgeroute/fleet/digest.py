@@ -61,7 +61,11 @@ def bucket(latency_s: float) -> int:
 
 
 def encode(digest: Digest, key: bytes = b"") -> bytes:
-    """Return a digest's bytes, at most `MOST_BYTES`, coarsened as far as this needs; with an HMAC if there is a key."""
+    """Return a digest's compressed JSON, coarsened only as far as `MOST_BYTES` needs; with a key its HMAC is in it.
+
+    Raises:
+        ValueError: even the coarsest level is too large, as names are too long.
+    """
     for level in range(digest.coarse, LAST_LEVEL + 1):
         data = _packed(coarsen(digest, level), key)
         if data is not None:
@@ -70,7 +74,7 @@ def encode(digest: Digest, key: bytes = b"") -> bytes:
 
 
 def _packed(digest: Digest, key: bytes) -> bytes | None:
-    """Return a digest's bytes; None if they are too many."""
+    """Return a digest's JSON, compressed, with its HMAC if there is a key; None if it has more than `MOST_BYTES`."""
     fields = {"format": FORMAT, **digest._asdict()}
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     if key:
@@ -85,7 +89,10 @@ def mac(key: bytes, text: bytes) -> str:
 
 
 def coarsen(digest: Digest, level: int) -> Digest:
-    """Return a digest of a level of coarsening, its rows summed and in order; the level of a coarser one stays."""
+    """Return a copy of a digest at a level of coarsening (see `LAST_LEVEL`): equal rows are summed and sorted.
+
+    A digest that is coarser already keeps its level.
+    """
     level = max(level, digest.coarse)
     hours = 24 if level >= 4 else 6 if level >= 1 else 1  # noqa: PLR2004 - the levels, as documented
     names: list[Group] = [(*group[:3], "") if level >= 2 else group for group in digest.groups]  # noqa: PLR2004
@@ -115,7 +122,7 @@ def rounded(index: int) -> int:
 
 
 def _sums(rows: Iterable[Row], keys: int) -> tuple[Row, ...]:
-    """Return rows with the same first `keys` values as one with the sums of the others, in order."""
+    """Sum the rows that have the same first `keys` values into one each; return them sorted."""
     sums: dict[Row, Row] = {}
     for row in rows:
         had = sums.get(row[:keys])

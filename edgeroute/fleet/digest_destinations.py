@@ -45,7 +45,10 @@ class Folder:
         self._path, self.where = Path(path), path
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file and flush it to the disk. Raises StoreError."""
+        """Write a file durably, replacing an earlier one, and make its subfolders.
+
+        Raises StoreError, also if the folder itself is missing.
+        """
         if not self._path.is_dir():
             raise StoreError(f"{self.where}: there is no such folder now")
         try:
@@ -69,7 +72,11 @@ class Web:
         self.where = self._address.origin
 
     def put(self, name: str, data: bytes) -> None:
-        """Send a request; redirects are not followed. Raises CloudError, or StoreError for a status other than success."""
+        """Send the data with HTTP PUT on a new connection; the name replaces `{name}` in the address, or is appended to its path.
+
+        An address with a query and without `{name}` is used as it is. Redirects are not followed. Raises CloudError, or
+        StoreError for a status other than success.
+        """
         path, query = (part.replace("{name}", name) for part in (self._to.path, self._to.query))
         if not self._to.query and "{name}" not in self._to.path:
             path = f"{path.rstrip('/')}/{name}"
@@ -90,7 +97,10 @@ class Bucket:
         self._bucket, self._prefix, self.where = to.netloc, to.path.strip("/"), f"s3://{to.netloc}"
 
     def put(self, name: str, data: bytes) -> None:
-        """Write an object, over https unless the endpoint is this device. Raises StoreError, RuntimeMissing."""
+        """Write an object, without a retry; over https unless the endpoint is this device. Credentials are in AWS_*.
+
+        Raises StoreError for every failure, without its text, and RuntimeMissing without obstore.
+        """
         stores = import_needed("obstore.store", "[fleet] with s3:// needs obstore: pip install 'edgeroute[fleet-s3]'")
         host = urlsplit(os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or "").hostname or ""
         limit = timedelta(seconds=TIMEOUT_S)
@@ -113,7 +123,11 @@ class Broker:
         self.where = f"{to.scheme}://{to.netloc.rpartition('@')[2]}"
 
     def put(self, name: str, data: bytes) -> None:
-        """Publish a message and wait for its acknowledgement. Raises StoreError, RuntimeMissing."""
+        """Connect, publish a message with QoS 1, and wait for its acknowledgement, all within about `TIMEOUT_S`; then disconnect.
+
+        Raises StoreError without an acknowledgement, for a refusal, and if there is no subscriber; RuntimeMissing without
+        paho-mqtt.
+        """
         mqtt = import_needed("paho.mqtt.client", "[fleet] with mqtts:// needs paho-mqtt: pip install 'edgeroute[fleet-mqtt]'")
         client, codes, to = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5), list[Any](), self._to
         client.connect_timeout = TIMEOUT_S

@@ -102,7 +102,10 @@ class Fleet(ForkSafe, Part):
         self._uploader = Worker("edgeroute-fleet-upload", self._turn, "no digest could be made", first_s=first_s, retry_s=LOOK_S)
 
     def attach(self, engine: Engine) -> None:
-        """Take the router's engine. Raises PolicyError without a state folder, or for a part that has an engine already."""
+        """Keep a weak reference to the router's engine, open its state file, and prepare the digests and their spool folder.
+
+        Raises PolicyError without a state folder, or for a part that has an engine already.
+        """
         if self._engine() is not None:
             raise PolicyError("fleet: it is another router's: make one for each")
         if engine.state is None:
@@ -112,11 +115,11 @@ class Fleet(ForkSafe, Part):
         self.digests = DailyDigests(engine.state / "fleet", self._store, *self._given)
 
     def opened(self, status: Callable[[], Any]) -> None:  # noqa: ARG002 - as parts are called
-        """Begin to upload."""
+        """Start the thread that writes and uploads digests."""
         self._open = self._uploader.start()
 
     def ended(self, request: Request, result: Result) -> None:
-        """Queue a request for counting."""
+        """Queue a request that has ended, answered or failed, for counting; start the counting thread if none waits."""
         plan = request.plan
         target, fields, latency_s = plan.legs[0].name, "rf", None
         confidence: Any = UNJUDGED
@@ -133,7 +136,7 @@ class Fleet(ForkSafe, Part):
             self._waiting = self._counter.start()
 
     def walked(self, walks: Sequence[Walked]) -> None:
-        """Queue the cost of a request, or of a batch, for counting."""
+        """Queue what a request, or a batch, has cost (bytes, dollars) for counting; nothing if no endpoint was asked."""
         if costs := walks[0].costs.values():
             plan, at = walks[0].request.plan, daily_digests.clock()
             target = max((_judged(plan, walk.outcome) for walk in walks), key=lambda judged: judged[1])[0]
@@ -141,7 +144,7 @@ class Fleet(ForkSafe, Part):
             self._new.append(_Event(at, walks[0].request.snapshot, plan, target, "", None, UNJUDGED, moved, usd))
 
     def compared(self, comparison: Compared) -> None:
-        """Queue an audit for counting; where labels are expected, it counts once its label is reported."""
+        """Queue an audit for counting, and start the counting thread; if a label is expected, it counts once that is reported."""
         self._audited.append((daily_digests.clock(), comparison))
         self._counter.start()
 
@@ -184,7 +187,10 @@ class Fleet(ForkSafe, Part):
             self._uploader.start()  # in a forked child
 
     def _alike(self) -> Iterable[tuple[_Event, int, int, float]]:
-        """Remove the queued events, and return one of each kind with its number, and the sums of bytes and dollars."""
+        """Empty the queue of requests.
+
+        Return an event of each kind (hour, group, buckets), its number, and sums of bytes and dollars.
+        """
         kinds: dict[tuple[Any, ...], tuple[_Event, int, int, float]] = {}
         for event in _drain(self._new):
             at, snapshot, plan, target, fields, latency_s, confidence, moved, usd = event
@@ -196,7 +202,10 @@ class Fleet(ForkSafe, Part):
         return kinds.values()
 
     def _group(self, snapshot: Snapshot, plan: Plan, target: str) -> Group:
-        """Return the group of a request. Reads the files of a new policy's models."""
+        """Return the group (model, policy, arm, data class) of a request, and keep it; a new one reads the models' files.
+
+        A data class that the policy does not name counts as "other"; a group beyond `MOST_GROUPS` as `OTHER`.
+        """
         key = id(snapshot), target, plan.arm, plan.data_class
         if key not in self._groups:
             rules, name = snapshot.policy.rules, plan.data_class or ""
@@ -230,7 +239,7 @@ class Fleet(ForkSafe, Part):
         return not spooled(self.digests.folder)
 
     def stats(self) -> dict[str, Any]:
-        """Return the digests that wait, were uploaded and were deleted unsent, and the last error; empty: none."""
+        """Return how many digests wait, were uploaded, and were deleted unsent, and the last upload's error; empty: none."""
         digests = self.digests
         return {"waiting": len(spooled(digests.folder)), "sent": digests.sent, "dropped": digests.dropped, "error": digests.error}
 
@@ -275,9 +284,9 @@ def _drain(queue: deque[Any]) -> Iterator[Any]:
 
 
 def _model(snapshot: Snapshot, target: str) -> str:
-    """Return a target's name with 12 digits of the digest of its fingerprints, with none if it cannot be identified.
+    """Return a target's name, a colon, and 12 digits of the digest of its fingerprints; no digits if it cannot be identified.
 
-    Reads the model's file.
+    Reads the model's file. Raises nothing.
     """
     prints: Any = UNIDENTIFIED
     with suppress(Exception):  # of the model's class

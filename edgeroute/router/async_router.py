@@ -76,14 +76,21 @@ class Loop:
         self._inside = InsideLegs()
 
     async def request(self, *given: Any, **more: Any) -> Request:
-        """Make a request; in a thread if the application's function gives its data class, which may block."""
+        """Make a request, with the errors of `Engine.request`.
+
+        In a thread if the application's function gives its data class, which may block.
+        """
         make = partial(self.engine.request, *given, **more)
         if self.engine.snapshot.egress.data_class is None:
             return make()
         return await self.in_thread(partial(copy_context().run, make))
 
     async def pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
-        """Execute the steps of a call on the event loop, and return their result. `show` is called with what the caller gets."""
+        """Execute the steps of a call on the event loop, one by one, and return their result.
+
+        A step's exception is thrown into the steps. `show` is called with each answer or piece that the caller gets before the
+        result.
+        """
         value: Any = None
         move: Callable[[Any], Step] = steps.send
         try:
@@ -97,7 +104,10 @@ class Loop:
             return end.value  # type: ignore[no-any-return]
 
     async def _execute(self, step: Step, show: Callable[[Any], object] | None) -> Any:
-        """Execute one step, and return its result. `show` None: nothing is shown."""
+        """Execute one step (drive a walk, wait for an equal request, sleep, or call in a thread), and return its result.
+
+        Raises what it raises. With `show` None, nothing is shown.
+        """
         if type(step) is Walk:
             to = None if step.show is None or show is None else partial(_show, step.show, show)
             return await drive(step.walk, partial(self.begin, step.legs, step.streams, None), to)
@@ -109,9 +119,10 @@ class Loop:
         return await self.in_thread(*step)
 
     def begin(self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send) -> Stop | Event | Deferrable:
-        """Start a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already.
+        """Start a leg (one run of a model or call of an endpoint): a task if it is async, else a thread.
 
-        An edge that is quick runs here at once; a call that keeps its time is deferred to its caller.
+        Return how to stop it, or its event. A quick edge runs here at once, and its event is returned. A call that keeps its time
+        is returned as a `Deferrable`, for its caller to run. `first`: the event of a first leg that has run already.
         """
         if first is not None and start.leg == 0:
             return first
@@ -131,9 +142,10 @@ class Loop:
         )
 
     def _begin_async(self, legs: LegExecutor, streams: bool, start: Start, send: Send) -> Stop | Event:
-        """Start an asynchronous leg, in a task of its own. Return the function that stops it, or a failure.
+        """Start an asynchronous leg in a task of its own, which sends its event. Return the function that stops it, or a failure.
 
-        Copies the inputs if the leg may outlive the call.
+        Fails if the router is closed, or too many of the edge's runs did not stop. Copies the inputs if the leg may outlive the
+        call.
         """
         backend: Any = legs.backend(start)
         permit = legs.plan.legs[start.leg].permit
@@ -148,7 +160,10 @@ class Loop:
         return self._leg(leg, start, backend, to)
 
     def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, backend: Any, send: Send) -> Stop:
-        """Run a leg as a task, which always sends an event. An edge that goes on after its cancellation is counted."""
+        """Run a leg as a task, which always sends an event, also when cancelled. Return the function that cancels it.
+
+        An edge that goes on after its cancellation is counted in `backend.stopping` until it ends.
+        """
 
         def ended(task: asyncio.Task[Event]) -> None:
             backend.stopping.discard(task)
@@ -173,9 +188,9 @@ class Loop:
         return task
 
     async def end(self) -> None:
-        """Cancel the tasks and legs on this loop, and wait for them up to a second; close the backends that are awaited.
+        """Cancel the tasks and legs on this loop, wait for them up to a second, and close the backends that have an `aclose`.
 
-        Legs that outlast that are left.
+        Legs that outlast that are left, and so are those of other loops.
         """
         loop = asyncio.get_running_loop()
         tasks = {task for task in self._tasks.copy() if task.get_loop() is loop}  # another loop's cannot be ended from here
@@ -189,10 +204,10 @@ class Loop:
                 await backend.aclose()
 
     async def in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
-        """Return the result of `call` in a thread; `late` if there is none by the instant `until`.
+        """Return the result of `call` in a thread; `late` if there is none by the monotonic instant `until`.
 
-        Called here if it is needed, and there is no thread for it, or too much waits for one. Not called at all, with `late`
-        returned, if it is not needed and no thread is free. Exceptions pass.
+        Its exceptions are raised. Called here, blocking the loop, if it is needed and no thread takes it. Not called at all, with
+        `late` returned, if it is not needed and no thread is free.
         """
         threads = self.engine.local_threads
         done = submit_call(threads.submit_later if needed and until < INF else threads.submit, call)
@@ -228,7 +243,7 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
         data_class: str | None = None,
         importance: float = 0.0,
     ) -> Answer[V]:
-        """Return the answer to one input, like `Router.infer`. Cancelling the call cancels all running legs."""
+        """Return the answer to one input, like `Router.infer`, with its errors. Cancelling the call cancels all running legs."""
         engine = self.engine
         request = await self._loop.request(x, mode, deadline, data_class, importance)
         if engine.plain and request.id not in engine.private.awaited:
@@ -242,7 +257,10 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
     async def refine(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> AsyncGenerator[Answer[V], None]:
-        """Yield the edge's answer and then the final one, like `Router.refine`."""
+        """Yield the edge's answer at once, if the cloud is asked, and then the final one, like `Router.refine`, with its errors.
+
+        Leaving the iteration early cancels the call.
+        """
         request = await self._loop.request(x, mode, deadline, data_class, shows="provisional")
         async with aclosing(self._shown(request)) as answers:
             async for shown in answers:
@@ -267,7 +285,7 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
     async def infer_many(
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer[V]]:
-        """Return the answers to several inputs, like `Router.infer_many`."""
+        """Return the answers to several inputs, in order, like `Router.infer_many`, with its errors; none for an empty batch."""
         if not checked_length(batch):
             return []
         results = await self._loop.pump(batch_steps(self.engine, batch, mode, deadline, data_class))
@@ -292,7 +310,10 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
     async def _pieces(
         self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
     ) -> AsyncGenerator[Any, None]:
-        """Yield the pieces of an answer, and the answer as `Last`. An answer without pieces is one piece."""
+        """Yield the pieces of an answer, and the answer as `Last`. An answer without pieces is one piece.
+
+        Raises NoAnswer and the like.
+        """
         shows: Shows = "restarts" if restart else "pieces"
         request = await self._loop.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
         spoken = False
@@ -311,7 +332,8 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
     def frames(self, source: Any, **settings: Any) -> AsyncFrames:
         """Return an iterator that answers a live source's frames, like `Router.frames`, for `async with` and `async for`.
 
-        The source may be an async iterable, which is read in a task.
+        The source may be an async iterable, which is read in a task. The iterator ends when the router is closed. Raises
+        PolicyError for an invalid setting.
         """
         from edgeroute.router.live.asyncio_iterators import AsyncBell, AsyncFrames
         from edgeroute.router.live.blocking_iterators import live_frames
@@ -323,7 +345,8 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
     def audio(self, chunks: Any, **settings: Any) -> AsyncAudio:
         """Return an iterator that answers speech, like `Router.audio`, for `async with` and `async for`.
 
-        The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
+        It ends when the router is closed. The source may be an async iterable, which is read in a task; `vad` and `on_barge_in`
+        are called on the event loop then. Raises PolicyError for an invalid setting.
         """
         from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncBell
         from edgeroute.router.live.blocking_iterators import live_audio
@@ -346,7 +369,7 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
     async def decide(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Decision:
-        """Return the route that this input would take, like `Router.decide`."""
+        """Return the route that this input would take, like `Router.decide`: runs edges, and sends nothing."""
         request = await self._loop.request(x, mode, deadline, data_class)
         legs, event = self.engine.legs([request]), None
         steps = import_tool("inspect.decide_and_check").decide(request.plan, legs, x, self.engine.audited)
@@ -362,12 +385,16 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
             return end.value  # type: ignore[no-any-return]
 
     async def check(self, *, timeout: float = 5.0) -> Check:
-        """Load the models, ping the endpoints, and return their status, like `Router.check`."""
+        """Load the models and ping the endpoints, in a thread, and return their status, like `Router.check`."""
         check = import_tool("inspect.decide_and_check").check
         return await self._loop.in_thread(partial(check, self.engine, timeout))
 
     async def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
-        """Load each model and run it twice, like `Router.warm`; models that are async are awaited, others run in a thread."""
+        """Load each model and run it twice on samples; return the times, like `Router.warm`.
+
+        Models that are async are awaited, others run in a thread. Raises what a model raises. `progress(done, all, name)` is
+        called before each and at the end.
+        """
         timings, models = list[Warmed](), edges_of(self.engine.snapshot)
         for i, (name, backend) in enumerate(models):
             if progress is not None:
@@ -409,7 +436,10 @@ class AsyncRouter(BaseRouter[V], ClosedByAsyncWith):
 
 
 async def _plain(loop: Loop, request: Request) -> Result:
-    """Return the result of one request without optional stages: walk and record directly."""
+    """Return the result of one request without optional stages: walk and record directly.
+
+    A quick edge runs first, on the loop itself.
+    """
     engine = loop.engine
     backend: Any = request.snapshot.backends[request.plan.legs[0].target]
     first = run_first(request) if _quick(request.plan, backend) else None
@@ -422,7 +452,7 @@ async def _plain(loop: Loop, request: Request) -> Result:
 
 
 def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG001 - there is one
-    """Execute steps in a task; return False if the router is gone: its parts do not keep it alive."""
+    """Start a task that executes steps; return False if the router is gone: its parts do not keep it alive."""
     owner = router()
     if owner is None:
         return False
@@ -431,9 +461,11 @@ def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None])
 
 
 def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> Exception | None:
-    """Return the reason why an asynchronous leg does not begin; None: it begins. Copies its inputs if it may outlive the call.
+    """Return the error of an asynchronous leg that may not begin; None: it begins.
 
-    It begins without a copy if the caller waits for it in any case, with inputs that no function prepares.
+    It may not if the router is closed, too many of an edge's runs did not stop, or the inputs of a cloud cannot be copied. Copies
+    the inputs if it may outlive the call. It begins without a copy if the caller waits for it in any case, with inputs that no
+    function prepares.
     """
     if engine.closed:
         return Held(f"{backend.name} was not asked: the router is closed", code="stopped")
@@ -445,7 +477,7 @@ def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> E
 
 
 def _quick(plan: Plan, backend: Any) -> bool:
-    """Return True if an edge runs on the event loop itself: it is known to be quick, synchronous, and without a deadline."""
+    """Return True if an edge may run on the event loop itself: its known time is below `QUICK_S`, and no run waits for a turn."""
     return 0 < plan.facts.edge_s < QUICK_S and backend.side == "edge" and backend.at_once
 
 

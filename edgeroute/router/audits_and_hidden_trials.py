@@ -83,16 +83,16 @@ class AuditCalls:
         return lambda: [run for legs in parts for run in _rehearse(legs)]
 
     def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
-        """Return the executor of these legs on that input, for which nobody waits."""
+        """Return an executor of these legs on that input: no deadline, no batch, nothing shown, an id that ends in -shadow."""
         plan = request.plan._replace(legs=legs, order=tuple(range(len(legs))), sequential=True, deadline_s=INF)
         shadow = request._replace(id=f"{request.id}-shadow", plan=plan, until=INF, batch="", key=None, shows="")
         return LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads)
 
 
 def _rehearse(legs: LegExecutor) -> list[ShadowRun]:
-    """Run the edges of a plan until one's answer would be accepted; failures are logged. Blocks.
+    """Run the edges of a plan in order until one's answer would be accepted, and return a record of each run. Blocks.
 
-    An input that an edge rejects ends the runs.
+    A failure is logged, and the next edge runs; after an input that an edge rejects none does.
     """
     runs = list[ShadowRun]()
     for i, leg in enumerate(legs.plan.legs):
@@ -127,7 +127,10 @@ def effective_audit(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
 
 
 def put_trials(engine: Engine, snapshot: Snapshot) -> None:
-    """Put the trials of a policy in force: set `engine.trials`, which continue the figures of unchanged ones."""
+    """Put the trials of a policy in force: set `engine.trials`, and have it take part in calls.
+
+    Unchanged trials continue their figures.
+    """
     engine.trials = _trials(engine, snapshot)
     _use(engine)
 
@@ -139,9 +142,9 @@ def _use(engine: Engine) -> None:
 
 
 def put_audits(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
-    """Put the settings of audits in force under a policy: make, update or close the engine's auditor.
+    """Put the settings of audits in force under a policy: make, update or close the engine's auditor, which takes part in calls.
 
-    An auditor that is not needed any more is closed.
+    Raises PolicyError for invalid settings.
 
     Args:
         engine: engine of the router; `auditor` and `audited` are set.
@@ -174,7 +177,7 @@ class Audits(Part):
         self._auditor, self.close = auditor, auditor.close  # type: ignore[method-assign]
 
     def walked(self, walks: Sequence[Walked]) -> None:
-        """Audit the requests that are drawn, but for those that asked a cloud on trial.
+        """Draw each request, and give those that are drawn to the auditor, but for those that asked a cloud on trial.
 
         Costs of a batch are not passed, as they are of all its rows.
         """

@@ -193,9 +193,10 @@ class BaseRouter(Generic[V]):
             _replace(engine, engine.arguments, engine.spending.limits, engine.observer.metered, audit)
 
     def promote(self) -> None:
-        """Make the edge model on trial the edge, and end its trial.
+        """Make the edge model on trial the edge, and end its trial; clouds on trial stay.
 
-        If both are versions of one model of a catalog, the one on trial is activated in the catalog, for later runs, too.
+        If both are versions of one model of a catalog, the one on trial is activated in the catalog, for later runs, too, and the
+        router reloads.
 
         Raises:
             PolicyError: no shown edge is on trial; or the models are those of a policy file, which has to be changed.
@@ -245,7 +246,8 @@ class BaseRouter(Generic[V]):
         """Report that the network is back, if the system does not: a modem behind a cable, a tunnel, a test.
 
         Endpoints whose breaker is open are probed at once, in the background, and due entries of the outbox are sent without
-        spreading. Linux reports its own links, and then this is not needed. May be called from any thread, at any time.
+        spreading. Linux reports its own links, and then this is not needed. May be called from any thread, at any time; does
+        nothing once the router is closed.
         """
         if not self.engine.closed:
             self.engine.health.link_up()
@@ -294,7 +296,7 @@ class BaseRouter(Generic[V]):
         return fingerprints(snapshot, i)
 
     def _calibration(self, x: Any, y: Any, **given: Any) -> Any:
-        """Return the steps of `calibrate`. Raises PolicyError for an invalid request."""
+        """Return the steps of `calibrate`, not begun; takes its arguments by name. Raises PolicyError for an invalid request."""
         steps = import_tool("measure.calibrate_and_evaluate_steps")
         wanted = ("max_loss", "max_error", "max_defer", "sure", "per_class", "score", "ood")
         want = steps.checked_request(**{name: given.pop(name) for name in wanted})
@@ -354,7 +356,7 @@ def _close(engine: Engine, file: PolicyFile | None) -> None:
 
 
 def _close_dropped(engine: Engine, file: PolicyFile | None) -> None:
-    """Close the engine of a router that was garbage collected unclosed; log a warning, once."""
+    """Close the policy file and engine of a router that was garbage collected unclosed; log a warning, once in a process."""
     if not _warned.is_set():
         _warned.set()
         log.warning(
@@ -365,7 +367,7 @@ def _close_dropped(engine: Engine, file: PolicyFile | None) -> None:
 
 
 def _in_background(job: Callable[[], object]) -> None:
-    """Call the job in a thread, or here if there is none.
+    """Call the job in a new thread, or here if there is none.
 
     For a `__del__`: the garbage collector may run within `threading`, whose locks a thread cannot take twice. So a thread without
     these locks starts the new thread.

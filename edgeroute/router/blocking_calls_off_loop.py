@@ -38,7 +38,7 @@ async def in_edge_thread(threads: ThreadPool, call: Callable[[], T]) -> T:
 
 
 def submit_call(submit: Callable[[Callable[[], object]], bool], call: Callable[[], T]) -> asyncio.Future[T] | None:
-    """Submit `call` to a pool of threads. Return a future of its result; None: there is no thread.
+    """Submit `call` to a pool of threads. Return a future of its result, or of what it raises; None: there is no thread.
 
     asyncio's own executor is not used, since it is shared: hanging name look-ups may fill it. The result of a cancelled waiter is
     dropped.
@@ -92,7 +92,7 @@ class InsideLegs:
         self._legs: set[_Leg] = set()
 
     async def run(self, leg: int, steps: Coroutine[Any, Any, Event]) -> Event:
-        """Run a leg in this task to its event; a leg that `close` cancels has failed.
+        """Run a leg in this task, and return its event; a failure (`Unreachable`) if `close` cancels it, and the task goes on.
 
         A cancellation of the caller itself is raised.
         """
@@ -114,7 +114,7 @@ class InsideLegs:
         return event
 
     def close(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Future[None]]:
-        """Cancel the legs on a loop. Return the futures of their ends. Not those closed before."""
+        """Cancel the legs that run on a loop, but not those closed before. Return a future of each one's end; does not wait."""
         ends = set[asyncio.Future[None]]()
         for entry in self._legs.copy():
             if entry.task.get_loop() is loop and not entry.closed:

@@ -61,9 +61,10 @@ class KeyPrefixes:
         return len(self._prefixes)
 
     def of(self, plan: Plan) -> bytes:
-        """Return the prefix for the answers of a plan. Reads the environment variables of credentials.
+        """Return the prefix of cache keys for the answers of a plan. Reads the environment variables of credentials.
 
-        Computed once per mode, class and credentials.
+        Computed once per mode, data class, credentials, and, where clouds take the edge's answer along, names of the plan's
+        edges; then kept.
         """
         key: tuple[Any, ...] = (plan.mode, plan.data_class, not plan.stays)
         # one variant's answer goes along, and for another's the cloud may answer otherwise
@@ -93,7 +94,7 @@ class KeyPrefixes:
         return prefix
 
     def _once(self, thing: Any, describe: Callable[[Any], str]) -> str:
-        """Return the first result of `describe` for an object, stored: without a stable fingerprint each call returns another."""
+        """Return `describe(thing)` as at the first call for this object, kept: without a stable fingerprint each is another."""
         known = self.known.get(id(thing))
         if known is None:
             known = self.known.setdefault(id(thing), (thing, describe(thing)))  # two threads may be first, and differ

@@ -61,10 +61,11 @@ class Caching(Part):
         self.close = cache.close  # type: ignore[method-assign]
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """Return cached answers; of the other requests the leaders go on, and followers wait for an equal request.
+        """Yield the steps of a call with the cache, and return its results in order.
 
-        A caller that gets something before the answer is final (`refine`, `stream`) always leads. A follower whose leader fails,
-        or takes too long, goes on by itself. Leaders release their followers in any case.
+        A result is from the cache, shared with an equal request, or of `proceed`. Of equal requests one leads and goes on, and
+        the others wait for its answer. A caller that gets something before the answer is final (`refine`, `stream`) always leads.
+        A follower whose leader fails, or takes too long, goes on by itself. Leaders release their followers in any case.
         """
         results: list[Result | None] = [None] * len(requests)
         leads: list[tuple[int, Request, Flight | None]] = []
@@ -108,9 +109,10 @@ class Caching(Part):
             self._settle(request, flight, result)
 
     def _settle(self, request: Request, flight: Flight | None, result: Result) -> None:
-        """Store an answer, and pass it to the followers; without an answer to share, release them.
+        """Store a leader's answer in the cache, and pass a copy to the followers.
 
-        Degraded answers, those that are not final, and those without the edge's answer where it belongs, are not shared.
+        Without an answer to share the followers are released, to go on alone. Degraded answers, those that are not final, and
+        those without the edge's answer where it belongs, are not shared.
         """
         if isinstance(result, Answer) and request.key is not None:
             self.store(request, result)
@@ -121,9 +123,9 @@ class Caching(Part):
                 flight.failed()  # followers may have more time, and have ids of their own
 
     def _with_key(self, request: Request) -> tuple[Request, bytes]:
-        """Return the request with its cache key, and the key's prefix; without a key if it is not to be cached.
+        """Return a copy of the request with its cache key, and the key's prefix. Hashes the input.
 
-        Not cached are classes in `never`, and calls of a session.
+        What is not to be cached has no key and an empty prefix: data classes in the cache's `never`, and calls of a session.
         """
         plan, snapshot = request.plan, request.snapshot
         if plan.data_class in self.cache.never or TURN.get() is not None:  # a state decides the answer, too, and has to move on
@@ -132,9 +134,9 @@ class Caching(Part):
         return request._replace(key=digest(prefix, request.inputs)), prefix
 
     def _fetch_entries(self, requests: Sequence[Request]) -> Steps[dict[bytes, Entry]]:
-        """Return the entries on disk for the requests' keys; nothing if they do not come within the share of the deadline.
+        """Read the entries on disk for the requests' keys, in a thread; empty, and counted as late, if they take too long.
 
-        An edge that needs the rest of the deadline must not wait for a disk.
+        That is, longer than the share `SHARE` of the deadline: an edge that needs the rest must not wait for a disk.
         """
         keys = self.cache.missing(request.key for request in requests if request.key is not None)
         if not keys:
@@ -180,7 +182,10 @@ class Caching(Part):
         return None, self.flights.join(key, held=bool(request.shows))
 
     def _near(self, semantic: Semantic, prefix: bytes, text: str) -> tuple[Entry, float] | None:
-        """Return the entry for a similar text, and the similarity; None if there is none. An error of the embedding is logged."""
+        """Return the entry for a similar text, and the similarity; None if there is none.
+
+        Computes an embedding; its error is logged.
+        """
         try:
             return semantic.find(prefix, text)
         except BadInput as e:  # the embedding's error, logged once; no request may fail because of it
@@ -193,9 +198,10 @@ class Caching(Part):
         return _answer(entry, source, request, note)
 
     def _renew(self, stale: Request, flight: Flight, proceed: Proceed) -> bool:
-        """Revalidate a stale entry in the background, on a copy of the input: the caller may write to it meanwhile.
+        """Start the revalidation of a stale entry in the background, on a copy of the input, as the caller may write to it.
 
-        Return False if there is no thread for it, or no copy. Errors are logged.
+        Its answer is stored and given to the flight, which ends in any case. Return False if there is no thread for it, or no
+        copy. Errors are logged.
         """
         try:
             request = stale._replace(inputs=copy_input(stale.inputs))
@@ -219,9 +225,9 @@ class Caching(Part):
         return self._spawn(steps())
 
     def _patience_s(self, request: Request) -> float:
-        """Return the seconds to wait for an equal request and still have time for the edge.
+        """Return the seconds that a request may wait for an equal one and still have time for the edge. 0 or more.
 
-        inf without a deadline; half of the deadline for an edge whose time is unknown.
+        inf without a deadline; half of the deadline is left for an edge whose time is unknown.
         """
         plan, whole_s = request.plan, request.plan.deadline_s
         if whole_s == INF:
@@ -243,9 +249,10 @@ class Caching(Part):
         return Answer.from_entry(entry, "cache", note, request.id, monotonic() - request.begun)
 
     def store(self, request: Request, answer: Answer) -> None:
-        """Store an accepted answer of a request in the cache; others are ignored.
+        """Store the answer of a request in the cache, unless it is degraded, provisional, cached, or lacks the edge's answer.
 
-        A text's embedding is stored, too, unless that would delay the deadline. Nothing is stored without a key.
+        A text is also stored for look-ups by similarity, unless computing its embedding would delay the deadline, or it has
+        private spans. Nothing is stored without a key.
         """
         if request.key is None or answer.degraded or not answer.final or answer.source not in {"edge", "cloud"}:
             return
@@ -276,7 +283,10 @@ class Caching(Part):
         )
 
     def stale(self, request: Request) -> Answer | None:
-        """Return the stale entry as the answer to a request without an accepted one; None: there is none."""
+        """Return, and count, the stored entry, fresh or stale, as the answer to a request without an accepted one.
+
+        None if there is none, or the policy does not accept it.
+        """
         if request.key is None:
             return None
         entry, _ = self.cache.lookup(request.key)

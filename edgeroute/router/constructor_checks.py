@@ -116,12 +116,12 @@ def _is_trace(value: Any) -> bool:
 
 
 def check_types(given: Mapping[str, Any]) -> None:
-    """Check the types of the given arguments; None counts as not given.
+    """Check the types, units and ranges of a router's arguments; None counts as not given.
 
-    Imports the modules of the classes that are given.
+    Imports the modules of the classes that are given. Loads and calls nothing of them.
 
     Raises:
-        PolicyError: a wrong type; the message names what to pass.
+        PolicyError: a wrong type, or a number out of its range; the message names what to pass.
     """
     for name, (module, kind) in CLASSES.items():
         value = given.get(name)
@@ -193,9 +193,9 @@ def _in_seconds(name: str, value: Any) -> str:
 
 
 def _check_target(side: str, value: Any) -> None:
-    """Raise PolicyError for an estimator that cannot be called with one input, with the code that makes it callable.
+    """Raise PolicyError, with code that works, for an estimator (as scikit-learn's) that cannot be called with one input.
 
-    Also for its method, and for a class in place of an object.
+    Also for its method, and for a class in place of an object. An edge with `predict_proba`, and anything callable, passes.
     """
     model = getattr(value, "__self__", value)
     estimator = next((name for name in ("predict_proba", "predict") if hasattr(model, name)), None)
@@ -215,7 +215,7 @@ def _check_target(side: str, value: Any) -> None:
 
 
 def _wrong(name: str, wanted: str, value: Any) -> PolicyError:
-    """Return the error for an argument of another type; a value is not quoted, since it may hold secrets."""
+    """Return, not raise, the PolicyError for an argument of another type; quotes only a bool, since a value may hold secrets."""
     # Not quoted: it may hold secrets.
     type_text = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
     return PolicyError(f"{name}= takes {wanted}, not {value if isinstance(value, bool) else type_text}")
@@ -226,10 +226,12 @@ _LOCAL = 'write large = Router(model, mode="only_edge"), and cloud=lambda x: lar
 
 
 def checked_cloud(given: Any) -> Any:
-    """Check an argument `cloud`, and return it, or for a URL a new endpoint of the Open Inference Protocol. Opens no connection.
+    """Check an argument `cloud`, and return it; for a URL return a new endpoint of the Open Inference Protocol.
+
+    Opens no connection.
 
     Raises:
-        PolicyError: it is no URL, endpoint or callable.
+        PolicyError: it is no URL of a model, endpoint or callable; the message names what to write.
     """
     if isinstance(given, str):
         from edgeroute.cloud.openinference import OpenInference

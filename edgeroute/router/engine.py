@@ -79,9 +79,9 @@ class Sensing:
         self._engine = engine
 
     def read(self) -> None:
-        """Read the sensors. When other rules are in force, delete stored plans, and free models or load them again.
+        """Read the sensors, blocking. When other rules are in force, delete stored plans.
 
-        Schedules the next reading, also after an error.
+        Frees edge models, or loads freed ones, by the rules. Schedules the next reading, also after an error.
         """
         engine, observer = self._engine, self._engine.observer
         observer.reads_at = INF
@@ -95,9 +95,9 @@ class Sensing:
             observer.schedule_read()
 
     def _free_or_load(self, snapshot: Snapshot) -> None:
-        """Free the edge models if a rule in force demands it; else load freed ones again, in a thread if one is free.
+        """Free the edge models if a rule in force demands it; else load freed ones again, in a thread, or here if none is free.
 
-        Without a free thread loads here. Errors of freeing are logged.
+        Errors of freeing and loading are logged. Updates the facts, so that calls go to the next target while models load.
         """
         edges = [cast("EdgeBackend", b) for b in backends_by_spec(snapshot).values() if b.side == "edge"]
         rules = self._engine.observer.facts.rules
@@ -122,9 +122,10 @@ class Sensing:
 
 
 def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
-    """Have the costs of a request's calls stored soon, and log the failures of its legs. Notices another model of a server.
+    """Have the costs of a request's calls stored soon, and log the failures of its legs (requests to one target each).
 
-    Called once the walk has ended, so that no leg is late for it.
+    If a server tells another model's identity than before, thresholds are updated. Called once the walk has ended, so that no leg
+    is late for it.
     """
     if legs.exchanges:
         engine.spending.keep()
@@ -142,7 +143,8 @@ def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor
 def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None, doubt: Mapping[str, Any]) -> Snapshot:
     """Return the policy with thresholds and labels as they are now, after alarms and certificates' expiry.
 
-    The same object if nothing changed; otherwise without stored plans. doubt: fields of each target that has a certificate.
+    Targets after one whose threshold was raised are labelled uncalibrated. The same object if nothing changed; otherwise a copy
+    without stored plans. doubt: fields of each target that has a certificate.
     """
     if auditor is None and not any(snapshot.certificates):
         return snapshot
@@ -309,9 +311,9 @@ class Engine(ForkSafe):
         return new(Request, (identity, x, plan, snapshot, begun, begun + plan.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
-        """Make one request per row of a batch, all with one plan; see `request`.
+        """Make one request per row of a batch, all with one plan and one arm; see `request` for effects and errors.
 
-        One row that must stay makes all of them stay.
+        One row that must stay on the device makes all of them stay.
         """
         for x in batch:
             if is_read_once(x):
@@ -327,7 +329,7 @@ class Engine(ForkSafe):
         return rows
 
     def revalidation_request(self, request: Request) -> Request:
-        """Make a request equal to one served stale, for its revalidation: without a deadline, and never queued.
+        """Make a request equal to one served stale, for its revalidation: with its cache key, no deadline, and never queued.
 
         Raises:
             Held: it would leave the device, and nothing leaves by itself now.
@@ -361,7 +363,11 @@ class Engine(ForkSafe):
         return executor
 
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:
-        """Walk the requests, record the walks, and return the results: the innermost stage."""
+        """Yield the steps that walk the requests, record them, tell the parts, and return the results: the innermost stage.
+
+        Where no answer was accepted, the result is by the offline rule: a fallback, or the error to raise. Saves private
+        conversations.
+        """
         walks = yield from walk_stage(requests, self.legs(requests), self.leave)
         stays = any(request.id in self.private.awaited for request in requests)
         for walk_result in walks:
@@ -374,7 +380,7 @@ class Engine(ForkSafe):
         return results
 
     def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None) -> None:
-        """Count a request, log its failures, and have its costs stored soon; updates the facts if they changed.
+        """Count a request, log its failures, have its costs stored soon, and update the facts if they changed.
 
         Also stores the digests of a private call's answer, and of the texts of one that has left.
         """
@@ -390,7 +396,10 @@ class Engine(ForkSafe):
             settle(self, request, outcome, legs)
 
     def leave(self, request: Request, outcome: Left, legs: LegExecutor) -> None:
-        """Count, settle and report a request whose caller left early. It has no end, so audits and comparisons ignore it."""
+        """Count, settle and report to the parts a request whose caller left early.
+
+        Its end is no answer, so audits and comparisons ignore it.
+        """
         self.private.walk_ended(request, outcome)
         if self.counts.record(request.plan, outcome):
             self.observe()
@@ -399,7 +408,7 @@ class Engine(ForkSafe):
             ended(request, Answer(request.plan, outcome, request.id, legs.costs()))
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
-        """Record a request on the fast path and return its result, which needs no further step.
+        """Record a request on the fast path, tell the parts, and return its answer, or one by the offline rule.
 
         An exception to raise is returned, not raised.
         """
@@ -419,7 +428,7 @@ class Engine(ForkSafe):
         raise AssertionError("without an outbox and a cache no offline rule waits")
 
     def observe(self) -> None:
-        """Update the facts, and with them plans, parts and thresholds.
+        """Update the facts (latencies, load, breakers, limits) that plans depend on, and tell the parts.
 
         Stored plans are deleted if the facts changed. Thresholds are updated if a certificate may have expired, or a server has
         another model.
@@ -435,10 +444,8 @@ class Engine(ForkSafe):
     def stays_on_device(self, *, read: bool = False) -> str:
         """Return the reason why nothing leaves the device by itself now; empty: deliveries, audits, probes and revalidation may.
 
-        Blocks for that.
-
         Args:
-            read: read the sensors first if that is due: an idle device has no requests that would do it.
+            read: read the sensors first, blocking, if that is due: an idle device has no requests that would do it.
         """
         policy, observer = self.snapshot.policy, self.observer
         if read and policy.device_rules and monotonic() >= observer.reads_at:
@@ -453,7 +460,7 @@ class Engine(ForkSafe):
     def refresh_thresholds(self) -> None:
         """Update thresholds and labels in the snapshot and its trial's, after an alarm, an expiry or another served model.
 
-        Sets the instant of the next refresh.
+        Replaces the snapshot if they differ, under the lock `refreshing`. Sets the instant of the next refresh.
         """
         with self.refreshing:
             self.served = served_identities(self.snapshot)
@@ -493,7 +500,11 @@ class Engine(ForkSafe):
         return figures._replace(**self.parts.figures(), **self.observer.energy.stats_fields(self.snapshot.backends))
 
     def use(self, *parts: Part) -> None:
-        """Have these parts, which may change at a reload, take part in calls from now on, beside the fixed ones."""
+        """Have these parts, which may change at a reload, take part in calls from now on, beside the fixed ones.
+
+        Composes the stages anew, says which states the checkpoint stores, and ends the fast path for good if a part needs the
+        stages.
+        """
         self.parts = all_parts = Parts((*self.fixed, *parts))
         self.choosers, self.walked, self.ended, self.changed, self.compared = map(
             all_parts.methods, ("choose", "walked", "ended", "changed", "compared")
@@ -508,7 +519,7 @@ class Engine(ForkSafe):
             }
 
     def close(self) -> None:
-        """Stop threads and connections, and store the state. Never raises.
+        """End calls, threads and connections, close the models and parts, and store the state. Never raises.
 
         Errors are logged. Blocks for threads up to a second each.
         """
@@ -532,9 +543,10 @@ def class_of(engine: Engine, egress: Egress, x: Any, named: str | None) -> str |
 def batch_steps(
     engine: Engine, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None
 ) -> Steps[list[Result]]:
-    """Walk several inputs, and return their results in order.
+    """Walk several inputs, and return their results in order; raises BadInput for an input that can be read only once.
 
-    If a function gives their data classes, the inputs of each class go together, first those that stay.
+    If a function gives their data classes, it is called in a thread, and the inputs of each class go together, first those that
+    stay.
     """
     egress = engine.snapshot.egress
     if egress.data_class is None or not isinstance(data_class, str | None):
@@ -554,7 +566,10 @@ def batch_steps(
 
 
 def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
-    """Return the route that an input would take, running edges if need be, without sending anything."""
+    """Return the route that an input would take, running edges here if need be, without sending anything.
+
+    Blocks; raises as `request`.
+    """
     request = engine.request(x, mode, deadline, data_class)
     legs = engine.legs([request])
     decide = import_tool("inspect.decide_and_check").decide

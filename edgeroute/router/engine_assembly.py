@@ -50,9 +50,10 @@ def assemble(
     trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None, instruments: Sequence[Instrument] = (),
     parts: Sequence[Part] = (), **policy: Any
 ) -> Engine:  # fmt: skip
-    """Construct an engine and its parts; opens the state folder's files, reads sensors, and starts the outbox's delivery.
+    """Construct an engine and its parts.
 
-    Restores the state of earlier runs. Logs which sensors a rule lacks.
+    Opens the state folder's files, reads sensors, and starts threads, such as the outbox's delivery. Restores the state of
+    earlier runs. Waits up to `FIRST_S` for sensors, if rules need them. Logs which sensors a rule lacks.
 
     Args:
         spawn: executes steps in the background; returns False if it cannot.
@@ -197,7 +198,7 @@ def _fix(
     spawn: Callable[[Engine, Steps[None]], bool],
     parts: Sequence[Part],
 ) -> None:
-    """Construct the parts that a reload does not change, and set them on the engine."""
+    """Construct the parts that a reload does not change, such as cache, instruments and outbox, and set them on the engine."""
     fixed_parts: list[Part] = [engine.private]
     if engine.instruments is not None:
         kind = InstrumentedFromStart if engine.instruments.follow_requests else Instrumented
@@ -220,9 +221,9 @@ def _fix(
 
 
 def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox | None:
-    """Return the outbox of a router; for `offline='queue'` without one, a new one in the state folder.
+    """Return the given outbox; for `offline='queue'` without one, a new one in the state folder; else None.
 
-    Raises PolicyError without one.
+    Raises PolicyError if that rule has no folder.
     """
     if outbox is not None or offline != "queue":
         return outbox

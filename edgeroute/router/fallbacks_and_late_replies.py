@@ -87,9 +87,9 @@ class Stale(OfflineRule):
             raise PolicyError(NO_CACHE)
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
-        """Return the stale entries, read within the deadline; the edge's answer if the caller got a piece of another one.
+        """Return the stale cache entries, read in a thread until the deadline.
 
-        At the deadline the read is not waited for.
+        The edge's answer if there is none in time, or the caller got a piece of another one.
         """
         caching, results = parts.caching, list[Result]()
         for walked in walks:
@@ -119,9 +119,9 @@ class Queue(OfflineRule):
             parts.queue.forget(walked.request.id)
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
-        """Store the requests, and return the edge's answers, with notes; at the deadline the storing goes on in its thread.
+        """Store the requests in the outbox, in a thread, and return the edge's answers, with notes whether they are queued.
 
-        A note says of each whether it is queued; an answer whose storing is not settled counts as not final.
+        At the deadline the storing goes on without the caller; an answer whose storing is not settled counts as not final.
         """
         queue = parts.queue
         if queue is None:
@@ -147,9 +147,9 @@ class Fallback:
         self._parts = parts
 
     def answers(self, walks: Sequence[Walked]) -> Steps[list[Result]]:
-        """Return the results of walks; ends the walks' legs for late replies, and may store requests in the outbox.
+        """Yield the steps to the results of walks: accepted answers, and others by the offline rule, which may use the outbox.
 
-        Exceptions to raise are returned as results.
+        From now on replies of legs that still run are late ones. Exceptions to raise are returned as results.
         """
         rules = [self._rule(walked) for walked in walks]
         for walked, rule in zip(walks, rules, strict=True):
@@ -177,7 +177,8 @@ class Fallback:
     def _rule(self, walked: Walked) -> OfflineRule | None:
         """Return the offline rule for a walk; None: its answer was accepted.
 
-        Rule `edge` where no cloud was needed, or the input itself is invalid, unless the policy raises.
+        The policy's rule if a cloud was needed, or it is `raise`; rule `edge` (the edge's answer, degraded) if none was, or the
+        input itself is invalid.
         """
         plan, outcome = walked.request.plan, walked.outcome
         if outcome.accepted:
@@ -193,7 +194,10 @@ def accepted_answer(walked: Walked) -> Answer:
 
 
 def best_answer(walked: Walked, note: str = "", *, final: bool = True) -> Result:
-    """Return the best available answer, marked degraded; without one, the exception to raise."""
+    """Return the best available answer, marked degraded, with the note, or one that compares it with the provisional answer.
+
+    Without any answer, return, not raise, the exception to raise.
+    """
     plan, outcome = walked.request.plan, walked.outcome
     if outcome.leg is None:
         return no_answer(plan, outcome, note)
@@ -263,7 +267,7 @@ class LateReplies(ForkSafe):
         self.wanted = parts.queue is not None or parts.caching is not None
 
     def on_late(self, function: Callable[..., object]) -> None:
-        """Register a function for late answers.
+        """Register a function for late answers, and have them kept from now on.
 
         With an outbox it is the outbox's callback, replacing an earlier one; without one a further function.
 
@@ -281,9 +285,9 @@ class LateReplies(ForkSafe):
         self.wanted = True
 
     def take(self, request: Request, event: Event, here: bool) -> None:
-        """Handle the event of a leg left running past its request's deadline; ignored after `close`.
+        """Handle the event of a leg left running past its request's deadline: pass it to the cache, the outbox and the functions.
 
-        Never raises.
+        Ignored after `close`. Errors are logged; never raises.
 
         Args:
             request: the request.
@@ -298,7 +302,7 @@ class LateReplies(ForkSafe):
             log.error("the late answer to %s could not be handed on: no thread was free", request.id)
 
     def _handle(self, request: Request, event: Event) -> None:
-        """Pass the event on, after the request is stored if that is under way."""
+        """Pass a late event on, once its request is stored, if the outbox is storing it now."""
         queue = self._parts.queue
         if queue is None:
             self._hand_on(request, event)
@@ -306,7 +310,10 @@ class LateReplies(ForkSafe):
             queue.once_stored(request.id, partial(self._hand_on, request, event))
 
     def _hand_on(self, request: Request, event: Event) -> None:
-        """Store the event, or call the registered functions; errors are logged."""
+        """Store a late event, under a lock, and call the registered functions if there is no outbox to do so.
+
+        Errors are logged.
+        """
         try:
             with self._storing:
                 stored = self._closed or self._store(request, event)
@@ -316,10 +323,9 @@ class LateReplies(ForkSafe):
             log.exception("a late answer could not be handed on")
 
     def _store(self, request: Request, event: Event) -> bool:
-        """Store a late answer in the cache and the outbox, or mark a failed request as ready to send.
+        """Count a late answer, and store it in the cache and the outbox; after a failure, mark a queued request as ready to send.
 
-        Return True if the functions are not to be called here: the outbox calls them. A failed event only marks its queued
-        request.
+        Return True if the functions are not to be called here: the outbox calls them, or there is no answer.
         """
         queue, caching = self._parts.queue, self._parts.caching
         if type(event) is not Done:

@@ -232,12 +232,10 @@ def _as_json(answer: Prediction | None) -> dict[str, Any] | None:
 def check_send_edge(
     policy: Policy, targets: Sequence[Target], backends: Sequence[Backend], egress: Egress, *, hidden: bool
 ) -> bool:
-    """Return True if any cloud takes the edge's answer along; raise where that cannot work.
+    """Return True if any cloud takes the edge's answer along.
 
-    Not with several edges, cloud-first modes, immediate hedges, scores of the input, redaction, or a hidden edge.
-
-    Raises:
-        PolicyError: the policy never has such an answer, or certificates would be about another one.
+    Raise PolicyError where it never has it, or certificates would not hold. Not with several edges, cloud-first modes, immediate
+    hedges, scores of the input, redaction, or a hidden edge.
     """
     names = [b.name for b in backends if b.side == "cloud" and getattr(b, "sends_edge", False)]
     if not names:

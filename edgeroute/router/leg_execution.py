@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 
 def cache_refusal(cache: Cache, key: bytes, backend: CloudBackend, exchange: Exchange, error: Refused) -> None:
-    """Store a rejection of the input itself in the negative cache.
+    """Store an endpoint's rejection of the input itself in the negative cache, so that an equal request is not sent again.
 
-    A no-op if the input was sent in another form than usual: with the edge's answer, or by a rung of a ladder above its floor.
+    Does nothing for other statuses, or if the input was sent in another form than usual: with the edge's answer, or by a rung of
+    a ladder above its floor.
     """
     if error.status in INPUTS_OWN and not exchange.edge and not backend.above_floor(exchange.codec):
         cache.refuse(key + backend.name.encode(), str(error), error.status)
@@ -56,10 +57,11 @@ def nothing(_: Any) -> None:
 
 
 def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken | None, watch: Watch = nothing) -> Prediction:
-    """Send the pieces of a leg as they come; return its answer. Closes the pieces.
+    """Send each piece of a leg's answer to the walk as it comes; return the whole answer. Closes the pieces in any case.
 
     Raises:
         Unreachable: the leg was requested to stop.
+        Exception: of the pieces.
     """
     try:
         while True:
@@ -74,7 +76,9 @@ def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken | None, wa
 
 
 def restored(start: Start, masks: list[MaskedData] | None, answers: list[Any], send: Send | None, many: bool) -> list[Any]:
-    """Return answers with masked data; send what was held of the pieces. In a batch an exception takes an answer's place.
+    """Return answers with the masked data put back; first send what was held back of the pieces. Without masks, the same list.
+
+    In a batch an exception takes an answer's place.
 
     Raises:
         BadReply: the only answer has a placeholder that was not sent.
@@ -113,7 +117,7 @@ class LateEvents:
         self._answered: set[int] = set()  # rows with a late answer: of several late clouds the first counts
 
     def deliver(self, leg: int, send: Send, own_thread: bool, event: Event) -> None:
-        """Send a leg's last event to the walk, or report it as late.
+        """Send a leg's last event to the walk, or, once the walk has ended, report it as late if some row wanted it.
 
         Args:
             leg: the leg.
@@ -143,10 +147,7 @@ class LateEvents:
                 self._report(left, leg, event, False)
 
     def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
-        """Report a leg's event for each row that wanted it; an answer only for rows without a late one so far.
-
-        A failure is reported each time.
-        """
+        """Report a leg's event for each row that wanted it; of several late answers to a row only the first, of failures each."""
         places = {row: place for place, row in enumerate(self.rows.get(leg, ()))}
         for row in left.get(leg, ()):
             row_event = event
@@ -202,7 +203,10 @@ class LegTask:
         send(event)
 
     def stop(self) -> None:
-        """Request the leg to stop. Lock-free: if it has just ended, the backend's count is corrected at once."""
+        """Request the leg to stop, and count it at its backend while it goes on. Lock-free: it may end at the same time.
+
+        If it has ended, its time is reported.
+        """
         if not self._ended:
             self._backend.stopping.add(self)
             if self._ended:
@@ -288,10 +292,11 @@ class LegExecutor:
         return self.backends[self.plan.legs[start.leg].target]
 
     def run(self, start: Start, stop: StopToken | None = None, send: Send | None = None) -> Event:
-        """Run a leg to its event in this thread; with `send`, send the pieces of its answer as they come.
+        """Run a leg (one run of a model, or one call of an endpoint) to its event in this thread; blocks.
 
-        Consent, redaction, the guard's admission, the booking of costs and the call happen here. This and `run_async` are the
-        only places where a leg's exception becomes an event. Exceptions in `PASSING` are raised.
+        With `send`, the pieces of its answer are sent as they come. Consent, redaction, the guard's admission, the booking of
+        costs and the call happen here. Its exceptions become an event, but those in `PASSING` are raised. Notes the edge's answer
+        for clouds that take it along.
 
         Args:
             start: the leg, and its rows.
@@ -338,9 +343,9 @@ class LegExecutor:
     async def run_async(
         self, start: Start, permit: Permit | None, backend: Any, off_loop: OffLoop, send: Send | None = None
     ) -> Event:
-        """Run a leg to its event on an event loop; blocking preparations run in threads. Cancellation is raised.
+        """Run a leg to its event on an event loop, as `run`; blocking preparations run in threads.
 
-        Other exceptions become an event.
+        Cancellation, and exceptions in `PASSING`, are raised; others become an event.
 
         Args:
             start: the leg, and its rows.
@@ -403,12 +408,14 @@ class LegExecutor:
         return (leg.permit is not None and self.egress.asks) or self.inputs.blocks(leg.target)
 
     def _prepare_inputs(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None = None) -> Prepared:
-        """Return the inputs to send to a cloud: after view, consent and redaction, with the edge's answers if it takes them.
+        """Return the inputs to send to a cloud, after view, consent and redaction, and what puts masked data back into answers.
 
-        And what puts masked data back into each answer; None without a mask.
+        The latter is None without a mask. A cloud with `send_edge` gets the edge's answers with the inputs. Blocks for functions
+        of the application.
 
         Raises:
-            Held: consent or redaction refuses, which is counted at the guard, or the leg was requested to stop.
+            Held: consent or redaction refuses, or the leg was requested to stop; counted at the guard.
+            BadInput: of the view.
         """
         try:
             seen = self.inputs.of(self.plan.legs[start.leg].target, start.rows)
@@ -421,10 +428,10 @@ class LegExecutor:
             raise
 
     def _calls_and_patience(self, start: Start, backend: CloudBackend) -> tuple[int, float]:
-        """Return the number of calls, and the instant until which they wait for their turn.
+        """Return how many calls a cloud's leg makes, and the monotonic instant until which they wait for their turn.
 
         Raises:
-            Refused: the negative cache has the input.
+            Refused: the negative cache has the input: the endpoint rejected it before.
         """
         cache, key = self._cache, self._key
         if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
@@ -433,7 +440,10 @@ class LegExecutor:
         return backend.calls(rows), min(self.until, monotonic() + backend.patience_s)
 
     def _exchange(self, start: Start, entered: Exchange) -> Exchange:
-        """Store an admitted exchange in `exchanges`, and return it, set up so that its end caches a rejection of the input."""
+        """Store an admitted exchange in `exchanges`, set its deadline and what it was sent, and return it.
+
+        Its end stores a rejection of the input in the negative cache.
+        """
         self.exchanges[start.leg] = entered
         entered.edge = None if self.edge is None else self.edge.all_have_answers(start.leg)
         entered.wanted_by = -INF if self.floor else self.until
@@ -448,9 +458,9 @@ class LegExecutor:
         return cloud and self.late is None and not self._many and not self.blocks(start) and backend.keeps_time
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
-        """Run a leg in a thread, and return the function that stops it. Without a free thread, return an event.
+        """Copy the inputs, run a leg in a thread, and return the function that stops it; its event goes to `send`.
 
-        Then a cloud is not called, and an edge runs in this thread. Copies the inputs first.
+        If no thread is free, or the copy failed, return an event: an edge runs in this thread, and a cloud is not called.
         """
         error = self.detach(start)
         task = LegTask(
@@ -462,7 +472,10 @@ class LegExecutor:
         return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
 
     def begin_stream(self, start: Start, send: Send) -> Stop | Event:
-        """Run a leg in a thread, sending its pieces. Return the function that stops it, or an event; see `begin`."""
+        """Copy the inputs, run a leg in a thread, sending its pieces, and return the function that stops it.
+
+        If no thread is free, or the copy failed: an edge runs in this thread first, and for a cloud a failure is returned.
+        """
         error = self.detach(start)
         task = LegTask(start.leg, self.backend(start), self._turn_by(start.leg))
         execute, to = partial(self.run, start, task.token, send), self.mail(start, send)
@@ -475,13 +488,13 @@ class LegExecutor:
         return task.stop
 
     def _turn_by(self, leg: int) -> float:
-        """Return the instant until which an edge waits for its turn if a cloud comes later: half of the time left; else inf."""
+        """Return the monotonic instant until which a busy edge is waited for: half of the time left before a cloud, else inf."""
         legs, now = self.plan.legs, monotonic()
         clouds = self.until < INF and legs[leg].permit is None and any(other.permit is not None for other in legs[leg + 1 :])
         return now + max(0.0, self.until - now) / 2 if clouds else INF
 
     def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
-        """Submit a leg to its pool, with the caller's context variables. Return False if no thread is free.
+        """Submit a leg to its side's pool, with the caller's context variables. Return False if no thread is free.
 
         An interrupt stops the task, and is raised.
         """
@@ -527,13 +540,13 @@ class LegExecutor:
         return held
 
     def mail(self, start: Start, send: Send, *, own_thread: bool = True) -> Send:
-        """Return the function that takes a leg's last event: to the walk, or after its end to the receiver of late events."""
+        """Return the function that takes a leg's last event: to the walk, or after its end, for a cloud, to the late receiver."""
         if self.late is None or self.plan.legs[start.leg].permit is None:
             return send
         return partial(self.late.deliver, start.leg, send, own_thread)
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """End the walk, of a batch with one outcome per row: overdue exchanges are marked, further events are late."""
+        """End the walk, of a batch with one outcome per row: mark the clouds left running; their events are late from now on."""
         left: dict[int, list[int]] = {}
         for row, outcome in enumerate(outcomes):
             for kind, leg, _, _ in outcome.log:
@@ -571,8 +584,8 @@ def failed(leg: int, backend: Backend, error: BaseException, masks: list[MaskedD
 def run_first(request: Request) -> Outcome | Event | None:
     """Run the first leg in this thread if it is an edge that cannot be interrupted: the fast path of most calls.
 
-    Return the outcome if that settles the request, else the leg's event; None: the plan begins otherwise. Other exceptions than
-    `PASSING` become an event.
+    Return the outcome if that settles the request, else the leg's event; None: the plan begins otherwise, and nothing ran.
+    Exceptions become an event, but those in `PASSING` are raised.
     """
     plan = request.plan
     leg = plan.legs[0]

@@ -25,7 +25,10 @@ class Fitting(NamedTuple):
     side: Side
 
     def early_event(self) -> Event | None:
-        """Return the leg's event if nothing is to run: no row is left, or a row is invalid for the edge, which fails a batch."""
+        """Return the leg's event if nothing is to run: no row is left, or an edge's row is invalid, which fails the batch.
+
+        Else None.
+        """
         invalid = next((e for e in self.misfits.values() if isinstance(e, BadInput)), None)
         if self.side == "edge" and invalid is not None:
             return Failed(self.start.leg, invalid, monotonic(), fatal=True)
@@ -64,9 +67,9 @@ class CallInputs:
         return len(self._inputs)
 
     def of(self, target: int, rows: Sequence[int] | None = None) -> list[Any]:
-        """Return each input as a target gets it: its view, computed now if need be, or the input itself without a view.
+        """Return each input as a target gets it: its view (a key's item, or a function's result), or else the input itself.
 
-        May call a function of the application.
+        Views are computed now if need be, by the application's function, which may block.
 
         Args:
             target: index of the target.
@@ -84,9 +87,9 @@ class CallInputs:
         return self._views is not None and self._views.blocks(target)
 
     def fit_rows(self, start: Start, target: int) -> Fitting | None:
-        """Compute a target's views of a batch's rows. Return the start without the rows that failed; None: none failed.
+        """Compute a target's views of a batch's rows. Return the start without the rows that failed, with their errors.
 
-        None too without a view.
+        None: none failed, or the target has no view.
         """
         if self._views is None or self._views.views[target] is None:
             return None
@@ -127,7 +130,7 @@ class CallInputs:
         return None
 
     def _one(self, views: TargetViews, target: int, row: int) -> Any:
-        """Return a target's view of a row, computed once under a lock; raise the view's exception.
+        """Return a target's view of a row, computed once under a lock, also for later legs; raise the exception of the view.
 
         Waits for another thread that computes it.
         """

@@ -101,7 +101,7 @@ def _segments(text: str) -> list[bytes]:
 
 
 def is_conversation(x: Any, depth: int = 0, *, texts: bool = True) -> bool:
-    """Return True if an input is a message, a list of messages or of texts, or has one of these or a prompt.
+    """Return True if an input is a message, a list of messages or of texts, or holds one of these, or a prompt, at any depth.
 
     A text or bytes alone are none; what is nested too deeply counts as one.
 
@@ -174,9 +174,9 @@ class _Reader:
         self._left = MOST_LEAVES
 
     def messages(self, x: Any, depth: int) -> list[Message]:
-        """Return the messages of a conversation; what else is in a request is the content of a system's message.
+        """Return the messages of a conversation, of any form; sets `unknown` where it is too deep.
 
-        A text is one message without a role.
+        A text is one message without a role. In a request, all beside its messages is the content of a message of the system.
         """
         if isinstance(x, str):
             return [self._message("", x)]
@@ -217,9 +217,10 @@ class _Reader:
         return message
 
     def _read(self, value: Any, message: Message, key: str, depth: int) -> None:
-        """Add the content of a value under a key to a message.
+        """Add the content of a value under a key, and of all in it, to a message, in place.
 
-        Skips None and form keys; sets `unknown` for what is too deep, too much or of an unknown form.
+        That is, texts, digests of bytes, and arguments of calls. Skips None and form keys; sets `unknown` for what is too deep,
+        too much or of an unknown form.
         """
         self._left -= 1
         if depth > DEEPEST or self._left < 0:
@@ -345,7 +346,7 @@ def chains(spoken: Iterable[Message]) -> Iterator[bytes]:
 
 
 def _pairs(spoken: list[Message]) -> Iterator[bytes]:
-    """Yield the digests of two successive messages each, unless they are short. Shorter together than `LONG`, they give none."""
+    """Yield the digest of each two successive messages that have `LONG_PAIR` bytes of text or more together."""
     contents = [(m.content, b"".join(m.media)) for m in spoken]
     for (first, a), (second, b) in pairwise(contents):
         if len(first) + len(second) >= LONG_PAIR:
@@ -362,10 +363,10 @@ def chain_digests(conversation: Conversation) -> list[bytes]:
 
 
 def bound_digests(conversation: Conversation, is_shared: Any = lambda _: False) -> list[bytes]:
-    """Return the digests to store of a call that may not leave: the whole, and what is in its last turn.
+    """Return the digests to store of a call that may not leave the device, by which its continuations and quotations are found.
 
-    Of several messages of the user in the turn the last that identifies a conversation counts, and the long ones. If none does,
-    an earlier one counts, or else the system's message.
+    They are of the whole, and of what is in its last turn: pictures, calls, long answers, and the texts of the user that identify
+    a conversation. If there are none, an earlier one counts, or else the system's message. At most `MOST_BOUND` beside the whole.
 
     Args:
         conversation: messages of the call.
@@ -432,7 +433,8 @@ def answer_digests(answer: str, begun: bytes = b"") -> list[bytes]:
 def looked_up(conversation: Conversation) -> Iterator[bytes]:
     """Yield the digests to search: a stored one among them means that the conversation continues or quotes a private one.
 
-    System messages are included, since private text may have been put there.
+    They are of the conversation up to each message, of pairs, of pictures, and of runs of segments. System messages are included,
+    since private text may have been put there.
     """
     spoken = conversation.spoken
     yield from filter(None, chains(spoken))
@@ -464,7 +466,11 @@ class _Segment(NamedTuple):
 
 
 def _runs(flow: list[_Segment]) -> Iterator[bytes]:
-    """Yield the digests of the runs of segments that are long enough."""
+    """Yield the digest of each run of successive segments that has `SHORTEST` bytes or more.
+
+    Runs are shorter in a long conversation. One that begins outside an answer also gives the digest by which short answers are
+    stored.
+    """
     size = max(1, len(flow))
     longest = max(1, min(LONGEST_RUN, max(8, 2_000 // size), 3 * MOST_COMPARED // size))
     for i, first in enumerate(flow):

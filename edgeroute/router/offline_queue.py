@@ -154,7 +154,7 @@ class OfflineQueue:
         self._storing[identity] = Future()
 
     def once_stored(self, identity: str, job: Callable[[], object]) -> None:
-        """Run the job once that request is stored: now, or later in the thread that is storing it."""
+        """Run the job once that request is stored, or given up: now, or later in the thread that is storing it."""
         storing = self._storing.get(identity)
         if storing is None:
             job()
@@ -162,10 +162,10 @@ class OfflineQueue:
             storing.add_done_callback(lambda _: job())
 
     def store(self, walks: Sequence[Walked]) -> Storing:
-        """Copy the requests that may succeed later, and return the object that stores them when called.
+        """Copy the requests that may succeed later, and return the object that stores them when called, with a note for each.
 
-        A request whose cloud would fail again, or whose input cannot be copied, is not stored. Copies only if the call has a
-        deadline.
+        A request whose cloud would fail again (no note), or whose input cannot be copied, is not stored, and its late answers are
+        released. Copies only if the call has a deadline.
         """
         ids, notes, jobs = [walked.request.id for walked in walks], list[str | None](), list[_Job]()
         try:
@@ -195,7 +195,11 @@ class OfflineQueue:
         self._router.note("not queued", identity)
 
     def _store(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, str]]:
-        """Store jobs in transactions of `TOGETHER`; yield each row and its note. At the end late answers are released."""
+        """Store jobs in transactions of `TOGETHER`; yield each row and its note.
+
+        Late answers are released after each, and at the end. Runs views, consent and redaction first; their failures are notes,
+        not raised.
+        """
         try:
             for begin in range(0, len(jobs), TOGETHER):
                 ready = list[tuple[_Job, Waiting]]()
@@ -240,7 +244,7 @@ class OfflineQueue:
             del self._storing[identity]
 
     def send(self, entry: Waiting) -> Prediction:
-        """Send one entry of the outbox to its cloud, by the current rules, and return the answer; blocks.
+        """Send one entry of the outbox to its cloud, by the current rules, limits and breaker, and return the answer; blocks.
 
         Consent and redaction were applied as it was stored.
 
@@ -301,9 +305,10 @@ def _waiting(job: _Job) -> Waiting | str:
 
 
 def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | str:
-    """Return the entry for the outbox; a text: the reason why there is none. Runs view, consent, redaction and encoding.
+    """Return the entry for the outbox; a text: the reason why there is none.
 
-    A cloud on trial is replaced by the first other one.
+    Runs view, consent, redaction and encoding, and raises theirs. A cloud on trial is replaced by the first other one. A call
+    that is still under way gets an instant before which it is not sent again.
     """
     answered = job.walked.outcome.prediction
     targets, target, allowed = request.snapshot.targets, request.plan.legs[job.leg].target, request.plan.legs[job.leg].permit
@@ -352,12 +357,11 @@ def _header(edge: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:
-    """Send an entry to its cloud, and return the answer; blocks.
-
-    Other OSErrors become Unreachable.
+    """Send an entry to its cloud, and return the answer, with masked data put back; blocks, without a deadline.
 
     Raises:
-        CloudError: no answer.
+        CloudError: no answer; a function's other OSError becomes Unreachable.
+        BadReply: the answer has a placeholder that was not sent.
     """
     headers = dict(entry.headers)
     if (data := headers.get(MASKED)) is not None:
@@ -387,9 +391,10 @@ def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Pr
 
 
 def _retry_candidate(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
-    """Return (first cloud worth a retry, its error): the error is empty if it did not fail, None at the deadline. None: no cloud.
+    """Return the first cloud's leg that may succeed later, with its error: empty if it did not fail, None at the deadline.
 
-    An endpoint on trial does not count, as it may be stopped or gone by the time of delivery; unless the plan has no other.
+    None: none. A failure that would come again does not count. An endpoint on trial does not either, as it may be gone by the
+    time of delivery, unless the plan has no other.
     """
     ended = {i: (what, detail) for what, i, _, detail in outcome.log if what != "start"}
     clouds = [i for i, leg in enumerate(plan.legs) if leg.permit is not None]

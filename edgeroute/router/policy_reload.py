@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 def replace(
     engine: Engine, arguments: PolicyArguments, limits: Limits, metered: bool | Callable[[], bool], audit: Audit | None = None
 ) -> None:
-    """Put another policy in force, with its trials, limits and thresholds, which reuses unchanged models and connections.
+    """Put another policy in force, with its trials, limits and thresholds, which reuses unchanged models and connections. Blocks.
 
     New models of a catalog are loaded and tested first, then parts check it; targets that the policy has no more are closed.
+    Holds the lock `replacing`.
 
     Raises:
         PolicyError, ModelMissing, ModelError: it is invalid, or a new model is missing or fails; the old one stays, as after an
@@ -101,9 +102,10 @@ class PolicyFile:
         self._versions: dict[Path, str] = {}  # file that names the active version of a model -> version read last
 
     def arguments(self) -> dict[str, Any]:
-        """Read the file, and return the router's arguments; note the models' active versions, and pass `[fleet]` to its follower.
+        """Read the file, and return the router's arguments, with those of `more` in place of the file's.
 
-        Logs a warning if nothing follows a signed policy. Errors have the file's path.
+        Notes the models' active versions, and passes `[fleet]` to the follower of a signed policy; logs a warning if there is
+        none. Errors have the file's path.
 
         Raises:
             PolicyError: the file is invalid.
@@ -154,10 +156,13 @@ class PolicyFile:
             raise PolicyError(f"{self.path}: {e.key}: {e}") from None
 
     def reload(self, engine: Engine) -> None:
-        """Read the file again, and put it in force.
+        """Read the file again, and put it in force, but for arguments with open files (`STAYS`).
+
+        A failure is also kept in `engine.refused`.
 
         Raises:
             PolicyError: the file is invalid; the policy in force stays.
+            ModelError: a new version of a model failed; the policy in force stays.
             Closed: the router is closed.
         """
         with engine.replacing:  # from here on: who has read the file before another does not put it in force after that one
@@ -185,7 +190,9 @@ class PolicyFile:
         self._worker.start()
 
     def begin(self) -> None:
-        """Prepare to follow the signed policy that the file names, if it does: a start with one on trial is counted.
+        """Make the follower of the signed policy that the file names, if it does; the start of one on trial is counted.
+
+        Starts no thread.
 
         Raises:
             PolicyError: the file cannot be read.
@@ -221,9 +228,9 @@ class PolicyFile:
         follower.start(put_in_force, engine.replacing, counts, spent)
 
     def _look(self, reload: Callable[[], Callable[[], object] | None]) -> float:
-        """Check the file, and the active versions; reload after a change. Return the seconds until the next check.
+        """Check the file, and the models' active versions; call the reload after a change.
 
-        A file that is missing for a moment is no change.
+        Return the seconds until the next check. A file that is missing for a moment is no change. Raises what the reload raises.
         """
         now = file_stamp(self.path)
         if self._activated() or (now is not None and now != self._seen):

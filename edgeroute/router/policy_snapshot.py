@@ -49,7 +49,7 @@ def as_list(given: Any) -> list[Any]:
 
 
 def members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
-    """Return the edge models, with variants in place of their groups, and (group, name in it) of each; empty without a group."""
+    """Return the edge models, variants in place of their groups, and for each (group, name in it), both empty without a group."""
     models, groups = list[Any](), list[tuple[str, str]]()
     for i, given in enumerate(edges):
         if isinstance(given, Variants):
@@ -95,7 +95,10 @@ def release_certificate(model: Any) -> Certificate | None:
 
 
 def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | None:
-    """Return a certificate that came with a model; for other settings than its own with infinite thresholds, which defer all."""
+    """Return the certificate that came with a model; with infinite thresholds, which defer all, if it does not hold here.
+
+    Its age does not count.
+    """
     if promise is None or promise._replace(max_age_days=routing.INF).broken() is None:
         return promise
     return promise._replace(certificate=promise.certificate._replace(threshold=routing.INF, thresholds={}))
@@ -105,10 +108,9 @@ def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | Non
 
 
 def check_policy(policy: routing.Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
-    """Raise PolicyError for a policy with an invalid value, or one that needs targets that are not among these.
+    """Raise PolicyError for a policy with an invalid value, or one that needs an edge or cloud that is not given.
 
-    Raises:
-        PolicyError: with the value, and for a device rule its key.
+    The error's `key` names a device rule's key.
     """
     for name, value, kind in (
         ("uncalibrated", uncalibrated, routing.Uncalibrated),
@@ -150,7 +152,7 @@ def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> N
 
 
 def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:
-    """Return a threshold or certificate for each edge model.
+    """Return a threshold or certificate for each edge model: of one value the same for all, of a list one each; None: none.
 
     Args:
         given: the argument.
@@ -283,7 +285,9 @@ Guards: TypeAlias = "Callable[[CloudBackend], Guard]"  # function that returns a
 
 
 def build(arguments: PolicyArguments, guard: Guards, old: Snapshot | None = None) -> Snapshot:
-    """Build a snapshot; unchanged backends of `old` are reused.
+    """Build a snapshot from a router's arguments, and in it another one for an edge on trial.
+
+    Unchanged backends of `old` are reused. Reads certificates and models' files, but loads no model and opens no connection.
 
     Raises:
         PolicyError: the arguments are invalid together.
@@ -423,15 +427,19 @@ class _Draft:
         self.promised: dict[int, Certificate] = {}  # number of a target -> the certificate that its threshold comes from
 
     def _add(self, spec: tuple[Any, ...], target: routing.Target, backend: Any) -> None:
-        """Append a target with its backend; a known backend of the same spec takes its place."""
+        """Append a target with its backend and the arguments it was made of.
+
+        A known backend of the same arguments takes its place.
+        """
         self.specs.append(spec)
         self.targets.append(target)
         self.backends.append(self._known.get(_key(spec)) or backend)
 
     def add_edges(self, edges: list[Any], groups: Sequence[tuple[str, str]], *, needed: bool) -> bool:
-        """Add the edge models; return True if no threshold was given and some came with a certificate.
+        """Check the edge models and thresholds, and append their targets.
 
-        Models are made, not loaded. Sets the labels of the clouds.
+        Return True if no threshold was given and some model has its own. Models are made, not loaded. A certificate that comes
+        with a model counts where no threshold was given. Keeps the models' labels for the clouds.
 
         Args:
             edges: the models, as given.
@@ -439,7 +447,7 @@ class _Draft:
             needed: True if the policy needs thresholds.
 
         Raises:
-            PolicyError: a model or threshold is invalid.
+            PolicyError: a model or threshold is invalid, or a model is async and this router cannot await it.
             ModelMissing: there is no file at a model's path.
         """
         arguments, models = self._arguments, [load(given) for given in edges]
@@ -526,10 +534,10 @@ def backends_by_spec(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
 
 
 def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
-    """Return the fingerprints to which a certificate for edge model number `i` is bound, by the names of `BOUND_TO`.
+    """Return the fingerprints to which a certificate for target number `i`, an edge model, is bound, by the names of `BOUND_TO`.
 
-    They are of the model, its score and view, the cloud behind it and its codec; and of the edge models before it, each with its
-    own threshold, as these decide which inputs reach it. Reads files.
+    They are of the model, its score and view, the clouds not on trial, their codec and redaction; and of the edge models before
+    it, each with its own threshold, as these decide which inputs reach it. Reads files.
     """
     from edgeroute.stores.cache import fingerprint
 
@@ -592,7 +600,10 @@ def calibrated_target(snapshot: Snapshot, i: int) -> routing.Target:
 
 
 def _models_print(snapshot: Snapshot, numbers: Sequence[int]) -> str:
-    """Return one hash over edge models beside another: their fingerprints and their own thresholds."""
+    """Return one hash of edge models beside another: their fingerprints and own thresholds.
+
+    Begins with a mark if one is unidentified.
+    """
     import json
 
     models = []
@@ -606,7 +617,7 @@ def _models_print(snapshot: Snapshot, numbers: Sequence[int]) -> str:
 
 
 def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_age_s: float | None) -> BoundCertificate | None:
-    """Return a target's certificate, bound to this snapshot's fingerprints; None without a certificate.
+    """Return a target's certificate, bound to this snapshot's fingerprints; None without a certificate. Reads files.
 
     Raises PolicyError if answers without a confidence are accepted.
     """

@@ -106,9 +106,9 @@ class Digests(ForkSafe):
         return self._database is not None and bool(self._unwritten) and not self.is_failing
 
     def refreshed(self) -> bool:
-        """Read what was added to the file, for a limited time. Return True if any digest is stored, or if that is unknown.
+        """Have a thread read what was added to the file, waiting `PATIENCE_S` at most.
 
-        Has a thread write what could not be written before.
+        Return True if any digest is stored, or may be. Has a thread write what could not be written before, once a second.
         """
         if self.path is not None:
             if self.is_failing and monotonic() >= self._again_at:
@@ -122,7 +122,10 @@ class Digests(ForkSafe):
         return self.any_of([digest])
 
     def any_of(self, digests: Iterable[bytes]) -> bool:
-        """Return True if one of these digests is stored, as far as memory has them. Expired ones do not count."""
+        """Return True if one of these digests is stored, as far as memory has them; reads no file.
+
+        Those older than `DAYS` do not count.
+        """
         oldest, key = int(now() / _DAY_S) - DAYS, self._key
         for digest in digests:
             if self._unwritten.get(digest, -1) >= oldest:
@@ -141,7 +144,9 @@ class Digests(ForkSafe):
             self._submit(self.save)
 
     def save(self, wait_s: float = 0.0) -> None:
-        """Write the digests that are in memory alone. An error is logged once, and a later call has them written.
+        """Write the digests that are in memory alone to the file, blocking.
+
+        An error is logged once, and a later call has them written.
 
         Args:
             wait_s: how long to wait for another thread that writes, seconds; after that it writes these digests, too.
@@ -170,7 +175,10 @@ class Digests(ForkSafe):
             self._database.close()
 
     def read(self) -> None:
-        """Read the rows that were added to the file. Waits up to `LOCKED_S` for a lock. Logs an error, and sets `blind`."""
+        """Read the rows that were added to the file. Waits up to `LOCKED_S` for a lock, and for another reader.
+
+        An error is logged, and sets `blind`; success clears it.
+        """
         if self._database is None or self.path is None:
             return
         with self._reading:
@@ -185,7 +193,10 @@ class Digests(ForkSafe):
             self._stamp, self._read_at = stamp, began
 
     def _refresh(self, path: Path) -> None:
-        """Have a thread read the file if it may have changed, and wait for `PATIENCE_S` at most."""
+        """Have a thread read the file if it may have changed, and wait for `PATIENCE_S` at most; after that `blind` is set.
+
+        Without a free thread it is read here. Nothing is done while an earlier thread still waits for the disk.
+        """
         if self._is_late:
             return  # a thread still waits for the disk
         stamp = _stamp(path)
@@ -210,7 +221,11 @@ class Digests(ForkSafe):
             self._is_late = done.empty()  # it may have ended just now
 
     def _read_rows(self, database: Database, path: Path) -> str:
-        """Read the rows after the last one read. Return the reason why they are unknown; empty: they are known."""
+        """Read the rows after the last one read into memory; from the beginning if it is another file.
+
+        Deletes the oldest beyond `MOST`. Return the reason why the rows are unknown (damaged, locked, or a damaged file beside
+        it); empty: they are known.
+        """
         query, until = "SELECT key, (SELECT max(id) FROM digests) FROM key", monotonic() + (0.0 if self.blind else LOCKED_S)
         while not (rows := database.read(query, ())) and path.exists() and monotonic() < until:
             sleep(0.002)
@@ -235,7 +250,10 @@ class Digests(ForkSafe):
         return "" if lost is None else f"what was in {lost.name} is not known"
 
     def _write(self, database: Database) -> None:
-        """Write the digests that are in memory alone, and delete the oldest in the file beyond the limits."""
+        """Write the digests that are in memory alone in one transaction, and delete the oldest in the file beyond the limits.
+
+        Those written then count as known, and no more as unwritten. Raises StoreError and the like.
+        """
         days = self._unwritten.copy()
         with database.transaction() as connection:
             (key,) = connection.execute("SELECT key FROM key").fetchone()
@@ -321,10 +339,11 @@ class PrivateConversations(Part):
         self.awaited: dict[str, bytes | None] = {}
 
     def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
-        """Return the reason why a call stays although its own data class may leave; empty: it may leave.
+        """Return the reason why a call stays although its own data class may leave; empty: it may leave, or stays by itself.
 
-        Stores the digests of a call that has to stay, also by its data class or mode. A single text counts only if it has to stay
-        by itself. A file that cannot be read, or an input of an unknown form, makes a conversation stay.
+        Stores the digests of a call that has to stay, also by its data class or mode, and notes it in `awaited`. A single text
+        counts only if it has to stay by itself. A file that cannot be read, or an input of an unknown form, makes a conversation
+        stay. Reads the file for a limited time.
         """
         valid = data_class is None or isinstance(data_class, str)  # else the plan says what is wrong with it
         private = mode == "only_edge" or (valid and isinstance(permit(rules, data_class), Denied))
@@ -389,7 +408,10 @@ class PrivateConversations(Part):
                     self._shared.popitem(last=False)
 
     def saving(self, request: Request) -> Block | None:
-        """Return the step by which an answer waits, for a share of the time left, until its digests are in the file; or None."""
+        """Return the step by which an answer waits until its digests are in the file; None: there is nothing to write.
+
+        It waits for the share `SHARE` of the deadline at most, and never longer than `WRITTEN_S`.
+        """
         if not self._digests.is_unwritten:
             return None
         at = monotonic()

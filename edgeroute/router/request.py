@@ -27,7 +27,7 @@ SCALARS = frozenset({int, float, complex, bool, type(None), bytes, bytearray, me
 def is_read_once(x: Any) -> bool:
     """Return True if an input is an iterator, such as a generator or an open file, or a tuple or dict that contains one.
 
-    Adds the input's type to `AGAIN`. Items of lists are not examined.
+    Otherwise adds the input's type to `AGAIN`, the types that are not examined again. Items of lists are not examined.
     """
     kind = type(x)
     if kind in AGAIN:

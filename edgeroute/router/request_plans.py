@@ -55,10 +55,10 @@ def checked_plan(
 
 
 def drop_unsure_edges(snapshot: Snapshot, current: Plan, x: Any) -> Plan:
-    """Return the plan for this input, without leading edges whose confidence, known from the input alone, is too low.
+    """Return the plan for this input, with leading edges moved to standby if their confidence, by the input alone, is too low.
 
-    Not if their view is a function, which may take time; then they are judged once they have run. They stand by, behind all
-    others. Unchanged if the view rejects the input, or only standbys are left.
+    Standbys are behind all others. An edge stays if its view is a function, which may take time, or rejects the input, or if only
+    standbys would be left.
     """
     for _ in current.legs:
         leg = current.legs[0]
@@ -80,10 +80,7 @@ def drop_unsure_edges(snapshot: Snapshot, current: Plan, x: Any) -> Plan:
 def stored_plan(
     snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str = ""
 ) -> Plan | None:
-    """Return the stored plan for such a request; None: there is none, or an argument cannot be a key of one.
-
-    True is no deadline.
-    """
+    """Return the plan stored for such a request; None: there is none, or an argument cannot be a key of one. Makes none."""
     if deadline is True:  # which is equal to 1
         return None
     try:

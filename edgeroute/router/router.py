@@ -117,12 +117,12 @@ class Router(BaseRouter[V], ClosedByWith):
     def infer_many(
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer[V]]:
-        """Return the answers to several inputs, in order.
+        """Return the answers to several inputs, in order; an empty batch gives an empty list. Blocks.
 
         The edge runs them as one batch, and those below the threshold go to the cloud in one request.
 
         Raises:
-            BadInput: the edge model rejects an input.
+            BadInput: the edge model rejects an input, or the batch is no sequence.
             NoAnswer, CloudError, ModelError: as `infer`, for the first input without an answer; the others were answered and
                 recorded all the same.
             PolicyError: as `infer`.
@@ -171,7 +171,7 @@ class Router(BaseRouter[V], ClosedByWith):
     def _pieces(
         self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
     ) -> Generator[Any, None, Answer]:
-        """Yield the pieces of an answer, and return the answer.
+        """Yield the pieces of an answer, each as `Shown`, and return the answer; raises as `infer`.
 
         An answer without pieces is one piece. Closing it early cancels the call.
         """
@@ -340,7 +340,7 @@ class Router(BaseRouter[V], ClosedByWith):
         return decide_alone(self.engine, x, mode, deadline, data_class)
 
     def check(self, *, timeout: float = 5.0) -> Check:
-        """Load the models, ping the endpoints, and return their status, what may leave and where to, and what is missing.
+        """Load the models, ping the endpoints, and return their status, what may leave and where to, and what is missing. Blocks.
 
         Args:
             timeout: seconds for each endpoint.
@@ -496,7 +496,7 @@ class Router(BaseRouter[V], ClosedByWith):
 
 
 def _plain(engine: Engine, request: Request) -> Result:
-    """Return the result of one request without optional stages: walk and record directly."""
+    """Return the result of one request on the fast path, without optional stages: run its legs, here or in threads; record it."""
     first: Any = run_first(request)
     if type(first) is Outcome:
         return engine.finish(request, first)
@@ -508,9 +508,9 @@ def _plain(engine: Engine, request: Request) -> Result:
 
 
 def _begin(legs: LegExecutor, start: Start, send: Send) -> Stop | Event | Deferrable:
-    """Begin a leg in a thread; or defer a call that ends by its deadline by itself, to run it here.
+    """Begin a leg (one call of a target) in a thread; or return a `Deferrable` for a call that ends by its deadline by itself.
 
-    That saves two handovers and a copy.
+    Its caller runs that in its own thread, which saves two handovers and a copy.
     """
     if legs.keeps_time(start):
         return Deferrable(start.leg, legs.until, partial(legs.run, start), partial(legs.begin, start, send))
@@ -518,9 +518,9 @@ def _begin(legs: LegExecutor, start: Start, send: Send) -> Stop | Event | Deferr
 
 
 def pump(steps: Steps[T], engine: Engine, ring: Callable[[], object] | None = None) -> Generator[Any, None, T]:
-    """Execute the steps of a call in the caller's thread; yield the answers or pieces for the caller, and return the result.
+    """Execute the steps of a call in this thread; yield the answers or pieces for the caller, and return the result. Blocks.
 
-    Exceptions of a step are thrown into the steps.
+    Exceptions of a step are thrown into the steps. With `ring` it also yields each `Wait` in place of waiting.
     """
     value: Any = None
     move: Callable[[Any], Step] = steps.send
@@ -536,7 +536,10 @@ def pump(steps: Steps[T], engine: Engine, ring: Callable[[], object] | None = No
 
 
 def _execute(step: Step, engine: Engine, ring: Callable[[], object] | None) -> Generator[Any, None, Any]:
-    """Execute one step; yield the answers or pieces for the caller, and return the step's result."""
+    """Execute one step (drive a walk, wait for an equal request, sleep, or call a function), and return its result; blocks.
+
+    Yields the answers or pieces that a walk shows; with `ring` each `Wait`, too. Raises what the step raises.
+    """
     if type(step) is Walk:
         legs = step.legs
         if step.show is None and legs.plan.sequential:
@@ -559,9 +562,10 @@ def _execute(step: Step, engine: Engine, ring: Callable[[], object] | None) -> G
 
 
 def _run_block(step: Block, engine: Engine) -> Any:
-    """Execute a `Block`: with a deadline in another thread; here if it is needed and too many wait for one.
+    """Call the function of a `Block` and return its result; with a deadline in another thread, which goes on after it.
 
-    Returns `late` if there is no thread for one that is not needed, or the time is over; the call goes on then.
+    Here if it has no deadline, or is needed and no thread takes it. `late` if the time is over, or it is not needed and no thread
+    is free. An exception in the other thread is logged, and counts as no result.
     """
     done: SimpleQueue[Any] = SimpleQueue()
     submit = engine.local_threads.submit_later if step.needed else engine.local_threads.submit

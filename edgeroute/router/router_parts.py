@@ -135,7 +135,9 @@ class Parts:
             raise PolicyError(f"parts: two have the name {twice!r}: give one another `name`")
 
     def methods(self, event: str) -> tuple[Method, ...]:
-        """Return the overridden methods for an event; those of other packages' parts log exceptions in place of raising them.
+        """Return the methods of the parts that override that event.
+
+        Those of other packages' parts log exceptions in place of raising them.
 
         Raises:
             PolicyError: another package's part has a method `choose`.
@@ -206,7 +208,7 @@ def _contained_method(part: Part, event: str) -> Method:
 def _around(
     method: Callable[..., Steps[Any]], failed: Callable[[BaseException], object], requests: Sequence[Request], proceed: Proceed
 ) -> Steps[list[Result]]:
-    """Run a part's stage. If it fails, its requests proceed without it, unless they did already.
+    """Run a part's stage. If it fails, which is logged, its requests proceed without it, unless they did already.
 
     Errors of the walk itself are raised. A result of another form counts as a failure.
 
@@ -254,9 +256,9 @@ class Followed:
         self._began, self._left, self._ended = map(parts.methods, ("began", "left", "ended"))
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """Run the inner stages and report each result.
+        """Tell the parts that each request begins, run the inner stages, tell the parts each result, and return the results.
 
-        An exception, or a caller that leaves, is reported by `left` in place of `ended`.
+        An exception, or a caller that leaves, is told as `left` in place of `ended`, and raised.
         """
         for began in self._began:
             for request in requests:
@@ -282,9 +284,9 @@ class Instrumented(Part):
         self.opened, self.close = instruments.opened, instruments.close  # type: ignore[method-assign]
 
     def ended(self, request: Request, result: Result) -> None:
-        """Report a request's end, with the last reading of the sensors.
+        """Report a request's answer or exception to the instruments, with the last reading of the sensors, and its age.
 
-        The age of the reading is that at the request's beginning.
+        The age is that at the request's beginning.
         """
         answer, error = (result, None) if isinstance(result, Answer) else (None, result)
         observer = self._observer

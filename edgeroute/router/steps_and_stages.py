@@ -91,7 +91,7 @@ def compose(stages: Sequence[Stage], inner: Proceed) -> Proceed:
 def walk_stage(
     requests: Sequence[Request], legs: LegExecutor, leaves: Callable[[Request, Left, LegExecutor], object] | None = None
 ) -> Steps[list[Walked]]:
-    """Walk the plan that the requests share: the innermost stage. Return one result for each request.
+    """Yield the step that walks the plan that the requests share, and return one result for each request: the innermost stage.
 
     Args:
         requests: one, or the rows of a batch.
@@ -126,7 +126,7 @@ def _shown(
     step: Walk, request: Request, so_far: Callable[[float], Left | None],
     leaves: Callable[[Request, Left, LegExecutor], object] | None
 ) -> Steps[Outcome]:  # fmt: skip
-    """Do a walk that shows answers, and return its outcome; call `leaves` if the caller leaves early.
+    """Yield the step of a walk that shows answers, and return its outcome; call `leaves` if the caller leaves early.
 
     Raises what the walk raises.
 
@@ -146,7 +146,7 @@ def _shown(
 
 
 def provisional(request: Request, emit: Emit) -> Answer:
-    """Return the answer to show for an effect `Emit`; it is not final."""
+    """Return a provisional answer to show for an effect `Emit` of a walk: not final, with the time from the call to it."""
     outcome = Outcome(emit.leg, emit.prediction, True, emit.log, request.begun, request.begun)
     answer = Answer(request.plan, outcome, request.id).add_note("provisional", final=False)
     answer.latency_s = emit.log[-1][2] - request.begun

@@ -160,7 +160,7 @@ class States(ForkSafe):
 
     @contextmanager
     def _turn(self) -> Iterator[Turn]:
-        """Begin a call, and store its models' states if the block ends without an exception.
+        """Begin a call within the block, the only one at a time, and store its models' states if that ends without an exception.
 
         Raises:
             BadInput: another call is under way.
@@ -216,7 +216,10 @@ class Session(States, ClosedByWith):
         return self._refine_steps(self._router.refine(x, **options))
 
     def _refine_steps(self, answers: Generator[Answer, None, None]) -> Generator[Answer, None, None]:
-        """Yield the answers of a router's generator, run within this session."""
+        """Yield the answers of a router's generator as one call of this session; it is closed at the end.
+
+        States are stored only then.
+        """
         with self._turn() as turn, closing(answers):
             while (answer := _next(turn, answers)) is not _END:
                 yield answer
@@ -226,9 +229,9 @@ class Session(States, ClosedByWith):
         return Stream(self._pieces(self._router.stream(x, **options)))
 
     def _pieces(self, stream: Stream) -> Generator[Any, None, Answer]:
-        """Yield the pieces of a router's stream, run within this session, and return the answer.
+        """Yield the pieces of a router's stream as one call of this session, and return the answer.
 
-        The states are stored only at the end.
+        The stream is closed in any case. The states are stored only at the end.
         """
         with self._turn() as turn, stream:
             pieces = iter(stream)
@@ -252,7 +255,7 @@ class AsyncSession(States):
             return await self._router.infer_many(batch, **options)  # type: ignore[no-any-return]
 
     async def refine(self, x: Any, **options: Unpack[CallOptions]) -> AsyncGenerator[Answer, None]:
-        """Yield the answers to the next input; see `Session.refine`."""
+        """Yield the answers to the next input; see `Session.refine`. Closed or cancelled early, it leaves the state unchanged."""
         with self._turn() as turn:
             async with aclosing(self._router.refine(x, **options)) as answers:
                 while (answer := await _anext(turn, answers)) is not _END:
@@ -263,7 +266,7 @@ class AsyncSession(States):
         return AsyncStream(self._pieces(self._router.stream(x, **options)))
 
     async def _pieces(self, stream: AsyncStream) -> AsyncGenerator[Any, None]:
-        """Yield the pieces of a router's stream, run within this session, and the answer as `Last`."""
+        """Yield the pieces of a router's stream as one call of this session; store its states, and yield the answer as `Last`."""
         with self._turn() as turn:
             async with stream:
                 pieces = stream.__aiter__()
@@ -332,9 +335,10 @@ class History:
         return [*self.messages, message], options
 
     def _append_answer(self, messages: list[dict[str, Any]], answer: Answer) -> Answer:
-        """Append the turn and its answer to the messages. Return the answer.
+        """Replace the messages by those of the call with its answer. Return the answer.
 
-        Tool calls are kept in the reply; a value that is no text becomes one.
+        Tool calls are kept in the reply; a value that is no text becomes one. Sets `stays` if the data class that was found for
+        the call may not leave.
         """
         reply: dict[str, Any] = {
             "role": "assistant",
@@ -371,9 +375,9 @@ class Conversation(History):
         return self._append_answer(messages, answer)
 
     def stream(self, turn: Any, **options: Any) -> Stream:
-        """Return the answer to the next turn in pieces; the turn is added to the messages once the last piece was yielded.
+        """Return the answer to the next turn in pieces; the turn and the answer are added once the last piece was yielded.
 
-        Left early, the turn is not added.
+        Left early, neither is added. Raises as `infer`; errors of the call itself are raised in the `for`.
 
         Args:
             turn: as for `infer`.
@@ -383,9 +387,9 @@ class Conversation(History):
         return Stream(self._pieces(messages, self._router.stream(messages, **options)))
 
     def _pieces(self, messages: list[dict[str, Any]], stream: Stream) -> Generator[Any, None, Answer]:
-        """Yield a stream's pieces; at its end add the turn to the messages, and return the answer.
+        """Yield a stream's pieces; at its end add the turn and the answer to the messages, and return the answer.
 
-        Left early, the turn is not added, and the call is cancelled.
+        Left early, nothing is added, and the call is cancelled.
         """
         with stream:
             for piece in stream:
@@ -411,7 +415,10 @@ class AsyncConversation(History):
         return AsyncStream(self._pieces(messages, self._router.stream(messages, **options)))
 
     async def _pieces(self, messages: list[dict[str, Any]], stream: AsyncStream) -> AsyncGenerator[Any, None]:
-        """Yield a stream's pieces; at its end add the turn to the messages, and yield the answer as `Last`."""
+        """Yield a stream's pieces; at its end add the turn and the answer to the messages, and yield the answer as `Last`.
+
+        Left early, nothing is added, and the call is cancelled.
+        """
         async with stream:
             async for piece in stream:
                 yield Shown(stream.leg or "", piece)

@@ -77,7 +77,7 @@ class _Tally:
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any]) -> _Tally:
-        """Return the sums from a dump. Raises KeyError, TypeError or ValueError for another form."""
+        """Return new sums from a dump. Raises KeyError, TypeError or ValueError for another form."""
         return cls(dumped["sums"], Latency.load(dumped["latency"]))
 
     def add(self, seen: Seen) -> None:
@@ -99,14 +99,20 @@ class _Tally:
         self._sums["differ"] += differs
 
     def _mean(self, name: str, count: str) -> Interval:
-        """Return a mean with its 95 % interval. 0 without values."""
+        """Return the mean of a summed quantity with its 95 % interval, never below 0; 0 without values.
+
+        `count`: name of their number.
+        """
         n = max(1.0, self._sums[count])
         mean = self._sums[name] / n
         error = 1.96 * sqrt(max(0.0, self._sums[f"{name}_squares"] / n - mean * mean) / n)
         return Interval(mean, max(0.0, mean - error), mean + error)
 
     def stats(self, arm: str, side: str, model: str, share: float, stopped: str, *, shown: bool) -> ArmStats:
-        """Return the statistics of the arm, with intervals: deferrals and the loss for an edge, the cost for a cloud."""
+        """Return the statistics of the arm, with intervals.
+
+        An edge has deferrals, and the loss: answers kept that differ; a cloud has the cost.
+        """
         requests, failed, away, compared, differ = (int(self._sums[name]) for name in _SUMS[:5])
         deferred = loss = usd = None
         if side == "edge":
@@ -174,7 +180,10 @@ class RunningTrial(ForkSafe):
         self._fixed = None if trial.device is None else self._in_arm(trial.device)
 
     def _new_tests(self) -> dict[str, ArmTest | UnitArmTest]:
-        """Return new tests of the guardrail: of the users whose key decides the arm, else of requests, and of sessions."""
+        """Return new tests of the guardrail by what they test: of users whose key decides the arm.
+
+        Else of requests, and of sessions. Each has its part of `alpha`.
+        """
         kinds = TESTS[self.trial.side, self.trial.shown]
         tests: dict[str, type[ArmTest | UnitArmTest]] = dict.fromkeys(kinds, ArmTest)
         if self._by_unit:
@@ -188,7 +197,10 @@ class RunningTrial(ForkSafe):
         return self.trial.device is None and self.trial.shown
 
     def _draw_unit(self, key: object, identity: str) -> bool:
-        """Return True if a user's key, or a session's id, is in the trial's arm; remember a digest as the unit of the request."""
+        """Return True if a user's key, or a session's id, is in the trial's arm, by a hash.
+
+        Remember its digest as the request's unit. At most `MOST_UNITS` are remembered.
+        """
         if self._by_unit:
             unit = sha256(f"{self.trial.salt}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
             with self._lock:
@@ -202,7 +214,7 @@ class RunningTrial(ForkSafe):
         return self._units.get(identity) or self._units.get(identity.rpartition(".")[0], "")
 
     def _in_arm(self, key: object) -> bool:
-        """Return True if the salted hash of the key lies in the trial's share: the same for a key every time.
+        """Return True if the salted hash of the key lies in the trial's share: the same for a key every time. No draw, no state.
 
         The hashes of several trials are independent.
         """
@@ -233,9 +245,10 @@ class RunningTrial(ForkSafe):
             log.error("trial of %s: %s (said once)", self.names[1], text, exc_info=error)
 
     def count(self, rows: Iterable[Seen], request: str = "") -> None:
-        """Add the outcomes of a request, or of the rows of a batch, which are in one arm; may stop the trial.
+        """Add the outcomes of a request, or of the rows of a batch, which are in one arm, to its sums and the tests.
 
-        For the guardrail a batch is one observation: its rows fail together, and the tests are of independent ones.
+        May stop the trial. For the guardrail a batch is one observation: its rows fail together, and the tests are of independent
+        ones. A hidden trial's tests take none.
         """
         rows = list(rows)
         if not rows:
@@ -252,9 +265,9 @@ class RunningTrial(ForkSafe):
         self._look()
 
     def add_comparison(self, *, differs: bool, b: bool, request: str = "") -> None:
-        """Add a comparison by an audit, or of a hidden cloud's answer with that of the one in use; may stop the trial.
+        """Add a comparison by an audit, or of a hidden cloud's answer with that of the one in use, to sums and test.
 
-        For a hidden one the test bets against no difference at all.
+        May stop the trial. For a hidden one the test bets against no difference at all.
         """
         with self._lock:
             self._tallies[b].compare(differs=differs)
@@ -269,7 +282,10 @@ class RunningTrial(ForkSafe):
             self._tallies[1].add(Seen(self.names[1], took_s is None, False, None, took_s, None))
 
     def _bet(self, kind: str, values: Sequence[bool], *, b: bool, unit: str = "") -> None:
-        """Add the mean of values to a test. A no-op without values or such a test, or if the user is not known any more."""
+        """Add the mean of values to the test of that kind, for sessions if there is a unit; the caller holds the lock.
+
+        Nothing without values or such a test, or if the test is of users and the user is not known any more.
+        """
         test = self._tests.get(kind + OF_SESSIONS if unit else kind, self._tests.get(kind))
         if not values or test is None:
             return
@@ -280,7 +296,10 @@ class RunningTrial(ForkSafe):
             test.add(mean, b=b, unit=unit)
 
     def _look(self) -> None:
-        """Stop the trial once a test has enough evidence, log that, and call the alarm. A trial stops once, and for good."""
+        """Stop the trial, for good, if a test has enough evidence: set `stopped`, log a warning, and call the alarm.
+
+        Nothing if it is stopped.
+        """
         for kind, test in self._tests.items():
             if test.alarmed and not self.stopped:
                 a, b = self.names
@@ -418,7 +437,10 @@ class Trials(ForkSafe, parts.Part):
             edge.add_comparison(differs=comparison.differs, b=name == EDGE_TRIAL, request=comparison.request)
 
     def walked(self, walks: Sequence[Walked]) -> None:
-        """Count a request, or the rows of a batch, and call hidden clouds in threads for those that are drawn. Never raises."""
+        """Count a request, or the rows of a batch, in their arms, and call hidden clouds in threads for those that are drawn.
+
+        Never raises: errors are logged.
+        """
         rows = [
             (walk_result.request, walk_result.outcome, {} if walk_result.request.batch else walk_result.costs)
             for walk_result in walks
@@ -433,7 +455,10 @@ class Trials(ForkSafe, parts.Part):
             log.exception("a trial could not be counted; the answer is not touched by it")
 
     def _of_clouds(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
-        """Count the outcomes of clouds' calls, and call hidden clouds for those that are drawn."""
+        """Count the outcomes of clouds' calls in their arms.
+
+        Begin calls of hidden clouds, in threads, for those that are drawn.
+        """
         outcomes = [(row[0], seen) for row in rows if (seen := self._of_cloud(*row)) is not None]
         for running in self._clouds:
             running.count((seen for _, seen in outcomes if seen.name in running.names), rows[0][0].id)
@@ -473,9 +498,10 @@ class Trials(ForkSafe, parts.Part):
             return None
 
     def _hidden(self, running: RunningTrial, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
-        """Call a hidden cloud in a thread, and compare its answer, unless too many calls are under way.
+        """Begin a call of a hidden cloud in a thread, with a copy of the input, which compares its answer with `value`.
 
-        The call is without effect on the answer; failures of the endpoint itself count, and exceptions of the job are logged.
+        Not if `MOST_HIDDEN` are under way, limits or load leave no room, or no thread is free. The answer is not touched;
+        failures of the endpoint itself count, and exceptions of the job are logged.
         """
         name, legs = running.names[1], request.plan.legs
         target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)
@@ -517,7 +543,10 @@ def _words(snapshot: Snapshot) -> str:
 
 
 def _of_edge(request: Request, outcome: Outcome) -> Seen | None:
-    """Return the outcome of a request in the arm of its edge model; None: its plan has none."""
+    """Return the outcome of a request for the arm of the first edge of its plan; None: the plan has no edge.
+
+    It is failed or not, deferred or not, and the time so far. An input that the edge cannot take is no failure.
+    """
     legs = request.plan.legs
     edge = next((i for i, leg in enumerate(legs) if leg.permit is None), None)
     if edge is None:

@@ -47,9 +47,9 @@ def warm_up(name: str, backend: EdgeBackend, samples: Sequence[Any] = ()) -> War
 
 
 def _load_and_run(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
-    """Load one model, and run it; without the effect on `backend.warmth`.
+    """Load one model, and run it on the samples and again on the first, or on zeros; blocks. Return the timings.
 
-    Without samples for at most `CHECK_S` a run; None where it cannot be run.
+    On zeros for at most `CHECK_S` a run. An asynchronous model is only loaded; None for runs that were not made.
     """
     begun = monotonic()
     load = member(backend.model, "load")
@@ -69,12 +69,11 @@ def _load_and_run(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Wa
 
 
 def value(backend: EdgeBackend, x: Any) -> Any:
-    """Run a model on an input, in a new session if it has a state, and return its value.
-
-    Other errors become ModelError.
+    """Run a model on an input, in a new session if it has a state, and return its answer's value; blocks.
 
     Raises:
-        ModelError, BadInput: the run failed.
+        ModelError: the run failed; also in place of other errors than edgeroute's.
+        BadInput: the model cannot take the input.
     """
     try:
         return in_new_session(backend.run_one, x, None).value
@@ -87,15 +86,15 @@ def value(backend: EdgeBackend, x: Any) -> Any:
 def check_releases(new: Snapshot, old: Snapshot) -> None:
     """Load and warm up a catalog's new versions, and run their canary inputs, before they are put in force; blocks.
 
-    Models of other files are loaded by their first request, as when a router is made. Other exceptions close them too, and are
-    raised.
+    The certificate of one on trial has to hold. Models of other files are loaded by their first request, as when a router is
+    made.
 
     Args:
         new: snapshot with the new versions.
         old: snapshot in force.
 
     Raises:
-        ModelError: a version failed. All new models are closed; the snapshot in force stays.
+        ModelError: a version failed. As after any exception, all new models are closed; the snapshot in force stays.
     """
     known = {id(backend) for backend in backends_by_spec(old).values()}
     fresh = [b for _, b in edges_of(new) if id(b) not in known]
@@ -135,7 +134,10 @@ def _check_certificate(snapshot: Snapshot, i: int, release: Release) -> None:
 
 
 def view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
-    """Return the model's view of each sample. The samples themselves for a backend that is in neither policy."""
+    """Return the model's view of each sample, by the policy or that of its trial.
+
+    The samples themselves if the model is in neither. Raises as `TargetViews.of`.
+    """
     for candidate in (snapshot, snapshot.trial):
         if candidate is not None and backend in candidate.backends:
             i = candidate.backends.index(backend)
@@ -144,9 +146,10 @@ def view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBacken
 
 
 async def warm_up_async(name: str, backend: EdgeBackend, samples: Sequence[Any], off_loop: OffLoop) -> Warmed:
-    """Load one asynchronous model, blocking the event loop; run it on each sample, twice on the first. Return the timings.
+    """Load one asynchronous model, blocking the event loop; await a run on each sample, and another on the first.
 
-    Without samples, or without `run_async`, the model is only loaded. Checks of its answers are awaited by `off_loop`.
+    Return the timings. Without samples, or without `run_async`, the model is only loaded. Checks of its answers are awaited by
+    `off_loop`. Raises what the model raises.
     """
     begun = monotonic()
     load = member(backend.model, "load")

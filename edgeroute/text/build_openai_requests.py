@@ -167,7 +167,11 @@ def _messages(given: Any, texts_only: bool) -> list[dict[str, Any]]:
 
 
 def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None:
-    """Raise BadInput or Unfit for a message whose content cannot be taken. A message with tool calls may lack one."""
+    """Raise BadInput unless a message's content is a text or a list of typed parts.
+
+    Raise Unfit for a part that is no text, if `texts_only`. A message with tool calls may lack a content. `i` is its index, for
+    the error's text.
+    """
     content, calls = message.get("content"), message.get("tool_calls")
     if content is None and isinstance(calls, list | tuple) and calls:
         return

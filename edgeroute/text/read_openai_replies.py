@@ -80,9 +80,10 @@ class Events:
         return part.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _line(self, line: bytes, complete: list[bytes]) -> None:
-        """Parse one line; append the data of an event that it completes to `complete`.
+        """Parse one line: keep its data, or, if it is empty, end the event and append its data to `complete`.
 
-        Comments and unknown fields are ignored.
+        A line that is a JSON object, or `error: {...}`, is an event by itself. Comments and other fields are ignored, and so is a
+        byte order mark before the first line.
         """
         if not self._begun:
             self._begun = True
@@ -188,9 +189,9 @@ class ToolCalls:
         return {**({"tool_calls": calls} if calls else {}), **({"function_call": self._function} if self._function else {})}
 
     def _call_of(self, part: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the call that a part belongs to; begin a new one if needed.
+        """Return the call that a part belongs to, found by its index, or by its id without an index.
 
-        Found by index, or by id without an index; a part of another function or call begins a new one.
+        Adds a call if there is none, or the part begins another. Raises ValueError for more than `MOST_CALLS` calls.
         """
         given, call_id, function = part.get("index"), part.get("id"), part.get("function") or {}
         last = self._calls[-1][0] if self._calls else 0
@@ -212,7 +213,10 @@ class ToolCalls:
 
 
 def _begins_another_call(call: Mapping[str, Any], call_id: Any, function: Mapping[str, Any]) -> bool:
-    """Return True if a part with this id and function begins another call than the one with its index."""
+    """Return True if a part begins another call than `call`, which has its index.
+
+    By another id; or, where an id is missing and `call` has arguments, by another name, or arguments again after whole ones.
+    """
     if call_id and call.get("id"):
         return bool(call_id != call["id"])
     if not function.get("name") or not (arguments := call["function"]["arguments"]):
@@ -231,7 +235,10 @@ def _is_whole(arguments: str) -> bool:
 
 
 def _join(function: dict[str, Any], part: Mapping[str, Any]) -> None:
-    """Append a part to the name and the arguments of a function, in place. Some servers repeat the name with each part."""
+    """Append the texts of a part to those of a function, key by key, in place; a name that is merely repeated is skipped.
+
+    Raises TypeError for a value that is no text.
+    """
     for key, value in part.items():
         if key != "name" or value != function["name"]:
             if value and not isinstance(value, str):
@@ -295,8 +302,9 @@ class Gathered:
     def add(self, chunk: Mapping[str, Any]) -> Piece | None:
         """Add a chunk. Return its text with all pending log-probabilities; None without text (if eager: both) and at errors.
 
-        Log-probabilities without text wait for the next piece. Updates `progress`; an error is stored in `error`. Thoughts,
-        refusals, calls of tools, usage and the finish reason are stored too.
+        Log-probabilities without text wait for the next piece. Sets `progress`; an error that the server reports is stored in
+        `error`. Thoughts, refusals, calls of tools, usage and the finish reason are stored too. A chunk of another form raises
+        AttributeError, LookupError, TypeError or ValueError.
         """
         if chunk.get("error") is not None or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
@@ -453,9 +461,10 @@ class RunningConfidence:
         self._impossible = False
 
     def add(self, tokens: Sequence[Mapping[str, Any]]) -> None:
-        """Add tokens, mappings such as those in `Gathered.logprobs`.
+        """Add tokens, mappings with `logprob`, such as those in `Gathered.logprobs`, in place.
 
-        An end token without text does not count. An impossible one ends the confidence for good.
+        An end token without text does not count. A log-probability that cannot be true ends the confidence for good: it becomes
+        None.
         """
         for token in tokens:
             if token.get("token") != "":

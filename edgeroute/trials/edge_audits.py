@@ -70,14 +70,9 @@ class Sampler(ForkSafe):
     _lock = per_process(threading.RLock)
 
     def __init__(
-        self,
-        share: float,
-        scene: int,
-        waiting: Callable[[], int],
-        allowed: Callable[[], bool],
-        due: int | None = None,
-        full: int = FULL,
-    ) -> None:
+        self, share: float, scene: int, waiting: Callable[[], int], allowed: Callable[[], bool], due: int | None = None,
+        full: int = FULL
+    ) -> None:  # fmt: skip
         self._full = full
         self._share, self._scene, self._waiting, self._allowed = share, scene, waiting, allowed
         self._halvings = self._changed = self._counts_from = self._seen = 0
@@ -97,9 +92,10 @@ class Sampler(ForkSafe):
             return max(1, self._rate - (self._seen + int(self._step - self._left)))
 
     def _draw(self) -> AuditDraw | None:
-        """Draw a request that has become due, and the distance to the next one; None: not drawn.
+        """Draw whether a request that is due is audited or counted for the deferral rate, and the distance to the next one.
 
-        Not drawn for an audit if audits are not allowed now.
+        None: it is drawn for neither, or another thread has just drawn. Not drawn for an audit if audits are not allowed now.
+        Holds the lock while it draws.
         """
         with self._lock:
             if self._left > 0:  # another thread's was drawn in its place
@@ -120,7 +116,7 @@ class Sampler(ForkSafe):
         return AuditDraw(probability, counted, rate) if rate or probability else None
 
     def _gap(self) -> float:
-        """Draw the number of requests until the next that may be audited (geometric): each is drawn independently."""
+        """Draw the number of requests until the next that may be audited (geometric, so independently); inf if the share is 0."""
         share = self._share
         if share <= 0:
             return INF
@@ -219,7 +215,7 @@ NOTHING = Bound(None, {})  # value before the router is made, and once it is clo
 
 
 def cloud_fields(outcome: Outcome, cloud: int, costs: Mapping[int, Spent]) -> dict[str, Any]:
-    """Return the log fields of a shadow run about the cloud: time and cost of its answer, if known of this request alone."""
+    """Return the log fields of a shadow run about the cloud: the run's mark, and time and cost of the call, where known."""
     more: dict[str, Any] = {UNHEARD: True}
     if cloud in costs:
         started = {leg: instant for kind, leg, instant, _ in outcome.log if kind == "start"}
@@ -238,7 +234,7 @@ def run_fields(run: ShadowRun, more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_failed(outcome: Outcome, cloud: int) -> bool:
-    """Return True if that leg was called and failed; False if there was no room or no time, which an audit waits for."""
+    """Return True if that leg failed, or never may be called; False if it lacked room or time, which an audit waits for."""
     for kind, leg, _, detail in outcome.log:
         if kind == "failed" and leg == cloud:
             failure = Failure.of(detail)
@@ -247,7 +243,7 @@ def has_failed(outcome: Outcome, cloud: int) -> bool:
 
 
 def agreement(audit: Audit, edge: Any, cloud: Any) -> bool:
-    """Return True if an edge's value agrees with the cloud's: a grade below 1, where labels are graded, is a difference.
+    """Return True if an edge's value agrees with the cloud's by `Audit.agrees`, or equality; a grade below 1 is a difference.
 
     Raises:
         PolicyError: without labels, the result of `agrees` is neither a bool nor 0 or 1.
@@ -355,9 +351,10 @@ class Auditor(ForkSafe):
         full: int = FULL,
         others: Sequence[Any] = (),
     ) -> None:
-        """Monitor the thresholds of these targets from now on; the statistics of an unchanged certificate are retained.
+        """Monitor the thresholds of these targets' edges from now on; the statistics of an unchanged certificate are retained.
 
-        Alarms and counts of an earlier run are loaded for the same certificate.
+        Alarms and counts of an earlier run are loaded for the same certificate. Stored counts of over a year ago are deleted;
+        those that another `agrees` has made begin anew, with a line in the journal.
 
         Args:
             targets: targets of the policy.
@@ -405,7 +402,7 @@ class Auditor(ForkSafe):
             self._watches, self._tallies, self._bound = watches, tallies, bound
 
     def _set(self, audit: Audit, full: int) -> None:
-        """Put settings in force, with a new sampler. Raises PolicyError for invalid ones."""
+        """Check settings and put them in force, with a new sampler, which continues the stored distance. Raises PolicyError."""
         check_audit(audit)
         self.audit, self._full = audit, full
         due = None if self._kept is None else self._kept.get(UNTIL_NEXT)
@@ -432,7 +429,7 @@ class Auditor(ForkSafe):
     def audit_drawn(
         self, drawn: AuditDraw, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int] = ()
     ) -> None:
-        """Count a drawn request for the deferral rate, or compare it: at once, or by a queued call of the cloud; or both.
+        """Count a drawn request for the deferral rate, or compare it: at once, or by a queued job that calls the cloud; or both.
 
         Errors are logged, and not raised.
 
@@ -454,9 +451,10 @@ class Auditor(ForkSafe):
             log.exception("an audit failed: %s; the answer is not touched by it", what)
 
     def report(self, identity: str, truth: Any) -> bool:
-        """Record the right value of an audited answer of an edge. Return True if the answer was one.
+        """Record the right value of an audited answer of an edge, once.
 
-        A value that comes before its comparison waits for it. An unknown id returns False. An alarm is logged and reported.
+        Return True if the answer was one; False for any other id. A value that comes before its comparison waits for it. An alarm
+        is logged, reported and written to the journal. Raises what `agrees` raises, and ValueError for a grade outside 0..1.
         """
         with self._lock:
             if self._early.get(identity) is _NONE:
@@ -514,7 +512,7 @@ class Auditor(ForkSafe):
             self._journal.close()
 
     def _count(self, request: Audited, outcome: Outcome) -> None:
-        """Count, for the deferral rate of each edge that judged the request, whether its answer was below the threshold."""
+        """Count, for each edge that judged the request, whether its answer was below the threshold. Logs and reports alarms."""
         alarms = list[Mapping[str, Any]]()
         legs = request.plan.legs
         marks = [(legs[i], kind == "below") for kind, i, _, _ in outcome.log if kind in {"accepted", "below"} and judged(legs[i])]
@@ -530,9 +528,10 @@ class Auditor(ForkSafe):
     def _take(
         self, drawn: AuditDraw, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
     ) -> None:
-        """Compare each edge's answer with the cloud's, or queue a job that calls the cloud and runs hidden edges.
+        """Compare each edge's answer with the cloud's at once, if the cloud answered; else queue a job that calls it.
 
-        Nothing is compared where calling the cloud has failed or would fail.
+        Starts jobs that wait. The job also runs hidden edges, unless `MOST_WAITING` jobs wait; it has a copy of the input.
+        Nothing is done without a cloud, under another policy than now, or where calling the cloud has failed or would fail.
         """
         bound, legs, unheard = self._bound, request.plan.legs, request.plan.shadow_legs
         edges = [Comparison(legs[i], edge, "deferred") for i, edge in outcome.held.items() if judged(legs[i])]
@@ -561,7 +560,8 @@ class Auditor(ForkSafe):
     def _finish(self, audit: Pending) -> None:
         """Call the cloud if it has not answered, run the hidden edges, and compare. Runs in a background thread; blocks.
 
-        Nothing is compared if the cloud fails, or the policy was reloaded meanwhile.
+        The call's cost is written to the journal; a label that was reported meanwhile is recorded. Nothing is compared if the
+        cloud fails, and hidden edges do not run if the policy was reloaded meanwhile.
         """
         answer, identity = audit.cloud, audit.request.id
         try:
@@ -590,9 +590,10 @@ class Auditor(ForkSafe):
             self._compare(audit.request, audit.drawn, audit.bound, edges, answer)
 
     def _compare(self, request: Audited, drawn: AuditDraw, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
-        """Compare edges' answers with the cloud's: writes a line each; updates tallies, monitors, trials and waiting labels.
+        """Compare edges' answers with the cloud's: write a line each; update counts, statistics and monitors; call `compared`.
 
-        With another policy in force only the lines are written. Raises PolicyError for an invalid result of `Audit.agrees`.
+        Keeps answers for which a label may be reported, at most `UNLABELLED_MOST`. Alarms are logged and reported. With another
+        policy in force only the lines are written. Raises PolicyError for an invalid result of `Audit.agrees`.
         """
         alarms, identity, rate = list[Mapping[str, Any]](), request.id, drawn.probability
         for leg, edge, how, more in edges:
@@ -646,7 +647,7 @@ class Auditor(ForkSafe):
             self._kept.add({COUNTS + identity: {f"{self._begun.get(identity, 0)} {rate!r} {index} {not agrees:d}": 1}})
 
     def _write_lines(self, *lines: Mapping[str, Any]) -> None:
-        """Write lines to the journal; an error is logged once."""
+        """Append lines to the journal, if there is one; a StoreError is logged, each text once, and not raised."""
         if self._journal is None:
             return
         try:

@@ -102,12 +102,14 @@ class DriftMonitor:
         return None if self._stands is None else self._stands.threshold
 
     def add_comparison(self, confidence: float | None, *, agrees: bool, counted: bool) -> bool:
-        """Record the comparison of an accepted answer with the cloud's. Return True if it raises an alarm.
+        """Record the comparison of an accepted answer with the cloud's, in totals and tests. Return True if it raises an alarm.
+
+        Where labels are expected it raises none. An alarm may raise the threshold (`at_least`).
 
         Args:
             confidence: of the edge; None: there is none.
             agrees: True if the cloud's answer is the same.
-            counted: False: the alarm leaves it out, as it may depend on the last one.
+            counted: False: the tests leave it out, as it may depend on the last one.
         """
         self.audited += 1
         self.disagreed += not agrees
@@ -123,9 +125,10 @@ class DriftMonitor:
         return True
 
     def add_label(self, *, edge: float, cloud: float, counted: bool) -> bool:
-        """Record the correctness of an audited answer of the edge and of the cloud's, 0..1. Return True if that raises an alarm.
+        """Record how right (0..1) an audited answer of the edge and the cloud's are. Return True if that raises an alarm.
 
-        False, and nothing recorded, without labels in the settings or without a certificate.
+        An alarm may raise the threshold (`at_least`). False, and nothing recorded, without labels in the settings or without a
+        certificate.
 
         Raises:
             ValueError: a value is NaN or outside 0..1.
@@ -154,7 +157,8 @@ class DriftMonitor:
     def _add_to_test(self, x: float, harm: float = 0.0, *, counted: bool) -> bool:
         """Add a value to the tests of the audits, and a harm to its own. Return True if that raises an alarm.
 
-        Nothing is added if it is not counted, there is no test, or one has alarmed already.
+        Nothing is added if it is not counted, there is no test, or one has alarmed already. A harm counts for less where more
+        answers of the edge alone were right lately than at the calibration.
         """
         if not counted or any(test.alarmed for test in self._audits.values()):
             return False
@@ -169,11 +173,11 @@ class DriftMonitor:
         return any(test.alarmed for test in self._audits.values())
 
     def _begin(self) -> None:
-        """Begin new tests of the audits. A loss x of -1..1 is tested as (1 + x) / 2.
+        """Replace the tests of the audits by new ones, named by what they test; none without a limit.
 
-        Beside it the harms, if the certificate bounds the wins: by half of the share that differs, less the loss; made without
-        labels, by all of that share. Where the hour matters, means of whole days are tested, and a multiple of the limit at once.
-        Each test has its part of the risk. There are none without a limit to test.
+        A loss x of -1..1 is tested as (1 + x) / 2. Beside it the harms, if the certificate bounds the wins: by half of the share
+        that differs, less the loss; made without labels, by all of that share. Where the hour matters, means of whole days are
+        tested, and a multiple of the limit at once. Each test has its part of the risk.
         """
         self._audits = {}
         if self.limit is None or self.promise is None:
@@ -204,9 +208,10 @@ class DriftMonitor:
         return more
 
     def add_deferral(self, threshold: float | None, *, below: bool) -> bool:
-        """Record whether an answer of the deferral sample was below the threshold. Return True if that raises an alarm.
+        """Record whether an answer of the deferral sample was below the threshold.
 
-        Ignored for another threshold than the certificate's own, and after an alarm of its kind.
+        Return True if that raises an alarm, the first one. Such an alarm only tells: the threshold stays. Ignored for another
+        threshold than the certificate's own, or once an alarm has raised that.
         """
         tests = self._deferrals
         if tests is None or self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:

@@ -39,7 +39,7 @@ class Tally:
         self._edge, self._cloud = Latency(), Latency()
 
     def add(self, line: Mapping[str, Any], *, accepted: bool) -> None:
-        """Add a run.
+        """Add a run, weighted by the inverse of its `probability`.
 
         Differences and costs count only for accepted ones; unknown times and costs are left out.
 
@@ -65,7 +65,7 @@ class Tally:
             self._bytes += weight * size
 
     def stats(self, name: str) -> ShadowStats:
-        """Return the statistics of this edge model."""
+        """Return shares accepted and different, with intervals, savings per `PER` requests, and quantiles of the times."""
         share, low, high = self._all.share(self._kept.sum)
         differ, differ_low, differ_high = self._kept.share(self._differ)
         of_each = PER * share / self._priced if self._priced else 0.0
@@ -144,9 +144,9 @@ class Background(ForkSafe):
         self._queue.append(job)
 
     def start(self) -> None:
-        """Start as many waiting jobs as may begin now.
+        """Start waiting jobs in threads, in order, until `TOGETHER` run.
 
-        Stops at the first job that has no room, or finds no thread; it stays first.
+        Stops at the first job that has no room, or finds no thread; it stays first in the queue. Holds no lock while it asks.
         """
         with self._idle:
             self._looks += 1
@@ -170,7 +170,7 @@ class Background(ForkSafe):
                 return
 
     def _run(self, job: Job) -> None:
-        """Run a job, in a thread of `submit`, and then start waiting ones; errors are logged."""
+        """Run a job, in a thread of `submit`, and log what it raises; then wake those that drain, and start waiting jobs."""
         try:
             job.run()
         except Exception:
@@ -182,7 +182,7 @@ class Background(ForkSafe):
         self.start()
 
     def drain(self, timeout_s: float) -> None:
-        """Block until the jobs that can begin now have ended, or for `timeout_s`."""
+        """Block until no job runs and none that waits can begin now, or for `timeout_s`. Starts nothing itself."""
         until = monotonic() + timeout_s
         with self._idle:
             while (self._running or (self._queue and not self._held_up)) and self._idle.wait(until - monotonic()):

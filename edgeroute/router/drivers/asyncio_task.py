@@ -18,9 +18,10 @@ MOST_AT_ONCE = 64  # events handled without a pause: pieces may come faster than
 
 
 async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, show: Callable[[Emit], object] | None = None) -> T:
-    """Run a walk and return its result; call `show` with each effect `Emit`. Cancelling the task stops all running legs.
+    """Run a walk (a generator that says which legs to start, wait for and stop) on the event loop, and return its result.
 
-    Events of legs that were stopped are dropped. A leg that is left at the deadline runs on.
+    `begin` starts a leg, `show` is called with each effect `Emit`. Cancelling the task, or an exception, stops all running legs.
+    Events of legs that were stopped are dropped. A leg that the walk leaves at the deadline runs on.
     """
     loop, thread = asyncio.get_running_loop(), get_ident()
     mail: deque[Event] = deque()
@@ -100,7 +101,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, s
 
 
 def _next(mail: deque[Event], stopped: set[int]) -> bool:
-    """Remove events of stopped legs from the front. Return True if others remain."""
+    """Remove events of stopped legs from the front of the mailbox. Return True if others remain."""
     while mail and getattr(mail[0], "leg", None) in stopped:
         mail.popleft()
     return bool(mail)

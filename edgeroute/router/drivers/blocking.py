@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 
 def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer) -> T:
-    """Run a walk and return its result; blocks. Any early end (Ctrl-C too) stops all running legs."""
+    """Run a walk with its legs in other threads, and return its result; blocks.
+
+    Any early end (Ctrl-C too) stops all running legs.
+    """
     return run_to_end(stream(walk, begin))
 
 
@@ -35,7 +38,8 @@ def stream(
 ) -> Generator[Emit | Wait, None, T]:
     """Run a walk, yielding each effect `Emit`, and return its result; blocks. Closing the generator early stops all running legs.
 
-    Events of legs that were stopped are dropped.
+    Events of legs that were stopped are dropped. Without `ring`, a `Deferrable` leg runs in this thread if nothing else is under
+    way.
 
     Args:
         walk: the walk.
@@ -124,7 +128,9 @@ def _receive(mail: SimpleQueue[Event], until: float) -> Event:
 
 
 def drive_inline(walk: Generator[Effect, Event | None, T], run: Callable[[Start], Event], first: Event | None = None) -> T:
-    """Run a walk and return its result. An exception of `run` ends the walk.
+    """Run a sequential walk, each leg in this thread, and return its result.
+
+    Blocks; an exception of `run` ends the walk, and is raised.
 
     Args:
         walk: the walk of a sequential plan.

@@ -42,7 +42,7 @@ class AsyncBell:
         self._pending = False
 
     def ring(self) -> None:
-        """Set the event, from any thread, once until the loop handles it: a source may be quick, and the loop busy.
+        """Set the event, from any thread; a further ring before the loop has handled it does nothing.
 
         Ignored once the loop is closed.
         """
@@ -66,7 +66,10 @@ class AsyncBell:
         return asyncio.Event() if kind == "async" else threading.Event()
 
     def begin(self, router: Any, mode: Mode | None, data_class: str | None, x: Any, alone: bool, deadline: float | None) -> Call:
-        """Begin a call of an `AsyncRouter` in a task; `alone`: of its edge only."""
+        """Begin a call of an `AsyncRouter` in a task, and return it, to be polled.
+
+        `alone`: of its edge only, without a provisional answer.
+        """
         if alone:
             return TaskCall(_one(router.infer(x, mode="only_edge", deadline=deadline, data_class=data_class)), self)
         return TaskCall(router.refine(x, mode=mode, deadline=deadline, data_class=data_class), self)
@@ -108,7 +111,7 @@ class TaskCall:
 async def _collect(
     answers: AsyncGenerator[Answer, None], mail: deque[Answer | BaseException], ring: Callable[[], object]
 ) -> None:
-    """Append a call's answers, or its error, to `mail`, and ring after each."""
+    """Append a call's answers, or its error, to `mail`, and ring after each; closes `answers`. A cancellation is raised."""
     try:
         async with aclosing(answers):
             async for answer in answers:
@@ -122,9 +125,10 @@ async def _collect(
 
 
 async def fill_async(mailbox: Mailbox[T], source: AsyncIterable[T]) -> None:
-    """Read an asynchronous source to its end into the mailbox; run in a task. An exception ends the mailbox.
+    """Read an asynchronous source to its end into the mailbox; run in a task.
 
-    Waits while the mailbox is full; does not close the source.
+    An exception of the source is stored in the mailbox. Waits while the mailbox is full; does not close the source. Cancellation
+    is raised.
     """
     space = mailbox.space
     assert isinstance(space, asyncio.Event), "of a task"
@@ -179,7 +183,7 @@ class AsyncUpdates(LiveIterator[U], ClosedByAsyncWith):
         return look
 
     def _begin(self) -> None:
-        """Begin to read the source, in a task or a thread."""
+        """Begin to read the source: an async iterable in a task of this loop, any other in a new thread."""
         self._begun, self._bell.loop = True, asyncio.get_running_loop()
         if isinstance(self._source, AsyncIterable):
             source, self._source = self._source, None
@@ -200,9 +204,9 @@ class AsyncUpdates(LiveIterator[U], ClosedByAsyncWith):
             await asyncio.wait(tasks, timeout=CLOSE_S)
 
     async def close(self) -> None:
-        """End the iteration, from any task of the loop: cancels the calls under way. Waits for the reader up to `CLOSE_S`.
+        """End the iteration, from any task of the loop: cancels the calls under way.
 
-        A thread that reads on is left.
+        Waits for tasks and the reader, `CLOSE_S` each. A thread that reads on is left.
         """
         await self._shut()
         until = monotonic() + CLOSE_S

@@ -75,7 +75,7 @@ class LiveIterator(Generic[U]):
         self._busy: dict[None, object] = {}
 
     def _read_in_thread(self) -> None:
-        """Start the thread that reads the source."""
+        """Start the daemon thread that reads the source into the mailbox, and release the source."""
         reader = threading.Thread(target=fill, args=(self._mailbox, self._source), name=self._name, daemon=True)
         reader.start()
         self._reader, self._source = reader, None
@@ -102,7 +102,9 @@ class LiveIterator(Generic[U]):
             self._busy.clear()
 
     def _look(self) -> tuple[U] | float | None:
-        """Take the flow's next step. Return (item,), the seconds to wait for it, or None at the end.
+        """Take the flow's next step at once. Return (item,), the seconds to wait for it, or None at the end.
+
+        Clears the bell's event first. Raises what the flow raises for an input, and:
 
         Raises:
             Closed: the router was closed.
@@ -119,7 +121,7 @@ class LiveIterator(Generic[U]):
         return None if step is None else (step,)
 
     def _end(self, stop: Exception) -> NoReturn:
-        """Raise the source's exception, or else `stop`. The source's exception is raised once."""
+        """Raise the source's exception, if there is one, and forget it; or else raise `stop`."""
         error, self._mailbox.error = self._mailbox.error, None
         raise error or stop
 
@@ -156,7 +158,7 @@ class Updates(LiveIterator[U], ClosedByWith):
             return item[0]
 
     def _next(self) -> tuple[U] | None:
-        """Wait for the next item; (item,), or None at the end."""
+        """Wait for the next item; (item,), or None at the end. Begins to read the source at the first call. Raises as `_look`."""
         if self._reader is None and not self._closed:
             self._read_in_thread()
         while isinstance(look := self._look(), float):
@@ -171,7 +173,11 @@ class Updates(LiveIterator[U], ClosedByWith):
         self._flow.close()
 
     def close(self) -> None:
-        """End the iteration, from any thread: cancels the calls under way. Waits for the reader up to `CLOSE_S`."""
+        """End the iteration, from any thread: cancels the calls under way.
+
+        Waits for the reader up to `CLOSE_S`; it may go on longer. A thread that is at the iterator is woken, and cancels the
+        calls itself.
+        """
         self._closed = True
         self._mailbox.close()
         self._bell.ring()
@@ -227,7 +233,10 @@ T = TypeVar("T")
 
 
 def live_frames(router: Any, source: Any, settings: FrameSettings, make: Callable[..., T], bell: Any) -> T:
-    """Return an iterator over the frames of a source, made by `make`."""
+    """Return an iterator over the frames of a source, made by `make`; reads nothing yet. The mailbox has room for one frame.
+
+    Raises BadInput for a source of another kind.
+    """
     kind = kind_of(source, "frames", awaits=bell.awaits)
     mailbox: Mailbox[Any] = Mailbox(1, settings.drop == "oldest", bell.ring, bell.space(kind))
     begin = partial(bell.begin, router, settings.mode, settings.data_class)
@@ -237,7 +246,10 @@ def live_frames(router: Any, source: Any, settings: FrameSettings, make: Callabl
 
 
 def live_audio(router: Any, chunks: Any, settings: speech.AudioSettings, make: Callable[..., T], bell: Any) -> T:
-    """Return an iterator over the speech of a source, made by `make`."""
+    """Return an iterator over the speech of a source, made by `make`; reads nothing yet.
+
+    Raises BadInput for a source of another kind.
+    """
     kind = kind_of(chunks, "chunks", awaits=bell.awaits, calls=False)
     mailbox: Mailbox[speech.Segment] = Mailbox(speech.WAITING, settings.drop == "oldest", bell.ring, bell.space(kind))
     flow = speech.AudioFlow(partial(bell.begin, router, settings.mode, settings.data_class), mailbox, settings)

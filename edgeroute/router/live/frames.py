@@ -248,9 +248,9 @@ class FrameFlow:
         self._reused = self._outdated = self._failed = 0
 
     def step(self, now: float) -> FrameUpdate | float | None:
-        """Return the next update at the instant `now`, or the instant until which to wait for it; None: the end.
+        """Return the next update at the instant `now`, or the instant until which to wait for it; None: the end. Never waits.
 
-        Begins, polls and cancels calls.
+        Takes frames, and begins, polls and cancels calls.
 
         Raises:
             BadInput, NoAnswer, PolicyError: a frame failed; the next step goes on with the next one.
@@ -288,7 +288,8 @@ class FrameFlow:
     def _take(self, now: float) -> bool:
         """Take the next frame, if there is one and its time has come, and begin its call. Return True if so.
 
-        Not while too many calls are under way that only clouds answer. A frame of a settled scene is the edge's alone.
+        A frame of a settled scene, or with enough clouds' calls under way, is the edge's alone; where only clouds answer, it
+        waits for these.
         """
         full = len(self._flights) >= self._settings.max_in_flight
         alone = self._cloud_alone()
@@ -310,7 +311,10 @@ class FrameFlow:
         return True
 
     def _limits(self, held: HeldReason) -> tuple[float | None, float | None]:
-        """Return the deadline of a call, and the seconds for which a refinement is of use; None: none, or not known yet."""
+        """Return the deadline of a call, and the seconds for which a refinement is of use, which may be the former.
+
+        None: none or unknown.
+        """
         given, stale = self._settings.deadline, self._settings.stale
         useful = None if held or stale is None else self._pace.deadline_s(stale)
         if useful is not None and useful < (given or self._engine.snapshot.policy.deadline_s):
@@ -351,7 +355,7 @@ class FrameFlow:
         self._shown_label = self._edge_label = Display()
 
     def _settled(self, taken: Taken, now: float) -> bool:
-        """Return True if the cloud answered recently about the frame's scene, or is being called about it.
+        """Return True if the frame's scene needs no call of the cloud: one answered within `refresh` seconds, or is under way.
 
         False without scenes.
         """
@@ -365,9 +369,10 @@ class FrameFlow:
     # Answers to frames
 
     def _refinement(self, asked: _PendingFrame, now: float) -> FrameUpdate | None:
-        """Poll the cloud's call about a frame. Return the update; None: not yet, or its answer is outdated, which cancels it.
+        """Poll the cloud's call about a frame. Return the update; None: not yet, or its answer is outdated.
 
-        A failure of an outdated call is dropped, others are raised. Counts what is dropped.
+        An outdated call is cancelled and counted, and its failure dropped; others are raised. So is a fallback to the edge for a
+        frame that is not the newest. A call that ended is removed.
         """
         scene = asked.taken.scene if self._settings.scene is None or asked.taken.scene == UNKNOWN else self._scene.number
         until = self._cloud_until if asked.taken.scene == UNKNOWN else self._refined_until
@@ -399,10 +404,10 @@ class FrameFlow:
         return self._update(asked, answer, now)
 
     def _edge_answer(self, asked: _PendingFrame, now: float) -> FrameUpdate | None:
-        """Poll the call of the frame taken last.
+        """Poll the call of the frame taken last; return the update of its first answer; None: not yet, or the edge was too slow.
 
-        Return the update of its first answer; None: not yet, or the edge was too slow. A deadline of the caller is raised, one
-        that staleness set is counted. Other errors are raised.
+        A provisional answer leaves its call among those of the cloud. Passing a deadline that staleness set is counted; the
+        caller's deadline, and other errors, are raised. Updates the pace by the time taken.
         """
         try:
             answer = asked.call.poll()
@@ -445,9 +450,9 @@ class FrameFlow:
             asked.taken = asked.taken._replace(scene=self._scene.number)
 
     def _update(self, asked: _PendingFrame, answer: Answer, now: float) -> FrameUpdate:
-        """Return the update for an answer; updates the scene's refined answer, the hysteresis and the counts.
+        """Return the update for an answer, after updating the scene's refined answer, the hysteresis and the counts.
 
-        In a settled scene the cloud's earlier answer is reused.
+        In a settled scene the cloud's earlier answer is reused. A cloud's answer gets a note that compares it with the edge's.
         """
         taken, reused = asked.taken, None
         if answer.source != "edge" and answer.final:
@@ -509,7 +514,10 @@ class FrameFlow:
         return label, label is not None
 
     def _wake_at(self, now: float) -> float:
-        """Return the instant of the next step if nothing comes before."""
+        """Return the monotonic instant of the next step, if nothing comes before; inf: none.
+
+        It is that of a call, of a refinement's expiry, or of the next frame.
+        """
         asked = [*self._flights, *([] if self._current is None else [self._current])]
         instants = [pending.call.until for pending in asked]
         if self._settings.stale is not None:

@@ -80,7 +80,10 @@ class Mailbox(Generic[T]):
         return True
 
     def take(self) -> SourceItem | None:
-        """Remove and return the oldest item; None: there is none. Frees the place."""
+        """Remove and return the oldest item, and tell a waiting reader that there is space; None: there is none.
+
+        Does not wait.
+        """
         with self._lock:
             if not self._items:
                 return None
@@ -94,7 +97,10 @@ class Mailbox(Generic[T]):
         self.ring()
 
     def close(self) -> None:
-        """Discard all items, and stop the reader: a thread ends after the item it is reading; a task has to be cancelled."""
+        """Discard all items, and stop the reader: a thread ends after the item it is reading; a task has to be cancelled.
+
+        Does not wait.
+        """
         self.stopped.set()
         with self._lock:
             self._items.clear()
@@ -103,7 +109,7 @@ class Mailbox(Generic[T]):
 
 
 def kind_of(source: Any, what: str, *, awaits: bool, calls: bool = True) -> Kind:
-    """Return how a source is read.
+    """Return how a source is read: "async", "iterate", "read" (an object's method) or "call" (a function). Reads nothing.
 
     Args:
         source: the source.
@@ -136,10 +142,10 @@ def kind_of(source: Any, what: str, *, awaits: bool, calls: bool = True) -> Kind
 
 
 def items(source: Any, kind: Kind, stopped: threading.Event) -> Iterator[Any]:
-    """Yield the items of a synchronous source; blocks.
+    """Yield the items of a synchronous source by its kind; blocks. Ends once a function's `stopped` is set.
 
-    A function without a new item returns None, or the same object again; it raises StopIteration at the end. A function is polled
-    every `POLL_S`. BadInput for a `read()` that returns no pair.
+    An object's `read()` returns (True, item), or (False, ...) at the end. A function is polled every `POLL_S`: without a new item
+    it returns None, or the same object again; it raises StopIteration at the end. BadInput for a `read()` that returns no pair.
     """
     if kind == "iterate":
         for item in source:
@@ -172,9 +178,9 @@ def items(source: Any, kind: Kind, stopped: threading.Event) -> Iterator[Any]:
 
 
 def fill(mailbox: Mailbox[T], source: Iterable[T]) -> None:
-    """Read a source to its end into the mailbox; run in a thread of its own. An exception ends the mailbox.
+    """Read a source into the mailbox to its end, or until it is closed; run in a thread of its own.
 
-    Waits while the mailbox is full.
+    An exception of the source is not raised, but stored in the mailbox. Waits while the mailbox is full.
     """
     stopped, space = mailbox.stopped, mailbox.space
     assert isinstance(space, threading.Event), "of a thread"
@@ -216,9 +222,9 @@ class PolledCall:
         self._steps, self.until = steps, INF
 
     def poll(self) -> Answer | None:
-        """Run the call's next steps. Return the next answer; None: not yet. Raise the error of the call.
+        """Run the call's next steps in this thread. Return the next answer; None: not yet, or no more.
 
-        Never blocks for a leg that runs in a thread.
+        Raise the error of the call. Sets `until`. Never waits for a leg that runs in a thread; an edge may run here.
         """
         shown = next(self._steps, None)
         self.until = shown.until if type(shown) is Wait else INF

@@ -194,7 +194,9 @@ class Listener:
         return self.windows * self._window_s
 
     def hear(self, chunk: Any) -> Iterator[Segment]:
-        """Yield the segments that end within a chunk; samples that fill no window are stored for the next chunk.
+        """Yield the segments that end within a chunk, whose beginnings are reported.
+
+        Samples that fill no window wait for the next chunk.
 
         Args:
             chunk: float32 or int16, [samples] or [samples, channels], or bytes of int16.
@@ -280,9 +282,9 @@ def _level_db(window: NDArray[Any]) -> float:
 
 
 def segments(chunks: Any, kind: Kind, listener: Listener, stopped: threading.Event) -> Iterator[Segment]:
-    """Yield the segments of chunks, until `stopped` is set.
+    """Read chunks and yield their segments of speech, until `stopped` is set; blocks. The open segment comes at the end.
 
-    At an error of the source, an open segment comes before the exception.
+    At an error of the source, too, it comes before the exception.
     """
     try:
         for chunk in items(chunks, kind, stopped):
@@ -296,7 +298,10 @@ def segments(chunks: Any, kind: Kind, listener: Listener, stopped: threading.Eve
 
 
 async def segments_async(chunks: AsyncIterable[Any], listener: Listener) -> AsyncIterator[Segment]:
-    """Yield the segments of asynchronous chunks. At an error of the source, an open segment comes before the exception."""
+    """Yield the segments of asynchronous chunks, and at the end the open one.
+
+    At an error of the source it comes before the exception.
+    """
     import asyncio  # not for a router of threads
 
     try:
@@ -346,9 +351,9 @@ class AudioFlow:
         self.listener = Listener(settings, self.began)
 
     def began(self, at_s: float) -> None:
-        """Record the begin of speech, if it interrupts an answer, and call `on_barge_in`; called by the source's reader.
+        """Record the begin of speech, if it interrupts an answer that is spoken or pending; call `on_barge_in`, and ring.
 
-        Its exception is logged.
+        Called by the source's reader, in its thread. The function's exception is logged.
         """
         pending = self._consumed or self._speaking or self._flights
         if not (self._settings.barge_in and pending):
@@ -373,6 +378,8 @@ class AudioFlow:
     def step(self, now: float) -> Utterance | BargeIn | float | None:
         """Return the next event, or the instant until which to wait for it; None: the end. Begins, polls and cancels calls.
 
+        Never waits.
+
         Raises:
             BadInput, NoAnswer, PolicyError: a segment failed; the next step goes on with the next one.
         """
@@ -385,7 +392,7 @@ class AudioFlow:
     def _step(self) -> Utterance | BargeIn | float | None:
         """Advance the calls, begin the next segment, and return the next event, or the instant to wait for; None: the end.
 
-        A returned event is removed. Raises the error of a call.
+        Barge-ins come first, then later answers in the order of segments, then first answers. Raises the error of a call.
         """
         if self._barged:
             return self._barge_in(self._barged.popleft())
@@ -419,7 +426,10 @@ class AudioFlow:
             segment.call.close()
 
     def _barge_in(self, at_s: float) -> BargeIn:
-        """Cancel the calls of segments before an instant. Return the event. The current segment's call goes on."""
+        """Cancel and forget the clouds' calls of segments that began before an instant; count and return the event.
+
+        The call of the current segment, which has no answer yet, goes on.
+        """
         earlier = [asked for asked in self._flights if asked.segment.start_s < at_s]
         for asked in earlier:
             self._flights.remove(asked)
@@ -428,9 +438,9 @@ class AudioFlow:
         return BargeIn(at_s, tuple(asked.segment.number for asked in earlier))
 
     def _take(self) -> None:
-        """Begin a call for the next segment, of the edge only if enough clouds' calls are under way, or else wait with it.
+        """Begin a call for the next waiting segment, if there is one.
 
-        With `drop="never"` it waits; otherwise it goes to the edge.
+        If enough clouds' calls are under way, the edge alone is asked; with `drop="never"` the segment waits.
         """
         full = len(self._flights) >= self._settings.max_in_flight
         if full and self._settings.drop == "never":
