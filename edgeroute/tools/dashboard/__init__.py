@@ -1,1 +1,1 @@
-"""Live view of a router: as a local web page (`run.serve`, `inside.Dashboard`) and in a terminal (`top.run`)."""
+"""Live view of a router: a local web page (`web_page.serve`, `in_process.Dashboard`), and in a terminal (`terminal_view.run`)."""

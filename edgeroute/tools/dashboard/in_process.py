@@ -1,4 +1,7 @@
-"""Dashboard of a router in the same process: an instrument that needs neither a trace file nor a state folder."""
+"""`Dashboard` of a router in the same process: an instrument that needs neither a trace file nor a state folder.
+
+`AnswerFeed` is its queue of answers; `sources_of` and `state_of` read the router.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class AnswerFeed:
         self._trace = Trace(self._records.append)
 
     def add(self, ended: RequestEnded) -> None:
-        """Queue an answer without its input, value and outputs, dropping the oldest of 20,000; count an exception."""
+        """Queue an answer without its input, value and outputs, dropping the oldest of 20,000; of an exception only count it."""
         answer = ended.answer
         if answer is None:
             self._raised_count += 1
@@ -51,7 +54,7 @@ class AnswerFeed:
         self._queue.append((process.now(), ended._replace(inputs=None, answer=answer.without_values())))
 
     def take(self) -> Iterable[Mapping[str, Any]]:
-        """Yield and remove the records of the answers since the last call."""
+        """Yield and remove the queued answers, the oldest first, as records of a trace with the times at which they came."""
         queue = self._queue
         while queue:
             time, ended = queue.popleft()
@@ -104,6 +107,8 @@ class Dashboard(ForkSafe, Instrument):
     ) -> str:  # fmt: skip
         """Serve the page in a thread, and return its URL, with the token, once it listens (30 s at most). Once for a router.
 
+        From then on the router's answers are queued. After an error it may be called again.
+
         Args:
             router: a router that has this object among its `instruments`.
             host: address to listen on; the default accepts only this machine.
@@ -113,7 +118,7 @@ class Dashboard(ForkSafe, Instrument):
             more: `token` and `hosts` of `edgeroute.tools.dashboard.web_page.serve`.
 
         Raises:
-            PolicyError: the page is served already, or the address cannot be listened on.
+            PolicyError: the page is served already, or the address cannot be listened on, or not within 30 s.
             RuntimeMissing: starlette, uvicorn, or for metrics prometheus_client, is not installed.
         """
         from edgeroute.tools.dashboard.web_page import serve
@@ -154,7 +159,7 @@ class Dashboard(ForkSafe, Instrument):
             stop()
 
     def close(self) -> None:
-        """Stop the server and wait for its thread, 30 s at most. The router calls this when it is closed."""
+        """Stop the server and wait for its thread, 30 s at most, unless called in it. The router calls this when it is closed."""
         self._closed = True
         stop, self._stop = self._stop, None
         self._monitor = None
@@ -174,7 +179,10 @@ def _metrics(router: BaseRouter) -> BaseRoute:
 
 
 def sources_of(router: BaseRouter) -> Sources:
-    """Return the functions by which a dashboard reads a router of this process: state, setup, certificates and stored state."""
+    """Return by which functions a dashboard reads a router of this process: state, setup, certificates; and its folder of state.
+
+    Also the first step for people: to ask the router.
+    """
     engine = router.engine
     first = [("In this program, ask the router:", "router.infer(x)")]
     return Sources(
@@ -183,7 +191,10 @@ def sources_of(router: BaseRouter) -> Sources:
 
 
 def state_of(engine: Engine) -> dict[str, Any]:
-    """Return the state of a router, with the keys of `edgeroute status --json`, and breakers, policy and rules in force."""
+    """Return a router's state, with the keys of `edgeroute status --json`, and breakers, links, joules, policy, rules in force.
+
+    Edge models without a threshold are left out.
+    """
     snapshot, stats = engine.snapshot, engine.stats()
     audits = {entry.target: entry for entry in stats.audits}
     edges = []
@@ -219,7 +230,7 @@ def state_of(engine: Engine) -> dict[str, Any]:
 
 
 def _setup(engine: Engine) -> Setup:
-    """Return the policy in force for replays."""
+    """Return the policy in force, its limits and parts as a `Setup` for replays."""
     return Setup.of(
         engine.snapshot, engine.spending.limits, metered=engine.observer.metered is True, cached=engine.caching is not None
     )

@@ -1,4 +1,8 @@
-"""Monitor behind the page and the terminal view: a thread follows trace, state, egress ledger and device."""
+"""`Monitor` behind the page and the terminal view: a thread follows trace, state, egress ledger and device.
+
+`Tail` reads lines appended to a file through its rotations; a `Feed`, such as `TraceFile`, gives the records; `Sources` the
+state.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +77,11 @@ class Tail:
         self._gone = False  # True if the file in reading was deleted, and no other follows it
 
     def read(self) -> list[bytes]:
-        """Return the complete lines since the last call, at most `MOST_READ` bytes; [] if the file is missing or cannot be read.
+        """Return the complete lines since the last call, 8 MiB at most; [] without a file, or if it cannot be opened (`error`).
 
-        Too long lines are counted in `left_out`, deleted files in `gaps`.
+        The first call begins `history` bytes before the end. Beyond 16 MiB of unread bytes it skips towards the end. Skipped and
+        too long lines are counted in `left_out`, files that were deleted unread in `gaps`. The file in reading stays open (not on
+        Windows).
         """
         lines = list[bytes]()
         read = 0
@@ -122,9 +128,9 @@ class Tail:
             self._file = None
 
     def _files(self, stack: contextlib.ExitStack) -> list[FileIO]:
-        """Open and return the files, the oldest first, without those read before; [] if there are none. Sets `error`.
+        """Open and return the files, the oldest first, without those read before; [] if there are none. `stack` closes them.
 
-        Looks from the newest on, so that a file that is rotated meanwhile is found under its new name.
+        Sets `error`. Looks from the newest on, so that a file that is rotated meanwhile is found under its new name.
         """
         files, seen = list[FileIO](), set[tuple[int, int]]()
         n = missing = 0
@@ -149,7 +155,7 @@ class Tail:
         return files
 
     def _begin(self, files: list[FileIO]) -> None:
-        """Set the position `history` bytes before the end, at the beginning of a line."""
+        """Set the position `history` bytes before the end of all files, at a line's beginning; note older files as read."""
         remaining = self._history
         for file in reversed(files):
             size = os.fstat(file.fileno()).st_size
@@ -164,7 +170,10 @@ class Tail:
         self._done += [_fingerprint(file) for file in files[: files.index(file)]]
 
     def _catch_up(self, files: list[FileIO]) -> None:
-        """Skip towards the end if too many bytes are unread, and count the skipped lines; restart a file that was truncated."""
+        """Skip to 8 MiB before the end, or `history` if less, if more than 16 MiB are unread, and count the skipped lines.
+
+        A file that was truncated is read again from its beginning.
+        """
         sizes = [os.fstat(file.fileno()).st_size for file in files]
         now = next((i for i, file in enumerate(files) if _file_id(file) == self._file_id), None)
         if now is None:
@@ -194,7 +203,7 @@ class Tail:
         self._part.clear()
 
     def _read(self, file: FileIO, most: int, lines: list[bytes]) -> int:
-        """Read on in a file, append its complete lines to `lines`, and return the number of bytes read; stop at an error."""
+        """Read on in a file up to an error, append its complete, not blank lines to `lines`; return the number of bytes read."""
         read = 0
         file.seek(self._offset)
         while read < most:
@@ -220,7 +229,7 @@ class Tail:
         return read
 
     def _grow(self, piece: bytes) -> None:
-        """Append to an incomplete line; discard it if it gets too long."""
+        """Append to an incomplete line; beyond 16 MiB discard it, count it in `left_out`, and skip its rest."""
         if self._skips:
             return
         self._part += piece
@@ -230,7 +239,10 @@ class Tail:
             self._skips = True
 
     def _hold(self, files: list[FileIO]) -> None:
-        """Keep a descriptor of the file in reading open (not on Windows): else its inode could be reused once it is deleted."""
+        """Keep a second descriptor of the file in reading open, and close the former one; nothing on Windows.
+
+        Without it the file's inode could be reused once it is deleted.
+        """
         if not KEEPS_OPEN:
             return
         file_now = next(file for file in files if _file_id(file) == self._file_id)
@@ -240,7 +252,7 @@ class Tail:
 
 
 def _count_lines(file: FileIO, begin: int, end: int) -> int:
-    """Return the number of line ends between two positions."""
+    """Return the number of line ends between two positions of a file; moves its position."""
     file.seek(begin)
     count = 0
     while (remaining := end - begin) > 0 and (piece := file.read(min(PIECE, remaining))):
@@ -329,7 +341,7 @@ class TraceFile:
                 yield record
 
     def lost(self) -> int:
-        """Return the number of lines that are no records, and of files deleted before they were read."""
+        """Return the number of lines that were skipped, or are no records, plus that of files deleted before they were read."""
         return self._skipped + self._tail.gaps + self._tail.left_out
 
     def raised(self) -> int | None:
@@ -379,7 +391,7 @@ class Monitor:
         self._worker.start()
 
     def close(self) -> None:
-        """Stop the thread, waiting at most 5 s, and close the files."""
+        """Stop the thread, waiting at most 5 s for a read in progress, and close the files."""
         self._worker.close(CLOSE_S)
         with self._lock:
             self._feed.close()
@@ -387,7 +399,10 @@ class Monitor:
                 tail.close()
 
     def poll(self) -> float:
-        """Read new records, and, every 2 s, state and sensors; nothing once closed. Return the seconds until the next poll."""
+        """Read state and sensors, if 2 s have passed, then new records, unless closed; return the seconds until the next poll.
+
+        Notes the time at which an outbox has delivered more than before.
+        """
         now = process.now()
         if now >= self._state_at + STATE_S or now < self._state_at:
             self._state_at = now
@@ -402,7 +417,10 @@ class Monitor:
         return EVERY_S
 
     def read(self) -> int:
-        """Read and count the new records and ledger lines; return the number of records. Invalid ones are counted as lost."""
+        """Read and count the new records and ledger lines, holding the lock; return the number of records, invalid ones, too.
+
+        Invalid ones are counted as lost.
+        """
         now, n = process.now(), 0
         with self._lock:
             for record in self._feed.take():
@@ -416,7 +434,10 @@ class Monitor:
         return n
 
     def _add(self, record: Mapping[str, Any], now: float) -> None:
-        """Count a record and store it for replays without its input, dropping the oldest; raise if it is invalid or too large."""
+        """Count a record and store it for replays without its input, dropping the oldest beyond 5,000 or 8 MiB.
+
+        A time more than 60 s in the future counts as now. Raises one of `WRONG` if it is invalid, or larger than 16 KiB.
+        """
         if "input" in record:
             record = {name: part for name, part in record.items() if name != "input"}
         text = json_dumps(record)
@@ -432,16 +453,16 @@ class Monitor:
             self._replayable_bytes -= len(self._replayable.popleft()[1])
 
     def _read_state(self) -> dict[str, Any]:
-        """Return the router's state; on any error a state with its message."""
+        """Return a copy of the router's state; on any error only its message, under "error"."""
         try:
             return dict(self._sources.state())
         except Exception as e:  # noqa: BLE001 - a damaged file, or a router that is being closed: shown, and tried again
             return {"error": error_message(e) or type(e).__name__}
 
     def _read_ledger(self) -> None:
-        """Read new lines of the egress ledger into the sums; beyond 50 destinations into "others"; count invalid ones.
+        """Read the new lines of the egress ledger into the sums; beyond 50 destinations into "others". Count invalid ones.
 
-        Of the audit log the costs of calls since the first record are read.
+        Of the audit log, number and US dollars of the calls since the first record are added.
         """
         for cost in filter(None, [] if self._costs is None else self._costs.records()):
             if (usd := _number(cost.get("audit_usd"))) and _number(cost.get("at")) >= self._first_at:
@@ -464,9 +485,10 @@ class Monitor:
             self._last_sent.append(shown)
 
     def view(self) -> dict[str, Any]:
-        """Return everything that a page shows, as plain data.
+        """Return everything that a page shows, as plain data; takes the lock, reads nothing from disk.
 
-        Sensor readings are the trace's if fresh, otherwise this machine's.
+        Sensor readings are the trace's if it is at most 60 s old, otherwise this machine's. A target is away if its calls fail,
+        or its circuit breaker is not closed, and nothing that waited for it has been delivered since.
         """
         now = process.now()
         with self._lock:
@@ -527,20 +549,22 @@ class Monitor:
         return self._window.tally.read()
 
     def text(self) -> bytes:
-        """Return `view` as JSON; computed once between two polls, for all clients."""
+        """Return `view` as JSON; computed once after each poll, for all clients."""
         with self._lock:
             if self._text[0] != self._polls:
                 self._text = self._polls, json_dumps(self.view(), str)
             return self._text[1]
 
     def trial(self, *, fresh: bool = False) -> dict[str, Any]:
-        """Return the thresholds to try on the latest requests; loads them for replays at the first call.
+        """Return the thresholds to try on the latest requests, with replays of 20 of them for each edge, which take long.
+
+        The first call loads the requests and the audit log. Another call waits meanwhile.
 
         Args:
-            fresh: True loads the latest requests again.
+            fresh: True loads the latest requests, and the audit log, again.
 
         Raises:
-            BadInput: there are no requests yet.
+            BadInput: there are no requests yet, or none that can be replayed.
         """
         with self._trial_lock:
             if self._trial is None or fresh:
@@ -554,10 +578,10 @@ class Monitor:
             return self._trial.shown()
 
     def try_threshold(self, edge: str, threshold: float) -> dict[str, Any]:
-        """Replay the loaded requests with another threshold and return the result.
+        """Replay the loaded requests with another threshold of an edge model and return the result; nothing in force changes.
 
         Raises:
-            BadInput: no requests are loaded, or there is no such edge.
+            BadInput: no requests are loaded, there is no such edge, or the threshold is NaN.
         """
         with self._trial_lock:
             if self._trial is None:
@@ -575,7 +599,7 @@ class Monitor:
 
 
 def _is_replayable(record: Mapping[str, Any]) -> bool:
-    """Return True if a record can be replayed."""
+    """Return True if a replay accepts a record."""
     try:
         collect([record])
     except BadInput:
@@ -594,7 +618,10 @@ def _number(value: Any) -> float:
 
 
 def _rules(state: Mapping[str, Any], traced: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return the rules on the device's state, with those in force: by the router, or else by its latest record."""
+    """Return the rules on the device's state as texts, those of the policy first, each with True if it is in force.
+
+    In force are those that the state names, else those of the latest record.
+    """
     now = state["in_force"] if "in_force" in state else [rule_text(rule) for rule in traced]
     listed = dict.fromkeys([*state.get("policy", {}).get("rules", ()), *now])
     return [{"text": text, "in_force": text in now} for text in listed]

@@ -1,4 +1,4 @@
-"""Sums over a router's latest requests, rows for display, and replays with another threshold, in bounded memory."""
+"""`Window`, sums over a router's latest requests; `Row` of a request for display; `ThresholdReplays`; all in bounded memory."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Row(NamedTuple):
         return not self.accepted or any(run.what in {"failed", "held", "timeout"} for run in self.runs)
 
     def shown(self) -> dict[str, Any]:
-        """Return the row as plain data for a page, with its reason."""
+        """Return the row as plain data for a page, with its reason, or its `kind` if the record lacks parts of a reason."""
         try:
             text = reason(self)
         except WRONG:  # parts that only a reason needs
@@ -115,7 +115,7 @@ class Row(NamedTuple):
 
 
 def row_of(record: Mapping[str, Any]) -> Row:
-    """Convert a record of a trace to a row.
+    """Convert a record of a trace to a row, with a run for each outcome of a leg; without events it is an answer of the cache.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: it is no valid record.
@@ -265,7 +265,7 @@ class _Leg:
         return self.breaker == "open" or self.faults >= FAULTS
 
     def is_fault(self, run: Run) -> bool:
-        """Return True if a run counts against a cloud as it does for its breaker: a late one had its usual time."""
+        """Return True if a run counts against a cloud as for its breaker; a late one only if it took at least the usual time."""
         late = run.what == "timeout" or run.code == "timeout"
         return self.side == "cloud" and run.fault and not (late and run.took_s < (at_quantile(sorted(self.took), USUAL) or 0))
 
@@ -289,7 +289,10 @@ class Series:
         self._took = OrderedDict[int, dict[str, list[float]]]()
 
     def add(self, request: Row) -> None:
-        """Count a request in its step; drop the oldest steps. A request before all steps is ignored."""
+        """Count a request in its step, with the latencies of its answers; drop the oldest steps.
+
+        One before all steps is ignored.
+        """
         step = int(request.at // self.width_s)
         counts = self._counts.get(step)
         if counts is None:
@@ -354,7 +357,7 @@ class Window:
         self._batches = OrderedDict[tuple[str, str], None]()
 
     def add(self, request: Row) -> None:
-        """Count a request in all sums; the latest 2,000 are in those of reasons and latencies."""
+        """Count a request in all sums, lists and metrics; those of reasons and latencies have the latest 2,000 requests."""
         self.latest = request
         self.requests += 1
         self.deferred += request.deferred
@@ -386,7 +389,7 @@ class Window:
             self._count_run(run, request, batch)
 
     def _count_run(self, run: Run, request: Row, batch: str) -> None:
-        """Count a leg's run; costs that the rows of a batch share count once; legs beyond 32 are not counted."""
+        """Count a leg's run, its breaker, faults and costs, those that a batch's rows share once; nothing of legs beyond 32."""
         time = request.at
         leg = self._legs.get(run.name)
         if leg is None:
@@ -526,7 +529,7 @@ class ThresholdReplays:
         self.edges = [target for target in self.setup.targets if target.side == "edge" and target.threshold is not None]
 
     def shown(self) -> dict[str, Any]:
-        """Return the slider's thresholds for each edge, the one in force, and the points of a curve."""
+        """Return each edge's slider, the threshold in force and the points of a curve; replays all requests for each point."""
         return {
             "requests": len(self.recording.requests),
             "span_s": self.recording.requests[-1].begun,
@@ -563,7 +566,7 @@ class ThresholdReplays:
         return sorted(steps)
 
     def at(self, edge: str, threshold: float) -> dict[str, Any]:
-        """Replay the requests with that threshold of that edge, without thresholds by class, and return the results.
+        """Replay the requests with that threshold of that edge and none by class; return totals, agreement and promise.
 
         Raises:
             BadInput: there is no such edge with a threshold, or the threshold is NaN.
@@ -654,7 +657,9 @@ def _audited(audits: Iterable[Mapping[str, Any]]) -> dict[str, list[AuditedAnswe
 
 
 def setup_of(records: Sequence[Mapping[str, Any]]) -> Setup:
-    """Derive a policy from a trace alone: targets and thresholds of the longest of the latest plans, and prices of typical calls.
+    """Derive a policy from a trace alone: targets, thresholds of the longest of the last 100 plans, prices of typical calls.
+
+    A data class that no request with a cloud in its plan had may not leave; any other may.
 
     Raises:
         BadInput: no request was routed.

@@ -1,4 +1,7 @@
-"""Terminal view of a router with Textual: requests, targets, reasons, routes, guarantees and budgets."""
+"""Terminal view of a router with Textual, `run`: requests, targets, reasons, routes, guarantees and budgets.
+
+The functions below `Top` write parts of a view as lines of text.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ class Top(App[None]):
         yield Footer()
 
     def on_ready(self) -> None:
-        """Add the columns, start the monitor and the updates, once all widgets exist."""
+        """Add the columns, start the monitor, show its first view, and update it each second, once all widgets exist."""
         for name, columns in COLUMNS.items():
             self.query_one(f"#{name}", DataTable).add_columns(*columns)
         self.monitor.start()
@@ -94,7 +97,7 @@ class Top(App[None]):
         self.set_class(self.size.width < WIDE, "narrow")
 
     def action_pause(self) -> None:
-        """Pause the updates, or continue."""
+        """Pause the updates and say so in the title, or continue."""
         self.paused = not self.paused
         self.sub_title = f"{self.monitor.title} (paused)" if self.paused else self.monitor.title
         self.show()
@@ -105,7 +108,7 @@ class Top(App[None]):
         self.show(always=True)
 
     def show(self, *, always: bool = False) -> None:
-        """Update all widgets from the monitor; nothing while paused, unless `always`, or without widgets."""
+        """Update all widgets from the monitor's view; nothing while paused, unless `always`, or without widgets."""
         if (self.paused and not always) or not self.query("#device"):  # the widgets do not exist yet, or no longer
             return
         view = self.monitor.view()
@@ -154,7 +157,10 @@ def marked(name: str | None, text: str = "") -> Text:
 
 
 def tiles(view: dict[str, Any], rate: float) -> Text:
-    """Return the most important figures in a line."""
+    """Return the most important figures in a line: targets away, requests and their rate, deferrals, latencies, degraded ones.
+
+    Requests that wait or were left out come last, if there are any.
+    """
     raised, later, waiting = view["raised"], view["later"], (view["state"].get("outbox") or {}).get("waiting", view["later"])
     parts = [marked("degraded", f"{one['name']} away") for one in view["away"]]
     parts += [
@@ -171,7 +177,7 @@ def tiles(view: dict[str, Any], rate: float) -> Text:
 
 
 def lines_of_state(state: dict[str, Any]) -> list[str]:
-    """Return the lines about guarantees, budgets and the outbox."""
+    """Return the lines about guarantees, budgets and the outbox, with notes and an error first if there are any."""
     lines = [*state.get("notes", ()), *([state["error"]] if "error" in state else [])]
     for edge in state.get("edges", ()):
         lines += ["", *edge_lines(edge)]
@@ -186,7 +192,7 @@ def lines_of_state(state: dict[str, Any]) -> list[str]:
 
 
 def lines_of_device(view: dict[str, Any]) -> list[str]:
-    """Return the lines about sensors and rules."""
+    """Return the lines about sensors and rules, each rule with its state."""
     reading = view["device"]["reading"]
     lines = [f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}" for name, value in reading.items()]
     lines.append(f"read by {view['device']['by']}")

@@ -1,4 +1,4 @@
-"""Web page of the dashboard: its ASGI application, which only reads, the server on uvicorn, and the conversion to `/metrics`.
+"""Web page of the dashboard: its ASGI application `app`, which only reads, `serve` on uvicorn, and the conversion to `/metrics`.
 
 `/metrics` converts the followed trace to the status of its router, for the Prometheus instrument's own names.
 """
@@ -128,7 +128,8 @@ async def _page(_: Request) -> Response:
 def page_reply(package: str, name: str) -> Response:
     """Return an HTML page of a package with a fresh nonce for its scripts; pictures and sounds have to be data URLs.
 
-    `@PALETTE@` in it becomes the rules of the states' colours, `@HATCHES@` their SVG patterns, `@STATES@` their marks as JSON.
+    The file is read once in a process. `@PALETTE@` in it becomes the rules of the states' colours, `@HATCHES@` their SVG
+    patterns, `@STATES@` their marks and meanings as JSON, `@NONCE@` the nonce.
     """
     nonce = secrets.token_urlsafe(16)
     policy = (
@@ -159,7 +160,7 @@ class _Pages:
         return _json(await run_in_threadpool(self._monitor.text))
 
     async def requests(self, request: Request) -> Response:
-        """Return the requests of a bar, from `begin` up to `end`, seconds since 1970.
+        """Return the requests of a bar, from `begin` up to `end` in the query, seconds since 1970: the latest 200, and the count.
 
         Raises:
             BadInput: one of them is no number.
@@ -168,7 +169,11 @@ class _Pages:
         return _json(json_dumps(await run_in_threadpool(self._monitor.between, begin, end)))
 
     async def trial(self, request: Request) -> Response:
-        """Return the thresholds to try, computed in a thread; `fresh=1` loads the latest requests for replays again."""
+        """Return the thresholds to try, computed in a thread; `fresh=1` in the query loads the latest requests for replays again.
+
+        Raises:
+            BadInput: there are no requests yet.
+        """
         fresh = request.query_params.get("fresh") == "1"
         return _json(json_dumps(await run_in_threadpool(self._monitor.trial, fresh=fresh)))
 
@@ -187,7 +192,7 @@ def _number(request: Request, name: str) -> float:
     """Return a finite number of a request's query.
 
     Raises:
-        BadInput: it is missing, or none.
+        BadInput: it is missing, no number, or not finite.
     """
     try:
         number = float(request.query_params[name])
@@ -208,7 +213,7 @@ SPENT = frozenset({"spent", "limit"})  # metrics that are unknown without a stat
 
 
 def metrics_route(monitor: Monitor) -> BaseRoute:
-    """Return the route of `/metrics` for a monitor.
+    """Return the route of `/metrics` for a monitor; each scrape renders its counts in a thread.
 
     Raises:
         RuntimeMissing: `prometheus_client` is not installed.
@@ -224,7 +229,10 @@ def metrics_route(monitor: Monitor) -> BaseRoute:
 
 
 def page_of(monitor: Monitor) -> Page:
-    """Return the metrics under the names of the `Prometheus` instrument; plus `usd_total`, which a trace has by leg."""
+    """Return the metrics of what a monitor has read, by the names of the `Prometheus` instrument, without what a trace lacks.
+
+    Adds `usd_total` for each cloud, which a trace has by leg (call of a model or server).
+    """
     view = monitor.view()
     page = Page(without=UNKNOWN if "spent" in view["state"] else UNKNOWN | SPENT)
     of_tally(page, monitor.tallied(), "")
@@ -236,7 +244,10 @@ def page_of(monitor: Monitor) -> Page:
 
 
 def status_of(view: Mapping[str, Any]) -> Status:
-    """Convert a dashboard's view to the status of its router; rules of an old record do not count."""
+    """Convert a dashboard's view to the status of its router; what it lacks is 0 or no limit.
+
+    Rules count only if the state names them, or the latest record is at most 60 s old.
+    """
     state, device = view["state"], view["device"]
     spent = state.get("spent", {})
     limits = [spent.get(name, {}).get("limit") for name in Limits._fields]
@@ -254,7 +265,7 @@ def status_of(view: Mapping[str, Any]) -> Status:
 
 
 def _stats(view: Mapping[str, Any]) -> Stats:
-    """Convert a view to the router's statistics."""
+    """Convert a view to the router's statistics; requests that the cache answered count as `cached` alone."""
     state, cached = view["state"], view["answered"]["cache"]
     legs, routed = tuple(_leg(leg, state.get("link", {}).get(leg["name"], {})) for leg in view["legs"]), view["requests"] - cached
     return Stats(
