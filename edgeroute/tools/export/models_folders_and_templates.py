@@ -1,4 +1,4 @@
-"""Common parts of exports: the loaded and checked model, the output folder, replaced as a whole at the end, and templates."""
+"""Common parts of exports: `Subject`, a loaded and checked model; `new_folder`, replaced as a whole at the end; and templates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ PROGRAMS, TEMPLATES = Path(__file__).parent / "programs", Path(__file__).parent 
 
 @contextmanager
 def new_folder(out: str | Path, kind: str, models: Sequence[Subject], *, force: bool) -> Iterator[Path]:
-    """Provide a new folder to write to, which becomes `out` at the end; after an error it is deleted.
+    """Provide a new folder beside `out` to write to, which is flushed to the disk and becomes `out` at the end.
+
+    After an error the new folder is deleted, and an earlier export stays.
 
     Args:
         out: must not exist, or be an empty folder; or, with `force`, an earlier export, which is replaced as a whole.
@@ -43,7 +45,7 @@ def new_folder(out: str | Path, kind: str, models: Sequence[Subject], *, force: 
         force: True replaces an earlier export.
 
     Raises:
-        PolicyError: `out` exists and may not be replaced.
+        PolicyError: `out` is a link, or exists and may not be replaced.
         StoreError: the disk is full, or cannot be written to.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - without following a link, which would be replaced in place of its name
@@ -73,7 +75,7 @@ def new_folder(out: str | Path, kind: str, models: Sequence[Subject], *, force: 
 
 
 def _check(out: Path, *, force: bool) -> None:
-    """Raise `PolicyError` unless `out` is new, empty, or an export that may be replaced."""
+    """Raise `PolicyError` unless `out` is new, an empty folder, or, with `force`, an earlier export; a link is none of them."""
     if out.is_symlink():
         raise PolicyError(f"{out} is a link: name the folder itself")
     try:
@@ -192,7 +194,10 @@ class Subject:
         return any(not spec["shape"] for spec in (*self.inputs, *self.outputs))
 
     def about(self, file: str = FILE, **more: Any) -> dict[str, Any]:
-        """Return the contents of `model.json`. `file`: path of the model, relative to the folder of `model.json`."""
+        """Return the contents of `model.json`: the model's tensors, their preprocessing, labels and sha256, and `more`.
+
+        `file`: path of the model, relative to the folder of `model.json`.
+        """
         card = self.model.card
         constants = {name: {"value": a.tolist(), "dtype": a.dtype.name} for name, a in self.plan.constants.items()}
         return {
@@ -203,13 +208,13 @@ class Subject:
         }  # fmt: skip
 
     def client(self) -> dict[str, Any]:
-        """Return the card for a client of the server, which describes the outputs."""
+        """Return the card for a client of the server, which describes the outputs, without unknown and empty parts."""
         card = {"name": self.name, "description": self.model.card.description, "labels": self.about()["labels"]}
         output = {"name": self.model.output, "kind": self.model.kind, "score": self.model.card.score}
         return {k: v for k, v in {**card, "output": {k: v for k, v in output.items() if v is not None}}.items() if v}
 
     def files(self, folder: Path) -> list[tuple[Path, Path]]:
-        """Return pairs (source, destination) of the model and its weights, such that the copy finds its weights.
+        """Return pairs (source, destination) of the model, as `model.onnx`, and its weights, so that the copy finds its weights.
 
         Raises:
             ModelError: a file of weights would have the model's name.
@@ -237,10 +242,11 @@ class Subject:
 
 
 def subjects(paths: Sequence[str | Path], names: Sequence[str] = ()) -> list[Subject]:
-    """Load several models for one server. `names`: of the first ones; the others' names are derived.
+    """Load and check several models for one server. `names`: of the first ones; the others' names are derived.
 
     Raises:
-        PolicyError: two would have the same name, or there are more names than models.
+        PolicyError: two would have the same name, in small letters, there are more names than models, or one is invalid.
+        ModelError: a model cannot be exported.
     """
     if len(names) > len(paths):
         raise PolicyError(f"there are {len(names)} names for {len(paths)} models")
@@ -269,7 +275,7 @@ def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
 
 
 def _input(spec: TensorSpec, model: OnnxModel) -> dict[str, Any]:
-    """Return an input's description with its preprocessing, as in `model.json`."""
+    """Return an input's description with its preprocessing, as in `model.json`; raise `ModelError` for an unknown type."""
     field = model.card.of(spec.name)
     prepare = None if field is None else field.preprocess
     batch = None if not spec.shape else 0 if field is None else field.batch
@@ -282,7 +288,7 @@ def _input(spec: TensorSpec, model: OnnxModel) -> dict[str, Any]:
 
 
 def _preprocess(prepare: Preprocess, row: tuple[int, ...]) -> dict[str, Any]:
-    """Return the description of a preprocessing."""
+    """Return the description of a preprocessing: axes to arrange or the row to flatten to, factor, offset, fit of pictures."""
     axes, picture = prepare.axes, prepare.picture
     fitting = ("height", "width", "channels", "resize", "crop", "filter")
     return {

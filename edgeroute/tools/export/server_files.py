@@ -1,4 +1,7 @@
-"""Exports for Triton, for KServe and Kubernetes, and for Ray Serve."""
+"""Exports of models: `triton`, `kserve` (and Kubernetes) and `ray` write the folders; `Batching` and `Cluster` are settings.
+
+`Parts` makes Triton's configurations, which `dumps` writes as text of protocol buffers.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ def triton(
     batching: Batching | None = None,
     force: bool = False,
 ) -> list[Subject]:
-    """Write a model repository and return the models.
+    """Load models, write a model repository for Triton with a Dockerfile into a new folder, and return the models.
 
     Args:
         paths: .onnx files, each with its card beside it.
@@ -90,7 +93,7 @@ def triton(
 
     Raises:
         ModelError: a model cannot be exported so.
-        PolicyError: a name, or `out`, is invalid.
+        PolicyError: a name, a setting, or `out`, is invalid.
         StoreError: the disk is full.
     """
     batching = batching or Batching()
@@ -103,10 +106,10 @@ def triton(
 
 
 def check_parts(models: Sequence[Subject], backend: Backend) -> None:
-    """Validate that these models can be in one repository.
+    """Check that these models can be in one repository with that backend.
 
     Raises:
-        PolicyError: a model needs a program around it, or two would have a part of the same name.
+        PolicyError: a model needs a program around it, or two would have a part of the same name, in small letters.
     """
     for model in models:
         if backend == "onnxruntime" and not model.plain:
@@ -127,7 +130,10 @@ def write_repository(folder: Path, models: Sequence[Subject], backend: Backend, 
 
 
 def repository(folder: Path, model: Subject, backend: Backend, batching: Batching) -> None:
-    """Write the folders of one model into a repository: configurations, programs, a checked copy of the file, its card."""
+    """Write the folders of one model into a repository: configurations, programs, a checked copy of the file, clients' card.
+
+    A model that takes pictures has a step that decodes them; one for "onnxruntime" that needs preprocessing has a step for that.
+    """
     parts = Parts(model, backend, batching)
     for name, config in parts.configs().items():
         write(folder / name / "config.pbtxt", dumps(config))
@@ -150,7 +156,7 @@ def repository(folder: Path, model: Subject, backend: Backend, batching: Batchin
 
 
 def _write_front(folder: Path, model: Subject, front: str) -> None:
-    """Write the program and description of a step before the model."""
+    """Write the program and description of a step before the model: to "prepare" its inputs, or to "decode" pictures."""
     programs(folder / VERSION_FOLDER, {"by_card.py": "by_card.py", "triton_preprocessing.py": "model.py"})
     write(folder / VERSION_FOLDER / "model.json", text_of(model.about(front=front)))
 
@@ -171,7 +177,7 @@ class Parts:
         self._lead = [] if self.most else [model.size if fixed and model.size else -1]
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        """Return the configuration of each part, by its name: of the model, and steps and ensembles if it needs them."""
+        """Return each part's configuration by its name: the model, steps before it, ensembles (chains of parts) if needed."""
         subject, parts = self.one, dict[str, dict[str, Any]]()
         sent = [self._tensor_config(spec) for spec in subject.inputs]
         tensors = [
@@ -196,7 +202,10 @@ class Parts:
         return parts
 
     def _model_config(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the configuration of the model itself: backend, tensors, instances, batching, parameters and warm-up."""
+        """Return the configuration of the model itself: backend, tensors, instances, batching, parameters and warm-up.
+
+        Batches, and the queue's limit, only if the model takes any number of rows.
+        """
         native = {"backend": "onnxruntime", "default_model_filename": FILE}
         config = {
             "name": self.runs, **({"backend": "python"} if self.backend == "python" else native), "max_batch_size": self.most,
@@ -229,7 +238,10 @@ class Parts:
     def _ensemble_config(
         self, name: str, inputs: list[dict[str, Any]], steps: list[tuple[str, list[str], list[str]]]
     ) -> dict[str, Any]:
-        """Return the configuration of an ensemble of steps; tensors between two steps get names that the model does not use."""
+        """Return the configuration of an ensemble: a chain of steps, each (model, inputs, outputs), up to the model's outputs.
+
+        Tensors between two steps get names that the model does not use. Labels of outputs are left out.
+        """
         taken = {spec["name"] for spec in (*self.one.inputs, *self.one.outputs)}
         between = "step"
         while any(other.startswith(between) for other in taken):
@@ -284,7 +296,7 @@ class Word(NamedTuple):
 
 
 def dumps(message: Mapping[str, Any], indent: str = "") -> str:
-    """Write a message as text: mappings become messages, lists repeated fields, lists of plain values short ones in brackets."""
+    """Return a message as protobuf text: mappings are messages, lists of them repeated ones, lists of plain values in brackets."""
     lines = list[str]()
     for key, value in message.items():
         for item in value if isinstance(value, list) and value and isinstance(value[0], Mapping) else [value]:
@@ -336,10 +348,11 @@ class Cluster(NamedTuple):
     gpu: int = 0
 
     def check(self) -> None:
-        """Validate the values.
+        """Check the values.
 
         Raises:
-            PolicyError: a value that no cluster accepts.
+            PolicyError: the image's name, the cores or the replicas are ones that no cluster accepts. Memory and GPUs are not
+                checked.
         """
         low, high = self.replicas
         if not _IMAGE.fullmatch(self.image):
@@ -368,7 +381,9 @@ def kserve(
     batching: Batching | None = None,
     force: bool = False,
 ) -> list[Subject]:
-    """Write a Triton model repository and the YAML with which a cluster serves it; return the models.
+    """Load models, write a Triton repository of them and YAML with which a cluster serves it to a new folder; return the models.
+
+    `kserve.yaml` is for KServe, `kubernetes.yaml` for a cluster without it.
 
     Args:
         paths: .onnx files, each with its card beside it.
@@ -379,12 +394,12 @@ def kserve(
         storage: address from which KServe fetches the repository, such as s3://..., gs://... or pvc://...; None: it is in the
             image.
         backend: backend of `triton`.
-        batching: batching of `triton`.
+        batching: batching of `triton`; None: the defaults, on GPUs if the cluster has any.
         force: True replaces an earlier export.
 
     Raises:
         ModelError: a model cannot be exported.
-        PolicyError: a name, the image, the address or `out` is invalid.
+        PolicyError: a name, the image, the address, another setting, or `out` is invalid.
         StoreError: the disk is full.
     """
     batching = batching or Batching(gpu=cluster.gpu > 0)
@@ -420,13 +435,13 @@ def kserve(
 
 
 def memory_of(models: Sequence[Subject], batching: Batching) -> int:
-    """Estimate the bytes of a replica: 512 MiB, the weights once for each instance, and once more to load."""
+    """Return an estimate of a replica's bytes: 512 MiB, the weights' files once for each instance, and once more to load."""
     weights = sum(file.stat().st_size for model in models for file, _ in model.files(Path()))
     return BESIDE + weights * (batching.instances + 1) // MIB * MIB
 
 
 def container(cluster: Cluster, depth: int, name: str, repository: str, http: int = 8000, grpc: int = 8001) -> str:
-    """Return the container of Triton, indented by `depth` spaces; http, grpc: its ports, by default Triton's own."""
+    """Return the YAML of Triton's container, indented by `depth` spaces; http, grpc: its ports, by default Triton's own."""
     gpu = f', nvidia.com/gpu: "{cluster.gpu}"' if cluster.gpu else ""
     text = filled(
         "container.yaml", {"repository": repository, "gpu": gpu}, container=name, image=cluster.image, http=http, grpc=grpc,
@@ -449,7 +464,7 @@ def ray(
     splits: Mapping[str, Mapping[str, float]] | None = None,
     force: bool = False,
 ) -> list[Subject]:
-    """Write a Ray Serve application, i.e. programs, models, and `serve.yaml`; return the models.
+    """Load models, write a Ray Serve application (programs, models and `serve.yaml`) to a new folder; return the models.
 
     Args:
         paths: .onnx files, each with its card beside it.
@@ -465,7 +480,7 @@ def ray(
 
     Raises:
         ModelError: a model cannot be exported.
-        PolicyError: a name, a share, or `out` is invalid.
+        PolicyError: a name, a share, a number, or `out` is invalid.
         StoreError: the disk is full.
     """
     models = subjects(paths, names)
@@ -496,10 +511,10 @@ def ray(
 
 
 def _splits(splits: Mapping[str, Mapping[str, float]], models: Sequence[Subject]) -> dict[str, dict[str, float]]:
-    """Validate the shares of models.
+    """Return the checked shares of models, as numbers.
 
     Raises:
-        PolicyError: shares do not add up, or models that share a name differ in inputs, outputs or labels.
+        PolicyError: shares do not add up, name no model, or models that share a name differ in inputs, outputs or labels.
     """
     by_name = {model.name: model for model in models}
     try:

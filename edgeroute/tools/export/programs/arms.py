@@ -1,4 +1,4 @@
-"""Split of callers between models by weight, for A/B and canaries: a key always gets the same model.
+"""Split of callers between models (arms) by weight, for A/B and canaries: a key always gets the same model.
 
 Copied by `edgeroute export`.
 """
@@ -11,10 +11,10 @@ from math import isclose
 
 
 def checked_shares(splits: Mapping[str, Mapping[str, float]], models: Mapping[str, object]) -> dict[str, dict[str, float]]:
-    """Return the validated shares, name for callers -> model -> share.
+    """Return a checked copy of the shares as numbers, name for callers -> model -> share.
 
     Raises:
-        ValueError: a share is negative, shares do not add up to 1, or a model does not exist.
+        ValueError: a share is negative or no number, shares do not add up to 1, or a model does not exist.
     """
     result: dict[str, dict[str, float]] = {}
     for name, arms in splits.items():
@@ -28,7 +28,10 @@ def checked_shares(splits: Mapping[str, Mapping[str, float]], models: Mapping[st
 
 
 def arm_of(name: str, shares: Mapping[str, float], key: bytes) -> str:
-    """Return the arm (model) of a key, by the hash of name and key: always the same. A growing first arm keeps its keys."""
+    """Return the arm (model) of a key by the hash of name and key, in proportion to the shares; the same key gets the same arm.
+
+    A growing first arm keeps its keys. Arms of share 0 get none; "" if all are 0.
+    """
     position = int.from_bytes(hashlib.sha256(name.encode() + b"\0" + key).digest()[:8], "big") / 2**64
     last = ""
     for arm, share in shares.items():

@@ -1,6 +1,7 @@
 """Runner of an ONNX model with the preprocessing of its card. Copied by `edgeroute export`; needs no edgeroute.
 
-Arrays or picture files go in, outputs come out. `model.json` in the model's folder describes the model.
+`Model` runs the model; `tensor` prepares arrays, `pictures` decodes picture files. `model.json` in the model's folder is its
+`Description`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Model(Description):
         self.constants = {name: np.asarray(field["value"], field["dtype"]) for name, field in self.about["constants"].items()}
 
     def run(self, feed: dict[str, Array]) -> dict[str, Array]:
-        """Run the model on arrays [n, ...] by name and return its outputs [n, ...] by name.
+        """Run the model on arrays [n, ...] by name, as callers send them, and return its outputs [n, ...] by name.
 
         Splits or pads the rows if the model takes a fixed number, or if there are too many.
 
@@ -89,7 +90,7 @@ class Model(Description):
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
 
     def run_many(self, feeds: list[dict[str, Array]]) -> list[dict[str, Array] | Exception]:
-        """Run several requests and return for each its outputs or its exception, which is not raised.
+        """Run several requests and return for each its outputs, views of shared arrays, or its exception, which is not raised.
 
         Requests of the same shape run together; if that fails, each runs alone, so that a bad one costs no other.
         """
@@ -119,12 +120,12 @@ class Model(Description):
         return results
 
     def try_zeros(self) -> None:
-        """Run the model on a row of zeros if its shape is known; raises the errors of the run."""
+        """Run the model on a row of zeros, unless an input has an unknown size or takes texts; raises the errors of the run."""
         if all(-1 not in spec["shape"] and spec["dtype"] != "object" for spec in self.inputs):
             self.run({spec["name"]: np.zeros((1, *spec["shape"]), spec["dtype"]) for spec in self.inputs})
 
     def _group(self, feed: dict[str, Array], start: int, size: int) -> dict[str, Array]:
-        """Run `size` rows from a start and return their outputs; a fixed size is filled with the last row, cut off after."""
+        """Run `size` rows from a start and return their outputs; a fixed size is filled with the last row, and cut off after."""
         group = {name: array[start : start + size] for name, array in feed.items()}
         n = len(next(iter(group.values())))
         full = group
@@ -133,7 +134,7 @@ class Model(Description):
         return {name: array[:n] for name, array in self._run(full).items()}
 
     def _run(self, feed: dict[str, Array]) -> dict[str, Array]:
-        """Prepare the inputs, run the model once, and return its outputs with the axis of rows first."""
+        """Prepare the inputs, run the model once with its constants, and return its outputs with the axis of rows first."""
         tensors = {spec["name"]: tensor(feed[spec["name"]], spec) for spec in self.inputs}
         outputs = self.session.run(self.names, {**tensors, **self.constants})
         axis: int | None = self.about["batch"]
@@ -149,7 +150,7 @@ def datatype(dtype: str) -> str:
 
 
 def tensor(x: Array, spec: dict[str, Any]) -> Array:
-    """Turn a caller's array [n, ...] into the model's tensor: axes arranged, type converted, scaled; text decoded."""
+    """Return a caller's array [n, ...] as the model's tensor: texts decoded, axes arranged, type converted, scaled."""
     to = spec["tensor"]
     batch, axes = to["batch"], spec["axes"]
     if x.dtype == object:
@@ -175,7 +176,7 @@ def pictures(files: Array, picture: dict[str, Any]) -> Array:
     """Decode picture files into uint8 [n, height, width(, channels)].
 
     Raises:
-        BadInput: a file cannot be decoded, there are no or too many files, or the pictures differ in size.
+        BadInput: a file cannot be decoded, there are none or more than 1,024 (1 for a model of any size), or their sizes differ.
     """
     most = 1 if -1 in (picture["height"], picture["width"]) else MOST_FILES
     if not 0 < files.size <= most:
@@ -187,10 +188,11 @@ def pictures(files: Array, picture: dict[str, Any]) -> Array:
 
 
 def decode(data: bytes, picture: dict[str, Any]) -> Array:
-    """Decode a picture file into uint8 [height, width(, channels)], turned the right way up, resized and cropped.
+    """Decode a JPEG, PNG or WebP file into uint8 [height, width(, channels)], turned the right way up, resized and cropped.
 
     Raises:
-        BadInput: it is no picture file, is too large, or has another size and the card describes no way to fit it.
+        BadInput: it is no picture file, has more than 67 million pixels, 8 bits a channel or 100 scans, or does not fit the
+            model.
     """
     from PIL import Image, ImageOps
 
@@ -217,7 +219,11 @@ def decode(data: bytes, picture: dict[str, Any]) -> Array:
 
 
 def _fit(image: Any, picture: dict[str, Any]) -> Any:
-    """Resize and crop an image as the card says; raise `BadInput` if it still has a wrong size."""
+    """Return an image of the model's size as it is, others resized and cropped as the card says.
+
+    Raises:
+        BadInput: it still has a wrong size, is smaller than what is cut out, or would get too large.
+    """
     from PIL import Image
 
     def fits() -> bool:

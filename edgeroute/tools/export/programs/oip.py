@@ -1,4 +1,7 @@
-"""Server side of the Open Inference Protocol v2: parser and encoder. Copied by `edgeroute export`; needs no edgeroute."""
+"""Server side of the Open Inference Protocol v2: `read` parses a request, `write` encodes its reply.
+
+Copied by `edgeroute export`; needs no edgeroute.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,8 @@ def _read(body: bytes, offset: int, inputs: list[dict[str, Any]], outputs: list[
     """Parse the request; return it with the end of its last binary tensor. `offset`: end of its JSON.
 
     Raises:
-        BadInput: an input is unknown, there twice, or longer than the body.
+        BadInput: an input is unknown, there twice, longer than the body, or does not fit the model.
+        KeyError, TypeError, ValueError, AttributeError: it is no such JSON; `read` turns these into BadInput.
     """
     head, feed = json.loads(body[:offset]), dict[str, Any]()
     for entry in head["inputs"]:
@@ -85,6 +89,7 @@ def _tensor(entry: dict[str, Any], spec: dict[str, Any], raw: bytes | None) -> A
 
     Raises:
         BadInput: type, shape or values do not fit the model.
+        KeyError, TypeError, ValueError: the entry lacks a part, or its values are no numbers or base64.
     """
     name, kind, shape = spec["name"], entry["datatype"], [int(size) for size in entry["shape"]]
     files = kind == "BYTES" and spec["picture"] is not None
@@ -121,7 +126,11 @@ def _tensor(entry: dict[str, Any], spec: dict[str, Any], raw: bytes | None) -> A
 
 
 def _texts(raw: bytes) -> list[bytes]:
-    """Split BYTES data into texts, each with its length of four bytes before it; raise `BadInput` if one is cut off."""
+    """Return the texts of BYTES data, each with its length of four bytes before it; stops beyond a million.
+
+    Raises:
+        BadInput: one is cut off.
+    """
     texts, offset = list[bytes](), 0
     while offset < len(raw) and len(texts) <= MOST_TEXTS:
         size = int.from_bytes(raw[offset : offset + 4], "little")
@@ -133,7 +142,10 @@ def _texts(raw: bytes) -> list[bytes]:
 
 
 def write(ask: Ask, results: dict[str, Any], model: str, **parameters: str) -> tuple[dict[str, str], bytes]:
-    """Encode the reply to a request; return its headers and its body. NaN and infinity are null in JSON."""
+    """Return the headers and the body of the reply to a request, whose `parameters` are those given.
+
+    NaN and infinity are null in JSON. A missing output raises KeyError.
+    """
     outputs, parts = [], list[bytes]()
     for name, binary in ask.outputs:
         array = results[name]

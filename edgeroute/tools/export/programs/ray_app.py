@@ -1,6 +1,7 @@
 """Ray Serve application that serves models by the Open Inference Protocol v2. Copied by `edgeroute export`; needs no edgeroute.
 
-`serve run serve.yaml` in this folder starts it. `Ingress` handles HTTP; `Models` runs the models, and scales with the load.
+`serve run serve.yaml` in this folder starts it, by `build`. `Ingress` handles HTTP; `Models` runs the models, and scales with the
+load.
 """
 
 import asyncio
@@ -57,8 +58,9 @@ class Models:
     def _request_function(self, model: Model) -> Any:
         """Return an async function that answers one request of a model, sharing runs between requests at the same time.
 
-        The function returns (result, size of the batch, seconds of the run): an error as its text, of a bad input with size 0.
-        Runs set the load, and count failures in a row.
+        The function decodes picture files first, and returns (result, size of the batch, seconds of the run): an error of a run
+        as its text, that of a bad input with size 0. Bad pictures raise BadInput. Runs set the load, and count those in a row
+        that failed as a whole.
         """
         most, wait_s = self._batch
 
@@ -93,7 +95,7 @@ class Models:
         return answer
 
     def _change_level(self, more: float) -> float:
-        """Update the average use when runs begin or end that fill so much of a batch; return the average."""
+        """Update the average use when runs begin, or end (`more` below 0), that fill so much of a batch; return the average."""
         now = monotonic()
         decay = exp((self._at - now) / WINDOW_S)
         self._used = self._used * decay + min(1.0, self._level) * (1 - decay)
@@ -101,7 +103,7 @@ class Models:
         return self._used
 
     async def infer(self, name: str, feed: dict[str, Any]) -> Any:
-        """Answer a request; return (outputs or error text, requests in the run, its seconds, average use).
+        """Load the model if needed; answer a request by (outputs or error text, requests in the run, its seconds, average use).
 
         Requests in the run are 0 if the caller's input was wrong.
         """
@@ -118,9 +120,9 @@ class Models:
         return True
 
     async def check_health(self) -> None:
-        """Raise if the model fails on zeros after many failed runs; called by Ray, which then replaces the replica.
+        """Raise if the model fails on zeros after 10 failed runs in a row; called by Ray, which then replaces the replica.
 
-        Callers alone cannot cause that: zeros must fail as well.
+        Callers alone cannot cause that: zeros must fail as well. If they do not, the count begins again.
         """
         if self._failed >= ILL and self._ill is not None:
             await asyncio.to_thread(self._ill.try_zeros)
@@ -157,12 +159,19 @@ class Ingress:
         self._key = "x-edgeroute-key"
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """Apply `user_config` of the YAML, so that shares change without a restart; raise `ValueError` if they are wrong."""
+        """Apply `user_config` of the YAML, the shares and the header of their key, so that they change without a restart.
+
+        Raises:
+            ValueError: shares do not add up to 1, or name no model.
+        """
         self._splits = checked_shares(config.get("splits") or {}, self._descriptions)
         self._key = str(config.get("key_header") or self._key).lower()
 
     def _find(self, name: str) -> tuple[str, Description] | None:
-        """Return a name without its suffix for files, and the description of its model or first arm; None if unknown."""
+        """Return a name without its suffix for files, and the description of its model or first arm; None if unknown.
+
+        The suffix is only taken off for a model that takes pictures. An arm is one of the models that share a name.
+        """
         plain = name.removesuffix(ENCODED)
         for candidate in dict.fromkeys((name, plain)):
             arm = next(iter(self._splits.get(candidate, {})), candidate)
@@ -194,7 +203,10 @@ class Ingress:
     @app.get("/v2/models/{name}/ready")
     @app.get("/v2/models/{name}/versions/1/ready")
     async def ready(self, name: str) -> Response:
-        """Load a model and its other arms, and answer that it is ready; 404 if unknown, 503 without a replica."""
+        """Load a model, or all arms (models) that share its name, in a replica, and answer that it is ready; 404 if unknown.
+
+        503 if there is no replica, or it is overloaded.
+        """
         match = self._find(name)
         if match is None:
             return _missing_reply(name)
@@ -209,7 +221,10 @@ class Ingress:
     @app.get("/v2/models/{name}")
     @app.get("/v2/models/{name}/versions/1")
     async def metadata(self, name: str) -> Response:
-        """Describe a model, with its labels and arms; 404 if unknown."""
+        """Describe a model, with its labels and the arms (models) that share its name; 404 if unknown.
+
+        Under `NAME-encoded` its pictures are files.
+        """
         match = self._find(name)
         if match is None:
             return _missing_reply(name)
@@ -228,9 +243,10 @@ class Ingress:
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/1/infer")
     async def infer(self, name: str, request: Request) -> Response:
-        """Read a request, draw its arm by the hash of its key, run it, and reply with the load in a header.
+        """Read a request, choose its arm (one of the models that share a name) by the hash of its key, run it, and reply.
 
-        The key is a header, else the request's id, else its body. Faults are replies: 400, 404, 413, 500, 503.
+        The key is a header, else the request's id, else its body. The reply's headers name the arm, the requests in its run and
+        the load. Faults are replies: 400, 404, 413 above 64 MiB, 500, 503.
         """
         match = self._find(name)
         if match is None:
@@ -270,7 +286,7 @@ class Ingress:
 
 
 def build(args: dict[str, Any]) -> Any:
-    """Build the application from `args` of the YAML."""
+    """Return the application, bound but not started, from `args` of the YAML; called by `serve run`."""
     names, models_per_replica = [str(name) for name in args["models"]], int(args["models_per_replica"])
     models = Models.bind(int(args["max_batch"]), float(args["wait_s"]), models_per_replica)  # type: ignore[attr-defined]  # a deployment's
     return Ingress.bind(models, names, models_per_replica)  # type: ignore[attr-defined]  # a deployment's

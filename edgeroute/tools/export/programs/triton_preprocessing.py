@@ -29,7 +29,7 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        """Return the response with the prepared tensors, or with the error."""
+        """Return the response with the prepared tensors, or with the text of any error, cut to 400 characters; never raises."""
         try:
             tensors = [triton.Tensor(spec["name"], self._input_tensor(request, spec)) for spec in self.inputs]
         except Exception as e:  # noqa: BLE001 - Triton reports it to the caller
