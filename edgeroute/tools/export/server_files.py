@@ -296,7 +296,7 @@ class Word(NamedTuple):
 
 
 def dumps(message: Mapping[str, Any], indent: str = "") -> str:
-    """Return a message as protobuf text: mappings are messages, lists of them repeated ones, lists of plain values in brackets."""
+    """Return a message as protobuf text: mappings are messages, lists of them repeat, lists of plain values are in brackets."""
     lines = list[str]()
     for key, value in message.items():
         for item in value if isinstance(value, list) and value and isinstance(value[0], Mapping) else [value]:
