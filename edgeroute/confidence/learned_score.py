@@ -156,7 +156,7 @@ class Learned:
         self.data = dict(data)
 
     def _read(self, data: Mapping[str, Any]) -> None:
-        """Validate and unpack the weights: whole for `many`; for one row, the one-hot part apart, with the constant added.
+        """Validate the weights and store them: whole for `many`; for one row, the one-hot part apart, with the constant added.
 
         Raises ValueError, KeyError or TypeError for weights that are damaged or of another version.
         """

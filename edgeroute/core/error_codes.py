@@ -1,4 +1,4 @@
-"""Codes of rejections and failures, for programs; and sanitising of foreign texts, for display."""
+"""Codes of rejections and failures (`Rejection`, `Failure`), for programs; and sanitising of foreign texts, for display."""
 
 from __future__ import annotations
 

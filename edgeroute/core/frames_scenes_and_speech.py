@@ -1,4 +1,4 @@
-"""Decisions for live sources: which frame is next, scene changes, outdated answers, speech segments, a steady label."""
+"""Decisions for live sources: time of the next frame, scene changes, outdated answers, speech segments, a steady label."""
 
 from __future__ import annotations
 

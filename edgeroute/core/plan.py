@@ -1,7 +1,7 @@
-"""Planning: policy and facts -> plan. Every routing mode is a plan; nothing after this module depends on modes.
+"""Planning of a request: policy, targets and facts -> plan of legs; order of trying, hedging delay, standbys, choice of variants.
 
-In order: `Facts`; the hedging delay; the order of trying; the standby's reserve of time; the choice among variants; `Plan` and
-`plan`, which uses them.
+Every routing mode is a plan; nothing after this module depends on modes. In order: `Facts`; the hedging delay; the order of
+trying; the standby's reserve of time; the choice among variants; `Plan` and `plan`, which uses them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Walk of a plan whose answers come in pieces; pieces of two legs are never mixed.
+"""Walk of a plan whose answers come in pieces (`StreamWalk`), its state, `Piece`, and readers of generators of pieces.
 
-Also here: `Piece`, and readers of the generators that yield pieces.
+Pieces of two legs are never mixed.
 
 State of a leg that was started (`LegState`):
 
@@ -466,7 +466,7 @@ class StreamWalk:
     # events of legs
 
     def _on_event(self, event: Delta | Done | Failed) -> _Steps:
-        """Update a leg by its event, and show or end what follows from that.
+        """Update a leg by its event, log a failure, and show or end what follows from that.
 
         Events of a leg that has ended are ignored; empty pieces are not kept.
         """

@@ -392,7 +392,10 @@ class LinearPattern:
         return after
 
     def _add_repeat(self, given: tuple[int, int, Any], flags: int, after: int) -> int:
-        """Append the states of a repeated part; return the first. given: least and most repeats, and the part."""
+        """Append the states of a repeated part; return the first. given: least and most repeats, and the part.
+
+        Each repeat has states of its own, but for those of a repeat without a limit. Raises as `_add`.
+        """
         (least, most, part), end = given, after
         if most == parser.MAXREPEAT:
             after = self._state("split", None, ())

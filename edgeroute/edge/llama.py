@@ -287,8 +287,9 @@ class LlamaModel(LoadsLate):
     def _load(self) -> Engine:
         """Check the header, the SHA-256 and the chat template, and load the model; try the grammar or format, if there is one.
 
-        Without a context size the file's, `MOST_CONTEXT` at most. A listener of llama.cpp is recorded as a downgrade. Raises
-        ModelError, ModelMissing, PolicyError and RuntimeMissing.
+        In a process of its own if `isolate` is set, or, by default, if this one serves others. Without a context size the file's,
+        `MOST_CONTEXT` at most. A listener of llama.cpp is recorded as a downgrade. Raises ModelError, ModelMissing, PolicyError
+        and RuntimeMissing.
         """
         about = gguf.read(self.path)
         if self._expected:

@@ -247,7 +247,10 @@ class IsolatedEngine(ForkSafe):
         return EngineEnded(f"{self._where}: its process ended ({self._process.returncode}){why}")
 
     def after_fork(self) -> None:
-        """Close the pipes in a fork of the parent, whose child goes on. Else the fork would keep that child alive."""
+        """Close the pipes in a fork of the parent, and mark this engine as ended there; the child goes on, for the parent.
+
+        With its pipes open, the fork would keep the child alive.
+        """
         self.end.detach()
         self._over.set()
         for file in (self._process.stdin, self._process.stdout, self._process.stderr):

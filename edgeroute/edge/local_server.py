@@ -1,4 +1,4 @@
-"""Language model behind a server on this device, such as llama-server, Ollama or LM Studio."""
+"""Client of a language model's server on this device, such as llama-server, Ollama or LM Studio: the model `LocalServer`."""
 
 from __future__ import annotations
 

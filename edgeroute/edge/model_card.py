@@ -315,6 +315,8 @@ class Card:
     def beside(cls, model: Path, given: str | Path | Literal[False] | None = None) -> Card:
         """Read and return the card of a model file; an empty card if there is none, or another program's file in its place.
 
+        That file is noted in `foreign`.
+
         Args:
             model: path of the model.
             given: path of the card; None: beside the model; False: no file is read.

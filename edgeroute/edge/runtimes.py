@@ -1,6 +1,7 @@
-"""Runtimes: the class that runs a model file, by its suffix; `load` of the argument `edge=`; groups of models (`Ensemble`).
+"""Runtimes: the class that runs a model file, by its suffix; `load` of the argument `edge=`; groups of models.
 
-`register` names the class of a suffix; `Variants` are models for one task, of which each call runs one.
+`register` names the class of a suffix; `Variants` are models for one task, of which each call runs one; an `Ensemble` runs
+several for each input.
 """
 
 from __future__ import annotations
