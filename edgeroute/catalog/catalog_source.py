@@ -53,7 +53,9 @@ class Folder:
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:  # noqa: ARG002 - the size and hash tell
-        """Open a file at a byte offset; `tag` is ignored. Closes it on exit.
+        """Open a file at a byte offset, and yield it as a `Piece`, whose blocks are read one by one; `tag` is ignored.
+
+        Closes the file on exit.
 
         Raises:
             Missing: the catalog has no such file.
@@ -123,9 +125,10 @@ class Web:
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:
-        """Request a file, or the rest of it from `begin` on; follow redirects on the same server. Closes the reply on exit.
+        """Request a file, or the rest of it from `begin` on, and yield it as a `Piece` to be received block by block.
 
         A range is requested only with a strong `tag`; without it, or if the content has another, the file comes from its start.
+        Follows up to three redirects on the same server. Closes the reply on exit.
 
         Raises:
             Missing: the catalog has no such file.
@@ -163,7 +166,7 @@ class Web:
             timer.cancel()
 
     def _redirect_target(self, url: str, location: str) -> str:
-        """Return the address to which a redirect leads. Raise CatalogError if it is on another server."""
+        """Return the address to which a redirect leads. Raise CatalogError if its scheme, host or port is another."""
         to = urljoin(url, location)
         if urlsplit(to)[:2] != urlsplit(url)[:2]:
             raise CatalogError(

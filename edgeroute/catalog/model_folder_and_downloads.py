@@ -169,9 +169,9 @@ class Store:
         return problems
 
     def remove(self, name: str, version: str) -> None:
-        """Delete a version: its entry first, so that a partly deleted folder is no version.
+        """Delete a version: its entry first, so that a partly deleted folder is no version. A missing one is ignored.
 
-        Raises StoreError if it cannot be deleted. A missing one is ignored.
+        Raises StoreError if the entry cannot be deleted; errors of the other files are suppressed.
         """
         folder = self.version(name, version)
         with translate_os_errors(folder):
@@ -220,7 +220,9 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 
 def replace_durably(path: Path, data: bytes) -> None:
-    """Replace a file atomically: a power cut leaves the old content or the new.
+    """Replace a file atomically, flushed to the disk (fsync): a power cut leaves the old content or the new.
+
+    Writes `path.new` beside it first, which is deleted after a failure. Creates no folder.
 
     Raises:
         OSError: it cannot be written; the old file stays.

@@ -116,7 +116,7 @@ class Catalog(Installed, ClosedByWith):
         return self._source
 
     def _read_root(self) -> bytes:
-        """Read the root metadata to trust.
+        """Return the bytes of the root metadata to trust: of the given file, or else of that stored by the last `refresh`.
 
         Raises:
             PolicyError: the file cannot be read.
@@ -151,7 +151,7 @@ class Catalog(Installed, ClosedByWith):
         return entry
 
     def _tidy(self) -> None:
-        """Delete partial downloads of files that are no longer in the catalog."""
+        """Delete partial downloads of files that are in no entry of the stored list; errors of the disk are suppressed."""
         wanted = {file.sha256 for entry in self.entries() for file in entry.files}
         for part in (self.store.folder / "parts").glob("*"):
             if part.name.partition(".")[0] not in wanted:
@@ -463,7 +463,10 @@ class Canaries(NamedTuple):
     most_wrong: int  # number of wrong answers that is allowed
 
     def wrong(self, answer: Callable[[Any], Any]) -> list[str]:
-        """Answer each input by a function, and return a text for each wrong answer; empty if no more are wrong than allowed."""
+        """Answer each input by a function, and return a text for each wrong answer; empty if no more are wrong than allowed.
+
+        What the function raises passes.
+        """
         texts = []
         for i, (x, right) in enumerate(zip(self.inputs, self.answers, strict=True)):
             value = answer(x)

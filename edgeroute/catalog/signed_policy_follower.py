@@ -166,7 +166,11 @@ def in_force(data: Mapping[str, Any], folder: Path, state: str | Path | None = N
 
 
 def overlay(base: Any, over: Any) -> Any:
-    """Return data with other data over them: sections key by key; sections of a list by their `name`, else by their place."""
+    """Return a copy of data with other data over them, section by section and key by key.
+
+    Sections of a list are matched by their `name`, else by their place; one without a counterpart is left out. A section may
+    stand for a list of one. Anything but sections is replaced.
+    """
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         return {**base, **{key: overlay(base[key], value) if key in base else value for key, value in over.items()}}
     several = [value if isinstance(value, list) else [value] for value in (base, over)]
@@ -207,7 +211,7 @@ WINDOW = 7  # days of use that count for a device's part of the budget
 
 
 def limits_by(budget: Any, usage: Mapping[str, list[float]], today: str) -> dict[str, float]:
-    """Return a device's limits by a signed budget and its own use: `least` and `factor` times its mean use.
+    """Return a device's limits by a signed budget and its own use: `least` and `factor` times its mean use, up to `most`.
 
     A device without use has the limit for new ones. One that was away while the budget was made, or has an old budget, has a
     reserve: a part of what its use would give.
@@ -383,9 +387,10 @@ class Follower:
         return self._follow(known, ring, data)
 
     def _follow(self, known: Standing, ring: str, data: Any) -> str:
-        """Put the newest version for this device in force on trial, or refuse it for good; write the standing and reload.
+        """Put the newest version for this device in force on trial, or refuse it for good; write the standing, log and reload.
 
-        Returns why a version waits, as pinned or for a newer edgeroute; empty also if it was refused, or if the list is frozen.
+        Returns why a version waits: pinned, for a newer edgeroute, or for a model or room on the disk; empty also if it was
+        refused, or if the list is frozen.
         """
         if self.fleet.pinned:
             return f"pinned to {known.name}-{known.version}" if known.version else "pinned to the device's own policy"

@@ -313,9 +313,7 @@ class Observer(ForkSafe):
     def _step(self) -> bool:
         """Step the device rules by the last reading, and update the rules in `facts`.
 
-        Return True if other rules are in force now.
-
-        A no-op without rules.
+        Return True if other rules are in force now. A no-op without rules.
         """
         if not self._policy.device_rules and not self._state:
             return False

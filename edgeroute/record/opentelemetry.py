@@ -31,9 +31,7 @@ Attributes = dict[str, Any]
 def destination(began: AttemptBegan) -> Attributes:
     """Return the attributes of an attempt's destination: server, and protocol with method or service.
 
-    The port by scheme if none is given.
-
-    Nothing that differs from call to call. An unknown HTTP method counts as `_OTHER`.
+    The port by scheme if none is given. Nothing that differs from call to call. An unknown HTTP method counts as `_OTHER`.
     """
     sending = began.sending
     parts = urlsplit(sending.origin)
@@ -58,7 +56,10 @@ def model_attributes(began: AttemptBegan) -> Attributes:
 
 
 def attempt_span(began: AttemptBegan) -> tuple[str, Attributes]:
-    """Return the name of an attempt's span, and its attributes as it begins."""
+    """Return the name of an attempt's span, and its attributes as it begins; the address has no query.
+
+    The name is service and method over gRPC, operation and model of a language model, else the HTTP method.
+    """
     where, text = destination(began), model_attributes(began)
     attributes = {**where, **text, "edgeroute.leg": began.target}
     if "rpc.system" in where:
@@ -317,9 +318,8 @@ class OpenTelemetry(Instrument):
     def attempt_ended(self, ended: AttemptEnded) -> None:
         """End the attempt's span, and record its duration and tokens.
 
-        For a function, whose beginning is not reported, create it now.
-
-        Probes, and attempts whose span is not known, are ignored. A cancelled attempt is no error.
+        For a function, whose beginning is not reported, create it now. Probes, and attempts whose span is not known, are ignored.
+        A cancelled attempt is no error.
         """
         span, began = self._attempts.pop(ended.number, (None, None)) if ended.number else (None, None)
         if span is None:
@@ -354,7 +354,10 @@ class OpenTelemetry(Instrument):
         return self._tracer.start_span(name, inside, SpanKind.CLIENT, attributes, links, begun_ns)
 
     def outbox_changed(self, identity: str, what: str) -> None:
-        """Add an event to the request's span; for an answer that comes later, create a span linked to it."""
+        """Add an event to the request's span if it is open; else for a late answer create a span linked to it, and end it.
+
+        Other events of requests that have ended are ignored.
+        """
         if (opened := self._open.get(identity)) is not None:
             opened.span.add_event(f"edgeroute.{what.replace(' ', '_')}")
         elif what == "late":

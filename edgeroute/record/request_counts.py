@@ -123,7 +123,7 @@ class Tally(ForkSafe, Instrument):
                 self._lock.release()
 
     def _add_up(self) -> None:
-        """Count the queued events, under the lock."""
+        """Count the queued requests, attempts, limits and events, and empty the queues. The caller holds the lock."""
         self._add_requests()
         for target, code, took_s, tokens in _drain(self._tried):
             name = self._endpoint(target)

@@ -198,10 +198,10 @@ class Database(ForkSafe):
             raise StoreError(f"{self.path} is of version {version}, and this edgeroute knows version {self._version}")
 
     def _open(self) -> sqlite3.Connection:
-        """Return the connection; open it if needed, create the file, set the pragmas and run the schema.
+        """Return the connection, opened if needed: create the file, set the pragmas, check version and content or run the schema.
 
         Another file at the path is opened in place of the present one. Raises StoreError for another version, DatabaseError for
-        an empty file.
+        an empty file or damaged content.
         """
         if self._connection is not None and not self._connection.in_transaction and _file_identity(self.path) != self._file:
             self._drop()  # another process has quarantined the file: writes to it would be lost
@@ -426,7 +426,7 @@ class KeyValueStore(ForkSafe):
         self._writer = Worker("edgeroute-state", self._write, "state cannot be written", first_s=DELAY_S, retry_s=DELAY_S)
 
     def after_fork(self) -> None:
-        """Drop unwritten values too: the parent writes them."""
+        """Reset the state of a forked child; unwritten values of a file are dropped, too: the parent writes them."""
         super().after_fork()
         if self._database is not None:
             self._fresh, self._sums = {}, {}
@@ -518,9 +518,7 @@ class KeyValueStore(ForkSafe):
     def _check(self, connection: sqlite3.Connection) -> None:
         """Check all values and their number in a file that is opened.
 
-        Delete damaged ones, note the time under `DAMAGED`, and log it.
-
-        Nothing is written if all are sound.
+        Delete damaged ones, note the time under `DAMAGED`, and log it. Nothing is written if all are sound.
 
         Raises:
             sqlite3.DatabaseError: the file as a whole is damaged, or a name is.

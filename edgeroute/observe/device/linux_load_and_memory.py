@@ -94,7 +94,7 @@ class Memory:
         self._group = ""
 
     def find(self) -> None:
-        """Look up the control group of this process: /proc/self/cgroup has a line `0::/path` for version 2.
+        """Look up the control group of this process in /proc/self/cgroup, a line `0::/path` for version 2, and keep its folder.
 
         The root group if it has none.
         """
@@ -181,7 +181,7 @@ class Gpu:
         self._files = files
 
     def find(self) -> None:
-        """Search for files with a GPU's load."""
+        """Search for the files with a GPU's load, of Jetson, AMD and devfreq drivers, and keep their paths for `read`."""
         match = self._files.match
         self._sources = [(path, 1000) for pattern in PER_MILLE for path in match(pattern)]
         self._sources += [(path, FULL) for pattern in PERCENT for path in match(pattern)]

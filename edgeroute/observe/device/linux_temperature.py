@@ -21,7 +21,7 @@ class Thermal:
         self._files = files
 
     def find(self) -> None:
-        """Search for zones and sensors."""
+        """Search for thermal zones and sensors, and keep their paths and names for `read`."""
         self._zones = [(f"{zone}/temp", self._files.word(f"{zone}/type")) for zone in self._files.match(ZONES)]
         self._sensors = [
             (path, f"{self._files.word(f'{folder}/name')} {self._files.word(path[: -len('input')] + 'label')}".strip())
@@ -65,7 +65,10 @@ class Throttling:
         self._events: float | None = None
 
     def find(self) -> None:
-        """Search for the files of firmware, counters, cooling devices and supply alarms. At most `MOST_CORES` cores."""
+        """Search for files of firmware, counters, cooling devices and supply alarms, and keep their paths for `read`.
+
+        At most `MOST_CORES` cores.
+        """
         match = self._files.match
         self._firmware = next((path for pattern in FIRMWARE for path in match(pattern)), "")
         self._pi = "Raspberry Pi" in self._files.word("proc/device-tree/model")

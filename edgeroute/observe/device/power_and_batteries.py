@@ -28,7 +28,7 @@ class Power:
         self._at = 0.0
 
     def find(self) -> None:
-        """Search for the files of rails and counters, and for the model of a Raspberry Pi.
+        """Search for the files of rails and counters, and for the model of a Raspberry Pi; keeps them for `read`.
 
         Of RAPL's domains only packages count.
         """
@@ -45,9 +45,10 @@ class Power:
         self._domains = [f"{RAPL}/{name}" for name in domains if files.word(f"{RAPL}/{name}/name").startswith("package")]
 
     def read(self, now: float, battery: Measurement) -> dict[str, Measurement]:
-        """Return `power_w`: the power now, or, for counters, the average since the last reading.
+        """Return `power_w` by the first source that has it: Jetson's rails, battery, the Pi 5's rails, or energy counters (RAPL).
 
-        RAPL's counters are read in any case, as their next difference needs them.
+        It is the power now, or, for counters, the average since the last reading. The counters are read in any case, as their
+        next difference needs them.
 
         Args:
             now: monotonic.
@@ -129,7 +130,10 @@ class Battery:
         self._files = files
 
     def find(self) -> None:
-        """Search for batteries and supplies: a laptop's second battery and a dock come and go."""
+        """Search for batteries and supplies, and keep their paths: a laptop's second battery and a dock come and go.
+
+        Those of a mouse or headphones (scope Device) are left out.
+        """
         self._batteries: list[str] = []
         self._external: list[str] = []
         for name in self._files.names(SUPPLIES):
@@ -205,7 +209,10 @@ class Battery:
 
 
 def _total_charge(weighted: list[tuple[float, float | None]], batteries: int) -> Measurement:
-    """Return the charge of all batteries, each weighted by its full energy if all of them report that."""
+    """Return the charge of all batteries, each weighted by its full energy if all of them report that.
+
+    Unknown, with the reason, if none reports a charge.
+    """
     if not weighted:
         why = "no battery reports its charge" if batteries else f"there is no battery in /{SUPPLIES}"
         return Measurement(None, why)

@@ -370,9 +370,7 @@ class Cache(ForkSafe):
             self._disk.close()
 
     def _find(self, key: bytes, late: bool, fetched: Mapping[bytes, Entry] | None) -> tuple[Entry | None, State | None]:
-        """Return entry and state: from memory if it is fresh there, else the newer of memory's and the disk's.
-
-        (None, None): none.
+        """Return entry and state, from memory if it is fresh there, else the newer of memory's and the disk's; or (None, None).
 
         Updates memory and counters. `late`: expired entries may be returned, too. An entry too old for any use is dropped from
         memory; one dated in the future is dated now, on disk too.
@@ -511,9 +509,7 @@ class Flights(ForkSafe):
     def join(self, key: bytes, *, held: bool = False) -> Flight:
         """Start a flight and return its leader's part, or a follower's part of the one in progress, to `wait` with.
 
-        Does not wait.
-
-        `held`: the leader's answer is a stream that goes on only while its caller reads.
+        Does not wait. `held`: the leader's answer is a stream that goes on only while its caller reads.
         """
         with self._lock:
             shared = self._open.get(key)

@@ -144,9 +144,8 @@ class Callbacks(ForkSafe):
     def _call(self, f: Callable[..., object], name: str) -> None:
         """Call the callback with the answer, then delete the answer as delivered.
 
-        If that fails, it alone is retried at the next call.
-
-        An answer that is gone is not called for. Raises _CallbackError for the callback's exception, StoreError for the disk's.
+        If that fails, it alone is retried at the next call. An answer that is gone is not called for. Raises _CallbackError for
+        the callback's exception, StoreError for the disk's.
         """
         if name not in self._called:
             late = self._outbox.late(name)
@@ -170,7 +169,7 @@ class Callbacks(ForkSafe):
             raise StoreError("an error in the callback has rolled back its transaction")
 
     def _run(self, f: Callable[..., object], *args: object) -> None:
-        """Call the callback; wrap any exception in _CallbackError, also BaseException.
+        """Call the callback; raise _CallbackError from any exception of it, also a BaseException.
 
         A returned coroutine is closed, and counts as one.
         """
@@ -479,9 +478,9 @@ class Delivery(ForkSafe):
             self._paused[lane] = monotonic() + pause_s, row
 
     def _store_outcome(self, write: Callable[[], object]) -> None:
-        """Store an outcome, retrying while the disk fails, which is logged; meanwhile the request's slot is not reused.
+        """Store an outcome, trying again every `poll_s` seconds while the disk fails, which is logged.
 
-        Discards the outcome once the delivery is stopped.
+        Blocks the worker's thread. Meanwhile the request's slot is not reused. Discards the outcome once the delivery is stopped.
         """
         while True:
             try:

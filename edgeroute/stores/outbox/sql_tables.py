@@ -103,7 +103,7 @@ class Heads:
         return self._c.execute("SELECT max(seq) FROM outbox_entries").fetchone()[0] or 0
 
     def hurry(self, target: str, now_s: float, after: int, through: int) -> int:
-        """Make the next `SLICE` waiting entries of a target due at `now_s` if an attempt of theirs failed.
+        """Make those of the next `SLICE` waiting entries of a target due at `now_s` that are due later because an attempt failed.
 
         Returns:
             The sequence number to continue after; `through` if all entries up to that were examined.

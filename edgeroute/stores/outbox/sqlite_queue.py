@@ -510,9 +510,7 @@ class Outbox(Listing):
     def pick(self, choose: Callable[[tables.Heads], Listed | None]) -> Listed | None:
         """Return the entry that `choose` returns, in a transaction.
 
-        Entries that it cannot read become dead letters; then it is asked again.
-
-        Deletes expired entries first.
+        Entries that it cannot read become dead letters; then it is asked again. Deletes expired entries first.
         """
         while True:
             with self._transaction() as c:
@@ -534,9 +532,7 @@ class Outbox(Listing):
     def late(self, name: str) -> Late | None:
         """Return the answer to this request if its callback is still to be called, else None.
 
-        A damaged one becomes a dead letter.
-
-        Expired answers count as gone.
+        A damaged one becomes a dead letter. Expired answers count as gone.
         """
         return self._read(
             f"SELECT seq, {LATE} FROM outbox_entries LEFT JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant

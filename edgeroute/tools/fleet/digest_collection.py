@@ -105,7 +105,10 @@ class _RefusedError(Exception):
 
 
 def check(name: str, data: bytes | str, rules: Rules) -> Digest:
-    """Return the digest of an object, once it is authentic, rightly named, recent and of a known model. Raises _RefusedError."""
+    """Return the digest of an object, once it is authentic, rightly named, recent and of a known model.
+
+    Raises _RefusedError with the code of the refusal; data that are a text are such a code already.
+    """
     if isinstance(data, str):
         raise _RefusedError(data)
     try:

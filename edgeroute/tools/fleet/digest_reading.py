@@ -47,7 +47,7 @@ class BadDigest(ValueError):
 
 
 def decode(data: bytes, key: bytes = b"", *, today: str = "") -> Digest:
-    """Return the digest of bytes that anybody may have written.
+    """Return the digest of bytes that anybody may have written, after checking size, signature, format and each field.
 
     Args:
         data: the bytes.
@@ -55,7 +55,7 @@ def decode(data: bytes, key: bytes = b"", *, today: str = "") -> Digest:
         today: the reader's UTC day, after which a digest is of the future; empty: any day is accepted.
 
     Raises:
-        BadDigest: the digest is refused; the message quotes nothing of its content.
+        BadDigest: the digest is refused, for one of the faults in `Fault`; the message quotes nothing of its content.
     """
     text = _unpacked(data)
     seal = _MAC.fullmatch(text[-_MAC_BYTES:])

@@ -62,7 +62,10 @@ def rows_of(digest: Digest) -> Rows:
 
 
 def write_rows(path: Path, table: str, rows: Sequence[tuple[Any, ...]], more: Mapping[str, str] | None = None) -> None:
-    """Write rows of a table as a Parquet file, replacing the file. more: further columns at the rows' ends, by their types."""
+    """Write rows of a table as a compressed Parquet file, replacing the file in place; creates its folder.
+
+    more: further columns at the rows' ends, by their types.
+    """
     arrow = import_needed("pyarrow", NEED)
     import_needed("pyarrow.parquet", NEED)
     kinds = {

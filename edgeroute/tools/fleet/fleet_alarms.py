@@ -187,9 +187,7 @@ class FleetAlarms:
     def _mark_fresh(self, day: int) -> None:
         """Write the devices' days up to this one that are complete and were not bet on into the table `fresh`.
 
-        Mark them in `bets`.
-
-        `bets` has the marks of the day before, and then those of this day.
+        Mark them in `bets`. `bets` has the marks of the day before, and then those of this day.
         """
         self._db.execute(
             """CREATE OR REPLACE TEMP TABLE fresh AS SELECT DISTINCT device, day FROM digests LEFT JOIN bets USING (device)

@@ -87,7 +87,7 @@ class PooledDrift:
         return self._starts[best] if self._rise[best] > 0 else None
 
     def bet(self, events: Floats, expected: Floats, *, period: int, stake: float = 1 / 365, count: Ints | int = 1) -> bool:
-        """Bet on a closed period, once, and return True if the alarm is set now or was before; an alarm stays.
+        """Bet on a closed period, once: update wealth and sums, and return True if the alarm is set now or was before.
 
         Args:
             events: [devices], number of events of each.

@@ -110,10 +110,10 @@ def decide(
 ) -> Decision:
     """Decide about a ring by its devices and the rest of the fleet. Wrong with a probability of at most about `alpha`.
 
-    For any number of looks: `alpha` is spent over the conditions, and over times that double (of 1, 2, 4, ... blocks), within
-    which looks resemble each other. A ring rolls back if an interval lies
-    wholly beyond its limit, and the ring is worse than the rest in the same hours; it goes on if all lie within. It halts by less
-    evidence, that of a single look, and for an alarm, since both can be taken back.
+    A ring rolls back if an interval lies wholly beyond its limit, and the ring is worse than the rest in the same hours; it goes
+    on if all lie within. It halts by less evidence, that of a single look, and for an alarm, since both can be taken back. Else
+    it waits, as it does with fewer than `LEAST_DEVICES` devices; the text says for what. For any number of looks: `alpha` is
+    spent over the conditions, and over times that double (of 1, 2, 4, ... blocks), within which looks resemble each other.
 
     Args:
         conditions: the limits.
@@ -303,7 +303,7 @@ def _capped(sums: Sums, amount: str, *, share: bool) -> tuple[NDArray[Any], NDAr
 def _expected(sums: Sums, amount: str) -> NDArray[Any]:
     """Return the amount that each device is expected to have by request: its own before the ring, drawn to the fleet's mean.
 
-    So devices are compared with themselves, and the differences between devices that were there before do not count.
+    So devices are compared with themselves. All 1 if nothing is known from before.
     """
     requests, before = sums.before.get("requests"), sums.before.get(amount)
     if requests is None or before is None or not before.sum() > 0:

@@ -224,9 +224,8 @@ def _reference(sample: list[tuple[Counts, Counts]], rates: Floats) -> float:
 def simulate(fleet: Fleet, progress: Callable[[int], object] = lambda _day: None) -> Days:
     """Simulate the days of a fleet: its alarms, rollouts of a good and a bad policy, and suspects.
 
-    `progress` is called after each day.
-
-    The first `REFERENCE` days give the usual rates, and no call of `progress`. Deterministic by the fleet's seed.
+    `progress` is called after each day. The first `REFERENCE` days give the usual rates, and no call of `progress`. Deterministic
+    by the fleet's seed.
     """
     world, begins = Devices(fleet), fleet.begins
     sums, numbers = np.zeros(CELLS), np.zeros(CELLS)
