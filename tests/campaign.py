@@ -117,7 +117,7 @@ class Ended:
 
         box.retry()
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: not box.size(), 10)
+            wait_for(lambda: not box.size(), 60)  # whatever else runs: the end is waited for, not a time
         with contextlib.closing(sqlite3.connect(box.path)) as file, contextlib.suppress(sqlite3.OperationalError):
             seen = file.execute("SELECT id, value FROM seen").fetchall()
             for identity, times in Counter(identity for identity, _ in seen).items():
