@@ -73,15 +73,13 @@ class Secret:
         return self._env
 
     def read(self, what: str = "the secret") -> str:
-        """Return the credential, read from the environment variable now if there is one.
-
-        An empty one counts as not set.
+        """Return the credential: the value, or that of the environment variable, read anew at each call.
 
         Args:
             what: name of the setting, for the error.
 
         Raises:
-            PolicyError: the environment variable is not set.
+            PolicyError: the environment variable is not set, or empty. A name that may be the secret itself is not quoted.
         """
         if self._env is None:
             return self._value or ""
@@ -122,7 +120,7 @@ _NAME = re.compile("[A-Z_][A-Z0-9_]{0,63}")  # names of environment variables th
 
 
 def checked_terms(fields: dict[str, Any]) -> Terms:
-    """Return the terms made from fields by name.
+    """Return the terms (prices and limits of an endpoint) made from fields by name, each checked by its unit.
 
     Raises:
         PolicyError: a value is not a valid number, which would switch a limit off, or falsify the costs that are booked.
@@ -245,9 +243,9 @@ class Address:
             self._headers["Authorization"] = ("Bearer ", _secret(api_key))
 
     def headers(self) -> list[tuple[str, str]]:
-        """Return the request's headers with their secrets, for sending only.
+        """Return the request's headers with their secrets, for sending only: those of `headers=` and of `api_key`.
 
-        [] without credentials.
+        [] without any. Variables of the environment are read at each call.
 
         Raises:
             PolicyError: a secret's variable is not set, or a value contains characters not allowed in a header.
@@ -290,10 +288,10 @@ class Address:
         return [secret.env for _, secret in self._headers.values() if secret.env is not None]
 
     def hide(self, text: str) -> str:
-        """Return a text with this address's secrets, and the proxy's password, replaced by `***`.
+        """Return a text with this address's secrets, and the proxy's password, replaced by `***`, in any case of letters.
 
-        Words of header values are masked from 8 characters on, passwords from 4 on. Case is ignored. An unset variable masks
-        nothing.
+        Words of all header values are masked from 8 characters on, passwords from 4 on. If a header's variable is not set, no
+        header value is masked, and no password.
         """
         with contextlib.suppress(PolicyError):  # a variable was unset meanwhile: nothing was sent
             words = [word for _, value in self.headers() for word in value.split() if len(word) >= _SECRET_LENGTH]
@@ -311,7 +309,9 @@ def _secret(value: str | Secret) -> Secret:
 
 
 def _clients(client: Any) -> tuple[Any, Any]:
-    """Return the client for threads and the client for asyncio; None: none given. For "httpx", both are None.
+    """Return the client for threads and the client for asyncio, sorted by their methods; None in place of one that was not given.
+
+    For the text "httpx" both are None: edgeroute makes them.
 
     Raises:
         PolicyError: neither "httpx", nor an httpx client, nor a tuple of one for each.
@@ -366,14 +366,17 @@ OURS: ContextVar[bool] = ContextVar("edgeroute_call", default=False)  # True in 
 
 class _NamesOnly(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Shorten the record in place if it is of an edgeroute call. Return True: it is logged. Only its first word stays."""
+        """Shorten a record in place to its first word if it is of a call by edgeroute. Return True: each is logged."""
         if OURS.get():
             record.msg = str(record.msg).partition(" ")[0]
         return True
 
 
 def _install() -> None:
-    """Add the filters to the loggers of httpx and httpcore, and to those of httpx2 and httpcore2."""
+    """Add filters to the loggers of httpx and httpcore, in both versions, for records made during a call of edgeroute.
+
+    Those of httpx are dropped, those of httpcore shortened to the event's name.
+    """
     names_only = _NamesOnly()
     for version in ("", "2"):
         logging.getLogger(f"httpx{version}").addFilter(lambda _: not OURS.get())

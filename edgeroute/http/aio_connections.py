@@ -34,13 +34,13 @@ class AsyncSockets(Sockets):
         self._alarm: asyncio.TimerHandle | None = None
 
     async def receive(self, sock: socket.socket, most: int) -> bytes | None:
-        """Return up to `most` bytes, once there are some; None if none come by the instant `until`.
+        """Return up to `most` bytes, once there are some; b"" at the end of the stream; None if none come by `self.until`.
 
         The reader stays registered for the next time, also while the connection is idle: adding and removing it takes 25 Python
-        calls and two of the system. So does the alarm, which is set again if it rings early. Errors of the socket are raised. b""
-        at the end of the stream.
+        calls and two of the system. So does the alarm, which is set again if it rings early.
 
         Raises:
+            OSError: of the socket.
             NotImplementedError: the event loop has no readers.
         """
         self._most = most
@@ -80,9 +80,9 @@ class AsyncSockets(Sockets):
             self._set_alarm(self.until)
 
     def _readable(self, sock: socket.socket) -> None:
-        """Receive bytes, or an error, as the result of the wait; if nothing waits, unregister the reader.
+        """Receive bytes as the result of the wait, or the socket's error; the loop calls this when bytes or the end have come.
 
-        A spurious wake changes nothing.
+        If nothing waits, the reader is unregistered, as the loop would call again and again. A spurious wake changes nothing.
         """
         waiting = self._waiting
         # Nobody waits: the server ended or sent unasked; the loop would call this again and again.
@@ -103,7 +103,10 @@ class AsyncSockets(Sockets):
         self.loop.remove_reader(sock)
 
     async def ready(self, sock: socket.socket) -> bool:
-        """Wait until more can be sent, or bytes have come. Return True if bytes have come."""
+        """Wait until more can be sent, or bytes have come. Return True if bytes have come. It has no time limit of its own.
+
+        Registers a reader and a writer for the wait; `receive` has to register its reader again. NotImplementedError passes.
+        """
         ready: asyncio.Future[bool] = self.loop.create_future()
 
         def settle(come: bool) -> None:
@@ -126,7 +129,7 @@ class AsyncSockets(Sockets):
         super().drop(sock)
 
     def abandon(self) -> None:
-        """Close all sockets in a forked child, without touching the loop's descriptors, which still belong to the parent."""
+        """Close all sockets in a forked child, and forget reader and alarm, without touching the loop, which is the parent's."""
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
@@ -141,10 +144,11 @@ class AsyncSockets(Sockets):
     async def connect(self, host: str, port: int) -> socket.socket:
         """Resolve the host, and return a socket connected to the first address that accepts (RFC 8305).
 
-        The next address is tried when one fails, or in parallel after `STAGGER_S`.
+        It has no time limit itself. The next address is tried when one fails, or in parallel after `STAGGER_S`. Other attempts
+        are then cancelled, and their sockets closed.
 
         Raises:
-            OSError: no address accepts; the first one's error.
+            OSError: no address accepts, the first one's error; or the name has none.
         """
         waiting = deque(await self._look_up(host, port))
         self.doing = "accept a connection"
@@ -171,7 +175,7 @@ class AsyncSockets(Sockets):
         raise errors[0] if errors else OSError(f"{host} has no address")
 
     async def _connect(self, address: SocketAddress) -> socket.socket:
-        """Return a socket connected to one address; raise OSError."""
+        """Return a socket connected to one address; if that fails, close it, and raise the system's OSError."""
         sock = self.open(address.family)
         try:
             await self.loop.sock_connect(sock, address.address)
@@ -181,9 +185,9 @@ class AsyncSockets(Sockets):
         return sock
 
     async def _look_up(self, host: str, port: int) -> list[SocketAddress]:
-        """Return the addresses of a name; also ends when earlier addresses are to be used.
+        """Return the addresses of a name; waits for the look-up, but only until addresses of an earlier one are to be used.
 
-        Raises OSError. Cancelling leaves the look-up running for others.
+        Cancelling leaves the look-up running for others. Raises OSError if it fails.
         """
         lookup = RESOLVER.find(host, port)
         if lookup.done:
@@ -233,7 +237,7 @@ class AsyncConnections(Pool):
         return await self._send_alone(call, until)
 
     def _take(self, cancel: StopToken | None) -> _Connection:  # noqa: ARG002 - its task is cancelled
-        """Return an idle connection of the running loop, removed from the pool, or a new one; closes those of another loop."""
+        """Return an idle connection, removed from the pool, or a new one. Idle ones of another event loop are closed first."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._close_idle()  # connections of another loop cannot be used here
@@ -245,9 +249,10 @@ class AsyncConnections(Pool):
         return channel
 
     def _done(self, channel: _Connection, reading: Reading, cancel: StopToken | None) -> bool:  # noqa: ARG002 - likewise
-        """Return the connection to the pool after a call, if it may be used again. Return True if so.
+        """Put a connection back into the pool after a call, and return True; False if it cannot be used again.
 
-        Not if the pool is closed, or belongs to another loop now.
+        The caller closes it then. That is so if the pool is closed or belongs to another loop now, or the reply or the server
+        ended the connection.
         """
         if self._closed or channel.sockets.loop is not self._loop or not channel.clean(reading):
             return False
@@ -289,9 +294,9 @@ class _Connection(Connection):
     sockets: AsyncSockets
 
     async def _in_time(self, steps: Coroutine[Any, Any, T]) -> T:
-        """Await steps that have no time limit, until the instant `until`, and return their result; raise TimedOut.
+        """Await steps until the instant `sockets.until`, and return their result; their OSErrors pass.
 
-        `steps` is closed unawaited if no time is left.
+        If the time is over, also before it began, the steps are cancelled or closed, and TimedOut is raised.
         """
         if (left_s := self.sockets.until - monotonic()) <= 0:
             steps.close()
@@ -309,7 +314,10 @@ class _Connection(Connection):
         return await self._in_time(self.sockets.connect(*line.there))
 
     async def _receive(self, most: int) -> bytes:
-        """Return up to `most` received bytes; raise TimedOut. Lets the loop's other tasks run after `FREE_READS` reads."""
+        """Return up to `most` received bytes, once there are some; b"" at the end of the stream; raise TimedOut.
+
+        After `FREE_READS` reads of a reply each read first lets the loop's other tasks run.
+        """
         sock, sockets = self._sock, self.sockets
         assert sock is not None
         self._reads += 1
@@ -331,7 +339,10 @@ class _Connection(Connection):
         return received
 
     async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
-        """Send some bytes, once that is possible. Return (number sent, None); (0, received bytes) if the server sent first."""
+        """Send some bytes, once that is possible; raise TimedOut.
+
+        Return (number sent, None), or (0, received bytes) if the server sent first.
+        """
         sock, sockets = self._sock, self.sockets
         assert sock is not None
         while True:

@@ -54,7 +54,7 @@ class Sockets:
         raise TimedOut(f"{self.origin} did not {self.doing} in time")
 
     def open(self, family: int) -> socket.socket:
-        """Return a new non-blocking TCP socket, owned by this object. Without Nagle's delay."""
+        """Return a new non-blocking TCP socket without Nagle's delay. It is not connected; `close` closes it."""
         self._sockets.append(sock := socket.socket(family, socket.SOCK_STREAM))
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -125,10 +125,10 @@ class BlockingSockets(Sockets):
         """Resolve the host, and return a socket connected to the first address that accepts; blocks (RFC 8305).
 
         The next address is tried when one fails, or in parallel after `STAGGER_S`. The sockets of the other addresses are closed.
-        A stop request raises ConnectionAbortedError.
 
         Raises:
-            OSError: no address accepts; the first one's error.
+            OSError: no address accepts, the first one's error; or the name has none.
+            ConnectionAbortedError: a stop was requested.
             TimedOut: no time is left.
         """
         waiting = deque(self._look_up(host, port))
@@ -171,9 +171,9 @@ class BlockingSockets(Sockets):
         return sock
 
     def _look_up(self, host: str, port: int) -> list[SocketAddress]:
-        """Return the addresses of a name, blocking within the time; also ends when earlier addresses are to be used.
+        """Return the addresses of a name; blocks, but not longer than until addresses of an earlier look-up are to be used.
 
-        Raises OSError, TimedOut, or ConnectionAbortedError after a stop request.
+        Raises OSError if it fails, TimedOut, or ConnectionAbortedError after a stop request.
         """
         lookup, woken = RESOLVER.find(host, port), self._woken
         woken.clear()
@@ -211,7 +211,10 @@ class Poll:
         return bool(self._poll.poll(left_s * 1000 if left_s <= POLL_S else MOST_MS))
 
     def either(self, left_s: float | None) -> bool:
-        """Wait until more can be sent, or bytes have come, at most `left_s` and `POLL_S`. Return True if bytes have come."""
+        """Wait until more can be sent, or bytes have come, or `left_s` (None: no limit) or `POLL_S` are over.
+
+        Return True if bytes have come.
+        """
         if sys.platform == "win32":
             return bool(select.select([self._sock], [self._sock], [], left_s)[0])
         self._poll.modify(self._sock, select.POLLIN | select.POLLOUT)
@@ -258,9 +261,9 @@ class Connection:
         self._reads = 0  # reads of the reply under way
 
     def _usable_line(self) -> Line:
-        """Return the line if the server has kept it open; else close the sockets and return a new one, not yet opened.
+        """Return the line (the protocol's state) if the connection can be reused; else close the sockets and return a new line.
 
-        One that was idle for more than `KEEP_S` counts as closed.
+        It cannot if the server has closed it or sent unasked, or if it was idle for more than `KEEP_S`.
         """
         line = self._line
         if line is None or self._poll is None or monotonic() - self._idle_since > KEEP_S or self._poll.readable():
@@ -278,10 +281,12 @@ class Connection:
         return self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
 
     async def begin(self, call: Call, until: float, cancel: StopToken | None = None) -> Reading:
-        """Connect if need be, send a call, and read until its reply's head has come, by the instant `until`. Return the parser.
+        """Send a call, and read until its reply's head has come, by the instant `until`; connects first if need be.
+
+        Return the parser. It may have a part of the body already. Does not close the connection after an error.
 
         Raises:
-            CloudError: the time is over, the connection fails, or the reply is invalid.
+            CloudError: the time is over, the connection fails, or the reply is invalid; `unsent` if no connection was made.
         """
         if until <= monotonic():
             raise self._wire.not_asked()
@@ -305,7 +310,7 @@ class Connection:
         return reading
 
     async def more(self, reading: Reading) -> None:
-        """Read more of the body into `reading`. Raises CloudError."""
+        """Read once more of the body into `reading`, by the instant of `begin` or of the sockets. Raises CloudError."""
         assert self._line is not None
         self.sockets.doing = "finish its answer"
         try:
@@ -316,9 +321,9 @@ class Connection:
             raise self._cloud_error(e, reading) from e
 
     async def _pump(self, steps: Steps[T]) -> T:
-        """Send and receive what the steps yield, and return their result.
+        """Do what a protocol's generator yields, receive (a number of bytes) or send (buffers), until it ends; return its result.
 
-        OSErrors are thrown into the steps; CloudErrors are raised.
+        An OSError of the socket is thrown into the generator, which may handle it. A CloudError, such as TimedOut, is raised.
         """
         try:
             step = next(steps)
@@ -406,9 +411,9 @@ class Pool(ForkSafe):
         self._closed = False
 
     async def _send_alone(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """Send the call on a connection of its own, and return the reply.
+        """Send the call on a connection of its own, read the whole reply, and return it; raises CloudError.
 
-        A connection that cannot be reused is closed. Raises CloudError.
+        The connection is an idle one or new; afterwards it is kept for the next call, or closed if it cannot be reused.
         """
         channel, reused = self._take(cancel), False
         try:
@@ -478,7 +483,10 @@ class Connections(Pool):
         return settle(self._send_alone(call, until, cancel))
 
     def _take(self, cancel: StopToken | None) -> ThreadConnection:
-        """Return an idle connection, removed from the pool, or a new one; raise Unreachable if the call was cancelled."""
+        """Return an idle connection, removed from the pool, or a new one, not connected yet.
+
+        Raise Unreachable, as unsent, if a stop was requested.
+        """
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more", unsent=True)
         try:
@@ -489,9 +497,10 @@ class Connections(Pool):
             return channel
 
     def _done(self, channel: ThreadConnection, reading: Reading, cancel: StopToken | None) -> bool:
-        """Return the connection to the pool after a call, if it may be used again. Return True if so.
+        """Put a connection back into the pool after a call, and return True; False if it cannot be used again.
 
-        A stop request in the meantime discards it.
+        The caller closes it then. Ends the watch for stop requests; one that came meanwhile also prevents reuse. After `close`
+        all idle ones are closed.
         """
         if cancel is not None:
             cancel.on_ask(None)
@@ -532,7 +541,7 @@ class ThreadConnection(Connection):
         return self.sockets.connect(*line.there)
 
     async def _receive(self, most: int) -> bytes:
-        """Return up to `most` received bytes, blocking within the time; raise TimedOut."""
+        """Return up to `most` received bytes, blocking until there are some; b"" at the end of the stream. Raise TimedOut."""
         sock, poll, sockets = self._sock, self._poll, self.sockets
         assert sock is not None
         assert poll is not None

@@ -51,9 +51,10 @@ class Lookup:
         self._wakes: list[Callable[[], object]] = []
 
     def run(self) -> None:
-        """Resolve the name, blocking this thread; store its addresses in `RESOLVER`, and wake all waiting callers.
+        """Resolve the name, blocking this thread; store its addresses in `RESOLVER`, and wake all waiting callers. Never raises.
 
-        If the resolver fails, other than by "no such name", the result is the earlier addresses, if there are any. Never raises.
+        If the resolver fails, other than by "no such name", the result is the earlier addresses, if there are any; else its
+        error, which `addresses` raises.
         """
         try:
             addresses = _alternating(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
@@ -110,13 +111,14 @@ class Resolver(ForkSafe):
     _addresses: dict[tuple[str, int], tuple[float, list[SocketAddress]]] = per_process(dict)
 
     def find(self, host: str, port: int) -> Lookup:
-        """Start the look-up of a name in a thread, or return the one in progress. That of a numeric address is done at once.
+        """Start the look-up of a name in a daemon thread, or return the one in progress; does not wait.
 
-        A second look-up of the same name is started if the last one may be stuck (`FRESH_S`). At the maximum, earlier addresses
-        are the result; they expire after `STALE_S`.
+        A numeric address is done at once. A second look-up of the same name is started if the last one may be stuck (`FRESH_S`),
+        up to `MOST_EACH`. If `MOST` are running, the result is the addresses of at most `STALE_S` ago. Without a thread it is an
+        error.
 
         Raises:
-            OSError: the maximum of concurrent look-ups is reached, and no earlier addresses are stored.
+            OSError: `MOST` are running, and no earlier addresses are stored.
         """
         numeric = _numeric(host, port)
         if numeric is not None:
@@ -143,7 +145,10 @@ class Resolver(ForkSafe):
             return lookup
 
     def keep(self, host: str, port: int, addresses: list[SocketAddress]) -> None:
-        """Store addresses for when the resolver is down; delete the oldest entry if there are too many."""
+        """Store addresses with the present instant, for when the resolver is down.
+
+        Beyond `MOST_KEPT` names the oldest is deleted.
+        """
         with self._lock:
             self._addresses.pop((host, port), None)
             self._addresses[host, port] = monotonic(), addresses

@@ -56,11 +56,11 @@ class Carrier(ForkSafe):
         return getattr(web, kind)(verify=verify, timeout=None, limits=web.Limits(max_connections=None))
 
     def request(self, client: Any, call: Call, left_s: float, *, limited: bool = True) -> Any:
-        """Return the call as a request of the client.
+        """Return the call as a request of the client, not sent, with the address's headers and secrets.
 
         Args:
             client: the httpx client.
-            call: the call.
+            call: the call; its `query` is not sent.
             left_s: seconds left.
             limited: True: each step of the client has `left_s` as its timeout; False: no timeout.
 
@@ -96,7 +96,8 @@ class Carrier(ForkSafe):
     def error(self, e: Exception) -> CloudError:
         """Return the CloudError for an exception of the client: of httpx, or of the application's auth flow, hooks and transport.
 
-        Sets `retriable`, `stale` and `unsent`; hides secrets. Counts a closed connection off `_kept`.
+        It has its flags: `retriable`, `stale` for a kept connection that the server had closed, and `unsent` if there was no
+        connection; not if the client follows redirects. Secrets are masked. Counts a closed connection off `_kept`.
         """
         error, kinds = self._error(e), _kinds(e)
         unconnected = not kinds.isdisjoint({"ConnectError", "ConnectTimeout", "PoolTimeout"})
@@ -104,7 +105,11 @@ class Carrier(ForkSafe):
         return error
 
     def _error(self, e: Exception) -> CloudError:
-        """Return the CloudError for an exception, without `unsent`."""
+        """Return the CloudError for an exception, with all flags but `unsent`: TimedOut for a timeout, else Unreachable.
+
+        Errors of TLS, of the request, of a proxy's 4xx, of the first exchange over TLS, and those that are not the network's are
+        not retriable. Counts a closed connection off `_kept`.
+        """
         origin, name, kinds = self.address.origin, type(e).__name__, _kinds(e)
         if "TimeoutException" in kinds:
             return self.late(_DOING.get(name, "answer"))
@@ -258,7 +263,11 @@ class HttpxConnections(Carrier):
                 self._close_unused()
 
     async def _next_piece(self, pieces: Iterator[bytes], cancel: StopToken | None, until: float) -> bytes | None:
-        """Return the next piece of a body by an instant, blocking; None: the end. Raise CloudError as `HttpxResponse.read`."""
+        """Return the next piece of a body, blocking; None: the end. The instant `until` is checked once it has come.
+
+        Raises:
+            CloudError: it came too late, the connection broke, or a stop was requested.
+        """
         piece = failed = None
         try:
             piece = next(pieces, None)
@@ -273,9 +282,9 @@ class HttpxConnections(Carrier):
         return piece
 
     def _send_following(self, client: Any, request: Any) -> Any:
-        """Send a request, follow redirects within the host, and return the last response, its body unread.
+        """Send a request, follow redirects within the host as far as the client does, and return the last response, body unread.
 
-        After too many, the last redirect's response.
+        After too many redirects, or for one to another host, that is the redirect's. The others are closed.
         """
         for _ in range(client.max_redirects + 1):
             response = client.send(request, stream=True, follow_redirects=False)
@@ -291,7 +300,7 @@ class HttpxConnections(Carrier):
         self._close_unused()
 
     def _close_unused(self) -> None:
-        """Close the client made by edgeroute, if no call is under way."""
+        """Close and forget the client made by edgeroute, if no call is under way; the application's stays open."""
         if not self._using:
             client, self.own, self._first = self.own, None, {}
             if client is not None:
@@ -336,7 +345,11 @@ class AsyncHttpxConnections(Carrier):
     async def open(self, call: Call, until: float) -> AsyncIterator[HttpxResponse]:
         """Send the call, and yield the reply once its head has come. See `AsyncConnections.open`.
 
-        At the end the response is closed, errors suppressed. A client of another loop is replaced by a new one, and not closed.
+        At the end the response is closed, errors suppressed. Without a client of the application one is made for each event loop;
+        that of another loop is replaced, and not closed.
+
+        Raises:
+            CloudError: there is no reply by the instant `until`, or no valid one; also while the body is read.
         """
         client, loop = self.given or self.own, asyncio.get_running_loop()
         if client is None or (self.given is None and self._loop is not loop):  # one of another loop cannot be used here
@@ -374,7 +387,10 @@ class AsyncHttpxConnections(Carrier):
         raise failed
 
     async def _send_following(self, client: Any, request: Any) -> Any:
-        """Send a request, follow redirects within the host, and return the last response, unread."""
+        """Send a request, follow redirects within the host as far as the client does, and return the last response, body unread.
+
+        The others are closed.
+        """
         for _ in range(client.max_redirects + 1):
             response = await client.send(request, stream=True, follow_redirects=False)
             request = self.redirect_request(client, response)
@@ -384,7 +400,7 @@ class AsyncHttpxConnections(Carrier):
         return response
 
     async def close(self) -> None:
-        """Close the client made by edgeroute, if it belongs to the running loop; else `abandon` does."""
+        """Close the client made by edgeroute, and wait for that, if it belongs to the running loop; else `abandon` closes it."""
         client = self.own
         if client is not None and self._loop is asyncio.get_running_loop():  # else `abandon` has its own loop close it
             self.own = None

@@ -94,9 +94,9 @@ class Local:
             raise ModelError(f"{self.origin} has no address: {clean(e, 100)}") from e
 
     def _resolve(self, flags: int, error: type[ModelError | PolicyError]) -> list[SocketAddress]:
-        """Resolve the host with flags of getaddrinfo, and return its addresses; raise `error` if one is not loopback.
+        """Resolve the host, blocking, with these flags of getaddrinfo, and return its addresses, all of them loopback.
 
-        A name's addresses have to be all of this device.
+        Raise `error` if one is not, and OSError if there is none.
         """
         infos = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
         if away := [str(address[0]) for *_, address in infos if not is_loopback(str(address[0]))]:
@@ -133,11 +133,13 @@ class _LocalSockets(BlockingSockets):
         self._local = local
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """Return a socket connected to the server's path, or to one of its addresses. At most `CONNECT_S`.
+        """Return a socket connected to the server's unix socket, or to one of its addresses; blocks for at most `CONNECT_S`.
 
         Raises:
             ModelError: an address is not loopback, or the socket is connected to another device; nothing was sent.
             OSError: none accepts.
+            TimedOut: the time is over.
+            ConnectionAbortedError: a stop was requested.
         """
         path, until = self._local.socket_path, self.until
         self.until = min(until, monotonic() + CONNECT_S)

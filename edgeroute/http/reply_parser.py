@@ -66,7 +66,7 @@ class Llhttp:
         self.ended = self.surplus = False
 
     def head(self, data: bytes) -> tuple[str, int]:
-        """Parse a head. Return version and status; raise Malformed if the data is none."""
+        """Parse a whole head, with a new parser. Return version and status; raise Malformed if the data is none."""
         events, wrong = self._feed(data)
         if wrong or events[:2] != [_BEGUN, _HEADED] or events[2:] not in ([], [_ENDED]):
             raise Malformed(wrong or "illegal head of a reply")
@@ -90,9 +90,9 @@ class Llhttp:
         return [event for event in events if isinstance(event, bytes)]
 
     def _feed(self, data: bytes) -> tuple[list[bytes | str], str]:
-        """Feed the parser. Return its events, and a message about its fault (of llhttp's fixed set of texts); empty: none.
+        """Feed the parser. Return its events, parts of the body among them, and a message about its fault; empty: none.
 
-        Never raises for the data.
+        The message is of llhttp's fixed set of texts. Never raises for the data.
         """
         events, wrong = self._events, ""
         try:
@@ -128,7 +128,7 @@ class H11:
     def parse_chunks(self, data: bytes) -> list[bytes]:
         """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`.
 
-        A fault is stored in `wrong`, with the parts before it returned.
+        Never raises. A fault is stored in `wrong`, with the parts before it returned.
         """
         parts: list[bytes] = []
         try:
@@ -145,7 +145,7 @@ class H11:
         return parts
 
     def _next(self, data: bytes) -> Any:
-        """Feed bytes to h11, if any, and return its next event; raise Malformed."""
+        """Feed bytes to h11, if any, and return its next event; raise Malformed, without its text, which may quote them."""
         try:
             if data:
                 self._connection.receive_data(data)
@@ -157,10 +157,13 @@ class H11:
 
 @lru_cache(maxsize=HEADS)
 def parse_head(parser: type[Llhttp | H11], data: bytes) -> Head:
-    """Return a parsed head, of this reply or of an earlier one with the same bytes.
+    """Return a parsed head; cached, as a server's heads are alike.
+
+    An ambiguous framing of the body is no error here but `Head.fault`.
 
     Raises:
-        Malformed: the data is no head, of another version of HTTP than 1.0 and 1.1, or has several lengths or codings.
+        Malformed: the data is no head, of another version of HTTP than 1.0 and 1.1, a switch of protocols, or has several lengths
+            or codings.
     """
     _check_start(data)
     version, status = parser().head(data)
@@ -212,9 +215,10 @@ class Early:
         self._last_begin = 0  # index at which the last reply begins
 
     def heard(self, data: bytes) -> bool:
-        """Append received bytes; empty: the end. Return True if no more is to be sent, as the final reply has begun.
+        """Append bytes received while the request is being sent; empty: the end. Return True if no more is to be sent.
 
-        At most `EARLY` bytes.
+        That is so at the end, once the final reply has begun (interim ones, 1xx, are passed over), or with more than `EARLY`
+        bytes.
         """
         self.data += data
         if not data or len(self.data) > EARLY:
@@ -265,7 +269,7 @@ class Reading:
 
     @property
     def most(self) -> int:
-        """Maximum bytes to receive next.
+        """Maximum bytes to receive next: what is left of a body of known length, else as many as the bounds of framing allow.
 
         Raises:
             BadReply: the reply has too many bytes beside its body.
@@ -291,9 +295,9 @@ class Reading:
             self._feed_body(data)
 
     def _feed_head(self, data: bytes) -> None:
-        """Parse bytes until the final reply's head is complete, skipping interim ones.
+        """Parse bytes until the final reply's head is complete, passing over interim ones; then begin its body (see `_begin`).
 
-        Bytes of an incomplete head are buffered. Raise Malformed for what cannot be one.
+        Bytes of an incomplete head are stored. Raise Malformed for what cannot be one, and at the end of the connection.
         """
         if not data:
             raise Malformed(_INCOMPLETE if self.heard else "disconnected without sending a reply")
@@ -375,7 +379,7 @@ class Reading:
             self.reusable &= not self.surplus
 
     def _add(self, pieces: list[bytes]) -> None:
-        """Add pieces of the body, and check its size."""
+        """Add pieces to the body, and count them. Beyond the limit raise BadReply for a success, else leave the rest unread."""
         size = sum(map(len, pieces))
         if self._parser is not None:
             self._beyond -= size + size / BODY_EACH
@@ -384,7 +388,7 @@ class Reading:
         self._check(self._size)
 
     def _check(self, size: int) -> None:
-        """Give up a body whose size exceeds the limit. Raises BadReply for a success, or without a head."""
+        """Raise BadReply if the size of a success's body exceeds the limit; leave an error reply's rest unread."""
         if size > self._limit:
             self.leave(BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)"))
 
@@ -401,7 +405,7 @@ class Reading:
         self.pieces.clear()
 
     def take(self) -> bytes:
-        """Remove and return the received pieces of the body, joined. Empty if there are none."""
+        """Remove and return the pieces of the body that have come since the last call, joined; b"" if there are none."""
         pieces = self.pieces
         if not pieces:
             return b""

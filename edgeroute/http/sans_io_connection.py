@@ -89,7 +89,10 @@ class Plain:
     """Layer of the socket's own bytes."""
 
     def write(self, parts: Sequence[bytes], heard: Heard) -> Steps[bool]:
-        """Send the parts. Return True if all were sent, False if `heard` stopped it."""
+        """Send the parts, and pass bytes that come meanwhile to `heard`.
+
+        Return True if all were sent, False if `heard` stopped it.
+        """
         rest = [memoryview(part) for part in parts if part]
         while rest:
             sent, came = yield rest
@@ -119,7 +122,7 @@ class Tls:
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
 
     def handshake(self, pins: frozenset[bytes] = frozenset()) -> Steps[None]:
-        """Do the handshake, which verifies the certificate; then compare its key with the pins, if there are any.
+        """Do the handshake, which verifies the certificate as the context says; then compare its key with the pins, if any.
 
         Raises:
             WrongKey: the key is not pinned.
@@ -143,7 +146,10 @@ class Tls:
             return b""
 
     def write(self, parts: Sequence[bytes], heard: Heard) -> Steps[bool]:
-        """Encrypt and send the parts. Return True if all were sent, False if `heard` stopped it."""
+        """Encrypt and send the parts, in pieces of `PIECE`, and pass what comes meanwhile to `heard`, decrypted.
+
+        Return True if all were sent, False if `heard` stopped it.
+        """
         for data in parts:
             for offset in range(0, len(data), PIECE):
                 yield from self._do(self._object.write, memoryview(data)[offset : offset + PIECE], flush=False)
@@ -334,9 +340,9 @@ class Wire:
         return proxy_for(self.address)
 
     def request(self, call: Call, proxy: Proxy | None) -> list[bytes]:
-        """Return the bytes of the call, in one part or two, with secrets.
+        """Return the bytes of the call, in one part or two, with the address's headers and secrets.
 
-        The part before the call's own headers is stored for each path. A body is joined to a short head.
+        The part before the call's own headers is stored for each path. A body of at most `TOGETHER` bytes is joined to its head.
 
         Args:
             call: the call.
@@ -344,7 +350,7 @@ class Wire:
                 tunnel.
 
         Raises:
-            CloudError: a header of the call has a line break.
+            CloudError: a header of the call has a line break; it is unsent.
             PolicyError: a secret is not set, or cannot be sent.
         """
         body, key = call.body, (call.method, call.path, call.query, proxy is not None)
@@ -419,9 +425,9 @@ class Line:
         self.served = False  # True after the first reply: from then on, the server may just have closed the connection
 
     def open(self) -> Steps[None]:
-        """Open the layers on a connected socket: the proxy's tunnel, if any, and TLS.
+        """Open the layers on a connected socket: TLS to an https proxy, its tunnel to an https endpoint, TLS to that endpoint.
 
-        Sets `opened`.
+        For an http endpoint the proxy forwards each request. Sets `opened`.
 
         Raises:
             ProxyRefused, WrongKey, ssl.SSLError: the proxy or the handshake failed.
@@ -445,7 +451,10 @@ class Line:
         self._layer = layer
 
     def _connect_through(self, proxy: Proxy) -> Steps[None]:
-        """Send CONNECT to the proxy, and read its reply; raise ProxyRefused unless it is a success. A 4xx is final."""
+        """Send CONNECT to the proxy, and read its reply, so that all that follows goes to the endpoint.
+
+        Raise ProxyRefused unless it is a success with nothing behind it; a 4xx is final.
+        """
         address = self._wire.address
         target = f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
         authorization = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
@@ -467,12 +476,13 @@ class Line:
     def ask(self, call: Call, reading: Reading) -> Steps[None]:
         """Send a call, and read the head of its reply into `reading`, perhaps with some of the body.
 
-        A reply that begins early stops the sending; the connection is then not reused. A connection lost while sending may still
-        bring a reply.
+        Records that the server has replied. A reply that begins early stops the sending; the connection is then not reused. A
+        connection lost while sending may still bring a reply.
 
         Raises:
             Malformed: the bytes are no reply.
             BadReply: raised by `reading`; or a success came before the whole request was sent.
+            OSError: of the socket.
         """
         early, layer = self._early, self._layer
         try:
@@ -493,7 +503,7 @@ class Line:
                 raise BadReply(f"{self._wire.address.origin} answered before it had the whole request")
 
     def more(self, reading: Reading) -> Steps[None]:
-        """Receive more of the body into `reading`. An error reply that becomes too long is left unread.
+        """Receive once more of the body into `reading`. An error reply that becomes too long is left unread.
 
         Raises:
             Malformed, BadReply: raised by `reading`.

@@ -28,8 +28,8 @@ __all__ = ["Settings", "load", "schema"]
 def load(path: str | Path, given: Collection[str] = (), *, complete: bool = False, state: str | Path | None = None) -> Settings:
     """Load and validate a policy file and the environment variables. Opens no model and no connection, and reads no secret.
 
-    A value of the environment overrides the file's. A misspelt key is a problem, and its value is checked as that of the key
-    that was meant.
+    A value of the environment overrides the file's. A signed policy that the device follows counts above the file, and its
+    owner's orders above all. A misspelt key is a problem, and its value is checked as that of the key that was meant.
 
     Args:
         path: path of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
@@ -59,7 +59,11 @@ def load(path: str | Path, given: Collection[str] = (), *, complete: bool = Fals
 
 
 def _with_orders(settings: Settings, known: Standing) -> Settings:
-    """Return settings under the orders of the device's owner, which count above the file and the variables."""
+    """Return a copy of settings under the orders of the device's owner: other limits of spending, or mode `only_edge`.
+
+    They count above the file and the variables. Without orders the settings are returned themselves, and without an edge the mode
+    stays.
+    """
     limits = settings.limits or Limits.model_validate({})
     changes: dict[str, Any] = {}
     if ordered := orders(known, limits.model_dump()):
@@ -70,7 +74,10 @@ def _with_orders(settings: Settings, known: Standing) -> Settings:
 
 
 def _validate(data: dict[str, Any]) -> tuple[Any, Environment, list[Problem]]:
-    """Validate a policy that was read. Return its settings, if there are no problems, its variables, and the problems."""
+    """Validate a policy that was read, with the environment's variables. Return its settings, the variables, and the problems.
+
+    The settings are None if pydantic found a problem; problems of variables alone leave them.
+    """
     environment = Environment(Settings, data)
     problems = environment.problems
     settings = None

@@ -50,7 +50,10 @@ def given_by_program(given: Collection[str]) -> AbstractContextManager[None]:
 
 
 def contradictions(data: Mapping[str, Any]) -> list[Problem]:
-    """Return the contradictions between keys, which may be of valid type or not. Neither side: that problem alone."""
+    """Return the contradictions between the keys of a policy as it was read, also where values have invalid types; see each part.
+
+    Without an edge and a cloud that is the only one.
+    """
     if not _has(data, "edge") and not _has(data, "cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
     parts = (_sides, _times, _folder, _classes, _trials, _telemetry, _endpoints)
@@ -63,9 +66,10 @@ def _has(data: Mapping[str, Any], key: str) -> bool:
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each side that the mode needs, but that is not configured.
+    """Yield a problem for each side that the mode needs and that is not there, and for a threshold that is missing or invalid.
 
-    A threshold outside of its score's range, or a list of another length, is a problem, too.
+    It is missing if both sides are there, the mode is prefer_edge, and no model is of a catalog, which may come with its own. It
+    is invalid outside of its score's range, or as a list of another length than there are edges.
     """
     mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
     for side in NEEDS.get(mode, ()) if isinstance(mode, str) else ():
@@ -99,7 +103,11 @@ def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each section that needs a state folder, without one."""
+    """Yield a problem for each section or key that needs a state folder, if there is none.
+
+    These are offline = "queue", outbox, fleet, a cache on disk, and a trace without a path. Also for offline = "queue" without a
+    cloud, or "stale" without a cache.
+    """
     offline = data.get("offline")
     if offline == "queue" and not _has(data, "cloud"):
         yield Problem(("offline",), '"queue" needs a [cloud] section, and there is none')
@@ -121,7 +129,7 @@ def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for egress rules that contradict each other, or have no effect and so let everything leave."""
+    """Yield a problem for egress rules that have no effect, and so would let everything leave, and for a class in both lists."""
     rules = data.get("egress")
     if not isinstance(rules, dict):
         return
@@ -133,7 +141,10 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each trial of an endpoint that is not there, or beside no edge."""
+    """Yield a problem for each trial that has both an edge and a cloud, or neither, or that has an edge beside none or several.
+
+    Also for a cloud's name that is unknown, not unique, on trial already, or the only one.
+    """
     clouds, trials = listed(data, "cloud"), listed(data, "trial")
     names, seen = [str(cloud.get("name", "cloud")) for cloud in clouds if isinstance(cloud, dict)], set[str]()
     for i, trial in enumerate(trials):
@@ -162,7 +173,7 @@ def listed(data: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each key that has no effect without another."""
+    """Yield a problem for each of `propagate` and `router` that has no effect, as what it belongs to is not switched on."""
     telemetry = given if isinstance(given := data.get("telemetry"), dict) else {}
     for key, needed in (("propagate", "opentelemetry"), ("router", "prometheus")):
         if key in telemetry and telemetry.get(needed, False) is False:
@@ -188,7 +199,10 @@ def _released(edges: Any) -> bool:
 
 
 def quote_value(value: Any) -> str:
-    """Return a value as quoted in a message. Text is cut to `SHOWN` characters; tables and lists are not shown."""
+    """Return a value as messages quote it.
+
+    Text is cut to `SHOWN` characters; of tables, lists and others only the kind is named.
+    """
     if isinstance(value, str):
         return json.dumps(value if len(value) <= SHOWN else value[:SHOWN] + "...", ensure_ascii=False)
     if isinstance(value, bool):

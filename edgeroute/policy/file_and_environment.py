@@ -39,6 +39,8 @@ _KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PO
 def read_policy(path: Path) -> dict[str, Any]:
     """Read and parse the file without validating it; a key whose value is null counts as unset.
 
+    Groups of variants among the edges are replaced by their members (`_without_groups`).
+
     Raises:
         PolicyError: the file cannot be read, or is not in the format of its suffix; the message has line and column.
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
@@ -103,9 +105,10 @@ class Environment(File):
                     self.problems.append(Problem((), str(e), name))
 
     def _add(self, name: str, text: str) -> None:
-        """Parse a variable, and store its value; raise ValueError if it is no variable of the policy, or invalid.
+        """Parse a variable, and store its value in `data` under its key, and its name.
 
-        Values for a section that the file has broken are dropped.
+        Raise ValueError if it is no variable of the policy, empty, or invalid. A value for a section that is none in the file is
+        dropped.
         """
         key = self._key(name)
         section = str(key[0]) if len(key) > 1 else ""
@@ -121,9 +124,10 @@ class Environment(File):
         self._names[key] = name
 
     def _key(self, name: str) -> Key:
-        """Return the key that a variable sets.
+        """Return the key that a variable sets: (key,), (section, key), or (section, number, key) for a section of a list.
 
-        Raises ValueError for a name that is unknown, not in capitals, or lacks a valid number.
+        Raises:
+            ValueError: the name is unknown, not in capitals, or lacks a valid number.
         """
         section, _, key = name.removeprefix(PREFIX).lower().rpartition("__")
         section, _, number = section.partition("__")
@@ -147,7 +151,10 @@ class Environment(File):
         return next((self._names[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._names), "")
 
     def line(self, problem: Problem, path: str | Path) -> str:
-        """Return a problem as one line, with the file or the variable to which it belongs."""
+        """Return a problem as one line: the variable that sets its key, or else the file and the key, and the text.
+
+        The number of a section is left out if it is the only one of its list.
+        """
         key = problem.key
         if name := problem.variable or self.variable(key):
             return f"{name}: {problem.text}"
@@ -157,9 +164,10 @@ class Environment(File):
 
 
 def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
-    """Parse a variable's text for its key; text that does not fit is left for the key's own validation to reject.
+    """Parse a variable's text for its key: JSON for lists and tables, a number, true or false, or the text itself.
 
-    A secret becomes the name of its variable. Raises ValueError for damaged JSON.
+    A text that does not fit is left for the key's own validation to reject. A secret becomes a reference to its variable. Raises
+    ValueError for damaged JSON.
     """
     if schema.get("type") == "string" or "const" in schema:
         return text
@@ -179,7 +187,10 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _sections(file: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return section -> key -> schema, with the keys of the runtimes of the file's models, or the variables'."""
+    """Return section -> key -> schema of all keys, for names and types of variables.
+
+    `edge` also has the keys of the runtimes of the models that the file or a variable names.
+    """
     edges = file.get("edge")
     listed = edges if isinstance(edges, list) else [edges]
     paths = [section.get("path") for section in listed if isinstance(section, dict)]
@@ -243,7 +254,10 @@ def _text(text: str) -> str:
 
 
 def _without_groups(edges: Any, path: Path) -> Any:
-    """Return the edge models, with the members of a group of variants in its place, each with the keys `variant` and `group`.
+    """Return the edge models as a list, with the members of each group of variants in place of the group.
+
+    Each member gets the keys `variant`, its name, and `group`, and the group's `view`. Without any group the edges are returned
+    unchanged.
 
     Raises:
         PolicyError: a group has other keys, which are its members', or a member has no name.
@@ -273,7 +287,10 @@ _LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){{{MOST_PARTS}
 
 
 def parse_toml(text: str) -> Any:
-    """Parse TOML; raise ValueError with a message that quotes no value."""
+    """Parse TOML of a policy; raise ValueError if it is none, or a key has more than `MOST_PARTS` parts.
+
+    The message has the place, and the key of that line; it quotes no value.
+    """
     if _LONG_KEY.search(text):  # each part is a section within the one before, and parsing takes memory by the square of them
         raise ValueError(f"is not TOML of a policy: a key has more than {MOST_PARTS} parts")
     try:
@@ -283,7 +300,7 @@ def parse_toml(text: str) -> Any:
 
 
 def _toml_words(message: str, text: str) -> str:
-    """Return the parser's message with the key of its line and what to write; without values, which may be secrets.
+    """Return the parser's message with the key of its line and a hint at what to write; no values, which may be secrets.
 
     The message itself if the line has no key.
     """
@@ -305,7 +322,10 @@ def _toml_words(message: str, text: str) -> str:
 
 
 def _json(text: str) -> Any:
-    """Parse JSON; raise ValueError with a message that quotes no value."""
+    """Parse JSON; raise ValueError if it is none, or an object has a key twice.
+
+    The message has the place, and quotes no value.
+    """
     try:
         return parse_json(text, _once)
     except _Twice as e:
@@ -318,7 +338,7 @@ def _json(text: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; raise for a key that is there twice, where Python would keep the last."""
+    """Return a JSON object of its pairs; raise `_Twice`, a ValueError, for a key that is there twice."""
     if len(unique := dict(pairs)) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise _Twice(twice)
@@ -339,7 +359,11 @@ def _twice(key: str) -> str:
 
 
 def _yaml(text: str) -> Any:
-    """Parse YAML with unique keys and limited aliases; raise ValueError with a message that quotes no value."""
+    """Parse YAML; an empty document is {}.
+
+    Raise ValueError for a key that is there twice, aliases that stand for more than `MAX_NODES` values, and what is no YAML or
+    not safe; the message has the place, and quotes no value. Raise RuntimeMissing without pyyaml.
+    """
     try:
         import yaml
     except ImportError as e:

@@ -31,7 +31,7 @@ GROUP = "Any text that tells two neighbouring groups of variants apart."
 
 
 def loaded_score(score: str, folder: Path) -> Any:
-    """Return a score's name, or load the score saved at a path. Raises as `Learned.load`."""
+    """Return a score's name itself, or the `Learned` score read from the file at a path. Raises as `Learned.load`."""
     if score in SCORES:
         return score
     from edgeroute.confidence.learned_score import Learned
@@ -84,7 +84,10 @@ class Model(Target):
         return paths if is_address(self.path) else [self.path, *([] if "card" in given else cards(self.path)), *paths]
 
     def make(self, folder: Path) -> Any:
-        """Make the model, not loaded yet. Raises PolicyError, ModelMissing, ModelError or RuntimeMissing."""
+        """Make the model by its runtime, not loaded yet; a saved score is read. Relative paths start from `folder`.
+
+        Raises PolicyError, ModelMissing, ModelError or RuntimeMissing.
+        """
         options = self.resolved(folder)
         if isinstance(score := options.get("score"), str):
             options["score"] = loaded_score(score, folder)
@@ -197,9 +200,9 @@ else:
 
 
 def group_variants(models: list[Any], sections: Sequence[Any]) -> Any:
-    """Return the router's `edge` from models and their sections; neighbouring variants of one group become one `Variants`.
+    """Return the router's `edge` from models and their sections: a list, one model by itself, or None for no models.
 
-    None for no models.
+    Neighbouring variants of one group become one `Variants`, of which one model runs.
 
     Raises:
         PolicyError: a group has one member, or two of one name.

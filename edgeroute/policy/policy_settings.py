@@ -162,7 +162,11 @@ class Settings(Top):
         return settings
 
     def with_state(self, state: str | Path | None) -> Settings:
-        """Return a copy whose files are in another state folder; None: a copy that stores none, except a trace with a path."""
+        """Return a copy whose files are in another state folder.
+
+        None: a copy that stores nothing: the cache in memory alone, no outbox, no counts of a fleet; a trace only if it has a
+        path.
+        """
         if state is not None:
             return self.model_copy(update={"state": str(Path(state).absolute())})
         cache = self.cache and self.cache.model_copy(update={"disk": False})
@@ -274,9 +278,9 @@ def _with_certificates(threshold: Any, folder: Path) -> Any:
 
 
 def _score(score: str, folder: Path) -> tuple[Any, Any]:
-    """Return the score and its identity; reads a saved score, and returns the same object while its file is unchanged.
+    """Return the score and its identity: a name for both, or a score read from a file, and the file's path and stamp.
 
-    Raises as `Learned.load`.
+    While the file is unchanged, and the score in use, the same object is returned. Raises as `Learned.load`.
     """
     if score in SCORES:
         return score, score
@@ -312,7 +316,10 @@ def _make_or_reuse(section: Target, folder: Path, score: Any) -> Any:
 
 
 def _stamp(path: Path) -> Any:
-    """Return the stamp of a file; of a file that names a model's active version, the version. None if it is unknown."""
+    """Return the stamp of a file, which changes with it; of a file that names a model's active version, the version.
+
+    None if there is no file, or the version is unknown.
+    """
     if path.suffix.lower() != SUFFIX:
         return file_stamp(path)
     with suppress(EdgerouteError):  # said where the model is made
@@ -377,7 +384,10 @@ _MAY_BE_SECRET = ("cert", "verify")  # keys near which a key or password may hav
 
 
 def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
-    """Return the key without the protocol, and the section type that the key belongs to."""
+    """Return the key for pydantic's place of an error, and the section type that it belongs to.
+
+    The key has no protocol, which pydantic adds as it picks a section's type.
+    """
     models = SECTIONS.get(str(loc[0]), ())
     if len(loc) == 1 or not models:
         return loc, Settings
@@ -387,10 +397,7 @@ def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
 
 
 def _suggestion(word: str, model: type[Section | Settings]) -> str:
-    """Return a suggestion: the section that such a key belongs to, or the nearest valid key.
-
-    For a key of other clouds, the protocol that has it.
-    """
+    """Return a suggestion for an unknown key: the protocol that has it, what replaced it, its section, or the nearest key."""
     if issubclass(model, Cloud):
         for protocol, other in CLOUDS.items():
             if word in other.model_fields:
@@ -413,7 +420,10 @@ MISSPELT = re.compile('there is no such key: did you mean "([^"]+)"')
 
 
 def corrected(data: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str, Any]:
-    """Return a copy of a policy in which misspelt keys have the names that were meant; empty if there are none."""
+    """Return a copy of a policy in which misspelt keys have the names that were meant; {} if there are none to correct.
+
+    A key stays if the meant one is there as well. The policy itself is not changed.
+    """
     better, changed = dict(data), False
     for (*place, name), meant in [(p.key, match[1]) for p in problems if (match := MISSPELT.match(p.text))]:
         section: Any = better
@@ -430,7 +440,11 @@ _FILES = {"path": "model", "card": "model card", "threshold": "certificate", "sc
 
 
 def missing_files(data: Mapping[str, Any], folder: Path, given: Collection[str]) -> Iterator[Problem]:
-    """Yield a problem for each model, card, certificate and score that does not exist. given: keys that the program overrides."""
+    """Yield a problem for each model, card, certificate and score that the policy names and that does not exist.
+
+    Addresses, models of a catalog, and models of runtimes that are not built in are passed over. given: keys that the program
+    overrides, which are passed over too.
+    """
     several: list[tuple[Key, Any]] = [
         ((name, i), section) for name in ("edge", "cloud", "trial") for i, section in enumerate(listed(data, name))
     ]

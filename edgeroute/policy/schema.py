@@ -51,7 +51,11 @@ class _Plain(GenerateJsonSchema):
 
 
 def schema(*, built_in: bool = False) -> dict[str, Any]:
-    """Return the JSON Schema of the policy, draft 2020-12; `built_in`: without the keys of registered runtimes."""
+    """Return the JSON Schema of the policy, draft 2020-12, for editors.
+
+    `built_in`: without the keys of registered runtimes; otherwise these are imported, and those that cannot be are logged and
+    left out.
+    """
     document = Settings.model_json_schema(schema_generator=_Plain)
     keys = document["properties"]
     runtimes = [] if built_in else [runtime_schema(suffix, section) for suffix, section in all_registered().items()]
@@ -90,9 +94,9 @@ def runtime_schema(suffix: str, section: type[Registered]) -> dict[str, Any]:
 
 
 def keys_of(paths: Iterable[object]) -> dict[str, Any]:
-    """Return key -> schema of `[edge]` for these model files, as far as their runtimes are registered ones.
+    """Return key -> schema of `[edge]` for these model files, as far as their runtimes are registered ones; {} for others.
 
-    Runtimes that cannot be imported are skipped.
+    May import the runtimes; those that cannot be imported are passed over.
     """
     properties: dict[str, Any] = {}
     for path in paths:

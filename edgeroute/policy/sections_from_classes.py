@@ -105,7 +105,10 @@ def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
 
 
 def parameters_of(classes: Any) -> Iterator[tuple[Parameter, Any, str]]:
-    """Yield the parameters of classes with their types and texts; `**address` stands for those of `Address`, as in `FURTHER`."""
+    """Yield the parameters of classes with their types and texts; a type that cannot be had is `Any`.
+
+    In place of `**address`, `**file` and `**terms` come the parameters of the class in `FURTHER`.
+    """
     for configured in classes:
         texts, types = argument_texts(configured), argument_types(configured)
         for parameter in signature(configured).parameters.values():
@@ -126,7 +129,10 @@ def _key(name: str, annotation: Any) -> str:
 
 
 def _form(name: str, annotation: Any) -> Any:
-    """Return the type of the key; None: a policy file cannot have the argument. A union of several types has none."""
+    """Return the type of the key for an argument: by its name in `FORMS`, its unit in `UNITS`, or from its own type.
+
+    None: a policy file cannot have the argument, as with a union of several types or an object.
+    """
     unit, _ = unit_of(annotation)
     if name in FORMS or unit is not None:
         return FORMS.get(name) or UNITS[unit.kind, unit.above]  # type: ignore[union-attr]

@@ -48,7 +48,10 @@ class Registered(Model):
 
 
 def registered_section(path: object) -> type[Registered] | None:
-    """Return the section type for such a model file; None: `targets.Edge`, or there is no runtime. May import the runtime.
+    """Return the section type for a model file by its suffix: a runtime's, which may be imported for that.
+
+    None for ONNX Runtime, whose section is `Edge`, and if there is no runtime or no path. Of a catalog's model the active version
+    decides.
 
     Raises:
         PolicyError, RuntimeMissing: the runtime's class cannot be imported.
@@ -63,7 +66,10 @@ def registered_section(path: object) -> type[Registered] | None:
 
 
 def all_registered() -> dict[str, type[Registered]]:
-    """Return suffix -> section type of all runtimes; one that cannot be imported is logged and left out."""
+    """Return suffix -> section type of all runtimes but ONNX Runtime.
+
+    Imports them; one that cannot be imported is logged and left out.
+    """
     sections: dict[str, type[Registered]] = {}
     for suffix in (*suffixes(), SCHEMES[0]):
         try:
@@ -78,7 +84,10 @@ def all_registered() -> dict[str, type[Registered]]:
 
 @lru_cache(maxsize=64)
 def _section(suffix: str, target: str) -> type[Registered]:
-    """Return the section type for a runtime, with a key for each argument of its class. Cached."""
+    """Return a new section type for a runtime, with a key for each argument of its class that a policy can give. Cached.
+
+    Imports the class.
+    """
     runtime_class = class_of(suffix)
     # by alias: a parameter may have a name that pydantic uses itself
     fields: dict[str, Any] = {
@@ -93,7 +102,10 @@ def _section(suffix: str, target: str) -> type[Registered]:
 
 
 def _parameters(runtime_class: Any) -> Iterator[tuple[inspect.Parameter, Any, str]]:
-    """Yield the parameters after the path that a policy can give, those of a type that JSON has, with their types and texts."""
+    """Yield the parameters of a runtime's class that a policy can give, with their types and texts.
+
+    They are those after the path, but not the section's own keys, nor those of a type that JSON does not have.
+    """
     for parameter, given, text in islice(parameters_of([runtime_class]), 1, None):
         if parameter.name in Registered.model_fields:
             continue
@@ -103,7 +115,10 @@ def _parameters(runtime_class: Any) -> Iterator[tuple[inspect.Parameter, Any, st
 
 
 def _plain(annotation: Any) -> Any:
-    """Return a parameter's type as a policy has it: text or a path becomes a path, from the policy's folder; labels are texts."""
+    """Return a parameter's type as a policy has it; only unions change.
+
+    Where text or a path is allowed, it is a path, which starts from the policy's folder; an iterable becomes a list of texts.
+    """
     if get_origin(annotation) not in {Union, UnionType}:
         return annotation
     parts = [part for part in get_args(annotation) if part is not str or Path not in get_args(annotation)]
@@ -128,9 +143,10 @@ def _default(parameter: inspect.Parameter) -> Any:
 
 
 def _by_runtime(data: Any, built_in: Any) -> Any:
-    """Validate a section by the runtime that its path selects, and return it.
+    """Validate the data of an `[edge]` section by the runtime that its path selects, and return the section.
 
-    A runtime that cannot be imported is a problem of `path`.
+    `built_in` validates it as `Edge`: for ONNX Runtime, without a runtime, and where a catalog's active version is unknown.
+    Raises ValidationError; a runtime that cannot be imported is a problem of `path`.
     """
     try:
         section = registered_section(data.get("path") if isinstance(data, dict) else None)

@@ -51,9 +51,9 @@ def policy_folder() -> Path:
 
 
 def at(folder: Path, given: str) -> Path:
-    """Return the absolute path without `..`; a link at its end is not followed, since a model's card is beside the link.
+    """Return a path from a folder, absolute and without `..`; it need not exist.
 
-    It need not exist.
+    Links to folders are followed, one at its end is not, since a model's card is beside the link.
 
     Raises:
         PolicyError: no file can have that name.
@@ -136,9 +136,7 @@ class Telemetry(Section):
     requests: Flag = Field(False, description="A log record for each request, of the logger `edgeroute.requests`.")
 
     def make(self) -> list[Instrument]:
-        """Make the instruments.
-
-        [] if none is switched on.
+        """Make the instruments that are switched on, and import their packages; [] for none.
 
         Raises:
             RuntimeMissing: an extra is not installed.
@@ -207,7 +205,7 @@ _WORDS: Final = {"heat": "degrees Celsius, a number such as 80", "power": "watts
 
 
 def _level(value: Any, info: ValidationInfo) -> float | None:
-    """Parse a level in the unit of the rule's quantity.
+    """Parse a level of a rule in the unit of the rule's quantity: a share, or a number of degrees or watts.
 
     0 for a rule without levels, and if its quantity is invalid, which is a problem of its own. Raises PydanticCustomError.
     """
@@ -235,7 +233,7 @@ class Rule(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Rule:
-        """Refuse a rule whose keys contradict each other."""
+        """Return the rule; raise PydanticCustomError if its keys contradict each other."""
         if self.of == "throttled" and self.model_fields_set & {"enter", "leave"}:
             raise message_error("a rule of throttled has neither enter nor leave")
         if problem := rules.problem(self.make()):

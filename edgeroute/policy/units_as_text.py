@@ -82,7 +82,10 @@ def expected_error(words: str, hint: str = "") -> PydanticCustomError:
 
 
 def _suggestion(value: Any, units: Callable[[str], list[str]], pattern: str) -> str:
-    """Return a suggestion of a spelling; empty if the value contains no number."""
+    """Return a hint such as `did you mean "300ms"?` for an invalid value: its number with each unit that its word may mean.
+
+    Empty if the value is no number with a word, or no spelling fits the pattern.
+    """
     match = None if isinstance(value, bool) else _LOOSE.fullmatch(str(value))
     meant = [match[1] + unit for unit in units(match[2].lower())] if match else []
     right = [f'"{text}"' for text in meant if re.fullmatch(pattern, text)]

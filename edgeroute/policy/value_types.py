@@ -43,9 +43,10 @@ def message_error(text: str) -> PydanticCustomError:
 
 
 def checked_by(check: Callable[[Any], object]) -> AfterValidator:
-    """Return a validator that calls a function with the value, which stays unchanged; the function's error is the message.
+    """Return a validator that calls a function with the value, which stays unchanged.
 
-    A missing package is reported when the value is used.
+    A PolicyError or TypeError of the function becomes the message. A missing package is no problem here: it is reported when the
+    value is used.
     """
 
     def validate(value: Any) -> Any:
@@ -68,7 +69,10 @@ def not_only_cloud(value: Any) -> Any:
 
 
 def _model(path: str) -> str:
-    """Return the path of a model file if a runtime has its suffix. Raises PydanticCustomError otherwise."""
+    """Return the path of a model file unchanged if a runtime has its suffix.
+
+    Else raise PydanticCustomError, with the suffixes, or with the step by which such a file can be converted.
+    """
     if (step := step_of(path)) is None:
         return path
     if step.startswith("expected"):
@@ -86,7 +90,7 @@ def _hedge(value: Any) -> float | str:
 def _url(url: str) -> str:
     """Return an endpoint's address unchanged if it is http:// or https:// with a host, and has no user, query or fragment.
 
-    Errors do not quote possible secrets.
+    Raise PydanticCustomError for others; it does not quote what may be a secret.
     """
     if "@" in url or "%40" in url:
         raise message_error("the address carries a user or password: give it as api_key or in headers")
@@ -115,7 +119,10 @@ _LITERAL = 'a secret does not belong in a file: put it in an environment variabl
 
 
 def _secret(value: Any) -> Secret:
-    """Return the `Secret` of `{ env = "NAME" }`; refuse a literal."""
+    """Return the `Secret` of `{ env = "NAME" }`, whose variable is not read.
+
+    Raise PydanticCustomError for a text or another form.
+    """
     if isinstance(value, str):
         raise message_error(_LITERAL)
     if not isinstance(value, dict) or set(value) != {"env"} or not re.fullmatch(_VARIABLE, str(value["env"])):
@@ -124,7 +131,10 @@ def _secret(value: Any) -> Secret:
 
 
 def _destination(value: Any) -> str | Secret:
-    """Return a folder or an address, or a `Secret`; refuse an address with a user or a query, which may be a secret."""
+    """Return a folder or an address as it is, or the `Secret` of `{ env = ... }`.
+
+    Raise PydanticCustomError for an address with a user or a query, which may be a secret.
+    """
     if not isinstance(value, str):
         return _secret(value)
     if "://" in value and ("@" in value or "?" in value):
@@ -140,7 +150,10 @@ def _score(value: Any) -> str:
 
 
 def _thresholds(value: Any) -> Any:
-    """Return thresholds: numbers as floats, paths of certificates (.json), or a list of them; raise for all else."""
+    """Return thresholds: a number as float, the path of a certificate (.json), or a list of these.
+
+    Raise PydanticCustomError for all else, as for an empty list. No file is read.
+    """
     if isinstance(value, list) and value and not any(isinstance(item, list) for item in value):
         return [_thresholds(item) for item in value]
     if isinstance(value, str) and re.fullmatch(_JSON, value):
@@ -163,7 +176,11 @@ def _header(name: str) -> str:
 
 
 def _headers(value: Any) -> dict[str, str | Secret]:
-    """Return headers with secrets as `Secret`; refuse literals that look like secrets, and invalid names or values."""
+    """Return headers, with each `{ env = ... }` as a `Secret`.
+
+    Raise PydanticCustomError for a literal that looks like a secret, by its header's name or its form, and for invalid names or
+    values.
+    """
     if not isinstance(value, dict):
         raise message_error('expected a table of header names and values, as in { "X-Tenant" = "shop-7" }')
     literal = [name for name, v in value.items() if isinstance(v, str) and _SECRET_HEADER.match(f"{name}: {v}")]
@@ -185,7 +202,10 @@ _SECRET_FIELD = re.compile(
 
 
 def checked_body(make: Callable[[], object], body: Any) -> Any:
-    """Check a body's template by making the body, and return the template unchanged; refuse literals that look like secrets."""
+    """Check a body's template by making the body, and return the template unchanged.
+
+    Raise PydanticCustomError if that raises PolicyError, or for a text under a key that looks like a secret's.
+    """
     literal = next(_literals(body), None)
     if literal is not None:
         raise message_error(f'{literal}: a secret does not belong in a file: send it in headers, from {{ env = "ITS_NAME" }}')

@@ -32,9 +32,9 @@ def copy_input(x: Any) -> Any:
 
 
 def _copy(x: Any, memo: Memo) -> Any:
-    """Return the copy of `x`, one for each object of a graph.
+    """Return the deep copy of `x`, and record it in `memo`, so that an object that occurs twice, or within itself, has one copy.
 
-    Records it in `memo`. Raises TypeError for a part that has no copy.
+    Raises TypeError for a part that has no copy, or whose copy has another type.
     """
     kind = type(x)
     if kind in _IMMUTABLE or issubclass(kind, type):
@@ -64,7 +64,8 @@ def _copy(x: Any, memo: Memo) -> Any:
 def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
     """Return the copy of an object that is no plain list, dict or tuple, by the first way that its type offers.
 
-    A function without a state of its own is returned itself. Raises TypeError for what cannot be copied.
+    These are: a copy of the buffer, `clone` of a tensor, `__deepcopy__`, and `__reduce_ex__`. A function without a state of its
+    own is returned itself. Raises TypeError for what cannot be copied.
     """
     if kind is bytearray or kind is array:
         return x[:]
@@ -98,7 +99,7 @@ def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
 
 
 def _with_attributes(x: Any, copied: Any, memo: Memo) -> Any:
-    """Return the copy of `x` with copies of those attributes that its type's method left out."""
+    """Add copies of those attributes of `x` to its copy, in place, that its type's method left out. Return the copy."""
     attributes: Mapping[str, Any] = getattr(x, "__dict__", {})
     if missing := {name: value for name, value in attributes.items() if name not in copied.__dict__}:
         copied.__dict__.update(_copy(missing, memo))
@@ -125,7 +126,7 @@ def _rebuild(x: Any, memo: Memo) -> Any:
 
 
 def _set_state(copied: Any, state: Any) -> None:
-    """Set the state of a new object, by its own method or its attributes and slots."""
+    """Set the state of a new object in place, by its own `__setstate__`, or its attributes and slots."""
     if hasattr(copied, "__setstate__"):
         copied.__setstate__(state)
         return

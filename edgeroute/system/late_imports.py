@@ -126,7 +126,10 @@ def import_tool(name: str) -> ModuleType:
 
 
 def _import_whole(name: str) -> ModuleType:
-    """Import a module while holding the lock that forks wait for, and record its name. Raises ImportError."""
+    """Import a module while holding the lock that forks wait for, and record its name, so that later calls return it at once.
+
+    Waits for the lock. Raises ImportError.
+    """
     with no_fork.lock:
         module = import_module(name)
     _loaded.add(name)
@@ -188,7 +191,10 @@ def docs_folder() -> Path:
 
 @cache
 def plugin_targets(group: str) -> dict[str, tuple[str, ...]]:
-    """Return name -> targets, `module:attribute`, of the entry points of a group in all installed packages. Looked up once."""
+    """Return name -> targets, `module:attribute`, of the entry points of a group in all installed packages. Nothing is imported.
+
+    A name has several targets if several packages give it different ones. Looked up once per process and group.
+    """
     from importlib.metadata import entry_points
 
     targets: dict[str, tuple[str, ...]] = {}
@@ -200,7 +206,7 @@ def plugin_targets(group: str) -> dict[str, tuple[str, ...]]:
 
 
 def attribute(target: str, what: str) -> Any:
-    """Import the function or class that a target names.
+    """Import the function or class that a target names, and return it.
 
     Args:
         target: `module:attribute`.
@@ -241,10 +247,11 @@ def load_plugin(group: str, name: str, /, *given: Any, **options: Any) -> Any:
 def call_factory(factory: Any, what: str, /, *given: Any, **options: Any) -> Any:
     """Call a factory with these arguments and return the result.
 
-    edgeroute's own errors pass unchanged.
+    edgeroute's own errors, and others than the two below, pass unchanged.
 
     Raises:
-        PolicyError: it does not take these arguments; begins with `what`.
+        PolicyError: it raised TypeError or ValueError, so it does not take these arguments; begins with `what`, and names a key
+            that it does not have.
     """
     try:
         return factory(*given, **options)
@@ -256,7 +263,10 @@ def call_factory(factory: Any, what: str, /, *given: Any, **options: Any) -> Any
 
 
 def _unknown_key(factory: Any, options: Mapping[str, Any]) -> str:
-    """Return a hint about an option that a factory does not have; empty if it has all, or its signature is not known."""
+    """Return a hint about the first option that a factory does not have, with the nearest name of those it has.
+
+    Empty if it has all, or its signature is not known.
+    """
     from inspect import Parameter, signature
 
     try:

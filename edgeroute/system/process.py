@@ -110,9 +110,10 @@ class ForkSafe:
         return thing
 
     def after_fork(self) -> None:
-        """Replace the attributes of the parent process. Override for what no declaration can express.
+        """Replace the attributes of the parent process, in a forked child, by new ones.
 
-        The old attributes are dropped by their `drop`; lazy ones are made again at their next use.
+        Override for what no declaration can express. The old attributes are disposed of by their `drop`; lazy ones are made again
+        at their next use.
         """
         for name, field in self._fields.items():
             old = getattr(self, name)
@@ -163,7 +164,7 @@ _alive: WeakSet[ForkSafe] = WeakSet()  # objects that are called in a forked chi
 
 
 def _in_child() -> None:
-    """Call `after_fork` of all objects, and raise the first exception only after all were called.
+    """Call `after_fork` of all living objects, in a forked child; raise the first exception only after all were called.
 
     An AttributeError, of an object that is half made, is ignored.
     """
@@ -209,7 +210,8 @@ def now() -> float:
 def boot_clock() -> tuple[str, float]:
     """Return (id of this boot of the system, wall time of the boot by this process's clock, seconds since 1970).
 
-    Two processes of one boot compare their clocks by it. The id is empty where the system has none (all but Linux).
+    Two processes of one boot compare their clocks by it. Reads a file of the kernel. The id is empty where the system has none
+    (all but Linux).
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -296,7 +298,7 @@ def to_json_types(value: Any) -> Any:
 
 
 def list_weakset(things: WeakSet[T]) -> list[T]:
-    """Return the objects of a WeakSet as a list, also while other threads add to it, which makes plain iteration fail."""
+    """Return the objects of a WeakSet as a list. If another thread changes the set meanwhile, tries again until it succeeds."""
     while True:
         try:
             return list(things)
@@ -386,7 +388,7 @@ def call_contained(function: Callable[..., T], *arguments: object) -> T:
 
 @contextlib.contextmanager
 def set_within(variable: ContextVar[T], value: T) -> Iterator[None]:
-    """Set a context variable within the block."""
+    """Set a context variable within the block; at its end, also after an exception, it has its former value."""
     token = variable.set(value)
     try:
         yield
@@ -503,7 +505,7 @@ class _Short(Repr):
     """Formatter that writes a value in few characters: arrays and tensors as dtype and shape, long bytes as their beginning."""
 
     def repr_instance(self, x: Any, level: int) -> str:
-        """Return an array as dtype and shape, long bytes as their beginning and length, others as `reprlib` does."""
+        """Return an array or tensor as dtype and shape, long bytes as their beginning and length, others as `reprlib` does."""
         dtype, shape = getattr(x, "dtype", None), getattr(x, "shape", None)
         if dtype is not None and shape:
             return f"{dtype} [{', '.join(map(str, shape))}]"
@@ -567,10 +569,10 @@ def sha256(data: bytes = b"") -> hashlib._Hash:
 
 
 def file_sha256(path: Path) -> str:
-    """Read a file and return the SHA-256 of its content, hex.
+    """Read a file, block by block, and return the SHA-256 of its content as hexadecimal digits.
 
     Raises:
-        OSError: the file cannot be read, or is a pipe or a device.
+        OSError: the file cannot be read, or is no regular file.
     """
     digest = sha256()
     with open_file(path) as file:

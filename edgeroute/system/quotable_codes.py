@@ -39,9 +39,11 @@ _COMMON = {
 
 
 def quote(reply: bytes, sent: bytes, secrets: Iterable[str]) -> str:
-    """Return the codes in an error's body in JSON that may be quoted; empty: none.
+    """Return the codes in an error's body in JSON that may be quoted, separated by commas; empty: none.
 
-    Empty too if the reply is too long, or no JSON. Beside a request that is too long to compare, codes of common words alone.
+    A code is quoted only if it has the form of one, and shares no word with the request or the secrets, but for words that are in
+    most codes. Empty too if the reply is too long, or no JSON. Beside a request that is too long to compare, codes of common
+    words alone.
 
     Args:
         reply: the body of the reply.
@@ -70,9 +72,9 @@ def has_secret(text: str, secrets: Iterable[str]) -> bool:
 
 
 def quoted_names(names: Iterable[str], secrets: Iterable[str]) -> str:
-    """Return the names that a server's metadata has, without those that are odd or show anything of a secret.
+    """Return the first `_MANY` of the names that a server's metadata has, separated by commas, for a message.
 
-    At most `_MANY`; one text stands for those left out.
+    Those of an odd form, or that show anything of a secret, are left out; "one that is not quoted" stands for them.
     """
     known = _sent_words(b"", secrets)
     first = list(islice(names, _MANY))
@@ -93,7 +95,10 @@ def _texts(error: Any, deep: int) -> Iterator[str]:
 
 
 def _shows(code: str, sent: tuple[str, set[str]] | None) -> bool:
-    """Return True if a word of the code is part of what was sent, or contains a word of it. None: anything may have been sent."""
+    """Return True if a code may show something of what was sent: a word of it is in that, or has a word of it in itself.
+
+    Words that are in most codes do not count. `sent` None: unknown, so that any other word counts.
+    """
     texts = _WORD.findall(code)
     if sent is None:
         return not {part.lower() for text in texts for part in _PART.findall(text)} <= _COMMON
@@ -103,7 +108,10 @@ def _shows(code: str, sent: tuple[str, set[str]] | None) -> bool:
 
 
 def _sent_words(body: bytes, secrets: Iterable[str]) -> tuple[str, set[str]]:
-    """Return the letters and digits of a request, and its words; of tensors as bytes, which have no words, the secrets' alone."""
+    """Return all letters and digits of a request and the secrets as one text, and the set of their words of `_SHORTEST` or more.
+
+    Of a body that is no text, as of tensors in bytes, the set has the secrets' words alone.
+    """
     words = _words([body.decode("utf-8", "replace"), *secrets])
     try:
         body.decode()
@@ -114,7 +122,10 @@ def _sent_words(body: bytes, secrets: Iterable[str]) -> tuple[str, set[str]]:
 
 
 def _words(given: Iterable[str]) -> list[str]:
-    """Return the words of texts, also where they are escaped or in base64, without case and accents."""
+    """Return the words of texts in lower case and without accents.
+
+    Also those of the texts without JSON's or a URL's escapes, and of what is Base64 in them.
+    """
     texts = [*given]
     for text in given:
         with suppress(ValueError, RecursionError):

@@ -36,7 +36,10 @@ def _argument(arg: object) -> str:
 
 
 def _traceback(info: Any) -> str:
-    """Return the traceback of a record's exception; below level DEBUG without the messages of exceptions, and without causes."""
+    """Return the traceback of a record's exception as text: at level DEBUG as `logging` writes it.
+
+    Else it has the frames and the type of the exception, but neither its message nor its causes.
+    """
     if log.isEnabledFor(logging.DEBUG):
         return logging.Formatter().formatException(info)
     import traceback

@@ -73,9 +73,9 @@ _ARGUMENT = re.compile(r"^ {4}(\w+)(?: \([^)]*\))?: (.*(?:\n {5,}.*)*)", re.MULT
 
 
 def argument_texts(made: Any) -> dict[str, str]:
-    """Return parameter -> its text under `Args:` in the docstring of a class, or of its constructor.
+    """Return parameter -> its text under `Args:` in the docstrings of a class and its constructor, or of a function.
 
-    A class's own text goes before that of its bases.
+    Bases are read too; a class's own text goes before theirs.
     """
     import inspect
 

@@ -73,9 +73,10 @@ class ThreadPool(ForkSafe):
         return len(self._waiting)
 
     def submit(self, job: Job) -> bool:
-        """Run the job in a thread at once; return False, and do not run it, if no thread is idle and no other can be started.
+        """Run the job in a thread at once, and return True; return False, without running it, if no thread is free.
 
-        Exceptions of the job are logged.
+        That is so after `close`, or if no thread is idle and no other can be started. Does not wait. Exceptions of the job are
+        logged.
         """
         if self._closed:
             return False
@@ -87,9 +88,9 @@ class ThreadPool(ForkSafe):
         return True
 
     def submit_later(self, job: Job) -> bool:
-        """Run the job as soon as a thread is free, or return False and drop it.
+        """Run the job as soon as a thread is free, and return True; does not wait for that.
 
-        It is dropped if the pool is closed, has no thread at all, or `MOST_WAITING` jobs wait.
+        Return False, and drop it, if the pool is closed, has no thread at all, or `MOST_WAITING` jobs wait.
         """
         if self.submit(job):
             return True
@@ -120,9 +121,9 @@ class ThreadPool(ForkSafe):
         return True
 
     def _work(self, box: SimpleQueue[Job | None]) -> None:
-        """Run the mailbox's jobs, then waiting ones, in a loop, until the pool closes or `idle_s` seconds pass without a job.
+        """Run the mailbox's jobs, then waiting ones, in a loop; this is a thread of the pool. Without a job the mailbox is idle.
 
-        Exceptions of jobs are logged.
+        Ends if the pool closes, or `idle_s` seconds pass without a job. Exceptions of jobs are logged.
         """
         idle, missed = self._idle, 0
         pooled.thread = True
@@ -162,6 +163,8 @@ class ThreadPool(ForkSafe):
 
     def close(self, wait_s: float = 1.0) -> None:
         """End the threads: idle ones at once, a busy one after its job and the waiting ones. Later jobs are refused.
+
+        Waits for the threads; does not raise if some have not ended.
 
         Args:
             wait_s: longest wait for the threads to end, seconds in all.
@@ -255,7 +258,10 @@ class Worker(ForkSafe):
         return self._thread is not None
 
     def start(self) -> bool:
-        """Start the thread, unless it runs. Return False without one: after `close`, or if the system has no more threads."""
+        """Start the thread, unless it runs; one that is ending goes on. Return True if there is a thread.
+
+        False after `close`, or if the system has no more threads, which is logged.
+        """
         with self._changed:
             self._begun = self._wanted = True
             if self._thread is None and not self.closed:

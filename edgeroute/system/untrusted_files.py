@@ -22,7 +22,7 @@ MOST_DIGITS = 308  # most digits of a whole number in JSON: floats have no large
 
 
 def open_file(path: str | os.PathLike[str], most: float = inf) -> BufferedReader:
-    """Open a regular file for reading, without waiting for a writer.
+    """Open a regular file for reading, without waiting for a writer. The caller closes it.
 
     Args:
         path: path of the file; a symbolic link is followed.
