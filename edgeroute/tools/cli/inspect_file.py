@@ -35,11 +35,7 @@ from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 
 def inspect_gguf(path: Path) -> Report:
-    """Report everything that a .gguf file's header states about its model, with the file's hash. Does not run it.
-
-    Raises:
-        ModelError: it is no complete .gguf file.
-    """
+    """Report everything that a .gguf file's header states about its model, the file's hash, and what is open. Does not run it."""
     about = gguf.read(path)
     facts = {
         "sha256": sha256_of(path),
@@ -66,7 +62,9 @@ def inspect_gguf(path: Path) -> Report:
 
 
 def _existing_card(path: Path, *specs: Sequence[TensorSpec]) -> tuple[str, Card | None]:
-    """Return a text about the card beside the model ("" without one), and the card if it is valid.
+    """Return a text about the card beside the model ("" without one), and the card if it is valid and fits the tensors.
+
+    An invalid card raises nothing: the text says what is wrong.
 
     specs: the model's inputs, and its outputs, which the card must fit; none: they are unknown.
     """
@@ -89,6 +87,10 @@ GRACE_S = 1.0  # time that a run may take to stop before its thread is abandoned
 
 class Model:
     """Model file, loaded without its card. A model that this system cannot run raises the reason at each run.
+
+    Args:
+        path: path of the file.
+        seconds: time for all runs together, from the load or from `renew` on.
 
     Raises:
         ModelError: the model cannot be loaded, or declares no inputs and outputs.
@@ -123,7 +125,9 @@ class Model:
         return ("", {}) if meta is None else (str(meta.producer_name), dict(meta.custom_metadata_map))
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the model on tensors by name, and return the outputs by name.
+        """Run the model on tensors by name, in a thread, within what is left of the time limit; return the outputs by name.
+
+        Each run has a new state (session). A run that does not end in time is stopped, and abandoned if it does not stop.
 
         Raises:
             ModelError: it does not accept them, took too long, cannot run on this system, or the time limit is over.
@@ -150,7 +154,7 @@ class Model:
 
 
 def _load_bare(path: Path, bare: Path) -> EdgeModel:
-    """Load the model with an empty card, or without one if its runtime takes none."""
+    """Load the model with the empty card `bare`, or without a card if its runtime takes none."""
     try:
         return load(path, card=bare)
     except PolicyError:  # it takes no card; or there is no runtime, which is raised again
@@ -158,10 +162,12 @@ def _load_bare(path: Path, bare: Path) -> EdgeModel:
 
 
 def _run_within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None = None) -> Any:
-    """Call a function in a daemon thread and return its result, or raise its exception.
+    """Call a function in a daemon thread, so that Ctrl-C acts meanwhile; wait, and return its result or raise its exception.
+
+    After `seconds` (None: no limit) `stop` is called, and 1 s later the thread is abandoned.
 
     Raises:
-        ModelError: it took longer than `seconds` (None: no limit). Then it is stopped, and abandoned if it does not end.
+        ModelError: it took longer than `seconds`.
     """
     outcome, finished = list[Any](), threading.Event()  # by `join`, some Pythons take a thread for ended once Ctrl-C has come
 
@@ -210,10 +216,14 @@ class Way(NamedTuple):
 
 
 def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) -> Report:
-    """Inspect a model file, run it, and report all findings, with its outputs for the sample.
+    """Load a model file, run it on zeros, random numbers and the sample, and report all findings, a guessed card and its answers.
+
+    The present card is not used, but for one more answer to the sample. Nothing is written.
+
+    seconds: time for the runs, anew for each way of preparing the sample.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelMissing, ModelError: there is no file, or it cannot be read or loaded.
         BadInput: the sample cannot be read.
     """
     try:
@@ -231,7 +241,13 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
 
 
 def _sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Sample:
-    """Read the sample; raise `BadInput` if it has no row `index`. A picture's content is read up to 64 MB."""
+    """Read the sample: for several inputs their arrays by name from an .npz file, else input `index` of the file.
+
+    The content of a picture's file is kept too, up to 64 MB.
+
+    Raises:
+        BadInput: it cannot be read, or has no row `index`.
+    """
     if len(specs) > 1 and (arrays := by_name(path, [spec.name for spec in specs])):
         ranks = {spec.name: len(spec.shape) for spec in specs}
         return Sample(path, {name: _row(a, ranks[name], index) for name, a in arrays.items()}, None)
@@ -263,7 +279,7 @@ class _Inspection:
         self.zeros: dict[str, Any] = {}
 
     def report(self) -> Report:
-        """Run the model on the sample, zeros and random numbers, and return the report."""
+        """Run the model on sample, zeros and random numbers; return the findings, the guessed card and the sample's answers."""
         ways = self._ways()
         self._try_inputs([way for way in ways if way.raw is not None])
         findings = [finding for guess in self.inputs for finding in guess.findings]
@@ -292,7 +308,10 @@ class _Inspection:
         )  # fmt: skip
 
     def _without_unreadable(self, new_card: dict[str, Any], findings: list[Finding]) -> list[Finding]:
-        """Remove kind and labels from the card, in place, if zeros are not read with them but without; return the findings."""
+        """Return the findings; if zeros are not read with kind and labels, but without, doubted, and remove these from the card.
+
+        The card is changed in place.
+        """
         bare = {key: value for key, value in new_card.items() if key not in {"output", "labels"}}
         if output := {key: value for key, value in new_card.get("output", {}).items() if key != "kind"}:
             bare["output"] = output
@@ -305,7 +324,10 @@ class _Inspection:
         return [doubted(finding, f"{finding.grounds}; but zeros are not read so: {error}") for finding in findings]
 
     def _labels(self, findings: list[Finding]) -> tuple[list[Finding], list[str]]:
-        """Answer the question for class names by the file's metadata. Return the findings and names; [] if it has none."""
+        """Answer the open question for class names by the file's metadata: return the findings, and the names, [] if it has none.
+
+        The names must be as many as the only output has elements.
+        """
         question = next((finding for finding in findings if finding.about == LABELS), None)
         sizes = {np.shape(row[spec.name]) for spec in self.read for row in self.rows if spec.name in row}
         count = sizes.pop()[0] if len(sizes) == 1 and len(next(iter(sizes))) == 1 else None
@@ -334,7 +356,7 @@ class _Inspection:
         return ways if any(way.raw is not None for way in ways) else [plain, *ways]
 
     def _way(self, about: str, preprocess: dict[str, Any] | None, x: Any) -> Way:
-        """Run the sample with a preprocessing, and return the outputs, or the text of an EdgerouteError or ValueError."""
+        """Run the sample with a preprocessing, in a new time limit; return the outputs, or the text of an expected error."""
         try:
             if missing := ", ".join(quoted(guess.spec.name) for guess in self._unknown_constants()):
                 raise BadInput(f"it cannot be run without {missing}: add it to an .npz sample by that name")
@@ -354,7 +376,10 @@ class _Inspection:
         return {**plan.feed([x], self.model.name), **plan.constants, **plan.state}
 
     def _apply_sample(self, ways: Sequence[Way], new_card: dict[str, Any], findings: list[Finding]) -> None:
-        """Put the layout on the card if the sample fits in one way only, and ask how pictures are fitted; in place."""
+        """Put the layout on the card if the sample fits in one way only, and ask how pictures are fitted if their size differs.
+
+        Both change `new_card` and `findings` in place. Without a way that ran, or without a preprocessing, nothing is changed.
+        """
         preprocess = ways[0].preprocess if ways and ways[0].raw is not None else None
         if preprocess is None:
             return
@@ -374,7 +399,7 @@ class _Inspection:
             findings.append(Finding(f"{about}.resize", "how are pictures fitted?", "open", why, lines))
 
     def _sample_answers(self, ways: Sequence[Way], new_card: dict[str, Any], old: Card | None) -> list[SampleAnswer]:
-        """Return the answers or errors for the sample: with the existing card, and in each way of preparing it."""
+        """Return the answers or errors for the sample: first with the existing card (a new run), then for each way's outputs."""
         shown = list[SampleAnswer]()
         if old is not None and self.sample is not None:
             shown.append(self._with_existing_card(old))
@@ -386,7 +411,7 @@ class _Inspection:
         return shown
 
     def _with_existing_card(self, old: Card) -> SampleAnswer:
-        """Run the model on the sample with the existing card, and return the answer or the error."""
+        """Run the model on the sample with the existing card, in a new time limit; return the answer, or an error as one."""
         assert self.sample is not None
         about = "with the card that is there"
         pictures = self.sample.picture is not None and any(field.preprocess and field.preprocess.picture for field in old.inputs)
@@ -399,7 +424,10 @@ class _Inspection:
         return self._answer(about, old, raw)
 
     def _answer(self, about: str, used_card: Card, raw: Mapping[str, Any]) -> SampleAnswer:
-        """Return the answer, or error, that a router gives with a card, from raw outputs."""
+        """Return the answer, or the error, with which a router with this card would read raw outputs. Runs nothing.
+
+        about: name of the way of preparing the sample.
+        """
         try:
             plan = Inputs(used_card, self.model.inputs, self.model.outputs)
             names = [used_card.output] if used_card.output else [spec.name for spec in plan.outputs]
@@ -415,9 +443,9 @@ class _Inspection:
 
     # --------------------------------------------------------------------------------------------------- zeros and random
     def _try_inputs(self, ways: Sequence[Way]) -> None:
-        """Run the model on zeros and random numbers; store outputs row by row, the batch axis, and notes.
+        """Run the model on zeros and random numbers; store outputs row by row (with those of `ways`), the batch axis, and notes.
 
-        Stops at the first zeros that it takes; errors of its runs are not raised: the last is noted if none succeeds.
+        Feeds of zeros are tried until the model takes one. Errors of runs are not raised: the last is noted if none succeeds.
         """
         for way in ways:
             self._store_rows(way.raw or {}, 1)
@@ -458,7 +486,7 @@ class _Inspection:
         return next((len(feed[guess.spec.name]) for guess in self.inputs if guess.role == "given" and guess.batch == 0), 1)
 
     def _store_rows(self, raw: Mapping[str, Any], count: int) -> None:
-        """Store the outputs that are read, for each of so many inputs; boxes as one row."""
+        """Append to `rows` the outputs that are read, for each of `count` inputs; outputs of a detector (boxes) as one row."""
         read_outputs = {spec.name: raw[spec.name] for spec in self.read if spec.name in raw}
         if len(read_outputs) > 1 and are_boxes(read_outputs):
             self.rows.append(read_outputs)
@@ -469,7 +497,7 @@ class _Inspection:
 
 
 def _row_of(value: Any, i: int, count: int, axis: int) -> Any:
-    """Return one input's part of an output; all of it if it has no axis of that size."""
+    """Return input `i`'s part of an output for `count` inputs, along `axis`; all of it if that axis has another size."""
     if isinstance(value, list):
         return value[i] if len(value) == count else value
     array = np.asarray(value)
@@ -477,7 +505,7 @@ def _row_of(value: Any, i: int, count: int, axis: int) -> Any:
 
 
 def _with_preprocess(data: dict[str, Any], preprocess: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a copy of the card with that preprocessing for the input that has a layout; the card itself for None."""
+    """Return a copy of the card with that preprocessing for the input or inputs with a layout; the same card for None."""
     if preprocess is None:
         return data
     if "input" in data:

@@ -1,4 +1,4 @@
-"""Report of `inspect`, as text for narrow terminals and as JSON."""
+"""Report of `inspect` (`Report`, with answers to a sample), as text for narrow terminals and as JSON."""
 
 from __future__ import annotations
 
@@ -69,14 +69,17 @@ class Report:
         )
 
     def show(self) -> None:
-        """Print the report, in the width of the terminal, with characters that the stream can encode."""
+        """Print the report, in the width of the terminal, 24 to 100; characters that the stream cannot encode are escaped."""
         width = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
         for line in self._lines(width):
             encoding = sys.stdout.encoding or "utf-8"
             print(printable(line).replace(LOST, "?").encode(encoding, "backslashreplace").decode(encoding))
 
     def _lines(self, width: int) -> Iterator[str]:
-        """Yield the lines of the report."""
+        """Yield the lines of the report, wrapped: facts, tensors, findings by sureness, notes, sample's answers, policy and card.
+
+        Of tensors and of findings of one kind 60 at most are shown.
+        """
         yield from _wrapped(self.model, width)
         for name, fact in self.facts.items():
             yield from _wrapped(f"{name.replace('_', ' ')}: {fact}", width, 2)
@@ -127,7 +130,7 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """Write a value; long lists and objects get a line for each entry."""
+    """Return a value as JSON on one line; a list or mapping of over 24 characters as a line for each entry."""
     text = json.dumps(value)
     if len(text) <= MOST:
         return text
@@ -140,7 +143,7 @@ def _short(value: Any) -> str:
 
 
 def _finding(finding: Finding, width: int) -> Iterator[str]:
-    """Yield the lines of a finding."""
+    """Yield the lines of a finding: what it says, its grounds, and for an open one what to write."""
     yield from _wrapped(f"{finding.about}: {quoted(finding.says) if len(finding.says) <= 60 else clean(finding.says)}", width, 2)  # noqa: PLR2004
     yield from _wrapped(f"because: {finding.grounds}" if finding.sure != "open" else finding.grounds, width, 4)
     lines = finding.write.split("\n") if finding.write else []
@@ -190,7 +193,10 @@ def _answer_json(shown: SampleAnswer) -> dict[str, Any]:
 
 
 def _value(value: Any) -> Any:
-    """Return a value as JSON data: lists cut to 24, NaN and infinity as text, a larger array or other type described."""
+    """Return a value as JSON data: lists and mappings cut to 24 entries, NaN and infinity as text.
+
+    A larger array, or another type, is described in words.
+    """
     if isinstance(value, np.ndarray) or hasattr(value, "tolist"):
         if np.size(value) > MOST:
             return form_of(value)

@@ -61,6 +61,11 @@ class Described(OpenInference):
 def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_env: str | None) -> Report:
     """Report everything that the endpoint states about its model. Sends the sample once; without one only requests metadata.
 
+    The report has lines for a policy, and the answer that a router would give for the sample. Names of tensors that may contain
+    the key are not shown. Nothing is retried.
+
+    seconds: limit of each request.
+
     Raises:
         CloudError: it cannot be reached, or does not speak the protocol.
         BadInput: the sample does not fit.
@@ -104,7 +109,10 @@ def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_e
 
 
 def _quotable(specs: Sequence[TensorSpec], secrets: Sequence[str], what: str) -> tuple[list[TensorSpec], dict[str, str]]:
-    """Return the tensors under names that may be shown, and real name -> shown name; others are numbered."""
+    """Return the tensors under names that may be shown, and real name -> shown name.
+
+    A name that contains a secret or is unfit to quote becomes "input 0, whose name is not quoted".
+    """
     shown, names = list[TensorSpec](), dict[str, str]()
     for i, spec in enumerate(specs):
         allowed = quoted_names([spec.name], secrets)
@@ -114,10 +122,10 @@ def _quotable(specs: Sequence[TensorSpec], secrets: Sequence[str], what: str) ->
 
 
 def _read_sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Any:
-    """Read the sample and check that it fits the inputs.
+    """Read input `index` of the sample, or the arrays of an .npz file by the inputs' names; check that it fits the inputs.
 
     Raises:
-        BadInput: it does not.
+        BadInput: it cannot be read, or does not fit.
     """
     arrays = by_name(path, [spec.name for spec in specs]) if len(specs) > 1 else {}
     x = arrays or input_at(path, index)
@@ -145,7 +153,7 @@ def _finding_of(findings: Sequence[Finding], about: str) -> str | None:
 
 
 def _read(row: Mapping[str, Any], kind: str | None, output: str | None) -> SampleAnswer:
-    """Return the answer, or error, that a router gives for these outputs."""
+    """Return the answer, or error, that a router gives for these outputs. None of kind, output: unknown."""
     try:
         outputs: Any = (
             row[output] if output is not None else row if kind in {"label+probabilities", "boxes"} else next(iter(row.values()))

@@ -84,7 +84,9 @@ class LabelPage:
             self._thread.join(START_S)
 
     def ask(self, asked: Asked) -> Reply:
-        """Show a question, and wait for its reply.
+        """Show a question on the page, in place of the one before, and wait for its reply, without a limit.
+
+        Replies to earlier questions, as of another tab, are dropped.
 
         Raises:
             PolicyError: the server has ended.
@@ -106,22 +108,22 @@ class LabelPage:
         self._stop = stop
 
     def _app(self) -> Starlette:
-        """Return the application."""
+        """Return the web application: the page, open to all, and the question and replies, which need the token."""
         guard = Middleware(Guard, token=self._token, without_token=OPEN, what="calibrate", links=OPEN)
         routes = [Route("/", _page), Route("/question", self._show), Route("/reply", self._take)]
         return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[guard])
 
     async def _show(self, request: Request) -> Response:
-        """Return the question; its number alone if the page has it already."""
+        """Return the question as JSON; its number alone if the page has it already, by `seen=NUMBER`."""
         question = self._question
         seen = request.query_params.get("seen") == str(question["number"])
         return _json({"number": question["number"]} if seen else question)
 
     async def _take(self, request: Request) -> Response:
-        """Take a reply. The token in the header keeps other pages from sending one, also by GET.
+        """Take a reply to the present question for `ask`, which waits for it.
 
         Raises:
-            BadInput: it is none.
+            BadInput: it is no reply, or to another question.
         """
         number = request.query_params.get("number", "")
         reply = next((known for known in REPLIES.values() if known == request.query_params.get("reply")), None)

@@ -1,4 +1,4 @@
-"""Command `edgeroute models`: lists, updates and activates the models of a device, and publishes catalogs."""
+"""Command `edgeroute models`: lists, downloads, verifies and activates a device's models, and creates and signs catalogs."""
 
 from __future__ import annotations
 
@@ -129,6 +129,9 @@ def pin(name: Name, *, version: Version = None, off: bool = False, store: Store 
 
     Args:
         off: Let updates change the version again.
+
+    Raises:
+        typer.BadParameter: `off` and a version are both given.
     """
     if off and version:
         raise typer.BadParameter("they exclude each other", param_hint="--version and --off")
@@ -145,6 +148,8 @@ def remove(
 
     Args:
         version: Version to remove.
+
+    The active version is refused by an error.
     """
     with _catalog(store) as catalog:
         catalog.remove(name, version)
@@ -216,6 +221,8 @@ def keygen(
 
     Args:
         rotate: Replace the keys by those in this folder.
+
+    Both signing keys are files in the folder `keys`. A rotation signs the catalog anew by old and new keys.
     """
     from edgeroute.tools import catalog_publish
 
@@ -253,6 +260,8 @@ def publish(
         record: Run the model here on the canary inputs, and take its answers as right.
         requires: Lowest edgeroute.
         notes: Text for people.
+
+    Copies the files into the catalog's folder. `record` without `canaries` is refused.
     """
     from tempfile import TemporaryDirectory
 
@@ -285,6 +294,8 @@ def sign(
 
     Args:
         withdraw: Remove it from the list.
+
+    Replaces the signed list in the catalog's folder by one that is valid for `days`.
     """
     from edgeroute.tools import catalog_publish
 
@@ -294,7 +305,9 @@ def sign(
 
 
 def _record_answers(model: Path, inputs: Path, to: Path) -> Path:
-    """Run the model on the inputs of a file, write inputs and answers to `to`, and return that path.
+    """Run the model on the inputs of an .npz file, write inputs and answers to `to` as canaries, and return that path.
+
+    The inputs are the array `inputs`, or `input:NAME` for each of several.
 
     Raises:
         BadInput: the file cannot be read, or has no inputs.

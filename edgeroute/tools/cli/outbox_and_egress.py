@@ -1,4 +1,7 @@
-"""Commands on the state folder: `outbox` shows and changes waiting requests, `egress` shows the ledger of attempts to send."""
+"""Commands on the state folder: `outbox` shows and changes waiting requests, `egress` shows the ledger of attempts to send.
+
+Also the helpers that find a state folder (`state_folder`), open an outbox, and parse times.
+"""
 
 from __future__ import annotations
 
@@ -88,6 +91,9 @@ def retry(
 
     Args:
         every: Requeue all dead letters.
+
+    Prints how many wait again. Returns exit code 1, with an error on stderr, for each id that has no dead entry; the others are
+    requeued. Ids and `every` exclude each other.
     """
     names = _ids(ids, every, "--all")
     with _open_outbox(policy, state) as box:
@@ -112,6 +118,9 @@ def drop(
     Args:
         every: Delete all dead letters.
         yes: Do not ask for confirmation.
+
+    Asks on stderr, and waits for y on stdin; any other reply aborts. Returns exit code 1, with an error on stderr, for ids that
+    do not exist; the others are deleted. Ids and `every` exclude each other.
     """
     names = _ids(ids, every, "--all-dead")
     with _open_outbox(policy, state) as box:
@@ -133,6 +142,9 @@ def export(*, out: File | None = None, policy: OptionalPolicy = None, state: Opt
 
     Args:
         out: New file, which only you may read, instead of stdout.
+
+    Raises:
+        StoreError: the file exists or cannot be written, or the outbox cannot be read.
     """
     with _open_outbox(policy, state) as box:
         if out is None:
@@ -151,12 +163,7 @@ def export(*, out: File | None = None, policy: OptionalPolicy = None, state: Opt
 
 
 def state_folder(policy: Path | None, state: Path | None) -> Path:
-    """Return the state folder, whether it exists or not.
-
-    Raises:
-        PolicyError: the policy is invalid, or has no state folder.
-        typer.BadParameter: not exactly one of both is given.
-    """
+    """Return the state folder: `state` itself, or the one in the policy file, relative to its folder. It need not exist."""
     if state is not None and policy is None:
         return state
     if policy is None or state is not None:
@@ -182,10 +189,10 @@ def _dumps(value: Any) -> str:
 
 @contextmanager
 def _open_outbox(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
-    """Open the outbox of a state folder, and close it at the end of the `with` block.
+    """Open the outbox of a state folder, and close it at the end of the `with` block. Creates none.
 
     Raises:
-        BadInput: there is none, or it cannot be read; none is created.
+        BadInput: there is none, or it cannot be read.
     """
     path = state_folder(policy, state) / "outbox.db"
     if not os.access(path, os.R_OK):  # opening it would create one
@@ -207,14 +214,17 @@ def opened_outbox(path: Path) -> Iterator[Outbox]:
 
 
 def _ids(ids: list[str] | None, every: bool, option: str) -> list[str] | None:
-    """Return the ids without duplicates; None: all. Refuse both and neither."""
+    """Return the ids without duplicates; None: all. Raise `typer.BadParameter` for both and for neither.
+
+    option: the option that means all, for the message.
+    """
     if bool(ids) == every:
         raise typer.BadParameter("one of the two is needed", param_hint=f"ID... or {option}")
     return [*dict.fromkeys(ids)] if ids else None
 
 
 def _report_missing(names: Iterable[str] | None, existing: Iterable[str], why: str, *, as_json: bool) -> int:
-    """Print an error for each id that does not exist; return exit code 1 if there is one, else 0."""
+    """Print an error on stderr for each of `names` that is not in `existing`; return exit code 1 if there is one, else 0."""
     missing = [name for name in names or () if name not in existing]
     for name in missing:
         print(line(BadInput(why), as_json=as_json, id=name), file=sys.stderr)
@@ -234,7 +244,7 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
 def parse_time(text: str) -> float:
     """Parse a time to seconds since 1970: `90m`, `1h` or `7d` ago, or `2026-11-24` (or `2026-11-24T12:30`) in local time.
 
-    All else is refused.
+    Raises `typer.BadParameter` for all else.
     """
     try:
         return process.now() - seconds(text)
@@ -261,6 +271,11 @@ def egress(
         since: Show attempts from then on: 1h (ago), or 2026-11-24.
         data_class: Show only this data class.
         to: Show only destinations that contain this text.
+
+    Totals by destination and class follow. The table has the latest 500; JSON has all. Incomplete lines are counted.
+
+    Raises:
+        BadInput: there is no ledger.
     """
     from edgeroute.stores.rotated_json_lines import read
 
@@ -293,7 +308,7 @@ def egress(
 
 
 def _sent(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Parse a line of the ledger; None if a field is missing or invalid."""
+    """Return the fields of an attempt in a line of the ledger, converted; None if a field is missing or invalid."""
     try:
         return {name: convert(record[name]) for name, convert in FIELDS.items()}
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -24,7 +24,9 @@ from edgeroute.tools.cli.status import read_state
 
 
 def rewrite_policy(path: Path, threshold: str) -> str | None:
-    """Return a policy's text with the hidden edge on trial as its edge, and this threshold; None for a format without rewriting.
+    """Return a policy's text with the hidden edge on trial as its edge, and this threshold; None unless it is TOML or JSON.
+
+    Comments of TOML stay. Writes nothing.
 
     Args:
         path: path of a policy with one edge model and a hidden one on trial.
@@ -61,9 +63,9 @@ def instruction(threshold: str) -> str:
 
 
 def _apply_trial(data: Any, threshold: str) -> None:
-    """Make the hidden edge on trial the edge of a policy's data, with this threshold, and remove the trial; changes it in place.
+    """Make the hidden edge on trial the edge of a policy's data, with this threshold, and remove that trial; changes it in place.
 
-    A path alone goes into the present section, whose hash and card are removed.
+    A hidden edge that is a path alone goes into the present [edge], whose hash and card are removed.
     """
     trials = data["trial"]
     trial_list = trials if isinstance(trials, list) else [trials]
@@ -161,7 +163,9 @@ def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, m
 
 
 def roll_back(policy: Path, memory: Memory) -> None:
-    """Put the policy before the switch in force again, and record the time in the memory's file.
+    """Put the policy before the switch, from `POLICY.before`, in force again, and record the time in the memory's file first.
+
+    The file of before stays.
 
     Raises:
         PolicyError: its file is missing or was changed.
@@ -176,7 +180,10 @@ def roll_back(policy: Path, memory: Memory) -> None:
 
 
 def alarm(folder: Path, checksum: str) -> str:
-    """Return the text of the audits' alarm under that certificate; empty without one or a state, or for the deferral rate's."""
+    """Return the text of the alarm that audits raised under the certificate with this checksum, as stored in the state folder.
+
+    Returns "" without a state or an alarm, or if only the deferral rate raised it.
+    """
     try:
         stored = read_state(folder).get("audit:edge")
     except BadInput:
@@ -190,7 +197,9 @@ def alarm(folder: Path, checksum: str) -> str:
 
 
 def _try(policy: Path, text: str) -> None:
-    """Build a router from the text, in a temporary file in the policy's folder, since its paths are relative to that; delete it.
+    """Build a router from the text, to see that it is valid, and close it; nothing stays.
+
+    The text is in a temporary file in the policy's folder meanwhile, since its paths are relative to that.
 
     Raises:
         PolicyError: it is invalid, or the certificate does not hold for its models.

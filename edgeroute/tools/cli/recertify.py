@@ -55,6 +55,11 @@ def recertify(
         sure: Confidence level of the guarantee.
         force: Also roll back a policy that was edited after the switch.
         dry_run: Print what would be done, and do nothing.
+
+    Replaces the policy file, and writes the certificate beside it. Holds the lock `recertify.lock` in the state folder.
+
+    Raises:
+        StoreError: another recertify is running.
     """
     from edgeroute.stores.rotated_json_lines import ProcessLock
     from edgeroute.tools.cli.policy_switch_and_rollback import Memory
@@ -75,9 +80,9 @@ def recertify(
 
 
 def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_run: bool) -> Step | None:
-    """Roll back after an alarm; None if there was no switch that is in force, or no alarm. A dry run changes nothing.
+    """Roll back to the policy before the last switch if there is an alarm since; return the step, None if there is nothing to do.
 
-    A policy that was edited since is refused; with `force` it is copied to `POLICY.edited` before.
+    A policy that was edited since is refused; with `force` it is copied to `POLICY.edited` before. A dry run changes nothing.
     """
     from edgeroute.system.process import replace_file
     from edgeroute.tools.cli.policy_switch_and_rollback import alarm, backup_path, hash_of, roll_back
@@ -102,7 +107,10 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
 
 
 def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, sure: float | None, *, dry_run: bool) -> Step:
-    """Put the hidden edge on trial in force if its certificate holds, by its audits; otherwise return why not."""
+    """Judge the hidden edge on trial by its audits; put it in force if its certificate holds and it is better. Return the step.
+
+    Otherwise the step says why not. Notes the look in the state folder, unless `dry_run`.
+    """
     with plain_router(policy) as router:
         if router.engine.snapshot.hidden is None:
             since = f" since the switch of {local_time(memory.switch['at'])}" if memory.switch else ""
@@ -117,10 +125,10 @@ def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, 
 
 
 def _promise(router: Router, max_loss: float | None, sure: float | None) -> tuple[float, float]:
-    """Return the share of answers that may differ and the risk: as given, or of the certificate in use (95 % without one).
+    """Return the share of answers that may differ, and the risk (1 - `sure`): as given, or of the certificate in use, else 5 %.
 
     Raises:
-        typer.BadParameter: neither states the loss.
+        typer.BadParameter: neither states the loss, or a share is not between 0 and 1.
     """
     bound = router.engine.snapshot.certificates[0]
     certificate = None if bound is None or bound.certificate.kind != "max_loss" else bound.certificate
@@ -139,8 +147,8 @@ def _judge(
 ) -> tuple[Step, Certificate | None, str]:
     """Return the step to report, the hidden edge's certificate or None, and a digest of its fingerprints.
 
-    There is a certificate if its audits give one and show that it is better than the edge in use. Notes the look in the folder,
-    unless `dry_run`.
+    There is a certificate if its audits (since its last rollback) give one, and show that it is better than the edge in use. The
+    look is noted in `home` unless `dry_run`. Too few audits are no error: the step has exit code 5.
     """
     from edgeroute.confidence.certificate import NotEnough, digest
     from edgeroute.core.routing_policy import EDGE_TRIAL, INF
@@ -210,7 +218,7 @@ def _compare_with_edge(
 
 
 def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memory, judged: Step, *, dry_run: bool) -> Step:
-    """Write the certificate, and put the hidden edge in force; on a dry run neither.
+    """Write the certificate beside the policy, and put the hidden edge in force; on a dry run neither. Return the step.
 
     A policy in a format that is not rewritten stays, and the step says what to edit. judged: why the edge is better, and notes.
     """

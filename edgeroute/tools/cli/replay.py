@@ -28,7 +28,7 @@ LOG, EDGE = "A foreign log", "The log of one model, and an edge on this device" 
 
 
 def _prices(text: str) -> Prices:
-    """Parse a price, or read FILE.toml, in which each model has one. Raises BadParameter for all else."""
+    """Parse a price for all models, or read FILE.toml, in which each model has one; raise `typer.BadParameter` for all else."""
     from edgeroute.policy.file_and_environment import parse_toml
     from edgeroute.system.untrusted_files import read_text
 
@@ -43,7 +43,7 @@ def _prices(text: str) -> Prices:
 def _price(text: object) -> Price:
     """Parse `0.002`, dollars a request, or `0.15/0.60`, dollars a million tokens of prompt and completion.
 
-    Raises BadParameter for all else, as negative numbers.
+    Raises `typer.BadParameter` for all else, also negative numbers.
     """
     from edgeroute.tools.replay.logs import Price
 
@@ -60,7 +60,7 @@ def _price(text: object) -> Price:
 
 
 def _numbers(text: str, option: str) -> list[float]:
-    """Parse numbers between commas. Raises BadParameter for anything else, also infinite and negative ones."""
+    """Parse numbers between commas; raise `typer.BadParameter` for anything else, also infinite and negative ones."""
     try:
         numbers = [float(part) for part in text.split(",") if part]
     except ValueError:
@@ -75,7 +75,11 @@ _of_edge = partial(typer.Option, rich_help_panel=EDGE)
 
 
 def _check_given(context: typer.Context, log: str | None, *, edge: bool) -> None:
-    """Refuse options that are for a trace where there is a log, for a log where there is none, or for another kind of log."""
+    """Refuse options of the command line that are for a trace where there is a log, for a log where there is none, or for --edge.
+
+    Raises:
+        typer.BadParameter: names the first such option, and why. Defaults and variables of the environment are not looked at.
+    """
     for parameter in context.command.params:
         name, source = str(parameter.name), context.get_parameter_source(str(parameter.name))
         if source is None or source.name != "COMMANDLINE" or name in {"trace", "log", "as_json"}:
@@ -173,6 +177,12 @@ def replay(
         id_at: Path of the request's ID in a line, as metadata.job.
         score_at: Path of the answer's score in a line, 0..1; default: agreement with the cloud.
         match: Answers agree if they differ only in case and spaces, or exactly.
+
+    Returns exit code 5 if --edge has answered too few requests for a certificate. One without a threshold, or not bound to a
+    model, is not written.
+
+    Raises:
+        typer.BadParameter: options do not fit together, there is neither a policy nor a log, or several traces.
     """
     _check_given(context, log, edge=bool(edge))
     if log is not None:

@@ -44,6 +44,8 @@ def serve(
         models: Model files, each with its card beside it; `fashion`, which comes with edgeroute; module:name in Python.
         host: Address to listen on; there is no authentication.
         max_batch: Rows of several requests to merge into one run.
+
+    Blocks; prints the models' URLs once it listens. Returns exit code 130 after Ctrl-C, else 0.
     """
     from edgeroute import models as built_in
     from edgeroute.tools.server.serve import named_model
@@ -82,6 +84,8 @@ def gateway(
         host: Address to listen on; any but this machine's own needs a token.
         name: Further name of the model, beside edgeroute and the policy's; may be repeated.
         max_concurrent: Most requests at a time; further ones get 429.
+
+    Blocks until Ctrl-C (exit code 130) or SIGTERM (0); prints the URL once it listens.
     """
     from edgeroute.record.structured_logging import RequestLog
     from edgeroute.tools.server.gateway import gateway as run
@@ -105,7 +109,15 @@ Record = Annotated[Path | None, typer.Option(metavar="FILE", help="The trace fil
 
 
 def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -> Monitor:
-    """Return a monitor that follows these files; not started yet.
+    """Return a monitor that follows a router's trace and state folder, of the policy or as named; not started yet.
+
+    Nothing is written. A trace that does not exist yet is waited for, but a `record` must exist. Notes say what is not to be
+    seen.
+
+    Args:
+        policy: policy file; None: unknown.
+        record: trace to follow, in place of the policy's.
+        state: state folder, in place of the policy's.
 
     Raises:
         PolicyError: the policy is invalid.
@@ -143,7 +155,7 @@ def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -
 
 
 def _places(policy: Path) -> tuple[Path | None, Path | None, float]:
-    """Return a policy's state folder and trace file, None if it has none, and the share of requests that is traced."""
+    """Return a policy's state folder and its trace file, None if it has none, and the share of requests that is traced, 0..1."""
     from edgeroute import policy as settings
     from edgeroute.policy.single_sections import at
 
@@ -172,7 +184,10 @@ class FileSources:
         self._opened: Opened | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return the state as `edgeroute status --json` prints it, with the policy; errors become notes."""
+        """Return the state as `edgeroute status --json` prints it, without shadow runs, with the policy and notes.
+
+        A policy or state that cannot be read becomes a note; `StoreError` passes.
+        """
         from edgeroute.tools.cli.status import read_status
         from edgeroute.tools.dashboard.request_window import policy_summary
 
@@ -209,7 +224,7 @@ class FileSources:
         return None if snapshot is None else certificates_of(snapshot)
 
     def _now(self) -> Opened:
-        """Return the policy as a router would have it, read again if the file has changed."""
+        """Return the policy as a router would have it; read again, with its models' cards, if the file has changed."""
         from edgeroute.tools.cli.status import open_policy
 
         stamp = None if self._policy is None else file_stamp(self._policy)
@@ -241,6 +256,8 @@ def dashboard(
 
     Args:
         host: Address to listen on. There is no TLS: elsewhere the token can be intercepted.
+
+    Blocks until Ctrl-C (exit code 130) or SIGTERM (0).
     """
     from edgeroute.tools.dashboard.web_page import serve as run
     from edgeroute.tools.server.access_limits_and_errors import token_of

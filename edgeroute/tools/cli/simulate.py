@@ -1,4 +1,4 @@
-"""Command `edgeroute simulate`: an outage, or a small cloud, for a fleet of simulated devices."""
+"""Command `edgeroute simulate`: `fleet`, an outage or the days of simulated devices; `load`, a cloud too small for them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,7 @@ if TYPE_CHECKING:
 
 
 def device_of(policy: Path | None, **more: float | None) -> Device | None:
-    """Return the simulated device with a policy file; None without one.
-
-    more: fields of the device; those that are None have its defaults.
-
-    Raises:
-        typer.BadParameter: a field is not a number, or there is no policy to use it, or the policy lacks an edge or a cloud.
-    """
+    """Return the simulated device with a policy file, which is read; None without one."""
     fields = {name: value for name, value in more.items() if value is not None}
     if any(value != value for value in fields.values()):  # noqa: PLR0124 - NaN is in no range, and out of none
         raise typer.BadParameter("each of the device's options needs a number, not nan")
@@ -70,7 +64,7 @@ def device_dict(device: DeviceResult) -> dict[str, Any]:
 
 
 def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
-    """Return explanations of the devices' state in the output; none without a state."""
+    """Return explanations of what the output says on the devices' battery, heat and rules; [] if `state` is None."""
     if state is None or scenario.device is None:
         return []
     from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import CHARGE, SIMULATED, SURROUNDINGS_C
@@ -102,7 +96,7 @@ simulate = typer.Typer(name="simulate", no_args_is_help=True, help="Simulate man
 
 
 def multiple(text: str) -> float:
-    """Parse `1.5x` to 1.5; refuse 0x, more than 1,000x and all else."""
+    """Parse `1.5x` to 1.5; raise `typer.BadParameter` for 0x, more than 1,000x and all else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?x", str(text).strip())
     if match is None or not 0 < float(match[1]) <= MOST_MULTIPLE:
         need = f"a multiple of the usual load, more than 0x and at most {MOST_MULTIPLE:,}x, as in 1.5x"
@@ -111,7 +105,7 @@ def multiple(text: str) -> float:
 
 
 def simulated_time(text: str) -> float:
-    """Parse a time, as `seconds` does; refuse more than 30 days."""
+    """Parse a time with a unit to seconds; raise `typer.BadParameter` for one without, and for more than 30 days."""
     time_s = seconds(text)
     if time_s > LONGEST_S:
         raise typer.BadParameter(f"the longest time to simulate is {LONGEST_S / 86_400:g}d, not {text!r}")
@@ -191,6 +185,11 @@ def fleet(
         bad_policy: Also roll out a bad policy.
         drift: Share of the devices whose disagreement rises, eightfold.
         liars: Share of the devices that report false counts.
+
+    Blocks, with a process for each mechanism and a progress bar; prints tables, or JSON. Nothing is sent or written.
+
+    Raises:
+        typer.BadParameter: the cloud has no load or too much, the length ends before the outage, or the capacity is 1x or less.
     """
     from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import AGAIN_S, Scenario, clients
 
@@ -228,9 +227,9 @@ def fleet(
 def simulate_clients(
     scenario: Scenario, compared: Sequence[Client], row: Callable[[Scenario, Client], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Simulate each client in its own process, with a progress bar, and return the results in order. Blocks.
+    """Call `row(scenario, client)` for each client in its own process, with a progress bar; wait, and return them in order.
 
-    The processes are terminated at once if this one is interrupted.
+    At most as many processes as cores run at a time. They are terminated at once if this one is interrupted or one fails.
     """
     from concurrent.futures import ProcessPoolExecutor, wait
     from multiprocessing import active_children, get_context
@@ -259,7 +258,10 @@ def simulate_clients(
 
 
 def simulate_days(as_json: bool, *fields: Any) -> None:
-    """Simulate the days of a fleet with these fields, and print the results."""
+    """Simulate the days of a fleet, with a progress bar, and print the results as tables, or as JSON. Blocks.
+
+    fields: those of `Fleet`, in their order.
+    """
     from edgeroute.tools.fleet.simulated_days import Fleet, summary
     from edgeroute.tools.measure.report.progress_bar import bar
 
@@ -289,7 +291,7 @@ def simulate_days(as_json: bool, *fields: Any) -> None:
 
 
 def days_notes(fleet: Fleet, result: dict[str, Any]) -> list[str]:
-    """Return the results of a fleet's days that are in no table."""
+    """Return the results of a fleet's days that are in no table, as sentences: alarms, suspects, certificates, digests' size."""
     day = {row["liars"]: "no alarm" if row["day"] is None else f"an alarm on day {row['day']}" for row in result["alarms"]}
     lines = [f"The fleet's test, with {liars:.0%} liars allowed for: {text}." for liars, text in day.items()]
     named = {name: sum(row[name] for row in result["suspects"]) for name in ("drift", "liars", "wrong")}
@@ -347,7 +349,10 @@ COUNTS = ("cloud_back_s", "fleet_back_s", "degraded", "lost", "queued", "deliver
 
 
 def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
-    """Run one simulation, in its own process, and return its results. Times in seconds, shares 0..1."""
+    """Simulate an outage with one client, and find the capacity it needs; return the results as JSON data: seconds, shares 0..1.
+
+    It runs in a process of its own.
+    """
     from edgeroute.tools.replay.fleet.fleet_simulation import needed
     from edgeroute.tools.replay.fleet.fleet_simulation import simulate as run
 
@@ -365,7 +370,7 @@ def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
 
 
 def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
-    """Print the results of an outage as tables, with notes."""
+    """Print the results of an outage: a table with a row for each client, one of the rules of the devices' policy, and notes."""
     from edgeroute.tools.replay.fleet.fleet_simulation import MOST
 
     lines = [
@@ -460,7 +465,7 @@ FEW = 20_000  # most devices: each one's limit of concurrent calls is simulated
 
 def load(
     *,
-    devices: Annotated[int, typer.Option(min=1, max=FEW, help="Number of devices.")] = 1_000,
+    devices: Annotated[int, typer.Option(min=1, max=FEW)] = 1_000,
     per_minute: PerMinute = 60.0,
     defer: Defer = 0.1,
     capacity: Capacity = "0.6x",
@@ -474,6 +479,14 @@ def load(
     """Simulate a fleet with a cloud that is too small for it: with load hints, adaptive concurrency, both and neither.
 
     Where the edge would defer, its answers are assumed right in 80 % where it is surest, down to 20 %, and the cloud's in 95 %.
+
+    Args:
+        devices: Number of devices.
+
+    Blocks, with a process for each of the four and a progress bar; prints a table, or JSON.
+
+    Raises:
+        typer.BadParameter: the cloud has no load or too much.
     """
     from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import LOAD_AWARE, Scenario
 
@@ -513,7 +526,10 @@ def load(
 
 
 def _load_results(scenario: Scenario, client: Client) -> dict[str, Any]:
-    """Run one simulation, in its own process, and return its results. Times in seconds, shares 0..1."""
+    """Simulate a cloud that is too small with one client; return the results as JSON data: seconds, shares 0..1.
+
+    It runs in a process of its own.
+    """
     from edgeroute.tools.replay.fleet.fleet_simulation import simulate as run
 
     result = run(scenario, client)

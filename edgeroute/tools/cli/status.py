@@ -57,7 +57,9 @@ class Value(NamedTuple):
 
 
 def read_state(folder: Path) -> dict[str, Value]:
-    """Read all values in the state folder, by name, without those that are not JSON.
+    """Read all values in the state folder's database, by name, also while a router writes it.
+
+    Values that are not JSON are left out.
 
     Raises:
         BadInput: the folder has no state.
@@ -118,7 +120,9 @@ def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
 
 
 def shadow_stats(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
-    """Compute statistics of shadow runs from the audit log; invalid lines are left out.
+    """Compute statistics of shadow runs, by edge model, from the whole audit log; invalid lines are left out. [] without a log.
+
+    A shadow run compares an edge model's answer with the cloud's, and is not shown.
 
     Args:
         log: path of the audit log.
@@ -158,7 +162,7 @@ def _accepted(line: Mapping[str, Any], target: Target | None) -> bool:
 
 
 def shadow_lines(stats: ShadowStats, target: Target | None, *, first: bool) -> list[str]:
-    """Return the lines of text about shadow runs.
+    """Return the lines of text about an edge model's shadow runs: share it would answer, differences, savings, failures, times.
 
     Args:
         stats: statistics of an edge model's shadow runs.
@@ -300,7 +304,9 @@ class Status(NamedTuple):
 
 
 def open_policy(policy: Path | None) -> Opened:
-    """Read a policy and its models' cards; a missing model gives only a note. None: no policy.
+    """Return a policy as a router would have it, with its models' cards; a missing model gives only a note. None: no policy.
+
+    A router is built and closed again; it runs no model, sends nothing, and does not touch the state folder.
 
     Raises:
         PolicyError: the policy is invalid.
@@ -323,7 +329,9 @@ def open_policy(policy: Path | None) -> Opened:
 
 
 def read_status(of: Opened, home: Path, *, shadow_runs: bool = True) -> Status:
-    """Read a state folder.
+    """Read a state folder, with its outbox, waiting digests and, if `shadow_runs`, audit log; return all that `status` shows.
+
+    Without a policy in `of`, what needs one is unknown.
 
     Args:
         of: the policy.
@@ -348,7 +356,7 @@ def read_status(of: Opened, home: Path, *, shadow_runs: bool = True) -> Status:
 
 
 def _edges(of: Opened, state: Mapping[str, Value]) -> list[Edge]:
-    """Return the status of each edge model with a threshold; without a policy, as stored."""
+    """Return the status of each edge model with a threshold in the policy; without a policy, of each that is stored, sorted."""
     dumps = {name.removeprefix(EDGE): value.value for name, value in state.items() if name.startswith(EDGE)}
     dumps = {name: dumped for name, dumped in dumps.items() if isinstance(dumped, dict)}
     if of.snapshot is None:
@@ -361,7 +369,7 @@ def _edges(of: Opened, state: Mapping[str, Value]) -> list[Edge]:
 
 
 def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | None, dumped: Mapping[str, Any] | None) -> Edge:
-    """Return the status that a router with this policy would have if it started now.
+    """Return the status of an edge model that a router with this policy would have if it started now, with stored alarms.
 
     The stored counts are left out if they belong to another certificate.
     """
@@ -409,7 +417,7 @@ def _stored(state: Mapping[str, Value], name: str) -> dict[str, Any]:
 
 
 def _evidence(dumps: list[Any]) -> float:
-    """Return the mean evidence of the stored drift tests; 0 if they cannot be read."""
+    """Return the mean evidence of the stored drift tests; tests from the first that cannot be read on count as 0."""
     from edgeroute.core.sequential_tests import Drift
 
     total = 0.0
@@ -422,7 +430,7 @@ def _evidence(dumps: list[Any]) -> float:
 
 
 def _latencies(state: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
-    """Return number of answers, and median and 99 % quantile of latency in seconds, by leg.
+    """Return number of answers, and median and 99 % quantile of latency in seconds, by leg (one model or endpoint).
 
     A leg that cannot be read is left out.
     """
@@ -503,7 +511,7 @@ def _spent(state: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[
 
 
 def _outbox(path: Path) -> dict[str, int] | None:
-    """Return the numbers of entries in an outbox; None if there is no file, and none is created."""
+    """Return the numbers of entries in an outbox, by state; None if there is no file, and none is created."""
     if not path.exists():  # opening it would create one
         return None
     with opened_outbox(path) as box:
@@ -523,7 +531,10 @@ def _fleet(state: Mapping[str, Value], folder: Path) -> dict[str, Any] | None:
 
 
 def edge_lines(edge: Mapping[str, Any]) -> list[str]:
-    """Return the lines about an edge model, as far as it is known. edge: fields of `Edge`; some may be missing."""
+    """Return the lines about an edge model, as far as it is known: threshold, certificate, alarm, audits, evidence, deferrals.
+
+    edge: fields of `Edge`; some may be missing.
+    """
     threshold, made, alarm, limit, usual = (edge.get(name) for name in ("threshold", "made", "alarm", "limit", "usual"))
     level = "not known" if threshold is None else "none" if threshold == "inf" else f"{float(threshold):.6g}"
     lines = [f"{edge['target']}: threshold {level}" + (f" ({edge['promise']})" if edge["promise"] else "")]
@@ -570,6 +581,11 @@ def arms(
     Args:
         devices: Output of `edgeroute status --json`, one device a line or file; or state folders.
         report: Also write the report as an HTML page.
+
+    Trials of the same side and arm are compared together. A device without a trial is named on stderr, and left out.
+
+    Raises:
+        BadInput: a file is no such output, or trials cannot be read.
     """
     from edgeroute.tools.measure.fleet_trial import compare
     from edgeroute.tools.measure.report.report_page import basis, document, fleets_page

@@ -54,9 +54,10 @@ def read_table(
     fitted: Columns = Columns(),  # noqa: B008 - a tuple
     piped: bytes | None = None,
 ) -> Iterator[Item]:
-    """Yield the rows of a table as inputs; memory is needed for some rows alone.
+    """Yield the rows of a table, CSV or Parquet, as inputs with label and group; memory is needed for some rows alone.
 
     A row's input is an array of its numbers; its text or array, if there is one column; else a mapping from column to value.
+    Errors come when the first row is taken, or at the row in question.
 
     Args:
         path: path of the file.
@@ -107,7 +108,13 @@ def read_table(
 
 
 def _label(path: Path, columns: Sequence[str], given: str | None, keys: Sequence[str]) -> str | None:
-    """Return the name of the column of labels; None: there is none. Raises BadInput if it is missing or ambiguous."""
+    """Return the name of the column of labels: as given, by name or index, else the one with a usual name; None: there is none.
+
+    keys: columns that are inputs, and so no labels.
+
+    Raises:
+        BadInput: the given column is missing, or several have usual names.
+    """
     if given is not None:
         if given == NONE and NONE not in columns:
             return None
@@ -131,7 +138,7 @@ def _input(values: Mapping[str, Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a label or group: whole numbers as int, missing ones as None."""
+    """Return a label or group of a cell: whole numbers as int, also from text; empty texts and NaN as None."""
     if isinstance(value, str):
         return label_of(text) if (text := value.strip()) else None
     if isinstance(value, float):
@@ -143,9 +150,13 @@ def _plain(value: Any) -> Any:
 
 
 def _csv(path: Path, note: Note, piped: bytes | None) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
-    """Return the names of the columns, by number without a header, and the rows with their places in the file.
+    """Return the names of the columns, by number without a header, and the rows with their places, read as they are taken.
 
-    A first row of numbers alone is no header. Numbers are in columns without any other text in the first rows; NaN if empty.
+    A first row of numbers alone is no header. A column has numbers if the first 1,000 rows have no other text in it; an empty
+    cell is NaN there. `note` is told of a missing header, or of a first column without a name.
+
+    Raises:
+        BadInput: there are no rows, a column has no name, or (also later) a row has another width or text among numbers.
     """
     rows = _cells(path, piped)
     begin = [*islice(rows, HEAD + 1)]
@@ -197,7 +208,13 @@ def _check_width(path: Path, number: int, row: Sequence[str], columns: Sequence[
 
 
 def _cells(path: Path, piped: bytes | None) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row that is not empty, with the number of its last line; the separator is that of the first line."""
+    """Yield each row of CSV that is not empty, with the number of its last line.
+
+    The separator is that of , ; and tab that makes most cells of the first line.
+
+    Raises:
+        BadInput: it is no text in UTF-8, or no CSV.
+    """
     with open_file(path) if piped is None else io.BytesIO(piped) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         try:
             first = text.readline(FIRST_LINE)
@@ -220,7 +237,7 @@ def _cell(cell: str, as_float: bool = False) -> int | float | None:
 
 
 def _number(cell: str) -> int | float | None:
-    """Return a cell's number; None: it is none."""
+    """Return a cell's number, as int if it is whole and exact as a float; None: it is no number, or has a `_`."""
     text = cell.strip()
     try:
         number = float(text)
@@ -235,7 +252,14 @@ def _number(cell: str) -> int | float | None:
 
 
 def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
-    """Return the names of the columns, and the rows with their places in the file."""
+    """Return the names of a Parquet file's columns, and its rows with their places, read as they are taken.
+
+    The name of an index of pandas is "". Lists become arrays and bytes pictures; an empty cell of numbers is NaN.
+
+    Raises:
+        BadInput: it cannot be read, or has no rows.
+        RuntimeMissing: pyarrow is not installed.
+    """
     parquet = import_needed("pyarrow.parquet", PARQUET)
     with open_file(path):  # a regular file that may be read
         pass
@@ -268,7 +292,7 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]
 
 
 def _dtype(kind: Any) -> Any:
-    """Return the type of an array for lists of that type of Arrow's; None: numpy's choice."""
+    """Return the type of an array for lists of that type of Arrow's, also nested; None: it is no list, or numpy's choice."""
     if not hasattr(kind, "value_type"):
         return None
     while hasattr(kind, "value_type"):
@@ -305,7 +329,12 @@ def array_of(values: list[Any], dtype: Any = None) -> Any:
 
 
 def pixels_in(file: IO[bytes]) -> Any:
-    """Return the pixels in an image's file, as `_pixels`, and with its errors."""
+    """Decode an image's file to uint8 [height, width] for grey, [height, width, channels] for colour, without transparency.
+
+    Raises:
+        RuntimeMissing: Pillow is not installed.
+        ValueError: the image is too large.
+    """
     pillow = load_pillow()
     try:
         with pillow.open(file) as image:

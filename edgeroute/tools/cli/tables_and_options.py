@@ -1,4 +1,4 @@
-"""Tables in the terminal, shared options, parsers of values with units, and logging of servers.
+"""Tables and notes in the terminal, options that commands share, parsers of values with units, and logging of servers.
 
 A table is as wide as the terminal; in a narrow one each row becomes a paragraph.
 """
@@ -36,6 +36,8 @@ def console() -> Console:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], left: Sequence[str] = ()) -> None:
     """Print rows under the names of their columns; as paragraphs if the terminal is too narrow.
+
+    Cells are made texts: None is "-". A state's mark is coloured, and left out where stdout is not UTF.
 
     Args:
         columns: names of the columns.
@@ -120,7 +122,10 @@ Metrics = Annotated[bool, typer.Option("--metrics", help="Serve /metrics for Pro
 
 
 def set_up_logging(form: Form | None) -> None:
-    """Make the process log requests in this form on stderr, in place of earlier handlers; None changes nothing."""
+    """Make the process log requests in this form on stderr, in place of earlier handlers; None changes nothing.
+
+    Edgeroute logs from INFO on, all else from WARNING on; Python's warnings are logged too.
+    """
     if form is None:
         return
     from edgeroute.record.structured_logging import JsonFormatter
@@ -139,7 +144,11 @@ UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(text: str) -> float:
-    """Parse `300ms`, `1.5s` or `2m` to seconds, as in policy files; refuse a number without a unit."""
+    """Parse `300ms`, `1.5s` or `2m` (ms, s, m, h, d) to seconds, as in policy files.
+
+    Raises:
+        typer.BadParameter: it is none, as a number without a unit.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|d)", str(text).strip())
     if match is None:
         raise typer.BadParameter(f"a time needs a unit, as in 300ms, 1.5s or 2m, not {text!r}")
@@ -147,7 +156,7 @@ def seconds(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Parse `20%` or `0.2` to 0.2; refuse less than 0 and more than 1."""
+    """Parse `20%` or `0.2` to 0.2; raise `typer.BadParameter` for less than 0, more than 1, and all else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(%?)", str(text).strip())
     value = float(match[1]) / (100 if match[2] else 1) if match else 2.0
     if value > 1:
@@ -156,7 +165,7 @@ def share(text: str) -> float:
 
 
 def rings_of(text: str) -> tuple[float, ...]:
-    """Parse `1%,10%,100%`; refuse shares that do not rise."""
+    """Parse `1%,10%,100%` to shares 0..1; raise `typer.BadParameter` unless they rise from above 0 to 100%."""
     shares = text if isinstance(text, tuple) else tuple(share(part) for part in str(text).split(","))
     if not all(low < high for low, high in pairwise((0.0, *shares))) or shares[-1] != 1:
         raise typer.BadParameter(f"rings must rise to 100%, as in 1%,10%,100%, not {text!r}")

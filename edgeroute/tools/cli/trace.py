@@ -31,6 +31,11 @@ def convert(
         source: A trace, or a folder of traces.
         out: The new file, or a folder.
         force: Replace existing files.
+
+    Prints for each new file the records, bytes, and incomplete lines that were left out. Creates folders.
+
+    Raises:
+        BadInput: of a single trace: it cannot be read, or the new file exists.
     """
     from edgeroute.tools.replay.parquet_traces import is_parquet
     from edgeroute.tools.replay.trace_files import convert as write
