@@ -199,7 +199,11 @@ REPLIES: Mapping[str, Reply] = {
 
 
 def in_terminal(asked: Asked) -> Reply:
-    """Print a question on stderr and wait for the reply on stdin, asking again for anything that is none; return it."""
+    """Print a question on stderr and wait for the reply on stdin, asking again for anything that is none; return it.
+
+    Raises:
+        KeyboardInterrupt: the reply is q, or stdin ends.
+    """
     shown = [f"--- {asked.done + 1} of at least {asked.done + asked.left}: {asked.name}", *(part.plain for part in asked.parts)]
     shown += [f"{key}: {answer}" for key, answer in zip("12", asked.answers, strict=True)]
     print(printable("\n".join(shown)), file=sys.stderr)

@@ -50,7 +50,11 @@ class Validation(NamedTuple):
 
 
 def test_images(folder: Path, given: Path | None) -> Images:
-    """Load all 10,000 images from `given`, or from Debian's dataset-fashion-mnist if installed; else the sample in `folder`."""
+    """Load all 10,000 images from `given`, or from Debian's dataset-fashion-mnist if installed; else the sample in `folder`.
+
+    Raises:
+        BadInput: `given` does not contain them.
+    """
     home = given or DEBIAN
     if given is not None or (home / IMAGES).exists():
         return Images(read_idx(home / IMAGES), read_idx(home / LABELS), f"the Fashion-MNIST test images in {home}")
@@ -312,7 +316,11 @@ def png(report: Report) -> bytes:
 
 
 def page(report: Report) -> str:
-    """Return the report as an HTML page: table, curve and notes."""
+    """Return the report as an HTML page: table, curve and notes.
+
+    Raises:
+        RuntimeMissing: matplotlib is not installed.
+    """
     label = "Accuracy over the share of images deferred"
     curve = html.figure(element(drawing(report), "curve"), label, f"{label}.")
     body = "\n".join([html.table(HEAD, rows(report), "Edge, cloud and cascade"), curve, html.listed(notes(report))])

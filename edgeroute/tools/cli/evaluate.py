@@ -101,7 +101,12 @@ def evaluate(
 
 
 def _may_write(report: Path) -> None:
-    """Check, before all inputs are answered, that the report's folder exists and that matplotlib is installed."""
+    """Check, before all inputs are answered, that the report's folder exists and that matplotlib is installed.
+
+    Raises:
+        RuntimeMissing: the plotting library is not installed.
+        typer.BadParameter: its folder does not exist.
+    """
     if not report.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {report.parent}", param_hint="--report")
     if find_spec("matplotlib") is None:

@@ -191,7 +191,11 @@ def _answers(
 
 
 def _group(router: Router, group: list[Item], options: dict[str, Any]) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
-    """Answer a batch in one call; if that fails, each input alone, yielding its error in place of its answer."""
+    """Answer a batch in one call; if that fails, each input alone, yielding its error in place of its answer.
+
+    Raises:
+        PolicyError, ModelMissing, RuntimeMissing: the error would recur for each input.
+    """
     if len(group) > 1:
         try:
             answers = router.infer_many([item.x for item in group], **options)

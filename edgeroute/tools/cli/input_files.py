@@ -318,7 +318,11 @@ def _value(value: Any) -> Any:
 
 
 def by_name(path: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Read those arrays of an .npz file that have one of these names; empty for a file of another kind."""
+    """Read those arrays of an .npz file that have one of these names; empty for a file of another kind.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
     if _suffix(path) != ".npz" or path.is_dir():
         return {}
     with _reading(path), _open(path) as file:

@@ -35,7 +35,11 @@ from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 
 def inspect_gguf(path: Path) -> Report:
-    """Report everything that a .gguf file's header states about its model, the file's hash, and what is open. Does not run it."""
+    """Report everything that a .gguf file's header states about its model, the file's hash, and what is open. Does not run it.
+
+    Raises:
+        ModelError: it is no complete .gguf file.
+    """
     about = gguf.read(path)
     facts = {
         "sha256": sha256_of(path),

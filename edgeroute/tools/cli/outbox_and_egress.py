@@ -163,7 +163,12 @@ def export(*, out: File | None = None, policy: OptionalPolicy = None, state: Opt
 
 
 def state_folder(policy: Path | None, state: Path | None) -> Path:
-    """Return the state folder: `state` itself, or the one in the policy file, relative to its folder. It need not exist."""
+    """Return the state folder: `state` itself, or the one in the policy file, relative to its folder. It need not exist.
+
+    Raises:
+        PolicyError: the policy is invalid, or has no state folder.
+        typer.BadParameter: not exactly one of both is given.
+    """
     if state is not None and policy is None:
         return state
     if policy is None or state is not None:

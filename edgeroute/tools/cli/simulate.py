@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 
 def device_of(policy: Path | None, **more: float | None) -> Device | None:
-    """Return the simulated device with a policy file, which is read; None without one."""
+    """Return the simulated device with a policy file, which is read; None without one.
+
+    more: fields of the device; those that are None have its defaults.
+
+    Raises:
+        typer.BadParameter: a field is not a number, or there is no policy to use it, or the policy lacks an edge or a cloud.
+    """
     fields = {name: value for name, value in more.items() if value is not None}
     if any(value != value for value in fields.values()):  # noqa: PLR0124 - NaN is in no range, and out of none
         raise typer.BadParameter("each of the device's options needs a number, not nan")

@@ -1,4 +1,7 @@
-"""Measurement of a compressed model against its original: size, speed, accuracy, differences of outputs, costs of layers."""
+"""Measurement of a compressed model against its original: size, speed, accuracy, differences of outputs, costs of layers.
+
+Also the split of examples into those that make a model and those that measure it.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,7 @@ class Answers(NamedTuple):
     """Answers; None: they are no classes."""
 
     def accuracy(self, labels: list[Any] | None, names: Labels) -> float | None:
-        """Return the share of right answers; an unknown label counts as wrong; None without labels or classes."""
+        """Return the share of right answers, 0..1; an unknown label counts as wrong; None without labels or classes."""
         if labels is None or self.values is None:
             return None
         return _share(self.values, [_meant(names, label) for label in labels])
@@ -180,7 +183,7 @@ def _meant(names: Labels, label: Any) -> Any:
 
 
 def answers(model: EdgeModel, inputs: Sequence[Any]) -> Answers:
-    """Run a loaded model on each input alone and collect its outputs and answers; values are None if any is no class."""
+    """Run a loaded model on each input alone; return its outputs and answers, None in their place if any answer is no class."""
     reader = _reader(model)
     outputs, values = [], []
     for x in inputs:
@@ -191,7 +194,7 @@ def answers(model: EdgeModel, inputs: Sequence[Any]) -> Answers:
 
 
 def load_original(path: Path, held_out: Examples) -> tuple[OnnxModel, Answers, list[str]]:
-    """Load an ONNX model, and return it with its answers to the examples, and notes on their labels.
+    """Load an ONNX model, run it on the examples, and return it with its answers, and notes on labels that it cannot answer.
 
     Raises:
         ModelError: the model keeps a state between its inputs.
@@ -226,9 +229,11 @@ def measure_model(
 
 
 def measure_both(model: EdgeModel, path: Path, original: Answers, held_out: Examples) -> tuple[Measured, Measured]:
-    """Load the new model, run and time it in turns with the original, and return the measurements (original, new).
+    """Load the new model, run it on the examples, time both in turns, and return the measurements (original, new).
 
     The new model is not closed.
+
+    original: answers of `model` to the same examples.
     """
     new = load(path)
     new_answers = answers(new, held_out.inputs)
@@ -245,9 +250,9 @@ def measure_files(path: Path) -> Measured:
 
 
 def time_models(models: Sequence[EdgeModel], inputs: Sequence[Any]) -> list[float]:
-    """Return the median seconds of a run of each model, without the first runs.
+    """Return the median seconds of a run of one input, for each model, without its first 5 runs. Blocks.
 
-    The models take turns, so that other work on the machine affects all alike. Stops after `RUNS` runs or `SECONDS` per model.
+    The models take turns, so that other work on the machine affects all alike. Stops after 200 runs, or some 2 seconds per model.
     """
     times: list[list[float]] = [[] for _ in models]
     begun = perf_counter()

@@ -39,7 +39,7 @@ def package() -> Any:
 
 
 def read_graph(path: Path) -> Any:
-    """Read a float ONNX model with its external data; turn weights that are listed as inputs into constants.
+    """Read a float ONNX model with its weights, also from files beside it; weights that are listed as inputs become constants.
 
     Raises:
         ModelMissing: there is no such file.
@@ -71,7 +71,7 @@ def _make_weights_constant(model: Any) -> None:
 
 
 def at_opset(model: Any, least: int, path: Path) -> Any:
-    """Return the model itself, or a converted copy if its opset is lower than `least`.
+    """Return the model itself, or a converted copy if its opset (version of ONNX's operators) is lower than `least`.
 
     Raises:
         ModelError: it cannot be converted.
@@ -158,10 +158,12 @@ def operators_of(model: Any) -> str:
 
 
 def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
-    """Return the path for the new model: `out`, or beside the original with `word` in its name.
+    """Return the path for the new model: `out`, or beside the original with `word` in its name. Writes nothing.
+
+    Its card and, with large weights, its data file count as well.
 
     Raises:
-        PolicyError: the path is the original or would replace its weights, has another suffix, or exists already.
+        PolicyError: a path is the original or would replace its weights, has another suffix, exists already, or has no folder.
     """
     path_out = out or path.with_name(f"{path.stem}.{word}{path.suffix}")
     if path_out.suffix.lower() != path.suffix.lower():
@@ -182,9 +184,10 @@ def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
 
 @contextmanager
 def workplace(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Provide a temporary folder on the disk of the result, and in it the path for the new model, in a folder of its own.
+    """Provide a temporary folder beside the result, and in it the path for the new model, in a folder of its own.
 
-    All is deleted at the end of the `with` block, and so is, at its begin, what a killed process has left.
+    All is deleted at the end of the `with` block, and so is, at its begin, what a killed process has left there. `put` moves the
+    model out before.
 
     Raises:
         StoreError: the disk is full, or may not be written to.
@@ -209,7 +212,7 @@ def workplace(out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def write_card(model_path: Path, original: Card, step: str) -> Path:
-    """Write the card of a new model beside it: the original's, with new file, size and sha256 and the step added.
+    """Write the card of a new model beside it: the original's, with new file, size, sha256 and the step added. Return its path.
 
     Without an original card it has only these.
     """
@@ -227,7 +230,7 @@ def write_card(model_path: Path, original: Card, step: str) -> Path:
 
 
 def put(folder: Path, out: Path) -> None:
-    """Move all files from the workplace beside `out`, replacing existing ones: weights, model, then the card with its sha256."""
+    """Move all files from `folder` beside `out`, replacing existing ones: weights, the model, then the card with its sha256."""
     order = {out.name: 1, out.with_suffix(".json").name: 2}
     for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 0)):
         os.replace(file, out.parent / file.name)  # noqa: PTH105 - Path.replace is the same

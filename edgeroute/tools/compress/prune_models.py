@@ -73,8 +73,8 @@ class Channels:
     def prune(self, node: Any, share: float) -> str:
         """Remove the share of the layer's channels with the smallest weights (Li et al. 2017, arXiv:1608.08710).
 
-        Returns the result in a few words. Leaves the layer whole if the channels cannot be followed.
-        The arrays change at once, the model at `finish`.
+        Returns the result in a few words. Leaves the layer whole if the channels cannot be followed through the graph, and says
+        why. Later layers lose the inputs that read them. The arrays change at once, the model at `finish`.
         """
         try:
             axis, out, names = self._weights_of(node)
@@ -129,7 +129,11 @@ class Channels:
         raise Whole(f"a {node.op_type} of this form")
 
     def _follow(self, name: str, start: Position, keep: Array) -> list[Cut]:
-        """Follow the channels through the graph and return the rows to remove; raise `Whole` where they cannot be followed."""
+        """Follow the channels through the graph; return the rows to remove of all constants that meet them. Changes no array.
+
+        Raises:
+            Whole: they cannot be followed, or reach an output of the model.
+        """
         positions, cuts = {name: start}, list[Cut]()
         for node in self.model.graph.node:
             if not {*node.input} & {*positions}:
@@ -359,7 +363,11 @@ def prune(
 
 
 def _tune(finetune: Finetune, model_path: Path, used: Examples) -> None:
-    """Call the user's function on the pruned model; raise its errors as `ModelError`."""
+    """Call the user's function with the pruned model's path and copies of inputs and labels; it trains the file in place.
+
+    Raises:
+        ModelError: the function raises any error.
+    """
     try:
         finetune(str(model_path), list(used.inputs), None if used.labels is None else list(used.labels))
     except Exception as e:  # whatever a user's function raises
@@ -367,7 +375,9 @@ def _tune(finetune: Finetune, model_path: Path, used: Examples) -> None:
 
 
 def _prune_weights(graph: Any, share: float, path: Path) -> list[Layer]:
-    """Set the smallest weights of each layer but the last to zero, in place; return the layers.
+    """Set the smallest weights of each layer to zero, in place; return the layers, with what was done.
+
+    The last layers, and weights that a layer before has shared, stay.
 
     Raises:
         ModelError: there is no layer before the last.
@@ -413,7 +423,7 @@ def _prune_channels(graph: Any, share: float, path: Path) -> list[Layer]:
 
 
 def _lost_zeros(model_path: Path, sparsity: float) -> list[str]:
-    """Return a note if fine-tuning changed more than 1 % of the weights from zero; [] if not."""
+    """Read the fine-tuned model; return a note if its share of zeros is over 1 % of the weights below `sparsity`, else []."""
     graph = graphs.read_graph(model_path)
     graphs.name_nodes(graph)
     known = {tensor.name: tensor for tensor in graph.graph.initializer}

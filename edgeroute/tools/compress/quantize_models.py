@@ -107,7 +107,9 @@ class Int8:
         self._quantise(out, nodes_to_exclude=[*self._float, *exclude])
 
     def _quantise(self, out: Path, **nodes: Any) -> None:
-        """Write a model with the chosen nodes quantised; the ranges of the examples are computed once.
+        """Write a model with the chosen nodes quantised to `out`; ranges of the examples are computed once, and kept in a file.
+
+        nodes: arguments of ONNX Runtime's quantiser that choose them.
 
         Raises:
             ModelError: the quantiser fails.
@@ -175,7 +177,7 @@ class _Reader:
 
 
 def convert(path: Path, out: Path) -> None:
-    """Write the model with weights and computations in float16; its inputs and outputs keep their types.
+    """Write the model to `out` with weights and computations in float16; inputs and outputs keep their types. Writes no card.
 
     Raises:
         ModelError: it cannot be converted.
@@ -201,14 +203,15 @@ def convert(path: Path, out: Path) -> None:
 def quantize_other(
     path: Path, out: Path, used: measured.Examples, held_out: measured.Examples, *, fp16: bool, keep_float: int
 ) -> measured.Result:
-    """Quantise a .tflite model to static int8, or a .mlpackage to int8 weights, write and measure it; see `quantize`.
+    """Quantise a .tflite model to static int8, or a .mlpackage to int8 weights, write it with its card, and measure it.
 
-    A model that does not run here is measured by its size alone, with the error as a note; BadInput is raised.
+    A model that does not run here is measured by its size alone, with the error as a note. See `quantize`.
 
     Raises:
         ModelError: the file has another suffix, or cannot be quantised.
         ModelMissing: there is no such file.
         PolicyError: `fp16` or `keep_float` is set.
+        BadInput: the inputs do not fit the model.
     """
     tool = _TOOLS.get(path.suffix.lower())
     if tool is None:
@@ -239,10 +242,13 @@ def quantize_other(
 
 
 def _quantize_tflite(path: Path, out: Path, used: measured.Examples) -> tuple[str, list[str]]:
-    """Write a .tflite model quantised by ai-edge-quantizer; return the step for the card, and notes.
+    """Write a .tflite model quantised by ai-edge-quantizer on the examples, in `out`; return the step for the card, and no notes.
+
+    What the tool prints goes to stderr.
 
     Raises:
         ModelError: the model has several signatures, or the tool fails.
+        RuntimeMissing: a package is not installed.
     """
     quantizer = _import_tool("ai_edge_quantizer.quantizer", "ai-edge-quantizer", path)
     recipe = _import_tool("ai_edge_quantizer.recipe", "ai-edge-quantizer", path)
@@ -287,10 +293,11 @@ def _widest_ranges(calibrations: Iterable[dict[str, dict[str, Any]]]) -> dict[st
 
 
 def _quantize_coreml(path: Path, out: Path, used: measured.Examples) -> tuple[str, list[str]]:  # noqa: ARG001 - weights alone
-    """Write a .mlpackage with int8 weights by coremltools; return the step for the card, and notes.
+    """Write a .mlpackage with int8 weights by coremltools, in `out`; return the step for the card, and notes. Uses no examples.
 
     Raises:
         ModelError: the tool fails.
+        RuntimeMissing: it is not installed.
     """
     tools = _import_tool("coremltools", "coremltools", path)
     optimize = _import_tool("coremltools.optimize.coreml", "coremltools", path)
@@ -396,7 +403,10 @@ def quantize(
 
 
 def _layer_errors(int8: Int8, model: OnnxModel, examples: measured.Examples) -> tuple[measured.Layer, ...]:
-    """Quantise each layer alone, run the examples, and return the layers with their errors, the most sensitive first."""
+    """Quantise each layer alone, run the examples, and return the layers with the error of the outputs, the most sensitive first.
+
+    Each try replaces the file of the one before.
+    """
     original, layers = measured.answers(model, examples.inputs), []
     for node, weights in int8.layers():
         path = int8.write_alone(node)
@@ -410,7 +420,7 @@ def _layer_errors(int8: Int8, model: OnnxModel, examples: measured.Examples) -> 
 
 
 def _most_sensitive(layers: Sequence[measured.Layer], count: int) -> list[str]:
-    """Return the names of the first layers; raise `PolicyError` if there are fewer."""
+    """Return the names of the first `count` layers, which come sorted; raise `PolicyError` if there are fewer."""
     if count > len(layers):
         raise PolicyError(f"keep_float={count}: the model has {len(layers)} layers that are quantised")
     return [layer.name for layer in layers[:count]]

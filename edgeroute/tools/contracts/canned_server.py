@@ -1,4 +1,7 @@
-"""Servers on 127.0.0.1: a TCP listener in a thread of its own, and an HTTP server with canned replies, streams or faults."""
+"""Servers on 127.0.0.1: a TCP listener in a thread of its own, and an HTTP server with canned replies, streams or faults.
+
+Also bytes of HTTP replies and of chat streams to give them.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ class Listener(ABC):
             self._thread.join()
 
     async def _main(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
-        """Listen until closed, then end all connections; runs in the thread."""
+        """Open the port, set `ready` to the event loop (or to the error), wait for `close`, then end all connections.
+
+        It is all that the thread runs.
+        """
         try:
             await self._listen()
         except BaseException as e:
@@ -72,7 +78,10 @@ class Listener(ABC):
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close_port(self) -> None:
-        """Close the port once every accepted connection has a task: asyncio would leave open those that it sets up later."""
+        """Stop listening; accepted connections go on. Before, each of them gets its task: asyncio would leave later ones open.
+
+        A no-op if the port is closed.
+        """
         server, self._server = self._server, None
         if server is None:
             return
@@ -83,7 +92,7 @@ class Listener(ABC):
         server.close()
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Start a task for an accepted connection; its end, even before it begins, closes the connection.
+        """Count an accepted connection and start a task for it, whose end, even before it begins, closes the connection.
 
         An exception of the task is raised in the loop.
         """
@@ -167,7 +176,7 @@ class CannedServer(Listener):
         super().__init__(tls)
 
     def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
-        """Block until `condition()`, over this server's attributes, is true.
+        """Block until `condition()`, over this server's attributes, is true; it is tried again at each request and hang-up.
 
         Raises:
             TimeoutError: it is not true within `timeout_s` seconds.
@@ -185,9 +194,10 @@ class CannedServer(Listener):
         self._loop.call_soon_threadsafe(self._gate.set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read requests, record them in `requests`, and send replies until the connection ends, or once if `close` is set.
+        """Answer a connection's requests until it ends, or one if `close` is set; record each in `requests` before its reply.
 
-        Replies wait while shut. A `None` in place of bytes waits until the client hangs up, which is counted in `hung_up`.
+        Replies wait while shut. A `None` in place of bytes waits until the client hangs up. A connection that the client ends or
+        that fails counts in `hung_up`.
         """
         while True:
             try:
@@ -253,7 +263,7 @@ def chat_events(
     usage: tuple[int, int] | None = None,
     model: str = "canned",
 ) -> list[dict[str, Any]]:
-    """Return the chunks of a chat completion with these pieces of text.
+    """Return the chunks, as JSON data, of a streamed chat completion in OpenAI's form: role, a piece each, end, counts.
 
     Args:
         pieces: pieces of the text.

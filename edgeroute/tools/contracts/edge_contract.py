@@ -1,4 +1,7 @@
-"""Contract of edge models: a suite of checks that the author of a runtime runs on one of its models."""
+"""Contract of edge models: a suite of checks that the author of a runtime runs on one of its models (`edge_contract`).
+
+Also what `endpoint_contract` shares: comparisons, `check_all` and `ContractBroken`.
+"""
 
 from __future__ import annotations
 
@@ -188,7 +191,10 @@ class Checks(Running):
             self.wait(self.thread(lambda: (load(), load())), "load, called twice,")
 
     def runs(self) -> Iterator[str]:
-        """Run each sample twice, store the first answers in `truth` for later checks, and yield the first difference."""
+        """Run each sample twice, store the first answers in `truth` for later checks, and yield the first difference.
+
+        An error of the model is raised.
+        """
         self.truth = [self.ask([x])[0] for x in self.samples]
         for i, x in enumerate(self.samples):
             (again,) = self.ask([x])
@@ -238,7 +244,7 @@ class Checks(Running):
                 break
 
     def unwritten(self) -> Iterator[str]:
-        """Check that inputs are not written to."""
+        """Check that `run` and `run_one`, alone and in a batch, do not write to inputs; yields the first that changed."""
         mine, before = self.samples, self.samples
         for many in (True, False):
             for x in mine:
@@ -278,9 +284,11 @@ class Checks(Running):
         return f"it answered {what} with {shown(answers[-1])} ({way}): raise BadInput for what it cannot take" if must else ""
 
     def nan(self, *, missing: bool) -> Iterator[str]:
-        """Check that NaN is refused, or shows in the confidence, and leaves other rows alone.
+        """Check that NaN is refused by `BadInput`, or shows in the confidence, and leaves other rows alone.
 
         Skipped for samples without floats.
+
+        missing: True if the model takes NaN for a missing value, and may be confident.
         """
         x = with_nan(copy_input(self._samples[0]))
         if x is None:
@@ -338,7 +346,10 @@ class Checks(Running):
             yield f"with two runs at once {wrong[0]}: keep a run's state in the run, or set parallel = 1"
 
     def cancel(self) -> Iterator[str]:
-        """Check that a run that is asked to stop ends, and that the next is right."""
+        """Check that a run that is stopped, before it begins or during it, ends in time, and that the next is right.
+
+        Stops at the first next run that is not.
+        """
         for many in (True, False):
             for early in (True, False):
                 stopped, stop = self._run(self.samples[0], many=many, early=early)
@@ -368,7 +379,11 @@ class Checks(Running):
             yield from self._check_end(left)
 
     def _check_end(self, stopped: Future[list[Prediction]]) -> Iterator[str]:
-        """Check how a run ended that was asked to stop. Any error but BadInput is fine."""
+        """Wait for a stopped run; yield a problem if it gave a wrong answer or raised BadInput. Any other error is fine.
+
+        Raises:
+            Hangs: it does not end.
+        """
         try:
             (answer,) = self.wait(stopped, "a run that was told to stop")
         except BadInput as e:
@@ -382,7 +397,7 @@ class Checks(Running):
                 yield f"a run told to stop gave {shown(answer)}, not {shown(self.truth[0])}: raise an error instead"
 
     def _next_right(self) -> str:
-        """Return the problem with the next run; empty if its answer is right."""
+        """Run the second sample; return the problem with it, an error or a wrong answer; empty if its answer is right."""
         try:
             (answer,) = self.ask([self.samples[1]], StopToken())
         except Exception as e:  # noqa: BLE001 - whatever a model raises
@@ -416,7 +431,10 @@ class Checks(Running):
             yield f"after a fork, in the parent, {problem}"
 
     def _child(self, write: int) -> None:
-        """Run a sample in the child, write the problem (empty: none) to the pipe, and exit the process with 0. Never returns."""
+        """Run a sample in the child, write the problem (empty: none) to the pipe, and exit the process with 0. Never returns.
+
+        No exit handler runs.
+        """
         problem = ""
         try:
             if not self.awaited:
@@ -455,7 +473,12 @@ class Checks(Running):
             yield f"after it was closed {problem}: a later run loads it again"
 
     def _run(self, x: Any, *, many: bool = True, early: bool = False) -> tuple[Future[list[Prediction]], Ask]:
-        """Start a run that can be stopped. Return its future, and a function that stops it. `early`: stopped before it begins."""
+        """Start a run that can be stopped; return its future, and a function that stops it.
+
+        Waits until the model listens to a stop, the run ends, or `timeout_s`, so that a stop comes in the middle of a run.
+
+        early: True: it is stopped before it begins.
+        """
         token = Token()
         if early:
             token()
@@ -471,7 +494,7 @@ class Checks(Running):
 
 
 def outputs_stay(subject: Checks) -> Iterator[str]:
-    """Check that later runs do not change the outputs of an earlier one."""
+    """Check that later runs, by `run` and `run_one`, do not change the outputs of an earlier one; yields the first change."""
     for many, way in ((True, "run"), (False, "run_one")):
         (answer,) = subject.ask([subject.samples[0]], many=many)
         was = copy_input(answer.outputs)

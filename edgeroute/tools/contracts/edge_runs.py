@@ -67,7 +67,10 @@ class Running:
         return answers
 
     def begin(self, inputs: list[Any], cancel: StopToken | None, *, many: bool) -> tuple[Future[list[Prediction]], Ask]:
-        """Start a run. Return its future, and a function that stops it: its token, or the cancellation of its task."""
+        """Start a run, in a thread or as a task; return its future and a function that stops it: `cancel`, or the task's own.
+
+        many: True: by `run`; False: by `run_one`.
+        """
         if self._loop is not None:
             task = self.task(self.backend_async(inputs, many=many))
             return task, task.cancel
@@ -117,12 +120,12 @@ class Running:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def wait(self, done: Future[Any], what: str) -> Any:
-        """Return the result of a future.
+        """Wait for the result of a future, up to `timeout_s`, and return it; an error of the run is raised.
 
-        An error of the run is raised.
+        what: name of the run for the message.
 
         Raises:
-            Hangs: the result did not come in time.
+            Hangs: the result did not come in time. The run goes on.
         """
         try:
             return done.result(self.timeout_s)

@@ -120,7 +120,7 @@ class _Checks:
         raise RuntimeError(f"a talk goes on after {MOST_CALLS} calls")
 
     def _answers(self, inputs: list[Any]) -> tuple[list[Call], list[Prediction]]:
-        """Hold a talk about inputs. Return its calls, and the predictions."""
+        """Hold a talk about inputs; return its calls, and the predictions. Stores the bodies that were sent, for `probes`."""
         calls, outputs = self._hold_talk(self.endpoint.talk(inputs))
         self.bodies |= {bytes(call.body) for call in calls if call.body and not call.probe}
         return calls, self.reader.read_many(outputs, len(inputs))
@@ -145,7 +145,7 @@ class _Checks:
                 )
 
     def _replies(self, x: Any) -> list[bytes]:
-        """Return the bodies that the server sends to the calls for a sample."""
+        """Hold a talk about a sample, and return the bodies of the server's replies to its calls."""
         bodies = list[bytes]()
 
         def server(call: Call) -> Reply:
@@ -156,7 +156,10 @@ class _Checks:
         return bodies
 
     def batch(self) -> Iterator[str]:
-        """Check that samples get in a batch the answers that they get alone, in order; a no-op with `one_by_one`."""
+        """Check that samples get in a batch the answers that they get alone, in order; yields each that differs.
+
+        A no-op for an endpoint with `one_by_one`.
+        """
         if self.alone:
             return
         order = [*range(len(self.truth)), 0]
@@ -194,7 +197,11 @@ class _Checks:
                     yield f"a talk gets {shown(truth)}, and decode of the reply to encode's call {shown(answer)}"
 
     def damaged(self) -> Iterator[str]:
-        """Check each reply in turn replaced by a damaged one; a talk may recover. Stores the texts of its errors in `texts`."""
+        """Check that damaged replies, in place of each reply in turn, raise a `CloudError` that quotes nothing of them.
+
+        A talk of several calls may recover. Yields other errors, quotes, and equal answers to different replies that cannot be
+        read. The errors' texts are stored in `texts`, for `secrets`.
+        """
         calls, _ = self._answers(self.samples[:1])
         taken = list[tuple[bytes, Prediction]]()
         for place, call in enumerate(calls):
@@ -226,7 +233,7 @@ class _Checks:
         return server
 
     def refuses(self) -> Iterator[str]:
-        """Check that an input that cannot be encoded raises BadInput."""
+        """Check that each input in `bad` raises BadInput; its text is stored in `texts`, for `secrets`."""
         for x in self.bad:
             try:
                 self._hold_talk(self.endpoint.talk([x]))
@@ -238,14 +245,14 @@ class _Checks:
                 yield f"it sent {short(x)}, which it cannot know how to write: raise BadInput"
 
     def unwritten(self) -> Iterator[str]:
-        """Check that inputs are not written to."""
+        """Check that a talk does not write to its inputs; yields each sample that changed."""
         for i, x in enumerate(self.samples):
             self._answers([x])
             if not equal(x, self._samples[i], 0.0):
                 yield f"it writes to its input (sample {i}): make a copy"
 
     def probes(self) -> Iterator[str]:
-        """Check that `ping` and `health` end, call the server, and send no input."""
+        """Check that `ping` and `health` end, call the server, and send nothing of earlier inputs; `health` in one call."""
         for name, talk in (("ping", self.endpoint.ping), ("health", self.endpoint.health)):
             calls, _ = self._hold_talk(talk())
             if not calls:
@@ -263,7 +270,7 @@ class _Checks:
         )
 
     def secrets(self) -> Iterator[str]:
-        """Check that no text that may be logged shows a credential."""
+        """Check that no text that may be logged (repr, name, where, errors of the checks before) shows a credential."""
         words = {word for value in self.endpoint.address.secrets() for word in value.split() if len(word) >= SECRET_LENGTH}
         for text in (repr(self.endpoint), self.endpoint.where, self.endpoint.name, *self.texts):
             if any(word in text for word in words):

@@ -68,7 +68,10 @@ class FakeModel(FakeCloud):
         self.name, self.cancelled = name, threading.Event()
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
-        """Return one scripted answer per input. A stop is recorded, not obeyed."""
+        """Return the next scripted answer per input, each as `FakeCloud` gives it: counted, after the gate, or raised.
+
+        A stop is recorded in `cancelled`, not obeyed.
+        """
         if cancel is not None:
             cancel.on_ask(self.cancelled.set)
         return [self(x) for x in inputs]

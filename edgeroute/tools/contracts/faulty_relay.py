@@ -77,7 +77,10 @@ class Relay(Listener):
         self._do(end())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Connect to the server, else reset the client; forward both directions until both end or one fails."""
+        """Connect to the server, else reset the client; forward both directions until both end or one fails.
+
+        While shut it resets the client at once.
+        """
         if self.shut:
             _reset(writer)
             return
@@ -100,9 +103,10 @@ class Relay(Listener):
             await asyncio.gather(*ways, return_exceptions=True)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connected: float, *, down: bool) -> None:
-        """Forward one direction to its end, pipelined: reading continues while earlier data is delayed.
+        """Forward one direction to its end, delayed by `delay_s`, pipelined: reading goes on while earlier data is delayed.
 
-        An end (FIN) is passed on as one, any error of reading as a reset.
+        connected: earliest time at which the first data has arrived, before its delay (monotonic). An end (FIN) is passed on as
+        one, any error of reading as a reset.
         """
         under_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(QUEUE)
         writer.transport.set_write_buffer_limits(0)  # drained means sent
@@ -134,9 +138,10 @@ class Relay(Listener):
             reading.cancel()
 
     async def _pass(self, data: bytes, writer: asyncio.StreamWriter, passed: int, clear: float, *, down: bool) -> float:
-        """Forward the data that the faults let through. Return when the line is free again (monotonic).
+        """Forward the data that the faults let through, at most at `throttle`, and count it. Return when the line is free again.
 
-        `clear` is when the line is free at the earliest. Times go by the clock: a sleep that ends late delays nothing after it.
+        `passed`: bytes before it. `clear`: when the line is free at the earliest (monotonic). Times go by the clock: a sleep that
+        ends late delays nothing after it.
 
         Raises:
             ConnectionAbortedError: the connection was truncated or reset.

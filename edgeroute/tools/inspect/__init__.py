@@ -1,1 +1,1 @@
-"""Guesses of a model's card from its file and trial runs."""
+"""Looks at models and routers before use: guesses of a model's card, `check` and `decide`, settings that can never work."""

@@ -1,4 +1,4 @@
-"""Advice on model files that no runtime runs: the step that makes one that does."""
+"""Advice, in words, on model files and objects that no runtime runs: the step that makes one that does. Converts nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def of_torch(name: str) -> str:
 
 
 def step(path: str, hub: re.Match[str] | None) -> str:
-    """Return the step that makes a runnable file of a file, a folder or a name on a hub.
+    """Return the step, in words, that makes a runnable file of a file, a folder (which is listed) or a name on a hub.
+
+    If none is known, the text names the suffixes that can be run.
 
     Args:
         path: what was given as the model.

@@ -27,9 +27,10 @@ from edgeroute.types import Backend
 
 
 def decide(plan: Plan, legs: LegExecutor, x: Any, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:
-    """Yield the starts of the edges that the plan begins with, to be run, and return the route that the input would take.
+    """Yield a `Start` for each edge to run, take its result back, and return the route that the input would take (`Decision`).
 
-    Ends with the first edge that is accepted, or before an edge behind a cloud that would be called; other failures are steps.
+    Clouds are not called: the steps say if each would be, by its breaker and limits, which count nothing. Ends with the first
+    edge that is accepted, or before an edge behind a cloud that would be called. An edge that fails is a step.
 
     Args:
         plan: plan of the input.
@@ -78,7 +79,10 @@ def _spent(cloud: Any, x: Any) -> str:
 
 
 def check(engine: Engine, timeout: float) -> Check:
-    """Load the models and ping the endpoints, blocking. Return their status, and what may leave.
+    """Load the models and ping the endpoints, blocking for up to `timeout` seconds each; return what `Router.check` reports.
+
+    Lines name what works, what may leave the device, rules, budgets, and, with `!`, problems and settings that can never work.
+    With a problem `ok` is False.
 
     Raises PolicyError for an invalid timeout.
     """
@@ -148,14 +152,14 @@ def _unversioned(snapshot: Snapshot, i: int) -> bool:
 
 
 def _promise(label: str) -> str:
-    """Return the text of `check` for a threshold's label."""
+    """Return a threshold's label in words: a certified guarantee, or that it was picked by hand, or why it is uncalibrated."""
     if label == "uncalibrated":
         return "uncalibrated, picked by hand, with no guarantee about errors"
     return label if label.startswith("uncalibrated") else f"certified, {label}"
 
 
 def _egress_lines(rules: Rules) -> list[str]:
-    """Return the lines of `check` about the rules for data classes."""
+    """Return a line for each data class that never leaves or may leave, and one for all others; [] without rules."""
     if not rules.any:
         return []
     unknown = "may leave" if rules.unknown_class == "allow" else "stays"
@@ -166,7 +170,10 @@ def _egress_lines(rules: Rules) -> list[str]:
 
 
 def _problem(backend: Backend, timeout: float) -> str | None:
-    """Load a model, or ping an endpoint without user data. Return the problem as a text; None: ready. Ctrl-C passes."""
+    """Load a model, or ping an endpoint within `timeout` seconds, without user data. Return the problem as a text; None: ready.
+
+    No error is raised but those such as Ctrl-C.
+    """
     try:
         backend.ready(monotonic() + timeout)
     except PASSING:

@@ -111,7 +111,8 @@ def words(name: str) -> list[str]:
 def pairs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[Pair]:
     """Guess by names and shapes which outputs are fed back, and return them with the inputs that take them.
 
-    None are returned if they would take every input.
+    A pair is likely if its name is that of a state and its size is known, else open. None are returned if they would take every
+    input.
     """
     result = list[Pair]()
     for spec in inputs:
@@ -160,12 +161,12 @@ def _same_form(spec: TensorSpec, other: TensorSpec) -> bool:
 
 
 def describe(inputs: Sequence[TensorSpec], states: Sequence[Pair], given: Mapping[str, Any] | None = None) -> list[InputGuess]:
-    """Guess the role of each input.
+    """Guess the role of each input, in order: state (fed back), constant (one number beside other inputs), or given by callers.
 
     Args:
         inputs: specifications of the inputs.
-        states: pairs of `pairs`.
-        given: tensors of a sample, by name.
+        states: pairs of `pairs`; open ones do not count.
+        given: tensors of a sample, by name, from which constants take their values.
     """
     state_pairs = {pair.input: pair for pair in states if pair.sure != "open"}
     alone = len(inputs) == 1
@@ -197,7 +198,7 @@ def _state_guess(spec: TensorSpec, pair: Pair) -> InputGuess:
 
 
 def _constant_guess(spec: TensorSpec, given: Any) -> InputGuess:
-    """Return the guess of an input of one number, with the sample's value if there is one."""
+    """Return the guess of an input of one number: a likely constant with the sample's value, else an open question."""
     about = f"inputs.{quoted(spec.name)}"
     size = "no axes" if not spec.shape else "one element"
     if given is not None and np.size(given) == 1 and np.asarray(given).dtype.kind in "biuf":
@@ -212,7 +213,10 @@ def _constant_guess(spec: TensorSpec, given: Any) -> InputGuess:
 
 
 def _given_guess(spec: TensorSpec) -> InputGuess:
-    """Return the guess of an input that callers pass: its batch axis, layout and preprocessing."""
+    """Return the guess of an input that callers pass: its batch axis, and if it is a picture, texts, tokens or features.
+
+    Preprocessing is an open question for tensors that could be pictures or sequences.
+    """
     about, shape = f"inputs.{quoted(spec.name)}", spec.shape
     batch, axis = _batch_axis(spec)
     row = shape if batch is None else shape[1:]
@@ -259,7 +263,7 @@ def _batch_axis(spec: TensorSpec) -> tuple[int | None, tuple[str, Sure, str, str
 
 
 def _layout(row: Sequence[int], dtype: str) -> str | None:
-    """Return the layout of a row that looks like a picture, by its sizes and dtype; None otherwise, or if it is ambiguous."""
+    """Return CHW, HWC or HW if a row has the sizes and dtype (floats, uint8) of a picture; None otherwise, or if ambiguous."""
     floats = dtype.startswith("float")
     if not floats and dtype != "uint8":
         return None
@@ -276,7 +280,10 @@ def _layout(row: Sequence[int], dtype: str) -> str | None:
 
 
 def _picture_guess(spec: TensorSpec, batch: int | None, layout: str, findings: list[Finding]) -> InputGuess:
-    """Return the guess of a picture input: layout, and possible preprocessings of floats."""
+    """Return the guess of a picture input with its layout, added to `findings`; of floats, preprocessing is an open question.
+
+    Possible preprocessings are in `preparations`.
+    """
     about = f"inputs.{quoted(spec.name)}"
     row = spec.shape if batch is None else spec.shape[1:]
     sizes = dict(zip(layout, row, strict=True))
@@ -304,7 +311,10 @@ def _side(size: int) -> str:
 
 
 def _preparations(dtype: str, layout: str, sizes: Mapping[str, int]) -> tuple[Preparation, ...]:
-    """Return common preprocessings of pictures, height first and colours last, into the tensor."""
+    """Return common preprocessings of pictures, height first and colours last, into the tensor; with a resize to a fixed size.
+
+    For uint8 one, unchanged pixels; for floats 0 to 1, ImageNet's (of colours), -1 to 1, and 0 to 255.
+    """
     layout_given = "HW" if layout == "HW" else "HWC"
     base: dict[str, Any] = {"dtype": "uint8", "shape": [sizes[letter] for letter in layout_given], "layout": layout_given}
     if -1 not in (sizes["H"], sizes["W"]):
@@ -319,7 +329,10 @@ def _preparations(dtype: str, layout: str, sizes: Mapping[str, int]) -> tuple[Pr
 
 
 def feeds(inputs: Sequence[InputGuess], most: int) -> Iterator[dict[str, Array]]:
-    """Yield tensors of zeros to try a model with, for each size to try; sets with more than `most` elements are left out."""
+    """Yield tensors of zeros, for one input, to try a model with: a set for each size of its free axes, or one set without such.
+
+    Sets with more than `most` elements are left out.
+    """
     for i in range(max(map(len, _FREE.values()))):
         shapes = {guess.spec.name: _shape(guess, 1, i) for guess in inputs}
         if sum(map(prod, shapes.values())) <= most:
@@ -329,9 +342,9 @@ def feeds(inputs: Sequence[InputGuess], most: int) -> Iterator[dict[str, Array]]
 
 
 def random_feeds(inputs: Sequence[InputGuess], zeros: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
-    """Yield three feeds with a fixed seed, of floats from -2 to 2, 0 to 1 and -50 to 50; states and constants stay zeros.
+    """Yield three feeds with a fixed seed, of floats from -2 to 2, 0 to 1 and -50 to 50; states and constants stay as in `zeros`.
 
-    Integers and texts as in `_random`. A batch, if the model takes batches.
+    Each is of three inputs if the model takes batches, else of as many as `zeros`. Integers and texts as in `_random`.
     """
     rng = np.random.default_rng(0)
     several = all(
@@ -350,7 +363,7 @@ def random_feeds(inputs: Sequence[InputGuess], zeros: Mapping[str, Array]) -> It
 
 
 def _shape(guess: InputGuess, count: int, i: int) -> tuple[int, ...]:
-    """Return the shape of the i-th try."""
+    """Return a tensor's shape in try i: free axes get the i-th usual size, the batch axis `count`; in states and constants 1."""
     sizes = _FREE["picture" if guess.layout is not None else "other"]
     free = sizes[min(i, len(sizes) - 1)]
     if guess.role != "given":

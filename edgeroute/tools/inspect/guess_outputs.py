@@ -29,7 +29,10 @@ _VALUE = 'A value has no confidence: every input is deferred, unless the policy 
 
 
 def guess_outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | None = None, grounds: str = "") -> list[Finding]:
-    """Guess what the outputs are, and return findings for a card.
+    """Guess what the outputs are, and return findings (some of them open questions) for a card.
+
+    A kind of the file goes first and is certain; without runs, names decide; else the values of the runs do. Of several outputs
+    one is taken for the answer, if they are not a detector's, label and probabilities, or tokens.
 
     Args:
         specs: specifications of the outputs, without those that are fed back.
@@ -104,7 +107,10 @@ def _without_batch(row: Row) -> Row:
 
 
 def _label_and_probabilities(rows: Sequence[Row]) -> list[Finding] | None:
-    """Return the findings if the outputs are a label and numbers for each class; None otherwise."""
+    """Return the finding if the outputs are a label and a number for each class, in each row; None otherwise.
+
+    It is open if the numbers are no probabilities, as they may be scores.
+    """
     parts = [forms.label_and_probabilities(row) for row in rows]
     if not all(parts):
         return None
@@ -132,7 +138,7 @@ def _are_probabilities(part: Any) -> bool:
 
 
 def _tokens(rows: Sequence[Row]) -> list[Finding] | None:
-    """Return the findings if the outputs are tokens and their log-probabilities; None otherwise."""
+    """Return the finding if the outputs are several tokens and as many log-probabilities, 0 or less, in each row; else None."""
     parts = [forms.tokens_and_logprobs(row) for row in rows]
     if not all(parts) or not all((part[1] <= 0).all() and len(part[0]) > 1 for part in parts if part):
         return None
@@ -141,7 +147,10 @@ def _tokens(rows: Sequence[Row]) -> list[Finding] | None:
 
 
 def _answer_output(specs: Sequence[TensorSpec]) -> tuple[str, list[Finding]]:
-    """Return the name of the output that is read as the answer, with findings if there are several."""
+    """Return the name of the output that is read as the answer: the only one named after probabilities, logits or scores.
+
+    Without one, the first, with an open question. A single output has no finding.
+    """
     if len(specs) == 1:
         return specs[0].name, []
     listed = ", ".join(quoted(spec.name) for spec in specs)
@@ -175,7 +184,7 @@ def _single_output(name: str, values: Sequence[Any]) -> list[Finding]:
 
 
 def _label_output(first: Array, arrays: Sequence[Array]) -> list[Finding]:
-    """Return the findings about an output of integers or texts."""
+    """Return the finding about an output of integers or texts: one is a label; what several mean is open."""
     what = "texts" if first.dtype.kind in "USO" else "integers"
     if first.size == 1:
         why = f"{what}, a single one {_row_count(arrays)}: a label, which has no confidence by itself"
@@ -202,7 +211,10 @@ def _number_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
 
 
 def _vector_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
-    """Return the findings about an output of several numbers per input."""
+    """Return the findings about an output of several numbers per input: probabilities, log-probabilities, embedding or logits.
+
+    Without grounds in values or name, logits are an open question. Class names are asked for.
+    """
     n, name_words = len(arrays[0]), frozenset(words(name))
     if all(_are_probabilities(array) for array in arrays):
         why = f"numbers from 0 that sum to 1, {_row_count(arrays)}: after a softmax"
@@ -225,7 +237,7 @@ def _vector_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
 
 
 def _array_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
-    """Return the findings about an output of several axes per input."""
+    """Return the findings about an output of several axes per input: boxes if all have their form, else an open question."""
     shape = arrays[0].shape
     form = f"{quoted(name)} is {shape_text(shape)} for one input"
     if all(are_rows_of_boxes(array, None) and array.any() for array in arrays):
@@ -245,7 +257,7 @@ def _class_names_finding(count: int | None) -> Finding:
 
 
 def _by_names(specs: Sequence[TensorSpec]) -> list[Finding]:
-    """Return the findings that names, dtypes and shapes allow, of a model that did not run."""
+    """Return the findings that names, dtypes and shapes allow, of a model that did not run; a question if they tell nothing."""
     names = {spec.name: frozenset(words(spec.name)) for spec in specs}
     forms = {spec.name: np.zeros((0, _SIDES if spec.shape[-1:] == (_SIDES,) else 1)) for spec in specs}
     if len(specs) > 1 and are_boxes(forms):
@@ -264,7 +276,7 @@ def _by_names(specs: Sequence[TensorSpec]) -> list[Finding]:
 
 
 def named_classes(metadata: Mapping[str, str], count: int | None) -> tuple[str, list[str]] | None:
-    """Return class names from a file's metadata, with their key; None if there are none.
+    """Return class names from a file's metadata, with their key (names, labels, classes, class_names); None if there are none.
 
     A list, or number -> name, in JSON or as Python writes it. `count`: required number; None: any.
     """
@@ -307,7 +319,10 @@ def _sizes(value: Any) -> tuple[int, ...]:
 def card_of(
     inputs: Sequence[InputGuess], states: Sequence[Pair], findings: Sequence[Finding], batch: int | str | None = None
 ) -> dict[str, Any]:
-    """Return a card with the certain and likely findings; open ones are left out."""
+    """Return the data of a card with the inputs, states, and certain and likely findings on the output; open ones are left out.
+
+    batch: output axis that counts the inputs, or "none"; 0 and None are not written.
+    """
     data: dict[str, Any] = {}
     written = [guess.written for guess in inputs if guess.role != "state"]
     if written:

@@ -1,4 +1,4 @@
-"""Settings of a router that can never work, which `check` reports: limits, times, thresholds, and targets that do not fit."""
+"""Settings of a router that can never work, or only on a condition, which `check` reports: limits, times, thresholds, targets."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def notes(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
 
 
 def _times(snapshot: Snapshot) -> Iterator[str]:
-    """Yield a line for each time that comes after the deadline."""
+    """Yield a line for `hedge_after` and for `first_token` if it is not shorter than the deadline."""
     policy = snapshot.policy
     for name, value in (("hedge_after", policy.hedge_after), ("first_token", policy.first_token_s)):
         if not isinstance(value, str) and policy.deadline_s <= value < INF:
@@ -125,7 +125,10 @@ def _limits(clouds: list[Any], limits: Limits, edge_j: float, inputs: list[Any])
 
 
 def _call(cloud: Any, x: Any) -> Any:
-    """Return an endpoint's call for an input; None: not known, or made by a function of the application. Raises as `encode`."""
+    """Return an endpoint's call (HTTP request) for an input, without sending it; None: made by a function of the application.
+
+    Raises as `encode`.
+    """
     endpoint = getattr(cloud, "endpoint", None)
     if isinstance(endpoint, PlainJson) and not endpoint.prompt:  # by encode=
         return None
@@ -133,7 +136,10 @@ def _call(cloud: Any, x: Any) -> Any:
 
 
 def smallest_cost(cloud: Any, inputs: list[Any]) -> Cost:
-    """Return the cost of the cheapest call of these inputs; inputs that the endpoint cannot encode count as one byte."""
+    """Return the least bytes, money and other costs that calls of these inputs take; sends and books nothing.
+
+    An input that the endpoint cannot encode, by any error, counts as one byte.
+    """
     costs = []
     for x in inputs:
         size, usd = LEAST_MB if hasattr(cloud, "endpoint") else 0.0, 0.0
@@ -148,7 +154,10 @@ def smallest_cost(cloud: Any, inputs: list[Any]) -> Cost:
 
 
 def _thresholds(snapshot: Snapshot) -> Iterator[str]:
-    """Yield a line for each edge whose answers all pass its threshold, or never do, if there is a target after it."""
+    """Yield a line for each edge whose answers all pass its threshold, or never do, if there is a target after it.
+
+    Also for an edge without confidences, or whose output is read as classes by its form alone.
+    """
     last = [target.group or target.name for target in snapshot.targets][-1:]
     for target, backend in zip(snapshot.targets, snapshot.backends, strict=True):
         final = not snapshot.clouds and [target.group or target.name] == last  # variants of one model are one step
@@ -270,7 +279,8 @@ def _zeros(edge: EdgeBackend, endpoint: Any = None) -> Any:
 def _unlike(snapshot: Snapshot, edges: list[EdgeBackend], clouds: list[Any]) -> Iterator[str]:
     """Yield a line for each endpoint that cannot encode zeros of an edge's inputs, or whose labels or outputs are not the edge's.
 
-    Inputs are not compared where a redactor or views change them. Labels differ if they are as many, and none is shared.
+    Also for labels that are not those of its server. Inputs are not compared where a redactor or views change them. Labels differ
+    if they are as many, and none is shared.
 
     Args:
         snapshot: policy in force.
@@ -296,7 +306,7 @@ def _unlike(snapshot: Snapshot, edges: list[EdgeBackend], clouds: list[Any]) -> 
 
 
 def _unread(cloud: Any) -> Iterator[str]:
-    """Yield a line if the labels that the endpoint's outputs are read by are not those of its server."""
+    """Yield a line if the labels by which an endpoint's outputs are read are not its server's, or not as many as its outputs."""
     reader, endpoint = cloud.reader, getattr(cloud, "endpoint", None)
     served, outputs = getattr(endpoint, "served_labels", None), getattr(endpoint, "outputs", None) or {}
     if reader.labels is None or reader.kind not in {None, *CLASSES}:
