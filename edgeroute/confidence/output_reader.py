@@ -157,7 +157,7 @@ class Reader:
     def read_one(self, outputs: Any) -> Prediction:
         """Return the prediction for outputs of one input, with their batch axis of length 1.
 
-        A detector's outputs for one picture may lack the batch axis. The first outputs settle the kind if none is set.
+        A detector's outputs for one picture may lack the batch axis. Without a kind, the first outputs may settle it.
 
         Raises:
             BadReply: the number of outputs differs from 1.
@@ -176,7 +176,7 @@ class Reader:
         return self._read(_row(outputs, 0))
 
     def read_many(self, outputs: Any, count: int) -> list[Prediction]:
-        """Return the predictions for outputs of `count` inputs along the first axis.
+        """Return the predictions for outputs of `count` inputs along the first axis; of one picture, boxes may lack it.
 
         Raises:
             BadReply: the number of outputs differs.

@@ -511,9 +511,10 @@ def _mode_by_energy(
 ) -> tuple[PolicyMode, list[str]]:
     """Return the mode that takes less energy, if a rule or a limit asks for it and both sides may be asked; and the reasons.
 
-    The edge first costs its run, and the cloud's call where it is unsure; the cloud first costs the call. Past the limit the
-    dearer side is left out: the cloud is refused, or comes first. A mode by a rule, or of the call (`chosen`), overrides a limit.
-    `sides`: the names of the first edge and the first cloud, as far as there are.
+    The edge first costs its run, and the cloud's call where it is unsure; the cloud first costs the call. If a cost is unknown,
+    the mode stays, with that as the reason. Past the limit the dearer side is left out: the cloud is refused, or comes first. A
+    mode by a rule, or of the call (`chosen`), overrides a limit. `sides`: the names of the first edge and the first cloud, as far
+    as there are.
     """
     rule = ruled.then("cheapest_energy")
     spent = facts.energy_spent and not chosen and ruled.mode is None

@@ -294,9 +294,10 @@ class StreamState:
         return [i for i, v in self.states.items() if not v.ended]
 
     def reserve_s(self, i: int) -> float:
-        """Return the time that a leg leaves for a standby after it, seconds; half of the deadline at most, and if unknown.
+        """Return the time that a leg leaves for a standby after it, seconds: what that needs, or half of the deadline.
 
-        An edge that is not in memory, which has to be loaded, gets half of the deadline.
+        Half at most, half if unknown, and half for an edge that is not in memory, as it has to be loaded. 0 without a deadline,
+        without such an edge, for a standby itself, and if the hedging delay starts the standby.
         """
         plan, this = self.plan, self.legs[i]
         coming = (self.legs[j] for j in self.pending if j > i)
@@ -446,7 +447,7 @@ class StreamWalk:
     # starting
 
     def _start(self) -> Generator[Effect, Event | None, Event | None]:
-        """Start the legs that are due. Return the event of a leg that has ended at once.
+        """Start the legs that are due, and note by when each has to begin. Return the event of a leg that has ended at once.
 
         None: all that is due was started, without such an event. Nothing starts from the deadline on.
         """

@@ -77,7 +77,8 @@ class AnswerCheck:
     def apply(self, prediction: Prediction, x: Any) -> Prediction:
         """Return the prediction for an input, with another confidence if its answer fails, or passes with a share.
 
-        An answer without confidence, since its model gives none, gets the share. Errors of a check are logged, and fail.
+        A fault gives a `Malformed`, and so does an error of a check, which is logged. A share multiplies the confidence (divides
+        a negative one); an answer without confidence, since its model gives none, gets the share itself.
         """
         share, sure = None, prediction.confidence
         try:

@@ -100,7 +100,7 @@ class CoreMLModel(ModelFile):
         return {"runtime": "coreml", "compute_units": self.compute_units, "output": self.output}
 
     def _open(self) -> Any:
-        """Read the model's inputs and outputs, and load it on macOS from a temporary copy.
+        """Read the model's inputs and outputs; then, on macOS alone, load it from a temporary copy, which is deleted at once.
 
         Raises:
             RuntimeMissing: this is not macOS, or coremltools is not installed.

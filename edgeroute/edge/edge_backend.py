@@ -247,6 +247,8 @@ class EdgeBackend(AbandonedRuns):
     def _check_declared(self) -> None:
         """Compare a row of numbers, as the file declares the only output, with the labels and the output's name.
 
+        For the kind `ctc`, compare the classes of its steps with the labels, which may lack the blank.
+
         Raises:
             BadReply: there are other labels.
             ModelError: the output is an embedding by its name.

@@ -242,7 +242,7 @@ def check_model(model: EdgeModel) -> None:
     """Check a model's name, and the types of its methods, `parallel` and `version`, before its first run.
 
     Raises:
-        PolicyError: a member has the wrong type; the message names it.
+        PolicyError: there is no name, or a member has the wrong type; the message names it.
     """
     name = getattr(model, "name", None)
     if not isinstance(name, str) or not name:

@@ -359,7 +359,7 @@ class LlamaModel(LoadsLate):
         return [prediction for x in inputs for prediction in self.run_one(x, cancel)]
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
-        """Answer one input; return a list of one prediction, as `run`.
+        """Answer one input; return a list of one prediction, as `run`. Loads the model if need be.
 
         A stop request ends the generation and raises ModelError.
         """
@@ -384,6 +384,8 @@ class LlamaModel(LoadsLate):
 
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
         """Yield the answer to one input in pieces, and return the prediction; closing the generator stops the generation.
+
+        Loads the model if need be. A stop request ends the generation, and raises ModelError.
 
         Raises:
             BadInput, Unfit, ModelError: as `run`.
