@@ -1,6 +1,7 @@
 """Publisher of model catalogs: keys and their rotation, and a folder that any web server can serve, signed by TUF.
 
-A version is copied into the folder with its card, certificate and canary inputs; signing again keeps the list from expiring.
+A version is copied into the folder with its card, certificate and canary inputs (tried on a device before it uses the model);
+signing again keeps the list from expiring. Other files can be signed, too.
 """
 
 from __future__ import annotations
@@ -158,7 +159,9 @@ def publish_certificate(catalog: Path, name: str, version: str, certificate: Pat
 
 
 def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Sequence[tuple[str, str]] = ()) -> tuple[Entry, ...]:
-    """Sign a catalog again, so that its list of models does not expire, and return its entries.
+    """Sign a catalog again, so that its list of models does not expire, and return its remaining entries.
+
+    The list of models is written anew, and so are the other lists, with the next version number.
 
     Args:
         catalog: folder of the catalog.
@@ -168,9 +171,10 @@ def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Seque
 
     Raises:
         BadInput: there is no such version.
-        CatalogError: there is no catalog.
-        PolicyError: a key is missing.
+        CatalogError: there is no catalog, or it cannot be read.
+        PolicyError: a key is missing, or is another catalog's.
         StoreError: the catalog cannot be written.
+        RuntimeMissing: the libraries that sign are not installed.
     """
     known = _listed(catalog)
     if not (catalog / METADATA / "timestamp.json").exists():
@@ -205,7 +209,9 @@ def _listed(catalog: Path) -> tuple[Entry, ...]:
 
 
 def sign_files(catalog: Path, files: Mapping[str, bytes], *, keys: Path, days: float = LISTS_DAYS) -> None:
-    """Add signed files to a catalog, created if missing, or replace those of the same names, and sign it.
+    """Add signed files to a catalog, created if missing with an empty list of models, or replace those of the same names.
+
+    Sign it.
 
     Args:
         catalog: folder of the catalog.
@@ -295,6 +301,8 @@ def _write_root(folder: Path, signers: dict[str, Any], version: int = 1, also: S
 def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
     """Sign a catalog with the existing keys in `new` from now on; creates none. Devices that trust the old keys follow.
 
+    Writes a new list of keys, signed by both root keys, and signs all lists again for 30 days.
+
     Args:
         catalog: folder of the catalog.
         keys: folder of the keys in use, with `root.pem`.
@@ -327,7 +335,10 @@ def _signed_bytes(metadata: Any, signers: Sequence[Any]) -> bytes:
 
 
 def _newest(folder: Path, role: str) -> Any:
-    """Read a role's newest metadata; None if there is none; raise `CatalogError` if it is damaged."""
+    """Read a role's newest metadata, by the version in the file's name; None if there is none.
+
+    Raise CatalogError if it is damaged.
+    """
     paths = [folder / "timestamp.json"] if role == "timestamp" else folder.glob(f"*.{role}.json")
     versions = [(int(path.name.partition(".")[0]) if role != "timestamp" else 0, path) for path in paths if path.exists()]
     if not versions:

@@ -121,7 +121,11 @@ def rows_of_texts(given: Any, words: list[str]) -> list[str]:
 
 
 def values_of_training(part: Any, size: int) -> list[list[float]]:
-    """Return values of each number of a row that an estimator has from its training; none where nothing tells them."""
+    """Return values of each number of a row that an estimator has from its training, by its parts.
+
+    Empty lists where nothing tells. Looked for in pipelines up to the first step that changes numbers, in statistics and rows
+    that it has, and in thresholds of trees.
+    """
     values: list[list[float]] = [[] for _ in range(size)]
     if getattr(part, "n_features_in_", size) != size:
         return values
@@ -170,7 +174,10 @@ def _fitted_tables(part: Any, size: int) -> Any:
 
 
 def _thresholds(part: Any) -> Iterator[tuple[int, float]]:
-    """Yield the feature and the threshold of each split of trees; of LightGBM the ends of each feature's range."""
+    """Yield the feature and the threshold of each split of a model of trees; of LightGBM the ends of each feature's range.
+
+    Nothing for other models.
+    """
     if (tree := getattr(part, "tree_", None)) is not None and hasattr(tree, "threshold"):
         yield from ((int(f), float(t)) for f, t in zip(tree.feature, tree.threshold, strict=True) if f >= 0)
     elif hasattr(booster := part if hasattr(part, "model_to_string") else booster_of(part), "get_dump"):

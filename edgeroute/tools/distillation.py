@@ -105,7 +105,10 @@ def read_examples(paths: Sequence[Path], kind: str, rules: Rules, left_out: Left
 
 
 def _data_classes(record: Mapping[str, Any], depth: int = CLASS_DEPTH) -> Iterator[Any]:
-    """Yield all values of `data_class` in a record that are not empty, also of its mappings, and of those written as JSON."""
+    """Yield all values of `data_class` in a record that are not empty, also of its mappings, down to three levels.
+
+    Metadata and inputs that are texts of JSON are parsed.
+    """
     for key, value in record.items():
         if key == "data_class":
             yield from (value if isinstance(value, list) else [] if value in (None, "") else [value])
@@ -129,7 +132,7 @@ def _asked(request: Mapping[str, Any]) -> str:
 
 
 def _unusable(example: Example) -> str:
-    """Return the reason why an example cannot be used; empty if it can be."""
+    """Return the reason why an example cannot be used: empty, too long, or not UTF-8; empty if it can be."""
     if not example.text.strip() or not example.answer.strip():
         return "an empty text or answer"
     if max(map(len, example)) > LONGEST:
@@ -142,7 +145,7 @@ def _unusable(example: Example) -> str:
 
 
 def _records(paths: Sequence[Path], reader: Callable[..., Any], left_out: LeftOut) -> Iterator[tuple[str, Any, Example]]:
-    """Yield place, record and example of each line of logs; others are counted."""
+    """Yield place, record and example of each line of logs; others are counted. An answer with tool calls is empty."""
     for place, raw in lines(paths):
         try:
             record = record_of(raw)
@@ -157,7 +160,7 @@ def _records(paths: Sequence[Path], reader: Callable[..., Any], left_out: LeftOu
 
 
 def _traced(paths: Sequence[Path], left_out: LeftOut) -> Iterator[tuple[str, Any, Example]]:
-    """Yield place, record and example of each trace of an answer of a cloud; others are counted."""
+    """Yield place, record and example of each trace of an accepted answer of a cloud; others are counted."""
     for path in paths:
         for number, record in enumerate(TraceRecords(path), 1):
             place = f"{path}:{number}"

@@ -293,7 +293,10 @@ def _untrusted(path: Path) -> PolicyError:
 
 
 def _from_pickle(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Unpickle an estimator, which runs its code, by joblib if that is installed, and return it with its converter."""
+    """Unpickle an estimator, which runs its code, by joblib if that is installed, and return it with its converter.
+
+    Raises as `_from_estimator`.
+    """
     try:
         from joblib import load
     except ImportError:
@@ -450,7 +453,10 @@ def _register(skl2onnx: Any, package: str, prefix: str, classifier: str, regress
 
 
 def _register_without_booleans(skl2onnx: Any, estimator: type) -> None:
-    """Register skl2onnx's converter of an estimator, with integers for the booleans in its lists, which onnx 1.23 refuses."""
+    """Register skl2onnx's converter of an estimator anew, for the process.
+
+    It writes integers for the booleans in its lists, which onnx 1.23 refuses.
+    """
     known, alias = import_needed("skl2onnx.common._registration", "skl2onnx is damaged"), f"Sklearn{estimator.__name__}"
     plain = known.get_converter(alias)
 
@@ -546,7 +552,7 @@ def _from_catboost_file(path: Path, given: Any, *, trust: bool) -> Loaded:  # no
 
 
 def _from_catboost(model: Any, given: Any) -> Loaded:
-    """Return a model of CatBoost, which writes ONNX files itself."""
+    """Return a model of CatBoost, which writes ONNX files itself, with its answers, labels and inputs for the comparison."""
     classifies = hasattr(model, "predict_proba")
     answer = model if classifies else lambda x: (float(model.predict([x])[0]), None)
 
@@ -591,7 +597,10 @@ def _from_keras(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG0
 
 
 def _from_saved_model(path: Path, given: Any, *, trust: bool) -> Loaded:  # noqa: ARG001 - as all loaders
-    """Load a SavedModel of TensorFlow, and return its default signature with a converter, which runs as a process."""
+    """Load a SavedModel of TensorFlow, and return its default signature, of one input, with its converter.
+
+    The converter runs as a process; ModelError if that fails.
+    """
     folder = path if path.is_dir() else path.parent
     tensorflow = import_needed("tensorflow", "tensorflow is not installed: pip install tensorflow tf2onnx")
     call = tensorflow.saved_model.load(str(folder)).signatures["serving_default"]

@@ -245,7 +245,10 @@ class Sentinel(Part):
         return answer is not None
 
     def _ask(self, engine: Engine, x: Any, now: float) -> tuple[Any] | None:
-        """Call the endpoint for an input, in this thread; count cost and failure. Return its value; None: no room, or it failed.
+        """Call the endpoint for an input, in this thread, and return its value in a tuple.
+
+        None: there is no room, or the call failed. Counts cost and failure, books them with the engine, and notes a new name of
+        the model.
 
         Raises:
             MayNotLeave: the egress rules forbid it.
@@ -300,7 +303,7 @@ class Sentinel(Part):
         return PACE_S if self.pinned.test is None else DAY_S / self._per_day * random.uniform(0.5, 1.5)  # noqa: S311
 
     def stats(self) -> dict[str, Any]:
-        """Return the probes that were answered and that failed, the level and evidence of the test, and the alarm."""
+        """Return how many probes were answered and how many failed, level and evidence of the test, and the alarm's text."""
         test = self.pinned.test
         level, evidence = (None, 0.0) if test is None else (test.level, test.evidence)
         return {"probes": self._probes, "failed": self._failed, "level": level, "evidence": evidence, "alarm": self._what}
@@ -312,7 +315,7 @@ class Sentinel(Part):
     def load(self, state: Any) -> None:
         """Restore the state of an earlier run: its costs; with the same inputs, endpoint and certificates, answers and alarm.
 
-        An alarm suspends the certificates again. What is damaged is dropped.
+        An alarm suspends the certificates again. What is damaged is dropped without an error.
         """
         with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
             self._spent.extend((float(at), float(usd)) for at, usd in state["spent"])

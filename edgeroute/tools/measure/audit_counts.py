@@ -110,7 +110,9 @@ class LossCounts:
         return bisect_left(range(enough), least, key=lambda n: log_evidence(limit, (1.0, n, 0, 0)))
 
     def lowest(self, limit: float, risk: float, reached: int = NONE) -> int:
-        """Return the index of the lowest certified threshold, at this look or before; `NONE` if there is none.
+        """Return the index in `GRID` of the lowest certified threshold, at this look or before; `NONE` if there is none.
+
+        From the highest down, thresholds below `reached` are tested up to the first that fails.
 
         Args:
             limit: limit of the share of all examples lost, 0..1, exclusive.
@@ -137,7 +139,9 @@ class LossCounts:
 
     @classmethod
     def load(cls, stored: Any) -> LossCounts:
-        """Return the counts of a state file since they last began. A key of a time alone is a beginning without audits so far.
+        """Return the counts of a state file since they last began; each time at which they began anew counts as an alarm.
+
+        A key of a time alone is a beginning without audits so far.
 
         Raises:
             ValueError: they are no counts.

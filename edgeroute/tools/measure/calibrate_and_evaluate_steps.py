@@ -261,11 +261,12 @@ def calibration(
 ) -> Steps[CalibrationResult]:
     """Check the request, collect examples, and find the lowest threshold with the guarantee; see `Router.calibrate`.
 
-    Runs the edge models, asks the cloud where it is needed, and reads the models' files. reading: options of `_examples`. label:
-    function of an input, or reader of labels, for labels that `y` lacks; None: `y` has all, or none.
+    Runs the edge models, asks the cloud where it is needed, reads the models' files, and certifies in a thread. reading: options
+    of `_examples`. label: function of an input, or reader of labels, for labels that `y` lacks; None: `y` has all, or none.
 
     Raises:
         PolicyError: the arguments exclude each other, or labels or a cloud are missing for the guarantee.
+        NotEnough: there are too few examples; others as `collect`.
     """
     if reading["groups"] is not None and want.per_class:
         raise PolicyError("per_class and groups exclude each other: a group may have several classes")
@@ -527,7 +528,10 @@ def evaluate_examples(calls: DirectCalls, examples: Examples, *, policy: str = "
 
 
 def answer_notes(evaluation: Evaluation) -> list[str]:
-    """Return notes on answers in another form than the labels, on answers that are None, which count as wrong, and doubts."""
+    """Return notes on answers in another form than the labels, on answers that are None, which count as wrong, and doubts.
+
+    The doubts are about the cloud as the reference.
+    """
     examples = evaluation.examples
     sides = [("edge", examples.edge), ("cloud", examples.cloud or [])]
     counts = [(side, sum(value is None for value in values)) for side, values in sides]

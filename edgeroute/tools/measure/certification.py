@@ -309,7 +309,9 @@ def certify(
     fingerprints: Mapping[str, str],
     labels: LabelsOnDemand | None = None,
 ) -> Certification:
-    """Calibrate on these examples, with a fitted score if requested; see `edgeroute.confidence.calibrate`.
+    """Calibrate on these examples, with a fitted score if requested; return certificate, fit and warnings.
+
+    The certificate gets doubts about the cloud, and a sketch of the examples; see `edgeroute.confidence.calibrate`.
 
     Args:
         examples: the examples, scored by the policy's score, or by msp if a score is to be fitted.
@@ -411,9 +413,9 @@ class Verdict(NamedTuple):
 
 
 def verdicts(evaluation: Evaluation) -> list[Verdict]:
-    """Compare the guarantee with the examples: a verdict per class with a guarantee, the worst first.
+    """Compare the guarantee with the examples: a verdict per predicted class, or one if the guarantee has one threshold.
 
-    Empty if there is no guarantee, or these examples cannot measure it.
+    Worst first. Empty if there is no guarantee, or these examples cannot measure it.
     """
     certificate = evaluation.certificate
     if certificate is None or certificate.metric:  # graded answers are not among these examples

@@ -1,8 +1,9 @@
 """Critical counts: the counts in n examples that reject the hypothesis "guarantee violated" at level `delta`, by exact tests.
 
-A limit of -1 means that no count rejects. Limits do not depend on the data, so they are cached. The tests of harms minus wins
-follow Berger and Boos (1994): the nuisance parameter q = P(harm) + P(win) is below its upper confidence bound except with
-probability `gamma`, and the p-value is gamma plus the maximum over such q.
+A harm is an example on which the cloud alone is right, a win one on which the edge alone is. A limit of -1 means that no count
+rejects. Limits do not depend on the data, so they are cached. The tests of harms minus wins follow Berger and Boos (1994): the
+nuisance parameter q = P(harm) + P(win) is below its upper confidence bound except with probability `gamma`, and the p-value is
+gamma plus the maximum over such q.
 """
 
 from __future__ import annotations

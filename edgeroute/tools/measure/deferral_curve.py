@@ -24,7 +24,7 @@ class Curve(NamedTuple):
 
 
 def deferral_curve(score: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike) -> Curve:
-    """Return the deferral curve of a score.
+    """Return the deferral curve of a score: the cascade's accuracy as more of the lowest scores are deferred, and its area.
 
     Args:
         score: [n], the lowest are deferred first, NaN before all.
@@ -57,7 +57,9 @@ def area_share(parts: Array, gain: Array) -> float:
 
 
 def outcomes(edge_correct: ArrayLike, cloud_correct: ArrayLike, n: int) -> tuple[Array, Array]:
-    """Return the edge's correctness, [n], and the gain of deferring: above 0 harm, below 0 win.
+    """Validate correctness of n examples, and return the edge's, [n], and the gain of deferring: above 0 harm, below 0 win.
+
+    Rounding errors outside 0 to 1 are put right.
 
     Raises:
         PolicyError: there are no examples, the lengths differ, or something is not from 0 to 1.

@@ -259,7 +259,10 @@ class Evaluation(NamedTuple):
 
     @property
     def accepted(self) -> Bools:
-        """[n], True where the edge's answer is accepted."""
+        """[n], True where the edge's answer is accepted: by the threshold of its class, if it has one, else by the general one.
+
+        An answer without a score is accepted only with `accept_unsure`.
+        """
         score = self.examples.score
         least: Any = self.threshold
         if self.thresholds:
@@ -355,7 +358,10 @@ class Evaluation(NamedTuple):
         return np.array([0, gained, self.n - lost, self.n]) / self.n, np.array([edge.mean(), best, best, cloud.mean()])
 
     def classes(self) -> list[Class]:
-        """Return results per class, by label; without labels, or with per-class thresholds, by predicted class."""
+        """Return results per class, sorted by name: by label.
+
+        Without labels, or with per-class thresholds, by predicted class.
+        """
         labels = self.examples.labels if self.examples.labels is not None and not self.thresholds else self.examples.edge
         names, index = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
         counts = np.bincount(index)
@@ -385,7 +391,10 @@ class Evaluation(NamedTuple):
         return {leg: tuple(np.quantile(times, QUANTILES).tolist()) for leg, times in self.seconds().items()}
 
     def costs(self) -> list[Cost]:
-        """Return the costs per input, median seconds, mean usd and joules, where the cloud's is above 0."""
+        """Return the costs per input: median seconds, mean usd and joules, each where the cloud's is above 0.
+
+        Empty without the cloud.
+        """
         if self.examples.cloud is None:
             return []
         times, terms = self.latency(), self.terms

@@ -117,7 +117,7 @@ class Units(NamedTuple):
 
 
 def units(loss: Floats, order: Ints, groups: Ints | None) -> Units:
-    """Return the units of n examples.
+    """Return the independent units of n examples, each with its mean loss before and after each of its examples is accepted.
 
     Args:
         loss: [n], the loss where the example is accepted, -1..1.

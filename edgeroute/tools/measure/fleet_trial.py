@@ -237,7 +237,10 @@ def _hull(exact: tuple[float, float, float], drawn: Floats) -> Interval:
 def _difference(
     name: str, tables: Sequence[Mapping[str, Floats]], in_b: Bools | None, allowed: float, alpha: float
 ) -> Difference | None:
-    """Return trial minus use; None if an arm has no counts. in_b: True for devices on trial; None: requests were assigned."""
+    """Return the difference of trial and use, with its interval; None if an arm has no counts.
+
+    in_b: True for devices on trial; None: requests were assigned.
+    """
     of = _base(name)
     (a, of_a), (b, of_b) = ((int(t[name].sum()), int(t[of].sum())) for t in tables)
     if not (of_a and of_b):

@@ -116,7 +116,10 @@ class FunctionLabels(LabelsOnDemand):
         self._has_matched = False
 
     def begin(self, examples: Examples, inputs: Sequence[Any], names: Sequence[Any] | None) -> None:
-        """Set the examples, as of any reader of labels; raise `BadInput` for a known label without an input."""
+        """Set the examples, inputs and class names, and the forms of answers with which labels are compared.
+
+        Raises BadInput for a known label without an input.
+        """
         super().begin(examples, inputs, names)
         if (last := max(self.labels, default=0)) >= len(inputs) * self._every:
             raise BadInput(f"y has a label for input {last}, and the last input is {len(inputs) * self._every - 1} at most")

@@ -1,10 +1,11 @@
 """Fitting of a learned score by ridge logistic regression with cross-validation; `auto` blends it by the number of its examples.
 
-Of prompts with hashed words (`prompt_features`) the gain is fitted in place of harm and win: gain_from_prompts.py.
+It predicts harm (the cloud alone is right) and win (the edge alone is). Of prompts with hashed words (`prompt_features`) the gain
+is fitted in place of harm and win: gain_from_prompts.py.
 
-The first feature, the log odds of msp, is almost unpenalised and all others are penalised, so the less there is to learn, the
-closer the ranking is to that of msp (Chow, 1970). For texts the first feature is the 10 % quantile; of a table it is the base
-score, if there is one.
+The first feature, the log odds of msp (the highest class probability), is almost unpenalised and all others are penalised, so the
+less there is to learn, the closer the ranking is to that of msp (Chow, 1970). For texts the first feature is the 10 % quantile;
+of a table it is the base score, if there is one.
 
 `auto` blends two ranks, that by msp (or the base score) and that by the fit, with a weight of events / (events + 60) for the fit:
 events are the examples on which edge and cloud differ, and all that can be learned from.
@@ -296,9 +297,9 @@ class _HarmAndWin(NamedTuple):
 
 
 def _train(table: Array, examples: _Examples, train: Array, ridge: float) -> Any:
-    """Fit these examples; return the fit, with `better_and_losses` and `data`.
+    """Fit harm and win, or of hashed words the gain, to these examples; return the fit, with `better_and_losses` and `data`.
 
-    Of harm and win, a rare outcome gets a constant rate.
+    Of harm and win, one that is rare in all examples gets a constant rate.
 
     train: [n], bool.
     """

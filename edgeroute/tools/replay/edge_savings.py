@@ -546,7 +546,7 @@ def _unbound(calls: DirectCalls, drawn: logs.Survey) -> str:
 
 
 def _policy_lines(edge: object, threshold: float) -> Iterator[str]:
-    """Yield the lines of a policy with the threshold, and with the edge if it is not from a policy."""
+    """Yield the lines of a policy with the threshold, and with the path of the edge if it is a model's file or URL."""
     yield f"threshold = {threshold!r}"
     if isinstance(edge, str | Path) and Path(edge).suffix.lower() not in POLICIES and not is_python_name(str(edge)):
         yield "[edge]"

@@ -90,7 +90,7 @@ def saving(
 
     Args:
         paths: one or more files of the log; `-` is stdin.
-        kind: `openai-log`, `litellm-log` or `csv`.
+        kind: one of `FORMATS`: `openai-log`, `litellm-log`, `langfuse-log` or `csv`.
         max_loss: largest loss of accuracy, or mean score, against the cloud, 0..1.
         sure: confidence level of the guarantee.
         how: the models, their prices, and how their answers are paired and compared.

@@ -350,7 +350,10 @@ class _Run:
         self._know(facts._replace(rules=before.rules))
 
     def _sense(self, now: float) -> None:
-        """Step the rules by the readings recorded until now, and by simulated ones as often as a live router reads."""
+        """Step the rules by the readings recorded until now, and with battery or heat by simulated ones.
+
+        These come as often as a live router reads its sensors.
+        """
         while self.coming and self.coming[-1][0] <= now:
             time, self.reading = self.coming.pop()
             self._step(time)
@@ -372,7 +375,7 @@ class _Run:
         self._know(self.facts._replace(rules=in_force(self.state)))
 
     def _measure(self, request: Request, route: Plan, outcome: Outcome) -> None:
-        """Count the latencies of stopped edges, which run to their end all the same, as a live router does."""
+        """Add the recorded times of stopped edges to the latencies, as a live router does: they run to their end all the same."""
         for kind, i, _, _ in outcome.log:
             if kind in {"cancelled", "timeout"} and route.legs[i].permit is None and not request.batch:
                 seen = request.legs.get(route.legs[i].name)

@@ -475,7 +475,8 @@ class SimulatedFleet:
     def _deliver(self, rows: Floats) -> None:
         """Send deliveries that are due, within the limits of breaker, rate and concurrency; schedule the others again.
 
-        Deliveries from before the last flush are ignored.
+        An open breaker pauses its outbox, and so does a device rule that holds what would leave by itself. Deliveries from before
+        the last flush are ignored.
         """
         who = rows[:, 0].astype(np.int64)
         planned = rows[:, 3] == self._woken[who]

@@ -288,7 +288,10 @@ class Devices:
         return np.asarray(admission.allowed(self.state[who] == CLOSED, self.held[who], at))
 
     def probes(self, who: Ints, at: Floats) -> Ints:
-        """Start the probes that are due among these rejected devices, one a device, and return their positions."""
+        """Start the probes that are due among these rejected devices, one a device, and return their positions.
+
+        Breakers are half open then.
+        """
         due = np.flatnonzero(admission.due(self.due[who], self.held[who], at))
         if len(due):
             due = due[np.unique(who[due], return_index=True)[1]]

@@ -482,7 +482,9 @@ class Survey(NamedTuple):
 
 
 def survey(paths: Sequence[Path], kind: str, how: Read, sample: int, seed: int) -> Survey:
-    """Read a log, and draw a sample of its different requests, which does not depend on their order.
+    """Read a log, and draw a sample of its different requests, which depends on the seed and not on their order.
+
+    Of a request that is there several times the first answer counts. The answers count as labels if they are short and few.
 
     Args:
         paths: files of the log.
@@ -541,7 +543,7 @@ def survey(paths: Sequence[Path], kind: str, how: Read, sample: int, seed: int) 
 
 
 def _with_label(labels: set[str] | None, exchange: recorded.Exchange) -> set[str] | None:
-    """Add an answer's form to the labels, in place, and return them; None if the answers are no labels."""
+    """Add an answer's form to the labels, in place, and return them; None once an answer is no label, or there are too many."""
     form = recorded.text_form(exchange.text)
     if labels is None or not form or len(form) > LONGEST_LABEL or exchange.calls:
         return None

@@ -135,7 +135,7 @@ def number(value: Any, *, most: float = 1e15) -> float | None:
 
 
 def score_of(record: Mapping[str, Any], options: Options) -> float | None:
-    """Return the correctness of the answer, 0..1; None if no score is requested; true and false are 1 and 0.
+    """Return the correctness of the answer, 0..1, rounding errors put right; None if no score is requested; true is 1, false 0.
 
     Raises:
         Skip: it is missing or invalid.
@@ -404,7 +404,7 @@ def langfuse_answer(record: Mapping[str, Any], options: Options) -> Exchange:
 
 
 def parsed_text(value: Any) -> Any:
-    """Return a value, parsed if it is a text of JSON: exports to tables write lists and mappings so."""
+    """Return a value unchanged, but parsed if it is a text of JSON's lists or mappings, which exports to tables write so."""
     if isinstance(value, str) and value[:1] in {"[", "{"}:
         try:
             return parse_json(value)
