@@ -236,7 +236,7 @@ class Closed(EdgerouteError, RuntimeError):
 
 
 def nearest(word: object, valid: Iterable[str]) -> str:
-    """Return a hint after an invalid word: `did you mean "..."?` with the most similar valid word, or a list of all of them."""
+    """Return a hint after an invalid word: `did you mean "..."?` with the most similar valid word; without one, a list of all."""
     from difflib import get_close_matches
 
     text, words = str(word), list(valid)

@@ -287,7 +287,7 @@ class Answer(Generic[V]):
 
     @classmethod
     def from_entry(cls, entry: Recorded, source: Source, note: str, identity: str, latency_s: float) -> Answer[V]:
-        """Return a new answer from a stored one, such as a cache entry.
+        """Return a new answer from a stored one, such as a cache entry: final, not degraded, and with a trace without steps.
 
         Args:
             entry: the stored answer.

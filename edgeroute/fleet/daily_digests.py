@@ -1,10 +1,10 @@
-"""Digests of a device's days from the counts in the state file; their spool on disk, and upload with a line in the egress ledger.
+"""Digests of a device's days, made of the counts in the state file: their spool on disk and upload; and the device's random id.
 
-Failed uploads are tried again from the spool, which is bounded.
+Failed uploads are tried again from the spool, which is bounded; each upload is a line in the egress ledger.
 
 In `state.db`, names that begin with `fleet:DAY:` hold the counts of a day, to which all processes of the device add, and
-`fleet.day:DAY` has the device's id, the revision and the sum of the last digest. A day whose sum has grown has
-another digest, with a higher revision; so a crash between any two steps repeats a digest at most, and of repeats one counts.
+`fleet.day:DAY` has the device's id, the revision and the sum of the last digest. A day whose sum has grown has another digest,
+with a higher revision; so a crash between any two steps repeats a digest at most, and of repeats one counts.
 """
 
 from __future__ import annotations

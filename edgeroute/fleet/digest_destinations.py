@@ -156,7 +156,9 @@ _KINDS: dict[str, Any] = {"http": Web, "https": Web, "s3": Bucket, "mqtt": Broke
 
 
 def destination(to: str) -> Destination:
-    """Return the destination that a text names.
+    """Return the destination that a text names: a folder, or an address with http(s)://, s3:// or mqtt(s)://.
+
+    Connects to nothing.
 
     Raises:
         PolicyError: the text names none, or an address without TLS that is not this device's; quotes nothing of it.

@@ -102,7 +102,7 @@ class Fleet(ForkSafe, Part):
         self._uploader = Worker("edgeroute-fleet-upload", self._turn, "no digest could be made", first_s=first_s, retry_s=LOOK_S)
 
     def attach(self, engine: Engine) -> None:
-        """Keep a weak reference to the router's engine, open its state file, and prepare the digests and their spool folder.
+        """Take the router's engine, by a weak reference, open its state file, and prepare the digests in its folder `fleet`.
 
         Raises PolicyError without a state folder, or for a part that has an engine already.
         """

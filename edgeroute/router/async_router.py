@@ -78,7 +78,7 @@ class Loop:
     async def request(self, *given: Any, **more: Any) -> Request:
         """Make a request, with the errors of `Engine.request`.
 
-        In a thread if the application's function gives its data class, which may block.
+        It is made in a thread if the application's function gives its data class, which may block.
         """
         make = partial(self.engine.request, *given, **more)
         if self.engine.snapshot.egress.data_class is None:

@@ -209,7 +209,7 @@ def _unlike(legs: LegExecutor | None) -> Collection[int]:
 
 
 def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
-    """Return the trials of a policy, which continue the figures of the previous ones; None: there are none.
+    """Return the trials of a policy; None: there are none. They continue the figures of the present ones, or of the state file.
 
     The present object is returned if the trials are the same.
     """

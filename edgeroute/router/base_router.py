@@ -169,17 +169,18 @@ class BaseRouter(Generic[V]):
         )
 
     def reload(self) -> None:
-        """Read the policy file again, and put it in force.
+        """Read the policy file again, and put it in force. Blocks.
 
-        Requests in progress end under the policy they began with; unchanged models and connections are reused. Files on
-        disk (state, cache, outbox, trace) stay as configured at construction.
+        Requests in progress end under the policy they began with; unchanged models and connections are reused. Files on disk
+        (state, cache, outbox, trace) stay as configured at construction.
 
-        A router that was not made from a file reads the active versions of its models (`NAME.active`). A new version is
-        warmed up, and tested on its canary inputs, before it is in force.
+        A router that was not made from a file reads the active versions of its models (`NAME.active`). A new version is warmed
+        up, and tested on its canary inputs, before it is in force.
 
         Raises:
             PolicyError: the file is invalid, or there is none, and no model of a catalog either; the policy in force stays.
             ModelError: a new version failed; the policy in force stays.
+            Closed: the router is closed.
         """
         if self._file is not None:
             self._file.reload(self.engine)
@@ -320,7 +321,7 @@ class BaseRouter(Generic[V]):
         _close(self.engine, self._file)
 
     def _watch(self, updates: W) -> W:
-        """Register an iterator over a live source, to end when the router is closed, and return it."""
+        """Register an iterator over a live source, by a weak reference, to end when the router is closed, and return it."""
         live: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
         live.add(updates)
         return updates

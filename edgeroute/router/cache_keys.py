@@ -1,4 +1,4 @@
-"""Cache keys: the prefix with all that an answer depends on besides the input; and if the policy accepts a cached answer."""
+"""Cache keys: the prefix with all that an answer depends on besides the input; identities of scores; tests of cached answers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,11 @@ class KeyPrefixes:
         return self._prefixes.get(key) or self._make(key, plan.mode, plan.data_class, not plan.stays, edges)
 
     def _make(self, key: tuple[Any, ...], mode: Mode, data_class: str | None, leaves: bool, edges: list[str]) -> bytes:
-        """Compute a prefix, and store it under `key`, unless its data class is too long; a full store is cleared first."""
+        """Compute a prefix of cache keys, which may read files; store it under `key`, and return it.
+
+        It has the mode, data class, and targets' identities, scores and views; if the input may leave also credentials and
+        redaction. It is not stored if its data class is too long; a full store is cleared first.
+        """
         parts: list[object] = [mode, data_class, leaves, *edges]
         for target, backend, score, view in zip(self._targets, self._backends, self._scores, self._views, strict=True):
             if (mode != "only_cloud") if target.side == "edge" else leaves:

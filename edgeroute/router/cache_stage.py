@@ -154,7 +154,7 @@ class Caching(Part):
     def _look_up(
         self, request: Request, prefix: bytes, fetched: Mapping[bytes, Entry], proceed: Proceed
     ) -> Steps[tuple[Answer | None, Flight | None]]:
-        """Return the cached answer, or None, and the request's part in the flight of equal requests, or None.
+        """Return the cached answer, which is counted, or None, and the request's part in the flight of equal requests, or None.
 
         A stale entry is returned, and its revalidation started in the background. A similar text's entry counts, too, where a
         semantic cache is set. An entry that the policy does not accept any more is ignored.
@@ -270,7 +270,7 @@ class Caching(Part):
                 semantic.add(request.snapshot.prefixes.of(plan), x, entry)
 
     def store_late(self, request: Request, event: Done) -> None:
-        """Store a late answer for the next equal request.
+        """Store an answer that came after its request's deadline in the cache, with a note, for the next equal request.
 
         Not if clouds take the edge's answer along, since it is not known whether this one did.
         """

@@ -1,6 +1,7 @@
 """Engine: makes requests with their plans, records their ends, and holds the policy in force. Each router owns one.
 
-`Sensing` reads the sensors for the rules; the steps of a batch, and the decision of a single edge, are here too.
+`Sensing` reads the sensors for the rules; the steps of a batch, the decision of a single edge, and a router's status are here
+too.
 """
 
 from __future__ import annotations
@@ -488,7 +489,7 @@ class Engine(ForkSafe):
         self.plain = False
 
     def stats(self) -> Stats:
-        """Return counts, deferral rate, latency quantiles, bytes and cost, so far."""
+        """Return counts, deferral rate, latency quantiles, bytes, cost and energy so far, with the figures of the parts."""
         from edgeroute.observe.stats_and_status import Seen
 
         seen = []

@@ -149,7 +149,8 @@ class Fallback:
     def answers(self, walks: Sequence[Walked]) -> Steps[list[Result]]:
         """Yield the steps to the results of walks: accepted answers, and others by the offline rule, which may use the outbox.
 
-        From now on replies of legs that still run are late ones. Exceptions to raise are returned as results.
+        If one was not accepted, replies of legs that still run are late ones from now on. Exceptions to raise are returned as
+        results.
         """
         rules = [self._rule(walked) for walked in walks]
         for walked, rule in zip(walks, rules, strict=True):

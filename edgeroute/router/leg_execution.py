@@ -180,9 +180,9 @@ class LegTask:
         self._took_s: float | None = None
 
     def run(self, execute: Callable[[], Event], send: Send, *, here: bool = False) -> None:
-        """Run the leg, and always send its event.
+        """Run the leg, and always send its event; the backend no longer counts it as stopped and running.
 
-        Exceptions become a `Failed`. A stopped run's time is measured.
+        Exceptions become a `Failed`. The time of a run that was asked to stop is reported.
 
         Args:
             execute: returns the leg's event.

@@ -27,7 +27,7 @@ class Fitting(NamedTuple):
     def early_event(self) -> Event | None:
         """Return the leg's event if nothing is to run: no row is left, or an edge's row is invalid, which fails the batch.
 
-        Else None.
+        None: the leg has to run for the rows that are left.
         """
         invalid = next((e for e in self.misfits.values() if isinstance(e, BadInput)), None)
         if self.side == "edge" and invalid is not None:

@@ -396,7 +396,10 @@ def bound_digests(conversation: Conversation, is_shared: Any = lambda _: False) 
 
 
 def _identifying(messages: list[Message], is_shared: Any = lambda _: False) -> Iterator[bytes]:
-    """Yield the contents of the last message that identifies a conversation, of tools' results, and of long messages."""
+    """Yield, from the last message back, the texts that may identify a conversation: long enough, not shared, and no answers.
+
+    They are of the last message that has one, of tools' results, and of earlier messages only those of `LONG` bytes.
+    """
     last = True
     for m in reversed(messages):
         contents = dict.fromkeys([m.content, *(map(b"".join, m.texts) if len(m.texts) > 1 else ())])
@@ -422,7 +425,8 @@ def shared_digests(conversation: Conversation) -> list[bytes]:
 def answer_digests(answer: str, begun: bytes = b"") -> list[bytes]:
     """Return the digests to store of an answer, and of the answer after the beginning that the call gave.
 
-    Short ones give none.
+    One of less than `SHORTEST_ANSWER` bytes has only a digest that is compared with other messages than answers; of less than
+    `SHORTEST` none.
     """
     content = b"".join(_segments(answer))
     contents = {content, begun + content}

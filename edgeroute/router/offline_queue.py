@@ -81,7 +81,10 @@ class Storing:
         return self._current_notes()
 
     def leave(self) -> list[str]:
-        """Return the notes so far, for a caller that waits no longer; the storing goes on."""
+        """Return the notes so far, for a caller that waits no longer.
+
+        The storing goes on, and reports its failures from now on.
+        """
         with self._lock:
             self._left = True
             return self._current_notes()

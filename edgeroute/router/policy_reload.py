@@ -184,7 +184,10 @@ class PolicyFile:
             replace(engine, settings, limits or Limits(), metered, audit)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
-        """Start a thread that calls the referent of the weak reference `reload` when the file changes; errors are logged."""
+        """Start a thread that looks at the file, and the models' active versions, each second, and reloads after a change.
+
+        It calls the referent of the weak reference `reload`; errors are logged.
+        """
         message = f"{self.path} cannot be used; the policy in force stays"
         self._worker = Worker("edgeroute-watch", partial(self._look, reload), message, first_s=LOOKS_S, retry_s=LOOKS_S)
         self._worker.start()
@@ -206,7 +209,10 @@ class PolicyFile:
         self._follower = None if state is None else Follower(self.path.parent, state)
 
     def follow(self, reload: Callable[[], Callable[[], object] | None], engine: Engine) -> None:
-        """Start a thread that follows the signed policy, if the file names one; see `watch` for `reload`."""
+        """Start a thread that follows the signed policy, if the file names one, and set `engine.signed`, which returns its state.
+
+        `reload` as for `watch`.
+        """
         follower, weak = self._follower, weakref.ref(engine)
         if follower is None:
             return
@@ -257,7 +263,7 @@ class PolicyFile:
         return changed
 
     def close(self) -> None:
-        """Have the watching thread end, without waiting: a reload that has begun goes on."""
+        """Have the threads that watch the file and follow a signed policy end. Does not wait: a reload that has begun goes on."""
         for thread in (self._worker, self._follower):
             if thread is not None:
                 thread.close(0.0)

@@ -482,9 +482,9 @@ class _Draft:
         return bool(own_thresholds)
 
     def add_clouds(self, clouds: list[Any], tried: list[Any], guard: Guards) -> None:
-        """Add the clouds, and after them those on trial, each with its guard.
+        """Check the clouds, and append their targets, and after them those on trial, each with a guard. Opens no connection.
 
-        Raises PolicyError for an async endpoint in a `Router`.
+        Raises PolicyError for no valid cloud, or an async one in a `Router`.
         """
         score, labels = self._arguments.score, self._labels
         for i, given in enumerate([*clouds, *tried]):

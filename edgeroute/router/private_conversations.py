@@ -1,9 +1,9 @@
-"""Private conversations: recognises calls of a conversation with a turn that may not leave, so that they stay.
+"""Private conversations: recognises calls of a conversation with a turn that may not leave, by stored digests, so that they stay.
 
-If the digests, or the form of an input, cannot be read, the conversation stays. `within` limits the effect to calls with the same
-key.
+If the digests, or the form of an input, cannot be read, the conversation stays. `within` and `bind_within` limit the effect to
+calls with the same key.
 
-Keyed digests of the content are stored, never the texts.
+Keyed digests of the content are stored (`Digests`), never the texts.
 """
 
 from __future__ import annotations
@@ -383,7 +383,7 @@ class PrivateConversations(Part):
         )
 
     def walk_ended(self, request: Request, outcome: Outcome | Left) -> None:
-        """Store the digests of the answer to a call that may not leave; remember the texts of a call that has left.
+        """Store the digests of the answer to a call that may not leave, once; remember the texts of a call that has left.
 
         Never raises for a form of input.
         """

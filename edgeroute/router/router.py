@@ -217,7 +217,7 @@ class Router(BaseRouter[V], ClosedByWith):
         Yields a `FrameUpdate` for each frame that is taken, in their order, with the edge's answer; for some of them another one
         later, with the cloud's, also in their order. A refinement that is there comes before the next frame's answer. Frames are
         not queued: one that comes while another is being answered, or before the program requests the next update, is replaced by
-        the next one.
+        the next one. The source is read from the first step on; the iterator ends when the router is closed.
 
         Args:
             source: an iterable of frames, an object with `read() -> (ok, frame)` (`cv2.VideoCapture`), or a function that gives
@@ -279,7 +279,8 @@ class Router(BaseRouter[V], ClosedByWith):
         The input of the router is a segment, float32 [samples]. First answers come in the order of the segments, and so do final
         ones. `changed` is False if a final answer equals the provisional one. A `BargeIn` comes where speech begins while an
         answer is being consumed (the program has not asked for the next item) or spoken (`Audio.speaking`), or while the cloud is
-        being called about an earlier segment: pending answers are cancelled, and the provisional ones stand.
+        being called about an earlier segment: pending answers are cancelled, and the provisional ones stand. The source is
+        read from the first step on; the iterator ends when the router is closed.
 
         Args:
             chunks: an iterable of chunks: float32 from -1 to 1 or int16, [samples] or [samples, channels] (which are mixed), or
@@ -348,7 +349,7 @@ class Router(BaseRouter[V], ClosedByWith):
         return import_tool("inspect.decide_and_check").check(self.engine, timeout)  # type: ignore[no-any-return]
 
     def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
-        """Load each model on the device and run it twice, so that the first request is not slow. Return the timings.
+        """Load each model on the device and run it twice, so that the first request is not slow; blocks. Return the timings.
 
         Nothing is sent, and nothing is counted.
 

@@ -359,7 +359,9 @@ class Conversation(History):
     """Conversation over a `Router`: `router.conversation()`. A turn that fails, or is left early, is not part of it."""
 
     def infer(self, turn: Any, **options: Any) -> Answer:
-        """Return the answer to the next turn, and add both to the messages.
+        """Return the answer to the next turn, and add both to the messages; after an error they stay as they were.
+
+        After a turn that may not leave the device, all later ones stay.
 
         Args:
             turn: the turn: a text, the parts of a content, or a message, such as a tool's result.

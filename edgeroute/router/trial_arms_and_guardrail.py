@@ -180,9 +180,9 @@ class RunningTrial(ForkSafe):
         self._fixed = None if trial.device is None else self._in_arm(trial.device)
 
     def _new_tests(self) -> dict[str, ArmTest | UnitArmTest]:
-        """Return new tests of the guardrail by what they test: of users whose key decides the arm.
+        """Return new tests of the guardrail by what they test, each with its part of `alpha`.
 
-        Else of requests, and of sessions. Each has its part of `alpha`.
+        They are of users if a key decides the arm, else of requests, and beside them of sessions.
         """
         kinds = TESTS[self.trial.side, self.trial.shown]
         tests: dict[str, type[ArmTest | UnitArmTest]] = dict.fromkeys(kinds, ArmTest)
@@ -224,7 +224,8 @@ class RunningTrial(ForkSafe):
     def draws(self, identity: str, x: Any) -> bool:
         """Return True if a request is in the trial's arm: by its device, its key, its session, or its own id.
 
-        Nothing is drawn: a salted hash of it decides, the same every time. False if `by` fails, which is logged once.
+        Nothing is drawn: a salted hash of it decides, the same every time. Remembers the user or session of the request. False if
+        `by` fails, which is logged once.
         """
         if self._fixed is not None:
             return self._fixed
@@ -431,7 +432,10 @@ class Trials(ForkSafe, parts.Part):
         return snapshot, ""
 
     def compared(self, comparison: Compared) -> None:
-        """Add an audited answer of an edge model. A no-op for an edge without a trial, and for a label."""
+        """Add an audited answer that a caller got to the trial of the edge, which may stop it.
+
+        Nothing without one, or for a label.
+        """
         edge, name = self._edge, comparison.target
         if edge is not None and name in edge.names and comparison.accepted and comparison.label != "reported":
             edge.add_comparison(differs=comparison.differs, b=name == EDGE_TRIAL, request=comparison.request)

@@ -1,4 +1,7 @@
-"""Requests to language models in OpenAI's JSON: from a text, messages, or a request that the caller wrote."""
+"""Requests to language models in OpenAI's JSON, from a text, messages, or a caller's request; also for embeddings.
+
+`Chat` has the settings, and checks the input; `checked_score` checks the arguments of a score.
+"""
 
 from __future__ import annotations
 

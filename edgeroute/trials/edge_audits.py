@@ -116,7 +116,7 @@ class Sampler(ForkSafe):
         return AuditDraw(probability, counted, rate) if rate or probability else None
 
     def _gap(self) -> float:
-        """Draw the number of requests until the next that may be audited (geometric, so independently); inf if the share is 0."""
+        """Draw the number of requests until the next that may be audited (geometric, so independently); inf for a share of 0."""
         share = self._share
         if share <= 0:
             return INF
@@ -234,7 +234,7 @@ def run_fields(run: ShadowRun, more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_failed(outcome: Outcome, cloud: int) -> bool:
-    """Return True if that leg failed, or never may be called; False if it lacked room or time, which an audit waits for."""
+    """Return True if that leg failed, or may never be called; False if it lacked room or time, for which an audit waits."""
     for kind, leg, _, detail in outcome.log:
         if kind == "failed" and leg == cloud:
             failure = Failure.of(detail)
@@ -636,7 +636,7 @@ class Auditor(ForkSafe):
             self._changed()
 
     def _count_loss(self, name: str, rate: float, index: int, *, agrees: bool) -> None:
-        """Count an audit for certificates of its model; once, if an edge on trial is the same as the one in use.
+        """Count an audit in the store, for certificates of its model; once, if an edge on trial is the same as the one in use.
 
         Under the time at which the counts have begun, 0 for the first, the rate of drawing, the index as of `Compared`, and its
         loss, 1 or 0. An alarm stores its time alone.

@@ -1,4 +1,4 @@
-"""Drift monitor of one edge model: tests of its guarantee by audits and deferral rates, alarms, and the effective threshold."""
+"""The setting `Audit`, and the drift monitor of one edge model: tests of its guarantee, alarms, and the threshold in effect."""
 
 from __future__ import annotations
 
@@ -231,21 +231,21 @@ class DriftMonitor:
 
     @property
     def reaction(self) -> str:
-        """Effect of the alarm, in words."""
+        """Effect of the alarm in words: nothing, all is deferred, or half of what was accepted."""
         if self.alarm is None or self.alarm.action == "tell":
             return "nothing else was changed (it only tells)"
         return f"{'all' if self.at_least == INF else 'half of what was accepted'} is deferred from now on"
 
     def stats(self, name: str) -> AuditStats:
-        """Return the statistics so far."""
+        """Return the figures, under `name`: audits, differences and labels so far, the limit, the tests' evidence, the alarm."""
         evidence = sum(test.evidence for test in self._audits.values()) / max(1, len(self._audits))
         alarm_text = "" if self.alarm is None else self.alarm.what
         return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, alarm_text, self.labelled)
 
     def _raise_alarm(self, what: str) -> None:
-        """Record an alarm of the audits, and raise the threshold as the settings say.
+        """Record an alarm of the audits, and raise the lower bound of the threshold as the settings say.
 
-        `tell` for a certificate of deferrals. Then a new test begins.
+        `defer`: to infinity; `raise`: to the next bound, and new tests begin; `tell`, and a certificate of deferrals: not at all.
         """
         defers = self.promise is not None and self.promise.certificate.kind == "max_defer"
         action = "tell" if defers else self._audit.on_alarm

@@ -88,7 +88,10 @@ class _Weights:
         self._squares += weight * weight
 
     def share(self, part: float) -> tuple[float, float, float]:
-        """Return the share of weight `part`, with its 95 % interval (Clopper-Pearson, 1934, at Kish's effective sample size)."""
+        """Return the share of weight `part`, at most 1, with its 95 % interval; (0, 0, 1) for an empty sample.
+
+        By Clopper and Pearson (1934), at Kish's effective sample size.
+        """
         if not self.sum:
             return 0.0, 0.0, 1.0
         share = min(1.0, part / self.sum)

@@ -1,4 +1,4 @@
-"""The setting `Trial`: an edge model or an endpoint beside the one in use, for a share of the requests or devices."""
+"""The setting `Trial`, and its checks: an edge model or endpoint beside the one in use, for a share of requests or devices."""
 
 from __future__ import annotations
 

@@ -248,9 +248,9 @@ class FrameFlow:
         self._reused = self._outdated = self._failed = 0
 
     def step(self, now: float) -> FrameUpdate | float | None:
-        """Return the next update at the instant `now`, or the instant until which to wait for it; None: the end. Never waits.
+        """Return the next update at the instant `now`, or the instant until which to wait for it; None: the end.
 
-        Takes frames, and begins, polls and cancels calls.
+        Takes frames, and begins, polls and cancels calls. Waits for none, but for threads an edge may run here.
 
         Raises:
             BadInput, NoAnswer, PolicyError: a frame failed; the next step goes on with the next one.

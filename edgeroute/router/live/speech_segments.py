@@ -376,9 +376,9 @@ class AudioFlow:
             self._speaking -= 1
 
     def step(self, now: float) -> Utterance | BargeIn | float | None:
-        """Return the next event, or the instant until which to wait for it; None: the end. Begins, polls and cancels calls.
+        """Return the next event, or the instant until which to wait for it; None: the end.
 
-        Never waits.
+        Begins, polls and cancels calls. Waits for none, but for threads an edge may run here.
 
         Raises:
             BadInput, NoAnswer, PolicyError: a segment failed; the next step goes on with the next one.
