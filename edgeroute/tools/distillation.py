@@ -209,8 +209,8 @@ def distil(
 ) -> Distilled:
     """Train, certify and write a model with its card; write nothing if it is not worth a trial.
 
-    It is not worth one without a certified threshold, or with one that defers more than nine in ten requests. Files appear
-    together at the end.
+    It is not worth one without a certified threshold, or with one that defers more than nine in ten requests. New files are moved
+    into place at the end.
 
     Args:
         examples: texts with the cloud's answers.

@@ -209,8 +209,8 @@ class Sentinel(Part):
         """Ask one pinned input, blocking, unless it may not be sent now. Return True if there was an answer.
 
         It may not after `usd_per_day`, with a closed router, or where the policy keeps it. An answer that raises the alarm
-        suspends the certificates, is logged, and tells the router's `on_alarm`; the state is stored if there is a state folder.
-        For programs that probe when they choose, and for tests.
+        suspends the certificates, and is logged and told to the instruments; with a state folder the state is stored. For
+        programs that probe when they choose, and for tests.
         """
         engine = self._engine()
         if engine is None or engine.closed:

@@ -1,6 +1,7 @@
 """Steps of `Router.calibrate` and `Router.evaluate`, shared by threads and asyncio: collection, certificate, evaluation, results.
 
-They read the inputs in a thread, run the models and ask the cloud.
+They read the inputs, run the models and ask the cloud. `Steps` are a generator of waits and blocking calls, which a driver
+executes: in the caller's thread, or for asyncio in another one. Tables and labels are read here, too.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def rows(
     groups: Any = None,
     fitted: Sequence[str] | None = None,
 ) -> Steps[tuple[list[Any], list[Any] | None, list[Any] | None]]:
-    """Return the inputs as a list, with their labels and groups; None for None. Reads the rows in a thread.
+    """Return the inputs as a list, with their labels and groups; None for None. The rows are read in blocking steps.
 
     Args:
         X: an array [n, ...] of any library, a sequence of inputs, a mapping from name to the rows of one of several inputs, a
@@ -261,8 +262,9 @@ def calibration(
 ) -> Steps[CalibrationResult]:
     """Check the request, collect examples, and find the lowest threshold with the guarantee; see `Router.calibrate`.
 
-    Runs the edge models, asks the cloud where it is needed, reads the models' files, and certifies in a thread. reading: options
-    of `_examples`. label: function of an input, or reader of labels, for labels that `y` lacks; None: `y` has all, or none.
+    Runs the edge models, asks the cloud where it is needed, reads the models' files, and certifies in a blocking step. reading:
+    options of `_examples`. label: function of an input, or reader of labels, for labels that `y` lacks; None: `y` has all, or
+    none.
 
     Raises:
         PolicyError: the arguments exclude each other, or labels or a cloud are missing for the guarantee.

@@ -1,7 +1,7 @@
 """Collection of examples (`collect`): runs the edge models and asks the cloud on inputs, as steps of a call; times and costs.
 
 Recorded outputs become examples as well (`recorded_examples`). `DirectCalls` asks the cloud under egress rules, limits and
-ledger.
+ledger. `Steps` are a generator of waits and blocking calls, which a driver executes.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class DirectCalls:
         return cast("EdgeBackend", self.snapshot.backends[number])
 
     def ready(self) -> Steps[None]:
-        """Load the edge models, in a thread, without a time limit. Raises ModelError if one cannot be used."""
+        """Load the edge models, in blocking steps without a time limit. Raises ModelError if one cannot be used."""
         for number in self.numbers:
             yield Block(partial(self.backend(number).ready, INF), INF)
 

@@ -90,7 +90,10 @@ class FleetTrial(NamedTuple):
 
 
 def settings_of(stored: Any) -> Settings | None:
-    """Read the settings that a router stored with a trial; None if one is missing, no number, or not from 0 to 1."""
+    """Read the settings that a router stored with a trial.
+
+    None if a number is missing, invalid or not from 0 to 1, or `alpha` is 0.
+    """
     try:
         a, b = stored["models"]
         numbers = [float(stored[name]) for name in ("share", "more_errors", "more_deferred", "more_differs", "alpha")]

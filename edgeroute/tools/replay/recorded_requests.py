@@ -377,7 +377,7 @@ class _Reader:
         """Add one record: its request with the legs, totals, costs and sensor reading. Times count from the first record's start.
 
         A record without events was answered by the cache. One that begins right at the latest end is moved after it, as times are
-        rounded. An invalid record raises one of `_WRONG`, or ValueError, with part of it added.
+        rounded. An invalid record raises one of `_WRONG`, with part of it added.
         """
         tally = self._tally
         identity, latency_s, by = record["id"], record["latency_s"], record["answered_by"]
