@@ -34,7 +34,7 @@ def measured(tree: Path) -> dict[str, tuple[float, str]]:
 
 
 def main(other: Path, runs: int) -> None:
-    """Prints the medians of the rows that both have, and their ratio."""
+    """Measure both trees in turns, `runs` times, and print the median of each row that both have, with their ratio."""
     pairs = [(measured(ROOT), measured(other)) for _ in range(runs)]
     print(f"| figure, median of {runs} | this tree | the other | ratio |", "| --- | ---: | ---: | ---: |", sep="\n")
     for name, (_, unit) in pairs[0][0].items():

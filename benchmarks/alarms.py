@@ -49,16 +49,14 @@ def harm(x: Array) -> Array:
 def world(
     rng: np.random.Generator, scene: int, worse: float = 1.0, unsure: float = 0.0, spread: float = 0.3
 ) -> Iterator[tuple[float, bool]]:
-    """Requests: (score, whether the cloud says something else), forever, in scenes of so many.
-
-    Scores within a scene differ by `spread`: 0 is one input, repeated. Whether it differs, a scene has in common where spread is 0.
+    """Yield requests for ever, (score, True if the cloud says something else), in scenes of `scene` each, whose inputs are alike.
 
     Args:
         rng: random numbers.
         scene: number of successive requests whose inputs are alike.
         worse: factor of the probability that the answers differ.
-        unsure: share of inputs that are deferred, in place of what they were.
-        spread: see above.
+        unsure: share of scenes that get low scores, which are deferred, in place of what they were.
+        spread: range by which the scores of a scene differ; 0: they are equal, and all or none of their answers differ.
     """
     while True:
         centres = rng.random(4096)
@@ -72,7 +70,7 @@ def world(
 
 
 def certificate() -> Certificate:
-    """Of 4,000 independent inputs of the world as it is."""
+    """Return the certificate of `max_loss` 2 % by 4,000 independent inputs of the world as it is; always the same."""
     rng = np.random.default_rng(0)
     stream = world(rng, 1)
     scores, differ = map(np.array, zip(*(next(stream) for _ in range(4000)), strict=True))
@@ -90,7 +88,10 @@ def cloud(x: tuple[float, bool]) -> str:
 
 
 def until_alarm(made: Certificate, audit: Audit, stream: Iterator[tuple[float, bool]], most: int) -> tuple[int, int, str]:
-    """(requests, audited accepted answers, the alarm's text; empty: none) of one router."""
+    """Send a router at most `most` requests until an alarm; return their number, the audited accepted ones, the alarm's text.
+
+    Waits for each audit, so that a run is the same each time. No alarm is "".
+    """
     with Router(edge, cloud, threshold=made, audit=audit) as router:
         monitor = router.engine.auditor.watch("edge")
         for n in range(1, most + 1):  # noqa: B007 - the number is returned
@@ -104,7 +105,7 @@ def until_alarm(made: Certificate, audit: Audit, stream: Iterator[tuple[float, b
 
 
 def false_alarms(made: Certificate, runs: int) -> None:
-    """Prints how far a false alarm is away."""
+    """Print the mean number of requests before a false alarm, over `runs` runs, and the alarms, by size of scene."""
     print(
         f"\n| requests before a false alarm | mean of {runs} runs that are cut off at {MOST:,} | alarms |\n| --- | ---: | ---: |"
     )
@@ -120,9 +121,9 @@ def false_alarms(made: Certificate, runs: int) -> None:
 
 
 def delay(made: Certificate, audit: Audit, seed: int, **change: float) -> tuple[int, int]:
-    """(requests, audited accepted answers) from a change to an alarm, with the sampler and the monitor of a router, and no calls.
+    """Return (requests, audited accepted answers) from a change of the world to an alarm, by sampler and monitor alone.
 
-    There are `DAILY` requests a day, in virtual time.
+    There are no calls, and `DAILY` requests a day of virtual time, for which `process.now` is replaced for good.
     """
     sampler = Sampler(audit.share, audit.scene, lambda: 0, lambda: True)
     monitor, rng, before = DriftMonitor(BoundCertificate(made, {}, inf), audit), np.random.default_rng(seed), 0
@@ -144,7 +145,7 @@ def delay(made: Certificate, audit: Audit, seed: int, **change: float) -> tuple[
 
 
 def delays(made: Certificate, runs: int) -> None:
-    """Prints how soon a change is found."""
+    """Print how many requests and audits pass from a change to its alarm: means over `runs` runs, by share, scene and change."""
     print(f"\nMeans of {runs} runs of independent inputs, of which {1 - made.deferral_rate:.0%} are accepted.\n")
     print(
         "| from a change to its alarm | share | scene | requests | standard error | audits |\n| --- | ---: | ---: | ---: | ---: | ---: |"
@@ -167,7 +168,10 @@ def delays(made: Certificate, runs: int) -> None:
 
 
 def fairness(callers: int, scene: int, share: float, n: int = size(12_000, 400), seed: int = 1) -> str:
-    """The share of the deferred among the audited, and among all."""
+    """Return a row of the table: the share of the deferred among the audited, and among all, by a router with a cloud of 20 ms.
+
+    Runs `callers` threads, with a state folder that is deleted.
+    """
     rng = np.random.default_rng(seed)
     sure = np.where(np.repeat(rng.random(-(-n // scene)) < 0.1, scene)[:n], 0.1, 0.9)
 
@@ -202,7 +206,7 @@ def fairness(callers: int, scene: int, share: float, n: int = size(12_000, 400),
 
 
 def main(runs: int) -> None:
-    """Prints everything."""
+    """Print all tables; switches logging off."""
     logging.disable(logging.CRITICAL)
     print("Share of the deferred among the audited; the cloud takes 20 ms.\n")
     print("| callers | scene | share | audits | deferred | weighted | standard error | of all requests | z |")

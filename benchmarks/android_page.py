@@ -23,7 +23,7 @@ LIMIT_S = 3.0
 
 
 def first_answer_s(browser: Any, url: str) -> float:
-    """Seconds from the call of the page to its first answer."""
+    """Open the page in the browser, and return the seconds until its first answer is shown; closes the page."""
     begun = monotonic()
     screen = Screen(browser, url)
     screen.shows("card1", "cup or mug")
@@ -33,7 +33,7 @@ def first_answer_s(browser: Any, url: str) -> float:
 
 
 def pictures(browser: Any, url: str, out: Path) -> None:
-    """A picture that waits, and the same page by night once the late answer has changed its card, side by side."""
+    """Operate the page, and write to `out` a picture of it with a photo that waits, beside one by night with the late answer."""
     from PIL import Image
 
     shots = []
@@ -63,7 +63,7 @@ def pictures(browser: Any, url: str, out: Path) -> None:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Serve the large model and the app, time `--runs` first answers, print the table, and draw `--picture` if named."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=size(5, 1))
     parser.add_argument("--picture", type=Path)

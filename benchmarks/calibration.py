@@ -65,7 +65,7 @@ class Recorded:
 
 
 def deferral(splits: int) -> str:
-    """Compares the methods at max_loss = 1 %, over random splits of the recorded images."""
+    """Return a table of the methods' deferral and loss at `max_loss` 1 %, over random splits of the recorded images."""
     recorded = Recorded()
     everything = np.arange(recorded.n)
     lost = recorded.measure(0.0, everything)[1]
@@ -120,7 +120,7 @@ LIMITS_S = size({1_000: 0.2, 4_000: 2.0, 10_000: 2.0}, {1_000: 0.2})
 
 
 def figures(runs: int = size(5, 1)) -> list[Figure]:
-    """Times `calibrate` per target, the first call of a process (with its imports) and the next; and one score call."""
+    """Return the times of `calibrate` per target, the first call of a process (with its imports) and the next; and of a score."""
     found = []
     for n, limit in LIMITS_S.items():
         for target, value in list(TARGETS.items())[: 1 if n == 4_000 else None]:

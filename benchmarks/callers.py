@@ -14,7 +14,7 @@ CALLERS, CLOUD_S, DEADLINE_S, RUN_S, RUNS = 128, 0.05, 2.0, size(3.0, 0.2), size
 
 
 def figures() -> list[Figure]:
-    """Answers a second of 128 callers with a deadline of 2 s, against the same without one; the cloud takes 50 ms."""
+    """Return the figure of answers a second of 128 callers with a deadline of 2 s, against none; the cloud takes 50 ms."""
     shares, ours, theirs = [], [], []
     for _ in range(RUNS):
         without, with_one = _throughput(None), _throughput(DEADLINE_S)
@@ -34,6 +34,8 @@ def figures() -> list[Figure]:
 
 
 def _throughput(deadline_s: float | None) -> float:
+    """Return the answers of the cloud a second, of 128 threads that call one router for 3 s with that deadline."""
+
     def cloud(_: object) -> tuple[str, float]:
         time.sleep(CLOUD_S)
         return "cloud", 0.9

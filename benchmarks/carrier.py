@@ -28,7 +28,7 @@ LEFT_S = 30.0
 
 
 def known(url: str) -> OpenInference:
-    """An endpoint whose metadata is known, and of which it is known that it takes tensors as bytes."""
+    """Return an endpoint that has exchanged what it asks a server first: its metadata, and that it takes tensors as bytes."""
     endpoint, connections = OpenInference(f"{url}/v2/models/ten"), Connections(Address(url))
     talk, reply = endpoint.talk([np.zeros(SIZE, np.uint8)]), None
     try:
@@ -42,7 +42,10 @@ def known(url: str) -> OpenInference:
 
 
 def subjects(url: str, endpoint: OpenInference, x: np.ndarray[Any, Any], stack: ExitStack) -> dict[str, Callable[[], object]]:
-    """Name -> one call with encoding and decoding."""
+    """Return name -> one call of a carrier with encoding and decoding; those whose package is missing are left out.
+
+    `stack` closes the routers.
+    """
     found: dict[str, Callable[[], object]] = {}
 
     def carried(send: Callable[[Call], Reply]) -> Callable[[], object]:
@@ -103,7 +106,7 @@ def subjects(url: str, endpoint: OpenInference, x: np.ndarray[Any, Any], stack: 
 
 
 def by_h11(connections: Connections, call: Call) -> Reply:
-    """One call whose reply is read by h11."""
+    """Return the reply of one call, read by h11; replaces the reader of all connections meanwhile."""
     before = reading.new_parser
     reading.new_parser = reading.H11
     try:
@@ -113,7 +116,7 @@ def by_h11(connections: Connections, call: Call) -> Reply:
 
 
 def table(runs: int, calls: int) -> str:
-    """The ratios as Markdown."""
+    """Start a server, time the subjects in turns, and return the ratios as Markdown, with the base's times below."""
     import h11
 
     reading.h11 = h11  # where there is httptools it is not imported

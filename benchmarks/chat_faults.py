@@ -86,7 +86,10 @@ class Cell(NamedTuple):
 
 
 def reply(request: bytes, words: list[str], half: bool = False) -> list[bytes]:
-    """Parts of a reply in chunks, a stream if it was asked for: head, body or half of it."""
+    """Return the parts of an HTTP reply in chunks, events if the request asks for a stream, else JSON: head, and body or half.
+
+    The last chunk, which ends the body, is not among them.
+    """
     stream = json.loads(request.partition(b"\r\n\r\n")[2]).get("stream")
     events = chat_events(words, usage=(9, len(words)), model="m")
     if stream:
@@ -106,7 +109,7 @@ MODELS = http_reply(json.dumps({"object": "list", "data": [{"id": "m", "object":
 
 
 def local(request: bytes) -> list[bytes]:
-    """The local model. What it is given to go on from, as the beginning of its own answer, it continues."""
+    """Return the reply of the local model: its text, or its models; a beginning of its own answer in the request is continued."""
     if request.startswith(b"GET"):
         return [MODELS]
     last = json.loads(request.partition(b"\r\n\r\n")[2])["messages"][-1]
@@ -114,7 +117,7 @@ def local(request: bytes) -> list[bytes]:
 
 
 def faulty(fault: str, request: bytes) -> list[bytes | None] | bytes | None:
-    """The cloud. A probe for its models, which carries nothing of a user, is answered by all that answer."""
+    """Return what the cloud sends under a fault, None within it being silence; a question for its models is always answered."""
     if request.startswith(b"GET"):
         return MODELS
     if fault == "none":
@@ -130,7 +133,7 @@ def faulty(fault: str, request: bytes) -> list[bytes | None] | bytes | None:
 
 @contextlib.contextmanager
 def cloud(fault: str) -> Iterator[tuple[int, Callable[[], int]]]:
-    """The port of a cloud with a fault, and how many requests have come to it."""
+    """Provide the port of a cloud with a fault, and a function that counts the POST requests that have come to it."""
     if fault == "dead":
         with socket.socket() as taken:  # bound, so that nobody else has the port, and not listening
             taken.bind(("127.0.0.1", 0))
@@ -143,7 +146,10 @@ def cloud(fault: str) -> Iterator[tuple[int, Callable[[], int]]]:
 
 @cache
 def connects() -> Counter[int]:
-    """Counts this process's connection attempts by port, also those that no server sees."""
+    """Return a counter of this process's connection attempts by port from now on, also of those that no server sees.
+
+    Its audit hook stays for the life of the process.
+    """
     found: Counter[int] = Counter()
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
@@ -161,7 +167,10 @@ def connects() -> Counter[int]:
 async def ours(
     far: str, near: str, *, mode: PolicyMode = "prefer_edge", restart: bool = False, state: str | None = None
 ) -> AsyncIterator[Ask]:
-    """edgeroute; in its cascade the local model is never sure, so each call needs the cloud. state: a folder for its ledger."""
+    """Provide a function that asks edgeroute once, whole or as a stream; in its cascade the local model is never sure.
+
+    So each call needs the cloud. state: a folder for its ledger.
+    """
     edge = LocalServer(near, model="m", logprobs=False)
     endpoint = OpenAIChat(far, model="m", timeout_s=TIMEOUT_S, between_s=TIMEOUT_S)
     async with AsyncRouter(edge, endpoint, threshold=0.5, mode=mode, state=state) as router:
@@ -188,7 +197,10 @@ PREFILL = {"supports_assistant_prefill": True}
 
 
 def litellm_routers() -> dict[str, Subject]:
-    """LiteLLM's Router: with a timeout and a fallback only, and with all that its documentation has for a single cloud.
+    """Return LiteLLM's Router as two subjects: with a timeout and a fallback, and with all that its documentation has for this.
+
+    Sets an environment variable and an option of LiteLLM for good, so that it downloads and prints nothing. A stream that breaks
+    off raises `Broken`.
 
     Raises:
         ImportError: it is not installed.
@@ -235,7 +247,9 @@ def litellm_routers() -> dict[str, Subject]:
 
 
 def pydantic_ai_models() -> dict[str, Subject]:
-    """pydantic-ai's FallbackModel behind an agent, without the client's own retries.
+    """Return pydantic-ai's FallbackModel behind an agent as a subject, without the client's own retries.
+
+    A stream that breaks off raises `Broken`.
 
     Raises:
         ImportError: it is not installed.
@@ -291,7 +305,7 @@ class Broken(Exception):
 
 
 def kind(got: Got) -> str:
-    """What an answer is: whose, or that it is not whole."""
+    """Return what an answer is: the side whose text it is whole, "continued", "twice" (both texts), "cut", or "cut unsaid"."""
     if got.text in WHOLE:
         return f"{WHOLE[got.text]} after a restart" if got.restarted else WHOLE[got.text]
     for words, what in ((MORE, "continued"), (LOCAL, "twice")):
@@ -301,7 +315,10 @@ def kind(got: Got) -> str:
 
 
 async def tried(fault: str, subject: Subject, stream: bool, calls: int, near: str) -> Cell:
-    """One router, new, under one fault."""
+    """Make a new router, ask it `calls` times, one after the other, under one fault, and return the kinds, times and connections.
+
+    An exception counts as "error", or as "cut" if part of a stream was shown; it is printed to stderr.
+    """
     by: Counter[str] = Counter()
     times = []
     with cloud(fault) as (port, requests):
@@ -322,7 +339,7 @@ async def tried(fault: str, subject: Subject, stream: bool, calls: int, near: st
 
 
 def subjects() -> tuple[dict[str, Subject], dict[str, Subject]]:
-    """The routers that are installed here: for answers, and for streams, where edgeroute has one option more."""
+    """Return the routers that are installed here: for answers, and for streams, where edgeroute has one option more."""
     peers = installed(litellm_routers) | installed(pydantic_ai_models)
     far_first = partial(ours, mode="prefer_cloud", restart=True)
     answers: dict[str, Subject] = {"edgeroute": ours, "edgeroute, prefer_cloud": far_first}
@@ -335,7 +352,7 @@ def subjects() -> tuple[dict[str, Subject], dict[str, Subject]]:
 
 
 def installed(peers: Callable[[], dict[str, Subject]]) -> dict[str, Subject]:
-    """Routers of a library; none, and why, where it is missing. At the smallest size none: their import alone takes longer."""
+    """Return the routers of a library; none where it is missing, which is printed to stderr, and none at the smallest size."""
     if SMOKE:
         return {}
     try:
@@ -346,7 +363,7 @@ def installed(peers: Callable[[], dict[str, Subject]]) -> dict[str, Subject]:
 
 
 def ran() -> str:
-    """What ran here, and when."""
+    """Return the versions of the libraries that are installed, and the machine and the day."""
     peers = []
     for name in ("litellm", "pydantic-ai-slim", "openai"):
         with contextlib.suppress(PackageNotFoundError):
@@ -355,7 +372,7 @@ def ran() -> str:
 
 
 def short(cells: dict[tuple[str, str], Cell], faults: list[str], routers: list[str]) -> str:
-    """A row for each fault, a column for each router."""
+    """Return a table with a row for each fault and a column for each router: lost, p50, longest, connects/requests."""
     lines = [f"| fault | {' | '.join(routers)} |", f"| --- |{' ---: |' * len(routers)}"]
     for fault in faults:
         row = [fault]
@@ -368,7 +385,7 @@ def short(cells: dict[tuple[str, str], Cell], faults: list[str], routers: list[s
 
 
 async def main(calls: int, faults: list[str]) -> None:
-    """Prints the table of answers and that of streams, each whole and as one row for a fault."""
+    """Print the table of answers and that of streams, each whole and as one row for a fault, after a warm-up."""
     with CannedServer(local) as near:
         for stream, routers in enumerate(subjects()):
             for fault in ("none", "dead"):  # warm-up: imports at the first call and first failure

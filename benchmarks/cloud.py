@@ -20,7 +20,7 @@ SIZE = 150_528  # 224 x 224 x 3
 
 
 def model(path: Path, pixels: int = SIZE) -> None:
-    """x uint8 [n, size] -> logits float32 [n, 10], from ten of its values: a trivial model, so that transport is timed."""
+    """Write a model, x uint8 [n, pixels] -> logits float32 [n, 10], ten of its values, so that transport alone is timed."""
     nodes = [
         helper.make_node("Slice", ["x", "from", "to", "axis"], ["ten"]),
         helper.make_node("Cast", ["ten"], ["logits"], to=TensorProto.FLOAT),
@@ -38,7 +38,7 @@ def model(path: Path, pixels: int = SIZE) -> None:
 
 @contextlib.contextmanager
 def server(path: Path | None = None) -> Iterator[str]:
-    """Starts `edgeroute serve` in its own process, of the trivial model or of this one -> its URL."""
+    """Run `edgeroute serve` in its own process, with the trivial model or that at `path`; provide its URL, and end it after."""
     with tempfile.TemporaryDirectory() as folder:
         if path is None:
             model(path := Path(folder, "ten.onnx"))
@@ -49,7 +49,7 @@ def server(path: Path | None = None) -> Iterator[str]:
 def measure(
     subjects: dict[str, Callable[[], object]], *, runs: int = size(31, 1), calls: int = size(60, 3)
 ) -> dict[str, tuple[float, float]]:
-    """Times the subjects alternately -> name -> median over runs of (p50 seconds, client CPU seconds per call)."""
+    """Time the subjects in turns; return name -> medians over the runs of (p50 seconds, client CPU seconds per call)."""
     collected: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
     for subject in subjects.values():
         for _ in range(size(50, 1)):
@@ -66,7 +66,7 @@ def measure(
 
 
 def compare(url: str, name: str = "ten") -> dict[str, tuple[float, float]]:
-    """Builds the two subjects, the router's cloud leg and Triton's client, and times them."""
+    """Time the router's cloud leg and Triton's client on the same server, once both give the same answer; return as `measure`."""
     import tritonclient.http as triton
 
     x = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
@@ -83,7 +83,7 @@ def compare(url: str, name: str = "ten") -> dict[str, tuple[float, float]]:
 
 
 def figures() -> list[Figure]:
-    """Figures: p50 and client CPU, as ratios."""
+    """Return the figures of p50 and client CPU of the cloud leg, as ratios to tritonclient's."""
     with server() as url:
         found = compare(url)
     (p50, cpu), (their_p50, their_cpu) = found["ours"], found["theirs"]

@@ -10,7 +10,7 @@ from figures import Figure, size, table
 
 
 def figures() -> list[Figure]:
-    """Figures: accuracy loss of the cascade against the cloud, and deferral rate."""
+    """Run `edgeroute demo` in a process, and return the cascade's accuracy loss against the cloud, and its deferral rate."""
     command = [sys.executable, "-m", "edgeroute", "demo", "--json", *size([], ["--n", "100"])]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     accuracy = [f"{told[f'{side}_accuracy']:.4f}" for side in ("cascade", "cloud")]

@@ -30,7 +30,10 @@ Found = tuple[Figure, str]
 
 
 def threshold_meaning(draws: int = size(300, 2), n: int = 1000) -> Found:
-    """Distribution of thresholds calibrated on n images, drawn with replacement from a known population of 5,000."""
+    """Draw where thresholds fall that are calibrated on n images, drawn with replacement from a known population of 5,000.
+
+    Returns the figure, and a table of deferral, loss and broken promises by method.
+    """
     recorded = Recorded()
     everything = np.arange(recorded.n)
     curve = deferral_curve(recorded.score, recorded.edge, recorded.cloud)
@@ -74,7 +77,7 @@ def threshold_meaning(draws: int = size(300, 2), n: int = 1000) -> Found:
 
 
 def how_many_examples(draws: int = size(100, 1)) -> Found:
-    """Certified deferral rate over n, for several max_loss and two simulated edge models."""
+    """Draw the certified deferral rate over n, for several max_loss and two simulated edges; return the figure and its table."""
     sizes = (100, 200, 300, 500, 1000, 2000, 5000, 10_000)
     losses = {0.005: (OURS, "-o"), 0.01: (OURS, "--s"), 0.02: (OTHER, "-D"), 0.05: (OTHER, "--v")}
     told = scenarios()
@@ -111,7 +114,10 @@ def how_many_examples(draws: int = size(100, 1)) -> Found:
 
 
 def confidence_fails(splits: int = size(20, 1), n: int = 2500) -> Found:
-    """Accuracy over deferral, mean over splits: the shipped pair, and an edge never trained on three of the ten classes."""
+    """Draw accuracy over deferral, mean over splits: the shipped pair, and an edge never trained on three of the ten classes.
+
+    Returns the figure, and a table of areas by score.
+    """
     figure = _figure(7.2, 3.4)
     lines = ["| edge | alone | cloud | msp | learned | learned, `ood` |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
     titles = {"recorded": "it works: the shipped edge", list(CASES)[-1]: "it fails: 3 classes never seen", list(CASES)[-2]: ""}
@@ -162,7 +168,7 @@ FIGURES = {"threshold-meaning": threshold_meaning, "how-many-examples": how_many
 
 
 def main() -> None:
-    """Writes all figures, or those named on the command line, and prints their tables."""
+    """Write all figures, or those named on the command line, as SVG into the folder, and print their tables."""
     folder, names = (
         Path(sys.argv[1] if len(sys.argv) > 1 else "build/figures"),
         sys.argv[2:] or size([*FIGURES], ["threshold-meaning"]),

@@ -44,7 +44,7 @@ Subject: TypeAlias = Callable[[str], contextlib.AbstractContextManager[Ask]]
 
 
 def figures() -> list[Figure]:
-    """Per fault: p99 with the breaker open against p99 of the edge alone; and connects during an outage."""
+    """Return per fault the p99 with the breaker open against that of the edge alone; and the connects until it opens."""
     found, images = [], _images()
     most = probes = 0
     for fault in FAULTS:
@@ -64,7 +64,7 @@ def figures() -> list[Figure]:
 
 
 def comparison(calls: int = CALLS) -> str:
-    """Table of every router under every fault: a new router each, sequential calls. Takes ten minutes."""
+    """Return a table of every router under every fault: a new router each, `calls` sequential calls. Takes ten minutes."""
     subjects: dict[str, Subject] = {"edgeroute": _ours, **installed(_theirs)}
     faults = (NONE, *FAULTS)
     for fault in (NONE, "dead endpoint"):  # warm-up: imports at the first call and first failure
@@ -98,6 +98,7 @@ def _router(url: str) -> Router:
 
 @contextlib.contextmanager
 def _faulty(fault: str) -> Iterator[Relay]:
+    """Provide a relay to a server, with that fault; "none" has none."""
     with CannedServer(REPLY) as server, Relay("127.0.0.1", server.port) as relay:
         if fault != NONE:
             setattr(relay, *FAULTS[fault])
@@ -109,7 +110,7 @@ def _breaker(router: Router) -> str:
 
 
 def _open(router: Router, images: list[np.ndarray]) -> tuple[float, float]:
-    """Median over runs of p99 latency, seconds: a call that needs the cloud, and the edge alone, alternately."""
+    """Return the medians over runs of the p99 latency, seconds, of calls that need the cloud, and of the edge alone, in turns."""
     subjects = (router.infer, partial(router.infer, mode="only_edge"))
     found: tuple[list[float], list[float]] = [], []
     for _ in range(RUNS):
@@ -131,7 +132,10 @@ def _p99(times: list[float]) -> float:
 
 
 def _tried(fault: str, subject: Subject, calls: int) -> list[str]:
-    """Who answered, latencies, and number of connects."""
+    """Ask a new router `calls` times under a fault; return as text who answered how often, p50, p99, and the number of connects.
+
+    Exceptions are printed to stderr, and no answer.
+    """
     by: Counter[str] = Counter()
     times = []
     with _faulty(fault) as relay, subject(relay.url) as ask:
@@ -156,7 +160,9 @@ def _ours(url: str) -> Iterator[Ask]:
 
 
 def _theirs() -> dict[str, Subject]:
-    """LiteLLM routers: with a timeout only, and with no retries and a cooldown for failing endpoints.
+    """Return LiteLLM routers as subjects: with a timeout only, and with no retries and a cooldown for failing endpoints.
+
+    Changes options of LiteLLM for good.
 
     Raises:
         ImportError: it is not installed.

@@ -75,9 +75,9 @@ def timed(
 def medians(
     subjects: dict[str, Callable[[Any], object]], inputs: Iterable[Any], *, runs: int = 7, blocks: int = 10
 ) -> dict[str, float]:
-    """Times the subjects interleaved, block by block, so that machine drift affects all alike.
+    """Time the subjects in turns, block by block, so that drift of the machine affects all alike, after one call of each.
 
-    Returns: name -> median over the runs of each run's median time of one call, seconds.
+    Returns name -> median over the runs of each run's median time of one call, seconds.
     """
     inputs, clock = list(inputs), time.perf_counter_ns
     collected: dict[str, list[float]] = {name: [] for name in subjects}
@@ -105,7 +105,7 @@ def python(code: str, *arguments: object) -> str:
 
 
 def seconds(code: str, *arguments: object, runs: int = 9) -> float:
-    """Median wall time of a whole Python process, seconds."""
+    """Return the median wall time of a Python process that runs this code, seconds; the first of `runs` + 1 does not count."""
     times = []
     for _ in range(size(runs, 0) + 1):
         begun = time.perf_counter()
@@ -116,7 +116,10 @@ def seconds(code: str, *arguments: object, runs: int = 9) -> float:
 
 @contextlib.contextmanager
 def serving(*arguments: object) -> Iterator[tuple[int, str]]:
-    """Runs a server of edgeroute's in a process of its own -> that process's id, and the address that it is ready at."""
+    """Run `edgeroute` with these arguments as a server on a free port; provide its process's id, and its address.
+
+    Ends it after.
+    """
     command = [sys.executable, "-m", "edgeroute", *map(str, arguments), "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -128,7 +131,7 @@ def serving(*arguments: object) -> Iterator[tuple[int, str]]:
 
 
 def machine() -> str:
-    """Names what is measured on, when, and of which commit."""
+    """Return what is measured on, when, and of which commit ("unknown" outside of a clone)."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=, changed", "--exclude=*"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

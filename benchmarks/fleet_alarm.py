@@ -40,7 +40,10 @@ class World:
         self._learn()
 
     def day(self, number: int, times: Array | float = 1.0) -> tuple[Array, Array, Array]:
-        """Draw a day: numbers and events of each device and block, and the cells of the blocks."""
+        """Draw a day: numbers of audits and of disagreements of each device and block, and the blocks' hours of the week.
+
+        Some devices are replaced first, which changes `rates`. times: factor of the rates, by device or one.
+        """
         cells = number % 7 * 24 + self.hours
         new = self.rng.random(self.devices) < self.churn
         self.rates[new] = self.rng.beta(2, 2 / RATE - 2, int(new.sum()))
@@ -53,7 +56,7 @@ class World:
         )
 
     def _learn(self) -> None:
-        """Learn the usual rates and the level, of 20,000 devices at most."""
+        """Draw two weeks, and set the usual rates by hour, and the highest usual levels by day and week, of 20,000 devices at most."""
         some, events, numbers, units = min(20_000, self.devices), np.zeros(168), np.zeros(168), []
         for number in range(LEARN):
             n, k, cells = self.day(number)
@@ -72,7 +75,10 @@ class World:
         self.weekly = highest_usual(score, weight, np.tile(np.arange(some), 2), np.repeat(np.arange(2), some))
 
     def units(self, days: int, times: Array | float = 1.0) -> Iterator[tuple[int, Array, Array]]:
-        """Yield for each day its number, and the events and the expected number of each device, late days with the next."""
+        """Yield for each day after the learning its number, and the events and the expected number of each device.
+
+        Days that come late are added to the device's next one. times: factor of the rates.
+        """
         events, expected = np.zeros(self.devices), np.zeros(self.devices)
         for number in range(LEARN, LEARN + days):
             n, k, cells = self.day(number, times)
@@ -96,7 +102,7 @@ def alone(runs: int) -> tuple[float, float]:
 def delays(devices: int, runs: int) -> tuple[Array, Array]:
     """Return the days, and with digests of each hour the hours, to the alarm, [runs] each, after all rates have doubled.
 
-    The hours have no cycle.
+    The hours have no cycle. No alarm within 400 days is infinity.
     """
     days, hours = [], []
     for seed in range(runs):
@@ -123,7 +129,10 @@ def false_alarms(devices: int, years: int) -> int:
 
 
 def liars(kind: str, devices: int, runs: int) -> tuple[int, int, int, int]:
-    """Return in how many runs liars of 5 % raise the alarm and the broad one, hide a doubling for 60 days, and their names found."""
+    """Return in how many runs 5 % of liars raise the alarm and the broad one, hide a doubling for 60 days, and are named.
+
+    Named is a run in which 80 % of them are suspects, and few others.
+    """
     raised = broad = hidden = named = 0
     for seed in range(runs):
         for times in (1.0, 2.0):

@@ -42,7 +42,10 @@ class Result(NamedTuple):
 
 
 def simulate(seed: int, tightness: float, *, ignores: float = IGNORES, adapts: bool = True) -> Result:
-    """Simulate a fleet. tightness: budget by the mean demand."""
+    """Simulate a fleet for 300 days, and return how much it overspends its budget and how much of it the devices could use.
+
+    tightness: budget by the mean demand. ignores: share of devices without limits. adapts: False leaves the margin at 0.
+    """
     rng = np.random.default_rng(seed)
     size = rng.lognormal(0, 1.2, DEVICES)
     lawless = rng.random(DEVICES) < ignores

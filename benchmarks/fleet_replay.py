@@ -39,7 +39,7 @@ EVERY_S = 30.0
 
 
 def lines(base: list[dict[str, Any]], device: int, count: int) -> Iterator[dict[str, Any]]:
-    """Yield records at random times, of random confidences and latencies."""
+    """Yield `count` records of a device, copies from `base`, at random times, with random confidences and latencies."""
     rng, at = random.Random(device), 1.7e9
     for i in range(count):
         record = json.loads(json.dumps(rng.choice(base)))

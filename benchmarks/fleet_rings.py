@@ -40,7 +40,11 @@ def week(
     outage: float = 0,
     broken: float = 0,
 ) -> Sums:
-    """Return the sums of a fleet's week in blocks of six hours."""
+    """Draw a fleet's week in blocks of six hours; return its sums by device, in and out of the ring (those with the new policy).
+
+    degraded, cost, outage, broken: what the new policy does to the ring, an outage to all on the first day, or to a share of
+    devices.
+    """
     ring = rng.random(devices) < share
     size, price = rng.lognormal(3.5, 1.2, devices), rng.lognormal(-7, 0.5, devices)
     hours = 1 + 0.5 * np.sin(np.arange(BLOCKS) * np.pi / 2)

@@ -52,7 +52,7 @@ def memory() -> str:
 
 
 def digests(folder: Path, count: int) -> None:
-    """Time two runs of collect."""
+    """Write so many digests into a folder, and print the times of two runs of `fleet collect`; the second finds none new."""
     kinds = list(fleets.random_fleet(200, 1))
     for number in range(count):
         digest = kinds[number % 200]._replace(device=fleets.device_id(number))
@@ -68,7 +68,7 @@ def digests(folder: Path, count: int) -> None:
 
 
 def rows(folder: Path, devices: int) -> None:
-    """Time a report."""
+    """Write a store of so many devices in 28 days, and print the size, and the time and memory of a report of it."""
     store = folder / "store"
     with duckdb.connect() as connection:
         connection.execute("SET memory_limit = '2GB'")

@@ -19,7 +19,7 @@ GOOD = http_reply(b'{"value": "Sneaker", "confidence": 0.99}')
 
 
 def camera(images: Any, rate: float, seconds: float) -> Iterator[Any]:
-    """Images, so many a second; one that is late does not make the next one so."""
+    """Yield copies of images, `rate` a second for that time; one that is late does not make the next one so."""
     begun = time.monotonic()
     for number in range(round(rate * seconds)):
         time.sleep(max(0.0, begun + number / rate - time.monotonic()))
@@ -27,7 +27,7 @@ def camera(images: Any, rate: float, seconds: float) -> Iterator[Any]:
 
 
 def measured(router: Router, images: Any, rate: float) -> tuple[list[float], FrameStats]:
-    """The ages of the first answers to frames, seconds, and what came of the frames."""
+    """Send a camera's frames through a router; return the ages of the first answers to frames, seconds, and the statistics."""
     ages, seen = [], set()
     with router.frames(camera(images, rate, RUN_S), scene=None) as frames:
         for update in frames:
@@ -38,7 +38,7 @@ def measured(router: Router, images: Any, rate: float) -> tuple[list[float], Fra
 
 
 def main() -> None:
-    """Prints the table. The threshold is one that no answer reaches: each frame asks for the cloud."""
+    """Print the table by cloud and rate. The threshold is one that no answer reaches: each frame asks for the cloud."""
     images = np.load(MODELS / "sample.npz")["images"]
     print(
         "| cloud | frames a second | overlay p50 | overlay p95 | dropped | refined |\n| --- | ---: | ---: | ---: | ---: | ---: |"

@@ -52,7 +52,7 @@ def process(*arguments: object) -> Iterator[http.client.HTTPConnection]:
 
 
 def asked(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> bytes:
-    """The reply to a POST."""
+    """Send a POST, and return the body of the reply; fails unless its status is 200."""
     connection.request("POST", path, body, headers)
     reply = connection.getresponse()
     text = reply.read()
@@ -61,7 +61,7 @@ def asked(connection: http.client.HTTPConnection, path: str, body: bytes, header
 
 
 def tensors(connection: http.client.HTTPConnection, model: str) -> Callable[[Any], bytes]:
-    """Asks for one image, as binary."""
+    """Return a function that asks that model for one image, as binary, and returns the reply."""
 
     def ask(image: Any) -> bytes:
         one = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "parameters": {"binary_data_size": image.nbytes}}
@@ -94,7 +94,7 @@ class First:
 
 
 def streamed(connection: http.client.HTTPConnection, api: str = "chat") -> Iterator[bytes]:
-    """Events of a stream of eight tokens that have text in them."""
+    """Ask for a stream of eight tokens, and yield its events that have text; connect again if the connection was closed."""
     path, request, mark = APIS[api]
     body, headers = json.dumps({**request, "stream": True}).encode(), {"Content-Type": "application/json"}
     try:
@@ -110,7 +110,7 @@ def streamed(connection: http.client.HTTPConnection, api: str = "chat") -> Itera
 
 @contextlib.contextmanager
 def own_server(tiny: Path) -> Iterator[http.client.HTTPConnection]:
-    """llama.cpp's server with this model, in a process of its own -> a connection to it."""
+    """Run llama.cpp's server with this model in a process of its own, and provide a connection to it; kills it after."""
     code = (
         "import sys, xllamacpp as x; p = x.CommonParams(); p.model.path = sys.argv[1]; p.n_ctx = 1024; p.n_parallel = 1; p.verbosity = -1;"
         "p.ui = False; p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1; s = x.Server(p); print(s.listening_address, flush=True);"
@@ -126,7 +126,7 @@ def own_server(tiny: Path) -> Iterator[http.client.HTTPConnection]:
 
 
 def within() -> Figure:
-    """A chat through `InProcess`: what it takes beyond the router, and beyond its client."""
+    """Return the figure of a chat through `InProcess`: what it takes beyond the router, and beyond its client."""
     web = import_httpx("httpx2 or httpx is needed")
     router = Router(lambda _: ("a short answer", 0.9))
     with router, InProcess(AsyncRouter(lambda _: ("a short answer", 0.9))) as gateway, gateway.client(timeout=60) as http:
@@ -147,7 +147,7 @@ def within() -> Figure:
 
 
 def figures() -> list[Figure]:
-    """The figures: medians of calls made in turns."""
+    """Start all servers, and return what the gateway adds, as differences of medians of calls made in turns."""
     import tiny_gguf
 
     images = list(np.load(MODELS / "sample.npz")["images"][: size(20, 2)])

@@ -27,7 +27,7 @@ class Nobody:
 
 
 def times() -> dict[str, float]:
-    """Time per call, seconds: the three pure parts, a whole exchange, and an empty call, included in both."""
+    """Return the time per call, seconds: the three pure parts, a whole exchange, and an empty call, included in both."""
     now, cost = process.now(), Cost(usd=1e-3, mb=3e-3, joules=1e-3, calls=1)
     breaker, retries, spending = Breaker(), RetryBudget(), Spending(LIMITS)
     guard = Guard("cloud", "http://cloud", TERMS, SharedSpending(Spending(LIMITS)), health=None, watcher=Nobody(), journal=None)

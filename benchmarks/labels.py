@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 def pairs() -> Iterator[Pair]:
-    """The shipped pair on its validation images; and two classifiers of scikit-learn on its handwritten digits."""
+    """Yield the shipped pair on its validation images; and two classifiers of scikit-learn, trained here, on its digits."""
     with np.load(MODELS / "validation.npz") as file:
         edge, cloud, labels = file["edge_logits"], file["cloud_logits"], file["labels"]
     yield Pair("Fashion-MNIST, the shipped pair", msp(edge), edge.argmax(1), cloud.argmax(1), labels)
@@ -50,7 +50,10 @@ def pairs() -> Iterator[Pair]:
 
 
 def rows(pair: Pair, draws: int) -> Iterator[str]:
-    """Yields a row of the table for each number of examples and limit, over random draws with replacement."""
+    """Yield a row of the table for each number of examples and limit, over random draws with replacement.
+
+    A row says how many labels were read, and how often the threshold is that of all labels. Too few examples give no row.
+    """
     edge, cloud = pair.edge == pair.labels, pair.cloud == pair.labels
     agree, harm = pair.edge == pair.cloud, cloud * 1.0 - edge
     for n in SIZES:
@@ -81,7 +84,7 @@ def rows(pair: Pair, draws: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table, with so many draws as the command line says."""
     draws = int(sys.argv[1]) if len(sys.argv) > 1 else DRAWS
     print("| pair | examples | max_loss | deferred | edge and cloud differ | labels read, mean | most | same threshold |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")

@@ -38,7 +38,7 @@ class World(NamedTuple):
     """[N], numbers of users, each of whom counts the same; None: each input does."""
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[Array, Array, Array | None]:
-        """Draws n inputs, or all inputs of n users: scores, losses, and the number of each input's draw."""
+        """Draw n inputs, or all inputs of n users: scores, losses, and the number of each input's draw (None without users)."""
         if self.user is None:
             rows = rng.integers(0, len(self.score), n)
             return self.score[rows], self.loss[rows], None
@@ -50,7 +50,7 @@ class World(NamedTuple):
         return self.score[rows], self.loss[rows], group
 
     def truth(self, thresholds: tuple[float, ...]) -> tuple[float, float]:
-        """The true loss and deferral rate of these thresholds."""
+        """Return the true loss and deferral rate of these thresholds; with users each user counts alike."""
         model = accepting(self.score, thresholds)
         lost = np.where(model < 2, self.loss[np.arange(len(model)), np.minimum(model, 1)], 0)
         weights = None if self.user is None else 1 / np.bincount(self.user)[self.user]
@@ -58,7 +58,7 @@ class World(NamedTuple):
 
 
 def typical(rng: np.random.Generator, n: int, hard: Array) -> World:
-    """A small and a larger edge model, which err more on hard inputs, before a cloud that errs as well."""
+    """Return a world of a small and a larger edge model, which err more on hard inputs, before a cloud that errs as well."""
     scores, losses = [], []
     wrong = rng.random(n) < 0.5 / (1 + np.exp(2.5 * (2.6 - hard))) + 0.01
     for skill, base in ((0.9, -1.2), (1.7, -1.6)):
@@ -69,7 +69,7 @@ def typical(rng: np.random.Generator, n: int, hard: Array) -> World:
 
 
 def by_rank(rng: np.random.Generator, n: int, harm: Callable[[int, Array], Array], win: Callable[[int, Array], Array]) -> World:
-    """Both models' harm and win by the rank of their score, from the best; the ranks are independent."""
+    """Draw a world by both models' chances of harm and win by the rank of their score, from the best; ranks are independent."""
     rank = rng.random((n, 2))
     chance = rng.random((n, 2))
     harms, wins = (np.stack([part(k, rank[:, k]) for k in (0, 1)], 1) for part in (harm, win))
@@ -77,7 +77,7 @@ def by_rank(rng: np.random.Generator, n: int, harm: Callable[[int, Array], Array
 
 
 def worlds() -> dict[str, World]:
-    """The six worlds."""
+    """Return the six worlds, by name; always the same."""
     rng = np.random.default_rng(0)
     plain = typical(rng, PEOPLE, rng.normal(size=PEOPLE))
     sizes = rng.integers(1, 6, PEOPLE // 4)
@@ -101,7 +101,10 @@ def worlds() -> dict[str, World]:
 
 
 def one_by_one(limits: Callable[[float], float], risk: float) -> Callable[..., tuple[float, ...]]:
-    """Thresholds one by one. limits: the limit of each model's loss by the bound of the share that reaches it."""
+    """Return a function that sets the thresholds one by one, each on the inputs that the models before it defer.
+
+    limits: gives the limit of a model's loss for the bound of the share that reaches it.
+    """
 
     def thresholds(score: Array, loss: Array) -> tuple[float, ...]:
         rows, reach, found = np.arange(len(score)), 1.0, list[float]()
@@ -129,7 +132,7 @@ def ways(eps: float) -> dict[str, Callable[..., tuple[float, ...]]]:
 
 
 def oracle(world: World, eps: float) -> float:
-    """The least deferral rate within the limit, over quantiles of the scores of the population."""
+    """Return the least deferral rate within the limit, over quantiles of the scores of the population."""
     cuts = np.quantile(world.score, np.linspace(0, 1, BINS), axis=0)
     place = np.stack([np.searchsorted(cuts[:, k], world.score[:, k], "right") for k in (0, 1)], 1)
     ones, first, second = (
@@ -144,7 +147,7 @@ def oracle(world: World, eps: float) -> float:
 
 
 def main(draws: int) -> None:
-    """Prints both tables; ends with an error if a guarantee is broken too often."""
+    """Print both tables; end with an error if a guarantee is broken too often."""
     begun, rng, bad = time.monotonic(), np.random.default_rng(1), list[str]()
     allowed = DELTA + 3 * sqrt(DELTA * (1 - DELTA) / draws)
     print(f'`max_loss={LIMIT:g}`, `edge="all"`: broken in / deferred, {draws:,} draws; at most {allowed:.3f} may be broken\n')

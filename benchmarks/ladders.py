@@ -26,7 +26,7 @@ STEPS, RATE, TRAINED_ON = size(150, 2), 0.5, 20_000
 
 
 def regression(folder: Path, tested: np.ndarray) -> np.ndarray:
-    """Logits [n, 10] of a softmax regression on pixels, by plain gradient descent."""
+    """Train a softmax regression on pixels by plain gradient descent, and return its logits [n, 10] of the tested images."""
 
     def pixels(x: np.ndarray) -> np.ndarray:
         return np.c_[x.reshape(len(x), -1) / np.float32(255), np.ones(len(x), np.float32)].astype(np.float32)
@@ -50,7 +50,10 @@ def logits(path: Path, tested: np.ndarray) -> np.ndarray:
 
 
 def broken(first: np.ndarray, second: np.ndarray, cloud: np.ndarray, y: np.ndarray, kind: str, limit: float, n: int) -> str:
-    """A row of the table: shares of calibrations that broke the guarantee of each edge, and of all inputs deferred to the cloud."""
+    """Return a row: shares of calibrations that broke the guarantee of each edge, and of all inputs deferred to the cloud.
+
+    The second edge is calibrated on the examples that the first defers; if these are too few, it accepts nothing.
+    """
     score, later = msp(first), msp(second)
     one, two, right = (each.argmax(1) == y for each in (first, second, cloud))
     rng, failed, deferred = np.random.default_rng(0), np.zeros(2), []
@@ -74,7 +77,7 @@ def broken(first: np.ndarray, second: np.ndarray, cloud: np.ndarray, y: np.ndarr
 
 
 def together(first: np.ndarray, second: np.ndarray, cloud: np.ndarray, y: np.ndarray, limit: float, n: int) -> str:
-    """A row of the table of thresholds that are set at once: shares of calibrations that broke the guarantee, and deferred."""
+    """Return a row of thresholds that are set at once: the share of calibrations that broke the guarantee, and the deferral."""
     scores = np.column_stack([msp(first), msp(second)])
     one, two, right = (each.argmax(1) == y for each in (first, second, cloud))
     loss = np.column_stack([right * 1.0 - one, right * 1.0 - two])
@@ -89,7 +92,7 @@ def together(first: np.ndarray, second: np.ndarray, cloud: np.ndarray, y: np.nda
 
 
 def main(folder: Path) -> None:
-    """Prints the table."""
+    """Train the first edge, and print the accuracies and the table."""
     needs(folder.is_dir(), f"Fashion-MNIST in {folder}: apt-get install dataset-fashion-mnist")
     x, y = (read_idx(folder / f"t10k-{kind}-ubyte.gz")[:TESTED] for kind in ("images-idx3", "labels-idx1"))
     pair = models.fashion()

@@ -31,7 +31,7 @@ class Replay:
         self._chunks = list(map(json.dumps, chunks))
 
     def handle_chat_completions(self, request: Any, callback: Callable[[Any], bool] | None = None) -> Any:  # noqa: ARG002
-        """As xllamacpp's."""
+        """Return the stored reply, or pass its chunks to `callback` until that returns True, as xllamacpp's."""
         if callback is None:
             return json.loads(self._reply)
         for chunk in self._chunks:
@@ -46,7 +46,7 @@ def asked(prompt: str, **more: Any) -> dict[str, Any]:
 
 
 def figures() -> list[Figure]:
-    """Figures: an answer of 8 tokens with its log-probabilities, alone, as it can be stopped, and by a router."""
+    """Return what `LlamaModel` adds to an answer of 8 tokens: alone, as it can be stopped, and by a router; and isolated."""
     import tiny_gguf
 
     from edgeroute import LlamaModel, Router, StopToken
@@ -80,7 +80,7 @@ def figures() -> list[Figure]:
 
 
 def isolated_figures() -> list[Figure]:
-    """Figures: the first piece of a stream, and the processor time of an answer in both processes, in turns with one in this process.
+    """Return the first piece of a stream, and the processor time of a token in both processes, in turns with one in this process.
 
     The fastest first piece, of a tiny model, and processor time, as other work on the machine is in neither.
     """

@@ -74,7 +74,7 @@ WORLDS: dict[str, World] = {
 
 
 def truth(world: World) -> tuple[Array, Array]:
-    """Loss and deferral rate of each threshold, [NONE + 1]; the last accepts nothing."""
+    """Return the true loss and deferral rate of each threshold of the grid, [NONE + 1]; the last accepts nothing."""
     score, harm, win = world((np.arange(FINE) + 0.5) / FINE)
     cell = np.searchsorted(GRID, score, "right") - 1
     loss = np.bincount(cell + 1, harm - win, NONE + 1)[1:][::-1].cumsum()[::-1] / FINE
@@ -83,7 +83,7 @@ def truth(world: World) -> tuple[Array, Array]:
 
 
 def evidence(harms: Array, wins: Array, n: int, limit: float = LIMIT) -> Array:
-    """Logarithm of the evidence, as `log_evidence`, of arrays."""
+    """Return the logarithm of the evidence that the loss is below the limit, as `log_evidence`, of arrays of counts."""
     mean, part = (1 + limit) / 2, np.array(BETS)
     harm, win, none = np.log1p(-part), np.log1p(part / (1 - mean) * mean), np.log1p(part / (1 - mean) * limit / 2)
     logs = harms[..., None] * harm + wins[..., None] * win + (n - harms - wins)[..., None] * none
@@ -92,7 +92,7 @@ def evidence(harms: Array, wins: Array, n: int, limit: float = LIMIT) -> Array:
 
 
 def stream(world: World, draws: int, seed: int) -> tuple[Array, Array]:
-    """Scores and losses (1, 0, -1), [draws, MOST]."""
+    """Draw streams of audits: scores and losses (1, 0, -1), [draws, MOST]."""
     rng = np.random.default_rng(seed)
     score, harm, win = world(rng.random((draws, MOST)))
     luck = rng.random(score.shape)
@@ -100,7 +100,7 @@ def stream(world: World, draws: int, seed: int) -> tuple[Array, Array]:
 
 
 def looks(score: Array, loss: Array, at: Sequence[int] = LOOKS, limit: float = LIMIT) -> dict[int, Array]:
-    """Lowest certified threshold so far, [draws], by the number of audits at the look."""
+    """Return the lowest threshold certified so far, as a place in the grid, [draws], by the number of audits at the look."""
     draws = len(score)
     cell = (np.searchsorted(GRID, score.ravel(), "right") - 1).reshape(score.shape)
     used = np.unique(cell)  # between these, evidence is that of the next higher one
@@ -128,7 +128,7 @@ def exact(score: Array, loss: Array, n: int) -> float:
 
 
 def check(score: Array, loss: Array, found: dict[int, Array]) -> None:
-    """Compare a stream with the class itself."""
+    """Compare the first stream's result at the fifth look with that of `LossCounts`; raises AssertionError if they differ."""
     counts, reached = LossCounts(), NONE
     for n in range(LOOKS[4]):
         counts.count(float(score[0, n]), int(loss[0, n]))
@@ -144,7 +144,7 @@ def truth_of(index: int, score: Array) -> int:
 
 
 def main(draws: int) -> None:
-    """Prints the table."""
+    """Print the table of all worlds, and the time that it took."""
     begun = time.monotonic()
     print(f"Limit {LIMIT:.0%}, risk {RISK:.0%}, {draws:,} streams, {len(LOOKS)} looks from {LOOKS[0]} to {LOOKS[-1]:,}.\n")
     print(f"| world | ever broken by {', '.join(f'{n:,}' for n in SIZES)} | deferred at 2,000, 10,000 | one look | ", end="")
