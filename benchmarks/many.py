@@ -24,7 +24,10 @@ INPUTS, PIXELS, DEFERRED, RUNS, GOAL = size(256, 16), 28 * 28, 0.3, size(15, 1),
 
 
 def taken(router: Router[Any], inputs: list[Any], runs: int) -> tuple[float, float, float]:
-    """Seconds of all inputs, one by one and at once; and the share that the cloud answered."""
+    """Return the median seconds of all inputs, one by one and at once, and the share that the cloud answered.
+
+    The two ways take turns; fails unless both answer alike.
+    """
     ways: tuple[Callable[[], list[Any]], ...] = (lambda: [router.infer(x) for x in inputs], lambda: router.infer_many(inputs))
     seen: list[list[float]] = [[], []]
     answers = [way() for way in ways]
@@ -39,7 +42,7 @@ def taken(router: Router[Any], inputs: list[Any], runs: int) -> tuple[float, flo
 
 
 def compared(name: str, edge: Path, url: str, inputs: list[Any], limit: float, runs: int) -> Figure:
-    """The time of a batch as a share of that of single calls, with a threshold below which `DEFERRED` of the inputs are."""
+    """Return the time of a batch as a share of that of single calls, with a threshold that `DEFERRED` of the inputs do not reach."""
     with Router(edge, None) as router:
         threshold = float(np.quantile([router.infer(x).confidence or 0.0 for x in inputs], DEFERRED))
     with Router(edge, url, threshold=threshold) as router:
@@ -49,7 +52,7 @@ def compared(name: str, edge: Path, url: str, inputs: list[Any], limit: float, r
 
 
 def figures(runs: int = RUNS) -> list[Figure]:
-    """A fifth of the time is the goal where the models take none."""
+    """Return the figures of models that take no time, for which a fifth of the time is the goal, and of the shipped ones."""
     with np.load(MODELS / "sample.npz") as data:
         images = list(data["images"][:INPUTS])
     noise = np.random.default_rng(0).integers(0, 8, (INPUTS, PIXELS), dtype=np.uint8)

@@ -81,7 +81,7 @@ def grouped(rng: random.Random, digits: str) -> str:
 
 
 def unit(rng: random.Random, phones: list[str]) -> str:
-    """Return a unit of personal data."""
+    """Return a random unit of personal data: an address, phone number, account or card, in one of its spellings."""
     kind = rng.choice(KINDS)
     if kind == "email":
         local = rng.choice(NAMES) + rng.choice(["", ".", "_", "+", "-"]) + rng.choice(NAMES)
@@ -92,7 +92,7 @@ def unit(rng: random.Random, phones: list[str]) -> str:
 
 
 def main(count: int) -> None:
-    """Print the figures of so many texts."""
+    """Print the figures of so many random texts: units that leak, answers restored, other words masked, time."""
     rng, mask, phones = random.Random(27), Mask(KINDS), examples()
     units = leaked = restored = answers = changed = volume = 0
     took_s = 0.0

@@ -13,7 +13,7 @@ SCRAPES, MEANS = size(50, 1), size(30, 1)
 
 
 def figures() -> list[Figure]:
-    """Figures: an accepted `infer` with and without `Prometheus`, of a callable and of the shipped model, in the same run."""
+    """Return an accepted `infer` with and without `Prometheus`, of a callable and of the shipped model; and the time of a scrape."""
 
     def never(_: object) -> object:
         raise AssertionError("nothing is deferred here")
@@ -38,7 +38,7 @@ def figures() -> list[Figure]:
 
 
 def _means_s(images: list[np.ndarray], *routers: Router) -> list[float]:
-    """The least mean time of a call of each: requests are counted 64 at a time, which a median does not see."""
+    """Return each router's least mean time of a call, seconds: requests are counted 64 at a time, which a median does not see."""
     best = [float("inf")] * len(routers)
     for _ in range(MEANS):
         for i, router in enumerate(routers):

@@ -41,7 +41,10 @@ def lowest(rank: Array, wrong: Array) -> float:
 
 
 def lowest_by_fifth(rank: Array, wrong: Array, rng: np.random.Generator) -> float:
-    """Return as `lowest`, by a start that a random fifth of the examples suggests, tested on the others with all of the risk."""
+    """Return as `lowest`, by a start that a random fifth of the examples suggests, tested on the others with all of the risk.
+
+    rank: sorted ranks, from the most confident. wrong: True where the answer is wrong. 0: no rank passes.
+    """
     fifth = np.zeros(len(rank), bool)
     fifth[rng.permutation(len(rank))[: len(rank) // 5]] = True
     count = np.arange(1, fifth.sum() + 1)
@@ -56,7 +59,7 @@ def lowest_by_fifth(rank: Array, wrong: Array, rng: np.random.Generator) -> floa
 
 
 def main(draws: int) -> None:
-    """Print mean coverage and broken share of each world, size and limit."""
+    """Print mean coverage and broken share of each world, size and way; replaces the starts of the tests meanwhile."""
     own = fixed_sequence.STARTS, fixed_sequence.EVEN_STARTS
     worst = 0.0
     print(f"| world | n | {' | '.join(RISKS)} |\n| --- | ---: |{' ---: |' * len(RISKS)}")

@@ -64,7 +64,7 @@ class Timed:
         self.ages: list[int] = []
 
     def piece(self, text: str) -> None:
-        """A piece is there."""
+        """Note that a piece is there: the time to the first, and the age of each later one by the time in its text."""
         now = monotonic_ns()
         if not self.first:
             self.first = now - self.begun
@@ -78,7 +78,7 @@ class Timed:
 
 
 def content(line: str) -> str:
-    """The text of a line, as one writes it by hand."""
+    """Return the text in a line of an event stream, as one writes it by hand; "" if it has none."""
     if not line.startswith("data: ") or line == "data: [DONE]":
         return ""
     choices = json.loads(line[6:])["choices"]
@@ -86,7 +86,10 @@ def content(line: str) -> str:
 
 
 def threads(url: str, turns: int) -> dict[str, list[tuple[float, float, float]]]:
-    """Streams by httpx and by a router, for the caller's thread."""
+    """Stream by httpx and by a router, in the caller's thread, in turns; return the figures of each stream by way.
+
+    The first stream of each, which connects, does not count.
+    """
     import httpx
 
     from edgeroute import OpenAIChat, Router
@@ -119,7 +122,10 @@ def threads(url: str, turns: int) -> dict[str, list[tuple[float, float, float]]]
 
 
 async def tasks(url: str, turns: int) -> dict[str, list[tuple[float, float, float]]]:
-    """Streams by httpx and by a router, on an event loop."""
+    """Stream by httpx and by a router, on an event loop, in turns; return the figures of each stream by way.
+
+    The first stream of each, which connects, does not count.
+    """
     import httpx
 
     from edgeroute import AsyncRouter, OpenAIChat
@@ -162,7 +168,7 @@ def medians(found: list[tuple[float, float, float]]) -> tuple[float, float, floa
 
 
 def figures(turns: int = TURNS) -> list[Figure]:
-    """Figures: first token, each burst, CPU; in threads and on asyncio."""
+    """Start the server, and return first token, each burst, and CPU, in threads and on asyncio; ends the server after."""
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, str(BURSTS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:

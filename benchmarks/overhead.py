@@ -18,7 +18,7 @@ from edgeroute import AsyncRouter, Egress, Function, Limits, OnnxModel, Router
 
 
 def figures() -> list[Figure]:
-    """Figures: blocking, with all limits, with tracing, and asyncio; every input is accepted on the edge."""
+    """Return what `infer` adds: blocking, with all limits, with tracing, and asyncio; every input is accepted on the edge."""
     path = MODELS / "edge.int8.onnx"
     images = list(np.load(MODELS / "sample.npz")["images"][: size(200, 5)])
     model = OnnxModel(path)
@@ -56,7 +56,10 @@ def figures() -> list[Figure]:
 
 
 def _by_the_card(path, images, never) -> dict[str, float]:  # noqa: ANN001
-    """Times of a model that takes floats, with the preprocessing in its card, and of the same by hand."""
+    """Return the times of a model that takes floats, with the preprocessing in its card ("infer"), and of the same by hand ("bare").
+
+    The model is made of the one at `path`, in a temporary folder.
+    """
     model = onnx.load(path)
     folded = [node for node in model.graph.node if node.name.startswith("image_")]
     last, pixels = folded[-1].output[0], model.graph.input[0]
@@ -90,7 +93,7 @@ def _by_the_card(path, images, never) -> dict[str, float]:  # noqa: ANN001
 
 
 async def _awaited(path, images, bare, never) -> tuple[float, float]:  # noqa: ANN001
-    """Medians of an awaited infer and of a bare run, in one event loop."""
+    """Return the medians, seconds, of an awaited infer and of a bare run, in one event loop."""
     medians_of: tuple[list[float], list[float]] = [], []
     async with AsyncRouter(edge=path, cloud=never, threshold=0.0) as router:
         for x in images:

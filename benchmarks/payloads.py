@@ -38,7 +38,7 @@ LOST = 0.2
 
 
 def model(path: Path, kind: int) -> Path:
-    """x [n, 224, 224, 3] -> logits float32 [n, 3], the means of the colours: a trivial model, so that transport is timed."""
+    """Write a model, x [n, 224, 224, 3] -> logits float32 [n, 3], the means of the colours, so that transport is timed; return `path`."""
     nodes = [helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT)]
     nodes.append(helper.make_node("ReduceMean", ["f"], ["logits"], axes=[1, 2], keepdims=0))
     value = helper.make_tensor_value_info
@@ -50,7 +50,7 @@ def model(path: Path, kind: int) -> Path:
 
 @contextlib.contextmanager
 def link() -> Iterator[Relay]:
-    """`edgeroute serve` with the models uint8 and fp32, behind a slow link."""
+    """Run `edgeroute serve` with the models uint8 and fp32, and provide a relay to it that is a slow link."""
     with tempfile.TemporaryDirectory() as folder:
         kinds = {"uint8": TensorProto.UINT8, "fp32": TensorProto.FLOAT}
         files = [str(model(Path(folder, f"{name}.onnx"), kind)) for name, kind in kinds.items()]
@@ -66,7 +66,7 @@ def mosaic(images: Any) -> Any:
 
 
 def of_a_call(relay: Relay, ask: Callable[[], object], calls: int) -> tuple[float, int]:
-    """Median seconds of a call on a warm connection, and its bytes up."""
+    """Call twice to warm up, then `calls` times; return the median seconds of a call, and its bytes up."""
     ask()
     ask()
     times, before = [], relay.bytes_up
@@ -78,7 +78,7 @@ def of_a_call(relay: Relay, ask: Callable[[], object], calls: int) -> tuple[floa
 
 
 def triton(relay: Relay, x: Any, name: str) -> Callable[[], object] | None:
-    """tritonclient with these numbers; None: it is not installed."""
+    """Return a call of tritonclient with these numbers; None: it is not installed."""
     try:
         import tritonclient.http as client
     except ImportError:
@@ -94,7 +94,7 @@ def triton(relay: Relay, x: Any, name: str) -> Callable[[], object] | None:
 
 
 def over_the_link(x: Any, calls: int = CALLS) -> dict[str, tuple[float, int]]:
-    """Way -> (seconds, bytes up)."""
+    """Return way -> (seconds, bytes up) of a call: tritonclient, numbers and each codec; fails if the cloud does not answer."""
     found = dict[str, tuple[float, int]]()
     with link() as relay:
         for name, given in (("uint8", x), ("fp32", (x / 255).astype(np.float32))):
@@ -114,7 +114,7 @@ def over_the_link(x: Any, calls: int = CALLS) -> dict[str, tuple[float, int]]:
 
 
 def ladder(x: Any) -> None:
-    """Prints which rung is sent by which deadline, how many bytes that is, and how many of the answers were in time."""
+    """Print which codec of a list is sent by which deadline, and how many of the answers were in time."""
     with link() as relay:
         cloud = OpenInference(f"{relay.url}/v2/models/uint8", codec=list(LADDER), kind="value")
         with Router(lambda _: ("edge", 0.0), cloud, threshold=0.5) as router:
@@ -130,7 +130,7 @@ def ladder(x: Any) -> None:
 
 
 def accuracy() -> dict[str, float]:
-    """Codec -> percent that the shipped cloud model has right; "" without one."""
+    """Return codec -> percent of the sample that the shipped cloud model has right after it; "" without one."""
     import io
 
     from PIL import Image
@@ -156,7 +156,7 @@ def measured(calls: int) -> tuple[Any, dict[str, tuple[float, int]], dict[str, f
 
 
 def compared(times: dict[str, tuple[float, int]], right: dict[str, float]) -> list[Figure]:
-    """Time of a picture to that of numbers, and what it costs in accuracy."""
+    """Return the figures of a picture's time to that of numbers, tritonclient's if there is one, and of the accuracy lost."""
     rows = list[Figure]()
     for codec in ("webp:95", "jpeg:95"):
         for name, most in FASTER.items():
@@ -174,7 +174,7 @@ def figures(calls: int = CALLS) -> list[Figure]:
 
 
 def main(calls: int) -> None:
-    """Prints the figures, all codecs, and a ladder of them."""
+    """Print the figures, all codecs, and a list of codecs by deadline."""
     picture, times, right = measured(calls)
     print(table(compared(times, right)), "", "| way | time | bytes | right |", "| --- | ---: | ---: | ---: |", sep="\n")
     for way, (seconds, sent) in times.items():

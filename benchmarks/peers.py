@@ -99,7 +99,7 @@ def column(name: str) -> dict[str, str]:
 
 
 def _filled(name: str, row: str, probe: Callable[[], str]) -> str | None:
-    """Return a cell; None, reported, if a library that the row needs is missing."""
+    """Return a cell; None, which is printed, if a library that the row needs is missing."""
     try:
         return probe()
     except ImportError as e:
@@ -108,7 +108,7 @@ def _filled(name: str, row: str, probe: Callable[[], str]) -> str | None:
 
 
 def main(names: list[str]) -> None:
-    """Prints a table for each group of rows, and how long each column took."""
+    """Print a table for each group of rows, with a column for each name; to stderr how long each took, or what is missing."""
     columns = dict[str, dict[str, str]]()
     for name in names:
         begun = time.monotonic()

@@ -54,7 +54,7 @@ def once() -> str:
 
 @cache
 def late() -> tuple[str, str]:
-    """Both of the above: an outage, and then another."""
+    """Return two cells: "yes" if a request queued in an outage is sent later with its id, and if `on_late` gets it and a second one."""
     told: list[str] = []
     came = threading.Event()
 
@@ -103,7 +103,7 @@ def stale() -> str:
 
 @cell("Models come from signed lists, and are rolled back")
 def updated() -> str:
-    """Two versions from a folder; a list that was changed is refused."""
+    """Return "yes" if a catalog installs two versions and rolls back, and refuses a list of versions that was changed."""
     from edgeroute.catalog import Catalog
     from edgeroute.errors import CatalogError
     from edgeroute.tools.catalog_publish import keygen, publish
@@ -133,7 +133,7 @@ def updated() -> str:
 
 @cell("A stream is decided by its first tokens")
 def first_tokens() -> str:
-    """The local model's, once two of its tokens are there; it is never whole here."""
+    """Return "yes" if the local model's first two tokens are shown before its answer is whole."""
     gate, shown = threading.Event(), ""
 
     def speak(_: Any) -> Iterator[Piece]:
@@ -152,7 +152,7 @@ def first_tokens() -> str:
 
 @contextlib.contextmanager
 def gateway(cloud: Any = None, **more: Any) -> Iterator[Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]]:
-    """`edgeroute gateway` in a thread -> posts JSON to a path: status and JSON."""
+    """Run a gateway in a thread, and provide a function that posts JSON to a path and returns status and JSON."""
     import uvicorn
 
     from edgeroute.tools.server.gateway import app
@@ -205,7 +205,7 @@ def other_apis() -> str:
 
 @cell("Tools and formats of a reply")
 def tools() -> str:
-    """What a client says of them comes to the large model, and its call of a tool back; nothing runs it."""
+    """Return "passed on" if a client's tools come to the large model, and its call of a tool back; nothing runs it."""
     call = {"index": 0, "id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
     events = chat_events([""], finish="tool_calls")
     events[1]["choices"][0]["delta"] = {"tool_calls": [call]}
@@ -221,7 +221,7 @@ def tools() -> str:
 
 @cell("Hosted models that it has an adapter for")
 def providers() -> str:
-    """What a policy may name as the protocol of a language model."""
+    """Return what a policy may name as the protocol of a language model, by which of four names it refuses."""
     with folder() as home:
         for protocol in ("openai", "anthropic", "gemini", "bedrock"):
             policy = home / "policy.toml"
@@ -235,7 +235,7 @@ def providers() -> str:
 
 @cell("Cache by meaning")
 def semantic() -> str:
-    """Two texts with one vector, by an embedding that the program gives; in memory, without a server."""
+    """Return "in memory" if a text with the vector of an earlier one, by the program's own embedding, is answered by the cache."""
     cloud = FakeCloud([("cloud", 0.9)])
     cached = Cache(semantic=Semantic(lambda text: [1.0, float(len(text) > 99)]))
     with Router(lambda _: UNSURE, cloud, threshold=0.8, cache=cached) as router:
@@ -245,7 +245,7 @@ def semantic() -> str:
 
 @cell("Frames of a camera: the newest wins, and is refined later")
 def frames() -> str:
-    """Of five that look alike the cloud is asked about one."""
+    """Return "yes" if of five frames that look alike the cloud is asked about one."""
     still = [np.full((120, 160, 3), 90, np.uint8) for _ in range(5)]
     cloud = FakeCloud([("mug", 0.9)])
     with Router(lambda _: ("cup", 0.4), cloud, threshold=0.5) as router, router.frames(still, drop="never") as seen:
@@ -258,7 +258,7 @@ def frames() -> str:
 
 @cell("Limits of money, bytes, energy and calls")
 def limits() -> str:
-    """Each reached by the third call: 40 cents, 400 kB, 40 joules a call, and two calls a minute."""
+    """Return "yes" if each of four limits, of dollars, calls, bytes and energy, is reached by the third call and holds it back."""
     held = []
     with CannedServer(GOOD) as server:
         paid = Function(lambda _: "cloud", usd_per_call=0.4)
@@ -284,7 +284,7 @@ def users() -> str:
 
 @cell("A policy file, reloaded while calls run")
 def reloaded() -> str:
-    """Another threshold, in the same router."""
+    """Return "yes" if a reload of a changed policy file gives the same router another threshold."""
     with folder() as home:
         policy = home / "policy.toml"
         text = f'threshold=0.5\n[edge]\npath="{models.fashion().edge.as_posix()}"\n'
@@ -299,7 +299,7 @@ def reloaded() -> str:
 
 @cell("Prometheus and OpenTelemetry")
 def watched() -> str:
-    """Counts for the one, a span for the other."""
+    """Return "yes" if a request is counted for Prometheus, and has a span for OpenTelemetry."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -315,7 +315,7 @@ def watched() -> str:
 
 @cell("A recorded trace under another policy")
 def replayed() -> str:
-    """Ten requests that the small model answered, under a threshold that none reaches."""
+    """Return "yes" if ten recorded requests of the edge, replayed with a higher threshold, are deferred, and nothing is sent."""
     from edgeroute.tools.replay import replay
 
     fashion = models.fashion()

@@ -44,7 +44,7 @@ GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 
 
 def cell(title: str) -> Callable[[Probe], Probe]:
-    """Registers what fills that row."""
+    """Return a decorator that registers a function as what fills that row."""
 
     def enter(probe: Probe) -> Probe:
         CELLS[title] = probe
@@ -101,7 +101,7 @@ def formats() -> str:
 
 @cell("The large model is any HTTP API that answers JSON")
 def any_api() -> str:
-    """One with a body and a reply of its own."""
+    """Return "yes" if an API with a body and a reply of its own can be the cloud."""
     with CannedServer(http_reply(b'{"result": [{"label": "dog"}]}')) as server:
         cloud = PlainJson(server.url, body={"content": "{input}"}, value="result.0.label", confidence=None)
         with Router(lambda _: UNSURE, cloud, threshold=0.8) as router:
@@ -117,7 +117,7 @@ def languages() -> str:
 
 @looked_up("Serves the large model, in batches on GPUs")
 def serves() -> str:
-    """It writes the model as servers take it that do."""
+    """Return to which servers a model can be exported; edgeroute itself does not serve it."""
     from edgeroute.tools.export import server_files
 
     known = {"triton": "Triton", "ray": "Ray Serve", "kserve": "KServe"}
@@ -162,7 +162,7 @@ def by_prompt() -> str:
 
 @cell("A threshold with a statistical guarantee")
 def guarantee() -> str:
-    """From the recorded outputs of two models on 5,000 images."""
+    """Return "yes" if `calibrate` states a guarantee of 1 point, by the recorded outputs of two models on 5,000 images."""
     seen = np.load(models.fashion().validation)
     edge, cloud = (seen[f"{side}_logits"].argmax(1) == seen["labels"] for side in ("edge", "cloud"))
     made = calibrate(msp(seen["edge_logits"]), edge, cloud, max_loss=0.01, name="msp")
@@ -187,7 +187,7 @@ def shadow() -> str:
 
 @cell("By battery, heat, memory or load")
 def by_device() -> str:
-    """A rule on the charge."""
+    """Return "yes" if a rule on a low battery keeps a request on the device, and its reason says so."""
     rules, sensors = [Rule("battery", "only_edge", enter=0.2)], lambda: Reading(battery=0.15)
     with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8, options=Options(sensors=sensors, rules=rules)) as router:
         answer = router.infer(1)
@@ -196,7 +196,7 @@ def by_device() -> str:
 
 @cell("Order of several large models")
 def order() -> str:
-    """What the policy may say; both are tried."""
+    """Return the orders of several clouds that a policy may name; a router is made with each."""
     known = get_args(CloudOrder)
     for name in known:
         Router(lambda _: SURE, [lambda _: "a", lambda _: "b"], threshold=0.5, options=Options(order=name)).close()
@@ -216,7 +216,7 @@ def reason() -> str:
 
 @cell("One limit over both models and all attempts")
 def one_limit() -> str:
-    """Two endpoints that never reply, each with half a minute: the small model's answer at the deadline, which is 2 s."""
+    """Return "yes" if two endpoints that never reply, of 30 s each, end by the deadline of 2 s with the small model's answer."""
     with CannedServer(None) as first, CannedServer(None) as second:
         clouds = [PlainJson(server.url, name=name, timeout_s=LONG_S) for server, name in ((first, "a"), (second, "b"))]
         begun = time.monotonic()
@@ -227,7 +227,7 @@ def one_limit() -> str:
 
 @cell("Both at once, and the first sure answer counts")
 def hedged() -> str:
-    """The small model hangs."""
+    """Return "yes" if the cloud answers though the small model hangs."""
     gate = threading.Event()
     try:
         with Router(FakeModel([SURE], gate=gate), lambda _: "cloud", threshold=0.8, options=Options(hedge_after=0)) as router:
@@ -249,7 +249,7 @@ def refined() -> str:
 
 @cell("What is of a private class stays, and of an unknown one, too")
 def classes() -> str:
-    """And a class that may leave, leaves."""
+    """Return "yes" if only a class that may leave goes to the cloud, and a private, an unknown and no class stay."""
     rules = Egress(never_leave=["medical"], may_leave=["product"])
     with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8, egress=rules) as router:
         went = [router.infer(1, data_class=name).source for name in ("product", "medical", "holiday", None)]
@@ -258,7 +258,7 @@ def classes() -> str:
 
 @cell("A conversation that had a private turn stays")
 def conversation() -> str:
-    """Later turns name another class; what is asked elsewhere leaves."""
+    """Return "yes" if a private conversation stays on the device though a later turn names no class, and another one leaves."""
     rules = Egress(never_leave=["medical"], may_leave=["chat"], default_class="chat")
     with Router(lambda _: ("Less sugar, more vegetables.", 0.1), lambda _: "cloud", threshold=0.6, egress=rules) as router:
         history = [{"role": "user", "content": "My test for diabetes was positive. What now?"}]
@@ -270,7 +270,7 @@ def conversation() -> str:
 
 @cell("A mode in which no connection is opened")
 def silent() -> str:
-    """Counted by the interpreter, of this program; the other mode opens one."""
+    """Return "yes" if the mode `only_edge` opens no connection, counted by the interpreter, and the usual mode opens one."""
     with CannedServer(GOOD) as server, Router(lambda _: UNSURE, PlainJson(server.url), threshold=0.8) as router:
         before = chat_faults.connects()[server.port]
         for _ in range(20):
@@ -282,7 +282,7 @@ def silent() -> str:
 
 @cell("A line on disk before each attempt to send")
 def ledger() -> str:
-    """The server looks, as the request comes."""
+    """Return "yes" if the ledger of what leaves has its line before the server has the request: the server looks."""
     with folder() as state:
         seen: list[int] = []
 
@@ -298,7 +298,7 @@ def ledger() -> str:
 
 @cell("Removes personal data before it is sent")
 def masked() -> str:
-    """The cloud repeats the text that it was sent, and the answer has the data again."""
+    """Return the cell of masks: "yes, ..." if the cloud gets no address and card, and the answer has them again."""
     sent: list[str] = []
 
     def cloud(text: str) -> tuple[str, float]:
@@ -315,7 +315,7 @@ def masked() -> str:
 
 @cell("What waits on disk is encrypted")
 def encrypted() -> str:
-    """The words of a request that waits are looked for in its file."""
+    """Return "yes" if the words of a request that waits are not found in the outbox's files."""
     with folder() as state:
         away = FakeCloud([Unreachable("no route")])
         with Router(lambda _: UNSURE, away, threshold=0.8, offline="queue", state=state) as router:

@@ -38,7 +38,7 @@ BROKEN = "A stream that breaks off in the middle"
 
 @contextlib.contextmanager
 def settings(**named: float) -> Iterator[None]:
-    """Those of chat_faults, for a while."""
+    """Replace constants of `chat_faults` during the `with` block."""
     before = {name: getattr(chat_faults, name) for name in named}
     try:
         for name, value in named.items():
@@ -82,7 +82,7 @@ SAID = {
 
 
 def broken(*subjects: Subject) -> str:
-    """What the caller of a stream has that was cut, for each."""
+    """Return what the caller of a stream has that was cut, for each of the routers, joined by "or"."""
 
     async def one(subject: Subject, near: str) -> str:
         with cloud("cut") as (port, _):
@@ -108,10 +108,10 @@ def faults(plain: Subject, *tuned: Subject) -> Cells:
 
 
 def edgeroute_faults() -> Cells:
-    """edgeroute, without and with `restart`.
+    """Return edgeroute's cells about failures, without and with `restart`.
 
-    Its attempts are connections as of the others, less the probes in its ledger, which carry no user data: the first comes 2.5 to 5 s
-    after the third attempt, so that their number depends on how long ten calls take.
+    Its attempts are connections as of the others, less the probes in its ledger, which carry no user data: the first comes 2.5 to
+    5 s after the third attempt, so that their number depends on how long ten calls take.
     """
 
     def attempted() -> str:
@@ -125,7 +125,9 @@ def edgeroute_faults() -> Cells:
 
 
 def litellm_cells() -> Cells:
-    """LiteLLM's Router; where two values are given, the second is of `num_retries=0`, a cooldown and continued streams.
+    """Return the cells of LiteLLM's Router; where two values are given, the second is of `num_retries=0`, a cooldown, continued streams.
+
+    Registers a provider in LiteLLM for good.
 
     Raises:
         ImportError: it is not installed.
@@ -216,7 +218,7 @@ def litellm_cells() -> Cells:
 
 
 def pydantic_ai_cells() -> Cells:
-    """pydantic-ai's FallbackModel, in an agent.
+    """Return the cells of pydantic-ai's FallbackModel, in an agent.
 
     Raises:
         ImportError: it is not installed.
@@ -328,7 +330,10 @@ def firstpass_program() -> Path:
 
 @contextlib.asynccontextmanager
 async def firstpass(far: str, near: str, *, state: str | None = None) -> AsyncIterator[Ask]:
-    """Starts firstpass as a proxy on a free port. state: a folder for its records."""
+    """Run firstpass as a proxy on a free port, and provide a function that asks it once. Kills it after.
+
+    state: a folder for its records; None: a temporary one.
+    """
     program = firstpass_program()
     with contextlib.ExitStack() as stack:
         folder = Path(state or stack.enter_context(tempfile.TemporaryDirectory()))
@@ -350,7 +355,7 @@ async def firstpass(far: str, near: str, *, state: str | None = None) -> AsyncIt
 
 
 def asked_of(url: str, stream: bool) -> Got:
-    """Return the answer of a server with OpenAI's API."""
+    """Ask a server with OpenAI's API once, whole or as a stream, and return its answer; waits at most 150 s."""
     body = {"model": "m", "messages": [{"role": "user", "content": chat_faults.QUESTION}], "stream": stream}
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=LIMIT_S) as reply:
@@ -363,7 +368,7 @@ def asked_of(url: str, stream: bool) -> Got:
 
 
 def firstpass_cells() -> Cells:
-    """firstpass, whose gate passes the cloud's answers alone; its attempts are those of its records.
+    """Return the cells of firstpass, whose gate passes the cloud's answers alone; its attempts are those of its records.
 
     Raises:
         ImportError: it is not installed.

@@ -85,7 +85,10 @@ def one_look(draw: Draw) -> Chosen:
 
 
 def on_demand(draw: Draw) -> Chosen:
-    """Tests as `calibrate(label=...)` does: asks for a label only where the answers differ, until the test stops."""
+    """Choose a threshold as `calibrate(label=...)` does: asks for a label only where the answers differ, until the test stops.
+
+    The result has the number of labels.
+    """
     asked = 0
 
     def losses(rows: Array) -> Array:
@@ -106,7 +109,7 @@ def without_labels(draw: Draw) -> Chosen:
 
 
 def each_look(draw: Draw) -> Chosen:
-    """Tests as `calibrate --audited` does, 25 times while the examples come in."""
+    """Choose a threshold as `calibrate --audited` does, at 25 looks while the examples come in; the result has the earlier ones, too."""
     at = sorted({int(n) for n in np.geomspace(min(FIRST_LOOK, draw.n), draw.n, LOOKS)})
     score = np.where(np.isnan(draw.score), -inf, draw.score)
     found = looks.looks(score[None], draw.loss[None], at, draw.eps)
@@ -193,9 +196,10 @@ def _limits(n: int, eps: float) -> Array:
 
 
 def mapie(draw: Draw) -> Chosen:
-    """MAPIE 1.6, its default for a risk of one's own: Hoeffding-Bentkus of harms at 100 thresholds, corrected as Holm does.
+    """Choose a threshold as MAPIE 1.6 does by default for a risk of one's own; inf if none of its hundred passes.
 
-    Its thresholds are 0, .01 ... .99, so scores are given as ranks: 1 less the share of requests with a higher score.
+    Hoeffding-Bentkus of harms at thresholds 0, .01 ... .99, corrected as Holm does. So scores are given as ranks: 1 less the
+    share of requests with a higher score.
     """
     rank = 1 - draw.share
     thresholds = np.linspace(0, 0.99, HOLM)

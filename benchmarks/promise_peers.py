@@ -56,7 +56,7 @@ def shrewd(one: Examples, eps: float) -> int:
 
 
 def calibroute(one: Examples, eps: float) -> int:
-    """Its `fit_policy`, which raises where nothing passes."""
+    """Return how many examples calibroute's `fit_policy` accepts; 0 where it raises because nothing passes."""
     from calibroute.models import PredictionRecord
     from calibroute.policy import fit_policy
 
@@ -71,7 +71,7 @@ def calibroute(one: Examples, eps: float) -> int:
 
 
 def mapie(one: Examples, eps: float) -> int:
-    """Its `BinaryClassificationController` with the risk that an answer is accepted and a harm."""
+    """Return how many examples MAPIE's controller accepts, with the risk that an answer is accepted and a harm; 0 if it finds nothing."""
     from mapie.risk_control import BinaryClassificationController, BinaryRisk
 
     def everything(right: Array, accepted: Array) -> Array:
@@ -88,7 +88,10 @@ def mapie(one: Examples, eps: float) -> int:
 
 
 def firstpass(one: Examples, eps: float, *options: str) -> int:
-    """The program: `firstpass calibrate` on a store of served requests with feedback, as its proxy writes them."""
+    """Run `firstpass calibrate` on a store of served requests with feedback, as its proxy writes them; return how many it serves.
+
+    Adds the program's seconds to `TOOK`. Raises ValueError with what it printed if that is no result.
+    """
     program = Path(sysconfig.get_path("scripts")) / "firstpass"
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "firstpass.db"
@@ -109,7 +112,7 @@ TOOK: list[float] = []
 
 
 def _store(path: Path, one: Examples) -> None:
-    """Write what `calibrate` reads: a trace a request, with the gate's score, and the verdict that came later."""
+    """Write the database that `calibrate` reads: a trace for each request, with the gate's score, and the verdict that came later."""
     rows, verdicts = [], []
     for i, (score, bad) in enumerate(zip(one.rank.tolist(), one.harm.tolist(), strict=True)):
         name = str(UUID(int=(7 << 76) | (2 << 62) | (i + 1)))
@@ -163,7 +166,7 @@ PACKAGES: dict[str, tuple[str, Callable[..., int]]] = {
 
 
 def main() -> None:
-    """Prints the lines."""
+    """Run each package on each draw of the file, and print a line of JSON for each; a package's first failure ends its lines."""
     if len(sys.argv) < 2:
         sys.exit("needs a file of draws: promises.py --packages PYTHON starts this program")
     with np.load(sys.argv[1]) as file:

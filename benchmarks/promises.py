@@ -58,7 +58,7 @@ class Population(NamedTuple):
 
     @classmethod
     def of(cls, task: Task) -> Population:
-        """From a task."""
+        """Make a population of a recorded set: the loss and deferral of each of its scores as a threshold, and each score's rank."""
         known = ~np.isnan(task.score)
         order = np.argsort(-task.score[known], kind="stable")
         s = task.score[known][order]
@@ -101,7 +101,10 @@ class Row(NamedTuple):
 
 
 def drawn(population: Population, eps: float, rng: np.random.Generator) -> Draw:
-    """As many examples as were recorded. Partial correctness is dithered: right if below u, one u for both sides."""
+    """Draw as many examples as were recorded, with replacement.
+
+    A partly correct answer is right if its score is above a random number. That number is the same for both sides.
+    """
     task = population.task
     n = len(task.score)
     rows, u = rng.integers(0, n, n), rng.random(n)
@@ -111,7 +114,10 @@ def drawn(population: Population, eps: float, rng: np.random.Generator) -> Draw:
 
 
 def measure(population: Population, eps: float, draws: int, seed: int = 0) -> dict[str, Row]:
-    """Apply each rule to the same draws of as many examples as were recorded."""
+    """Apply each rule to the same draws, and return by rule the means of deferral, broken promises, labels and seconds.
+
+    A rule that needs to know where the answers agree is left out of sets without that; slow ones take only some of the draws.
+    """
     rng = np.random.default_rng(seed)
     found: dict[str, list[tuple[float, float, float, float]]] = {}
     for number in range(draws):
@@ -127,7 +133,7 @@ def measure(population: Population, eps: float, draws: int, seed: int = 0) -> di
 
 
 def report(tasks: list[Task], draws: int) -> Iterator[str]:
-    """Lines of the tables."""
+    """Yield the lines of the tables: one for each set, and at the end that of the routers' metrics."""
     for task in tasks:
         one = Population.of(task)
         rows = {eps: measure(one, eps, draws) for eps in POINTS}
@@ -155,7 +161,10 @@ def report(tasks: list[Task], draws: int) -> Iterator[str]:
 
 
 def with_packages(python: Path, tasks: list[Task]) -> Iterator[str]:
-    """Lines of a table: the packages themselves on a few of the same draws, beside the rules that are written down here."""
+    """Yield the lines of a table of the packages themselves on a few of the same draws, beside the rules that are written down here.
+
+    Runs `promise_peers.py` with that Python, and reports if it fails.
+    """
     draws: list[Draw] = []
     for task in tasks:
         one = Population.of(task)
@@ -192,7 +201,10 @@ def with_packages(python: Path, tasks: list[Task]) -> Iterator[str]:
 
 
 def of_images() -> Iterator[Task]:
-    """The shipped pair on its validation images, and an edge that was never taught three classes beside the shipped cloud."""
+    """Yield the shipped pair on its validation images, and an edge that was never taught three classes beside the shipped cloud.
+
+    The second is taught here, unless the size is the smallest, or its data are missing, which is printed to stderr.
+    """
     pair = specialist.validated()
     yield _images("Fashion-MNIST, the shipped pair", "msp", pair, msp(pair.edge))
     if SMOKE:
@@ -215,7 +227,7 @@ def _images(name: str, by: str, pair: specialist.Pair, score: Array) -> Task:
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Read the recorded sets that are named, and print the tables; ends with an error for a file of another shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=size(300, 2))
     parser.add_argument("--fashion", type=Path, default=specialist.DEBIAN, help="folder with Fashion-MNIST's idx.gz files")

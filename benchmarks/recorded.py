@@ -58,9 +58,9 @@ class Broken(Exception):
 
 
 def routerarena(paths: Sequence[Path]) -> Task:
-    """Two of its `cached_results/MODEL.jsonl`, joined by `global_index`; or a table (csv, csv.gz) with `question` and MODEL_score twice.
+    """Read two of its `cached_results/MODEL.jsonl`, joined by `global_index`; or a table (csv, csv.gz) with `question` and MODEL_score twice.
 
-    Scores are 0..1, and partial ones occur; what is below 0 is 0. The weaker model is the edge.
+    Scores are 0..1, and partial ones occur; what is below 0 is 0. The weaker model is the edge. Raises Broken for other files.
     """
     if [path.suffix for path in paths] == [".jsonl"] * 2:
         results = [_results(path) for path in paths]
@@ -83,7 +83,7 @@ def routerarena(paths: Sequence[Path]) -> Task:
 
 
 def _results(path: Path) -> dict[str, tuple[str, float]]:
-    """`global_index` -> question and score, of the lines that have been evaluated."""
+    """Return `global_index` -> question and score, of the lines that have been evaluated; raise Broken, with its number, for another line."""
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -96,7 +96,10 @@ def _results(path: Path) -> dict[str, tuple[str, float]]:
 
 
 def routellm(paths: Sequence[Path]) -> Task:
-    """Tables of routellm/evals/{mmlu/responses,gsm8k}: `prompt`, and a column of True and False for each of two models."""
+    """Read tables of routellm/evals/{mmlu/responses,gsm8k}: `prompt`, and a column of True and False for each of two models.
+
+    The weaker model is the edge. Raises Broken for other columns.
+    """
     rows = [row for path in paths for row in _table(path)]
     names = [name for name, value in rows[0].items() if name != "prompt" and value in {"True", "False"}]
     if len(names) != 2 or "prompt" not in rows[0]:
@@ -117,7 +120,10 @@ def cascades(paths: Sequence[Path], edge: str = "", cloud: str = "") -> Task:
 
 
 def _chain(path: Path, edge: str, cloud: str) -> tuple[tuple[Array, Array, Array], str]:
-    """Confidence of the edge and correctness of both in one file, and which they are."""
+    """Return the confidence of the edge and the correctness of both models in one pickle, and the models' names.
+
+    An empty name is the first model, or the last. Nothing in the file is run. Raises Broken for another shape.
+    """
     try:
         with path.open("rb") as file:
             found = _Inert(file).load()
@@ -136,7 +142,10 @@ def _chain(path: Path, edge: str, cloud: str) -> tuple[tuple[Array, Array, Array
 
 
 def outcomes(path: Path) -> Task:
-    """A table as `edgeroute replay --from csv` reads it, or lines of JSON: confidence, edge_score, cloud_score, and perhaps agree."""
+    """Read a table as `edgeroute replay --from csv` reads it, or lines of JSON: confidence, edge_score, cloud_score, and perhaps agree.
+
+    Raises Broken for lines of another shape, or if no request has a confidence.
+    """
     if path.suffix != ".jsonl":
         pairs = read_pairs([path], "csv", Read())
         cloud = np.ones_like(pairs.edge) if pairs.cloud is None else pairs.cloud
@@ -160,9 +169,10 @@ def outcomes(path: Path) -> Task:
 
 
 def clinc(path: Path) -> Task:
-    """CLINC150's validation and test queries, with two classifiers by ridge regression, taught here on its training queries.
+    """Read CLINC150's validation and test queries, answered by two classifiers by ridge regression, taught here on its training queries.
 
-    The edge has 1,024 hashed words and 40 queries of each intent, the cloud 4,096 words and pairs and all queries.
+    The edge has 1,024 hashed words and 40 queries of each intent, the cloud 4,096 words and pairs and all queries. Raises Broken
+    without the columns.
     """
     rows = [row for row in _table(path) if row.get("intent", "oos") != "oos"]
     if not rows or not {"split", "text"} <= rows[0].keys():
@@ -185,7 +195,7 @@ def clinc(path: Path) -> Task:
 
 
 def _hashed(text: str, width: int, *, pairs: bool) -> Array:
-    """Counts of hashed words, and of pairs of them, of length 1."""
+    """Return the counts of hashed words, and of pairs of them, scaled to a vector of length 1."""
     words = re.findall(r"\w+", text.lower())
     terms = words + ([" ".join(two) for two in pairwise(words)] if pairs else [])
     x = np.bincount([crc32(term.encode()) % width for term in terms] or [0], minlength=width).astype(np.float32)
@@ -193,7 +203,7 @@ def _hashed(text: str, width: int, *, pairs: bool) -> Array:
 
 
 def features(texts: Sequence[str]) -> Array:
-    """Plain features of texts, [n, k]: length, counts of `PATTERNS`, hashed words."""
+    """Return plain features of texts, [n, k], as log(1 + x): lengths, counts of `PATTERNS`, hashed words."""
     rows = []
     for text in texts:
         words = re.findall(r"\w+", text.lower())
@@ -204,7 +214,10 @@ def features(texts: Sequence[str]) -> Array:
 
 
 def _by_text(name: str, texts: Sequence[str], edge: Array, cloud: Array) -> Task:
-    """Scored by two regressions on plain features of the text, cross-fitted: of how often the cloud is better, and the edge."""
+    """Return the set with scores by two regressions on plain features of the text, of how often the cloud is better, and the edge.
+
+    They are cross-fitted: a request's score is by a fit to others.
+    """
     x, gain = features(texts), cloud - edge
 
     def fit(rows: Array) -> Callable[[Array], Array]:
@@ -223,6 +236,7 @@ def _correct(x: object) -> float:
 
 
 def _table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a csv or csv.gz, whose fields may have 16 MiB; raise Broken if there are none."""
     limit = csv.field_size_limit(1 << 24)
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         try:

@@ -27,7 +27,7 @@ LIMITS = Limits(usd_per_day=1e9, mb_per_day=1e9, joules_per_hour=1e9, calls_per_
 
 
 def trace(path: Path) -> Setup:
-    """Writes the trace -> the policy to replay it under."""
+    """Write a trace of 200,000 records to `path`, and return the setup of the policy to replay it under."""
     rng, told = random.Random(0), list[dict[str, Any]]()
     asked = Function(lambda _: ("cloud", 0.9), usd_per_call=1e-4, joules_per_call=0.1)
     policy: dict[str, Any] = {"deadline": DEADLINE_S, "limits": LIMITS}
@@ -44,7 +44,7 @@ def trace(path: Path) -> Setup:
 
 
 def cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds, best of three, and the result."""
+    """Run `work` three times; return the least CPU seconds, and the last result."""
     best, found = float("inf"), None
     for _ in range(size(3, 1)):
         begun = time.process_time()
@@ -54,7 +54,7 @@ def cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def figures() -> list[Figure]:
-    """Figure: time per decision beside parsing its JSON record, and both together."""
+    """Return the time of a replayed decision beside that of parsing its JSON record, with reading in the name; checks the results."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         path = Path(folder) / "trace.jsonl"
         setup = trace(path)

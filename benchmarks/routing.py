@@ -21,7 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def curve(score: Array, weak: Array, strong: Array) -> tuple[Array, Array]:
-    """Shares sent to the strong model, and r at each: [blocks + 1]; the lowest scores are sent first, equal ones together.
+    """Return the shares sent to the strong model, and r at each: [blocks + 1]; the lowest scores are sent first, equal ones together.
 
     score: [n], higher where the weak model is surer; NaN lowest. weak, strong: [n], 0..1, how correct each is.
     """
@@ -46,7 +46,7 @@ def apgr(score: Array, weak: Array, strong: Array) -> float:
 
 
 def cpt(score: Array, weak: Array, strong: Array, x: float) -> float:
-    """The least share of calls of the strong model, 0..1, with which the share x of the performance gap is recovered."""
+    """Return the least share of calls of the strong model, 0..1, that recovers the share x of the performance gap; NaN if none does."""
     share, pgr = recovered(score, weak, strong)
     reached = np.flatnonzero(pgr >= x - 1e-12)
     if not reached.size:

@@ -26,7 +26,7 @@ KINDS = ("walk", "noise", "jumps", "plugged by turns")
 
 
 def rule_of(rng: random.Random) -> Rule:
-    """A valid rule: any quantity, band and hold."""
+    """Draw a valid rule `only_edge`: any quantity but throttling, with any limit, band and hold."""
     while True:
         of = rng.choice([name for name in OF if name != "throttled"])
         enter = rng.uniform(0.05, 0.95) * (1 if OF[of].share else 100)
@@ -38,7 +38,7 @@ def rule_of(rng: random.Random) -> Rule:
 
 
 def course(rng: random.Random, rule: Rule, kind: str) -> list[tuple[float, Reading]]:
-    """(instant, reading) pairs, about 10 s apart."""
+    """Draw 200 (instant, reading) pairs, mostly 5 to 15 s apart, of the rule's quantity, by that kind of course."""
     field, scale = OF[rule.of].reading, 1 if OF[rule.of].share else 100
     assert rule.enter is not None
     now, value, found = 0.0, rule.enter + rng.gauss(0, 0.05) * scale, []
@@ -63,7 +63,7 @@ def known(rule: Rule, reading: Reading) -> float | None:
 
 
 def side(rule: Rule, reading: Reading) -> int:
-    """1: beyond where the rule begins; -1: beyond where it ends; 0: between them, or unknown."""
+    """Return 1 beyond where the rule begins, -1 beyond where it ends, and 0 between them, or if the reading is unknown."""
     value = known(rule, reading)
     if value is None:
         return 0
@@ -72,7 +72,7 @@ def side(rule: Rule, reading: Reading) -> int:
 
 
 def main() -> None:
-    """Prints a line for each kind of course, and of all the most that a rule switched beyond what is allowed."""
+    """Print a line for each kind of course, and how often a rule switched beyond what is allowed; the exit status is 1 if it ever did."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--courses", type=int, default=size(100_000, 40))
     parser.add_argument("--seed", type=int, default=0)

@@ -32,7 +32,7 @@ LAST, TEMPLATE, PAGE = ROOT / "benchmarks" / "figures.json", ROOT / "benchmarks"
 
 
 def measured(name: str) -> list[Figure]:
-    """The figures of one benchmark; none, and a word about it, where a package is missing."""
+    """Return the figures of one benchmark, with its time on stderr; none, and a word about it, where a package is missing."""
     begun = time.monotonic()
     try:
         found: list[Figure] = importlib.import_module(name).figures()
@@ -44,7 +44,7 @@ def measured(name: str) -> list[Figure]:
 
 
 def run() -> dict[str, Any]:
-    """Measures all groups, as figures.json has them."""
+    """Measure all groups, and return them as figures.json has them, with machine, load and minutes."""
     groups = size(GROUPS, {"A call to the cloud": ("guard",)})  # each has a run of its own at its smallest size
     begun, on, load = time.monotonic(), machine(), round(os.getloadavg()[0], 1)
     found = {title: [list(f) for name in names for f in measured(name)] for title, names in groups.items()}
@@ -52,7 +52,7 @@ def run() -> dict[str, Any]:
 
 
 def table(told: dict[str, Any]) -> str:
-    """The figures of a run by group, in Markdown."""
+    """Return the figures of a run by group, in Markdown."""
     lines = [*HEAD]
     for title, found in told["groups"].items():
         lines += [f"| **{title}** | | | | | |", *rows(Figure(*f) for f in found)]
@@ -62,7 +62,7 @@ def table(told: dict[str, Any]) -> str:
 
 
 def missed(told: dict[str, Any]) -> str:
-    """A list of the figures beyond their limits."""
+    """Return a list of the figures beyond their limits, in Markdown, or a sentence that there are none."""
     over = [f for found in told["groups"].values() for f in (Figure(*one) for one in found) if not f.kept]
     if not over:
         return "No limit is missed in this run."
@@ -70,7 +70,7 @@ def missed(told: dict[str, Any]) -> str:
 
 
 def page(told: dict[str, Any]) -> str:
-    """The text of docs/figures.md: its template, with what comes of the run."""
+    """Return the text of docs/figures.md: its template, with the table and the missed limits of the run."""
     text = TEMPLATE.read_text(encoding="utf-8")
     for name, part in (("table", table(told)), ("missed", missed(told))):
         text = text.replace(f"<!-- {name} -->", part)
@@ -78,7 +78,7 @@ def page(told: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Prints the table, and writes what is asked for."""
+    """Measure, print the table, and write figures.json and docs/figures.md if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="figures.json and docs/figures.md of this run")
     parser.add_argument("--page", action="store_true", help="measure nothing: docs/figures.md of figures.json")

@@ -51,7 +51,7 @@ def onnx_openvino() -> tuple[OnnxModel, Bare]:
 
 
 def litert(**options: Any) -> tuple[LiteRTModel, Bare]:
-    """LiteRT with XNNPACK."""
+    """Load the model in LiteRT with XNNPACK; return it, and the bare way to the same outputs."""
     model = LiteRTModel(MODELS / "edge.int8.tflite", **{"runtime": "litert", **options})
     interpreter = model.load().new().interpreter
     (given,), (read,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -66,7 +66,10 @@ def litert(**options: Any) -> tuple[LiteRTModel, Bare]:
 
 
 def coreml() -> tuple[Any, Bare]:
-    """Core ML on a Mac; elsewhere the package's program, executed in numpy, which tells of its answers alone."""
+    """Load the model in Core ML on a Mac; elsewhere the package's program, executed in numpy, which tells of its answers alone.
+
+    Returns the model, and the bare way to its outputs.
+    """
     path = MODELS / "edge.mlpackage"
     if sys.platform == "darwin":
         model = CoreMLModel(path)
@@ -83,7 +86,7 @@ def coreml() -> tuple[Any, Bare]:
 
 
 def openvino() -> tuple[Any, Bare]:
-    """The example package in examples/runtime_openvino, which is installed."""
+    """Convert the model, load it in the example package of examples/runtime_openvino, and return it and the bare way to its outputs."""
     import openvino as ov
     from edgeroute_openvino import OpenVINOModel
 
@@ -121,7 +124,10 @@ class Measured(NamedTuple):
 
 
 def in_a_thread(run: Callable[[Any], object]) -> Callable[[Any], None]:
-    """The same run handed over to a thread that waits, and waited for: what a limit of time costs at the least."""
+    """Return the same run handed over to a thread, and waited for (30 s): what a limit of time costs at the least.
+
+    The thread ends with the process.
+    """
     go, over, given = threading.Semaphore(0), threading.Semaphore(0), list[Any]()
 
     def work() -> None:
@@ -148,7 +154,10 @@ def rss_mib() -> float:
 
 
 def measure(name: str, images: np.ndarray) -> Measured:
-    """Runs the images, and times single calls, those of each way in turns."""
+    """Load a runtime's model, run the images, and time single calls, those of each way in turns, for some 30 s at most.
+
+    Returns logits, memory and median microseconds by way; without times for a runtime that is not timed here.
+    """
     before = rss_mib()
     model, bare = RUNTIMES[name][1]()
     run_one = member(model, "run_one") or (lambda x: model.run([x]))
@@ -180,7 +189,7 @@ def measure(name: str, images: np.ndarray) -> Measured:
 
 
 def in_a_process(python: str, name: str, images: Path) -> Measured | str:
-    """The same elsewhere; or why not."""
+    """Run `measure` by another interpreter, and return its result, or the last line of its error."""
     with tempfile.TemporaryDirectory() as home:
         out = Path(home, "out.npz")
         done = subprocess.run(
@@ -194,7 +203,7 @@ def in_a_process(python: str, name: str, images: Path) -> Measured | str:
 
 
 def test_images(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [n, 28, 28], and their classes."""
+    """Return the images, uint8 [n, 28, 28], and their classes: of Fashion-MNIST's files in that folder, or the 1,000 shipped ones."""
     if data is None:
         with np.load(MODELS / "sample.npz") as sample:
             return sample["images"], sample["labels"]
@@ -203,7 +212,7 @@ def test_images(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Prints the two tables."""
+    """Measure each runtime in a process of its own, and print the two tables; with `--one` measure one, and write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--also", action="append", default=[], metavar="NAME=PYTHON")
@@ -231,7 +240,7 @@ def main() -> None:
 
 
 def agreement(measured: dict[str, Measured], labels: np.ndarray) -> str:
-    """Table: whether they answer alike, and what it costs."""
+    """Return the table of accuracy, equal classes and largest difference to the first runtime, and of time and memory."""
     lines = ["| runtime | accuracy | same class | largest difference of a logit | time of a call, us | memory, MiB |"]
     lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     first = next(iter(measured.values())).logits
@@ -247,7 +256,7 @@ def agreement(measured: dict[str, Measured], labels: np.ndarray) -> str:
 
 
 def overhead(measured: dict[str, Measured]) -> str:
-    """Table: what is added to the bare runtime, with its limits."""
+    """Return the table of what is added to the bare runtime, with its limits and whether they are kept; without untimed runtimes."""
     lines = [
         "| runtime | bare, us | `run_one` | `Router.infer` | bare in a thread | with a deadline | limits | |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",

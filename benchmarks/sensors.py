@@ -25,7 +25,7 @@ SECONDS = size(20.0, 0.2)
 
 
 def cpu_us(function: Callable[[], object], times: int = size(300, 2)) -> float:
-    """Median of nine means of the processor time of one call, microseconds: waiting for another process does not count."""
+    """Call once, and return the median of nine means of the processor time of a call, microseconds: waiting does not count."""
     function()
     means = []
     for _ in range(9):
@@ -37,7 +37,7 @@ def cpu_us(function: Callable[[], object], times: int = size(300, 2)) -> float:
 
 
 def sources(root: str | Path) -> dict[str, float]:
-    """Processor time of each source of a reading, and of looking for all of them, microseconds."""
+    """Return the processor time of each source of a reading, and of looking for all of them, microseconds, in that file tree."""
     files, commands = Files(root), Commands(None)
     none = Measurement(None, "")
     battery, gpu, links, memory = Battery(files), Gpu(files), Links(files, commands), Memory(files)
@@ -63,7 +63,7 @@ def sources(root: str | Path) -> dict[str, float]:
 
 
 def share(every_s: float = 1.0, seconds: float = SECONDS) -> float:
-    """Share of a core that a router takes which has no requests and reads this machine's sensors."""
+    """Return the share of a core of a router without requests that reads this machine's sensors; takes so many seconds."""
     sensors = DeviceSensors(every_s=every_s)
     with Router(lambda _: ("edge", 0.9), None, options=Options(sensors=sensors, rules=[Rule("battery", "only_edge", 0.2)])):
         time.sleep(every_s)
@@ -80,7 +80,7 @@ def figures() -> list[Figure]:
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the table of this machine and of recorded ones, whose files are written to a folder, and the share of a core."""
     trees = sorted(TREES.glob("*.json"))
     print(
         f"| processor time, us | this machine | {' | '.join(tree.stem for tree in trees)} |\n| --- |{' ---: |' * (1 + len(trees))}"

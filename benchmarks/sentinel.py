@@ -33,7 +33,7 @@ WORLDS = {
 
 
 def shares(share: float, *, sampled: bool) -> list[float]:
-    """How often the answer to each input differs: as often on average, spread over the inputs; or always for some of them."""
+    """Draw how often the answer to each input differs, `share` on average: by a random spread if sampled, else 1 for some inputs, 0 for others."""
     if sampled:
         spread = [random.betavariate(2 * share, 2 * (1 - share)) if share else 0.0 for _ in range(INPUTS)]
         return [min(1.0, part * share / max(1e-9, sum(spread) / INPUTS)) for part in spread]
@@ -41,7 +41,7 @@ def shares(share: float, *, sampled: bool) -> list[float]:
 
 
 def learned(usual: list[float], *, exact: bool) -> Pinned:
-    """A sentinel that has learned the answers."""
+    """Return a sentinel that has asked until it has learned the usual answers."""
     pinned = Pinned(INPUTS, ROUNDS, PER_DAY * MONTH * MONTHS, exact=exact)
     while pinned.test is None:
         ask(pinned, usual, "another")
@@ -60,7 +60,7 @@ def probes(pinned: Pinned, differs: list[float], most: int) -> int:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table of all worlds, by a fixed seed; switches warnings off."""
     random.seed(20261129)
     logging.disable(logging.WARNING)
     months = 10 if SMOKE else 300

@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 
 def synthetic(rng: np.random.Generator, n: int, edge: np.ndarray, cloud: np.ndarray, *, noisy: bool = False) -> Pair:
-    """Simulated logits: independent and shared noise, with the true class raised by the model's strength in it, [C].
+    """Draw logits: independent and shared noise, with the true class raised by the model's strength in it, [C].
 
     noisy: four classes are faint, and 40 % of their labels are another of the four.
     """
@@ -51,7 +51,7 @@ def synthetic(rng: np.random.Generator, n: int, edge: np.ndarray, cloud: np.ndar
 
 
 def unseen(rng: np.random.Generator, n: int) -> Pair:
-    """Simulated edge that confuses three unknown classes with three known ones, with equal confidence."""
+    """Draw an edge that confuses three unknown classes with three known ones, with equal confidence, and a good cloud."""
     pair = synthetic(rng, n, np.zeros(CLASSES), np.full(CLASSES, 4.6))
     seems = np.where(pair.labels >= 7, pair.labels - 7, pair.labels)
     pair.edge[np.arange(n), seems] += 1.6 * 4
@@ -62,7 +62,10 @@ def unseen(rng: np.random.Generator, n: int) -> Pair:
 def recorded(
     rng: np.random.Generator, *, test: bool = False, edge_lacks: bool = False, cloud_lacks: bool = False, noisy: bool = False
 ) -> Pair:
-    """The shipped pair on validation or test images. Lacking classes are never predicted; noisy: a quarter of four classes' labels."""
+    """Return copies of the shipped pair on validation or test images, in random order.
+
+    Lacking classes are never predicted; noisy: a quarter of four classes' labels are changed.
+    """
     pair = Pair(*(part.copy() for part in (tested() if test else validated())))
     for lacks, logits in ((edge_lacks, pair.edge), (cloud_lacks, pair.cloud)):
         if lacks:
@@ -89,7 +92,7 @@ def images() -> dict[str, np.ndarray]:
 
 @cache
 def tested() -> Pair:
-    """The shipped pair on the 10,000 test images."""
+    """Run the shipped pair on the 10,000 test images, and return their logits and labels."""
     logits = []
     for file in ("edge.int8.onnx", "cloud.onnx"):
         model = OnnxModel(MODELS / file)
@@ -102,7 +105,7 @@ def tested() -> Pair:
 
 @cache
 def taught(lacks: tuple[int, ...]) -> Pair:
-    """An edge trained without these classes, and the shipped cloud, on the 10,000 test images. Takes 10 s."""
+    """Train an edge without these classes; return it and the shipped cloud on the 10,000 test images. Takes 10 s."""
     data = images()
     known = ~np.isin(data["y"], lacks)
     weights = train(data["x"][known].reshape(-1, 784), data["y"][known])
@@ -110,7 +113,7 @@ def taught(lacks: tuple[int, ...]) -> Pair:
 
 
 def train(x: np.ndarray, y: np.ndarray, *, hidden: int = 64, epochs: int = 6) -> list[np.ndarray]:
-    """Trains a network with one hidden layer by SGD with momentum. x: uint8 [n, pixels]."""
+    """Train a network with one hidden layer by SGD with momentum, and return its weights and biases. x: uint8 [n, pixels]."""
     rng = np.random.default_rng(0)
     shapes = (x.shape[1], hidden), (1, hidden), (hidden, CLASSES), (1, CLASSES)
     weights = [rng.normal(size=shape).astype("f4") * (0.05 if shape[0] > 1 else 0) for shape in shapes]
@@ -167,7 +170,7 @@ SPECIALISTS = ("edge is a specialist", "edge never saw 3 classes", "cloud is a s
 
 
 def areas(case: str, n: int, seed: int) -> tuple[float, float, float, float]:
-    """One split, fitted to n examples -> areas of msp, learned and auto on the rest, and the weight of the fit in auto."""
+    """Fit the scores to n examples of a split, and return the areas of msp, learned and auto on the rest, and the fit's weight in auto."""
     pair = CASES[case](np.random.default_rng(seed), n + TEST)
     edge, cloud = (logits.argmax(1) == pair.labels for logits in pair[:2])
     given = pair.edge[:n], edge[:n], cloud[:n]
@@ -179,7 +182,10 @@ def areas(case: str, n: int, seed: int) -> tuple[float, float, float, float]:
 
 
 def table(splits: int, sizes: list[int], seed: int, cases: list[str]) -> str:
-    """One row per case and size: mean areas, gain of auto over msp and over the better of both, and its worst split."""
+    """Return a table with one row per case and size: mean areas, gain of auto over msp and over the better of both, its worst split.
+
+    Below it stand the limits of gain and loss, kept or missed.
+    """
     lines = [
         "| case | n | msp | learned | auto | of auto is learned | auto - msp | auto - better | auto - msp, worst split |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -206,7 +212,7 @@ def table(splits: int, sizes: list[int], seed: int, cases: list[str]) -> str:
 
 
 def times() -> str:
-    """Median time of one call on a row of 10 logits."""
+    """Return a table of the median times of one call on a row of 10 logits."""
     pair = CASES["edge is a specialist"](np.random.default_rng(0), 2_000)
     edge, cloud = (logits.argmax(1) == pair.labels for logits in pair[:2])
     learned, foreign = (fit(pair.edge, edge, cloud, ood=ood) for ood in (False, True))

@@ -30,7 +30,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def figures() -> list[Figure]:
-    """Figures of whole processes, each against its baseline without edgeroute."""
+    """Return the figures of whole processes, each against its baseline without edgeroute: import, first answer, memory."""
     path = MODELS / "edge.int8.onnx"
     python("import edgeroute, onnxruntime, numpy", path)  # bytecode and page cache are warm for both
     bare, ours = seconds("pass", runs=15), seconds("import edgeroute", runs=15)

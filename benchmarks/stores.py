@@ -55,6 +55,7 @@ def _edge(_: object) -> np.ndarray:
 
 
 def _hits(folder: Path) -> Iterator[Figure]:
+    """Yield the figures of a cache hit in memory and on the disk, each beside a plain look-up; fails if one was no hit."""
     inputs = list(np.random.default_rng(0).integers(0, 256, (INPUTS, 32, 32, 3), dtype=np.uint8))
     memory, disk = Cache(), Cache(max_bytes=IN_MEMORY_BYTES, disk=folder / "cache.db")
     known = {hashlib.sha256(x).digest(): LOGITS for x in inputs}
@@ -86,6 +87,7 @@ def _hits(folder: Path) -> Iterator[Figure]:
 
 
 def _hash() -> Figure:
+    """Return the figure of hashing an input of 1 MB."""
     x = np.random.default_rng(0).integers(0, 256, 1_000_000, dtype=np.uint8)
     found = medians({"ours": lambda x: digest(b"", x), "bare": lambda x: hashlib.sha256(x).digest()}, [x] * size(20, 1))
     what = f"a 1 MB input hashed ({1e-3 / found['ours']:.2f} GB/s)"
@@ -93,7 +95,10 @@ def _hash() -> Figure:
 
 
 def _puts(folder: Path, *, runs: int = size(7, 1), puts: int = size(300, 3)) -> Figure:
-    """Mean seconds, not medians: occasional slow fsyncs are part of the throughput."""
+    """Return the figure of a durable put, beside a plain SQLite insert in turns.
+
+    By mean seconds, not medians: occasional slow fsyncs are part of the throughput.
+    """
     names = count()
     with (
         closing(Outbox(folder / "outbox.db")) as outbox,
@@ -120,7 +125,7 @@ def _puts(folder: Path, *, runs: int = size(7, 1), puts: int = size(300, 3)) -> 
 
 
 def _crowded(folder: Path) -> Iterator[Figure]:
-    """Puts and deliveries beside so many that wait, of which half are held and half are not due; baseline: beside none."""
+    """Yield figures beside so many that wait, of which half are held and half are not due; the baseline is the first, beside none."""
     none = None
     for waiting in WAITING:
         puts, deliveries, kb, listed = _beside(folder, waiting)
@@ -138,7 +143,10 @@ def _crowded(folder: Path) -> Iterator[Figure]:
 def _beside(
     folder: Path, waiting: int, *, puts: int = size(1000, 10), deliveries: int = size(200, 20)
 ) -> tuple[float, float, int, float]:
-    """(puts a second while delivery looks for something, deliveries a second, KB of memory more, seconds to list)."""
+    """Fill an outbox with so many, and return what puts, deliveries, memory and a list take beside them.
+
+    (puts a second while delivery looks for something, deliveries a second, KB of memory more, seconds to list).
+    """
     home = folder / f"crowd-{waiting}"
     with closing(Outbox(home / "outbox.db", max_bytes=1 << 40, rate_per_s=RATE, parallel=8)) as outbox:
         with outbox._database.transaction():
@@ -186,7 +194,10 @@ def _resident_kb() -> int:
 
 
 def crashes(*, requests: int = size(10_000, 20), kills: int = size(20, 1)) -> str:
-    """Runs the outbox crash tests at scale, and counts lost, duplicated, wrong and reordered effects from their files."""
+    """Run the outbox crash tests at scale, and return a table of lost, duplicated, wrong and reordered effects from their files.
+
+    What a failed test printed goes to stderr.
+    """
     columns = ["outbox, killed", "requests", "kills", "lost", "twice", "wrong answer", "out of order", "the test"]
     lines = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * 6} --- |"]
     environment = {**os.environ, "EDGEROUTE_OUTBOX_REQUESTS": str(requests), "EDGEROUTE_OUTBOX_KILLS": str(kills)}

@@ -27,7 +27,7 @@ PAUSE_S = 0.002
 
 
 def prepared(home: Path, model: Path, images: np.ndarray) -> Catalog:
-    """A device with two versions of the model, the first one active."""
+    """Make a device with two versions of the model, the first one active, with keys, catalog and canary inputs in `home`."""
     keygen(home / "keys")
     with Router(model) as router:
         answers = [router.infer(x).value for x in images[:8]]
@@ -41,7 +41,10 @@ def prepared(home: Path, model: Path, images: np.ndarray) -> Catalog:
 
 
 def asked(router: Router, images: np.ndarray, seconds: float, callers: int) -> tuple[np.ndarray, int]:
-    """Latencies of all calls, in seconds, and how many had no answer."""
+    """Ask a router from `callers` threads for so many seconds; return all latencies, in seconds, and how many calls had no answer.
+
+    Degraded answers and exceptions count as none; the latter are printed to stderr.
+    """
     took: list[list[float]] = [[] for _ in range(callers)]
     lost = [0] * callers
     until = monotonic() + seconds
@@ -69,7 +72,7 @@ def asked(router: Router, images: np.ndarray, seconds: float, callers: int) -> t
 
 
 def main() -> None:
-    """Prints one line for each kind of round."""
+    """Run rounds with and without swaps in turns, and print one line for each kind, and what swaps add to p99."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=size(10, 1))
     parser.add_argument("--rounds", type=int, default=size(3, 1))

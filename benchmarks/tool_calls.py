@@ -74,7 +74,7 @@ DRAWS = 20 if SMOKE else 300
 
 
 def queries(path: Path | None) -> list[tuple[str, str]]:
-    """(text, intent) of the held-out queries of these intents; without a file those of the prompt."""
+    """Return (text, intent) of the held-out queries of these intents; without a file those of the prompt."""
     if path is None:
         return [(text, call["name"]) for text, call in SHOTS]
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
@@ -90,7 +90,7 @@ def prompt(text: str) -> str:
 
 
 def is_right(value: str, text: str, intent: str) -> bool:
-    """Whether it is a call of the query's tool with words of the query."""
+    """Return True if `value` is a call of the query's tool with words of the query; False for anything that is no call."""
     try:
         call = json.loads(value)
         return call["name"] == (intent if intent in TOOLS else "none") and all(
@@ -101,7 +101,7 @@ def is_right(value: str, text: str, intent: str) -> bool:
 
 
 def answers(model: Path, asked: list[tuple[str, str]], kept: Path | None) -> list[list[Any]]:
-    """[value, confidence] of each query; from the file as far as it has them, and written to it."""
+    """Return [value, confidence] of each query: from the file as far as it has them, the rest by the model, appended to the file."""
     known = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
     with Router(LlamaModel(model, max_tokens=48, stop=["\n"], chat=False), mode="only_edge") as router:
         for text, _ in asked[len(known) :]:
@@ -123,7 +123,10 @@ SLOTS = {
 
 
 def classified(path: Path | None) -> tuple[list[tuple[str, str]], list[list[Any]]]:
-    """Queries, and the classifier's calls with their confidence."""
+    """Train a classifier of the tool on the file's training queries; return the other queries, and its calls with their confidence.
+
+    Ends the program without a file.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -151,7 +154,7 @@ def classified(path: Path | None) -> tuple[list[tuple[str, str]], list[list[Any]
 
 
 def shown(asked: list[tuple[str, str]], given: list[Any], threshold: float) -> int:
-    """How many malformed calls a router shows, whole and as a stream, with the cloud there and without."""
+    """Return how many malformed calls a router shows, whole and as a stream, whose cloud is always right."""
     replies, check = dict(zip((text for text, _ in asked), given, strict=True)), AnswerCheck(SCHEMA)
 
     def is_malformed(value: Any) -> bool:
@@ -175,7 +178,7 @@ def threshold(score: np.ndarray, right: np.ndarray, most: float) -> float:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print how many calls are right and malformed, and the table of certified deferral with and without the check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", type=Path)

@@ -39,7 +39,7 @@ def xs(name: str) -> Any:
 
 
 def theirs(kind: Any, url: str, name: str, **options: Any) -> tuple[Any, Callable[[], Any]]:
-    """A client of theirs and its call."""
+    """Return a client of theirs, and a function that makes one call of it."""
     client, x = kind.InferenceServerClient(url.removeprefix("http://"), **options), xs(name)[None]
     wanted = [kind.InferRequestedOutput("scores")]
 
@@ -52,7 +52,7 @@ def theirs(kind: Any, url: str, name: str, **options: Any) -> tuple[Any, Callabl
 
 
 def threads(server: Server, name: str, at_once: int, calls: int) -> dict[str, Timed]:
-    """What a call costs in threads, by subject."""
+    """Return what a call costs in threads, p50 and CPU seconds, by subject: theirs and ours, with a deadline and without."""
     import tritonclient.grpc
     import tritonclient.http
 
@@ -94,7 +94,7 @@ def in_a_round(calls: int, at_once: int) -> int:
 
 
 def turns(subjects: dict[str, Any], times: Callable[[Any, int], list[float]], calls: int, at_once: int) -> dict[str, Timed]:
-    """The subjects, one after the other, several times."""
+    """Time the subjects, one after the other, several times, after a warm-up; return medians of (p50, CPU seconds of a call)."""
     seen: dict[str, list[Timed]] = {label: [] for label in subjects}
     for subject in subjects.values():
         times(subject, max(size(20, 1), EACH * at_once))  # all connections are open from then on
@@ -107,7 +107,7 @@ def turns(subjects: dict[str, Any], times: Callable[[Any, int], list[float]], ca
 
 
 async def on_a_loop(server: Server, name: str, at_once: int, calls: int) -> dict[str, Timed]:
-    """As `threads`, on asyncio."""
+    """Return as `threads`, on asyncio; closes all clients."""
     import tritonclient.grpc.aio
     import tritonclient.http.aio
 
@@ -134,6 +134,7 @@ async def on_a_loop(server: Server, name: str, at_once: int, calls: int) -> dict
 
 
 async def _worker(subject: Callable[[], Awaitable[Any]], left: Iterator[int], found: list[float]) -> None:
+    """Call the subject until the shared iterator `left` ends, and append each call's seconds to `found`."""
     for _ in left:
         begun = time.perf_counter()
         await subject()
@@ -141,7 +142,7 @@ async def _worker(subject: Callable[[], Awaitable[Any]], left: Iterator[int], fo
 
 
 def main() -> int:
-    """Prints a table of milliseconds and of ratios to the better of their clients."""
+    """Run a Triton, and print a table of milliseconds and of ratios to the better of their clients; return 0."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--calls", type=int, default=size(400, 2), help="of each subject, in each line")
     calls = parser.parse_args().calls

@@ -40,7 +40,7 @@ class Scenario(NamedTuple):
     """[bins], non-increasing; None: no ties."""
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[Array, Array, Array]:
-        """Draws n examples: score, edge_correct, cloud_correct."""
+        """Draw n examples: score, edge_correct, cloud_correct."""
         place = rng.random(n) * len(self.harm)
         i = place.astype(int)
         u = rng.random(n)
@@ -56,7 +56,7 @@ class Scenario(NamedTuple):
         return score, ~(harm | both), ~(win | both)
 
     def truth(self, threshold: float) -> tuple[float, float, float]:
-        """True loss, selective error and deferral rate at a threshold."""
+        """Return the true loss, error among accepted answers and deferral rate at a threshold."""
         bins = len(self.harm)
         accepted = min(max(1 - threshold, 0.0), 1.0) if self.score is None else float((self.score >= threshold).mean())
 
@@ -68,7 +68,7 @@ class Scenario(NamedTuple):
 
 
 def scenarios() -> dict[str, Scenario]:
-    """The scenarios; A and C have an oracle deferral of .56 and .11 at eps = 1 %."""
+    """Return the scenarios by name; A and C have an oracle deferral of .56 and .11 at eps = 1 %."""
     x = (np.arange(2000) + 0.5) / 2000
 
     def power(oracle: float, p: float, r: float, won: float) -> tuple[Array, Array]:
@@ -121,7 +121,7 @@ def z_test(h: Array, w: Array, n: int) -> int:
 
 
 def hoeffding_bentkus(h: Array, w: Array, n: int) -> int:
-    """Hoeffding-Bentkus on the loss per input, rescaled from -1..1 to 0..1."""
+    """Return how many steps of a walk pass Hoeffding-Bentkus on the loss per input, rescaled from -1..1 to 0..1."""
     mean, target = (1 + (h - w) / n) / 2, (1 + EPS) / 2
     kl = mean * np.log(mean / target) + (1 - mean) * np.log((1 - mean) / (1 - target))
     bentkus = np.ceil(n * mean) <= critical_count(n, target, DELTA / e)
@@ -150,7 +150,7 @@ OURS = ("CP-harm", "D-BB", "LR-BB", *TARGETS)
 
 
 def walk(name: str, score: Array, edge: Array, cloud: Array) -> float:
-    """The threshold by one of `WALKS`."""
+    """Return the threshold by one of `WALKS`."""
     order = np.argsort(-score, kind="stable")
     s = score[order]
     ends = np.flatnonzero(np.append(s[1:] != s[:-1], True))
@@ -168,7 +168,7 @@ class Result(NamedTuple):
 
 
 def run(scenario: Scenario, n: int, draws: int, seed: int = 0) -> dict[str, Result]:
-    """Runs each method on the same draws."""
+    """Run each method on the same draws, and return by method the mean deferral and the share of broken promises."""
     rng = np.random.default_rng([seed, n])
     truths: dict[str, list[tuple[float, float, float]]] = {name: [] for name in (*WALKS, *TARGETS)}
     for _ in range(draws):
@@ -198,6 +198,7 @@ def allowed(draws: int) -> float:
 
 
 def _validity(draws: int) -> None:
+    """Print the tables of all scenarios, the worst share of broken promises of each method, and the deferral that is aimed at."""
     print(f"\nMean deferral rate / broken promises in {draws:,} draws; allowed: {allowed(draws):.1%} (5 % + 3 standard errors).")
     print(f"max_loss is {EPS:.0%}, max_error {ALPHA:.0%}, max_defer {BUDGET:.0%}; `max_loss` takes its test by n.\n")
     sizes = " | ".join(f"n = {n:,}" for n in SIZES)
@@ -224,7 +225,7 @@ def _validity(draws: int) -> None:
 
 
 def _splits(count: int = size(200, 2)) -> None:
-    """Half of the recorded images for calibration, the other half for evaluation."""
+    """Calibrate on one half of the recorded images, evaluate on the other, over random splits, and print the table."""
     data = np.load(MODELS / "validation.npz")
     score = msp(data["edge_logits"])
     edge, cloud = (data[k].argmax(1) == data["labels"] for k in ("edge_logits", "cloud_logits"))

@@ -35,7 +35,7 @@ class World(NamedTuple):
     cloud: Array
 
     def truth(self) -> Callable[[float], tuple[float, float]]:
-        """Threshold -> its true loss and deferral rate."""
+        """Return a function: threshold -> its true loss and deferral rate."""
         order = np.argsort(-self.score, kind="stable")
         falling, lost = -self.score[order], np.append(0, (self.cloud - self.edge)[order].cumsum()) / len(order)
 
@@ -46,7 +46,7 @@ class World(NamedTuple):
         return of
 
     def oracle(self) -> float:
-        """The least deferral rate of a threshold within the limit."""
+        """Return the least deferral rate of a threshold within the limit."""
         order = np.argsort(-self.score, kind="stable")
         lost = (self.cloud - self.edge)[order].cumsum() / len(order)
         ends = np.append(np.diff(self.score[order]) != 0, True)
@@ -55,7 +55,7 @@ class World(NamedTuple):
 
 
 def worlds(of: int = size(400_000, 20_000), seed: int = 1) -> dict[str, World]:
-    """The populations of graded answers."""
+    """Draw the populations of graded answers, by name."""
     rng = np.random.default_rng(seed)
     u = rng.random(of)
     cloud = rng.beta(6, 1.2, of)
@@ -75,7 +75,7 @@ def worlds(of: int = size(400_000, 20_000), seed: int = 1) -> dict[str, World]:
 
 
 def scenes(count: int, rng: np.random.Generator) -> World:
-    """So many scenes of frames that look alike and share their luck, [count * FRAMES]."""
+    """Draw so many scenes of frames that look alike and share their luck, [count * FRAMES]."""
     shape = (count, FRAMES)
     alike = rng.random(shape) < 0.7
     score = np.where(alike, np.clip(rng.random((count, 1)) + 0.03 * rng.normal(size=shape), 0, 1), rng.random(shape))
@@ -84,7 +84,7 @@ def scenes(count: int, rng: np.random.Generator) -> World:
 
 
 def threshold(method: str, given: World, groups: Array | None = None) -> float:
-    """By betting, or by dithering."""
+    """Return the threshold by "betting", or else by dithering. groups: number of each example's group; None: each is alone."""
     order = np.argsort(-given.score, kind="stable")
     s = given.score[order]
     ends = np.flatnonzero(np.append(s[1:] != s[:-1], True))
@@ -105,7 +105,7 @@ METHODS = ("betting", "dither")
 
 
 def graded(draws: int) -> float:
-    """Prints the table of graded answers. Returns the largest share of broken promises."""
+    """Print the table of graded answers; return the largest share of broken promises."""
     print(
         f"| graded answers | oracle | method | {' | '.join(f'n = {n:,}' for n in SIZES)} |\n| --- | ---: | --- |{' ---: |' * len(SIZES)}"
     )
@@ -132,7 +132,7 @@ def graded(draws: int) -> float:
 
 
 def grouped(draws: int) -> float:
-    """Prints the table of scenes. Returns the largest share of broken promises among ours."""
+    """Print the table of scenes; return the largest share of broken promises among ours."""
     print(f"\n| scenes of {FRAMES} frames | oracle | examples are | deferred / broken |\n| ---: | ---: | --- | ---: |")
     world = scenes(size(150_000, 5_000), np.random.default_rng(0))
     truth, worst = world.truth(), 0.0
@@ -165,7 +165,7 @@ def calibrated(drawn: World) -> float:
 
 
 def times() -> None:
-    """Prints how long a calibration takes."""
+    """Print how long a calibration takes, by number of examples, beside the limit of 2 s."""
     world = worlds()["F1, small gaps"]
     for n in (1_000, 4_000, 10_000):
         drawn = World(*(part[:n] for part in world))

@@ -81,7 +81,7 @@ UV = [found] if (found := shutil.which("uv")) else [sys.executable, "-m", "uv"]
 
 
 def table(rows: list[tuple[str, str, str]], first: str) -> list[str]:
-    """Prints (name, platform, Python) by extras. -> what is missing, and why."""
+    """Print for each (name, platform, Python) which extras have wheels of all they need; return what is missing, and why."""
     names = ["", *extras()][: size(None, 1)]
     print(f"| {first} | {' | '.join(name or 'edgeroute alone' for name in names)} |")
     print(f"| --- |{' --- |' * len(names)}")
@@ -94,7 +94,7 @@ def table(rows: list[tuple[str, str, str]], first: str) -> list[str]:
 
 
 def main() -> int:
-    """Prints the tables, and under them what is missing."""
+    """Print the tables of systems and devices, and to stderr what is missing; return 0. Asks the package index."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--python", default="3.11")
     python = parser.parse_args().python
