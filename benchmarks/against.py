@@ -20,7 +20,7 @@ CODE = f"import json, {MEASURED}; print(json.dumps([f._asdict() for m in ({MEASU
 
 
 def measured(tree: Path) -> dict[str, tuple[float, str]]:
-    """Row -> what it is compared by, and its unit."""
+    """Return row -> what it is compared by, and its unit, of the benchmarks of the tree at that path."""
     path = os.pathsep.join(map(str, (tree, tree / "benchmarks")))
     done = subprocess.run(
         [sys.executable, "-c", CODE],

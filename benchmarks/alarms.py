@@ -42,7 +42,7 @@ Array = np.ndarray
 
 
 def harm(x: Array) -> Array:
-    """The probability, by an input's score, that the edge says something else than the cloud: 1.6 % of all, few of the sure."""
+    """Return the probability, by an input's score, that the edge says something else than the cloud: 1.6 % of all, few of the sure."""
     return 0.4 * np.clip(0.3 - x, 0, None) + 0.01
 
 

@@ -42,24 +42,24 @@ class Recorded:
         self.n = len(labels)
 
     def measure(self, threshold: float, rows: Array) -> tuple[float, float]:
-        """Deferral rate, and accuracy loss against the cloud, on these examples."""
+        """Return the deferral rate, and the accuracy loss against the cloud, of a threshold on these examples."""
         kept = self.score[rows] >= threshold
         return 1 - float(kept.mean()), float((kept * (self.cloud[rows] * 1.0 - self.edge[rows])).mean())
 
     def walked(self, name: str, rows: Array) -> float:
-        """The threshold by one of the methods of validity.py."""
+        """Return the threshold by one of the methods of validity.py."""
         return walk(name, self.score[rows], self.edge[rows], self.cloud[rows])
 
     def certified(self, rows: Array) -> float:
-        """The threshold of `calibrate`."""
+        """Return the threshold of `calibrate`."""
         return calibrate(self.score[rows], self.edge[rows], self.cloud[rows], max_loss=EPS).threshold
 
     def unlabelled(self, rows: Array) -> float:
-        """The threshold of `calibrate` without labels, from agreement with the cloud."""
+        """Return the threshold of `calibrate` without labels, from agreement with the cloud."""
         return calibrate(self.score[rows], self.agree[rows], max_loss=EPS).threshold
 
     def ways(self) -> dict[str, Choice]:
-        """Name -> method of choosing a threshold."""
+        """Return name -> method of choosing a threshold."""
         walks = {name: partial(self.walked, name) for name in WALKS if name in {"plug-in", "z-test", "Hoeffding-Bentkus"}}
         return {**walks, "edgeroute": self.certified, "edgeroute, without labels": self.unlabelled}
 

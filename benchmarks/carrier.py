@@ -1,4 +1,4 @@
-"""What carries a call, with the same protocol code: 150 KB of uint8 to one `edgeroute serve`, as ratios to tritonclient.http.
+"""Cost of what carries a call, with the same protocol code: 150 KB of uint8 to one `edgeroute serve`, as ratios to tritonclient.http.
 
 All subjects take turns in one run. Those whose package is not installed are left out; without tritonclient the ratios are to
 httpcore's, or to ours.

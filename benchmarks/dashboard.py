@@ -1,8 +1,8 @@
-"""Whether the dashboard keeps up with 1,000 requests a second: `python benchmarks/dashboard.py`.
+"""Lag and cost of the dashboard at 1,000 requests a second: `python benchmarks/dashboard.py`.
 
-This process writes the records of a real router at that rate to a trace that is rotated as usual; `edgeroute dashboard` follows it in a
-process of its own, and is asked once a second, as its page does. Then another threshold is tried, and what the instrument of a router in
-the same process adds to a request.
+This process writes the records of a real router at that rate to a trace that is rotated as usual; `edgeroute dashboard` follows
+it in a process of its own, and is asked once a second, as its page does. Then another threshold is tried, and what the instrument
+of a router in the same process adds to a request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: the size of a run, timing in turns, processes, and tables of figures with limits.
+"""Parts shared by all benchmarks: the size of a run, timing in turns, processes, and tables of figures with limits.
 
 With BENCH_SMOKE=1 a benchmark runs at its smallest size: that it runs is seen in seconds, and its figures say nothing.
 """
@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 
 def size(whole: T, smallest: T) -> T:
-    """Gives the first, or the second where only that a benchmark runs is of interest."""
+    """Return the first, or the second where only that a benchmark runs is of interest (BENCH_SMOKE=1)."""
     return smallest if SMOKE else whole
 
 
 def needs(there: object, what: str) -> None:
-    """Ends the program where something other than a package of Python is missing, and names it."""
+    """End the program where something other than a package of Python is missing, and name it."""
     if not there:
         sys.exit(f"needs {what}")
 
@@ -66,7 +66,7 @@ def timed(
     digits: int = 1,
     by: Literal["more", "ratio", "alone"] = "more",
 ) -> Figure:
-    """Makes the row of two times: compared is by how much ours is longer, their ratio, or ours alone."""
+    """Return the row of two times in seconds: compared is by how much ours is longer, their ratio, or ours alone."""
     ours, base = ours_s * SCALE[shown], base_s * SCALE[shown]
     compared, unit = {"more": (ours - base, shown), "ratio": (ours / base if base else inf, "x"), "alone": (ours, shown)}[by]
     return Figure(name, f"{ours:.{digits}f} {shown}", f"{base:.{digits}f} {shown}", compared, unit, limit)
@@ -99,7 +99,7 @@ def medians(
 
 
 def python(code: str, *arguments: object) -> str:
-    """Output of code run in a fresh interpreter."""
+    """Return the output of code run in a fresh interpreter."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -142,7 +142,7 @@ def machine() -> str:
 
 
 def rows(figures: Iterable[Figure]) -> list[str]:
-    """Writes each figure as a row of a table in Markdown."""
+    """Return each figure as a row of a table in Markdown."""
     return [
         f"| {f.name} | {f.ours} | {f.baseline or '-'} | {f.compared:.2f} {f.unit} | {f.limit:g} {f.unit} | {'kept' if f.kept else 'MISSED'} |"
         for f in figures
@@ -153,5 +153,5 @@ HEAD = ["| figure | edgeroute | baseline | compared | limit | |", "| --- | ---: 
 
 
 def table(figures: Iterable[Figure]) -> str:
-    """Writes the figures as a table in Markdown, with machine, date and commit."""
+    """Return the figures as a table in Markdown, with machine, date and commit."""
     return "\n".join([*HEAD, *rows(figures), "", f"{machine()}."])

@@ -1,9 +1,9 @@
-"""What `edgeroute gateway` adds: `python benchmarks/gateway.py`.
+"""Latency that `edgeroute gateway` adds: `python benchmarks/gateway.py`.
 
-The shipped edge model by the router in this process, behind the gateway, and behind `edgeroute serve`, asked in turns over connections
-that are kept; a tiny language model by the router and behind the gateway: one token, and a stream to its first piece; by each API
-behind the gateway and by llama.cpp's own server; and a function by the router and by an HTTP client of `InProcess`, whose own time
-for a reply that is there already is not counted.
+The shipped edge model by the router in this process, behind the gateway, and behind `edgeroute serve`, asked in turns over
+connections that are kept; a tiny language model by the router and behind the gateway: one token, and a stream to its first piece;
+by each API behind the gateway and by llama.cpp's own server; and a function by the router and by an HTTP client of `InProcess`,
+whose own time for a reply that is there already is not counted.
 """
 
 from __future__ import annotations

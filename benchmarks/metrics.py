@@ -1,4 +1,4 @@
-"""What metrics add to a routed call, and what a scrape takes."""
+"""Cost of metrics in a routed call, and of a scrape."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Timed:
             self.ages.append(now - int(text))
 
     def figures(self) -> tuple[float, float, float]:
-        """Seconds: to the first piece, of a later piece, of CPU."""
+        """Return seconds: to the first piece, of a later piece, of CPU."""
         assert len(self.ages) == BURSTS - 1, "each burst is a piece"
         return self.first / 1e9, statistics.median(self.ages) / 1e9, process_time() - self.cpu
 
@@ -162,7 +162,7 @@ async def tasks(url: str, turns: int) -> dict[str, list[tuple[float, float, floa
 
 
 def medians(found: list[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Of each of the three."""
+    """Return the median of each of the three over the turns."""
     first, later, cpu = (statistics.median(one) for one in zip(*found, strict=True))
     return first, later, cpu
 

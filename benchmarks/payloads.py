@@ -60,7 +60,7 @@ def link() -> Iterator[Relay]:
 
 
 def mosaic(images: Any) -> Any:
-    """64 pictures of 28 x 28 as one, uint8 [224, 224, 3]."""
+    """Return 64 pictures of 28 x 28 as one, uint8 [224, 224, 3]."""
     tiles = images[:64].reshape(8, 8, 28, 28).transpose(0, 2, 1, 3).reshape(224, 224)
     return np.repeat(tiles[..., None], 3, 2)
 
@@ -150,7 +150,7 @@ def accuracy() -> dict[str, float]:
 
 
 def measured(calls: int) -> tuple[Any, dict[str, tuple[float, int]], dict[str, float]]:
-    """The picture, what each way takes of time and bytes, and of each codec how many pictures are classified right."""
+    """Return the picture, what each way takes of time and bytes, and of each codec how many pictures are classified right."""
     picture = mosaic(np.load(Path(models.fashion().cloud).with_name("sample.npz"))["images"])
     return picture, over_the_link(picture, calls), accuracy()
 

@@ -42,13 +42,13 @@ __all__ = ["CELLS"]
 
 @cell("Requests wait on disk, and are sent after a restart")
 def waits() -> str:
-    """The first router ends with the link down; a second one, on the same folder, delivers."""
+    """Return "yes" if a request queued in an outage is sent later, by a second router on the same folder."""
     return late()[0]
 
 
 @cell("The late answer reaches the program, and once")
 def once() -> str:
-    """Later routers on that folder are told of a later request, and not of that one again; then nothing waits any more."""
+    """Return "yes" if later routers on that folder are told of a late answer once, and then nothing waits any more."""
     return late()[1]
 
 
@@ -95,7 +95,7 @@ def late() -> tuple[str, str]:
 
 @cell("Old answers while offline, without a server for them")
 def stale() -> str:
-    """From a cache in the program's own process."""
+    """Return "yes" if a cache in the program's own process answers while the cloud is away."""
     cloud = FakeCloud([("cloud", 0.9), Unreachable("no route")])
     with Router(lambda _: UNSURE, cloud, threshold=0.8, cache=Cache(ttl_s=0), offline="stale") as router:
         return yes([router.infer(x).source for x in (1, 1, 2)] == ["cloud", "stale", "edge"])
@@ -276,7 +276,7 @@ def limits() -> str:
 
 @looked_up("Keys, and budgets by user")
 def users() -> str:
-    """What the gateway may be told."""
+    """Return "yes" if the gateway knows users, keys or budgets, by the parameters of its application."""
     from edgeroute.tools.server.gateway import app
 
     return yes({"users", "keys", "budgets"} & {*inspect.signature(app).parameters})
@@ -333,11 +333,11 @@ def replayed() -> str:
 
 @looked_up("A hosted console for many devices")
 def console() -> str:
-    """There is none: `edgeroute dashboard` is a page of the device's own."""
+    """Return "no": `edgeroute dashboard` is a page of the device's own."""
     return "no"
 
 
 @looked_up("Version")
 def version() -> str:
-    """Of the package."""
+    """Return the version of the package."""
     return edgeroute.__version__

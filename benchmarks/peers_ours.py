@@ -58,19 +58,19 @@ LOOKED_UP: list[str] = []
 
 
 def looked_up(title: str) -> Callable[[Probe], Probe]:
-    """As `cell`, for a row whose cell comes of what the package consists of."""
+    """Return as `cell`, for a row whose cell comes of what the package consists of; notes the row in `LOOKED_UP`."""
     LOOKED_UP.append(title)
     return cell(title)
 
 
 def yes(held: object) -> str:
-    """Whether it was so, as the table has it."""
+    """Return "yes" or "no", as the table has it."""
     return "yes" if held else "no"
 
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A folder that is gone afterwards."""
+    """Provide a folder that is deleted afterwards."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         yield Path(name)
 
@@ -80,14 +80,14 @@ def folder() -> Iterator[Path]:
 
 @cell("The small model runs in the program's own process")
 def in_process() -> str:
-    """Its answer is the process that it ran in."""
+    """Return "yes" if the small model's answer is the id of this process."""
     with Router(lambda _: (os.getpid(), 0.9), threshold=0.5) as router:
         return yes(router.infer(1).value == os.getpid())
 
 
 @cell("Models of images, sound and tensors, not of text alone")
 def other_models() -> str:
-    """An int8 classifier of images."""
+    """Return "yes" if an int8 classifier of images answers."""
     fashion = models.fashion()
     with Router(fashion.edge, threshold=0.5) as router:
         return yes(router.infer(fashion.images[0]).value == "Ankle boot")
@@ -95,7 +95,7 @@ def other_models() -> str:
 
 @looked_up("Files that the small model may be")
 def formats() -> str:
-    """Suffixes with a runtime of its own."""
+    """Return the suffixes of files with a runtime of its own."""
     return ", ".join(f"`{suffix}`" for suffix in suffixes())
 
 
@@ -110,7 +110,7 @@ def any_api() -> str:
 
 @looked_up("Libraries for Swift, Kotlin, JavaScript or Dart")
 def languages() -> str:
-    """Sources in another language than Python."""
+    """Return "yes" if the package has sources in another language than Python."""
     found = {path.suffix for path in Path(edgeroute.__file__).parent.rglob("*")}
     return yes(found & {".swift", ".kt", ".js", ".ts", ".dart"})
 
@@ -130,7 +130,7 @@ def serves() -> str:
 
 @cell("By the confidence of the small model's answer")
 def by_confidence() -> str:
-    """Above the threshold the small model's answer, below it the large one's."""
+    """Return "yes" if the small model answers above the threshold, and the large one below it."""
     with Router(lambda x: ("edge", x), lambda _: "cloud", threshold=0.8) as router:
         return yes((router.infer(0.9).source, router.infer(0.2).source) == ("edge", "cloud"))
 
@@ -171,7 +171,7 @@ def guarantee() -> str:
 
 @cell("A sample of accepted answers is compared with the large model's")
 def audited() -> str:
-    """In the background, of each answer here; the caller has the small model's."""
+    """Return "yes" if the cloud is asked in the background about an accepted answer, and the caller has the small model's."""
     cloud = FakeCloud(["cloud"])
     with Router(lambda _: SURE, cloud, threshold=0.5, audit=Audit(share=1)) as router:
         return yes(router.infer(1).source == "edge" and cloud.begun.wait(LONG_S))
@@ -179,7 +179,7 @@ def audited() -> str:
 
 @cell("A trial first: the large model answers, the small one runs beside it")
 def shadow() -> str:
-    """Shadow mode."""
+    """Return "yes" if in the mode `shadow` the cloud answers, and the small model runs, too."""
     edge = FakeModel([SURE])
     with Router(edge, lambda _: "cloud", mode="shadow") as router:
         return yes(router.infer(1).source == "cloud" and edge.begun.wait(LONG_S))
@@ -205,7 +205,7 @@ def order() -> str:
 
 @cell("The reason is in the answer")
 def reason() -> str:
-    """Which confidence, which threshold, and what the large model did."""
+    """Return "yes" if a reason has the confidence, the threshold, and what the large model did."""
     with Router(lambda _: UNSURE, FakeCloud([Unreachable("no route")]), threshold=0.8) as router:
         told = router.infer(1).reason
     return yes("0.40 < 0.80" in told and "no route" in told)
@@ -238,7 +238,7 @@ def hedged() -> str:
 
 @cell("An answer at once, and a final one later")
 def refined() -> str:
-    """From one call."""
+    """Return "yes" if one call gives the small model's answer first, and then the final one."""
     with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8) as router:
         seen = [(answer.source, answer.final) for answer in router.refine(1)]
     return yes(seen == [("edge", False), ("cloud", True)])

@@ -1,4 +1,4 @@
-"""What docs/peers.md has of other routers that run here: LiteLLM, pydantic-ai, cascadeflow, firstpass; and chats with a failing cloud, of all.
+"""Cells of docs/peers.md of other routers: LiteLLM, pydantic-ai, cascadeflow and firstpass, where installed; and of a failing cloud.
 
 The rows about failures are the same program for all, that of benchmarks/chat_faults.py: a cloud that fails, and a local model
 behind OpenAI's API. Each router has the options that its documentation names for that.
@@ -50,24 +50,24 @@ def settings(**named: float) -> Iterator[None]:
 
 
 def asked(fault: str, subject: Subject, calls: int) -> chat_faults.Cell:
-    """That many calls of a new router under a fault."""
+    """Make that many calls of a new router under a fault, and return what came of them."""
     with CannedServer(chat_faults.local) as near:
         return asyncio.run(tried(fault, subject, stream=False, calls=calls, near=f"{near.url}/v1"))
 
 
 def survives(fault: str, subject: Subject) -> str:
-    """Whether a call had the local model's answer; a silent cloud is given 0.3 s."""
+    """Return "yes" if a call had the local model's answer; a silent cloud is given 0.3 s."""
     with settings(TIMEOUT_S=0.3 if fault == "black hole" else 30.0):
         return "yes" if asked(fault, subject, 1).by == {"local": 1} else "no"
 
 
 def attempts(*subjects: Subject) -> str:
-    """Connections that ten calls try to open, for each."""
+    """Return the connections that ten calls try to open, for each router."""
     return " or ".join(str(asked("dead", subject, CALLS).connects) for subject in subjects)
 
 
 def requests(*subjects: Subject) -> str:
-    """Requests of ten calls at a cloud that says 429 and Retry-After: 300, for each."""
+    """Return the requests of ten calls at a cloud that says 429 and Retry-After: 300, for each router."""
     with settings(TIMEOUT_S=30.0, RETRY_AFTER_S=300):
         return " or ".join(str(asked("429", subject, CALLS).requests) for subject in subjects)
 
@@ -97,7 +97,7 @@ def broken(*subjects: Subject) -> str:
 
 
 def faults(plain: Subject, *tuned: Subject) -> Cells:
-    """The rows about failures. tuned: with options of its own that change a row."""
+    """Return the rows about failures. tuned: with options of its own that change a row."""
     return {
         CLOSED: partial(survives, "dead", plain),
         SILENT: partial(survives, "black hole", plain),

@@ -71,17 +71,17 @@ class Population(NamedTuple):
         return cls(task, s[ends], lost / n, 1 - (ends + 1) / n, share)
 
     def truth(self, threshold: float) -> tuple[float, float]:
-        """Deferral and loss at a threshold."""
+        """Return deferral and loss at a threshold."""
         i = int(np.count_nonzero(self.levels >= threshold)) - 1
         return (float(self.deferral[i]), float(self.loss[i])) if i >= 0 else (1.0, 0.0)
 
     def oracle(self, eps: float) -> float:
-        """The least deferral of this score with a loss of at most eps."""
+        """Return the least deferral of this score with a loss of at most eps."""
         good = np.flatnonzero(self.loss <= eps + 1e-12)
         return float(self.deferral[good[-1]]) if good.size else 1.0
 
     def perfect(self, eps: float) -> float:
-        """The least deferral of any score with a loss of at most eps."""
+        """Return the least deferral of any score with a loss of at most eps."""
         largest = np.sort(self.task.cloud - self.task.edge)[::-1]
         lost = largest.sum() - np.append(0, largest.cumsum())
         return int((lost <= eps * len(largest) + 1e-9).argmax()) / len(largest)

@@ -110,10 +110,7 @@ def routellm(paths: Sequence[Path]) -> Task:
 
 
 def cascades(paths: Sequence[Path], edge: str = "", cloud: str = "") -> Task:
-    """Pickles of rational-llm-cascades (`benchmarks/data/*/chain_results`), read without running any code of theirs.
-
-    Each is a dictionary with `raw_confidences` and `model_correctness`, both MODEL -> list. Without names, its first and last model.
-    """
+    """Read pickles of rational-llm-cascades (`benchmarks/data/*/chain_results`) without running any code of theirs."""
     found = [_chain(path, edge, cloud) for path in paths]
     parts = (np.concatenate(part) for part in zip(*(one for one, _ in found), strict=True))
     return Task(f"{paths[0].stem.split('_full_')[0]} ({found[0][1]})", "its own confidence", *parts)
@@ -231,7 +228,7 @@ def _by_text(name: str, texts: Sequence[str], edge: Array, cloud: Array) -> Task
 
 
 def _correct(x: object) -> float:
-    """Whether it is correct; of a summary with several ratings their sum decides."""
+    """Return True if an answer is correct; of a summary with several ratings their sum decides."""
     return float(sum(x.values()) >= ROUGE) if isinstance(x, dict) else float(x)  # type: ignore[arg-type]
 
 

@@ -33,14 +33,14 @@ def curve(score: Array, weak: Array, strong: Array) -> tuple[Array, Array]:
 
 
 def recovered(score: Array, weak: Array, strong: Array) -> tuple[Array, Array]:
-    """Shares sent to the strong model, and PGR at each; NaN where the models are equally good."""
+    """Return the shares sent to the strong model, and PGR at each; NaN where the models are equally good."""
     share, mean = curve(score, weak, strong)
     gap = mean[-1] - mean[0]
     return share, (mean - mean[0]) / gap if gap else np.full_like(mean, nan)
 
 
 def apgr(score: Array, weak: Array, strong: Array) -> float:
-    """Average performance gap recovered, by the trapezoidal rule, which is exact for a piecewise linear r."""
+    """Return the average performance gap recovered, by the trapezoidal rule, which is exact for a piecewise linear r."""
     share, pgr = recovered(score, weak, strong)
     return float((np.diff(share) * (pgr[1:] + pgr[:-1]) / 2).sum())
 

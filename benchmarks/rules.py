@@ -57,7 +57,7 @@ def course(rng: random.Random, rule: Rule, kind: str) -> list[tuple[float, Readi
 
 
 def known(rule: Rule, reading: Reading) -> float | None:
-    """What the rule goes by; None: unknown."""
+    """Return the number that the rule goes by; None: unknown."""
     value: float | None = 1.0 if rule.of == "battery" and reading.mains else getattr(reading, OF[rule.of].reading)
     return None if value is None or math.isnan(value) else value
 

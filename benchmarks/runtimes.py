@@ -147,7 +147,7 @@ def in_a_thread(run: Callable[[Any], object]) -> Callable[[Any], None]:
 
 
 def rss_mib() -> float:
-    """The memory that this process has."""
+    """Return the memory that this process has, MiB."""
     import psutil
 
     return psutil.Process().memory_info().rss / (1 << 20)

@@ -49,13 +49,13 @@ def learned(usual: list[float], *, exact: bool) -> Pinned:
 
 
 def ask(pinned: Pinned, differs: list[float], other: str) -> bool:
-    """One probe. True: it raises the alarm."""
+    """Make one probe, and return True if it raises the alarm."""
     i = pinned.next()
     return pinned.add(i, f"{other} {random.random()}" if random.random() < differs[i] else "usual")
 
 
 def probes(pinned: Pinned, differs: list[float], most: int) -> int:
-    """How many probes until the alarm; `most` + 1: there was none."""
+    """Make probes until the alarm, and return their number; `most` + 1: there was none."""
     return next((n for n in range(1, most + 1) if ask(pinned, differs, "swapped")), most + 1)
 
 

@@ -78,7 +78,7 @@ def recorded(
 
 @cache
 def validated() -> Pair:
-    """The shipped pair on its 5,000 validation images."""
+    """Return the shipped pair on its 5,000 validation images."""
     with np.load(MODELS / "validation.npz") as file:
         return Pair(file["edge_logits"].astype(float), file["cloud_logits"].astype(float), file["labels"].astype(int))
 
@@ -138,7 +138,7 @@ def _logits(weights: list[np.ndarray], x: np.ndarray) -> np.ndarray:
 
 
 def shuffled(pair: Pair, rng: np.random.Generator) -> Pair:
-    """The case in a random order."""
+    """Return the case in a random order."""
     order = rng.permutation(len(pair.labels))
     return Pair(*(part[order] for part in pair))
 
@@ -229,7 +229,7 @@ def times() -> str:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Read the options, and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--splits", type=int, default=size(100, 1))
     parser.add_argument("--sizes", type=int, nargs="+", default=size([500, 1000, 2500], [500]))

@@ -45,7 +45,7 @@ CRASHES = {
 
 
 def figures() -> list[Figure]:
-    """Figures: hits and hash against SHA-256 of the same bytes (disk: and a bare SELECT); puts against a bare INSERT."""
+    """Return the figures of hits and hash against SHA-256 of the same bytes (disk: and a bare SELECT); of puts against a bare INSERT."""
     with tempfile.TemporaryDirectory(dir=DISK) as folder:
         return [*_hits(Path(folder)), _hash(), _puts(Path(folder)), *_crowded(Path(folder))]
 
@@ -237,7 +237,7 @@ def _effects(path: Path) -> list[tuple[str, str]]:
 
 
 def _misplaced(ids: list[str]) -> int:
-    """Effects out of order per target; requests alternate between two targets."""
+    """Return how many effects are out of order per target; requests alternate between two targets."""
     lanes = [[name for name in ids if int(name[1:]) % 2 == odd] for odd in (0, 1)]
     return sum(after < before for lane in lanes for before, after in pairwise(lane))
 

@@ -84,7 +84,7 @@ def queries(path: Path | None) -> list[tuple[str, str]]:
 
 
 def prompt(text: str) -> str:
-    """The text that the model continues: the tools, and an example of each."""
+    """Return the text that the model continues: the tools, and an example of each."""
     names = ", ".join(f"{name}({', '.join(slots)})" for name, slots in TOOLS.items())
     return "\n".join([f"Tools: {names}", *(f"Q: {asked}\nA: {json.dumps(call)}" for asked, call in SHOTS), f"Q: {text}\nA:"])
 
@@ -170,7 +170,7 @@ def shown(asked: list[tuple[str, str]], given: list[Any], threshold: float) -> i
 
 
 def threshold(score: np.ndarray, right: np.ndarray, most: float) -> float:
-    """The certified threshold; infinite if there are too few examples."""
+    """Return the certified threshold; infinite if there are too few examples."""
     try:
         return calibrate(score, right, np.ones(len(right), bool), max_loss=most).threshold
     except (NotEnough, PolicyError):

@@ -34,7 +34,7 @@ Timed = tuple[float, float]
 
 
 def xs(name: str) -> Any:
-    """An image of that datatype."""
+    """Return an image of that datatype."""
     return np.random.default_rng(0).integers(0, 256, contract.PIXELS).astype(contract.NUMPY[name])
 
 
@@ -89,7 +89,7 @@ def threads(server: Server, name: str, at_once: int, calls: int) -> dict[str, Ti
 
 
 def in_a_round(calls: int, at_once: int) -> int:
-    """Calls of a round: several of each caller, or what is timed is how they begin."""
+    """Return the calls of a round: several of each caller, or what is timed is how they begin."""
     return max(calls // ROUNDS, EACH * at_once)
 
 

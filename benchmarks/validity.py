@@ -109,13 +109,13 @@ def scenarios() -> dict[str, Scenario]:
 
 
 def plug_in(h: Array, w: Array, n: int) -> int:
-    """Plug-in: the lowest threshold with an empirical loss of at most eps."""
+    """Return how far the plug-in goes: to the lowest threshold with an empirical loss of at most eps."""
     kept = np.flatnonzero(h - w <= EPS * n)
     return int(kept[-1]) + 1 if len(kept) else 0
 
 
 def z_test(h: Array, w: Array, n: int) -> int:
-    """z-test: normal approximation."""
+    """Return how far the z-test goes, by a normal approximation."""
     d = (h - w) / n
     return passed(d + 1.6449 * np.sqrt(((h + w) / n - d * d) / n) <= EPS)
 
@@ -193,7 +193,7 @@ def run(scenario: Scenario, n: int, draws: int, seed: int = 0) -> dict[str, Resu
 
 
 def allowed(draws: int) -> float:
-    """Allowed share of violations: delta plus three standard errors."""
+    """Return the allowed share of violations: delta plus three standard errors."""
     return DELTA + 3 * sqrt(DELTA * (1 - DELTA) / draws)
 
 

@@ -96,7 +96,7 @@ def threshold(method: str, given: World, groups: Array | None = None) -> float:
 
 
 def allowed(draws: int) -> float:
-    """Allowed share of violations: delta plus three standard errors."""
+    """Return the allowed share of violations: delta plus three standard errors."""
     return DELTA + 3 * sqrt(DELTA * (1 - DELTA) / draws)
 
 
@@ -158,7 +158,7 @@ def grouped(draws: int) -> float:
 
 
 def calibrated(drawn: World) -> float:
-    """As right and wrong answers of independent inputs."""
+    """Return the threshold by `calibrate` of right and wrong answers, as if the inputs were independent."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return calibrate(*drawn, max_loss=EPS).threshold

@@ -1,4 +1,4 @@
-"""Which devices have a wheel of everything that edgeroute requires: asks the package index, and installs nothing.
+"""Wheels of everything that edgeroute requires, by device: asks the package index, and installs nothing.
 
     python benchmarks/wheels.py [--python 3.11]      the systems by one version of Python, and the devices by their own
 
@@ -63,12 +63,12 @@ ALONE = frozenset({"tflite"})
 
 
 def extras() -> list[str]:
-    """All extras, in the order of pyproject.toml."""
+    """Return all extras, in the order of pyproject.toml."""
     return list(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"])
 
 
 def resolves(names: list[str], platform: str, python: str) -> str:
-    """Empty if all requirements of these extras together have a wheel; else the index's last words."""
+    """Return "" if all requirements of these extras together have a wheel; else the index's last words."""
     command = [
         *UV, "pip", "compile", "--quiet", "--only-binary", ":all:", "--python-platform", platform, "--python-version", python,
         "--no-header", *(f"--extra={name}" for name in names), str(ROOT / "pyproject.toml"),
