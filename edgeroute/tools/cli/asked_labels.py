@@ -333,7 +333,7 @@ class AskedLabels(FunctionLabels):
         self._file, self._ask, self._names, self._asked = answers, ask, names, 0
 
     def begin(self, examples: Examples, inputs: Sequence[Any], names: Sequence[Any] | None) -> None:
-        """Set the examples and hash the inputs."""
+        """Set the examples, and the keys of the inputs in the file: their SHA-256, or the name of one that has no hash."""
         super().begin(examples, inputs, names)
         self._keys = [(digest(b"", x) or f"by name: {self._names[i]}".encode()).hex() for i, x in enumerate(inputs)]
 

@@ -38,8 +38,8 @@ CODES = (
 def exits(command: Callable[..., int | None]) -> Callable[..., None]:
     """Wrap a command for Typer: its result is the exit code (None: 0), an `EdgerouteError` a line on stderr, Ctrl-C code 130.
 
-    The wrapper always raises `typer.Exit`. Its help is the docstring before `Args:`; the texts below that become the help of the
-    options. Other exceptions pass.
+    The wrapper always raises `typer.Exit`. Its help is the docstring before `Args:` or `Raises:`; the texts below `Args:` become
+    the help of the options. Other exceptions pass.
     """
 
     @wraps(command)
@@ -55,7 +55,7 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
         raise typer.Exit(code)
 
     signature = _signature(command)
-    run.__doc__ = (inspect.getdoc(command) or "").partition("\n\nArgs:\n")[0]
+    run.__doc__ = re.split(r"\n\n(?:Args|Raises):\n", inspect.getdoc(command) or "")[0]
     run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     run.__signature__ = signature  # type: ignore[attr-defined]
     return run
@@ -138,7 +138,7 @@ def run(app: typer.Typer) -> NoReturn:
 
 
 def _at_ctrl_c(handler: Any) -> None:
-    """Set the handler of Ctrl-C, unless it is ignored, as in the background of a shell."""
+    """Set the process's handler of Ctrl-C, unless Ctrl-C is ignored, as in the background of a shell."""
     if signal.getsignal(signal.SIGINT) not in {signal.SIG_IGN, None}:
         signal.signal(signal.SIGINT, handler)
 

@@ -144,7 +144,7 @@ def kserve(
 
 
 def _range(text: str) -> tuple[int, int]:
-    """Parse `LEAST-MOST`, or a single number for both; refuse all else as `--replicas`."""
+    """Parse `LEAST-MOST`, or a single number for both; raise `typer.BadParameter`, about --replicas, for all else."""
     match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
     if match is None:
         raise typer.BadParameter(f"replicas must be a number or two, as in 1-4, not {text!r}", param_hint="--replicas")
@@ -152,7 +152,7 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _split(text: str) -> tuple[str, dict[str, float]]:
-    """Parse `NAME=MODEL:SHARE,MODEL:SHARE` to the name and model -> share; refuse all else as `--split`."""
+    """Parse `NAME=MODEL:SHARE,MODEL:SHARE` to the name and model -> share, 0..1; raise `typer.BadParameter` for all else."""
     name, _, arms = text.partition("=")
     pairs = [pair.rpartition(":") for pair in arms.split(",")]
     if not name or not all(arm and part for arm, _, part in pairs):

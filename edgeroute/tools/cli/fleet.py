@@ -196,6 +196,10 @@ def rotate(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
     """Draw a new random id for this device's digests. A day of which there is a digest keeps its id.
 
     The owner sees a new device. Programs that run take the new id.
+
+    Raises:
+        BadInput: there is no state database in the folder; none is created.
+        StoreError: it cannot be written.
     """
     from edgeroute.fleet.daily_digests import new_device
     from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore

@@ -224,7 +224,7 @@ def _show(certificate: Certificate, result: dict[str, Any]) -> None:
 
 
 def _key(calls: DirectCalls) -> str:
-    """Return the identity of a model in a store."""
+    """Return the identity of a model in a store: 12 characters of the digest of its fingerprints."""
     from edgeroute.confidence.certificate import digest
 
     return digest(calls.fingerprints())[:12]

@@ -169,7 +169,11 @@ def _amounts(text: str) -> dict[str, float]:
 
 @command(fleet)
 def following(*, policy: Policy, as_json: Json = False) -> int:
-    """Show the signed policy that this device has in force. Exit code 4: a newer one, or the catalog, was refused."""
+    """Show the signed policy that this device has in force. Exit code 4: a newer one, or the catalog, was refused.
+
+    Raises:
+        BadInput: the policy follows no signed policy.
+    """
     from edgeroute.catalog.signed_policy_follower import last_problem, standing, state_folder
     from edgeroute.errors import BadInput
     from edgeroute.policy.file_and_environment import read_policy

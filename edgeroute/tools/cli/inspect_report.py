@@ -154,7 +154,7 @@ def _finding(finding: Finding, width: int) -> Iterator[str]:
 
 
 def _wrapped(text: str, width: int, indent: int = 0) -> list[str]:
-    """Wrap text to lines."""
+    """Return a text as lines of at most `width` characters, unless a word is longer; lines after the first have 2 more spaces."""
     before = " " * indent
     return textwrap.wrap(
         printable(text), width, initial_indent=before, subsequent_indent=before + "  ", break_on_hyphens=False,

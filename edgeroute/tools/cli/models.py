@@ -45,7 +45,11 @@ models = typer.Typer(
 def list_models(
     *, store: Store = STORE, source: From = None, root: Root = None, ca: Authority = None, as_json: Json = False
 ) -> None:
-    """Download the catalog's list of models, and show it."""
+    """Download the catalog's list of models, and show it.
+
+    Raises:
+        CatalogError: the catalog cannot be reached or trusted. Else its list, source and root are stored for the next time.
+    """
     with _catalog(store, source, root, ca) as catalog:
         entries = catalog.refresh()
         downloaded = {(entry.name, v) for entry in entries for v in catalog.store.versions(entry.name)}
@@ -73,7 +77,12 @@ def pull(
     ca: Authority = None,
     as_json: Json = False,
 ) -> None:
-    """Download a version, the newest by default, and verify it. It is not in use before `activate`."""
+    """Download a version, the newest by default, and verify it. It is not in use before `activate`.
+
+    Raises:
+        CatalogError: the catalog cannot be reached or trusted, or a file is not what was signed.
+        StoreError: the disk is full, or another process downloads.
+    """
     from edgeroute.tools.measure.report.progress_bar import bar
 
     with _catalog(store, source, root, ca) as catalog, bar() as progress:
@@ -103,7 +112,12 @@ def update(name: Name, *, policy: Policy, store: Store = STORE, as_json: Json = 
 
 @command(models)
 def verify(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> None:
-    """Compare the files of a version, the active one by default, with the signed hashes."""
+    """Compare the files of a version, the active one by default, with the signed hashes.
+
+    Raises:
+        ModelMissing: the version is not on the device.
+        CatalogError: a file is damaged.
+    """
     with _catalog(store) as catalog:
         entry = catalog.verify(name, version)
     _print(f"{name} {entry.version}: {len(entry.files)} files are what was signed", as_json, version=entry.version)
@@ -111,14 +125,23 @@ def verify(name: Name, *, version: Version = None, store: Store = STORE, as_json
 
 @command(models)
 def activate(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> None:
-    """Activate a downloaded version: a router that watches its policy uses it within a second."""
+    """Activate a downloaded version: a router that watches its policy uses it within a second.
+
+    Raises:
+        ModelMissing: the version (default: the newest) is not on the device.
+        CatalogError: a file is damaged; the old version stays active.
+    """
     with _catalog(store) as catalog:
         _print_pointer(f"{name} {{}} is active", catalog.activate(name, version), as_json)
 
 
 @command(models)
 def rollback(name: Name, *, store: Store = STORE, as_json: Json = False) -> None:
-    """Activate the previous version again; updates do not try the present one again."""
+    """Activate the previous version again; updates do not try the present one again.
+
+    Raises:
+        ModelMissing: there is no previous version, or it is not here any more.
+    """
     with _catalog(store) as catalog:
         _print_pointer(f"rolled back: {name} {{}} is active", catalog.rollback(name), as_json)
 
@@ -149,7 +172,9 @@ def remove(
     Args:
         version: Version to remove.
 
-    The active version is refused by an error.
+    Raises:
+        PolicyError: the version is active.
+        ModelMissing: it is not on the device.
     """
     with _catalog(store) as catalog:
         catalog.remove(name, version)
@@ -158,7 +183,11 @@ def remove(
 
 @command(models)
 def status(*, store: Store = STORE, as_json: Json = False) -> int:
-    """Show the models of the device: active, previous and newest versions, and problems. Sends no request."""
+    """Show the models of the device: active, previous and newest versions, and problems. Sends no request.
+
+    Raises:
+        StoreError: the folder cannot be read. Problems are no error: they are printed, with exit code 4.
+    """
     with _catalog(store) as catalog:
         statuses = catalog.status()
     code = NOT_READY if any(m.problems for m in statuses) else OK
@@ -177,7 +206,10 @@ def status(*, store: Store = STORE, as_json: Json = False) -> int:
 
 
 def _catalog(store: Path, source: str | None = None, root: Path | None = None, ca: Path | None = None) -> Catalog:
-    """Open the catalog of a store."""
+    """Return the catalog of the device's model folder, for a `with` block that closes its connections. Nothing is requested yet.
+
+    source, root: None: those of the last download of the list.
+    """
     from edgeroute.catalog import Catalog as Made
 
     return Made(store, source, root=root, verify=True if ca is None else ca)

@@ -211,13 +211,16 @@ class FileSources:
         return {**status, **data, "notes": [*data["notes"], *status["notes"]]}
 
     def setup(self) -> Setup | None:
-        """Read the policy for replays; None without a policy."""
+        """Read the policy file for replays; None without a policy. Raises `PolicyError` if it is invalid."""
         from edgeroute.tools.replay.replay_setup_and_result import Setup
 
         return None if self._policy is None else Setup.read(self._policy)
 
     def certificates(self) -> dict[str, BoundCertificate] | None:
-        """Return the certificates of the edges; None if the policy is unknown, or a model is missing."""
+        """Return the certificates of the policy's edges; None if the policy is unknown, or a model is missing.
+
+        The policy is read again if it has changed; errors of that are raised.
+        """
         from edgeroute.tools.dashboard.request_window import certificates_of
 
         snapshot = self._now().snapshot
@@ -286,6 +289,10 @@ def top(
     """Show a router live in the terminal; q quits. --json: once, for programs.
 
     Reads the trace and the state folder that the router's program writes. Changes nothing.
+
+    Raises:
+        BadInput: there is nothing to follow.
+        typer.BadParameter: none of the three options is given.
     """
     monitor = file_monitor(policy, record, state)
     if as_json:

@@ -50,7 +50,7 @@ def device_of(policy: Path | None, **more: float | None) -> Device | None:
 
 
 def scenario_dict(scenario: Scenario) -> dict[str, Any]:
-    """Return the scenario as JSON data, without the devices' policy: its rules are in the results."""
+    """Return the scenario as JSON data, without the policy and targets of its device: their rules are in the results."""
     device = scenario.device
     fields = None if device is None else {k: v for k, v in device._asdict().items() if k not in {"policy", "targets"}}
     return {**scenario._asdict(), "device": fields}
@@ -329,7 +329,7 @@ def _days(hours: float | None) -> str:
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the `with` block. Processes started in it ignore Ctrl-C, and so print no traceback.
+    """Delay Ctrl-C to the end of the `with` block, where it raises KeyboardInterrupt. Processes started in it ignore Ctrl-C.
 
     Outside the main thread, or where Ctrl-C is ignored, it does nothing.
     """

@@ -223,6 +223,11 @@ def status(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
     """Show the state that routers have stored: guarantees, latencies, spending, the outbox. Changes nothing.
 
     With --state alone, values from the policy are left out: limits, and whether a certificate fits the models.
+
+    Raises:
+        BadInput: the folder has no state.
+        StoreError: it cannot be read.
+        PolicyError: the policy is invalid, or has no state folder.
     """
     home = state_folder(policy, state)
     opened = open_policy(policy)
@@ -411,7 +416,7 @@ def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
 
 
 def _stored(state: Mapping[str, Value], name: str) -> dict[str, Any]:
-    """Return a stored mapping; {} if there is none."""
+    """Return the mapping that is stored under a name; {} if there is none."""
     stored = state[name].value if name in state else None
     return stored if isinstance(stored, dict) else {}
 
@@ -613,10 +618,10 @@ def arms(
 
 
 def _read(path: Path) -> Iterator[Device]:
-    """Yield the trials of the device of a state folder, or of the devices of a file: one JSON document, or one a line.
+    """Yield the trials of a state folder's device, or of the devices in a file: one JSON document, or one a line.
 
     Raises:
-        BadInput: it is neither.
+        BadInput: it cannot be read, or is neither.
     """
     if path.is_dir():
         yield from _trials(str(path), {"trials": trials_of(read_state(path))})
@@ -659,7 +664,7 @@ def _trials(origin: str, status: Any) -> Iterator[Device]:
 
 
 def _show(fleet: FleetTrial, summary: str) -> None:
-    """Print the comparison: arms, and if a measure was compared, differences and verdict."""
+    """Print the comparison of a trial's arms: summary, arms, and, if a measure was compared, differences and verdict."""
     from edgeroute.tools.measure.report.report_page import difference, how, verdict
 
     print(summary)

@@ -405,7 +405,9 @@ def _prune_weights(graph: Any, share: float, path: Path) -> list[Layer]:
 
 
 def _prune_channels(graph: Any, share: float, path: Path) -> list[Layer]:
-    """Remove the channels with the smallest weights of each layer but the last, in place; return the layers.
+    """Remove the share of channels with the smallest weights of each layer but the last, in place; return the layers.
+
+    A layer whose channels cannot be followed is left whole, and its note says why.
 
     Raises:
         ModelError: no layer has channels to remove.

@@ -277,10 +277,9 @@ def _quantize_tflite(path: Path, out: Path, used: measured.Examples) -> tuple[st
 
 
 def _widest_ranges(calibrations: Iterable[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Return the least and the largest value of each tensor over several calibrations.
+    """Return the least and the largest value of each tensor over several calibrations, as ONNX Runtime takes them.
 
-    The tool itself takes a moving average of them, which cuts off what single inputs have beyond it: in a small model the logits
-    were a third of their size away from the original's, and by the widest ranges a hundredth. ONNX Runtime takes these, too.
+    The tool itself takes a moving average of them, which cuts off what single inputs have beyond it.
     """
     wide: dict[str, dict[str, Any]] = {}
     for calibration in calibrations:

@@ -256,9 +256,9 @@ class Checks(Running):
                 break
 
     def refuses(self, bad: Sequence[Any]) -> Iterator[str]:
-        """Check that input that the model cannot take raises `BadInput`, by each way and in a batch.
+        """Check that input that the model cannot take raises `BadInput`, by each way and in a batch; yields one problem each.
 
-        Only inputs in `bad` have to be refused.
+        bad: inputs that have to be refused. Others, derived from a sample, may be answered.
         """
         derived = [(x, False) for x in bad_of(self._samples[0])]
         for x, must in [*((x, True) for x in bad), *derived]:
@@ -309,7 +309,7 @@ class Checks(Running):
     def threads(self) -> Iterator[str]:
         """Check that two runs at once, in threads or as tasks, do not mix; yields the first problem, such as an error.
 
-        Meanwhile threads of the whole process switch more often.
+        Meanwhile threads of the whole process switch more often. A run that hangs raises `Hangs`.
         """
         samples, interval = self.samples[:2], sys.getswitchinterval()
         ready, wrong = threading.Barrier(2), list[str]()
@@ -450,7 +450,10 @@ class Checks(Running):
             os._exit(0)
 
     def close(self) -> Iterator[str]:
-        """Check that the model can be closed during a run, twice, and runs again. Skipped for a model without `close`."""
+        """Check that the model can be closed during a run, twice, and runs again.
+
+        A close that raises, or a run that it breaks, ends the check. Skipped for a model without `close`.
+        """
         close_method: Callable[[], object] | None = member(self.model, "close")
         if close_method is None:
             return

@@ -189,7 +189,10 @@ class _Checks:
                 yield f"beside another talk sample {i} gets {text}: keep what belongs to a talk in it, not in the endpoint"
 
     def encoded(self) -> Iterator[str]:
-        """Check that `encode` and `decode`, which the outbox uses, agree with a talk."""
+        """Check that `encode` and `decode`, which the outbox uses, agree with a talk; yields each sample that differs.
+
+        Skipped where `encode` gives no call.
+        """
         for x, truth in zip(self.samples, self.truth, strict=True):
             if (call := self.endpoint.encode([x])) is not None:
                 (answer,) = self.reader.read_many(self.endpoint.decode(self.server(call), 1), 1)

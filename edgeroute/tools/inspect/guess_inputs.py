@@ -153,7 +153,7 @@ def _stem(name: str, affixes: frozenset[str]) -> tuple[str, ...]:
 
 
 def _same_form(spec: TensorSpec, other: TensorSpec) -> bool:
-    """Return True if two tensors have the same dtype and compatible shapes, with a batch and a state."""
+    """Return True if two tensors of numbers have the same dtype, and as many axes, two or more, of equal or unknown sizes."""
     if spec.dtype != other.dtype or spec.dtype == "object" or len(spec.shape) < 2:  # noqa: PLR2004 - a batch and a state
         return False
     same = len(spec.shape) == len(other.shape)

@@ -164,7 +164,10 @@ def _answer_output(specs: Sequence[TensorSpec]) -> tuple[str, list[Finding]]:
 
 
 def _single_output(name: str, values: Sequence[Any]) -> list[Finding]:
-    """Return the findings about one output, by its values; an open question if they differ in form."""
+    """Return the findings about one output, by the form of its values: by class, labels, one number, several, or several axes.
+
+    An open question if its values differ in form.
+    """
     if values and all(forms.is_by_class(value) for value in values):
         if not all(_are_probabilities(value) for value in values):
             return [_kind_finding(None, "open", "a number for each class, which are no probabilities", _card_line("logits"))]
