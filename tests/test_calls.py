@@ -1,5 +1,6 @@
 """What each way of asking does with each part of a router: the table in docs/design.md, row by row."""
 
+import asyncio
 import json
 import threading
 from queue import Queue
@@ -366,3 +367,16 @@ def test_a_row_for_which_a_function_raises(make, error, values):
         answers = one.infer_many([0, 1, 2])
         assert [answer.value for answer in answers] == values
         assert routes.error(answers[1]) == error.__name__
+
+
+def test_a_cancellation_that_a_function_raises_in_a_thread_is_of_its_row(make):
+    """As of `asyncio.run` within the function: no task of the caller is cancelled."""
+
+    def cloud(x):
+        if x == 1:
+            raise asyncio.CancelledError
+        return f"c{x}", 0.9
+
+    answers = make(unsure, cloud).infer_many([0, 1, 2])
+    assert [answer.value for answer in answers] == ["c0", "edge", "c2"]
+    assert routes.error(answers[1]) == "CancelledError"

@@ -399,10 +399,11 @@ def set_within(variable: ContextVar[T], value: T) -> Iterator[None]:
 def is_task_cancelled(error: BaseException) -> bool:
     """Return True if `error` cancels the running asyncio task; False for a CancelledError that an application's function raised.
 
-    Before Python 3.11, which does not distinguish them, every `CancelledError` counts as the task's.
+    Without a running event loop it is the function's. With one, every `CancelledError` counts as the task's before Python 3.11,
+    which does not distinguish them.
     """
     asyncio: Any = sys.modules.get("asyncio")
-    if asyncio is None or not isinstance(error, asyncio.CancelledError):
+    if asyncio is None or not isinstance(error, asyncio.CancelledError) or not on_event_loop():
         return False
     task = asyncio.current_task()
     return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
@@ -524,8 +525,8 @@ short.maxstring = short.maxother = 60
 def file_stamp(path: Path) -> tuple[Any, ...] | None:
     """Return a value that differs after a file, or any file in a folder, has changed; None: it cannot be read.
 
-    Of a file: (modification time in ns, size in bytes). Of a folder: (path, stamp) of each file in it, at any depth. None too if
-    a file of a folder is missing.
+    Of a file: (modification time in ns, size in bytes). Of a folder: (path, stamp) of each file in it, at any depth; the stamp of
+    a file in it that cannot be read is None.
     """
     try:
         if path.is_dir():
