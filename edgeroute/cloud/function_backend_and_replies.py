@@ -330,7 +330,7 @@ class FunctionBackend(AbandonedRuns):
         return result
 
     def _check_result(self, result: Any) -> Any:
-        """Return the function's result; raise BadReply if a plain function returned a coroutine. The coroutine is closed."""
+        """Return a plain function's result; raise BadReply if it is a coroutine, which is closed, or an async generator."""
         kind = type(result)
         if kind in (CoroutineType, AsyncGeneratorType):
             if kind is CoroutineType:

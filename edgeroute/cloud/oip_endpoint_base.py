@@ -233,7 +233,10 @@ class ServedModel(ABC):
 
     @property
     def known(self) -> dict[str, Any] | None:
-        """Stored metadata, in JSON types; None: not fetched yet."""
+        """Stored metadata in JSON types, to be saved for `recall`: inputs, outputs, version, hash, labels and kind.
+
+        None: it was not fetched yet.
+        """
         if self.inputs is None:
             return None
         inputs = [[*spec, self.datatypes.get(spec.name, NAMES.get(spec.dtype, TEXTS))] for spec in self.inputs]

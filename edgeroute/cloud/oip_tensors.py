@@ -93,7 +93,7 @@ def to_bytes(array: Array, datatype: str) -> memoryview | bytes:
 
 
 def to_json_values(array: Array, datatype: str) -> list[Any]:
-    """Return the values of a tensor for JSON, flat.
+    """Return the values of a tensor for JSON, as a flat list; bytes become text.
 
     Raises:
         BadInput: bytes that are no UTF-8 text.

@@ -38,14 +38,14 @@ class File(NamedTuple):
 
 
 def scalar(value: Any, where: str) -> str:
-    """Return a text, or a number, true or false as text.
+    """Return a text unchanged, or a number, true or false as its JSON; also of a NumPy scalar.
 
     Args:
         value: the value.
         where: name of the value and its place, for the error.
 
     Raises:
-        BadInput: the value is of another type.
+        BadInput: the value is of another type, NaN or infinity; the message does not quote it.
     """
     value = value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
     if isinstance(value, str):

@@ -122,7 +122,10 @@ class AsyncSockets(Sockets):
             self.loop.remove_writer(sock)
 
     def drop(self, sock: socket.socket) -> None:
-        """Close one socket, and remove its readers first: its file descriptor may be reused at once."""
+        """Close and disown one socket, once its reader and writer are removed from the loop: its number may be reused at once.
+
+        A loop that is closed, or has no readers, is no error.
+        """
         with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):  # closed, or without readers, or closed
             self._unread(sock)
             self.loop.remove_writer(sock)

@@ -162,7 +162,10 @@ class BlockingSockets(Sockets):
         raise errors[0] if errors else OSError(f"{host} has no address")
 
     def _connecting(self, there: SocketAddress) -> socket.socket:
-        """Return a socket whose connection to an address has begun; raise OSError if it fails at once."""
+        """Return a new socket whose connection to an address has begun; does not wait.
+
+        If it fails at once, close it, and raise OSError.
+        """
         sock = self.open(there.family)
         code = sock.connect_ex(there.address)
         if code and code not in _UNDER_WAY:

@@ -226,9 +226,12 @@ class HttpxConnections(Carrier):
     async def open(self, call: Call, until: float, cancel: StopToken | None = None) -> AsyncIterator[HttpxResponse]:
         """Send the call, and yield the reply once its head has come; blocks. See `Connections.open`.
 
-        At the end the response is closed, also if its body was not read. The client is made at the first call; one that `close`
-        found in use is closed after the last call. A cancel before the call raises Unreachable; a later one cuts the response,
-        but not the wait for its head.
+        At the end the response is closed, also if its body was not read. Without a client of the application one is made at the
+        first call; if `close` found it in use, it is closed after the last call. A stop request later than the head cuts the
+        response; it does not end the wait for the head.
+
+        Raises:
+            CloudError: there is no reply, no valid one, or a stop was requested before; also while the body is read.
         """
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more", unsent=True)

@@ -319,6 +319,8 @@ class Reading:
     def _begin(self, head: Head, data: bytes, rest: bytes) -> None:
         """Set status, headers and the framing of the body by the final head, `data`, and parse the bytes after it.
 
+        The body of an error reply whose length exceeds the limit is left unread.
+
         Raises:
             Malformed: the framing is ambiguous.
             BadReply: the reply has a content encoding, or is a success longer than the limit.

@@ -273,7 +273,10 @@ def _der_element(data: bytes, position: int, tag: int | None = None) -> tuple[by
 
 
 def context_for(address: Address) -> ssl.SSLContext:
-    """Return a new TLS context for an endpoint: TLS 1.2 or later, its authorities, the client's certificate. Reads files.
+    """Return a new TLS context for an endpoint, of TLS 1.2 or later, with the client's certificate if there is one. Reads files.
+
+    With `verify` True the system's and certifi's authorities count, with a path those in that file; with False nothing is
+    checked.
 
     Raises:
         PolicyError: the certificates cannot be read.
@@ -294,7 +297,7 @@ def context_for(address: Address) -> ssl.SSLContext:
 
 
 def context_for_proxy() -> ssl.SSLContext:
-    """Return a new TLS context for a proxy: TLS 1.2 or later, the system's and certifi's authorities."""
+    """Return a new TLS context for a proxy, of TLS 1.2 or later, with the system's and certifi's authorities. Reads files."""
     context = ssl.create_default_context()
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
     context.load_verify_locations(certifi.where())

@@ -1,4 +1,4 @@
-"""Contradictions in a policy, beyond errors in single keys, and their messages."""
+"""Contradictions in a policy, beyond errors in single keys; a policy's problems as values, and the values that messages quote."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem if a hedge comes after the deadline."""
+    """Yield a problem if the hedge, a time after which the next target is asked as well, is not before the deadline."""
     deadline, hedge = _seconds(data.get("deadline")), _seconds(data.get("hedge_after"))
     if deadline is not None and hedge is not None and hedge >= deadline > 0:
         text = f"expected less than the deadline, {quote_value(data['deadline'])}, found {quote_value(data['hedge_after'])}"

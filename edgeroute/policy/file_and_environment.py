@@ -107,8 +107,8 @@ class Environment(File):
     def _add(self, name: str, text: str) -> None:
         """Parse a variable, and store its value in `data` under its key, and its name.
 
-        Raise ValueError if it is no variable of the policy, empty, or invalid. A value for a section that is none in the file is
-        dropped.
+        Raise ValueError if it is no variable of the policy, empty, or invalid. A value is dropped if the file has something else
+        than a section in the place of its section.
         """
         key = self._key(name)
         section = str(key[0]) if len(key) > 1 else ""
@@ -233,7 +233,7 @@ def _named_secrets(data: Any) -> Iterator[str]:
 def _without_nulls(data: Any) -> Any:
     """Return a copy of data without keys whose value is null, at any depth, but not within `body`, which may send null.
 
-    Raises ValueError for text that is not valid.
+    Keys become text. Raises ValueError for a text that UTF-8 cannot write.
     """
     if isinstance(data, dict):
         return {
@@ -412,7 +412,10 @@ def _nodes(node: Any, known: dict[int, float]) -> float:
 
 @cache
 def _unique_keys() -> Any:
-    """Return a safe YAML loader that refuses a key that is there twice; a key from a merge (`<<`) may be overridden."""
+    """Return a class of safe YAML loaders that raise ValueError for a key that is there twice; cached, as it is made now.
+
+    A key from a merge (`<<`) may be overridden. The error for a value that does not fit its type does not quote it.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -77,7 +77,11 @@ class Model(Target):
     group: Text | None = Field(None, description=GROUP)
 
     def files(self) -> list[str]:
-        """Return the paths of the model, its card, its score, and of other files that the section names."""
+        """Return the paths of the model, its score, and of other files that the section names, as they are written there.
+
+        Without `card` the two places of the card are among them. The model's and the card's are left out for a model at an
+        address.
+        """
         given, paths = self.given(), super().files()
         score = given.get("score")
         paths += [score] if isinstance(score, str) and score not in SCORES else []
@@ -167,9 +171,9 @@ class InstalledCloud(Cloud):
     kind: Kind | None = Field(None, description="Kind of the outputs; without it their form decides.")
 
     def make(self, folder: Path) -> Any:
-        """Call the factory with the URL, the name, the further keys and the arguments of `Address`; return the endpoint.
+        """Call the protocol's factory with URL, name, the further keys and the arguments of `Address`; return the endpoint.
 
-        Raises PolicyError if it makes no endpoint.
+        Imports the package. Raises PolicyError if it makes no endpoint, and as `load_plugin`.
         """
         given = self.model_dump(include={"name", "labels", "kind"}, exclude_none=True)
         endpoint = load_plugin(PROTOCOLS, self.protocol, self.url, **given, **(self.model_extra or {}), **self.resolved(folder))

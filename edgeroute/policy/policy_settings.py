@@ -349,7 +349,7 @@ def explain(error: ValidationError) -> list[Problem]:
 
 
 def _problem(loc: Key, kind: str, context: Mapping[str, Any], value: Any) -> Problem:
-    """Return the problem of one pydantic error.
+    """Return the problem of one pydantic error: its key, and what was expected, the nearest valid word, or where the key belongs.
 
     A value that may be a secret is described, not quoted.
 

@@ -86,7 +86,10 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
 
 
 def runtime_schema(suffix: str, section: type[Registered]) -> dict[str, Any]:
-    """Return the schema of `[edge]` for model files with this suffix."""
+    """Return the schema of `[edge]` for model files with this suffix, of a runtime's section.
+
+    Its path must end in the suffix, or in that of a catalog's model; for a runtime of addresses it must begin as one.
+    """
     document = section.model_json_schema(schema_generator=_Plain)
     ends = f"({re.escape(suffix)}|{re.escape(ACTIVE)})$"  # a model of a catalog has the keys of its version's runtime
     document["properties"]["path"]["pattern"] = ends if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"

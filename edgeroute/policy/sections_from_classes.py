@@ -83,7 +83,9 @@ class Section(BaseModel):
 
 
 def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
-    """Return a decorator that adds the keys of classes to a section type; existing keys of the section stay.
+    """Return a decorator that makes a section type anew, with the keys of classes added; existing keys of the section stay.
+
+    Its `make` makes the first class. A parameter whose type a policy file cannot have gets no key.
 
     Args:
         classes: class that the section configures, and others whose arguments it takes.

@@ -170,9 +170,9 @@ ByRuntime = WrapValidator(_by_runtime)
 
 
 def for_file(section: Target, path: str, folder: Path) -> Target:
-    """Return the section for another model file, with the keys of this one that its runtime has, without hash and card.
+    """Return a new section for another model file, with the keys of this one that its runtime has, without hash and card.
 
-    Keys that its runtime lacks are dropped.
+    Keys that its runtime lacks are dropped. May import the runtime.
 
     Raises:
         PolicyError: one of them has a value that this runtime does not take.
@@ -202,7 +202,7 @@ def _errors(problems: list[tuple[Any, str, Any]]) -> ValidationError:
 
 
 def _text(section: type[Registered], error: Any) -> str:
-    """Return the message for one pydantic error of a runtime's section."""
+    """Return the message for one pydantic error of a runtime's section: what was expected, or the nearest word, and the value."""
     kind, key, context = error["type"], str(error["loc"][0]), error.get("ctx", {})
     if kind == "policy":
         return str(error["msg"])

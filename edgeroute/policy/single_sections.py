@@ -1,4 +1,4 @@
-"""Policy sections that occur once (limits, egress, audit, cache, outbox, trace, telemetry, fleet), `[[rule]]`, and paths."""
+"""Policy sections that occur once (limits, egress, audit, cache, outbox, trace, telemetry, gateway, fleet), `[[rule]]`, paths."""
 
 from __future__ import annotations
 

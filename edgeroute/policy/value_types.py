@@ -217,7 +217,10 @@ def checked_body(make: Callable[[], object], body: Any) -> Any:
 
 
 def _literals(body: Any) -> Iterator[str]:
-    """Yield the keys of a body, at any depth, that look like a secret's and have a text."""
+    """Yield the keys of a body, at any depth, that look like a secret's and have a text that is no placeholder.
+
+    They are cut to 40 characters.
+    """
     if isinstance(body, dict):
         for key, value in body.items():
             if isinstance(value, str) and value and not value.startswith("{") and _SECRET_FIELD.fullmatch(str(key).lower()):

@@ -1,4 +1,4 @@
-"""Machine-readable codes in a server's error, the only part of it that is quoted.
+"""Parts of a server's words that may be quoted: codes in its errors, names in its metadata; and the search for secrets in texts.
 
 Servers echo what they are sent: FastAPI's 422 has the input in it, a gateway's 401 the key. So no text is ever quoted, and a code
 only if it has the form of one, without digits, and shares no word with the request's body or credentials.

@@ -40,7 +40,7 @@ def _evaluate_type(text: Any, names: dict[str, Any]) -> Any:
 
 
 def unit_of(annotation: Any) -> tuple[Unit | None, bool]:
-    """Return the unit of a number's type, and True if None is a value of that type."""
+    """Return the unit with which a number's type is annotated (None: none), and True if None is a value of that type."""
     parts = get_args(annotation)
     unit = next((part for part in parts if isinstance(part, Unit)), None)
     if unit is not None or type(None) not in parts:
@@ -49,7 +49,7 @@ def unit_of(annotation: Any) -> tuple[Unit | None, bool]:
 
 
 def check_units(of: Callable[..., Any], given: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise unless each number that is given is in the range of its unit.
+    """Raise PolicyError unless each number that is given is in the range of its unit. None passes where the type allows it.
 
     Args:
         of: class or function that declares the arguments.

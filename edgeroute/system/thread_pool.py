@@ -1,4 +1,4 @@
-"""Pool of daemon threads in which a job never waits behind another one, and workers, threads that run one job again and again."""
+"""Pool of daemon threads in which no job waits behind another; workers, which run one job again and again; single threads."""
 
 from __future__ import annotations
 
