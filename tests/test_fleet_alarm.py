@@ -272,6 +272,17 @@ def test_the_tests_of_audits_are_about_answers_that_the_edge_gives_alone(tmp_pat
     assert stream["threshold"] == pytest.approx(GRID[INDEX])
 
 
+def test_a_store_of_idle_devices_has_nothing_to_test_until_they_are_used(tmp_path):
+    """Digests without a request of a model: the first look closes the day, and a model is found later."""
+    Store(tmp_path, devices=0).add(0)
+    idle = [(device_id(0), "site-0", "", "0.9.0", 1, True, 0)]
+    write_rows(tmp_path / "digests" / f"day={FIRST}" / "rows.parquet", "digests", idle)
+    report = look(tmp_path)
+    assert (report["closed"], report["alarm"], report["streams"]) == (str(FIRST), False, [])
+    Store(tmp_path).add(1)
+    assert only(look(tmp_path))["days"] == 1
+
+
 def test_two_runs_do_not_bet_at_once_and_damage_is_named(usual, tmp_path):
     store = copied(usual, tmp_path)
     tests = FleetAlarms(store.folder)

@@ -129,6 +129,19 @@ def test_the_page_stands_alone(tmp_path):
 
 
 @pytest.mark.matrix
+def test_a_month_that_begins_with_an_idle_day_has_its_page(tmp_path):
+    """Nothing is spent yet, and the end of the month is forecast all the same."""
+    pytest.importorskip("matplotlib")
+    digests = list(fleets.random_fleet(3, 8, first=date(2026, 11, 24)))
+    idle = [d._replace(requests=(), confidences=(), audits=()) if d.day == "2026-12-01" else d for d in digests]
+    fleets.write_store(tmp_path / "store", idle)
+    code, out, err = cli("fleet", "report", tmp_path / "store", "--html", tmp_path / "page.html", "--budget", 1e6)
+    assert (code, err) == (0, "")
+    assert "0.00 USD spent in 2026-12" in out
+    assert (tmp_path / "page.html").read_text().count("<figure>") == 4
+
+
+@pytest.mark.matrix
 def test_damaged_tables_are_named(fleet, tmp_path):
     """Their rows are in no sum, and the others are."""
     digests, _ = fleet

@@ -164,7 +164,7 @@ class FleetAlarms:
             self._read_bets(closed)
             self._discover(last, closed)
             self._load_rates()
-            start = min(stream["first"] for stream in self._streams.values()) if closed is None else closed + 1
+            start = min((s["first"] for s in self._streams.values()), default=last) if closed is None else closed + 1
             for day in range(start, last + 1):
                 self._close_day(day)
             self._save(bets=True)
@@ -306,7 +306,8 @@ class FleetAlarms:
     def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
         """Begin a daily and a weekly test of a metric, with the days up to this one as reference; set the stream's threshold.
 
-        No test begins with fewer than `EVENTS` events, or of losses without wins and labels. Adds usual rates to the database.
+        No test begins with fewer than `EVENTS` events, or of losses without wins and labels. Adds usual rates to the database. Of
+        many devices about `_SAMPLE` are read, and a device's day weighs at most `_LARGEST` times the median one.
         """
         metric, first = METRICS[name], stream["first"]
         weekdays = day - first + 1 >= 2 * WEEK
@@ -437,7 +438,10 @@ def _bet(test: dict[str, Any], kind: str, units: dict[str, Floats], day: int, st
 
 
 def _alarm(name: str, test: dict[str, Any]) -> dict[str, Any]:
-    """Return an alarm in JSON types: the change against what is usual at the same hours, with its interval."""
+    """Return an alarm in JSON types: the daily test's change against what is usual at the same hours, with its interval.
+
+    `broad` tells if the weekly test, which allows for liars, has an alarm as well.
+    """
     daily, weekly = PooledDrift.load(test["daily"]), PooledDrift.load(test["weekly"])
     value, low, high = (float(x) / test["daily usual"] for x in daily.ratio())
     since = daily.since
