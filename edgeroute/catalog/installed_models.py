@@ -168,7 +168,7 @@ class Installed:
     def rollback(self, name: str, *, why: str = "") -> Pointer:
         """Verify the previous version and make it active again. Updates will not activate the version that was in use any more.
 
-        Then there is no previous version any more.
+        Then there is no previous version any more; a pin stays.
 
         Args:
             name: name of the model.

@@ -428,7 +428,7 @@ def _drop(part: Path) -> None:
 
 
 def _install(entry: Entry, wanted: Sequence[FileEntry], folder: Path, parts: Path) -> None:
-    """Move the downloaded files to the version's folder.
+    """Move the downloaded files to the version's folder; entry.json, which makes it a version, is written last.
 
     A new version's folder has a temporary name until it is whole; damaged files of an existing one are replaced one by one. A
     file that occurs twice is copied; its part is deleted with the last.

@@ -150,8 +150,8 @@ def state_folder(data: Mapping[str, Any], folder: Path, state: str | Path | None
 def in_force(data: Mapping[str, Any], folder: Path, state: str | Path | None = None) -> dict[str, Any]:
     """Return a policy file's data as they are in force: the signed policy, with the file's own `[local]` keys over it.
 
-    Without `[fleet] policy`, or with no signed version yet, the file's data with `[local]` over them. Arguments and errors as of
-    `state_folder`.
+    Without `[fleet] policy`, or with no signed version yet, the file's data with `[local]` over them. `[fleet]` and `state` are
+    always the file's own. Arguments and errors as of `state_folder`; PolicyError for a `[local]` that is no section.
     """
     own = {key: value for key, value in data.items() if key != "local"}
     local = data.get("local", {})
@@ -310,7 +310,7 @@ class Follower:
     def _turn(self) -> float:
         """Reload if another process changed the standing; as the leader, also check trial, catalog and budget.
 
-        Returns the seconds until the next turn.
+        The budget is applied even if the catalog cannot be read; errors pass. Returns the seconds until the next turn.
         """
         self._lead()
         if (stamp := file_stamp(self._path)) != self._seen:
@@ -446,7 +446,10 @@ class Follower:
             self._save(new)
 
     def _look(self) -> None:
-        """Confirm a version on trial after enough requests, or roll it back and reload if too many failed; store either."""
+        """Confirm a version on trial after enough requests, or roll it back and reload if too many failed; store either.
+
+        Once this process has run for `ALIVE_S`, starts on trial are counted anew. A no-op without a trial.
+        """
         known = standing(self._state)
         if not known.trial:
             return
@@ -465,10 +468,10 @@ class Follower:
         self._save(known._replace(tried=0, attempts=0, refused=_refused_with(known, version, why)))
 
     def _switch(self, new: Standing) -> Standing:
-        """Put a standing in force, and store it then: a `kill -9` between leaves the stored one. Return it.
+        """Put a standing in force by a reload, and store it then: a `kill -9` between leaves the stored one. Return it.
 
         Raises:
-            EdgerouteError: it cannot be used or stored; the one before is in force.
+            EdgerouteError: it cannot be used or stored; the one before is in force, but an emergency order counts even unstored.
         """
         with self._replacing:  # a reload by others between the two would read the stored one
             with set_within(_tried, new):

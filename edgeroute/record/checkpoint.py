@@ -41,8 +41,8 @@ class Checkpoint:
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
         """Restore the spending, latencies, and endpoints' bandwidths and metadata of earlier runs.
 
-        Delete damaged values from the file. Nothing else is restored if the spending cannot be. Parts (`dumps`) restore their
-        state themselves.
+        Damaged values are deleted from the file. Nothing else is restored if the spending cannot be. Parts (`dumps`) restore
+        their state themselves.
         """
         store = self.store
         if not self.spending.recall():

@@ -316,10 +316,10 @@ class OpenTelemetry(Instrument):
         return headers
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """End the attempt's span, and record its duration and tokens.
+        """End the attempt's span, and record its duration and tokens. A cancelled attempt is no error.
 
-        For a function, whose beginning is not reported, create it now. Probes, and attempts whose span is not known, are ignored.
-        A cancelled attempt is no error.
+        The span of a function, whose beginning is not reported, is created only now. Probes, and attempts whose span is not
+        known, are ignored.
         """
         span, began = self._attempts.pop(ended.number, (None, None)) if ended.number else (None, None)
         if span is None:
@@ -335,10 +335,10 @@ class OpenTelemetry(Instrument):
             self._meters.attempt(ended, began)
 
     def _span(self, name: str, request: str, attributes: Mapping[str, Any], begun_ns: int | None = None) -> Span:
-        """Start the span of an attempt.
+        """Start the span of an attempt, within that of its request.
 
-        It is in that of its request; for a batch, beside those of its rows; later than the request, by itself; the last two with
-        links.
+        For a batch it is in the caller's span, beside those of its rows, and linked to them; for a request that has ended it
+        stands by itself, linked to its span if that is remembered.
         """
         links: list[Link] = []
         if (opened := self._open.get(request)) is not None:
@@ -366,7 +366,7 @@ class OpenTelemetry(Instrument):
             self._tracer.start_span("edgeroute.late", Context(), attributes=attributes, links=links).end()
 
     def _take_open(self, identity: str) -> _OpenSpan | None:
-        """Remove and return the open span of a request that ends, and remember its context; None if it is not open.
+        """Remove and return the open span of a request that ends, also from its batch; remember its context. None if not open.
 
         At most `EARLIER` contexts are remembered.
         """

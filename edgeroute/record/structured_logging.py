@@ -53,7 +53,10 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line of ASCII JSON, with texts sanitised and truncated. A traceback is cut to its end."""
+        """Return the record as one line of ASCII JSON: time, level, logger, message, a request's fields, and a traceback's end.
+
+        Texts are sanitised and truncated. Other attributes of the record are left out.
+        """
         time_of_day = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"at": time_of_day, "level": record.levelname.lower(), "logger": record.name}
         line["message"] = clean(record.getMessage(), LONGEST)

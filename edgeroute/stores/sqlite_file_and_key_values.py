@@ -643,7 +643,7 @@ class KeyValueStore(ForkSafe):
         return DELAY_S if self.flush() and (self._fresh or self._sums) else None
 
     def _parse_values(self, texts: Iterable[tuple[str, Any]]) -> Iterator[Any]:
-        """Yield the values of (name, JSON) pairs; delete those that cannot be parsed from memory and file, with a warning."""
+        """Yield the values of (name, JSON) pairs. Those that cannot be parsed are deleted in memory and file, with a warning."""
         for name, text in texts:
             try:
                 value = json.loads(text.encode())  # fails for text that is not valid UTF-8

@@ -184,7 +184,7 @@ class Disk(ForkSafe):
     def _make_room(self, connection: sqlite3.Connection, size: int) -> bool:
         """Delete the oldest entries until `size` more bytes fit in the file. Return True if they do.
 
-        False, with nothing deleted, for more than the whole file may have.
+        False, with nothing deleted, for more than the whole file may have; False too if deleting all is not enough.
         """
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         needed, count = size + 4 * page, 1  # the row and its two places in indices may each begin a page
@@ -372,8 +372,8 @@ class Cache(ForkSafe):
     def _find(self, key: bytes, late: bool, fetched: Mapping[bytes, Entry] | None) -> tuple[Entry | None, State | None]:
         """Return entry and state, from memory if it is fresh there, else the newer of memory's and the disk's; or (None, None).
 
-        Updates memory and counters. `late`: expired entries may be returned, too. An entry too old for any use is dropped from
-        memory; one dated in the future is dated now, on disk too.
+        Updates memory and counters. `late`: expired entries are returned, too; else they count as misses. An entry too old for
+        any use is dropped from memory; one dated in the future is dated now, on disk too.
         """
         now_s = self._clock()
         with self._lock:

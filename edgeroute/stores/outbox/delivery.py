@@ -443,9 +443,9 @@ class Delivery(ForkSafe):
     def _deliver(self, row: Listed, waiting: Waiting) -> None:
         """Send a request, in a worker's thread, and store the outcome: the answer, a failure to retry, a dead letter, or a pause.
 
-        Failures not about the request pause its lane, without counting an attempt. Retriable ones, and statuses that are not
-        about the input (401, 404), back off at random, at least as long as the server demands. Others are logged and make it a
-        dead letter. Never raises; nudges the loop at the end.
+        Failures not about the request, and all once the main thread has ended, pause its lane, without counting an attempt.
+        Retriable ones, and statuses that are not about the input (401, 404), back off at random, at least as long as the server
+        demands. Others are logged and make it a dead letter. Never raises; nudges the loop at the end.
         """
         name = row.id
         try:

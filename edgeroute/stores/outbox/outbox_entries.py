@@ -154,7 +154,7 @@ def read_lenient(row: Sequence[Any]) -> Listed:
 
 
 def read_waiting(row: Sequence[Any]) -> Waiting:
-    """Return the request in a row of `WAITING`, after checking all columns.
+    """Return the request in a row of `WAITING`, after checking all columns; headers and provisional answer are parsed as JSON.
 
     Raises:
         Damaged: the request cannot be sent as it was put.

@@ -107,7 +107,10 @@ def _frozen(value: Any) -> Any:
 
 
 def _problems(fields: dict[str, Any]) -> Iterator[str]:
-    """Yield the problems of a digest's fields; later ones assume that there is none before."""
+    """Yield the problems of a digest's fields in words.
+
+    Only the first may be asked for: later checks assume that there is none before.
+    """
     if fields.keys() != {*Digest._fields}:
         yield "expected other keys"
     if not (isinstance(fields["device"], str) and re.fullmatch("[0-9a-f]{32}", fields["device"])):

@@ -136,7 +136,7 @@ class FleetAlarms:
         return dict(self._db.execute("SELECT key, arg_max(model, day) FROM audited GROUP BY key ORDER BY key").fetchall())
 
     def audits(self, key: str, policy: str = "") -> FleetAudits:
-        """Return the audits of a model since its tests began anew; stores their lowest rate at the first look.
+        """Return the audits of a model since its tests began anew. Their low rate of drawing is stored at the first look.
 
         Args:
             key: digest of the model's fingerprints.
@@ -281,7 +281,8 @@ class FleetAlarms:
     def _inherit(self, stream: dict[str, Any], day: int) -> None:
         """Begin the tests of a new policy's audits by the usual rates of the same model under an earlier policy, if there is one.
 
-        The first devices of a policy are a sample of the fleet, so the level rises by twice the standard error of their mean.
+        Takes over that policy's threshold, too. The first devices of a policy are a sample of the fleet, so the level rises by
+        twice the standard error of their mean. A no-op for a model that began anew.
         """
         earlier = [other for other in self._streams.values() if other["key"] == stream["key"] and "differ" in other["tests"]]
         donor = max(

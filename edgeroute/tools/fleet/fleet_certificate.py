@@ -107,7 +107,10 @@ class FleetAudits:
         return counts
 
     def liars_weight(self, share: float) -> float:
-        """Return the largest part of the weight of all audits that this share of the devices can have, rounded up, 0..1."""
+        """Return the largest part of the weight of all audits that this share of the devices can have, rounded up, 0..1.
+
+        Rounded to multiples of `_STEP`; 0 for a share of 0.
+        """
         if not share:
             return 0.0
         rows = self._db.execute("SELECT sum(audited * weight) AS weight FROM fleet_audits GROUP BY device").fetchnumpy()

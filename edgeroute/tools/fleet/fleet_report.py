@@ -199,7 +199,10 @@ def _sum(store: Any, since: date) -> None:
 
 
 def _sums(store: Any, key: str, table: str) -> list[Sums]:
-    """Return the sums of a table by a key, the most requests first; the sums of nothing are one row for a constant key."""
+    """Return the sums of a table by a key, the most requests first; the sums of nothing are one row for a constant key.
+
+    Devices are counted by the table's rows, or for `by_day` by the day's digests.
+    """
     counts = ", ".join(f"sum({name})" for name in COUNTS)
     devices = "count(DISTINCT device)" if table == "by_device" else "0"
     rows = store.execute(

@@ -108,7 +108,8 @@ class Devices:
     def _draw(self, part: int, day: int) -> tuple[Counts, Counts, Bools]:
         """Draw the counts of one part of the devices on that day, by events of the fleet; changes who is offline.
 
-        From their days on, some devices' disagreement rises, and liars report false counts.
+        An outage lowers the counts of its day. From their days on, some devices' disagreement rises, and liars report false
+        counts.
         """
         rng, devices, fleet = self._rngs[part], self._parts[part], self.fleet
         offline = self._offline[devices]
@@ -222,10 +223,9 @@ def _reference(sample: list[tuple[Counts, Counts]], rates: Floats) -> float:
 
 
 def simulate(fleet: Fleet, progress: Callable[[int], object] = lambda _day: None) -> Days:
-    """Simulate the days of a fleet: its alarms, rollouts of a good and a bad policy, and suspects.
+    """Simulate the days of a fleet: its alarms, rollouts of a good and a bad policy, and suspects every `REFERENCE` days.
 
-    `progress` is called after each day. The first `REFERENCE` days give the usual rates, and no call of `progress`. Deterministic
-    by the fleet's seed.
+    `progress` is called after each day but the first `REFERENCE`, which give the usual rates. Deterministic by the fleet's seed.
     """
     world, begins = Devices(fleet), fleet.begins
     sums, numbers = np.zeros(CELLS), np.zeros(CELLS)
@@ -275,7 +275,7 @@ def simulate(fleet: Fleet, progress: Callable[[int], object] = lambda _day: None
 
 
 def _level(rng: np.random.Generator, expected: Floats, rate: Floats, periods: int) -> tuple[float, float]:
-    """Return the usual rate and the highest usual ratio by a reference of so many periods of at most `SAMPLE` devices."""
+    """Draw a reference of so many periods of at most `SAMPLE` devices; return its usual rate and the highest usual ratio."""
     expected, rate = expected[:SAMPLE], rate[:SAMPLE]
     differ = rng.poisson(np.broadcast_to(expected * rate, (periods, len(rate)))).astype(float)
     audited = differ + rng.poisson(np.broadcast_to(expected * (1 - rate), differ.shape))
