@@ -270,7 +270,7 @@ def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
     if runs_code and not trust:
         raise _untrusted(path)
     if runs_code:
-        sys.path.append(str(Path.cwd()))  # a pickle names the modules of its classes
+        sys.path.append(here := str(Path.cwd()))  # a pickle names the modules of its classes
     try:
         with examples.as_errors(f"{path} cannot be loaded"):
             if not path.is_dir():
@@ -282,7 +282,7 @@ def _load(path: Path, given: Any, *, trust: bool) -> Loaded:
         raise
     finally:
         if runs_code:
-            sys.path.remove(str(Path.cwd()))
+            del sys.path[-1 - sys.path[::-1].index(here)]  # the last one: the first may have been there before
 
 
 def _untrusted(path: Path) -> PolicyError:

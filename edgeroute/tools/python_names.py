@@ -26,7 +26,7 @@ def python_object(text: str, what: str) -> Any:
         PolicyError: there is no such module or name.
     """
     module, _, name = text.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, here := str(Path.cwd()))
     try:
         thing: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -34,5 +34,6 @@ def python_object(text: str, what: str) -> Any:
     except (ImportError, AttributeError, ValueError) as e:
         raise PolicyError(f"{text} is no {what} in Python: {e}; name it as module:name") from e
     finally:
-        sys.path.pop(0)
+        if here in sys.path:
+            sys.path.remove(here)  # the first one; the module may have inserted others before it
     return thing
