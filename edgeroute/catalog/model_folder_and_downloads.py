@@ -1,4 +1,4 @@
-"""Folder of a device's models, and downloads into it: a folder for each version, and for each model the name of the active one.
+"""Folder of a device's models (`Store`), with the name of each one's active version (`Pointer`), and `download` into it.
 
 STORE/NAME.active                 {"version": ..., "previous": ...}: replaced atomically
 STORE/versions/NAME/VERSION/      the files, and entry.json, which is written last

@@ -1,4 +1,4 @@
-"""Counters of a router's requests and targets, thread-safe: latencies, outcomes and deferrals."""
+"""Counters of a router's requests and targets (`Counts`), thread-safe: latencies, outcomes and deferrals."""
 
 from __future__ import annotations
 

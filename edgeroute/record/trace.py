@@ -1,4 +1,4 @@
-"""Trace: one JSON record per answer, sampled, to a function or a file that is rotated; by default without inputs."""
+"""Trace (`Trace`): one JSON record per answer, sampled, to a function or a file that is rotated; by default without inputs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Readers of a device's sensors, one subject a file: battery and power, load and memory, heat and throttling, GPU, network."""
+"""Readers of a device's sensors, one subject a file: batteries and power; load, memory and GPU; heat; phones and desktops."""

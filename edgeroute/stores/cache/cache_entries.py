@@ -1,4 +1,4 @@
-"""Cache entries (`Entry`, `CachedEntry`) with their size in memory: private copies, which later changes by the caller spare."""
+"""Cache entries (`Entry`, `CachedEntry`): private copies, which the caller's later changes do not reach, with their size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cache keys of inputs, by SHA-256 over an injective encoding; fingerprints of models, functions and files."""
+"""Cache keys of inputs (`digest`), by SHA-256 over an injective encoding; `fingerprint` of models, functions and files."""
 
 from __future__ import annotations
 

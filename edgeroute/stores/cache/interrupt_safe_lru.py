@@ -1,4 +1,4 @@
-"""LRU table that an interrupt in the middle of a change, or a signal handler that uses it, leaves intact."""
+"""LRU table (`Recent`) that an interrupt in the middle of a change, or a signal handler that uses it, leaves intact."""
 
 from __future__ import annotations
 

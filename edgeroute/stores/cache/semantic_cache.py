@@ -1,4 +1,4 @@
-"""Semantic cache, in memory only: answer to a similar text, by cosine similarity of embeddings."""
+"""Semantic cache (`Semantic`), in memory only: answer to a similar text, by cosine similarity of embeddings."""
 
 from __future__ import annotations
 

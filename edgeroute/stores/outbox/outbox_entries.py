@@ -1,4 +1,4 @@
-"""Data types of the outbox, and the parsing of its rows: strict where an entry is used, lenient where it is only listed."""
+"""Data types of the outbox (`Waiting`, `Listed`, `Late`, `Put`), and parsing of its rows: strict for use, lenient for lists."""
 
 from __future__ import annotations
 

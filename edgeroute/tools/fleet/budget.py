@@ -1,4 +1,4 @@
-"""Daily budget of a fleet: split over the devices by their recent use, and signed like a policy.
+"""Daily budget of a fleet: split over the devices by their recent use (`shares`), and signed like a policy (`renew`).
 
 The signed rule is four numbers for each limit, whatever the number of devices: a device knows its own use, and computes its own
 limit. So no list of devices is downloaded, no id is published, and a device whose id was rotated keeps its limit.

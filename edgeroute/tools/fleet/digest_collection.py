@@ -1,4 +1,4 @@
-"""Collection of a fleet's digests into a store: many are read at once, bad ones are refused by name, and none counts twice."""
+"""Collection of a fleet's digests into a store (`collect`): bad ones are refused by name, and none counts twice."""
 
 from __future__ import annotations
 

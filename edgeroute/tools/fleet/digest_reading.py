@@ -1,4 +1,4 @@
-"""Reading of digests that anybody may have written: each number, text and size is checked before one is counted."""
+"""Reading of digests that anybody may have written (`decode`): each number, text and size is checked before one is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alarms of a fleet: pooled tests of a store's days, each bet on once, with their state in the store; and suspect devices.
+"""Alarms of a fleet (`FleetAlarms`): tests of a store's days, each bet on once, with their state in the store; suspect devices.
 
 A day is closed some hours after its end, for a device once the digest of its whole day is here. A device's counts of closed days
 that were not bet on yet, those of days that came late among them, are one bet of the device on the last closed day. Counts that

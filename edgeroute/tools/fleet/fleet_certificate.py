@@ -1,4 +1,4 @@
-"""Counts of a fleet's audits, bounded by device and day, and the bounds of the loss that they give."""
+"""Counts of a fleet's audits (`FleetAudits`), bounded by device and day, and the bounds of the loss that they give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequential tests of a fleet's counts, pooled over devices, and the search for suspect devices; numpy alone.
+"""Sequential tests of a fleet's counts (`PooledDrift`), pooled over devices, and the search for `suspects`; numpy alone.
 
 The unit is a device-period, such as a device's day: its events (answers that differ, harms, deferrals) against the number that is
 expected of its audits or requests at the usual rate of their hours. A device-period counts once, however much it reports.

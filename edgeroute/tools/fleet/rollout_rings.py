@@ -1,8 +1,8 @@
-"""Rollout of a signed policy in rings: its publication, and the decision by digests to go on, to halt or to roll back.
+"""Rollout of a signed policy in rings: its publication (`publish`, `promote`), and the decision by digests (`decide`).
 
-The decision compares the devices of the ring with the rest of the fleet in the same blocks of hours. A device is one
-observation, whatever its number of requests, since requests of one device resemble each other. Each limit of `--halt` is decided
-by an interval that holds at every look, or the decision waits.
+The decision is to go on, to wait, to halt or to roll back. It compares the devices of the ring with the rest of the fleet in the
+same blocks of hours. A device is one observation, whatever its number of requests, since requests of one device resemble each
+other. Each limit of `--halt` is decided by an interval that holds at every look, or the decision waits.
 """
 
 from __future__ import annotations
