@@ -132,6 +132,12 @@ def test_ray_agrees_to_the_bit(fleet, tmp_path):
     assert json.dumps(ray.as_dict()) == json.dumps(one.as_dict())
 
 
+def test_an_engine_that_there_is_not(fleet, tmp_path):
+    """It is refused, rather than taken for the local one."""
+    with pytest.raises(BadInput, match="local or ray, not 'Ray'"):
+        replay_fleet(fleet, policy(tmp_path), engine="Ray")
+
+
 def test_the_command(fleet, tmp_path):
     """Of a folder the command sums up; a file takes no engine; a folder of damaged traces is an error of one line."""
     code, out, err = cli("replay", fleet, "--policy", policy(tmp_path), "--processes", "2")

@@ -220,12 +220,14 @@ def replay_fleet(
         options: as those of `replay`.
 
     Raises:
-        BadInput: no trace, or none that can be read.
+        BadInput: no trace, or none that can be read; the engine is unknown.
         PolicyError: the policy is invalid, or there is no such network or thermal course.
         TypeError: an option is unknown.
         EdgerouteError: a process was killed.
         RuntimeMissing: Ray or pyarrow is not installed.
     """
+    if engine not in {"local", "ray"}:
+        raise BadInput(f"engine is local or ray, not {engine!r}")
     given = check_options(Options(**options))
     setup = policy if isinstance(policy, Setup) else Setup.read(policy)
     shards = [*traces(Path(folder)).items()]
