@@ -1,4 +1,4 @@
-"""Exceptions, grouped by whose fault they are.
+"""Exceptions, grouped by whose fault they are; `check_number` for arguments, and `nearest`, a hint after an invalid word.
 
 EdgerouteError
 ├── PolicyError (ValueError)           the policy's: a key, a unit, a contradiction

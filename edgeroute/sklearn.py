@@ -1,4 +1,4 @@
-"""scikit-learn classifier of two: one runs on the device, and another answers the rows of which the first is not sure."""
+"""`RoutedClassifier`, a scikit-learn classifier of two: one on the device, and another for the rows of which that is not sure."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Fleet(ForkSafe, Part):
         if isinstance(result, Answer):
             latency_s, outcome, fields = result.latency_s, result._outcome, "rg" if result.degraded else "r"  # noqa: SLF001
             if outcome is not None:
-                target, deferred, confidence = _judged(plan, outcome)
+                target, deferred, confidence = _target_and_confidence(plan, outcome)
             else:  # of the cache, or of an equal request
                 deferred = result.source == "cloud" and plan.legs[0].permit is None
                 target = target if deferred else result.leg
@@ -139,7 +139,7 @@ class Fleet(ForkSafe, Part):
         """Queue what a request, or a batch, has cost (bytes, dollars) for counting; nothing if no endpoint was asked."""
         if costs := walks[0].costs.values():
             plan, at = walks[0].request.plan, daily_digests.clock()
-            target = max((_judged(plan, walk.outcome) for walk in walks), key=lambda judged: judged[1])[0]
+            target = max((_target_and_confidence(plan, walk.outcome) for walk in walks), key=lambda judged: judged[1])[0]
             moved, usd = sum(cost.sent_bytes + cost.received_bytes for cost in costs), sum(cost.usd for cost in costs)
             self._new.append(_Event(at, walks[0].request.snapshot, plan, target, "", None, UNJUDGED, moved, usd))
 
@@ -156,7 +156,7 @@ class Fleet(ForkSafe, Part):
         self._waiting = False
         sums = defaultdict[str, Counter[str]](Counter)
         with self._lock:
-            for event, number, moved, usd in self._alike():
+            for event, number, moved, usd in self._drain_by_kind():
                 day, hour = day_and_hour(event.at)
                 group, micro_usd = self._group(event.snapshot, event.plan, event.target), usd * 1e6 + self._rest
                 self._rest = micro_usd - int(micro_usd)
@@ -165,7 +165,7 @@ class Fleet(ForkSafe, Part):
                 if event.latency_s is not None:
                     row[str(bucket(event.latency_s))] += number
                 if event.confidence is not UNJUDGED:
-                    sums[row_name(day, "confidences", 0, group)][str(_index(event.confidence))] += number
+                    sums[row_name(day, "confidences", 0, group)][str(_confidence_index(event.confidence))] += number
             for at, of in _drain(self._audited):
                 day, hour = day_and_hour(at)
                 plan, request = of.plan, of.request
@@ -186,7 +186,7 @@ class Fleet(ForkSafe, Part):
         if self._open:
             self._uploader.start()  # in a forked child
 
-    def _alike(self) -> Iterable[tuple[_Event, int, int, float]]:
+    def _drain_by_kind(self) -> Iterable[tuple[_Event, int, int, float]]:
         """Empty the queue of requests.
 
         Return an event of each kind (hour, group, buckets), its number, and sums of bytes and dollars.
@@ -195,7 +195,7 @@ class Fleet(ForkSafe, Part):
         for event in _drain(self._new):
             at, snapshot, plan, target, fields, latency_s, confidence, moved, usd = event
             place = -1 if latency_s is None else bucket(latency_s)
-            index = UNJUDGED if confidence is UNJUDGED else _index(confidence)
+            index = UNJUDGED if confidence is UNJUDGED else _confidence_index(confidence)
             key = at // HOUR_S, id(snapshot), target, plan.arm, plan.data_class, fields, place, index
             first, number, bytes_, dollars = kinds.get(key) or (event, 0, 0, 0.0)
             kinds[key] = first, number + 1, bytes_ + moved, dollars + usd
@@ -255,7 +255,7 @@ class Fleet(ForkSafe, Part):
         self._store.leave(self)
 
 
-def _judged(plan: Plan, outcome: Outcome) -> tuple[str, bool, Any]:
+def _target_and_confidence(plan: Plan, outcome: Outcome) -> tuple[str, bool, Any]:
     """Return the target that a request counts for, True if an edge deferred it, and the confidence of that edge's answer.
 
     The target is the edge model that answered, or the last one whose answer was not accepted, or the first target.
@@ -271,7 +271,7 @@ def _judged(plan: Plan, outcome: Outcome) -> tuple[str, bool, Any]:
     return legs[0].name, legs[0].permit is None, UNJUDGED
 
 
-def _index(confidence: Any) -> int:
+def _confidence_index(confidence: Any) -> int:
     """Return the index of the highest threshold of `CONFIDENCES` that accepts a confidence; -1: none, or no confidence."""
     return -1 if confidence is None or confidence != confidence else bisect_right(CONFIDENCES, confidence) - 1  # noqa: PLR0124
 

@@ -157,9 +157,9 @@ class Loop:
         if permit is None:
             off_loop = partial(in_edge_thread, self.engine.edge_threads)
         leg = legs.run_async(start, permit, backend, off_loop, send if streams else None)
-        return self._leg(leg, start, backend, to)
+        return self._run_as_task(leg, start, backend, to)
 
-    def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, backend: Any, send: Send) -> Stop:
+    def _run_as_task(self, leg: Coroutine[Any, Any, Event], start: Start, backend: Any, send: Send) -> Stop:
         """Run a leg as a task, which always sends an event, also when cancelled. Return the function that cancels it.
 
         An edge that goes on after its cancellation is counted in `backend.stopping` until it ends.

@@ -169,19 +169,19 @@ class Caching(Part):
             return self._cached_answer(entry, "cache", request, ""), None
         if entry is not None and age == "revalidate":
             flight = self.flights.join(key)
-            if flight.leads and not self._renew(request, flight, proceed):
+            if flight.leads and not self._revalidate(request, flight, proceed):
                 flight.failed()
             return self._cached_answer(entry, "stale", request, " and past its time, being renewed"), None
         semantic = self.cache.semantic
         if semantic is not None and isinstance(request.inputs, str):
-            near = yield Block(partial(self._near, semantic, prefix, request.inputs), self._looks_until(request), needed=False)
+            near = yield Block(partial(self._similar, semantic, prefix, request.inputs), self._looks_until(request), needed=False)
             if near is not None and is_accepted(request.plan, near[0]):
                 entry, similarity = near
                 note = f", for a text like it (semantic {similarity:.2f} >= {semantic.threshold:g})"
                 return self._cached_answer(entry, "cache", request, note), None
         return None, self.flights.join(key, held=bool(request.shows))
 
-    def _near(self, semantic: Semantic, prefix: bytes, text: str) -> tuple[Entry, float] | None:
+    def _similar(self, semantic: Semantic, prefix: bytes, text: str) -> tuple[Entry, float] | None:
         """Return the entry for a similar text, and the similarity; None if there is none.
 
         Computes an embedding; its error is logged.
@@ -197,7 +197,7 @@ class Caching(Part):
         self._router.counts.note("cached")
         return _answer(entry, source, request, note)
 
-    def _renew(self, stale: Request, flight: Flight, proceed: Proceed) -> bool:
+    def _revalidate(self, stale: Request, flight: Flight, proceed: Proceed) -> bool:
         """Start the revalidation of a stale entry in the background, on a copy of the input, as the caller may write to it.
 
         Its answer is stored and given to the flight, which ends in any case. Return False if there is no thread for it, or no

@@ -115,7 +115,7 @@ def assemble(
     engine.snapshot = build(engine.arguments, partial(guard, engine))
     records = (bool(sinks) and sensors is not None) or any(getattr(sink, "reads_sensors", False) for sink in sinks)
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=records)
-    _fix(engine, cache, _outbox(outbox, offline, folder), spawn, parts)
+    _set_fixed_parts(engine, cache, _outbox(outbox, offline, folder), spawn, parts)
     engine.use()
     for part in parts:
         if hasattr(part, "attach") and type(part).__module__.startswith("edgeroute."):  # no other may make calls of its own
@@ -191,7 +191,7 @@ def guard(engine: Engine, backend: CloudBackend) -> Guard:
     )  # fmt: skip
 
 
-def _fix(
+def _set_fixed_parts(
     engine: Engine,
     cache: Cache | None,
     outbox: Outbox | None,

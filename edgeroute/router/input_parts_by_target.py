@@ -43,14 +43,14 @@ class TargetViews:
         for key, value in views.items():
             if not isinstance(key, tuple) and key not in names:
                 raise PolicyError(f"views has {clean(repr(key), 80)}, which is no side or target here: {nearest(key, names)}")
-            _check(key, value)
+            _check_view(key, value)
         self.views: list[View | None] = []  # view of each target; None: it takes the whole input
         self.cells: list[int] = []  # for each target, the index of the first one on its side with the same view
         for target in targets:
             number = (target.side, numbers[target.side].index(target.name))
             named = None if target.name in SIDES else views.get(target.name)
             view: View | None = named or views.get(number) or views.get(target.side)
-            same = (i for i, other in enumerate(self.views) if targets[i].side == target.side and _same(other, view))
+            same = (i for i, other in enumerate(self.views) if targets[i].side == target.side and _same_view(other, view))
             self.cells.append(next(same, len(self.views)))
             self.views.append(view)
         self.given = any(view is not None for view in self.views)
@@ -102,7 +102,7 @@ class TargetViews:
         if view is None:
             return x
         if isinstance(view, str):
-            return _item(x, view, target.name)
+            return _item_under_key(x, view, target.name)
         try:
             seen = call_contained(view, x)
         except BadInput:
@@ -116,7 +116,7 @@ class TargetViews:
         return seen
 
 
-def _same(view: View | None, other: View | None) -> bool:
+def _same_view(view: View | None, other: View | None) -> bool:
     """Return True if two views are one function or equal keys."""
     return view is other or (isinstance(view, str) and isinstance(other, str) and view == other)
 
@@ -130,7 +130,7 @@ def _view_error(target: Target, why: str) -> Exception:
     return Held(f"the view for {target.name} failed ({why}), so nothing was sent", code="view")
 
 
-def _check(key: Any, view: Any) -> None:
+def _check_view(key: Any, view: Any) -> None:
     """Raise PolicyError unless a view is a text that is not empty, or a function that is no coroutine or generator function."""
     if isinstance(view, str) and view:
         return
@@ -144,7 +144,7 @@ def _check(key: Any, view: Any) -> None:
 _LATER = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 
 
-def _item(x: Any, key: str, name: str) -> Any:
+def _item_under_key(x: Any, key: str, name: str) -> Any:
     """Return the item of an input under a key; raise BadInput if the input is no mapping, or has no such key."""
     if not isinstance(x, Mapping):
         raise BadInput(f"the input is {class_name(x)}, and {name} takes its {key!r}: give a mapping, as in {{{key!r}: ...}}")

@@ -1,4 +1,7 @@
-"""Execution of a request's legs, in this thread, in others, or on an event loop; results become events, late ones too."""
+"""Execution of a request's legs (a leg: one call of a target), in this thread, in others, or on an event loop.
+
+Results become events, late ones too.
+"""
 
 from __future__ import annotations
 

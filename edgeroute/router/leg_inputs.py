@@ -80,7 +80,7 @@ class CallInputs:
         """
         if self._views is None or self._views.views[target] is None:
             return self._inputs if rows is None else [self._inputs[row] for row in rows]
-        return [self._one(self._views, target, row) for row in (range(len(self._inputs)) if rows is None else rows)]
+        return [self._view_once(self._views, target, row) for row in (range(len(self._inputs)) if rows is None else rows)]
 
     def blocks(self, target: int) -> bool:
         """Return True if the target's view is a function of the application, which may block."""
@@ -96,7 +96,7 @@ class CallInputs:
         rows, misfits = range(len(self._inputs)) if start.rows is None else start.rows, {}
         for row in rows:
             try:
-                self._one(self._views, target, row)
+                self._view_once(self._views, target, row)
             except Exception as e:  # noqa: BLE001, PERF203 - each is its row's
                 misfits[row] = e
         if not misfits:
@@ -112,7 +112,7 @@ class CallInputs:
         """
         if self._views is None or self._views.views[target] is None:
             return x
-        return self._one(self._views, target, self._ids[identity])
+        return self._view_once(self._views, target, self._ids[identity])
 
     def copy_inputs(self) -> Exception | None:
         """Replace the inputs, and the views computed so far, by copies, once.
@@ -129,7 +129,7 @@ class CallInputs:
             self._copied = True
         return None
 
-    def _one(self, views: TargetViews, target: int, row: int) -> Any:
+    def _view_once(self, views: TargetViews, target: int, row: int) -> Any:
         """Return a target's view of a row, computed once under a lock, also for later legs; raise the exception of the view.
 
         Waits for another thread that computes it.
@@ -149,5 +149,5 @@ class CallInputs:
         """Compute a view. Return (view, None) or (None, exception)."""
         try:
             return views.of(self._targets[target], target, self._inputs[row]), None
-        except Exception as e:  # noqa: BLE001 - raised by `_one`
+        except Exception as e:  # noqa: BLE001 - raised by `_view_once`
             return None, e

@@ -189,7 +189,7 @@ class PolicyFile:
         It calls the referent of the weak reference `reload`; errors are logged.
         """
         message = f"{self.path} cannot be used; the policy in force stays"
-        self._worker = Worker("edgeroute-watch", partial(self._look, reload), message, first_s=LOOKS_S, retry_s=LOOKS_S)
+        self._worker = Worker("edgeroute-watch", partial(self._reload_changed, reload), message, first_s=LOOKS_S, retry_s=LOOKS_S)
         self._worker.start()
 
     def begin(self) -> None:
@@ -233,7 +233,7 @@ class PolicyFile:
         engine.signed = follower.status
         follower.start(put_in_force, engine.replacing, counts, spent)
 
-    def _look(self, reload: Callable[[], Callable[[], object] | None]) -> float:
+    def _reload_changed(self, reload: Callable[[], Callable[[], object] | None]) -> float:
         """Check the file, and the models' active versions; call the reload after a change.
 
         Return the seconds until the next check. A file that is missing for a moment is no change. Raises what the reload raises.

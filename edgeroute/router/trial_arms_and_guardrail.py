@@ -260,10 +260,10 @@ class RunningTrial(ForkSafe):
             for seen in rows:
                 self._tallies[b].add(seen)
             if self.trial.shown:
-                self._bet(ERRORS, [seen.failed for seen in rows], b=b, unit=unit)
-                self._bet(DEFERRED, [seen.deferred for seen in rows], b=b, unit=unit)
-                self._bet(DIFFERS, [seen.differs for seen in rows if seen.differs is not None], b=b, unit=unit)
-        self._look()
+                self._add_to_test(ERRORS, [seen.failed for seen in rows], b=b, unit=unit)
+                self._add_to_test(DEFERRED, [seen.deferred for seen in rows], b=b, unit=unit)
+                self._add_to_test(DIFFERS, [seen.differs for seen in rows if seen.differs is not None], b=b, unit=unit)
+        self._stop_if_worse()
 
     def add_comparison(self, *, differs: bool, b: bool, request: str = "") -> None:
         """Add a comparison by an audit, or of a hidden cloud's answer with that of the one in use, to sums and test.
@@ -273,16 +273,16 @@ class RunningTrial(ForkSafe):
         with self._lock:
             self._tallies[b].compare(differs=differs)
             if not self.trial.shown:
-                self._bet(DIFFERS, [False], b=False)  # so the test is of one mean against the margin
-            self._bet(DIFFERS, [differs], b=b, unit=self._unit(request))
-        self._look()
+                self._add_to_test(DIFFERS, [False], b=False)  # so the test is of one mean against the margin
+            self._add_to_test(DIFFERS, [differs], b=b, unit=self._unit(request))
+        self._stop_if_worse()
 
     def called(self, took_s: float | None) -> None:
         """Add a call of a hidden cloud to the tally of arm B; None: it failed."""
         with self._lock:
             self._tallies[1].add(Seen(self.names[1], took_s is None, False, None, took_s, None))
 
-    def _bet(self, kind: str, values: Sequence[bool], *, b: bool, unit: str = "") -> None:
+    def _add_to_test(self, kind: str, values: Sequence[bool], *, b: bool, unit: str = "") -> None:
         """Add the mean of values to the test of that kind, for sessions if there is a unit; the caller holds the lock.
 
         Nothing without values or such a test, or if the test is of users and the user is not known any more.
@@ -296,7 +296,7 @@ class RunningTrial(ForkSafe):
         elif unit:
             test.add(mean, b=b, unit=unit)
 
-    def _look(self) -> None:
+    def _stop_if_worse(self) -> None:
         """Stop the trial, for good, if a test has enough evidence: set `stopped`, log a warning, and call the alarm.
 
         Nothing if it is stopped.
@@ -377,7 +377,7 @@ class Trials(ForkSafe, parts.Part):
         for trial, name in snapshot.on_trial:
             if trial.side == "edge":
                 assert snapshot.trial is not None, "it is shown"
-                names, models = (snapshot.targets[0].name, name), (_words(snapshot), _words(snapshot.trial))
+                names, models = (snapshot.targets[0].name, name), (_describe_model(snapshot), _describe_model(snapshot.trial))
                 rest = 1 - (trial.share or 0.0)
                 self.all.append(RunningTrial(trial, names, models, models, 1.0, rest, alarm))
                 continue
@@ -451,28 +451,28 @@ class Trials(ForkSafe, parts.Part):
         ]
         try:
             if self._edge is not None:
-                seen = [walk_result for request, outcome, _ in rows if (walk_result := _of_edge(request, outcome)) is not None]
+                seen = [walk_result for request, outcome, _ in rows if (walk_result := _edge_seen(request, outcome)) is not None]
                 self._edge.count((one for one in seen if one.name in self._edge.names), rows[0][0].id)
             if self._clouds:
-                self._of_clouds(rows)
+                self._count_clouds(rows)
         except Exception:
             log.exception("a trial could not be counted; the answer is not touched by it")
 
-    def _of_clouds(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
+    def _count_clouds(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
         """Count the outcomes of clouds' calls in their arms.
 
         Begin calls of hidden clouds, in threads, for those that are drawn.
         """
-        outcomes = [(row[0], seen) for row in rows if (seen := self._of_cloud(*row)) is not None]
+        outcomes = [(row[0], seen) for row in rows if (seen := self._cloud_seen(*row)) is not None]
         for running in self._clouds:
             running.count((seen for _, seen in outcomes if seen.name in running.names), rows[0][0].id)
             if running.trial.shown or running.stopped:
                 continue
             for request, seen in outcomes:
                 if seen.answer is not None and seen.name == running.names[0] and running.draws(request.id, request.inputs):
-                    self._hidden(running, request, seen.leg, seen.answer.value, seen.edge)
+                    self._call_hidden(running, request, seen.leg, seen.answer.value, seen.edge)
 
-    def _of_cloud(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> Seen | None:
+    def _cloud_seen(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> Seen | None:
         """Return the first cloud's result for its arm: failure, latency, cost, and if the edge differed.
 
         A timeout counts as a failure. None: it has no arm, was not called, or failed by no fault of the endpoint.
@@ -482,7 +482,7 @@ class Trials(ForkSafe, parts.Part):
         if i is None or (arm := self._arms.get(legs[i].name)) is None:
             return None
         marks = {mark.kind: mark for mark in outcome.log if mark.leg == i}
-        failed = "timeout" in marks or ("failed" in marks and _its_own(marks["failed"].detail))
+        failed = "timeout" in marks or ("failed" in marks and _is_its_own_fault(marks["failed"].detail))
         reply = next((marks[kind] for kind in ("accepted", "below", "kept") if kind in marks), None)
         if "start" not in marks or (reply is None and not failed):
             return None
@@ -501,7 +501,7 @@ class Trials(ForkSafe, parts.Part):
             self._clouds[0].log_once("answers cannot be compared, so failures alone are", e)
             return None
 
-    def _hidden(self, running: RunningTrial, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
+    def _call_hidden(self, running: RunningTrial, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
         """Begin a call of a hidden cloud in a thread, with a copy of the input, which compares its answer with `value`.
 
         Not if `MOST_HIDDEN` are under way, limits or load leave no room, or no thread is free. The answer is not touched;
@@ -511,7 +511,7 @@ class Trials(ForkSafe, parts.Part):
         target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)
         if target is None or self._under_way >= MOST_HIDDEN:
             return
-        legs = (*legs, _leg(legs[i], name, target))
+        legs = (*legs, _hidden_leg(legs[i], name, target))
         asks = request._replace(plan=request.plan._replace(legs=legs, order=tuple(range(len(legs)))), id=f"{request.id}-{name}")
         if not self._calls.room(asks, len(legs) - 1):
             return
@@ -525,7 +525,7 @@ class Trials(ForkSafe, parts.Part):
                     running.called(event.at - begun)
                     if (differs := self._differ(event.answer.value, value)) is not None:
                         running.add_comparison(differs=differs, b=True)
-                elif type(event) is Failed and _its_own(event.error):
+                elif type(event) is Failed and _is_its_own_fault(event.error):
                     running.called(None)
             except Exception:
                 log.exception("a call of a hidden cloud failed; no answer is touched by it")
@@ -540,13 +540,13 @@ class Trials(ForkSafe, parts.Part):
                 self._under_way -= 1
 
 
-def _words(snapshot: Snapshot) -> str:
+def _describe_model(snapshot: Snapshot) -> str:
     """Return a description of a policy's edge model: its version of a catalog, or its name."""
     model = cast("EdgeBackend", snapshot.backends[0]).model
     return str(member(model, "release") or model.name)
 
 
-def _of_edge(request: Request, outcome: Outcome) -> Seen | None:
+def _edge_seen(request: Request, outcome: Outcome) -> Seen | None:
     """Return the outcome of a request for the arm of the first edge of its plan; None: the plan has no edge.
 
     It is failed or not, deferred or not, and the time so far. An input that the edge cannot take is no failure.
@@ -561,7 +561,7 @@ def _of_edge(request: Request, outcome: Outcome) -> Seen | None:
     return Seen(legs[edge].name, failed, away, None, None if request.batch else monotonic() - request.begun, None)
 
 
-def _its_own(error: BaseException) -> bool:
+def _is_its_own_fault(error: BaseException) -> bool:
     """Return True if an endpoint itself failed, also if its breaker, opened by its own faults, rejects the call."""
     failure = Failure.of(error)
     return failure.code in AWAY or not (failure.held or failure.of_the_input)
@@ -585,7 +585,7 @@ def identity(backend: CloudBackend) -> str:
     ).hexdigest()
 
 
-def _leg(like: Leg, name: str, target: int) -> Leg:
+def _hidden_leg(like: Leg, name: str, target: int) -> Leg:
     """Return the leg of a hidden cloud, with the permit of the leg that was answered."""
     return like._replace(
         name=name, target=target, threshold=None, final=True, hedge_after_s=INF, standby=False, start_by_s=INF, thresholds={}

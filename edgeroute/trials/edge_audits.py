@@ -443,9 +443,9 @@ class Auditor(ForkSafe):
         self._used = True
         try:
             if drawn.rate:
-                self._count(request, outcome)
+                self._count_deferral(request, outcome)
             if drawn.probability:
-                self._take(drawn, request, outcome, costs, unlike)
+                self._compare_or_queue(drawn, request, outcome, costs, unlike)
         except Exception as e:
             what = class_name(e)
             log.exception("an audit failed: %s; the answer is not touched by it", what)
@@ -486,7 +486,7 @@ class Auditor(ForkSafe):
         with self._lock:
             for name, watch in self._watches.items():
                 watch.add_totals(*self._counts.judged(name))
-            self._note()
+            self._store_monitors()
         self._used = True
         self._jobs.start()
 
@@ -504,14 +504,14 @@ class Auditor(ForkSafe):
                 self._used |= watch.add_totals(*self._counts.judged(name))
             remaining = self.sampler.remaining()
             if self._used:
-                self._note()
+                self._store_monitors()
             self._bound = NOTHING
             if self._kept is not None and (self._used or remaining != self._remained):
                 self._kept.put(UNTIL_NEXT, remaining)
         if self._journal is not None:
             self._journal.close()
 
-    def _count(self, request: Audited, outcome: Outcome) -> None:
+    def _count_deferral(self, request: Audited, outcome: Outcome) -> None:
         """Count, for each edge that judged the request, whether its answer was below the threshold. Logs and reports alarms."""
         alarms = list[Mapping[str, Any]]()
         legs = request.plan.legs
@@ -525,7 +525,7 @@ class Auditor(ForkSafe):
         if alarms:
             self._changed()
 
-    def _take(
+    def _compare_or_queue(
         self, drawn: AuditDraw, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
     ) -> None:
         """Compare each edge's answer with the cloud's at once, if the cloud answered; else queue a job that calls it.
@@ -554,10 +554,10 @@ class Auditor(ForkSafe):
             if self.audit.labelled and pending and pending[-1].how == "shadow":
                 self._early[request.id] = _NONE
             audit = Pending(request, drawn, bound, answer, ask, pending, rehearse, cloud_fields(outcome, cloud, costs))
-            self._jobs.put(Job(partial(self._finish, audit), lambda: answer is not None or self._asks.room(request, cloud)))
+            self._jobs.put(Job(partial(self._run_pending, audit), lambda: answer is not None or self._asks.room(request, cloud)))
         self._jobs.start()
 
-    def _finish(self, audit: Pending) -> None:
+    def _run_pending(self, audit: Pending) -> None:
         """Call the cloud if it has not answered, run the hidden edges, and compare. Runs in a background thread; blocks.
 
         The call's cost is written to the journal; a label that was reported meanwhile is recorded. Nothing is compared if the
@@ -658,7 +658,7 @@ class Auditor(ForkSafe):
                 self._said.add(what)
                 log.warning("an audit could not be noted: %s", what)
 
-    def _note(self) -> None:
+    def _store_monitors(self) -> None:
         """Store the monitors' states for later runs. A no-op without a store."""
         if self._kept is not None:
             for name, watch in self._watches.items():
@@ -673,7 +673,7 @@ class Auditor(ForkSafe):
         line = _begin_counts(self._begun, self._kept, self._bound.prints.get(name), name, alarm_text)
         log.warning("%s: %s; %s; calibrate again", name, alarm_text, watch.reaction)
         self._alarm(name, alarm_text)
-        self._note()
+        self._store_monitors()
         if self._kept is not None:
             self._kept.hurry()
         return line

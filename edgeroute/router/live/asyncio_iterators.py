@@ -71,7 +71,7 @@ class AsyncBell:
         `alone`: of its edge only, without a provisional answer.
         """
         if alone:
-            return TaskCall(_one(router.infer(x, mode="only_edge", deadline=deadline, data_class=data_class)), self)
+            return TaskCall(_as_generator(router.infer(x, mode="only_edge", deadline=deadline, data_class=data_class)), self)
         return TaskCall(router.refine(x, mode=mode, deadline=deadline, data_class=data_class), self)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -82,7 +82,7 @@ class AsyncBell:
         return task
 
 
-async def _one(call: Coroutine[Any, Any, Answer]) -> AsyncGenerator[Answer, None]:
+async def _as_generator(call: Coroutine[Any, Any, Answer]) -> AsyncGenerator[Answer, None]:
     """Yield the answer of a call."""
     yield await call
 

@@ -1,4 +1,4 @@
-"""Frames: the newest frame of a source is answered by the edge, and refined by the cloud while later ones are answered.
+"""Frames of a live source (`FrameFlow`, settings, results): the newest is answered by the edge, then refined by the cloud.
 
 Older frames are dropped, an unchanged scene reuses its answer, and an outdated refinement is cancelled.
 """
@@ -265,7 +265,7 @@ class FrameFlow:
                 if self._current is not None:
                     return self._wake_at(now)
             ended = self._mailbox.ended  # before it is looked whether there is one
-            if not self._take(now):
+            if not self._take_frame(now):
                 return None if ended and not self._flights and not self._mailbox else self._wake_at(now)
 
     def stats(self) -> FrameStats:
@@ -285,7 +285,7 @@ class FrameFlow:
 
     # Taking of frames
 
-    def _take(self, now: float) -> bool:
+    def _take_frame(self, now: float) -> bool:
         """Take the next frame, if there is one and its time has come, and begin its call. Return True if so.
 
         A frame of a settled scene, or with enough clouds' calls under way, is the edge's alone; where only clouds answer, it
@@ -346,10 +346,10 @@ class FrameFlow:
             return UNKNOWN
         scene = scene_of(self._scene, signature, self._settings.scene)
         if scene is not self._scene:
-            self._enter(scene)
+            self._begin_scene(scene)
         return scene.number
 
-    def _enter(self, scene: Scene) -> None:
+    def _begin_scene(self, scene: Scene) -> None:
         """Begin a new scene, and discard the refined answer and labels of the one before."""
         self._scene, self._refined = scene, None
         self._shown_label = self._edge_label = Display()
@@ -446,7 +446,7 @@ class FrameFlow:
         before = self._edge_label
         self._edge_label = next_display(before, label, None, hold=max(AGAIN, self._settings.hold))
         if before.begun and self._edge_label.label != before.label and self._refined is not None:
-            self._enter(Scene(self._scene.number + 1, self._scene.signature))
+            self._begin_scene(Scene(self._scene.number + 1, self._scene.signature))
             asked.taken = asked.taken._replace(scene=self._scene.number)
 
     def _update(self, asked: _PendingFrame, answer: Answer, now: float) -> FrameUpdate:

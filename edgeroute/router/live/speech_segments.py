@@ -1,4 +1,7 @@
-"""Audio: speech is cut into segments, each answered by the edge and then by the cloud; new speech cancels pending answers."""
+"""Speech of a live source (`AudioFlow`, `Listener`, settings): cut into segments, each answered by the edge, then the cloud.
+
+New speech cancels pending answers.
+"""
 
 from __future__ import annotations
 
@@ -204,7 +207,7 @@ class Listener:
         Raises:
             BadInput: the chunk is of another type, or `vad` returns no number.
         """
-        samples = _mono(chunk)
+        samples = _as_mono(chunk)
         if self._rest is not None and len(self._rest):
             samples = np.concatenate([self._rest, samples])
         whole = len(samples) - len(samples) % self._size
@@ -248,7 +251,7 @@ class Listener:
         return Segment(number, ended.start * self._window_s, ended.end * self._window_s, audio, ended.cut)
 
 
-def _mono(chunk: Any) -> NDArray[Any]:
+def _as_mono(chunk: Any) -> NDArray[Any]:
     """Return a chunk as float32 [samples] from -1 to 1, the mean of its channels; raise BadInput for other types and scales.
 
     NaN and infinities count as 0.
@@ -400,11 +403,11 @@ class AudioFlow:
             if asked.ready is None:
                 asked.ready = _poll(asked.call)
         if self._flights and self._flights[0].ready is not None:
-            return self._final(self._flights.pop(0))
+            return self._later_answer(self._flights.pop(0))
         ended = self._mailbox.ended  # before it is looked whether there is one
         if self._current is None:
-            self._take()
-        if self._current is not None and (utterance := self._first(self._current)) is not None:
+            self._begin_next()
+        if self._current is not None and (utterance := self._first_answer(self._current)) is not None:
             return utterance
         if ended and self._current is None and not self._flights and not self._mailbox and not self._barged:
             return None
@@ -437,7 +440,7 @@ class AudioFlow:
         self._barge_ins += 1
         return BargeIn(at_s, tuple(asked.segment.number for asked in earlier))
 
-    def _take(self) -> None:
+    def _begin_next(self) -> None:
         """Begin a call for the next waiting segment, if there is one.
 
         If enough clouds' calls are under way, the edge alone is asked; with `drop="never"` the segment waits.
@@ -448,7 +451,7 @@ class AudioFlow:
         if (got := self._mailbox.take()) is not None:
             self._current = _PendingSegment(got.item, self._begin(got.item.audio, full, self._settings.deadline))
 
-    def _first(self, asked: _PendingSegment) -> Utterance | None:
+    def _first_answer(self, asked: _PendingSegment) -> Utterance | None:
         """Return the first answer to a segment and count it; None: not yet. Raises the error of the call.
 
         After an answer or an error no segment is current; a provisional answer is awaited further, among `_flights`.
@@ -467,7 +470,7 @@ class AudioFlow:
             self._flights.append(asked)
         return _utterance(asked.segment, answer, changed=True)
 
-    def _final(self, asked: _PendingSegment) -> Utterance:
+    def _later_answer(self, asked: _PendingSegment) -> Utterance:
         """Return a later answer to a segment, or raise its error. A final one is counted; another is awaited further."""
         assert asked.ready is not None, "it has come"
         if isinstance(asked.ready, BaseException):
