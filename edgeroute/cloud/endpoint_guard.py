@@ -162,11 +162,11 @@ class Guard(ForkSafe):
         return exchange
 
     def check_health(self) -> None:
-        """Run the health check, blocking for at most `PROBE_S` seconds, and record its result. Call it once per `Watcher.probe`.
+        """Run the health check, blocking, with `PROBE_S` seconds as its limit, and record its result.
 
-        A success closes the breaker and notifies the watcher; a failure keeps it open for longer, and for a Retry-After at least
-        as long. No Exception is raised: each counts as a failure. Without a health check nothing is sent, which counts as a
-        success.
+        Call it once per `Watcher.probe`. A success closes the breaker and notifies the watcher; a failure keeps it open for
+        longer, and for a Retry-After at least as long. No Exception is raised: each counts as a failure. Without a health check
+        nothing is sent, which counts as a success.
         """
         ok, wait_s = False, None
         try:

@@ -140,15 +140,15 @@ class Ladder:
         return self.floor.encode(x)
 
     def choose_rung(self, rows: Sequence[Array], choose: Choose, grows: float = 1.0) -> tuple[str, list[Coded]]:
-        """Encode inputs by the rung that `choose` picks, and return the rung's name and the encodings.
+        """Encode inputs by the rung (codec) that `choose` picks; return its name and the encodings. Updates the predicted sizes.
 
-        Updates the predicted sizes. Rungs are picked by the sizes predicted from earlier inputs, and again once the size is
-        known, until the pick stays. A rung that cannot encode an input, or whose size is unknown, counts as not available; the
-        floor always is.
+        Rungs are picked by the sizes predicted from earlier inputs, and again once the size is known, until the pick stays; each
+        that was picked is encoded. One whose size is not known yet counts as 0 bytes, and so is tried. One that cannot encode an
+        input has the size NaN from then on. The last, the floor, is used where a pick has none.
 
         Args:
             rows: the inputs as the rungs take them.
-            choose: returns the index of a rung.
+            choose: returns the index of a rung for the predicted sizes of all, bytes as they are sent.
             grows: bytes sent per byte of an encoding.
 
         Raises:

@@ -146,8 +146,8 @@ class OpenInference(ServedModel):
     def recall(self, known: dict[str, Any]) -> None:
         """Restore metadata saved from `known`, and if the server takes binary tensors; a no-op if metadata was fetched already.
 
-        `binary` as it was given to the constructor stays. Raise ValueError, KeyError, TypeError or OverflowError if `known` is
-        damaged.
+        `binary` as it was given to the constructor stays. An invalid `binary` raises ValueError in any case, other damage
+        ValueError, KeyError, TypeError or OverflowError; nothing is changed then.
         """
         if known["binary"] not in {None, True, False}:
             raise ValueError(f"binary is {known['binary']!r}")
