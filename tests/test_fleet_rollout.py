@@ -261,6 +261,8 @@ def test_the_margin_grows_with_overspending_and_falls():
     assert next_margin(margin, 50.0, 100.0) < margin
     assert next_margin(0.0, 50.0, 100.0) == pytest.approx(0.0)
     assert next_margin(0.5, 1e9, 100.0) == pytest.approx(0.5)
+    assert next_margin(0.0, 1.0, 0.0) == pytest.approx(margin)
+    assert next_margin(margin, 0.0, 0.0) < margin, "a budget of 0 that was kept"
 
 
 BUDGET = {

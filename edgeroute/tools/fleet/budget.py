@@ -80,7 +80,7 @@ def next_margin(margin: float, spent: float, total: float) -> float:
     The margin stands for devices that have old limits, or none. It grows at once and falls slowly, since what overspends today is
     there tomorrow, and a quiet weekend tells nothing of it.
     """
-    return float(np.clip(margin + GAIN * np.clip(spent / total - 1, -FALLS, RISES), 0, MOST_MARGIN))
+    return float(np.clip(margin + GAIN * np.clip(spent / max(total, 1e-9) - 1, -FALLS, RISES), 0, MOST_MARGIN))
 
 
 def target(name: str) -> str:
