@@ -42,14 +42,15 @@ class Line(NamedTuple):
 
 
 def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
-    """Read .jsonl files whose lines have answers or grades; None if there are none, or they hold only inputs.
+    """Read .jsonl files whose lines have answers or grades, and take every `every`-th line; None if no line has an edge's.
 
     A line has `prompt` or `messages`; `edge` and `cloud`, each an answer's text, or a mapping with `text` and `logprobs`, or a
     completion in OpenAI's JSON; `grade`, the edge's, or a mapping from side to grade, 0..1; or `label`, the right answer; and
     perhaps `confidence` and `group`.
 
     Raises:
-        BadInput: a line is invalid, only some have grades, or the answers of a side are never a label.
+        BadInput: a line is invalid, only some have grades or groups, other files are among them, or no answer of a side equals a
+            label.
     """
     from edgeroute.tools.measure.collect_edge_and_cloud import check_possible
 

@@ -1,4 +1,7 @@
-"""Inspection of a model file: loads it, runs it on zeros, random numbers and a sample, and guesses its card."""
+"""Inspection of a model file: loads it, runs it on zeros, random numbers and a sample, and guesses its card.
+
+Of a .gguf file the header is read alone.
+"""
 
 from __future__ import annotations
 
@@ -509,7 +512,7 @@ def _row_of(value: Any, i: int, count: int, axis: int) -> Any:
 
 
 def _with_preprocess(data: dict[str, Any], preprocess: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a copy of the card with that preprocessing for the input or inputs with a layout; the same card for None."""
+    """Return a copy of the card with that preprocessing for its only input, or each with a layout; for None the card itself."""
     if preprocess is None:
         return data
     if "input" in data:

@@ -1,4 +1,7 @@
-"""Switch of a policy to a hidden edge on trial, and rollback; files are replaced one by one, so a kill leaves a valid policy."""
+"""Switch of a policy file to a hidden edge on trial, rollback, memory of the last switch (`Memory`), alarm that asks for it.
+
+Files are replaced one by one, so a kill leaves a valid policy.
+"""
 
 from __future__ import annotations
 

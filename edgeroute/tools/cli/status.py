@@ -472,7 +472,10 @@ def _joules(state: Mapping[str, Value]) -> dict[str, float]:
 
 
 def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
-    """Return a sentence: from which deferral rate on the edge takes less energy than the cloud alone; empty: unknown."""
+    """Return a sentence: below which deferral rate the edge takes less energy than the cloud alone, or that the cloud does.
+
+    Empty: the energy of the first known edge or cloud is unknown.
+    """
     from edgeroute.core.latency_and_load_estimates import break_even
 
     edge, cloud = (next((joules.get(t.name) for t in snapshot.targets if t.side == side), None) for side in ("edge", "cloud"))

@@ -304,7 +304,7 @@ def _dtype(kind: Any) -> Any:
 
 
 def _value(cell: Any, dtype: Any = None) -> Any:
-    """Return a cell of Parquet: a list as an array of `dtype`, bytes as pixels of a picture, others unchanged."""
+    """Return a Parquet cell: a list as an array of `dtype`; bytes, alone or in a mapping, as a picture's pixels; else itself."""
     if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):  # a picture of Hugging Face's datasets
         cell = cell["bytes"]
     if isinstance(cell, bytes):

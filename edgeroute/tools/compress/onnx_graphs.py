@@ -62,7 +62,10 @@ def read_graph(path: Path) -> Any:
 
 
 def _make_weights_constant(model: Any) -> None:
-    """Remove weights from the model's inputs, in place, where older exporters list them and a caller could replace them."""
+    """Remove weights from the model's inputs, in place, where older exporters list them and a caller could replace them.
+
+    If there are such, the model's IR version becomes 4 at least, which allows that.
+    """
     weights = {tensor.name for tensor in model.graph.initializer}
     if overridable := [value for value in model.graph.input if value.name in weights]:
         for value in overridable:

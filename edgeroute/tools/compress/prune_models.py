@@ -266,7 +266,7 @@ def _kept_channels(channels: int, share: float) -> int:
 
 
 def _constants_as_initializers(model: Any) -> None:
-    """Replace Constant nodes by initializers, in place."""
+    """Replace Constant nodes that hold a tensor by initializers, in place; others stay."""
     for node in [node for node in model.graph.node if node.op_type == "Constant"]:
         value = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
         if value is not None:

@@ -1,4 +1,4 @@
-"""Quantisation of model files to static int8 or float16, measured before and after."""
+"""Quantisation of ONNX, .tflite and Core ML models to int8 (`Int8` for ONNX) or float16, measured before and after."""
 
 from __future__ import annotations
 
@@ -402,7 +402,7 @@ def quantize(
 
 
 def _layer_errors(int8: Int8, model: OnnxModel, examples: measured.Examples) -> tuple[measured.Layer, ...]:
-    """Quantise each layer alone, run the examples, and return the layers with the error of the outputs, the most sensitive first.
+    """Quantise each layer alone, run the examples; return the layers with error and share of other answers, the worst first.
 
     Each try replaces the file of the one before.
     """

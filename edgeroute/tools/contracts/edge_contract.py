@@ -166,7 +166,10 @@ class Checks(Running):
         return [copy_input(x) for x in self._samples]
 
     def members(self) -> Iterator[str]:
-        """Check the types and files of the members that `EdgeMembers` documents; call `load` twice."""
+        """Check the members that `EdgeMembers` documents: arguments, types, files, and settings that are the same at two looks.
+
+        Calls `load` twice, and waits for it; its error, or a hang, is raised.
+        """
         for name, wanted in (("run", "(inputs, cancel)"), ("run_one", "(x, cancel)"), ("stream", "(x, cancel)")):
             method = self.model.run if name == "run" else member(self.model, name)  # type: ignore[arg-type]  # two of them
             try:

@@ -1,4 +1,4 @@
-"""Contract of endpoints: a suite of checks that the author of a protocol runs. Plays the server: sends nothing."""
+"""Contract of endpoints: checks that the author of a protocol runs (`endpoint_contract`). Plays the server: sends nothing."""
 
 from __future__ import annotations
 
