@@ -114,10 +114,7 @@ def _rehearse(legs: LegExecutor) -> list[ShadowRun]:
 
 
 def effective_audit(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
-    """Return the settings in force: without any, in shadow mode all requests are audited, and a hidden edge has its share.
-
-    None stays None otherwise.
-    """
+    """Return the settings in force. Without any: in shadow mode of all requests, with a hidden edge of its share; else None."""
     if audit is None and (snapshot.policy.mode == "shadow" or snapshot.hidden is not None):
         from edgeroute.trials.guarantee_monitor import Audit as Made
 

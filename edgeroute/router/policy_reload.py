@@ -102,7 +102,7 @@ class PolicyFile:
         self._versions: dict[Path, str] = {}  # file that names the active version of a model -> version read last
 
     def arguments(self) -> dict[str, Any]:
-        """Read the file, and return the router's arguments, with those of `more` in place of the file's.
+        """Read the file, and return the router's arguments, with those of `more` in place of the file's, and instruments added.
 
         Notes the models' active versions, and passes `[fleet]` to the follower of a signed policy; logs a warning if there is
         none. Errors have the file's path.

@@ -231,7 +231,7 @@ class Snapshot(NamedTuple):
 
     @property
     def watched(self) -> tuple[tuple[routing.Target, ...], tuple[Backend, ...]]:
-        """Targets and backends that requests may reach, with a shown edge on trial."""
+        """Targets and backends that requests may reach: those of the policy, and the edge on trial if it is shown."""
         other = self.shown
         if other is None:
             return self.targets, self.backends

@@ -221,9 +221,9 @@ class Digests(ForkSafe):
             self._is_late = done.empty()  # it may have ended just now
 
     def _read_rows(self, database: Database, path: Path) -> str:
-        """Read the rows after the last one read into memory; from the beginning if it is another file.
+        """Read the rows after the last one read into memory, where the oldest beyond `MOST` are deleted.
 
-        Deletes the oldest beyond `MOST`. Return the reason why the rows are unknown (damaged, locked, or a damaged file beside
+        All rows, if it is another file. Return the reason why the rows are unknown (damaged, locked, or a damaged file beside
         it); empty: they are known.
         """
         query, until = "SELECT key, (SELECT max(id) FROM digests) FROM key", monotonic() + (0.0 if self.blind else LOCKED_S)

@@ -201,7 +201,7 @@ class DriftMonitor:
         self._seen = judged, below
 
     def add_totals(self, judged: int, below: int) -> bool:
-        """Record the totals of answers compared with the threshold and of those below it. Return True if there are more now."""
+        """Add what two counters (judged, below the threshold) have grown by since the last call. Return True if they have."""
         more = judged > self._seen[0]
         self._totals = self._totals[0] + judged - self._seen[0], self._totals[1] + below - self._seen[1]
         self._seen = judged, below

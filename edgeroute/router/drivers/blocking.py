@@ -108,10 +108,7 @@ def _send(mail: SimpleQueue[Event], ring: Callable[[], object], event: Event) ->
 
 
 def _receive(mail: SimpleQueue[Event], until: float) -> Event:
-    """Return the next event, blocking until one comes; `Elapsed` at the instant.
-
-    A received event precedes an expired deadline.
-    """
+    """Return the next event, blocking until one comes; `Elapsed` at the instant `until`. An event that is there comes first."""
     try:
         return mail.get_nowait()
     except Empty:

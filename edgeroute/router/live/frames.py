@@ -371,8 +371,8 @@ class FrameFlow:
     def _refinement(self, asked: _PendingFrame, now: float) -> FrameUpdate | None:
         """Poll the cloud's call about a frame. Return the update; None: not yet, or its answer is outdated.
 
-        An outdated call is cancelled and counted, and its failure dropped; others are raised. So is a fallback to the edge for a
-        frame that is not the newest. A call that ended is removed.
+        An outdated call is cancelled and counted, and its failure dropped; other failures are raised. A fallback to the edge is
+        dropped if the frame is not the newest. A call that ended is removed.
         """
         scene = asked.taken.scene if self._settings.scene is None or asked.taken.scene == UNKNOWN else self._scene.number
         until = self._cloud_until if asked.taken.scene == UNKNOWN else self._refined_until
