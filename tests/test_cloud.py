@@ -645,6 +645,13 @@ def test_a_secret_keeps_to_itself(monkeypatch):
     assert CANARY not in repr(variable)
 
 
+def test_a_secret_is_masked_although_another_is_not_set(monkeypatch):
+    """Each header stands for itself: the variable of one may be unset while a reply quotes the other."""
+    monkeypatch.delenv("EDGEROUTE_TEST_KEY", raising=False)
+    address = Address("http://h", api_key=Secret(CANARY), headers={"X-Key": Secret(env="EDGEROUTE_TEST_KEY")})
+    assert CANARY not in address.hide(f"no such key: {CANARY}")
+
+
 @pytest.mark.parametrize("value", [CANARY + "\n", "a\r\nX: b", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", " x", "\x00"])
 def test_a_header_that_cannot_be_sent_is_refused_without_its_value(value):
     """An environment variable that was read from a file often ends in a line break."""

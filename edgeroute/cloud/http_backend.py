@@ -301,6 +301,7 @@ class HttpBackend(AbandonedRuns):
 
     async def aclose(self) -> None:
         """Close the connections, and wait for those of the running event loop."""
+        self._closed = True
         if self._client is not None:
             await self._client.aclose()
 

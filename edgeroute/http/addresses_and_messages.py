@@ -290,13 +290,14 @@ class Address:
     def hide(self, text: str) -> str:
         """Return a text with this address's secrets, and the proxy's password, replaced by `***`, in any case of letters.
 
-        Words of all header values are masked from 8 characters on, passwords from 4 on. If a header's variable is not set, no
-        header value is masked, and no password.
+        Words of all header values are masked from 8 characters on, passwords from 4 on.
         """
-        with contextlib.suppress(PolicyError):  # a variable was unset meanwhile: nothing was sent
-            words = [word for _, value in self.headers() for word in value.split() if len(word) >= _SECRET_LENGTH]
-            for word in (*words, *(word for word in self.hidden if len(word) >= _PASSWORD_LENGTH)):
-                text = re.sub(re.escape(word), "***", text, flags=re.IGNORECASE)
+        words = [word for word in self.hidden if len(word) >= _PASSWORD_LENGTH]
+        for before, secret in self._headers.values():
+            with contextlib.suppress(PolicyError):  # its variable was unset meanwhile: this one was not sent
+                words += [word for word in (before + secret.read("headers")).split() if len(word) >= _SECRET_LENGTH]
+        for word in words:
+            text = re.sub(re.escape(word), "***", text, flags=re.IGNORECASE)
         return text
 
     def __repr__(self) -> str:
