@@ -22,7 +22,7 @@ WORDS = [{"text": "Ausgang", "says": "Exit", "box": [[90, 90], [400, 90], [400, 
 
 
 def camera(frames: list[Any], rate: float, seconds: float) -> Iterator[Any]:
-    """Frames, so many a second; one that is late does not make the next one so."""
+    """Yield copies of frames, `rate` a second for so long; one that is late does not make the next one so."""
     begun = time.monotonic()
     for number in range(round(rate * seconds)):
         time.sleep(max(0.0, begun + number / rate - time.monotonic()))
@@ -30,7 +30,7 @@ def camera(frames: list[Any], rate: float, seconds: float) -> Iterator[Any]:
 
 
 def measured(router: Any, frames: list[Any], rate: float, seconds: float) -> tuple[list[float], Any]:
-    """Seconds from each frame's arrival until the device's words are drawn over it, and what came of the frames."""
+    """Read a camera's frames; return the seconds from each one's arrival until the device's words are drawn, and statistics."""
     overlay, ages, seen = Overlay(), [], set()
     with router.frames(
         camera(frames, rate, seconds), scene=None, hold=program.HOLD, stale=program.STALE_S, label=letters, data_class="scene"
@@ -44,7 +44,10 @@ def measured(router: Any, frames: list[Any], rate: float, seconds: float) -> tup
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the table. Each frame that can be asks for the cloud: the threshold is more than any word reaches."""
+    """Read the options, and print the table by cloud and rate.
+
+    Each frame that can be asks for the cloud: the threshold is more than any word reaches.
+    """
     parser = argparse.ArgumentParser(prog="main.py bench", description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each line of the table")
     given = parser.parse_args(arguments)

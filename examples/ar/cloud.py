@@ -72,9 +72,9 @@ class LargeReader:
 
 
 def app(read: Any, hosts: Sequence[str] = OWN) -> Any:
-    """`POST /read` takes {"image": a JPEG file in base64}, and gives {"words": [...], "confidence": ...}; to web pages, nothing.
+    """Return the application: `POST /read` takes {"image": a JPEG file in base64}, and gives {"words": [...], "confidence": ...}.
 
-    hosts: names under which it is asked; "*": any.
+    Bodies of more than 4 MiB get 413, no picture 400, and web pages 403. hosts: names under which it is asked; "*": any.
     """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
@@ -124,7 +124,7 @@ class TooLarge(ValueError):
 
 
 def picture_of(file: bytes) -> Any:
-    """The pixels of a JPEG file. Two are decoded at a time; others wait.
+    """Return the pixels of a JPEG file, uint8 [rows, columns, 3]. Two are decoded at a time; others wait.
 
     Raises:
         ValueError: it is none.
@@ -154,7 +154,11 @@ def port(text: str) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Serves until it is ended."""
+    """Listen, load the reader, print the URL, and serve until it is ended; with `--with-parent` until standard input ends.
+
+    Raises:
+        SystemExit: the port is taken.
+    """
     import uvicorn
 
     parser = argparse.ArgumentParser(prog="main.py cloud", description="Reads text in pictures, for devices that ask.")
@@ -186,7 +190,13 @@ def main(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def started() -> Iterator[str]:
-    """A cloud in a process of its own, on this machine. -> its URL. It ends with the block, or with this process."""
+    """Start a cloud in a process of its own, and provide its URL.
+
+    It ends with the block, 5 s later at most, or with this process.
+
+    Raises:
+        SystemExit: it did not start.
+    """
     command = [sys.executable, str(Path(__file__).with_name("main.py")), "cloud", "--port", "0", "--with-parent"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     child = subprocess.Popen(command, start_new_session=True, **pipes)  # noqa: S603 - this program; Ctrl+C is not for it

@@ -35,7 +35,10 @@ STILL_S = 60.0  # a picture that stays may take so long
 
 
 def settings_of(policy: Path, url: str | None) -> Settings:
-    """What a policy says, if there is nothing wrong with it; url: of the cloud, in place of the policy's."""
+    """Return what a policy says, if there is nothing wrong with it; also registers the runtime `.ocr`.
+
+    url: of the cloud, set as an environment variable in place of the policy's.
+    """
     register(".ocr", "reader:TextReader")
     if url is not None:
         os.environ["EDGEROUTE_CLOUD__URL"] = url  # goes before the file
@@ -49,7 +52,10 @@ def router_of(policy: Path, url: str | None = None, **more: Any) -> Router:
 
 
 def warm(router: Router) -> None:
-    """Loads the networks and has them read, before there are frames: TensorRT compiles them the first time, past any deadline."""
+    """Load the networks and have them read, before there are frames: TensorRT compiles them the first time, past any deadline.
+
+    A network that cannot be loaded is only told, on stderr.
+    """
     print("loading the networks (with TensorRT the first time takes minutes)", flush=True)
     try:
         router.warm([scene.frame_at(1.0)])  # a sign, as in a picture without words there is nothing to recognise
@@ -58,7 +64,7 @@ def warm(router: Router) -> None:
 
 
 def show(router: Router, source: Any, screen: Any, *, data_class: str = "scene", busy: float = 1.0, sure: float = 1.0) -> Any:
-    """Shows what is read in the frames until they end. -> what came of them.
+    """Show what is read in the frames until they end or the screen does, and return the statistics; closes the source.
 
     Pictures that stay are read one by one: each has its final answer before the next is taken, however long that takes.
     """
@@ -84,7 +90,7 @@ def show(router: Router, source: Any, screen: Any, *, data_class: str = "scene",
 
 
 def answered(frames: Iterator[FrameUpdate], failed: Callable[[], object] = lambda: None) -> Iterator[FrameUpdate]:
-    """The updates; a frame that nobody could read is told, and the next one is another."""
+    """Yield the updates; a frame that nobody could read is printed to stderr, calls `failed`, and the next one follows."""
     while True:
         try:
             yield next(frames)
@@ -113,7 +119,11 @@ def cuttable(url: str) -> Iterator[tuple[str, Callable[[bool], None] | None]]:
 
 
 def screen_of(given: argparse.Namespace, camera: sources.Camera) -> Any:
-    """Where it is shown."""
+    """Return where it is shown: a folder of pictures for `--out`, else a page, whose address is printed.
+
+    Raises:
+        SystemExit: the page cannot have the port, or does not start.
+    """
     if given.out is not None:
         return Folder(given.out)
     from page import Page
@@ -129,7 +139,7 @@ def screen_of(given: argparse.Namespace, camera: sources.Camera) -> Any:
 
 
 def main(arguments: list[str]) -> None:
-    """The program."""
+    """Run `cloud`, `bench`, or what the arguments say; errors of edgeroute and of files end the program with a message."""
     if arguments[:1] == ["cloud"]:
         cloud.main(arguments[1:])
         return
@@ -164,7 +174,7 @@ def main(arguments: list[str]) -> None:
 
 
 def url(text: str) -> str:
-    """An argument: the URL of a cloud.
+    """Return an argument that is the URL of a cloud.
 
     Raises:
         ValueError: it is none.
@@ -187,7 +197,10 @@ def seconds(text: str) -> float:
 
 
 def run(given: argparse.Namespace) -> None:
-    """As the arguments say; what is wrong with them is told before anything is loaded."""
+    """Check the policy, open screen, cloud and router, load the networks, and show the frames; or, for `check`, what runs where.
+
+    Prints the counts of frames at the end. Raises SystemExit if no frame came.
+    """
     checks = given.source == ["check"]
     threshold = settings_of(given.policy, given.cloud or NOT_YET).threshold
     sure = min(threshold) if isinstance(threshold, list | tuple) else threshold if isinstance(threshold, float) else 1.0

@@ -83,7 +83,10 @@ class Overlay:
 
 
 def placed(words: list[dict[str, Any]], seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The words, each in the box of the seen one that is most like it; a word that is not seen stays where it was."""
+    """Return the words, each in the box of the seen one that is most like it; a word that is not seen stays where it was.
+
+    They are copies, unless a word stays.
+    """
     if said(words) == said(seen):
         return [{**word, "box": there["box"]} for word, there in zip(words, seen, strict=True)]
     pairs = sorted(
@@ -115,7 +118,10 @@ def replaced(frame: Any, words: list[dict[str, Any]], state: palette.StateName) 
 
 
 def _replace(frame: Any, box: Any, text: str) -> None:
-    """Paint over a box of a frame with the colours around its letters, and write the text into it, as large as they were."""
+    """Paint over a box of a frame, in place, with the colours around its letters, and write the text into it, as large as these.
+
+    A box too small for letters, or outside of the frame, stays as it is.
+    """
     wide, high = (int(max(np.linalg.norm(box[i] - box[j]) for i, j in pair)) for pair in (((0, 1), (3, 2)), ((0, 3), (1, 2))))
     if min(wide, high) < 4:  # noqa: PLR2004 - too small for letters
         return
@@ -141,7 +147,7 @@ def _replace(frame: Any, box: Any, text: str) -> None:
 
 
 def _colours(piece: Any) -> tuple[Any, tuple[int, int, int]]:
-    """Return what is behind the letters of a piece, a plane for each colour fitted beside them, and the colour of the letters."""
+    """Return what is behind a piece's letters, a plane for each colour with its grain, fitted beside them, and their colour."""
     rows, columns = piece.shape[:2]
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
     terms = np.stack([np.ones_like(x), x / columns, y / rows], -1)
@@ -221,7 +227,7 @@ class Folder:
             raise SystemExit(f"--out {path}: {e.strerror}: {e.filename}. Name a folder in which nothing was drawn yet") from e
 
     def show(self, drawn: Drawn) -> bool:
-        """Write it. Return True: go on."""
+        """Write it to drawn.jsonl, and a picture if words or state are others than the last ones. Return True: go on."""
         self._lines.write(json.dumps(drawn.told(), ensure_ascii=False) + "\n")
         self._lines.flush()
         now = said(drawn.words), drawn.state

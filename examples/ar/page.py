@@ -83,7 +83,7 @@ class Page:
         return self.thread.is_alive()
 
     def close(self) -> None:
-        """Ends the server, once browsers have got the last frame, which stays on the page; slow ones are not waited for long."""
+        """End the server, once browsers have got the last frame, which stays on the page; wait 2 s at most for slow ones."""
         self._closed = True
         self._ring()
         self._unseen.wait(LAST_S)
@@ -91,6 +91,7 @@ class Page:
         self.thread.join()
 
     def _run(self, listener: socket.socket) -> None:
+        """Serve on that socket until the end, and close it; release who waits for the start, also if it has failed."""
         try:
             self.server.run(sockets=[listener])
         finally:
@@ -98,6 +99,8 @@ class Page:
             self._ready.set()  # so that nobody waits for what has failed
 
     def _ring(self) -> None:
+        """Wake all browsers' tasks on the server's loop; nothing if the server has ended."""
+
         def ring() -> None:
             for one in self._waiting:
                 one.set()
@@ -107,6 +110,10 @@ class Page:
             self._loop.call_soon_threadsafe(ring)
 
     async def _feed(self, browser: WebSocket) -> None:
+        """Send a browser each newest picture, with its words and the switches as JSON, until it goes or the page ends.
+
+        A page of another site is closed at once, as it would see through this camera.
+        """
         if browser.headers.get("origin", "") != f"http://{browser.headers['host']}":
             await browser.close()  # a page of another site would see through this camera
             return
@@ -146,6 +153,7 @@ class Page:
             changed.set()
 
     async def _take(self, got: Any) -> None:
+        """Use what a browser sends: a frame for the camera, the camera's end, or a switch of the link, called in a thread."""
         if got.get("bytes") is not None and self._camera is not None:
             await run_in_threadpool(self._camera.put, got["bytes"])
             return
@@ -161,7 +169,7 @@ class Page:
         return {"cut": None if self._cut is None else self._away, "camera": None if self._camera is None else self._camera.on}
 
     def _picture(self, drawn: Drawn) -> bytes:
-        """Return a JPEG: what the device reads, and beside it the answer."""
+        """Return a JPEG: what the device reads, and beside it the answer; kept for other browsers until the next."""
         if self._pictured[0] is not drawn:
             device = replaced(drawn.frame, drawn.device, "edge")
             self._pictured = drawn, jpeg(np.hstack([device, replaced(drawn.frame, drawn.words, drawn.state)]), 80)
@@ -175,6 +183,7 @@ class Page:
 
 
 async def _page(_: Request) -> Response:
+    """Return the page with the states' colours and meanings in it."""
     states = {name: {"mark": palette.STATES[name].mark, "meaning": palette.STATES[name].meaning} for name in NAMES}
     states["waiting"]["meaning"] = "the cloud is being asked; its answer comes in place of this one"
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")

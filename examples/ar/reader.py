@@ -74,7 +74,7 @@ class TextReader:
         return self.detector.placement
 
     def load(self) -> Any:
-        """Loads the networks, and puts them in the pipeline in place of its own.
+        """Load the networks, once, and return the function that reads a picture with them.
 
         Raises:
             ModelError: one of them cannot run as asked.
@@ -87,6 +87,10 @@ class TextReader:
             return self._pipeline
 
     def _made(self) -> Any:
+        """Return a function: pixels -> words and confidence, by RapidOCR's pipeline on this reader's networks.
+
+        A box whose score is between `WEAK` and `READ` is not read, but makes the picture unsure.
+        """
         from rapidocr_onnxruntime import RapidOCR
         from rapidocr_onnxruntime.ch_ppocr_det.utils import DetPreProcess
 
@@ -120,7 +124,7 @@ class TextReader:
         return [read(np.ascontiguousarray(picture(x)[:, :, ::-1])) for x in inputs]  # it takes blue first, as OpenCV has it
 
     def close(self) -> None:
-        """Frees the networks; a later run loads them again."""
+        """Free the networks; a later run loads them again."""
         with self._lock:
             self._pipeline = None
             for network in (self.detector, self.recogniser, self.classifier):
@@ -133,6 +137,7 @@ class TextReader:
         return [self.classifier.run_feed({self.classifier.inputs[0].name: batch})]
 
     def _recognise(self, batch: Any) -> list[Any]:
+        """Run the recogniser on pieces of a picture; with fixed shapes these are padded before, and cut after."""
         count, _, height, width = batch.shape
         if self.fixed_shapes:
             padded = np.zeros((ROWS, 3, height, -(-width // COLUMNS) * COLUMNS), np.float32)
@@ -152,10 +157,11 @@ def upright(
 
 
 def answer(lines: Iterable[tuple[Any, str, float]], table: Table) -> tuple[list[dict[str, Any]], float]:
-    """Words and confidence of a picture, from its lines: (box [4, 2], text, score).
+    """Return words and confidence of a picture, from its lines: (box [4, 2], text, score).
 
     The confidence is the least score of all lines that have a text, and at most `STRANGE` if the table lacks a word: a picture is
-    read right if all of it is. Without any text it is 1: nothing was seen that could be misread.
+    read right if all of it is. Without any text it is 1: nothing was seen that could be misread. Lines below `SHOWN` are no
+    words.
     """
     words, confidence = [], 1.0
     for box, text, score in lines:
@@ -170,7 +176,7 @@ def answer(lines: Iterable[tuple[Any, str, float]], table: Table) -> tuple[list[
 
 
 def picture(x: Any) -> Any:
-    """The input, if it is a picture.
+    """Return the input, if it is a picture.
 
     Raises:
         BadInput: it is none.
@@ -182,7 +188,11 @@ def picture(x: Any) -> Any:
 
 
 def _models() -> Path:
-    """The folder with the networks, which nothing is imported for."""
+    """Return the folder with the networks, without an import of their package.
+
+    Raises:
+        RuntimeMissing: the package is not installed.
+    """
     found = find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise RuntimeMissing("rapidocr-onnxruntime is not installed: make example-ar installs what is needed")

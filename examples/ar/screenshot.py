@@ -16,7 +16,7 @@ LONG_MS = 240_000
 
 
 def main() -> None:
-    """Start the example, and write the picture once the cloud has read the street sign."""
+    """Start the example, and write screenshot.jpg once the cloud has read the street sign."""
     command = [sys.executable, str(HERE / "main.py"), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, sync_playwright() as driver:  # noqa: S603 - ours
         try:

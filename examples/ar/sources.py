@@ -106,7 +106,7 @@ def opened(names: list[str], camera: Camera, pause_s: float = 0.0) -> Iterable[A
 
 
 def until(frames: Iterable[Any], seconds: float) -> Iterator[Any]:
-    """Yield frames for so long."""
+    """Yield frames until so many seconds after the first was asked for."""
     begun = time.monotonic()
     for frame in frames:
         if time.monotonic() - begun > seconds:
@@ -115,6 +115,7 @@ def until(frames: Iterable[Any], seconds: float) -> Iterator[Any]:
 
 
 def _pictures(names: list[str]) -> list[Path]:
+    """Return the picture files of these names and folders, in order; what is no picture beside them is told on stderr."""
     found: list[Path] = []
     for name in map(Path, names):
         found += sorted(name.iterdir()) if name.is_dir() else [name]
@@ -126,7 +127,10 @@ def _pictures(names: list[str]) -> list[Path]:
 
 
 def picture_at(path: Path) -> Any:
-    """As it is meant to be seen: upright, and on white where it is transparent. None: it cannot be read, which is told."""
+    """Return a picture as it is meant to be seen: upright, 960 pixels at most, and on white where it is transparent.
+
+    None: it cannot be read, which is told on stderr.
+    """
     try:
         with Image.open(path) as file:
             file.thumbnail((WIDEST, WIDEST))
@@ -145,7 +149,11 @@ def _scaled(frame: Any) -> Any:
 
 
 def _captured(what: int | str) -> Iterator[Any]:
-    """A camera, as quickly as it gives frames, or a film at its own speed."""
+    """Open a camera or a film, and return its frames: as quickly as a camera gives them, or at the film's own speed.
+
+    Raises:
+        SystemExit: it cannot be opened.
+    """
     capture = cv2.VideoCapture(what)
     if not capture.isOpened():
         raise SystemExit(f"{what}: no such camera, or no film that OpenCV can read")

@@ -57,7 +57,10 @@ class Table:
         return (says.upper() if text.isupper() else says[:1].upper() + says[1:] if text[:1].isupper() else says), known
 
     def _phrase(self, tokens: list[str]) -> str | None:
-        """Return the English words; empty: it stands for itself; None: unknown."""
+        """Return the English words; empty: it stands for itself; None: unknown.
+
+        With `close` a name much like one of the table is that.
+        """
         name = key("".join(tokens))
         if name in self._says:
             return self._says[name]
@@ -86,7 +89,7 @@ def checked(endpoint: Any) -> Any:
 
 
 def words_of(value: Any) -> list[dict[str, Any]]:
-    """The words of a reply, as `reader.answer` gives those of the device.
+    """Return the words of a reply, as `reader.answer` gives those of the device.
 
     Raises:
         BadReply: they are none, or too many or too long to be drawn.
@@ -103,6 +106,11 @@ def words_of(value: Any) -> list[dict[str, Any]]:
 
 
 def _word(text: Any, says: Any, box: Any, score: Any) -> dict[str, Any]:
+    """Return a word of a reply, checked, with its white space as single blanks.
+
+    Raises:
+        ValueError: its box, score or texts are wrong.
+    """
     corners = np.array(box, np.float64)
     near = corners.shape == (4, 2) and bool((abs(corners) <= FARTHEST).all())
     if not near or not 0 <= score <= 1 or not all(isinstance(one, str) and len(one) <= MOST_LETTERS for one in (text, says)):

@@ -56,7 +56,9 @@ class Device:
 
 
 def serve(orders: Connection, folders: Sequence[tuple[int, Path]], answers: Path) -> None:
-    """Run the devices in these folders, in a process of their own, by orders, each a day, until they end.
+    """Make the devices in these folders, and run them by orders, each a day of 24 hours on a virtual clock, until the orders end.
+
+    It runs in a process of its own, and sets the clock of its digests. At the end it closes the routers.
 
     Args:
         orders: takes (begin of the day, True if the catalog has changed, numbers of devices in fog); gives the number of devices

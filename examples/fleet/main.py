@@ -51,7 +51,7 @@ refresh = "30d"
 
 
 def main() -> None:
-    """Run the fleet, and write its page."""
+    """Run the fleet in a temporary folder, write its page, report and numbers to `--out`, and print what it has shown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--devices", type=int, default=200, help="40 or more, so that a ring has some")
     parser.add_argument("--out", type=Path, default=HERE.parents[1] / "build" / "fleet", help="folder of the page")
@@ -90,7 +90,10 @@ class Fleet:
         self.workers = [self.worker(stack, part) for part in range(2)]
 
     def worker(self, stack: ExitStack, part: int) -> Any:
-        """Start a process with half of the devices, and return the connection to it."""
+        """Write the policies of every second device from `part` on, start a process with them, and return the connection to it.
+
+        `stack` ends the process.
+        """
         folders = []
         for number in range(part, self.count, 2):
             folder = self.home / "devices" / f"{number:03}"
@@ -112,7 +115,11 @@ class Fleet:
         process._OFFSET += self.begin + (day + 1) * DAY_S + 9 * 3600 - process.now()  # noqa: SLF001 - a simulation of days
 
     def edgeroute(self, *arguments: str) -> tuple[int, str]:
-        """Run a command in the folder of the fleet, and return its exit code and what it prints."""
+        """Run a command of edgeroute in this process, in the folder of the fleet, and return its exit code and what it prints.
+
+        Raises:
+            SystemExit: its exit code is none of 0, 4 and 5, which say that it found something.
+        """
         out, err = io.StringIO(), io.StringIO()
         argv, sys.argv, folder = sys.argv, ["edgeroute", *arguments], Path.cwd()
         os.chdir(self.home)
@@ -139,7 +146,7 @@ class Fleet:
         self.edgeroute("fleet", "publish", str(HERE / policy), "--name", "shop", "--rings", rings, "--halt", halt)
 
     def run(self) -> dict[str, Any]:
-        """Run the days, and return what was seen."""
+        """Run the fourteen days, print a line for each, write the report, and return what was seen."""
         days = []
         for worker in self.workers:
             worker.recv()
@@ -157,7 +164,10 @@ class Fleet:
         }  # fmt: skip
 
     def evening(self, day: int) -> dict[str, Any]:
-        """Do what cron does after a day: collect, look for alarms, promote. Then publish what is planned for the next day."""
+        """Do what cron does after a day: collect, look for alarms, promote. Then publish what is planned for the next day.
+
+        Waits, 180 s at most, until all digests are here; returns the numbers of the day.
+        """
         self.set_clock(day)
         added = self.collect(self.bucket) + self.collect(self.broker)
         until = time.monotonic() + devices.LONG_S
@@ -175,7 +185,7 @@ class Fleet:
         return sum(numbers[0] for numbers in self.sums(day)["policies"].values())
 
     def sums(self, day: int) -> dict[str, Any]:
-        """Return the sums of a day by the policy in force, and by site."""
+        """Return the sums of a day by the policy in force (devices, requests, deferred), and by site (audited, differing)."""
         from edgeroute.tools.fleet.digest_tables import open_store
 
         date = datetime.fromtimestamp(self.begin + day * DAY_S, timezone.utc).date()
@@ -194,7 +204,7 @@ class Fleet:
 
 
 def pictures(path: Path) -> Path:
-    """Write pictures as they are, and as a lens in fog shows them, with the large model's answers to both."""
+    """Write pictures as they are, and as a lens in fog shows them, with the large model's answers to both; return `path`."""
     usual = models.fashion().images[:500]
     arrays: dict[str, Any] = {"usual": usual, "drifted": (0.4 * usual + 100).astype(np.uint8)}
     with Router(models.fashion().cloud, mode="only_edge") as large:

@@ -25,7 +25,7 @@ table { border-collapse: collapse } td, th { text-align: left; padding: .15rem .
 
 
 def day_line(day: Mapping[str, Any]) -> str:
-    """Return a day in a line."""
+    """Return a day in a line: digests, deferral, devices by policy, and events."""
     _, requests, deferred = map(sum, zip(*day["policies"].values(), strict=True))
     have = ", ".join(f"{name or 'none'} on {numbers[0]}" for name, numbers in sorted(day["policies"].items()))
     text = f"day {day['day']:2}: {day['added']} digests, {deferred / max(1, requests):.1%} deferred; {have}"
@@ -46,7 +46,7 @@ def events(day: Mapping[str, Any]) -> list[str]:
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
-    """Return what the run has shown."""
+    """Return what the run has shown, in four lines for people."""
     days, last = result["days"], result["days"][-1]["alarm"]["streams"]
     full = next((f"on all on day {day['day']}" for day in days if [*day["policies"]] == ["shop-2"]), "never on all")
     most = max(day["policies"].get("shop-3", [0])[0] for day in days)
@@ -72,7 +72,7 @@ def alarm_day(days: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def html(result: Mapping[str, Any]) -> str:
-    """Return the page."""
+    """Return the page as a text of HTML, complete in itself but for the link to the report."""
     days, fog, alarm = result["days"], result["fog"], alarm_day(result["days"])
     names = sorted({name for day in days for name in day["policies"]})
     deferred = {name: [_share(day["policies"].get(name, (0, 0, 0))[1:]) for day in days] for name in names}

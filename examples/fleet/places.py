@@ -23,7 +23,11 @@ def port() -> int:
 
 
 def reachable(number: int) -> None:
-    """Wait until a port takes connections."""
+    """Wait until a port takes connections.
+
+    Raises:
+        SystemExit: it takes none within 180 s.
+    """
     until = time.monotonic() + LONG_S
     with socket.socket() as caller:
         while caller.connect_ex(("127.0.0.1", number)):
@@ -33,7 +37,10 @@ def reachable(number: int) -> None:
 
 
 def bucket(stack: ExitStack, home: Path) -> str:
-    """Start an object store with a bucket, set the environment for its clients, and return the bucket's address."""
+    """Start an object store with a bucket, set this process's environment for its clients, and return the bucket's address.
+
+    `stack` ends it; its log is in `home`.
+    """
     number = port()
     log = stack.enter_context((home / "moto.log").open("w"))
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(number)]
@@ -45,9 +52,9 @@ def bucket(stack: ExitStack, home: Path) -> str:
 
 
 def broker(stack: ExitStack, home: Path) -> tuple[str, str]:
-    """Start a broker; return the address that devices send to and the owner collects from, and the broker's name.
+    """Start mosquitto; return the address that devices send to and the owner collects from, and the broker's name.
 
-    Without mosquitto both are a folder's.
+    Without mosquitto both are a folder's, which is made. `stack` ends it.
     """
     program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
     if program is None:

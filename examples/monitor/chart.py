@@ -33,7 +33,7 @@ text {{ font: 12px system-ui, sans-serif; fill: #222 }}
 
 
 def svg(report: Report) -> str:
-    """The chart."""
+    """Return the chart of a report as a text of SVG: the score, faults, outages and alarms."""
     hours = 24 * report.days
     high, wide = HEIGHT - TOP - BOTTOM, WIDTH - LEFT - RIGHT
 
@@ -76,6 +76,7 @@ def _fault(x: Callable[[float], float], high: float, kind: str, span: tuple[floa
 
 
 def _axes(x: Callable[[float], float], y: Callable[[float], float], days: float) -> list[str]:
+    """Return the parts of both axes, and the legend; x, y: functions from hours and scores to places."""
     bottom = HEIGHT - BOTTOM
     parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>']
     step = max(1, round(days / 14))

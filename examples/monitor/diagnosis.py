@@ -35,7 +35,7 @@ _HANN = np.hanning(WINDOW)[:, None]
 
 
 def features(raw: Array) -> Array:
-    """raw: int16 [2048, 3], counts -> float32 [features]."""
+    """Return the features of a window, int16 [2048, 3], as float32: lines of the shaft, knocks of the bearing, and `bands`."""
     g = raw.astype(np.float64) * LSB
     g -= g.mean(0)
     spectrum = np.abs(np.fft.rfft(g * _HANN, PADDED, axis=0))
@@ -71,7 +71,7 @@ def weights() -> Sequence[Array]:
 
 
 def layers(x: Array, parameters: Sequence[Array]) -> Array:
-    """A perceptron. x: [..., features] -> logits [..., kinds]."""
+    """Return the logits [..., kinds] of a perceptron. x: [..., features]; parameters: mean, deviation, weights and biases."""
     mean, deviation, *rest = parameters
     x = (x - mean) / deviation
     for i in range(0, len(rest), 2):
@@ -80,7 +80,7 @@ def layers(x: Array, parameters: Sequence[Array]) -> Array:
 
 
 def diagnose(raw: Array, edge: Mapping[str, Any] | None) -> Array:
-    """raw: int16 [2048, 3]; edge: what the small model answered, if it was sent -> logits, float32 [kinds].
+    """Return the logits, float32 [kinds], of a window, int16 [2048, 3]. edge: what the small model answered, if it was sent.
 
     The small model knows what this machine is like when it is well, so how sure it is of that counts for and against `healthy`.
     """

@@ -24,7 +24,7 @@ log = logging.getLogger("monitor")
 
 
 def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
-    """Watches until the source ends, or Ctrl-C, SIGTERM or SIGHUP.
+    """Watch until the source ends, or Ctrl-C, SIGTERM or SIGHUP; log requests and alarms, serve metrics, and notify systemd.
 
     Args:
         source: as `sensor.recordings` takes it.
@@ -72,7 +72,7 @@ def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
 
 
 def told(gauge: Gauge, before: Alarm | None, now: Alarm | None) -> None:
-    """Logs and counts an alarm that went off, ended, or has a name now."""
+    """Log an alarm that went off, ended, or has a name now, and set the gauge; nothing if it is as before."""
     if now == before:
         return
     gauge.clear()
@@ -97,7 +97,7 @@ def scraped(router: Router[str], port: int) -> AbstractContextManager[str]:
 
 
 def logged() -> None:
-    """Requests, alarms and warnings as lines of JSON on stderr, which systemd keeps in its journal."""
+    """Write requests, alarms and warnings as lines of JSON to stderr from now on, which systemd keeps in its journal."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     for name in ("edgeroute", "monitor"):

@@ -30,9 +30,10 @@ Asked = Callable[[str, Message], "Reply | None"]
 
 @contextmanager
 def answering(port: int, get: Asked, post: Asked | None = None) -> Iterator[str]:
-    """Serve on loopback, in a thread; yield the address without a path.
+    """Serve on loopback, in a thread; yield the address without a path, and stop at the end of the block.
 
-    `post` is called for requests of its own pages alone, since a page of another site could press buttons.
+    `get` and `post` give a reply for a path, or None for 404. `post` is called for requests of its own pages alone, since a page
+    of another site could press buttons. Requests under another host's name get 403.
 
     Raises:
         SystemExit: the port is taken, or is no port.

@@ -81,7 +81,7 @@ class Machine:
         return 22 + 5 * np.sin((at_h - 9) / _DAY_H * 2 * np.pi) + 12 * self.load(at_h) + 1.5 * at_h / WEEK_H
 
     def record(self, at_h: float, *, windows: int = WINDOWS, severities: dict[str, float] | None = None) -> Array:
-        """What the sensor gives -> int16 [windows, 2048, 3], counts of 3.9 mg.
+        """Return what the sensor gives, int16 [windows, 2048, 3], counts of 3.9 mg; the same for an hour each time.
 
         Args:
             at_h: the hour; before 0 is before the run.
@@ -128,7 +128,7 @@ def imbalance(turn: Array, severity: float) -> Array:
 
 
 def looseness(turn: Array, severity: float, rng: np.random.Generator) -> Array:
-    """A foot that is not fixed: it lifts and falls, which makes halves and many multiples of the shaft's frequency."""
+    """Return the vibration of a foot that is not fixed, which lifts and falls: halves and multiples of the shaft's frequency."""
     if severity <= 0:
         return np.zeros((len(turn), 3))
     half = np.exp(0.5j * np.unwrap(np.angle(turn)))
@@ -138,7 +138,7 @@ def looseness(turn: Array, severity: float, rng: np.random.Generator) -> Array:
 
 
 def _knocks(order: float, shaft_hz: float, turns: Array, severity: float, rng: np.random.Generator) -> Array:
-    """Impulses of a defect in a race, as the balls pass it; of the inner race stronger where the load is, once a turn."""
+    """Return the impulses of a defect in a race, as the balls pass it; of the inner race stronger where the load is."""
     seconds = len(turns) / RATE
     times = np.cumsum((1 + 0.012 * rng.standard_normal(int(seconds * order * shaft_hz) + 2)) / (order * shaft_hz))
     places = (times[times < seconds] * RATE).astype(int)

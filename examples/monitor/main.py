@@ -18,7 +18,7 @@ DAYS = 0.1, 3650
 
 
 def main() -> None:
-    """Runs the example."""
+    """Read the options, and run what they name: the weeks and their report, the page, the recorded motors, the live service."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--days", type=float, default=28, help="simulated days, one fault in each quarter of them; 28")
     parser.add_argument("--seed", type=int, default=0, help="of faults, outages and noise; 0")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def show(report: Report) -> None:
-    """Prints the report."""
+    """Print the report of the simulated weeks: alarms by set-up, false ones, and what became of the queue."""
     down = sum(end - start for start, end in report.outages)
     away = f"{len(report.outages)} outages of the link, {down / 24 / report.days:.0%} of the time"
     print(f"{report.days:g} days, {report.windows:,} windows; {away}")

@@ -59,7 +59,10 @@ class Monitor:
         router.on_late(self._on_late)
 
     def see(self, at_h: float, windows: Array) -> Seen:
-        """Answers a recording, int16 [windows, 2048, 3], made at that hour."""
+        """Ask the router about a recording, int16 [windows, 2048, 3], of that hour; return answers, and the alarm if it goes off.
+
+        Late answers that have come correct their windows. There are no answers if only the cloud may answer, and is away.
+        """
         inputs = [{"bands": small, "raw": raw} for small, raw in zip(bands(windows), windows, strict=True)]
         try:
             answers = self.router.infer_many(inputs, data_class=DATA_CLASS)
@@ -82,7 +85,10 @@ class Monitor:
             return self._changed.wait_for(lambda: not self.waiting, timeout_s)
 
     def _on_late(self, late: Late, tx: Any) -> None:
-        """Exactly once: what is written through `tx` is committed together with the record that this was called."""
+        """Store a late answer, and keep it for the next recording. Called exactly once.
+
+        What is written through `tx` is committed together with the record that this was called.
+        """
         # without a key: an answer that were handed over twice would be there twice, and be seen
         tx.execute("CREATE TABLE IF NOT EXISTS diagnoses (id TEXT, kind TEXT, confidence REAL, provisional TEXT, at REAL)")
         values = late.id, late.value, late.confidence, str((late.provisional or {}).get("value")), late.answered_at
@@ -94,7 +100,7 @@ class Monitor:
 
 
 def diagnoses(state: Path) -> list[tuple[str, str]]:
-    """The late answers that were handed over: ids and kinds; none before the outbox has a file."""
+    """Return the late answers that were handed over: ids and kinds; none before the outbox has a file. Only reads the file."""
     if not (state / "outbox.db").exists():
         return []
     with closing(sqlite3.connect(f"file:{state / 'outbox.db'}?mode=ro", uri=True)) as file:

@@ -112,7 +112,7 @@ class Live:
         return 0.0 if since is None else min(1.0, max(0.0, (self.now_h() - since) / BREAKS_H) ** GROWTH)
 
     def step(self) -> None:
-        """Record, answer, and note what came of it."""
+        """Record the machine now, have it answered, and note score, waiting windows, spectrum and alarms for the page."""
         at_h, worn = self.now_h(), self.worn()
         windows = self._machine.record(at_h, severities={"outer race": worn} if worn else {})
         before = self.monitor.alarms.now
@@ -130,7 +130,10 @@ class Live:
             self._tell(before, self.monitor.alarms.now, worn)
 
     def press(self, button: str) -> bool:
-        """Cut or mend the link, break or repair the bearing; return False if there is no such button."""
+        """Cut or mend the link, break or repair the bearing, and note it; return False if there is no such button.
+
+        A button that changes nothing does nothing.
+        """
         with self._lock:
             up, at_h = self.link.up, self.now_h()
             if button == "/cut" and up:
@@ -244,7 +247,7 @@ def spectrum(windows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def html() -> bytes:
-    """Return the page: page.html with the palette, and what does not change."""
+    """Return the page as bytes: page.html with the palette, and what does not change."""
     states = {name: {"mark": state.mark, "word": state.word, "meaning": state.meaning} for name, state in STATES.items()}
     real = [{"turns": motor.turns_hz, "knocks": motor.knocks, "named": motor.named, "lines": motor.lines} for motor in motors()]
     fixed = {"states": states, "threshold": THRESHOLD, "hz": RATE / 2, "speed": SPEED, "motors": real, "orders": ORDERS}
@@ -260,7 +263,7 @@ def html() -> bytes:
 
 @contextmanager
 def shown(port: int = 0, seed: int = 0) -> Iterator[tuple[Live, str]]:
-    """Serve the larger model, a link to it, and the page -> what is shown, and the page's address.
+    """Serve the larger model, a link to it, and the page; yield what is shown, and the page's address. Ends all of it after.
 
     Raises:
         SystemExit: the port is taken, or the server of the larger model does not start.
@@ -286,7 +289,7 @@ def shown(port: int = 0, seed: int = 0) -> Iterator[tuple[Live, str]]:
 
 
 def watch(live: Live, ending: Event) -> None:
-    """Record and answer until it is to end; what comes too late is left out."""
+    """Record and answer each 0.5 s until it is to end; what comes too late is left out."""
     began, steps = monotonic(), 0
     while not ending.is_set():
         live.step()
@@ -295,7 +298,7 @@ def watch(live: Live, ending: Event) -> None:
 
 
 def run(port: int = 0) -> None:
-    """Show the page until Ctrl-C, SIGTERM or SIGHUP."""
+    """Show the page until Ctrl-C, SIGTERM or SIGHUP; blocks."""
     ending = Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as it is below nohup

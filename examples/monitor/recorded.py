@@ -46,7 +46,7 @@ def motors() -> list[Motor]:
 
 
 def show() -> None:
-    """Print what is found."""
+    """Print for each of the four motors its speed, how loudly each part knocks, and the part that is named."""
     print(f"{'motor':8}{'turns/s':>9}" + "".join(f"{name:>12}" for name in ORDERS) + f"{'damaged':>14}")
     for number, motor in enumerate(motors(), 1):
         print(
@@ -58,6 +58,7 @@ def show() -> None:
 
 
 def _found(sound: np.ndarray[Any, Any]) -> Motor:
+    """Return what the spectrum of the envelope of a sound tells: turns a second, knocks of each part, and lines to draw."""
     count = len(sound)
     low, high = (round(hz * count / RATE) for hz in RINGS_HZ)
     seen = envelope_spectrum((sound - sound.mean())[:, None], low, high)

@@ -15,7 +15,10 @@ WAIT_MS = 120_000
 
 
 def take(to: Path, scheme: str = "light", width: str = "1280") -> None:
-    """Press both buttons, and write the page as it is when an alarm is on, and sixty windows or more wait."""
+    """Press both buttons of the page, and write a picture of it as it is when an alarm is on, and sixty windows or more wait.
+
+    scheme: light or dark. width: of the browser, pixels.
+    """
     ending = Event()
     with shown() as (live, address), sync_playwright() as driver:
         running = Thread(target=watch, args=[live, ending])

@@ -21,7 +21,7 @@ AXES = 3
 
 
 def recordings(source: str) -> Iterator[Array]:
-    """Recordings from a source, one after the other.
+    """Return the recordings of a source, one after the other; each is int16 [windows, 2048, 3].
 
     Args:
         source: `machine`: the simulated one, without end, whose outer race breaks within ten minutes. A file that ends in .npy,
@@ -47,6 +47,7 @@ def recordings(source: str) -> Iterator[Array]:
 
 
 def _simulated() -> Iterator[Array]:
+    """Yield recordings of the simulated machine now, without end, whose outer race breaks within ten minutes."""
     now_h = time() / 3600 % WEEK_H
     machine = Machine(faults=[Fault("outer race", now_h, now_h + 1 / 6)])
     while True:
@@ -54,7 +55,11 @@ def _simulated() -> Iterator[Array]:
 
 
 def _of_file(path: Path) -> Array:
-    """Its samples, int16 [samples, 3]."""
+    """Return the samples of a file, int16 [samples, 3], cut to the range of int16.
+
+    Raises:
+        SystemExit: it is no such file, has another shape, too few samples, or values that are no numbers.
+    """
     read, wanted = (_of_npy, "an array by numpy.save") if path.suffix == ".npy" else (_of_csv, "numbers with commas in between")
     try:
         found = read(path)
@@ -79,6 +84,7 @@ def _of_npy(path: Path) -> Array:
 
 
 def _of_csv(path: Path) -> Array:
+    """Return the numbers of a csv file, without a first line of names."""
     with path.open(encoding="utf-8-sig") as file:
         named = not _is_number(file.readline().partition(",")[0])
         file.seek(0)
@@ -99,7 +105,13 @@ def _is_number(text: str) -> bool:
 
 
 def _of_device(path: Path, device: BinaryIO, *, begun: bool) -> Iterator[Array]:
-    """begun: it has gathered samples since some time ago, which are not of now."""
+    """Yield the newest recording of a device whenever one is asked for, and wait for it.
+
+    begun: it has gathered samples since some time ago, which are not of now: its first recording is left out.
+
+    Raises:
+        SystemExit: the device ended.
+    """
     newest = Newest(device, skipped=int(begun))
     while (data := newest.take()) is not None:
         yield np.frombuffer(data, "<i2").reshape(WINDOWS, WINDOW, AXES)
@@ -126,13 +138,14 @@ class Newest:
         Thread(target=self._read, name="sensor", daemon=True).start()  # it may be in a read that has no end
 
     def take(self) -> bytes | None:
-        """Waits for a recording that was not taken yet -> the newest; None: the device ended."""
+        """Wait for a recording that was not taken yet, and return the newest, as bytes; None: the device ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._whole is not None or self._ended)
             data, self._whole = self._whole, None
             return data
 
     def _read(self) -> None:
+        """Read recordings until the device ends or fails, and keep the newest; runs in the thread."""
         size = 2 * AXES * SAMPLES
         try:
             with self._device as device:

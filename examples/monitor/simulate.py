@@ -85,7 +85,7 @@ class Report(NamedTuple):
 
 
 def schedule(days: float, seed: int) -> tuple[list[Fault], list[tuple[float, float]]]:
-    """One fault of each kind, one after the other; and outages of the link, about one a day, of up to seven hours."""
+    """Draw one fault of each kind, one after the other; and outages of the link, about one a day, of up to seven hours."""
     rng, part = np.random.default_rng([seed, 0xFA17]), 24 * days / (len(KINDS) - 1)
     kinds = rng.permutation(KINDS[1:])
     faults = [Fault(str(kind), (n + HEALTHY) * part, (n + 1) * part) for n, kind in enumerate(kinds)]
@@ -97,7 +97,11 @@ def schedule(days: float, seed: int) -> tuple[list[Fault], list[tuple[float, flo
 
 @contextmanager
 def served() -> Iterator[str]:
-    """The larger model behind `edgeroute serve` -> its URL."""
+    """Run the larger model behind `edgeroute serve` in a process, and provide its URL; ends it after.
+
+    Raises:
+        SystemExit: it did not start.
+    """
     command = [sys.executable, "-c", EDGEROUTE, "serve", "diagnosis:model", "--port", "0", "--json"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=HERE, **pipes) as server:  # noqa: S603 - this interpreter
@@ -123,7 +127,7 @@ class Link:
         self.relay, self.up, self._held = relay, True, held
 
     def set(self, *, up: bool) -> bool:
-        """Makes it so -> whether it came up just now."""
+        """Cut the link or mend it; return True if it came up just now."""
         if up == self.up:
             return False
         self.up = up
@@ -140,7 +144,7 @@ def opened(state: Path, days: float, *, rate_per_s: float = 1000, **changes: Any
 
 
 def run(days: float = 28, seed: int = 0, *, compare: bool = True, progress: bool = False) -> Report:
-    """Runs it.
+    """Simulate the days with edgeroute, with the edge alone and with the cloud alone, on the same machine; return the report.
 
     Args:
         days: of simulated time.
@@ -210,7 +214,10 @@ def run(days: float = 28, seed: int = 0, *, compare: bool = True, progress: bool
 
 
 def back(monitors: Iterable[Monitor]) -> None:
-    """The link is up again: the routers are told, and get the real seconds in which they notice; no simulated time passes."""
+    """Tell the routers that the link is up again, and wait until they have noticed and delivered, 60 s at most.
+
+    These are real seconds: no simulated time passes.
+    """
     for monitor in monitors:
         monitor.router.link_up()
     end = monotonic() + LATEST_S
@@ -221,7 +228,7 @@ def back(monitors: Iterable[Monitor]) -> None:
 
 
 def judged(monitor: Monitor, faults: Sequence[Fault]) -> tuple[list[Found], int]:
-    """Each fault with the first alarm in it; and the alarms that went off while the machine was well."""
+    """Return what was found of each fault, with the first alarm in it; and the number of alarms while the machine was well."""
     raised = monitor.alarms.raised
     found = []
     for fault in faults:
@@ -233,7 +240,7 @@ def judged(monitor: Monitor, faults: Sequence[Fault]) -> tuple[list[Found], int]
 
 @contextmanager
 def variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable, which goes before the policy's key."""
+    """Set an environment variable during the block, which goes before the policy's key."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

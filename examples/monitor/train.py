@@ -43,7 +43,11 @@ SURE = 4.0
 
 
 def main(own: str = "") -> None:
-    """Trains and writes both models; with a file of recordings the small one alone."""
+    """Train and write both models; with a file of recordings the small one alone.
+
+    Raises:
+        SystemExit: the file has too few windows.
+    """
     rng = np.random.default_rng(0)
     MODELS.mkdir(exist_ok=True)
     windows = np.concatenate([*recordings(own)]) if own else healthy()
@@ -65,7 +69,10 @@ def healthy() -> Array:
 def fit(
     x: Array, sizes: Sequence[int], loss: Callable[[Array, Array], Array], rng: np.random.Generator, steps: int
 ) -> list[Array]:
-    """Trains a perceptron by Adam. loss: (rows, outputs) -> the gradient of the mean loss by the outputs."""
+    """Train a perceptron by Adam, and return its weights and biases.
+
+    loss: (rows, outputs) -> the gradient of the mean loss by the outputs.
+    """
     weights = []
     for a, b in pairwise(sizes):
         weights += [rng.standard_normal((a, b)) * np.sqrt(2 / a), np.zeros(b)]
@@ -89,7 +96,7 @@ def fit(
 
 
 def autoencoder(x: Array, later: Array, rng: np.random.Generator) -> None:
-    """The small model: trained, its thresholds set, written as ONNX, and quantised."""
+    """Train the small model, set its thresholds by the later windows, and write it, quantised by `edgeroute`, into models/."""
     mean, deviation = x.mean(0), x.std(0) + 0.02
     scaled = [np.clip((one - mean) / deviation, -CLIP, CLIP) for one in (x, later)]
     z = scaled[0]
@@ -116,7 +123,10 @@ def autoencoder(x: Array, later: Array, rng: np.random.Generator) -> None:
 
 
 def write(path: Path, mean: Array, deviation: Array, weights: Sequence[Array], lines: tuple[Array, Array]) -> None:
-    """The autoencoder, its error and the three logits as one graph, with its card."""
+    """Write the autoencoder, its error and the three logits as one ONNX graph, with its card beside it.
+
+    lines: slopes and starts of the logits over the score.
+    """
     tensors: dict[str, Array] = {"mean": mean, "by": 1 / deviation, "low": np.array(-CLIP), "high": np.array(CLIP)}
     nodes = [("Sub", ["bands", "mean"], "off"), ("Mul", ["off", "by"], "scaled"), ("Clip", ["scaled", "low", "high"], "z")]
     last = "z"
@@ -151,7 +161,7 @@ def write(path: Path, mean: Array, deviation: Array, weights: Sequence[Array], l
 
 
 def examples(units: Sequence[int], each: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Windows of machines that are well, and of such with one fault of any severity -> features, kinds."""
+    """Return features and kinds of windows of machines that are well, and of such with one fault of any severity."""
     rows, kinds = [], []
     for unit in units:
         machine = Machine(unit)
@@ -165,7 +175,7 @@ def examples(units: Sequence[int], each: int, rng: np.random.Generator) -> tuple
 
 
 def diagnosis(rng: np.random.Generator) -> None:
-    """The larger model."""
+    """Train the larger model, write its parameters, and print how often it is right on machines that it never saw."""
     x, kinds = examples(range(1, UNITS + 1), 70, rng)
     mean, deviation = x.mean(0), x.std(0) + 0.02
     z, wanted = (x - mean) / deviation, np.eye(len(KINDS))[kinds]

@@ -64,7 +64,7 @@ class OpenVINOModel:
         return {"runtime": "openvino", "device": self.device, "precision": self.precision}
 
     def load(self) -> Any:
-        """Compiles the model, once.
+        """Compile the model, once in a process, and return it; sets its inputs and outputs.
 
         Raises:
             ModelMissing: there is no such file.
@@ -80,6 +80,7 @@ class OpenVINOModel:
             return self._model
 
     def _compiled(self) -> Any:
+        """Return the compiled model, and set `inputs` and `outputs`; raises as `load`."""
         if not self.path.exists():
             raise ModelMissing(f"there is no model at {self.path}")
         try:
@@ -105,7 +106,13 @@ class OpenVINOModel:
         return self.run_feed({spec.name: _stacked(inputs, spec)}, cancel)
 
     def run_feed(self, feed: dict[str, Any], cancel: StopToken | None = None) -> Any:
-        """Runs a tensor with its batch axis."""
+        """Run a tensor with its batch axis, and return copies of the outputs, by name if there are several.
+
+        Runs in other threads at the same time have requests of their own. `cancel` may stop it.
+
+        Raises:
+            ModelError: the run failed, or was stopped.
+        """
         model, idle = self.load(), self._idle
         try:
             request = idle.pop()  # one serves a run at a time
@@ -136,6 +143,11 @@ def _spec(port: Any) -> TensorSpec:
 
 
 def _stacked(inputs: list[Any], spec: TensorSpec) -> Any:
+    """Return inputs as one array of the input's type.
+
+    Raises:
+        BadInput: there are none, or they make no array of this shape and type, or hold NaN or infinity.
+    """
     if not inputs:
         raise BadInput("the batch is empty")
     try:

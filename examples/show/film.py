@@ -45,7 +45,7 @@ def button(name: str) -> Press:
 
 
 def typed(label: str, text: str) -> Press:
-    """Return a function that writes a text and presses Enter."""
+    """Return a function that writes a text into the field of that label and presses Enter."""
 
     def press(frame: FrameLocator) -> None:
         frame.get_by_label(label).first.fill(text, timeout=2000)
@@ -74,7 +74,7 @@ SCENES: dict[str, tuple[int, float, dict[int, Press]]] = {
 
 
 def record(page: Page, scene: str, folder: Path) -> None:
-    """Write the frames of a scene into a folder."""
+    """Write the frames of a scene into a folder, in place of earlier ones, with its presses; one that fails is told on stderr."""
     for old in folder.glob(f"{scene}-*.png"):
         old.unlink()
     name = scene.partition("-")[2]
@@ -101,7 +101,11 @@ def record_all(page: Page, names: Iterable[str], folder: Path) -> None:
 
 
 def main() -> None:
-    """Start the show, record it, and write both films."""
+    """Start the show with all that is set up, record it, write both films, and print their sizes.
+
+    Raises:
+        SystemExit: together they are too large for the repository.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SCENES, help="these scenes alone")
     given = parser.parse_args()

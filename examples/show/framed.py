@@ -48,7 +48,10 @@ class Passing(BaseHTTPRequestHandler):
     timeout = LONG_S
 
     def do_GET(self) -> None:
-        """Pass it on, if it is for the frame or from it."""
+        """Pass the request on and the reply back, if it is for the frame or from it; else reply 403, or 4xx to a wrong body.
+
+        The reply's policy then lets the show frame the page.
+        """
         own, there = f"http://127.0.0.1:{self.server.server_port}", self.server.page.netloc
         opened = (self.command, self.path, self.headers["Sec-Fetch-Mode"]) == ("GET", "/", "navigate")  # without any data
         if f"http://{self.headers['Host']}" != own or not (opened or self.headers["Sec-Fetch-Site"] == "same-origin"):

@@ -81,7 +81,7 @@ class Running:
         self._lock, self.closed = threading.Lock(), False
 
     def start(self) -> None:
-        """Start it, unless it runs or is not set up."""
+        """Start its process on free ports, in its own group, and a thread that reads it; nothing if it runs or is not set up."""
         with self._lock:
             if self.closed or not self._ready() or (self._process is not None and self._process.poll() is None):
                 return
@@ -100,7 +100,10 @@ class Running:
             threading.Thread(target=self._read, args=[self._process, self._lines], daemon=True).start()
 
     def _read(self, process: subprocess.Popen[str], lines: deque[str]) -> None:
-        """Keep the last lines of a process, without what is secret in an address, and its address; end its window with it."""
+        """Keep the last lines of a process, without what is secret in an address, and its address; end its window with it.
+
+        A page that refuses to be framed gets a window that passes it on.
+        """
         assert process.stdout is not None
         window = None
         for line in process.stdout:
@@ -114,7 +117,10 @@ class Running:
             window.close()
 
     def stop(self, *, wait: bool = True) -> None:
-        """Send its group SIGINT, as Ctrl-C does, and then stronger signals; without `wait` the first one alone."""
+        """Send its group SIGINT, as Ctrl-C does, then SIGTERM and SIGKILL, each after 5 s; without `wait` the first one alone.
+
+        Also closes its window.
+        """
         with self._lock:
             process = self._process
             if self._window is not None:
@@ -142,7 +148,7 @@ class Running:
         return file if self.what.result and self._process is not None and self._process.poll() == 0 and file.is_file() else None
 
     def state(self, name: str) -> dict[str, Any]:
-        """Return what the page shows of it, as JSON values."""
+        """Return what the page shows of it, as JSON values; tries to connect to its port if its address is not known yet."""
         process, url = self._process, self._url
         if self._port and not url:
             with socket.socket() as tried:
@@ -182,7 +188,7 @@ class Show(ThreadingHTTPServer):
             sys.exit(0)
 
     def close(self) -> None:
-        """End the server, and all that it has started."""
+        """End the server, and all that it has started; waits for that."""
         self.server_close()
         for one in self.running.values():
             one.closed = True
@@ -198,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = LONG_S
 
     def do_GET(self) -> None:
-        """Reply with the page, the states, or a result."""
+        """Reply with the page, the states, or a result; 403 to other origins, and for states without the key; 404 for others."""
         kind, _, name = self.path.strip("/").partition("/")
         if not kind and self.headers["Host"] == f"localhost:{self.server.server_port}":
             self._reply(307, Location=f"{self.server.url}/")  # the frames are for that origin; a browser keeps the key
@@ -218,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
             self._reply(404)
 
     def do_POST(self) -> None:
-        """Start or stop a prototype."""
+        """Start or stop a prototype, and reply 204; 403 without the key or from another origin, 404 for no such one."""
         action, _, name = self.path.strip("/").partition("/")
         if not self._own() or self.headers["Origin"] != self.server.url or not self._has_key():
             self._reply(403)
@@ -239,6 +245,7 @@ class Handler(BaseHTTPRequestHandler):
     def _reply(
         self, status: int, text: str = "", kind: str = "text/plain", rules: str = "default-src 'none'", **more: str
     ) -> None:
+        """Send a reply of text, with its rules for the browser; a browser that has gone does not matter."""
         self.send_response(status)
         for name, value in (("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(text.encode()))),
                             ("Content-Security-Policy", rules), ("Cache-Control", "no-store"), *more.items()):  # fmt: skip
@@ -260,7 +267,11 @@ def end(*_: object) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the program."""
+    """Serve the page, start what is asked for, and end all of it at the end.
+
+    Raises:
+        SystemExit: the page cannot have its port.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8900, help="of the page; 0: any that is free")
     parser.add_argument("--start", nargs="*", choices=PROTOTYPES, help="start these at once; without names all")

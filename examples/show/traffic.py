@@ -16,7 +16,7 @@ AWAY_S, ROUND_S, PAUSE_S = 20, 60, 0.1
 
 
 def main() -> None:
-    """Ask and serve until Ctrl-C."""
+    """Ask the router without end, with the cloud away for 20 s of each minute, and serve its dashboard, until Ctrl-C."""
     pair, begun, dashboard = models.fashion(), time.monotonic(), Dashboard()
     large, images = OnnxModel(pair.cloud), pair.images
 

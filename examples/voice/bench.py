@@ -1,4 +1,4 @@
-"""How long after the end of speech the first answer comes, with speech at the pace at which it is spoken."""
+"""Time from the end of speech to the first answer, with speech at the pace at which it is spoken."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HANGOVER_S = 0.5
 
 
 def bench(dialogue: Dialogue) -> None:
-    """Prints a table of the latencies of commands and of sentences. It takes some seven minutes."""
+    """Print a table of the latencies of commands and of sentences. It takes some seven minutes."""
 
     def sentence(event: Utterance) -> Reply | None:
         return None if event.provisional else dialogue.intent(dialogue.transcribe(event.audio).text)
@@ -44,7 +44,7 @@ def bench(dialogue: Dialogue) -> None:
 
 
 def measured(dialogue: Dialogue, utterances: Iterable[Samples], reply: Callable[[Utterance], Reply | None]) -> Iterator[float]:
-    """The seconds from the chunk in which the detector finds the end of an utterance to its first answer, if it has one."""
+    """Yield the seconds from the chunk in which the detector finds the end of an utterance to its first answer, if it has one."""
     given: list[float] = []
     answered = Event()
 

@@ -30,6 +30,7 @@ def cloud(rate: int = 16_000) -> CallableModel:
 
 
 def _from_audio(path: Path, rate: int) -> CallableModel:
+    """Return the model in that file as one that takes audio."""
     model = OnnxModel(path)
 
     def recognise(audio: Array) -> Array:

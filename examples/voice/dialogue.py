@@ -1,4 +1,4 @@
-"""What becomes of an utterance: a command, else its words; of these a skill, else an open question for the language models."""
+"""`Dialogue`: an utterance is a command, else its words; these are a skill, else an open question for the language models."""
 
 from __future__ import annotations
 
@@ -107,7 +107,10 @@ class Dialogue:
         return self.questions.conversation(system=SYSTEM)
 
     def command(self, answer: Answer) -> Reply | None:
-        """Return what is said to a command; None: it is none, or is not sure to be one until the cloud has answered."""
+        """Return what is said to a command; None: it is none, or is not sure to be one until the cloud has answered.
+
+        Traces the step.
+        """
         sure = answer.value != OTHER and (answer.confidence is None or answer.confidence >= SURE_COMMAND)
         word, state = str(answer.value), state_of(answer)
         self.trace(Step("command", word if sure else "", answer.latency_s, state, answer.reason))
@@ -116,7 +119,7 @@ class Dialogue:
         return Reply("command", word, commanded(word), answer.source, answer.reason, answer.final, state=state)
 
     def of_audio(self, audio: Samples, talk: Conversation, stopped: Callable[[], bool] = lambda: False) -> Reply | None:
-        """Return what is said to audio that is no command; None: as `answer`."""
+        """Transcribe audio that is no command, and return what is said to it; None: as `answer`."""
         begun = perf_counter()
         words = chosen(self.transcribe(audio), self.home.now())
         self.trace(Step("speech to text", words.text, perf_counter() - begun, "edge", f"confidence {words.confidence:.2f}"))
@@ -125,13 +128,14 @@ class Dialogue:
     def of_text(
         self, text: str, talk: Conversation, stopped: Callable[[], bool] = lambda: False, confidence: float = 1.0
     ) -> Reply | None:
-        """Return what is said to a text that was transcribed with this confidence; None: as `answer`."""
+        """Return what is said to a text that was transcribed with this confidence; None: as `answer`. Keeps it for "repeat"."""
         reply = self._of_text(text, talk, stopped, confidence)
         if reply is not None and reply.text and reply.skill != "repeat":
             self._said[talk] = reply.text
         return reply
 
     def _of_text(self, text: str, talk: Conversation, stopped: Callable[[], bool], confidence: float) -> Reply | None:
+        """Return what is said to a text: not understood, a command, a skill or intent, else the language models' answer."""
         if not any(map(str.isalnum, text)):
             return Reply("nothing", text, "I did not understand that.", "", "no words were recognised")
         word = text.strip(" .,!?").lower()
@@ -148,7 +152,7 @@ class Dialogue:
         return None if reply is None else reply._replace(reason=f"no intent ({intent.reason}); {reply.reason}")
 
     def intent(self, text: str, wish: Wish | None = None, talk: Conversation | None = None) -> Reply:
-        """Return what is said to a request for a skill, or another that is one of the intents; "nothing": it is none of them.
+        """Do what a text wishes for, and return what is said to it, or to another intent; "nothing": it is none of them.
 
         A sentence is one for a skill by its words alone, if these are its whole, or else by an intent as well. Nothing is done
         where the words say not enough.
@@ -179,8 +183,8 @@ class Dialogue:
     def answer(self, text: str, talk: Conversation, stopped: Callable[[], bool] = lambda: False) -> Reply | None:
         """Return the language models' answer to anything else; None: it was stopped, and is no part of the conversation.
 
-        Nor is a turn that is not sure. The small model repeats what it has said: an earlier answer to another question is unsure,
-        and so is what it says about numbers.
+        Nor is a turn that is not sure, and the oldest turns of a long conversation are dropped. The small model repeats what it
+        has said: an earlier answer to another question is unsure, and so is what it says about numbers.
         """
         forget(talk)
         begun, earlier = perf_counter(), talk.messages
@@ -243,7 +247,7 @@ def state_of(answer: Answer) -> str:
 
 
 def repeats(said: str, question: str, messages: list[dict[str, Any]]) -> bool:
-    """Return whether an answer was given before, to another question."""
+    """Return True if an answer was given before, to another question; of long ones the beginning counts."""
 
     def bare(text: Any) -> str:
         return " ".join(re.findall(r"\w+", str(text).lower()))
@@ -265,7 +269,7 @@ def is_sure(answer: Answer) -> bool:
 
 
 def forget(talk: Conversation) -> None:
-    """Drop the oldest turns of a long conversation, but for the system's message."""
+    """Drop the oldest turns of a conversation of more than 2,000 bytes, but for the system's message."""
     system, *turns = talk.messages
     while sum(len(message["content"].encode(errors="replace")) for message in turns) > MOST_TALK:
         del turns[:2]  # what was asked, and the answer

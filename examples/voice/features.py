@@ -27,7 +27,7 @@ VERSION = "1"
 
 
 def _filters() -> Array:
-    """-> float32 [129, 32]: triangular bands, evenly spaced on the mel scale."""
+    """Return the filters, float32 [129, 32]: triangular bands, evenly spaced on the mel scale."""
     mel_low, mel_high = (2595 * np.log10(1 + hz / 700) for hz in (LOW_HZ, HIGH_HZ))
     edges = 700 * (10 ** (np.linspace(mel_low, mel_high, MELS + 2) / 2595) - 1)
     left, middle, right = edges[:-2], edges[1:-1], edges[2:]
@@ -39,7 +39,7 @@ FILTERS, HANN = _filters(), np.hanning(WINDOW).astype(np.float32)
 
 
 def resample(audio: Array, rate: int) -> Array:
-    """Audio at 8 kHz: float32 [samples] at `rate`, 8 kHz or more -> float32 [samples * 8000 / rate].
+    """Return audio at 8 kHz: float32 [samples] at `rate`, 8 kHz or more -> float32 [samples * 8000 / rate].
 
     A windowed sinc takes away what is above 3.7 kHz, and linear interpolation finds the samples in between.
 
@@ -58,7 +58,7 @@ def resample(audio: Array, rate: int) -> Array:
 
 
 def centred(audio: Array) -> Array:
-    """The 1.04 s around the centre of energy, zeros where there is none: float32 [samples] at 8 kHz -> float32 [8320]."""
+    """Return the 1.04 s around the centre of energy, zeros where there is none: float32 [samples] at 8 kHz -> float32 [8320]."""
     energy = np.square(audio, dtype=np.float64)
     total = energy.sum()
     middle = int((energy * np.arange(len(audio))).sum() / total) if total > 0 else len(audio) // 2
@@ -68,7 +68,7 @@ def centred(audio: Array) -> Array:
 
 
 def log_mel(audio: Array, rate: int = RATE) -> Array:
-    """Features of one utterance: float32 [samples], -1..1, mono, at `rate` -> float32 [1, 64, 32], -1..1.
+    """Return the features of one utterance: float32 [samples], -1..1, mono, at `rate` -> float32 [1, 64, 32], -1..1.
 
     1 is the loudest band of the clip, -1 is 50 dB below it: how loud the clip is does not matter.
 

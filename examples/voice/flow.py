@@ -24,7 +24,7 @@ ANSWERS = ("commands", "ten skills", "open questions")
 
 
 def drawn() -> str:
-    """Return the picture."""
+    """Return the picture, a text of SVG."""
     edge, cloud = STATES["edge"].light, STATES["cloud"].light
     boxes, texts, arrows, left = [], [], [], 20
     for number, (name, under, width) in enumerate(DEVICE):

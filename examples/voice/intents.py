@@ -28,6 +28,7 @@ def cloud() -> CallableModel:
 
 
 def _from_text(path: Path) -> CallableModel:
+    """Return the model in that file as one that takes a sentence; anything but text is a BadInput."""
     model = OnnxModel(path)
 
     def understand(text: str) -> Array:

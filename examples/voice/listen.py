@@ -14,14 +14,14 @@ from edgeroute import BadInput, BargeIn, NoAnswer, Utterance
 
 
 def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callable[[Reply | str], object], *, live: bool) -> None:
-    """Answers the speech in these chunks until they end.
+    """Answer the speech in these chunks until they end: show each reply, and speak it once. Shows where there is no answer.
 
     Args:
         dialogue: the routers.
         chunks: of audio at 16 kHz.
         mouth: speaks the answers, and stops where somebody begins to speak.
         show: gets each reply, and notes.
-        live: whether the source goes on while an answer is worked out and spoken, as a microphone does: then new speech cancels
+        live: True if the source goes on while an answer is worked out and spoken, as a microphone does: then new speech cancels
             both. A recording waits.
     """
 
@@ -69,7 +69,7 @@ def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callab
 
 
 def reply_to(dialogue: Dialogue, talk: Any, event: Utterance, mouth: Mouth) -> Reply | None:
-    """What is said to an utterance; None: nothing yet, or no more, as somebody has begun to speak."""
+    """Return what is said to an utterance; None: nothing yet, or no more, as somebody has begun to speak."""
     command = dialogue.command(event.answer)
     if command is not None or event.provisional:
         return command

@@ -38,7 +38,7 @@ SCRIPT = ["seven", "what is seven times eight", "set a timer for fifteen seconds
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one of the commands -> the exit status."""
+    """Run one of the commands, and return the exit status: 1 if something for sound or a model is missing, which is printed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=("listen", "wyoming", "bench", "matrix"), default="listen")
     parser.add_argument("--say", nargs="+", metavar="TEXT", help="hear these sentences, spoken by espeak-ng")
@@ -105,7 +105,10 @@ def hear(dialogue: Dialogue, given: argparse.Namespace) -> None:
 
 
 def source(given: argparse.Namespace, own: Mouth, dialogue: Dialogue, page: Page | None = None) -> tuple[Iterator[Any], bool]:
-    """Return the chunks of audio, and whether they come from a microphone."""
+    """Return the chunks of audio, and True if they come from a microphone; without one the script, or the page, speaks.
+
+    With `--wake` what nobody was addressed by is silence.
+    """
     chunks: Iterator[Any]
     live = False
     if given.wav or given.say:
@@ -137,7 +140,7 @@ def source(given: argparse.Namespace, own: Mouth, dialogue: Dialogue, page: Page
 
 
 def awake(wake: str | None, sentences: Iterable[sound.Samples]) -> Iterator[sound.Samples]:
-    """Yield sentences, each after the wake word, if there is one, and when it listens no more."""
+    """Yield sentences; with a wake word each after 6 s of silence and that word."""
     for sentence in sentences:
         if wake:
             yield sound.silence(AWAKE_S)
@@ -146,7 +149,7 @@ def awake(wake: str | None, sentences: Iterable[sound.Samples]) -> Iterator[soun
 
 
 def read(dialogue: Dialogue) -> None:
-    """Answers lines from the keyboard."""
+    """Answer lines from the keyboard until it ends."""
     print("Type a line; Ctrl-D ends.")
     dialogue.home.ring = print
     talk = dialogue.conversation()
@@ -165,7 +168,7 @@ def ended(dialogue: Dialogue) -> None:
 
 
 def show(reply: Reply | str) -> None:
-    """Prints a reply, or a note."""
+    """Print a reply, or a note."""
     if isinstance(reply, str):
         print(reply)
         return

@@ -113,7 +113,7 @@ def table(found: list[Outcome]) -> str:
 
 
 def matrix(dialogue: Dialogue, show: Callable[[str], object] = print) -> list[Outcome]:
-    """Play all of it, print what is not right, and the table; it takes some minutes."""
+    """Play all of it, show what is not right, and the table; return all outcomes. It takes some minutes."""
     found = []
     for one in played(dialogue, cases()):
         found.append(one)
@@ -125,7 +125,7 @@ def matrix(dialogue: Dialogue, show: Callable[[str], object] = print) -> list[Ou
 
 
 def _outcome(case: Case, replies: list[Reply]) -> Outcome:
-    """Judge the replies to a sentence: an early word of speech that was cut in two counts as the whole."""
+    """Judge the replies to a sentence; two or more that did something are wrong, as one was for a part of it."""
     acted = [reply for reply in replies if reply.kind != "nothing" and not reply.text.startswith(UNSURE)]
     last = acted[-1] if acted else replies[-1] if replies else Reply("nothing", "", "", "", "no speech was heard")
     if len(acted) > 1:
@@ -145,6 +145,7 @@ def _chunks(samples: Samples) -> Iterator[Samples]:
 
 
 def _noise(kind: str, length: int, seed: int) -> Samples:
+    """Return noise, the same for a seed: talk of others, or pink noise."""
     random = np.random.default_rng(seed)
     if kind == "talk":
         talk = _talk()

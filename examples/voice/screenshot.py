@@ -20,7 +20,7 @@ SENTENCES = {
 
 
 def main() -> None:
-    """Start the example, say the sentences on its page, each after the wake word, and write the picture."""
+    """Start the example, say the sentences on its page, each after the wake word, and write page.png."""
     command = [sys.executable, "-u", str(HERE / "main.py"), "--silent", "--page", "--wake", "alexa"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, sync_playwright() as driver:  # noqa: S603 - ours
         try:

@@ -91,7 +91,11 @@ class Heard:
         self._data = bytearray()
 
     def hear(self, chunk: AudioChunk) -> bool:
-        """Appends a chunk -> whether it is enough."""
+        """Append a chunk, up to 30 s in all; return True if it is enough.
+
+        Raises:
+            BadInput: its format is another than that of the first.
+        """
         if (chunk.rate, chunk.width, chunk.channels) != (self._rate, 2, self._channels):
             raise BadInput("the format of the audio changes within an utterance")
         self._data += chunk.audio[: self._most - len(self._data)]
@@ -121,7 +125,10 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads[kind], function, *arguments)
 
     def words(self, heard: Heard) -> str:
-        """Return what was said: the name of a command, or what was transcribed; empty: it was not understood."""
+        """Return what was said: the name of a command, or what was transcribed; empty: it was not understood.
+
+        A command model that gives no answer is logged, and the words are transcribed.
+        """
         audio = heard.samples()
         if not len(audio):
             return ""
@@ -136,7 +143,11 @@ class Service:
         return words.text if words.confidence >= SURE_SHORT else ""
 
     async def reply(self, text: str, identity: str | None) -> Reply | None:
-        """What is said to a text, in the conversation of this id; None: the service has ended."""
+        """Return what is said to a text, in the conversation of this id; None: the service has ended.
+
+        A conversation takes one turn at a time; the latest 100 are kept. Without an id each text is one of its own. Raises
+        BadInput for a text or id that is too long.
+        """
         _check(text, MOST_TEXT)
         if identity is None:
             return await self.run("answers", self.dialogue.of_text, text, self.dialogue.conversation(), self.ended.is_set)
@@ -149,7 +160,7 @@ class Service:
             return await self.run("answers", self.dialogue.of_text, text, talk, self.ended.is_set)
 
     def close(self) -> None:
-        """Drops what has not begun, stops the language model, and waits for the rest of what has."""
+        """Drop what has not begun, stop the language model, and wait for the rest of what has."""
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
         self.ended.set()
@@ -168,7 +179,7 @@ class Client(AsyncEventHandler):
         """Whether the utterance was long enough, and the rest of it is left out."""
 
     async def run(self) -> None:
-        """Answers its events, until it leaves, is silent for long, or sends what is no event."""
+        """Answer its events until it leaves, is silent for 60 s, or sends what is no event (logged). Refuse a 65th one."""
         self._service.clients += 1
         try:
             if self._service.clients > MOST_CLIENTS:
@@ -190,6 +201,7 @@ class Client(AsyncEventHandler):
         await asyncio.wait_for(super().write_event(event), IDLE_S)
 
     async def _answer_all(self) -> None:
+        """Read events and answer each; one that is wrong gets a refusal, and the next is read."""
         bounded: Any = Bounded(self.reader)
         while (event := await asyncio.wait_for(async_read_event(bounded), IDLE_S)) is not None:
             try:
@@ -199,7 +211,7 @@ class Client(AsyncEventHandler):
                 await self.write_event(refused(text=f"{event.type}: {e}").event())
 
     async def handle_event(self, event: Event) -> bool:
-        """Answers one event."""
+        """Answer one event: about the service, audio, an intent, or a text; return True, to go on."""
         service = self._service
         if Describe.is_type(event.type):
             await self.write_event(INFO.event())
@@ -229,6 +241,7 @@ class Client(AsyncEventHandler):
         return True
 
     async def _chunk(self, chunk: AudioChunk) -> None:
+        """Add a chunk of audio; once the utterance is long enough, answer it, and leave out the rest."""
         if self._cut:
             return
         if self._heard is None:
@@ -243,6 +256,7 @@ class Client(AsyncEventHandler):
         await self.write_event(Transcript(text=text).event())
 
     async def _recognize(self, text: str) -> None:
+        """Answer with the intent of a text, or that there is none that is sure."""
         _check(text, MOST_TEXT)
         try:
             answer = await self._service.run("intents", partial(self._service.dialogue.intents.infer, text, data_class="text"))
@@ -289,6 +303,11 @@ INFO = _info()
 
 
 def _address(uri: str) -> tuple[str, int]:
+    """Return address and port of a URI.
+
+    Raises:
+        ValueError: it is not tcp://ADDRESS:PORT.
+    """
     parts = urlsplit(uri)
     if parts.scheme != "tcp" or parts.hostname is None or parts.port is None:
         raise ValueError("expected tcp://ADDRESS:PORT")
@@ -296,7 +315,11 @@ def _address(uri: str) -> tuple[str, int]:
 
 
 async def serve(dialogue: Dialogue, uri: str, listening: Callable[[str], object]) -> None:
-    """Serves Wyoming clients until it is cancelled; `listening` is called with the address once they may connect."""
+    """Serve Wyoming clients until it is cancelled; `listening` is called with the address once they may connect.
+
+    Raises:
+        PolicyError: it cannot listen there.
+    """
     service = Service(dialogue)
     try:
         server = await asyncio.start_server(lambda *streams: Client(service, *streams).run(), *_address(uri))

@@ -1,4 +1,4 @@
-"""Does what was wished for, and keeps what lasts: timers, alarms, the list, the volume. It needs no network."""
+"""`Home`, which does what was wished for, and keeps what lasts: timers, alarms, the list, the volume. It needs no network."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ class Home:
         return random.choice(["Heads.", "Tails."])  # noqa: S311 - a game
 
     def _stop(self, what: str, _: str) -> str:
+        """Cancel all timers, or all alarms, and return what is said; anything else stops no more than the talk."""
         if what not in {"timer", "alarm"}:  # who wants silence now wants to be woken tomorrow nevertheless
             return "Stopped."
         stopped = self._cancel(what)
@@ -109,6 +110,7 @@ class Home:
         return "Stopped: " + ", ".join(f"{one.kind} {one.name}" for one in stopped) + "."
 
     def _timer(self, lasts: float | str, _: str) -> str:
+        """Start a timer of so many seconds, or with "left" say how long the next one has left; return what is said."""
         if lasts == "left":
             left = [(one.ends - self.now()).total_seconds() for one in self.running() if one.kind == "timer"]
             return f"{spoken_duration(max(1, left[0]))} left." if left else "There is no timer."
@@ -127,6 +129,7 @@ class Home:
         return f"{made[0]:,.10g} {made[1]}."
 
     def _list(self, wish: tuple[str, tuple[str, ...]], _: str) -> str:
+        """Add to the list, remove from it, clear or read it, and return what is said; it has 100 items at most."""
         act, given = wish
         with self._lock:
             if act == "add":
@@ -146,12 +149,14 @@ class Home:
         return f"Volume {self.volume} percent."
 
     def _date(self, value: object, _: str) -> str:
+        """Return a day in words, or the number of days or weeks until one."""
         if isinstance(value, tuple):
             number, unit, day = value
             return f"{number} {unit}{'s' * (number != 1)} until {day:%A, %B} {day.day}."
         return f"{value:%A, %B} {value.day}, {value.year}."  # type: ignore[attr-defined]
 
     def _start(self, kind: str, lasts: float, name: str, said: str, at_its_end: str) -> str:
+        """Start a thread that rings after so many seconds, and return `said`; another text if nobody hears it, or 100 run."""
         if self.ring is None:
             return f"I cannot set {'an' if kind == 'alarm' else 'a'} {kind} here: nobody would hear it."
         if len(self.running()) >= MOST:
@@ -164,6 +169,7 @@ class Home:
         return said
 
     def _ended(self, said: str) -> None:
+        """Forget the timer of this thread, and ring unless it was stopped meanwhile."""
         with self._lock:
             left = [one for one in self._running if one.thread is not threading.current_thread()]
             stopped, self._running = len(left) == len(self._running), left
@@ -171,6 +177,7 @@ class Home:
             self.ring(said)
 
     def _cancel(self, kind: str) -> list[Running]:
+        """Stop the timers of a kind, or all for "", and return them."""
         with self._lock:
             stopped = [one for one in self._running if not kind or one.kind == kind]
             self._running = [one for one in self._running if one not in stopped]

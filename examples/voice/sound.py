@@ -1,4 +1,4 @@
-"""Where audio comes from: a microphone, wav files, sentences spoken by espeak-ng. All of it as chunks of 16 kHz mono."""
+"""Sources of audio: a microphone, wav files, sentences spoken by espeak-ng. All of it as chunks of 16 kHz mono."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NoSound(Exception):
 
 
 def read_wav(file: Path | io.BytesIO) -> Samples:
-    """The samples of a wav file with 16 bits a sample, at 8 to 192 kHz; several channels are mixed.
+    """Return the samples, at 16 kHz, of a wav file with 16 bits a sample, at 8 to 192 kHz; several channels are mixed.
 
     Raises:
         NoSound: it is no such file.
@@ -58,7 +58,7 @@ def _plain(data: bytes) -> bytes:
 
 
 def resampled(samples: Samples, rate: int, to: int = RATE) -> Samples:
-    """Samples at another rate, by their spectrum: what is above the new rate's half is left out."""
+    """Return samples at another rate, by their spectrum: what is above the new rate's half is left out."""
     if rate == to or not len(samples):
         return samples
     length = round(len(samples) * to / rate)
@@ -72,7 +72,7 @@ def resampled(samples: Samples, rate: int, to: int = RATE) -> Samples:
 
 
 def spoken(text: str, voice: str = "en", words_a_minute: int = 150) -> Samples:
-    """A text as espeak-ng speaks it.
+    """Return the samples of a text as espeak-ng speaks it; runs it, for 60 s at most.
 
     Raises:
         NoSound: there is no espeak-ng, it does not know the voice, or takes too long.
@@ -103,7 +103,7 @@ def silence(seconds: float) -> Samples:
 
 
 def chunks(utterances: Iterable[Samples], pause_s: float = 1.0) -> Iterator[Samples]:
-    """A recording of these utterances, with silence after each, in chunks."""
+    """Yield a recording of these utterances, with silence around each, in chunks of 512 samples."""
     for utterance in utterances:
         whole = np.concatenate([silence(0.3), utterance, silence(pause_s)])
         whole = np.pad(whole, (0, -len(whole) % CHUNK))
@@ -112,10 +112,10 @@ def chunks(utterances: Iterable[Samples], pause_s: float = 1.0) -> Iterator[Samp
 
 
 def microphone() -> Iterator[NDArray[np.int16]]:
-    """Chunks from the default microphone, without an end.
+    """Open the default microphone, and return its chunks, without an end.
 
     Raises:
-        NoSound: there is none.
+        NoSound: there is none; from the chunks: it is gone.
     """
     sounddevice = _sounddevice()
     try:
@@ -136,7 +136,7 @@ def microphone() -> Iterator[NDArray[np.int16]]:
 
 
 def loudspeaker() -> Any:
-    """An open output for `play`; None: there is none."""
+    """Return an output of the default loudspeaker, not started yet; None: there is none."""
     try:
         sounddevice = _sounddevice()
         return sounddevice.OutputStream(samplerate=RATE, channels=1, dtype="float32", blocksize=CHUNK)
@@ -145,6 +145,11 @@ def loudspeaker() -> Any:
 
 
 def _sounddevice() -> Any:
+    """Import sounddevice, and return it.
+
+    Raises:
+        NoSound: it or its library is not installed.
+    """
     try:
         import sounddevice
     except ImportError as e:

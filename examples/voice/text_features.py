@@ -24,7 +24,7 @@ _WORD = re.compile(r"[a-z0-9']+")
 
 
 def pieces(text: str) -> list[str]:
-    """Words, pairs of words, and pieces of each word with its ends marked, without repeats, in order."""
+    """Return words, pairs of words, and pieces of each word with its ends marked, without repeats, in order; 256 at most."""
     words = _WORD.findall(text.lower().replace("\u2019", "'"))
     found = [*words, *(f"{a} {b}" for a, b in pairwise(words))]
     for word in words:
@@ -34,7 +34,7 @@ def pieces(text: str) -> list[str]:
 
 
 def piece_ids(text: str) -> Array:
-    """-> int64 [256], the CRC-32 of each piece, and zeros.
+    """Return int64 [256], the CRC-32 of each piece of a text, and zeros.
 
     A model's bucket of a piece is its CRC-32 modulo the number of buckets; those in bucket 0, as the padding, do not count.
     """

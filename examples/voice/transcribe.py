@@ -103,6 +103,8 @@ class Transcriber:
 def _longer(going: list[Beginning], logits: Any) -> tuple[list[Beginning], list[int], list[Beginning]]:
     """Return the likeliest beginnings with one more token, the index of what each goes on from, and those that have ended.
 
+    One that ends in a threefold repetition has ended, without the repeats. `logits` is changed.
+
     Args:
         going: beginnings.
         logits: float64 [beginnings, tokens], what may follow each.
@@ -126,7 +128,7 @@ def _longer(going: list[Beginning], logits: Any) -> tuple[list[Beginning], list[
 
 
 def repetition(tokens: list[int]) -> int:
-    """The length of what ends these tokens three times in a row; 0: nothing does."""
+    """Return the length of what ends these tokens three times in a row, at least four tokens long; 0: nothing does."""
     for length in range(LEAST_TOKENS, len(tokens) // MOST_TIMES + 1):
         if tokens[-length * MOST_TIMES :] == tokens[-length:] * MOST_TIMES:
             return length
@@ -140,7 +142,7 @@ def _session(path: Path) -> Any:
 
 
 def _tokens(data: bytes) -> list[bytes]:
-    """The tokens of a file that has, for each, its length and its bytes; a length of 128 or more is in two bytes."""
+    """Return the tokens of a file that has, for each, its length and its bytes; a length of 128 or more is in two bytes."""
     found, at = [], 0
     while at < len(data):
         length, at = data[at], at + 1

@@ -27,7 +27,7 @@ class WakeWord:
         self._features, self._model = MicroWakeWordFeatures(), MicroWakeWord.from_builtin(Model(word))
 
     def heard(self, chunk: Any) -> bool:
-        """Whether the word ends in this chunk, int16 [samples] or float32 from -1 to 1."""
+        """Return True if the word ends in this chunk, int16 [samples] or float32 from -1 to 1."""
         if chunk.dtype != np.int16:
             chunk = (np.clip(chunk, -1, 1) * 32767).astype(np.int16)
         found = [bool(self._model.process_streaming(one)) for one in self._features.process_streaming(chunk.tobytes())]

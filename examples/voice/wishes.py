@@ -94,7 +94,7 @@ def seconds(text: str) -> float | None:
 
 
 def clock(text: str, *, morning: bool = False) -> tuple[int, int, bool] | None:
-    """Return the hour and minute of a plain time of day, and whether it is one of 24 hours; None: it is none.
+    """Return hour and minute of a plain time of day, and True if its half of the day is known; None: it is none.
 
     Args:
         text: the time, "half past 6", "7 15 am".
@@ -120,7 +120,7 @@ def clock(text: str, *, morning: bool = False) -> tuple[int, int, bool] | None:
 
 
 def understood(text: str, now: datetime) -> Wish | None:
-    """Return what a sentence wishes for; None: none of the ten, or one that is not understood whole."""
+    """Return what a sentence wishes for; None: none of the ten, one that is not understood whole, or one with a "not"."""
     items, text = plain(text.replace(",", " and ")), plain(text)
     if NEGATED.search(text):
         return None
@@ -140,6 +140,7 @@ def _one(pattern: str, text: str) -> tuple[re.Match[str], bool] | None:
 
 
 def _stop(text: str, _: datetime) -> Wish | None:
+    """Return the wish to stop what a whole sentence names, "" for all; None: it is none."""
     found = re.fullmatch(
         r"(?:stop|cancel|end|quiet|be quiet|silence|shut up|enough|turn off|clear|delete)(?: it| that| talking| speaking)?"
         r"(?: (?:the|my|all|all my|all the|this) ?(?P<what>timer|alarm|music)?s?)?",
@@ -161,6 +162,7 @@ def _coin(text: str, _: datetime) -> Wish | None:
 
 
 def _timer(text: str, _: datetime) -> Wish | None:
+    """Return the wish for a timer of so many seconds, a week at most, or for what is "left"; None: it is none."""
     if re.fullmatch(
         r"how (?:much time|long) (?:is )?(?:left|remain\w*)?(?: (?:on|for) (?:the|my) timer)?|.* left on (?:the|my) timer", text
     ):
@@ -175,6 +177,7 @@ def _timer(text: str, _: datetime) -> Wish | None:
 
 
 def _alarm(text: str, now: datetime) -> Wish | None:
+    """Return the wish for an alarm at the next such time, tomorrow if it says so; None: it is none."""
     start = r"(?:(?:set|make|create)(?: me)? )?(?:(?:a|an|the|my|another|new) )?"
     found = _one(rf"(?:{start}alarm (?:for|at)|(?P<wake>wake me(?: up)?(?: tomorrow)?(?: at)?)) (?P<at>{CLOCK})", text)
     at = None if found is None else clock(found[0]["at"], morning=bool(found[0]["wake"]))
@@ -190,6 +193,7 @@ def _alarm(text: str, now: datetime) -> Wish | None:
 
 
 def _sum(text: str, _: datetime) -> Wish | None:
+    """Return the wish for a sum, calculated, None for a division by zero; None: the whole sentence is no sum."""
     text = re.sub(r"^(?:what(?:'s| is| are)?|how much (?:is|are)|calculate|compute) ", "", text)
     for words, sign in (
         (r"multiplied by|times|\u00d7|\bx\b", "*"),
@@ -228,6 +232,7 @@ def _units() -> Any:
 
 
 def _unit(words: str) -> Any:
+    """Return pint's unit of words such as "square metres"; what it does not know raises."""
     words = re.sub(r"^(?:degrees?|us|u s) ", "", words)
     words = " ".join(NAMES.get(word, NAMES.get(word.removesuffix("s"), word)) for word in words.split())
     words = re.sub(r"(square|cubic) (\w+)", lambda found: f"{found[2]}**{2 if found[1] == 'square' else 3}", words)
@@ -235,6 +240,7 @@ def _unit(words: str) -> Any:
 
 
 def _conversion(text: str, _: datetime) -> Wish | None:
+    """Return the wish for an amount in another unit, converted; None: the whole sentence is none, or the units do not fit."""
     unit = r"[a-z]+(?: [a-z]+){0,2}"
     found = re.fullmatch(
         rf"(?:convert|what(?:'s| is)|how much (?:is|are)|change)? ?(?P<n>{NUMBER}) (?P<of>{unit}?) (?:to|in|into) (?P<to>{unit})"
@@ -255,6 +261,7 @@ def _conversion(text: str, _: datetime) -> Wish | None:
 
 
 def _list(text: str, _: datetime) -> Wish | None:
+    """Return the wish to add items to a list, remove them, clear or read it; None: the whole sentence is none."""
     which = r"(?:the|my|our)(?: (?:shopping|grocery|to ?do))? list"
     if found := re.fullmatch(
         rf"(?P<act>add|put|remove|delete|take) (?P<items>.{{1,80}}?) (?P<way>to|on|onto|from|off) {which}", text
@@ -274,6 +281,7 @@ def _list(text: str, _: datetime) -> Wish | None:
 
 
 def _volume(text: str, _: datetime) -> Wish | None:
+    """Return the wish for a volume, 0 to 100, "up" or "down"; None: it is none."""
     what = r"(?:it|(?:the |your )?(?:volume|sound))"
     to = rf"(?:(?:set|turn|change|put) )?(?:the |your )?volume (?:(?:up|down) )?(?:to |at )?({NUMBER})(?: percent)?"
     if found := _one(to, text):
@@ -290,6 +298,7 @@ def _volume(text: str, _: datetime) -> Wish | None:
 
 
 def _date(text: str, now: datetime) -> Wish | None:
+    """Return the wish for a date, today's or one so far away, or for the days or weeks until one; None: it is none as a whole."""
     today = now.date()
     be = r"(?: is| was| will)?"
     asked = rf"what(?:'s)?{be}(?: the)?(?: it)? ?(?:date|day)(?: of the week)?{be}(?: it)?(?: be)?(?: today)?"
@@ -326,7 +335,7 @@ def _moved(day: date, number: float, unit: str) -> date | None:
 
 
 def _day(text: str, today: date) -> date | None:
-    """Return the next day of this name: a holiday, "july 4th", "the 4th of july"."""
+    """Return the next day of this name: a holiday, "july 4th", "the 4th of july"; None: it is none."""
     text = re.sub(r"^the | day$", "", text)
     month_day = DAYS.get(text)
     if found := re.fullmatch(r"(?:(\d\d?)(?:st|nd|rd|th)?(?: of)? ([a-z]+)|([a-z]+) (?:the )?(\d\d?)(?:st|nd|rd|th)?)", text):
