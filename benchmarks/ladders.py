@@ -1,4 +1,4 @@
-"""How often the promises of a ladder are broken, on three trained models: `python benchmarks/ladders.py [folder of Fashion-MNIST]`.
+"""Broken promises of a ladder of edges, on three trained models: `python benchmarks/ladders.py [folder of Fashion-MNIST]`.
 
 The first edge is a softmax regression on pixels, trained here; the second and the cloud are the shipped pair. The 10,000 test images
 are the population, so a threshold's true loss is known. Both edges are calibrated on the same examples, drawn with replacement: the

@@ -1,4 +1,4 @@
-"""What a router adds to a stream of a language model over direct httpx, on loopback: `python benchmarks/openai_path.py`.
+"""Latency that a router adds to a stream of a language model over direct httpx, on loopback: `python benchmarks/openai_path.py`.
 
 The server is a process of its own that sends a burst of one event each millisecond, its text is when it was sent.
 Measured are the time from the call to the first piece, the age of each later piece when the caller has it, and the client's CPU time.

@@ -1,4 +1,4 @@
-"""How often promises of thresholds are kept, and what they cost: `python benchmarks/promises.py`, with paths of recorded sets.
+"""Share of promises of thresholds that are kept, and their cost: `python benchmarks/promises.py`, with paths of recorded sets.
 
 For each set, with e and c how correct edge and cloud are: thresholds that are to cost at most 1 or 2 points of the cloud's accuracy,
 by `calibrate`, by usual rules and by those of other packages (`promise_methods.py`). The recorded set is taken as the population, so

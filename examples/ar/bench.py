@@ -1,4 +1,4 @@
-"""How old the device's words are as they are drawn, and how many frames are passed over. `python main.py bench`."""
+"""Age of the device's words as they are drawn, and number of frames passed over. `python main.py bench`."""
 
 from __future__ import annotations
 

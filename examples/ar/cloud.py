@@ -108,7 +108,7 @@ def app(read: Any, hosts: Sequence[str] = OWN) -> Any:
 
 
 def decoded(body: bytes) -> Any:
-    """The picture of a request's body.
+    """Return the picture of a request's body.
 
     Raises:
         ValueError: there is none in it, or one of too many pixels or scans or of such a shape that it cannot be read.
@@ -143,7 +143,7 @@ def picture_of(file: bytes) -> Any:
 
 
 def port(text: str) -> int:
-    """An argument: a port, or 0 for any that is free.
+    """Return an argument that is a port, or 0 for any that is free.
 
     Raises:
         ValueError: it is none.

@@ -46,7 +46,7 @@ def settings_of(policy: Path, url: str | None) -> Settings:
 
 
 def router_of(policy: Path, url: str | None = None, **more: Any) -> Router:
-    """The router of a policy; url: of the cloud, in place of the policy's; more: what else is not as in the policy."""
+    """Return the router of a policy; url: of the cloud, in place of the policy's; more: what else is not as in the policy."""
     clouds = [checked(section.make(policy.parent)) for section in settings_of(policy, url).cloud]
     return Router.from_policy(policy, cloud=clouds, views={"cloud": jpeg}, **more)  # a JPEG file; the device reads pixels
 
@@ -186,7 +186,7 @@ def url(text: str) -> str:
 
 
 def seconds(text: str) -> float:
-    """An argument: a length of time.
+    """Return an argument that is a length of time.
 
     Raises:
         ValueError: it is none.

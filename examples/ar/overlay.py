@@ -1,4 +1,4 @@
-"""What is drawn: a frame with its words replaced in place, in perspective. Never an older frame after a newer one."""
+"""Drawing of a frame with its words replaced in place, in perspective. Never an older frame after a newer one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Drawn(NamedTuple):
     age_s: float  # from when the frame came to now, when this is drawn, seconds
 
     def told(self) -> dict[str, Any]:
-        """All but the frame, as JSON has it."""
+        """Return all but the frame, as JSON has it."""
         rows, columns = self.frame.shape[:2]
         rest = {name: value for name, value in self._asdict().items() if name != "frame"}
         return {**rest, "sentence": SENTENCES.get(self.state, ""), "width": columns, "height": rows}

@@ -177,6 +177,7 @@ class Page:
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+        """Note the server's loop, and release who waits for the start."""
         self._loop = asyncio.get_running_loop()
         self._ready.set()
         yield

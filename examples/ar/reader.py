@@ -59,18 +59,18 @@ class TextReader:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its words depend on besides the files."""
+        """Settings, besides the files, on which its words depend."""
         networks = [self.detector.settings, self.recogniser.settings, self.classifier.settings]
         return {"side": self.side, "fixed_shapes": self.fixed_shapes, "networks": networks}
 
     @property
     def downgraded(self) -> str | None:
-        """How a network runs otherwise than asked."""
+        """Way in which a network runs otherwise than asked; None: as asked."""
         return self.detector.downgraded or self.recogniser.downgraded
 
     @property
     def placement(self) -> str | None:
-        """Where the detector runs, which takes most of the time."""
+        """Place where the detector runs, which takes most of the time."""
         return self.detector.placement
 
     def load(self) -> Any:
@@ -200,7 +200,7 @@ def _models() -> Path:
 
 
 def _from(folder: Path, provider: Any) -> Any:
-    """A provider whose cache of compiled engines starts from the policy's folder."""
+    """Return a provider whose cache of compiled engines starts from the policy's folder."""
     if isinstance(provider, dict) and "engine_cache" in provider:
         return {**provider, "engine_cache": str(folder / provider["engine_cache"])}
     return provider

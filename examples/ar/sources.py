@@ -1,4 +1,4 @@
-"""Where frames come from: cameras, a film, pictures, or a scene on photographs. All give uint8 [rows, columns, 3], red first."""
+"""Sources of frames: cameras, a film, pictures, or a scene on photographs. All give uint8 [rows, columns, 3], red first."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Stills:
 
 
 def opened(names: list[str], camera: Camera, pause_s: float = 0.0) -> Iterable[Any]:
-    """The frames of what is named: nothing (the browser's camera, or a scene), the number of a camera, a film, or pictures.
+    """Return the frames of what is named: nothing (the browser's camera, or a scene), a camera's number, a film, or pictures.
 
     Args:
         names: from the command line.

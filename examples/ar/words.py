@@ -72,7 +72,7 @@ class Table:
 
 
 def said(words: list[dict[str, Any]]) -> tuple[str, ...]:
-    """What the words say, as they are written."""
+    """Return what the words say, as they are written."""
     return tuple(word["text"] for word in words)
 
 
@@ -82,7 +82,7 @@ def letters(words: list[dict[str, Any]]) -> str:
 
 
 def checked(endpoint: Any) -> Any:
-    """The endpoint, which takes a reply only if it has words in it: else the device's stand, and the reason says why."""
+    """Return the endpoint, which takes a reply only if it has words in it: else the device's stand, and the reason says why."""
     decode = endpoint.decode
     endpoint.decode = lambda reply, count: [(words_of(value), sure) for value, sure in decode(reply, count)]
     return endpoint

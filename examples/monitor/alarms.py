@@ -37,13 +37,13 @@ class Alarms:
         self.now: Alarm | None = None
 
     def note(self, identity: str, value: str) -> None:
-        """The answer about a window, the newest last."""
+        """Note the answer about a window as the newest, and forget the oldest beyond 16."""
         self._windows[identity] = value
         while len(self._windows) > LOOKED_AT:
             self._windows.popitem(last=False)
 
     def correct(self, identity: str, value: str) -> None:
-        """A late answer, in place of the provisional one; of a window that is no longer looked at it changes nothing."""
+        """Note a late answer in place of the provisional one; of a window that is no longer looked at it changes nothing."""
         if identity in self._windows:
             self._windows[identity] = value
 

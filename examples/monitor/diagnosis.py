@@ -58,7 +58,7 @@ def envelope_spectrum(signal: Array, low: int, high: int) -> Array:
 
 
 def _around(spectrum: Array, hz: Array) -> Array:
-    """The highest value near each frequency: the shaft's is known to a bin alone, and multiples of it less well."""
+    """Return the highest value near each frequency: the shaft's is known to a bin alone, and multiples of it less well."""
     places = np.round(hz / _BIN_HZ).astype(int)
     return np.max([spectrum[np.clip(places + off, 0, len(spectrum) - 1)] for off in range(-4, 5)], axis=0)
 

@@ -41,7 +41,7 @@ class Fault(NamedTuple):
     fails_h: float
 
     def severity(self, at_h: float) -> float:
-        """0: there is none; 1: the machine fails."""
+        """Return the severity at an hour. 0: there is none; 1: the machine fails."""
         part = (at_h - self.begins_h) / (self.fails_h - self.begins_h)
         return part**GROWTH if 0 < part <= 1 else 0.0
 
@@ -67,11 +67,11 @@ class Machine:
         self._resonance_hz = 1100 * own.uniform(0.93, 1.07)
 
     def severities(self, at_h: float) -> dict[str, float]:
-        """What is wrong with it at this hour."""
+        """Return what is wrong with it at this hour, by kind."""
         return {fault.kind: fault.severity(at_h) for fault in self.faults if fault.severity(at_h) > 0}
 
     def load(self, at_h: float) -> float:
-        """Its load, 0..1: two shifts on working days, little at night and at weekends, and some unrest."""
+        """Return its load, 0..1: two shifts on working days, little at night and at weekends, and some unrest."""
         day, hour = int(at_h // _DAY_H) % 7, at_h % _DAY_H
         base = 0.75 if day < 5 and 6 <= hour < 22 else 0.35  # noqa: PLR2004 - Monday to Friday, 6 to 22
         return base + 0.08 * np.sin(at_h / 1.7) + 0.05 * np.sin(at_h / 0.31)
@@ -117,13 +117,13 @@ class Machine:
         return np.clip(counts, -_MOST_COUNTS - 1, _MOST_COUNTS).astype(np.int16).reshape(windows, WINDOW, 3)
 
     def _ring(self, n: int, warm: float) -> Array:
-        """The spectrum of the housing's answer to a knock, whose peak is about 1."""
+        """Return the spectrum of the housing's answer to a knock, whose peak is about 1."""
         hz, seconds = self._resonance_hz * (1 - 0.0003 * warm), np.arange(n) / RATE
         return np.fft.rfft(np.exp(-0.06 * 2 * np.pi * hz * seconds) * np.sin(2 * np.pi * hz * seconds))
 
 
 def imbalance(turn: Array, severity: float) -> Array:
-    """A mass off the axis: a force once a turn, that turns with the shaft."""
+    """Return the vibration of a mass off the axis: a force once a turn, that turns with the shaft."""
     return 0.5 * severity * np.stack([turn.real, turn.imag, 0.15 * turn.real], axis=1)
 
 

@@ -24,13 +24,16 @@ DATA_CLASS = "vibration"
 
 
 def odds(logits: Array) -> float:
-    """The log-odds that the machine is not well, of the small model's logits: normal, attention, fault."""
+    """Return the log-odds that the machine is not well, of the small model's logits: normal, attention, fault."""
     normal, *other = (float(value) for value in logits)
     return max(other) + log(sum(exp(value - max(other)) for value in other)) - normal
 
 
 def well(logits: Array) -> float:
-    """The confidence: the probability that the machine is well. What is not surely well goes to the larger model, faults too."""
+    """Return the confidence: the probability that the machine is well.
+
+    What is not surely well goes to the larger model, faults too.
+    """
     return 1 / (1 + exp(min(700.0, odds(logits))))
 
 

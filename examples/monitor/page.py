@@ -224,6 +224,7 @@ def _state(answer: Answer[str]) -> StateName:
 
 
 def _now(window: tuple[str, StateName], waiting: set[str]) -> str:
+    """Return a window's state on the page: "late" once its late answer has come."""
     identity, state = window
     return "late" if state == "waiting" and identity not in waiting else state
 

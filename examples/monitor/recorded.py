@@ -36,7 +36,7 @@ class Motor(NamedTuple):
 
     @property
     def named(self) -> str:
-        """The damaged part: the one whose line is the highest."""
+        """Damaged part: the one whose line is the highest."""
         return max(self.knocks, key=self.knocks.__getitem__)
 
 

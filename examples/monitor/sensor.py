@@ -1,4 +1,4 @@
-"""Where recordings come from: the simulated machine, a file, or a device that gives samples. Put your own sensor's reading here.
+"""Sources of recordings: the simulated machine, a file, or a device that gives samples. Put your own sensor's reading here.
 
 A recording is int16 [windows, 2048, 3]: consecutive windows of samples at 3200 Hz, in counts of 3.9 mg.
 """

@@ -137,7 +137,7 @@ class Link:
 
 
 def opened(state: Path, days: float, *, rate_per_s: float = 1000, **changes: Any) -> Router[str]:
-    """A router by the policy, but for what depends on real time: days pass in seconds here."""
+    """Return a router by the policy, but for what depends on real time: days pass in seconds here."""
     outbox = Outbox(state / "outbox.db", spread_s=0, rate_per_s=rate_per_s)
     limits = Limits(mb_per_day=MB_PER_DAY * days)  # the whole run is within one real day
     return Router.from_policy(POLICY, score=well, state=state, outbox=outbox, limits=limits, **changes)

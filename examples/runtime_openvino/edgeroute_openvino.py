@@ -55,12 +55,12 @@ class OpenVINOModel:
 
     @property
     def files(self) -> list[Path]:
-        """The weights."""
+        """File of the weights, if there is one."""
         return [file for file in [self.path.with_suffix(".bin")] if file.exists()]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its outputs depend on besides the files."""
+        """Settings, besides the files, on which its outputs depend."""
         return {"runtime": "openvino", "device": self.device, "precision": self.precision}
 
     def load(self) -> Any:
@@ -100,7 +100,7 @@ class OpenVINOModel:
         return model
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:
-        """A batch, each input an array without the batch axis -> outputs [n, ...]; a mapping if several."""
+        """Run a batch, each input an array without the batch axis; return outputs [n, ...], a mapping if there are several."""
         self.load()
         (spec,) = self.inputs
         return self.run_feed({spec.name: _stacked(inputs, spec)}, cancel)

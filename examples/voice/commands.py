@@ -20,12 +20,15 @@ OTHER = "other"
 
 
 def edge(rate: int = 16_000) -> CallableModel:
-    """The int8 model, from audio at `rate` to its label; the confidence is the label's probability."""
+    """Return the int8 model, from audio at `rate` to its label; the confidence is the label's probability."""
     return _from_audio(MODELS / "digits.int8.onnx", rate)
 
 
 def cloud(rate: int = 16_000) -> CallableModel:
-    """The larger one. It may as well run on a server: `edgeroute serve models/digits-large.onnx`, which takes `log_mel`."""
+    """Return the larger one.
+
+    It may as well run on a server: `edgeroute serve models/digits-large.onnx`, which takes `log_mel`.
+    """
     return _from_audio(MODELS / "digits-large.onnx", rate)
 
 

@@ -103,7 +103,7 @@ class Dialogue:
             router.close()
 
     def conversation(self) -> Conversation:
-        """A new one: its questions may follow up on each other."""
+        """Return a new conversation: its questions may follow up on each other."""
         return self.questions.conversation(system=SYSTEM)
 
     def command(self, answer: Answer) -> Reply | None:

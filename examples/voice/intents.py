@@ -18,12 +18,15 @@ MODELS = Path(__file__).resolve().parent / "models"
 
 
 def edge() -> CallableModel:
-    """The small model, from a sentence to its intent; the confidence is low for what is none of the 150."""
+    """Return the small model, from a sentence to its intent; the confidence is low for what is none of the 150."""
     return _from_text(MODELS / "intents.int8.onnx")
 
 
 def cloud() -> CallableModel:
-    """The larger one. It may as well run on a server: `edgeroute serve models/intents-large.onnx`, which takes `piece_ids`."""
+    """Return the larger one.
+
+    It may as well run on a server: `edgeroute serve models/intents-large.onnx`, which takes `piece_ids`.
+    """
     return _from_text(MODELS / "intents-large.onnx")
 
 

@@ -36,7 +36,7 @@ class Mouth:
         self._barged_at_s = at_s
 
     def interrupted(self, end_s: float) -> bool:
-        """Whether somebody has spoken after what ended at this second: its answer is not wanted any more."""
+        """Return True if somebody has spoken after what ended at this second: its answer is not wanted any more."""
         return self._barged_at_s >= end_s
 
     def ring(self, text: str) -> bool:
@@ -75,7 +75,7 @@ class Mouth:
         return True
 
     def unheard(self, chunks: Iterable[Any]) -> Iterator[Any]:
-        """The chunks of a microphone that hears the loudspeaker, with silence while that speaks."""
+        """Yield the chunks of a microphone that hears the loudspeaker, with silence while that speaks."""
         for chunk in chunks:
             yield np.zeros_like(chunk) if self.speaking else chunk
 

@@ -47,7 +47,7 @@ def opened(policies: Path = HERE) -> Dialogue:
 
 
 def features_of(audio: Samples) -> Samples:
-    """What the models of commands take: what is sent where the cloud is asked, in place of the audio."""
+    """Return what the models of commands take: what is sent where the cloud is asked, in place of the audio."""
     return log_mel(audio, RATE)
 
 

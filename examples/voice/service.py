@@ -69,11 +69,11 @@ class Bounded:
         self._reader = reader
 
     async def readline(self) -> bytes:
-        """The next line; ValueError if it is longer than 64 KiB."""
+        """Return the next line; raise ValueError if it is longer than 64 KiB."""
         return await self._reader.readline()
 
     async def readexactly(self, length: int) -> bytes:
-        """So many bytes; ValueError if these are too many."""
+        """Return so many bytes; raise ValueError if these are too many."""
         if length > MOST_BYTES:
             raise ValueError(f"an event of {length} bytes")
         return await self._reader.readexactly(length)
@@ -102,7 +102,7 @@ class Heard:
         return len(self._data) >= self._most
 
     def samples(self) -> Samples:
-        """All of it, float32 [samples] at 16 kHz."""
+        """Return all of it, float32 [samples] at 16 kHz."""
         whole = len(self._data) - len(self._data) % (2 * self._channels)
         mixed = np.frombuffer(bytes(self._data[:whole]), "<i2").reshape(-1, self._channels).mean(1)
         return resampled(mixed.astype(np.float32) / 32768, self._rate)
@@ -251,6 +251,7 @@ class Client(AsyncEventHandler):
             await self._transcript()
 
     async def _transcript(self) -> None:
+        """Answer with what was heard, and begin anew."""
         heard, self._heard = self._heard, None
         text = "" if heard is None else await self._service.run("words", self._service.words, heard)
         await self.write_event(Transcript(text=text).event())
@@ -274,7 +275,7 @@ def _check(text: Any, most: int) -> None:
 
 
 def _info() -> Info:
-    """What it can do, as clients are told."""
+    """Return what it can do, as clients are told."""
     about: dict[str, Any] = {"installed": True, "version": None, "attribution": Attribution(name="edgeroute", url="")}
     english: dict[str, Any] = {**about, "languages": ["en"]}
     return Info(

@@ -118,6 +118,7 @@ class Home:
         return self._start("timer", float(lasts), name, f"Timer for {name}.", f"Your timer of {name} has ended.")
 
     def _alarm(self, at: datetime, _: str) -> str:
+        """Start an alarm that rings at that time, and return what is said."""
         now, name = self.now(), f"{at:%H:%M}"
         day = {0: "today", 1: "tomorrow"}.get((at.date() - now.date()).days, f"on {at:%A}")
         return self._start("alarm", (at - now).total_seconds(), name, f"Alarm at {name} {day}.", f"It is {name}: your alarm.")
@@ -144,6 +145,7 @@ class Home:
             return f"On the list: {', '.join(self.items)}." if self.items else "The list is empty."
 
     def _volume(self, level: int | str, _: str) -> str:
+        """Set the volume, or change it by a step, and return what is said."""
         change = {"up": self.volume + 10, "down": self.volume - 10}
         self.volume = min(100, max(0, change[level] if isinstance(level, str) else level))
         return f"Volume {self.volume} percent."

@@ -51,7 +51,7 @@ def read_wav(file: Path | io.BytesIO) -> Samples:
 
 
 def _plain(data: bytes) -> bytes:
-    """A wav file whose header is WAVE_FORMAT_EXTENSIBLE as one with the shorter header, which `wave` reads before Python 3.12."""
+    """Return a wav file whose header is WAVE_FORMAT_EXTENSIBLE with the shorter header, which `wave` reads before Python 3.12."""
     at = data.find(b"fmt ") + 8
     extensible, samples = data[at : at + 2] == b"\xfe\xff", data[at + 24 : at + 26]  # the latter as in the shorter one
     return data[:at] + samples + data[at + 2 :] if extensible else data
@@ -91,14 +91,14 @@ def spoken(text: str, voice: str = "en", words_a_minute: int = 150) -> Samples:
 
 
 def _sized(data: bytes) -> bytes:
-    """A wav file from a pipe, whose header says that it is endless, with its true sizes."""
+    """Return a wav file from a pipe, whose header says that it is endless, with its true sizes."""
     at = data.index(b"data") + 8
     whole, part = ((len(data) - start).to_bytes(4, "little") for start in (8, at))
     return data[:4] + whole + data[8 : at - 4] + part + data[at:]
 
 
 def silence(seconds: float) -> Samples:
-    """So many seconds of nothing."""
+    """Return so many seconds of silence."""
     return np.zeros(round(seconds * RATE), np.float32)
 
 
