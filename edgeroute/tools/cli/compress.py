@@ -129,8 +129,9 @@ def prune(
     Writes a new model file and its card, and prints the comparison. The function is imported from its module, whose code runs.
 
     Raises:
-        PolicyError: `finetune` names no function.
-        BadInput: the data cannot be read, or a file exists and `force` is not set.
+        PolicyError: `finetune` names no function, or the new file exists and `force` is not set.
+        BadInput: the data cannot be read, or is too little.
+        ModelError: the model cannot be read, run or pruned.
     """
     from edgeroute.tools import compress
 
@@ -174,6 +175,11 @@ def quantize(
         calibrate: Examples for calibrating the ranges; half of the data at most.
 
     Writes a new model file and its card, and prints the comparison.
+
+    Raises:
+        PolicyError: the options contradict each other, or the new file exists and `force` is not set.
+        BadInput: the data cannot be read, or is too little.
+        ModelError: the model cannot be read, run or quantised.
     """
     from edgeroute.tools import compress
 

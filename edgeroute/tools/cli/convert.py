@@ -40,6 +40,10 @@ def convert(
         force: Replace existing files.
 
     Prints the files, how many answers are the same, and notes on stderr. Without a sample inputs are drawn at random.
+
+    Raises:
+        PolicyError: there is no converter, `trust` or a sample is needed, or a file exists and `force` is not set.
+        ModelMissing, ModelError: the model cannot be loaded or converted, or the new one answers otherwise.
     """
     from edgeroute.tools.model_conversion import convert as write
 

@@ -64,7 +64,9 @@ def evaluate(
 
     Raises:
         BadInput: the examples are graded answers, or cannot be read.
+        PolicyError: the policy has a cloud and no threshold.
         RuntimeMissing: a report is wanted, and matplotlib is not installed.
+        typer.BadParameter: the report's folder does not exist.
     """
     from edgeroute.tools.cli.graded_answers import read_graded
     from edgeroute.tools.measure.report.numbers_in_words import seen_before

@@ -454,7 +454,7 @@ def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _pixels(path: Path) -> Any:
-    """Decode an image to uint8 [height, width] for grey, [height, width, channels] for colour, without transparency.
+    """Decode an image to [height, width] for grey, [height, width, channels] for colour, as `pixels_in`.
 
     Raises:
         RuntimeMissing: Pillow is not installed.

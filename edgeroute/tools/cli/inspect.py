@@ -132,7 +132,10 @@ def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
 
 
 def _rename_new(new_card: Path, target: Path) -> None:
-    """Rename a file, unless the new name exists; raise `FileExistsError` then. `new_card` may remain, as a second name."""
+    """Rename a file, unless the new name exists; raise `FileExistsError` then. `new_card` may remain, as a second name.
+
+    Where there are no hard links, an empty file takes the new name first.
+    """
     try:
         target.hardlink_to(new_card)
     except FileExistsError:

@@ -144,6 +144,7 @@ def export(*, out: File | None = None, policy: OptionalPolicy = None, state: Opt
         out: New file, which only you may read, instead of stdout.
 
     Raises:
+        BadInput: there is no outbox.
         StoreError: the file exists or cannot be written, or the outbox cannot be read.
     """
     with _open_outbox(policy, state) as box:

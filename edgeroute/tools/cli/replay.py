@@ -178,8 +178,8 @@ def replay(
         score_at: Path of the answer's score in a line, 0..1; default: agreement with the cloud.
         match: Answers agree if they differ only in case and spaces, or exactly.
 
-    Returns exit code 5 if --edge has answered too few requests for a certificate. One without a threshold, or not bound to a
-    model, is not written.
+    With --edge the results are written to `out`, and exit code 5 means too few requests for a certificate. If none can be made,
+    or it fits no model, `certificate` is not written, and a note says so.
 
     Raises:
         typer.BadParameter: options do not fit together, there is neither a policy nor a log, or several traces.

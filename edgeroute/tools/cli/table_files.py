@@ -152,8 +152,9 @@ def _plain(value: Any) -> Any:
 def _csv(path: Path, note: Note, piped: bytes | None) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
     """Return the names of the columns, by number without a header, and the rows with their places, read as they are taken.
 
-    A first row of numbers alone is no header. A column has numbers if the first 1,000 rows have no other text in it; an empty
-    cell is NaN there. `note` is told of a missing header, or of a first column without a name.
+    The first row is a header if it has no numbers, counts 0, 1, 2, or has a text above a number. A column has numbers if the
+    first 1,000 rows have no other text in it; an empty cell is NaN there. `note` is told of a missing header, or of a first
+    column without a name.
 
     Raises:
         BadInput: there are no rows, a column has no name, or (also later) a row has another width or text among numbers.
@@ -329,7 +330,9 @@ def array_of(values: list[Any], dtype: Any = None) -> Any:
 
 
 def pixels_in(file: IO[bytes]) -> Any:
-    """Decode an image's file to uint8 [height, width] for grey, [height, width, channels] for colour, without transparency.
+    """Decode an image's file to [height, width] for grey, [height, width, channels] for colour, without transparency.
+
+    Pixels are uint8, but for pictures of 16 bits or floats, which keep their type. Other errors of Pillow pass.
 
     Raises:
         RuntimeMissing: Pillow is not installed.

@@ -132,7 +132,7 @@ class Answers(NamedTuple):
         return _share(self.values, [_meant(names, label) for label in labels])
 
     def check(self, labels: list[Any] | None, names: Labels) -> list[str]:
-        """Return notes on labels that the model cannot answer, which count as wrong.
+        """Return notes on labels that the model cannot answer, which count as wrong; [] without labels or classes.
 
         Raises:
             BadInput: the model can answer none of them.
