@@ -533,7 +533,7 @@ class Monitor:
             }  # fmt: skip
 
     def between(self, begin: float, end: float) -> dict[str, Any]:
-        """Return the requests in a span, the newest first: at most 200, with the number of all; times are seconds since 1970.
+        """Return the rows of the requests in a span, the newest 200 first, and the number of all; times are seconds since 1970.
 
         Only the latest requests are in memory; `whole` is False if the span begins before the oldest of them.
         """
@@ -589,7 +589,7 @@ class Monitor:
             return self._trial.at(edge, threshold)
 
     def _audits(self) -> list[Mapping[str, Any]]:
-        """Return the latest lines of the audit log, 20,000 at most, without invalid ones; [] without a folder."""
+        """Read the end of the audit log; return its latest lines, 20,000 at most, without invalid ones; [] without a folder."""
         if self._sources.folder is None:
             return []
         tail = Tail(self._sources.folder / "audit.jsonl", history=1 << 23)

@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
     @property
     def counted(self) -> Kind:
-        """Kind under which metrics count the request, as `Prometheus` does in the router's process."""
+        """Kind under which metrics count it, as `Prometheus` in the router's process; an unknown reason's code is "other"."""
         record = self.record
         code = record.get("reason_code")
         code = code if isinstance(code, str) and code in CODES else "other"
@@ -85,7 +85,7 @@ class Row(NamedTuple):
 
     @property
     def state(self) -> StateName | None:
-        """State of the answer in the palette; None: no answer."""
+        """State of the answer in the palette, "waiting" while the cloud's answer is still to come; None: no answer."""
         if self.side == "none":
             return None
         degraded = self.degraded and self.side != "cache"  # a stale answer is one of the cache
@@ -171,7 +171,7 @@ _KINDS = {
 
 
 def reason(of: Row) -> str:
-    """Return the reason of a request's route in one line, as an answer's `reason` has it.
+    """Return the reason of a request's route in one line, built from its record's events, as an answer's `reason` has it.
 
     What no record has is left out: texts that were cut off, edges that were judged by their input, clouds that were not asked.
     """
@@ -608,7 +608,7 @@ class ThresholdReplays:
         }  # fmt: skip
 
     def _promise(self, edge: str, threshold: float) -> dict[str, Any]:
-        """Return if the certificate covers that threshold, in `held` (None: unknown), with a text."""
+        """Return in `held` True if the certificate covers that threshold here, None if that is unknown, and why in `text`."""
         if self._certificates is None:
             label = next(target.label for target in self.edges if target.name == edge)
             return {"held": None, "text": f"{label}, by the trace; without the policy the certificate is unknown."}
@@ -639,7 +639,7 @@ def _numbers(totals: Numbers) -> dict[str, Any]:
 
 
 def _audited(audits: Iterable[Mapping[str, Any]]) -> dict[str, list[AuditedAnswer]]:
-    """Return edge -> its audited answers, of the model and cloud of its latest audit; invalid lines are left out."""
+    """Return edge -> its audited answers, weighted 1 / probability, of its latest model and cloud, without invalid lines."""
     by_edge = dict[str, tuple[Any, list[AuditedAnswer]]]()
     for line in audits:
         try:

@@ -58,7 +58,7 @@ class Top(App[None]):
         self.sub_title = monitor.title
 
     def compose(self) -> ComposeResult:
-        """Yield the widgets."""
+        """Yield the widgets, still empty: header, figures, rate, four tabs (routes, guarantees, egress, device), footer."""
         yield Header(show_clock=True)
         yield Static(id="tiles", markup=False)
         yield Sparkline([], id="rate")

@@ -222,7 +222,7 @@ class Parts:
         return {**config, "parameters": self._parameters(), **self._warmup(inputs)}
 
     def _warmup(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the setting of a first run on zeros when the model is loaded; empty if a size is unknown or texts are taken."""
+        """Return the setting of a first run on zeros at the loading; {} without batches, with an unknown size, or for texts."""
         if not self.most or any(-1 in tensor["dims"] or tensor["data_type"].text == "TYPE_STRING" for tensor in inputs):
             return {}
         values = [{"data_type": tensor["data_type"], "dims": tensor["dims"], "zero_data": True} for tensor in inputs]

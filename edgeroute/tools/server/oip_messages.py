@@ -251,7 +251,7 @@ class Reply(NamedTuple):
 
 
 def describe(name: str, platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Return a model's metadata."""
+    """Return a model's metadata of the protocol: name, version, platform, and inputs and outputs with datatype and shape."""
 
     def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
         """Return the metadata of tensors."""
@@ -485,7 +485,7 @@ def _part(body: bytes, offset: int, size: Any, spec: TensorSpec) -> memoryview:
 
 
 def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any], raw: memoryview | None) -> Files:
-    """Return a copy of an input's files: binary, each with its length before it, or texts in base64.
+    """Return copies of an input's files, with their media type: binary, each with its length before it, or texts in base64.
 
     Raises:
         BadInput: their number, encoding or media type is invalid.

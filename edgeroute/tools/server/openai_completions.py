@@ -434,7 +434,10 @@ class Completion:
         return b"".join((self._head, json_dumps(text), self._tail)) if text else b""
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
-        """Yield the last chunks: tool calls, the finish reason with the origin, the usage if requested, and `[DONE]`."""
+        """Yield the last chunks: a chat's tool calls, the finish reason, the usage if requested and counted, and `[DONE]`.
+
+        The last one before `[DONE]` has the origin of the answer as `edgeroute`.
+        """
         reply = reply_of(answer)
         choice = choice_of(reply)
         if self.request.chat and (calls := calls_of(choice, answer.id)):
@@ -595,7 +598,7 @@ class Routing:
 
 @contextmanager
 def _wrap_exceptions() -> Iterator[None]:
-    """Raise any exception that is not edgeroute's as `NoAnswer`.
+    """Raise any exception in the `with` block that is not edgeroute's as `NoAnswer`, with it as its cause.
 
     A router with one target passes on what a function of the application raised.
     """

@@ -316,14 +316,14 @@ class ResponseReply:
         return self._event("error", code=fault.code, message=fault.message, param=None)
 
     def _open(self) -> bytes:
-        """Return the events that open the message."""
+        """Return the two events that open the message: its item and its empty text."""
         item = {"id": self._item, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
         part = {"type": "output_text", "text": "", "annotations": []}
         added = self._event("response.output_item.added", output_index=0, item=item)
         return added + self._event("response.content_part.added", **self._place(), part=part)
 
     def _close(self, item: dict[str, Any]) -> bytes:
-        """Return the events that close the message."""
+        """Return the three events that close the message: its text, its content and its item."""
         part = item["content"][0]
         text = self._event("response.output_text.done", **self._place(), text=part["text"], logprobs=[])
         done = self._event("response.content_part.done", **self._place(), part=part)
@@ -334,7 +334,7 @@ class ResponseReply:
         return {"item_id": self._item, "output_index": 0, "content_index": 0}
 
     def _message(self, text: str, status: str, choice: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the item of a message."""
+        """Return the item of a message with its text, and the logprobs if the request asked for them."""
         logprobs = choice.get("logprobs") if self._request.logprobs else None
         tokens = (logprobs.get("content") if isinstance(logprobs, Mapping) else None) or []
         content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}]
@@ -363,7 +363,7 @@ def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _usage(reply: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the tokens that the model counted; None if it does not count."""
+    """Return the tokens that the model counted in the API's form; None if it does not count."""
     if not isinstance(reply.get("usage"), Mapping):
         return None
     prompt, answer = tokens_of(reply)

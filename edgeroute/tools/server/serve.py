@@ -136,7 +136,7 @@ class Served:
         self.model.close()
 
     def stats(self) -> dict[str, Any]:
-        """Return counts since the start: inferences are rows, executions are runs of the model."""
+        """Return counts since the start, in the protocol's form: inferences are rows, executions are runs of the model."""
         b = self.batcher
         requests = {"success": {"count": b.requests}, "fail": {"count": b.failed}}
         counts = {"inference_count": b.rows, "execution_count": b.runs, "inference_stats": requests}
@@ -549,7 +549,9 @@ def serve(
 
 
 def named_model(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
-    """Return the model at a path, or by its name in Python, `module:name`, whose module is imported from this folder, too.
+    """Return the model at a path, the one that a name in Python, `module:name`, has, or a model as it is.
+
+    The module is imported, also from the current folder. threads: for a run of a model file.
 
     Raises:
         PolicyError: there is no such module or name.

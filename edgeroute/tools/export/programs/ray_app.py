@@ -276,7 +276,10 @@ class Ingress:
         return Response(reply, headers={**headers, "x-edgeroute-arm": arm, "x-edgeroute-batch": str(batch), LOAD: load})
 
     async def _run(self, arm: str, feed: dict[str, Any], left: int = ATTEMPTS) -> Any:
-        """Run a request; repeat it on another replica if the first one dies, three attempts in all."""
+        """Run a request, and return what `Models.infer` returns; repeat it on another replica if one dies, three attempts in all.
+
+        The error of the last attempt is raised, and that of an overload at once.
+        """
         try:
             return await self._call(arm).infer.remote(arm, feed)
         except RayActorError:

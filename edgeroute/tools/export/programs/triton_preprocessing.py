@@ -38,7 +38,7 @@ class TritonPythonModel:
         return triton.InferenceResponse(output_tensors=tensors)
 
     def _input_tensor(self, request: Any, spec: dict[str, Any]) -> Any:
-        """Return one input of a request as an array, prepared for the model; with "decode", with its pictures decoded alone."""
+        """Return an input of a request as an array: prepared for the model, or with "decode" only its picture files decoded."""
         array = triton.get_input_tensor_by_name(request, spec["name"]).as_numpy()
         if not self.decodes:
             return np.ascontiguousarray(tensor(array, spec))
