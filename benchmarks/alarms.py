@@ -29,8 +29,8 @@ from edgeroute.confidence import Certificate, calibrate
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.stores.rotated_json_lines import read
 from edgeroute.system import process
+from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
 from edgeroute.trials.edge_audits import Sampler
-from edgeroute.trials.guarantee_monitor import DriftMonitor
 
 MOST = size(200_000, 200)
 """Requests after which a run without an alarm is cut off."""

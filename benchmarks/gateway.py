@@ -25,7 +25,7 @@ from figures import MODELS, Figure, medians, serving, size, table, timed
 from edgeroute import AsyncRouter, LlamaModel, Router
 from edgeroute.asgi import InProcess
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.system.late_imports import import_httpx
+from edgeroute.system.late_imports_and_plugins import import_httpx
 
 GOAL_MS, GOAL_SERVER_MS, WITHIN_MS = 2.0, 1.0, 0.3
 CHAT = {"model": "edgeroute", "messages": [{"role": "user", "content": "hello there"}]}

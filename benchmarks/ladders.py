@@ -18,7 +18,7 @@ from figures import needs, size
 
 from edgeroute import models
 from edgeroute.confidence import NotEnough, calibrate, msp
-from edgeroute.tools.cli.demo_measurements import DEBIAN, read_idx
+from edgeroute.tools.cli.demo_measurements_and_report import DEBIAN, read_idx
 from edgeroute.tools.measure.thresholds_of_several_edges import accepting, lowest_thresholds
 
 DRAWS, TESTED = size(300, 2), size(10_000, 500)

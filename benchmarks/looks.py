@@ -2,7 +2,7 @@
 
 Six worlds, in each 1,000 streams of labelled audits that are looked at 25 times, from 300 to 10,000 audits: how often a threshold
 that loses more than the limit was certified by then, and how much is deferred; beside one look by the exact test of `calibrate`,
-and that test at ten looks. The counts and the bets are those of `edgeroute.tools.measure.audit_counts`, for all streams at once.
+and that test at ten looks. The counts and the bets are those of `edgeroute.tools.measure.audit_counts_and_evidence`, for all streams at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from figures import size
 
 from edgeroute.core.sequential_tests import GRID
-from edgeroute.tools.measure.audit_counts import BETS, FIRST, NONE, LossCounts
+from edgeroute.tools.measure.audit_counts_and_evidence import BETS, FIRST, NONE, LossCounts
 from edgeroute.tools.measure.fixed_sequence import lowest_threshold
 
 LIMIT, RISK, MOST = 0.02, 0.05, 10_000

@@ -23,7 +23,7 @@ from figures import Figure, serving, size, table, timed
 from onnx import TensorProto, helper
 
 from edgeroute import NoAnswer, OnnxModel, OpenInference, Router, models
-from edgeroute.cloud.codecs import codec_of
+from edgeroute.cloud.input_codecs import codec_of
 from edgeroute.testing import Relay
 
 DELAY_S, BYTES_PER_S = 0.025, 20e6 / 8

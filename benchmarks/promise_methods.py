@@ -19,7 +19,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import critical_count
 from edgeroute.core.sequential_tests import GRID
-from edgeroute.tools.measure.audit_counts import NONE
+from edgeroute.tools.measure.audit_counts_and_evidence import NONE
 from edgeroute.tools.measure.critical_counts import most_of_each
 from edgeroute.tools.measure.fixed_sequence import accept_betting, lowest_threshold, passed
 

@@ -14,10 +14,10 @@ from figures import Figure, size
 
 from edgeroute import DeviceSensors, Options, Router, Rule
 from edgeroute.observe.device.kernel_files_and_commands import Commands, Files, Measurement
-from edgeroute.observe.device.linux_load_and_memory import Gpu, Load, Memory
-from edgeroute.observe.device.linux_temperature import Thermal, Throttling
-from edgeroute.observe.device.power_and_batteries import Battery, Power
-from edgeroute.observe.network_routes import Links
+from edgeroute.observe.device.linux_load_memory_gpu import Gpu, Load, Memory
+from edgeroute.observe.device.linux_temperature_and_throttling import Thermal, Throttling
+from edgeroute.observe.device.power_draw_and_batteries import Battery, Power
+from edgeroute.observe.network_routes_and_monitor import Links
 
 TREES = Path(__file__).resolve().parent.parent / "tests" / "device_trees"
 SECONDS = size(20.0, 0.2)

@@ -14,7 +14,7 @@ import os
 import random
 from statistics import median
 
-from edgeroute.tools.sentinel import MONTH, Pinned
+from edgeroute.tools.hosted_model_sentinel import MONTH, Pinned
 
 SMOKE = bool(os.environ.get("BENCH_SMOKE"))
 INPUTS, ROUNDS, PER_DAY, MONTHS, REQUESTS = 10, 16, 4, 120, 1_000

@@ -12,7 +12,7 @@ from figures import MODELS, medians, size
 
 from edgeroute import OnnxModel
 from edgeroute.confidence import Reader, auto, deferral_curve, fit, msp
-from edgeroute.tools.cli.demo_measurements import DEBIAN, read_idx
+from edgeroute.tools.cli.demo_measurements_and_report import DEBIAN, read_idx
 
 CLASSES, TEST = 10, 8_000
 LOSS = 0.005

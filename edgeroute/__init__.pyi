@@ -3,7 +3,7 @@
 
 from edgeroute.cloud.function_backend_and_replies import Function as Function
 from edgeroute.cloud.grpc import OpenInferenceGrpc as OpenInferenceGrpc
-from edgeroute.cloud.egress_settings import Egress as Egress
+from edgeroute.cloud.egress_consent_and_redaction import Egress as Egress
 from edgeroute.cloud.json_api import PlainJson as PlainJson
 from edgeroute.cloud.openai import OpenAIChat as OpenAIChat
 from edgeroute.cloud.openinference import OpenInference as OpenInference
@@ -17,7 +17,7 @@ from edgeroute.edge.coreml import CoreMLModel as CoreMLModel
 from edgeroute.edge.runtimes import Ensemble as Ensemble
 from edgeroute.edge.litert import LiteRTModel as LiteRTModel
 from edgeroute.edge.llama import LlamaModel as LlamaModel
-from edgeroute.edge.local_server import LocalServer as LocalServer
+from edgeroute.edge.local_server_client import LocalServer as LocalServer
 from edgeroute.edge.onnx import OnnxModel as OnnxModel
 from edgeroute.edge.runtimes import Variants as Variants, register as register
 from edgeroute.errors import (
@@ -56,7 +56,7 @@ from edgeroute.router.router import Router as Router
 from edgeroute.router.streams_and_sessions import AsyncStream as AsyncStream, Stream as Stream
 from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
 from edgeroute.stores.outbox import Outbox as Outbox
-from edgeroute.trials.guarantee_monitor import Audit as Audit
+from edgeroute.trials.audit_setting_and_drift_monitor import Audit as Audit
 from edgeroute.trials.trial_setting import Trial as Trial
 from edgeroute.types import Answer as Answer, EdgeModel as EdgeModel, Prediction as Prediction, StopToken as StopToken
 from edgeroute import models as models

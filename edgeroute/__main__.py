@@ -17,13 +17,13 @@ def main() -> None:
     from importlib.util import find_spec
 
     if find_spec("typer") is None or find_spec("rich") is None:
-        from edgeroute.system.late_imports import docs_folder
+        from edgeroute.system.late_imports_and_plugins import docs_folder
 
         extra = next((name for name in ("serve", "demo") if name in sys.argv[1:2]), "cli")
         more = f"pip install 'edgeroute[{extra}]'"
         print(f"the command line needs more: {more}; the documentation is in {docs_folder()}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    from edgeroute.system.late_imports import import_tool
+    from edgeroute.system.late_imports_and_plugins import import_tool
 
     import_tool("cli.command_runner").run(import_tool("cli.app").app)
 

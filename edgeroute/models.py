@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.system.late_imports import package_folder
+from edgeroute.system.late_imports_and_plugins import package_folder
 
 if TYPE_CHECKING:
     import numpy as np

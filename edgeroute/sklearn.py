@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from edgeroute.cloud.function_backend_and_replies import Function
 from edgeroute.confidence.output_forms_and_labels import Labels, label_form
-from edgeroute.edge.estimator import Estimator
+from edgeroute.edge.sklearn_estimator import Estimator
 from edgeroute.router.router import Router
 
 if TYPE_CHECKING:

@@ -105,10 +105,10 @@ def _call_hook(hook: Callable[[], object]) -> None:
 class EdgeModel(Protocol):
     """Structural interface of an edge model: `name` and `run`.
 
-    Every other member that edgeroute reads is one of `edgeroute.edge.edge_model_interface.EdgeMembers`, and optional. A model
-    is thread-safe, unless its `parallel` limits how many of its runs go at a time. Where `run` is a coroutine function, so are
-    `run_one` and `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them, and stops a run by cancelling
-    the coroutine.
+    Every other member that edgeroute reads is one of `edgeroute.edge.edge_interface_and_fingerprints.EdgeMembers`, and
+    optional. A model is thread-safe, unless its `parallel` limits how many of its runs go at a time. Where `run` is a
+    coroutine function, so are `run_one` and `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them,
+    and stops a run by cancelling the coroutine.
     """
 
     @property

@@ -16,7 +16,7 @@ from edgeroute.edge.model_card import Array
 from edgeroute.edge.onnx import DTYPES, external_data, last_operators
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
 from edgeroute.errors import ModelError, RuntimeMissing
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.types import StopToken, TensorSpec
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core import plan
-from edgeroute.core.admission import Admission
+from edgeroute.core.endpoint_breaker_and_limits import Admission
 from edgeroute.core.routing_policy import Rules, permit
 from edgeroute.observe.target_counts import Counts
 from edgeroute.router import audits_and_hidden_trials as audit_calls

@@ -11,10 +11,10 @@ from math import inf
 from edgeroute import Limits
 from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S
 from edgeroute.cloud.endpoint_guard import PROBE_S
-from edgeroute.core.admission import Admission, Rate
+from edgeroute.core.endpoint_breaker_and_limits import Admission, Rate
 from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Spending
-from edgeroute.stores.outbox import delivery
+from edgeroute.stores.outbox import delivery_and_callbacks as delivery
 from edgeroute.stores.outbox.sqlite_queue import spread_for
 from edgeroute.tools.replay.fleet.fleet_simulation import PARALLEL, POLL_S, Result
 

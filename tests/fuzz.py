@@ -57,11 +57,11 @@ from edgeroute.http import reply_parser as reading
 from edgeroute.http.addresses_and_messages import MAX_REPLY, Address, Call, Reply
 from edgeroute.http.connections import Connections
 from edgeroute.http.reply_parser import H11, Llhttp, Malformed, Reading
-from edgeroute.http.sans_io_connection import pin_of
+from edgeroute.http.sans_io_tls_connection import pin_of
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.process import settle
 from edgeroute.testing import CannedServer
-from edgeroute.tools.replay import recorded_requests as records
+from edgeroute.tools.replay import recorded_requests_and_statistics as records
 from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.types import TensorSpec
 

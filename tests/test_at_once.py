@@ -24,16 +24,16 @@ from edgeroute.cloud import spending_file as earlier
 from edgeroute.core.spending_limits import Spending
 from edgeroute.edge.concurrent_runs import runs_of
 from edgeroute.http.addresses_and_messages import Address, Call
-from edgeroute.observe import network_routes as network
+from edgeroute.observe import network_routes_and_monitor as network
 from edgeroute.router import base_router as methods
 from edgeroute.router import policy_reload as reload
 from edgeroute.stores import sqlite_file_and_key_values as keyvalue
-from edgeroute.stores.outbox.delivery import Callbacks
+from edgeroute.stores.outbox.delivery_and_callbacks import Callbacks
 from edgeroute.stores.outbox.outbox_entries import Waiting
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
 from edgeroute.system.process import Shared, list_weakset, start_task_on
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.contracts.edge_runs import Token
+from edgeroute.tools.contracts.runs_under_test import Token
 
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 
@@ -430,7 +430,7 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
     from edgeroute.catalog import Updater
     from edgeroute.catalog.catalog_source import Web
     from edgeroute.errors import CatalogAway
-    from edgeroute.system.late_imports import import_httpx
+    from edgeroute.system.late_imports_and_plugins import import_httpx
 
     httpx = import_httpx("a test of a catalog")
     publisher = Publisher(tmp_path)
@@ -502,7 +502,7 @@ def test_a_dashboard_that_is_closed_as_it_starts(monkeypatch):
     """Its page ends, though it was not yet known how to end it."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
-    from edgeroute.tools.dashboard import web_page as run
+    from edgeroute.tools.dashboard import web_app_and_metrics as run
     from edgeroute.tools.dashboard.in_process import Dashboard
 
     ended, dashboard = [], Dashboard()

@@ -17,8 +17,8 @@ from edgeroute.observe.target_counts import TOGETHER
 from edgeroute.stores.rotated_json_lines import read
 from edgeroute.system.process import now
 from edgeroute.testing import FakeCloud
+from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor, limit
 from edgeroute.trials.edge_audits import FULL
-from edgeroute.trials.guarantee_monitor import DriftMonitor, limit
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
@@ -560,7 +560,7 @@ def test_of_those_that_wait_for_a_label_the_oldest_is_given_up(monkeypatch):
 
 def test_a_raise_stops_at_the_highest_certified_threshold(certificate):
     """Above it what is accepted may be worse. If there is an alarm even there, nothing is accepted."""
-    from edgeroute.trials import guarantee_monitor as drift
+    from edgeroute.trials import audit_setting_and_drift_monitor as drift
 
     watch = a_watch(certificate, on_alarm="raise")
     with pytest.MonkeyPatch.context() as patch:

@@ -20,11 +20,11 @@ from edgeroute.errors import BadInput
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import process
 from edgeroute.tools.cli.calibrate import audited_counts, certify_audits
-from edgeroute.tools.cli.status import read_state
-from edgeroute.tools.measure.audit_counts import NONE, LossCounts
-from edgeroute.tools.measure.certification import audited_examples
+from edgeroute.tools.cli.status_and_trial_arms import read_state
+from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts
+from edgeroute.tools.measure.certification_and_verdicts import audited_examples
+from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
 from edgeroute.trials.edge_audits import COUNTS
-from edgeroute.trials.guarantee_monitor import DriftMonitor
 
 DAY = 86_400.0
 

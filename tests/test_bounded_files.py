@@ -12,10 +12,10 @@ import pytest
 from onnx import helper
 
 from edgeroute import BadInput, EdgerouteError, ModelError, OnnxModel, PolicyError, Router, policy
+from edgeroute.catalog.catalog_client_and_updates import read_canaries
 from edgeroute.catalog.catalog_entry import entries
 from edgeroute.catalog.catalog_source import Folder
 from edgeroute.catalog.model_folder_and_downloads import Store, pointer
-from edgeroute.catalog.model_updates import read_canaries
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.edge import gguf_format
@@ -25,7 +25,7 @@ from edgeroute.policy.file_and_environment import MOST_PARTS, parse_toml
 from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes, read_json, read_text
 from edgeroute.tools.cli.input_files import read_inputs, recorded_outputs
 from edgeroute.tools.cli.inspect_file import inspect_file
-from edgeroute.tools.replay.logs.answer_pairs import lines
+from edgeroute.tools.replay.logs.answer_pairs_and_samples import lines
 from edgeroute.types import TensorSpec
 
 LONG = 30.0
@@ -56,7 +56,7 @@ def test_an_axis_of_two_billion(huge):
 
 def test_a_model_with_such_an_axis_is_not_run_on_zeros():
     """As a server does before it is ready."""
-    from edgeroute.tools.server.batching import make_zeros
+    from edgeroute.tools.server.batching_and_tensor_models import make_zeros
 
     with pytest.raises(PolicyError, match="elements"):
         make_zeros("m", [TensorSpec("x", "float32", (2**31, 2**20))])

@@ -34,7 +34,7 @@ from edgeroute import BadInput, Cache, Semantic
 from edgeroute.stores.cache import Entry, Flights, digest, fingerprint
 from edgeroute.stores.cache import answer_cache as disk_module
 from edgeroute.stores.cache import interrupt_safe_lru as recent
-from edgeroute.stores.cache.cache_entries import private_copy
+from edgeroute.stores.cache.cache_entries_and_copies import private_copy
 from edgeroute.stores.cache.input_keys_and_fingerprints import encode_buffers
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.stores.sqlite_file_and_key_values import Database

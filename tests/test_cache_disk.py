@@ -15,7 +15,7 @@ from both import CALLS, LONG, ask, makes, sure, unsure
 from edgeroute import Cache, Semantic, StoreError
 from edgeroute.stores.cache import Entry
 from edgeroute.stores.sqlite_file_and_key_values import Database
-from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.testing import FakeCloud
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT)"

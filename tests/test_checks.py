@@ -28,7 +28,7 @@ from edgeroute import (
     Router,
 )
 from edgeroute.core.walk import Malformed, Prediction
-from edgeroute.edge.answer_check import LONGEST, AnswerCheck, LinearPattern
+from edgeroute.edge.answer_schemas_and_patterns import LONGEST, AnswerCheck, LinearPattern
 from edgeroute.edge.edge_backend import edge_backend
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.openai_completions import KEYS
@@ -218,7 +218,7 @@ def test_patterns_match_as_those_of_python():
 
 def test_moves_that_are_too_many_are_dropped(monkeypatch):
     """A pattern does not grow with the texts that it meets."""
-    monkeypatch.setattr("edgeroute.edge.answer_check.STORED", 5)
+    monkeypatch.setattr("edgeroute.edge.answer_schemas_and_patterns.STORED", 5)
     pattern = LinearPattern("(?:ab|[^a])*")
     assert pattern.fullmatch("abcdefghij" * 3)
     assert not pattern.fullmatch("ba")
@@ -583,7 +583,7 @@ def test_without_the_package(monkeypatch, caplog):
     import sys
 
     monkeypatch.setitem(sys.modules, "jsonschema.validators", None)
-    monkeypatch.setattr("edgeroute.system.late_imports._loaded", set())  # private: it was imported before
+    monkeypatch.setattr("edgeroute.system.late_imports_and_plugins._loaded", set())  # private: it was imported before
     with pytest.raises(Exception, match=r"edgeroute\[schema\]"):
         AnswerCheck(SCHEMA)
     assert requested({}, ("pay", "{}")) == 0.9

@@ -22,7 +22,7 @@ from lazily import needs
 
 from edgeroute.confidence import Certificate
 from edgeroute.errors import StoreError
-from edgeroute.tools.cli.asked_labels import Asked, AskedLabels, answers_file, parts_of
+from edgeroute.tools.cli.label_questions_and_answers import Asked, AskedLabels, answers_file, parts_of
 from edgeroute.tools.measure.evaluation import Examples
 from edgeroute.tools.measure.labels_on_demand import Question
 

@@ -35,7 +35,7 @@ from edgeroute.stores.outbox import Waiting
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system import process
-from edgeroute.tools.measure.certification import audited_examples, fit_score
+from edgeroute.tools.measure.certification_and_verdicts import audited_examples, fit_score
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, label_values, recorded_examples
 
 LABELS = ["a", "b", "c"]

@@ -331,7 +331,7 @@ def test_ctrl_c_while_the_command_line_is_imported(interruptible):
 def test_ctrl_c_ends_a_command_without_the_end_of_python(interruptible):
     """Which may take longer than all else: modules are taken apart, threads waited for. What was printed is there."""
     at = (
-        "import atexit, edgeroute.system.late_imports as p; atexit.register(print, 'the end of Python')\n"
+        "import atexit, edgeroute.system.late_imports_and_plugins as p; atexit.register(print, 'the end of Python')\n"
         f"def docs_folder(): print('begun'); exec({SIGINT!r})\n"
         "p.docs_folder = docs_folder"
     )

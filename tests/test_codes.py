@@ -8,10 +8,10 @@ from typing import get_args
 import pytest
 
 from edgeroute import EdgerouteError, Egress, Limits, NoAnswer, Outbox, PlainJson, Router
-from edgeroute.core import admission
+from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.core import reason_and_trace as explain
 from edgeroute.core.error_codes import HELD, ErrorCode, Rejection
-from edgeroute.stores.outbox.delivery import Delivery
+from edgeroute.stores.outbox.delivery_and_callbacks import Delivery
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import read, replay
 from edgeroute.tools.replay.replay_setup_and_result import Setup

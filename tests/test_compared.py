@@ -15,8 +15,8 @@ from edgeroute import Audit, BadInput, Function, PlainJson, Router
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.confidence.output_forms_and_labels import Labels, label_form, labels_by_form, same
 from edgeroute.tools.cli.graded_prompts import read_prompts
-from edgeroute.tools.measure.certification import verdicts
-from edgeroute.tools.measure.report.report_page import calibration_page, evaluation_page
+from edgeroute.tools.measure.certification_and_verdicts import verdicts
+from edgeroute.tools.measure.report.report_pages_and_results import calibration_page, evaluation_page
 
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks])
 PETS = ["cat", "dog", "bird"]

@@ -47,17 +47,17 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.confidence.certificate import BoundCertificate, Certificate
-from edgeroute.core import admission
-from edgeroute.core.admission import FAULTS
+from edgeroute.core import endpoint_breaker_and_limits as admission
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.errors import Unfit
 from edgeroute.record.instrument_interface import RequestEnded
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.tools.cli.servers_and_dashboards import file_monitor
-from edgeroute.tools.dashboard import monitor as monitors
-from edgeroute.tools.dashboard import monitor as tails
+from edgeroute.tools.dashboard import monitor_and_file_tail as monitors
+from edgeroute.tools.dashboard import monitor_and_file_tail as tails
 from edgeroute.tools.dashboard.in_process import Dashboard, sources_of
-from edgeroute.tools.dashboard.monitor import Monitor, Tail
-from edgeroute.tools.dashboard.request_window import RECENT, ThresholdReplays, reason, row_of
+from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Tail
+from edgeroute.tools.dashboard.request_window_and_replays import RECENT, ThresholdReplays, reason, row_of
 from edgeroute.tools.palette import STATES, answer_state
 from edgeroute.tools.replay import Setup, collect
 from edgeroute.tools.server.uvicorn_host import InChild

@@ -16,7 +16,7 @@ from watched import EVIL, LONG, Records, page_of
 from edgeroute import Audit, CallableModel, Egress, Function, Limits, Options, PlainJson, Router, Unreachable
 from edgeroute.testing import CannedServer
 from edgeroute.tools.dashboard.in_process import Dashboard
-from edgeroute.tools.dashboard.monitor import Monitor
+from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor
 
 needs("playwright", "uvicorn")
 playwright = Later("playwright.sync_api")
@@ -417,8 +417,8 @@ def test_the_token(browser, served):
 
 def test_a_person_says_which_answer_is_right(browser):
     """On the page of `calibrate --ask --page`: text that looks like markup is text, pictures and sounds are there, and keys answer."""
-    from edgeroute.tools.cli.asked_labels import Asked, parts_of
     from edgeroute.tools.cli.label_page import LabelPage
+    from edgeroute.tools.cli.label_questions_and_answers import Asked, parts_of
 
     inputs = [
         "<img src=x onerror=alert(1)><script>document.title = 'evil'</script>",

@@ -17,15 +17,15 @@ from watched import LONG, Records, monitor_of, page_of
 from edgeroute import Cache, Function, Limits, Options, Reading, Router, Rule, Unreachable
 from edgeroute.core.reason_and_trace import CODES
 from edgeroute.errors import Unfit
-from edgeroute.tools.dashboard.monitor import OLD_S, Monitor
+from edgeroute.tools.dashboard.monitor_and_file_tail import OLD_S, Monitor
 
 pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from edgeroute import Prometheus, metrics
 from edgeroute.record.prometheus import shown
-from edgeroute.tools.dashboard.web_page import metrics_route
-from edgeroute.tools.dashboard.web_page import page_of as page_of_metrics
+from edgeroute.tools.dashboard.web_app_and_metrics import metrics_route
+from edgeroute.tools.dashboard.web_app_and_metrics import page_of as page_of_metrics
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("_seconds", "_bucket", "_sum", "age_seconds")

@@ -10,8 +10,8 @@ import pytest
 
 from edgeroute.confidence.certificate import BoundCertificate, Certificate
 from edgeroute.system import process
+from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor
 from edgeroute.trials.edge_audits import Sampler
-from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor
 
 pytestmark = pytest.mark.pure
 DAY = 86_400.0

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from edgeroute import BadInput, OnnxModel, Unreachable
 from edgeroute.confidence.scores import msp
 from edgeroute.tools.cli.demo import serving
-from edgeroute.tools.cli.demo_measurements import (
+from edgeroute.tools.cli.demo_measurements_and_report import (
     IMAGES,
     LABELS,
     Choice,
@@ -133,7 +133,7 @@ def test_a_folder_with_the_data(tmp_path, fashion):
 
 
 def test_the_sample_where_there_is_no_more(tmp_path, fashion, monkeypatch):
-    monkeypatch.setattr("edgeroute.tools.cli.demo_measurements.DEBIAN", tmp_path)
+    monkeypatch.setattr("edgeroute.tools.cli.demo_measurements_and_report.DEBIAN", tmp_path)
     found = test_images(fashion, None)
     assert found.images.shape == (1000, 28, 28)
     assert "that edgeroute brings" in found.which

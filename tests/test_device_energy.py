@@ -9,13 +9,13 @@ import routes
 from both import flat
 
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
-from edgeroute.core.latency_and_load_estimates import ENOUGH_READINGS
+from edgeroute.core.latency_link_load_estimates import ENOUGH_READINGS
 from edgeroute.observe import planning_facts as observer
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system.late_imports import package_folder
-from edgeroute.tools.cli.status import status
+from edgeroute.system.late_imports_and_plugins import package_folder
+from edgeroute.tools.cli.status_and_trial_arms import status
 from edgeroute.tools.replay import replay
-from edgeroute.tools.replay.recorded_requests import collect
+from edgeroute.tools.replay.recorded_requests_and_statistics import collect
 
 FRUGAL = Rule("power", "cheapest_energy", enter=1.0)
 

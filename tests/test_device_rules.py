@@ -11,7 +11,7 @@ from devices import Device, engine_of, now_it_reads
 
 from edgeroute import Options, PolicyError, Reading, Router, Rule
 from edgeroute.tools.replay import replay
-from edgeroute.tools.replay.recorded_requests import collect
+from edgeroute.tools.replay.recorded_requests_and_statistics import collect
 from edgeroute.tools.replay.replay_setup_and_result import Setup
 
 HOT = Rule("heat", "prefer_cloud", enter=80)

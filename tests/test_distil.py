@@ -22,7 +22,7 @@ from edgeroute import AsyncRouter, Audit, BadInput, Egress, PolicyError, Router,
 from edgeroute.confidence.score_before_run import text_of
 from edgeroute.tools.compress.onnx_graphs import workplace
 from edgeroute.tools.distillation import Example, distil, read_examples
-from edgeroute.tools.replay.logs.answer_pairs import LeftOut
+from edgeroute.tools.replay.logs.answer_pairs_and_samples import LeftOut
 
 pytest.importorskip("sklearn")
 pytest.importorskip("skl2onnx")

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import Limits
-from edgeroute.core.admission import Admission
+from edgeroute.core.endpoint_breaker_and_limits import Admission
 from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Spending
-from edgeroute.stores.outbox.delivery import longest
+from edgeroute.stores.outbox.delivery_and_callbacks import longest
 from edgeroute.stores.outbox.sqlite_queue import spread_for
 from edgeroute.tools.cli.simulate import notes, show
 from edgeroute.tools.replay.fleet.fleet_simulation import longest_s, needed, simulate, spreads_s

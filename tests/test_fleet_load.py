@@ -8,7 +8,7 @@ from commands import cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.latency_and_load_estimates import Load, rounded_share_to_keep
+from edgeroute.core.latency_link_load_estimates import Load, rounded_share_to_keep
 from edgeroute.tools.replay.fleet.fleet_simulation import simulate
 from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import LOAD_AWARE, Places, Reported, Scenario
 

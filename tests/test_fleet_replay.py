@@ -13,7 +13,7 @@ from edgeroute import BadInput, Function, Router
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.tools.replay import Battery, Setup, read, replay
 from edgeroute.tools.replay.sharded_replay import replay_fleet
-from edgeroute.tools.replay.trace_files import traces
+from edgeroute.tools.replay.trace_reading_and_conversion import traces
 
 POLICY = """
 threshold = 0.7

@@ -26,7 +26,7 @@ from edgeroute.stores.rotated_json_lines import read as lines
 from edgeroute.system.process import json_dumps, json_loads, to_json_types
 from edgeroute.tools.replay import parquet_traces as parquet
 from edgeroute.tools.replay import read
-from edgeroute.tools.replay.trace_files import TraceRecords, pack, traces
+from edgeroute.tools.replay.trace_reading_and_conversion import TraceRecords, pack, traces
 
 pytestmark = pytest.mark.matrix
 pa = pytest.importorskip("pyarrow")

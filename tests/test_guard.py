@@ -17,11 +17,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from edgeroute import BadReply, Held, Limits, OpenInference, PlainJson, Refused, Router, StoreError, TimedOut, Unreachable
 from edgeroute.cloud import endpoint_guard as guards
-from edgeroute.cloud import request_exchange as exchanges
-from edgeroute.cloud import request_exchange as turns
+from edgeroute.cloud import request_attempts_and_queue as exchanges
+from edgeroute.cloud import request_attempts_and_queue as turns
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
-from edgeroute.core.admission import FAULTS
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.core.routing_policy import Rules, Terms, permit
 from edgeroute.core.spending_limits import Spending
 from edgeroute.testing import CannedServer, http_reply

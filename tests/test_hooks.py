@@ -214,7 +214,7 @@ def test_no_answer_is_lost_to_the_application_s_log(make, capsys, fails, call):
 
 def test_ctrl_c_in_a_stream_that_has_no_thread(monkeypatch):
     """The leg runs in the caller's thread, where it passes."""
-    monkeypatch.setattr("edgeroute.system.thread_pool.ThreadPool.submit", lambda *_: False)
+    monkeypatch.setattr("edgeroute.system.thread_pool_and_workers.ThreadPool.submit", lambda *_: False)
     hook, _ = raising(KeyboardInterrupt)
     with Router(hook, None) as router, pytest.raises(KeyboardInterrupt):
         ask(router, "stream", "x")

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from both import GOOD, LONG, Stop
 
-from edgeroute.system import late_imports as imports
+from edgeroute.system import late_imports_and_plugins as imports
 from edgeroute.testing import CannedServer
 
 PRELUDE = """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgeroute.confidence.certificate import BoundCertificate, Certificate
-from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor
+from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor
 
 pytestmark = pytest.mark.pure
 

@@ -30,7 +30,7 @@ from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(monkeypatch):
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.HURRY_S", 0.0)
     with nothing_left(monkeypatch):
         yield
 
@@ -539,7 +539,7 @@ def policy(kind, tmp_path):
 @pytest.fixture
 def no_hurry(monkeypatch):
     """What failed is tried again only when somebody says so."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 2 * LONG)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.backoff", lambda *_: 2 * LONG)
 
 
 @pytest.mark.usefixtures("no_hurry")
@@ -1083,13 +1083,13 @@ def test_an_endpoint_that_was_never_met(kind, tmp_path):
 
 PROGRAM = """
 import os, signal, sys
-import edgeroute.core.admission
+import edgeroute.core.endpoint_breaker_and_limits
 from edgeroute import PlainJson, Router
 from edgeroute.stores.outbox import Outbox
 
 url, folder, effect, count, dies = sys.argv[1:]
-edgeroute.core.admission.FAULTS = 10**9  # it is the outbox that is tested, not when it is asked again
-edgeroute.stores.outbox.delivery.HURRY_S = 0.0
+edgeroute.core.endpoint_breaker_and_limits.FAULTS = 10**9  # it is the outbox that is tested, not when it is asked again
+edgeroute.stores.outbox.delivery_and_callbacks.HURRY_S = 0.0
 box = Outbox(folder + "/outbox.db", rate_per_s=1e6, spread_s=0.0)
 
 def note(name, text):

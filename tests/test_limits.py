@@ -35,7 +35,7 @@ make = makes()
 def one_instant(monkeypatch):
     """For endpoints no time passes: none in which a rate of calls a second would allow one more."""
     at = monotonic()
-    for module in ("endpoint_guard", "request_exchange"):
+    for module in ("endpoint_guard", "request_attempts_and_queue"):
         monkeypatch.setattr(f"edgeroute.cloud.{module}.monotonic", lambda: at)
 
 

@@ -15,12 +15,12 @@ import pytest
 from netns import LONG, Namespace, needs_namespaces
 
 from edgeroute.observe import endpoint_probing as health
-from edgeroute.observe import network_routes as link
-from edgeroute.observe.network_routes import NetworkMonitor
+from edgeroute.observe import network_routes_and_monitor as link
+from edgeroute.observe.network_routes_and_monitor import NetworkMonitor
 
 WATCH = """
 import sys, threading
-from edgeroute.observe.network_routes import NetworkMonitor
+from edgeroute.observe.network_routes_and_monitor import NetworkMonitor
 
 calls = []
 def on_up():

@@ -6,9 +6,9 @@ import pytest
 from both import GOOD, Tasks, Threads, sure, unsure
 
 from edgeroute import PlainJson
-from edgeroute.core.latency_and_load_estimates import Link
+from edgeroute.core.latency_link_load_estimates import Link
 from edgeroute.testing import CannedServer, Relay
-from edgeroute.tools.cli.status import status
+from edgeroute.tools.cli.status_and_trial_arms import status
 
 ONE_WAY_S = 0.01
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, Function, OpenInference, Options, PlainJson, PolicyError, Router, Trial
 from edgeroute.cloud.load_reports import LONGEST, report_in
-from edgeroute.core.latency_and_load_estimates import ENOUGH_DEFERRED, Load, Report
+from edgeroute.core.latency_link_load_estimates import ENOUGH_DEFERRED, Load, Report
 from edgeroute.edge.model_card import Card
 from edgeroute.router.audits_and_hidden_trials import AuditCalls
 from edgeroute.testing import CannedServer, FakeModel, http_reply
-from edgeroute.tools.server import batching
-from edgeroute.tools.server.batching import Batcher, Full, Meter
+from edgeroute.tools.server import batching_and_tensor_models as batching
+from edgeroute.tools.server.batching_and_tensor_models import Batcher, Full, Meter
 from edgeroute.types import TensorSpec
 
 

@@ -13,7 +13,7 @@ from tiny import linear
 from edgeroute import Router
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.cli.command_runner import FAILED
-from edgeroute.tools.cli.example_options import looking_router
+from edgeroute.tools.cli.example_options_and_routers import looking_router
 
 UNSURE = np.zeros(4, np.float32)
 

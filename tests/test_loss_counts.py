@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute.core.sequential_tests import GRID
-from edgeroute.tools.measure.audit_counts import FIRST, NONE, LossCounts, log_evidence
-from edgeroute.tools.measure.certification import Audited, counts_of
+from edgeroute.tools.measure.audit_counts_and_evidence import FIRST, NONE, LossCounts, log_evidence
+from edgeroute.tools.measure.certification_and_verdicts import Audited, counts_of
 from edgeroute.tools.measure.evaluation import Examples
 
 LIMIT, RISK = 0.02, 0.05

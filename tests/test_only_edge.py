@@ -14,11 +14,11 @@ from netns import Namespace, needs_namespaces
 
 import edgeroute
 from edgeroute import Audit, Cache, Egress, Instrument, MayNotLeave, Outbox, PlainJson, PolicyError, Reading, Rule
-from edgeroute.core import admission
-from edgeroute.core.admission import FAULTS
+from edgeroute.core import endpoint_breaker_and_limits as admission
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.router.audits_and_hidden_trials import AuditCalls
 from edgeroute.router.offline_queue import OfflineQueue
-from edgeroute.stores.outbox.delivery import Delivery
+from edgeroute.stores.outbox.delivery_and_callbacks import Delivery
 from edgeroute.testing import CannedServer
 
 LOW, HIGH = Reading(0.1), Reading(0.9)
@@ -219,7 +219,7 @@ import asyncio, json, sys, threading
 from edgeroute import AsyncRouter, Audit, Options, Outbox, PlainJson, Router, Rule
 from edgeroute import Reading
 from edgeroute.router.offline_queue import OfflineQueue
-from edgeroute.stores.outbox.delivery import Delivery
+from edgeroute.stores.outbox.delivery_and_callbacks import Delivery
 
 url, folder, kind, policy = json.loads(sys.argv[1])
 Delivery.__init__.__kwdefaults__["poll_s"] = 0.02

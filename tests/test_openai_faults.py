@@ -31,7 +31,7 @@ from edgeroute import (
     Refused,
     Router,
 )
-from edgeroute.cloud import streamed_replies as speaking
+from edgeroute.cloud import streamed_call_attempts as speaking
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.reason_and_trace import truncated
 from edgeroute.http.addresses_and_messages import Reply

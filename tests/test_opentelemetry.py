@@ -297,7 +297,7 @@ def test_a_late_answer(make, seen, due):
 
 def test_a_call_from_the_outbox(make, seen, tmp_path, monkeypatch):
     """It is sent once the request has ended, in a trace of its own, linked to the request's."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.HURRY_S", 0.0)
     told = threading.Event()
     with CannedServer(GOOD) as server, Link("127.0.0.1", server.port) as link:
         router = make(

@@ -20,9 +20,9 @@ from both import DOWN, LONG, GatedServer, flat, unsure, wait_for
 
 from edgeroute import AsyncRouter, Egress, Function, Limits, MayNotLeave, OpenInference, Options, PlainJson, Router, StopToken
 from edgeroute.cloud import endpoint_guard as guards
-from edgeroute.core import admission
-from edgeroute.core.admission import FAULTS, Admission
-from edgeroute.observe.network_routes import NetworkMonitor
+from edgeroute.core import endpoint_breaker_and_limits as admission
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS, Admission
+from edgeroute.observe.network_routes_and_monitor import NetworkMonitor
 from edgeroute.stores.rotated_json_lines import read
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 

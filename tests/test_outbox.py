@@ -38,8 +38,8 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, decode_input, encode_input
-from edgeroute.stores.outbox.delivery import LockedWorker, backoff, longest
-from edgeroute.stores.outbox.sql_tables import TRUSTED_S, Heads
+from edgeroute.stores.outbox.delivery_and_callbacks import LockedWorker, backoff, longest
+from edgeroute.stores.outbox.schema_queries_and_eviction import TRUSTED_S, Heads
 from edgeroute.stores.outbox.sqlite_queue import COUNTED, LONGEST_S, ROW_BYTES, TIMES, spread_for
 from edgeroute.system.process import now, to_json_types
 
@@ -115,7 +115,7 @@ def call():
 @pytest.fixture
 def no_wait(monkeypatch):
     """Retries come at once."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.backoff", lambda *_: 0.0)
 
 
 @pytest.fixture
@@ -821,8 +821,8 @@ def test_ordered_the_head_blocks(outbox, deliver):
 
 def test_wake_cuts_waits_short(outbox, deliver, monkeypatch):
     """Once the link is back, what failed before is tried at once; what is not due for another reason is not."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 1000.0)
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.backoff", lambda *_: 1000.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.HURRY_S", 0.0)
     away, tried = threading.Event(), Queue()
     away.set()
 
@@ -852,7 +852,7 @@ def whole(monkeypatch):
 @pytest.fixture
 def ahead(monkeypatch):
     """What delivery takes for the time is by so many seconds more than it is: its one element."""
-    from edgeroute.stores.outbox import delivery
+    from edgeroute.stores.outbox import delivery_and_callbacks as delivery
 
     real, by_s = delivery.monotonic, [0.0]
     monkeypatch.setattr(delivery, "monotonic", lambda: real() + by_s[0])
@@ -931,7 +931,7 @@ def test_deliveries_that_fail_wait_for_the_spread(make, deliver):
 
 def test_a_wake_is_spread(make, deliver, monkeypatch, ahead, whole):
     """An endpoint that is back is not asked by all at the same time; one that only this device could not reach is, at once."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.HURRY_S", 0.0)
     outbox, tried = make(spread_s=AGES), Queue()
 
     def send(waiting):
@@ -957,7 +957,7 @@ def test_a_wake_is_spread(make, deliver, monkeypatch, ahead, whole):
 
 def test_a_wake_goes_by_the_oldest(make, deliver, monkeypatch, ahead, whole):
     """What waits is sent after some times as long as the oldest of it has waited; what is gone does not count."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.HURRY_S", 0.0)
     outbox, tried = make(spread_s=60.0), Queue()
 
     def send(waiting):
@@ -1025,7 +1025,7 @@ def test_a_wake_before_delivery_begins_is_for_all(make):
 
 def test_one_that_is_held_waits_as_long_as_it_says(make, deliver, monkeypatch, ahead):
     """Beside the pause that any has; a wake cuts both short."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.HURRY_S", 0.0)
     outbox, tried, paused, nudge = make(), Queue(), Queue(), LockedWorker.nudge
 
     def nudged(loop):
@@ -1098,7 +1098,7 @@ def test_a_server_says_when_to_come_back(outbox, deliver, no_wait):
 
 def test_the_rate_is_bounded(outbox, deliver, monkeypatch):
     """After a reconnect not more are begun than the rate allows: each a spacing after the one before, by delivery's own clock."""
-    from edgeroute.stores.outbox import delivery as module
+    from edgeroute.stores.outbox import delivery_and_callbacks as module
 
     at, looked, began = [1000.0], [], []
     monkeypatch.setattr(module, "monotonic", lambda: (looked.append(1), at[0])[1])
@@ -1280,7 +1280,7 @@ def test_a_callback_may_put(outbox, call, no_wait):
 @pytest.mark.parametrize(("ordered", "order"), [(False, ["b", "c", "a"]), (True, ["c", "a", "b"])])
 def test_a_callback_that_raises_is_called_again(outbox, call, monkeypatch, caplog, ordered, order):
     """It is logged and repeated with a pause; other answers go on, of the same target only if order was not asked for."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 0.3)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.backoff", lambda *_: 0.3)
     outbox.clock = now
     told, failed = [], []
 

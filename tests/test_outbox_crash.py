@@ -65,8 +65,8 @@ def empty(outbox):
     with contextlib.suppress(StoreError):
         return not outbox.list()
 
-import edgeroute.stores.outbox.delivery
-edgeroute.stores.outbox.delivery.backoff = lambda *_: 0.01
+import edgeroute.stores.outbox.delivery_and_callbacks
+edgeroute.stores.outbox.delivery_and_callbacks.backoff = lambda *_: 0.01
 outbox = Outbox(path)
 callbacks = Callbacks(outbox, ordered=ordered, poll_s=0.05)
 callbacks.register(within_one if within else told)

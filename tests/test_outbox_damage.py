@@ -207,7 +207,7 @@ def test_a_counter_that_is_too_high_refuses_nothing(damage, value, drop):
 
 def test_a_full_outbox_is_not_added_up_at_each_put(damage, monkeypatch):
     """Only a count that there cannot be is made anew."""
-    import edgeroute.stores.outbox.sql_tables as store
+    import edgeroute.stores.outbox.schema_queries_and_eviction as store
 
     seen, real = [], store.recount
     monkeypatch.setattr(store, "recount", lambda c: seen.append(1) or real(c))

@@ -9,10 +9,10 @@ import pytest
 
 from edgeroute import Held, Outbox, Prediction, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting
-from edgeroute.stores.outbox import sql_tables as tables
-from edgeroute.stores.outbox.sql_tables import MOST_LANES
+from edgeroute.stores.outbox import schema_queries_and_eviction as tables
+from edgeroute.stores.outbox.schema_queries_and_eviction import MOST_LANES
 from edgeroute.system.process import now
-from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 FEW, MANY = 20, 5000
 MORE = 3.0
@@ -160,7 +160,7 @@ def test_no_more_work_to_make_room(make, steps):
 
 def test_waits_are_cut_short_little_by_little(make, steps, at_once, monkeypatch):
     """After a wake each look makes due so many at most, and in the end all are, each once."""
-    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 1e6)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery_and_callbacks.backoff", lambda *_: 1e6)
     outbox, sent = make(1000, entries={"ready_at": now() + 1e6, "error": "away"}), []
 
     def send(waiting):

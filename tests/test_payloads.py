@@ -35,7 +35,7 @@ from edgeroute import (
     Router,
     RuntimeMissing,
 )
-from edgeroute.cloud.codecs import Coded, codec_of, own_zstd
+from edgeroute.cloud.input_codecs import Coded, codec_of, own_zstd
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.preprocessing import MOST_SCANS
 from edgeroute.tools.server.oip_messages import Decoder
@@ -292,7 +292,7 @@ def test_without_pillow(pictures, monkeypatch):
         monkeypatch.setitem(sys.modules, "PIL.Image", None)
         reply = infer(client, "pictures", GOOD)
         assert (reply.status_code, "edgeroute[image]" in reply.text) == (501, True)
-    monkeypatch.setattr("edgeroute.cloud.codecs.find_spec", lambda _: None)
+    monkeypatch.setattr("edgeroute.cloud.input_codecs.find_spec", lambda _: None)
     for codec, package in (("jpeg", "image"), ("zstd", "zstandard"), ({"name": "flac", "rate": 8000}, "soundfile")):
         own_zstd.cache_clear()
         with pytest.raises(RuntimeMissing, match=package):

@@ -16,8 +16,8 @@ import tiny
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import ModelError, OnnxModel, PolicyError, Router, models
-from edgeroute.edge.execution_providers import CPU, KINDS, Provider, parse_providers, schema
 from edgeroute.edge.onnx import open_session
+from edgeroute.edge.onnx_execution_providers import CPU, KINDS, Provider, parse_providers, schema
 from edgeroute.testing import edge_contract
 
 ort = pytest.importorskip("onnxruntime")

@@ -41,7 +41,7 @@ from edgeroute import (
     TimedOut,
     Unreachable,
 )
-from edgeroute.cloud import request_exchange as exchange
+from edgeroute.cloud import request_attempts_and_queue as exchange
 from edgeroute.confidence import calibrate
 from edgeroute.core.plan import Facts, Plan, plan, without_first
 from edgeroute.core.reason_and_trace import CODES, before_run, reason, reason_code
@@ -52,9 +52,9 @@ from edgeroute.errors import Unfit
 from edgeroute.router.offline_queue import Storing
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
-from edgeroute.tools import virtual_time as virtual
+from edgeroute.tools import virtual_time_driver as virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 PAIR = (EDGE, CLOUD)

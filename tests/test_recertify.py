@@ -25,8 +25,8 @@ from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
 from edgeroute.stores.rotated_json_lines import Journal, read
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.tools.cli.policy_switch_and_rollback import rewrite_policy
-from edgeroute.tools.measure.audit_counts import LossCounts
-from edgeroute.tools.measure.certification import Audited, certify_counts, compare_edges, counts_of
+from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
+from edgeroute.tools.measure.certification_and_verdicts import Audited, certify_counts, compare_edges, counts_of
 from edgeroute.tools.measure.evaluation import Examples
 
 LABELS = ["a", "b", "c"]

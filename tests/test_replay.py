@@ -34,7 +34,7 @@ from edgeroute import (
     Trace,
     Unreachable,
 )
-from edgeroute.core.admission import FAULTS
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay

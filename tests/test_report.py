@@ -21,11 +21,11 @@ from edgeroute import RuntimeMissing
 from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import Terms
-from edgeroute.tools.measure.certification import Verdict, verdicts
+from edgeroute.tools.measure.certification_and_verdicts import Verdict, verdicts
 from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names, bins, calibration_error, share
 from edgeroute.tools.measure.report.figures import INK
 from edgeroute.tools.measure.report.numbers_in_words import duration, level, methods, size, verdict
-from edgeroute.tools.measure.report.report_page import EvaluationResult, page, style
+from edgeroute.tools.measure.report.report_pages_and_results import EvaluationResult, page, style
 from edgeroute.tools.palette import STATES, css
 
 stats = Later("scipy.stats")

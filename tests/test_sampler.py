@@ -10,7 +10,7 @@ from both import LONG, flat, unsure
 
 from edgeroute import DeviceSensors, Reading, Router, Rule
 from edgeroute.observe import device_sensors as system
-from edgeroute.observe.device.power_and_batteries import Battery
+from edgeroute.observe.device.power_draw_and_batteries import Battery
 from edgeroute.observe.device_sensors import SAMPLER, Sampler, period_s
 from edgeroute.router import engine_assembly as assemble
 from edgeroute.router.policy_reload import replace
@@ -200,7 +200,7 @@ def test_without_a_thread_it_is_tried_again(monkeypatch):
     with make(device) as router:
         observer = router.engine.observer
         with monkeypatch.context() as patch:
-            patch.setattr("edgeroute.system.thread_pool.ThreadPool.submit_later", lambda *_: False)
+            patch.setattr("edgeroute.system.thread_pool_and_workers.ThreadPool.submit_later", lambda *_: False)
             observer.reads_at = 0.0
             assert router.infer(1).source == "cloud"
             assert 0.0 < observer.reads_at < float("inf")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from edgeroute import BadInput, PolicyError
 from edgeroute.confidence import NotEnough, calibrate, quantile
 from edgeroute.tools.replay.logs import FORMATS, Price, Read, read_pairs
-from edgeroute.tools.replay.logs.answer_pairs import MOST
+from edgeroute.tools.replay.logs.answer_pairs_and_samples import MOST
 from edgeroute.tools.replay.savings_estimate import saving
 
 SMALL, LARGE = "small-4b", "large-70b"

@@ -39,8 +39,8 @@ from edgeroute import (
 )
 from edgeroute.cloud.input_encoding import MOST_OUTPUTS, MOST_VALUE, PARAMETER, answer_fields
 from edgeroute.core.plan import plan
-from edgeroute.router.input_parts_by_target import EdgeAnswers
-from edgeroute.system.late_imports import package_folder
+from edgeroute.router.inputs_and_forwarded_answers import EdgeAnswers
+from edgeroute.system.late_imports_and_plugins import package_folder
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve import app
 from edgeroute.types import Escalated, TensorSpec

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from edgeroute import DeviceSensors, Reading
 from edgeroute.observe.device import kernel_files_and_commands as sources
-from edgeroute.observe.device.kernel_files_and_commands import Commands, Files
-from edgeroute.observe.device.linux_load_and_memory import Load
-from edgeroute.observe.device.phone_and_desktop import (
+from edgeroute.observe.device.android_macos_windows import (
     Android,
     Others,
     parse_pmset_throttling,
 )
-from edgeroute.observe.device.power_and_batteries import Battery
+from edgeroute.observe.device.kernel_files_and_commands import Commands, Files
+from edgeroute.observe.device.linux_load_memory_gpu import Load
+from edgeroute.observe.device.power_draw_and_batteries import Battery
 from edgeroute.observe.device_sensors import read
 
 TREES = Path(__file__).parent / "device_trees"
@@ -607,7 +607,7 @@ def test_psutil_where_there_is_no_sysfs():
 
 def test_psutil_that_is_missing_or_fails(monkeypatch):
     """Nothing is known then, and the line says what to do."""
-    monkeypatch.setattr("edgeroute.observe.device.phone_and_desktop.import_late", lambda _: __import__("no_such_module"))
+    monkeypatch.setattr("edgeroute.observe.device.android_macos_windows.import_late", lambda _: __import__("no_such_module"))
     assert Others(Commands(None)).read(0.0)["cpu"].source == "pip install psutil, which reads it"
 
     class Broken:
@@ -617,7 +617,7 @@ def test_psutil_that_is_missing_or_fails(monkeypatch):
         def cpu_percent(self, _):
             raise OSError("no")
 
-    monkeypatch.setattr("edgeroute.observe.device.phone_and_desktop.import_late", lambda _: Broken())
+    monkeypatch.setattr("edgeroute.observe.device.android_macos_windows.import_late", lambda _: Broken())
     told = Others(Commands(None)).read(0.0)
     assert (told["battery"].value, told["mains"].value, told["cpu"].source) == (0.5, None, "psutil failed: OSError")
 

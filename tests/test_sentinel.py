@@ -17,7 +17,7 @@ from commands import cli
 from edgeroute import CallableModel, Egress, Function, Limits, OpenAIChat, Options, PolicyError, Router
 from edgeroute.confidence import calibrate
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.sentinel import Pinned, Sentinel
+from edgeroute.tools.hosted_model_sentinel import Pinned, Sentinel
 
 PINNED = [f"{i} + {i}" for i in range(8)]
 
@@ -179,7 +179,7 @@ def test_it_goes_on_in_the_next_run(made, tmp_path):
 KILLED = """
 import os, sys
 from edgeroute import Function, Options, Router
-from edgeroute.tools.sentinel import Sentinel
+from edgeroute.tools.hosted_model_sentinel import Sentinel
 
 said = ["usual"]
 sentinel = Sentinel(["x"], rounds=2, exact=True, agrees=lambda a, b: a == b)
@@ -235,7 +235,8 @@ def test_an_awaited_cloud():
 def test_a_policy_has_it(tmp_path, monkeypatch):
     """As a part, by the entry point of this package."""
     monkeypatch.setattr(
-        "edgeroute.system.late_imports.plugin_targets", lambda group: {"sentinel": ("edgeroute.tools.sentinel:Sentinel",)}
+        "edgeroute.system.late_imports_and_plugins.plugin_targets",
+        lambda group: {"sentinel": ("edgeroute.tools.hosted_model_sentinel:Sentinel",)},
     )
     asked = threading.Event()
 

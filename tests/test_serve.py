@@ -28,7 +28,7 @@ from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.edge.model_card import Card
 from edgeroute.system import process as system
 from edgeroute.tools.server import oip_messages as protocol
-from edgeroute.tools.server.batching import Batcher
+from edgeroute.tools.server.batching_and_tensor_models import Batcher
 from edgeroute.tools.server.serve import app, serve
 from edgeroute.tools.server.uvicorn_host import run
 from edgeroute.types import TensorSpec

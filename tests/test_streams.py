@@ -9,7 +9,7 @@ from both import flat
 
 from edgeroute import AsyncRouter, Function, Instrument, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.dashboard.request_window import row_of
+from edgeroute.tools.dashboard.request_window_and_replays import row_of
 from edgeroute.tools.replay import Setup, collect, replay
 
 

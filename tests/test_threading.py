@@ -18,7 +18,7 @@ from edgeroute.cloud.function_backend_and_replies import MAX_ABANDONED
 from edgeroute.observe.target_counts import TOGETHER
 from edgeroute.router.engine import decide_alone
 from edgeroute.router.leg_execution import STUCK_MOST
-from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')

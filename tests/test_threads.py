@@ -12,7 +12,7 @@ import pytest
 from both import Stop, interrupted
 
 from edgeroute import StopToken
-from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 LONG = 30.0
 
@@ -120,7 +120,7 @@ def test_a_thread_that_was_promised_a_job_which_never_comes_ends(monkeypatch):
                 raise interrupts.pop()
             super().put(job)
 
-    monkeypatch.setattr("edgeroute.system.thread_pool.SimpleQueue", Mailbox)
+    monkeypatch.setattr("edgeroute.system.thread_pool_and_workers.SimpleQueue", Mailbox)
     pool = ThreadPool("test", 1, idle_s=0.3)
     for _ in range(2):
         assert pool.submit(lambda: ran.put(threading.current_thread()))
@@ -198,7 +198,7 @@ def test_what_nobody_waits_for_is_done_later():
 
 def test_what_waits_is_bounded(monkeypatch):
     """And without any thread there is nothing to wait for."""
-    monkeypatch.setattr("edgeroute.system.thread_pool.MOST_WAITING", 2)
+    monkeypatch.setattr("edgeroute.system.thread_pool_and_workers.MOST_WAITING", 2)
     pool, gate, ran = ThreadPool("bounded", 1), threading.Event(), []
     assert [pool.submit_later(lambda: (gate.wait(LONG), ran.append(1))) for _ in range(4)] == [True, True, True, False]
     assert pool.waiting == 2
@@ -252,7 +252,7 @@ def test_the_end_of_the_process_waits_for_a_run_that_was_left(how, wait_s, ended
     program = f"""
 import threading, time
 from edgeroute import Router
-from edgeroute.system import thread_pool as threads
+from edgeroute.system import thread_pool_and_workers as threads
 
 threads.EXIT_S = {wait_s}
 over = threading.Event()

@@ -12,8 +12,8 @@ from watched import EVIL, LONG, Records
 
 from edgeroute import Audit, Cache, Egress, Function, Limits, PlainJson, Router, Unreachable
 from edgeroute.tools.dashboard.in_process import sources_of
-from edgeroute.tools.dashboard.monitor import Monitor
-from edgeroute.tools.dashboard.request_window import row_of
+from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor
+from edgeroute.tools.dashboard.request_window_and_replays import row_of
 from edgeroute.tools.palette import STATES, answer_state
 
 needs("textual")

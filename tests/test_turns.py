@@ -12,11 +12,11 @@ import pytest
 from both import GOOD, LONG, GatedServer, makes, unsure
 
 from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router, StopToken
-from edgeroute.cloud import request_exchange as turns
+from edgeroute.cloud import request_attempts_and_queue as turns
 from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending_file import SharedSpending
-from edgeroute.core import admission
-from edgeroute.core.admission import FAULTS
+from edgeroute.core import endpoint_breaker_and_limits as admission
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.core.routing_policy import Rules, Terms, permit
 from edgeroute.core.spending_limits import Spending
 from edgeroute.testing import CannedServer, FakeCloud

@@ -107,7 +107,7 @@ def test_a_policy_file_that_is_wrong_is_not_the_versions_fault(publisher, device
 
 def test_canaries_of_which_some_may_be_wrong(publisher, device):
     """And numbers that are close are right."""
-    from edgeroute.catalog.model_updates import read_canaries, same
+    from edgeroute.catalog.catalog_client_and_updates import read_canaries, same
 
     np.savez(publisher.home / "c.npz", inputs=np.eye(4, dtype=np.float32)[:3], answers=["c", "a", "a"], most_wrong=1)
     publisher.publish("1.1", SECOND, canaries=publisher.home / "c.npz")

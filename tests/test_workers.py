@@ -11,7 +11,7 @@ from lazily import needs
 
 from edgeroute import AsyncRouter
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system.thread_pool import Worker, failing, start_thread
+from edgeroute.system.thread_pool_and_workers import Worker, failing, start_thread
 
 needs("httpx", "starlette", "uvicorn")
 import httpx  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from edgeroute.tools.dashboard.monitor import Monitor, Sources, TraceFile
+from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Sources, TraceFile
 
 LONG = 30.0
 EVIL = "<script>globalThis.evil = 1</script><img src=x onerror='globalThis.evil = 1'>"
@@ -14,7 +14,7 @@ EVIL = "<script>globalThis.evil = 1</script><img src=x onerror='globalThis.evil 
 @contextlib.contextmanager
 def page_of(monitor, **more):
     """-> the page's address, with its token."""
-    from edgeroute.tools.dashboard.web_page import serve
+    from edgeroute.tools.dashboard.web_app_and_metrics import serve
 
     ready, found, stops, failed = threading.Event(), [], [], []
 

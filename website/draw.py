@@ -115,7 +115,7 @@ class Demo(NamedTuple):
 def measured() -> Demo:
     """A run of `edgeroute demo` on the 1,000 images that come with edgeroute."""
     from edgeroute.tools.cli.demo import run
-    from edgeroute.tools.cli.demo_measurements import points
+    from edgeroute.tools.cli.demo_measurements_and_report import points
 
     report = run(n=1000, rtt=0.0, data=None, most=0.2)
     x, y = points(report)

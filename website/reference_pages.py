@@ -31,7 +31,7 @@ from edgeroute.policy.schema import runtime_schema
 from edgeroute.policy.sections_from_classes import parameters_of
 from edgeroute.policy.sections_of_runtimes import registered_section
 from edgeroute.tools.cli.app import app
-from edgeroute.tools.sentinel import Sentinel
+from edgeroute.tools.hosted_model_sentinel import Sentinel
 
 HEAD = """\
 # Commands

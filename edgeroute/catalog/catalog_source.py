@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
 from edgeroute.errors import CatalogAway, CatalogError, PolicyError, StoreError
-from edgeroute.system.late_imports import import_httpx, import_late, import_needed
+from edgeroute.system.late_imports_and_plugins import import_httpx, import_late, import_needed
 from edgeroute.system.loopback_addresses import is_loopback
 from edgeroute.system.process import sha256
 from edgeroute.system.untrusted_files import open_file

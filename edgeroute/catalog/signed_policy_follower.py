@@ -27,7 +27,7 @@ from edgeroute.catalog.model_folder_and_downloads import replace_durably, transl
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.process import file_stamp, log, now, set_within, sha256
-from edgeroute.system.thread_pool import Worker
+from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.system.untrusted_files import parse_json, read_bytes, read_json, read_text
 
 FORMAT = 1

@@ -18,12 +18,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status, with_key
 from edgeroute.cloud.load_reports import HEADER
-from edgeroute.cloud.request_exchange import Exchange, Sending
+from edgeroute.cloud.request_attempts_and_queue import Exchange, Sending
 from edgeroute.errors import CloudError, Held, PolicyError, Refused
 from edgeroute.http.addresses_and_messages import OURS, Address, Call, Reply
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.process import ForkSafe, per_process, settle
 from edgeroute.types import StopToken
 

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.cloud.request_exchange import NO_DATA, Exchange, Reported, Turns
+from edgeroute.cloud.request_attempts_and_queue import NO_DATA, Exchange, Reported, Turns
 from edgeroute.cloud.spending_file import SharedSpending
-from edgeroute.core.admission import Admission, State, behind
+from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
 from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection
 from edgeroute.core.routing_policy import INF, Permit, Terms
 from edgeroute.errors import Held

@@ -21,7 +21,7 @@ from edgeroute.core.error_codes import Failure
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.edge_model_interface import callable_fingerprint
+from edgeroute.edge.edge_interface_and_fingerprints import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.addresses_and_messages import Call, checked_terms
 from edgeroute.system.process import AbandonedRuns, is_task_cancelled
@@ -29,7 +29,7 @@ from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.cloud.request_exchange import Exchange
+    from edgeroute.cloud.request_attempts_and_queue import Exchange
 
 
 # Checks of the answers of an endpoint, or of a function as the cloud: nonsense never replaces an edge answer.

@@ -17,7 +17,7 @@ from edgeroute.cloud.oip_endpoint_base import HEAD, MOST_ROWS, SentTensor, Serve
 from edgeroute.cloud.oip_tensors import Invalid, Tensor
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.addresses_and_messages import Call, Reply
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports_and_plugins import import_late
 
 # Messages of the Open Inference Protocol over gRPC, with the fields that an endpoint writes and reads.
 #

@@ -12,15 +12,15 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeroute.cloud import streamed_replies as speeches
+from edgeroute.cloud import streamed_call_attempts as speeches
 from edgeroute.cloud.function_backend_and_replies import MAX_ABANDONED, SENDS_EDGE, BatchCollector, FunctionBackend, ReplyReader
 from edgeroute.cloud.input_encoding import Ladder, split_answers
 from edgeroute.confidence.scores import Score
-from edgeroute.core.latency_and_load_estimates import pick
+from edgeroute.core.latency_link_load_estimates import pick
 from edgeroute.core.routing_policy import INF, Side, Terms
 from edgeroute.core.stream_walk import Pieces, one_piece
 from edgeroute.core.walk import Prediction
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.process import AbandonedRuns, settle
 from edgeroute.types import StopToken
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from edgeroute.cloud.endpoint import Talk
     from edgeroute.cloud.endpoint_client import CallSender, HttpClient
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.cloud.request_exchange import Exchange
-    from edgeroute.cloud.streamed_replies import AnswerPiece, AnswerStream
+    from edgeroute.cloud.request_attempts_and_queue import Exchange
+    from edgeroute.cloud.streamed_call_attempts import AnswerPiece, AnswerStream
     from edgeroute.http.addresses_and_messages import Call
 
 

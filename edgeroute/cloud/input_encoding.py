@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
+from edgeroute.cloud.input_codecs import Codec, Coded, Uint8Codec, codec_of
 from edgeroute.cloud.oip_tensors import stack_inputs, zeros_like_row
-from edgeroute.core.latency_and_load_estimates import Ceiling
+from edgeroute.core.latency_link_load_estimates import Ceiling
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.input_stacking import Array, shape_text
 from edgeroute.edge.preprocessing import Picture, Preprocess, picture_for

@@ -10,10 +10,10 @@ import numpy as np
 
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads
 from edgeroute.cloud.function_backend_and_replies import checked_flag
-from edgeroute.cloud.request_body import MAX_BODY, Body, BodyType, to_json
+from edgeroute.cloud.request_body_templates import MAX_BODY, Body, BodyType, to_json
 from edgeroute.confidence.output_forms_and_labels import label_names
 from edgeroute.confidence.output_reader import checked_kind
-from edgeroute.core.units import Size
+from edgeroute.core.setting_units_and_ranges import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
 from edgeroute.http.addresses_and_messages import Address, Call, Reply, chat_advice
 from edgeroute.system.process import call_contained

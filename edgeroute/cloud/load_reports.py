@@ -13,7 +13,7 @@ from functools import lru_cache
 from math import isfinite
 from typing import Any, Final
 
-from edgeroute.core.latency_and_load_estimates import Report
+from edgeroute.core.latency_link_load_estimates import Report
 from edgeroute.system.process import json_loads
 
 HEADER: Final = "endpoint-load-metrics"

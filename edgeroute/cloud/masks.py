@@ -17,7 +17,7 @@ from unicodedata import category, decimal, normalize
 
 from edgeroute.core.walk import Delta, Prediction
 from edgeroute.errors import BadReply, PolicyError, nearest
-from edgeroute.system.late_imports import import_needed, load_plugin, plugin_targets
+from edgeroute.system.late_imports_and_plugins import import_needed, load_plugin, plugin_targets
 
 Span: TypeAlias = tuple[int, int, str]  # start, end, kind
 Finder: TypeAlias = Callable[[str], Iterable[Span]]

@@ -10,7 +10,7 @@ from math import ceil, inf
 from typing import Any
 
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_like
-from edgeroute.cloud.streamed_replies import (
+from edgeroute.cloud.streamed_call_attempts import (
     DONE,
     OVER,
     PROGRESS,
@@ -27,8 +27,8 @@ from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms_and_labels import label_names
 from edgeroute.core.error_codes import clean
 from edgeroute.core.reason_and_trace import truncated
+from edgeroute.core.setting_units_and_ranges import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
-from edgeroute.core.units import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply

@@ -21,7 +21,7 @@ from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
 from edgeroute.errors import StoreError
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, initially, log, per_process
-from edgeroute.system.thread_pool import start_thread
+from edgeroute.system.thread_pool_and_workers import start_thread
 
 if TYPE_CHECKING:
     from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore

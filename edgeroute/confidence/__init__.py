@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.output_reader import KINDS, Reader
 from edgeroute.confidence.scores import SCORES, agreement, energy, entropy, margin, msp, quantile
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, NotEnough

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from edgeroute.core.error_codes import HeldCode, Lasting, Rejection
 from edgeroute.core.routing_policy import INF
-from edgeroute.core.units import Limit
+from edgeroute.core.setting_units_and_ranges import Limit
 
 BUCKETS: Final = 60  # buckets per window. An amount counts for its whole window, and at most one bucket longer.
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0

@@ -10,7 +10,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.edge.edge_model_interface import member, model_text
+from edgeroute.edge.edge_interface_and_fingerprints import member, model_text
 from edgeroute.errors import Busy, ModelError
 from edgeroute.system.process import ForkSafe, SafeCondition, Shared, initially, log, per_process
 from edgeroute.system.sanitised_logging import call_logged

@@ -18,7 +18,7 @@ from edgeroute.edge.model_card import Array
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, concatenate, first_line
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
-from edgeroute.system.late_imports import import_late, import_needed, no_fork
+from edgeroute.system.late_imports_and_plugins import import_late, import_needed, no_fork
 from edgeroute.system.untrusted_files import read_bytes, read_json
 from edgeroute.types import StopToken, TensorSpec
 

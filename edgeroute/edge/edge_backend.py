@@ -23,12 +23,12 @@ from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.stream_walk import Piece, Pieces, one_piece, read_pieces
 from edgeroute.core.walk import Malformed, Prediction
-from edgeroute.edge.answer_check import AnswerCheck
+from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck
 from edgeroute.edge.callable_model import gather
-from edgeroute.edge.edge_model_interface import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
+from edgeroute.edge.edge_interface_and_fingerprints import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, BadReply, ModelError
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.process import AbandonedRuns, log
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 

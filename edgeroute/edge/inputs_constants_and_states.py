@@ -12,7 +12,7 @@ from edgeroute.confidence.score_before_run import text_of
 from edgeroute.edge.input_stacking import Array, MakePrepare, Plain, Prepare, shape_text
 from edgeroute.edge.model_card import Card, CardInput, CardState
 from edgeroute.errors import BadInput, nearest
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.types import TensorSpec
 
 FLOATS = {"float16", "float32", "float64", "object"}  # dtypes that any number fits into

@@ -23,7 +23,7 @@ from edgeroute.edge.model_card import Array
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
 from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, last_operators, read_contents
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
-from edgeroute.system.late_imports import import_late, no_fork
+from edgeroute.system.late_imports_and_plugins import import_late, no_fork
 from edgeroute.system.untrusted_files import map_file, read_bytes
 from edgeroute.types import StopToken, TensorSpec
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from edgeroute.confidence.first_tokens import Prefix, Rule
 from edgeroute.confidence.scores import Score
-from edgeroute.core.units import Count, Timeout, Whole
+from edgeroute.core.setting_units_and_ranges import Count, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
-from edgeroute.edge.answer_check import AnswerCheck, Given
+from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck, Given
 from edgeroute.edge.llama_child_process import EngineEnded, IsolatedEngine
 from edgeroute.edge.llama_engines import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
 from edgeroute.edge.model_card import checked_sha256

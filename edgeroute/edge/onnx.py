@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from edgeroute.core.units import Count
-from edgeroute.edge.execution_providers import CPU, Given, Provider, names_of, parse_providers
+from edgeroute.core.setting_units_and_ranges import Count
 from edgeroute.edge.model_card import Array
+from edgeroute.edge.onnx_execution_providers import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line, last_operator
 from edgeroute.errors import ModelError, PolicyError
-from edgeroute.system.late_imports import import_needed, no_fork
+from edgeroute.system.late_imports_and_plugins import import_needed, no_fork
 from edgeroute.system.untrusted_files import map_file
 from edgeroute.types import StopToken, TensorSpec
 

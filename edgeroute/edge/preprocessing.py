@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeroute.edge.input_stacking import Array, row_shape, shape_text, stack
 from edgeroute.errors import BadInput
-from edgeroute.system.late_imports import import_late, import_needed
+from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.types import TensorSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # formats that are decoded, by Pillow's names

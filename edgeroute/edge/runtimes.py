@@ -18,9 +18,9 @@ import numpy as np
 from edgeroute.confidence.output_forms_and_labels import is_by_class
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
-from edgeroute.edge.edge_model_interface import check_model, counts_runs, has_async_runs, is_model, member
+from edgeroute.edge.edge_interface_and_fingerprints import check_model, counts_runs, has_async_runs, is_model, member
 from edgeroute.errors import BadReply, PolicyError, nearest
-from edgeroute.system.late_imports import attribute, call_factory, import_tool, plugin_targets
+from edgeroute.system.late_imports_and_plugins import attribute, call_factory, import_tool, plugin_targets
 from edgeroute.types import EdgeModel, StopToken
 
 # Suffix, or `http:` for a server on this device, -> `module:Class`.
@@ -31,7 +31,7 @@ BUILT_IN = {
     ".mlpackage": "edgeroute.edge.coreml:CoreMLModel",
     ".onnx": "edgeroute.edge.onnx:OnnxModel",
     ".tflite": "edgeroute.edge.litert:LiteRTModel",
-    "http:": "edgeroute.edge.local_server:LocalServer",
+    "http:": "edgeroute.edge.local_server_client:LocalServer",
 }
 SCHEMES = ("http:", "https:", "unix:")  # beginnings of addresses of servers
 ACTIVE = ".active"  # suffix of the pointer file to a catalog's active model, whose own suffix picks the runtime

@@ -18,7 +18,7 @@ from edgeroute.catalog.model_folder_and_downloads import replace_durably
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Secret
 from edgeroute.http.connections import Connections
-from edgeroute.system.late_imports import import_needed
+from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.loopback_addresses import is_loopback
 
 TIMEOUT_S: Final = 20.0  # maximum seconds of an upload

@@ -27,7 +27,7 @@ from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import fingerprint
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.process import ForkSafe, initially, per_process, sha256, to_json_types
-from edgeroute.system.thread_pool import Worker
+from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.trials.edge_audits import UNLABELLED_MOST, Compared
 from edgeroute.types import Answer
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import Terms
+from edgeroute.core.setting_units_and_ranges import Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
-from edgeroute.core.units import Size, Timeout, Whole
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.settings_from_signatures import check_units
 

@@ -16,7 +16,7 @@ from edgeroute.http.addresses_and_messages import Call, Reply
 from edgeroute.http.connections import STAGGER_S, Connection, Pool, Sockets, send_some, system_error
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.reply_parser import Reading
-from edgeroute.http.sans_io_connection import RECORD, Line
+from edgeroute.http.sans_io_tls_connection import RECORD, Line
 from edgeroute.system.process import await_within, initially, per_process
 from edgeroute.types import StopToken
 

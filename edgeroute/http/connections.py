@@ -23,7 +23,7 @@ from edgeroute.errors import CloudError, TimedOut, Unreachable
 from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.reply_parser import Malformed, Reading
-from edgeroute.http.sans_io_connection import KEEP_S, RECORD, Line, Steps, Wire
+from edgeroute.http.sans_io_tls_connection import KEEP_S, RECORD, Line, Steps, Wire
 from edgeroute.system.process import ForkSafe, per_process, per_process_of, settle
 from edgeroute.types import StopToken
 

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from edgeroute.system.process import ForkSafe, per_process
-from edgeroute.system.thread_pool import start_thread
+from edgeroute.system.thread_pool_and_workers import start_thread
 
 MOST = 16  # maximum concurrent look-ups in this process; beyond it, a look-up of a further name fails at once
 MOST_EACH = 4  # maximum concurrent look-ups of one name

@@ -16,7 +16,7 @@ from edgeroute.errors import CloudError, ModelError, PolicyError, TimedOut
 from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
 from edgeroute.http.dns_resolver import SocketAddress
-from edgeroute.http.sans_io_connection import Wire
+from edgeroute.http.sans_io_tls_connection import Wire
 from edgeroute.system.loopback_addresses import is_loopback
 from edgeroute.system.process import settle
 from edgeroute.types import StopToken

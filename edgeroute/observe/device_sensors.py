@@ -18,11 +18,11 @@ from weakref import WeakSet
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.process import ForkSafe, per_process
-from edgeroute.system.thread_pool import ThreadPool, Worker
+from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
 if TYPE_CHECKING:
+    from edgeroute.observe.device.android_macos_windows import Android, Others
     from edgeroute.observe.device.kernel_files_and_commands import Measurement, Run
-    from edgeroute.observe.device.phone_and_desktop import Android, Others
 
 Sensors = Callable[[], Reading]  # function that reads the sensors
 
@@ -63,10 +63,10 @@ class DeviceSensors(ForkSafe):
         self.every_s = every_s
         # late: a router whose policy uses no sensors does without them
         from edgeroute.observe.device.kernel_files_and_commands import Commands, Files, run_program
-        from edgeroute.observe.device.linux_load_and_memory import Gpu, Load, Memory
-        from edgeroute.observe.device.linux_temperature import Thermal, Throttling
-        from edgeroute.observe.device.power_and_batteries import Battery, Power
-        from edgeroute.observe.network_routes import Links
+        from edgeroute.observe.device.linux_load_memory_gpu import Gpu, Load, Memory
+        from edgeroute.observe.device.linux_temperature_and_throttling import Thermal, Throttling
+        from edgeroute.observe.device.power_draw_and_batteries import Battery, Power
+        from edgeroute.observe.network_routes_and_monitor import Links
 
         this_device = os.fspath(root) == "/"
         files = Files(root)
@@ -75,11 +75,11 @@ class DeviceSensors(ForkSafe):
         self._others: Others | None = None
         self._android: Android | None = None
         if this_device and sys.platform not in KERNELS:
-            from edgeroute.observe.device.phone_and_desktop import Others
+            from edgeroute.observe.device.android_macos_windows import Others
 
             self._others = Others(self.commands)
         elif this_device and (sys.platform == "android" or "ANDROID_ROOT" in os.environ):  # before Python 3.13 it is linux
-            from edgeroute.observe.device.phone_and_desktop import Android
+            from edgeroute.observe.device.android_macos_windows import Android
 
             self._android = Android(self.commands)
         self._battery, self._gpu, self._load = Battery(files), Gpu(files), Load(files)

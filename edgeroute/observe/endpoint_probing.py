@@ -11,8 +11,8 @@ from edgeroute.system.process import LINUX, ForkSafe, initially, log, per_proces
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.observe.network_routes import NetworkMonitor
-    from edgeroute.system.thread_pool import ThreadPool
+    from edgeroute.observe.network_routes_and_monitor import NetworkMonitor
+    from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 NEWS_S = 30.0  # seconds after this device's link came up within which an endpoint's recovery counts as caused by the link
 
@@ -65,7 +65,7 @@ class EndpointHealth(ForkSafe):
         with self._lock:
             if self._watch is not None or self._closed:
                 return
-            from edgeroute.observe.network_routes import NetworkMonitor
+            from edgeroute.observe.network_routes_and_monitor import NetworkMonitor
 
             self._watch = NetworkMonitor(self.link_up)
             if not LINUX:

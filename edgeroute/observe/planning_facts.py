@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.device_rules import SHARES, Reading, State, amount, in_force, step, value_of
-from edgeroute.core.latency_and_load_estimates import FROM, PowerFit, break_even, rounded_share_to_keep
+from edgeroute.core.latency_link_load_estimates import FROM, PowerFit, break_even, rounded_share_to_keep
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.spending_limits import Cost

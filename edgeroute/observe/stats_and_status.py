@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.spending_limits import Cost, Limits
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 
 # Statistics of the arms of trials.
 
@@ -224,7 +224,7 @@ class Stats(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
-        return import_tool("measure.report.report_page").stats_page(self)  # type: ignore[no-any-return]
+        return import_tool("measure.report.report_pages_and_results").stats_page(self)  # type: ignore[no-any-return]
 
 
 def _as_data(value: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from edgeroute.core.error_codes import UNFIT
-from edgeroute.core.latency_and_load_estimates import Latency, slack
+from edgeroute.core.latency_link_load_estimates import Latency, slack
 from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Left, Mark, Outcome, judged

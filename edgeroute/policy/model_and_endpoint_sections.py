@@ -13,17 +13,17 @@ from edgeroute.cloud.grpc import OpenInferenceGrpc
 from edgeroute.cloud.json_api import PlainJson
 from edgeroute.cloud.openai import OpenAIChat
 from edgeroute.cloud.openinference import OpenInference
-from edgeroute.cloud.request_body import Body
+from edgeroute.cloud.request_body_templates import Body
 from edgeroute.confidence.scores import SCORES
-from edgeroute.edge.execution_providers import parse_providers
 from edgeroute.edge.onnx import OnnxModel
+from edgeroute.edge.onnx_execution_providers import parse_providers
 from edgeroute.edge.runtimes import Variants, is_address, load
 from edgeroute.errors import PolicyError
 from edgeroute.http.addresses_and_messages import Address
 from edgeroute.policy.sections_from_classes import Kind, Section, configures
 from edgeroute.policy.single_sections import at
 from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body
-from edgeroute.system.late_imports import load_plugin, plugin_targets
+from edgeroute.system.late_imports_and_plugins import load_plugin, plugin_targets
 
 VIEW = "What this side takes of an input that is a mapping: the key. Without it: all of the input."
 VARIANT = "Name in a group of variants, of which one runs (rules.md#variants): neighbours with the same `group`."

@@ -19,7 +19,7 @@ from edgeroute.catalog.installed_models import version_of
 from edgeroute.catalog.model_folder_and_downloads import SUFFIX
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
-from edgeroute.edge.edge_model_interface import is_model, stamps
+from edgeroute.edge.edge_interface_and_fingerprints import is_model, stamps
 from edgeroute.edge.runtimes import BUILT_IN, is_address, suffix_of
 from edgeroute.errors import EdgerouteError, PolicyError, nearest
 from edgeroute.policy.contradictions import Key, Problem, Wrong, contradictions, kind_text, listed, quote_value
@@ -38,7 +38,7 @@ from edgeroute.policy.sections_of_runtimes import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
-from edgeroute.system.late_imports import attribute, load_plugin, plugin_targets
+from edgeroute.system.late_imports_and_plugins import attribute, load_plugin, plugin_targets
 from edgeroute.system.process import Shared, file_stamp
 from edgeroute.trials import trial_setting as trial
 

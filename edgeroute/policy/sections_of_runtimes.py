@@ -20,7 +20,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from edgeroute.catalog.installed_models import model_file
-from edgeroute.edge.answer_check import Given
+from edgeroute.edge.answer_schemas_and_patterns import Given
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.policy.contradictions import quote_value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
-from edgeroute.cloud import egress_settings
+from edgeroute.cloud import egress_consent_and_redaction as egress_settings
 from edgeroute.core import device_rules as rules
 from edgeroute.core import spending_limits as spending
 from edgeroute.core.device_rules import OF, Then
@@ -29,7 +29,7 @@ from edgeroute.policy.value_types import (
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
 from edgeroute.system.process import set_within
-from edgeroute.trials import guarantee_monitor as drift
+from edgeroute.trials import audit_setting_and_drift_monitor as drift
 
 if TYPE_CHECKING:
     from edgeroute.record.instrument_interface import Instrument

@@ -16,8 +16,8 @@ from edgeroute.cloud.input_encoding import payload_of
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.device_rules import NO_ONLY_CLOUD
 from edgeroute.core.routing_policy import HEDGE
-from edgeroute.edge import execution_providers as providers
-from edgeroute.edge.answer_check import AnswerCheck
+from edgeroute.edge import onnx_execution_providers as providers
+from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck
 from edgeroute.edge.runtimes import step_of, suffixes
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.http.addresses_and_messages import Secret, bare, checked_pins

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud.spending_file import SharedSpending
-from edgeroute.core.latency_and_load_estimates import Latency, Link
+from edgeroute.core.latency_link_load_estimates import Latency, Link
 from edgeroute.observe.target_counts import Counts
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.process import to_json_types

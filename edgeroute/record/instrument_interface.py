@@ -14,7 +14,7 @@ from edgeroute.system.sanitised_logging import call_logged
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.request_exchange import Sending
+    from edgeroute.cloud.request_attempts_and_queue import Sending
     from edgeroute.observe.stats_and_status import Status
 
 

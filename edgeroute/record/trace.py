@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeroute.core.units import Count, Share, Size
+from edgeroute.core.setting_units_and_ranges import Count, Share, Size
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.system import process
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.settings_from_signatures import check_units
-from edgeroute.system.thread_pool import start_thread
+from edgeroute.system.thread_pool_and_workers import start_thread
 
 if TYPE_CHECKING:
     import threading
@@ -106,7 +106,7 @@ class Trace(Instrument):
 
 def _make_parquet(path: Path, keep: int) -> None:
     """Make Parquet of a trace's full files."""
-    import_tool("replay.trace_files").pack(path, keep)
+    import_tool("replay.trace_reading_and_conversion").pack(path, keep)
 
 
 def _with_joules(line: Mapping[str, Any], edge_w: float) -> list[dict[str, Any]]:

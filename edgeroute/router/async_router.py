@@ -29,13 +29,13 @@ from edgeroute.router.router import Router
 from edgeroute.router.steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams_and_sessions import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, view_samples, warm_up, warm_up_async
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.process import ClosedByAsyncWith
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from edgeroute.router.live.asyncio_iterators import AsyncAudio, AsyncFrames
-    from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
+    from edgeroute.tools.measure.report.report_pages_and_results import CalibrationResult, EvaluationResult
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -21,7 +21,7 @@ from edgeroute.trials.shadow_runs_and_job_queue import ShadowRun
 
 if TYPE_CHECKING:
     from edgeroute.router.trial_arms_and_guardrail import Trials
-    from edgeroute.trials.guarantee_monitor import Audit
+    from edgeroute.trials.audit_setting_and_drift_monitor import Audit
 
 
 class AuditCalls:
@@ -116,7 +116,7 @@ def _rehearse(legs: LegExecutor) -> list[ShadowRun]:
 def effective_audit(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
     """Return the settings in force. Without any: in shadow mode of all requests, with a hidden edge of its share; else None."""
     if audit is None and (snapshot.policy.mode == "shadow" or snapshot.hidden is not None):
-        from edgeroute.trials.guarantee_monitor import Audit as Made
+        from edgeroute.trials.audit_setting_and_drift_monitor import Audit as Made
 
         share = next((t.share for t in snapshot.trials if t.side == "edge"), None)
         return Made(share=1.0 if snapshot.policy.mode == "shadow" or share is None else share)

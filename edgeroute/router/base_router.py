@@ -16,30 +16,30 @@ from weakref import WeakSet
 from edgeroute.confidence.scores import Score
 from edgeroute.core.routing_policy import Offline, Options, PolicyMode
 from edgeroute.core.spending_limits import Limits
-from edgeroute.edge.edge_model_interface import member
+from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.constructor_checks import Cloud, Edge, checked_options, with_options
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
 from edgeroute.router.steps_and_stages import Steps
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.process import list_weakset, log
-from edgeroute.system.thread_pool import start_thread
+from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.types import V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.cloud.egress_settings import Egress
+    from edgeroute.cloud.egress_consent_and_redaction import Egress
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.observe.stats_and_status import Stats, Status
     from edgeroute.record.trace import Trace
     from edgeroute.router.policy_reload import PolicyFile
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
-    from edgeroute.tools.measure.report.report_page import CalibrationResult
-    from edgeroute.trials.guarantee_monitor import Audit
+    from edgeroute.tools.measure.report.report_pages_and_results import CalibrationResult
+    from edgeroute.trials.audit_setting_and_drift_monitor import Audit
     from edgeroute.trials.trial_setting import Trial
 
 Late = TypeVar("Late", bound=Callable[..., object])
@@ -160,7 +160,7 @@ class BaseRouter(Generic[V]):
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
-        return import_tool("measure.report.report_page").router_page(self)  # type: ignore[no-any-return]
+        return import_tool("measure.report.report_pages_and_results").router_page(self)  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Raise TypeError for `copy`, `deepcopy` and `pickle`: two routers would own the same threads, connections and files."""

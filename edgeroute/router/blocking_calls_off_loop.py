@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.core.walk import Event, Failed
 from edgeroute.errors import Held, Unreachable
-from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend

@@ -11,7 +11,7 @@ from edgeroute.core.walk import Prediction, acceptable, new
 
 if TYPE_CHECKING:
     from edgeroute.core.plan import Plan
-    from edgeroute.router.input_parts_by_target import TargetViews
+    from edgeroute.router.inputs_and_forwarded_answers import TargetViews
     from edgeroute.stores.cache import Entry
     from edgeroute.types import Backend
 

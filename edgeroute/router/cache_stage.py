@@ -20,7 +20,7 @@ from edgeroute.router.request import Request
 from edgeroute.router.router_parts import Part
 from edgeroute.router.steps_and_stages import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
-from edgeroute.stores.cache.cache_entries import CachedEntry, private_copy
+from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, private_copy
 from edgeroute.system import process
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import log

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.routing_policy import Options
-from edgeroute.edge.edge_model_interface import is_model
+from edgeroute.edge.edge_interface_and_fingerprints import is_model
 from edgeroute.edge.runtimes import Variants, each
 from edgeroute.errors import PolicyError
 from edgeroute.types import StopToken, V
@@ -67,9 +67,9 @@ def checked_options(options: Options | None) -> Options:
 
 # Argument -> module and name of its class, imported only if the argument is given.
 CLASSES: Mapping[str, tuple[str, str]] = {
-    "audit": ("edgeroute.trials.guarantee_monitor", "Audit"),
+    "audit": ("edgeroute.trials.audit_setting_and_drift_monitor", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
-    "egress": ("edgeroute.cloud.egress_settings", "Egress"),
+    "egress": ("edgeroute.cloud.egress_consent_and_redaction", "Egress"),
     "limits": ("edgeroute.core.spending_limits", "Limits"),
     "outbox": ("edgeroute.stores.outbox", "Outbox"),
 }

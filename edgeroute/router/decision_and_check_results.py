@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from edgeroute.core.plan import Plan
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 
 
 class Decision(NamedTuple):
@@ -29,7 +29,7 @@ class Decision(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
-        return import_tool("measure.report.report_page").decision_page(self)  # type: ignore[no-any-return]
+        return import_tool("measure.report.report_pages_and_results").decision_page(self)  # type: ignore[no-any-return]
 
 
 class Check(NamedTuple):
@@ -52,4 +52,4 @@ class Check(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return the page for a notebook."""
-        return import_tool("measure.report.report_page").check_page(self)  # type: ignore[no-any-return]
+        return import_tool("measure.report.report_pages_and_results").check_page(self)  # type: ignore[no-any-return]

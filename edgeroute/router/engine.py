@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgeroute.cloud.egress_settings import CLASSIFYING, Egress
+from edgeroute.cloud.egress_consent_and_redaction import CLASSIFYING, Egress
 from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Event, Left, Outcome, new
@@ -45,10 +45,10 @@ from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_onc
 from edgeroute.router.request_plans import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
 from edgeroute.router.router_parts import Followed, Method, Part, Parts
 from edgeroute.router.steps_and_stages import Block, Proceed, Result, Steps, compose, walk_stage
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.process import ForkSafe, per_process
 from edgeroute.system.sanitised_logging import call_quietly
-from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from edgeroute.router.policy_snapshot import PolicyArguments, build
 from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
 from edgeroute.router.steps_and_stages import Steps
 from edgeroute.system.process import log
-from edgeroute.system.thread_pool import ThreadPool, start_thread
+from edgeroute.system.thread_pool_and_workers import ThreadPool, start_thread
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgeroute.record.trace import Trace
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
-    from edgeroute.trials.guarantee_monitor import Audit
+    from edgeroute.trials.audit_setting_and_drift_monitor import Audit
 
 # Maximum threads: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies.
 EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeroute.router.cache_stage import Caching
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.stores.outbox import Late
-    from edgeroute.system.thread_pool import ThreadPool
+    from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 # Note in the reason of a cloud's answer that equals the edge's answer shown before.
 AGREES = "it agrees with the provisional answer"

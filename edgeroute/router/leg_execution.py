@@ -18,7 +18,7 @@ from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new, of_row
 from edgeroute.errors import INPUTS_OWN, BadInput, Busy, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
-from edgeroute.router.input_parts_by_target import EdgeAnswers
+from edgeroute.router.inputs_and_forwarded_answers import EdgeAnswers
 from edgeroute.router.leg_inputs import CallInputs
 from edgeroute.router.request import Request
 from edgeroute.system.process import is_task_cancelled
@@ -27,10 +27,10 @@ from edgeroute.types import Answer, Backend, Spent, StopToken
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
     from edgeroute.cloud.masks import MaskedData
-    from edgeroute.cloud.request_exchange import Exchange
+    from edgeroute.cloud.request_attempts_and_queue import Exchange
     from edgeroute.edge.edge_backend import OffLoop
     from edgeroute.stores.cache import Cache
-    from edgeroute.system.thread_pool import ThreadPool
+    from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 
 def cache_refusal(cache: Cache, key: bytes, backend: CloudBackend, exchange: Exchange, error: Refused) -> None:

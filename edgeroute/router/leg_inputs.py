@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from edgeroute.core.routing_policy import Side, Target
 from edgeroute.core.walk import Done, Event, Failed, Start
 from edgeroute.errors import BadInput
-from edgeroute.router.input_parts_by_target import TargetViews
+from edgeroute.router.inputs_and_forwarded_answers import TargetViews
 from edgeroute.router.request import Request
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained

@@ -24,7 +24,7 @@ from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 from edgeroute.router.request import SCALARS
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports_and_plugins import import_late
 
 # Minimum bytes of content of a text that identifies a conversation; shorter ones, such as "yes", are in too many.
 SHORTEST: Final = 17

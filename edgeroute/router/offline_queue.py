@@ -22,13 +22,13 @@ from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import process
 from edgeroute.system.input_copies import copy_input
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.process import call_contained, json_loads, log
 from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
-    from edgeroute.cloud.request_exchange import Exchange
+    from edgeroute.cloud.request_attempts_and_queue import Exchange
     from edgeroute.router.leg_execution import LegExecutor, Walked
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request

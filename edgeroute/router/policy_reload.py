@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.error_codes import error_text
 from edgeroute.core.spending_limits import Limits
-from edgeroute.edge.edge_model_interface import member
+from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import Closed, EdgerouteError, PolicyError
 from edgeroute.observe.device_sensors import SAMPLER
@@ -27,11 +27,11 @@ from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, 
 from edgeroute.router.warm_up_and_release_checks import check_releases
 from edgeroute.system.process import file_stamp, log
 from edgeroute.system.sanitised_logging import call_quietly
-from edgeroute.system.thread_pool import Worker
+from edgeroute.system.thread_pool_and_workers import Worker
 
 if TYPE_CHECKING:
     from edgeroute.catalog.signed_policy_follower import Follower
-    from edgeroute.trials.guarantee_monitor import Audit
+    from edgeroute.trials.audit_setting_and_drift_monitor import Audit
 
 
 # Replacement of the policy in force of a running router, which reuses models and connections of the old one.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
 import edgeroute.core.routing_policy as routing
-from edgeroute.cloud.egress_settings import Egress
+from edgeroute.cloud.egress_consent_and_redaction import Egress
 from edgeroute.confidence.output_forms_and_labels import SLACK
 from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.score_before_run import InputScore
@@ -23,13 +23,13 @@ from edgeroute.core.device_rules import Rule, problem
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
-from edgeroute.edge.edge_model_interface import LoadedFiles, member, stamps
+from edgeroute.edge.edge_interface_and_fingerprints import LoadedFiles, member, stamps
 from edgeroute.edge.runtimes import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
 from edgeroute.router.constructor_checks import checked_cloud, is_float, threshold_advice
-from edgeroute.router.input_parts_by_target import TargetViews, View, check_send_edge
+from edgeroute.router.inputs_and_forwarded_answers import TargetViews, View, check_send_edge
 from edgeroute.system.process import sha256
 from edgeroute.types import Backend
 

@@ -27,7 +27,7 @@ from edgeroute.errors import StoreError
 from edgeroute.router.request import SCALARS, Request
 from edgeroute.router.router_parts import Part
 from edgeroute.router.steps_and_stages import Block
-from edgeroute.system.late_imports import import_late
+from edgeroute.system.late_imports_and_plugins import import_late
 from edgeroute.system.process import ForkSafe, initially, log, now, per_process, set_within
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 from edgeroute.system.process import ClosedByWith
 from edgeroute.types import Answer, V
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edgeroute.router.streams_and_sessions import Conversation, Session, Stream
     from edgeroute.router.warm_up_and_release_checks import Warmed, Warming
     from edgeroute.tools.measure.report.progress_bar import Progress
-    from edgeroute.tools.measure.report.report_page import CalibrationResult, EvaluationResult
+    from edgeroute.tools.measure.report.report_pages_and_results import CalibrationResult, EvaluationResult
 
 T = TypeVar("T")
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from edgeroute.confidence.binomial_tests import RISK, share_and_interval
 from edgeroute.confidence.output_forms_and_labels import same
 from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
-from edgeroute.core.latency_and_load_estimates import Latency
+from edgeroute.core.latency_link_load_estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF
 from edgeroute.core.sequential_tests import ArmTest, UnitArmTest
 from edgeroute.core.walk import Done, Failed, Outcome, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
-from edgeroute.edge.edge_model_interface import member
+from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.system.process import ForkSafe, call_contained, initially, log, per_process

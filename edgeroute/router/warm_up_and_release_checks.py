@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.error_codes import error_text, failure_text
 from edgeroute.edge.edge_backend import EdgeBackend, OffLoop, in_new_session
-from edgeroute.edge.edge_model_interface import member
+from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, backends_by_spec, edges_of
 from edgeroute.system.sanitised_logging import call_quietly
@@ -113,7 +113,7 @@ def check_releases(new: Snapshot, old: Snapshot) -> None:
 
 def _rehearse(backend: EdgeBackend, release: Release) -> None:
     """Warm up a release's model, and compare its answers to the canary inputs; raise ModelError if either fails. Blocks."""
-    from edgeroute.catalog import model_updates as update
+    from edgeroute.catalog import catalog_client_and_updates as update
 
     try:
         canaries = None if release.canaries is None else update.read_canaries(release.canaries)

@@ -23,7 +23,7 @@ from weakref import WeakSet, WeakValueDictionary, finalize
 
 from edgeroute.errors import StoreError
 from edgeroute.system.process import ForkSafe, initially, list_weakset, log, now, per_process, per_process_of
-from edgeroute.system.thread_pool import Worker
+from edgeroute.system.thread_pool_and_workers import Worker
 
 BUSY_S = 5.0  # default of how long a transaction waits for another process's, seconds
 # Time that `close` waits for running transactions before it makes those that wait for another process fail, seconds.

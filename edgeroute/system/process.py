@@ -224,7 +224,9 @@ def _orjson() -> Any:
     """Return the module orjson, which the first call imports; None if it is not installed."""
     global orjson  # noqa: PLW0603 - the module is imported once
     if orjson is NotImplemented:
-        from edgeroute.system.late_imports import import_late  # a fork waits for it: no child finds a lock of an import
+        from edgeroute.system.late_imports_and_plugins import (
+            import_late,  # a fork waits for it: no child finds a lock of an import
+        )
 
         try:
             orjson = import_late("orjson")
@@ -563,7 +565,7 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 def sha256(data: bytes = b"") -> hashlib._Hash:
     """Return a SHA-256 hash object over data. The first call imports hashlib, which takes 3 ms, as OpenSSL comes with it."""
-    from edgeroute.system.late_imports import import_late
+    from edgeroute.system.late_imports_and_plugins import import_late
 
     digest: hashlib._Hash = import_late("hashlib").sha256(data)
     return digest

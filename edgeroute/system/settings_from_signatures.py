@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, get_args, get_type_hints
 
-from edgeroute.core.units import Unit
+from edgeroute.core.setting_units_and_ranges import Unit
 from edgeroute.errors import check_number
 
 

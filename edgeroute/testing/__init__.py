@@ -6,14 +6,14 @@ Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.runtimes import fresh_runtimes
-from edgeroute.system.late_imports import import_tool
+from edgeroute.system.late_imports_and_plugins import import_tool
 
 if TYPE_CHECKING:
     from edgeroute.tools.contracts.canned_server import CannedServer, chat_events, http_reply, sse_reply
     from edgeroute.tools.contracts.edge_contract import ContractBroken, edge_contract
     from edgeroute.tools.contracts.endpoint_contract import endpoint_contract
-    from edgeroute.tools.contracts.fakes import Answers, FakeCloud, FakeModel
     from edgeroute.tools.contracts.faulty_relay import Relay
+    from edgeroute.tools.contracts.scripted_models_and_clouds import Answers, FakeCloud, FakeModel
 
 _MODULE_OF = {
     **dict.fromkeys(("CannedServer", "chat_events", "http_reply", "sse_reply"), "canned_server"),

@@ -1,1 +1,1 @@
-"""Programs, which people start. Nothing outside this folder imports them, but by `edgeroute.system.late_imports.import_tool`."""
+"""Programs, which people start. Nothing outside this folder imports them, but by `import_tool`, at their first use."""

@@ -14,14 +14,14 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from edgeroute.catalog.catalog_client_and_updates import NAMED
 from edgeroute.catalog.catalog_entry import FORMAT, Entry, entries, read_entry
 from edgeroute.catalog.catalog_source import INDEX, METADATA, TARGETS
 from edgeroute.catalog.model_folder_and_downloads import FILES, replace_durably
-from edgeroute.catalog.model_updates import NAMED
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, StoreError
-from edgeroute.system.late_imports import import_late, import_needed
+from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.process import files_in
 from edgeroute.system.untrusted_files import read_bytes
 

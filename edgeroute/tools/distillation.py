@@ -27,15 +27,15 @@ from edgeroute.core.routing_policy import Permit, Rules, permit
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.router import Router
-from edgeroute.system.late_imports import import_late, import_needed
+from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.untrusted_files import open_file, parse_json
 from edgeroute.tools.compress.onnx_graphs import package, put, workplace
-from edgeroute.tools.conversion_inputs import as_errors
+from edgeroute.tools.conversion_comparison_inputs import as_errors
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.model_conversion import by_skl2onnx, check_targets, write_card
-from edgeroute.tools.replay.logs.answer_pairs import READERS, LeftOut, lines, record_of
+from edgeroute.tools.replay.logs.answer_pairs_and_samples import READERS, LeftOut, lines, record_of
 from edgeroute.tools.replay.logs.recorded_answers import Options, Skip, parsed_text, text_form
-from edgeroute.tools.replay.trace_files import TraceRecords
+from edgeroute.tools.replay.trace_reading_and_conversion import TraceRecords
 
 CLASS_TEXTS = 5  # fewest different texts with an answer that is a class
 # Fewest different texts; the least share of answers that are classes; the most classes.

@@ -24,9 +24,9 @@ from edgeroute.edge.runtime_base import first_line
 from edgeroute.edge.runtimes import step_of
 from edgeroute.errors import ModelError, ModelMissing, PolicyError
 from edgeroute.router.router import Router
-from edgeroute.system.late_imports import import_needed
+from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes
-from edgeroute.tools import conversion_inputs as examples
+from edgeroute.tools import conversion_comparison_inputs as examples
 from edgeroute.tools.compress.onnx_graphs import put, workplace
 
 LEAST = 0.99  # least share of equal answers of a conversion that is written

@@ -25,7 +25,7 @@ from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
 from edgeroute.stores.cache import fingerprint
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, call_contained, log, per_process
-from edgeroute.trials.guarantee_monitor import Audit, DriftMonitor, check_audit
+from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow_runs_and_job_queue import UNHEARD, Background, Job, ShadowRun, Tally
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from edgeroute.confidence.binomial_tests import share_and_interval
-from edgeroute.core.latency_and_load_estimates import Latency
+from edgeroute.core.latency_link_load_estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
 from edgeroute.observe.stats_and_status import ShadowStats

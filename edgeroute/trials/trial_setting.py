@@ -7,7 +7,7 @@ from inspect import iscoroutinefunction
 from math import fsum
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from edgeroute.core.units import Chance, Share
+from edgeroute.core.setting_units_and_ranges import Chance, Share
 from edgeroute.errors import PolicyError
 from edgeroute.system.settings_from_signatures import check_units
 

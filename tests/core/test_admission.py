@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute import BadInput, BadReply, Held, Limits, Refused, TimedOut, Unreachable
-from edgeroute.core.admission import FAULTS, FIRST_S, LEAST, Admission, behind, price
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS, FIRST_S, LEAST, Admission, behind, price
 from edgeroute.core.error_codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, may_succeed_again
 from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Spending, Tokens

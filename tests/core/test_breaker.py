@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edgeroute.core.admission import FAULTS, FIRST_S, HOLD_MOST_S, MOST_S, PROBE_LOST_S, Breaker
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS, FIRST_S, HOLD_MOST_S, MOST_S, PROBE_LOST_S, Breaker
 
 jitters = st.integers(0, 4).map(lambda n: n / 4)
 

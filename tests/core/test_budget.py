@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.admission import Rate, RetryBudget
+from edgeroute.core.endpoint_breaker_and_limits import Rate, RetryBudget
 
 INF = float("inf")
 

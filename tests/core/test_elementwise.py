@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core import admission
-from edgeroute.core.latency_and_load_estimates import least, most
+from edgeroute.core import endpoint_breaker_and_limits as admission
+from edgeroute.core.latency_link_load_estimates import least, most
 
 NUMBERS = st.lists(st.floats(0, 1e4), min_size=4, max_size=4)
 

@@ -9,14 +9,14 @@ from time import monotonic
 import pytest
 
 from edgeroute import Prediction, Rule
-from edgeroute.core.latency_and_load_estimates import Latency
+from edgeroute.core.latency_link_load_estimates import Latency
 from edgeroute.core.plan import EARLIER, PARTIAL, Facts, Plan, judged_leg, plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Emit, Mark, outcome_when_left, walk
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.router.drivers import blocking
-from edgeroute.tools import virtual_time as virtual
+from edgeroute.tools import virtual_time_driver as virtual
 
 HOT = Rule("heat", "only_edge", enter=80)
 LOW, SPARING = Rule("battery", "only_edge", 0.5), Rule("battery", "prefer_edge", 0.5)

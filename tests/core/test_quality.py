@@ -5,7 +5,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgeroute.core.latency_and_load_estimates import (
+from edgeroute.core.latency_link_load_estimates import (
     FEWEST_TRANSFERS,
     LADDER_SHARE,
     LEAST,

@@ -7,11 +7,11 @@ from random import Random
 import pytest
 
 from edgeroute import Prediction
-from edgeroute.core.latency_and_load_estimates import ERROR, HALF_LIFE, Latency
+from edgeroute.core.latency_link_load_estimates import ERROR, HALF_LIFE, Latency
 from edgeroute.core.plan import ENOUGH_RUNS, LEAST_S, MANY, RECENT, Facts, Plan, plan, reserve_s
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.walk import Done, for_rows, walk
-from edgeroute.tools import virtual_time as virtual
+from edgeroute.tools import virtual_time_driver as virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 CLOSE = 2 * ERROR

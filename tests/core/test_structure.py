@@ -30,7 +30,7 @@ LARGE = {
 }
 """Classes with more methods, each with the reason."""
 LOCKS = {
-    "catalog/model_updates.py": "an updater belongs to the process that began it, with its thread",
+    "catalog/catalog_client_and_updates.py": "an updater belongs to the process that began it, with its thread",
     "edge/coreml.py": "of a session, which a child sets aside",
     "edge/litert.py": "of an interpreter, which a child sets aside",
     "edge/llama_engines.py": "of an engine, which a child sets aside",
@@ -39,15 +39,15 @@ LOCKS = {
     "router/leg_execution.py": "of one call",
     "router/live/source_mailbox.py": "of one iterator",
     "router/offline_queue.py": "of one call",
-    "system/late_imports.py": "a fork waits for it",
+    "system/late_imports_and_plugins.py": "a fork waits for it",
     "system/process.py": "of a condition, which each process makes for itself",
     "tools/contracts/canned_server.py": "for tests",
-    "tools/contracts/fakes.py": "for tests",
-    "tools/dashboard/monitor.py": "a page belongs to the process that serves it",
+    "tools/contracts/scripted_models_and_clouds.py": "for tests",
+    "tools/dashboard/monitor_and_file_tail.py": "a page belongs to the process that serves it",
     "types.py": "of one call",
 }
 """Files that make a lock which a forked child takes over, each with the reason."""
-LOOK_UP = "edgeroute.system.late_imports"
+LOOK_UP = "edgeroute.system.late_imports_and_plugins"
 """Its function `import_tool` imports a program of edgeroute/tools/ by its name; nothing else outside that folder does."""
 TYPED = {
     "edgeroute.asgi",

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeroute.core.frames_scenes_and_speech import Display, Pace, Scene, Taken, next_display, scene_of, why_outdated
 from edgeroute.core.routing_policy import INF, Mode
-from edgeroute.core.units import Amount, Chance, Count
+from edgeroute.core.setting_units_and_ranges import Amount, Chance, Count
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.fallbacks_and_late_replies import AGREES, CORRECTS

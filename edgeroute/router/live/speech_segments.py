@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeroute.core.frames_scenes_and_speech import Began, Ended, Loudness, Speech
 from edgeroute.core.routing_policy import INF, Mode
-from edgeroute.core.units import Count, Share
+from edgeroute.core.setting_units_and_ranges import Count, Share
 from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function

@@ -14,16 +14,16 @@ from time import monotonic, sleep
 from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
-from edgeroute.core.units import Bytes, Seconds
+from edgeroute.core.setting_units_and_ranges import Bytes, Seconds
 from edgeroute.errors import StoreError
-from edgeroute.stores.cache.cache_entries import CachedEntry, Entry, private_copy
+from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.stores.cache.semantic_cache import Semantic
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite_file_and_key_values import Database
 from edgeroute.system.process import ForkSafe, initially, log, now, per_process, per_process_of
 from edgeroute.system.settings_from_signatures import check_units
-from edgeroute.system.thread_pool import ThreadPool
+from edgeroute.system.thread_pool_and_workers import ThreadPool
 
 # Disk tier of the answer cache: entries in a SQLite file shared by processes, written by a thread (write-behind).
 

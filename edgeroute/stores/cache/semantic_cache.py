@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.core.error_codes import class_name
 from edgeroute.errors import BadInput, check_number
-from edgeroute.stores.cache.cache_entries import CachedEntry, Entry, private_copy
+from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
 from edgeroute.system.process import ForkSafe, call_contained, initially, log, now, per_process, per_process_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeroute.stores.outbox.delivery import Callbacks, Delivery
+from edgeroute.stores.outbox.delivery_and_callbacks import Callbacks, Delivery
 from edgeroute.stores.outbox.outbox_entries import Late, Listed, Put, Waiting
 from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
 from edgeroute.stores.serialisation import decode_input, encode_input

@@ -19,8 +19,8 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-import edgeroute.stores.outbox.sql_tables as tables
-from edgeroute.core.units import Bytes, Count, Delay, Rate, Seconds
+import edgeroute.stores.outbox.schema_queries_and_eviction as tables
+from edgeroute.core.setting_units_and_ranges import Bytes, Count, Delay, Rate, Seconds
 from edgeroute.errors import Closed, PolicyError, StoreError
 from edgeroute.stores.outbox.outbox_entries import (
     LATE,

@@ -19,7 +19,7 @@ import typer
 from edgeroute.errors import BadInput, PolicyError, StoreError
 from edgeroute.system.process import replace_file
 from edgeroute.system.untrusted_files import read_json
-from edgeroute.tools.cli.example_options import (
+from edgeroute.tools.cli.example_options_and_routers import (
     DataClass,
     DataOrNone,
     EdgeNumber,
@@ -35,11 +35,11 @@ from edgeroute.tools.cli.tables_and_options import Count, Json, Name, Policy, Sh
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, Kind
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.asked_labels import Ask
     from edgeroute.tools.cli.graded_answers import CertificateAlone
-    from edgeroute.tools.measure.audit_counts import LossCounts
+    from edgeroute.tools.cli.label_questions_and_answers import Ask
+    from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
-    from edgeroute.tools.measure.report.report_page import CalibrationResult
+    from edgeroute.tools.measure.report.report_pages_and_results import CalibrationResult
 
 Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
 
@@ -122,7 +122,7 @@ def calibrate(
         raise typer.BadParameter("stdin has the data: ask with --page", param_hint="--ask")
     odds = _sure(sure, kind)
 
-    from edgeroute.edge.edge_model_interface import member
+    from edgeroute.edge.edge_interface_and_fingerprints import member
     from edgeroute.tools.cli.graded_answers import certify_graded, only_graded, read_graded
     from edgeroute.tools.cli.graded_prompts import grade_prompts, read_prompts
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
@@ -193,7 +193,7 @@ def _calibrate_asking(
 
     run: `Router.calibrate` with all arguments but `label`.
     """
-    from edgeroute.tools.cli.asked_labels import AskedLabels, answers_file, in_terminal
+    from edgeroute.tools.cli.label_questions_and_answers import AskedLabels, answers_file, in_terminal
 
     with answers_file(path) as file, ExitStack() as stack:
         asker: Ask | None = in_terminal if ask else None
@@ -290,7 +290,7 @@ def _calibrate_recorded(
     """
     from edgeroute.tools.cli.outbox_and_egress import state_folder
     from edgeroute.tools.measure.calibrate_and_evaluate_steps import certify_examples, checked_request
-    from edgeroute.tools.measure.certification import audited_examples
+    from edgeroute.tools.measure.certification_and_verdicts import audited_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
 
     edge = one_edge(edge, "audits" if file_examples is None else "recorded outputs")
@@ -340,9 +340,9 @@ def audited_counts(
         StoreError: the state or the log cannot be read.
     """
     from edgeroute.confidence.certificate import digest
-    from edgeroute.tools.cli.status import read_state
-    from edgeroute.tools.measure.audit_counts import LossCounts
-    from edgeroute.tools.measure.certification import audited_examples, counts_of
+    from edgeroute.tools.cli.status_and_trial_arms import read_state
+    from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
+    from edgeroute.tools.measure.certification_and_verdicts import audited_examples, counts_of
     from edgeroute.trials.edge_audits import COUNTS
 
     alarms = 0
@@ -368,8 +368,8 @@ def certify_audits(
         NotEnough: there are too few.
     """
     from edgeroute.confidence.certificate import digest
-    from edgeroute.tools.measure.audit_counts import NONE, LossCounts
-    from edgeroute.tools.measure.certification import certify_counts
+    from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts
+    from edgeroute.tools.measure.certification_and_verdicts import certify_counts
 
     fingerprints, path = calls.fingerprints(), folder / "looks.json"
     key, looks, reached = f"{digest(fingerprints)} {value:.12g} {1 - sure:.9g}", dict[str, Any](), NONE

@@ -14,9 +14,9 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import nearest
-from edgeroute.system.late_imports import docs_folder
+from edgeroute.system.late_imports_and_plugins import docs_folder
 from edgeroute.tools.cli.command_runner import FAILED, OK
-from edgeroute.tools.cli.example_options import DataClass, LabelColumn, edge_columns, looking_router
+from edgeroute.tools.cli.example_options_and_routers import DataClass, LabelColumn, edge_columns, looking_router
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, Policy, Whole, table
 
 

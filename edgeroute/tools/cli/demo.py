@@ -24,7 +24,7 @@ from edgeroute.tools.cli.tables_and_options import (
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.demo_measurements import Report
+    from edgeroute.tools.cli.demo_measurements_and_report import Report
 
 # With more images than the first number, "cloud alone" sends only the second number singly, and the rest in batches.
 MANY, SINGLY = 2_000, 1_000
@@ -53,7 +53,7 @@ def demo(
 
     Creates the folder before the run, and stops the server after it.
     """
-    from edgeroute.tools.cli.demo_measurements import show
+    from edgeroute.tools.cli.demo_measurements_and_report import show
 
     folder = out or (None if as_json else Path("edgeroute-demo"))
     if folder is not None:
@@ -81,7 +81,16 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
     """
     from edgeroute.models import fashion
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.demo_measurements import SLACK, Report, Run, choose, measure, sweep, test_images, validation
+    from edgeroute.tools.cli.demo_measurements_and_report import (
+        SLACK,
+        Report,
+        Run,
+        choose,
+        measure,
+        sweep,
+        test_images,
+        validation,
+    )
     from edgeroute.tools.measure.report.progress_bar import bar
 
     pair = fashion()

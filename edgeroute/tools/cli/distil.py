@@ -50,7 +50,7 @@ def distil(
     from edgeroute import policy as settings
     from edgeroute.tools.distillation import distil as train
     from edgeroute.tools.distillation import read_examples
-    from edgeroute.tools.replay.logs.answer_pairs import LeftOut
+    from edgeroute.tools.replay.logs.answer_pairs_and_samples import LeftOut
 
     section = None if policy is None else settings.load(policy).egress
     rules, left_out = Rules() if section is None else section.make().rules, LeftOut()

@@ -17,7 +17,7 @@ import typer
 import edgeroute
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, nearest
-from edgeroute.system.late_imports import package_folder
+from edgeroute.system.late_imports_and_plugins import package_folder
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli.command_runner import command
 from edgeroute.tools.cli.tables_and_options import Json, table

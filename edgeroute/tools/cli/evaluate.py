@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from edgeroute.errors import BadInput, RuntimeMissing
-from edgeroute.tools.cli import example_options as shared
+from edgeroute.tools.cli import example_options_and_routers as shared
 from edgeroute.tools.cli.tables_and_options import (
     Amount,
     Count,
@@ -28,7 +28,7 @@ from edgeroute.tools.cli.tables_and_options import (
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
     from edgeroute.tools.measure.evaluation import Evaluation
-    from edgeroute.tools.measure.report.report_page import EvaluationResult
+    from edgeroute.tools.measure.report.report_pages_and_results import EvaluationResult
 
 
 def evaluate(
@@ -126,7 +126,7 @@ def _evaluate_recorded(
     """
     from edgeroute.tools.measure.calibrate_and_evaluate_steps import answer_notes, check_threshold, evaluate_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
-    from edgeroute.tools.measure.report.report_page import EvaluationResult
+    from edgeroute.tools.measure.report.report_pages_and_results import EvaluationResult
 
     calls = DirectCalls(router.engine, shared.one_edge(edge, "recorded outputs"))
     check_threshold(calls)
@@ -137,7 +137,7 @@ def _evaluate_recorded(
 
 def _show(evaluation: Evaluation) -> None:
     """Print accuracy and latency of each side, threshold, deferrals, costs, and in words if the guarantee held."""
-    from edgeroute.tools.measure.certification import verdicts
+    from edgeroute.tools.measure.certification_and_verdicts import verdicts
     from edgeroute.tools.measure.report.numbers_in_words import interval, levels, percent, ranking, side_rows, size, verdict
 
     examples, certificate = evaluation.examples, evaluation.certificate

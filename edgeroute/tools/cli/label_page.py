@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.system.process import json_dumps
-from edgeroute.system.thread_pool import start_thread
-from edgeroute.tools.cli.asked_labels import REPLIES, Asked, Reply
+from edgeroute.system.thread_pool_and_workers import start_thread
+from edgeroute.tools.cli.label_questions_and_answers import REPLIES, Asked, Reply
 
 try:
     from starlette.applications import Starlette
@@ -23,7 +23,7 @@ try:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    from edgeroute.tools.dashboard.web_page import HEADERS, OPEN, page_reply
+    from edgeroute.tools.dashboard.web_app_and_metrics import HEADERS, OPEN, page_reply
     from edgeroute.tools.server.access_limits_and_errors import HANDLERS, Guard
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
 except ImportError as e:

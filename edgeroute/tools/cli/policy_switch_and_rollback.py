@@ -20,8 +20,8 @@ from edgeroute.policy.file_and_environment import read_policy
 from edgeroute.system import process
 from edgeroute.system.process import file_sha256, replace_file
 from edgeroute.system.untrusted_files import parse_json, read_json, read_text
-from edgeroute.tools.cli.example_options import plain_router
-from edgeroute.tools.cli.status import read_state
+from edgeroute.tools.cli.example_options_and_routers import plain_router
+from edgeroute.tools.cli.status_and_trial_arms import read_state
 
 # Rewriting a policy's text so that its hidden edge on trial becomes its edge model; comments of TOML stay.
 

@@ -17,7 +17,7 @@ from edgeroute.errors import BadInput, StoreError
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.cli.calibrate import audited_counts, certify_audits, path_in_policy, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
-from edgeroute.tools.cli.example_options import plain_router
+from edgeroute.tools.cli.example_options_and_routers import plain_router
 from edgeroute.tools.cli.outbox_and_egress import state_folder
 from edgeroute.tools.cli.tables_and_options import Json, Policy, local_time, of_share
 
@@ -152,7 +152,7 @@ def _judge(
     """
     from edgeroute.confidence.certificate import NotEnough, digest
     from edgeroute.core.routing_policy import EDGE_TRIAL, INF
-    from edgeroute.tools.measure.audit_counts import LossCounts
+    from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     calls = DirectCalls(router.engine, 0, of=router.engine.snapshot.hidden)
@@ -196,7 +196,7 @@ def _compare_with_edge(
     deferrals, it loses fewer answers, and keeps that limit.
     """
     from edgeroute.core.routing_policy import EDGE_TRIAL
-    from edgeroute.tools.measure.certification import audited_examples, compare_edges
+    from edgeroute.tools.measure.certification_and_verdicts import audited_examples, compare_edges
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
 
     calls = DirectCalls(router.engine)

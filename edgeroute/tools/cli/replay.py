@@ -19,7 +19,7 @@ from edgeroute.tools.cli.command_runner import OK, TOO_FEW
 from edgeroute.tools.cli.tables_and_options import Amount, Json, Name, OptionalPolicy, Seconds, Share, print_notes, share
 
 if TYPE_CHECKING:
-    from edgeroute.tools.replay.logs.answer_pairs import Price, Prices
+    from edgeroute.tools.replay.logs.answer_pairs_and_samples import Price, Prices
 
 
 # `replay --from`: savings of a certified threshold, from a foreign log.
@@ -191,7 +191,7 @@ def replay(
 
         how = Read(edge_model, cloud_model, edge_price, cloud_price, id_at, score_at, match)
         if edge:
-            from edgeroute.tools.replay.edge_savings import edge_saving
+            from edgeroute.tools.replay.savings_by_edge_runs import edge_saving
 
             result = edge_saving(
                 trace, log, edge, judge=judge, sample=sample, seed=seed, out=out, judge_calls=judge_calls, max_loss=max_loss,
@@ -214,7 +214,7 @@ def replay(
 
     from edgeroute.tools.replay import Battery, Replay
     from edgeroute.tools.replay import replay as run
-    from edgeroute.tools.replay.logs.answer_pairs import regular_files
+    from edgeroute.tools.replay.logs.answer_pairs_and_samples import regular_files
 
     options: dict[str, Any] = {
         "network": network, "server_s": server_time, "edge_joules": edge_joules, "thermal": thermal, "keep_mode": keep_mode,

@@ -20,8 +20,8 @@ from edgeroute.tools.cli.command_runner import INTERRUPTED, OK
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
-    from edgeroute.tools.cli.status import Opened
-    from edgeroute.tools.dashboard.monitor import Monitor
+    from edgeroute.tools.cli.status_and_trial_arms import Opened
+    from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor
     from edgeroute.tools.replay.replay_setup_and_result import Setup
 
 
@@ -124,7 +124,7 @@ def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -
         BadInput: there is nothing to follow, or the record is missing, is no regular file, or is Parquet.
         typer.BadParameter: none of the three is given.
     """
-    from edgeroute.tools.dashboard.monitor import Monitor, Sources, TraceFile
+    from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Sources, TraceFile
 
     if policy is None and record is None and state is None:
         raise typer.BadParameter("one of the three is needed", param_hint="--policy, --record or --state")
@@ -188,14 +188,14 @@ class FileSources:
 
         A policy or state that cannot be read becomes a note; `StoreError` passes.
         """
-        from edgeroute.tools.cli.status import read_status
-        from edgeroute.tools.dashboard.request_window import policy_summary
+        from edgeroute.tools.cli.status_and_trial_arms import read_status
+        from edgeroute.tools.dashboard.request_window_and_replays import policy_summary
 
         data: dict[str, Any] = {"notes": [*self._notes]}
         try:
             policy_now = self._now()
         except EdgerouteError as e:
-            from edgeroute.tools.cli.status import Opened
+            from edgeroute.tools.cli.status_and_trial_arms import Opened
 
             policy_now = Opened(notes=(str(e),))
             data["notes"].append(str(e))
@@ -221,14 +221,14 @@ class FileSources:
 
         The policy is read again if it has changed; errors of that are raised.
         """
-        from edgeroute.tools.dashboard.request_window import certificates_of
+        from edgeroute.tools.dashboard.request_window_and_replays import certificates_of
 
         snapshot = self._now().snapshot
         return None if snapshot is None else certificates_of(snapshot)
 
     def _now(self) -> Opened:
         """Return the policy as a router would have it; read again, with its models' cards, if the file has changed."""
-        from edgeroute.tools.cli.status import open_policy
+        from edgeroute.tools.cli.status_and_trial_arms import open_policy
 
         stamp = None if self._policy is None else file_stamp(self._policy)
         if self._opened is None or stamp != self._stamp:
@@ -262,7 +262,7 @@ def dashboard(
 
     Blocks until Ctrl-C (exit code 130) or SIGTERM (0).
     """
-    from edgeroute.tools.dashboard.web_page import serve as run
+    from edgeroute.tools.dashboard.web_app_and_metrics import serve as run
     from edgeroute.tools.server.access_limits_and_errors import token_of
 
     token = None if token_env is None else token_of(token_env)
@@ -270,7 +270,7 @@ def dashboard(
 
     routes = []
     if metrics:
-        from edgeroute.tools.dashboard.web_page import metrics_route
+        from edgeroute.tools.dashboard.web_app_and_metrics import metrics_route
 
         routes.append(metrics_route(monitor))
 

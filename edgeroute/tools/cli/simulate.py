@@ -402,7 +402,7 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
 
 def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     """Return explanations of the columns, and conclusions from the results that hold for any numbers."""
-    from edgeroute.core.admission import CAP, RETRY
+    from edgeroute.core.endpoint_breaker_and_limits import CAP, RETRY
     from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
 
     within_s = WITHIN * scenario.outage_s

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeroute.confidence.output_forms_and_labels import Labels, plain
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.edge.edge_model_interface import files, member
+from edgeroute.edge.edge_interface_and_fingerprints import files, member
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, BadReply, ModelError

@@ -17,7 +17,7 @@ from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.late_imports import import_late, import_needed
+from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.untrusted_files import read_json
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators with weights, which are quantised

@@ -21,7 +21,7 @@ from edgeroute.edge.onnx import OnnxModel, external_data, runtime
 from edgeroute.edge.runtime_base import first_line
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, check_number
-from edgeroute.system.late_imports import import_late, import_needed
+from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.tools.compress.onnx_graphs import put, target, workplace, write_card
 
 # Static int8 of ONNX models, by ONNX Runtime's quantiser.

@@ -18,9 +18,9 @@ from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
 from edgeroute.system import process
 from edgeroute.system.process import ForkSafe, initially, per_process
-from edgeroute.system.thread_pool import start_thread
-from edgeroute.tools.dashboard.monitor import Monitor, Sources
-from edgeroute.tools.dashboard.request_window import certificates_of, policy_summary
+from edgeroute.system.thread_pool_and_workers import start_thread
+from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Sources
+from edgeroute.tools.dashboard.request_window_and_replays import certificates_of, policy_summary
 from edgeroute.tools.replay.replay_setup_and_result import Setup
 
 if TYPE_CHECKING:
@@ -115,13 +115,13 @@ class Dashboard(ForkSafe, Instrument):
             port: port to listen on; 0 selects a free one.
             metrics: True serves `/metrics` for Prometheus, which sends the token as a bearer token.
             routes: further routes behind the same token.
-            more: `token` and `hosts` of `edgeroute.tools.dashboard.web_page.serve`.
+            more: `token` and `hosts` of `edgeroute.tools.dashboard.web_app_and_metrics.serve`.
 
         Raises:
             PolicyError: the page is served already, or the address cannot be listened on, or not within 30 s.
             RuntimeMissing: starlette, uvicorn, or for metrics prometheus_client, is not installed.
         """
-        from edgeroute.tools.dashboard.web_page import serve
+        from edgeroute.tools.dashboard.web_app_and_metrics import serve
 
         if self._monitor is not None:
             raise PolicyError("this dashboard is served already: create another one for another router")

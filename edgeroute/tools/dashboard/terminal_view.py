@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeroute.errors import RuntimeMissing
-from edgeroute.tools.cli.status import edge_lines
+from edgeroute.tools.cli.status_and_trial_arms import edge_lines
 from edgeroute.tools.cli.tables_and_options import local_time
 from edgeroute.tools.measure.report.numbers_in_words import duration as seconds
 from edgeroute.tools.palette import STATES
@@ -25,7 +25,7 @@ except ImportError as e:
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgeroute.tools.dashboard.monitor import Monitor
+    from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor
 
 EVERY_S = 1.0  # time between two updates, seconds
 WIDE = 90  # terminal columns from which the tables are side by side

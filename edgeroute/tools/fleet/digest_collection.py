@@ -20,7 +20,7 @@ from edgeroute.errors import StoreError
 from edgeroute.fleet.digest import OTHER, Digest, path_of
 from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system import process
-from edgeroute.system.late_imports import import_needed
+from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import read_text
 from edgeroute.tools.fleet.digest_reading import BadDigest, decode
 from edgeroute.tools.fleet.digest_sources import Source

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.fleet.digest import MOST_BYTES
-from edgeroute.system.late_imports import import_needed
+from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.loopback_addresses import is_loopback
 from edgeroute.system.untrusted_files import read_bytes
 

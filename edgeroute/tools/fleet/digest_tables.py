@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.errors import StoreError
 from edgeroute.fleet.digest import Digest
-from edgeroute.system.late_imports import import_needed
+from edgeroute.system.late_imports_and_plugins import import_needed
 
 NEED = "tables of a fleet need duckdb and pyarrow: pip install 'edgeroute[fleet]'"
 _TEXT = dict.fromkeys(("device", "site", "model", "policy", "arm", "data_class"), "VARCHAR")

@@ -23,7 +23,7 @@ from edgeroute.stores.rotated_json_lines import ProcessLock
 from edgeroute.system.process import now, replace_file
 from edgeroute.system.untrusted_files import read_json
 from edgeroute.tools.fleet.digest_tables import open_store, quoted, writing
-from edgeroute.tools.fleet.fleet_certificate import AUDITS_POSSIBLE, FleetAudits, day_of
+from edgeroute.tools.fleet.fleet_audit_counts import AUDITS_POSSIBLE, FleetAudits, day_of
 from edgeroute.tools.fleet.pooled_tests import (
     CELLS,
     WEEK,

@@ -15,7 +15,7 @@ from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import numbers_in_words as words
 from edgeroute.tools.measure.report.figures import CLOUD, DEGRADED, INK, SIZE, element, frame
 from edgeroute.tools.measure.report.page_sections import undrawn
-from edgeroute.tools.measure.report.report_page import Page, document
+from edgeroute.tools.measure.report.report_pages_and_results import Page, document
 from edgeroute.tools.palette import marked
 
 FIRST = date(1970, 1, 1).toordinal()

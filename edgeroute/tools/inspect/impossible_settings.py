@@ -11,12 +11,12 @@ from edgeroute.cloud.json_api import PlainJson
 from edgeroute.confidence.detector_boxes import RAW
 from edgeroute.confidence.output_forms_and_labels import SLACK, label_and_probabilities
 from edgeroute.confidence.output_reader import CLASSES, bounded
-from edgeroute.core.admission import price
+from edgeroute.core.endpoint_breaker_and_limits import price
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Limits, up_against
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
-from edgeroute.edge.edge_model_interface import member
+from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.input_stacking import row_shape
 from edgeroute.edge.inputs_constants_and_states import batch_axis_problem
 from edgeroute.edge.onnx import last_operators

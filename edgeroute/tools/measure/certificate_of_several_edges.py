@@ -13,7 +13,7 @@ from edgeroute.core.reason_and_trace import finite
 from edgeroute.errors import PolicyError
 from edgeroute.system.process import now
 from edgeroute.tools.measure.calibration import accuracies, disagreement_bound, group_numbers, not_enough, weighted_mean
-from edgeroute.tools.measure.certification import correctness
+from edgeroute.tools.measure.certification_and_verdicts import correctness
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.evaluation import Bools, Examples, chance_doubts, reference_doubts, share
 from edgeroute.tools.measure.fixed_sequence import one_of_each

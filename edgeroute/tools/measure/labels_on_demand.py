@@ -16,7 +16,7 @@ import numpy as np
 from edgeroute.confidence.binomial_tests import Floats, Ints
 from edgeroute.confidence.output_forms_and_labels import equal, label_form, plain
 from edgeroute.core.error_codes import class_name
-from edgeroute.edge.edge_model_interface import is_async
+from edgeroute.edge.edge_interface_and_fingerprints import is_async
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.measure.collect_edge_and_cloud import FOREIGN, check_possible, label_values
 from edgeroute.tools.measure.evaluation import Examples, is_right, label_matcher, reference_doubts

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.system.late_imports import import_needed
+from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.system.untrusted_files import open_file
 

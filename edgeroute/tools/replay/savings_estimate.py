@@ -16,7 +16,7 @@ from edgeroute.core.reason_and_trace import finite
 from edgeroute.errors import BadInput
 from edgeroute.tools.measure.calibration import calibrate, least_deferral
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share
-from edgeroute.tools.replay.logs.answer_pairs import FORMATS, Left, Pairs, Read, read_pairs
+from edgeroute.tools.replay.logs.answer_pairs_and_samples import FORMATS, Left, Pairs, Read, read_pairs
 
 DRAWS: Final = 200  # draws of the bootstrap for the interval of the savings
 ASSUMPTIONS: Final = (

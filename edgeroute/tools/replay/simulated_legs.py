@@ -14,14 +14,14 @@ from math import isnan
 from random import Random
 from typing import Any, Final, Literal, NamedTuple
 
-from edgeroute.core.admission import Admission
+from edgeroute.core.endpoint_breaker_and_limits import Admission
 from edgeroute.core.error_codes import Failure, Rejection
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, first_leg_outcome, new
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
-from edgeroute.tools.replay.recorded_requests import ANSWERED, Past, Request, Seen, Tally, edge_confidence
+from edgeroute.tools.replay.recorded_requests_and_statistics import ANSWERED, Past, Request, Seen, Tally, edge_confidence
 from edgeroute.tools.replay.replay_setup_and_result import Port
 
 # Network models: transfer times, losses and availability.

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from edgeroute.core.admission import FAULTS
+from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.core.spending_limits import Limits
@@ -18,7 +18,7 @@ from edgeroute.tools.fleet.digest_tables import connect
 from edgeroute.tools.measure.report.numbers_in_words import count_text
 from edgeroute.tools.replay.parquet_traces import check_parquet, is_parquet
 from edgeroute.tools.replay.replay_setup_and_result import Setup
-from edgeroute.tools.replay.trace_files import traces
+from edgeroute.tools.replay.trace_reading_and_conversion import traces
 
 GROWTH: Final = 4  # factor by which a replay extends a recorded latency at most
 SLACK_US: Final = 10_000  # tolerance for rounded times, microseconds

@@ -19,8 +19,8 @@ from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.errors import PolicyError, nearest
 from edgeroute.observe.planning_facts import READS_S, unsure_share
 from edgeroute.observe.target_counts import Counts
-from edgeroute.tools import virtual_time as virtual
-from edgeroute.tools.replay.recorded_requests import ANSWERED, Past, Recording, Request, Tally, read, without_gc
+from edgeroute.tools import virtual_time_driver as virtual
+from edgeroute.tools.replay.recorded_requests_and_statistics import ANSWERED, Past, Recording, Request, Tally, read, without_gc
 from edgeroute.tools.replay.replay_setup_and_result import (
     Change,
     Energy,

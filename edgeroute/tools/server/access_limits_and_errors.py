@@ -24,13 +24,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from edgeroute.cloud.request_exchange import LEAST_LATE_S
+from edgeroute.cloud.request_attempts_and_queue import LEAST_LATE_S
 from edgeroute.core.error_codes import Failure, clean
 from edgeroute.core.routing_policy import MODES, Mode, Rules
 from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError, Unfit, nearest
 from edgeroute.router.private_conversations import bind_within
+from edgeroute.tools.server.asgi_lifespan_and_errors import retry_after_s
 from edgeroute.tools.server.oip_messages import reply
-from edgeroute.tools.server.web_service import retry_after_s
 
 # Bytes from which a body is large: parsed in a thread, and without a part of the total that is kept for smaller ones.
 LARGE = 1 << 16

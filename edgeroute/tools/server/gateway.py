@@ -20,7 +20,7 @@ import numpy as np
 
 from edgeroute.cloud.openinference import LENGTH, NAMES
 from edgeroute.core.error_codes import clean
-from edgeroute.edge.edge_model_interface import member
+from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.input_stacking import row_shape
 from edgeroute.edge.llama_engines import INSTALL, SERVES_OTHERS
 from edgeroute.edge.model_card import Array, Card
@@ -30,7 +30,7 @@ from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.system.loopback_addresses import is_loopback
 from edgeroute.system.process import json_dumps, to_json_types
-from edgeroute.system.thread_pool import failing
+from edgeroute.system.thread_pool_and_workers import failing
 from edgeroute.types import Answer, TensorSpec
 
 try:
@@ -48,9 +48,9 @@ try:
     from edgeroute.tools.server import openai_completions as openai
     from edgeroute.tools.server import openai_embeddings as embedding
     from edgeroute.tools.server import openai_responses as responses
+    from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
     from edgeroute.tools.server.oip_messages import reply
     from edgeroute.tools.server.uvicorn_host import notify_alive, run
-    from edgeroute.tools.server.web_service import LEFT, unless_left
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 

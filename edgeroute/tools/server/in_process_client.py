@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import Closed, PolicyError
 from edgeroute.router.async_router import AsyncRouter
-from edgeroute.system.late_imports import import_httpx
+from edgeroute.system.late_imports_and_plugins import import_httpx
 
 if TYPE_CHECKING:
     from typing_extensions import Self

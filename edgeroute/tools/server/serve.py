@@ -19,12 +19,12 @@ from typing import Any
 
 from edgeroute.cloud.oip_tensors import NAMES, TEXTS
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.edge.edge_model_interface import member
+from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Page, check_installed
 from edgeroute.system.loopback_addresses import is_loopback
-from edgeroute.system.thread_pool import failing
+from edgeroute.system.thread_pool_and_workers import failing
 from edgeroute.tools.python_names import is_python_name, python_object
 from edgeroute.types import EdgeModel
 
@@ -39,7 +39,8 @@ try:
 
     from edgeroute.tools.server import oip_messages as protocol
     from edgeroute.tools.server.access_limits_and_errors import CLOSE, Bodies, Body, OneLength, is_named, of_a_page
-    from edgeroute.tools.server.batching import EDGES, Batcher, Tensors, make_zeros, tensor_model
+    from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
+    from edgeroute.tools.server.batching_and_tensor_models import EDGES, Batcher, Tensors, make_zeros, tensor_model
     from edgeroute.tools.server.oip_messages import (
         ENCODED,
         FAULTS,
@@ -54,7 +55,6 @@ try:
     )
     from edgeroute.tools.server.systemd_notices import BEATS, Notify
     from edgeroute.tools.server.uvicorn_host import run as host_run
-    from edgeroute.tools.server.web_service import LEFT, unless_left
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 

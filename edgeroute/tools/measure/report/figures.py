@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.system.late_imports import import_needed
+from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.tools.measure.evaluation import Bin, Evaluation, Share
 from edgeroute.tools.measure.report.numbers_in_words import LEGS
 from edgeroute.tools.palette import STATES, StateName

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import INF
-from edgeroute.tools.measure.certification import Verdict
+from edgeroute.tools.measure.certification_and_verdicts import Verdict
 from edgeroute.tools.measure.deferral_curve import Area
 from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
 from edgeroute.tools.palette import marked

@@ -8,7 +8,7 @@ from math import isinf, isnan
 import numpy as np
 
 from edgeroute.confidence.scores import SCORES
-from edgeroute.tools.measure.certification import verdicts
+from edgeroute.tools.measure.certification_and_verdicts import verdicts
 from edgeroute.tools.measure.evaluation import Class, Evaluation, bins, calibration_error
 from edgeroute.tools.measure.report import figures
 from edgeroute.tools.measure.report import html_blocks as html

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgeroute.cloud.endpoint_client import FIRST_S, MOST_S
 from edgeroute.cloud.endpoint_guard import PROBE_S
-from edgeroute.stores.outbox import delivery
+from edgeroute.stores.outbox import delivery_and_callbacks as delivery
 from edgeroute.stores.outbox import sqlite_queue as store
 from edgeroute.tools.replay.fleet import simulated_devices_and_cloud as parts
 from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Client, Floats, Ints, Scenario, Some

@@ -10,16 +10,16 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeroute.core import admission
-from edgeroute.core import latency_and_load_estimates as estimates
-from edgeroute.core.admission import Concurrency
+from edgeroute.core import endpoint_breaker_and_limits as admission
+from edgeroute.core import latency_link_load_estimates as estimates
 from edgeroute.core.device_rules import Reading, Rule, State, in_force, step
-from edgeroute.core.latency_and_load_estimates import CAP, QUEUE_S
+from edgeroute.core.endpoint_breaker_and_limits import Concurrency
+from edgeroute.core.latency_link_load_estimates import CAP, QUEUE_S
 from edgeroute.core.plan import Facts, Refusal, plan, stays_on_device
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.observe.planning_facts import READS_S
 from edgeroute.tools.replay.replay_setup_and_result import Setup
-from edgeroute.tools.server.batching import Meter
+from edgeroute.tools.server.batching_and_tensor_models import Meter
 
 # A device of the fleet with its policy: power, heat, and the routes of its requests under the rules in force.
 
@@ -260,7 +260,7 @@ class Cloud:
         return np.asarray(begun + turn + self._each_s, np.float64)
 
 
-# Breakers and retry budgets of a whole fleet as arrays, by the formulas of `core/admission.py`.
+# Breakers and retry budgets of a whole fleet as arrays, by the formulas of `core/endpoint_breaker_and_limits.py`.
 
 CLOSED, OPEN, HALF_OPEN = 0, 1, 2
 
@@ -512,7 +512,8 @@ class Course:
         return self._known[rules]
 
 
-# Load-aware behaviour of devices, by the formulas of `core/latency_and_load_estimates.py` and `core/admission.py`.
+# Load-aware behaviour of devices, by the formulas of `core/latency_link_load_estimates.py` and of
+# `core/endpoint_breaker_and_limits.py`.
 
 
 class Reported:

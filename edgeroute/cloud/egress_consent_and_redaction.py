@@ -1,0 +1,132 @@
+"""Egress settings: data classes that may leave the device, consent, redaction and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from contextvars import ContextVar
+from inspect import iscoroutinefunction
+from typing import Any, Final
+
+from edgeroute.core.error_codes import class_name
+from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
+from edgeroute.errors import Held, PolicyError
+from edgeroute.system.input_copies import copy_input
+from edgeroute.system.late_imports_and_plugins import import_late
+from edgeroute.system.process import call_contained, set_within
+from edgeroute.system.sanitised_logging import Failures
+
+Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
+Classify = Callable[[Any], str]  # (input) -> its data class; must not change the input
+Redact = Callable[[Any, str | None], Any]  # (input, data class) -> the input to send instead; may work in place on a copy
+Finder = Callable[[str], Iterable[tuple[int, int, str]]]  # (text) -> start, end and kind of each find
+# True within a function that returns a data class: nothing leaves by the calls that the function makes.
+CLASSIFYING: Final = ContextVar("edgeroute_classifying", default=False)
+
+
+class Egress:
+    """Egress rules, consent and redaction.
+
+    Args:
+        never_leave: data classes that stay on the device, whatever the mode.
+        may_leave: data classes that may leave; an empty list: nothing may, unless `unknown_class` is "allow".
+        unknown_class: decision for a class in neither list: "deny" or "allow"; once any class is declared, also for calls
+            without a class.
+        default_class: class of a call that names none.
+        consent: called with the destination and the data class just before sending; only True permits it.
+        redact: called with each input and its data class before it is encoded; its result is sent instead.
+        mask: kinds of personal data to replace in what is sent, and to put back into the answer, or functions that find some
+            (docs/privacy.md#masks-that-come-back).
+        data_class: called with each input before anything is sent; returns the input's class. The input stays if the call fails
+            or returns no name. Of this class and one that the caller names the stricter counts. Calls of a router within
+            it stay on the device.
+
+    Attributes:
+        asks: True if `prepare_inputs` calls functions of the application, which may block.
+
+    Raises:
+        PolicyError: invalid rules.
+        RuntimeMissing: the library of a mask is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        never_leave: Collection[str] = (),
+        may_leave: Collection[str] | None = None,
+        unknown_class: Unknown = "deny",
+        default_class: str | None = None,
+        consent: Consent | None = None,
+        redact: Redact | None = None,
+        mask: Collection[str | Finder] = (),
+        data_class: Classify | None = None,
+    ) -> None:
+        declared, may_leave = may_leave is not None, () if may_leave is None else may_leave
+        for name, classes in (("never_leave", never_leave), ("may_leave", may_leave)):
+            if isinstance(classes, str) or not all(isinstance(c, str) and c for c in classes):
+                raise PolicyError(f"{name} is a list of data classes, as in ['medical'], not {classes!r}")
+        if unknown_class not in {"deny", "allow"}:
+            raise PolicyError(f"unknown_class is 'deny' or 'allow', not {unknown_class!r}")
+        if both := set(never_leave) & set(may_leave):
+            raise PolicyError(f"{', '.join(sorted(both))}: both in never_leave and in may_leave")
+        if default_class is not None and not (isinstance(default_class, str) and default_class):
+            raise PolicyError(f"default_class is the name of a data class, not {default_class!r}")
+        if data_class is not None and (not callable(data_class) or iscoroutinefunction(data_class)):
+            raise PolicyError("data_class is a function of the input that returns its class, and no coroutine function")
+        never = frozenset(never_leave) if data_class is None else frozenset({*never_leave, UNCLASSIFIED})
+        self.rules = Rules(never, frozenset(may_leave), unknown_class, default_class, declared)
+        if mask and redact is not None:
+            raise PolicyError("mask= and redact= both replace what is sent: give one; a mask takes a function of a text, too")
+        self.mask: Any = import_late("edgeroute.cloud.masks").Mask(mask) if mask else None
+        self.consent, self.redact, self.data_class, self._failures = consent, self.mask or redact, data_class, Failures()
+        self.asks = consent is not None or self.redact is not None
+
+    def class_of(self, x: Any, named: str | None, never: Collection[str] = ()) -> str | None:
+        """Return the data class of an input: the stricter of the call's own and the one that the function `data_class` gives.
+
+        Without a function, or if `named` is no text, it is `named`. If the function fails, which is logged, or gives no name, and
+        within its own calls, it is UNCLASSIFIED, which never leaves. May block, as it calls the application's function.
+
+        Args:
+            x: the input.
+            named: class that the call names; None: none.
+            never: classes that are not cached, which are stricter than others.
+        """
+        if self.data_class is None or not isinstance(named, str | None):
+            return named
+        if CLASSIFYING.get():
+            return UNCLASSIFIED
+        try:
+            with set_within(CLASSIFYING, True):
+                found = call_contained(self.data_class, x)
+        except Exception as e:  # noqa: BLE001 - whatever the application raises: the input stays
+            self._failures.log("data_class", e, coded=True)
+            found = UNCLASSIFIED
+        classes = [named, str.__str__(found) if isinstance(found, str) and found else UNCLASSIFIED]
+        return max(classes[named is None :], key=lambda c: (isinstance(permit(self.rules, c), Denied), c in never))
+
+    def prepare_inputs(self, inputs: list[Any], permit: Permit, where: str) -> tuple[list[Any], list[Any] | None]:
+        """Ask for consent, and return the inputs to send, and what puts masked data back into each answer; None without a mask.
+
+        Redaction gets copies of the inputs; without redaction or mask the inputs are returned themselves, not copied. May block,
+        as it calls functions of the application.
+
+        Raises:
+            Held: consent was not given, or a function failed: nothing is sent.
+        """
+        if self.consent is not None:
+            try:
+                consented = call_contained(self.consent, where, permit.data_class)
+            except Exception as e:
+                raise Held(f"the consent callback failed ({class_name(e)}), so nothing was sent", code="consent") from e
+            if consented is not True:
+                raise Held("consent was not given", code="consent")
+        if self.redact is None:
+            return inputs, None
+        try:
+            if self.mask is not None:
+                masked = [call_contained(self.mask.mask, x) for x in inputs]
+                return [x for x, _ in masked], [data for _, data in masked]
+            # redaction may work in place
+            return [call_contained(self.redact, call_contained(copy_input, x), permit.data_class) for x in inputs], None
+        except Exception as e:
+            raise Held(f"the redaction failed ({class_name(e)}), so nothing was sent", code="redaction") from e

@@ -1,0 +1,160 @@
+"""Estimator of scikit-learn's kind as a function of one row to class probabilities; a row that does not fit raises BadInput."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from math import isfinite
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from edgeroute.core.error_codes import class_name
+from edgeroute.errors import BadInput, RuntimeMissing, Unfit, nearest
+from edgeroute.system.late_imports_and_plugins import attribute
+
+
+class Estimator:
+    """Function of one row that returns class -> probability, by the `predict_proba` of a fitted estimator."""
+
+    def __init__(self, estimator: Any) -> None:
+        self._estimator = estimator
+
+    @property
+    def columns(self) -> list[str] | None:
+        """Names of the columns of the fit; None: it was fitted on rows without names."""
+        names = getattr(self._estimator, "feature_names_in_", None)
+        return None if names is None or names[0] == "Column_0" else [*map(str, names)]  # LightGBM's, of an array
+
+    def __call__(self, x: Any) -> dict[Any, float]:
+        """Return the probabilities for one row; raise as `many`."""
+        return self.many([x])[0]
+
+    def many(self, rows: Sequence[Any], start: int | None = None) -> list[dict[Any, float]]:
+        """Return the probabilities for each row, by one call; after an error by halves, to name the row at fault.
+
+        start: number of the first row in its batch, for the error; None: the rows are no part of one.
+
+        Raises:
+            BadInput: a row does not fit; the message names columns, and no values.
+            Unfit: a row has a category that was not fitted.
+        """
+        columns, size = self.columns, getattr(self._estimator, "n_features_in_", None)
+        try:
+            if columns is None and size is None:  # texts or mappings, as a pipeline with a vectorizer takes them
+                return [self._read(np.asarray([x]))[0] for x in rows]
+            return self._read(np.asarray(rows) if columns is None else self._with_categories(_table(rows, columns)))
+        except Exception as e:
+            if len(rows) == 1:
+                name = f"{'' if start is None else f'input {start} of the batch: '}{class_name(self._estimator)}"
+                why = str(e) if isinstance(e, BadInput) else self._misfit(rows[0], columns, size, str(e))
+                if "unknown categor" in str(e):
+                    raise Unfit(f"{name}: a value of the input was not fitted") from None
+                if why and (columns is None or not isinstance(e, AttributeError)):  # which an unfitted estimator raises, too
+                    raise BadInput(f"{name}: {why}") from None
+                raise
+        half, start = len(rows) // 2, start or 0  # finds the row, or reads rows that differ in their columns
+        return self.many(rows[:half], start) + self.many(rows[half:], start + half)
+
+    def _read(self, given: Any) -> list[dict[Any, float]]:
+        """Return class -> probability for each row of a table."""
+        table = np.asarray(self._estimator.predict_proba(given))
+        classes = np.asarray(getattr(self._estimator, "classes_", range(table.shape[1]))).tolist()
+        return [dict(zip(classes, map(float, row), strict=True)) for row in table]
+
+    def _with_categories(self, table: Any) -> Any:
+        """Return a DataFrame whose texts are categories, if LightGBM or XGBoost was fitted on those of pandas; others unchanged.
+
+        Raises ValueError for an unknown category, which both would read as a missing value, and for text where numbers were
+        fitted.
+        """
+        texts = [name for name in getattr(table, "columns", ()) if table[name].dtype.kind not in "biuf"]
+        booster: Any = getattr(self._estimator, "get_booster", lambda: getattr(self._estimator, "booster_", None))()
+        if not texts or not (hasattr(booster, "pandas_categorical") or hasattr(booster, "get_categories")):
+            return table
+        known = getattr(booster, "pandas_categorical", None)  # of LightGBM, in the order of the columns
+        if known is None:
+            by_name = dict(booster.get_categories(export_to_arrow=True).to_arrow())
+            known = [by_name[name] for name in texts if by_name[name] is not None]
+        if len(known) != len(texts):
+            raise ValueError("text where numbers were fitted")
+        for name, values in zip(texts, known, strict=True):
+            if not table[name].isin([*map(str, values)]).all():
+                raise ValueError("unknown category")
+        return table.astype(dict.fromkeys(texts, "category"))
+
+    def _misfit(self, x: Any, columns: list[str] | None, size: int | None, error: str) -> str:
+        """Return why a row that the estimator refused with this error does not fit; empty if the row looks right."""
+        if columns is not None:
+            row = _by_name(x, columns)
+            missing = [name for name in columns if name not in row]
+            if missing and "could not convert" not in error:  # else it uses none of them
+                missing = [name for name in missing if repr(name) in error] or missing  # a ColumnTransformer names those it uses
+                near = [(key, nearest(key, missing)) for key in row if key not in columns]
+                hints = [f"; {key!r}: {hint}" for key, hint in near if hint.startswith("did")]
+                return f"the input lacks {', '.join(map(repr, missing))}, of the columns that were fitted{''.join(hints)}"
+            texts = [repr(name) for name in columns if name in row and not _is_finite(row[name])]
+            return f"cannot read {', '.join(texts)}: text or NaN where numbers were fitted, or another text" if texts else ""
+        if size is not None:
+            fits = _shape(x) == (size,)
+            right = fits and all(map(_is_finite, np.asarray(x).tolist()))
+            return "" if right else f"expected {size} numbers, got {'text, NaN or infinity' if fits else _form(x)}"
+        step = getattr(self._estimator, "best_estimator_", self._estimator)
+        step = getattr(step, "steps", [(0, step)])[0][1]
+        wanted: Any = str | bytes if hasattr(step, "build_analyzer") else Mapping if hasattr(step, "vocabulary_") else object
+        return "" if isinstance(x, wanted) else f"expected a {'mapping' if wanted is Mapping else 'text'}, got {_form(x)}"
+
+
+def _table(rows: Sequence[Any], columns: list[str]) -> Any:
+    """Return a DataFrame of the rows, with those columns that they have, in the order of the fit; without pandas an array.
+
+    A missing column is for the estimator to refuse, which may not use all.
+
+    Raises:
+        BadInput: a row is of another form.
+        ValueError: the rows have no column of the fit, or differ in their columns.
+    """
+    named = [_by_name(x, columns) for x in rows]
+    present = [name for name in columns if name in named[0]]
+    if not present or any((name in x) != (name in named[0]) for x in named[1:] for name in columns):
+        raise ValueError("no columns, or rows that differ in them")
+    cells: Any = [[x[name] for name in present] for x in named]
+    if all(type(x) is np.ndarray for x in rows):
+        cells = np.asarray(rows)  # with its dtype
+    with suppress(RuntimeMissing):
+        return attribute("pandas:DataFrame", "a row by its columns")(cells, columns=present).infer_objects()
+    return np.asarray(cells)
+
+
+def _by_name(x: Any, columns: list[str]) -> Mapping[str, Any]:
+    """Return a row as a mapping: a mapping, a table's row, a named tuple, or values in the order of the fit.
+
+    Raises:
+        BadInput: it is none of these, or has another number of values.
+    """
+    if hasattr(x, "_asdict") or (hasattr(x, "iloc") and x.ndim == 1):  # a row of pandas' itertuples, or of pandas
+        return dict(x._asdict() if hasattr(x, "_asdict") else x.to_dict())
+    if isinstance(x, Mapping) or (isinstance(x, list | tuple | np.ndarray) and _shape(x) == (len(columns),)):
+        return x if isinstance(x, Mapping) else dict(zip(columns, x, strict=True))
+    raise BadInput(f"expected {len(columns)} values, {', '.join(columns)}, by name or in this order; got {_form(x)}")
+
+
+def _is_finite(value: Any) -> bool:
+    """Return True for a number, or bool, that is neither NaN nor infinite."""
+    return isinstance(value, Real | np.bool_) and isfinite(value)
+
+
+def _form(x: Any) -> str:
+    """Return the class of an input, and its shape; for a table the lines that make a row and a batch of it."""
+    if hasattr(x, "iloc") and x.ndim > 1:
+        return f'a table of {len(x)} rows: df.iloc[0] is one input, and df.to_dict("records") is a batch'
+    return f"a {class_name(x)}{f' {[*shape]}' if (shape := _shape(x)) else ''}"
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    """Return the shape of an array or list; empty for anything else."""
+    try:
+        return np.shape(x)
+    except (TypeError, ValueError):  # ragged
+        return ()
