@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     **dict.fromkeys(("CannedServer", "chat_events", "http_reply", "sse_reply"), "canned_server"),
     **dict.fromkeys(("ContractBroken", "edge_contract"), "edge_contract"), "endpoint_contract": "endpoint_contract",
-    **dict.fromkeys(("Answers", "FakeCloud", "FakeModel"), "fakes"), "Relay": "faulty_relay",
+    **dict.fromkeys(("Answers", "FakeCloud", "FakeModel"), "scripted_models_and_clouds"), "Relay": "faulty_relay",
 }  # fmt: skip
 
 __all__ = [
