@@ -377,6 +377,15 @@ def test_too_few_audits_and_other_models_are_refused(home):
     assert "the store has audits of edge:" in result["error"]
 
 
+def test_one_device_proves_nothing_for_a_fleet_unless_it_is_trusted(home):
+    store = Store(home / "store", model=f"edge:{(home / 'key').read_text()}", devices=1)
+    for day in range(20):
+        store.add(day)
+    code, result = calibrated(home, "--max-loss", "5%")
+    assert (code, "of 1 device, may" in result["error"]) == (1, True)
+    assert calibrated(home, "--max-loss", "9%", "--liars", "0%")[0] == 0
+
+
 def test_a_device_that_reports_a_rate_near_zero_does_not_take_the_weight_of_the_others(home):
     store = audited(home)
     _, before = calibrated(home, "--max-loss", "5%")

@@ -162,13 +162,15 @@ def calibrate(
     Writes the certificate, notes the look in the store, and prints guarantee, weight of possible liars and worst devices.
 
     Raises:
-        BadInput: the store has no audits of the policy's models; or no threshold holds, and it was to be published.
+        BadInput: the store has no audits of the policy's models, or so few devices that all could be liars; or no threshold
+            holds, and it was to be published.
         NotEnough: there are too few audits.
         typer.BadParameter: only some of the options of the catalog are given.
     """
     from edgeroute.core.routing_policy import INF
     from edgeroute.tools.fleet.fleet_alarms import FleetAlarms
     from edgeroute.tools.fleet.fleet_audit_counts import threshold_index
+    from edgeroute.tools.measure.report.numbers_in_words import count_text
 
     given = (catalog, name, version, keys)
     if any(given) and not all(given):
@@ -180,7 +182,11 @@ def calibrate(
         with plain_router(policy) as router:
             calls = _edge(router, tests, model)
             audits = tests.audits(_key(calls), only_policy or "")
-            part = audits.liars_weight(_few(liars))
+            if (part := audits.liars_weight(_few(liars))) == 1:
+                raise BadInput(
+                    f"all the audits, of {count_text(audits.devices, 'device')}, may be those of devices that report anything "
+                    "(--liars): collect from more devices, or trust all, by --liars 0%"
+                )
             certificate = certify_audits(
                 store / "alarm", audits.counts(), calls, value * (1 - part), 1 - risk, remember=True
             )._replace(value=value)
