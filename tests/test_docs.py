@@ -297,6 +297,22 @@ def test_the_page_of_installing_has_each_extra():
     assert {name for row in rows for name in re.findall(r"[\w-]+", row)} == {*extras}
 
 
+def test_the_page_of_installing_says_what_all_leaves_out():
+    """The extras with a package that `all` does not bring, with the extras that its own have."""
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def packages(extra):
+        named = [re.fullmatch(r"edgeroute\[(.*)\].*", line) or line for line in extras[extra]]
+        own = {re.match(r"[\w-]+", line)[0] for line in named if isinstance(line, str)}
+        return own.union(*(packages(name) for line in named if not isinstance(line, str) for name in line[1].split(",")))
+
+    (said,) = re.findall(
+        r"^\* `all`: all of these but (.*?);", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert {*re.findall(r"`([\w-]+)`", said)} == {extra for extra in extras if not packages(extra) <= packages("all")}
+
+
 @pytest.mark.skipif(not (ROOT / "edgeroute").is_dir(), reason="pages of a clone link to its files")
 def test_links_lead_somewhere():
     """Each relative link of a page is a file of the project."""
