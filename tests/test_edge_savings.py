@@ -128,7 +128,7 @@ def test_the_command(here, tmp_path):
         "next:",
         " write into the policy:",
         " threshold = N",
-        " then run `edgeroute check`; with `audit = N` the router goes on comparing a share of the answers",
+        " then run `edgeroute check`; with `audit.share = N` the router goes on comparing a share of the answers",
         " for a certificate --certificate FILE: it is bound to an edge and a cloud: pass a policy with one [cloud] as --edge",
         " results, without texts, are in log.jsonl.edge-NAME.jsonl; the same command goes on from them",
     ]
@@ -628,7 +628,9 @@ def test_a_certificate(tiny, tmp_path, monkeypatch):
     )
     code, out, err = run(*options)
     assert (code, err, 'threshold = "certificate.json"' in out) == (0, "", True)
-    with Router.from_policy("p.toml") as router:
+    (advised,) = re.findall(r"with `(audit.*?)` the router", out)
+    Path("advised.toml").write_text(f"{advised}\n{Path('p.toml').read_text()}")
+    with Router.from_policy("advised.toml") as router:
         assert "certified, loss <= 20 %" in str(router.check(timeout=LONG))
     Path("certificate.json").unlink()
     wrote(tmp_path / "log.jsonl", [{"messages": asked(i), "response": completion("other", "x")} for i in range(20)])

@@ -601,7 +601,7 @@ def _next(result: EdgeSaving) -> Iterator[str]:
     if result.policy:
         yield "  write into the policy:"
         yield from (f"      {line}" for line in result.policy)
-        yield "  then run `edgeroute check`; with `audit = 0.01` the router goes on comparing a share of the answers"
+        yield "  then run `edgeroute check`; with `audit.share = 0.01` the router goes on comparing a share of the answers"
         if "certificate" not in result.policy[0]:
             yield f"  for a certificate --certificate FILE{f': {result.unbound}' if result.unbound else ''}"
     elif result.missing and result.requests >= result.n + result.missing:
