@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from both import Tasks, Threads
 
-from edgeroute import Audit, BadInput, Function, PlainJson, Router
+from edgeroute import Audit, BadInput, CallableModel, Function, PlainJson, Router
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.confidence.output_forms_and_labels import Labels, label_form, labels_by_form, same
 from edgeroute.tools.cli.graded_prompts import read_prompts
@@ -311,3 +311,32 @@ def test_prompts_with_labels(tmp_path):
     (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     found = read_prompts([tmp_path / "asked.jsonl"], 1)
     assert sum(line.grades["cloud"] for line in found) == sum(CLOUD == Y)
+
+
+LISTS = {
+    "boxes": lambda which, sure: np.array([[0, 0, 9, 9, 0.5 + sure / 2, which]], np.float32),
+    "multilabel": lambda which, sure: np.where(np.arange(3) == which, 0.5 + sure / 2, 0.1),
+    "ctc": lambda which, sure: np.eye(4)[[0, which + 1]] * sure + (1 - sure) / 4,
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_answers_that_are_made_of_labels_are_none_of_them(kind):
+    """Boxes, several labels and texts of letters are compared as wholes; the labels of the edge are no list of its answers."""
+    small = CallableModel(lambda i: LISTS[kind](EDGE[i], SURE[i]), kind=kind, labels=["a", "b", "c"], version="1")
+    large = Function(lambda i: LISTS[kind](CLOUD[i], 0.9), kind=kind, version="1")
+    with Router(small, large, threshold=0.5) as router:
+        values = [router.infer(i, mode="only_cloud").value for i in range(N)]
+        assert router.calibrate(X, max_defer=0.3).certificate.deferral_rate <= 0.3
+        assert router.evaluate(X, values).accuracy["cloud"].value == 1
+        made = router.calibrate(X, values, max_loss=0.4)
+        assert made.certificate.deferral_rate < 1 or kind == "boxes"  # whose scores differ, too
+        asked = router.calibrate(X, label=lambda i: values[i], max_loss=0.4)
+        assert asked.certificate.threshold == made.certificate.threshold
+
+
+def test_a_text_answers_where_the_edge_spells_it():
+    """Labels of an edge of the kind ctc are letters: a cloud that reads a word whole is not held to them."""
+    small = CallableModel(lambda i: LISTS["ctc"](EDGE[i], 0.5), kind="ctc", labels=["a", "b", "c"])
+    with Router(small, lambda i: "cab", threshold=0.9) as router:
+        assert (answer := router.infer(0)).value == "cab", answer.reason

@@ -421,6 +421,7 @@ class _Draft:
     def __init__(self, arguments: PolicyArguments, known: Mapping[tuple[Any, ...], Backend], arm: str) -> None:
         self._arguments, self._known, self._arm = arguments, known, arm
         self._labels: tuple[str, ...] | None = None
+        self._spell = False  # True: these labels are the letters of an edge of the kind ctc, whose answers are texts of them
         self.targets: list[routing.Target] = []
         self.backends: list[Backend] = []
         self.specs: list[tuple[Any, ...]] = []
@@ -478,7 +479,8 @@ class _Draft:
                 raise PolicyError(f"the edge {model.name!r} is async, and in shadow it runs in a thread: make it a plain def")
             read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
             self._add(("edge", name, given, score, read), target, runner)
-            self._labels = member(model, "labels") or self._labels
+            labels = member(model, "labels")
+            self._labels, self._spell = (labels, member(model, "kind") == "ctc") if labels else (self._labels, self._spell)
         return bool(own_thresholds)
 
     def add_clouds(self, clouds: list[Any], tried: list[Any], guard: Guards) -> None:
@@ -486,9 +488,10 @@ class _Draft:
 
         Raises PolicyError for no valid cloud, or an async one in a `Router`.
         """
-        score, labels = self._arguments.score, self._labels
+        score = self._arguments.score
         for i, given in enumerate([*clouds, *tried]):
             endpoint, on_trial = checked_cloud(given), i >= len(clouds)
+            labels = None if self._spell and member(endpoint, "kind") != "ctc" else self._labels
             own_name = getattr(endpoint, "name", "cloud")
             if on_trial and own_name == "cloud":
                 own_name = "cloud-trial"

@@ -33,7 +33,7 @@ from edgeroute.tools.measure.calibration import checked_target
 from edgeroute.tools.measure.certificate_of_several_edges import certify_together, joined
 from edgeroute.tools.measure.certification_and_verdicts import Fit, certify
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, collect, score_name
-from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
+from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names, answer_names
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, LabelsOnDemand
 from edgeroute.tools.measure.report.progress_bar import Progress, show_progress
 from edgeroute.tools.measure.report.report_pages_and_results import UNHASHED, CalibrationResult, EvaluationResult
@@ -307,7 +307,7 @@ def calibration(
     if label is not None:
         if UNIDENTIFIED in calls.fingerprints()["edge"]:
             log.warning("the certificate will not hold, since %s", UNVERSIONED)
-        label.begin(examples, inputs, calls.runner.reader.labels)
+        label.begin(examples, inputs, answer_names(calls.runner.reader, examples.edge))
     result: CalibrationResult = yield Block(
         partial(certify_examples, calls, examples, want, notes, policy=policy, labels=label), INF
     )

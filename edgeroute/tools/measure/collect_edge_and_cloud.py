@@ -32,7 +32,7 @@ from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, f
 from edgeroute.router.request import Request
 from edgeroute.router.request_plans import checked_plan
 from edgeroute.router.steps_and_stages import Block, Pause, Steps, walk_stage
-from edgeroute.tools.measure.evaluation import Examples, label_matcher
+from edgeroute.tools.measure.evaluation import Examples, answer_names, label_matcher
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def collect(
     if not len(inputs):
         raise BadInput("there are no inputs")
     readers = [calls.backend(number).reader for number in calls.numbers]
-    rights = [None if labels is None else label_values(labels, reader.labels, len(inputs)) for reader in readers]
+    rights = [None if labels is None else label_values(labels, answer_names(reader), len(inputs)) for reader in readers]
     classes: list[str | None] = []
     if ask_cloud:
         classes = yield Block(partial(calls.classes, inputs, data_class), INF)
@@ -309,7 +309,8 @@ def collect(
         runs[i] = yield from _run_each(calls, i, x)
         for reply, reader, right in zip(runs[i], readers, rights, strict=True):
             if len(runs) == 1 and right is not None:
-                check_possible("edge", [reply.prediction.value], reader.labels or right, [], labelled=True)
+                ran = [reply.prediction.value]
+                check_possible("edge", ran, answer_names(reader, ran) or right, [], labelled=True)
         advance(1)
     if not runs:
         raise BadInput(
@@ -322,7 +323,7 @@ def collect(
         all_known = list[Sequence[Any]]()
         for replies, reader, right in zip(zip(*runs.values(), strict=True), readers, rights, strict=True):
             ran = [reply.prediction.value for reply in replies]
-            all_known.append(reader.labels or right or ran)
+            all_known.append(answer_names(reader, ran) or right or ran)
             check_possible("edge", ran, all_known[-1], [], labelled=right is not None)
         for start in range(0, len(reached), size):
             yield from cloud.ask(reached[start : start + size])
@@ -363,7 +364,8 @@ def _examples(
     Raises BadInput if no answer of a side can be a label.
     """
     values = None if cloud is None else [prediction.value for prediction in cloud]
-    edge_values, cloud_values, labels, notes = _matched([prediction.value for prediction in edge], values, labels, reader.labels)
+    ran = [prediction.value for prediction in edge]
+    edge_values, cloud_values, labels, notes = _matched(ran, values, labels, answer_names(reader, ran))
     logits = _as_logits(reader, outputs)
     return Examples(_scores(edge), edge_values, cloud_values, labels, logits, notes=notes, **measured)
 
@@ -391,7 +393,7 @@ def recorded_examples(
         )
         if len(cloud_answers) != n:
             raise BadInput(f"there are {n} edge_logits and {len(cloud_answers)} cloud_logits")
-    right = None if labels is None else label_values(labels, edge_reader.labels, n)
+    right = None if labels is None else label_values(labels, answer_names(edge_reader), n)
     outputs = np.asarray(edge_outputs, float)
     return _examples(edge_reader, predictions, cloud_answers, right, outputs, groups=None if groups is None else list(groups))
 
@@ -399,7 +401,7 @@ def recorded_examples(
 def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int, first: int = 0) -> list[Any]:
     """Convert n labels to the values a model with these class names returns; a number is a class index.
 
-    Without names they stay as they are, whole floats as int. first: number of the first label, for errors.
+    Without names, and where they are lists, they stay as they are, whole floats as int. first: number of the first label.
 
     Raises BadInput if there are not n labels, or one is not a class, missing or NaN.
     """
@@ -411,7 +413,7 @@ def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int, fir
         number = isinstance(label, int | float | np.number)
         if label is None or (number and isnan(label)):
             raise BadInput(f"label {i} is {label!r}: give each input a label, or none")
-        if names is None:
+        if names is None or isinstance(label, list):
             values.append(int(label) if isinstance(label, float | np.number) and _is_whole(label) else label)
         elif isinstance(label, str | bytes):
             if known.same(label) not in names:

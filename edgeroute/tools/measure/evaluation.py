@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeroute.confidence.binomial_tests import RISK, Floats, Ints, upper_bound
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.output_forms_and_labels import label_form, labels_by_form
+from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.routing_policy import Terms
 from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
 from edgeroute.tools.measure.independence_and_overlap import overlap
@@ -69,6 +70,12 @@ def is_right(answer: Any, label: Any) -> bool:
         return bool(answer == label)
     shapes = {getattr(value, "shape", None) for value in (answer, label)} - {None}
     return len(shapes) < 2 and bool(np.all(answer == label))  # noqa: PLR2004 - two shapes
+
+
+def answer_names(reader: Reader, answers: Sequence[Any] = ()) -> Sequence[Any] | None:
+    """Return the names of the classes where each answer is one; None: there are none, or answers are lists or texts of them."""
+    made_of_them = reader.kind in {"boxes", "multilabel", "ctc"} or any(isinstance(answer, list) for answer in answers)
+    return None if made_of_them else reader.labels
 
 
 def label_matcher(names: Sequence[Any] | None, answers: Iterable[Any]) -> Callable[[Any], Any]:
