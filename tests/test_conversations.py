@@ -720,6 +720,28 @@ def test_a_conversation_in_itself_ends():
     assert read_conversation([{"role": "user", "content": deep}]).unknown
 
 
+@pytest.mark.parametrize(
+    ("content", "unknown"),
+    [
+        ("a" * 64 + "\n" * 200_000 + "!", False),
+        ("data:" * 50_000, False),
+        ("a." * 4_000_000, True),
+        ("data:,a " * 500_000, True),
+        ([text("word " * 20_000)] * 3, True),
+    ],
+    ids=["line breaks", "beginnings of data", "sentences", "data", "parts"],
+)
+def test_a_long_text_is_read_soon(made, content, unknown):
+    """In linear time, and of too long ones only a part: the gateway reads them on its event loop."""
+    began = time.thread_time()
+    conversation = read_conversation([user(SECRET), user(content)])
+    assert time.thread_time() - began < 5.0
+    assert conversation.unknown is unknown
+    router = made()
+    router.infer([user(SECRET)], data_class="medical")
+    assert router.infer([user(SECRET), user(content)]).source == "edge"
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_with_a_key_binds_within_it(call):
     """Of the client or the conversation; one without a key binds all."""

@@ -37,6 +37,7 @@ LONGEST_RUN: Final = 64
 MOST_COMPARED: Final = 4_000  # maximum segments of a conversation to compare; of a longer one the form counts as unknown
 MOST_BOUND: Final = 64  # maximum digests that one call stores, beside that of the whole conversation
 MOST_LEAVES: Final = 20_000  # maximum values in an input to read; the form of a larger one counts as unknown
+MOST_LETTERS: Final = 1 << 18  # maximum characters of the texts in an input to read; the form of a larger one counts as unknown
 DEEPEST: Final = 16
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})  # roles of messages with which many conversations begin
 ANSWER_ROLES: Final = frozenset({"assistant", "ai", "model", "bot", "gpt"})
@@ -50,8 +51,8 @@ _FORM_KEYS: Final = frozenset(
 _MESSAGE_NAMES: Final = ("role", "type", "content", "parts", "text", "tool_calls", "function_call", *REQUEST_KEYS)
 _BORDERS: Final = re.compile(r"""[\n\r.,!?;:"()<>\u201c\u201d\u201e\u00ab\u00bb\u3001\u3002\u060c\u2013\u2014|]+| - """)
 _FORM: Final = re.compile(r"[\W_]+")
-_DATA_URL: Final = re.compile(r"data:([^,\s]{0,200}),\s*([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*\s*")
+_DATA_URL: Final = re.compile(r"data:([^,:\s]{0,200}),\s*([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
 _OF_ANSWER: Final = b"answer"  # end of a short answer's digest: other messages alone are compared with it
 _PLAIN: Final = (int, float, complex, PurePath, UUID, date, Decimal)
@@ -171,7 +172,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.unknown = False
-        self._left = MOST_LEAVES
+        self._left, self._letters = MOST_LEAVES, MOST_LETTERS
 
     def messages(self, x: Any, depth: int) -> list[Message]:
         """Return the messages of a conversation, of any form; sets `unknown` where it is too deep.
@@ -230,14 +231,14 @@ class _Reader:
         elif isinstance(value, Enum):
             self._read(value.value, message, key, depth + 1)
         elif key in _ARGUMENT_KEYS and isinstance(value, str | Mapping):
-            message.beside.append(_segments(_flattened(value)))
+            message.beside.append(self._segments(_flattened(value)))
             message.calls.append(b"".join(message.beside[-1]))
         elif isinstance(value, str):
-            _read_text(str(value), message, key)
+            self._read_text(str(value), message, key)
         elif isinstance(value, bytes | bytearray | memoryview):
             message.media.append(_digest(b"media", bytes(value)))
             with suppress(UnicodeDecodeError):
-                message.texts.append(_segments(bytes(value).decode()))
+                message.texts.append(self._segments(bytes(value).decode()))
         elif isinstance(value, _PLAIN):
             message.beside.append(_segments(f"{key} {value}"))
         elif callable(getattr(value, "tobytes", None)) or callable(getattr(value, "numpy", None)):
@@ -251,6 +252,34 @@ class _Reader:
                 self._read(part, message, key, depth + 1)
         else:
             self.unknown = True
+
+    def _read_text(self, text: str, message: Message, key: str) -> None:
+        """Add a text under a key to a message: data URLs and Base64 as bytes, addresses of pictures as such.
+
+        Of too many data URLs it sets `unknown`, and adds no text.
+        """
+        for url in islice(_DATA_URL.finditer(text), self._left):
+            data = _decoded(url[2]) if "base64" in url[1].lower() else unquote_to_bytes(url[2])
+            message.media.append(_digest(b"media", data))
+            self._left -= 1
+        if not self._left:
+            self.unknown = True
+            return
+        text = _DATA_URL.sub("\n", text).strip()
+        if _BASE64.fullmatch(text):
+            message.media.append(_digest(b"media", _decoded(text)))
+        elif key in _TEXT_KEYS:
+            message.texts.append(self._segments(text))
+        elif text.lower().startswith(("http://", "https://", "file:")):
+            message.media.append(_digest(b"media", text.encode("utf-8", "surrogatepass")))
+        else:
+            message.beside.append(self._segments(text))
+
+    def _segments(self, text: str) -> list[bytes]:
+        """Return the contents of a text's sentences and lines; [], and set `unknown`, beyond `MOST_LETTERS` characters in all."""
+        self._letters -= len(text)
+        self.unknown = self.unknown or self._letters < 0
+        return _segments(text) if self._letters >= 0 else []
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:
@@ -266,21 +295,6 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
     names |= {name: getattr(value, name, None) for name in slots} | {**getattr(value, "__dict__", {})}
     return {name: part for name, part in names.items() if not name.startswith("_") and not callable(part)} or None
-
-
-def _read_text(text: str, message: Message, key: str) -> None:
-    """Add a text under a key to a message: data URLs and Base64 as bytes, addresses of pictures as such."""
-    for kind, data in _DATA_URL.findall(text):
-        message.media.append(_digest(b"media", _decoded(data) if "base64" in kind.lower() else unquote_to_bytes(data)))
-    text = _DATA_URL.sub("\n", text).strip()
-    if _BASE64.fullmatch(text):
-        message.media.append(_digest(b"media", _decoded(text)))
-    elif key in _TEXT_KEYS:
-        message.texts.append(_segments(text))
-    elif text.lower().startswith(("http://", "https://", "file:")):
-        message.media.append(_digest(b"media", text.encode("utf-8", "surrogatepass")))
-    else:
-        message.beside.append(_segments(text))
 
 
 def _decoded(data: str) -> bytes:
