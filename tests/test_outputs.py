@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgeroute import BadReply, CallableModel, Function, ModelError, PlainJson, PolicyError, Prediction, Router
 from edgeroute.cloud.function_backend_and_replies import ReplyReader
 from edgeroute.confidence import KINDS, Reader
+from edgeroute.confidence.scores import Unscored
 from edgeroute.testing import CannedServer, http_reply
 
 pytestmark = pytest.mark.pure
@@ -152,9 +153,12 @@ def test_a_prediction_has_its_own_outputs():
 
 
 def test_integers_are_scores_only_by_their_kind():
-    """As quantised models give them."""
+    """As quantised models give them: those of 8 bits tell no scale, so that they give the class and no confidence."""
     for row in (np.array([1, 9, 2], np.uint8), np.array([-100, 20, 3], np.int8)):
-        assert Reader(kind="logits", labels=["a", "b", "c"]).read_answer(row).value == "b"
+        read = Reader(kind="logits", labels=["a", "b", "c"]).read_answer(row)
+        assert (read.value, type(read.confidence)) == ("b", Unscored)
+        assert "let its graph end in DequantizeLinear" in read.confidence.why
+        assert Reader(kind="logits", labels=["a", "b", "c"]).read_answer(row.astype(np.int32)).confidence > 0.9
         with pytest.raises(ModelError, match='write kind = "logits"'):
             Reader(labels=["a", "b", "c"]).read_answer(row)
 

@@ -238,6 +238,31 @@ def test_boxes_over_a_server(make, tmp_path):
                     assert (answer.value, answer.confidence) == (own.value, own.confidence)
 
 
+@pytest.mark.parametrize("order", [("boxes", "scores", "classes"), ("scores", "classes", "boxes")])
+@pytest.mark.parametrize("labels", [None, ["a", "b"]])
+def test_boxes_over_a_server_that_names_no_kind(make, tmp_path, order, labels):
+    """By the names of its outputs, as on the device and as `inspect` reads them, not the first output alone."""
+    value, shapes = helper.make_tensor_value_info, {"boxes": [1, 3, 4], "scores": [1, 3], "classes": [1, 3]}
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], keepdims=0), helper.make_node("Mul", ["m", "zero"], ["z"])]
+    nodes += [helper.make_node("Add", [f"c_{name}", "z"], [name]) for name in order]
+    constants = [("zero", np.float32(0)), ("c_boxes", np.array([[[0, 0, 9, 9]] * 3], np.float32))]
+    constants += [("c_scores", np.array([[0.9, 0.2, 0.7]], np.float32)), ("c_classes", np.array([[1, 0, 0]], np.float32))]
+    outputs = [value(name, TensorProto.FLOAT, shapes[name]) for name in order]
+    path = tiny.save(tmp_path / "m.onnx", nodes, [value("x", TensorProto.FLOAT, [1, 4])], outputs, constants)
+    with Router(OnnxModel(path, labels=labels), threshold=0) as router:
+        own = router.infer(X)
+    assert [box["label"] for box in own.value] == ([1, 0] if labels is None else ["b", "a"])
+    with running(app([OnnxModel(path, labels=labels)])) as client:
+        url = f"{client.base_url}/v2/models/m"
+        assert says(url) == "boxes"
+        with make(None, OpenInference(url), mode="only_cloud") as router:
+            answer = router.infer(X)
+            assert (answer.value, answer.confidence) == (own.value, own.confidence)
+        one = OpenInference(url, output="scores", kind="multilabel", labels=["x", "y", "z"])
+        with make(None, one, mode="only_cloud") as router:
+            assert router.infer(X).confidence == pytest.approx(0.7)
+
+
 def test_a_kind_that_is_given_counts(tmp_path):
     """In the card, in Python, and "logits" as well, of which `check` says that they are none."""
     path = ending(tmp_path / "m.onnx", "Softmax")
@@ -836,5 +861,111 @@ def test_what_takes_another_step_is_refused():
             Reader(kind="boxes").read_answer({"boxes": offsets, "scores": scores})
     corners = np.sort(np.abs(offsets[0]).reshape(-1, 2, 2), 1).reshape(-1, 4)
     assert Reader(kind="boxes").read_answer({"boxes": corners, "scores": np.full(1917, 0.1)}).value == []
-    with pytest.raises(ModelError, match=r"quantised numbers of an unknown scale, .*: let its graph end in DequantizeLinear"):
+    with pytest.raises(ModelError, match="quantised numbers of an unknown scale: let its graph end in DequantizeLinear"):
         Reader(kind="ctc", name="ocr").read_answer(np.zeros((7, 5), np.uint8))
+
+
+@pytest.mark.parametrize("softmax_in_file", [True, False])
+@pytest.mark.parametrize("classes", [5, 97, 1000])
+def test_a_quantised_sequence(make, tmp_path, classes, softmax_in_file):
+    """In int8, by the file's own scale: the sums of rounded probabilities are not 1, and the confidence is as before."""
+    pytest.importorskip("ai_edge_litert")
+    from tflite_models import steps
+
+    from edgeroute import LiteRTModel
+
+    rng = np.random.default_rng(classes)
+    z = rng.normal(size=(12, classes)).astype(np.float32)
+    z[np.arange(12), rng.integers(0, classes, 12)] += 9
+    float_read = Reader(kind="ctc").read_answer(z)
+    path = steps(tmp_path / "m.tflite", z.shape, softmax=softmax_in_file)
+    with make(LiteRTModel(path, kind="ctc"), threshold=0) as router:
+        answer = router.infer(z)
+        assert router.evaluate([z], [float_read.value]).accuracy["edge"].found == 1
+    assert (answer.value, answer.confidence) == (float_read.value, pytest.approx(float_read.confidence, abs=0.02))
+    checked(LiteRTModel(path, kind="ctc"))
+    with Router(path, lambda x: "cloud", threshold=0.5) as router:
+        assert 'kind = "ctc" in its card if its output has a number for each step and class' in str(router.check())
+
+
+@pytest.mark.parametrize(("operators", "size"), [([], 4), (["Softmax"], 4), ([], 70)])
+def test_quantised_numbers_without_a_scale(make, tmp_path, operators, size):
+    """Give no confidence, `check` says what to write, and with that line the model is read rightly."""
+    value = helper.make_tensor_value_info
+    nodes = [*(helper.make_node(op, ["x"], ["p"]) for op in operators)]
+    nodes += [helper.make_node("QuantizeLinear", ["p" if operators else "x", "scale", "zero"], ["y"])]
+    scale, zero = (np.float32(1 / 256), np.array(-128, np.int8)) if operators else (np.float32(0.05), np.array(3, np.int8))
+    given, made = [value("x", TensorProto.FLOAT, ["n", size])], [value("y", TensorProto.INT8, ["n", size])]
+    path = tiny.save(tmp_path / "m.onnx", nodes, given, made, [("scale", scale), ("zero", zero)])
+    kind, x = "probabilities" if operators else "logits", np.resize(X, size)
+    assert "let its graph end in DequantizeLinear" in checked(OnnxModel(path, kind=kind), ok=False)
+    assert operators or "DequantizeLinear" in cli("inspect", path)[1]
+    with make(OnnxModel(path, kind=kind), lambda _: "cloud", threshold=0) as router:
+        assert router.infer(x).source == "cloud"
+    model = OnnxModel(path)
+    with make(CallableModel(lambda x: (model.run([x]) - float(zero)) * scale, kind=kind), threshold=0) as router:
+        answer = router.infer(x)
+    assert (answer.value, answer.confidence) == (softmax(x).argmax(), pytest.approx(softmax(x).max(), abs=0.01))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1)])
+def test_the_operator_that_decodes_a_detectors_boxes(make, tmp_path, order):
+    """Names its outputs, whatever the file calls them, and in any order; a client of the served model reads the same."""
+    pytest.importorskip("ai_edge_litert")
+    from tflite_models import detector
+
+    from edgeroute import LiteRTModel
+
+    scores = np.full((20, 4), 0.05)
+    scores[3, 2], scores[15, 1], scores[9, 3] = 0.9, 0.6, 0.4
+    path, labels = detector(tmp_path / "m.tflite", scores, order=order), ["a", "b", "c"]
+    assert says(path) == "boxes"
+    checked(path)
+    with make(LiteRTModel(path, labels=labels), threshold=0) as router:
+        for own in (router.infer(X), *router.infer_many([X] * 2)):
+            assert [box["label"] for box in own.value] == ["b", "a"]
+            assert [box["score"] for box in own.value] == pytest.approx([0.9, 0.6])
+            assert own.value[0]["box"] == pytest.approx([0.22 - 0.01, 0.4, 0.22 + 0.01, 0.6], abs=0.02)
+            assert own.confidence == pytest.approx(0.6)
+    with running(app([LiteRTModel(path, labels=labels)])) as client:
+        cloud = OpenInference(f"{client.base_url}/v2/models/m")
+        with make(None, cloud, mode="only_cloud") as router:
+            assert router.infer(X).value == own.value
+
+
+@pytest.mark.parametrize(("classes", "kind"), [(91, None), (91, "boxes"), (1, None), (1, "boxes")])
+def test_a_detector_without_its_last_step(make, tmp_path, classes, kind):
+    """The anchors are not in the file: `check` and `inspect` say so, and the line that they give works."""
+    pytest.importorskip("ai_edge_litert")
+    from tflite_models import detector
+
+    from edgeroute import LiteRTModel
+
+    path = detector(tmp_path / "m.tflite", np.full((200, classes), 0.3), step=False)
+    line = 'write kind="value", score=lambda out: out["Identity_1"].max(), after a sigmoid'
+    said = (
+        f"200 boxes before anchors and non-maximum suppression, with {classes} scores each: export the model with that last step"
+    )
+    with make(LiteRTModel(path, kind=kind), lambda x: "cloud", threshold=0.5) as router:
+        check = router.check()
+        assert router.infer(X).source == "cloud"
+    assert not check.ok
+    assert f"{said}, or {line}" in str(check)
+    assert said in " ".join(cli("inspect", path)[1].split())
+    by_line = LiteRTModel(path, kind="value", score=lambda out: out["Identity_1"].max())
+    with make(by_line, lambda x: "cloud", threshold=0.2) as router:
+        assert router.check().ok
+        assert router.infer(X).confidence == pytest.approx(0.3)
+
+
+def test_a_softmax_at_each_step_is_no_classifiers(tmp_path):
+    """`inspect` leaves the kind open, and `check` is not ready."""
+    value = helper.make_tensor_value_info
+    path = tiny.save(
+        tmp_path / "m.onnx", [helper.make_node("Softmax", ["x"], ["y"], axis=-1)], [value("x", TensorProto.FLOAT, ["n", 6, 4])],
+        [value("y", TensorProto.FLOAT, ["n", 6, 4])],
+    )  # fmt: skip
+    assert says(path) == "?"
+    with Router(path, lambda x: "cloud", threshold=0.5) as router:
+        assert 'write kind = "ctc" in its card' in str(router.check())
+    checked(OnnxModel(path, kind="ctc"))

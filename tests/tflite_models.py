@@ -9,6 +9,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from flatbuffers import flexbuffers
 
 TYPES = {
     "float32": schema.TensorType.FLOAT32, "int8": schema.TensorType.INT8, "uint8": schema.TensorType.UINT8,
@@ -218,6 +219,49 @@ def custom(path: Path, name: str = "edgetpu-custom-op") -> Path:
     g = Graph()
     x, y = (g.tensor(one, [1, 2]) for one in "xy")
     g.operator(name, [x], [y])
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def detector(path: Path, scores: Any, *, order: Sequence[int] = (0, 1, 2, 3), step: bool = True) -> Path:
+    """x float32 [1, 4] -> the 10 best of boxes at fixed anchors with these scores [n, 1 + classes], the first of no class.
+
+    In this order, by the operator that decodes them, with a signature; without that step two outputs, still to be decoded.
+    """
+    g = Graph()
+    x, axes, zero = g.tensor("x", [1, 4]), g.constant("axes", [1], "int32"), g.constant("zero", [[0.0]])
+    mean, nothing = g.tensor("mean", [1, 1]), g.tensor("nothing", [1, 1])
+    g.operator("MEAN", [x, axes], [mean], options="ReducerOptions", keepDims=True)
+    g.operator("MUL", [mean, zero], [nothing], options="MulOptions")
+    raw = []
+    for name, value in (("boxes", np.zeros((1, len(scores), 4))), ("scores", np.asarray(scores)[None])):
+        raw.append(g.tensor(f"Identity_{len(raw)}", value.shape))
+        g.operator("ADD", [g.constant(name, value), nothing], raw[-1:], options="AddOptions")
+    g.at.inputs, g.at.outputs = [x], raw
+    if step:
+        anchors = [[0.1 + 0.8 * i / len(scores), 0.5, 0.02, 0.2] for i in range(len(scores))]
+        made = [g.tensor(f"Detected:{i}", shape) for i, shape in enumerate(([1, 10, 4], [1, 10], [1, 10], [1]))]
+        g.operator("TFLite_Detection_PostProcess", [*raw, g.constant("anchors", anchors)], made)
+        builder = flexbuffers.Builder()
+        with builder.Map():
+            for key, number in (("max_detections", 10), ("max_classes_per_detection", 1), ("num_classes", len(scores[0]) - 1)):
+                builder.Int(key, number)
+            for key in ("nms_score_threshold", "nms_iou_threshold", "y_scale", "x_scale", "h_scale", "w_scale"):
+                builder.Float(key, 0.0 if key == "nms_score_threshold" else 0.5 if key == "nms_iou_threshold" else 1.0)
+        g.at.operators[-1].customOptions = np.frombuffer(bytes(builder.Finish()), np.uint8)
+        g.at.outputs = [made[i] for i in order]
+        g.signature("serving_default", {"x": x}, {f"output_{i}": at for i, at in enumerate(g.at.outputs)})
+    return g.save(path)
+
+
+def steps(path: Path, shape: Sequence[int], *, softmax: bool) -> Path:
+    """x float32 [1, steps, classes] -> the same or its softmax, in int8."""
+    g = Graph()
+    x, made = g.tensor("x", [1, *shape]), g.tensor("made", [1, *shape])
+    y = g.tensor("y", [1, *shape], "int8", **({"scale": 1 / 256, "zero": -128} if softmax else {"scale": 0.1, "zero": 3}))
+    if softmax:
+        g.operator("SOFTMAX", [x], [made], options="SoftmaxOptions", beta=1.0)
+    g.operator("QUANTIZE", [made if softmax else x], [y], options="QuantizeOptions")
     g.at.inputs, g.at.outputs = [x], [y]
     return g.save(path)
 

@@ -28,6 +28,7 @@ from edgeroute.cloud.oip_tensors import (
     to_bytes,
     wrong_with,
 )
+from edgeroute.confidence.detector_boxes import named_boxes
 from edgeroute.confidence.output_forms_and_labels import label_names
 from edgeroute.confidence.output_reader import KINDS, checked_kind
 from edgeroute.core.walk import new
@@ -142,7 +143,7 @@ class ServedModel(ABC):
         self.labels = label_names(labels) or self.card.labels
         # Labels from the server; None: it has none.
         self.served_labels: tuple[Any, ...] | None = None
-        self.served_kind: str | None = None  # kind of outputs from the server; None: it names none
+        self.served_kind: str | None = None  # kind of outputs from the server, or boxes by their names; None: it tells none
         # Maximum inputs of one call, by the server's configuration; None: it names none.
         self.most_rows: int | None = None
         self.inputs: tuple[TensorSpec, ...] | None = None
@@ -296,6 +297,8 @@ class ServedModel(ABC):
         self.datatypes = {str(t["name"]): str(t["datatype"]) for t in metadata["inputs"]}
         self._described = _hash_metadata(metadata)
         self.served_labels, self.served_kind = labels_in(metadata), kind_in(metadata)
+        if self.served_kind is None and self.output is None and named_boxes(outputs):
+            self.served_kind = "boxes"
         self.inputs, self.outputs, self._changed = inputs, outputs, False
         return metadata.get("platform")
 

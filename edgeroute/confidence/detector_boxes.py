@@ -49,6 +49,12 @@ def _shape_of_boxes(outputs: Mapping[Any, Any]) -> tuple[int, ...]:
     return ()
 
 
+def named_boxes(shapes: Mapping[Any, Sequence[int]]) -> bool:
+    """Return True as `are_boxes` does, of the outputs' shapes alone, with a batch axis or without."""
+    names = _names(shapes)
+    return names is not None and len(shapes[names[0]]) in {2, 3} and shapes[names[0]][-1] == _SIDES
+
+
 def are_detections(row: Any) -> bool:
     """Return True for a list of boxes with their scores, as `read_boxes` returns it; False for an empty list."""
     return isinstance(row, list) and bool(row) and all(isinstance(box, Mapping) and {"score", "box"} <= box.keys() for box in row)
@@ -144,7 +150,8 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
         if names is None and len(row) == 1:
             return _arrays(next(iter(row.values())), labels, wrong)
         if names is None:
-            raise wrong(f"has outputs {', '.join(map(str, row))}: boxes need one named box, one score, and one class or label")
+            listed = f"has outputs {', '.join(map(str, row))}: boxes need one named box, one score, and one class or label"
+            raise wrong(before_anchors(row) or listed)
         boxes, scores = np.asarray(row[names[0]]), np.asarray(row[names[1]]).reshape(-1)
         classes = np.zeros(len(scores)) if names[2] is None else np.asarray(row[names[2]]).reshape(-1)
         boxes = boxes[0] if boxes.ndim == 3 and len(boxes) == 1 else boxes  # noqa: PLR2004 - with its batch axis
@@ -174,13 +181,32 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
     if boxes.size == 0:
         boxes = boxes.reshape(0, _SIDES)
     if boxes.ndim == 2 and boxes.shape[1] == _SIDES and _before_anchors(boxes, scores):  # noqa: PLR2004 - [n, 4]
-        raise wrong(
-            f"gives {len(boxes)} boxes before anchors and non-maximum suppression, with {len(scores) // len(boxes)} scores each: "
-            "export the model with that last step, or read one score of it by score="
-        )
+        raise wrong(before_anchors(row) or _to_decode(len(boxes), len(scores) // len(boxes), "scores"))
     if boxes.ndim != 2 or boxes.shape[1] != _SIDES or not len(boxes) == len(scores) == len(classes):  # noqa: PLR2004
         raise wrong(f"gives {list(boxes.shape)} boxes, {len(scores)} scores and {len(classes)} classes, which do not fit")
     return boxes, scores, classes, more
+
+
+def before_anchors(row: Any) -> str:
+    """Return what is wrong with boxes that anchors have still to decode, by the shapes of all outputs, and what to write.
+
+    Empty unless there are many rows of four sides beside rows of scores, or of sides and points beside one score each.
+    """
+    shapes = {name: np.shape(value) for name, value in row.items()} if isinstance(row, Mapping) else {}
+    tables = [(name, *shape[-2:]) for name, shape in shapes.items() if len(shape) > 1 and set(shape[:-2]) <= {1}]
+    for name, n, sides in tables:
+        for other, rows, scores in tables:
+            if other != name and rows == n >= RAW and (sides == _SIDES or (scores == 1 and sides > _SIDES)):
+                return _to_decode(n, scores, other)
+    return ""
+
+
+def _to_decode(boxes: int, scores: int, name: Any) -> str:
+    """Return the message about boxes before their anchors, with so many scores each in the output of this name."""
+    return (
+        f"gives {boxes} boxes before anchors and non-maximum suppression, with {scores} scores each: export the model with that "
+        f'last step, or write kind="value", score=lambda out: out["{name}"].max(), after a sigmoid if it has none'
+    )
 
 
 def _before_anchors(boxes: Array, scores: Array) -> bool:

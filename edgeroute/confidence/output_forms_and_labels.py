@@ -22,6 +22,11 @@ TINY: Final = -745.0  # logarithm of the smallest float
 SLACK: Final = 1e-6  # tolerance of a confidence outside 0..1, for rounding
 SUM_SLACK: Final = 1e-3  # tolerance of the sum of probabilities
 SURE_SLACK: Final = 1e-4  # tolerance of the sum by which outputs are read as probabilities though nobody says so
+# What is wrong with quantised numbers, and what to write.
+UNSCALED: Final = (
+    "quantised numbers of an unknown scale: let its graph end in DequantizeLinear, or write CallableModel(lambda x: "
+    "(model.run([x]) - 128.0) * 0.1, kind=...), with its own zero point and scale"
+)
 _EMBEDDING: Final = pattern("embed|pooler|pooled|hidden|latent|(?<![a-z])(features?|vectors?)(?![a-z])")
 
 
@@ -85,7 +90,10 @@ def out_of_range(kind: str | None, low: float, high: float, numbers: Any) -> Uns
         high: greatest of the numbers.
         numbers: the numbers; integers may be quantised probabilities, of any scale.
     """
-    if kind in {"probabilities", "multilabel"} and (low < 0 or (high > 1 + SUM_SLACK and as_array(numbers).dtype.kind == "f")):
+    whole = as_array(numbers).dtype.kind != "f"
+    if kind in {"probabilities", "multilabel"} and (low < 0 or (high > 1 + SUM_SLACK and not whole)):
+        if whole:
+            return Unscored(UNSCALED)
         return Unscored(f"outputs of {low:g} to {high:g}, and kind is {kind}, which are from 0 to 1")
     if kind == "logprobs" and high > SUM_SLACK:
         return Unscored(f"outputs of up to {high:g}, and kind is logprobs, which are 0 or less")
@@ -100,12 +108,14 @@ def is_embedding(name: str) -> bool:
 def greedy_path(z: Array, blank: int) -> tuple[list[int], Array]:
     """Return the classes on the best path, without blanks and repetitions, and the logarithms of their probabilities.
 
-    Those of all steps, if there are blanks alone. z: logits, probabilities or their logarithms, [steps, classes].
+    Those of all steps, if there are blanks alone. Probabilities may be rounded to 8 bits, by which small ones vanish.
+    z: logits, probabilities or their logarithms, [steps, classes].
     """
-    if (z >= 0).all() and (abs(z.sum(1) - 1) < SUM_SLACK).all():
-        z = np.log(np.maximum(z, np.finfo(float).tiny))
-    best, top = z.argmax(1), z.max(1)
-    logprobs = -np.log(np.exp(z - top[:, None]).sum(1))
+    best, top, sums = z.argmax(1), z.max(1), z.sum(1)
+    if z.min() >= 0 and z.max() <= 1 + SUM_SLACK and 0.5 < sums.max() <= 1 + max(SUM_SLACK, z.shape[1] / 512):  # noqa: PLR2004
+        logprobs = np.log(np.maximum(top, np.finfo(float).tiny) / np.maximum(sums, 1))
+    else:
+        logprobs = -np.log(np.exp(z - top[:, None]).sum(1))
     read = (best != blank) & np.concatenate([[True], best[1:] != best[:-1]])
     return best[read].tolist(), logprobs[read] if read.any() else logprobs
 
@@ -148,7 +158,7 @@ def read_sequence(value: Any, names: Labels, blank: int, wrong: Callable[[str], 
     """
     z = without_batch(value, 2)
     if z.ndim == 2 and z.dtype.kind in "iu":  # noqa: PLR2004 - steps and classes
-        raise wrong(f"gives quantised numbers of an unknown scale, {form_of(value)}: let its graph end in DequantizeLinear")
+        raise wrong(f"gives {UNSCALED}")
     if z.ndim != 2 or z.dtype.kind != "f" or not z.size:  # noqa: PLR2004 - steps and classes
         raise wrong(f"is to give [steps, classes] (kind = ctc), and gives {form_of(value)}")
     if not np.isfinite(z).all():

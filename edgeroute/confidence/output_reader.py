@@ -30,6 +30,7 @@ from edgeroute.confidence.detector_boxes import RULES, are_rows_of_boxes, boxes_
 from edgeroute.confidence.output_forms_and_labels import (
     SURE_SLACK,
     TINY,
+    UNSCALED,
     Labels,
     as_array,
     binary,
@@ -286,6 +287,9 @@ class Reader:
         if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
             # not a classifier's outputs: the value is the raw output, and only a custom score applies
             return Prediction(row, self._custom_score(row) if self._custom is not None else None, row)
+        if array.dtype.name in {"int8", "uint8"} and self.kind != "probabilities" and self._custom is None:
+            value = self._names.at(int(array.argmax()), array.size) if array.size > 1 else None
+            return Prediction(value, Unscored(UNSCALED), row)
         if len(array) <= SMALL:
             return self._classes(row, [float(v) for v in array.tolist()], first)
         if not self._seen:
@@ -325,7 +329,7 @@ class Reader:
             if self.labels is not None and array.dtype.kind in "biu" and self._custom is None:
                 raise self.wrong(
                     f"{self.name} gives {array.size} integers, which are read as labels and never as scores; "
-                    'if they are one for each class, quantised, write kind = "logits" or "probabilities"'
+                    'if they are one for each class, write kind = "logits" or "probabilities"'
                 )
             return Prediction(row, sure, row)
         if array.ndim == 0 and not hasattr(first, "dtype") and self.labels is None:

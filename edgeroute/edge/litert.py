@@ -449,7 +449,7 @@ class LiteRTModel(ModelFile):
             if self.on_downgrade == "error":
                 raise ModelError(f"{lacks}: compile the model for it, or leave the delegate out")
         self._used, self.downgraded = tuple(used), f"{lacks}; running on the CPU" if lacks else None
-        return _make_worker(interpreter, signature, ready=ready)
+        return _make_worker(interpreter, signature, description.detected, ready=ready)
 
     def _library(self, module: Any, delegate: str) -> tuple[Any, str]:
         """Return (delegate, empty text), or (None, the reason why it is missing) where a downgrade is recorded.
@@ -648,13 +648,14 @@ def _allocate(interpreter: Any) -> bool:
     return True
 
 
-def _make_worker(interpreter: Any, signature: Signature | None, *, ready: bool) -> LockedInterpreter:
+def _make_worker(interpreter: Any, signature: Signature | None, detected: Mapping[int, str], *, ready: bool) -> LockedInterpreter:
     """Wrap an interpreter, or the runner of a signature of another subgraph, as a worker with names of inputs and outputs.
 
-    `ready` is only noted, for the former.
+    `ready` is only noted, for the former; `detected` has names of its outputs that go before all others.
     """
     if signature is None or not signature.subgraph:
-        names = ({}, {}) if signature is None else (signature.inputs, signature.outputs)
+        given = ({}, {}) if signature is None else (signature.inputs, signature.outputs)
+        names = (given[0], {**given[1], **{name: number for number, name in detected.items()}})
         inputs, outputs = map(_ports, (interpreter.get_input_details(), interpreter.get_output_details()), names)
         return LockedInterpreter(interpreter, inputs, outputs, ready=ready)
     runner = interpreter.get_signature_runner(signature.key)

@@ -24,6 +24,8 @@ _HYBRID = {
     52: "BIDIRECTIONAL_SEQUENCE_RNN", 67: "TRANSPOSE_CONV", 126: "BATCH_MATMUL", 132: "CONV_3D",
 }  # fmt: skip
 _CUSTOM, _VAR_HANDLE = 32, 142
+# The operator that decodes a detector's boxes, and names for its outputs, by which they are read.
+_DETECTION, DETECTED = "TFLite_Detection_PostProcess", ("boxes", "classes", "scores", "number")
 # Limits of the description: bytes that are read, times the file's size, bytes that a table counts as, and axes.
 #
 # Offsets may lead to the same place any number of times. A file without such offsets stays below the limits.
@@ -50,6 +52,7 @@ class Contents(NamedTuple):
     variables: bool  # True if the model has a state in tensors, as an SVDF or an LSTM has
     operators: int  # number of operators of the main graph
     largest: int  # bytes of the largest tensor
+    detected: dict[int, str]  # number of an output of the main graph that is a detector's -> its name among `DETECTED`
 
 
 def read_contents(data: bytes) -> Contents:
@@ -75,7 +78,7 @@ def _contents(model: _Table) -> Contents:
     codes = [(max(code.signed(0, 1), code.signed(3, 4)), code.text(1)) for code in model.tables(1)]
     constant = [buffer.length(0) > 0 or buffer.unsigned(1) > 1 for buffer in model.tables(4)]
     hybrid, custom, resources, variables = dict[str, None](), dict[str, None](), False, False
-    largest, graphs = 0, list(model.tables(2))
+    largest, detected, graphs = 0, dict[int, str](), list(model.tables(2))
     if not graphs:
         raise IndexError("it has no graph")
     for graph in graphs:
@@ -93,6 +96,8 @@ def _contents(model: _Table) -> Contents:
             operator.length(5)
             if code == _CUSTOM:
                 custom[name] = None
+                if name == _DETECTION and graph is graphs[0]:
+                    detected |= zip(operator.numbers(2), DETECTED, strict=False)
             resources = resources or code == _VAR_HANDLE
             weights = any(part.kind in {_INT8, _INT4} and constant[part.buffer] for part in inputs)
             if code in _HYBRID and weights and inputs[0].kind == _FLOAT32:
@@ -101,7 +106,7 @@ def _contents(model: _Table) -> Contents:
         part.text(0)
     count = graphs[0].length(3, 4)
     signatures = tuple(_signature(part) for part in model.tables(7))
-    return Contents(signatures, tuple(hybrid), tuple(custom), resources, variables, count, largest)
+    return Contents(signatures, tuple(hybrid), tuple(custom), resources, variables, count, largest, detected)
 
 
 # Codes of operators that tell the kind of an output -> ONNX's names.

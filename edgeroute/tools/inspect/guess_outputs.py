@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence import output_forms_and_labels as forms
-from edgeroute.confidence.detector_boxes import are_boxes, are_rows_of_boxes
+from edgeroute.confidence.detector_boxes import are_boxes, are_rows_of_boxes, before_anchors, named_boxes
+from edgeroute.confidence.output_reader import LIMITED
 from edgeroute.edge.input_stacking import Array, shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
 from edgeroute.types import TensorSpec
@@ -25,6 +26,7 @@ _LAST = "x1, y1, x2, y2, a score from 0 to 1 and a whole class in each row, afte
 _SIDES = 4
 _MATRIX = 2
 KIND, NAME, LABELS = "output.kind", "output.name", "labels"
+_STEPS = '"output": {"kind": "value"}  (or "ctc", of a number for each step and class)'
 _VALUE = 'A value has no confidence: every input is deferred, unless the policy says no_confidence = "accept"'
 
 
@@ -49,6 +51,9 @@ def guess_outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | 
         if kind == "multilabel" and {np.size(row[specs[0].name]) for row in seen if specs[0].name in row} == {1}:
             grounds = f"{grounds.replace(kind, 'probabilities')}: a binary classifier's, of the second class"
             kind, count = "probabilities", 2
+        if kind in LIMITED and seen and np.ndim(np.squeeze(seen[0].get(specs[0].name, 0))) > 1:
+            why = f"{grounds}, and they have several axes for one input. Without another kind, the value is the array"
+            return [_kind_finding(None, "open", why, _STEPS)]
         if kind == "value":
             return [_kind_finding(kind, "certain", f"{grounds}: an embedding. {_VALUE}")]
         return [_kind_finding(kind, "certain", grounds), _class_names_finding(count)]
@@ -58,6 +63,8 @@ def guess_outputs(specs: Sequence[TensorSpec], rows: Sequence[Row], kind: str | 
         for together in (_boxes, _label_and_probabilities, _tokens):
             if (findings := together(seen)) is not None:
                 return findings
+        if wrong := before_anchors(seen[0]):
+            return [_kind_finding(None, "open", f"it {wrong}", _card_line("value"))]
     name, findings = _answer_output(specs)
     single = _single_output(name, [row[name] for row in seen if name in row])
     if findings and findings[0].sure == "open":  # so the kind is that of an output that may not be read
@@ -194,7 +201,9 @@ def _label_output(first: Array, arrays: Sequence[Array]) -> list[Finding]:
         return [Finding("output", "a label", "certain", why)]
     if what == "texts":
         return [_kind_finding(None, "open", f"{first.size} texts in each row: the value is all of them", _card_line("value"))]
-    why = f"{first.size} integers in each row: tokens, or a quantised score for each class. Without a card, they are the value"
+    why = f"{first.size} integers in each row: tokens, or scores for each class. Without a card, they are the value"
+    if first.dtype.name in {"int8", "uint8"}:
+        return [_kind_finding(None, "open", f"{why}. They may be {forms.UNSCALED}", _card_line("value"))]
     return [_kind_finding(None, "open", why, f"{_card_line('logits')}  (if they are scores)")]
 
 
@@ -250,7 +259,7 @@ def _array_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
     raw = len(shape) == _MATRIX and max(shape) >= 100 and min(shape) > _SIDES  # noqa: PLR2004 - as many places of boxes
     more = "boxes before non-maximum suppression? " if raw else ""
     why = f"{form}: {more}Without a card, the value is the array, and a confidence takes a score of your own"
-    return [_kind_finding("value?", "open", why, _card_line("boxes" if raw else "value"))]
+    return [_kind_finding("value?", "open", why, _card_line("boxes") if raw else _STEPS)]
 
 
 def _class_names_finding(count: int | None) -> Finding:
@@ -262,8 +271,7 @@ def _class_names_finding(count: int | None) -> Finding:
 def _by_names(specs: Sequence[TensorSpec]) -> list[Finding]:
     """Return the findings that names, dtypes and shapes allow, of a model that did not run; a question if they tell nothing."""
     names = {spec.name: frozenset(words(spec.name)) for spec in specs}
-    forms = {spec.name: np.zeros((0, _SIDES if spec.shape[-1:] == (_SIDES,) else 1)) for spec in specs}
-    if len(specs) > 1 and are_boxes(forms):
+    if len(specs) > 1 and named_boxes({spec.name: spec.shape for spec in specs}):
         return [_kind_finding("boxes", "likely", "their names have box and score in them, and the boxes have four sides")]
     labels = [s.name for s in specs if s.dtype[:3] in {"int", "uin", "obj"} and all(size == 1 for size in s.shape[1:])]
     probable = [spec.name for spec in specs if names[spec.name] & _PROBABILITIES]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.json_api import PlainJson
-from edgeroute.confidence.detector_boxes import RAW
+from edgeroute.confidence.detector_boxes import RAW, before_anchors
 from edgeroute.confidence.output_forms_and_labels import SLACK, label_and_probabilities
 from edgeroute.confidence.output_reader import CLASSES, bounded
 from edgeroute.core.endpoint_breaker_and_limits import price
@@ -174,8 +174,14 @@ def _thresholds(snapshot: Snapshot) -> Iterator[str]:
             )
         elif snapshot.policy.no_confidence == "defer" and not scored_before and _unsure(backend):
             kind = "" if backend.reader.kind == "value" else "kind in its card if its output has a number for each class, "
-            if backend.reader.kind is None and _may_be_boxes(backend):
-                kind = 'kind = "boxes" and labels in its card if its output has boxes and scores, '
+            row: Any = None if backend.on_zeros is None or backend.reader.kind == "value" else backend.on_zeros.outputs
+            if text := before_anchors(row):
+                yield f"{target.name} {text}"
+                continue
+            if kind and sum(size > 1 for size in np.shape(row)) > 1:
+                kind = 'kind = "ctc" in its card if its output has a number for each step and class, '
+                if backend.reader.kind is None and _may_be_boxes(row):
+                    kind = f'kind = "boxes" and labels in its card if its output has boxes and scores, {kind}'
             yield (
                 f"{target.name} gives no confidence, so each input goes on: write {kind}score=, a function of its outputs, or "
                 'no_confidence = "accept", which takes each answer'
@@ -207,9 +213,8 @@ def _unsure(backend: EdgeBackend) -> bool:
     return reader.kind == "value" or plain
 
 
-def _may_be_boxes(backend: EdgeBackend) -> bool:
-    """Return True if the output on zeros has the form of a detector's boxes before suppression, beside a score for each."""
-    row = None if backend.on_zeros is None else backend.on_zeros.outputs
+def _may_be_boxes(row: Any) -> bool:
+    """Return True if the first output has the form of a detector's boxes before suppression, beside a score for each."""
     first = next(iter(row.values()), None) if isinstance(row, dict) else row
     shape = [n for n in np.shape(first) if n > 1] if isinstance(first, np.ndarray) else []
     return len(shape) == 2 and max(shape) >= RAW and min(shape) >= BOX_AND_SCORE  # noqa: PLR2004 - boxes and columns
