@@ -87,10 +87,13 @@ def test_a_recording_is_cut_into_its_words(make):
         lambda x: (x * 32767).astype("<i2").tobytes(),
         lambda x: np.stack([x, x], 1),
         lambda x: x.astype(np.float64),
+        memoryview,
+        lambda x: memoryview((x * 32767).astype(np.int16)),
+        lambda x: memoryview((x * 32767).astype("<i2").tobytes()),
     ],
 )
 def test_forms_of_audio(make, form):
-    """int16, bytes of it, several channels and doubles are the same."""
+    """int16, bytes of it, several channels, doubles, and views of memory by their type are the same."""
     with live(make(lambda x: (round(float(np.abs(x).max()), 2), 0.9), None), "audio", map(form, words(1)), **RECORDING) as audio:
         assert [u.answer.value for u in audio] == [0.5]
 

@@ -252,11 +252,11 @@ class Listener:
 
 
 def _as_mono(chunk: Any) -> NDArray[Any]:
-    """Return a chunk as float32 [samples] from -1 to 1, the mean of its channels; raise BadInput for other types and scales.
+    """Return a chunk as float32 [samples], the mean of its channels: floats as they are, int16 and bytes of it from -1 to 1.
 
-    NaN and infinities count as 0.
+    NaN and infinities count as 0. Raises BadInput for other types, an odd number of bytes, and floats beyond 16.
     """
-    if isinstance(chunk, bytes | bytearray | memoryview):
+    if isinstance(chunk, bytes | bytearray) or (isinstance(chunk, memoryview) and chunk.itemsize == 1):
         if len(chunk) % 2:
             raise BadInput(f"bytes of audio are samples of int16, two bytes each, and these are {len(chunk)}")
         chunk = np.frombuffer(chunk, "<i2")
