@@ -421,6 +421,13 @@ def test_a_class_is_no_model():
         load(Plain)
 
 
+@pytest.mark.parametrize("edge", [Plain(), len], ids=["model", "function"])
+def test_options_of_a_runtime_are_refused_without_a_path(edge):
+    """There is none that would take them."""
+    with pytest.raises(PolicyError, match="threads: for the runtime of a path, and edge= is no path, but a "):
+        load(edge, threads=2)
+
+
 class Softmax(Plain):
     """Gives probabilities, and does not call them so; its tensors are run by the `run_feed` of a test."""
 

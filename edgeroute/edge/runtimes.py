@@ -160,10 +160,11 @@ def load(edge: Any, **options: Any) -> EdgeModel:
 
     Args:
         edge: the path of a model file, the address of a server on this device, a model, or a function.
-        options: arguments of the runtime's class, for a path.
+        options: arguments of the runtime's class, for a path alone.
 
     Raises:
-        PolicyError: no runtime for the suffix, a runtime that does not take the options, or an unsupported type.
+        PolicyError: no runtime for the suffix, a runtime that does not take the options, options without a path, a class in place
+            of a model, a PyTorch module, or another unsupported type.
         RuntimeMissing: the runtime's module cannot be imported.
     """
     if isinstance(edge, str | PathLike):
@@ -174,6 +175,8 @@ def load(edge: Any, **options: Any) -> EdgeModel:
         model: EdgeModel = call_factory(runtime, f"the runtime for {suffix}, {runtime.__name__}", edge, **options)
         check_model(model)
         return model
+    if options:
+        raise PolicyError(f"{', '.join(options)}: for the runtime of a path, and edge= is no path, but a {type(edge).__name__}")
     if isinstance(edge, type) and callable(vars(edge).get("run")):
         raise PolicyError(f"edge= takes a model, and {edge.__name__} is a class: pass {edge.__name__}(...)")
     if is_model(edge):
