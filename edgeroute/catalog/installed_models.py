@@ -307,12 +307,14 @@ class Release(NamedTuple):
 
 
 def trying(path: Path, version: str) -> AbstractContextManager[None]:
-    """Load this version in place of the active one within the `with` block, in this thread or task only."""
+    """Load this version of the model at `path`, not the active one, within the `with` block, in this thread or task only."""
     return set_within(_trying, (resolved_folder(path), version))
 
 
 def version_of(path: str | Path) -> str:
-    """Return the version that a path `NAME.active` stands for now: the one in its name, that of `trying`, or the active one.
+    """Return the version that a path `NAME.active` stands for now.
+
+    That is the one in its name, `NAME@VERSION`; else that of a block `with trying(path, ...)` around the call; else the active.
 
     Raises:
         ModelMissing: no version is active.

@@ -303,7 +303,7 @@ def download(source: Source, store: Store, entry: Entry, progress: Callable[[Pro
 
     Raises:
         CatalogAway: the catalog cannot be reached, or broke off.
-        CatalogError: a file differs from its entry.
+        CatalogError: a file differs from its entry; or this version is here already, with an entry that differs or is damaged.
         StoreError: the disk is full, or cannot be written.
     """
     folder = store.version(entry.name, entry.version)

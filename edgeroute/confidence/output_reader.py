@@ -196,7 +196,7 @@ class Reader:
     def _read(self, row: Any) -> Prediction:
         """Return the prediction for one input's outputs, without batch axis: array, list, number, or the first output by name.
 
-        Takes (value, confidence) and a `Prediction` too. Raises BadReply.
+        Takes (value, confidence) and a `Prediction` too. Raises BadReply, PolicyError or `wrong` for what cannot be an answer.
         """
         if self._special is not None:
             return self._special(row)
@@ -377,7 +377,8 @@ class Reader:
     def _labelled_prediction(self, row: Any) -> Prediction:
         """Return the prediction for a label and the probabilities of all classes; the label is the value.
 
-        Raise `wrong` for other outputs.
+        Probabilities out of range give an `Unscored`. Raises `wrong` for outputs without a label or probabilities, BadReply for a
+        label that is none of the labels.
         """
         parts = label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row))) if several(row) else None
         if parts is None:

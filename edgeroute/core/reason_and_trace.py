@@ -20,8 +20,9 @@ VERSION = 3
 def reason(plan: Plan, outcome: Outcome) -> str:
     """Return the route as one line, e.g. `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`.
 
-    Parts in order: edges judged before their run; each answer, failure and missed deadline; why a fallback stands, or that the
-    caller has left; why a text was cut off; the device's rules in force.
+    Parts in order: edges judged before their run; each answer, failure and missed deadline; that the caller has left, or, of an
+    answer that was not accepted, targets that were skipped as earlier runs of them go on, and whose answer stands; why a text was
+    cut off; the device's rules in force.
     """
     started: dict[int, float] = {}
     limits: dict[int, float] = {}

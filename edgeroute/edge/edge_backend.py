@@ -287,7 +287,8 @@ class EdgeBackend(AbandonedRuns):
     def time_on_zeros(self, seconds: float) -> tuple[float, float] | None:
         """Run the model twice on zeros, and return the seconds of each run; None: it cannot be run on zeros.
 
-        The first run often prepares what later ones need. Each run is stopped after `seconds`.
+        The first run often prepares what later ones need. Each run is stopped after `seconds`. The second one counts even if it
+        fails or is stopped.
         """
         begun = monotonic()
         if self._run_zeros(seconds) is None:
@@ -418,15 +419,15 @@ class CheckedBackend(EdgeBackend):
         return super().fingerprint(of) + self.check.identity(of)
 
     def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
-        """Run the inputs as one batch; return a prediction for each, with its confidence as settled."""
+        """Run the inputs as one batch; return a prediction for each, after its check."""
         return [self._settled(p, x) for p, x in zip(super().run(inputs, cancel), inputs, strict=True)]
 
     def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
-        """Run one input; return the prediction with its confidence as settled."""
+        """Run one input; return the prediction, after its check."""
         return self._settled(super().run_one(x, cancel), x)
 
     def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
-        """Run one input, and yield the answer in pieces; none of a malformed one. Returns the prediction as settled."""
+        """Run one input, and yield the answer in pieces; none of a malformed one. Returns the prediction, after its check."""
         return self._pieces(super().stream(x, cancel), x)
 
     def _pieces(self, pieces: Pieces, x: Any) -> Pieces:
@@ -448,13 +449,14 @@ class CheckedBackend(EdgeBackend):
         return prediction
 
     async def _run_async(self, inputs: list[Any], many: bool, off_loop: OffLoop | None = None) -> list[Prediction]:
-        """Await a run, and return the predictions as settled."""
+        """Await a run, and return the predictions, each after its check."""
         return await self._settled_beside(await super()._run_async(inputs, many), inputs, off_loop)
 
     async def stream_async(self, x: Any, show: Callable[[Any], object], off_loop: OffLoop | None = None) -> Prediction:
-        """Run one input on an event loop; its pieces go to `show` at once, or if it is checked, all after the check.
+        """Run one input on an event loop, and return the prediction, after its check; its pieces go to `show`.
 
-        Returns the prediction. Pieces that fail the check are never shown.
+        They are shown at once, or if the answer is checked, all after the check. A check that fails raises nothing: the
+        confidence is `Malformed` then, and no piece is shown.
         """
         held: list[Any] = []
         wanted = self.check.wants(x)
@@ -468,7 +470,7 @@ class CheckedBackend(EdgeBackend):
     async def _settled_beside(
         self, predictions: list[Prediction], inputs: list[Any], off_loop: OffLoop | None
     ) -> list[Prediction]:
-        """Return the predictions as settled, off the event loop if a check may take long.
+        """Return the predictions, each after its check, off the event loop if a check may take long.
 
         A check that goes on after the task was cancelled counts as an abandoned run.
         """
@@ -495,7 +497,7 @@ class CheckedBackend(EdgeBackend):
         return settled
 
     def _settled(self, prediction: Prediction, x: Any) -> Prediction:
-        """Return the prediction for an input after the check of its answer."""
+        """Return the prediction for an input after the check of its answer; its confidence is `Malformed` if that fails."""
         return self.check.apply(prediction, x)
 
 
@@ -528,7 +530,11 @@ def _specs_read(model: EdgeModel) -> list[TensorSpec]:
 
 
 def _has_fixed_row(specs: Sequence[TensorSpec], outputs: Any) -> bool:
-    """Return True if these outputs for one input are one finite row, whose shape the file declares for inputs of any size."""
+    """Return True if each output of floats for one input is one finite row, and the file declares the sizes of all outputs.
+
+    specs: of the outputs that are read. The first size, the number of inputs, may be open. Outputs of other types may hold
+    anything.
+    """
     arrays = outputs.values() if isinstance(outputs, dict) else [outputs]
     floats = [array for array in map(as_array, arrays) if array.dtype.kind == "f"]
     one = all(array.shape[:1] == (1,) and np.isfinite(array).all() for array in floats)

@@ -307,7 +307,8 @@ class Preprocess:
     def _fast_path(self) -> tuple[np.dtype[Any] | None, tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
         """Return (dtype and shape of the caller's array, the tensor's shape, transposition) for the fast path of `one`.
 
-        The dtype is None if there is no fast path.
+        There is one if all sizes are fixed, the caller's numbers are no floats, and the tensor's are; else the dtype is None.
+        Transposition None: the axes stay in their order.
         """
         source, gives = self.accepts.shape[1:], self.gives.shape
         shape = gives if self._batch is None else (*gives[: self._batch], 1, *gives[self._batch + 1 :])

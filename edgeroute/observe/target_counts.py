@@ -156,7 +156,7 @@ class Counts(ForkSafe):
     def count_unsure(self, edges: Iterable[Unsure]) -> None:
         """Count edges that were skipped because their confidence, known before the run, was below their thresholds.
 
-        They count as judged, below the threshold.
+        They count as judged, below the threshold, and their distance to it is stored.
         """
         with self._lock:
             for planned, confidence in edges:

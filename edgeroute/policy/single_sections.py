@@ -205,7 +205,7 @@ _WORDS: Final = {"heat": "degrees Celsius, a number such as 80", "power": "watts
 
 
 def _level(value: Any, info: ValidationInfo) -> float | None:
-    """Parse a level of a rule in the unit of the rule's quantity: a share, or a number of degrees or watts.
+    """Parse a level of a rule in the unit of the rule's quantity: as `share` does, or degrees or watts, a number and no text.
 
     0 for a rule without levels, and if its quantity is invalid, which is a problem of its own. Raises PydanticCustomError.
     """

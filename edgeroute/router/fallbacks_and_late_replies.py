@@ -209,9 +209,9 @@ def best_answer(walked: Walked, note: str = "", *, final: bool = True) -> Result
 
 
 def _compare_note(answer: Answer, shown: Answer) -> Answer:
-    """Add a note to a cloud's answer: it agrees with the provisional one, or corrects it. Return the answer.
+    """Set in a cloud's answer the note that it agrees with the provisional one, or corrects it, and mark it final; return it.
 
-    Unchanged if their comparison fails, or for an edge's answer.
+    The answer is changed in place. Unchanged if their comparison fails, or for an edge's answer.
     """
     if answer.source == "cloud":
         try:  # values may not be comparable
@@ -273,7 +273,7 @@ class LateReplies(ForkSafe):
         With an outbox it is the outbox's callback, replacing an earlier one; without one a further function.
 
         Raises:
-            PolicyError: its signature does not fit.
+            PolicyError: it is a coroutine function, or its signature does not fit.
         """
         if self._parts.queue is not None:
             self._parts.queue.callbacks.register(function)
@@ -311,9 +311,10 @@ class LateReplies(ForkSafe):
             queue.once_stored(request.id, partial(self._hand_on, request, event))
 
     def _hand_on(self, request: Request, event: Event) -> None:
-        """Store a late event, under a lock, and call the registered functions if there is no outbox to do so.
+        """Store a late answer, under a lock, in cache and outbox; or after a failure make the queued request ready to be sent.
 
-        Errors are logged.
+        Then, without the lock, call the functions with the answer if there is no outbox. A no-op once closed. Errors are logged,
+        and nothing further is done.
         """
         try:
             with self._storing:
@@ -357,7 +358,7 @@ class LateReplies(ForkSafe):
                 log.exception("a callback for late answers failed at %s", late.id)
 
     def close(self) -> None:
-        """Ignore all further replies; wait for the one that is being stored. Blocks for that one."""
+        """Ignore all further replies; block until the one that is being stored is stored, but for no function that is called."""
         self._closed = True
         with self._storing:
             pass

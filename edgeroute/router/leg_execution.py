@@ -461,9 +461,11 @@ class LegExecutor:
         return cloud and self.late is None and not self._many and not self.blocks(start) and backend.keeps_time
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
-        """Copy the inputs, run a leg in a thread, and return the function that stops it; its event goes to `send`.
+        """Run a leg in a thread on a copy of the inputs, and return the function that stops it; its event goes to `send`.
 
-        If no thread is free, or the copy failed, return an event: an edge runs in this thread, and a cloud is not called.
+        If no thread is free, run an edge here, and return its event. Return a failure, and run nothing, for a cloud without a
+        thread or a copy, and for an edge without a thread of which `STUCK_MOST` runs are stuck. After a failed copy an edge reads
+        the original.
         """
         error = self.detach(start)
         task = LegTask(
@@ -475,9 +477,10 @@ class LegExecutor:
         return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
 
     def begin_stream(self, start: Start, send: Send) -> Stop | Event:
-        """Copy the inputs, run a leg in a thread, sending its pieces, and return the function that stops it.
+        """Run a leg in a thread on a copy of the inputs, and return the function that stops it; pieces and event go to `send`.
 
-        If no thread is free, or the copy failed: an edge runs in this thread first, and for a cloud a failure is returned.
+        If no thread is free, run an edge here to its end, sending pieces and event, and then return that function, too. Failures
+        are returned, and an edge reads the original, as by `begin`.
         """
         error = self.detach(start)
         task = LegTask(start.leg, self.backend(start), self._turn_by(start.leg))
@@ -530,8 +533,8 @@ class LegExecutor:
     def detach(self, start: Start) -> Exception | None:
         """Copy the inputs, before a leg begins that may outlive the call. Return the error if that fails for a cloud, else None.
 
-        A cloud's leg may run in the caller's thread only, after an error. An edge reads the original then: its answer is dropped
-        once the call has returned, and nothing of it leaves the device.
+        Copies once; notes the leg's rows for late events. A cloud's leg may run in the caller's thread only, after an error. An
+        edge reads the original then: its answer is dropped once the call has returned, and nothing of it leaves the device.
         """
         if self.late is not None and start.rows is not None:
             self.late.rows[start.leg] = start.rows

@@ -240,7 +240,10 @@ class OfflineQueue:
         return WAITING
 
     def forget(self, identity: str) -> None:
-        """Release late answers that wait for a request: it is stored, or will not be."""
+        """Release late answers that wait for a request, which is stored, or will not be: they are handled in this thread.
+
+        A no-op for a request that is not announced, or not any more.
+        """
         storing = self._storing.get(identity)
         if storing is not None:
             storing.set_result(None)
@@ -249,7 +252,8 @@ class OfflineQueue:
     def send(self, entry: Waiting) -> Prediction:
         """Send one entry of the outbox to its cloud, by the current rules, limits and breaker, and return the answer; blocks.
 
-        Consent and redaction were applied as it was stored.
+        Consent and redaction were applied as it was stored. If the endpoint is down, the error's `retry_after_s` is set, so that
+        devices do not return at once.
 
         Raises:
             PolicyError, MayNotLeave: it can never be sent.
@@ -362,9 +366,13 @@ def _header(edge: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:
     """Send an entry to its cloud, and return the answer, with masked data put back; blocks, without a deadline.
 
+    A stored HTTP call is sent as it is. With a stored input the backend is run, if it is only asynchronous by `asyncio.run` in
+    this thread.
+
     Raises:
         CloudError: no answer; a function's other OSError becomes Unreachable.
         BadReply: the answer has a placeholder that was not sent.
+        Exception: a function's other errors pass.
     """
     headers = dict(entry.headers)
     if (data := headers.get(MASKED)) is not None:

@@ -195,10 +195,10 @@ class PolicyFile:
     def begin(self) -> None:
         """Make the follower of the signed policy that the file names, if it does; the start of one on trial is counted.
 
-        Starts no thread.
+        None is made if the program gives `state=None`. Starts no thread.
 
         Raises:
-            PolicyError: the file cannot be read.
+            PolicyError: the file cannot be read, or names a signed policy without a state folder.
         """
         from edgeroute.catalog.signed_policy_follower import Follower, state_folder
         from edgeroute.policy.file_and_environment import read_policy
@@ -236,7 +236,8 @@ class PolicyFile:
     def _reload_changed(self, reload: Callable[[], Callable[[], object] | None]) -> float:
         """Check the file, and the models' active versions; call the reload after a change.
 
-        Return the seconds until the next check. A file that is missing for a moment is no change. Raises what the reload raises.
+        Return the seconds until the next check. A file that is missing for a moment is no change. Raises what the reload raises;
+        the change is noted before, so such a reload is repeated only after the next change.
         """
         now = file_stamp(self.path)
         if self._activated() or (now is not None and now != self._seen):

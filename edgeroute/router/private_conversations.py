@@ -149,7 +149,8 @@ class Digests(ForkSafe):
         An error is logged once, and a later call has them written.
 
         Args:
-            wait_s: how long to wait for another thread that writes, seconds; after that it writes these digests, too.
+            wait_s: how long to wait for another thread that writes, seconds; after that nothing is done, as that thread writes
+                these digests, too.
         """
         if self._database is None or not self._unwritten or not self._writing.acquire(timeout=wait_s):
             return
@@ -169,7 +170,10 @@ class Digests(ForkSafe):
             self._writing.release()
 
     def close(self) -> None:
-        """Write what is in memory alone, and close the file; the next call opens it again."""
+        """Write what is in memory alone, waiting up to `BUSY_S` for a thread that writes, and close the file.
+
+        The next call opens it again.
+        """
         self.save(BUSY_S)
         if self._database is not None:
             self._database.close()
@@ -341,9 +345,9 @@ class PrivateConversations(Part):
     def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
         """Return the reason why a call stays although its own data class may leave; empty: it may leave, or stays by itself.
 
-        Stores the digests of a call that has to stay, also by its data class or mode, and notes it in `awaited`. A single text
-        counts only if it has to stay by itself. A file that cannot be read, or an input of an unknown form, makes a conversation
-        stay. Reads the file for a limited time.
+        Stores the digests of a call that has to stay, also by its data class or mode, and notes it in `awaited`, where the oldest
+        beyond `MOST_AWAITED` is dropped. A single text counts only if it has to stay by itself. A file that cannot be read, or an
+        input of an unknown form, makes a conversation stay. Reads the file for a limited time.
         """
         valid = data_class is None or isinstance(data_class, str)  # else the plan says what is wrong with it
         private = mode == "only_edge" or (valid and isinstance(permit(rules, data_class), Denied))
@@ -398,7 +402,11 @@ class PrivateConversations(Part):
             self._remember_shared(request.inputs)
 
     def _remember_shared(self, x: Any) -> None:
-        """Remember the texts of a call that has left the device: what a private call has in common with it binds nothing."""
+        """Remember the texts of a call that has left the device: what a private call has in common with it binds nothing.
+
+        In memory, as digests; a no-op unless the input is a conversation. Beyond `MOST_SHARED` those that were remembered first
+        are dropped. No lock is held.
+        """
         conversation = _content().read_conversation(x)
         if conversation is not None:
             for digest in _content().shared_digests(conversation):

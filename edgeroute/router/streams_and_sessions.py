@@ -207,31 +207,42 @@ class Session(States, ClosedByWith):
             return self._router.infer(x, **options)  # type: ignore[no-any-return]
 
     def infer_many(self, batch: Sequence[Any], **options: Unpack[CallOptions]) -> list[Answer]:
-        """Return the answers to the next inputs, as `Router.infer_many`; a model with a state runs them one after the other."""
+        """Return the answers to the next inputs, as `Router.infer_many`; a model with a state runs them one after the other.
+
+        Also raises BadInput and Closed as `infer`.
+        """
         with self._turn() as turn, set_within(TURN, turn):
             return self._router.infer_many(batch, **options)  # type: ignore[no-any-return]
 
     def refine(self, x: Any, **options: Unpack[CallOptions]) -> Generator[Answer, None, None]:
-        """Yield the answers to the next input, as `Router.refine`. Closed early, it leaves the state unchanged."""
+        """Yield the answers to the next input, as `Router.refine`. Closed early, it leaves the state unchanged.
+
+        The call begins, and raises BadInput and Closed as `infer`, when the first answer is asked for.
+        """
         return self._refine_steps(self._router.refine(x, **options))
 
     def _refine_steps(self, answers: Generator[Answer, None, None]) -> Generator[Answer, None, None]:
-        """Yield the answers of a router's generator as one call of this session; it is closed at the end.
+        """Yield the answers of a router's generator as one call of this session, and then close the generator.
 
-        States are stored only then.
+        States are stored only at the end: an exception, or an early close, leaves them as they were. Raises BadInput and Closed
+        as `_turn`, before the first answer.
         """
         with self._turn() as turn, closing(answers):
             while (answer := _next(turn, answers)) is not _END:
                 yield answer
 
     def stream(self, x: Any, **options: Unpack[StreamOptions]) -> Stream:
-        """Return the answer to the next input in pieces, as `Router.stream`. Left early, it leaves the state unchanged."""
+        """Return the answer to the next input in pieces, as `Router.stream`. Left early, it leaves the state unchanged.
+
+        The call begins, and raises BadInput and Closed as `infer`, in the `for`.
+        """
         return Stream(self._pieces(self._router.stream(x, **options)))
 
     def _pieces(self, stream: Stream) -> Generator[Any, None, Answer]:
-        """Yield the pieces of a router's stream as one call of this session, and return the answer.
+        """Yield the pieces of a router's stream as one call of this session, close the stream, and return the answer.
 
-        The stream is closed in any case. The states are stored only at the end.
+        States are stored only at the end: an exception, or an early close, leaves them as they were. Raises BadInput and Closed
+        as `_turn`, before the first piece.
         """
         with self._turn() as turn, stream:
             pieces = iter(stream)

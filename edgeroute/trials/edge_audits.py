@@ -92,10 +92,10 @@ class Sampler(ForkSafe):
             return max(1, self._rate - (self._seen + int(self._step - self._left)))
 
     def _draw(self) -> AuditDraw | None:
-        """Draw whether a request that is due is audited or counted for the deferral rate, and the distance to the next one.
+        """Draw a request that is due for an audit, a count for the deferral rate, or both, and the distance to the next of each.
 
-        None: it is drawn for neither, or another thread has just drawn. Not drawn for an audit if audits are not allowed now.
-        Holds the lock while it draws.
+        None: it is drawn for neither, or another thread has just drawn. Holds the lock, and then, without it, asks `allowed`: if
+        that is False, there is no audit, and the distances stay as drawn.
         """
         with self._lock:
             if self._left > 0:  # another thread's was drawn in its place
@@ -454,7 +454,8 @@ class Auditor(ForkSafe):
         """Record the right value of an audited answer of an edge, once.
 
         Return True if the answer was one; False for any other id. A value that comes before its comparison waits for it. An alarm
-        is logged, reported and written to the journal. Raises what `agrees` raises, and ValueError for a grade outside 0..1.
+        is logged, reported and written to the journal. Raises what `agrees` raises, and ValueError for a grade outside 0..1; the
+        answer cannot be reported again then.
         """
         with self._lock:
             if self._early.get(identity) is _NONE:
@@ -491,7 +492,10 @@ class Auditor(ForkSafe):
         self._jobs.start()
 
     def drain(self, timeout_s: float) -> None:
-        """Block until the audits that can run now have ended: else a program that ends soon would log deferred answers alone."""
+        """Block until the audits that can run now have ended, for `timeout_s` seconds at most.
+
+        Else a program that ends soon would log deferred answers alone.
+        """
         self._jobs.drain(timeout_s)
 
     def close(self) -> None:

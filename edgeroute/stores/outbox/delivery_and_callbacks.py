@@ -368,7 +368,7 @@ class Delivery(ForkSafe):
         return 0.0
 
     def _choose(self, heads: Heads) -> Listed | None:
-        """Return an entry that is due, or None; store in `_soon_s` the seconds until one may be due.
+        """Return a due entry, or None; set `_soon_s`, seconds until one may be due, and `_since`, when the oldest was queued.
 
         If ordered, only each target's oldest entry counts; else lanes (target and data class) take turns, and entries held last
         time come after others of their lane. Begins cutting waits short if `wake` asked for it. If none is due, raises Damaged

@@ -361,11 +361,12 @@ def certify_audits(
 ) -> Certificate:
     """Return the certificate that counts of audits give, for a loss of at most `value` with confidence `sure`.
 
-    remember: what was certified at an earlier look at the same counts stays so; and this look is written with its counts into
-    `looks.json` in `folder`. If that cannot be read or written, nothing is remembered, and no error is raised.
+    remember: what was certified at an earlier look stays so if these counts include that look's, and fingerprints, `value` and
+    `sure` are equal. Then this look is written to `looks.json` in `folder`, without a lock: a damaged file is replaced, and an
+    error of writing ignored.
 
     Raises:
-        NotEnough: there are too few.
+        NotEnough: there are too few; nothing is written.
     """
     from edgeroute.confidence.certificate import digest
     from edgeroute.tools.measure.audit_counts_and_evidence import NONE, LossCounts

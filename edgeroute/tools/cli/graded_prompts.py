@@ -76,12 +76,13 @@ def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
 
 
 def grade_prompts(lines: Sequence[Line], calls: DirectCalls, router: Router) -> Graded:
-    """Return the grades of all lines, with the confidence of each edge answer by the score in use.
+    """Return the grades of all lines, with the confidence of each edge answer. Nothing is sent to the cloud.
 
-    The confidence is recorded, or from a run of the edge on the prompt. Nothing is sent to the cloud.
+    The confidence is the recorded one; else by the score in use, of the input or of recorded log-probabilities; else from a run
+    of the only edge. NaN: the model gives none.
 
     Raises:
-        BadInput: neither is possible, or the edge now gives another answer than the graded one.
+        BadInput: there are several edges, and no record; or the edge now gives another answer than the graded one.
     """
     confidence = [_confidence(line, calls, router) for line in lines]
     cloud = None if lines[0].grades["cloud"] is None else np.array([line.grades["cloud"] for line in lines], float)

@@ -329,9 +329,10 @@ def _days(hours: float | None) -> str:
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the `with` block, where it raises KeyboardInterrupt. Processes started in it ignore Ctrl-C.
+    """Delay Ctrl-C to the end of the `with` block, where it raises KeyboardInterrupt.
 
-    Outside the main thread, or where Ctrl-C is ignored, it does nothing.
+    Processes started in it ignore Ctrl-C, but not on Windows. Outside the main thread, or where Ctrl-C is ignored, it does
+    nothing.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield

@@ -94,7 +94,7 @@ _MARKS = re.compile(f"^[{''.join(state.mark for state in STATES.values())}] ")
 
 
 def _coloured(cell: str) -> Text:
-    """Return a cell with the mark of a state, if it begins with one, in its colour."""
+    """Return a cell as text; if it begins with the mark of a state, that mark, and nothing else, has the state's colour."""
     from rich.text import Text
 
     text = Text(cell)

@@ -126,7 +126,11 @@ class _Checks:
         return calls, self.reader.read_many(outputs, len(inputs))
 
     def talks(self) -> Iterator[str]:
-        """Check that each sample gets an answer, the same each time, and that answers depend on replies; store the answers."""
+        """Store the answers to the samples in `truth`, for later checks; yield a text for each that differs when asked again.
+
+        Also for other calls the second time, and if all answers are equal although the replies to the samples differ. Replies
+        that differ for one sample are no ground.
+        """
         self.truth = [self._answers([x])[1][0] for x in self.samples]
         for x, truth in zip(self.samples, self.truth, strict=True):
             (calls, (once,)), (again, _) = self._answers([x]), self._answers([x])

@@ -460,9 +460,10 @@ class Monitor:
             return {"error": error_message(e) or type(e).__name__}
 
     def _read_ledger(self) -> None:
-        """Read the new lines of the egress ledger into the sums; beyond 50 destinations into "others". Count invalid ones.
+        """Read the new lines of the egress ledger: add calls and bytes to the sums, and store the last 20 for the page.
 
-        Of the audit log, number and US dollars of the calls since the first record are added.
+        There is a sum for each of 50 pairs of destination and data class, and "others" for the rest. Invalid lines are counted.
+        Of the audit log, number and US dollars of the calls since the first record are added; its invalid lines are skipped.
         """
         for cost in filter(None, [] if self._costs is None else self._costs.records()):
             if (usd := _number(cost.get("audit_usd"))) and _number(cost.get("at")) >= self._first_at:
@@ -533,7 +534,7 @@ class Monitor:
             }  # fmt: skip
 
     def between(self, begin: float, end: float) -> dict[str, Any]:
-        """Return the rows of the requests in a span, the newest 200 first, and the number of all; times are seconds since 1970.
+        """Return the rows of the requests from `begin` to before `end`, the newest 200 first, and the number of all; Unix times.
 
         Only the latest requests are in memory; `whole` is False if the span begins before the oldest of them.
         """

@@ -123,8 +123,7 @@ class PooledDrift:
         """Return the ratio of scores to weights since the change, and its interval, which holds at every look and any start.
 
         By the central limit theorem, time-uniform (Waudby-Smith et al., 2024); each start has its part of alpha. A score is
-        at most `CAP`, so a large change is understated.
-        NaN and infinite ends without a device.
+        at most `CAP`, so a large change is understated. The lower end is 0 or more. Without a device: NaN, 0 and infinity.
         """
         score, weight, squares, product, weights = self._sums[int(self._rise.argmax())]
         if not weight:

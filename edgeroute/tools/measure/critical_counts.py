@@ -1,9 +1,9 @@
 """Critical counts: the counts in n examples that reject the hypothesis "guarantee violated" at level `delta`, by exact tests.
 
-A harm is an example on which the cloud alone is right, a win one on which the edge alone is. A limit of -1 means that no count
-rejects. Limits do not depend on the data, so they are cached. The tests of harms minus wins follow Berger and Boos (1994): the
-nuisance parameter q = P(harm) + P(win) is below its upper confidence bound except with probability `gamma`, and the p-value is
-gamma plus the maximum over such q.
+A harm is an example on which the cloud alone is right, a win one on which the edge alone is. A limit of -1 on a count means that
+none rejects; one on a difference may be any number. Limits do not depend on the data, so they are cached. The tests of harms
+minus wins follow Berger and Boos (1994; BB): the nuisance parameter q = P(harm) + P(win) is below its upper confidence bound
+except with probability `gamma`, and the p-value is gamma plus the maximum over such q.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def most_of_each(n: int, rate: float, delta: float) -> Ints:
 
 @lru_cache(maxsize=64)
 def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
-    """Return [wins + 1]: for each number of wins the critical number of harms, by likelihood ratio (LR-BB); cached, read-only."""
+    """Return [wins + 1]: for each number of wins the largest number of harms that rejects, by likelihood ratio (LR-BB).
+
+    Rejected is P(harm) - P(win) >= eps at level `delta`. -1: no number of harms rejects. Cached and read-only.
+    """
     gamma = delta * GAMMA
     grid = list(nuisance_grid(n, eps, gamma, 2 * wins + ceil(n * eps)))
     top = grid[-1][0]
@@ -90,7 +93,10 @@ def _xlogy(x: Ints, y: Floats) -> Floats:
 
 @lru_cache(maxsize=64)
 def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
-    """Return [events + 1]: for each number of harms plus wins the critical value of harms - wins (D-BB); cached, read-only."""
+    """Return [events + 1]: for each number of harms plus wins the largest value of harms - wins that rejects (D-BB).
+
+    Rejected is the same hypothesis as by `lr_limits`. A limit may be negative, -1 too. Cached and read-only.
+    """
     gamma = delta * GAMMA
     reaches, limits = [], []
     for q, reach in nuisance_grid(n, eps, gamma, events):

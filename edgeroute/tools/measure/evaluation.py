@@ -349,7 +349,10 @@ class Evaluation(NamedTuple):
 
     @property
     def doubts(self) -> list[str]:
-        """Warnings about the cloud as the reference; empty without labels."""
+        """Warnings that the cloud is never right, worse than the edge beyond noise, or no better than chance.
+
+        Empty without labels or the cloud's answers.
+        """
         edge, cloud = self.edge_right, self.cloud_right
         if edge is None or cloud is None or not self.labelled:
             return []

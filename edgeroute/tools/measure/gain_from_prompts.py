@@ -72,7 +72,10 @@ class GainFit(NamedTuple):
 
     @property
     def data(self) -> dict[str, Any]:
-        """Contents of a score's file: words at a relative precision of 2**-11."""
+        """Contents of a score's file: intercept and columns' weights as numbers; idf and words' weights as base64 of float16.
+
+        The words' weights are divided by the largest, `scale`, and have a relative precision of 2**-11.
+        """
         scale = float(np.abs(self.words).max()) or 1.0
         halves = {"idf": self.idf, "weights": self.words / scale}
         words = {name: b64encode(part.astype("<f2").tobytes()).decode() for name, part in halves.items()}

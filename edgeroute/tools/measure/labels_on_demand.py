@@ -52,10 +52,11 @@ class LabelsOnDemand:
         raise NotImplementedError
 
     def losses(self, rows: Ints) -> Floats:
-        """Ask `judge` about these examples, and return what is lost where their edge answers are accepted; counts the labels.
+        """Ask `judge` what is lost, 1, 0 or -1, where these examples' edge answers are accepted, and return it.
 
-        An unknown label counts as 1, the worst case: the mean of these losses is at least that of the true ones, so a guarantee
-        for it holds for the true loss as well.
+        Asks anew for examples that it was asked for before. The losses are recorded, and the labels counted. An unknown label
+        counts as 1, the worst case: the mean of these losses is at least that of the true ones, so a guarantee for it holds for
+        the true loss.
         """
         numbers = self.examples.numbers or range(len(self.examples.edge))
         questions = [Question(numbers[i], self.inputs[numbers[i]], self.examples.edge[i], self.cloud[i]) for i in map(int, rows)]

@@ -142,6 +142,9 @@ class _Examples(NamedTuple):
 def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, base: str | None, ood: bool) -> _Examples:
     """Validate features, logits or a table, and outcomes, and return the usable examples, without NaN and infinity.
 
+    `base` is for a table alone, `ood` for logits alone. A table's column of hashed words is split off, as `words`. Without `base`
+    a table begins with a column of zeros.
+
     Raises:
         PolicyError: they are invalid, or `base` or `ood` does not fit them.
     """
