@@ -128,7 +128,11 @@ WALKS = {
     "no confidence, accepted": (
         "confident", made(no_confidence="accept"), [done(None)], "edge without confidence, accepted by policy",
     ),
-    "no confidence, and nobody else": ("stays", made(mode="only_edge"), [done(None)], "edge without confidence"),
+    "no confidence, and nobody else": ("stays", made(mode="only_edge"), [done(None)], "edge without confidence, only_edge"),
+    "no confidence, of a class that never leaves": (
+        "stays", made(rules=Rules(never_leave=frozenset({"medical"})), data_class="medical"), [done(None)],
+        "edge without confidence, data class 'medical' never leaves",
+    ),
     "only_edge": ("stays", made(mode="only_edge"), [done(0.41)], BELOW + ", only_edge"),
     "nobody else": ("confident", made((EDGE,)), [done(0.41)], BELOW + ", and there is nothing else to ask"),
     "no threshold": (

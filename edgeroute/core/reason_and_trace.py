@@ -123,8 +123,8 @@ def answer_part(plan: Plan, leg: Leg, confidence: float | None, took_s: float, t
     if leg.threshold is None:
         return f"{leg.name} {sure}, always accepted"
     if confidence is None or not known:
-        rule = "accepted" if leg.accept_unsure else "deferred"
-        return f"{leg.name} {sure}" + ("" if leg.final else f", {rule} by policy")
+        rule = plan.stays if leg.final else "accepted by policy" if leg.accept_unsure else "deferred by policy"
+        return f"{leg.name} {sure}" + (f", {rule}" if rule else "")
     threshold = leg.threshold if threshold is None else threshold
     sign, limit = ">=" if confidence >= threshold != INF else "<", two_digits(threshold)
     if sign == "<" and sure == limit:  # more digits: 0.71 < 0.71 would explain nothing
