@@ -386,7 +386,7 @@ ROUTED = {
     ),
     "calls under way": (
         "max_concurrent", lambda _, patch: crowded(patch),
-        HELD_SO + "1 calls are under way (max_concurrent); " + STANDS,
+        HELD_SO + "1 call is under way (max_concurrent); " + STANDS,
     ),
     "a rate": (
         "calls_per_s", lambda *_: here(GOOD, times=2, calls_per_s=0.01),

@@ -168,7 +168,7 @@ def test_first_come_first_served(guard):
         threads.append(threading.Thread(target=visit, args=(i,)))
         threads[-1].start()
         waits(guard, i + 1)
-    with pytest.raises(Held, match=r"1 calls are under way \(max_concurrent\)"):
+    with pytest.raises(Held, match=r"1 call is under way \(max_concurrent\)"):
         guard.enter(PERMIT, "newcomer")
     with first:
         pass
@@ -182,7 +182,7 @@ def test_the_deadline_ends_it(guard):
     """It is then held, and counted once."""
     with guard.enter(PERMIT, "first"), ThreadPoolExecutor(1) as pool:
         call = pool.submit(guard.enter, PERMIT, "second", until=monotonic() + 0.05)
-        with pytest.raises(Held, match=r"1 calls are under way \(max_concurrent\)"):
+        with pytest.raises(Held, match=r"1 call is under way \(max_concurrent\)"):
             call.result(LONG)
     assert (guard.held, guard.turns.waiting, guard.under_way) == (1, {}, 0)
 

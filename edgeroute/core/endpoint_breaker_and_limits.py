@@ -264,6 +264,10 @@ class Rate:
         self._left -= calls
         return True
 
+    def give_back(self, calls: int) -> None:
+        """Give back so many calls that were taken and are not made."""
+        self._left = min(self._burst, self._left + calls)
+
     def spare_in(self, now: float, calls: int = 1) -> float:
         """Return the seconds until a low-priority request may take that many calls and half of the burst is there; takes none.
 
@@ -397,6 +401,11 @@ def behind(rules: Admission, now: float) -> Rejection:
     return Crowded("concurrency", "others wait for their turn")
 
 
+def _under_way(count: int) -> str:
+    """Return how many calls are under way, in words."""
+    return f"{count} calls are under way" if count > 1 else "1 call is under way"
+
+
 class Spends(Protocol):
     """Spending shared by several endpoints: a `Spending`, or one behind a lock."""
 
@@ -477,10 +486,10 @@ class Admission:
         """
         count = len(self.under_way)
         if count >= most_under_way(self):
-            text = f"{count} calls are under way (max_concurrent)"
+            text = f"{_under_way(count)} (max_concurrent)"
             return Crowded("max_concurrent", text) if self.adapted is None else Rejection("concurrency", text)
         if count and self._unsure(count + 1, now):  # one alone always may
-            return Crowded("concurrency", f"{count} calls are under way{UNSURE}")
+            return Crowded("concurrency", f"{_under_way(count)}{UNSURE}")
         return None
 
     def _unsure(self, count: int, now: float) -> bool:
@@ -514,7 +523,7 @@ class Admission:
         """Book the cost of an attempt about to be made, and return None; or book nothing, and return why it may not be made.
 
         The spending limits decide. A retry is first checked against the breaker and the calls under way; rate and slot are
-        `enter`'s. A rejection is counted for a first attempt only.
+        `enter`'s. A rejection is counted for a first attempt only, whose calls are given back to the rate.
 
         Args:
             cost: cost of the attempt.
@@ -527,10 +536,11 @@ class Admission:
         if again and not probe:
             rejection = self.breaker.why(now)
             if rejection is None and self._unsure(count, now):
-                rejection = Rejection("concurrency", f"{count} calls are under way{UNSURE}")
+                rejection = Rejection("concurrency", f"{_under_way(count)}{UNSURE}")
         rejection = rejection or self.spending.reserve(cost, day)
         if rejection is not None and not (again or probe):
             self.rejected += 1
+            self.rate.give_back(cost.calls)
         return rejection
 
     def retry(self) -> bool:

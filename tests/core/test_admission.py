@@ -94,7 +94,7 @@ def test_each_limit_has_its_code():
     """Whoever is not let through learns which rule it was, and nothing was taken for it."""
     rules = admission(Terms(max_concurrent=1, calls_per_s=2))
     assert rules.enter("a", 0.0) is None
-    assert rules.enter("b", 0.0) == ("max_concurrent", "1 calls are under way (max_concurrent)")
+    assert rules.enter("b", 0.0) == ("max_concurrent", "1 call is under way (max_concurrent)")
     rules.leave("a")
     assert rules.enter("b", 0.0) is None
     rules.leave("b")
@@ -105,9 +105,12 @@ def test_each_limit_has_its_code():
         rules.failed(1.0, 0.5)
     assert rules.enter("c", 1.0).code == rules.why(1.0).code == "breaker"
     assert (rules.rejected, rules.under_way) == (4, set())
-    limited = admission(Terms(usd_per_call=2.0), Limits(usd_per_day=1.0))
-    assert limited.attempt(limited.cost(0.0, 1), 0.0, DAY).code == "usd_per_day"
-    assert limited.rejected == 1
+    limited = admission(Terms(usd_per_call=2.0, calls_per_s=2), Limits(usd_per_day=1.0))
+    for slot in range(5):  # which take nothing from the rate, so the reason stays the money
+        assert limited.enter(slot, 0.0) is None
+        assert limited.attempt(limited.cost(0.0, 1), 0.0, DAY).code == "usd_per_day"
+        limited.leave(slot)
+    assert limited.rejected == 5
 
 
 def test_a_batch_is_several_calls():
@@ -408,6 +411,7 @@ class Against(RuleBasedStateMachine):
             call["begun"], call["attempts"] = self.now, call["attempts"] + 1
         else:
             self.rejected += not again
+            self.tokens = min(max(1.0, self.terms.calls_per_s), self.tokens + (not again))
             assert ("limit" if rejection.code in {"usd_per_day", "mb_per_day"} else rejection.code) == expected
 
     @precondition(lambda self: self.asking())
