@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -81,6 +82,9 @@ def test_safe_conversions_are_made_and_others_refused(tmp_path, model):
         (np.array([0, np.inf, 0, 0], np.float32), "NaN or infinity"),
         (np.array([0, np.inf, 0, 0]), "NaN or infinity"),
         (np.array([0, 1e300, 0, 0]), "a number that is too large for float32"),
+        ("door.jpg", r"expected \[4\] float32, got str: give an array, or, .* a picture file's content"),
+        (Path("door.jpg"), r"got \w*Path: give an array"),
+        (b"\xff\xd8\xff", "got bytes: give an array"),
     ],
 )
 def test_wrong_input_is_the_callers_fault(model, x, message):

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
 
+from edgeroute.core.error_codes import class_name
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
 
@@ -121,7 +123,10 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     elif not x.ndim and x.dtype.kind in "US" and shape and set(shape) <= {1, -1}:  # a text for a column of them
         x = x.reshape([1] * len(shape))
     if x.shape != shape and (x.ndim != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True))):
-        raise BadInput(f"{spec.name}: expected {shape_text(shape)} {spec.dtype}, got {shape_text(x.shape)} {x.dtype}")
+        got = f"{shape_text(x.shape)} {x.dtype}"
+        if isinstance(given, str | bytes | PurePath) and spec.dtype != "object":
+            got = f"{class_name(given)}: give an array, or, if a card describes the preprocessing, a picture file's content"
+        raise BadInput(f"{spec.name}: expected {shape_text(shape)} {spec.dtype}, got {got}")
     if spec.dtype == "object" and x.dtype.kind not in "US" and not all(isinstance(text, str | bytes) for text in x.flat):
         raise BadInput(f"{spec.name}: expected texts or bytes, and one is something else")
     before = x
