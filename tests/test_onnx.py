@@ -194,7 +194,7 @@ def test_an_output_without_axes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "wrong"),
     [
-        ({"labels": ["a", "b"]}, "3 outputs, but 2 labels"),
+        ({"labels": ["a", "b"]}, "3 outputs, but 2 labels: give one for each class"),
         ({"kind": "label+probabilities"}, "m is to give a label and probabilities"),
         ({"kind": "boxes"}, r"m gives an output \[3\]: boxes are"),
         ({"kind": "probabilities"}, "m gives outputs of -1 to 5, and kind is probabilities"),

@@ -180,8 +180,9 @@ class PlainJson(OneByOne):
             if inner is _MISSING:
                 if optional:
                     return None
-                there = f"an object with {len(level)} other keys" if isinstance(level, dict) else type(level).__name__
-                raise BadReply(f"{self.where}: no {path!r} in the reply; where {key!r} should be there is {there}")
+                there = "an object of other keys" if isinstance(level, dict) else type(level).__name__
+                why = f"where {key!r} should be there is {there}; value or logits is its path, as result.0.label"
+                raise BadReply(f"{self.where}: no {path!r} in the reply; {why}")
             level = inner
         return level
 
