@@ -502,7 +502,7 @@ YES = np.ones(400)
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        ((GOOD, YES, YES), {}, "pass exactly one of max_loss, max_error, max_defer, not 0"),
+        ((GOOD, YES, YES), {}, "pass exactly one of max_loss, max_error, max_defer: none given"),
         ((GOOD, YES, YES), {"max_loss": 0.1, "max_error": 0.1}, "max_defer, not 2"),
         ((GOOD, YES, YES), {"max_loss": 0}, "between 0 and 1, not 0"),
         ((GOOD, YES, YES), {"max_loss": 5}, "between 0 and 1, not 5"),

@@ -147,15 +147,15 @@ def test_a_long_list_is_cut(tmp_path):
 def test_retry(state):
     """Dead entries wait again, those that are named or all; one that is not dead is named, and the exit code tells."""
     code, out, err = cli("outbox", "retry", "w-1", "d-3", "d-3", "none", "--state", state)
-    assert (code, out) == (1, "1 wait again\n")
+    assert (code, out) == (1, "waiting again: 1\n")
     assert err == "error: w-1: there is no dead entry with this id\nerror: none: there is no dead entry with this id\n"
     assert entries(state)[0]["d-3"]["state"] == "waiting"
     box = Outbox(state / "outbox.db", ttl_s=365 * DAY_S)
     for name in ("w-1", "d-3"):
         box.bury(name, "no")
     box.close()
-    assert cli("outbox", "retry", "--all", "--state", state) == (0, "2 wait again\n", "")
-    assert cli("outbox", "retry", "--all", "--state", state) == (0, "0 wait again\n", "")
+    assert cli("outbox", "retry", "--all", "--state", state) == (0, "waiting again: 2\n", "")
+    assert cli("outbox", "retry", "--all", "--state", state) == (0, "waiting again: 0\n", "")
 
 
 def test_drop_asks_first(state):
@@ -203,7 +203,7 @@ def test_export(state):
 def test_export_to_a_file(state):
     """A new one, for the owner's eyes; one that is there is left alone, and one that cannot be made is said."""
     out = state / "out.jsonl"
-    assert cli("outbox", "export", "--out", out, "--state", state) == (0, f"3 entries in {out}\n", "")
+    assert cli("outbox", "export", "--out", out, "--state", state) == (0, f"entries in {out}: 3\n", "")
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     before = out.read_bytes()
     assert [json.loads(line)["id"] for line in before.splitlines()] == ["w-1", "a-2", "d-3"]

@@ -95,7 +95,7 @@ def test_the_command_prints_what_it_did(tmp_path):
     code, out, err = cli("fleet", "collect", tmp_path / "in", "--to", tmp_path / "store", "--json")
     assert (code, json.loads(out)["added"], err) == (0, 12, "")
     code, out, err = cli("fleet", "collect", tmp_path / "in", "--to", tmp_path / "store")
-    assert (code, out) == (0, "0 digests added; 12 are in the store already\n")
+    assert (code, out) == (0, "0 digests added; in the store already: 12\n")
     assert "refused" not in err
 
 

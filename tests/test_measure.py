@@ -363,7 +363,7 @@ def test_labels_that_no_answer_can_be_equal_to():
         Router(lambda x: (LABELS[0], 0.5), cloud, threshold=0.5) as router,
         pytest.raises(
             BadInput,
-            match=r"the edge's 1 answers \('a'\) is ever one of the labels \(2\): it gives text, and the labels are numbers",
+            match=r"the answer of the edge \('a'\) is not one of the labels \(2\): it gives text, and the labels are numbers",
         ),
     ):
         router.evaluate(X, Y)
@@ -403,8 +403,8 @@ def test_the_verdict_says_that_these_are_the_calibrations_own_examples():
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ({}, "pass exactly one of max_loss, max_error, max_defer, not 0"),
-        ({"max_loss": 0.1, "max_error": 0.1}, "max_defer, not 2"),
+        ({}, "pass exactly one of max_loss, max_error, max_defer: none given"),
+        ({"max_loss": 0.1, "max_error": 0.1}, "max_defer: 2 given"),
         ({"max_loss": "1%"}, "max_loss must be a share between 0 and 1, not '1%': 1 % is 0.01"),
         ({"max_loss": 5}, "not 5: 5 % is 0.05"),
         ({"max_loss": 0.05, "sure": 95}, "not 95: 95 % is 0.95"),

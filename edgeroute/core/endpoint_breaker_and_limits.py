@@ -264,7 +264,7 @@ class Rate:
         self._left -= calls
         return True
 
-    def give_back(self, calls: int) -> None:
+    def give_back(self, calls: float) -> None:
         """Give back so many calls that were taken and are not made."""
         self._left = min(self._burst, self._left + calls)
 

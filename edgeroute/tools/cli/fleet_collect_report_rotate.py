@@ -56,7 +56,7 @@ def collect(
     if as_json:
         print(json.dumps({"added": result.added, "days": days, "repeated": result.repeated, "refused": result.refused}))
         return
-    there = f"; {result.repeated:,} are in the store already" if result.repeated else ""
+    there = f"; in the store already: {result.repeated:,}" if result.repeated else ""
     print(f"{count_text(result.added, 'digest')} added{f', of {days[0]} to {days[-1]}' if days else ''}{there}")
 
 

@@ -99,7 +99,7 @@ def retry(
     with _open_outbox(policy, state) as box:
         dead = {name for name, state_is in box.states(names or ()).items() if state_is == "dead"}
         count = box.retry(names)
-    print(_dumps({"requeued": count}) if as_json else f"{count:,} wait again")
+    print(_dumps({"requeued": count}) if as_json else f"waiting again: {count:,}")
     return _report_missing(names, dead, "there is no dead entry with this id", as_json=as_json)
 
 
@@ -160,7 +160,7 @@ def export(*, out: File | None = None, policy: OptionalPolicy = None, state: Opt
             raise
         except OSError as e:
             raise StoreError(f"{out}: {e.strerror or e}") from e
-    print(_dumps({"entries": count, "file": str(out)}) if as_json else f"{count:,} entries in {out}")
+    print(_dumps({"entries": count, "file": str(out)}) if as_json else f"entries in {out}: {count:,}")
 
 
 def state_folder(policy: Path | None, state: Path | None) -> Path:

@@ -48,7 +48,7 @@ def checked_target(
     targets: dict[Kind, float | None] = {"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer}
     targets_given = [(kind, value) for kind, value in targets.items() if value is not None]
     if len(targets_given) != 1:
-        raise PolicyError(f"pass exactly one of {', '.join(targets)}, not {len(targets_given)}")
+        raise PolicyError(f"pass exactly one of {', '.join(targets)}: {len(targets_given) or 'none'} given")
     ((kind, value),) = targets_given
     if not _is_share(value):
         raise PolicyError(f"{kind} must be a share between 0 and 1, not {value!r}{_percent(value)}")

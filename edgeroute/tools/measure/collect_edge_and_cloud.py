@@ -494,9 +494,8 @@ def check_possible(
     if any(_form_or_kind(answer) in forms for answer in answers):
         return
     kinds = [{_kind(value) for value in values} for values in (answers, known)]
-    text = (
-        f"none of the {side}'s {len(answers):,} answers ({_quoted(answers[0])}) is ever one of the labels ({_quoted(known[0])})"
-    )
+    text = f"none of the {side}'s {len(answers):,} answers ({_quoted(answers[0])}) is ever one" if len(answers) > 1 else ""
+    text = f"{text or f'the answer of the {side} ({_quoted(answers[0])}) is not one'} of the labels ({_quoted(known[0])})"
     if kinds[0].isdisjoint(kinds[1]):
         text += f": it gives {'/'.join(sorted(kinds[0]))}, and the labels are {'/'.join(sorted(kinds[1]))}"
     elif len(answers) < least:

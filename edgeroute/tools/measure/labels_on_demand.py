@@ -216,9 +216,7 @@ class FunctionLabels(LabelsOnDemand):
         with suppress(AttributeError, TypeError):  # of a class without attributes
             error.labels = dict(self.labels)  # type: ignore[attr-defined]
             if hasattr(error, "add_note"):  # from Python 3.11 on
-                error.add_note(
-                    f"calibrate(X, error.labels, label=...) goes on without asking for these {len(self.labels):,} labels"
-                )
+                error.add_note(f"calibrate(X, error.labels, label=...) goes on from the labels so far: {len(self.labels):,}")
 
 
 def _plain(label: Any) -> Any:
