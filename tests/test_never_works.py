@@ -108,6 +108,26 @@ def test_a_limit_beside_endpoints_without_a_price(make):
         assert never(make(unsure, clouds, threshold=0.5, limits=limits)) == []
 
 
+@pytest.mark.parametrize(
+    ("prices", "said"),
+    [
+        ((0, 0), "! usd_per_day = 5 never applies: no endpoint has a price. Write its provider's beside its url, "
+                 "usd_per_million_input_tokens and usd_per_million_output_tokens, or leave usd_per_day out"),
+        ((1, 0), "usd_per_day does not count the tokens of cloud's answers: write usd_per_million_output_tokens too, unless they"),
+        ((1, 2), None),
+    ],
+)  # fmt: skip
+def test_a_limit_beside_a_language_model(make, prices, said):
+    """Whose prices are those of tokens: the line names both, and half of them is said to be half."""
+    with CannedServer(http_reply(b'{"data": [{"id": "gpt"}]}')) as server:
+        names = ("usd_per_million_input_tokens", "usd_per_million_output_tokens")
+        chat = OpenAIChat(f"{server.url}/v1", model="gpt", **dict(zip(names, prices, strict=True)))
+        check = make(unsure, chat, threshold=0.5, limits=Limits(usd_per_day=5.0)).check()
+    assert check.ok == (prices != (0, 0))
+    lines = [line for line in check.lines if "usd_per" in line]
+    assert [line.startswith(said) for line in lines] == ([] if said is None else [True])
+
+
 def test_a_rule_without_a_reading(make):
     """Is said to be of no effect on this machine; others may have a battery."""
     options = Options(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.json_api import PlainJson
+from edgeroute.cloud.openai import OpenAIChat
 from edgeroute.confidence.detector_boxes import RAW, before_anchors
 from edgeroute.confidence.output_forms_and_labels import SLACK, label_and_probabilities
 from edgeroute.confidence.output_reader import CLASSES, bounded
@@ -80,6 +81,10 @@ def notes(snapshot: Snapshot, limits: Limits) -> Iterator[str]:
                 f"{name} = {getattr(limits, name):g} does not count calls of {', '.join(free)}, without a price, while others "
                 f"have one: write {terms[0]} beside the url, unless they are free"
             )
+        for cloud in snapshot.clouds if getattr(limits, name) < INF else ():
+            given = [bool(getattr(cloud.terms, term)) for term in terms[-2:]]
+            if given == [True, False] and "tokens" in terms[-1]:
+                yield f"{name} does not count the tokens of {cloud.name}'s answers: write {terms[-1]} too, unless they are free"
     edges = [backend for backend in snapshot.backends if isinstance(backend, EdgeBackend)]
     for edge, card in [(edge, card) for edge in edges if (card := member(edge.model, "card")) is not None]:
         for guess in describe(member(edge.model, "inputs"), []):
@@ -112,10 +117,15 @@ def _limits(clouds: list[Any], limits: Limits, edge_j: float, inputs: list[Any])
     for name, terms in PRICES.items():
         limit = getattr(limits, name)
         if limit < INF and not any(getattr(cloud.terms, term) for cloud in clouds for term in terms):
-            yield (
-                f"{name} = {limit:g} never applies: no endpoint has a price. Write one beside its url, such as {terms[0]}, "
-                f"or leave {name} out"
+            by_tokens = "tokens" in terms[-1] and any(
+                isinstance(getattr(cloud, "endpoint", None), OpenAIChat) for cloud in clouds
             )
+            wanted = (
+                f"its provider's beside its url, {terms[-2]} and {terms[-1]}"
+                if by_tokens
+                else f"one beside its url, such as {terms[0]}"
+            )
+            yield f"{name} = {limit:g} never applies: no endpoint has a price. Write {wanted}, or leave {name} out"
     for cloud in clouds:
         cost = smallest_cost(cloud, inputs)
         for name, limit, asked in zip(Limits._fields, up_against(limits, cost, edge_j), cost, strict=True):
