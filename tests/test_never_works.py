@@ -111,12 +111,11 @@ def test_a_limit_beside_endpoints_without_a_price(make):
 @pytest.mark.parametrize(
     ("prices", "said"),
     [
-        ((0, 0), "! usd_per_day = 5 never applies: no endpoint has a price. Write its provider's beside its url, "
-                 "usd_per_million_input_tokens and usd_per_million_output_tokens, or leave usd_per_day out"),
-        ((1, 0), "usd_per_day does not count the tokens of cloud's answers: write usd_per_million_output_tokens too, unless they"),
+        ((0, 0), "Write its provider's beside its url, usd_per_million_input_tokens and usd_per_million_output_tokens, or"),
+        ((1, 0), "usd_per_day does not count the tokens of cloud's answers: write usd_per_million_output_tokens too"),
         ((1, 2), None),
     ],
-)  # fmt: skip
+)
 def test_a_limit_beside_a_language_model(make, prices, said):
     """Whose prices are those of tokens: the line names both, and half of them is said to be half."""
     with CannedServer(http_reply(b'{"data": [{"id": "gpt"}]}')) as server:
@@ -125,7 +124,7 @@ def test_a_limit_beside_a_language_model(make, prices, said):
         check = make(unsure, chat, threshold=0.5, limits=Limits(usd_per_day=5.0)).check()
     assert check.ok == (prices != (0, 0))
     lines = [line for line in check.lines if "usd_per" in line]
-    assert [line.startswith(said) for line in lines] == ([] if said is None else [True])
+    assert [said in line for line in lines] == ([] if said is None else [True])
 
 
 def test_a_rule_without_a_reading(make):
