@@ -26,7 +26,7 @@ from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyErro
 from edgeroute.edge.preprocessing import Picture
 from edgeroute.http.addresses_and_messages import Reply
 from edgeroute.tools.export.models_folders_and_templates import PROGRAMS, Subject, new_folder, server_name
-from edgeroute.tools.export.programs.arms import arm_of, checked_shares
+from edgeroute.tools.export.programs.weighted_split import arm_of, checked_shares
 from edgeroute.tools.export.server_files import Batching, Cluster, object_name
 from edgeroute.tools.export.server_files import kserve as export_kserve
 from edgeroute.tools.export.server_files import ray as export_ray
@@ -49,7 +49,7 @@ def program(name):
     return sys.modules[name]
 
 
-by_card, oip = program("by_card"), program("oip")
+by_card, oip = program("by_card"), program("oip_messages")
 
 
 @pytest.mark.parametrize("path", sorted(PROGRAMS.glob("*.py")), ids=lambda path: path.stem)
@@ -482,6 +482,8 @@ def test_the_ray_application_says_what_was_asked_for(fashion, tmp_path):
         models_per_replica=1,
         splits={"fashion": {"fashion-edge": 0.1, "fashion-large": 0.9}},
     )
+    copied = {file.stem for file in (tmp_path / "out").glob("*.py")}
+    assert copied == {"app", "by_card", "oip_messages", "weighted_split"}, "all that the application imports"
     config = yaml.safe_load((tmp_path / "out/serve.yaml").read_text())
     (application,) = config["applications"]
     ingress, served = application["deployments"]

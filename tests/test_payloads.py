@@ -435,9 +435,9 @@ def test_the_exports_read_what_is_sent(monkeypatch):
     """The programs that `edgeroute export` writes read the same request: as binary, and as JSON."""
     programs = Path(edgeroute.__file__).parent / "tools" / "export" / "programs"
     monkeypatch.syspath_prepend(str(programs))
-    for name in ("by_card", "oip"):
+    for name in ("by_card", "oip_messages"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    oip, by_card = importlib.import_module("oip"), importlib.import_module("by_card")
+    oip, by_card = importlib.import_module("oip_messages"), importlib.import_module("by_card")
     picture = {"height": 5, "width": 7, "channels": 3, "resize": None, "crop": None, "filter": "bilinear"}
     spec = {"name": "x", "dtype": "uint8", "shape": [5, 7, 3], "picture": picture}
     x = RNG.integers(0, 255, (5, 7, 3), np.uint8)
@@ -449,7 +449,7 @@ def test_the_exports_read_what_is_sent(monkeypatch):
         ask = oip.read(call.body, length, [spec], [{"name": "y"}])
         found = [by_card.decode(bytes(one), picture) for one in ask.feed["x"].reshape(-1)]
         np.testing.assert_array_equal(found, [x, x[::-1]])
-    for name in ("by_card", "oip"):
+    for name in ("by_card", "oip_messages"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 

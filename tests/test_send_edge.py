@@ -255,9 +255,9 @@ def test_what_is_told_of_an_answer():
 def test_the_exports_read_what_is_sent(monkeypatch):
     """The program for Ray ignores the parameter; Triton takes any."""
     monkeypatch.syspath_prepend(str(Path(edgeroute.__file__).parent / "tools" / "export" / "programs"))
-    for name in ("by_card", "oip"):
+    for name in ("by_card", "oip_messages"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    oip = importlib.import_module("oip")
+    oip = importlib.import_module("oip_messages")
     for binary in (True, False):
         cloud = OpenInference("http://127.0.0.1:9/v2/models/m", send_edge=True, binary=binary)
         cloud.recall({"inputs": [["x", "float32", [-1, 1]]], "binary": binary})
@@ -265,7 +265,7 @@ def test_the_exports_read_what_is_sent(monkeypatch):
         length = {key.lower(): value for key, value in call.headers}.get(oip.LENGTH)
         spec = {"name": "x", "dtype": "float32", "shape": [1], "picture": None}
         assert oip.read(call.body, length, [spec], [{"name": "y"}]).feed["x"].tolist() == [[1]]
-    for name in ("by_card", "oip"):
+    for name in ("by_card", "oip_messages"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 

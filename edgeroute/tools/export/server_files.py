@@ -27,7 +27,7 @@ from edgeroute.tools.export.models_folders_and_templates import (
     text_of,
     write,
 )
-from edgeroute.tools.export.programs.arms import checked_shares
+from edgeroute.tools.export.programs.weighted_split import checked_shares
 
 Backend = Literal["python", "onnxruntime"]
 VERSION_FOLDER = "1"
@@ -498,8 +498,8 @@ def ray(
         least=low, most=high, target=max(1, max_batch // 2),
     )  # fmt: skip
     with new_folder(out, "ray", models, force=force) as folder:
-        files = {"by_card.py": "by_card.py", "oip.py": "oip.py", "arms.py": "arms.py", "ray_app.py": "app.py"}
-        programs(folder, files)
+        programs(folder, {f"{name}.py": f"{name}.py" for name in ("by_card", "oip_messages", "weighted_split")})
+        programs(folder, {"ray_app.py": "app.py"})
         for model in models:
             to = folder / "models" / model.name
             write(to / "model.json", text_of(model.about(f"onnx/{FILE}")))

@@ -10,14 +10,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from arms import arm_of, checked_shares
 from by_card import BadInput, Description, Model, pictures
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from oip import LENGTH, read, write
+from oip_messages import LENGTH, read, write
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from weighted_split import arm_of, checked_shares
 
 HERE = Path(__file__).parent / "models"
 ENCODED = "-encoded"  # suffix of the model name under which a model takes picture files
