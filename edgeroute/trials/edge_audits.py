@@ -454,8 +454,8 @@ class Auditor(ForkSafe):
         """Record the right value of an audited answer of an edge, once.
 
         Return True if the answer was one; False for any other id. A value that comes before its comparison waits for it. An alarm
-        is logged, reported and written to the journal. Raises what `agrees` raises, and ValueError for a grade outside 0..1; the
-        answer cannot be reported again then.
+        is logged, reported and written to the journal. Raises what `agrees` raises, and ValueError for a grade outside 0..1;
+        then it is too late to report the answer again.
         """
         with self._lock:
             if self._early.get(identity) is _NONE:
@@ -492,10 +492,7 @@ class Auditor(ForkSafe):
         self._jobs.start()
 
     def drain(self, timeout_s: float) -> None:
-        """Block until the audits that can run now have ended, for `timeout_s` seconds at most.
-
-        Else a program that ends soon would log deferred answers alone.
-        """
+        """Block until the audits that can run now have ended, or `timeout_s` is over; else a short program logs few answers."""
         self._jobs.drain(timeout_s)
 
     def close(self) -> None:
