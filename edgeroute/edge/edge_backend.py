@@ -363,7 +363,7 @@ class EdgeBackend(AbandonedRuns):
         return repr((self.fingerprint(of), self.reader.labels, member(self.model, "kind"), self.reader.none_found))
 
     def after_fork(self) -> None:
-        """Forget the parent's runs in a forked child, and load the model anew if a thread of the parent was loading it."""
+        """Forget the parent's runs in a forked child, and mark the model unloaded if a thread of the parent was loading it."""
         super().after_fork()
         if self.loading:
             self.unloaded, self.loading = True, False

@@ -426,7 +426,7 @@ def _letters(layout: str | None, shape: Sequence[int], where: str) -> str:
 
 
 def _same_order(source: Sequence[int], target: Sequence[int]) -> tuple[int | None, ...]:
-    """Return the axes without layouts: the same axes in the same order, except for some of size 1.
+    """Return the axes without layouts: the same axes in the same order, except for some of size 1; None: a new one of size 1.
 
     Raises:
         ValueError: the order is ambiguous.

@@ -129,7 +129,7 @@ class FunctionLabels(LabelsOnDemand):
         self._forms = {label_form(answer) for answer in self._answers} - {None}
 
     def judge(self, questions: list[Question]) -> Iterable[float | None]:
-        """Return the losses by the function's labels, which are stored; known ones are not asked for.
+        """Return the losses by the function's labels, which are stored; known ones are not asked for. None: unknown.
 
         An exception, also the function's own, carries the labels so far as its attribute `labels`.
         """

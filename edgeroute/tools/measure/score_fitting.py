@@ -131,7 +131,7 @@ class _Examples(NamedTuple):
     def fold(self, train: Array) -> tuple[Array, Foreign | None]:
         """Return all examples' features; with logits, also those for unusual inputs, and the statistics of the training examples.
 
-        train: [n], bool.
+        Without logits the statistics are None. train: [n], bool.
         """
         if self.logits is None:
             return self.table, None
