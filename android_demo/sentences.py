@@ -6,7 +6,8 @@ from typing import Final, Literal
 
 from edgeroute.tools.palette import StateName
 
-# Reason code (edgeroute.core.reason_and_trace.CODES) -> why the one that was to answer did not, or what was found out before.
+# Reason code (edgeroute.core.reason_text_and_trace_record.CODES) -> why the one that was to answer did not, or what was found
+# out before.
 WHY: Final = {
     "bad_input": "the picture could not be read",
     "bad_reply": "the cloud sent no proper answer",

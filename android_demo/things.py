@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from sentences import sentence
 
 from edgeroute import Answer, BadInput, EdgerouteError, MayNotLeave, OpenInference, Outbox, PolicyError, Router
-from edgeroute.core.reason_and_trace import error_code
+from edgeroute.core.reason_text_and_trace_record import error_code
 from edgeroute.core.routing_policy import Mode
 from edgeroute.tools.palette import STATES, StateName, answer_state
 

@@ -27,8 +27,8 @@ from figures import size
 from edgeroute import Audit, Router
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.confidence.certificate import BoundCertificate
-from edgeroute.stores.rotated_json_lines import read
-from edgeroute.system import process
+from edgeroute.stores.json_lines_and_process_locks import read
+from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor
 from edgeroute.trials.edge_audits import Sampler
 

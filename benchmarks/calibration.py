@@ -14,7 +14,7 @@ from specialist import CASES
 from validity import EPS, WALKS, walk
 
 from edgeroute.confidence import Reader, fit, msp
-from edgeroute.tools.measure.calibration import calibrate
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 
 SIZES = size((500, 1000, 2000, 2500), (500,))
 """Calibration set sizes, of 5,000 images; the last is half."""

@@ -23,9 +23,9 @@ import psutil
 from figures import Figure, serving, size, table
 
 from edgeroute import Router
-from edgeroute.cloud.function_backend_and_replies import Function
+from edgeroute.cloud.function_backend_and_reply_checks import Function
 from edgeroute.record.instrument_interface import RequestEnded
-from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.tools.dashboard.in_process import AnswerFeed
 
 RATE, SECONDS, STEP_S = 1000, size(20, 1), 0.02

@@ -18,9 +18,9 @@ from specialist import CASES
 from validity import EPS, scenarios
 
 from edgeroute.confidence import deferral_curve, msp
-from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.score_fitting import fit
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 
 STYLE = {"svg.hashsalt": "edgeroute", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "path.simplify": True}
 OURS, OTHER, GREY = "#1b1b1f", "#7d8697", "#98a1b0"

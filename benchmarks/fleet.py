@@ -7,7 +7,7 @@ from time import perf_counter
 
 from figures import Figure, size, table
 
-from edgeroute.tools.replay.fleet.fleet_simulation import simulate
+from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import simulate
 from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import EDGEROUTE, Scenario, clients
 
 SILENT = size(Scenario(silent=True), Scenario(silent=True, devices=1000))

@@ -15,7 +15,14 @@ from figures import size
 
 from edgeroute.core.sequential_tests import Drift
 from edgeroute.tools.fleet.fleet_audit_counts import MOST_AUDITS
-from edgeroute.tools.fleet.pooled_tests import PooledDrift, device_evidence, highest_usual, scores, suspects, usual_rates
+from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
+    PooledDrift,
+    device_evidence,
+    highest_usual,
+    scores,
+    suspects,
+    usual_rates,
+)
 from edgeroute.tools.measure.audit_counts_and_evidence import BETS, FIRST
 
 RATE, AUDITS, SHARE, LEARN = 0.02, 7.2, 0.005, 14

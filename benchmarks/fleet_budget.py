@@ -15,7 +15,7 @@ import numpy as np
 from figures import size as of_size
 
 from edgeroute.catalog.signed_policy_follower import WINDOW
-from edgeroute.tools.fleet.budget import RESERVE, VALID_DAYS, limit_for, next_margin, shares
+from edgeroute.tools.fleet.budget_shares_and_signing import RESERVE, VALID_DAYS, limit_for, next_margin, shares
 
 DAYS, DEVICES = 300, of_size(20_000, 100)
 OFFLINE, RETURNS = 0.02, 0.3

@@ -17,8 +17,8 @@ from typing import Any
 
 import replay as one_trace
 
-from edgeroute.stores.rotated_json_lines import read
-from edgeroute.tools.replay.parquet_traces import write_parquet
+from edgeroute.stores.json_lines_and_process_locks import read
+from edgeroute.tools.replay.parquet_trace_format import write_parquet
 from edgeroute.tools.replay.sharded_replay import replay_fleet
 
 POLICY = """

@@ -5,11 +5,11 @@ from __future__ import annotations
 from figures import Figure, medians, size, table, timed
 
 from edgeroute.cloud.endpoint_guard import Guard
-from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import Breaker, RetryBudget
 from edgeroute.core.routing_policy import Permit, Rules, Terms, permit
 from edgeroute.core.spending_limits import Cost, Limits, Spending
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
 
 LIMITS = Limits(usd_per_day=1e9, mb_per_day=1e9, joules_per_hour=1e9, calls_per_minute=1e9)
 """Every limit is accounted for; none is reached."""

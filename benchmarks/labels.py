@@ -10,7 +10,7 @@ import numpy as np
 from figures import MODELS, size
 
 from edgeroute.confidence import msp
-from edgeroute.tools.measure.calibration import calibrate
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 
 SIZES = size((1000, 2000, 5000), (500,))
 EPS = (0.005, 0.01, 0.02)

@@ -15,7 +15,7 @@ from time import process_time
 
 from figures import size
 
-from edgeroute.cloud.masks import Mask, MaskedData
+from edgeroute.cloud.personal_data_masks import Mask, MaskedData
 from edgeroute.core.walk import Prediction
 
 KINDS = ["email", "phone", "iban", "card"]

@@ -106,7 +106,7 @@ def updated() -> str:
     """Return "yes" if a catalog installs two versions and rolls back, and refuses a list of versions that was changed."""
     from edgeroute.catalog import Catalog
     from edgeroute.errors import CatalogError
-    from edgeroute.tools.catalog_publish import keygen, publish
+    from edgeroute.tools.catalog_keys_and_publishing import keygen, publish
 
     fashion = models.fashion()
     with folder() as home:

@@ -13,9 +13,9 @@ from typing import Any
 from figures import Figure, size, table, timed
 
 from edgeroute import Limits, Router
-from edgeroute.cloud.function_backend_and_replies import Function
-from edgeroute.stores.rotated_json_lines import Journal
-from edgeroute.stores.rotated_json_lines import read as records_of
+from edgeroute.cloud.function_backend_and_reply_checks import Function
+from edgeroute.stores.json_lines_and_process_locks import Journal
+from edgeroute.stores.json_lines_and_process_locks import read as records_of
 from edgeroute.tools.replay import Recording, Setup, read, replay
 
 RECORDED, TIMES, EVERY_S = size(2_000, 200), size(100, 1), 0.05

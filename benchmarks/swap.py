@@ -21,7 +21,7 @@ from figures import MODELS, size
 
 from edgeroute import Router
 from edgeroute.catalog import Catalog
-from edgeroute.tools.catalog_publish import keygen, publish
+from edgeroute.tools.catalog_keys_and_publishing import keygen, publish
 
 PAUSE_S = 0.002
 

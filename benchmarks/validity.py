@@ -18,8 +18,8 @@ from figures import MODELS, size
 
 from edgeroute.confidence import msp
 from edgeroute.confidence.binomial_tests import critical_count
-from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.fixed_sequence import accept_relative, between, passed
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 
 EPS, ALPHA, BUDGET, DELTA = 0.01, 0.03, 0.3, 0.05
 SIZES = size((500, 1000, 2000, 10000), (500,))

@@ -19,14 +19,14 @@ _HOMES = {
     "Router": "router.router", "AsyncRouter": "router.async_router", "Answer": "types", "Options": "core.routing_policy",
     "OnnxModel": "edge.onnx", "LiteRTModel": "edge.litert", "LlamaModel": "edge.llama", "CallableModel": "edge.callable_model",
     "OpenInference": "cloud.openinference", "OpenAIChat": "cloud.openai", "PlainJson": "cloud.json_api",
-    "Function": "cloud.function_backend_and_replies", "Secret": "http.addresses_and_messages", "Rule": "core.device_rules",
+    "Function": "cloud.function_backend_and_reply_checks", "Secret": "http.addresses_and_messages", "Rule": "core.device_rules",
     "Egress": "cloud.egress_consent_and_redaction", "Limits": "core.spending_limits", "Cache": "stores.cache",
     "Outbox": "stores.outbox", "Audit": "trials.audit_setting_and_drift_monitor", "Trace": "record.trace",
     "EdgerouteError": "errors", "BadInput": "errors",
     "NoAnswer": "errors", "PolicyError": "errors", "CloudError": "errors", "AsyncStream": "router.streams_and_sessions",
     "BadReply": "errors", "BargeIn": "router.live.speech_segments", "CatalogError": "errors", "Closed": "errors",
     "CoreMLModel": "edge.coreml", "DeadlineExceeded": "errors", "DeviceSensors": "observe.device_sensors", "EdgeModel": "types",
-    "Ensemble": "edge.runtimes", "FrameUpdate": "router.live.frames", "Held": "errors",
+    "Ensemble": "edge.runtime_registry_and_model_groups", "FrameUpdate": "router.live.frames", "Held": "errors",
     "InputScore": "confidence.score_before_run", "Instrument": "record.instrument_interface",
     "LocalServer": "edge.local_server_client", "MayNotLeave": "errors", "ModelError": "errors", "ModelMissing": "errors",
     "OpenInferenceGrpc": "cloud.grpc",
@@ -35,8 +35,8 @@ _HOMES = {
     "RequestLog": "record.structured_logging", "Restart": "core.stream_walk", "RuntimeMissing": "errors",
     "Semantic": "stores.cache", "Stats": "observe.stats_and_status", "Status": "observe.stats_and_status", "StopToken": "types",
     "StoreError": "errors", "Stream": "router.streams_and_sessions", "TimedOut": "errors", "Trial": "trials.trial_setting",
-    "Unreachable": "errors", "Utterance": "router.live.speech_segments", "Variants": "edge.runtimes",
-    "metrics": "record.prometheus", "register": "edge.runtimes",
+    "Unreachable": "errors", "Utterance": "router.live.speech_segments", "Variants": "edge.runtime_registry_and_model_groups",
+    "metrics": "record.prometheus", "register": "edge.runtime_registry_and_model_groups",
 }  # fmt: skip
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - of texts

@@ -1,7 +1,7 @@
 # ruff: noqa: I001 - two names in a line
 # The public names for type checkers: those of `_HOMES` in `__init__.py`, where they are imported at their first use.
 
-from edgeroute.cloud.function_backend_and_replies import Function as Function
+from edgeroute.cloud.function_backend_and_reply_checks import Function as Function
 from edgeroute.cloud.grpc import OpenInferenceGrpc as OpenInferenceGrpc
 from edgeroute.cloud.egress_consent_and_redaction import Egress as Egress
 from edgeroute.cloud.json_api import PlainJson as PlainJson
@@ -14,12 +14,12 @@ from edgeroute.core.spending_limits import Limits as Limits
 from edgeroute.core.stream_walk import Piece as Piece, Restart as Restart
 from edgeroute.edge.callable_model import CallableModel as CallableModel
 from edgeroute.edge.coreml import CoreMLModel as CoreMLModel
-from edgeroute.edge.runtimes import Ensemble as Ensemble
+from edgeroute.edge.runtime_registry_and_model_groups import Ensemble as Ensemble
 from edgeroute.edge.litert import LiteRTModel as LiteRTModel
 from edgeroute.edge.llama import LlamaModel as LlamaModel
 from edgeroute.edge.local_server_client import LocalServer as LocalServer
 from edgeroute.edge.onnx import OnnxModel as OnnxModel
-from edgeroute.edge.runtimes import Variants as Variants, register as register
+from edgeroute.edge.runtime_registry_and_model_groups import Variants as Variants, register as register
 from edgeroute.errors import (
     BadInput as BadInput,
     BadReply as BadReply,

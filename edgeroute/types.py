@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
-from edgeroute.core import reason_and_trace as explain
+from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.error_codes import clean
 from edgeroute.core.plan import Plan
-from edgeroute.core.reason_and_trace import Took, reason_code, took
+from edgeroute.core.reason_text_and_trace_record import Took, reason_code, took
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
-from edgeroute.system.process import short, to_json_types
+from edgeroute.system.clock_json_and_fork_safety import short, to_json_types
 from edgeroute.system.sanitised_logging import Failures, call_logged
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ class Answer(Generic[V]):
 
     @property
     def reason_code(self) -> str:
-        """Reason as one of the few words of `edgeroute.core.reason_and_trace.CODES`, for counting."""
+        """Reason as one of the few words of `edgeroute.core.reason_text_and_trace_record.CODES`, for counting."""
         plan, outcome = self._plan, self._outcome
         if type(plan) is Plan and outcome is not None:
             return reason_code(plan, outcome)

@@ -12,7 +12,7 @@ from pathlib import Path
 import tiny
 
 from edgeroute.catalog import Catalog
-from edgeroute.tools.catalog_publish import keygen, publish
+from edgeroute.tools.catalog_keys_and_publishing import keygen, publish
 
 LABELS = ["a", "b", "c"]
 FIRST = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [0, 0, 0]]

@@ -16,7 +16,7 @@ from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Spending
 from edgeroute.stores.outbox import delivery_and_callbacks as delivery
 from edgeroute.stores.outbox.sqlite_queue import spread_for
-from edgeroute.tools.replay.fleet.fleet_simulation import PARALLEL, POLL_S, Result
+from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import PARALLEL, POLL_S, Result
 
 
 class Entry:

@@ -48,7 +48,7 @@ from edgeroute import (
     Router,
     StoreError,
 )
-from edgeroute.cloud.function_backend_and_replies import ReplyReader
+from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
 from edgeroute.confidence import calibrate, fit
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
@@ -59,7 +59,7 @@ from edgeroute.http.connections import Connections
 from edgeroute.http.reply_parser import H11, Llhttp, Malformed, Reading
 from edgeroute.http.sans_io_tls_connection import pin_of
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system.process import settle
+from edgeroute.system.clock_json_and_fork_safety import settle
 from edgeroute.testing import CannedServer
 from edgeroute.tools.replay import recorded_requests_and_statistics as records
 from edgeroute.tools.server import oip_messages as protocol

@@ -200,7 +200,7 @@ def state():
 
 def journal():
     """It is rotated, and what another process has cut off is ended first."""
-    from edgeroute.stores.rotated_json_lines import Journal, read
+    from edgeroute.stores.json_lines_and_process_locks import Journal, read
 
     logs = [Journal("journal.jsonl", max_bytes=60, keep=100) for _ in range(2)]
     for i in range(50):
@@ -230,7 +230,7 @@ def outbox():
 
 
 def one_process_delivers():
-    from edgeroute.stores.rotated_json_lines import ProcessLock
+    from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 
     one, two = ProcessLock(Path("it.deliver")), ProcessLock(Path("it.deliver"))
     assert one.take()

@@ -7,7 +7,7 @@ import sys
 import phones
 import pytest
 
-from edgeroute.core.reason_and_trace import CODES
+from edgeroute.core.reason_text_and_trace_record import CODES
 from edgeroute.tools.palette import STATES
 
 pytestmark = pytest.mark.skipif(not phones.APP.is_dir(), reason="the app is not in the wheel")

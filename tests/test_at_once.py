@@ -20,7 +20,7 @@ from test_connections import connected_to, in_thread
 from tiny import linear
 
 from edgeroute import Closed, Limits, Options, Outbox, Prediction, Router, StoreError
-from edgeroute.cloud import spending_file as earlier
+from edgeroute.cloud import shared_spending_and_record as earlier
 from edgeroute.core.spending_limits import Spending
 from edgeroute.edge.concurrent_runs import runs_of
 from edgeroute.http.addresses_and_messages import Address, Call
@@ -31,7 +31,7 @@ from edgeroute.stores import sqlite_file_and_key_values as keyvalue
 from edgeroute.stores.outbox.delivery_and_callbacks import Callbacks
 from edgeroute.stores.outbox.outbox_entries import Waiting
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
-from edgeroute.system.process import Shared, list_weakset, start_task_on
+from edgeroute.system.clock_json_and_fork_safety import Shared, list_weakset, start_task_on
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.contracts.runs_under_test import Token
 
@@ -428,7 +428,7 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
     from catalogs import Web as Server
 
     from edgeroute.catalog import Updater
-    from edgeroute.catalog.catalog_source import Web
+    from edgeroute.catalog.catalog_source_and_verification import Web
     from edgeroute.errors import CatalogAway
     from edgeroute.system.late_imports_and_plugins import import_httpx
 

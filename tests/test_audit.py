@@ -14,8 +14,8 @@ from both import LONG, Tasks, flat, makes
 from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
 from edgeroute.observe.target_counts import TOGETHER
-from edgeroute.stores.rotated_json_lines import read
-from edgeroute.system.process import now
+from edgeroute.stores.json_lines_and_process_locks import read
+from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.testing import FakeCloud
 from edgeroute.trials.audit_setting_and_drift_monitor import DriftMonitor, limit
 from edgeroute.trials.edge_audits import FULL
@@ -111,7 +111,7 @@ def test_of_a_batch_each_row_may_be_audited(make, tmp_path):
 
 def test_the_sample_is_uniform(monkeypatch, tmp_path):
     """Of 4,000 requests 5 % are compared, accepted or not, and no pattern in the requests meets a pattern in the sample."""
-    monkeypatch.setattr("edgeroute.trials.shadow_runs_and_job_queue.TOGETHER", 1 << 30)
+    monkeypatch.setattr("edgeroute.trials.shadow_statistics_and_job_queue.TOGETHER", 1 << 30)
     with Router(edge, right, threshold=0.5, audit=Audit(share=0.05), state=tmp_path) as router:
         for i in range(4000):
             router.infer(0.1 if i % 2 else 0.9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeroute.trials.shadow_runs_and_job_queue import Background, Job
+from edgeroute.trials.shadow_statistics_and_job_queue import Background, Job
 
 
 def test_a_job_that_was_looked_at_while_another_ended_is_not_forgotten():

@@ -20,7 +20,7 @@ from PIL import Image
 from edgeroute import BadInput, NoAnswer, Outbox, PlainJson, PolicyError, Router
 from edgeroute.cloud import request_body_templates as encoding
 from edgeroute.cloud.request_body_templates import MAX_NESTED, MAX_TEXT, MAX_VALUES, Body
-from edgeroute.system.quotable_codes import quote
+from edgeroute.system.quotable_codes_and_secrets import quote
 from edgeroute.testing import CannedServer, http_reply
 
 pytestmark = pytest.mark.pure

@@ -14,7 +14,7 @@ from onnx import helper
 from edgeroute import BadInput, EdgerouteError, ModelError, OnnxModel, PolicyError, Router, policy
 from edgeroute.catalog.catalog_client_and_updates import read_canaries
 from edgeroute.catalog.catalog_entry import entries
-from edgeroute.catalog.catalog_source import Folder
+from edgeroute.catalog.catalog_source_and_verification import Folder
 from edgeroute.catalog.model_folder_and_downloads import Store, pointer
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned

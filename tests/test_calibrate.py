@@ -22,7 +22,7 @@ from edgeroute.confidence.certificate import BoundCertificate, Certificate, NotE
 from edgeroute.core.routing_policy import Target
 from edgeroute.tools.measure import critical_counts as exact
 from edgeroute.tools.measure import fixed_sequence
-from edgeroute.tools.measure.calibration import calibrate, crossfit
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate, crossfit
 
 optimize, stats = Later("scipy.optimize"), Later("scipy.stats")
 INF = float("inf")

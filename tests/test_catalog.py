@@ -28,13 +28,13 @@ from edgeroute import (
     Variants,
 )
 from edgeroute.catalog import Catalog
-from edgeroute.catalog import installed_models as installed
+from edgeroute.catalog import installed_and_active_models as installed
 from edgeroute.catalog.catalog_entry import check_distinct, checked_name, checked_path, checked_version, entries, fits
 from edgeroute.confidence import calibrate
 from edgeroute.errors import CatalogAway
 from edgeroute.router import policy_reload as reload
 from edgeroute.router.policy_snapshot import build
-from edgeroute.tools.catalog_publish import keygen, rotate, sign
+from edgeroute.tools.catalog_keys_and_publishing import keygen, rotate, sign
 
 X = np.array([1, 0, 0, 0], np.float32)
 """What FIRST calls a, and SECOND c."""
@@ -244,7 +244,7 @@ def test_a_folder_as_a_model(publisher, tmp_path):
     (model / "weights").mkdir(parents=True)
     (model / "weights" / "a.bin").write_bytes(b"a")
     (model / "graph").write_bytes(b"a")  # the same content twice
-    from edgeroute.tools.catalog_publish import publish
+    from edgeroute.tools.catalog_keys_and_publishing import publish
 
     entry = publish(publisher.catalog, "doors", "1", [model], keys=publisher.keys)
     assert [file.path for file in entry.files] == ["doors.onnx/graph", "doors.onnx/weights/a.bin"]

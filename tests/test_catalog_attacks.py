@@ -15,7 +15,7 @@ pytest.importorskip("httpx")
 from edgeroute import CatalogError, PolicyError, Router
 from edgeroute.catalog import Catalog
 from edgeroute.errors import CatalogAway
-from edgeroute.tools.catalog_publish import sign
+from edgeroute.tools.catalog_keys_and_publishing import sign
 
 X = np.array([1, 0, 0, 0], np.float32)
 BIG = 1 << 20
@@ -304,7 +304,7 @@ def test_a_file_without_end(web, where):
 def test_a_server_that_drips(web, publisher, authority, part, monkeypatch):
     """A byte now and then is nothing: it counts as away."""
     server, _ = web
-    monkeypatch.setattr("edgeroute.catalog.catalog_source.CONNECT_S", 0.2)
+    monkeypatch.setattr("edgeroute.catalog.catalog_source_and_verification.CONNECT_S", 0.2)
     ended = []
 
     def behave(handler, path):

@@ -19,7 +19,7 @@ import tflite_models
 from edgeroute import LiteRTModel, ModelMissing, OnnxModel, PolicyError, Router
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.policy import load, schema
-from edgeroute.tools.catalog_publish import publish
+from edgeroute.tools.catalog_keys_and_publishing import publish
 
 X = np.array([1, 0, 0, 0], np.float32)
 

@@ -31,10 +31,10 @@ from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
 from edgeroute.core.sequential_tests import GRID
+from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.outbox import Waiting
-from edgeroute.stores.rotated_json_lines import Journal
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.tools.measure.certification_and_verdicts import audited_examples, fit_score
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, label_values, recorded_examples
 

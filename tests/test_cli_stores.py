@@ -19,11 +19,11 @@ import typer
 from commands import cli
 
 from edgeroute import Egress, Outbox, PolicyError, Prediction, Router, Unreachable
+from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.outbox import Waiting
-from edgeroute.stores.rotated_json_lines import Journal
-from edgeroute.system import process as system
+from edgeroute.system import clock_json_and_fork_safety as system
 from edgeroute.testing import CannedServer, FakeCloud
-from edgeroute.tools.cli.outbox_and_egress import parse_time
+from edgeroute.tools.cli.outbox_egress_and_state_folder import parse_time
 from edgeroute.tools.cli.tables_and_options import local_time
 
 LONG = 30.0

@@ -25,7 +25,7 @@ from edgeroute.http import dns_resolver as resolver
 from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
-from edgeroute.system.process import settle
+from edgeroute.system.clock_json_and_fork_safety import settle
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0

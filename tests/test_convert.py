@@ -14,7 +14,7 @@ from both import unsure
 from commands import cli
 
 from edgeroute import BadInput, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StoreError
-from edgeroute.tools.model_conversion import convert
+from edgeroute.tools.convert_models_to_onnx import convert
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 joblib = pytest.importorskip("joblib")

@@ -9,10 +9,10 @@ import pytest
 from both import Threads
 
 from edgeroute import Function, Limits
-from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
 
 PAID, MOST = 8, 10
 

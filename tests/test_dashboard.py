@@ -51,7 +51,7 @@ from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.errors import Unfit
 from edgeroute.record.instrument_interface import RequestEnded
-from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.tools.cli.servers_and_dashboards import file_monitor
 from edgeroute.tools.dashboard import monitor_and_file_tail as monitors
 from edgeroute.tools.dashboard import monitor_and_file_tail as tails

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, page_of
 
 from edgeroute import Cache, Function, Limits, Options, Reading, Router, Rule, Unreachable
-from edgeroute.core.reason_and_trace import CODES
+from edgeroute.core.reason_text_and_trace_record import CODES
 from edgeroute.errors import Unfit
 from edgeroute.tools.dashboard.monitor_and_file_tail import OLD_S, Monitor
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeroute.confidence.certificate import BoundCertificate, Certificate
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor
 from edgeroute.trials.edge_audits import Sampler
 

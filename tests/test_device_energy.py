@@ -9,7 +9,7 @@ import routes
 from both import flat
 
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
-from edgeroute.core.latency_link_load_estimates import ENOUGH_READINGS
+from edgeroute.core.performance_estimates_and_encoding_choice import ENOUGH_READINGS
 from edgeroute.observe import planning_facts as observer
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.late_imports_and_plugins import package_folder

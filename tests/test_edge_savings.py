@@ -24,9 +24,9 @@ from test_saving import JSON, completion
 from edgeroute import BadInput, CallableModel, MayNotLeave, ModelError, NoAnswer, PolicyError, Router
 from edgeroute.errors import Unfit
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
-from edgeroute.tools.replay.edge_results import Result, Results
 from edgeroute.tools.replay.logs import Price, Read
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import read_sample, survey
+from edgeroute.tools.replay.resumable_edge_results import Result, Results
 from edgeroute.tools.replay.savings_by_edge_runs import edge_saving
 
 SECRET = "sk-live-51H8secret"

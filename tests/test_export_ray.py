@@ -17,7 +17,7 @@ import routes
 from exports import get, infer_bytes, jpeg, pictures, ray, slow
 
 from edgeroute import OnnxModel, OpenInference, Router
-from edgeroute.core.latency_link_load_estimates import FROM
+from edgeroute.core.performance_estimates_and_encoding_choice import FROM
 from edgeroute.tools.export.server_files import ray as exported
 
 yaml = pytest.importorskip("yaml")

@@ -21,7 +21,7 @@ from edgeroute.core.spending_limits import Spending
 from edgeroute.stores.outbox.delivery_and_callbacks import longest
 from edgeroute.stores.outbox.sqlite_queue import spread_for
 from edgeroute.tools.cli.simulate import notes, show
-from edgeroute.tools.replay.fleet.fleet_simulation import longest_s, needed, simulate, spreads_s
+from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import longest_s, needed, simulate, spreads_s
 from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import (
     ANSWERED,
     BUSY,

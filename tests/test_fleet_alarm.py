@@ -421,7 +421,7 @@ def test_devices_draw_at_rates_of_their_own_and_unstated_confidences_are_left_ou
 
 def test_the_certificate_is_published_with_the_model(home):
     pytest.importorskip("tuf")
-    from edgeroute.tools.catalog_publish import keygen, publish
+    from edgeroute.tools.catalog_keys_and_publishing import keygen, publish
 
     audited(home)
     keygen(home / "keys")

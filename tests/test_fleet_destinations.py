@@ -12,9 +12,9 @@ from edgeroute.errors import StoreError
 from edgeroute.fleet import digest_destinations
 from edgeroute.fleet.digest_destinations import Folder, destination
 from edgeroute.fleet.fleet_part import Fleet
-from edgeroute.stores.rotated_json_lines import read
+from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.fleet.digest_reading import decode
+from edgeroute.tools.fleet.untrusted_digest_decoder import decode
 
 NAME = "digests/2026-11-29/abababababababababababababababab.1.digest"
 

@@ -20,7 +20,7 @@ from edgeroute.fleet.digest import (
     name_of,
     path_of,
 )
-from edgeroute.tools.fleet.digest_reading import BadDigest, decode
+from edgeroute.tools.fleet.untrusted_digest_decoder import BadDigest, decode
 
 KEY = b"a key of the fleet"
 

@@ -8,8 +8,8 @@ from commands import cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.latency_link_load_estimates import Load, rounded_share_to_keep
-from edgeroute.tools.replay.fleet.fleet_simulation import simulate
+from edgeroute.core.performance_estimates_and_encoding_choice import Load, rounded_share_to_keep
+from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import simulate
 from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import LOAD_AWARE, Places, Reported, Scenario
 
 pytestmark = pytest.mark.slow

@@ -26,8 +26,8 @@ from signed_fleet import ONE_CLOUD, Fleet, threshold
 from edgeroute import BadInput, EdgerouteError, Held, PolicyError, Router
 from edgeroute.catalog.signed_policy_follower import in_ring, overlay, position, signed_name, standing
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.catalog_publish import sign_files, signed_file
-from edgeroute.tools.fleet.rollout_rings import Decision, promote, publish, target
+from edgeroute.tools.catalog_keys_and_publishing import sign_files, signed_file
+from edgeroute.tools.fleet.rollout_decisions_and_publishing import Decision, promote, publish, target
 
 X = np.zeros(4, np.float32)
 SURE = np.array([9, 0, 0, 0], np.float32)

@@ -10,7 +10,7 @@ from both import flat
 from commands import cli
 
 from edgeroute import BadInput, Function, Router
-from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.tools.replay import Battery, Setup, read, replay
 from edgeroute.tools.replay.sharded_replay import replay_fleet
 from edgeroute.tools.replay.trace_reading_and_conversion import traces

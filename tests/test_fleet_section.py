@@ -8,7 +8,7 @@ from edgeroute import Options, PolicyError, Router
 from edgeroute.fleet.fleet_part import Fleet
 from edgeroute.http.addresses_and_messages import Secret
 from edgeroute.policy import load
-from edgeroute.tools.fleet.digest_reading import decode
+from edgeroute.tools.fleet.untrusted_digest_decoder import decode
 
 ROW = np.array([0, 2, 1, 5], np.float32)
 HEAD = 'mode = "only_edge"\nstate = "state"\n[edge]\npath = "m.onnx"\n[fleet]\n'

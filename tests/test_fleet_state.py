@@ -15,7 +15,7 @@ from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.tools.cli.simulate import show
 from edgeroute.tools.replay.fleet import simulated_devices_and_cloud as devices
-from edgeroute.tools.replay.fleet.fleet_simulation import simulate
+from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import simulate
 from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Course, Device, Scenario, Shares
 from edgeroute.tools.replay.replay_setup_and_result import Setup
 

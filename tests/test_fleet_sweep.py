@@ -36,7 +36,7 @@ def setup_of(folder, threshold=0.5, more=""):
 
 def device(folder, name, requests, every_s=100.0, fails=False):
     """A device's trace in Parquet: requests so far apart, of confidences with two digits, some of them exactly a threshold."""
-    from edgeroute.tools.replay.parquet_traces import write_parquet
+    from edgeroute.tools.replay.parquet_trace_format import write_parquet
 
     rng, records = Random(name), []
 

@@ -298,7 +298,7 @@ def test_many_digests_are_read_by_several_processes(tmp_path, monkeypatch):
 
 def test_a_second_run_at_the_same_time_is_refused(tmp_path):
     """It would write the same files."""
-    from edgeroute.stores.rotated_json_lines import ProcessLock
+    from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 
     fleet(tmp_path)
     lock = ProcessLock(tmp_path / "store" / ".collect.lock")

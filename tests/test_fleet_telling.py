@@ -18,13 +18,14 @@ from commands import cli
 from edgeroute import Audit, Cache, CallableModel, Egress, Function, NoAnswer, Secret, Trial
 from edgeroute.core.sequential_tests import GRID
 from edgeroute.errors import StoreError
-from edgeroute.fleet import daily_digests, fleet_part
-from edgeroute.fleet.daily_digests import DAY_S, KEEP_DAYS, MOST_SPOOLED, day_and_hour, new_device, spooled
+from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
+from edgeroute.fleet import fleet_part
+from edgeroute.fleet.daily_digest_spool_and_upload import DAY_S, KEEP_DAYS, MOST_SPOOLED, day_and_hour, new_device, spooled
 from edgeroute.fleet.fleet_part import Fleet
-from edgeroute.stores.rotated_json_lines import read
+from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.testing import CannedServer
-from edgeroute.tools.fleet.digest_reading import decode
+from edgeroute.tools.fleet.untrusted_digest_decoder import decode
 
 NOON = 1_795_953_600.0  # 2026-11-29 12:00 UTC
 KEY = b"a key"
@@ -421,7 +422,7 @@ def test_damaged_rows_and_ids_cost_only_themselves(tmp_path, to, wall):
 PROGRAM = """
 import sys, threading
 from edgeroute import CallableModel, Options, Router
-from edgeroute.fleet import daily_digests, fleet_part
+from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests, fleet_part
 from edgeroute.fleet.fleet_part import Fleet
 state, to, count = sys.argv[1:]
 fleet = Fleet(to)

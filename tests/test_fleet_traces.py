@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from edgeroute import BadInput, Cache, EdgerouteError, Function, PlainJson, PolicyError, Router, RuntimeMissing, Trace
 from edgeroute.policy import load
-from edgeroute.stores.rotated_json_lines import Journal
-from edgeroute.stores.rotated_json_lines import read as lines
-from edgeroute.system.process import json_dumps, json_loads, to_json_types
-from edgeroute.tools.replay import parquet_traces as parquet
+from edgeroute.stores.json_lines_and_process_locks import Journal
+from edgeroute.stores.json_lines_and_process_locks import read as lines
+from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads, to_json_types
+from edgeroute.tools.replay import parquet_trace_format as parquet
 from edgeroute.tools.replay import read
 from edgeroute.tools.replay.trace_reading_and_conversion import TraceRecords, pack, traces
 

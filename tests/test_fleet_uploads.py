@@ -14,7 +14,7 @@ from edgeroute.errors import StoreError
 from edgeroute.fleet import digest_destinations
 from edgeroute.fleet.digest_destinations import destination
 from edgeroute.fleet.fleet_part import Fleet
-from edgeroute.tools.fleet.digest_reading import decode
+from edgeroute.tools.fleet.untrusted_digest_decoder import decode
 
 pytestmark = pytest.mark.matrix
 NAME = "digests/2026-11-29/abababababababababababababababab.1.digest"

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeroute import AsyncRouter, BadInput, PolicyError, Unreachable
-from edgeroute.tools.server import openai_completions
+from edgeroute.tools.server import openai_completions_and_reply_reading as openai_completions
 from edgeroute.tools.server import uvicorn_host as host
 from edgeroute.tools.server.access_limits_and_errors import Bodies, Busy, Calls, Guard, peer_of
 from edgeroute.tools.server.gateway import app
@@ -238,7 +238,7 @@ def test_whatever_comes(url, changes, path):
 def test_numbers_above_any_float(url, monkeypatch, library):
     """Wherever one stands in a request, it is the client's mistake, by either library; of `logprobs` only its truth counts."""
     if library == "json":
-        monkeypatch.setattr("edgeroute.system.process.orjson", None)
+        monkeypatch.setattr("edgeroute.system.clock_json_and_fork_safety.orjson", None)
     huge = "1" + "0" * 400
     for key in ("temperature", "top_p", "max_tokens", "seed", "n", "logprobs", "stream_options", "stop", "messages"):
         for value in (huge, f"-{huge}", "1e999", f"[{huge}]"):

@@ -20,7 +20,7 @@ from edgeroute.cloud import endpoint_guard as guards
 from edgeroute.cloud import request_attempts_and_queue as exchanges
 from edgeroute.cloud import request_attempts_and_queue as turns
 from edgeroute.cloud.endpoint_guard import Guard
-from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.core.routing_policy import Rules, Terms, permit
 from edgeroute.core.spending_limits import Spending

@@ -16,7 +16,7 @@ from pieces import taken
 from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
 from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.httpx_connections import AsyncHttpxConnections, HttpxConnections
-from edgeroute.system.process import settle
+from edgeroute.system.clock_json_and_fork_safety import settle
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from lazily import Later
 
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
-from edgeroute.tools.measure.calibration import least_deferral, spread
 from edgeroute.tools.measure.deferral_curve import student_quantile
 from edgeroute.tools.measure.independence_and_overlap import correlations, dependence
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import least_deferral, spread
 
 stats = Later("scipy.stats")
 

@@ -22,8 +22,8 @@ from PIL import Image
 from edgeroute import OnnxModel, Options, Router, register
 from edgeroute.edge.model_card import Card
 from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
-from edgeroute.tools.inspect.guess_inputs import describe, pairs
 from edgeroute.tools.inspect.guess_outputs import batch_of, guess_outputs, named_classes
+from edgeroute.tools.inspect.input_guesses_and_trial_tensors import describe, pairs
 from edgeroute.tools.server.serve import app as served
 from edgeroute.types import TensorSpec
 

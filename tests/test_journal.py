@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import StoreError
-from edgeroute.stores.rotated_json_lines import Journal, read
-from edgeroute.system import process as system
+from edgeroute.stores.json_lines_and_process_locks import Journal, read
+from edgeroute.system import clock_json_and_fork_safety as system
 
 WRITER = """
 import sys
-from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.json_lines_and_process_locks import Journal
 
 path, who, count, max_bytes, keep = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 journal = Journal(path, max_bytes=max_bytes, keep=keep)
@@ -233,7 +233,7 @@ def test_a_line_without_end_takes_little_memory(path):
             file.write(b"x" * (1 << 20))
         file.write(b'\n{"a":1}\n')
     script = f"""import resource
-from edgeroute.stores.rotated_json_lines import read
+from edgeroute.stores.json_lines_and_process_locks import read
 reading = read({str(path)!r})
 resource.setrlimit(resource.RLIMIT_DATA, (140 << 20, 140 << 20))
 print(list(reading), reading.skipped)"""

@@ -17,8 +17,8 @@ from commands import cli
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
 from edgeroute.http.addresses_and_messages import Address
 from edgeroute.stores.sqlite_file_and_key_values import Database
-from edgeroute.system.process import log, to_json_types
-from edgeroute.system.quotable_codes import MOST_COMPARED, MOST_READ, quote
+from edgeroute.system.clock_json_and_fork_safety import log, to_json_types
+from edgeroute.system.quotable_codes_and_secrets import MOST_COMPARED, MOST_READ, quote
 from edgeroute.testing import CannedServer, http_reply
 
 LABELS = ["cat", "dog"]

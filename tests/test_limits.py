@@ -17,11 +17,11 @@ import routes
 from both import GOOD, LONG, GatedServer, ask, header, makes, unsure
 
 from edgeroute import AsyncRouter, Function, Limits, OpenAIChat, PlainJson, Router
-from edgeroute.cloud import spending_file as earlier
-from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.cloud import shared_spending_and_record as earlier
+from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.testing import CannedServer, FakeCloud
 
 YEAR_S = 365 * 86_400

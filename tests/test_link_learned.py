@@ -6,7 +6,7 @@ import pytest
 from both import GOOD, Tasks, Threads, sure, unsure
 
 from edgeroute import PlainJson
-from edgeroute.core.latency_link_load_estimates import Link
+from edgeroute.core.performance_estimates_and_encoding_choice import Link
 from edgeroute.testing import CannedServer, Relay
 from edgeroute.tools.cli.status_and_trial_arms import status
 

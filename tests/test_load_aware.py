@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, Function, OpenInference, Options, PlainJson, PolicyError, Router, Trial
 from edgeroute.cloud.load_reports import LONGEST, report_in
-from edgeroute.core.latency_link_load_estimates import ENOUGH_DEFERRED, Load, Report
+from edgeroute.core.performance_estimates_and_encoding_choice import ENOUGH_DEFERRED, Load, Report
 from edgeroute.edge.model_card import Card
 from edgeroute.router.audits_and_hidden_trials import AuditCalls
 from edgeroute.testing import CannedServer, FakeModel, http_reply

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, Audit, Cache, Egress, Held, OpenAIChat, Outbox, PolicyError, Router
-from edgeroute.cloud.masks import Mask, MaskedData
+from edgeroute.cloud.personal_data_masks import Mask, MaskedData
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import RuntimeMissing
 from edgeroute.stores.cache import Semantic

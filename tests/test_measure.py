@@ -49,7 +49,7 @@ from edgeroute import (
     Closed as RouterClosed,
 )
 from edgeroute.confidence import Certificate, Learned, NotEnough, calibrate, margin, msp
-from edgeroute.stores.rotated_json_lines import read
+from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.testing import FakeCloud
 
 pytestmark = pytest.mark.pure

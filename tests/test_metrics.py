@@ -40,7 +40,7 @@ from edgeroute import (
     Status,
     metrics,
 )
-from edgeroute.core.reason_and_trace import CODES, Took
+from edgeroute.core.reason_text_and_trace_record import CODES, Took
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.observe.stats_and_status import ArmStats, AuditStats, Interval, LegStats
 from edgeroute.record import request_counts as tally

@@ -12,7 +12,7 @@ import routes
 from both import Tasks, Threads
 
 from edgeroute import BadReply, CallableModel, Function, OpenInference, PlainJson, Router
-from edgeroute.cloud.function_backend_and_replies import ReplyReader
+from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
 from edgeroute.testing import CannedServer, http_reply
 
 pytestmark = pytest.mark.pure

@@ -23,7 +23,7 @@ from edgeroute.cloud import endpoint_guard as guards
 from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, Admission
 from edgeroute.observe.network_routes_and_monitor import NetworkMonitor
-from edgeroute.stores.rotated_json_lines import read
+from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 
 NEVER_S = 600.0

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import BadReply, CallableModel, Function, ModelError, PlainJson, PolicyError, Prediction, Router
-from edgeroute.cloud.function_backend_and_replies import ReplyReader
+from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
 from edgeroute.confidence import KINDS, Reader
 from edgeroute.confidence.scores import Unscored
 from edgeroute.testing import CannedServer, http_reply

@@ -53,7 +53,7 @@ def test_tests_pass_there(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from edgeroute.stores.rotated_json_lines import ProcessLock
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 
 lock = ProcessLock(Path(sys.argv[1]))
 print(lock.take(), flush=True)
@@ -63,7 +63,7 @@ sys.stdin.read()
 
 def test_a_lock_of_a_killed_process_is_free(tmp_path):
     """One process has it; another gets it once that one is killed, and not before."""
-    from edgeroute.stores.rotated_json_lines import ProcessLock
+    from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 
     lock = ProcessLock(tmp_path / "sub" / "it.deliver")
     with subprocess.Popen([sys.executable, "-c", HOLDER, lock.path], stdin=-1, stdout=-1, text=True) as holder:
@@ -84,7 +84,7 @@ def test_a_lock_that_cannot_be_had_is_not_held(tmp_path, monkeypatch):
     """A file system without locks: the error is told each time, and nobody is taken for the leader."""
     import fcntl
 
-    from edgeroute.stores import rotated_json_lines as journal
+    from edgeroute.stores import json_lines_and_process_locks as journal
 
     def refuse(*_):
         raise OSError(37, "No locks available")

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgeroute.tools.fleet.pooled_tests import (
+from edgeroute.tools.fleet.pooled_tests_and_suspect_devices import (
     CAP,
     CELLS,
     PooledDrift,

@@ -12,7 +12,7 @@ from commands import cli
 from edgeroute import BadInput, Prefix, Router
 from edgeroute.confidence.scores import quantile
 from edgeroute.stores.sqlite_file_and_key_values import Database
-from edgeroute.tools.cli.graded_prompts import read_prompts
+from edgeroute.tools.cli.prompt_reading_and_grading import read_prompts
 
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")

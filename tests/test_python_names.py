@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeroute import ModelError
-from edgeroute.tools.model_conversion import convert
+from edgeroute.tools.convert_models_to_onnx import convert
 from edgeroute.tools.python_names import python_object
 
 

@@ -12,7 +12,7 @@ from commands import cli
 from onnx import TensorProto, helper
 
 from edgeroute import Audit, BadInput, CallableModel, Function, ModelError, OnnxModel, OpenAIChat, OpenInference, Options, Router
-from edgeroute.cloud.function_backend_and_replies import ReplyReader
+from edgeroute.cloud.function_backend_and_reply_checks import ReplyReader
 from edgeroute.confidence import Reader
 from edgeroute.confidence.output_forms_and_labels import same
 from edgeroute.edge.onnx import last_operators

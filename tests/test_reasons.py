@@ -44,13 +44,13 @@ from edgeroute import (
 from edgeroute.cloud import request_attempts_and_queue as exchange
 from edgeroute.confidence import calibrate
 from edgeroute.core.plan import Facts, Plan, plan, without_first
-from edgeroute.core.reason_and_trace import CODES, before_run, reason, reason_code
+from edgeroute.core.reason_text_and_trace_record import CODES, before_run, reason, reason_code
 from edgeroute.core.routing_policy import Policy, Rules, Target
 from edgeroute.core.stream_walk import FirstTokenLate
 from edgeroute.core.walk import Done, Elapsed, Failed, Left, Malformed, Mark, Outcome, walk
 from edgeroute.errors import Unfit
 from edgeroute.router.offline_queue import Storing
-from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
@@ -555,7 +555,7 @@ class Clock:
 def clock(monkeypatch):
     """The time of day, for the router as for its cache."""
     clock = Clock()
-    monkeypatch.setattr("edgeroute.system.process.now", clock)
+    monkeypatch.setattr("edgeroute.system.clock_json_and_fork_safety.now", clock)
     return clock
 
 

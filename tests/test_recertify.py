@@ -22,7 +22,7 @@ from edgeroute.confidence import Certificate
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
 from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
-from edgeroute.stores.rotated_json_lines import Journal, read
+from edgeroute.stores.json_lines_and_process_locks import Journal, read
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 from edgeroute.tools.cli.policy_switch_and_rollback import rewrite_policy
 from edgeroute.tools.measure.audit_counts_and_evidence import LossCounts
@@ -445,7 +445,7 @@ def test_without_tomlkit(home, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from edgeroute.system import process as system
+from edgeroute.system import clock_json_and_fork_safety as system
 from edgeroute.tools.cli import policy_switch_and_rollback as switch
 from edgeroute.__main__ import main
 left, real = int(sys.argv.pop(1)), system.replace_file
@@ -561,7 +561,7 @@ def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs
 
 def test_one_at_a_time(home):
     """Who comes while another one is under way is told."""
-    from edgeroute.stores.rotated_json_lines import ProcessLock
+    from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 
     path = written(home, "json")
     with contextlib.closing(contextlib.ExitStack()) as stack:

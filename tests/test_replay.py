@@ -35,12 +35,12 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS
-from edgeroute.stores.rotated_json_lines import Journal
+from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay
 from edgeroute.tools.replay import trace_replay as run
 from edgeroute.tools.replay.replay_setup_and_result import Port
-from edgeroute.tools.replay.simulated_legs import RETRANSMIT_S, Link, Network
+from edgeroute.tools.replay.simulated_calls_and_environment import RETRANSMIT_S, Link, Network
 
 LONG = 30.0
 SURES = st.one_of(st.floats(0, 1), st.sampled_from([None, float("nan"), 0.5]))

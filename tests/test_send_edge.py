@@ -37,7 +37,7 @@ from edgeroute import (
     Trial,
     Variants,
 )
-from edgeroute.cloud.input_encoding import MOST_OUTPUTS, MOST_VALUE, PARAMETER, answer_fields
+from edgeroute.cloud.adaptive_input_encoding import MOST_OUTPUTS, MOST_VALUE, PARAMETER, answer_fields
 from edgeroute.core.plan import plan
 from edgeroute.router.inputs_and_forwarded_answers import EdgeAnswers
 from edgeroute.system.late_imports_and_plugins import package_folder

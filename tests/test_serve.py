@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeroute import BadInput, CallableModel, ModelError, OnnxModel, PolicyError
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.edge.model_card import Card
-from edgeroute.system import process as system
+from edgeroute.system import clock_json_and_fork_safety as system
 from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.batching_and_tensor_models import Batcher
 from edgeroute.tools.server.serve import app, serve

@@ -18,10 +18,10 @@ from lazily import Later
 from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router
 from edgeroute.confidence import Certificate
 from edgeroute.router.policy_reload import replace
-from edgeroute.stores.rotated_json_lines import read
+from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.testing import FakeCloud
 from edgeroute.trials.edge_audits import MOST_WAITING
-from edgeroute.trials.shadow_runs_and_job_queue import Tally
+from edgeroute.trials.shadow_statistics_and_job_queue import Tally
 
 stats = Later("scipy.stats")
 LABELS = ["a", "b", "c"]

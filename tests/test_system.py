@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edgeroute.system import process
-from edgeroute.system.process import (
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import (
     ForkSafe,
     await_within,
     file_stamp,
@@ -226,7 +226,7 @@ def test_threads_that_come_at_once_share_what_is_made():
 
 FORK = """
 import os
-from edgeroute.system.process import ForkSafe
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe
 
 class Thing(ForkSafe):
     def __init__(self, error=None):

@@ -14,7 +14,7 @@ from both import CALLS, LONG, GatedServer, Tasks, ask, flat, makes, sure, unsure
 from test_threads import until_idle
 
 from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, Router, Unreachable
-from edgeroute.cloud.function_backend_and_replies import MAX_ABANDONED
+from edgeroute.cloud.function_backend_and_reply_checks import MAX_ABANDONED
 from edgeroute.observe.target_counts import TOGETHER
 from edgeroute.router.engine import decide_alone
 from edgeroute.router.leg_execution import STUCK_MOST

@@ -12,10 +12,10 @@ import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, makes, sure, unsure
 
 from edgeroute import Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Trace
-from edgeroute.router.fallbacks_and_late_replies import CORRECTS
+from edgeroute.router.offline_rules_and_late_replies import CORRECTS
+from edgeroute.stores.json_lines_and_process_locks import read
 from edgeroute.stores.outbox import decode_input
-from edgeroute.stores.rotated_json_lines import read
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 KEY = "sk-a-very-secret-key-2718281828"

@@ -14,7 +14,7 @@ from both import GOOD, LONG, GatedServer, makes, unsure
 from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router, StopToken
 from edgeroute.cloud import request_attempts_and_queue as turns
 from edgeroute.cloud.endpoint_guard import Guard
-from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core import endpoint_breaker_and_limits as admission
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS
 from edgeroute.core.routing_policy import Rules, Terms, permit

@@ -24,7 +24,7 @@ from edgeroute import AsyncRouter, Audit, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
 from edgeroute.catalog.model_folder_and_downloads import Pointer
 from edgeroute.errors import CatalogAway
-from edgeroute.tools.catalog_publish import publish
+from edgeroute.tools.catalog_keys_and_publishing import publish
 
 X = np.array([1, 0, 0, 0], np.float32)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeroute.catalog.catalog_client_and_updates import Catalog, Step, Updater
     from edgeroute.catalog.catalog_entry import Entry
-    from edgeroute.catalog.installed_models import ModelStatus
+    from edgeroute.catalog.installed_and_active_models import ModelStatus
     from edgeroute.catalog.model_folder_and_downloads import Progress
 
 _MODULE_OF = {
-    "Entry": "catalog_entry", "ModelStatus": "installed_models", "Progress": "model_folder_and_downloads",
+    "Entry": "catalog_entry", "ModelStatus": "installed_and_active_models", "Progress": "model_folder_and_downloads",
     **dict.fromkeys(("Catalog", "Step", "Updater"), "catalog_client_and_updates"),
 }  # fmt: skip
 

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from edgeroute.catalog.catalog_entry import Entry, FileEntry, checked_name, checked_version, read_entry, version_order
-from edgeroute.catalog.catalog_source import Source
+from edgeroute.catalog.catalog_source_and_verification import Source
 from edgeroute.edge.model_card import sha256_of
-from edgeroute.edge.runtimes import ACTIVE
+from edgeroute.edge.runtime_registry_and_model_groups import ACTIVE
 from edgeroute.errors import CatalogAway, CatalogError, ModelError, ModelMissing, StoreError
-from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.process import ForkSafe, file_sha256, json_dumps, per_process
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, file_sha256, json_dumps, per_process
 from edgeroute.system.untrusted_files import read_json
 
 SUFFIX = ACTIVE

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 from weakref import finalize
 
 from edgeroute.catalog.catalog_entry import checked_name, fits, own_version
-from edgeroute.catalog.catalog_source import download_targets, source_of
+from edgeroute.catalog.catalog_source_and_verification import download_targets, source_of
 from edgeroute.catalog.model_folder_and_downloads import replace_durably, translate_os_errors
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
-from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.process import file_stamp, log, now, set_within, sha256
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
+from edgeroute.system.clock_json_and_fork_safety import file_stamp, log, now, set_within, sha256
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.system.untrusted_files import parse_json, read_bytes, read_json, read_text
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 from edgeroute.core.error_codes import class_name
 from edgeroute.core.routing_policy import UNCLASSIFIED, Denied, Permit, Rules, Unknown, permit
 from edgeroute.errors import Held, PolicyError
+from edgeroute.system.clock_json_and_fork_safety import call_contained, set_within
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.process import call_contained, set_within
 from edgeroute.system.sanitised_logging import Failures
 
 Consent = Callable[[str, str | None], bool]  # (destination, data class) -> True to permit sending
@@ -76,7 +76,7 @@ class Egress:
         self.rules = Rules(never, frozenset(may_leave), unknown_class, default_class, declared)
         if mask and redact is not None:
             raise PolicyError("mask= and redact= both replace what is sent: give one; a mask takes a function of a text, too")
-        self.mask: Any = import_late("edgeroute.cloud.masks").Mask(mask) if mask else None
+        self.mask: Any = import_late("edgeroute.cloud.personal_data_masks").Mask(mask) if mask else None
         self.consent, self.redact, self.data_class, self._failures = consent, self.mask or redact, data_class, Failures()
         self.asks = consent is not None or self.redact is not None
 

@@ -23,8 +23,8 @@ from edgeroute.errors import CloudError, Held, PolicyError, Refused
 from edgeroute.http.addresses_and_messages import OURS, Address, Call, Reply
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process, settle
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.process import ForkSafe, per_process, settle
 from edgeroute.types import StopToken
 
 # Transport of an endpoint's calls: edgeroute's connections, an httpx client, or channels of the endpoint.

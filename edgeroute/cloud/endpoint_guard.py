@@ -10,15 +10,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.cloud.request_attempts_and_queue import NO_DATA, Exchange, Reported, Turns
-from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.endpoint_breaker_and_limits import Admission, State, behind
 from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection
 from edgeroute.core.routing_policy import INF, Permit, Terms
 from edgeroute.errors import Held
-from edgeroute.system.process import ForkSafe, per_process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 
 if TYPE_CHECKING:
-    from edgeroute.stores.rotated_json_lines import Journal
+    from edgeroute.stores.json_lines_and_process_locks import Journal
     from edgeroute.types import StopToken
 
 PROBE_S = 5.0  # timeout of a probe, seconds

@@ -13,15 +13,21 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud import streamed_call_attempts as speeches
-from edgeroute.cloud.function_backend_and_replies import MAX_ABANDONED, SENDS_EDGE, BatchCollector, FunctionBackend, ReplyReader
-from edgeroute.cloud.input_encoding import Ladder, split_answers
+from edgeroute.cloud.adaptive_input_encoding import Ladder, split_answers
+from edgeroute.cloud.function_backend_and_reply_checks import (
+    MAX_ABANDONED,
+    SENDS_EDGE,
+    BatchCollector,
+    FunctionBackend,
+    ReplyReader,
+)
 from edgeroute.confidence.scores import Score
-from edgeroute.core.latency_link_load_estimates import pick
+from edgeroute.core.performance_estimates_and_encoding_choice import pick
 from edgeroute.core.routing_policy import INF, Side, Terms
 from edgeroute.core.stream_walk import Pieces, one_piece
 from edgeroute.core.walk import Prediction
+from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, settle
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.process import AbandonedRuns, settle
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:

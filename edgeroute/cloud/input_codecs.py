@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from edgeroute.cloud.oip_tensors import NAMES
-from edgeroute.edge.input_stacking import Array, shape_text
+from edgeroute.edge.input_checks_and_stacking import Array, shape_text
 from edgeroute.edge.preprocessing import MODES, load_pillow
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.late_imports_and_plugins import import_late

@@ -11,10 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from edgeroute.cloud.adaptive_input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
-from edgeroute.cloud.function_backend_and_replies import checked_flag
+from edgeroute.cloud.function_backend_and_reply_checks import checked_flag
 from edgeroute.cloud.input_codecs import Codec
-from edgeroute.cloud.input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
 from edgeroute.cloud.oip_tensors import (
     NAMES,
     TEXTS,
@@ -32,14 +32,14 @@ from edgeroute.confidence.detector_boxes import named_boxes
 from edgeroute.confidence.output_forms_and_labels import label_names
 from edgeroute.confidence.output_reader import KINDS, checked_kind
 from edgeroute.core.walk import new
-from edgeroute.edge.input_stacking import Plain
+from edgeroute.edge.input_checks_and_stacking import Plain
 from edgeroute.edge.inputs_constants_and_states import constant
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.preprocessing import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused, Unreachable
 from edgeroute.http.addresses_and_messages import Address, Call, Reply
-from edgeroute.system.process import json_loads
-from edgeroute.system.quotable_codes import quoted_names
+from edgeroute.system.clock_json_and_fork_safety import json_loads
+from edgeroute.system.quotable_codes_and_secrets import quoted_names
 from edgeroute.types import TensorSpec
 
 # Labels in a server's metadata of its model, as `edgeroute export` writes them there.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.core.routing_policy import INF
-from edgeroute.edge.input_stacking import Array, stack
+from edgeroute.edge.input_checks_and_stacking import Array, stack
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgeroute.cloud.adaptive_input_encoding import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
 from edgeroute.cloud.endpoint import Talk, check_status, loads
-from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
 from edgeroute.cloud.load_reports import ASK
 from edgeroute.cloud.oip_endpoint_base import (
     TRITON,
@@ -41,7 +41,7 @@ from edgeroute.core.walk import new
 from edgeroute.edge.model_card import Array
 from edgeroute.errors import CloudError
 from edgeroute.http.addresses_and_messages import SUCCESS, Call, Reply
-from edgeroute.system.process import json_dumps
+from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.types import TensorSpec
 
 __all__ = ["DTYPES", "LENGTH", "NAMES", "TEXTS", "OpenInference"]

@@ -24,8 +24,8 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Held, Refused, StoreError
-from edgeroute.system import process
-from edgeroute.system.process import ForkSafe, per_process
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 from edgeroute.types import Spent, StopToken
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from edgeroute.cloud.spending_file import SharedSpending
-    from edgeroute.stores.rotated_json_lines import Journal
+    from edgeroute.cloud.shared_spending_and_record import SharedSpending
+    from edgeroute.stores.json_lines_and_process_locks import Journal
 
 
 # Turns: requests wait for a place among an endpoint's calls under way, in order of arrival, for threads and asyncio.

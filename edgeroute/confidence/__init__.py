@@ -11,15 +11,15 @@ from edgeroute.system.late_imports_and_plugins import import_tool
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, NotEnough
-    from edgeroute.confidence.features_of_prompts import prompt_features
     from edgeroute.confidence.first_tokens import Prefix
     from edgeroute.confidence.learned_score import Learned
     from edgeroute.confidence.learned_score_features import text_features
+    from edgeroute.confidence.prompt_features_and_word_weights import prompt_features
     from edgeroute.confidence.score_before_run import InputScore
-    from edgeroute.tools.measure.calibration import calibrate, crossfit
     from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
     from edgeroute.tools.measure.independence_and_overlap import overlap, sketch
     from edgeroute.tools.measure.score_fitting import auto, fit, fit_text
+    from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate, crossfit
 
 # Module of `edgeroute.tools.measure` -> its public names.
 _TOOLS_OF = {
@@ -29,7 +29,8 @@ _TOOLS_OF = {
 # Module of this package -> its public names that are imported at their first use.
 _NAMES_OF = {
     "certificate": ("Certificate", "NotEnough"), "score_before_run": ("InputScore",), "learned_score": ("Learned",),
-    "learned_score_features": ("text_features",), "features_of_prompts": ("prompt_features",), "first_tokens": ("Prefix",),
+    "learned_score_features": ("text_features",), "prompt_features_and_word_weights": ("prompt_features",),
+    "first_tokens": ("Prefix",),
 }  # fmt: skip
 
 __all__ = [

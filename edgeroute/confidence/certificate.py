@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edgeroute.core.error_codes import UNIDENTIFIED
-from edgeroute.core.reason_and_trace import finite
+from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import PolicyError
-from edgeroute.system.process import now, replace_file, sha256
+from edgeroute.system.clock_json_and_fork_safety import now, replace_file, sha256
 from edgeroute.system.untrusted_files import read_json
 
 Kind = Literal["max_loss", "max_error", "max_defer"]

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.features_of_prompts import HASHED, WordWeights
 from edgeroute.confidence.learned_score_features import PER_CLASS, Array, Foreign, feature_names, of_logits, of_row, text_features
+from edgeroute.confidence.prompt_features_and_word_weights import HASHED, WordWeights
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing
-from edgeroute.system.process import replace_file
+from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.untrusted_files import read_json
 
 # Blend of two scores: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.

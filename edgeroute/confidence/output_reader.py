@@ -54,7 +54,7 @@ from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array,
 from edgeroute.core.error_codes import failure_text
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
-from edgeroute.system.process import call_contained
+from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.sanitised_logging import Failures
 
 logger = logging.getLogger("edgeroute")

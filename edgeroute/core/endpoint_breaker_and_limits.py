@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from typing import Final, Literal, Protocol
 
 from edgeroute.core.error_codes import Crowded, Lasting, Rejection
-from edgeroute.core.latency_link_load_estimates import FROM, Latency, Link, Load, Numbers, least, most
+from edgeroute.core.performance_estimates_and_encoding_choice import FROM, Latency, Link, Load, Numbers, least, most
 from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new

@@ -124,7 +124,7 @@ UNIDENTIFIED = "unidentified:"
 
 # Sanitising of foreign texts (of servers, models, functions, stored rows) for reasons, traces, logs, stores and terminals.
 #
-# `edgeroute.system.quotable_codes` decides which parts of a server's reply such a text may have at all.
+# `edgeroute.system.quotable_codes_and_secrets` decides which parts of a server's reply such a text may have at all.
 
 FOREIGN = 200  # maximum characters of a server's text, or of an exception that edgeroute did not raise
 OWN = 400  # maximum characters of one of edgeroute's own messages, which may contain such a text

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from edgeroute.core.device_rules import Applying, Rule, applying
-from edgeroute.core.latency_link_load_estimates import Latency
+from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.routing_policy import INF, Denied, Mode, Offline, Permit, Policy, PolicyMode, Side, Target, permit
 
 # Facts: the current state that planning depends on, observed elsewhere and passed in.
@@ -29,7 +29,7 @@ class Facts(NamedTuple):
     # Rules on the device's state that are in force. Readings are no facts: a plan is valid until a rule begins or ends.
     rules: tuple[Rule, ...] = ()
     loading: frozenset[str] = frozenset()  # names of edges that are being loaded again
-    # Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`core/latency_link_load_estimates.py`).
+    # Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`share_to_keep`).
     kept: float = 0.0
     # Name of an edge -> by how much its thresholds are lowered for that; not those of a certificate.
     slack: Mapping[str, float] = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.edge_interface_and_fingerprints import member, model_text
 from edgeroute.errors import Busy, ModelError
-from edgeroute.system.process import ForkSafe, SafeCondition, Shared, initially, log, per_process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, SafeCondition, Shared, initially, log, per_process
 from edgeroute.system.sanitised_logging import call_logged
 from edgeroute.types import EdgeModel, StopToken
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from edgeroute.edge.input_stacking import shape_text
+from edgeroute.edge.input_checks_and_stacking import shape_text
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, concatenate, first_line

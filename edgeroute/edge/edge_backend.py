@@ -26,10 +26,10 @@ from edgeroute.core.walk import Malformed, Prediction
 from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck
 from edgeroute.edge.callable_model import gather
 from edgeroute.edge.edge_interface_and_fingerprints import check_model, counts_runs, feed_of, fingerprint, has_async_runs, member
-from edgeroute.edge.runtimes import Ensemble
+from edgeroute.edge.runtime_registry_and_model_groups import Ensemble
 from edgeroute.errors import BadInput, BadReply, ModelError
+from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, log
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.process import AbandonedRuns, log
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 if TYPE_CHECKING:

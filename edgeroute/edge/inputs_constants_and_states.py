@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.score_before_run import text_of
-from edgeroute.edge.input_stacking import Array, MakePrepare, Plain, Prepare, shape_text
+from edgeroute.edge.input_checks_and_stacking import Array, MakePrepare, Plain, Prepare, shape_text
 from edgeroute.edge.model_card import Card, CardInput, CardState
 from edgeroute.errors import BadInput, nearest
 from edgeroute.system.late_imports_and_plugins import import_tool
@@ -155,7 +155,7 @@ def batch_axis_problem(card: Card, inputs: Sequence[TensorSpec], outputs: Sequen
     differ = len({spec.shape[0] for spec in unknown}) > 1
     for spec in unknown:
         if spec.shape[0] > 1 and (differ or -1 in spec.shape):
-            return import_tool("inspect.guess_inputs").state_problem(card, inputs, outputs) or (
+            return import_tool("inspect.input_guesses_and_trial_tensors").state_problem(card, inputs, outputs) or (
                 f"the input {spec.name} is {shape_text(spec.shape)}: its first axis counts the inputs, "
                 f'{spec.shape[0]} at a time, or another one does, or none. Write which into its card: "input": '
                 f'{{"name": "{spec.name}", "batch": {spec.shape.index(-1) if -1 in spec.shape else 1}}}, or "batch": "none"'

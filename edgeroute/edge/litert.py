@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.edge.edge_backend import TURN, current_turn
-from edgeroute.edge.input_stacking import Plain, Prepare
+from edgeroute.edge.input_checks_and_stacking import Plain, Prepare
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line
 from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, last_operators, read_contents

@@ -21,12 +21,12 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.answer_schemas_and_patterns import AnswerCheck, Given
 from edgeroute.edge.llama_child_process import EngineEnded, IsolatedEngine
-from edgeroute.edge.llama_engines import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
+from edgeroute.edge.llama_in_process_engines import ENGINES, SERVES_OTHERS, Engine, LoadOptions, open_engine, runtime_of
 from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.runtime_base import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError
-from edgeroute.system.process import initially
-from edgeroute.system.settings_from_signatures import check_units
+from edgeroute.system.clock_json_and_fork_safety import initially
+from edgeroute.system.signature_settings_and_argument_checks import check_units
 from edgeroute.text.build_openai_requests import Chat, checked_score
 from edgeroute.text.read_openai_replies import Gathered, answer, failure
 from edgeroute.types import StopToken

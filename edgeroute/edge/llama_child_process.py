@@ -28,10 +28,10 @@ from typing import IO, Any, Final
 from weakref import finalize
 
 from edgeroute.core.error_codes import FOREIGN, clean
-from edgeroute.edge.llama_engines import LoadOptions, OnPiece, Pieces, open_engine
+from edgeroute.edge.llama_in_process_engines import LoadOptions, OnPiece, Pieces, open_engine
 from edgeroute.edge.runtime_base import NO_MEMORY
 from edgeroute.errors import Busy, ModelError, PolicyError, RuntimeMissing
-from edgeroute.system.process import ForkSafe, json_dumps, json_loads
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, json_dumps, json_loads
 from edgeroute.types import StopToken
 
 LOAD_S = 600.0  # longest load of a model, seconds

@@ -14,9 +14,9 @@ from edgeroute.confidence.detector_boxes import RULES
 from edgeroute.confidence.output_reader import KINDS
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.error_codes import clean
-from edgeroute.edge.input_stacking import Array, stack
+from edgeroute.edge.input_checks_and_stacking import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest
-from edgeroute.system.process import file_sha256, files_in, sha256
+from edgeroute.system.clock_json_and_fork_safety import file_sha256, files_in, sha256
 from edgeroute.system.untrusted_files import read_json
 from edgeroute.types import TensorSpec
 

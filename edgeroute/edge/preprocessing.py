@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.edge.input_stacking import Array, row_shape, shape_text, stack
+from edgeroute.edge.input_checks_and_stacking import Array, row_shape, shape_text, stack
 from edgeroute.errors import BadInput
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.types import TensorSpec

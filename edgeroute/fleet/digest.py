@@ -1,6 +1,6 @@
 """Digest of one device's day: counts that add up, without inputs and answers, coarsened until it has at most 1,024 bytes.
 
-With a key it has an HMAC. Pure, without I/O; the parser is in tools/fleet/digest_reading.py.
+With a key it has an HMAC. Pure, without I/O; the parser is in tools/fleet/untrusted_digest_decoder.py.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from edgeroute.confidence.certificate import digest
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.routing_policy import EDGE_TRIAL, Rules
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.fleet import daily_digests
-from edgeroute.fleet.daily_digests import LOOK_S, DailyDigests, day_and_hour, row_name, spooled
+from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
+from edgeroute.fleet.daily_digest_spool_and_upload import LOOK_S, DailyDigests, day_and_hour, row_name, spooled
 from edgeroute.fleet.digest import CONFIDENCES, MOST_NAME, OTHER, Group, bucket, name_of, rounded
 from edgeroute.fleet.digest_destinations import destination
 from edgeroute.http.addresses_and_messages import Secret
@@ -26,7 +26,7 @@ from edgeroute.router.policy_snapshot import Snapshot, calibrated_target
 from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import fingerprint
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system.process import ForkSafe, initially, per_process, sha256, to_json_types
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, per_process, sha256, to_json_types
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.trials.edge_audits import UNLABELLED_MOST, Compared
 from edgeroute.types import Answer
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from edgeroute.core.plan import Plan
     from edgeroute.core.walk import Outcome
     from edgeroute.router.engine import Engine
+    from edgeroute.router.io_steps_and_stages import Result
     from edgeroute.router.leg_execution import Walked
     from edgeroute.router.request import Request
-    from edgeroute.router.steps_and_stages import Result
 
 HOUR_S: Final = 3600
 UNJUDGED: Final = object()  # confidence of a request for which no edge was judged

@@ -20,7 +20,7 @@ from edgeroute.core.routing_policy import Terms
 from edgeroute.core.setting_units_and_ranges import Size, Timeout, Whole
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.settings_from_signatures import check_units
+from edgeroute.system.signature_settings_and_argument_checks import check_units
 
 
 class Call(NamedTuple):

@@ -17,7 +17,7 @@ from edgeroute.http.connections import STAGGER_S, Connection, Pool, Sockets, sen
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.reply_parser import Reading
 from edgeroute.http.sans_io_tls_connection import RECORD, Line
-from edgeroute.system.process import await_within, initially, per_process
+from edgeroute.system.clock_json_and_fork_safety import await_within, initially, per_process
 from edgeroute.types import StopToken
 
 

@@ -24,7 +24,7 @@ from edgeroute.http.addresses_and_messages import Address, Call, Reply
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.reply_parser import Malformed, Reading
 from edgeroute.http.sans_io_tls_connection import KEEP_S, RECORD, Line, Steps, Wire
-from edgeroute.system.process import ForkSafe, per_process, per_process_of, settle
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process, per_process_of, settle
 from edgeroute.types import StopToken
 
 # Sockets of one connection: opened within the time limit, can be shut down from another thread, always closed.

@@ -20,8 +20,8 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call, Reply
 from edgeroute.http.sans_io_tls_connection import context_for, is_tls
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, await_within, initially, per_process, settle, start_task_on
 from edgeroute.system.late_imports_and_plugins import import_httpx
-from edgeroute.system.process import ForkSafe, await_within, initially, per_process, settle, start_task_on
 from edgeroute.types import StopToken
 
 # httpx's timeout -> step that the endpoint did not do in time.

@@ -17,8 +17,8 @@ from edgeroute.http.addresses_and_messages import Address, Call
 from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
 from edgeroute.http.dns_resolver import SocketAddress
 from edgeroute.http.sans_io_tls_connection import Wire
+from edgeroute.system.clock_json_and_fork_safety import settle
 from edgeroute.system.loopback_addresses import is_loopback
-from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
 CONNECT_S = 5.0  # timeout of a connection, seconds: on one device it is made at once, or the server is stuck

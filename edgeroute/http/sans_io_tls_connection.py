@@ -18,7 +18,7 @@ import certifi
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 from edgeroute.http.addresses_and_messages import SUCCESS, Address, Call
 from edgeroute.http.reply_parser import Early, Malformed, Reading
-from edgeroute.system.process import sha256
+from edgeroute.system.clock_json_and_fork_safety import sha256
 
 # Proxy to an endpoint, from the environment variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.process import ForkSafe, per_process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 from edgeroute.system.thread_pool_and_workers import ThreadPool, Worker
 
 if TYPE_CHECKING:

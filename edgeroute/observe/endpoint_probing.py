@@ -7,7 +7,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.system.process import LINUX, ForkSafe, initially, log, per_process
+from edgeroute.system.clock_json_and_fork_safety import LINUX, ForkSafe, initially, log, per_process
 
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard

@@ -12,16 +12,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.device_rules import SHARES, Reading, State, amount, in_force, step, value_of
-from edgeroute.core.latency_link_load_estimates import FROM, PowerFit, break_even, rounded_share_to_keep
+from edgeroute.core.performance_estimates_and_encoding_choice import FROM, PowerFit, break_even, rounded_share_to_keep
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.spending_limits import Cost
 from edgeroute.observe.device_sensors import Sensors, period_s, read
 from edgeroute.observe.target_counts import Counts
-from edgeroute.system.process import LINUX, ForkSafe, call_contained, log, now, per_process
+from edgeroute.system.clock_json_and_fork_safety import LINUX, ForkSafe, call_contained, log, now, per_process
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.spending_file import SharedSpending
+    from edgeroute.cloud.shared_spending_and_record import SharedSpending
     from edgeroute.types import Backend
 
 # Energy of a call of each target: edges' fitted from the device's power, clouds' from their prices.

@@ -16,8 +16,8 @@ except ImportError as e:
         "policy files need pydantic-settings: pip install pydantic-settings. A policy given to Router(...) in Python does not"
     ) from e
 
-from edgeroute.policy.contradictions import Problem, Wrong, given_by_program
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
+from edgeroute.policy.policy_problems_and_contradictions import Problem, Wrong, given_by_program
 from edgeroute.policy.policy_settings import MISSPELT, Settings, corrected, explain, missing_files
 from edgeroute.policy.schema import schema
 from edgeroute.policy.single_sections import Limits, paths_from

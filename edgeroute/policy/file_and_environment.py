@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
-from edgeroute.policy.contradictions import Key, Problem
+from edgeroute.policy.policy_problems_and_contradictions import Key, Problem
 from edgeroute.policy.policy_settings import LISTS, SECTIONS
 from edgeroute.policy.schema import keys_of, sections
 from edgeroute.system.untrusted_files import parse_json, read_text

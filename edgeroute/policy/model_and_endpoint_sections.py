@@ -17,7 +17,7 @@ from edgeroute.cloud.request_body_templates import Body
 from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.onnx_execution_providers import parse_providers
-from edgeroute.edge.runtimes import Variants, is_address, load
+from edgeroute.edge.runtime_registry_and_model_groups import Variants, is_address, load
 from edgeroute.errors import PolicyError
 from edgeroute.http.addresses_and_messages import Address
 from edgeroute.policy.sections_from_classes import Kind, Section, configures

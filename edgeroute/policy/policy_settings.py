@@ -15,14 +15,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapValidator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from edgeroute.catalog.installed_models import version_of
+from edgeroute.catalog.installed_and_active_models import version_of
 from edgeroute.catalog.model_folder_and_downloads import SUFFIX
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.routing_policy import EDGE_TRIAL, Offline, Options, PolicyMode
 from edgeroute.edge.edge_interface_and_fingerprints import is_model, stamps
-from edgeroute.edge.runtimes import BUILT_IN, is_address, suffix_of
+from edgeroute.edge.runtime_registry_and_model_groups import BUILT_IN, is_address, suffix_of
 from edgeroute.errors import EdgerouteError, PolicyError, nearest
-from edgeroute.policy.contradictions import Key, Problem, Wrong, contradictions, kind_text, listed, quote_value
 from edgeroute.policy.model_and_endpoint_sections import (
     CLOUDS,
     PROTOCOLS,
@@ -33,13 +32,22 @@ from edgeroute.policy.model_and_endpoint_sections import (
     Target,
     group_variants,
 )
+from edgeroute.policy.policy_problems_and_contradictions import (
+    Key,
+    Problem,
+    Wrong,
+    contradictions,
+    kind_text,
+    listed,
+    quote_value,
+)
 from edgeroute.policy.sections_from_classes import Section, configures
-from edgeroute.policy.sections_of_runtimes import ByRuntime, for_file
+from edgeroute.policy.sections_from_runtime_arguments import ByRuntime, for_file
 from edgeroute.policy.single_sections import Audit, Cache, Egress, Fleet, Gateway, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
+from edgeroute.system.clock_json_and_fork_safety import Shared, file_stamp
 from edgeroute.system.late_imports_and_plugins import attribute, load_plugin, plugin_targets
-from edgeroute.system.process import Shared, file_stamp
 from edgeroute.trials import trial_setting as trial
 
 

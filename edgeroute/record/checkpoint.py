@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud.spending_file import SharedSpending
-from edgeroute.core.latency_link_load_estimates import Latency, Link
+from edgeroute.cloud.shared_spending_and_record import SharedSpending
+from edgeroute.core.performance_estimates_and_encoding_choice import Latency, Link
 from edgeroute.observe.target_counts import Counts
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
-from edgeroute.system.process import to_json_types
+from edgeroute.system.clock_json_and_fork_safety import to_json_types
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes import Failure
-from edgeroute.core.reason_and_trace import error_code
+from edgeroute.core.reason_text_and_trace_record import error_code
 from edgeroute.errors import PolicyError, Refused, RuntimeMissing
 from edgeroute.record.instrument_interface import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
 

@@ -15,7 +15,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.observe.stats_and_status import Stats, Status
 from edgeroute.record.instrument_interface import Instruments
 from edgeroute.record.request_counts import Histogram, Tallied, Tally
-from edgeroute.system.process import ForkSafe, per_process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 
 __all__ = ["Exposition", "Prometheus", "metrics"]
 

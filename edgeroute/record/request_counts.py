@@ -10,12 +10,12 @@ from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from edgeroute.core.error_codes import Failure
-from edgeroute.core.reason_and_trace import CODES, Took, error_code
+from edgeroute.core.reason_text_and_trace_record import CODES, Took, error_code
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.walk import new
 from edgeroute.observe.stats_and_status import Status
 from edgeroute.record.instrument_interface import AttemptEnded, Instrument, RequestEnded
-from edgeroute.system.process import ForkSafe, per_process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 
 # Upper bounds of the histograms' buckets, seconds.
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -50,7 +50,7 @@ class Kind(NamedTuple):
 
     source: str  # source of the answer; `none`: there was an error instead
     leg: str
-    reason: str  # one of `edgeroute.core.reason_and_trace.CODES`
+    reason: str  # one of `edgeroute.core.reason_text_and_trace_record.CODES`
     degraded: bool
 
 

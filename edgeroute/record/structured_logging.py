@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from edgeroute.core.error_codes import clean, printable
-from edgeroute.core.reason_and_trace import error_code
+from edgeroute.core.reason_text_and_trace_record import error_code
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 
 log = logging.getLogger("edgeroute.requests")

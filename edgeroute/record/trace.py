@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeroute.core.setting_units_and_ranges import Count, Share, Size
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.late_imports_and_plugins import import_tool
-from edgeroute.system.settings_from_signatures import check_units
+from edgeroute.system.signature_settings_and_argument_checks import check_units
 from edgeroute.system.thread_pool_and_workers import start_thread
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Trace(Instrument):
         if callable(to):
             self._write: Callable[[Mapping[str, Any]], object] = to
         else:
-            from edgeroute.stores.rotated_json_lines import Journal
+            from edgeroute.stores.json_lines_and_process_locks import Journal
 
             self._keep = keep
             packs = self._pack if format == "parquet" else None

@@ -17,20 +17,20 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.base_router import BaseRouter, Spawn
-from edgeroute.router.blocking_calls_off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
+from edgeroute.router.blocking_calls_and_caller_tasks import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submit_call
 from edgeroute.router.decision_and_check_results import Check, Decision
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, batch_steps
+from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
 from edgeroute.router.router import Router
-from edgeroute.router.steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams_and_sessions import AsyncConversation, AsyncSession, AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up_and_release_checks import Warmed, Warming, view_samples, warm_up, warm_up_async
+from edgeroute.system.clock_json_and_fork_safety import ClosedByAsyncWith
 from edgeroute.system.late_imports_and_plugins import import_tool
-from edgeroute.system.process import ClosedByAsyncWith
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import Snapshot, fingerprints
 from edgeroute.router.router_parts import Part
+from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.input_copies import copy_input
-from edgeroute.system.process import call_contained
 from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS, Ask, Auditor, Compared
-from edgeroute.trials.shadow_runs_and_job_queue import ShadowRun
+from edgeroute.trials.shadow_statistics_and_job_queue import ShadowRun
 
 if TYPE_CHECKING:
     from edgeroute.router.trial_arms_and_guardrail import Trials
@@ -239,7 +239,7 @@ def _auditor(engine: Engine, audit: Audit) -> Auditor:
 
     journal = None
     if engine.state is not None:
-        from edgeroute.stores.rotated_json_lines import Journal
+        from edgeroute.stores.json_lines_and_process_locks import Journal
 
         journal = Journal(engine.state / "audit.jsonl")
     return Auditor(

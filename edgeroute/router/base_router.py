@@ -21,10 +21,10 @@ from edgeroute.errors import BadInput, PolicyError
 from edgeroute.router.constructor_checks import Cloud, Edge, checked_options, with_options
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.engine_assembly import assemble
+from edgeroute.router.io_steps_and_stages import Steps
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
-from edgeroute.router.steps_and_stages import Steps
+from edgeroute.system.clock_json_and_fork_safety import list_weakset, log
 from edgeroute.system.late_imports_and_plugins import import_tool
-from edgeroute.system.process import list_weakset, log
 from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.types import V
 
@@ -213,7 +213,7 @@ class BaseRouter(Generic[V]):
             and release_in_use is not None
             and (release_on_trial.pointer.parent, release_on_trial.name) == (release_in_use.pointer.parent, release_in_use.name)
         ):
-            from edgeroute.catalog.installed_models import Installed
+            from edgeroute.catalog.installed_and_active_models import Installed
 
             Installed(release_on_trial.pointer.parent).activate(release_on_trial.name, release_on_trial.version)
             self.reload()
@@ -298,14 +298,14 @@ class BaseRouter(Generic[V]):
 
     def _calibration(self, x: Any, y: Any, **given: Any) -> Any:
         """Return the steps of `calibrate`, not begun; takes its arguments by name. Raises PolicyError for an invalid request."""
-        steps = import_tool("measure.calibrate_and_evaluate_steps")
+        steps = import_tool("measure.calibrate_evaluate_and_read_data")
         wanted = ("max_loss", "max_error", "max_defer", "sure", "per_class", "score", "ood")
         want = steps.checked_request(**{name: given.pop(name) for name in wanted})
         return steps.calibration(self.engine, x, y, want, policy=self._policy_name, **given)
 
     def _evaluation(self, x: Any, y: Any, **given: Any) -> Any:
         """Return the steps of `evaluate`."""
-        return import_tool("measure.calibrate_and_evaluate_steps").evaluation(
+        return import_tool("measure.calibrate_evaluate_and_read_data").evaluation(
             self.engine, x, y, policy=self._policy_name, **given
         )
 

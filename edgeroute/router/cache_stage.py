@@ -16,14 +16,14 @@ from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.edge.edge_backend import TURN
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.router.cache_keys import is_accepted
+from edgeroute.router.io_steps_and_stages import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.router.request import Request
 from edgeroute.router.router_parts import Part
-from edgeroute.router.steps_and_stages import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
 from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, private_copy
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import log
 from edgeroute.system.input_copies import copy_input
-from edgeroute.system.process import log
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

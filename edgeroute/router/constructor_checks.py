@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.routing_policy import Options
 from edgeroute.edge.edge_interface_and_fingerprints import is_model
-from edgeroute.edge.runtimes import Variants, each
+from edgeroute.edge.runtime_registry_and_model_groups import Variants, each
 from edgeroute.errors import PolicyError
 from edgeroute.types import StopToken, V
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.function_backend_and_replies import Function
+    from edgeroute.cloud.function_backend_and_reply_checks import Function
 
 
 class Runs(Protocol):
@@ -129,7 +129,7 @@ def check_types(given: Mapping[str, Any]) -> None:
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
     for name in ("limits", "audit"):  # plain data, which cannot refuse a number itself
         if given.get(name) is not None:
-            from edgeroute.system.settings_from_signatures import check_units
+            from edgeroute.system.signature_settings_and_argument_checks import check_units
 
             check_units(type(given[name]), given[name]._asdict(), f"{name}: ")
     for side in ("edge", "cloud"):
@@ -245,7 +245,7 @@ def checked_cloud(given: Any) -> Any:
         if "/v2/models/" not in given:
             raise PolicyError(_advice(bare(given), chats=bool(chat_advice(given))))
         return OpenInference(given)
-    from edgeroute.cloud.function_backend_and_replies import Function
+    from edgeroute.cloud.function_backend_and_reply_checks import Function
 
     if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
         return given

@@ -30,8 +30,9 @@ from edgeroute.observe.planning_facts import EASES_S, Observer
 from edgeroute.observe.target_counts import ALONE, Counts
 from edgeroute.router.cache_keys import LONGEST
 from edgeroute.router.drivers import blocking
-from edgeroute.router.fallbacks_and_late_replies import Fallback, LateReplies
+from edgeroute.router.io_steps_and_stages import Block, Proceed, Result, Steps, compose, walk_stage
 from edgeroute.router.leg_execution import LegExecutor, Walked
+from edgeroute.router.offline_rules_and_late_replies import Fallback, LateReplies
 from edgeroute.router.policy_snapshot import (
     PolicyArguments,
     Snapshot,
@@ -42,11 +43,10 @@ from edgeroute.router.policy_snapshot import (
 )
 from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
-from edgeroute.router.request_plans import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
+from edgeroute.router.request_checks_and_planning import checked_plan, drop_unsure_edges, first_piece_s, stored_plan
 from edgeroute.router.router_parts import Followed, Method, Part, Parts
-from edgeroute.router.steps_and_stages import Block, Proceed, Result, Steps, compose, walk_stage
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 from edgeroute.system.late_imports_and_plugins import import_tool
-from edgeroute.system.process import ForkSafe, per_process
 from edgeroute.system.sanitised_logging import call_quietly
 from edgeroute.system.thread_pool_and_workers import ThreadPool
 from edgeroute.types import Answer
@@ -54,7 +54,7 @@ from edgeroute.types import Answer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgeroute.cloud.spending_file import SharedSpending
+    from edgeroute.cloud.shared_spending_and_record import SharedSpending
     from edgeroute.observe.stats_and_status import Stats, Status
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instrument_interface import Instruments
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from edgeroute.router.decision_and_check_results import Decision
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.router.trial_arms_and_guardrail import Trials
-    from edgeroute.stores.rotated_json_lines import Journal
+    from edgeroute.stores.json_lines_and_process_locks import Journal
     from edgeroute.trials.edge_audits import Auditor
 
 

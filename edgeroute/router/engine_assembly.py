@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.routing_policy import INF, Offline
 from edgeroute.core.spending_limits import Limits, Spending
 from edgeroute.errors import PolicyError
@@ -21,11 +21,11 @@ from edgeroute.observe.planning_facts import Observer
 from edgeroute.observe.target_counts import Counts
 from edgeroute.router.constructor_checks import check_types
 from edgeroute.router.engine import Engine, status_of
-from edgeroute.router.fallbacks_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
+from edgeroute.router.io_steps_and_stages import Steps
+from edgeroute.router.offline_rules_and_late_replies import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.policy_snapshot import PolicyArguments, build
 from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
-from edgeroute.router.steps_and_stages import Steps
-from edgeroute.system.process import log
+from edgeroute.system.clock_json_and_fork_safety import log
 from edgeroute.system.thread_pool_and_workers import ThreadPool, start_thread
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def assemble(
         )  # fmt: skip
     if folder is not None and store is not None:
         from edgeroute.record.checkpoint import Checkpoint
-        from edgeroute.stores.rotated_json_lines import Journal
+        from edgeroute.stores.json_lines_and_process_locks import Journal
 
         engine.checkpoint = Checkpoint(store, counts, spending)
         engine.ledger = Journal(folder / "egress.jsonl")

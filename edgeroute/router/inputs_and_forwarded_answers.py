@@ -11,8 +11,8 @@ from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Done, Event, Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
+from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.process import call_contained
 from edgeroute.types import Backend, Escalated
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class EdgeAnswers:
 
 def _as_json(answer: Prediction | None) -> dict[str, Any] | None:
     """Return an edge's answer in JSON types, for a cloud that takes it; None without one."""
-    return None if answer is None else import_late("edgeroute.cloud.input_encoding").answer_fields(answer)
+    return None if answer is None else import_late("edgeroute.cloud.adaptive_input_encoding").answer_fields(answer)
 
 
 def check_send_edge(

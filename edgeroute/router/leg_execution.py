@@ -21,12 +21,12 @@ from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.inputs_and_forwarded_answers import EdgeAnswers
 from edgeroute.router.leg_inputs import CallInputs
 from edgeroute.router.request import Request
-from edgeroute.system.process import is_task_cancelled
+from edgeroute.system.clock_json_and_fork_safety import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http_backend import CloudBackend
-    from edgeroute.cloud.masks import MaskedData
+    from edgeroute.cloud.personal_data_masks import MaskedData
     from edgeroute.cloud.request_attempts_and_queue import Exchange
     from edgeroute.edge.edge_backend import OffLoop
     from edgeroute.stores.cache import Cache

@@ -20,10 +20,10 @@ from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyErro
 from edgeroute.http.addresses_and_messages import Call
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.serialisation import decode_input, encode_input
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import call_contained, json_loads, log
 from edgeroute.system.input_copies import copy_input
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.process import call_contained, json_loads, log
 from edgeroute.types import Escalated
 
 if TYPE_CHECKING:
@@ -377,7 +377,7 @@ def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Pr
     headers = dict(entry.headers)
     if (data := headers.get(MASKED)) is not None:
         sent = _send_entry(backend, entry._replace(headers=[pair for pair in entry.headers if pair[0] != MASKED]), exchange)
-        answer: Any = import_late("edgeroute.cloud.masks").MaskedData(json_loads(data.encode())).restore(sent)
+        answer: Any = import_late("edgeroute.cloud.personal_data_masks").MaskedData(json_loads(data.encode())).restore(sent)
         if isinstance(answer, BaseException):
             raise answer
         return cast("Prediction", answer)

@@ -24,13 +24,13 @@ from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
 from edgeroute.edge.edge_interface_and_fingerprints import LoadedFiles, member, stamps
-from edgeroute.edge.runtimes import Variants, load
+from edgeroute.edge.runtime_registry_and_model_groups import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
 from edgeroute.router.constructor_checks import checked_cloud, is_float, threshold_advice
 from edgeroute.router.inputs_and_forwarded_answers import TargetViews, View, check_send_edge
-from edgeroute.system.process import sha256
+from edgeroute.system.clock_json_and_fork_safety import sha256
 from edgeroute.types import Backend
 
 if TYPE_CHECKING:
@@ -502,7 +502,7 @@ class _Draft:
 
                 kind = HttpBackend
             else:
-                from edgeroute.cloud.function_backend_and_replies import FunctionBackend
+                from edgeroute.cloud.function_backend_and_reply_checks import FunctionBackend
 
                 kind = FunctionBackend
             backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)

@@ -24,11 +24,11 @@ import numpy as np
 from edgeroute.core.routing_policy import INF, Denied, Mode, Rules, permit
 from edgeroute.core.walk import Left, Outcome
 from edgeroute.errors import StoreError
+from edgeroute.router.io_steps_and_stages import Block
 from edgeroute.router.request import SCALARS, Request
 from edgeroute.router.router_parts import Part
-from edgeroute.router.steps_and_stages import Block
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, now, per_process, set_within
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.process import ForkSafe, initially, log, now, per_process, set_within
 
 if TYPE_CHECKING:
     from edgeroute.router.message_forms_and_digests import Conversation

@@ -18,12 +18,12 @@ from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.base_router import BaseRouter, Spawn
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine, batch_steps, decide_alone
+from edgeroute.router.io_steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, checked_length
-from edgeroute.router.steps_and_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
+from edgeroute.system.clock_json_and_fork_safety import ClosedByWith
 from edgeroute.system.late_imports_and_plugins import import_tool
-from edgeroute.system.process import ClosedByWith
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.errors import PolicyError
+from edgeroute.router.io_steps_and_stages import Proceed, Result, Steps
 from edgeroute.router.leg_execution import Walked
 from edgeroute.router.request import Request
-from edgeroute.router.steps_and_stages import Proceed, Result, Steps
 from edgeroute.system.sanitised_logging import Failures
 from edgeroute.types import Answer
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instrument_interface import Instruments
     from edgeroute.router.policy_snapshot import Snapshot
-    from edgeroute.stores.rotated_json_lines import Journal
+    from edgeroute.stores.json_lines_and_process_locks import Journal
     from edgeroute.trials.edge_audits import Compared
 
 

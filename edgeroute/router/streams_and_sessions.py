@@ -14,8 +14,8 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Denied, Mode, permit
 from edgeroute.edge.edge_backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed, MayNotLeave
-from edgeroute.router.steps_and_stages import Result, Shown
-from edgeroute.system.process import ClosedByWith, ForkSafe, per_process, set_within
+from edgeroute.router.io_steps_and_stages import Result, Shown
+from edgeroute.system.clock_json_and_fork_safety import ClosedByWith, ForkSafe, per_process, set_within
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from edgeroute.router.policy_snapshot import Snapshot, backends_by_spec, edges_o
 from edgeroute.system.sanitised_logging import call_quietly
 
 if TYPE_CHECKING:
-    from edgeroute.catalog.installed_models import Release
+    from edgeroute.catalog.installed_and_active_models import Release
 
 Warming = Callable[[int, int, str], object]  # called with (number of models done, number of all, name of the next)
 CHECK_S = 60.0  # time limit of a run on zeros, seconds

@@ -22,7 +22,7 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system.process import ForkSafe, initially, list_weakset, log, now, per_process, per_process_of
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, list_weakset, log, now, per_process, per_process_of
 from edgeroute.system.thread_pool_and_workers import Worker
 
 BUSY_S = 5.0  # default of how long a transaction waits for another process's, seconds

@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 from edgeroute.core.error_codes import error_text
 from edgeroute.errors import EdgerouteError
-from edgeroute.system.process import ForkSafe, SafeCondition, initially, list_weakset, log, per_process, pooled
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, SafeCondition, initially, list_weakset, log, per_process, pooled
 from edgeroute.system.sanitised_logging import call_logged
 
 Job = Callable[[], object]  # function without arguments; its result is ignored

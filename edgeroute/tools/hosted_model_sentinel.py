@@ -26,10 +26,10 @@ from edgeroute.router.audits_and_hidden_trials import AuditCalls
 from edgeroute.router.engine import class_of
 from edgeroute.router.leg_execution import LegExecutor
 from edgeroute.router.request import Request
-from edgeroute.router.request_plans import checked_plan
+from edgeroute.router.request_checks_and_planning import checked_plan
 from edgeroute.router.router_parts import Part, name_of
-from edgeroute.system import process
-from edgeroute.system.process import call_contained, sha256, to_json_types
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import call_contained, sha256, to_json_types
 from edgeroute.system.thread_pool_and_workers import Worker
 
 if TYPE_CHECKING:

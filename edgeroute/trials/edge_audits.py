@@ -23,14 +23,14 @@ from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
 from edgeroute.stores.cache import fingerprint
-from edgeroute.system import process
-from edgeroute.system.process import ForkSafe, call_contained, log, per_process
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, log, per_process
 from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor, check_audit
-from edgeroute.trials.shadow_runs_and_job_queue import UNHEARD, Background, Job, ShadowRun, Tally
+from edgeroute.trials.shadow_statistics_and_job_queue import UNHEARD, Background, Job, ShadowRun, Tally
 
 if TYPE_CHECKING:
     from edgeroute.observe.target_counts import Counts
-    from edgeroute.stores.rotated_json_lines import Journal
+    from edgeroute.stores.json_lines_and_process_locks import Journal
     from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
     from edgeroute.types import Spent
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute import Router
-from edgeroute.fleet import daily_digests
+from edgeroute.fleet import daily_digest_spool_and_upload as daily_digests
 from edgeroute.fleet.fleet_part import Fleet
 
 DAY_S, LONG_S, INF = 86_400.0, 180.0, float("inf")

@@ -28,7 +28,7 @@ import places
 
 from edgeroute import Router, models
 from edgeroute.__main__ import main as edgeroute_main
-from edgeroute.system import process
+from edgeroute.system import clock_json_and_fork_safety as process
 
 HERE = Path(__file__).parent
 DAY_S = devices.DAY_S

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.latency_link_load_estimates import LEAST, Link
+from edgeroute.core.performance_estimates_and_encoding_choice import LEAST, Link
 
 
 def calls(link, count, call_s, bytes_per_s, seed=0, jitter=0.0):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute.core import endpoint_breaker_and_limits as admission
-from edgeroute.core.latency_link_load_estimates import least, most
+from edgeroute.core.performance_estimates_and_encoding_choice import least, most
 
 NUMBERS = st.lists(st.floats(0, 1e4), min_size=4, max_size=4)
 

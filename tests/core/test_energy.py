@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from edgeroute.core.latency_link_load_estimates import ENOUGH_READINGS, PowerFit, break_even
+from edgeroute.core.performance_estimates_and_encoding_choice import ENOUGH_READINGS, PowerFit, break_even
 
 
 def fitted(readings, idle=4.0, extra=6.0, noise=0.0, busy=lambda rng: rng.random(), seed=0):

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from edgeroute.core import plan
-from edgeroute.core.latency_link_load_estimates import ERROR, Latency
+from edgeroute.core.performance_estimates_and_encoding_choice import ERROR, Latency
 
 INF = float("inf")
 

@@ -10,8 +10,8 @@ from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute.core import latency_link_load_estimates as estimates
-from edgeroute.core.latency_link_load_estimates import ERROR, Latency
+from edgeroute.core import performance_estimates_and_encoding_choice as estimates
+from edgeroute.core.performance_estimates_and_encoding_choice import ERROR, Latency
 
 
 def filled(values) -> Latency:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core import latency_link_load_estimates as estimates
-from edgeroute.core.latency_link_load_estimates import Load, Report, rounded_share_to_keep, slack
+from edgeroute.core import performance_estimates_and_encoding_choice as estimates
+from edgeroute.core.performance_estimates_and_encoding_choice import Load, Report, rounded_share_to_keep, slack
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.routing_policy import Policy, Target
 

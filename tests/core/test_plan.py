@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 
 from edgeroute import Prediction, Rule
-from edgeroute.core.latency_link_load_estimates import Latency
+from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 from edgeroute.core.plan import EARLIER, PARTIAL, Facts, Plan, judged_leg, plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk

@@ -5,7 +5,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgeroute.core.latency_link_load_estimates import (
+from edgeroute.core.performance_estimates_and_encoding_choice import (
     FEWEST_TRANSFERS,
     LADDER_SHARE,
     LEAST,

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeroute import Prediction, Reading, Rule
-from edgeroute.core import reason_and_trace as explain
+from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.device_rules import OF, Standing, in_force, problem, step
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.routing_policy import INF, Policy, Target

@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from edgeroute.observe.device.kernel_files_and_commands import SECOND, Commands, Measurement
+from edgeroute.system.clock_json_and_fork_safety import json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.process import json_loads
 
 PMSET_S = 10.0  # minimum time between two runs of macOS's `pmset`, seconds
 FULL = 100

@@ -19,11 +19,11 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.setting_units_and_ranges import Amount, Chance, Count
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError
 from edgeroute.router.constructor_checks import check_seconds
-from edgeroute.router.fallbacks_and_late_replies import AGREES, CORRECTS
-from edgeroute.router.live.source_mailbox import Begin, Call, Mailbox
-from edgeroute.system.process import call_contained
+from edgeroute.router.live.source_reader_and_mailbox import Begin, Call, Mailbox
+from edgeroute.router.offline_rules_and_late_replies import AGREES, CORRECTS
+from edgeroute.system.clock_json_and_fork_safety import call_contained
 from edgeroute.system.sanitised_logging import Failures
-from edgeroute.system.settings_from_signatures import check_units
+from edgeroute.system.signature_settings_and_argument_checks import check_units
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from edgeroute.core.setting_units_and_ranges import Count, Share
 from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.constructor_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
-from edgeroute.router.live.source_mailbox import Begin, Call, Kind, Mailbox, equal, items
-from edgeroute.system.process import call_contained, log
-from edgeroute.system.settings_from_signatures import check_units
+from edgeroute.router.live.source_reader_and_mailbox import Begin, Call, Kind, Mailbox, equal, items
+from edgeroute.system.clock_json_and_fork_safety import call_contained, log
+from edgeroute.system.signature_settings_and_argument_checks import check_units
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

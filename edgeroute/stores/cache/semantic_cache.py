@@ -12,7 +12,7 @@ from edgeroute.core.error_codes import class_name
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.cache_entries_and_copies import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.interrupt_safe_lru import Recent
-from edgeroute.system.process import ForkSafe, call_contained, initially, log, now, per_process, per_process_of
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, initially, log, now, per_process, per_process_of
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 EMBEDDED = 64  # number of embeddings kept between a miss and the `add` that follows it

@@ -8,23 +8,23 @@ import typer
 
 from edgeroute import __version__
 from edgeroute.tools.cli import fleet_publish_promote_budget as _  # noqa: F401 - adds commands to the group
-from edgeroute.tools.cli.calibrate import calibrate
+from edgeroute.tools.cli.calibrate_and_audit_certificates import calibrate
 from edgeroute.tools.cli.check_decide_docs_sensors import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.command_runner import CODES, command
 from edgeroute.tools.cli.convert import convert
 from edgeroute.tools.cli.demo import demo
 from edgeroute.tools.cli.distil import distil
-from edgeroute.tools.cli.doctor_policies_and_service import doctor, policies, service
+from edgeroute.tools.cli.doctor_policies_and_systemd_service import doctor, policies, service
 from edgeroute.tools.cli.evaluate import evaluate
 from edgeroute.tools.cli.export import export
 from edgeroute.tools.cli.fleet_collect_report_rotate import fleet
 from edgeroute.tools.cli.infer import infer
-from edgeroute.tools.cli.inspect import inspect
+from edgeroute.tools.cli.inspect_and_write_card import inspect
 from edgeroute.tools.cli.models_and_publishing import models
-from edgeroute.tools.cli.outbox_and_egress import egress, outbox
+from edgeroute.tools.cli.outbox_egress_and_state_folder import egress, outbox
 from edgeroute.tools.cli.quantize_and_prune import prune, quantize
 from edgeroute.tools.cli.recertify import recertify
-from edgeroute.tools.cli.replay import replay
+from edgeroute.tools.cli.replay_traces_and_log_savings import replay
 from edgeroute.tools.cli.servers_and_dashboards import dashboard, gateway, serve, top
 from edgeroute.tools.cli.simulate import load, simulate
 from edgeroute.tools.cli.status_and_trial_arms import arms, status

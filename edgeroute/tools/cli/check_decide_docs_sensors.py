@@ -37,7 +37,7 @@ def check(
     Raises:
         typer.BadParameter: not exactly one file is given.
     """
-    from edgeroute.edge.runtimes import step_of
+    from edgeroute.edge.runtime_registry_and_model_groups import step_of
     from edgeroute.router.router import Router
 
     if (given := file or policy) is None or (file and policy):

@@ -20,7 +20,7 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer
-from edgeroute.system.settings_from_signatures import argument_texts
+from edgeroute.system.signature_settings_and_argument_checks import argument_texts
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141

@@ -45,7 +45,7 @@ def convert(
         PolicyError: there is no converter, `trust` or a sample is needed, or a file exists and `force` is not set.
         ModelMissing, ModelError: the model cannot be loaded or converted, or the new one answers otherwise.
     """
-    from edgeroute.tools.model_conversion import convert as write
+    from edgeroute.tools.convert_models_to_onnx import convert as write
 
     names = [name.strip() for name in labels.split(",")] if labels else []
     done = write(model, out, trust=trust, sample=sample, labels=names, kind=kind, overwrite=force)

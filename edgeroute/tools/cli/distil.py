@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from edgeroute.core.routing_policy import Rules
-from edgeroute.tools.cli.calibrate import path_in_policy
+from edgeroute.tools.cli.calibrate_and_audit_certificates import path_in_policy
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.tables_and_options import (
     File,
@@ -48,8 +48,8 @@ def distil(
     written without `force`. The policy is read for its rules on data classes, and not changed.
     """
     from edgeroute import policy as settings
-    from edgeroute.tools.distillation import distil as train
-    from edgeroute.tools.distillation import read_examples
+    from edgeroute.tools.distil_text_classifier import distil as train
+    from edgeroute.tools.distil_text_classifier import read_examples
     from edgeroute.tools.replay.logs.answer_pairs_and_samples import LeftOut
 
     section = None if policy is None else settings.load(policy).egress

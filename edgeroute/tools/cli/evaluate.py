@@ -124,7 +124,7 @@ def _evaluate_recorded(
         typer.BadParameter: `edge` is "all".
         PolicyError: the policy has a cloud and no threshold.
     """
-    from edgeroute.tools.measure.calibrate_and_evaluate_steps import answer_notes, check_threshold, evaluate_examples
+    from edgeroute.tools.measure.calibrate_evaluate_and_read_data import answer_notes, check_threshold, evaluate_examples
     from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.report_pages_and_results import EvaluationResult
 

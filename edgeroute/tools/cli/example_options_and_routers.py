@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.table_files import Columns
+    from edgeroute.tools.cli.labelled_table_reader import Columns
 
 DATA = (
     ".npz, .npy, .png, .jpg, .csv and .parquet files, folders of them, also by class, .jsonl with prompts, or `-` for stdin; "
@@ -101,7 +101,7 @@ def read_examples(
     import numpy as np
 
     from edgeroute.tools.cli.input_files import Recorded, expand_folders, folder_labels, read_inputs, recorded_outputs
-    from edgeroute.tools.cli.table_files import Item
+    from edgeroute.tools.cli.labelled_table_reader import Item
 
     recorded, items, notes = list[Recorded](), list[Item](), list[str]()
     by_class = folder_labels(paths, edge_labels(router), notes.append)
@@ -151,7 +151,7 @@ def edge_columns(router: Router) -> Columns:
     An .onnx model is loaded for its inputs; a failure to load is ignored. `numbers` is set of a model with one plain input, and
     True if that does not take texts. No names: unknown.
     """
-    from edgeroute.tools.cli.table_files import Columns
+    from edgeroute.tools.cli.labelled_table_reader import Columns
 
     edges: Any = (backend for backend in router.engine.snapshot.backends if backend.side == "edge")
     model: Any = getattr(next(edges, None), "model", None)
@@ -186,8 +186,8 @@ def looking_router(policy: Path) -> Iterator[Router]:
     """
     from edgeroute import policy as settings
     from edgeroute.router.router import Router
+    from edgeroute.stores.json_lines_and_process_locks import Journal
     from edgeroute.stores.outbox import Outbox
-    from edgeroute.stores.rotated_json_lines import Journal
 
     given = settings.load(policy, complete=True)
     with TemporaryDirectory(prefix="edgeroute-") as name:

@@ -12,7 +12,7 @@ import typer
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, command
 from edgeroute.tools.cli.fleet_alarm_and_calibrate import alarm, calibrate
-from edgeroute.tools.cli.outbox_and_egress import state_folder
+from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder
 from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, OptionalState, print_notes, seconds, table
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def report(
     import tempfile
 
     from edgeroute.errors import BadInput
-    from edgeroute.system.process import replace_file
+    from edgeroute.system.clock_json_and_fork_safety import replace_file
     from edgeroute.tools.fleet import fleet_report
     from edgeroute.tools.fleet.digest_tables import is_store, open_store, reading
 
@@ -150,7 +150,7 @@ def _collect(source: str, to: Path, key: str | None, models: Sequence[str], for_
     """
     from datetime import datetime, timezone
 
-    from edgeroute.system import process
+    from edgeroute.system import clock_json_and_fork_safety as process
     from edgeroute.tools.fleet.digest_collection import REASONS, Rules, collect
     from edgeroute.tools.fleet.digest_sources import source_of
 
@@ -201,7 +201,7 @@ def rotate(*, policy: OptionalPolicy = None, state: OptionalState = None, as_jso
         BadInput: there is no state database in the folder; none is created.
         StoreError: it cannot be written.
     """
-    from edgeroute.fleet.daily_digests import new_device
+    from edgeroute.fleet.daily_digest_spool_and_upload import new_device
     from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
 
     path = state_folder(policy, state) / "state.db"

@@ -20,7 +20,7 @@ from edgeroute.tools.cli.models_and_publishing import CATALOG, KEYS, CatalogFold
 from edgeroute.tools.cli.tables_and_options import Json, Policy, rings_of
 
 if TYPE_CHECKING:
-    from edgeroute.tools.fleet.rollout_rings import Decision
+    from edgeroute.tools.fleet.rollout_decisions_and_publishing import Decision
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the policy.")]
 
@@ -56,7 +56,7 @@ def publish(
     refused as a wrong option (`typer.BadParameter`).
     """
     from edgeroute.errors import BadInput
-    from edgeroute.tools.fleet.rollout_rings import publish
+    from edgeroute.tools.fleet.rollout_decisions_and_publishing import publish
 
     try:
         data = publish(
@@ -94,7 +94,7 @@ def promote(
 
     A step signs the catalog again. Without evidence nothing is written.
     """
-    from edgeroute.tools.fleet.rollout_rings import Decision, promote, published
+    from edgeroute.tools.fleet.rollout_decisions_and_publishing import Decision, promote, published
 
     data = published(catalog, name)
     decision = Decision(by_hand.replace("-", "_"), "by hand") if by_hand else _decision(store, data, since)  # type: ignore[arg-type]  # one of these
@@ -112,7 +112,7 @@ def _decision(store: Path | None, data: dict[str, Any], since: datetime | None) 
     """
     from edgeroute.tools.fleet.digest_tables import open_store
     from edgeroute.tools.fleet.fleet_alarms import alarmed_policies
-    from edgeroute.tools.fleet.rollout_rings import decide_by_tables
+    from edgeroute.tools.fleet.rollout_decisions_and_publishing import decide_by_tables
 
     if store is None:
         raise typer.BadParameter("the folder that `edgeroute fleet collect` writes is needed, or --by-hand", param_hint="STORE")
@@ -141,8 +141,8 @@ def budget(
 
     Writes the signed budget into the catalog, and prints each limit, as a share of a device's mean use and for a new device.
     """
-    from edgeroute.system.process import now
-    from edgeroute.tools.fleet.budget import renew
+    from edgeroute.system.clock_json_and_fork_safety import now
+    from edgeroute.tools.fleet.budget_shares_and_signing import renew
     from edgeroute.tools.fleet.digest_tables import open_store
 
     today = (day or datetime.fromtimestamp(now(), timezone.utc)).date()

@@ -13,8 +13,8 @@ from edgeroute.confidence.certificate import Certificate, Kind
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.cli.example_options_and_routers import TRUST
 from edgeroute.tools.cli.input_files import by_name, expand_folders
-from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.collect_edge_and_cloud import DirectCalls
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate
 
 NAMES = ("edge_scores", "cloud_scores", "confidence", "groups")
 

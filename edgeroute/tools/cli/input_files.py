@@ -19,7 +19,7 @@ from edgeroute.confidence.output_forms_and_labels import Labels
 from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.untrusted_files import open_file, parse_json, read_bytes
-from edgeroute.tools.cli.table_files import SEPARATORS, Columns, Item, Note, array_of, label_of, pixels_in, read_table
+from edgeroute.tools.cli.labelled_table_reader import SEPARATORS, Columns, Item, Note, array_of, label_of, pixels_in, read_table
 
 IMAGES = (".png", ".jpg", ".jpeg")
 TABLES = (".csv", ".tsv", ".parquet")

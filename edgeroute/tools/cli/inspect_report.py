@@ -15,8 +15,8 @@ import numpy as np
 
 from edgeroute.confidence.output_forms_and_labels import form_of
 from edgeroute.core.error_codes import LOST, clean, printable
-from edgeroute.edge.input_stacking import shape_text
-from edgeroute.tools.inspect.guess_inputs import Finding, quoted
+from edgeroute.edge.input_checks_and_stacking import shape_text
+from edgeroute.tools.inspect.input_guesses_and_trial_tensors import Finding, quoted
 from edgeroute.types import TensorSpec
 
 MOST = 24  # most elements of a value to show

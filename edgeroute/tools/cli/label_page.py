@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
-from edgeroute.system.process import json_dumps
+from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.tools.cli.label_questions_and_answers import REPLIES, Asked, Reply
 

@@ -24,8 +24,8 @@ import numpy as np
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.stores.cache.input_keys_and_fingerprints import digest
-from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system.process import to_json_types
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
+from edgeroute.system.clock_json_and_fork_safety import to_json_types
 from edgeroute.system.untrusted_files import parse_json, read_bytes
 from edgeroute.tools.measure.evaluation import Examples
 from edgeroute.tools.measure.labels_on_demand import FunctionLabels, Question

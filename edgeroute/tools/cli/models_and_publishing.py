@@ -256,7 +256,7 @@ def keygen(
 
     Both signing keys are files in the folder `keys`. A rotation signs the catalog anew by old and new keys.
     """
-    from edgeroute.tools import catalog_publish
+    from edgeroute.tools import catalog_keys_and_publishing as catalog_publish
 
     if rotate is not None:
         catalog_publish.rotate(catalog, keys=keys, new=rotate)
@@ -297,7 +297,7 @@ def publish(
     """
     from tempfile import TemporaryDirectory
 
-    from edgeroute.tools import catalog_publish
+    from edgeroute.tools import catalog_keys_and_publishing as catalog_publish
 
     with TemporaryDirectory() as folder:
         if record:
@@ -329,7 +329,7 @@ def sign(
 
     Replaces the signed list in the catalog's folder by one that is valid for `days`.
     """
-    from edgeroute.tools import catalog_publish
+    from edgeroute.tools import catalog_keys_and_publishing as catalog_publish
 
     versions = [tuple(text.partition("=")[::2]) for text in withdraw or ()]
     remaining = catalog_publish.sign(catalog, keys=keys, days=days, withdraw=versions)  # type: ignore[arg-type]  # pairs
@@ -348,7 +348,7 @@ def _record_answers(model: Path, inputs: Path, to: Path) -> Path:
 
     from edgeroute.catalog.catalog_client_and_updates import NAMED
     from edgeroute.router.router import Router
-    from edgeroute.tools.catalog_publish import write_canaries
+    from edgeroute.tools.catalog_keys_and_publishing import write_canaries
 
     try:
         with open_file(inputs) as file, np.load(file, allow_pickle=False) as data:

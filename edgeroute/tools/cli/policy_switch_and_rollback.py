@@ -17,8 +17,8 @@ from typing import Any
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, StoreError
 from edgeroute.policy.file_and_environment import read_policy
-from edgeroute.system import process
-from edgeroute.system.process import file_sha256, replace_file
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import file_sha256, replace_file
 from edgeroute.system.untrusted_files import parse_json, read_json, read_text
 from edgeroute.tools.cli.example_options_and_routers import plain_router
 from edgeroute.tools.cli.status_and_trial_arms import read_state

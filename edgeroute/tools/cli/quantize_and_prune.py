@@ -52,7 +52,7 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
         ModelError: the model cannot be loaded.
     """
     from edgeroute.edge.edge_interface_and_fingerprints import member
-    from edgeroute.edge.runtimes import load
+    from edgeroute.edge.runtime_registry_and_model_groups import load
     from edgeroute.tools.cli.input_files import expand_folders, read_inputs
 
     loaded = load(model)

@@ -15,10 +15,10 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system.untrusted_files import read_text
-from edgeroute.tools.cli.calibrate import audited_counts, certify_audits, path_in_policy, proper_share
+from edgeroute.tools.cli.calibrate_and_audit_certificates import audited_counts, certify_audits, path_in_policy, proper_share
 from edgeroute.tools.cli.command_runner import NOT_READY, OK, TOO_FEW
 from edgeroute.tools.cli.example_options_and_routers import plain_router
-from edgeroute.tools.cli.outbox_and_egress import state_folder
+from edgeroute.tools.cli.outbox_egress_and_state_folder import state_folder
 from edgeroute.tools.cli.tables_and_options import Json, Policy, local_time, of_share
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def recertify(
     Raises:
         StoreError: another recertify is running.
     """
-    from edgeroute.stores.rotated_json_lines import ProcessLock
+    from edgeroute.stores.json_lines_and_process_locks import ProcessLock
     from edgeroute.tools.cli.policy_switch_and_rollback import Memory
 
     home = state_folder(policy, None)
@@ -84,7 +84,7 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
 
     A policy that was edited since is refused; with `force` it is copied to `POLICY.edited` before. A dry run changes nothing.
     """
-    from edgeroute.system.process import replace_file
+    from edgeroute.system.clock_json_and_fork_safety import replace_file
     from edgeroute.tools.cli.policy_switch_and_rollback import alarm, backup_path, hash_of, roll_back
 
     switch, now = memory.switch, hash_of(policy)

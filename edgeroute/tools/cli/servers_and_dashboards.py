@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.system.process import file_stamp
+from edgeroute.system.clock_json_and_fork_safety import file_stamp
 from edgeroute.tools.cli import tables_and_options as ui
 from edgeroute.tools.cli.command_runner import INTERRUPTED, OK
 

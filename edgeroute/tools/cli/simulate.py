@@ -21,7 +21,7 @@ from edgeroute.tools.cli.tables_and_options import Json, OptionalPolicy, console
 
 if TYPE_CHECKING:
     from edgeroute.tools.fleet.simulated_days import Fleet
-    from edgeroute.tools.replay.fleet.fleet_simulation import Result
+    from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import Result
     from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import Client, Device, DeviceResult, Scenario
 
 
@@ -360,8 +360,8 @@ def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
 
     It runs in a process of its own.
     """
-    from edgeroute.tools.replay.fleet.fleet_simulation import needed
-    from edgeroute.tools.replay.fleet.fleet_simulation import simulate as run
+    from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import needed
+    from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import simulate as run
 
     result: Result = run(scenario, client)
     return {
@@ -378,7 +378,7 @@ def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
 
 def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
     """Print the results of an outage: a table with a row for each client, one of the rules of the devices' policy, and notes."""
-    from edgeroute.tools.replay.fleet.fleet_simulation import MOST
+    from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import MOST
 
     lines = [
         (
@@ -537,7 +537,7 @@ def _load_results(scenario: Scenario, client: Client) -> dict[str, Any]:
 
     It runs in a process of its own.
     """
-    from edgeroute.tools.replay.fleet.fleet_simulation import simulate as run
+    from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import simulate as run
 
     result = run(scenario, client)
     asked, attempts = max(1, int(result.asked.sum())), max(1, int(result.attempts.sum()))

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.core.reason_and_trace import finite
+from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import EDGE_TRIAL, INF, Target
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.system import process
-from edgeroute.system.process import replace_file
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.system.untrusted_files import MOST_DATA, parse_json, read_text
 from edgeroute.tools.cli.command_runner import NOT_READY, OK
 from edgeroute.tools.cli.example_options_and_routers import read_only
-from edgeroute.tools.cli.outbox_and_egress import opened_outbox, state_folder
+from edgeroute.tools.cli.outbox_egress_and_state_folder import opened_outbox, state_folder
 from edgeroute.tools.cli.tables_and_options import (
     File,
     Json,
@@ -131,8 +131,8 @@ def shadow_stats(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
     """
     from edgeroute.confidence.certificate import digest
     from edgeroute.router.audits_and_hidden_trials import edge_fingerprints
-    from edgeroute.stores.rotated_json_lines import read
-    from edgeroute.trials.shadow_runs_and_job_queue import UNHEARD, Tally
+    from edgeroute.stores.json_lines_and_process_locks import read
+    from edgeroute.trials.shadow_statistics_and_job_queue import UNHEARD, Tally
 
     digests: dict[str, str] = {}
     targets: dict[str, Target] = {}
@@ -439,7 +439,7 @@ def _latencies(state: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
 
     A leg that cannot be read is left out.
     """
-    from edgeroute.core.latency_link_load_estimates import Latency
+    from edgeroute.core.performance_estimates_and_encoding_choice import Latency
 
     legs = {}
     for name, dumped in _stored(state, "latency").items():
@@ -454,7 +454,7 @@ def _links(state: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
 
     An endpoint without measurements, or that cannot be read, is left out.
     """
-    from edgeroute.core.latency_link_load_estimates import Link
+    from edgeroute.core.performance_estimates_and_encoding_choice import Link
 
     measured = {}
     for name, dumped in _stored(state, "link").items():
@@ -476,7 +476,7 @@ def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
 
     Empty: the energy of the first known edge or cloud is unknown.
     """
-    from edgeroute.core.latency_link_load_estimates import break_even
+    from edgeroute.core.performance_estimates_and_encoding_choice import break_even
 
     edge, cloud = (next((joules.get(t.name) for t in snapshot.targets if t.side == side), None) for side in ("edge", "cloud"))
     if edge is None or cloud is None:
@@ -531,7 +531,7 @@ def _fleet(state: Mapping[str, Value], folder: Path) -> dict[str, Any] | None:
 
     None if the device has made none.
     """
-    from edgeroute.fleet.daily_digests import DAYS, spooled
+    from edgeroute.fleet.daily_digest_spool_and_upload import DAYS, spooled
 
     days, waiting = [name.removeprefix(DAYS) for name in state if name.startswith(DAYS)], spooled(folder)
     oldest = waiting[0].name.partition(".")[0] if waiting else None

@@ -37,7 +37,7 @@ def convert(
     Raises:
         BadInput: of a single trace: it cannot be read, or the new file exists.
     """
-    from edgeroute.tools.replay.parquet_traces import is_parquet
+    from edgeroute.tools.replay.parquet_trace_format import is_parquet
     from edgeroute.tools.replay.trace_reading_and_conversion import convert as write
     from edgeroute.tools.replay.trace_reading_and_conversion import traces
 

@@ -18,7 +18,7 @@ from edgeroute.confidence.output_forms_and_labels import Labels, plain
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.edge.edge_interface_and_fingerprints import files, member
 from edgeroute.edge.onnx import OnnxModel
-from edgeroute.edge.runtimes import load
+from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.system.untrusted_files import open_file
 from edgeroute.types import EdgeModel

@@ -16,7 +16,7 @@ from typing import Any
 from edgeroute.edge.model_card import Card, sha256_of
 from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, ModelMissing, PolicyError, StoreError
-from edgeroute.stores.rotated_json_lines import ProcessLock
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.system.late_imports_and_plugins import import_late, import_needed
 from edgeroute.system.untrusted_files import read_json
 

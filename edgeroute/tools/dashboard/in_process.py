@@ -12,12 +12,12 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.core.reason_and_trace import finite
+from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import PolicyError
 from edgeroute.record.instrument_interface import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
-from edgeroute.system import process
-from edgeroute.system.process import ForkSafe, initially, per_process
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, per_process
 from edgeroute.system.thread_pool_and_workers import start_thread
 from edgeroute.tools.dashboard.monitor_and_file_tail import Monitor, Sources
 from edgeroute.tools.dashboard.request_window_and_replays import certificates_of, policy_summary

@@ -21,8 +21,8 @@ from edgeroute.core.error_codes import clean, error_message
 from edgeroute.errors import BadInput
 from edgeroute.observe import device_sensors as sensors
 from edgeroute.record.request_counts import Tallied
-from edgeroute.system import process
-from edgeroute.system.process import json_dumps, json_loads
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.system.untrusted_files import open_file
 from edgeroute.tools.dashboard.request_window_and_replays import (

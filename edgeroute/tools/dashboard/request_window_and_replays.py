@@ -14,7 +14,7 @@ from edgeroute.core.device_rules import Rule
 from edgeroute.core.endpoint_breaker_and_limits import FAULTS, USUAL
 from edgeroute.core.error_codes import HELD, UNFIT, clean
 from edgeroute.core.plan import Facts, Leg, Plan
-from edgeroute.core.reason_and_trace import CODES, Took, answer_part, finite
+from edgeroute.core.reason_text_and_trace_record import CODES, Took, answer_part, finite
 from edgeroute.core.routing_policy import INF, Policy, Rules, Target, Terms
 from edgeroute.core.walk import Malformed
 from edgeroute.errors import BadInput

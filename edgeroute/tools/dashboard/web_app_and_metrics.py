@@ -19,7 +19,7 @@ from edgeroute.core.spending_limits import Cost, Limits
 from edgeroute.errors import BadInput, RuntimeMissing
 from edgeroute.observe.stats_and_status import AuditStats, LegStats, Stats, Status
 from edgeroute.record.prometheus import Page, check_installed, of_status, of_tally, shown
-from edgeroute.system.process import json_dumps
+from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.tools.dashboard.monitor_and_file_tail import OLD_S, Monitor
 from edgeroute.tools.palette import STATES, css, svg_hatches
 from edgeroute.tools.replay.recorded_requests_and_statistics import MOST

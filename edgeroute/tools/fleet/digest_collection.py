@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 from edgeroute.catalog.model_folder_and_downloads import flush_folder
 from edgeroute.errors import StoreError
 from edgeroute.fleet.digest import OTHER, Digest, path_of
-from edgeroute.stores.rotated_json_lines import ProcessLock
-from edgeroute.system import process
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
+from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.late_imports_and_plugins import import_needed
 from edgeroute.system.untrusted_files import read_text
-from edgeroute.tools.fleet.digest_reading import BadDigest, decode
 from edgeroute.tools.fleet.digest_sources import Source
 from edgeroute.tools.fleet.digest_tables import (
     NEED,
@@ -38,6 +37,7 @@ from edgeroute.tools.fleet.digest_tables import (
     write_rows,
     writing,
 )
+from edgeroute.tools.fleet.untrusted_digest_decoder import BadDigest, decode
 
 NAME = re.compile(r"(\d{4}-\d{2}-\d{2})/([0-9a-f]{32})\.(\d{1,9})\.digest", re.ASCII)
 PART = 4_000  # digests that a process reads at once

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from edgeroute.confidence.certificate import UNVERSIONED
-from edgeroute.core import reason_and_trace as explain
+from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.error_codes import UNIDENTIFIED, error_text, failure_text
 from edgeroute.core.plan import Plan, judged_leg
 from edgeroute.core.routing_policy import Rules
@@ -21,7 +21,7 @@ from edgeroute.router.decision_and_check_results import Check, Decision
 from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import PASSING, LegExecutor
 from edgeroute.router.policy_snapshot import Snapshot, fingerprints
-from edgeroute.system.process import now
+from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.inspect import impossible_settings
 from edgeroute.types import Backend
 

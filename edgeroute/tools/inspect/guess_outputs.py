@@ -13,8 +13,8 @@ import numpy as np
 from edgeroute.confidence import output_forms_and_labels as forms
 from edgeroute.confidence.detector_boxes import are_boxes, are_rows_of_boxes, before_anchors, named_boxes
 from edgeroute.confidence.output_reader import LIMITED
-from edgeroute.edge.input_stacking import Array, shape_text
-from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
+from edgeroute.edge.input_checks_and_stacking import Array, shape_text
+from edgeroute.tools.inspect.input_guesses_and_trial_tensors import Finding, InputGuess, Pair, Sure, quoted, text, words
 from edgeroute.types import TensorSpec
 
 Row = Mapping[str, Any]  # outputs of one input by name, without a batch axis

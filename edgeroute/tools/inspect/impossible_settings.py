@@ -18,12 +18,12 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Limits, up_against
 from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend
 from edgeroute.edge.edge_interface_and_fingerprints import member
-from edgeroute.edge.input_stacking import row_shape
+from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.inputs_constants_and_states import batch_axis_problem
 from edgeroute.edge.onnx import last_operators
 from edgeroute.errors import BadInput
 from edgeroute.router.policy_snapshot import Snapshot
-from edgeroute.tools.inspect.guess_inputs import describe, state_problem
+from edgeroute.tools.inspect.input_guesses_and_trial_tensors import describe, state_problem
 from edgeroute.types import Escalated, TensorSpec
 
 # Limit -> the terms of an endpoint that count under it.

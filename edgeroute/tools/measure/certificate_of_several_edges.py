@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.core.reason_and_trace import finite
+from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import PolicyError
-from edgeroute.system.process import now
-from edgeroute.tools.measure.calibration import accuracies, disagreement_bound, group_numbers, not_enough, weighted_mean
+from edgeroute.system.clock_json_and_fork_safety import now
 from edgeroute.tools.measure.certification_and_verdicts import correctness
 from edgeroute.tools.measure.critical_counts import least_n
 from edgeroute.tools.measure.evaluation import Bools, Examples, chance_doubts, reference_doubts, share
 from edgeroute.tools.measure.fixed_sequence import one_of_each
 from edgeroute.tools.measure.independence_and_overlap import dependence, sketch
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import (
+    accuracies,
+    disagreement_bound,
+    group_numbers,
+    not_enough,
+    weighted_mean,
+)
 from edgeroute.tools.measure.thresholds_of_several_edges import MOST, PART, accepting, lowest_thresholds, test_size
 
 

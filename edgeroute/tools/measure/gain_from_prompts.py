@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, Ints
-from edgeroute.confidence.features_of_prompts import BUCKETS, HASHED
+from edgeroute.confidence.prompt_features_and_word_weights import BUCKETS, HASHED
 from edgeroute.errors import PolicyError
 
 RIDGE = 20.0  # penalty of all weights but the intercept, and but that of a base score

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edgeroute.confidence.features_of_prompts import HASHED
 from edgeroute.confidence.learned_score import VERSION, Learned, expit, fallback, with_constant
 from edgeroute.confidence.learned_score_features import (
     PER_CLASS,
@@ -32,6 +31,7 @@ from edgeroute.confidence.learned_score_features import (
     of_logits,
     text_features,
 )
+from edgeroute.confidence.prompt_features_and_word_weights import HASHED
 from edgeroute.errors import PolicyError
 from edgeroute.tools.measure import gain_from_prompts
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share, outcomes

@@ -2,7 +2,7 @@
 
 from edgeroute.tools.replay.recorded_requests_and_statistics import Numbers, Recording, collect, read
 from edgeroute.tools.replay.replay_setup_and_result import Change, Gated, Replay, Setup
-from edgeroute.tools.replay.simulated_legs import NETWORKS, THERMAL, Battery
+from edgeroute.tools.replay.simulated_calls_and_environment import NETWORKS, THERMAL, Battery
 from edgeroute.tools.replay.trace_replay import replay
 
 __all__ = [

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.error_codes import Failure
-from edgeroute.core.reason_and_trace import VERSION
+from edgeroute.core.reason_text_and_trace_record import VERSION
 from edgeroute.core.routing_policy import INF, MODES, Mode
 from edgeroute.core.walk import Malformed, new
 from edgeroute.errors import BadInput

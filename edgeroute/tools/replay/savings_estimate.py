@@ -12,10 +12,10 @@ import numpy as np
 from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.core.error_codes import clean
-from edgeroute.core.reason_and_trace import finite
+from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.errors import BadInput
-from edgeroute.tools.measure.calibration import calibrate, least_deferral
 from edgeroute.tools.measure.deferral_curve import area_parts, area_share
+from edgeroute.tools.measure.threshold_calibration_and_crossfit import calibrate, least_deferral
 from edgeroute.tools.replay.logs.answer_pairs_and_samples import FORMATS, Left, Pairs, Read, read_pairs
 
 DRAWS: Final = 200  # draws of the bootstrap for the interval of the savings

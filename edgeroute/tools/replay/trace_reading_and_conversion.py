@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.stores import rotated_json_lines as journal
-from edgeroute.system.process import json_dumps
-from edgeroute.tools.replay.parquet_traces import is_parquet, private, read_parquet, write_parquet
+from edgeroute.stores import json_lines_and_process_locks as journal
+from edgeroute.system.clock_json_and_fork_safety import json_dumps
+from edgeroute.tools.replay.parquet_trace_format import is_parquet, private, read_parquet, write_parquet
 
 OTHERS: Final = frozenset({"egress.jsonl", "audit.jsonl"})  # journals of a state folder that are no traces
 _ROTATED: Final = re.compile(r"(?P<trace>.+\.jsonl)(\.\d+(\.parquet|\.packing)?)?|(?P<whole>.+\.parquet)")

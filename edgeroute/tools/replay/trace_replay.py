@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
 
-from edgeroute.core import reason_and_trace as explain
+from edgeroute.core import reason_text_and_trace_record as explain
 from edgeroute.core.device_rules import Reading, State, in_force, step
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
@@ -32,7 +32,17 @@ from edgeroute.tools.replay.replay_setup_and_result import (
     goes_by_energy,
     joules,
 )
-from edgeroute.tools.replay.simulated_legs import NETWORKS, SERVER_S, THERMAL, Battery, Gate, Link, Script, Unknown, heat
+from edgeroute.tools.replay.simulated_calls_and_environment import (
+    NETWORKS,
+    SERVER_S,
+    THERMAL,
+    Battery,
+    Gate,
+    Link,
+    Script,
+    Unknown,
+    heat,
+)
 
 # Driver for the walk of a replayed request.
 

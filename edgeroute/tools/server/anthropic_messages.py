@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
-from edgeroute.system.process import json_dumps
+from edgeroute.system.clock_json_and_fork_safety import json_dumps
 from edgeroute.system.untrusted_files import parse_json
 from edgeroute.tools.server.access_limits_and_errors import Fault
-from edgeroute.tools.server.openai_completions import (
+from edgeroute.tools.server.openai_completions_and_reply_reading import (
     CompletionRequest,
     calls_of,
     check_names,

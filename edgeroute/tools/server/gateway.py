@@ -21,15 +21,15 @@ import numpy as np
 from edgeroute.cloud.openinference import LENGTH, NAMES
 from edgeroute.core.error_codes import clean
 from edgeroute.edge.edge_interface_and_fingerprints import member
-from edgeroute.edge.input_stacking import row_shape
-from edgeroute.edge.llama_engines import INSTALL, SERVES_OTHERS
+from edgeroute.edge.input_checks_and_stacking import row_shape
+from edgeroute.edge.llama_in_process_engines import INSTALL, SERVES_OTHERS
 from edgeroute.edge.model_card import Array, Card
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.record.prometheus import Measured, Prometheus, check_installed, metrics, of_router
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
+from edgeroute.system.clock_json_and_fork_safety import json_dumps, to_json_types
 from edgeroute.system.loopback_addresses import is_loopback
-from edgeroute.system.process import json_dumps, to_json_types
 from edgeroute.system.thread_pool_and_workers import failing
 from edgeroute.types import Answer, TensorSpec
 
@@ -45,9 +45,9 @@ try:
     from edgeroute.tools.server import access_limits_and_errors as access
     from edgeroute.tools.server import anthropic_messages as messages
     from edgeroute.tools.server import oip_messages as protocol
-    from edgeroute.tools.server import openai_completions as openai
+    from edgeroute.tools.server import openai_completions_and_reply_reading as openai
     from edgeroute.tools.server import openai_embeddings as embedding
-    from edgeroute.tools.server import openai_responses as responses
+    from edgeroute.tools.server import openai_responses_api as responses
     from edgeroute.tools.server.asgi_lifespan_and_errors import LEFT, unless_left
     from edgeroute.tools.server.oip_messages import reply
     from edgeroute.tools.server.uvicorn_host import notify_alive, run

@@ -21,16 +21,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgeroute.cloud.adaptive_input_encoding import PARAMETER
 from edgeroute.cloud.input_codecs import check_sound, check_zstd, own_zstd
-from edgeroute.cloud.input_encoding import PARAMETER
 from edgeroute.cloud.oip_tensors import DTYPES, NAMES, TEXTS
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.edge.input_stacking import Array, row_shape, shape_text
+from edgeroute.edge.input_checks_and_stacking import Array, row_shape, shape_text
 from edgeroute.edge.model_card import Card
 from edgeroute.edge.preprocessing import MOST_PIXELS, Layouts, Preprocess, picture_for
 from edgeroute.errors import BadInput, ModelError
+from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
 from edgeroute.system.late_imports_and_plugins import import_late
-from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.tools.server.batching_and_tensor_models import Full
 from edgeroute.types import TensorSpec
 

@@ -12,7 +12,14 @@ import numpy as np
 from edgeroute.errors import BadInput, ModelError, PolicyError
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.server.access_limits_and_errors import Options
-from edgeroute.tools.server.openai_completions import CompletionRequest, Range, Routing, check_names, client_keys, origin_of
+from edgeroute.tools.server.openai_completions_and_reply_reading import (
+    CompletionRequest,
+    Range,
+    Routing,
+    check_names,
+    client_keys,
+    origin_of,
+)
 from edgeroute.types import Answer
 
 HANDLED: Final = ("model", "input", "encoding_format")

@@ -20,7 +20,7 @@ from typing import Any
 from edgeroute.cloud.oip_tensors import NAMES, TEXTS
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.edge_interface_and_fingerprints import member
-from edgeroute.edge.runtimes import load
+from edgeroute.edge.runtime_registry_and_model_groups import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Page, check_installed
 from edgeroute.system.loopback_addresses import is_loopback

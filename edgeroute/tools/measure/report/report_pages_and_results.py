@@ -15,10 +15,10 @@ from uuid import uuid4
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.confidence.scores import Score
-from edgeroute.core.reason_and_trace import finite
+from edgeroute.core.reason_text_and_trace_record import finite
 from edgeroute.core.routing_policy import INF
 from edgeroute.errors import RuntimeMissing
-from edgeroute.system.process import replace_file
+from edgeroute.system.clock_json_and_fork_safety import replace_file
 from edgeroute.tools.measure.certification_and_verdicts import verdicts
 from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
 from edgeroute.tools.measure.fleet_trial import Difference, FleetTrial

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeroute.core import endpoint_breaker_and_limits as admission
-from edgeroute.core import latency_link_load_estimates as estimates
+from edgeroute.core import performance_estimates_and_encoding_choice as estimates
 from edgeroute.core.device_rules import Reading, Rule, State, in_force, step
 from edgeroute.core.endpoint_breaker_and_limits import Concurrency
-from edgeroute.core.latency_link_load_estimates import CAP, QUEUE_S
+from edgeroute.core.performance_estimates_and_encoding_choice import CAP, QUEUE_S
 from edgeroute.core.plan import Facts, Refusal, plan, stays_on_device
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.observe.planning_facts import READS_S
@@ -512,7 +512,7 @@ class Course:
         return self._known[rules]
 
 
-# Load-aware behaviour of devices, by the formulas of `core/latency_link_load_estimates.py` and of
+# Load-aware behaviour of devices, by the formulas of `core/performance_estimates_and_encoding_choice.py` and of
 # `core/endpoint_breaker_and_limits.py`.
 
 

@@ -23,7 +23,7 @@ from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
 
-import edgeroute.tools.replay.logs.recorded_answers as recorded
+import edgeroute.tools.replay.logs.answer_log_parsers_and_digests as recorded
 from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput

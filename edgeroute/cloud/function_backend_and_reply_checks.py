@@ -1,0 +1,487 @@
+"""Function as a cloud (`FunctionBackend`), and for all clouds the checks of replies and the collector of a batch's predictions.
+
+`BatchCollector` halves a batch that is refused, until the input at fault is alone. HTTP endpoints are in http_backend.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
+from time import monotonic
+from types import AsyncGeneratorType, CoroutineType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeroute.confidence.detector_boxes import are_rows_of_boxes, boxes_without_batch
+from edgeroute.confidence.output_forms_and_labels import Labels, as_array, best_label, label_names
+from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
+from edgeroute.confidence.scores import Score, Unscored
+from edgeroute.core.error_codes import Failure
+from edgeroute.core.routing_policy import INF, Side
+from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
+from edgeroute.core.walk import Prediction
+from edgeroute.edge.edge_interface_and_fingerprints import callable_fingerprint
+from edgeroute.errors import BadReply, PolicyError
+from edgeroute.http.addresses_and_messages import Call, checked_terms
+from edgeroute.system.clock_json_and_fork_safety import AbandonedRuns, is_task_cancelled
+from edgeroute.types import StopToken
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.endpoint_guard import Guard
+    from edgeroute.cloud.request_attempts_and_queue import Exchange
+
+
+# Checks of the answers of an endpoint, or of a function as the cloud: nonsense never replaces an edge answer.
+
+SLACK = 0.01  # amount by which a probability may exceed 1: some servers round
+
+
+class ReplyReader(Reader):
+    """Reader of a cloud's outputs, which refuses outputs that cannot be an answer.
+
+    These are: no value (null), NaN, infinity, logits that are all minus infinity, probabilities outside 0..1, no outputs at all;
+    and with labels, a value that is none of them, or outputs of another rank. With a score function of the caller, outputs may
+    have any structure.
+    """
+
+    wrong = BadReply
+    # Returns the server's labels and kind of outputs, once known; used if no others were given.
+    served: Callable[[], tuple[tuple[Any, ...] | None, str | None]] | None = None
+
+    def read_many(self, outputs: Any, count: int) -> list[Prediction]:
+        """Return the predictions in the outputs of `count` inputs.
+
+        First takes over the server's labels and kind of outputs, once these are known, where none were given.
+
+        Raises:
+            BadReply: there is another number of outputs, or one cannot be an answer.
+        """
+        if self.served is not None and (self.labels is None or self.kind is None):
+            labels, kind = self.served()
+            if self.labels is None and labels is not None:
+                self._names = Labels(labels, self.name)
+                self.labels = self._names.labels
+            if self.kind is None and kind is not None and not (self.score == "energy" and kind != "logits"):
+                self.settle(kind)
+        return super().read_many(outputs, count)
+
+    def _read(self, row: Any) -> Prediction:
+        """Check one row of outputs, and return its prediction. Raise BadReply for one that cannot be an answer.
+
+        Takes a `Prediction`, a pair (value, confidence), an array, or outputs by name; the form of boxes is checked later.
+        """
+        if type(row) is Prediction:
+            self._check_pair(row.value, row.confidence)
+        elif type(row) is tuple and self.kind != "label+probabilities":
+            if len(row) == 2:  # noqa: PLR2004 - a pair
+                self._check_pair(*row)
+        elif self.kind == "boxes":
+            pass  # none found is an answer; its form is checked as it is read
+        elif type(row) is np.ndarray:  # the usual case
+            self._check_row(row)
+        elif not boxes_without_batch(self.kind, row):
+            for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [_first(row)]:
+                self._check_row(part)
+        return super()._read(row)
+
+    def _check_pair(self, value: Any, sure: Any) -> None:
+        """Raise BadReply for a value of None, an invalid confidence, or a value that is none of the labels, if there are labels.
+
+        A value of another type than texts and numbers is no label, but passes with a custom score.
+        """
+        if value is None:
+            raise BadReply("the answer has no value (null)")
+        self._check_confidence(sure)
+        structured = not isinstance(value, str | int | float | bytes | np.generic)
+        if self.labels is None or (structured and self._custom is not None):
+            return
+        if structured or self._names.same(_item(value)) not in self.labels:
+            raise BadReply(f"the answer, {_kind(value)}, is none of the {len(self.labels)} labels")
+
+    def _check_confidence(self, sure: Any) -> None:
+        """Raise BadReply unless a confidence is a finite number, finite log-probabilities of tokens, or None.
+
+        With a custom score other types pass.
+        """
+        if sure is None or isinstance(sure, Unscored):
+            return
+        try:
+            known = np.isfinite(np.asarray(sure, np.float64)).all()
+        except (TypeError, ValueError, OverflowError):  # none is chained: its text quotes the value
+            known = None
+        if known is None:
+            if self._custom is None:
+                raise BadReply(f"the answer's confidence is {type(sure).__name__}, not a number")
+            return
+        if not known:
+            raise BadReply("the answer's confidence is NaN or infinity")
+
+    def _check_row(self, row: Any) -> None:
+        """Raise BadReply for outputs that are empty, hold NaN or infinity, or are all minus infinity.
+
+        Also for several dimensions beside labels (a batch axis of 1 is allowed), and for numbers outside 0..1, or all 0,
+        where the kind says probabilities; their sum is not checked. Other types pass.
+        """
+        plain = type(row) is np.ndarray and row.dtype.kind != "O"
+        array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
+        if not array.size:
+            raise BadReply("the reply has no outputs")
+        if array.ndim == 2 and len(array) == 1:  # noqa: PLR2004 - with its batch axis
+            array = array[0]
+        numbers = array.ndim == 1 and array.dtype.kind in "fiub"
+        labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up
+        if self.labels is not None and self._custom is None and not numbers and not labelled and self._needs_numbers(array):
+            raise BadReply(f"outputs of {array.ndim} dimensions, but {len(self.labels)} labels: a number each was expected")
+        if array.dtype.kind not in "fiub" or not (numbers or array.dtype.kind == "f"):
+            return
+        low, high = array.item(array.argmin()), array.item(array.argmax())  # a NaN is both
+        if not (low == low and abs(high) < np.inf):  # noqa: PLR0124 - false for NaN, and for minus infinity as the highest
+            raise BadReply("the outputs hold NaN or infinity, or are all minus infinity")
+        several = self.kind == "multilabel"
+        if (several or self.kind == "probabilities") and not (low >= 0 and (several or high > 0) and high <= 1 + SLACK):
+            raise BadReply("the outputs are no probabilities, which are from 0 to 1")
+
+    def _needs_numbers(self, array: Any) -> bool:
+        """Return True if labels need a number each: neither the kind nor the form of the array is another one."""
+        return self.kind not in {"value", "ctc"} and not (self.kind is None and are_rows_of_boxes(array, self.labels))
+
+
+def _first(row: Any) -> Any:
+    """Return the first of several outputs; other rows unchanged."""
+    return next(iter(row.values()), None) if isinstance(row, Mapping) else row
+
+
+def _item(value: Any) -> Any:
+    """Return a NumPy scalar as a Python value."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _kind(value: Any) -> str:
+    """Return a description of a value, without quoting it: it may repeat the input."""
+    return f"text of {len(value)} characters" if isinstance(value, str) else f"of type {type(value).__name__}"
+
+
+# Rows of a batch that are sent one by one, or as many together as the server takes: the error of one costs no other its answer.
+
+# Share of the time left, and maximum seconds of it, that a call leaves for returning the answers of the others.
+SPARE, SPARE_S = 0.05, 0.05
+REFUSALS = (400, 413, 422)  # HTTP statuses of a server that takes no batch of this size, or not an input in it
+MOST_HALVINGS = 16  # maximum refused calls of a batch that are followed by calls of half as many rows
+
+
+class BatchCollector:
+    """Collector of a batch's predictions: `for part in rows: with rows: ...`; an exception takes the place of predictions.
+
+    A server that refuses several rows is sent half as many. A fault of the endpoint (it is down, late, or rejected by a limit)
+    also fails the remaining rows, without a call, and so do unreadable replies in a row that open the breaker. The exception is
+    raised if there is no other row, or none before it.
+
+    Args:
+        exchange: exchange that accounts for the calls.
+        guard: guard of the endpoint.
+        inputs: inputs of the batch.
+        until: monotonic instant by which all rows must be answered.
+        most: maximum rows of one call.
+    """
+
+    def __init__(self, exchange: Exchange, guard: Guard, inputs: list[Any], until: float, most: int = 1) -> None:
+        self._exchange, self._guard, self._inputs, self._until = exchange, guard, inputs, until
+        self._unreadable = False  # True if the reply to the call before could not be read
+        self.most = most
+        self.refused = False  # True if the server refused an input alone, so that its refusals do not show how many rows it takes
+        self._first_most, self._size = most, 0
+        self._halvings = self._accepted = 0
+        self.found: list[Any] = []
+        self.append, self.extend = self.found.append, self.found.extend
+
+    def until(self) -> float:
+        """Return the instant by which the next call must be answered.
+
+        Once a row has its answer, a part of the time is spared for the end.
+        """
+        if self._until == INF or not any(type(row) is Prediction for row in self.found):
+            return self._until
+        return self._until - min(SPARE_S, SPARE * max(0.0, self._until - monotonic()))
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Yield the inputs of the next call: those that have no result yet, at most as many as the server takes."""
+        while (begin := len(self.found)) < len(self._inputs):
+            self._size = min(self.most, len(self._inputs) - begin)
+            yield self._inputs[begin : begin + self._size]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if error is None:
+            self._accepted = max(self._accepted, self._size)
+            if self.refused and self._halvings < MOST_HALVINGS:  # perhaps one input alone was the reason
+                self.most = min(self._first_most, 2 * self._accepted)
+            if self._unreadable:
+                self._unreadable = False
+                self._guard.succeeded(None)
+            return False
+        if getattr(error, "status", None) in REFUSALS:
+            if self._size > 1 and self._halvings < MOST_HALVINGS:
+                self._halvings, self.most = self._halvings + 1, self._size // 2
+                return True
+            self.refused, self.most = True, self._accepted or self._first_most
+        alone = self._size == len(self._inputs)
+        if alone or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
+            return False
+        of_input = _of_the_input(error)
+        unreadable = isinstance(error, BadReply) and error.counts
+        if not of_input or unreadable:
+            self._exchange.failure = error
+        if unreadable:
+            if self._unreadable:
+                self._guard.failed()  # the first or last one of them is counted at the end of the exchange
+            self._unreadable, of_input = True, self._guard.rules.breaker.faults_left > 1
+        if of_input:
+            self.extend([error] * self._size)
+        elif self.found:
+            self.extend([error] * (len(self._inputs) - len(self.found)))
+        return bool(self.found)
+
+
+def _of_the_input(error: BaseException) -> bool:
+    """Return True if an error is about its input or that input's reply, so that another input may succeed.
+
+    False if the endpoint, a limit or the system is at fault, as for each OSError.
+    """
+    if isinstance(error, OSError):
+        return False
+    failure = Failure.of(error)
+    return failure.code in {"", "bad_input", "bad_reply"} or failure.of_the_input
+
+
+SENDS_EDGE = "send_edge"  # part of fingerprints: the cloud is sent the edge's answer
+MAX_ABANDONED = 16  # maximum abandoned runs (requested to stop, still running), above which the planner skips the endpoint
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """Return the value of a setting.
+
+    Raises:
+        PolicyError: the value is not True or False.
+    """
+    if not isinstance(value, bool):
+        raise PolicyError(f"{name} is True or False, not a {type(value).__name__}")
+    return value
+
+
+class FunctionBackend(AbandonedRuns):
+    """Callable as the cloud: `f(x)` returns a value, `(value, confidence)`, logits or pieces; a coroutine function is awaited."""
+
+    side: Side = "cloud"
+    traffic = (0, 0)
+    load = None
+    keeps_time = False
+    patience_s = 10.0
+    guard: Guard
+
+    def __init__(self, name: str, function: Any, score: str | Score, labels: tuple[str, ...] | None) -> None:
+        given = function if isinstance(function, Function) else Function(function)
+        self.name, self.function, self.terms, self.version = name, given.function, given.terms, given.version
+        self.sends_edge = given.send_edge
+        self._ask: Callable[[Any], Any] = (lambda escalated: self.function(*escalated)) if given.send_edge else self.function
+        self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
+        self.origin = self.where
+        self.reader = ReplyReader(score, labels=given.labels or labels, kind=given.kind, name=given.name)
+        super().__init__(MAX_ABANDONED)
+        health = given.health
+        self.health = None if health is None else lambda until, exchange: health()  # noqa: ARG005 - it has neither time limit nor bytes
+        call = getattr(self.function, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
+        self._speaks = inspect.isasyncgenfunction(self.function)
+        self.alone_async = self._speaks or inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+        self.run_async = self._run_async if self.alone_async else None
+
+    def calls(self, inputs: int) -> int:
+        """Return one call for each input."""
+        return inputs
+
+    def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
+        """Call the function for each input in turn, and return the predictions; blocks, and cannot be stopped.
+
+        Each call is an attempt of its own in the exchange. In place of a prediction there may be the exception of its input (see
+        `BatchCollector`); an only input's exception is raised.
+        """
+        rows = BatchCollector(exchange, self.guard, inputs, until)
+        for (x,) in rows:
+            with rows:
+                rows.append(self.reader.read_many([self._answer(self._call(x, until, exchange))], 1)[0])
+        return rows.found
+
+    def _call(self, x: Any, until: float, exchange: Exchange) -> Any:
+        """Return the function's result for one input, as an attempt that the exchange books before and settles after it.
+
+        The pieces of a generator are joined. Raises what the function raises, Held if a limit forbids it, or BadReply for a
+        coroutine.
+        """
+        exchange.next_call()
+        exchange.before_attempt(0, until)
+        try:
+            result = join_result(self._check_result(self._ask(x)))
+        except BaseException as e:
+            exchange.after_attempt(0, e)
+            raise
+        exchange.after_attempt(0)
+        return result
+
+    def _check_result(self, result: Any) -> Any:
+        """Return a plain function's result; raise BadReply if it is a coroutine, which is closed, or an async generator."""
+        kind = type(result)
+        if kind in (CoroutineType, AsyncGeneratorType):
+            if kind is CoroutineType:
+                result.close()  # or Python would warn that it was never awaited
+            raise BadReply(f"{self.where} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
+        return result
+
+    def _answer(self, result: Any) -> Any:
+        """Return a function's result in the form that the reader takes.
+
+        A pipeline's `{"label": ..., "score": ...}`, or the best of a list of them, becomes (label, score). Tuples, lists and
+        arrays stay, and with a kind other than "answers" all else does; a bare value becomes (value, None).
+        """
+        result = best_label(result)
+        as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
+        as_it_is = as_it_is or boxes_without_batch(self.reader.kind, result)
+        return result if as_it_is else (result, None)
+
+    async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
+        """Await the coroutine function for each input in turn, and return the predictions.
+
+        An async generator's pieces are joined. Each call is an attempt of its own; see `run` for exceptions.
+        """
+        rows = BatchCollector(exchange, self.guard, inputs, until)
+        for (x,) in rows:
+            with rows:
+                pieces = [piece async for piece in self._pieces_async(x, until, exchange)]
+                rows.append(self.reader.read_many([self._answer(join_pieces(pieces) if self._speaks else pieces[0])], 1)[0])
+        return rows.found
+
+    async def stream_async(self, x: Any, until: float, exchange: Exchange, show: Callable[[Any], object]) -> Prediction:
+        """Call `show` with each piece of the function's answer as it comes, and return the prediction of the joined pieces.
+
+        They have no confidence. A coroutine function's answer is one piece. Raises BadReply, or what the function raises.
+        """
+        pieces: list[Any] = []
+        async for piece in self._pieces_async(x, until, exchange):
+            pieces.append(piece)
+            show(piece)
+        return self.reader.read_many([(join_pieces(pieces), None)], 1)[0]
+
+    async def _pieces_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
+        """Yield the pieces of an async generator function, or the result of a coroutine function, as an attempt of the exchange.
+
+        It is booked before, and settled after it; after a cancellation the exchange's end settles it.
+        """
+        exchange.next_call()
+        exchange.before_attempt(0, until)
+        try:
+            if self._speaks:
+                async for piece in self._ask(x):
+                    yield piece
+            else:
+                yield await self._ask(x)
+        except BaseException as e:
+            if not is_task_cancelled(e):
+                exchange.after_attempt(0, e)
+            raise
+        exchange.after_attempt(0)
+
+    def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
+        """Yield the pieces of a generator function, or the answer of another one as one piece, and return the prediction; blocks.
+
+        It is an attempt that the exchange books before and settles after it. A caller that leaves early, after a stop request,
+        counts as no failure: the exchange's end settles the attempt.
+        """
+        exchange.before_attempt(0, until)
+        try:
+            result = self._check_result(self._ask(x))
+            if isinstance(result, Generator):
+                prediction = yield from read_pieces(result, self.reader.read_answer)
+            else:
+                prediction = yield from one_piece(self.reader.read_many([self._answer(result)], 1)[0])
+        except BaseException as e:
+            if cancel is None or not cancel.asked or not isinstance(e, GeneratorExit):  # else it was closed
+                exchange.after_attempt(0, e)
+            raise
+        exchange.after_attempt(0)
+        return prediction
+
+    def encode(self, x: Any, codec: str = "") -> None:
+        """Return None: a function takes the input itself."""
+
+    def above_floor(self, codec: str) -> bool:  # noqa: ARG002 - the protocol's
+        """Return False: there is no ladder."""
+        return False
+
+    def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:  # noqa: ARG002 - the protocol's
+        """Raise PolicyError: a function has no encoded call."""
+        raise PolicyError(f"{self.where} takes no stored calls")
+
+    def identify(self, exchange: Exchange) -> None:
+        """Do nothing: a function is known."""
+
+    def ready(self, until: float) -> None:
+        """Do nothing: a function needs no preparation."""
+
+    def describe(self) -> str:
+        """Return the status line for `check`."""
+        return f"{self.where} is called with the input"
+
+    def fingerprint(self, of: Callable[[Any], str]) -> str:
+        """Return the fingerprint of the function's code, or its version."""
+        return callable_fingerprint(self.function, self.version, of)
+
+    def identity(self, of: Callable[[Any], str]) -> str:
+        """Return the fingerprint with the labels of logits, for the cache."""
+        edge = (SENDS_EDGE,) if self.sends_edge else ()
+        return repr((self.fingerprint(of), self.reader.labels, *edge))
+
+    def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function takes the input itself
+        """Return the fingerprint of the encoding, of which a function has none."""
+        return f"as it is+{SENDS_EDGE}" if self.sends_edge else "as it is"
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to close."""
+
+
+class Function:
+    """Callable as a cloud, with its name, health check and prices.
+
+    Args:
+        function: `f(x)` returns a value, `(value, confidence)` or logits; a coroutine function only with `AsyncRouter`.
+        name: name in answers.
+        health: raises while the service behind it is down; called after faults. None: the next input is the probe.
+        labels: possible values, or the classes of logits; None: the edge model's, if it has any.
+        kind: kind of the result, one of `edgeroute.confidence.KINDS`; None: recognised by its form.
+        version: text that you change whenever the answers change, for certificates and the cache on disk; None: taken from the
+            code, if that uses functions and constants alone.
+        send_edge: call it with the input and the edge's answer, `f(x, edge)` (docs/payloads.md).
+        terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
+
+    Raises:
+        PolicyError: a term is out of range, or another argument is invalid.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str = "cloud",
+        health: Callable[[], object] | None = None,
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        version: str | None = None,
+        send_edge: bool = False,
+        **terms: Any,
+    ) -> None:
+        self.send_edge = checked_flag("send_edge", send_edge)
+        if not isinstance(version, str | None):
+            raise PolicyError(f'version is text, as in version="{version}", and not a {type(version).__name__}')
+        self.version = version
+        self.function, self.name, self.health, self.terms = function, name, health, checked_terms(terms)
+        self.labels, self.kind = label_names(labels), checked_kind(kind)

@@ -1,0 +1,352 @@
+"""Spending of the clouds of all routers that share a state file, with a record on disk that is written ahead of each call.
+
+If the record is lost or damaged, so that the past is unknown, calls that have a limit are refused until its window has passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from weakref import WeakSet
+
+from edgeroute.core.error_codes import HeldCode, Rejection
+from edgeroute.core.routing_policy import INF
+from edgeroute.core.spending_limits import Cost, Limits, Spending, up_against
+from edgeroute.errors import StoreError
+from edgeroute.system import clock_json_and_fork_safety as process
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, initially, log, per_process
+from edgeroute.system.thread_pool_and_workers import start_thread
+
+if TYPE_CHECKING:
+    from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
+
+
+# Spending of earlier runs and of other processes, from the state file; while it is unknown, limits count as used up.
+
+PREFIX = "spending:"  # prefix of the names of records, one per process with spending
+# Maximum records of earlier processes that stay although they do not count any more, by a clock that may be wrong.
+MOST_RECORDS = 256
+MOST_S = 25 * 3600.0  # longest window plus an hour, seconds
+AGAIN_S = 5.0  # seconds after which an unreadable state file is read again
+Lock: TypeAlias = AbstractContextManager[Any]
+
+
+class EarlierSpending:
+    """Spending of other processes, added to this process's account.
+
+    While the file cannot be read, requests with a limit are rejected; after damage, until the lost spending cannot count any
+    more. To begin at zero at once, delete the damaged file that was renamed.
+
+    Args:
+        spending: the account.
+        store: the state file.
+    """
+
+    def __init__(self, spending: Spending, store: KeyValueStore) -> None:
+        self._spending, self._store, self._said = spending, store, ""
+        self._read_at = INF  # instant at which to read an unreadable file again; inf: it was read, or is being read
+        self.known = set[str]()  # names of the records whose amounts are in the account
+
+    def recall(self, lock: Lock, own_name: str) -> bool:
+        """Read the records of other processes from the state file, and add each to the account once.
+
+        Return True if it could be read. If it could not, spending is unknown until it is read again, some seconds later. If it
+        was damaged, spending is unknown for as long as what was lost may count. Old records that do not count any more are
+        deleted where there are more than `MOST_RECORDS`.
+
+        Args:
+            lock: lock of the account.
+            own_name: name of this process's record.
+        """
+        store = self._store
+        if store.path is None:
+            return True
+        before = _set_aside(store.path)
+        try:
+            rows, damaged_at = store.rows(PREFIX), store.damaged()
+        except StoreError as e:
+            if _set_aside(store.path) == before:
+                self._unreadable(lock, str(e))
+                return False
+            rows, damaged_at = [], None  # it was damaged, and has just been set aside
+        old: list[str] = []
+        with lock:
+            self._read_at, self._spending.unknown = INF, ""
+            for instant in [*_set_aside(store.path), *([] if damaged_at is None else [damaged_at])]:
+                self._mark_unknown(instant, f"{store.path} was damaged")
+            for i, (name, text, updated) in enumerate(rows):
+                if name != own_name and name not in self.known:
+                    self.known.add(name)
+                    if not self._load(name, text, updated) and i >= MOST_RECORDS:
+                        old.append(name)
+        for name in old:
+            store.forget(name, -INF)
+        return True
+
+    def _load(self, name: str, text: str, updated: float) -> bool:
+        """Add one process's record to the account. Return True if any of its spending still counts towards a window.
+
+        Its instants are corrected by the difference of the clocks if it is of this boot. If it is damaged, spending until its
+        last update counts as unknown, and True is returned.
+        """
+        try:
+            dumped = json.loads(text)
+            boot, began = dumped.get("clock") or ("", 0.0)
+            here, now_began = process.boot_clock()
+            return self._spending.load(dumped, process.now(), now_began - began if boot and boot == here else 0.0)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            self._mark_unknown(updated, f"the record {name} is damaged")
+            return True
+
+    def _mark_unknown(self, instant: float, why: str) -> None:
+        """Count the spending until an instant (at most now) as unknown, and log the reason.
+
+        Does nothing for an instant more than `MOST_S` ago: no limit reaches back that far.
+        """
+        if instant > process.now() - MOST_S:
+            self._spending.mark_unknown_until(min(instant, process.now()), f"what was spent is not known, since {why}")
+            self._say(why)
+
+    def _unreadable(self, lock: Lock, what: str) -> None:
+        """Count spending as unknown until the file is read, have it read again after `AGAIN_S`, and log the reason."""
+        with lock:
+            self._read_at = monotonic() + AGAIN_S
+            self._spending.unknown = f"what was spent is not known: {what}"
+        self._say(what)
+
+    def _say(self, what: str) -> None:
+        """Log a reason, unless it was the last one logged or there are no limits."""
+        if self._spending.limits != Limits() and what != self._said:
+            self._said = what
+            log.error("nothing that has a limit is sent, since what was spent is not known: %s", what)
+
+    def look_again(self, lock: Lock, own_name: str) -> None:
+        """Start a thread that reads the file again (`recall`), if it could not be read, and `AGAIN_S` have passed since.
+
+        Returns at once. If no thread can be started, it is tried again after `AGAIN_S`.
+        """
+        if self._read_at == INF:
+            return
+        with lock:
+            if monotonic() < self._read_at:
+                return
+            self._read_at = INF
+        if start_thread("edgeroute-state", self.recall, lock, own_name) is None:
+            self._read_at = monotonic() + AGAIN_S
+
+
+def _set_aside(path: Path) -> list[float]:
+    """Return the instants at which damaged files of this path were renamed, seconds since 1970, sorted.
+
+    They are the change times of `NAME.corrupt-*` beside it. Files that cannot be read are left out.
+    """
+    instants = []
+    with contextlib.suppress(OSError):
+        for aside in path.parent.glob(f"{path.name}.corrupt-*"):
+            with contextlib.suppress(OSError):
+                instants.append(aside.stat().st_ctime)
+    return sorted(instants)
+
+
+_NONE = Limits()
+
+
+class SharedSpending:
+    """Spending of all clouds of a router, behind a reentrant lock, since a signal handler may take it again.
+
+    With a state file, nothing under a limit is spent before the file has it: `secure` writes it ahead, so a crash loses nothing.
+    While the file cannot be read or written, requests with a limit are rejected. Routers of one process with the same file share
+    the bookings, each under its own limits.
+
+    Args:
+        spending: bookings and limits; if the store is in use already, only the limits count.
+        store: state file; None: spending starts at zero with each process.
+
+    Attributes:
+        edge_j: energy of a run of the router's edge, joules, as in `up_against`; 0: not known.
+    """
+
+    def __init__(self, spending: Spending, store: KeyValueStore | None = None) -> None:
+        self._limits, self.edge_j = spending.limits, 0.0
+        self._account = _Account(spending, store)
+        if store is not None:  # those who share a store have the bookings of the first
+            self._account = _accounts.first(id(store), self._account)
+        self._account.join(self)
+
+        account = self._account
+        # Methods of the account that all share.
+        self.recall, self.settle, self.add, self.spent = account.recall, account.settle, account.add, account.spent
+
+    @property
+    def limits(self) -> Limits:
+        """Limits; settable."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        """Limits; settable."""
+        self._limits = limits
+        self._account.join(self)
+
+    def reserve(self, cost: Cost, now: float, *, book: bool = True) -> Rejection | None:
+        """Book a cost in the shared account, in memory, and return None; or book nothing, and return the limit that forbids it.
+
+        Call `secure` before anything is sent for the cost.
+
+        book: False books nothing in any case.
+        """
+        limits = up_against(self._limits, cost, self.edge_j) if cost.joules else self._limits
+        return self._account.reserve(cost, now, limits, book)
+
+    @property
+    def durable(self) -> bool:
+        """True if a booking may have to be written to the file before anything is sent."""
+        return self._account.stored and self._limits != _NONE
+
+    @property
+    def unwritten(self) -> bool:
+        """True if a booking under a limit is not in the file yet, so that `secure` would write it."""
+        return self._account.unwritten
+
+    def secure(self, cost: Cost) -> Rejection | None:
+        """Write bookings that are not in the file yet, with an advance for later ones, blocking for the disk.
+
+        Return None if that is done. Else return a Rejection; the cost, which was booked before, is then to be returned by
+        `settle`. Nothing is written, and None returned, if all is in the file, there is no file, or the cost has no limit.
+        """
+        if not (self._account.stored and self._account.unwritten):
+            return None
+        kind = next((k for k, part, limit in zip(Limits._fields, cost, self._limits, strict=True) if part and limit < INF), "")
+        if not kind or self._account.write():
+            return None
+        return Rejection(cast("HeldCode", kind), f"{kind}: what is spent could not be written ahead, see the log")
+
+    def keep(self) -> None:
+        """Have the spending so far written soon. Without waiting."""
+        self._account.put()
+
+    def close(self) -> None:
+        """Have the exact spending, without an advance, written by the store's `close`."""
+        self._account.put(advance=False)
+
+    def scarce(self) -> bool:
+        """Return True if half of any limit is used up: from then on there are no hedges and no audits."""
+        return self._account.scarce(self._limits)
+
+
+class _Account(ForkSafe):
+    """Bookings of all routers that share a state file, with their record. `Spending.limits` are the strictest of all."""
+
+    lock, _writing = per_process(threading.RLock), per_process(threading.RLock)
+    _name = per_process(lambda: PREFIX + os.urandom(6).hex())  # name of the record; a forked child has its own
+    _version, _written = initially(0), initially(0)  # versions of the record: the latest, and the latest in the file
+
+    def __init__(self, spending: Spending, store: KeyValueStore | None) -> None:
+        self._spending, self.store = spending, store
+        self.stored = store is not None
+        self._earlier = None if store is None else EarlierSpending(spending, store)
+        self._shares: WeakSet[SharedSpending] = WeakSet()
+
+    def after_fork(self) -> None:
+        """Leave the bookings so far to the parent's record, in a forked child; they still count.
+
+        The child has a record of its own.
+        """
+        if self._earlier is not None:
+            self._earlier.known.add(self._name)
+        super().after_fork()
+        self._spending.disown()
+
+    def join(self, share: SharedSpending) -> None:
+        """Include the limits of a router in the strictest ones, which decide about writing ahead."""
+        with self.lock:
+            self._shares.add(share)
+            self._spending.limits = Limits(*map(min, zip(*(member.limits for member in self._shares), strict=True)))
+
+    def recall(self) -> bool:
+        """Add the spending of earlier runs and other processes not added yet. Return True if the state file could be read."""
+        return self._earlier is None or self._earlier.recall(self.lock, self._name)
+
+    def reserve(self, cost: Cost, now: float, limits: Limits, book: bool) -> Rejection | None:
+        """Book a cost in memory, and return None; or book nothing, and return the limit that forbids it. `book` False: only ask.
+
+        After a refusal, a state file that could not be read may be read again, in a thread.
+        """
+        with self.lock:
+            rejection = self._spending.reserve(cost, now, limits, book=book)
+        if rejection is not None and self._earlier is not None:
+            self._earlier.look_again(self.lock, self._name)
+        return rejection
+
+    def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
+        """Correct a reservation to the actual cost."""
+        with self.lock:
+            self._spending.settle(reserved, actual, now)
+
+    def add(self, cost: Cost, now: float) -> None:
+        """Book a cost that was incurred anyway, whatever the limits. If it is not in the file yet, write it, blocking.
+
+        On an event loop it is only put into the store, which writes it later.
+        """
+        with self.lock:
+            self._spending.add(cost, now)
+        if self.stored and self.unwritten:
+            self.put() if process.on_event_loop() else self.write()
+
+    @property
+    def unwritten(self) -> bool:
+        """True if a booking under a limit is not in the file yet, so that `secure` would write it."""
+        return self.stored and (self._written < self._version or self._spending.ahead())
+
+    def write(self) -> bool:
+        """Write the record to the file, blocking, unless another thread has written these bookings meanwhile.
+
+        Return True if the file has all bookings so far. A failure is logged by the store.
+        """
+        store = self.store
+        assert store is not None, "without a file nothing is unwritten"
+        self.put()
+        version = self._version
+        with self._writing:  # whoever waits here mostly finds its booking written, with the advance of the one before
+            if self._written >= version:
+                return True
+            version = self._version
+            if not store.flush():
+                return False
+            self._written = version
+        return True
+
+    def put(self, *, advance: bool = True) -> None:
+        """Put the record in the store's memory; the store writes it later. A no-op without a store, or if nothing was spent.
+
+        `advance`: the record also has an advance for spending to come, so that not each booking must be written.
+        """
+        if self.store is None:
+            return
+        with self.lock:
+            if self._spending.ahead() or (self._version and not advance):
+                self._version += 1
+            dumped = self._spending.dump(advance=advance)
+            self._spending.mark_recorded(dumped)
+            if self._version or any(dumped.values()):
+                self.store.put(self._name, {**dumped, "clock": process.boot_clock()})
+
+    def spent(self) -> Cost:
+        """Return the current spending, each over its window."""
+        with self.lock:
+            return self._spending.spent(process.now())
+
+    def scarce(self, limits: Limits) -> bool:
+        """Return True if half of any of these limits is used up."""
+        with self.lock:
+            return self._spending.scarce(process.now(), limits)
+
+
+# Account by the store's id, unique while the account lives, since the account refers to the store.
+_accounts: process.Shared[int, _Account] = process.Shared()

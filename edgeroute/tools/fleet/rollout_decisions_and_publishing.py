@@ -1,0 +1,515 @@
+"""Rollout of a signed policy in rings: its publication (`publish`, `promote`), and the decision by digests (`decide`).
+
+The decision is to go on, to wait, to halt or to roll back. It compares the devices of the ring with the rest of the fleet in the
+same blocks of hours. A device is one observation, whatever its number of requests, since requests of one device resemble each
+other. Each limit of `--halt` is decided by an interval that holds at every look, or the decision waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime, timezone
+from math import exp, log, pi, sqrt
+from pathlib import Path
+from statistics import NormalDist
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from edgeroute.catalog.catalog_entry import checked_name
+from edgeroute.catalog.signed_policy_follower import FORMAT, in_ring, position, read_policies
+from edgeroute.errors import BadInput, CatalogError, PolicyError, StoreError
+from edgeroute.policy import load
+from edgeroute.policy.file_and_environment import read_policy
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
+from edgeroute.system.clock_json_and_fork_safety import now, replace_file
+from edgeroute.system.untrusted_files import parse_json
+from edgeroute.tools.catalog_keys_and_publishing import LISTS_DAYS, sign_files, signed_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = ["Condition", "Decision", "Sums", "decide", "in_ring", "parse_halt", "position", "promote", "publish"]
+
+SHARES = ("degraded", "failed", "deferred")  # amounts that are shares of the requests
+AMOUNTS = (*SHARES, "cost", "bytes")
+# Hours of a block, since a long digest has no shorter ones; blocks before a ring goes on: those of a day.
+BLOCK_H, LEAST_BLOCKS = 6, 4
+MOST_DAYS = 60  # days beyond which an estimate of the days that are missing would be no help
+AGAIN = "run this again after the next `edgeroute fleet collect`, publish a larger ring, or decide with --by-hand"
+LEAST_DEVICES = 8  # devices of a ring without which nothing is decided
+# Largest weight of a device: so many times the requests of the median one. Its cost: 3 times that of the dearest tenth.
+HEAVIEST = 3.0
+KNOWN_AFTER = 100.0  # requests before the ring after which a device's own amount counts as much as the fleet's mean
+Did = Literal["go_on", "wait", "halt", "roll_back"]
+
+
+class Condition(NamedTuple):
+    """Limit of a rollout."""
+
+    amount: str
+    """One of `AMOUNTS`, by request; `alarm`: an alarm of the fleet's audits."""
+    most: float = 0.0
+    """Largest value, or the largest increase against the rest of the fleet, 0.2 for +20 %."""
+    relative: bool = False
+
+    def __str__(self) -> str:
+        limit = f"+{self.most:.4g}" if self.relative else f"{self.most:.4g}"
+        return self.amount if self.amount == "alarm" else f"{self.amount}>{limit}"
+
+
+def parse_halt(text: str) -> tuple[Condition, ...]:
+    """Return the conditions of a text such as `degraded>2%, cost>+20%, alarm`; none for an empty text.
+
+    Raises:
+        BadInput: it is not one.
+    """
+    conditions = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = re.fullmatch(rf"({'|'.join(AMOUNTS)})\s*>\s*(\+?)\s*(\d+\.?\d*|\.\d+)\s*(%?)", part)
+        if part == "alarm":
+            conditions.append(Condition("alarm"))
+        elif match is None or (match[2] and not match[4]):
+            raise BadInput(
+                f"--halt {part!r}: expected alarm, or one of {', '.join(AMOUNTS)} and a limit, as in degraded>2% or cost>+20%"
+            )
+        else:
+            conditions.append(Condition(match[1], float(match[3]) / (100 if match[4] else 1), bool(match[2])))
+    return tuple(conditions)
+
+
+class Sums(NamedTuple):
+    """Sums by device and block of hours."""
+
+    ring: NDArray[Any]
+    """True for devices with the candidate, bool [devices]."""
+    requests: NDArray[Any]
+    """[devices, blocks]."""
+    amounts: Mapping[str, NDArray[Any]]
+    """Name in `AMOUNTS` -> [devices, blocks]; cost in US dollars."""
+    before: Mapping[str, NDArray[Any]] = {}
+    """`requests`, and the names in `AMOUNTS`, of these devices in the days before the ring, [devices]; empty: unknown."""
+
+
+class Decision(NamedTuple):
+    """Result of a look at a ring. `halt`: no further device takes the candidate; `roll_back`: the old contents come back."""
+
+    did: Did
+    text: str
+
+
+def decide(
+    conditions: Sequence[Condition], sums: Sums, *, alarm: bool = False, alpha: float = 0.05, least_blocks: int = 1
+) -> Decision:
+    """Decide about a ring by its devices and the rest of the fleet. Wrong with a probability of at most about `alpha`.
+
+    A ring rolls back if an interval lies wholly beyond its limit, and the ring is worse than the rest in the same hours; it goes
+    on if all lie within. It halts by less evidence, that of a single look, and for an alarm, since both can be taken back. Else
+    it waits, as it does with fewer than `LEAST_DEVICES` devices; the text says for what. For any number of looks: `alpha` is
+    spent over the conditions, and over times that double (of 1, 2, 4, ... blocks), within which looks resemble each other.
+
+    Args:
+        conditions: the limits.
+        sums: requests and amounts so far, since the ring began.
+        alarm: True if the audits of the ring's policy have an alarm.
+        alpha: risk, for each direction.
+        least_blocks: blocks with requests of the ring before which nothing goes on.
+    """
+    limits = [condition for condition in conditions if condition.amount != "alarm"]
+    blocks = int((sums.requests[sums.ring].sum(0) > 0).sum())
+    devices = int((sums.requests[sums.ring].sum(1) > 0).sum())
+    waits = f"of the ring {devices} devices have sent digests, and {LEAST_DEVICES} are needed" if devices < LEAST_DEVICES else ""
+    looked = [] if waits else [(condition, _test(condition, sums)) for condition in limits]
+    risk = alpha / max(1, len(limits))
+    epoch = max(1, blocks.bit_length() - 1)
+    strict, once = (NormalDist().inv_cdf(1 - part) for part in (risk * 6 / (pi * epoch) ** 2, risk))
+    worse = [(c, test) for c, test in looked if min(test.beyond, test.worse) > 0]
+    for did, z in (("roll_back", strict), ("halt", once)):
+        texts = [
+            f"{c}: {test.text}" for c, test in worse if min(test.beyond, test.worse) > _student(z, test.devices) or test.bound > z
+        ]
+        if texts:
+            return Decision(did, "; ".join(texts))  # type: ignore[arg-type]  # one of the two
+    if alarm and any(condition.amount == "alarm" for condition in conditions):
+        return Decision("halt", "an alarm of the fleet's audits")
+    undecided = [(c, test) for c, test in looked if -test.beyond <= _student(strict, test.devices)]
+    if blocks < least_blocks:
+        waits = waits or f"{blocks} blocks of hours have requests of the ring, and {least_blocks} are needed"
+    if waits:
+        return Decision("wait", f"{waits}: {AGAIN}")
+    if undecided:  # the distance from a limit, in standard errors, grows with the root of the time
+        times = max((_student(strict, test.devices) / max(-test.beyond, 1e-9)) ** 2 for _, test in undecided)
+        days = (times - 1) * blocks * BLOCK_H / 24
+        more = f"about {max(1, days):.0f} more days at this rate" if days < MOST_DAYS else "perhaps never at this rate"
+        limits_open = "; ".join(f"{c}: {test.text}" for c, test in undecided)
+        return Decision("wait", f"not enough evidence yet for {limits_open}; {more}: {AGAIN}")
+    return Decision("go_on", "; ".join(f"{c}: {test.text}" for c, test in looked) or "no limits were given")
+
+
+_SUMS = (
+    "sum(requests) AS requests, sum(degraded) AS degraded, sum(failed) AS failed, sum(deferred) AS deferred, sum(usd) AS cost, "
+    "sum(bytes) AS bytes"
+)
+
+
+def decide_by_tables(
+    connection: Any, data: Mapping[str, Any], since: date | None = None, *, alarmed: Collection[str] = ()
+) -> Decision:
+    """Return the decision about a policy's candidate, by the tables of digests since its ring began. Changes nothing.
+
+    Waits if it is for all devices or frozen, or no digest is there. Rows of before a device's switch, by the contents of their
+    policy, count for neither side. The week before is each device's own reference.
+
+    Args:
+        connection: tables of digests, as of `digest_tables.open_store`.
+        data: the signed file's data.
+        since: first day that counts; None: the day on which the ring began.
+        alarmed: policies whose audits have an alarm, as digests name them: one of the candidate's alone counts.
+    """
+    last = data["versions"][-1]
+    if last["share"] == 1:
+        return Decision("wait", f"{data['name']}-{last['version']} is for all devices: edgeroute fleet publish begins a ring")
+    if data["freeze"]:
+        return Decision("wait", f"{data['name']} is frozen: edgeroute fleet publish --name {data['name']} --no-freeze")
+    day = since or datetime.fromtimestamp(last["since"], timezone.utc).date()
+    given = {"signed": f"{data['name']}-{last['version']}", "day": day}
+    rows = connection.execute(
+        f"""
+        WITH earlier AS (SELECT DISTINCT policy FROM requests WHERE signed <> $signed AND policy <> '' AND day >= $day - 30),
+             recent AS (SELECT *, policy IN (SELECT policy FROM earlier) AS old FROM requests WHERE day >= $day),
+             candidate AS (SELECT bool_or(signed = $signed AND NOT old) AS differs FROM recent)
+        SELECT device, signed = $signed AS ring, date_diff('hour', $day::TIMESTAMP, day) + hour AS hour, {_SUMS}
+        FROM recent, candidate WHERE signed <> $signed OR NOT (old AND differs)
+        GROUP BY ALL
+        """,
+        given,
+    ).fetchnumpy()
+    if not len(rows["device"]):
+        return Decision("wait", f"no digest is of {day} or later: {AGAIN}; a day is sent up to an hour after its end, UTC")
+    earlier = connection.execute(
+        f"SELECT device, {_SUMS} FROM requests WHERE day >= $day - 7 AND day < $day GROUP BY ALL", {"day": day}
+    ).fetchnumpy()
+    both = np.char.add(rows["device"].astype(str), np.where(rows["ring"], "+", "-"))
+    names, device = np.unique(both, return_inverse=True)
+    blocks, block = np.unique(rows["hour"] // BLOCK_H, return_inverse=True)
+    tables = {name: np.zeros((len(names), len(blocks))) for name in ("requests", *AMOUNTS)}
+    before = {name: np.zeros(len(names)) for name in tables}
+    known = {name: i for i, name in enumerate(earlier["device"])}
+    places = np.array([known.get(name[:-1], -1) for name in names])
+    for name, table in tables.items():
+        np.add.at(table, (device, block), np.asarray(rows[name], float))
+        if known:
+            before[name] = np.where(places >= 0, np.asarray(earlier[name], float)[places], 0.0)
+    sums = Sums(np.char.endswith(names, "+"), tables.pop("requests"), tables, before)
+    policies = connection.execute(
+        "SELECT DISTINCT policy, signed = $signed FROM requests WHERE day >= $day - 30 AND policy <> ''", given
+    ).fetchall()
+    alarm = any(new and policy in alarmed and (policy, False) not in policies for policy, new in policies)
+    return decide(parse_halt(data["halt"]), sums, alarm=alarm, least_blocks=LEAST_BLOCKS)
+
+
+class _Test(NamedTuple):
+    """Distance of a ring from a limit, and from the rest of the fleet, each in standard errors; above 0: beyond, worse."""
+
+    beyond: float
+    worse: float
+    devices: float
+    """Effective number of devices."""
+    text: str
+    bound: float = 0.0
+    """Standard errors by which a share is beyond both, by Chernoff's bound: for few devices of which some fail altogether."""
+
+
+def _test(condition: Condition, sums: Sums) -> _Test:
+    """Compare a ring with a limit, and with the rest of the fleet in the blocks of hours that both have.
+
+    A device that is far above the others is cut. Without a common block the ring counts as worse than the rest.
+    """
+    share = condition.amount in SHARES
+    n, x, ring = *_capped(sums, condition.amount, share=share), sums.ring
+    requests = n[ring].sum()
+    if condition.relative:
+        n = n * _expected(sums, condition.amount)[:, None]
+    both = (n[ring].sum(0) > 0) & (n[~ring].sum(0) > 0)
+    rate, total = x[ring].sum() / n[ring].sum(), n[ring].sum()
+    effective = total**2 / (n[ring].sum(1) ** 2).sum()
+    text = f"{x[ring].sum() / requests:.4g} a request in {int((n[ring].sum(1) > 0).sum())} devices of the ring"
+    if not both.any():
+        own = max(_variance((x - rate * n)[ring].sum(1) / total), _least_variance(condition, share, total))
+        beyond = 0.0 if condition.relative else _ratio(rate - condition.most, sqrt(own))
+        return _Test(beyond, np.inf, effective, f"{text}, and none to compare with")
+    n_both, x_both = n * both, x * both
+    in_both = n_both[ring].sum()
+    weights = np.divide(n_both[ring].sum(0), in_both)
+    rest_n = np.where(both, n[~ring].sum(0), 1.0)
+    rest_rates = x_both[~ring].sum(0) / rest_n
+    rest = float(weights @ rest_rates)
+    scores = ((x_both - rest_rates * n_both)[~ring] * (weights / rest_n)).sum(1)
+    rest_variance = _variance(scores)
+    active, others = (int((n_both[side].sum(1) > 0).sum()) for side in (ring, ~ring))
+    like_rest = rest_variance * others / max(1, active)  # a ring of the same devices has no less: a small one may seem to
+
+    def error(rows: NDArray[Any], count: float, factor: float) -> float:
+        own = max(_variance(rows / count), like_rest, _least_variance(condition, share, count))
+        return sqrt(own + factor**2 * rest_variance)
+
+    ring_rate = x_both[ring].sum() / in_both
+    compared = (x_both - ring_rate * n_both)[ring].sum(1)
+    if condition.relative:
+        text += f", {ring_rate / rest - 1:+.1%} against {others} others" if rest > 0 else f", and none in {others} others"
+        distance = _ratio(ring_rate - (1 + condition.most) * rest, error(compared, in_both, 1 + condition.most))
+        return _Test(distance, np.inf, effective, text)
+    text += f", and {rest:.4g} in {others} others"
+    beyond = _ratio(rate - condition.most, error((x - rate * n)[ring].sum(1), total, 0.0))
+    bound = _chernoff(min(rate, ring_rate), max(condition.most, rest), effective) if share else 0.0
+    return _Test(beyond, _ratio(ring_rate - rest, error(compared, in_both, 1.0)), effective, text, bound)
+
+
+def _chernoff(rate: float, limit: float, devices: float) -> float:
+    """Return how far a mean of shares is beyond a limit: standard errors with the chance of Chernoff's bound; 0: it is not."""
+    if not 0 < limit < rate:
+        return 0.0 if rate <= limit else np.inf
+    rest = (1 - rate) * log((1 - rate) / (1 - limit)) if rate < 1 else 0.0
+    chance = exp(-devices * (rate * log(rate / limit) + rest))
+    return -NormalDist().inv_cdf(min(max(chance, 1e-300), 0.5))
+
+
+def _capped(sums: Sums, amount: str, *, share: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return requests and amounts in which no device counts for much more than others: one that lies cannot decide.
+
+    Requests are cut at `HEAVIEST` times the median device's, amounts at three times the rate of the dearest tenth of its side.
+    """
+    totals = sums.requests.sum(1)
+    factors = np.minimum(1.0, HEAVIEST * np.median(totals[totals > 0]) / np.maximum(totals, 1e-12))[:, None]
+    n, x = sums.requests * factors, sums.amounts[amount] * factors
+    if share:
+        return n, np.minimum(x, n)
+    rates = np.divide(x.sum(1), n.sum(1), out=np.zeros(len(n)), where=n.sum(1) > 0)
+    for side in (sums.ring, ~sums.ring):
+        known = rates[side & (totals > 0)]
+        most = 3 * np.quantile(known, 0.9, method="lower") if len(known) else 0.0
+        if most > 0:
+            x[side] *= np.minimum(1.0, most / np.maximum(rates[side], 1e-300))[:, None]
+    return n, x
+
+
+def _expected(sums: Sums, amount: str) -> NDArray[Any]:
+    """Return the amount that each device is expected to have by request: its own before the ring, drawn to the fleet's mean.
+
+    So devices are compared with themselves. All 1 if nothing is known from before.
+    """
+    requests, before = sums.before.get("requests"), sums.before.get(amount)
+    if requests is None or before is None or not before.sum() > 0:
+        return np.ones(len(sums.ring))
+    mean = before.sum() / requests.sum()
+    return np.asarray((before + KNOWN_AFTER * mean) / (requests + KNOWN_AFTER))
+
+
+def _variance(scores: NDArray[Any]) -> float:
+    """Return the variance of a sum of scores of devices, of which those without requests are 0."""
+    count = int((scores != 0).sum())
+    return float((scores**2).sum()) * (count / (count - 1) if count > 1 else 1.0)
+
+
+def _least_variance(condition: Condition, share: bool, requests: float) -> float:
+    """Return the variance of a share at its limit over independent requests, below which no estimate may be."""
+    most = min(condition.most, 1.0)
+    return most * (1 - most) / requests if share and not condition.relative else 0.0
+
+
+def _ratio(distance: float, error: float) -> float:
+    """Return a distance in standard errors; of 0 without an error and a distance."""
+    return distance / error if error > 0 else 0.0 if distance == 0 else float(np.copysign(np.inf, distance))
+
+
+def _student(z: float, devices: float) -> float:
+    """Return the quantile of Student's t for that of the normal distribution, with devices - 1 degrees of freedom (Wallace)."""
+    freedom = max(devices - 1, 2.0)
+    return sqrt(freedom * (exp(min(z * z * (freedom - 1.5 + 1e-9) / (freedom - 1) ** 2, 700.0)) - 1))
+
+
+# Publication: the versions of a policy in the catalog, changed by one process at a time.
+
+
+@contextmanager
+def publishing(keys: Path) -> Iterator[None]:
+    """Hold the lock of a publisher within the block, waiting up to 10 s. Raises StoreError if another process has it."""
+    lock = ProcessLock(keys / "publish.lock")
+    if not lock.take(10.0):
+        raise StoreError(f"{keys / 'publish.lock'}: another process publishes: try again later")
+    try:
+        yield
+    finally:
+        lock.leave()
+
+
+def target(name: str) -> str:
+    """Return the path of a policy among a catalog's signed files. Raises CatalogError for an invalid name."""
+    return f"policies/{checked_name(name)}.json"
+
+
+def published(catalog: Path, name: str) -> dict[str, Any]:
+    """Return a policy's signed file from the catalog's folder, with its versions checked, the oldest first.
+
+    Raises:
+        CatalogError: there is none, or it cannot be read.
+    """
+    text = signed_file(catalog, target(name))
+    if text is None:
+        raise CatalogError(f"{catalog} has no policy {name}: edgeroute fleet publish POLICY --name {name}")
+    data = parse_json(text)
+    data["versions"] = read_policies(data)
+    return data  # type: ignore[no-any-return]
+
+
+def publish(
+    catalog: Path,
+    name: str,
+    policy: Path | None = None,
+    *,
+    keys: Path,
+    rings: Sequence[float] = (1.0,),
+    halt: str = "",
+    requires: str = "",
+    only_edge: bool | None = None,
+    freeze: bool | None = None,
+    days: float = LISTS_DAYS,
+) -> dict[str, Any]:
+    """Sign a new version of a policy for the first ring, or orders alone, into the catalog; return the signed file's data.
+
+    Holds the publisher's lock. A candidate under way is replaced. The sections `[local]`, `[fleet]` and `state` of the policy are
+    not published.
+
+    Args:
+        catalog: folder of the catalog.
+        name: name of the policy.
+        policy: path of the new version; None: orders alone.
+        keys: folder of the keys.
+        rings: shares of the devices, rising to 1.
+        halt: limits, see `parse_halt`.
+        requires: lowest version of edgeroute.
+        only_edge: emergency order: no device sends anything to the cloud, whatever its ring; None: as before.
+        freeze: True: no device takes a new version; None: as before.
+        days: days that devices accept the catalog.
+
+    Raises:
+        BadInput, PolicyError, CatalogError, StoreError: an argument or the policy is invalid; the catalog cannot be written.
+    """
+    parse_halt(halt)
+    if requires and not re.fullmatch(r"\d+(\.\d+)*", requires):
+        raise BadInput(f"--requires {requires!r}: expected a version of edgeroute, as in 1.2")
+    if sorted({*rings}) != [*rings] or not rings or not rings[0] > 0 or rings[-1] != 1:
+        raise BadInput("--rings: expected rising shares that end with 100%, as in 1%,10%,100%")
+    text = None if policy is None else publishable(policy)
+    with publishing(keys):
+        data = {"name": name, "salt": "", "only_edge": False, "freeze": False, "versions": []}
+        if signed_file(catalog, target(name)) is not None:
+            data = published(catalog, name)
+        elif text is None:
+            published(catalog, name)
+        if text is not None:
+            data = _with_version(data, text, rings[0], requires) | {"rings": [*rings], "halt": halt}
+        orders = {key: value for key, value in (("only_edge", only_edge), ("freeze", freeze)) if value is not None}
+        return _sign(catalog, {**data, **orders}, keys, days)
+
+
+def _with_version(data: Mapping[str, Any], policy: Mapping[str, Any], share: float, requires: str) -> dict[str, Any]:
+    """Return a copy of a signed file's data with a new version as candidate, after the last that all devices have.
+
+    A new rollout draws a new salt, and so other devices; one that replaces a candidate keeps its devices.
+    """
+    versions, number = data["versions"], max((v["version"] for v in data["versions"]), default=0) + 1
+    complete = [v for v in versions if v["share"] == 1][-1:]
+    under_way = bool(versions) and versions[-1]["share"] < 1
+    new = {"version": number, "share": share, "policy": policy, "requires": requires, "since": now(), "halted": False}
+    salt = data["salt"] if under_way else os.urandom(8).hex()
+    return {**data, "salt": salt, "versions": [*complete, new]}
+
+
+def _sign(catalog: Path, data: Mapping[str, Any], keys: Path, days: float) -> dict[str, Any]:
+    """Sign a policy's file, write it into the catalog, and return its data with the format."""
+    whole = {"format": FORMAT, **data}
+    sign_files(catalog, {target(whole["name"]): json.dumps(whole).encode()}, keys=keys, days=days)
+    return whole
+
+
+LOCAL = ("local", "fleet", "state")  # keys that are a device's own
+HARMLESS = {"accept", "accept-language", "content-type", "user-agent"}  # headers whose values may be published as they are
+_AWAY = "https://local.invalid/v2/models/local"  # address in place of one that each device has itself, for the check of a policy
+
+
+def publishable(path: Path) -> dict[str, Any]:
+    """Check a policy file as a device would load it, in a temporary folder, and return its data without a device's own keys.
+
+    Models and endpoints may be missing, as those of each device.
+
+    Raises:
+        PolicyError: the policy is invalid, or has a secret.
+    """
+    data = {key: value for key, value in read_policy(path).items() if key not in LOCAL}
+    checked = {**data}
+    if clouds := data.get("cloud"):
+        listed = clouds if isinstance(clouds, list) else [clouds]
+        checked["cloud"] = [{"url": _AWAY, **cloud} if isinstance(cloud, dict) else cloud for cloud in listed]
+    with TemporaryDirectory(prefix="edgeroute-") as folder:
+        copy = Path(folder) / "policy.json"
+        replace_file(copy, json.dumps({**checked, "state": "state"}))
+        try:
+            load(copy, {"edge", "cloud"} - {*data})
+        except PolicyError as e:
+            raise PolicyError(str(e).replace(str(copy), str(path))) from None
+    for name in _literal_headers(data):
+        raise PolicyError(
+            f'{path}: headers.{name} would be published in clear: write {{ env = "ITS_NAME" }}, or move it to [local]'
+        )
+    return data
+
+
+def _literal_headers(data: Any) -> Iterator[str]:
+    """Yield the names of headers, at any depth, whose values are in the policy and may be secrets."""
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data if isinstance(data, list) else ()):
+        if key == "headers" and isinstance(value, dict):
+            yield from (name for name, text in value.items() if isinstance(text, str) and name.lower() not in HARMLESS)
+        else:
+            yield from _literal_headers(value)
+
+
+def promote(
+    catalog: Path, name: str, decision: Decision, *, keys: Path, days: float = LISTS_DAYS, version: int | None = None
+) -> dict[str, Any]:
+    """Carry out a decision about the candidate of a policy, sign it into the catalog, and return the signed file's data.
+
+    go_on: the next ring gets it, after a halt too. halt: no further device does. roll_back: all get the contents before, as a new
+    version. A `wait` is not passed here. Holds the publisher's lock. `version` is the one that the decision is about; None: the
+    last.
+
+    Raises:
+        BadInput: there is no candidate, no version before, or another version was published meanwhile.
+        CatalogError, PolicyError, StoreError: the catalog or a key cannot be read or written.
+    """
+    with publishing(keys):
+        data = published(catalog, name)
+        versions = data["versions"]
+        if not versions or (decision.did in {"go_on", "halt"} and versions[-1]["share"] == 1):
+            raise BadInput(f"{name} has no version in a ring")
+        if version not in {None, versions[-1]["version"]}:
+            raise BadInput(f"{name}-{versions[-1]['version']} was published meanwhile: decide about that one")
+        last = {**versions[-1], "halted": decision.did == "halt"}
+        if decision.did == "go_on":
+            last["share"] = next(share for share in data["rings"] if share > last["share"])
+            last["since"] = now()
+        data["versions"] = [*versions[:-1], last]
+        if decision.did == "roll_back":
+            if len(versions) < 2:  # noqa: PLR2004 - the candidate and the one before
+                raise BadInput(f"{name} has no version before {versions[-1]['version']}: publish another one")
+            before = versions[-2]
+            data = _with_version(data, before["policy"], 1.0, before["requires"])
+            data["versions"] = data["versions"][-1:]
+        return _sign(catalog, data, keys, days)

@@ -1,0 +1,437 @@
+"""Writer and reader of traces as Parquet: typed columns for queries, and a template for the rest of a record's JSON.
+
+`write_parquet` adds a checksum, without which `read_parquet` reads no file: pyarrow may abort the process for a damaged one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from math import copysign
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from edgeroute.core.device_rules import Reading
+from edgeroute.errors import BadInput, StoreError
+from edgeroute.system.clock_json_and_fork_safety import json_dumps, json_loads
+from edgeroute.system.late_imports_and_plugins import import_needed
+from edgeroute.system.untrusted_files import open_file
+
+NEED: Final = "traces in Parquet need pyarrow: pip install 'edgeroute[parquet]'"
+MAGIC: Final = b"PAR1"
+ROWS: Final = 1 << 16  # records of a row group, which are in memory at once
+LEVEL: Final = 15  # of zstd: the lowest that splits blocks, which saves 4 % at 1 us a line
+MOST_ROWS: Final = 1 << 20  # most rows and events of a row group that are read
+MOST_BYTES: Final = 1 << 30  # most bytes of a row group, unpacked, that are read
+SHAPES: Final = 10_000  # parsed templates in memory
+
+# Columns. A value that its column cannot represent exactly stays in the template `shape`, as do all other keys.
+
+TEXTS: Final = ("mode", "data_class", "answered_by", "reason_code")
+FACTS: Final = ("edge_p99_s", "kept", "deferral_rate")  # numbers of `facts` that change from line to line
+NUMBERS: Final = ("confidence", "threshold", "usd", "joules")
+SIZES: Final = ("sent_bytes", "received_bytes")
+WORDS: Final = ("leg", "what", "error", "code")
+# Fields of an event. `at_us` null: the event is at the request's end, `latency_us`. `more`: JSON of further keys.
+EVENT: Final = (*WORDS, "at_us", *NUMBERS, *SIZES, "more")
+_SENSORS: Final = tuple(name for name in Reading._fields if name not in {"mains", "throttled", "network", "metered"})
+_RATIOS: Final = ("cpu", "memory_available", "power_w")  # sensors whose values hardly repeat
+_WIDE: Final = 1 << 53  # limit of whole numbers that are exact as float
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    """Import pyarrow and its module for Parquet, and return both. Raises RuntimeMissing if it is not installed."""
+    return import_needed("pyarrow", NEED), import_needed("pyarrow.parquet", NEED)
+
+
+def schema() -> Any:
+    """Return the schema of a trace's columns, as pyarrow has it. Raises RuntimeMissing."""
+    pa, _ = _pyarrow()
+    number, text, whole = pa.float64(), pa.string(), pa.int64()
+    types = {**dict.fromkeys(EVENT, text), "at_us": whole, **dict.fromkeys(NUMBERS, number), **dict.fromkeys(SIZES, whole)}
+    event = pa.struct([(name, types[name]) for name in EVENT])
+    return pa.schema([
+        ("at", pa.timestamp("ms", "UTC")), ("id", text), ("latency_us", whole), ("deadline_s", number), ("accepted", pa.bool_()),
+        *((name, text) for name in TEXTS), *((name, number) for name in FACTS),
+        ("events", pa.list_(pa.field("element", event))),
+        ("read_at", pa.timestamp("us", "UTC")), ("reading", pa.struct([(name, number) for name in _SENSORS])),
+        ("input_type", text), ("input", pa.binary()), ("shape", text), ("line", whole),
+    ])  # fmt: skip
+
+
+def _units(value: Any, per_unit: float) -> int | None:
+    """Return `value * per_unit` as a whole number, if it is a float and `/ per_unit` gives exactly that again; None otherwise."""
+    if type(value) is not float or not abs(value) < _WIDE:
+        return None
+    parts = round(value * per_unit)
+    exact = abs(parts) < _WIDE and parts / per_unit == value and (parts or copysign(1.0, value) > 0)
+    return parts if exact else None
+
+
+def _is_text(value: Any) -> bool:
+    """Return True for a text that UTF-8 can represent, which one with an unpaired surrogate is not; False for other types."""
+    if type(value) is not str:
+        return False
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # an unpaired surrogate
+        return False
+    return True
+
+
+class _Columns:
+    """Columns of a table under construction, whose first record is in this line of the trace."""
+
+    def __init__(self, line: int) -> None:
+        self.line = line
+        self.columns: dict[str, list[Any]] = {name: [] for name in schema().names if name not in {"events", "line"}}
+        self.events: dict[str, list[Any]] = {name: [] for name in EVENT}
+        self.ends: list[int | None] = [0]
+        """Number of events after each record; None before a record whose events are in its template."""
+        self.kinds: dict[tuple[Any, ...], int] = {}
+        """Template and words of a record -> their number, in the order in which they came."""
+        self.kind: list[int] = []
+        """Number of each record's kind."""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Split a record into columns and template, and append them; the record is not changed.
+
+        What a column represents exactly becomes null in the template (`shape`, JSON), which has all the rest.
+        """
+        columns, shape = self.columns, dict(record)
+        at, latency_us = _units(record.get("at"), 1e3), _units(record.get("latency_s"), 1e6)
+        values = {
+            "at": at, "latency_us": latency_us,
+            "id": record["id"] if _is_text(record.get("id")) else None,
+            "accepted": record["accepted"] if type(record.get("accepted")) is bool else None,
+            "deadline_s": record["deadline_s"] if type(record.get("deadline_s")) is float else None,
+            **{name: record[name] if _is_text(record.get(name)) else None for name in TEXTS},
+        }  # fmt: skip
+        for name, value in values.items():
+            columns[name].append(value)
+            if value is not None:
+                shape["latency_s" if name == "latency_us" else name] = None
+        facts = record.get("facts")
+        numbers = [value if type(value := facts.get(name)) is float else None for name in FACTS] if type(facts) is dict else _NONE
+        for name, value in zip(FACTS, numbers, strict=True):
+            columns[name].append(value)
+        if type(facts) is dict:
+            shape["facts"] = {**facts, **{name: None for name, value in zip(FACTS, numbers, strict=True) if value is not None}}
+        reading = record.get("reading")
+        sensors = {name: value for name in _SENSORS if type(value := reading.get(name)) is float} if type(reading) is dict else {}
+        age_us = _units(reading.get("age_s"), 1e6) if type(reading) is dict and at is not None else None
+        columns["read_at"].append(None if at is None or age_us is None else 1000 * at - age_us)
+        columns["reading"].append(sensors or None)
+        if type(reading) is dict:
+            shape["reading"] = {**reading, **dict.fromkeys(sensors), **({} if age_us is None else {"age_s": None})}
+        kind, data = _input(record.get("input"))
+        columns["input_type"].append(kind)
+        columns["input"].append(data)
+        if kind is not None:
+            shape["input"] = None
+        begin = len(self.events["leg"])
+        if self._add_events(record.get("events"), latency_us):
+            shape["events"] = None
+        columns["shape"].append(json_dumps(shape).decode())
+        words = (*(self.events[name][begin:] for name in WORDS), *(columns[name][-1:] for name in (*TEXTS, "shape")))
+        self.kind.append(self.kinds.setdefault(tuple(chain.from_iterable(words)), len(self.kinds)))
+
+    def _add_events(self, events: Any, latency_us: int | None) -> bool:
+        """Append a record's events to their columns and return True, or append none and return False: they stay in the template.
+
+        All fit if each is a mapping with an exact time, a leg and a kind; what else an event has without a column is JSON in
+        `more`.
+        """
+        known = [event for event in events if type(event) is dict] if type(events) is list else []
+        times = [_units(event.get("at_s"), 1e6) for event in known]
+        fits = type(events) is list and len(known) == len(events) and None not in times
+        fits = fits and all(_is_text(event.get("leg")) and _is_text(event.get("what")) for event in known)
+        into = self.events
+        for event, time in zip(known if fits else (), times):  # noqa: B905 - none, or all
+            taken = {"at_s": None, "leg": None, "what": None}
+            for name, fits_in in _FITS.items():
+                value = event.get(name)
+                if fits_column := fits_in(value):
+                    taken[name] = None
+                into[name].append(value if fits_column else None)
+            into["at_us"].append(None if time == latency_us else time)
+            into["leg"].append(event["leg"])
+            into["what"].append(event["what"])
+            more = {key: value for key, value in event.items() if key not in taken} if len(event) > len(taken) else None
+            into["more"].append(None if more is None else json_dumps(more).decode())
+        if not fits:
+            self.ends[-1] = None
+        self.ends.append(len(into["leg"]))
+        return fits
+
+    def table(self) -> Any:
+        """Build the table. Records of a kind follow each other, as each column then compresses best; `line` has their order."""
+        pa, _ = _pyarrow()
+        form = schema()
+        events = form.field("events").type
+        parts = [pa.array(self.events[name], events.value_type.field(name).type) for name in EVENT]
+        elements = pa.StructArray.from_arrays(parts, fields=list(events.value_type))
+        offsets = pa.array(self.ends, pa.int32())
+        arrays = {name: pa.array(values, form.field(name).type) for name, values in self.columns.items()}
+        arrays["events"] = pa.ListArray.from_arrays(offsets, elements, type=events)
+        count = len(self.kind)
+        arrays["line"] = pa.array(range(self.line, self.line + count), form.field("line").type)
+        table = pa.table([arrays[name] for name in form.names], schema=form)
+        return table.take(pa.array(sorted(range(count), key=self.kind.__getitem__)))
+
+
+_NONE: Final = (None,) * len(FACTS)
+# Field of an event -> function that returns True for a value that its column represents exactly.
+_FITS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(NUMBERS, lambda value: type(value) is float), "error": _is_text, "code": _is_text,
+    **dict.fromkeys(SIZES, lambda value: type(value) is int and 0 <= value < _WIDE),
+}  # fmt: skip
+
+
+def _input(value: Any) -> tuple[str | None, bytes | None]:
+    """Return type and bytes of a traced input; (None, None) for anything else, or base64 that is not as Python writes it."""
+    if type(value) is dict and [*value] == ["type", "base64"] and _is_text(value["type"]) and _is_text(value["base64"]):
+        with contextlib.suppress(binascii.Error, ValueError):
+            data = base64.b64decode(value["base64"], validate=True)
+            if base64.b64encode(data).decode() == value["base64"]:
+                return value["type"], data
+    return None, None
+
+
+def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
+    """Write records to a Parquet file for the owner alone, with a checksum, and return their number. Replaces an old file.
+
+    It is written to `NAME.PID.new`, renamed at the end, without fsync, or deleted after an error. 65,536 records are in memory at
+    once.
+
+    Raises:
+        StoreError: the file cannot be written.
+        RuntimeMissing: pyarrow is not installed.
+    """
+    _, parquet = _pyarrow()
+    form, number, pending = schema(), 0, iter(records)
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    element = "events.list.element."
+    split = [f"{element}{name}" for name in NUMBERS] + [f"reading.{name}" for name in _RATIOS]
+    numbers = {
+        **dict.fromkeys(("at", "latency_us", "read_at", "line"), "DELTA_BINARY_PACKED"),
+        "id": "DELTA_BYTE_ARRAY",
+        **dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+    }
+    words = [*TEXTS, *FACTS, "deadline_s", "input_type", "shape", *(f"{element}{name}" for name in (*WORDS, *SIZES, "more"))]
+    words += [f"reading.{name}" for name in _SENSORS if name not in _RATIOS]
+    try:
+        with (
+            open(new, "wb", opener=private) as file,
+            parquet.ParquetWriter(
+                file, form, compression="zstd", compression_level=LEVEL, use_dictionary=words, column_encoding=numbers,
+                store_schema=False, write_statistics=["at"],
+            ) as writer,
+        ):  # fmt: skip
+            while chunk := list(islice(pending, ROWS)):
+                columns = _Columns(number)
+                for record in chunk:
+                    columns.add(record)
+                writer.write_table(columns.table())
+                number += len(chunk)
+        seal(new)
+        new.replace(path)
+    except OSError as e:
+        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+    finally:
+        new.unlink(missing_ok=True)
+    return number
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file for writing and return its descriptor; a new one is for its owner alone. An `opener` for `open`."""
+    return os.open(path, flags | os.O_WRONLY, 0o600)
+
+
+# Mark between row groups and footer, before the CRC-32 of all other bytes: pyarrow may abort the process for a damaged file.
+SEAL: Final = b"edgeroute crc32 "
+_END: Final = 8  # bytes after the footer: its length, and `MAGIC`
+
+
+def seal(path: Path) -> None:
+    """Insert the mark and the CRC-32 of all other bytes before a Parquet file's footer, in place. Raises OSError."""
+    with path.open("r+b") as file:
+        footer = file.seek(-_END, os.SEEK_END) - int.from_bytes(file.read(4), "little")
+        checksum = _crc32(file, 0, footer)
+        end = file.read()
+        file.seek(footer)
+        file.write(SEAL + zlib.crc32(end, checksum).to_bytes(4, "little") + end)
+
+
+def _crc32(file: BinaryIO, checksum: int, size: int) -> int:
+    """Return the CRC-32 of the first `size` bytes of a file, continued from `checksum`; the file's place is behind them then."""
+    file.seek(0)
+    while size and (part := file.read(min(size, 1 << 20))):
+        checksum, size = zlib.crc32(part, checksum), size - len(part)
+    return checksum
+
+
+def _check_seal(file: BinaryIO) -> None:
+    """Read a whole file, and raise ValueError unless it is as `write_parquet` wrote it; then go back to its start."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _END))
+    footer = size - _END - int.from_bytes(file.read(4), "little")
+    mark = footer - len(SEAL) - 4
+    if file.read() != MAGIC or mark < 0:
+        raise ValueError("it ends early")
+    checksum = _crc32(file, 0, mark)
+    seal = file.read(len(SEAL) + 4)
+    if not seal.startswith(SEAL):
+        raise ValueError("its checksum is missing: only files of `edgeroute trace convert` are read")
+    if zlib.crc32(file.read(), checksum) != int.from_bytes(seal[len(SEAL) :], "little"):
+        raise ValueError("its checksum differs")
+    file.seek(0)
+
+
+def is_parquet(path: Path) -> bool:
+    """Return True if a regular file begins as Parquet does, by four bytes. Raises OSError as `open_file`."""
+    with open_file(path) as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def read_parquet(path: Path, *, whole: bool = True) -> Iterator[dict[str, Any]]:
+    """Yield the records of a Parquet file in their order, once its checksum has been verified by reading all of it.
+
+    Parts that several records share are the same objects: copy before a change.
+
+    whole: False leaves inputs and numbers of `facts` null, which no replay reads.
+
+    Raises:
+        BadInput: no Parquet, damaged, truncated, without a checksum, too large, or no trace.
+        StoreError: the file cannot be opened.
+        RuntimeMissing: pyarrow is not installed.
+    """
+    pa, parquet = _pyarrow()
+    shapes: dict[str, Any] = {}
+    try:
+        with open_file(path) as file:
+            _check_seal(file)
+            reader = _checked(path, parquet.ParquetFile(file))
+            columns = [name for name in reader.schema_arrow.names if whole or name not in {*FACTS, "input_type", "input"}]
+            words = [name for name in reader.schema_arrow.names if name in {*TEXTS, "shape", "input_type"}]
+            reader = parquet.ParquetFile(file, metadata=reader.metadata, read_dictionary=words)
+            for i in range(reader.metadata.num_row_groups):
+                for batch in _in_order(reader.read_row_group(i, columns)).to_batches(max_chunksize=ROWS // 4):
+                    yield from _records(batch, shapes)
+    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
+        why = " ".join(str(e).split())[:200]
+        raise BadInput(f"{path}: expected a trace in Parquet, found a damaged or truncated file ({why})") from e
+    except OSError as e:
+        if e.filename is None and e.errno is None:  # pyarrow's, of the content
+            why = " ".join(str(e).split())[:200]
+            raise BadInput(f"{path}: expected a trace in Parquet, found a damaged or truncated file ({why})") from e
+        raise StoreError(f"{path}: {e.strerror or e}") from e
+
+
+def check_parquet(path: Path) -> None:
+    """Verify a file's checksum, columns and sizes, and read its first rows; raise as `read_parquet` if it would refuse it."""
+    next(read_parquet(path), None)
+
+
+def _checked(path: Path, reader: Any) -> Any:
+    """Return the reader of a file that has the columns of a trace and sizes that memory can hold; raise BadInput otherwise."""
+    form = reader.schema_arrow
+    if not form.equals(schema()):
+        raise BadInput(f"{path}: expected a trace in Parquet, found other columns: {', '.join(form.names)[:100]}")
+    for i in range(reader.metadata.num_row_groups):
+        group = reader.metadata.row_group(i)
+        values = max((group.column(j).num_values for j in range(group.num_columns)), default=0)
+        if max(group.num_rows, values) > MOST_ROWS or group.total_byte_size > MOST_BYTES:
+            raise BadInput(f"{path}: row group {i} is larger than a trace's: {values:,} values, {group.total_byte_size:,} bytes")
+    return reader
+
+
+def _values(array: Any) -> list[Any]:
+    """Return the values of an array as Python's, times as whole numbers; None for null. Faster than `to_pylist`."""
+    pa, _ = _pyarrow()
+    if pa.types.is_dictionary(array.type):
+        known = [*array.dictionary.to_pylist(), None]
+        return [known[i] for i in array.indices.fill_null(len(known) - 1).to_numpy().tolist()]
+    if pa.types.is_timestamp(array.type):
+        array = array.view(pa.int64())
+    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+        if not array.null_count:
+            return array.to_numpy().tolist()  # type: ignore[no-any-return]
+        if array.null_count == len(array):
+            return [None] * len(array)
+        values = array.fill_null(0).to_numpy().astype(object)
+        values[array.is_null().to_numpy(zero_copy_only=False)] = None
+        return values.tolist()  # type: ignore[no-any-return]
+    return array.to_pylist()  # type: ignore[no-any-return]
+
+
+def _in_order(table: Any) -> Any:
+    """Return a table with the rows sorted by their `line`."""
+    table = table.combine_chunks()
+    return table.take(table.column("line").to_numpy().argsort())
+
+
+def _records(batch: Any, shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the records of a batch of rows: each is its template, with the values of the columns filled in.
+
+    Parsed templates are stored in `shapes` for later batches, up to `SHAPES` of them. Raises ValueError for one that is no
+    object.
+    """
+    columns = {name: _values(batch.column(name)) for name in batch.schema.names if name not in {"events", "line"}}
+    listed = batch.column("events")
+    begin, here = listed.offsets[0].as_py(), listed.is_valid().to_pylist()
+    offsets = (listed.offsets.to_numpy() - begin).tolist()
+    flat = listed.values.slice(begin, offsets[-1])
+    fields = {name: _values(flat.field(name)) for name in EVENT if flat.field(name).null_count < len(flat)}
+    blank = [None] * len(flat)
+    times, more = fields.pop("at_us", blank), fields.pop("more", blank)
+    legs, whats = fields.pop("leg", blank), fields.pop("what", blank)
+    rest = [(name, fields[name]) for name in (*NUMBERS[:2], "error", "code", *SIZES, *NUMBERS[2:]) if name in fields]
+    whole = [name for name in ("id", "accepted", "deadline_s", *TEXTS) if any(value is not None for value in columns[name])]
+    facts, kinds = [name for name in FACTS if name in columns], columns.get("input_type", [None] * len(listed))
+    for i, text in enumerate(columns["shape"]):
+        shape = shapes.get(text)
+        if shape is None:
+            shape = json_loads(text.encode(), exact=True)
+            if type(shape) is not dict:
+                raise ValueError("a template is no object")
+            if len(shapes) < SHAPES:
+                shapes[text] = shape
+        record = dict(shape)
+        if (at := columns["at"][i]) is not None:
+            record["at"] = at / 1e3
+        if (latency_us := columns["latency_us"][i]) is not None:
+            record["latency_s"] = latency_us / 1e6
+        for name in whole:
+            if (value := columns[name][i]) is not None:
+                record[name] = value
+        for name in facts:
+            if (value := columns[name][i]) is not None:
+                if record["facts"] is shape["facts"]:
+                    record["facts"] = dict(record["facts"])
+                record["facts"][name] = value
+        if (sensors := columns["reading"][i]) is not None:
+            record["reading"] = {**record["reading"], **{name: v for name, v in sensors.items() if v is not None}}
+        if (read_at := columns["read_at"][i]) is not None:
+            record["reading"] = {**record["reading"], "age_s": (1000 * at - read_at) / 1e6}
+        if (kind := kinds[i]) is not None:
+            record["input"] = {"type": kind, "base64": base64.b64encode(columns["input"][i]).decode()}
+        if here[i]:
+            record["events"] = events = []
+            for j in range(offsets[i], offsets[i + 1]):
+                time = times[j]
+                event = {"at_s": (latency_us if time is None else time) / 1e6, "leg": legs[j], "what": whats[j]}
+                for name, values in rest:
+                    if (value := values[j]) is not None:
+                        event[name] = value
+                if (text := more[j]) is not None:
+                    event.update(json_loads(text.encode(), exact=True))
+                events.append(event)
+        yield record

@@ -1,0 +1,371 @@
+"""OpenAI's Responses API on the gateway: `read_request` makes a chat for the router of a request, `ResponseReply` its reply.
+
+`StoredResponses` has the conversations that a request may continue: at most 1,000, and 32 MiB, in this process's memory alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from time import time
+from typing import Any, Final
+
+from edgeroute.core.error_codes import clean
+from edgeroute.errors import BadInput
+from edgeroute.system.clock_json_and_fork_safety import json_dumps, to_json_types
+from edgeroute.tools.server.access_limits_and_errors import Fault
+from edgeroute.tools.server.openai_completions_and_reply_reading import (
+    CompletionRequest,
+    calls_of,
+    check_names,
+    choice_of,
+    client_keys,
+    client_messages,
+    finish_of,
+    message_of,
+    origin_of,
+    piece_text,
+    reply_of,
+    text_of,
+    tokens_of,
+    typed_event,
+)
+from edgeroute.types import Answer
+
+IGNORED: Final = (
+    "include", "truncation", "service_tier", "max_tool_calls", "stream_options", "prompt_cache_retention", "prompt_cache_options",
+)  # fmt: skip
+"""Keys that usual clients send and that are not passed on."""
+HANDLED: Final = (
+    *IGNORED, "model", "stream", "store", "metadata", "input", "instructions", "previous_response_id", "max_output_tokens",
+    "tools", "tool_choice", "text", "reasoning", "background", "top_logprobs",
+)  # fmt: skip
+ECHOED: Final = (
+    "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "temperature", "text",
+    "tool_choice", "tools", "top_p",
+)  # fmt: skip
+"""Keys of a request that its response has, too."""
+MOST_STORED, MOST_STORED_BYTES = 1_000, 32 << 20
+"""Maximum responses that are stored, and bytes of their messages; the oldest are discarded."""
+
+
+class StoredResponses:
+    """Messages of the responses that a later request may continue, in the memory of this process alone."""
+
+    def __init__(self) -> None:
+        self._messages: OrderedDict[str, tuple[list[dict[str, Any]], int]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, identity: Any) -> list[dict[str, Any]]:
+        """Return the stored messages of a response: the conversation up to it, itself included; not a copy.
+
+        Raises:
+            BadInput: it is not stored here, or no longer.
+        """
+        if (stored := self._messages.get(identity) if isinstance(identity, str) else None) is None:
+            raise BadInput("previous_response_id names no response that is stored here: send the conversation as input")
+        return stored[0]
+
+    def put(self, identity: str, messages: list[dict[str, Any]]) -> None:
+        """Store messages, and discard the oldest responses beyond 1,000 or 32 MiB, even these if they alone have more."""
+        size = len(json_dumps(messages, to_json_types))
+        self._messages[identity] = messages, size
+        self._bytes += size
+        while len(self._messages) > MOST_STORED or self._bytes > MOST_STORED_BYTES:
+            self._bytes -= self._messages.popitem(last=False)[1][1]
+
+    def delete(self, identity: str) -> bool:
+        """Delete a response. Return True if it was stored."""
+        stored = self._messages.pop(identity, None)
+        self._bytes -= 0 if stored is None else stored[1]
+        return stored is not None
+
+
+def read_request(
+    body: Mapping[str, Any], *, names: Collection[str], allow: Collection[str] = (), stored: StoredResponses
+) -> CompletionRequest:
+    """Translate the parsed body of `/v1/responses` to a chat for the router: instructions, an earlier response's messages, input.
+
+    Items are messages, calls of functions, their outputs and reasoning. Tools are functions of the client. The effort of
+    reasoning is passed on only if `allow` has "reasoning_effort"; keys in `IGNORED` never. Nothing is stored yet.
+
+    Raises:
+        BadInput: the request has an unsupported or invalid option or item, or continues a response that is not stored.
+        HTTPException: 404, for another model.
+    """
+    model, stream = check_names(body, names)
+    for key in ("background", "conversation", "prompt"):
+        if body.get(key):
+            raise BadInput(f"{key} is not supported: send the whole request, and wait for the answer")
+    instructions, items = body.get("instructions"), body.get("input")
+    if not isinstance(instructions, str | None):
+        raise BadInput("instructions is a text")
+    earlier = stored.get(body["previous_response_id"]) if body.get("previous_response_id") is not None else []
+    messages = [*earlier, *_chat_messages(items)]
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    keys = {key: value for key, value in body.items() if key not in HANDLED}
+    keys |= {"max_completion_tokens": body.get("max_output_tokens"), "response_format": _response_format(body.get("text"))}
+    keys |= {"tools": _tools(body.get("tools")), "tool_choice": _tool_choice(body.get("tool_choice"))}
+    reasoning = body.get("reasoning")
+    if "reasoning_effort" in allow and isinstance(reasoning, Mapping):  # else how a model thinks is the policy's
+        keys["reasoning_effort"] = reasoning.get("effort")
+    x = {"messages": client_messages([*system, *messages]), **client_keys(keys, (), allow)}
+    echo = {key: body[key] for key in ECHOED if body.get(key) is not None}
+    included = body.get("include") or []
+    if not isinstance(included, list):
+        raise BadInput("include is a list of names")
+    logprobs = "message.output_text.logprobs" in included
+    return CompletionRequest(x, True, model, stream, True, logprobs, echo, None if body.get("store") is False else messages)
+
+
+def _chat_messages(items: Any) -> list[dict[str, Any]]:
+    """Return an input, a text or a list of items, as chat messages. Raises BadInput for other items.
+
+    Successive calls join the message of the assistant before them. Reasoning becomes `reasoning_content` of the assistant's
+    message that it belongs to, this or the next one.
+    """
+    if isinstance(items, str):
+        return [{"role": "user", "content": items}]
+    if not isinstance(items, list) or not items or not all(isinstance(item, Mapping) for item in items):
+        raise BadInput('input is a text, or a list of items such as {"role": "user", "content": ...}')
+    messages, thought = list[dict[str, Any]](), ""
+    for item in items:
+        kind = item.get("type") or "message"
+        if kind == "message":
+            messages.append({"role": item.get("role"), "content": _content(item.get("content"))})
+        elif kind == "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": None})
+            messages[-1].setdefault("tool_calls", []).append(call)
+        elif kind == "function_call_output":
+            output = item.get("output")
+            text = output if isinstance(output, str) else _content(output)
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
+        elif kind == "reasoning":
+            thought = _reasoning_text(item)
+        else:
+            raise BadInput(
+                f"an item of type {clean(str(kind), 40)!r} is not supported: send messages, calls of functions, outputs"
+            )
+        if thought and messages and messages[-1]["role"] == "assistant":
+            messages[-1].setdefault("reasoning_content", thought)
+            thought = ""
+    return messages
+
+
+def _reasoning_text(item: Mapping[str, Any]) -> str:
+    """Return the text of a reasoning item; empty if it is encrypted, or has none."""
+    parts = item.get("content") or item.get("summary") or []
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _content(content: Any) -> Any:
+    """Return the content of a message as that of a chat: text, None, texts joined by line breaks, or a list of parts.
+
+    Raises BadInput for others.
+    """
+    if isinstance(content, str) or content is None:
+        return content
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        raise BadInput("content is a text, or a list of parts")
+    parts = [_part(part) for part in content]
+    return "\n".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part of a message, a text, refusal, image, file or sound within the request, as that of a chat.
+
+    Raises BadInput for others, such as files that another server stores.
+    """
+    kind, text = part.get("type"), part.get("text")
+    if kind in ("input_text", "output_text", "text") and isinstance(text, str):
+        return {"type": "text", "text": text}
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return {"type": "text", "text": part["refusal"]}
+    if kind == "input_image" and isinstance(url := part.get("image_url"), str):
+        detail = {"detail": part["detail"]} if part.get("detail") not in (None, "auto") else {}
+        return {"type": "image_url", "image_url": {"url": url, **detail}}
+    if kind == "input_file" and part.get("file_data"):
+        return {"type": "file", "file": {key: part[key] for key in ("filename", "file_data") if part.get(key)}}
+    if kind == "input_audio" and part.get("input_audio"):
+        return {"type": "input_audio", "input_audio": part["input_audio"]}
+    raise BadInput(
+        f"a part of type {clean(str(kind), 40)!r} is not supported here: send texts, images and files within the request"
+    )
+
+
+def _tools(tools: Any) -> Any:
+    """Return the functions of a request as a chat has them, without unknown keys; None for none.
+
+    Raises BadInput for a server's tool.
+    """
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise BadInput("tools is a list of functions")
+    for tool in tools:
+        if tool.get("type") != "function":
+            raise BadInput(f"the tool {clean(str(tool.get('type')), 40)!r} is a server's: send functions of your own")
+    names = ("name", "description", "parameters", "strict")
+    return [
+        {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}} for tool in tools
+    ]
+
+
+def _tool_choice(choice: Any) -> Any:
+    """Return `tool_choice` as a chat has it."""
+    if isinstance(choice, Mapping) and choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    return choice
+
+
+def _response_format(text: Any) -> Any:
+    """Return the format of a response's text as a chat has it: a JSON schema in its own object, others as they are.
+
+    None: plain text.
+    """
+    wanted = text.get("format") if isinstance(text, Mapping) else None
+    if not isinstance(wanted, Mapping) or wanted.get("type") == "text":
+        return None
+    if wanted.get("type") != "json_schema":
+        return dict(wanted)
+    names = ("name", "description", "schema", "strict")
+    return {"type": "json_schema", "json_schema": {name: wanted[name] for name in names if wanted.get(name) is not None}}
+
+
+class ResponseReply:
+    """Builder of the reply to one request of `/v1/responses`: a response, or the events of a stream.
+
+    Args:
+        request: the request.
+        stored: receives the messages of a response that is stored.
+    """
+
+    def __init__(self, request: CompletionRequest, stored: StoredResponses) -> None:
+        self._request, self._stored, self._number, self._text = request, stored, 0, list[str]()
+        self._item = f"msg_{os.urandom(12).hex()}"
+        self._response: dict[str, Any] = {
+            "id": f"resp_{os.urandom(18).hex()}", "object": "response", "created_at": int(time()), "status": "in_progress",
+            "error": None, "incomplete_details": None, "model": request.model, "output": [], "parallel_tool_calls": True,
+            "tool_choice": "auto", "tools": [], "instructions": None, "metadata": {}, "previous_response_id": None,
+            "temperature": None, "top_p": None, "usage": None, **request.echo, "store": request.messages is not None,
+        }  # fmt: skip
+
+    def body(self, answer: Answer[Any]) -> dict[str, Any]:
+        """Return the whole response, with the answer's origin as `edgeroute`; store its messages unless the request forbids it.
+
+        Its status is "incomplete" if the model was cut off by a limit of tokens or a filter. Calls and reasoning get new random
+        ids.
+        """
+        reply = reply_of(answer)
+        choice = choice_of(reply)
+        text, calls = text_of(answer, choice), calls_of(choice, answer.id)
+        thought = message_of(choice).get("reasoning_content")
+        output = [_reasoning(thought)] if isinstance(thought, str) and thought else []
+        output += [self._message(text, "completed", choice)] if text or not calls else []
+        output += [_call_item(call) for call in calls]
+        if self._request.messages is not None:
+            said = {"role": "assistant", "content": text or None, **({"tool_calls": calls} if calls else {})}
+            self._stored.put(self._response["id"], [*self._request.messages, said])
+        cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish_of(answer, choice))
+        status = {"status": "incomplete" if cut else "completed", "incomplete_details": {"reason": cut} if cut else None}
+        return {**self._response, **status, "output": output, "usage": _usage(reply), "edgeroute": origin_of(answer)}
+
+    def begin(self) -> bytes:
+        """Return the first two events of a stream, which have the response without output; each event gets the next number."""
+        return b"".join(self._event(f"response.{name}", response=self._response) for name in ("created", "in_progress"))
+
+    def piece(self, text: Any) -> bytes:
+        """Return the event of a piece of the text, the first one after those that open the message; empty for an empty piece.
+
+        The piece is kept, as a sign that the message is open.
+        """
+        if not (text := piece_text(text)):
+            return b""
+        opening = b"" if self._text else self._open()
+        self._text.append(text)
+        return opening + self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
+
+    def end(self, answer: Answer[Any]) -> Iterator[bytes]:
+        """Yield the last events: the end of the message, calls of functions, then reasoning, and the whole response.
+
+        Stores the messages, as `body` does, when the first event is taken.
+        """
+        response = self.body(answer)
+        items = [item for item in response["output"] if item["type"] != "reasoning"]
+        response["output"] = [*items, *(item for item in response["output"] if item["type"] == "reasoning")]
+        for index, item in enumerate(response["output"]):
+            if item["type"] == "message":
+                yield (b"" if self._text else self._open()) + self._close(item)
+                continue
+            empty = {**item, "status": "in_progress", **({"arguments": ""} if item["type"] == "function_call" else {})}
+            yield self._event("response.output_item.added", output_index=index, item=empty)
+            if item["type"] == "function_call":
+                place, arguments = {"item_id": item["id"], "output_index": index}, item["arguments"]
+                yield self._event("response.function_call_arguments.delta", **place, delta=arguments)
+                yield self._event("response.function_call_arguments.done", **place, arguments=arguments, name=item["name"])
+            yield self._event("response.output_item.done", output_index=index, item=item)
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def error(self, fault: Fault) -> bytes:
+        """Return an error within a stream as an event."""
+        return self._event("error", code=fault.code, message=fault.message, param=None)
+
+    def _open(self) -> bytes:
+        """Return the two events that open the message: its item and its empty text."""
+        item = {"id": self._item, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+        part = {"type": "output_text", "text": "", "annotations": []}
+        added = self._event("response.output_item.added", output_index=0, item=item)
+        return added + self._event("response.content_part.added", **self._place(), part=part)
+
+    def _close(self, item: dict[str, Any]) -> bytes:
+        """Return the three events that close the message: its text, its content and its item."""
+        part = item["content"][0]
+        text = self._event("response.output_text.done", **self._place(), text=part["text"], logprobs=[])
+        done = self._event("response.content_part.done", **self._place(), part=part)
+        return text + done + self._event("response.output_item.done", output_index=0, item=item)
+
+    def _place(self) -> dict[str, Any]:
+        """Return the keys of an event that name the text of the message."""
+        return {"item_id": self._item, "output_index": 0, "content_index": 0}
+
+    def _message(self, text: str, status: str, choice: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the item of a message with its text, and the logprobs if the request asked for them."""
+        logprobs = choice.get("logprobs") if self._request.logprobs else None
+        tokens = (logprobs.get("content") if isinstance(logprobs, Mapping) else None) or []
+        content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}]
+        return {"id": self._item, "type": "message", "role": "assistant", "status": status, "content": content}
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        """Encode fields as a server-sent event of a type, with the next number."""
+        self._number += 1
+        return typed_event({"type": kind, **fields, "sequence_number": self._number - 1})
+
+
+def _reasoning(text: str) -> dict[str, Any]:
+    """Return the item of a model's reasoning."""
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"id": f"rs_{os.urandom(12).hex()}", "type": "reasoning", "summary": [], "content": content}
+
+
+def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the item of a call of a function, with a new random id and the call's own; arguments that are missing are "{}"."""
+    function = call.get("function")
+    fields: Mapping[str, Any] = function if isinstance(function, Mapping) else {}
+    return {
+        "id": f"fc_{os.urandom(12).hex()}", "type": "function_call", "call_id": call["id"], "name": fields.get("name"),
+        "arguments": str(fields.get("arguments") or "{}"), "status": "completed",
+    }  # fmt: skip
+
+
+def _usage(reply: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the tokens that the model counted in the API's form; None if it does not count."""
+    if not isinstance(reply.get("usage"), Mapping):
+        return None
+    prompt, answer = tokens_of(reply)
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    return {"input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer, **details}
