@@ -287,6 +287,8 @@ def test_a_completion_is_passed_on():
 ODD = [
     {"choices": []}, {"choices": [None]}, {"choices": [{}]}, {"choices": "x"}, {"choices": [{"message": 3}]}, {"choices": [{"message": []}]},
     {"choices": [{"message": {"tool_calls": 3, "role": "system"}}]}, {"choices": [{"message": {"tool_calls": [1, {}]}}]},
+    *({"choices": [{"logprobs": {"content": odd}}]} for odd in (3, [1], [{"token": [], "top_logprobs": 5}], [{"top_logprobs": [[]]}],
+      [{"top_logprobs": [{"token": []}]}])),
     {"choices": [{"finish_reason": 7, "logprobs": 5}], "usage": [1]}, {"choices": [{"message": {"content": {"a": float("nan")}}}]},
 ]  # fmt: skip
 
@@ -297,7 +299,7 @@ def test_an_odd_completion(reply):
     with serving(AsyncRouter(Replies(reply))) as url, httpx.Client(base_url=url, timeout=LONG) as client:
         whole = client.post("/v1/chat/completions", json={**CHAT, "logprobs": True})
         stream = client.post("/v1/chat/completions", json={**CHAT, "stream": True, "stream_options": {"include_usage": True}})
-        text = client.post("/v1/completions", json={"model": "edgeroute", "prompt": "x"})
+        text = client.post("/v1/completions", json={"model": "edgeroute", "prompt": "x", "logprobs": 1})
     choice = whole.json()["choices"][0]
     assert (choice["message"]["role"], choice["message"]["content"]) == ("assistant", "text")
     assert (text.json()["choices"][0]["text"], choice["finish_reason"]) == ("text", "stop")

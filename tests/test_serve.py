@@ -423,6 +423,41 @@ def test_large_json_is_parsed_off_the_loop(monkeypatch):
     assert threads == ["edgeroute-serve-json"] * 2
 
 
+def test_large_texts_are_split_off_the_loop(monkeypatch):
+    """Though the JSON before them is small."""
+    model, read, threads = Fake(), protocol.read, []
+    model.inputs = (TensorSpec("x", "object", (-1,)),)
+    model.run_feed = lambda feed: np.zeros((len(feed["x"]), 1), np.float32)
+
+    def noted(*args):
+        threads.append(threading.current_thread().name.rpartition("_")[0])
+        return read(*args)
+
+    monkeypatch.setattr(protocol, "read", noted)
+    x = np.zeros(20_000, np.uint32)  # the length of each text
+    head = {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [20_000], "parameters": {"binary_data_size": x.nbytes}}]}
+    with running(app([model])) as client:
+        assert client.post(INFER.replace("scale", "fake"), **octets(head, x)).status_code == 200
+    assert threads == ["edgeroute-serve-json"]
+
+
+FILE = "application/zstd; datatype=FP32; shape=0x999999999x999999999x999999999"
+EMPTY = [
+    *(({"datatype": "FP32", "data": []}, shape) for shape in ([2**40, 0], [2**63, 0], [2**20, 0], [0, 2**62])),
+    ({"datatype": "BYTES", "data": [""], "parameters": {"content_type": "base64", "media_type": FILE}}, [1]),
+]
+
+
+@pytest.mark.parametrize(("given", "shape"), EMPTY)
+def test_rows_without_values(given, shape):
+    """A hundred bytes ask for any number of them, for each of which a model takes memory."""
+    model = Fake(shape=(-1, -1) if given["datatype"] == "FP32" else (-1, -1, -1, -1, -1))
+    model.gate.set()
+    with running(app([model])) as client:
+        reply = client.post(INFER.replace("scale", "fake"), json={"inputs": [{"name": "x", "shape": shape, **given}]})
+    assert (reply.status_code, "has no values" in reply.json()["error"], model.sizes) == (400, True, [])
+
+
 def test_json_has_a_limit_of_its_own():
     """Binary tensors beside it do not count."""
     model = Fake(shape=(-1, 1000))

@@ -126,7 +126,7 @@ class Decoder:
         if match is None:
             example = "application/zstd; datatype=FP32; shape=3x224x224"
             raise BadInput(f"{spec.name}: {media[:80]!r} does not say what is compressed: write it as in {example!r}")
-        shape = tuple(map(int, match[2].split("x"))) if match[2] else ()
+        shape = _small(tuple(map(int, match[2].split("x"))) if match[2] else (), spec)
         if DTYPES.get(match[1]) != spec.dtype or not self._fits(shape):
             raise BadInput(
                 f"{spec.name}: the model takes {shape_text(self._row)} {spec.dtype}, not {match[1]} {shape_text(shape)}"
@@ -450,7 +450,14 @@ def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
         raise BadInput(f"{spec.name}: shape is {_say(shape)}: send a list of sizes")
     if len(shape) != len(spec.shape) or any(w not in (-1, n) for w, n in zip(spec.shape, shape, strict=True)):
         raise BadInput(f"{spec.name}: the model takes {list(spec.shape)}, -1 being any size, not {_say(shape)}: reshape it")
-    return tuple(shape)
+    return _small(tuple(shape), spec)
+
+
+def _small(shape: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...]:
+    """Return the shape; raise `BadInput` if it has no values, and its other sizes exceed `MOST_FILES`: no body bounds them."""
+    if 0 in shape and prod(filter(None, shape)) > MOST_FILES:
+        raise BadInput(f"{spec.name}: the shape {_say(list(shape))} has no values: send fewer rows, or values")
+    return shape
 
 
 def _octets(body: bytes, offset: int, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:

@@ -467,12 +467,14 @@ class Completion:
         content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
         if self.request.chat or not isinstance(content, list):
             return logprobs
+        content = [token for token in content if isinstance(token, Mapping)]
         tokens = [str(token.get("token", "")) for token in content]
+        likely = [tops if isinstance(tops := token.get("top_logprobs"), list) else () for token in content]
         return {
             "tokens": tokens,
             "token_logprobs": [token.get("logprob") for token in content],
             "top_logprobs": [
-                {top.get("token", ""): top.get("logprob") for top in token.get("top_logprobs") or ()} for token in content
+                {str(top.get("token", "")): top.get("logprob") for top in tops if isinstance(top, Mapping)} for tops in likely
             ],
             "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
         }

@@ -277,7 +277,8 @@ class Infer:
         if size > self.max_json_bytes:
             raise HTTPException(413, f"the JSON has more than {self.max_json_bytes} bytes: send tensors of this size as binary")
         read = partial(protocol.read, body, length, model.inputs, model.outputs, model.decoders)
-        ask = read() if size < LARGE else await asyncio.get_running_loop().run_in_executor(self._parser, read)
+        slow = len(body) if any(spec.dtype == TEXT for spec in model.inputs) else size  # texts are split one by one
+        ask = read() if slow < LARGE else await asyncio.get_running_loop().run_in_executor(self._parser, read)
         if (decoding := model.decoded_bytes(ask)) is not None:
             held.grow(decoding)
             try:
