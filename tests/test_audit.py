@@ -445,7 +445,7 @@ def test_an_alarm_may_defer_all_and_a_later_run_knows(certificate, tmp_path, cap
 def test_deferral_rates_are_watched_without_any_audit(certificate, on_alarm, caplog):
     """Inputs of which all are unsure are not those of the calibration, nor are those of which none is. The threshold stays."""
     caplog.set_level(logging.CRITICAL)
-    for x, what in ((0.0, "more inputs than usual are deferred, 100.0%"), (1.0, "fewer inputs than usual are deferred, 0.0%")):
+    for x, what in ((0.0, "more inputs than usual are deferred, 100.0 %"), (1.0, "fewer inputs than usual are deferred, 0.0 %")):
         cloud = FakeCloud(lambda _: "a")
         with Router(edge, cloud, threshold=certificate, audit=Audit(share=0, scene=1, on_alarm=on_alarm)) as router:
             until(lambda: router.infer(x) and router.stats().audits[0].alarm)  # noqa: B023 - it is called here
@@ -544,7 +544,7 @@ def test_graded_labels_are_taken(certificate):
         assert router.stats().audits[0].labelled == 0
         for one in ids:
             router.report(one, 0.75)
-        assert "75.0% are right, 100.0% of the cloud's" in router.stats().audits[0].alarm
+        assert "75.0 % are right, 100.0 % of the cloud's" in router.stats().audits[0].alarm
 
 
 def test_of_those_that_wait_for_a_label_the_oldest_is_given_up(monkeypatch):

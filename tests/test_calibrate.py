@@ -558,7 +558,7 @@ YES = np.ones(400)
         (
             (np.append(GOOD[200:], [math.nan] * 200),),
             {"max_defer": 0.3},
-            r"no threshold defers at most 0.3: 50.0% of the examples have no",
+            r"no threshold defers at most 0.3: 50.0 % of the examples have no",
         ),
     ],
 )

@@ -370,11 +370,11 @@ def test_infer_in_a_table(policy, cloud, inputs):
     assert (code, err) == (0, "")
     rows = {cells[1].strip(): cells[2].strip() for text in out.splitlines() if len(cells := text.split("│")) == 4}
     assert rows["answered"] == "3"
-    assert rows["by the edge"] == "2 (66.7%)"
-    assert rows["by the cloud"] == "1 (33.3%)"
-    assert rows["deferred"] == "33.3% of requests"
+    assert rows["by the edge"] == "2 (66.7 %)"
+    assert rows["by the cloud"] == "1 (33.3 %)"
+    assert rows["deferred"] == "33.3 % of requests"
     assert rows["degraded"] == "0"
-    assert rows["accuracy"] == "100.00% of 3 with a label"
+    assert rows["accuracy"] == "100.00 % of 3 with a label"
     assert rows["latency, ms"].startswith("p50 ")
     assert not rows["bytes"].startswith("0 sent")
     assert f"{inputs}[1]: c  (edge 0.58" in out

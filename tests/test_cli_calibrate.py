@@ -301,7 +301,7 @@ def test_ties_and_missing_scores_are_told(home, policy):
     np.savez(home / "tied.npz", edge_logits=z)
     code, _, err = cli("calibrate", "-p", policy(), "-d", home / "tied.npz", "--max-defer", "60%")
     assert code == 0
-    assert "25% of the examples share the score" in err
+    assert "25 % of the examples share the score" in err
     z[400:430] = np.nan
     np.savez(home / "nan.npz", edge_logits=z)
     code, out, _ = cli("calibrate", "-p", policy(), "-d", home / "nan.npz", "--max-defer", "60%")
@@ -797,7 +797,7 @@ def test_an_evaluation_on_the_calibrations_own_examples_says_so(home, policy, cl
     path = policy(cloud, 'threshold = "certificate.json"\nscore = "edge.score.json"')
     code, out, err = cli("evaluate", "-p", path, "-d", home / "val.npz")
     assert code == 0
-    assert re.search(r"About (9\d|100)% of these examples are those that the certificate was calibrated on", err)
+    assert re.search(r"About (9\d|100) % of these examples are those that the certificate was calibrated on", err)
     assert "score's area" in out
     x, y = drawn(1000, 5)
     np.savez(home / "other.npz", images=x, labels=y)

@@ -65,7 +65,7 @@ def test_commands_tell_of_it(tmp_path):
     note = f"{data}: the array 'weights' is not used: inputs are in 'X'"
     code, out, err = cli("infer", "-p", policy, data)
     assert (code, err) == (0, f"{note}\n")
-    assert "100.00% of 120 with a label" in out
+    assert "100.00 % of 120 with a label" in out
     code, out, err = cli("infer", "-p", policy, data, "--json")
     assert (code, json.loads(err), len(out.splitlines())) == (0, {"note": note}, 120)
     assert cli("decide", "-p", policy, data)[2] == f"{note}\n"

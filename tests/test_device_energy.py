@@ -100,7 +100,7 @@ def test_status_has_the_break_even(tmp_path, capsys):
     )
     state.mkdir()
     for joules, line in (
-        ({"edge": 0.02, "cloud": 0.05}, "energy: the edge first takes less while under 60% are deferred"),
+        ({"edge": 0.02, "cloud": 0.05}, "energy: the edge first takes less while under 60 % are deferred"),
         ({"edge": 0.06, "cloud": 0.05}, "energy: the cloud takes less"),
         ({"cloud": 0.05}, None),
         ({"edge": 0.02}, None),

@@ -340,7 +340,7 @@ def test_answers_that_are_no_classes(tmp_path):
     for examples, message in (
         (
             [row._replace(answer=f"answer {i} to {row.text}") for i, row in enumerate(rows)],
-            r"no classes: 5,000 texts have 5,000 different answers, and 0%",
+            r"no classes: 5,000 texts have 5,000 different answers, and 0 %",
         ),
         ([row._replace(answer="Login") for row in rows[:300]], "all answers are the same"),
         (rows[:150], "150 different texts .* at least 200 are needed"),
@@ -370,7 +370,7 @@ def test_a_model_that_is_not_worth_it(tmp_path):
     assert done.why
     assert (tmp_path / "small.onnx").exists()
     done = distil(tickets(300), tmp_path / "few.onnx", max_loss=0.001)
-    assert "too few for a guarantee of 0.1%" in done.why
+    assert "too few for a guarantee of 0.1 %" in done.why
     assert not (tmp_path / "few.onnx").exists()
 
 

@@ -161,7 +161,7 @@ def test_few_events_make_no_interval():
 def test_a_score_by_chance_is_told():
     """With what to try, and what the best possible would defer; a good one is not, nor one of which little is known."""
     score, edge, cloud = example(3000, 0)
-    with pytest.warns(UserWarning, match=r"no better than chance.*Try another score.*The best possible would defer 9% of these"):
+    with pytest.warns(UserWarning, match=r"no better than chance.*Try another score.*The best possible would defer 9 % of these"):
         found = calibrate(np.random.default_rng(1).permutation(score), edge, cloud, max_loss=0.02)
     assert found.area[1] < 0 < found.area[2]
     with pytest.warns(UserWarning, match="worse than chance"):

@@ -291,7 +291,7 @@ def test_auto_says_why():
     assert (score.data["harm"], score.data["win"]) == (whole.data["harm"], whole.data["win"])
     assert score.data["blend"]["weight"] == pytest.approx(events / (events + 60))
     share = round(100 * events / (events + 60))
-    assert score.chosen_because.startswith(f"learned, {share}% of it and {100 - share}% of msp, area 0.")
+    assert score.chosen_because.startswith(f"learned, {share} % of it and {100 - share} % of msp, area 0.")
     assert "blend" not in whole.data
 
 

@@ -394,7 +394,7 @@ def test_the_verdict_says_that_these_are_the_calibrations_own_examples():
         made = router.calibrate(X[:300], ["b"] * 300, max_loss=0.02)
     with Router(edge, cloud, threshold=made.certificate) as router:
         assert (
-            "About 100% of these examples are those that the certificate was calibrated on"
+            "About 100 % of these examples are those that the certificate was calibrated on"
             in router.evaluate(X[:300], ["b"] * 300).verdict
         )
         assert "calibrated on" not in router.evaluate(X[300:], ["b"] * 300).verdict

@@ -759,7 +759,7 @@ def test_of_a_drift_alarm():
         answer = router.infer(0.9)
     assert plain(answer.reason) == (
         f"edge 0.90 >= {made.threshold:.2f} (uncalibrated: drift alarm of DATE: "
-        "of the last 5 audited answers 5 differ from the cloud's, and at most 5.97% should)"
+        "of the last 5 audited answers 5 differ from the cloud's, and at most 5.97 % should)"
     )
 
 

@@ -364,7 +364,7 @@ def test_a_candidate_that_keeps_its_promise_by_deferring(home):
     code, told = step(path, "--max-loss", "5%")
     assert (code, told["did"], path.read_text()) == (5, "waiting", before)
     assert re.search(
-        r"not shown to be better: of 600 requests it defers [78]\d\.\d%, and the edge in use \d?\d\.\d%", told["text"]
+        r"not shown to be better: of 600 requests it defers [78]\d\.\d %, and the edge in use \d?\d\.\d %", told["text"]
     )
     assert all(note in told["text"] for note in told["notes"])
     assert any("are not whole" in note for note in told["notes"])

@@ -171,7 +171,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     cli.sensors(root=tmp_path)
     printed = capsys.readouterr().out
     for line in (
-        "battery .* 40.0% .* 2 batteries",
+        "battery .* 40.0 % .* 2 batteries",
         "temperature_c .* 52.0 C",
         "mains .* no ",
         "power_w .* 7.8. W",
@@ -288,7 +288,7 @@ def test_a_frequency_limit_is_a_hint_and_no_reading(tmp_path):
     plant(tmp_path, {f"{folder}/cpuinfo_max_freq": "2000000", f"{folder}/scaling_max_freq": "1500000"})
     sensors = device(tmp_path)
     assert sensors().throttled is None
-    assert "cpu0 is limited to 75% of its frequency" in sensors.details()["throttled"].source
+    assert "cpu0 is limited to 75 % of its frequency" in sensors.details()["throttled"].source
 
 
 # ------------------------------------------------------------------------------------------- power, GPU, heat, memory

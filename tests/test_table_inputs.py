@@ -150,7 +150,7 @@ def test_the_commands_read_it(tmp_path, policy):
     note = f"{data}: labels are in the column 'label'; another one, or none, by --label\n"
     code, out, err = cli("infer", "-p", policy, data)
     assert (code, err) == (0, note)
-    assert "100.00% of 120 with a label" in out
+    assert "100.00 % of 120 with a label" in out
     assert cli("infer", "-p", policy, data, "--label", "label", "--batch", "7")[::2] == (0, "")
     code, out, err = cli("decide", "-p", policy, data, "--index", "119", "--json", "--label", "label")
     assert (code, err, json.loads(out)["input"]) == (0, "", f"{data}:121")
@@ -246,7 +246,7 @@ def test_the_commands_read_folders_by_class(tmp_path):
             Image.fromarray(np.eye(4, dtype=np.uint8)[i : i + 1] * (n + 1)).save(folder / name / f"{n}.png")
     code, out, err = cli("infer", "-p", policy, folder)
     assert (code, err) == (0, f"{folder}: labels are the names of its 3 folders\n")
-    assert "100.00% of 120 with a label" in out
+    assert "100.00 % of 120 with a label" in out
 
 
 def test_parquet(tmp_path):

@@ -388,9 +388,7 @@ class Labels:
         if labels is None:
             return index
         if len(labels) != classes:
-            raise BadReply(
-                f"{classes} outputs, but {len(labels)} labels: give one for each class, in order, or this is another model"
-            )
+            raise BadReply(f"{classes} outputs, but {len(labels)} labels: give one for each class in order, if this is the model")
         return labels[index]
 
     def same(self, value: Any) -> Any:

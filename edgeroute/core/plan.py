@@ -560,7 +560,7 @@ def _with_lowered_thresholds(leg: Leg, target: Target, facts: Facts, *, asks: bo
         return leg, []
     why = f"{leg.label}, lowered by {lower:.2g} as the cloud is loaded"
     thresholds = {name: threshold - lower for name, threshold in leg.thresholds.items()}
-    text = f"the cloud is loaded: {leg.name} keeps the surest {facts.kept:.0%} of what it would defer"
+    text = f"the cloud is loaded: {leg.name} keeps the surest {facts.kept * 100:.0f} % of what it would defer"
     return leg._replace(threshold=leg.threshold - lower, thresholds=thresholds, label=why, lowered=lower), [text]
 
 

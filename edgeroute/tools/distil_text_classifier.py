@@ -253,7 +253,8 @@ def distil(
         certificate, why = _certified(scores, agree, [key for key, _ in held_out], max_loss, sure, {"edge": fingerprint}, notes)
         size, guarantee = new.stat().st_size, "" if certificate is None else certificate.guarantee
         if not why or force:
-            step = f"distilled from {len(train):,} answers; agreed on {agree.mean():.2%} of {len(agree):,} others. {guarantee}"
+            agreed = f"{agree.mean() * 100:.2f} % of {len(agree):,} others"
+            step = f"distilled from {len(train):,} answers; agreed on {agreed}. {guarantee}"
             new.with_suffix(".json").write_text(json.dumps({**card, "steps": [{"step": step.strip()}]}, indent=2) + "\n", "utf-8")
             put(new.parent, out)
     deferral = 1.0 if certificate is None else float((~(scores >= certificate.threshold)).mean())
@@ -302,8 +303,8 @@ def _classes(texts: Mapping[str, Sequence[Example]], left_out: LeftOut) -> tuple
     share = sum(any(text_form(e.answer) in common for e in group) for group in texts.values()) / n
     if share < LEAST_COMMON or len(common) > MOST_CLASSES:
         raise BadInput(
-            f"these answers are no classes: {n:,} texts have {len(counts):,} different answers, and {share:.0%} of the texts one "
-            f"that {CLASS_TEXTS} or more have. A model that writes texts has to be trained elsewhere"
+            f"these answers are no classes: {n:,} texts have {len(counts):,} different answers, and {share * 100:.0f} % of the "
+            f"texts one that {CLASS_TEXTS} or more have. A model that writes texts has to be trained elsewhere"
         )
     if len(common) < 2:  # noqa: PLR2004 - nothing to tell apart
         raise BadInput("all answers are the same: a constant needs no model")
@@ -329,12 +330,13 @@ def _certified(
             scores, agree, max_loss=max_loss, sure=sure, name="msp", groups=by_text, fingerprints=fingerprints, notes=notes
         )
     except NotEnough as e:
-        return None, f"the held-out examples are too few for a guarantee of {max_loss:.1%}: {e.missing:,} are missing"
+        return None, f"the held-out examples are too few for a guarantee of {max_loss * 100:.1f} %: {e.missing:,} are missing"
     except PolicyError as e:
         return None, str(e)
     deferred = float((~(scores >= certificate.threshold)).mean())
     if deferred > WORTH:
-        return certificate, f"it would defer {deferred:.0%} of the requests, to differ from the cloud in at most {max_loss:.1%}"
+        most = f"{max_loss * 100:.1f} %"
+        return certificate, f"it would defer {deferred * 100:.0f} % of the requests, to differ from the cloud in at most {most}"
     return certificate, ""
 
 

@@ -120,7 +120,7 @@ class DriftMonitor:
             return False
         self._raise_alarm(
             f"of the last {len(self._wrong)} audited answers {sum(self._wrong)} differ from the cloud's, "
-            f"and at most {self.limit:.2%} should"
+            f"and at most {self.limit * 100:.2f} % should"
         )
         return True
 
@@ -145,11 +145,11 @@ class DriftMonitor:
             return False
         shown = [*self._right][-SHOWN:]
         of_edge, of_cloud = (sum(side) / len(shown) for side in zip(*shown, strict=True))
-        text = f"of the last {len(shown)} audited answers with a label {of_edge:.1%} are right"
+        text = f"of the last {len(shown)} audited answers with a label {of_edge * 100:.1f} % are right"
         most = (
-            f"at most {self.limit:.2%} may be wrong"
+            f"at most {self.limit * 100:.2f} % may be wrong"
             if errors
-            else f"{of_cloud:.1%} of the cloud's, and {self.limit:.2%} is the most that may be lost"
+            else f"{of_cloud * 100:.1f} % of the cloud's, and {self.limit * 100:.2f} % is the most that may be lost"
         )
         self._raise_alarm(f"{text}, {'and ' if errors else ''}{most}")
         return True
@@ -222,8 +222,8 @@ class DriftMonitor:
                 rate = test.ones / test.count
                 share, usual = (rate, test.level) if what == "more" else (1 - rate, 1 - test.level)
                 self._set_alarm(
-                    f"{what} inputs than usual are deferred, {share:.1%} of a sample of {test.count:,}, where it was "
-                    f"{'at most' if what == 'more' else 'at least'} {usual:.1%}",
+                    f"{what} inputs than usual are deferred, {share * 100:.1f} % of a sample of {test.count:,}, where it was "
+                    f"{'at most' if what == 'more' else 'at least'} {usual * 100:.1f} %",
                     "tell",
                 )
                 return True

@@ -146,4 +146,4 @@ class Throttling:
         most, limit = self._files.number(f"{folder}/cpuinfo_max_freq"), self._files.number(f"{folder}/scaling_max_freq")
         if not most or limit is None or limit >= most:
             return ""
-        return f"; cpu0 is limited to {limit / most:.0%} of its frequency, by a setting or for heat"
+        return f"; cpu0 is limited to {100 * limit / most:.0f} % of its frequency, by a setting or for heat"

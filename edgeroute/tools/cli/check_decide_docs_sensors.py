@@ -166,4 +166,4 @@ def _reading_text(name: str, value: bool | float | None) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return UNITS.get(name, "{:.1%}").format(value)
+    return UNITS.get(name, "{:.1%}").format(value).replace("%", " %")

@@ -235,7 +235,7 @@ def rows(report: Report) -> list[tuple[str, ...]]:
     """Return the table's rows, under `HEAD`."""
     ways = {"edge": report.edge, "cloud": report.cloud, "cascade": report.cascade}
     return [
-        (LEGS[way], f"{run.accuracy:.2%}", f"{run.p50_ms:.2f} ms", f"{run.deferral:.1%}", size(run.bytes_sent))
+        (LEGS[way], f"{run.accuracy * 100:.2f} %", f"{run.p50_ms:.2f} ms", f"{run.deferral * 100:.1f} %", size(run.bytes_sent))
         for way, run in ways.items()
     ]
 
@@ -244,9 +244,10 @@ def gain_text(report: Report) -> str:
     """Return a sentence that compares the cascade's bytes, median time and accuracy with the cloud's and the edge's."""
     edge, cloud, cascade = report.edge, report.cloud, report.cascade
     return (
-        f"{1 - cascade.deferral:.1%} of the images never left the device: {size(cascade.bytes_sent)} sent instead of "
+        f"{100 * (1 - cascade.deferral):.1f} % of the images never left the device: {size(cascade.bytes_sent)} sent instead of "
         f"{size(cloud.bytes_sent)}, a median of {cascade.p50_ms:.2f} ms instead of {cloud.p50_ms:.2f} ms, and an accuracy of "
-        f"{cascade.accuracy:.2%}, where the cloud alone has {cloud.accuracy:.2%} and the edge alone {edge.accuracy:.2%}."
+        f"{cascade.accuracy * 100:.2f} %, where the cloud alone has {cloud.accuracy * 100:.2f} % and the "
+        f"edge alone {edge.accuracy * 100:.2f} %."
     )
 
 
@@ -259,8 +260,8 @@ def notes(report: Report) -> list[str]:
         why = f"none came within {SLACK * 100:g} point of the cloud's accuracy there, so the most accurate one"
     chosen = (
         f"threshold {choice.threshold:.4f}, chosen on {report.validated:,} validation images, not on these: {why}, deferring "
-        f"{report.most:.0%} at most ({choice.deferral:.1%} deferred, {choice.accuracy:.2%} accurate there); "
-        "uncalibrated, with no guarantee about errors"
+        f"{report.most * 100:.0f} % at most ({choice.deferral * 100:.1f} % deferred, {choice.accuracy * 100:.2f} % accurate "
+        "there); uncalibrated, with no guarantee about errors"
     )
     lines = [f"{report.n:,} images: {report.test.which}", chosen]
     if report.singly < report.n:

@@ -65,8 +65,8 @@ def distil(
     print_notes([*done.left_out, *done.notes])
     pairs([
         ("trained on", f"{done.trained:,} answers of {done.classes} classes"),
-        ("held out", f"{done.held_out:,}, and it agrees on {done.agreement:.1%} of them"),
-        ("deferred", f"{done.deferral:.1%} at the certified threshold" if done.guarantee else "unknown"),
+        ("held out", f"{done.held_out:,}, and it agrees on {done.agreement * 100:.1f} % of them"),
+        ("deferred", f"{done.deferral * 100:.1f} % at the certified threshold" if done.guarantee else "unknown"),
         ("guarantee", done.guarantee or "none"),
         ("size", f"{done.bytes / 1000:,.0f} KB"),
         ("written", done.out or "nothing"),

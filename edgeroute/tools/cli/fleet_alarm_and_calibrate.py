@@ -119,7 +119,7 @@ def _sentence(alarm: dict[str, Any]) -> str:
     """Return an alarm in words: its kind, how many times the usual number, on how many devices, if liars could have raised it."""
     from edgeroute.tools.measure.report.numbers_in_words import count_text
 
-    of_liars = f"{alarm['liars']:.0%} of the devices could {'not ' if alarm['broad'] else ''}have raised it by false reports"
+    of_liars = f"{alarm['liars'] * 100:.0f} % of the devices could {'not ' if alarm['broad'] else ''}have raised it falsely"
     since = f" since {alarm['since']}" if alarm["since"] else ""
     return (
         f"{alarm['text']}{since}: {alarm['times']:.2f} times the usual number ({alarm['low']:.2f} to {alarm['high']:.2f}), "
@@ -221,12 +221,13 @@ def _show(certificate: Certificate, result: dict[str, Any]) -> None:
     print(f"{certificate.guarantee} {result['certificate']} has the threshold {certificate.threshold:g}")
     print(
         f"by {result['audits']:,} audits of {count_text(result['devices'], 'device')}; it holds "
-        f"though {result['liars']:.0%} of them, with {result['liars_weight']:.0%} of the weight, report no difference; "
-        f"{result['deferral_rate']:.1%} are deferred"
+        f"though {result['liars'] * 100:.0f} % of them, with {result['liars_weight'] * 100:.0f} % of the weight, report no "
+        f"difference; {result['deferral_rate'] * 100:.1f} % are deferred"
     )
-    print(f"with each device counted the same, at most {result['mean_over_devices']:.2%} of the answers differ")
+    print(f"with each device counted the same, at most {result['mean_over_devices'] * 100:.2f} % of the answers differ")
     for row in result["worst"]:
-        print(f"  worst: {row['device']}: {row['low']:.2%} to {row['high']:.2%} of its answers, by {row['audited']:,} audits")
+        share = f"{row['low'] * 100:.2f} % to {row['high'] * 100:.2f} %"
+        print(f"  worst: {row['device']}: {share} of its answers, by {row['audited']:,} audits")
 
 
 def _key(calls: DirectCalls) -> str:

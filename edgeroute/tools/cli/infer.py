@@ -76,9 +76,9 @@ class Tally:
         rows.append(("answered", f"{total:,}" + (f", and {failed:,} failed" if failed else "")))
         for source in ("edge", "cloud"):
             count = self.sources[source]
-            rows.append((f"by the {source}", f"{count:,}" + (f" ({count / total:.1%})" if total else "")))
+            rows.append((f"by the {source}", f"{count:,}" + (f" ({100 * count / total:.1f} %)" if total else "")))
         rows.append(("degraded", f"{self.degraded:,}"))
-        rows.append(("deferred", f"{stats.deferral_rate:.1%} of requests"))
+        rows.append(("deferred", f"{stats.deferral_rate * 100:.1f} % of requests"))
         if total:
             p50, p90, p99 = (f"{value * 1000:,.2f}" for value in np.quantile(self._latencies, (0.5, 0.9, 0.99)))
             rows.append(("latency, ms", f"p50 {p50}, p90 {p90}, p99 {p99}" + (f" (batches of {batch})" if batch > 1 else "")))
@@ -86,7 +86,7 @@ class Tally:
         if outbox:
             rows.append(("outbox", outbox))
         if self.labelled:
-            rows.append(("accuracy", f"{self.right / self.labelled:.2%} of {self.labelled:,} with a label"))
+            rows.append(("accuracy", f"{100 * self.right / self.labelled:.2f} % of {self.labelled:,} with a label"))
         pairs(rows)
 
 

@@ -211,7 +211,7 @@ def _compare_with_edge(
     threshold = None if target.thresholds else target.threshold
     result = compare_edges(trial, edge, certificate.threshold, threshold, value, risk, by_loss=limit is not None)
     measure = "defers" if limit is None else "loses"
-    figures = f"of {result.n:,} requests it {measure} {result.trial:.1%}, and the edge in use {result.edge:.1%}"
+    figures = f"of {result.n:,} requests it {measure} {result.trial * 100:.1f} %, and the edge in use {result.edge * 100:.1f} %"
     if result.better and (limit is None or certificate.deferral_rate <= limit):
         return True, figures
     return False, f"the trial's guarantee holds, and it is not shown to be better: {figures}"

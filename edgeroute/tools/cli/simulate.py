@@ -79,14 +79,14 @@ def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
     lines = [
         "in force: share of the time, for the average device; switches: how often the rule began or ended there",
         "at once: largest share of the devices for which it was in force at a time",
-        f"charges differ by up to {CHARGE:.0%} of a full battery, surroundings by up to {SURROUNDINGS_C:g} degrees",
+        f"charges differ by up to {CHARGE * 100:.0f} % of a full battery, surroundings by up to {SURROUNDINGS_C:g} degrees",
     ]
     never = dict.fromkeys(usage["rule"]["of"] for usage in state["rules"] if usage["rule"]["of"] not in SIMULATED)
     lines += [f"{of} is not simulated: its rules were never in force" for of in never]
     if state["battery"] is None:
         return [*lines, f"The devices are on mains; {hottest}."]
-    empty = f", and {state['empty']:.0%} of the devices had none" if state["empty"] else ""
-    return [*lines, f"At the end {state['battery']:.0%} of a full battery were left{empty}; {hottest}."]
+    empty = f", and {state['empty'] * 100:.0f} % of the devices had none" if state["empty"] else ""
+    return [*lines, f"At the end {state['battery'] * 100:.0f} % of a full battery were left{empty}; {hottest}."]
 
 
 LONGEST_S = 30 * 86_400.0  # longest time to simulate
@@ -285,7 +285,7 @@ def simulate_days(as_json: bool, *fields: Any) -> None:
     out.print("Answers of all devices differ twice as often; by hourly counts there is an alarm after:")
     table(("audits of", "5 %", "median", "95 %"), times, ("audits of",))
     steps = [
-        (name, step["day"], step["did"].replace("_", " "), f"{step['share']:.0%}")
+        (name, step["day"], step["did"].replace("_", " "), f"{step['share'] * 100:.0f} %")
         for name, rollout in result["rollouts"].items()
         for step in rollout["steps"]
     ]
@@ -299,18 +299,18 @@ def simulate_days(as_json: bool, *fields: Any) -> None:
 def days_notes(fleet: Fleet, result: dict[str, Any]) -> list[str]:
     """Return the results of a fleet's days that are in no table, as sentences: alarms, suspects, certificates, digests' size."""
     day = {row["liars"]: "no alarm" if row["day"] is None else f"an alarm on day {row['day']}" for row in result["alarms"]}
-    lines = [f"The fleet's test, with {liars:.0%} liars allowed for: {text}." for liars, text in day.items()]
+    lines = [f"The fleet's test, with {liars * 100:.0f} % liars allowed for: {text}." for liars, text in day.items()]
     named = {name: sum(row[name] for row in result["suspects"]) for name in ("drift", "liars", "wrong")}
     total = max(1, sum(named.values()))
     lines.append(
         f"Suspects: {named['drift']:,} of {result['drift']:,} devices that drift, {named['liars']:,} of {result['liars']:,} that "
-        f"lie, and {named['wrong']:,} wrongly ({named['wrong'] / total:.1%} of those named)."
+        f"lie, and {named['wrong']:,} wrongly ({100 * named['wrong'] / total:.1f} % of those named)."
     )
     false, size, certificates = result["false_alarms"], result["bytes"], result["certificates"]
     bad = result["rollouts"].get("bad")
     return [
         *lines,
-        *([] if bad is None else [f"The bad policy reached {bad['exposed']:.2%} of the devices."]),
+        *([] if bad is None else [f"The bad policy reached {bad['exposed'] * 100:.2f} % of the devices."]),
         f"False alarms in {fleet.days} days without drift: in {false['alarms']} of {false['fleets']} fleets of 100 devices.",
         f"Broken certificates of such fleets: {certificates['broken']} of {certificates['of']:,}, at a risk of 5%.",
         f"A digest has {size['mean']:.0f} bytes on average, {size['p99']:.0f} at the 99th percentile.",
@@ -383,7 +383,7 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
     lines = [
         (
             row["name"], _time(row["cloud_back_s"]), _time(row["fleet_back_s"]), f"{row['peak']:.1f}x",
-            f"{row['degraded'] / max(row['asked'], 1):.1%}", f"{row['wasted']:.0%}",
+            f"{100 * row['degraded'] / max(row['asked'], 1):.1f} %", f"{row['wasted'] * 100:.0f} %",
             f"> {MOST:g}x" if row["capacity_needed"] is None else f"{row['capacity_needed']:g}x",
         )
         for row in rows
@@ -395,7 +395,10 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
     )
     table(("devices", "cloud back", "fleet back", "peak", "degraded", "in vain", "needs"), lines, ("devices",))
     if (state := rows[0].get("device")) is not None:
-        rules = [(use["text"], f"{use['share']:.1%}", f"{use['switches']:.2f}", f"{use['most']:.0%}") for use in state["rules"]]
+        rules = [
+            (use["text"], f"{use['share'] * 100:.1f} %", f"{use['switches']:.2f}", f"{use['most'] * 100:.0f} %")
+            for use in state["rules"]
+        ]
         table(("rule", "in force", "switches", "at once"), rules, ("rule",))
     for line in notes(scenario, rows):
         out.print(line)
@@ -410,7 +413,7 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     ours, others = rows[0], rows[1:]
     slow = [row["name"] for row in others if _more(row["cloud_back_s"], within_s)]
     lines = [
-        f"cloud back: time after the outage from which {GOOD:.0%} of attempts were answered in any {AGAIN_S:g} s",
+        f"cloud back: time after the outage from which {GOOD * 100:.0f} % of attempts were answered in any {AGAIN_S:g} s",
         "fleet back: the same for requests, including those that a breaker did not let through",
         "degraded: share of the requests with the edge's answer although it was not sure",
         "peak: busiest second after the outage, as a multiple of the usual load",
@@ -517,8 +520,8 @@ def load(
     )
     lines = [
         (
-            row["name"], *(f"{row[name]:.1%}" for name in ("cloud", "kept", "degraded", "refused", "late", "wasted")),
-            f"{row['p50_s']:.2f} s", f"{row['p99_s']:.2f} s", f"{row['accuracy']:.1%}",
+            row["name"], *(f"{row[name] * 100:.1f} %" for name in ("cloud", "kept", "degraded", "refused", "late", "wasted")),
+            f"{row['p50_s']:.2f} s", f"{row['p99_s']:.2f} s", f"{row['accuracy'] * 100:.1f} %",
         )
         for row in rows
     ]  # fmt: skip

@@ -170,11 +170,12 @@ def shadow_lines(stats: ShadowStats, target: Target | None, *, first: bool) -> l
         first: True for the model that is asked first, which all requests reach.
     """
     of = "requests" if first else "requests that reach it"
-    share = f"{stats.answers:.1%} ({stats.answers_low:.1%} to {stats.answers_high:.1%})"
+    share = f"{stats.answers * 100:.1f} % ({stats.answers_low * 100:.1f} % to {stats.answers_high * 100:.1f} %)"
     lines = [f"{stats.target} in shadow: of {stats.compared:,} {of} it would answer {share}"]
     if stats.answers:
         lines[0] += (
-            f", of these {stats.differs:.2%} ({stats.differs_low:.2%} to {stats.differs_high:.2%}) differ from the cloud's"
+            f", of these {stats.differs * 100:.2f} % ({stats.differs_low * 100:.2f} to {stats.differs_high * 100:.2f} %) differ "
+            "from the cloud's"
         )
         saved = [f"{stats.saved_calls:,.0f} calls"]
         saved += [f"${stats.saved_usd:,.4g}"] if stats.saved_usd else []
@@ -482,7 +483,8 @@ def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
     if edge is None or cloud is None:
         return ""
     share = break_even(edge, cloud)
-    return f"energy: the edge first takes less while under {share:.0%} are deferred" if share else "energy: the cloud takes less"
+    first = f"the edge first takes less while under {share * 100:.0f} % are deferred" if share else "the cloud takes less"
+    return f"energy: {first}"
 
 
 def _part_alarms(state: Mapping[str, Value]) -> dict[str, str]:
@@ -552,14 +554,14 @@ def edge_lines(edge: Mapping[str, Any]) -> list[str]:
         lines.append(f"  ALARM at {local_time(alarm['at'])}: {alarm['what']}; action: {alarm['action']}")
     if audited := edge["audited"]:
         labelled, disagreed = edge.get("labelled"), edge["disagreed"]
-        most = "" if limit is None or labelled is not None else f", and at most {limit:.2%} should"
-        lines.append(f"  audited {audited:,}: {disagreed:,} ({disagreed / audited:.2%}) differ from the cloud{most}")
+        most = "" if limit is None or labelled is not None else f", and at most {limit * 100:.2f} % should"
+        lines.append(f"  audited {audited:,}: {disagreed:,} ({100 * disagreed / audited:.2f} %) differ from the cloud{most}")
         if labelled is not None and limit is not None:
-            lines.append(f"  with a label {labelled:,}: the loss of accuracy, or error rate, may be {limit:.2%}")
+            lines.append(f"  with a label {labelled:,}: the loss of accuracy, or error rate, may be {limit * 100:.2f} %")
         lines.append(f"  evidence that the guarantee fails: {float(edge['evidence']):,.3g}, with an alarm at 10,000")
     if judged := edge["judged"]:
-        span = "" if usual is None else f", where {usual[0]:.1%} to {usual[1]:.1%} is usual"
-        lines.append(f"  deferred {edge['deferred']:,} of {judged:,} ({edge['deferred'] / judged:.1%}){span}")
+        span = "" if usual is None else f", where {usual[0] * 100:.1f} % to {usual[1] * 100:.1f} % is usual"
+        lines.append(f"  deferred {edge['deferred']:,} of {judged:,} ({100 * edge['deferred'] / judged:.1f} %){span}")
     return lines
 
 

@@ -202,4 +202,4 @@ def lines_of_device(view: dict[str, Any]) -> list[str]:
 
 def percent(share: float | None) -> str:
     """Format a share: 0.123 -> 12.3 %; None as "-"."""
-    return NONE if share is None else f"{share:.1%}"
+    return NONE if share is None else f"{share * 100:.1f} %"

@@ -122,7 +122,7 @@ def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints |
     if len(cloud) >= COMPARED and not cloud.any():
         return [f"the cloud is right in none of the {len(cloud):,} examples: is the same compared with the same?"]
     if better < worse and upper_bound(better, better + worse, 0.025) < 0.5:  # noqa: PLR2004 - half of those that differ
-        rates = f"{cloud.mean():.1%} right, the edge {edge.mean():.1%}"
+        rates = f"{cloud.mean() * 100:.1f} % right, the edge {edge.mean() * 100:.1f} %"
         return [f"the cloud is worse than the edge: {rates}. A loss against it guarantees little: check what it answers"]
     return []
 
@@ -139,7 +139,8 @@ def chance_doubts(examples: Examples) -> list[str]:
     chance = sum(count * answers[label] for label, count in labels.items()) / len(right) ** 2
     if len(labels) < 2 or right.mean() > chance + 1e-9:  # noqa: PLR2004 - of one class all answers may be right
         return []
-    return [f"the cloud is no better than chance: {right.mean():.1%} right, and its answers at random {chance:.1%}"]
+    rates = f"{right.mean() * 100:.1f} % right, and its answers at random {chance * 100:.1f} %"
+    return [f"the cloud is no better than chance: {rates}"]
 
 
 # Proportions with exact confidence intervals, score bins, and expected calibration error.

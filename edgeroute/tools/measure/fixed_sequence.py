@@ -315,7 +315,7 @@ def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: I
     rank = floor(value * (n + 1)) if delta is None else critical_count(n, value, delta) + 1
     blocks = int(np.count_nonzero(below >= rank)) + 1
     if blocks > len(levels):
-        raise PolicyError(f"no threshold defers at most {value:g}: {below[-1] / n:.1%} of the examples have no score")
+        raise PolicyError(f"no threshold defers at most {value:g}: {100 * (below[-1] / n):.1f} % of the examples have no score")
     return blocks, "rank" if delta is None else "Beta"
 
 

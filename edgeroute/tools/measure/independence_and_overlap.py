@@ -38,8 +38,8 @@ def dependence(scores: Floats, edge: Floats | None, cloud: Floats | None, groups
     tied = counts.max() / len(scores)
     if tied > TIED:
         warnings.append(
-            f"{tied:.0%} of the examples share the score {levels[counts.argmax()]:g}, and are accepted or deferred together; "
-            "a softmax of 8 bits does that: take the score from logits"
+            f"{tied * 100:.0f} % of the examples share the score {levels[counts.argmax()]:g}, and are accepted or deferred "
+            "together; a softmax of 8 bits does that: take the score from logits"
         )
     if groups is None:
         copies = int(len(finite) - len(levels))

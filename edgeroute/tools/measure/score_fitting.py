@@ -237,7 +237,7 @@ def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, 
     summary, blending = "learned", None
     if blend:
         trust = (harms + wins) / (harms + wins + TRUST)
-        summary = f"learned, {trust:.0%} of it and {1 - trust:.0%} of {name}"
+        summary = f"learned, {trust * 100:.0f} % of it and {100 * (1 - trust):.0f} % of {name}"
         better, _ = fitted.better_and_losses(examples.words, table, examples.gain)
         blending = {"weight": trust, "base": _knots(table[:, 0]), "fit": _knots(better)}
     areas_text = f"area {area:.3f} of the fit against {plain:.3f} for {name}"

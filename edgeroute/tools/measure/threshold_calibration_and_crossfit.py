@@ -416,7 +416,7 @@ def _by_chance(area: Area, kind: Kind, value: float, edge: Floats | None, cloud:
         best = least_deferral(kind, value, edge, np.ones(len(edge)) if cloud is None else cloud)
         if rate - best < WORTH:
             return ""
-        saved = f". The best possible would defer {best:.0%} of these examples, where this one defers {rate:.0%}"
+        saved = f". The best possible would defer {best * 100:.0f} % of these examples, where this one defers {rate * 100:.0f} %"
     how = "worse than" if area.high < 0 else "no better than"
     return (
         f"the score seems to rank {how} chance: its area under the deferral curve is {area.value:.2f} ({area.low:.2f} to "

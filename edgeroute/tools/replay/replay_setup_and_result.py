@@ -210,7 +210,7 @@ class Replay(NamedTuple):
             lines.append(f"{name}: asked {g.asked:,} times, held {g.held:,}, breaker opened {g.opened:,}, probes {g.probes:,}")
         if self.energy is not None:
             spent, left, after = self.energy
-            end = f"{left:.1%} left" if after is None else f"EMPTY after {after:,.0f} s: {self.unserved:,} requests not served"
+            end = f"{left * 100:.1f} % left" if after is None else f"EMPTY after {after:,.0f} s: not served, {self.unserved:,}"
             lines.append(f"battery: {spent:,.1f} J spent over {self.span_s:,.0f} s, {end}")
         lines += [f"estimated, {n:,} times: {what}" for what, n in self.estimated.items()]
         if self.skipped:
@@ -230,7 +230,7 @@ def _table(recorded: Numbers, replayed: Numbers) -> list[str]:
     rows: list[tuple[str, ...]] = [("", "recorded", "replayed")]
     for label, name in _COUNTS:
         rows.append((label, *(f"{getattr(n, name):,.0f}" for n in (recorded, replayed))))
-    rows.append(("deferred", *(f"{n.deferral_rate:.1%}" for n in (recorded, replayed))))
+    rows.append(("deferred", *(f"{n.deferral_rate * 100:.1f} %" for n in (recorded, replayed))))
     rows.extend(
         (f"latency {q}, ms", *(milliseconds(getattr(n, f"{q}_s")) for n in (recorded, replayed))) for q in ("p50", "p90", "p99")
     )

@@ -222,7 +222,7 @@ def _money(score: Floats, accepted: Any, usd: tuple[Floats, Floats], sure: float
 
 def percent(value: float) -> str:
     """Format a share as a percentage with one decimal, as `12.3 %`."""
-    return f"{value:.1%}".replace("%", " %")
+    return f"{value * 100:.1f} %"
 
 
 def between(interval: tuple[float, float]) -> str:

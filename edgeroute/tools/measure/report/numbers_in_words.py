@@ -227,8 +227,8 @@ def seen_before(evaluation: Evaluation) -> str:
     if share < SEEN:
         return ""
     return (
-        f"About {share:.0%} of these examples are those that the certificate was calibrated on: that it holds on them proves "
-        "nothing. Evaluate on others."
+        f"About {share * 100:.0f} % of these examples are those that the certificate was calibrated on: that it holds on them "
+        "proves nothing. Evaluate on others."
     )
 
 
