@@ -11,7 +11,8 @@ import pytest
 from both import Tasks, sure, unsure
 from commands import cli
 
-from edgeroute import BadInput, BadReply, Ensemble, PolicyError, Router
+from edgeroute import BadInput, BadReply, Ensemble, PlainJson, PolicyError, Router
+from edgeroute.testing import CannedServer, http_reply
 
 X = np.random.default_rng(0).random((300, 3)).astype("float32")
 
@@ -60,10 +61,24 @@ def test_a_router_prints_its_targets_and_thresholds():
 
 
 @pytest.mark.parametrize(
-    "result", [{"label": "cat", "score": 0.9}, [{"label": "dog", "score": 0.1}, {"label": "cat", "score": 0.9}]]
+    "result",
+    [
+        {"label": "cat", "score": 0.9},
+        [{"label": "dog", "score": 0.1}, {"label": "cat", "score": 0.9}],
+        [[{"label": "dog", "score": 0.1}, {"label": "cat", "score": 0.9}]],
+        {"sequence": "dog", "labels": ["cat", "dog"], "scores": [0.9, 0.1]},
+        {"answer": "cat", "score": 0.9, "start": 3, "end": 6},
+        [{"token": 7, "token_str": "cat", "sequence": "a cat", "score": 0.9}],
+    ],
 )
 def test_labels_with_scores_are_answers_on_both_sides(kind, result):
-    """As pipelines for classification give them: of a list the best one."""
+    """As pipelines give them: of a list the best one. A URL's reply in that form is read alike."""
+    with (
+        CannedServer(http_reply(json.dumps(result).encode())) as server,
+        kind(unsure, PlainJson(server.url), threshold=0.5) as router,
+    ):
+        answer = router.infer("x")
+        assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "cloud")
     with kind(lambda _: result, unsure, threshold=0.5) as router:
         answer = router.infer("x")
         assert (answer.value, answer.confidence, answer.source) == ("cat", 0.9, "edge")

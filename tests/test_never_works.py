@@ -67,6 +67,7 @@ def small(tmp_path):
 
 LIMITS = [
     (Limits(usd_per_day=5.0), sure, "usd_per_day = 5 never applies: no endpoint has a price. Write one beside its url, such as usd_per_call"),
+    (Limits(usd_per_day=5.0), Function(sure, usd_per_mb=1.0), "usd_per_day = 5 never applies"),
     (Limits(joules_per_hour=5.0), sure, "joules_per_hour = 5 never applies"),
     (Limits(usd_per_day=0.005), PRICED, "is never called: a call takes at least 0.01, and usd_per_day = 0.005. Write more"),
     (Limits(joules_per_hour=1.0), PRICED, "a call takes at least 2, and joules_per_hour = 1"),
@@ -195,6 +196,20 @@ def test_the_last_edge(make):
     assert "every answer of" in line
     assert never(make(unsure, threshold=0.0)) == []
     assert never(make(unsure, sure, threshold=0.0, mode="prefer_cloud")) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "floor"),
+    [
+        ({"kind": "multilabel"}, 0.5), ({"kind": "boxes", "none_found": "accept"}, 0.5), ({"kind": "boxes"}, 0.0),
+        ({"kind": "multilabel", "score": lambda outputs: 0.1}, 0.0),
+    ],
+)  # fmt: skip
+def test_decisions_have_a_confidence_of_at_least_a_half(make, model, floor):
+    """Of labels and boxes, which each are or are not: no threshold up to it defers any."""
+    for threshold in (0.5, 0.51):
+        lines = never(make(CallableModel(lambda x: [0.5], **model), sure, threshold=threshold))
+        assert ["passes its threshold, 0.5: " in line for line in lines] == ([True] if threshold <= floor else [])
 
 
 def test_variants_and_trials(make, small):

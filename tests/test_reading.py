@@ -94,6 +94,44 @@ def test_a_sigmoid_has_several_labels(make, tmp_path):
     assert says(path) == "multilabel"
 
 
+@pytest.mark.parametrize("operators", [["Sigmoid", "Clip"], ["HardSigmoid"], ["HardSigmoid", "Reshape"]])
+def test_other_ends_of_several_labels(tmp_path, operators):
+    """Cut to a range, or by a cheaper sigmoid."""
+    value, names = helper.make_tensor_value_info, ["x", *(f"t{i}" for i in range(len(operators) - 1)), "y"]
+    more = {"Clip": ["low", "high"], "Reshape": ["shape"]}
+    nodes = [helper.make_node(op, [names[i], *more.get(op, [])], [names[i + 1]]) for i, op in enumerate(operators)]
+    constants = [("low", np.float32(0)), ("high", np.float32(1)), ("shape", np.array([-1, 4]))]
+    path = tiny.save(
+        tmp_path / "m.onnx",
+        nodes,
+        [value("x", TensorProto.FLOAT, ["n", 4])],
+        [value("y", TensorProto.FLOAT, ["n", 4])],
+        constants,
+    )
+    assert says(path) == "multilabel"
+    with Router(path, threshold=0.6) as router:
+        assert router.infer(np.array([3, -3, 3, 3], np.float32)).value == [0, 2, 3]
+
+
+def test_rounded_probabilities(make, tmp_path):
+    """Of 16 bits are read as probabilities; others whose sum is not quite 1 are not ready, and the line to write works."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [node("Exp", ["x"], ["e"]), node("ReduceSum", ["e", "axes"], ["s"]), node("Div", ["e", "s"], ["p"])]
+    x = np.random.default_rng(1).normal(size=40).astype(np.float32)
+    for name, last in (("half", node("Cast", ["p"], ["y"], to=TensorProto.FLOAT16)), ("short", node("Mul", ["p", "c"], ["y"]))):
+        kind = TensorProto.FLOAT16 if name == "half" else TensorProto.FLOAT
+        path = tiny.save(
+            tmp_path / f"{name}.onnx", [*nodes, last], [value("x", TensorProto.FLOAT, ["n", 40])], [value("y", kind, ["n", 40])],
+            [("axes", np.array([1])), ("c", np.float32(0.9995))],
+        )  # fmt: skip
+        said = checked(path, ok=name == "half")
+        assert ("read as probabilities" if name == "half" else '"kind": "probabilities" in the output of its card') in said
+        assert says(path) == "probabilities"
+        with make(path if name == "half" else OnnxModel(path, kind="probabilities"), threshold=0) as router:
+            assert router.check().ok
+            assert router.infer(x).confidence == pytest.approx(softmax(x).max(), rel=0.01)
+
+
 def test_a_single_sigmoid_is_a_binary_classifiers(tmp_path):
     """Its class number, or the label, with the probability of it."""
     for card, value in (({}, 1), ({"labels": ["ham", "spam"]}, "spam")):
@@ -309,6 +347,28 @@ def test_an_embedding_has_no_class(make, tmp_path):
         assert router.infer(X).confidence == pytest.approx(0.7)
     with make(ending(tmp_path / "f.onnx", "Neg", output="featured"), threshold=0) as router:
         assert router.infer(X).value == 2
+
+
+def test_an_embedding_without_a_name(tmp_path):
+    """Whose norm is 1, which logits do not have; `inspect` and a function's answers are read alike."""
+    unit = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
+    path = constant(tmp_path / "m.onnx", unit / np.linalg.norm(unit))
+    assert says(path) == "value"
+    assert "numbers with a norm of 1: an embedding" in checked(path, ok=False)
+    for row, fine in ((unit[0] / np.linalg.norm(unit), False), (unit[0], True), (np.eye(64)[3], True), ([0.6, -0.8], True)):
+        with Router(lambda x: x, lambda x: "cloud", threshold=0) as router:
+            assert (router.infer(row).source == "edge") == fine
+
+
+def test_an_embedding_behind_a_url(tmp_path):
+    """Is one by the server's metadata: `check` and `inspect` say it before a call does."""
+    path = ending(tmp_path / "m.onnx", "Neg", output="embedding")
+    with running(app([OnnxModel(path)])) as client:
+        url = f"{client.base_url}/v2/models/m"
+        assert says(url) == "value"
+        for endpoint, ok in ((OpenInference(url), False), (OpenInference(url, labels=LABELS), True)):
+            with Router(None, endpoint, mode="only_cloud") as router:
+                assert router.check().ok == ok
 
 
 def free_axes(path, output="y"):

@@ -11,7 +11,7 @@ import numpy as np
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads
 from edgeroute.cloud.function_backend_and_reply_checks import checked_flag
 from edgeroute.cloud.request_body_templates import MAX_BODY, Body, BodyType, to_json
-from edgeroute.confidence.output_forms_and_labels import label_names
+from edgeroute.confidence.output_forms_and_labels import best_label, label_names
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.core.setting_units_and_ranges import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
@@ -33,7 +33,8 @@ class PlainJson(OneByOne):
         encode: input -> JSON-serialisable body, in place of `body`; with `send_edge`, input and the edge's answer.
         send_edge: send the edge's answer along, where the body has `{edge}`; without `body` as `edge` beside `input`
             (docs/payloads.md).
-        value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
+        value: path of the value in the reply, keys and indices separated by dots: `result.0.label`. The default also reads
+            a pipeline's labels with scores.
         confidence: path of the confidence; None: none. A reply without it has no confidence.
         logits: path of an array [classes], used instead of `value` and `confidence`.
         kind: kind of that array, "probabilities" for example; None: logits.
@@ -125,6 +126,9 @@ class PlainJson(OneByOne):
         document = loads(reply.body, self.where)
         if self.logits is not None:
             return [self._numbers(document, self.logits)]
+        with suppress(TypeError):  # labels or scores of other types are no pipeline's
+            if self.value == "value" and type(best := best_label(document)) is tuple:
+                document = {"value": best[0], "confidence": best[1]}
         sure = None if self.confidence is None else self._pick(document, self.confidence, optional=True)
         if isinstance(sure, bool) or not (sure is None or isinstance(sure, int | float)):
             raise BadReply(f"{self.where}: {self.confidence!r} is {type(sure).__name__}, not a number")

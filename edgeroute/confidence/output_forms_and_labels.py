@@ -27,6 +27,7 @@ UNSCALED: Final = (
     "quantised numbers of an unknown scale: let its graph end in DequantizeLinear, or write CallableModel(lambda x: "
     "(model.run([x]) - 128.0) * 0.1, kind=...), with its own zero point and scale"
 )
+LONG: Final = 32  # minimum numbers of an embedding that has no name
 _EMBEDDING: Final = pattern("embed|pooler|pooled|hidden|latent|(?<![a-z])(features?|vectors?)(?![a-z])")
 
 
@@ -103,6 +104,11 @@ def out_of_range(kind: str | None, low: float, high: float, numbers: Any) -> Uns
 def is_embedding(name: str) -> bool:
     """Return True for an output that is an embedding by its name, such as `pooler_output` or `last_hidden_state`."""
     return _EMBEDDING.search(name.lower()) is not None
+
+
+def has_length_1(z: list[Any]) -> bool:
+    """Return True for many numbers of either sign whose Euclidean norm is 1: an embedding, as logits practically never are."""
+    return len(z) >= LONG and min(z) < 0 and abs(sum(v * v for v in z) - 1) < SURE_SLACK
 
 
 def greedy_path(z: Array, blank: int) -> tuple[list[int], Array]:
@@ -224,15 +230,25 @@ def is_by_class(value: Any) -> bool:
 
 
 def best_label(result: Any) -> Any:
-    """Return (label, score) of a result in the form of pipelines for classification; any other result unchanged.
+    """Return (label, score) of a result in a form of Hugging Face's pipelines; any other result unchanged.
 
-    The form is `{"label": ..., "score": ...}`, or a list of these, whose best one counts.
+    The form is `{"label": ..., "score": ...}`, with `answer` or `token_str` and further keys for the label, or a list of these,
+    perhaps in a list, whose best one counts; or `{"labels": [...], "scores": [...]}` without boxes.
     """
     rows = result if isinstance(result, list) else [result]
-    if not rows or not all(isinstance(row, dict) and row.keys() == {"label", "score"} for row in rows):
-        return result
-    best = max(rows, key=lambda row: row["score"])
-    return best["label"], best["score"]
+    rows = rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
+    if (
+        len(rows) == 1
+        and isinstance(rows[0], dict)
+        and rows[0].keys() in ({"labels", "scores"}, {"sequence", "labels", "scores"})
+    ):
+        named = zip(rows[0]["labels"], rows[0]["scores"], strict=False)
+        rows = [{"label": label, "score": score} for label, score in named]
+    for name, keys in (("label", {"label", "score"}), ("answer", {"start", "end"}), ("token_str", {"token", "sequence"})):
+        if rows and all(isinstance(row, dict) and {name, "score"} <= row.keys() <= {name, "score", *keys} for row in rows):
+            best = max(rows, key=lambda row: row["score"])
+            return best[name], best["score"]
+    return result
 
 
 def _is_row(value: Any) -> bool:

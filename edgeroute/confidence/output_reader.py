@@ -28,6 +28,7 @@ import numpy as np
 
 from edgeroute.confidence.detector_boxes import RULES, are_rows_of_boxes, boxes_without_batch, have_boxes, read_boxes
 from edgeroute.confidence.output_forms_and_labels import (
+    SUM_SLACK,
     SURE_SLACK,
     TINY,
     UNSCALED,
@@ -36,6 +37,7 @@ from edgeroute.confidence.output_forms_and_labels import (
     binary,
     confidence,
     form_of,
+    has_length_1,
     is_by_class,
     is_embedding,
     label_and_probabilities,
@@ -245,11 +247,12 @@ class Reader:
         Marks the outputs as seen, and takes the fast path for arrays of one axis. Raises `wrong` for an embedding, by its name.
         """
         if len(z) > 1:
-            self.check_embedding()
+            self.check_embedding(z)
         likely = looks_like_probabilities(z)
         if self.kind is None and not likely and sum_to_one(z):  # perhaps after a softmax: the next row tells
             return
-        if likely and self.kind is None and self.score != "energy" and abs(sum(z) - 1) < SURE_SLACK:
+        slack = SUM_SLACK if getattr(first, "dtype", None) == np.float16 else SURE_SLACK
+        if likely and self.kind is None and self.score != "energy" and abs(sum(z) - 1) < slack:
             logger.info("%s gives numbers from 0 that sum to 1: they are read as probabilities", self.name)
             self.settle("probabilities")
             return
@@ -258,12 +261,15 @@ class Reader:
         if likely:
             logger.warning("%s", probabilities_warning(self.name))
 
-    def check_embedding(self) -> None:
-        """Raise `wrong` if the output is an embedding by its name, without a kind, labels or a custom score."""
-        unknown = self.kind is None and self.labels is None and self._custom is None
-        if unknown and is_embedding(name := self.output_name()):
+    def check_embedding(self, z: list[float] | None = None) -> None:
+        """Raise `wrong` if the output is an embedding by its name or numbers, without a kind, labels or a custom score."""
+        if self.kind is not None or self.labels is not None or self._custom is not None:
+            return
+        name = self.output_name()
+        if is_embedding(name) or (z is not None and has_length_1(z)):
+            by = f"{name!r}, by its name" if is_embedding(name) else "numbers with a norm of 1:"
             raise self.wrong(
-                f'{self.name} gives {name!r}, by its name an embedding and not a number for each class: write kind = "value" in '
+                f'{self.name} gives {by} an embedding and not a number for each class: write kind = "value" in '
                 'the policy or the output of its card; or "logits", if it is one'
             )
 

@@ -243,6 +243,8 @@ class EdgeBackend(AbandonedRuns):
                 raise
             self.reader.check_embedding()
             self.doubt = f"{NOT_CHECKED}: for zeros of one size, {e}"  # of another size they may fit
+        if self.reader.kind is None and are_probabilities(outputs):  # nearly, as of rounded numbers
+            raise ModelError(probabilities_warning(self.model.name))
 
     def _check_declared(self) -> None:
         """Compare a row of numbers, as the file declares the only output, with the labels and the output's name.

@@ -29,10 +29,24 @@ UNFREED_SESSIONS: list[Any] = []  # sessions of the parent of a forked process, 
 
 
 # Operators, by ONNX's names, that leave the meaning of numbers as it is.
-PASSING = ("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+PASSING = (
+    "Cast",
+    "Clip",
+    "DequantizeLinear",
+    "Flatten",
+    "Identity",
+    "QuantizeLinear",
+    "Reshape",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
 MOST_PASSED = 8  # most such operators behind the one that makes an output
 # Operator that makes an output -> kind of the output. A vector of length 1 is an embedding.
-KIND_BY_OPERATOR = {"Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel", "LpNormalization": "value"}
+KIND_BY_OPERATOR = {
+    "Softmax": "probabilities", "LogSoftmax": "logprobs", "Sigmoid": "multilabel", "HardSigmoid": "multilabel",
+    "LpNormalization": "value",
+}  # fmt: skip
 MOST_FILLED = 1 << 16  # maximum copies of an input with which a batch of fixed size is filled up
 NO_BATCH = 'if that is no batch axis, its card says so: "batch": "none"'
 

@@ -237,8 +237,9 @@ def _vector_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
         why = f"numbers of 0 or less whose exponentials sum to 1, {_row_count(arrays)}: after a log-softmax"
         return [_kind_finding("logprobs", "likely", why), _class_names_finding(n)]
     why = f"{n} numbers in each row, which do not sum to 1"
-    if forms.is_embedding(name):
-        return [_kind_finding("value", "likely", f"{why}, and its name is {quoted(name)}: an embedding. {_VALUE}")]
+    if forms.is_embedding(name) or all(forms.has_length_1(array.tolist()) for array in arrays):
+        grounds = f"its name is {quoted(name)}" if forms.is_embedding(name) else "their norm is 1"
+        return [_kind_finding("value", "likely", f"{why}, and {grounds}: an embedding. {_VALUE}")]
     if all(((array >= 0) & (array <= 1)).all() for array in arrays):
         many = "each from 0 to 1: perhaps of several labels that may all apply, which have a sigmoid each"
         return [_kind_finding("logits?", "open", f"{why}, {many}. Without a card, they are read as logits", _card_line("value"))]
@@ -282,6 +283,8 @@ def _by_names(specs: Sequence[TensorSpec]) -> list[Finding]:
     for hints, kind in ((_PROBABILITIES, "probabilities"), (_LOGITS, "logits")):
         if names[name] & hints:
             return [*findings, _kind_finding(kind, "likely", f"by its name, {quoted(name)}; it was not run")]
+    if forms.is_embedding(name):
+        return [*findings, _kind_finding("value", "likely", f"by its name, {quoted(name)}: an embedding. {_VALUE}")]
     hint = f"{_card_line('logits')}  (or another kind)"
     return [*findings, _kind_finding(None, "open", "it was not run, and its name does not tell", hint)]
 

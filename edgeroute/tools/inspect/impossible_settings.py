@@ -21,7 +21,7 @@ from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.edge.input_checks_and_stacking import row_shape
 from edgeroute.edge.inputs_constants_and_states import batch_axis_problem
 from edgeroute.edge.onnx import last_operators
-from edgeroute.errors import BadInput
+from edgeroute.errors import BadInput, BadReply
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.inspect.input_guesses_and_trial_tensors import describe, state_problem
 from edgeroute.types import Escalated, TensorSpec
@@ -116,7 +116,9 @@ def _limits(clouds: list[Any], limits: Limits, edge_j: float, inputs: list[Any])
     """
     for name, terms in PRICES.items():
         limit = getattr(limits, name)
-        if limit < INF and not any(getattr(cloud.terms, term) for cloud in clouds for term in terms):
+        if limit < INF and not any(
+            getattr(cloud.terms, term) for cloud in clouds for term in terms if hasattr(cloud, "endpoint") or "_mb" not in term
+        ):  # a function's bytes are unknown
             by_tokens = "tokens" in terms[-1] and any(
                 isinstance(getattr(cloud, "endpoint", None), OpenAIChat) for cloud in clouds
             )
@@ -250,8 +252,12 @@ def _unnamed(backend: EdgeBackend) -> list[str]:
 
 
 def _least(backend: EdgeBackend) -> float:
-    """Return the least confidence that the edge's outputs can have, by a score from 0 to 1: 1 / classes for `msp`, else 0."""
+    """Return the least confidence that the edge's outputs can have: 1 / classes for `msp`, 0.5 for decisions; else 0."""
     reader, answer = backend.reader, backend.on_zeros
+    by_form = reader.kind is None and answer is not None and type(answer.value) is list
+    boxes = (reader.kind == "boxes" or by_form) and reader.none_found != "defer"
+    if (boxes or reader.kind == "multilabel") and not callable(reader.score):
+        return 0.5
     if reader.score != "msp" or reader.kind not in {None, *CLASSES, "label+probabilities"}:
         return 0.0
     row = None if answer is None or answer.confidence is None else answer.outputs
@@ -324,6 +330,11 @@ def _unread(cloud: Any) -> Iterator[str]:
     """Yield a line if the labels by which an endpoint's outputs are read are not its server's, or not as many as its outputs."""
     reader, endpoint = cloud.reader, getattr(cloud, "endpoint", None)
     served, outputs = getattr(endpoint, "served_labels", None), getattr(endpoint, "outputs", None) or {}
+    if served is None and getattr(endpoint, "served_kind", None) is None:
+        try:
+            reader.check_embedding()
+        except BadReply as e:
+            yield str(e)
     if reader.labels is None or reader.kind not in {None, *CLASSES}:
         return
     there, here = [*map(_plain, served or ())], [*map(_plain, reader.labels)]
