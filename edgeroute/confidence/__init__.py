@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # Module of `edgeroute.tools.measure` -> its public names.
 _TOOLS_OF = {
-    "calibration": ("calibrate", "crossfit"), "deferral_curve": ("Area", "deferral_curve", "measured_area"),
+    "threshold_calibration_and_crossfit": ("calibrate", "crossfit"),
+    "deferral_curve": ("Area", "deferral_curve", "measured_area"),
     "score_fitting": ("auto", "fit", "fit_text"), "independence_and_overlap": ("overlap", "sketch"),
 }  # fmt: skip
 # Module of this package -> its public names that are imported at their first use.
