@@ -161,6 +161,43 @@ def test_the_edges_labels_are_the_clouds(make):
             assert router.infer(1).value == value
 
 
+class Odd(Exception):
+    """An exception with attributes that mean something else than ours, as those of many libraries do."""
+
+    def __init__(self, **attributes):
+        super().__init__("odd")
+        self.__dict__.update(attributes)
+
+
+ODD = [None, [1], {"a": 1}, np.array([1, 2]), "later", lambda: 1]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "name", ["code", "status", "again", "held", "unsent", "stale", "counts", "retry_after_s", "partial", "retriable", "errors"]
+)
+def test_attributes_of_a_foreign_exception_mean_nothing(make, call, name, value):
+    """Whatever they are, the edge's answer stands, and the failures are counted."""
+
+    def cloud(_):
+        raise Odd(**{name: value})
+
+    assert_edge_stands(make, cloud, call)
+    with make(edge, cloud, threshold=0.8) as router:
+        assert "Odd" in call(router, np.ones(2, np.float32)).reason
+
+
+@pytest.mark.parametrize("code", [["no"], {"no": 1}, 3], ids=str)
+def test_a_function_that_exits_with_anything_costs_no_answer(make, code):
+    """`sys.exit` takes any object, and the exception has it as its code."""
+
+    def cloud(_):
+        raise SystemExit(code)
+
+    with make(edge, cloud, threshold=0.8) as router:
+        assert "SystemExit" in router.infer(np.ones(2, np.float32), deadline=30.0).reason
+
+
 def test_nonsense_is_a_bad_reply():
     """With the code that says so, where there is no edge to stand in."""
     with Router(None, lambda _: None, mode="only_cloud") as router, pytest.raises(BadReply, match="no value") as raised:

@@ -276,6 +276,21 @@ def test_an_error(make, seen):
     assert (span.attributes["error.type"], span.status.status_code) == ("bad_input", otel.StatusCode.ERROR)
 
 
+def test_a_foreign_error_with_a_method_of_that_name(make, seen):
+    """Such as pydantic's `errors`: the span ends all the same."""
+
+    class Invalid(Exception):
+        def errors(self):
+            """Of fields."""
+
+    def edge(_):
+        raise Invalid
+
+    with pytest.raises(Invalid):
+        make(edge, None).infer("x")
+    assert seen.one("edgeroute.request").attributes["error.type"].endswith("Invalid")
+
+
 def test_a_late_answer(make, seen, due):
     """The call goes on past its request's end, in the same trace; and what comes of it is linked to the request."""
     told = threading.Event()

@@ -23,7 +23,7 @@ from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Re
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
-from edgeroute.errors import BadReply, Held, Refused, StoreError
+from edgeroute.errors import BadReply, CloudError, Held, Refused, StoreError
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, per_process
 from edgeroute.types import Spent, StopToken
@@ -372,7 +372,7 @@ class Exchange:
         if self._paid:
             self._give_back()
         if self.ended is not None and self.wanted_by > -INF:
-            late = monotonic() >= self.wanted_by or getattr(error, "status", None) == TOO_LARGE
+            late = monotonic() >= self.wanted_by or Failure.of(error).status == TOO_LARGE
             if late or error is None:
                 self.ended(late=late)
         if error is None and self._took_s is not None and self.counts:
@@ -563,8 +563,9 @@ class Exchange:
             tokens: tokens counted by the endpoint; None: not counted.
         """
         guard, in_time = self._guard, monotonic() < self._until
+        own = error if isinstance(error, CloudError) else None  # the attributes of a foreign exception may be anything
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
-        if getattr(error, "unsent", False):
+        if own is not None and own.unsent:
             tokens, cost = None, guard.rules.cost(self._size / MB)  # money and bytes are returned; its call and energy count
             guard.spending.settle(Cost(cost.usd + self._call_usd, cost.mb), Cost(), process.now())
             self.usd -= cost.usd + self._call_usd
@@ -584,16 +585,15 @@ class Exchange:
             self._moved = self._size + size
             self._took_s = monotonic() - self.begun  # whether it is a valid reply is known once it is decoded
             return
-        verdict = Failure.of(error).verdict(cut=cut, in_time=in_time, stale=getattr(error, "stale", False))
-        wait_s = getattr(error, "retry_after_s", None)
-        if wait_s and verdict != "answered":
-            guard.hold(wait_s)
+        verdict = Failure.of(error).verdict(cut=cut, in_time=in_time, stale=own is not None and own.stale)
+        if own is not None and own.retry_after_s and verdict != "answered":
+            guard.hold(own.retry_after_s)
         if verdict == "answered":
             self._open = False
             guard.succeeded(None)
         elif verdict == "late":
             self._overdue()
-        elif verdict == "fault" and not self.late and getattr(error, "counts", True):
+        elif verdict == "fault" and not self.late and (own is None or own.counts):
             guard.failed()
 
     def _settle_tokens(self, usd: float) -> None:

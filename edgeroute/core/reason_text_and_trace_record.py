@@ -41,10 +41,10 @@ def reason(plan: Plan, outcome: Outcome) -> str:
             parts.append(answer_part(plan, leg, detail, instant - started[i], limits.get(i)))
         elif kind == "failed":
             text = failure_text(detail)
-            code = getattr(detail, "code", "")
+            code = Failure.of(detail).code
             unfit = code in UNFIT or (leg.permit is not None and code == "bad_input")  # the caller's fault
             failure = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
-            parts.append(text if getattr(detail, "held", False) else failure)
+            parts.append(text if isinstance(detail, Coded) and getattr(detail, "held", False) else failure)
         elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
     if type(outcome) is Left:
@@ -273,7 +273,7 @@ def error_code(error: BaseException | None) -> str:
 
     Of several failures the last one's code; `error` for an exception without a code.
     """
-    errors = getattr(error, "errors", None)
+    errors = getattr(error, "errors", None) if isinstance(error, Coded) else None  # a foreign one's may be anything
     if isinstance(error, TimeoutError) and errors is not None:
         return "deadline"
     last = [*errors.values()][-1] if errors else error

@@ -647,5 +647,5 @@ NOTHING = Prediction(None, None, None)
 
 def _partial_answer(pieces: list[object], error: BaseException | None = None) -> Prediction:
     """Return the part of an answer that was shown; with the outputs so far, if the error has them."""
-    partial = getattr(error, "partial", None)
+    partial: Any = getattr(error, "partial", None) if isinstance(error, Coded) else None
     return Prediction(join_pieces(pieces), None, partial.outputs if type(partial) is Prediction else None)

@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from edgeroute.core.error_codes import UNFIT
+from edgeroute.core.error_codes import UNFIT, Failure
 from edgeroute.core.performance_estimates_and_encoding_choice import Latency, slack
 from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
 from edgeroute.core.routing_policy import INF
@@ -86,7 +86,7 @@ class Counts(ForkSafe):
         fresh = self._fresh
         answered_by, _, accepted, log, _, _, _ = outcome  # quicker than by name
         if len(log) > ALONE:  # an error would keep its traceback's frames until it is counted, and with them the caller's objects
-            log = tuple(mark._replace(detail=getattr(mark.detail, "code", "")) if mark.kind == "failed" else mark for mark in log)
+            log = tuple(mark._replace(detail=Failure.of(mark.detail).code) if mark.kind == "failed" else mark for mark in log)
         left = not accepted and type(outcome) is Left  # neither degraded nor without an answer
         fresh.append((plan.legs, None if left else answered_by, left or accepted, log, batch))
         if accepted and len(fresh) + self._added < TOGETHER:
@@ -130,7 +130,7 @@ class Counts(ForkSafe):
                     leg.since = at_s
                     deferred = deferred or legs[i].permit is not None
                 elif kind == "failed":
-                    leg.failed += (detail if isinstance(detail, str) else getattr(detail, "code", "")) not in UNFIT
+                    leg.failed += (detail if isinstance(detail, str) else Failure.of(detail).code) not in UNFIT
                 elif kind in {"cancelled", "timeout"}:
                     leg.cancelled += 1
                 elif kind == "decided":

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.reason_text_and_trace_record import error_code
-from edgeroute.errors import PolicyError, Refused, RuntimeMissing
+from edgeroute.errors import NoAnswer, PolicyError, Refused, RuntimeMissing
 from edgeroute.record.instrument_interface import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
 
 __all__ = ["OpenTelemetry"]
@@ -271,7 +271,7 @@ class OpenTelemetry(Instrument):
             else:
                 span.set_attribute("error.type", error_type(error))
                 span.set_status(StatusCode.ERROR)
-                for leg, of_leg in getattr(error, "errors", {}).items():
+                for leg, of_leg in error.errors.items() if isinstance(error, NoAnswer) else ():
                     span.add_event("edgeroute.failed", {"edgeroute.leg": leg, "error.type": error_type(of_leg)})
         span.end()
 

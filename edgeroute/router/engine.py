@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgeroute.cloud.egress_consent_and_redaction import CLASSIFYING, Egress
+from edgeroute.core.error_codes import Failure
 from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode, Permit, Rules, permit
 from edgeroute.core.walk import Event, Left, Outcome, new
@@ -135,7 +136,7 @@ def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor
     for kind, leg, _, detail in outcome.log:
         if kind == "failed":
             backend = request.snapshot.backends[request.plan.legs[leg].target]
-            if getattr(detail, "code", "") == "view":
+            if Failure.of(detail).code == "view":
                 backend.failures.log(f"the view for {backend.name}", detail.__cause__ or detail)
             else:
                 backend.failures.log(f"{backend.name} ({backend.where})", detail)
@@ -289,7 +290,7 @@ class Engine(ForkSafe):
         if kind is np.ndarray:
             talks = x.dtype.hasobject
         elif kind is str:
-            talks = mode is not None or snapshot.policy.rules != NO_RULES
+            talks = mode is not None or data_class is not None or snapshot.policy.rules != NO_RULES
         else:
             talks = kind not in MUTE
         if (

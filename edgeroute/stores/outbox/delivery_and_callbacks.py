@@ -452,9 +452,9 @@ class Delivery(ForkSafe):
             answer = self._send(waiting)
             self._store_outcome(lambda: self._outbox.answer(name, answer, attempts=1))
         except BaseException as e:  # noqa: BLE001 - any failure is recorded with its entry, SystemExit of a function too
-            failure = failure_text(e)
-            if isinstance(e, _NOT_ABOUT_REQUEST) or getattr(e, "held", False) or not threading.main_thread().is_alive():
-                pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
+            failure, own = failure_text(e), e if isinstance(e, CloudError) else None
+            if isinstance(e, _NOT_ABOUT_REQUEST) or (own is not None and own.held) or not threading.main_thread().is_alive():
+                pause_s = self._poll_s + (0.0 if own is None else own.retry_after_s or 0.0)
                 self._pause(Lane(row.target, row.data_class), pause_s, row)
             elif isinstance(e, CloudError) and (e.retriable or (e.status or 400) not in INPUTS_OWN):
                 spread_s = self._outbox.spread_for(row.queued_at)
