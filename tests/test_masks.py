@@ -475,6 +475,19 @@ def test_values_of_a_request():
         masked(np.array(["a"]))
 
 
+def test_keys_that_may_be_data():
+    """An IBAN is an identifier, a number is a text in JSON, and a pair of texts is a key, too; what is no text stays."""
+    iban, card, mail = "DE89370400440532013000", 4111111111111111, "john@example.com"
+    x = {iban: 1, "of": [{card: "a", "user_1": "b"}], (mail, 2): None, 3: "c"}
+    sent, data = Mask(KINDS).mask(x)
+    assert sent == {
+        "[MASKED_IBAN_1]": 1, "of": [{"[MASKED_CARD_1]": "a", "user_1": "b"}], ("[MASKED_EMAIL_1]", 2): None, 3: "c",
+    }  # fmt: skip
+    assert data.restore(Prediction({"MASKED_IBAN_1": 2}, 0.9, None)).value == {iban: 2}
+    with pytest.raises(TypeError):
+        masked({mail.encode(): 1})
+
+
 def test_numbers_of_libraries():
     """National phone numbers, and those of identity cards."""
     pytest.importorskip("phonenumbers")

@@ -166,8 +166,8 @@ def _view(text: str) -> tuple[str, list[int] | range]:
 def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: bool) -> Any:
     """Return a copy of a value of texts, numbers, lists, tuples and mappings, with each text replaced by `leaf(text, key)`.
 
-    The key is that of the nearest mapping; empty: none. Keys that are no identifiers are replaced, too. With `strict` a number of
-    `SHORTEST` or more counts as a text, and stays a number if that does not change; without it other values stay as they are.
+    The key is that of the nearest mapping; empty: none. Keys are replaced, too, but for identifiers without digits. With `strict`
+    a number of `SHORTEST` or more counts as a text, and stays a number if that does not change; without it other values stay.
 
     Raises:
         TypeError: with `strict`, for a value of another type, or a message's part of an image, sound or file.
@@ -175,7 +175,7 @@ def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: 
     if isinstance(x, str):
         return leaf(str(x), key)
     if isinstance(x, Mapping) and not (strict and isinstance(x.get("type"), str) and MEDIA & x.keys()):
-        names = {name: leaf(name, "") if isinstance(name, str) and not name.isidentifier() else name for name in x}
+        names = {name: name if _is_plain(name) else _rebuild(name, leaf, strict=strict) for name in x}
         return {names[name]: _rebuild(value, leaf, name, strict=strict) for name, value in x.items()}
     if type(x) in (list, tuple):
         return type(x)([_rebuild(value, leaf, key, strict=strict) for value in x])
@@ -184,6 +184,11 @@ def _rebuild(x: Any, leaf: Callable[[str, str], str], key: str = "", *, strict: 
     if strict and not isinstance(x, int | float | None):
         raise TypeError(f"a {type(x).__name__} is no text")
     return x
+
+
+def _is_plain(key: Any) -> bool:
+    """Return True if a key is an identifier without digits, which has no personal data."""
+    return isinstance(key, str) and key.isidentifier() and not any(map(str.isdigit, key))
 
 
 class Mask:
