@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,28 @@ def test_a_conversation_with_such_a_turn_stays(made, call):
     assert ask(router, call, history, data_class="chat").source == "edge", "nor does another class free it"
     assert ask(router, call, [user("What is the capital of France?")]).source == "cloud", "others leave"
     assert len(router.sent) == 1
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("given", [{"data_class": "medical"}, {"mode": "only_edge"}], ids=["class", "mode"])
+def test_a_text_that_stays_without_rules_binds(made, call, given):
+    """A class that nobody has declared stays, whichever way its text is asked about, and so do the messages with it."""
+    router = made(egress=Egress())
+    ask(router, call, SECRET, **given)
+    assert stays(router.infer([user(SECRET), assistant("so"), user("next")]))
+    assert router.sent == []
+
+
+def test_an_example_that_stays_is_not_measured_with(made):
+    """Calibration and evaluation send nothing of a conversation that has to stay; of others they do."""
+    router, other = made(), [user("What is the capital of France?")]
+    router.infer([user(SECRET)], data_class="medical")
+    for measure in (partial(router.calibrate, max_loss=0.5), router.evaluate):
+        with pytest.raises(MayNotLeave, match=WHY):
+            measure([other, [user(SECRET), assistant("so"), user("next")]] * 5, ["the cloud's"] * 10)
+    assert router.sent == []
+    router.evaluate([other] * 10, ["the cloud's"] * 10)
+    assert router.sent == [other] * 10
 
 
 @pytest.mark.parametrize(
@@ -389,6 +412,19 @@ def test_what_is_remembered_again_stays_remembered(tmp_path):
         one.add([mine])
         assert mine in one
     assert Database(path, "", durable=False).read("SELECT count(*) FROM digests", ()) == [(1,)]
+
+
+def test_a_clock_that_was_never_set_forgets_nothing(tmp_path, monkeypatch):
+    """A device without a battery begins in 1970: what it stores then counts once its clock is set, and is not deleted."""
+    path, mine = tmp_path / "d.db", text_digest(b"mine")
+    monkeypatch.setattr(private_conversations, "now", lambda: 300.0)
+    one = Digests(path)
+    one.add([mine])
+    assert mine in one
+    monkeypatch.undo()
+    assert mine in Digests(path)
+    Digests(path).add([text_digest(b"other")])
+    assert mine in Digests(path)
 
 
 def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ import numpy as np
 
 from edgeroute.core.routing_policy import INF, Denied, Mode, Rules, permit
 from edgeroute.core.walk import Left, Outcome
-from edgeroute.errors import StoreError
+from edgeroute.errors import MayNotLeave, StoreError
 from edgeroute.router.io_steps_and_stages import Block
 from edgeroute.router.request import SCALARS, Request
 from edgeroute.router.router_parts import Part
@@ -43,6 +43,7 @@ LOCKED_S: Final = 0.05  # maximum time that a read waits while another process o
 # Age of a file's last change beyond which an equal time of change means that nothing was written since, seconds.
 UNTOUCHED_S: Final = 3.0
 _DAY_S: Final = 86400.0
+SET_DAY: Final = 18262  # day, since 1970, of the beginning of 2020: a clock before it was never set, and expires nothing
 LONGEST_KEY: Final = 64  # maximum bytes of a key of BLAKE2b
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS key (key BLOB NOT NULL);
@@ -124,13 +125,14 @@ class Digests(ForkSafe):
     def any_of(self, digests: Iterable[bytes]) -> bool:
         """Return True if one of these digests is stored, as far as memory has them; reads no file.
 
-        Those older than `DAYS` do not count.
+        Those older than `DAYS` do not count, unless their day is that of a clock that was never set.
         """
         oldest, key = int(now() / _DAY_S) - DAYS, self._key
         for digest in digests:
-            if self._unwritten.get(digest, -1) >= oldest:
-                return True
-            if self._known and self._known.get(_content().keyed(digest, key), -1) >= oldest:
+            day = self._unwritten.get(digest)
+            if day is None and self._known:
+                day = self._known.get(_content().keyed(digest, key))
+            if day is not None and (day >= oldest or day < SET_DAY):
                 return True
         return False
 
@@ -263,8 +265,10 @@ class Digests(ForkSafe):
             (key,) = connection.execute("SELECT key FROM key").fetchone()
             rows = [(_content().keyed(digest, key), day) for digest, day in days.items()]
             connection.executemany("INSERT OR REPLACE INTO digests (digest, day) VALUES (?, ?)", rows)
-            limits = (int(now() / _DAY_S) - DAYS, MOST)
-            connection.execute("DELETE FROM digests WHERE day < ? OR id <= (SELECT max(id) FROM digests) - ?", limits)
+            limits = (SET_DAY, int(now() / _DAY_S) - DAYS, MOST)
+            connection.execute(
+                "DELETE FROM digests WHERE (day >= ? AND day < ?) OR id <= (SELECT max(id) FROM digests) - ?", limits
+            )
         with self._reading:
             if key != self._key:  # the rest is read with the next look-up
                 self._key, self._last_id, self._known = key, 0, OrderedDict()
@@ -378,6 +382,13 @@ class PrivateConversations(Part):
                 self.awaited.pop(next(iter(self.awaited)), None)
         self.awaited[identity] = begun
         return "" if private else WHY
+
+    def check_examples(self, inputs: Iterable[Any], classes: Iterable[str | None], rules: Rules) -> None:
+        """Raise MayNotLeave if an input, whose data class may leave, belongs to a conversation that has to stay."""
+        for x, name in zip(inputs, classes, strict=True):
+            if not isinstance(permit(rules, name), Denied) and (why := self.why(x, "", rules, None, name)):
+                self.awaited.pop("", None)
+                raise MayNotLeave(f"every example is sent to the cloud, and one may not leave the device: {why}; leave it out")
 
     def _is_bound(self, conversation: Conversation, scope: bytes) -> bool:
         """Return True if a digest of a conversation is stored, in general or for calls with the same key."""

@@ -161,11 +161,11 @@ class DirectCalls:
         return prediction is not None and acceptable(leg_with_threshold, prediction)
 
     def classes(self, inputs: Sequence[Any], named: str | None) -> list[str | None]:
-        """Return each input's data class: by the application's function, called for each, and `named`; without one `named`."""
+        """Return each input's data class: by `named` and the application's function; raise MayNotLeave if one has to stay."""
         egress = self.snapshot.egress
-        if egress.data_class is None:
-            return [named] * len(inputs)
-        return [class_of(self._engine, egress, x, named) for x in inputs]
+        found = [named if egress.data_class is None else class_of(self._engine, egress, x, named) for x in inputs]
+        self._engine.private.check_examples(inputs, found, self.snapshot.policy.rules)
+        return found
 
     def may_leave(self, data_class: str | None, share: str = "these") -> Plan:
         """Return the plan for calls of the clouds. Runs and sends nothing.
