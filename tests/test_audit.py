@@ -617,6 +617,45 @@ def test_a_reload_keeps_what_is_known_of_the_same_certificate(certificate, tmp_p
         assert routes.judged(router.infer(0.9)) == ("accepted", 0.9, 0.5, "uncalibrated")
 
 
+@pytest.mark.parametrize("now", ['never_leave = ["chat"]', 'may_leave = ["other"]'])
+def test_an_audit_that_waits_heeds_the_rules_in_force_by_then(tmp_path, now):
+    """What the egress rules forbid since a reload is not sent, although its answer was given before."""
+    policy, sent, gate = tmp_path / "policy.toml", [], threading.Event()
+    text = 'threshold = 0.5\n[audit]\nscene = 1\nshare = "100%"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n[egress]\n'
+    policy.write_text(text + 'may_leave = ["chat"]')
+
+    def cloud(x):
+        sent.append(x)
+        gate.wait(LONG)
+        return "a"
+
+    with Router.from_policy(policy, edge=edge, cloud=cloud) as router:
+        for x in (0.9, 0.91, 0.92, 0.93):
+            router.infer(x, data_class="chat")
+        until(lambda: len(sent) == 2)  # as many as run together
+        policy.write_text(text + now)
+        router.reload()
+        gate.set()
+        idle(router)
+        assert sent == [0.9, 0.91]
+
+
+def test_what_the_caller_makes_of_its_answer_is_not_compared(tmp_path):
+    """An application scales the boxes that it got, say: the audit compares what the edge has answered."""
+    gate = threading.Event()
+
+    def cloud(_):
+        gate.wait(LONG)
+        return [1.0, 2.0], 0.9
+
+    with Router(lambda _: ([1.0, 2.0], 0.9), cloud, threshold=0.5, audit=Audit(share=1.0), state=tmp_path) as router:
+        for x in range(3):
+            router.infer(x).value[0] *= 640
+        gate.set()
+        idle(router)
+    assert [line["agrees"] for line in read(tmp_path / "audit.jsonl")] == [True] * 3
+
+
 def test_what_was_deferred_before_a_reload_says_nothing_of_another_certificate(certificate, tmp_path):
     """Nor is it counted once more for the same: a reload is no reason for an alarm."""
     certificate.save(tmp_path / "c.json")

@@ -132,6 +132,19 @@ def test_what_the_deadline_does_not_wait_for_is_being_queued(make, box, call):
     assert sorted(changes.seen) == sorted((answer.id, "queued") for answer in answers)
 
 
+@pytest.mark.usefixtures("no_time_left")
+def test_what_the_caller_makes_of_its_answer_is_not_stored(kind, box):
+    """It may write to it while the request is being stored: the outbox has the provisional answer as it was."""
+    gate = gated(box)
+    options = {"threshold": 0.5, "offline": "queue", "outbox": box, "deadline": LONG}
+    with kind(lambda _: (["edge"], 0.1), FakeCloud([Unreachable("away")]), **options) as router:
+        answer = router.infer("x")
+        answer.value.append("of the caller")
+        gate.set()
+        until(lambda: on_disk(box) == {answer.id})
+        assert [entry["provisional"] for entry in box.export()] == [{"value": ["edge"], "confidence": 0.1}]
+
+
 @CALLS
 @pytest.mark.parametrize("error", [StoreError("no room"), SystemExit("no more")])
 @pytest.mark.usefixtures("no_time_left")

@@ -465,6 +465,23 @@ def test_what_is_awaited_sends_it_too(call, tmp_path):
 
 
 @BOTH
+def test_what_the_caller_makes_of_its_answer_is_not_sent(kind):
+    """It has the provisional answer while the cloud is asked, and may write to it."""
+    told, shown = Heard(), threading.Event()
+
+    def consent(*_):
+        assert shown.wait(LONG)
+        return True
+
+    with kind(lambda _: (["edge"], 0.1), told.cloud(), threshold=0.5, egress=Egress(consent=consent)) as router:
+        for answer in router.refine(x(1)):
+            if not answer.final:
+                answer.value.append("of the caller")
+                shown.set()
+    assert [edge for _, edge in told.told] == [{"value": ["edge"], "confidence": 0.1}]
+
+
+@BOTH
 def test_pieces_of_a_cloud_that_is_told(kind):
     """A generator function is given the edge's answer as any other is."""
 

@@ -8,8 +8,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeroute.core.plan import Leg, shadow_leg
-from edgeroute.core.routing_policy import INF
+from edgeroute.core.routing_policy import INF, Denied, permit
 from edgeroute.core.walk import Failed, Prediction, Start, acceptable
+from edgeroute.errors import Held
 from edgeroute.router.engine import Engine
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import Snapshot, fingerprints
@@ -60,16 +61,21 @@ class AuditCalls:
         if legs.edge is not None:
             legs.edge.note(None, [edge])
         backend: Any = legs.backend(start)
-        permit = request.plan.legs[leg].permit
-        assert permit is not None, "it was looked for"
+        allowed = request.plan.legs[leg].permit
+        assert allowed is not None, "it was looked for"
         if backend.alone_async:
             import asyncio
 
             async def here(call: Callable[[], Any]) -> Any:  # it has its own loop and thread
                 return call()
 
-            return lambda: asyncio.run(legs.run_async(start, permit, backend, here)), legs.costs
-        return lambda: legs.run(start), legs.costs
+            return lambda: self._denied(request, leg) or asyncio.run(legs.run_async(start, allowed, backend, here)), legs.costs
+        return lambda: self._denied(request, leg) or legs.run(start), legs.costs
+
+    def _denied(self, request: Any, leg: int) -> Failed | None:
+        """Return the failure of a call that the egress rules in force by now forbid; None: they permit it."""
+        now = permit(self._engine.snapshot.policy.rules, request.plan.data_class)
+        return Failed(leg, Held(now.why), monotonic()) if isinstance(now, Denied) else None
 
     def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
         """Copy the input, and return a function that runs the hidden edges of its plan and the one on trial, and blocks.

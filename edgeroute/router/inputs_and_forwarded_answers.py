@@ -171,15 +171,15 @@ class EdgeAnswers:
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._rows = {identity: row for row, identity in enumerate(ids)}
-        self._answers: dict[int, Prediction] = {}
+        self._answers: dict[int, Mapping[str, Any]] = {}  # in JSON types: the caller may change what it got
         # Leg -> row -> edge's answer sent along; None: there was none. Each leg writes its own item.
         self._sent: dict[int, dict[int, Mapping[str, Any] | None]] = {}
 
     def note(self, rows: Sequence[int] | None, answers: Sequence[Any]) -> None:
-        """Store the edge's answers to these rows, None: to all; failures are skipped."""
+        """Store the edge's answers to these rows, None: to all, as a cloud is sent them; failures are skipped."""
         for row, answer in zip(range(len(self._rows)) if rows is None else rows, answers, strict=True):
             if type(answer) is Prediction:
-                self._answers[row] = answer
+                self._answers[row] = import_late("edgeroute.cloud.adaptive_input_encoding").answer_fields(answer)
 
     def note_event(self, event: Event | None) -> None:
         """Store the answer of a first leg that has run already."""
@@ -198,8 +198,7 @@ class EdgeAnswers:
         """
         escalated, along = [], dict[int, Mapping[str, Any] | None]()
         for row, x in zip(range(len(self._rows)) if rows is None else rows, inputs, strict=True):
-            answer = self._answers.get(row)
-            along[row] = _as_json(answer)
+            along[row] = self._answers.get(row)
             escalated.append(Escalated(x, along[row]))
         self._sent[leg] = along
         return escalated
@@ -215,18 +214,12 @@ class EdgeAnswers:
         row, along = self._rows[identity], self._sent.get(leg, {})
         if asked and row in along:
             return along[row]
-        answer = self._answers.get(row)
-        return _as_json(answer)
+        return self._answers.get(row)
 
     def all_have_answers(self, leg: int) -> bool | None:
         """Return True if all inputs of a leg were sent with the edge's answer, False if not; None: the leg takes none."""
         along = self._sent.get(leg)
         return None if along is None else None not in along.values()
-
-
-def _as_json(answer: Prediction | None) -> dict[str, Any] | None:
-    """Return an edge's answer in JSON types, for a cloud that takes it; None without one."""
-    return None if answer is None else import_late("edgeroute.cloud.adaptive_input_encoding").answer_fields(answer)
 
 
 def check_send_edge(

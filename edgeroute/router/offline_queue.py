@@ -100,6 +100,7 @@ class _Job(NamedTuple):
     row: int
     walked: Walked
     x: Any
+    provisional: Mapping[str, Any] | None  # value and confidence of the answer that the caller got
     leg: int
     error: str | None
 
@@ -177,11 +178,12 @@ class OfflineQueue:
                 candidate = _retry_candidate(request.plan, walked.outcome)
                 if candidate is not None:
                     try:
-                        x = request.inputs if request.until == INF else call_contained(copy_input, request.inputs)
+                        own = partial(call_contained, copy_input) if request.until < INF else _same
+                        x = own(request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                         note = f"{NOT_STORED}: {failure_text(e)}"
                     else:  # its own: at the deadline nobody waits for it
-                        jobs.append(_Job(len(notes), walked, x, *candidate))
+                        jobs.append(_Job(len(notes), walked, x, _provisional(walked.outcome.prediction, own), *candidate))
                         notes.append(None)
                         continue
                 notes.append(note)
@@ -317,7 +319,6 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
     Runs view, consent, redaction and encoding, and raises theirs. A cloud on trial is replaced by the first other one. A call
     that is still under way gets an instant before which it is not sent again.
     """
-    answered = job.walked.outcome.prediction
     targets, target, allowed = request.snapshot.targets, request.plan.legs[job.leg].target, request.plan.legs[job.leg].permit
     assert allowed is not None, "only a leg that may leave is queued"
     tried = targets[target].trial  # and the plan has no other cloud, as that was busy
@@ -352,10 +353,23 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
         data_class=allowed.data_class,
         rule=allowed.rule,
         importance=request.importance,
-        provisional=None if answered is None else {"value": answered.value, "confidence": answered.confidence},
+        provisional=job.provisional,
         origin=backend.origin,
         **form,
     )
+
+
+def _same(value: Any) -> Any:
+    """Return the value itself."""
+    return value
+
+
+def _provisional(answer: Prediction | None, own: Callable[[Any], Any]) -> Mapping[str, Any] | None:
+    """Return an answer's value, as `own` copies it, and its confidence; None without an answer, or a copy."""
+    try:
+        return None if answer is None else {"value": own(answer.value), "confidence": answer.confidence}
+    except Exception:  # noqa: BLE001 - a value's own way of being copied may raise anything
+        return None
 
 
 def _header(edge: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from edgeroute.edge.edge_interface_and_fingerprints import member
 from edgeroute.observe.stats_and_status import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, initially, log, per_process
+from edgeroute.system.input_copies import copy_input
 from edgeroute.trials.edge_audits import BackgroundCalls, Compared
 from edgeroute.trials.trial_setting import STORED, Trial
 from edgeroute.types import Spent
@@ -516,6 +517,7 @@ class Trials(ForkSafe, parts.Part):
         if not self._calls.room(asks, len(legs) - 1):
             return
         call, _ = self._calls.prepare(asks, len(legs) - 1, edge)
+        value = call_contained(copy_input, value)  # the caller may change what it got
 
         def job() -> None:
             try:
@@ -556,7 +558,7 @@ def _edge_seen(request: Request, outcome: Outcome) -> Seen | None:
     if edge is None:
         return None
     faults = (error for kind, leg, _, error in outcome.log if kind == "failed" and leg == edge)
-    failed = any(getattr(error, "code", "") not in UNFIT for error in faults)
+    failed = any(Failure.of(error).code not in UNFIT for error in faults)
     away = any(kind == "start" and legs[leg].permit is not None for kind, leg, _, _ in outcome.log)
     return Seen(legs[edge].name, failed, away, None, None if request.batch else monotonic() - request.begun, None)
 

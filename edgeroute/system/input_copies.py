@@ -9,6 +9,8 @@ from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
+from edgeroute.system.clock_json_and_fork_safety import call_contained
+
 # Id of an object -> its copy; under the memo's own id a list that keeps the objects alive, as in `copy.deepcopy`.
 Memo = dict[int, Any]
 
@@ -29,6 +31,14 @@ def copy_input(x: Any) -> Any:
     if kind.__name__ == "ndarray" and not x.dtype.hasobject:
         return x.copy("K")
     return _copy(x, {})
+
+
+def copy_answer(answer: Any) -> Any:
+    """Return an answer, a named tuple, with a copy of its `value`, for what reads it once its caller may have changed it.
+
+    None stays None. Raises as `copy_input`.
+    """
+    return answer and answer._replace(value=call_contained(copy_input, answer.value))
 
 
 def _copy(x: Any, memo: Memo) -> Any:

@@ -25,6 +25,7 @@ from edgeroute.observe.stats_and_status import AuditStats, ShadowStats
 from edgeroute.stores.cache import fingerprint
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe, call_contained, log, per_process
+from edgeroute.system.input_copies import copy_answer, copy_input
 from edgeroute.trials.audit_setting_and_drift_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow_statistics_and_job_queue import UNHEARD, Background, Job, ShadowRun, Tally
 
@@ -287,8 +288,7 @@ class _Unlabelled(NamedTuple):
     """Audited answer of an edge for which a label may be reported."""
 
     leg: Leg
-    edge: Any
-    cloud: Any
+    values: tuple[Any, Any]  # edge's and cloud's
     counted: bool
     compared: Compared
 
@@ -465,7 +465,7 @@ class Auditor(ForkSafe):
         if waiting is None:
             return False
         agrees = self.audit.agrees or same
-        edge, cloud = (float(call_contained(agrees, value, truth)) for value in (waiting.edge, waiting.cloud))
+        edge, cloud = (float(call_contained(agrees, value, truth)) for value in waiting.values)
         alarms = list[Mapping[str, Any]]()
         with self._lock:
             watch = self._watches.get(waiting.leg.name)
@@ -531,7 +531,7 @@ class Auditor(ForkSafe):
     ) -> None:
         """Compare each edge's answer with the cloud's at once, if the cloud answered; else queue a job that calls it.
 
-        Starts jobs that wait. The job also runs hidden edges, unless `MOST_WAITING` jobs wait; it has a copy of the input.
+        Starts jobs that wait. The job also runs hidden edges, unless `MOST_WAITING` jobs wait; it has copies of all values.
         Nothing is done without a cloud, under another policy than now, or where calling the cloud has failed or would fail.
         """
         bound, legs, unheard = self._bound, request.plan.legs, request.plan.shadow_legs
@@ -548,7 +548,7 @@ class Auditor(ForkSafe):
         known = answer is not None or not has_failed(outcome, cloud)
         rehearses = known and runs and self._jobs.waiting < MOST_WAITING
         if rehearses or (known and answer is None and edges):
-            # bound now: the caller may go on to write the next frame into the same array
+            edges, answer = [each._replace(prediction=copy_answer(each.prediction)) for each in edges], copy_answer(answer)
             ask = None if answer is not None else self._asks.prepare(request, cloud, edges[-1].prediction if edges else None)
             rehearse = self._asks.rehearse(request) if rehearses else None
             pending = [] if answer is not None else edges
@@ -622,7 +622,7 @@ class Auditor(ForkSafe):
                 if self.audit.labelled and edge is not None and accepted:
                     compared = compared._replace(label="awaited")
                     light = compared._replace(plan=None, snapshot=None)  # which would hold the models of an old policy
-                    self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted, light)
+                    self._unlabelled[identity] = _Unlabelled(leg, copy_input((edge.value, cloud.value)), drawn.counted, light)
                     if len(self._unlabelled) > UNLABELLED_MOST:
                         del self._unlabelled[next(iter(self._unlabelled))]
                 if self._compared is not None:
