@@ -36,6 +36,7 @@ from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.reason_text_and_trace_record import truncated
 from edgeroute.http.addresses_and_messages import Reply
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
+from edgeroute.text.read_openai_replies import ToolCalls
 
 FIRST = [CHUNKED, chunk(event(PARIS[0])), chunk(event(PARIS[1]))]
 GOOD = sse_reply(PARIS)
@@ -110,6 +111,14 @@ def test_a_whole_answer_is_given_at_once(ask, monkeypatch, rest):
     ) as server:
         pieces, answer = ask.stream(endpoint(server.url, timeout_s=LONG, between_s=LONG))
         assert (pieces, answer.degraded, answer.truncated) == (["Pa"], False, "")
+
+
+def test_a_whole_answer_does_not_wait_for_its_deadline(ask):
+    """What may follow it, such as a count of tokens, is waited for in half of the time that is left, and the answer counts."""
+    end = chunk(event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}))
+    with CannedServer([*FIRST, end, None]) as server:
+        (answer,) = ask.infer(endpoint(server.url), "hi", deadline=3.0)
+        assert (answer.value, answer.source, answer.degraded) == ("Pa", "cloud", False)
 
 
 class Pinging(CannedServer):
@@ -864,6 +873,18 @@ def test_many_calls_of_tools(ask):
     for most, source in ((256, "cloud"), (257, "edge")):
         with CannedServer(deltas(*({"tool_calls": [part]} for part in parts[:most]), finish="tool_calls")) as server:
             assert ask.stream(endpoint(server.url))[1].source == source
+
+
+@pytest.mark.parametrize("more", ["0,", "}"])
+def test_arguments_in_many_pieces_cost_no_more_than_some_readings(monkeypatch, more):
+    """With the name in each piece, each could be the beginning of another call: whether it is, is not read in all of them."""
+    calls, size, loads = ToolCalls(), [], json.loads
+    calls.add([{"index": 0, "function": {"name": "f", "arguments": '{"a": [' + "0," * 30_000}}])
+    monkeypatch.setattr(json, "loads", lambda text: size.append(len(text)) or loads(text))
+    for _ in range(1000):
+        calls.add([{"index": 0, "function": {"name": "f", "arguments": more}}])
+    assert sum(size) <= 1_200_000
+    assert len(calls.message()["tool_calls"]) == 1
 
 
 CALLS = {"choices": [{"delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}}]}

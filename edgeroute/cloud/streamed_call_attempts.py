@@ -121,6 +121,7 @@ class StreamAttempt:
         first: instant by which the answer must have begun.
         until: instant by which it must have ended, whatever comes.
         between_s: seconds within which the next piece must come, once it has begun.
+        wanted_by: instant by which the answer is of use, though it may go on.
 
     Attributes:
         outputs: result of the speech, once it has ended.
@@ -128,8 +129,11 @@ class StreamAttempt:
         received: bytes of the body so far.
     """
 
-    def __init__(self, speech: AnswerStream[Any], where: str, first: float, until: float, between_s: float = INF) -> None:
+    def __init__(
+        self, speech: AnswerStream[Any], where: str, first: float, until: float, between_s: float = INF, wanted_by: float = INF
+    ) -> None:
         self._speech, self._where, self._next, self._until, self._between_s = speech, where, first, until, between_s
+        self._wanted_by = wanted_by
         self._call: Call | None = None
         self._tokens: Tokens | None = None
         self._over = INF
@@ -195,11 +199,14 @@ class StreamAttempt:
     def limit(self, read: Read) -> float:
         """Return the instant by which the next bytes must come, never after the answer's end.
 
-        A step with progress begins the time between pieces anew; after the whole answer there are at most `LINGER_S` seconds, and
-        for the reply's end a fifth of that.
+        A step with progress begins the time between pieces anew; after the whole answer there are at most `LINGER_S` seconds, or
+        half of the time in which it is of use, and for the reply's end a fifth of that.
         """
         if read.over:
-            self._over = min(self._over, monotonic() + LINGER_S / (5 if read.progress else 1))
+            now = monotonic()
+            left_s = min(self._until, self._wanted_by) - now
+            linger_s = min(LINGER_S, left_s / 2) if left_s > 0 else LINGER_S
+            self._over = min(self._over, now + linger_s / (5 if read.progress else 1))
             return min(self._over, self._until)
         if read.progress:
             self._begun = True
@@ -289,7 +296,9 @@ async def run(
 
     async def once() -> Any:
         nonlocal shown
-        speaking = StreamAttempt(say(), client.endpoint.where, by, until, getattr(client.endpoint, "between_s", INF))
+        speaking = StreamAttempt(
+            say(), client.endpoint.where, by, until, getattr(client.endpoint, "between_s", INF), exchange.wanted_by
+        )
         call = with_key(speaking.begin(), exchange.identity, n)
         client.may_send(way.cancel)
         book = partial(client.account_attempt, call, until, exchange)

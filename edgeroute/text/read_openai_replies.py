@@ -150,6 +150,7 @@ def events(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 MOST_CALLS: Final = 256  # most calls of tools in one answer: each part is compared with all calls before it
 LONGEST: Final = 1 << 16  # characters of arguments that are parsed to see if they are complete, with each part that comes
+MOST_PARSED: Final = 1 << 20  # and characters that are parsed for this in one answer; after that arguments count as incomplete
 
 
 class ToolCalls:
@@ -163,6 +164,7 @@ class ToolCalls:
     def __init__(self) -> None:
         self._calls: list[tuple[int, dict[str, Any]]] = []  # (index, call) in the order in which they began
         self._function: dict[str, str] = {}
+        self._parsed = 0
 
     def __bool__(self) -> bool:
         return bool(self._calls or self._function)
@@ -203,7 +205,7 @@ class ToolCalls:
         if (
             call is None
             or (not call_id and given is None and function.get("name"))
-            or _begins_another_call(call, call_id, function)
+            or self._begins_another_call(call, call_id, function)
         ):
             if len(self._calls) >= MOST_CALLS:
                 raise ValueError(f"more than {MOST_CALLS} calls of tools")
@@ -211,27 +213,31 @@ class ToolCalls:
             self._calls.append((index, call))
         return call
 
+    def _begins_another_call(self, call: Mapping[str, Any], call_id: Any, function: Mapping[str, Any]) -> bool:
+        """Return True if a part begins another call than `call`, which has its index.
 
-def _begins_another_call(call: Mapping[str, Any], call_id: Any, function: Mapping[str, Any]) -> bool:
-    """Return True if a part begins another call than `call`, which has its index.
+        By another id; or, where an id is missing and `call` has arguments, by another name, or arguments again after whole ones.
+        """
+        if call_id and call.get("id"):
+            return bool(call_id != call["id"])
+        if not function.get("name") or not (arguments := call["function"]["arguments"]):
+            return False
+        return function["name"] != call["function"]["name"] or (
+            bool((function.get("arguments") or "").strip()) and self._is_whole(arguments)
+        )
 
-    By another id; or, where an id is missing and `call` has arguments, by another name, or arguments again after whole ones.
-    """
-    if call_id and call.get("id"):
-        return bool(call_id != call["id"])
-    if not function.get("name") or not (arguments := call["function"]["arguments"]):
-        return False
-    return function["name"] != call["function"]["name"] or (
-        bool((function.get("arguments") or "").strip()) and _is_whole(arguments)
-    )
+    def _is_whole(self, arguments: str) -> bool:
+        """Return True if arguments are a complete JSON object of at most `LONGEST` characters, no deeper than Python can parse.
 
-
-def _is_whole(arguments: str) -> bool:
-    """Return True if arguments are a complete JSON object of at most `LONGEST` characters, no deeper than Python can parse."""
-    try:
-        return len(arguments) <= LONGEST and isinstance(json.loads(arguments), dict)
-    except (RecursionError, ValueError):
-        return False
+        False, too, once `MOST_PARSED` characters of the answer were parsed.
+        """
+        if arguments[-1] not in "} \n\r\t" or len(arguments) > LONGEST or self._parsed > MOST_PARSED:
+            return False
+        self._parsed += len(arguments)
+        try:
+            return isinstance(json.loads(arguments), dict)
+        except (RecursionError, ValueError):
+            return False
 
 
 def _join(function: dict[str, Any], part: Mapping[str, Any]) -> None:
