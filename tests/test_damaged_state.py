@@ -1,14 +1,16 @@
 """A state file that was cut, overwritten or lost rows: what has a limit is not sent until the lost spending cannot count any more."""
 
 import contextlib
+import os
 import random
 import shutil
 import sqlite3
+import threading
 
 import pytest
-from both import Threads
+from both import LONG, Threads
 
-from edgeroute import Function, Limits
+from edgeroute import Cache, Function, Limits
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
 from edgeroute.stores.sqlite_file_and_key_values import KeyValueStore
@@ -68,6 +70,28 @@ def test_a_state_that_was_cut(tmp_path, whole, length):
     """As by a full disk or an interrupted copy, at any length."""
     (tmp_path / "state.db").write_bytes(whole[:length])
     assert paid(tmp_path) <= MOST
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs, and no devices")
+@pytest.mark.parametrize("odd", ["fifo", "/dev/zero", "/dev/null"])
+@pytest.mark.parametrize("name", ["state.db", "conversations.db", "outbox.db", "cache.db"])
+def test_a_path_that_is_no_file(tmp_path, name, odd):
+    """Opening a FIFO would wait for ever, and a device has nothing that was spent: the path counts as unreadable."""
+    os.mkfifo(tmp_path / name) if odd == "fifo" else (tmp_path / name).symlink_to(odd)
+    sent, answers = [], []
+
+    def ask():
+        options = {"threshold": 0.8, "state": tmp_path, "limits": Limits(usd_per_day=1.0), "offline": "queue"}
+        options["cache"] = Cache(disk=tmp_path / "cache.db")
+        cloud = Function(lambda x: sent.append(x) or ("cloud", 0.9), usd_per_call=0.1)
+        with Threads(lambda _: ("edge", 0.1), cloud, **options) as router:
+            answers.append(router.infer("x").source)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert answers == ["edge" if name == "state.db" else "cloud"]
+    assert bool(sent) == (name != "state.db")
 
 
 @pytest.mark.parametrize("draws", [150, pytest.param(4000, marks=pytest.mark.slow)])

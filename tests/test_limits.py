@@ -20,6 +20,7 @@ from edgeroute import AsyncRouter, Function, Limits, OpenAIChat, PlainJson, Rout
 from edgeroute.cloud import shared_spending_and_record as earlier
 from edgeroute.cloud.shared_spending_and_record import SharedSpending
 from edgeroute.core.spending_limits import Cost, Spending
+from edgeroute.stores.json_lines_and_process_locks import Journal
 from edgeroute.stores.sqlite_file_and_key_values import Database, KeyValueStore
 from edgeroute.system import clock_json_and_fork_safety as process
 from edgeroute.testing import CannedServer, FakeCloud
@@ -258,6 +259,7 @@ def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
     boot = ["first", 0.0]
     monkeypatch.setattr(process, "boot_clock", lambda: tuple(boot))
     monkeypatch.setattr(process, "now", lambda: 1_700_000_000.0 + boot[1])
+    monkeypatch.setattr(process, "set_forward_s", lambda: 0.0)
 
     def spent(usd=0.0):
         store = KeyValueStore(tmp_path / "state.db")
@@ -276,6 +278,65 @@ def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
     boot[:] = "third", 60.0
     assert spent(0.25) == 0.5
     assert spent() == 0.75
+
+
+@pytest.mark.parametrize("http", [True, False], ids=["endpoint", "function"])
+def test_an_event_loop_does_not_wait_for_the_ledger(tmp_path, monkeypatch, http):
+    """A disk that stalls costs the call that is to be recorded; the edge's answer comes by its deadline, and others go on."""
+    stalled, gate, opened = threading.Event(), threading.Event(), []
+
+    def append(*_):
+        stalled.set()
+        opened.append(gate.wait(LONG))
+
+    async def cloud(_):
+        return "cloud", 0.9
+
+    async def main(url):
+        to = PlainJson(url, value="value", confidence="confidence") if http else cloud
+        async with AsyncRouter(lambda _: ("edge", 0.1), to, threshold=0.5, state=tmp_path) as router:
+            monkeypatch.setattr(Journal, "append", append)
+            answer = await router.infer(1, deadline=0.2)
+            while not stalled.is_set():
+                answer = await router.infer(1, deadline=0.2)
+            gate.set()
+            return answer
+
+    with CannedServer(GOOD) as server:
+        answer = asyncio.run(main(server.url))
+    assert (answer.value, answer.degraded) == ("edge", True)
+    assert all(opened)
+
+
+def test_what_was_spent_before_the_clock_was_set_counts_after_the_next_start(tmp_path, monkeypatch):
+    """A service that begins before the network has told the time writes how far its clock was behind."""
+    today = 1_700_000_000.0
+
+    def start(boot, now, behind_s, usd=0.0):
+        monkeypatch.setattr(process, "boot_clock", lambda: (boot, now))
+        monkeypatch.setattr(process, "now", lambda: now)
+        monkeypatch.setattr(process, "set_forward_s", lambda: behind_s)
+        store = KeyValueStore(tmp_path / "state.db")
+        spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
+        spending.recall()
+        known = spending.spent().usd
+        if usd:
+            spending.add(Cost(usd=usd), now)
+        spending.close()
+        store.close()
+        return known
+
+    start("first", 300.0, today - 300.0, 0.5)
+    assert start("second", today + 3600.0, 0.0) == 0.5
+    assert start("third", today + 2 * 86_400.0, 0.0) == 0
+
+
+def test_the_clock_was_set_forward_or_not(monkeypatch):
+    """Backward does not count: amounts in the future count as of now."""
+    monkeypatch.setattr(process.time, "time", lambda: process.now() + 60.0)
+    assert process.set_forward_s() == pytest.approx(60.0, abs=1.0)
+    monkeypatch.setattr(process.time, "time", lambda: process.now() - 60.0)
+    assert process.set_forward_s() == 0
 
 
 @pytest.mark.parametrize("limits", [Limits(usd_per_day=0.01), Limits(mb_per_day=0.001)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
+from functools import partial
 from time import monotonic
 from types import AsyncGeneratorType, CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -222,7 +223,7 @@ class BatchCollector:
                 self._unreadable = False
                 self._guard.succeeded(None)
             return False
-        if getattr(error, "status", None) in REFUSALS:
+        if Failure.of(error).status in REFUSALS:
             if self._size > 1 and self._halvings < MOST_HALVINGS:
                 self._halvings, self.most = self._halvings + 1, self._size // 2
                 return True
@@ -378,7 +379,8 @@ class FunctionBackend(AbandonedRuns):
         It is booked before, and settled after it; after a cancellation the exchange's end settles it.
         """
         exchange.next_call()
-        exchange.before_attempt(0, until)
+        book = partial(exchange.before_attempt, 0, until)
+        book() if exchange.off_loop is None else await exchange.off_loop(book)
         try:
             if self._speaks:
                 async for piece in self._ask(x):

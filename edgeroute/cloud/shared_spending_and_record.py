@@ -92,14 +92,15 @@ class EarlierSpending:
     def _load(self, name: str, text: str, updated: float) -> bool:
         """Add one process's record to the account. Return True if any of its spending still counts towards a window.
 
-        Its instants are corrected by the difference of the clocks if it is of this boot. If it is damaged, spending until its
-        last update counts as unknown, and True is returned.
+        Its instants are corrected by the difference of the clocks if it is of this boot, else by how far the clock was set
+        forward as it was written. If it is damaged, spending until its last update counts as unknown, and True is returned.
         """
         try:
             dumped = json.loads(text)
-            boot, began = dumped.get("clock") or ("", 0.0)
+            boot, began, *was_set_s = dumped.get("clock") or ("", 0.0)
             here, now_began = process.boot_clock()
-            return self._spending.load(dumped, process.now(), now_began - began if boot and boot == here else 0.0)
+            shift_s = now_began - began if boot and boot == here else sum(was_set_s)
+            return self._spending.load(dumped, process.now(), shift_s)
         except (ValueError, TypeError, AttributeError, RecursionError):
             self._mark_unknown(updated, f"the record {name} is damaged")
             return True
@@ -150,7 +151,7 @@ def _set_aside(path: Path) -> list[float]:
     with contextlib.suppress(OSError):
         for aside in path.parent.glob(f"{path.name}.corrupt-*"):
             with contextlib.suppress(OSError):
-                instants.append(aside.stat().st_ctime)
+                instants.append(aside.lstat().st_ctime)  # of a link: its own, which the renaming has changed
     return sorted(instants)
 
 
@@ -335,7 +336,7 @@ class _Account(ForkSafe):
             dumped = self._spending.dump(advance=advance)
             self._spending.mark_recorded(dumped)
             if self._version or any(dumped.values()):
-                self.store.put(self._name, {**dumped, "clock": process.boot_clock()})
+                self.store.put(self._name, {**dumped, "clock": (*process.boot_clock(), process.set_forward_s())})
 
     def spent(self) -> Cost:
         """Return the current spending, each over its window."""

@@ -169,6 +169,7 @@ class Database(ForkSafe):
         if self._reader is not None and current != self._read_file:
             self._drop_reader()  # the file was quarantined, or deleted
         if self._reader is None and current is not None:
+            self._check_regular()
             address, self._read_file = f"{self.path.absolute().as_uri()}?mode=ro", current
             connection = sqlite3.connect(address, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
             try:
@@ -192,6 +193,11 @@ class Database(ForkSafe):
                 self._reader.close()
             self._reader = None
 
+    def _check_regular(self) -> None:
+        """Raise StoreError unless the path is a regular file: opening a FIFO would wait, and a device has no content to lose."""
+        if not self.path.is_file():
+            raise StoreError(f"{self.path} is not a regular file")
+
     def _check(self, version: int) -> None:
         """Raise StoreError for a file of another schema version; 0 is a file without a schema."""
         if version not in {0, self._version}:
@@ -209,8 +215,10 @@ class Database(ForkSafe):
             self._file = _file_identity(self.path)
             if self._file is None:
                 self._create()
-            elif not self.path.stat().st_size:
-                raise sqlite3.DatabaseError("a file of length 0 is not a database")
+            else:
+                self._check_regular()
+                if not self.path.stat().st_size:
+                    raise sqlite3.DatabaseError("a file of length 0 is not a database")
             connection = sqlite3.connect(self.path, timeout=0.05, isolation_level=None, check_same_thread=False)
             try:
                 self._retry(connection.execute, "PRAGMA journal_mode=WAL")

@@ -207,6 +207,11 @@ def now() -> float:
     return _elapsed() + _OFFSET
 
 
+def set_forward_s() -> float:
+    """Return by how much the wall clock was set forward since the process began, seconds; 0: it was not."""
+    return max(0.0, time.time() - now())
+
+
 def boot_clock() -> tuple[str, float]:
     """Return (id of this boot of the system, wall time of the boot by this process's clock, seconds since 1970).
 
