@@ -173,19 +173,29 @@ def test_a_folder_is_converted(tmp_path):
     assert ours.readings == theirs.readings
 
 
-def test_fifteen_bytes_a_line(tmp_path):
-    """Of requests at random times, of random confidences in 53 bits, with random latencies: where JSON has 800."""
+@pytest.mark.parametrize("sensors", [False, True])
+def test_fifteen_bytes_a_line(tmp_path, sensors):
+    """Of requests at random times, of random confidences in 53 bits, with random latencies: where JSON has 800.
+
+    With readings of sensors, every ten seconds of as many requests, confidences have 24 bits, as most models give them.
+    """
     rng, template = Random(1), [plain(record) for record in recorded() if len(record.get("events", ())) in {2, 4}]
-    records, time, kinds = [], 1.7e9, [template[0]] * 4 + [template[1]]
+    records, time, kinds, seen = [], 1.7e9, [template[0]] * 4 + [template[1]], 11.0
     for i in range(20_000):
         record = json.loads(json.dumps(rng.choice(kinds)))
-        time += round(rng.expovariate(1 / 30), 3)
+        time += round(rng.expovariate(1 if sensors else 1 / 30), 3)
         for event in record["events"]:
             event["at_s"] = 0.0 if event is record["events"][0] else round(rng.lognormvariate(-5, 0.5), 6)
             if "confidence" in event and event["leg"] == "edge":
-                event["confidence"] = rng.random()
+                event["confidence"] = rng.getrandbits(24) / 2**24 if sensors else rng.random()
         record |= {"id": f"10baaf7ecee8-{i}", "at": round(time, 3), "latency_s": record["events"][-1]["at_s"]}
         record.pop("reading", None)
+        if sensors:
+            age_s = round(time % 10, 3)
+            if age_s < seen:  # another reading
+                shares = {name: round(rng.random(), 3) for name in ("battery", "cpu", "cpu_pressure", "memory_available")}
+                reading = {**shares, "temperature_c": round(rng.uniform(40, 60), 1), "power_w": round(rng.uniform(2, 9), 2)}
+            seen, record["reading"] = age_s, {"age_s": age_s, **reading, "mains": True}
         record.pop("input", None)
         records.append(record)
     path, _ = back(tmp_path, records)

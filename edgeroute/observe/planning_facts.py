@@ -283,7 +283,11 @@ class Observer(ForkSafe):
         return self._step()
 
     def _plausible(self, reading: Reading) -> Reading:
-        """Return the reading with shares outside of 0..1, such as percentages, as unknown. Logs a warning the first time."""
+        """Return the reading in three digits, with shares outside of 0..1, such as percentages, as unknown.
+
+        No sensor knows more digits, and each would cost bytes in a trace. Logs a warning the first time.
+        """
+        reading = Reading(*map(_rounded, reading))
         wrong = {name: value for name in SHARES if (value := getattr(reading, name)) is not None and not 0 <= value <= 1}
         if not wrong:
             return reading
@@ -394,6 +398,11 @@ class Observer(ForkSafe):
                 self._metered_failed = True
                 log.exception("metered() failed, so the link counts as metered")
             return True
+
+
+def _rounded(value: Any) -> Any:
+    """Return a float in three digits, of which at most three are decimals; anything else as it is."""
+    return round(float(f"{value:.3g}"), 3) if isinstance(value, float) else value
 
 
 def _value(value: Any) -> Any:

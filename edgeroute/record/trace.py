@@ -79,7 +79,7 @@ class Trace(Instrument):
             line["events"] = _with_joules(line, ended.edge_w)
         reading = ended.reading
         if reading is not None and (known := {name: value for name, value in reading._asdict().items() if value is not None}):
-            line["reading"] = {"age_s": round(ended.reading_age_s, 6), **known}
+            line["reading"] = {"age_s": round(ended.reading_age_s, 3), **known}
         if self.inputs:
             value = answer.value
             line |= {"input": _encode_input(ended.inputs), "value": value if isinstance(value, str | int | float) else None}

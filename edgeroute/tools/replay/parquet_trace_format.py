@@ -40,7 +40,6 @@ WORDS: Final = ("leg", "what", "error", "code")
 # Fields of an event. `at_us` null: the event is at the request's end, `latency_us`. `more`: JSON of further keys.
 EVENT: Final = (*WORDS, "at_us", *NUMBERS, *SIZES, "more")
 _SENSORS: Final = tuple(name for name in Reading._fields if name not in {"mains", "throttled", "network", "metered"})
-_RATIOS: Final = ("cpu", "memory_available", "power_w")  # sensors whose values hardly repeat
 _WIDE: Final = 1 << 53  # limit of whole numbers that are exact as float
 
 
@@ -59,7 +58,7 @@ def schema() -> Any:
         ("at", pa.timestamp("ms", "UTC")), ("id", text), ("latency_us", whole), ("deadline_s", number), ("accepted", pa.bool_()),
         *((name, text) for name in TEXTS), *((name, number) for name in FACTS),
         ("events", pa.list_(pa.field("element", event))),
-        ("read_at", pa.timestamp("us", "UTC")), ("reading", pa.struct([(name, number) for name in _SENSORS])),
+        ("read_at", pa.timestamp("ms", "UTC")), ("reading", pa.struct([(name, number) for name in _SENSORS])),
         ("input_type", text), ("input", pa.binary()), ("shape", text), ("line", whole),
     ])  # fmt: skip
 
@@ -126,11 +125,11 @@ class _Columns:
             shape["facts"] = {**facts, **{name: None for name, value in zip(FACTS, numbers, strict=True) if value is not None}}
         reading = record.get("reading")
         sensors = {name: value for name in _SENSORS if type(value := reading.get(name)) is float} if type(reading) is dict else {}
-        age_us = _units(reading.get("age_s"), 1e6) if type(reading) is dict and at is not None else None
-        columns["read_at"].append(None if at is None or age_us is None else 1000 * at - age_us)
+        age_ms = _units(reading.get("age_s"), 1e3) if type(reading) is dict and at is not None else None
+        columns["read_at"].append(None if at is None or age_ms is None else at - (latency_us or 0) // 1000 - age_ms)
         columns["reading"].append(sensors or None)
         if type(reading) is dict:
-            shape["reading"] = {**reading, **dict.fromkeys(sensors), **({} if age_us is None else {"age_s": None})}
+            shape["reading"] = {**reading, **dict.fromkeys(sensors), **({} if age_ms is None else {"age_s": None})}
         kind, data = _input(record.get("input"))
         columns["input_type"].append(kind)
         columns["input"].append(data)
@@ -219,14 +218,13 @@ def write_parquet(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     form, number, pending = schema(), 0, iter(records)
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     element = "events.list.element."
-    split = [f"{element}{name}" for name in NUMBERS] + [f"reading.{name}" for name in _RATIOS]
     numbers = {
         **dict.fromkeys(("at", "latency_us", "read_at", "line"), "DELTA_BINARY_PACKED"),
         "id": "DELTA_BYTE_ARRAY",
-        **dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+        **{f"{element}{name}": "BYTE_STREAM_SPLIT" for name in NUMBERS},
     }
     words = [*TEXTS, *FACTS, "deadline_s", "input_type", "shape", *(f"{element}{name}" for name in (*WORDS, *SIZES, "more"))]
-    words += [f"reading.{name}" for name in _SENSORS if name not in _RATIOS]
+    words += [f"reading.{name}" for name in _SENSORS]  # which report few digits
     try:
         with (
             open(new, "wb", opener=private) as file,
@@ -420,7 +418,7 @@ def _records(batch: Any, shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if (sensors := columns["reading"][i]) is not None:
             record["reading"] = {**record["reading"], **{name: v for name, v in sensors.items() if v is not None}}
         if (read_at := columns["read_at"][i]) is not None:
-            record["reading"] = {**record["reading"], "age_s": (1000 * at - read_at) / 1e6}
+            record["reading"] = {**record["reading"], "age_s": (at - (latency_us or 0) // 1000 - read_at) / 1e3}
         if (kind := kinds[i]) is not None:
             record["input"] = {"type": kind, "base64": base64.b64encode(columns["input"][i]).decode()}
         if here[i]:
