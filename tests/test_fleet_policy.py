@@ -25,6 +25,7 @@ from signed_fleet import ONE_CLOUD, Fleet, threshold
 
 from edgeroute import BadInput, EdgerouteError, Held, PolicyError, Router
 from edgeroute.catalog.signed_policy_follower import in_ring, overlay, position, signed_name, standing
+from edgeroute.stores.json_lines_and_process_locks import ProcessLock
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.catalog_keys_and_publishing import sign_files, signed_file
 from edgeroute.tools.fleet.rollout_decisions_and_publishing import Decision, promote, publish, target
@@ -465,7 +466,39 @@ def test_local_keys_are_over_the_signed_policy():
         "name": "c",
         "url": "mine",
     }
-    assert overlay({"cloud": [{"name": "a"}]}, {"cloud": [{"name": "z", "url": "mine"}]})["cloud"] == [{"name": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("base", "local", "says"),
+    [
+        (
+            [{"name": "a"}],
+            [{"name": "z", "url": "https://user:secret@mine"}],
+            "local.cloud: the policy in force has no section z",
+        ),
+        ([{"name": "a"}], [{"url": "mine"}, {"url": "secret"}], "local.cloud: the policy in force has no section 2"),
+        ({"name": "a"}, [{"name": "a"}, {"name": "b", "headers": {"Authorization": "secret"}}], "has no section b"),
+    ],
+)
+def test_a_local_section_without_a_counterpart_is_named(caplog, base, local, says):
+    """Of a list, such as a cloud that the new policy has no more: by a warning without its content."""
+    sections = overlay({"cloud": base}, {"cloud": local})["cloud"]
+    assert len(sections if isinstance(sections, list) else [sections]) == 1
+    assert says in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_look_under_way_keeps_the_lock_of_a_closed_router(fleet):
+    """Closing does not wait for a catalog that hangs; no other process leads before that look has ended and written."""
+    with CannedServer(http_reply(b"", status=503)) as server:
+        server.shut()
+        with Router.from_policy(fleet.device(catalog=server.url), watch=True):
+            server.wait_for(lambda: server.requests)
+        other = ProcessLock(fleet.home / "device" / "fleet" / "policy.lock")
+        assert not other.take()
+        server.open()
+        wait_for(other.take)
+        other.leave()
 
 
 def test_rings_are_nested_and_of_their_size():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ from edgeroute.catalog.catalog_source_and_verification import download_targets, 
 from edgeroute.catalog.model_folder_and_downloads import replace_durably, translate_os_errors
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError
 from edgeroute.stores.json_lines_and_process_locks import ProcessLock
-from edgeroute.system.clock_json_and_fork_safety import file_stamp, log, now, set_within, sha256
+from edgeroute.system.clock_json_and_fork_safety import ForkSafe, file_stamp, initially, log, now, per_process, set_within, sha256
 from edgeroute.system.thread_pool_and_workers import Worker
 from edgeroute.system.untrusted_files import parse_json, read_bytes, read_json, read_text
 
@@ -165,14 +166,15 @@ def in_force(data: Mapping[str, Any], folder: Path, state: str | Path | None = N
     return merged
 
 
-def overlay(base: Any, over: Any) -> Any:
+def overlay(base: Any, over: Any, key: str = "local") -> Any:
     """Return a copy of data with other data over them, section by section and key by key.
 
-    Sections of a list are matched by their `name`, else by their place; one without a counterpart is left out. A section may
-    stand for a list of one. Anything but sections is replaced.
+    Sections of a list are matched by their `name`, else by their place; one without a counterpart is left out, with a warning
+    that names it by `key`. A section may stand for a list of one. Anything but sections is replaced.
     """
     if isinstance(base, Mapping) and isinstance(over, Mapping):
-        return {**base, **{key: overlay(base[key], value) if key in base else value for key, value in over.items()}}
+        own = {name: overlay(base[name], value, f"{key}.{name}") if name in base else value for name, value in over.items()}
+        return {**base, **own}
     several = [value if isinstance(value, list) else [value] for value in (base, over)]
     if not all(isinstance(section, Mapping) for sections in several for section in sections):
         return over
@@ -182,7 +184,9 @@ def overlay(base: Any, over: Any) -> Any:
         same = [i for i, item in enumerate(sections) if name and item.get("name") == name]
         if same or (place < len(sections) and None in {name, sections[place].get("name")}):
             at = same[0] if same else place
-            sections[at] = overlay(sections[at], section)
+            sections[at] = overlay(sections[at], section, key)
+        else:
+            log.warning("%s: the policy in force has no section %s, so the file's own counts for nothing", key, name or place + 1)
     return sections if isinstance(base, list) else sections[0]
 
 
@@ -235,7 +239,7 @@ def limits_by(budget: Any, usage: Mapping[str, list[float]], today: str) -> dict
     return limits
 
 
-class Follower:
+class Follower(ForkSafe):
     """Follower of a signed policy, for the router of a device: a thread looks at the catalog at an interval.
 
     One process of a device looks, tries a new policy and watches its first requests; the others follow what it puts in force.
@@ -252,11 +256,12 @@ class Follower:
 
     fleet: Any = None
     _replacing: AbstractContextManager[Any] = nullcontext()
+    _turns, _leads = per_process(threading.Lock), initially(False)
 
     def __init__(self, folder: Path, state: Path) -> None:
         self._folder, self._state, self._home = folder, state, state / "fleet"
         self.problem, self._due_at = last_problem(state), 0.0
-        self._base, self._usual, self._leads, self._begun = (0, 0), 0.0, False, monotonic()
+        self._base, self._usual, self._begun = (0, 0), 0.0, monotonic()
         self._path = self._home / "policy.json"
         self._lock = ProcessLock(self._home / "policy.lock")
         self._leave = finalize(self, self._lock.leave)
@@ -288,12 +293,21 @@ class Follower:
     def close(self, wait_s: float | None = 0.0) -> None:
         """Have the thread end, waiting up to `wait_s` seconds for a look under way (None: however long). Then release the lock.
 
-        This process is no longer counted among those that ended on trial.
+        A look that takes longer releases it at its end. This process is no longer counted among those that ended on trial.
         """
         self._worker.close(wait_s)
-        with suppress(StoreError):
-            self._survive()
-        self._leave()
+        self._end()
+
+    def _end(self) -> None:
+        """Release the lock, if the follower is closed and no look is under way; a no-op otherwise."""
+        if self._worker.closed and self._turns.acquire(blocking=False):
+            try:
+                with suppress(StoreError):
+                    self._survive()
+                self._leave()
+                self._leads = False
+            finally:
+                self._turns.release()
 
     def _survive(self) -> None:
         """Count the starts of processes on trial from 1 again, as this one did not crash.
@@ -308,6 +322,14 @@ class Follower:
         return "; ".join(filter(None, (standing(self._state).text, last_problem(self._state))))
 
     def _turn(self) -> float:
+        """Take a look, unless the follower is closed; release the lock if it is then. Return the seconds until the next look."""
+        try:
+            with self._turns:
+                return LOOKS_S if self._worker.closed else self._follow_once()
+        finally:
+            self._end()
+
+    def _follow_once(self) -> float:
         """Reload if another process changed the standing; as the leader, also check trial, catalog and budget.
 
         The budget is applied even if the catalog cannot be read; errors pass. Returns the seconds until the next turn.
