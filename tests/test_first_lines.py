@@ -120,7 +120,7 @@ STEPS = [
     ("google/vit-base", r"on a hub.*edge=pipeline\(model='google/vit-base'\)"), ("Qwen/Qwen2.5-0.5B", "on a hub"),
     ("hf://google/vit", "model='google/vit'"), ("https://huggingface.co/google/vit", "model='google/vit'"),
     ("https://huggingface.co/google/vit/resolve/main/model.onnx", "model='google/vit'"), ("m.xyz", "edgeroute.register"),
-    ("models/m.xyz", "edgeroute.register"),
+    ("models/m.xyz", "edgeroute.register"), ("distilbert-base-uncased", r"on a hub.*model='distilbert-base-uncased'"),
 ]  # fmt: skip
 
 
@@ -137,6 +137,8 @@ def test_a_policy_and_a_command_say_the_step(tmp_path, path, step):
     code, out, err = cli("check", "-p", policy)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.search(rf"edge\.path: found .*which no runtime runs: .*{step}", err)
+    if "/" in path and "://" not in path:
+        assert re.search(step, cli("inspect", path, cwd=tmp_path)[2])
     if "/" not in path:  # an address is inspected
         (tmp_path / path).write_bytes(b"")
         for command in ("inspect", "check") if path != "m.json" else ("inspect",):

@@ -24,7 +24,7 @@ from edgeroute.edge.input_checks_and_stacking import shape_text
 from edgeroute.edge.inputs_constants_and_states import Inputs
 from edgeroute.edge.model_card import Card, card_path, sha256_of
 from edgeroute.edge.runtime_base import ModelFile
-from edgeroute.edge.runtime_registry_and_model_groups import load
+from edgeroute.edge.runtime_registry_and_model_groups import load, suffix_of
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.system.untrusted_files import open_file, read_bytes
 from edgeroute.tools.cli.command_runner import LEFT
@@ -244,7 +244,7 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
         BadInput: the sample cannot be read.
     """
     try:
-        if not path.is_dir():
+        if not path.is_dir() and suffix_of(path.name):  # else loading says what to write
             open_file(path, MOST_BYTES).close()
     except FileNotFoundError as e:
         raise ModelMissing(f"there is no model at {path}") from e

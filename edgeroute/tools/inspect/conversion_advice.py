@@ -48,10 +48,15 @@ def step(path: str, hub: re.Match[str] | None) -> str:
         return STEPS[".h5", ".hdf5", ".pb"].format(path)
     if inside := next(filter(suffix_of, names), None):
         return f"it is a folder: give the file in it, {str(folder / inside)!r}"
+    name = path if hub is None or names else hub[2]
+    way = (
+        f"if it is a model on a hub, write edge=pipeline(model={name!r}) of transformers; or give the file that "
+        f"`optimum-cli export onnx --model {name} OUT` writes"
+    )
     if "config.json" in names or (hub and not folder.exists()):
-        name = path if hub is None or names else hub[2]
-        of = f"write edge=pipeline(model={name!r}) of transformers"
-        return f"if it is a model on a hub, {of}; or give the file that `optimum-cli export onnx --model {name} OUT` writes"
+        return way
+    if re.fullmatch(r"[\w-]+", path):
+        return f"{way}; a file ends in {', '.join(suffixes())}"
     return next((step.format(path) for ends, step in STEPS.items() if path.lower().endswith(ends)), None) or (
         f"expected a file that ends in {', '.join(suffixes())}; another one is added by "
         'edgeroute.register(".suffix", "package.module:Class")'
