@@ -38,6 +38,7 @@ def test_the_result_of_a_calibration_is_a_threshold():
         ("http://127.0.0.1:9/v1", r"OpenAIChat\(url, model=\.\.\.\)"),
         ("https://api.openai.com", r"OpenAIChat\(url, model=\.\.\.\)"),
         ("models/cat.onnx", "edgeroute serve models/cat.onnx"),
+        ("grpc://edge.local:8001/cat", r"OpenInferenceGrpc\('http://HOST:PORT', model=\.\.\.\)"),
         ("http://127.0.0.1:9/", r"OpenInference\(url, model=\.\.\.\)"),
         ("http://user:secret@127.0.0.1/x?key=secret", "^((?!secret).)*$"),
     ],

@@ -33,8 +33,7 @@ class PlainJson(OneByOne):
         encode: input -> JSON-serialisable body, in place of `body`; with `send_edge`, input and the edge's answer.
         send_edge: send the edge's answer along, where the body has `{edge}`; without `body` as `edge` beside `input`
             (docs/payloads.md).
-        value: path of the value in the reply, keys and indices separated by dots: `result.0.label`. The default also reads
-            a pipeline's labels with scores.
+        value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
         confidence: path of the confidence; None: none. A reply without it has no confidence.
         logits: path of an array [classes], used instead of `value` and `confidence`.
         kind: kind of that array, "probabilities" for example; None: logits.
@@ -118,7 +117,8 @@ class PlainJson(OneByOne):
     def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
         """Return the answer in a reply, as the only item of a list: (value, confidence), or logits [classes].
 
-        The confidence is None if its path is not configured or not in the reply.
+        The confidence is None if its path is not configured or not in the reply. By the default path of the value, a pipeline's
+        labels with scores are read too.
 
         Raises:
             BadReply: the body is no JSON, a path is missing, or a value has the wrong type.

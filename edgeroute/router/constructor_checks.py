@@ -265,6 +265,8 @@ def _advice(given: str, *, chats: bool) -> str:
         return f"cloud={given} is no URL: if it is a model's file, run `edgeroute serve {text}` and pass the URL of its model"
     if chats or "api.openai.com" in text:
         return f"{given} speaks as OpenAI does, and serves many models: pass OpenAIChat(url, model=...)"
+    if text.startswith("grpc"):
+        return f"{given} is written OpenInferenceGrpc('http://HOST:PORT', model=...); with TLS https://"
     return f"what does {given} speak? Pass OpenInference(url, model=...), OpenAIChat(url, model=...) or PlainJson(url)"
 
 
