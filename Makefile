@@ -1,5 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. PYTHON=python3.12 picks another interpreter.
 PYTHON ?= python3
+# What imports ONNX Runtime itself sends nothing to its maker.
+export ORT_DISABLE_TELEMETRY = 1
 unexport PYTHONDONTWRITEBYTECODE  # tests start many Pythons, each of which would compile the package
 VENV ?= .venv
 BIN = $(VENV)/bin

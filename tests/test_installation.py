@@ -116,8 +116,10 @@ def test_policies_are_copied(tmp_path):
     assert (code, "prefer-edge" in err) == (2, True)
 
 
-def test_a_bug_report_has_no_secret(monkeypatch):
-    """Names of variables alone; runtimes that are not here are told by their error."""
+def test_a_bug_report_has_no_secret(monkeypatch, tmp_path):
+    """Names of variables alone; runtimes that are not here are told by their error, and those that are write and send nothing."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("EDGEROUTE_CLOUD__API_KEY", "hunter2")
     code, out, _ = cli("doctor", "--json")
     report = json.loads(out)
@@ -125,6 +127,7 @@ def test_a_bug_report_has_no_secret(monkeypatch):
     assert "hunter2" not in out
     assert report["variables"] == "EDGEROUTE_CLOUD__API_KEY"
     assert report["packages"]["numpy"]
+    assert list(tmp_path.iterdir()) == []
     assert set(report["runtimes"]) >= {"onnxruntime", "litert", "llama"}
     if report["runtimes"]["onnxruntime"] == "works":
         assert report["runtimes"]["onnxruntime, CPUExecutionProvider"] == "works"

@@ -400,6 +400,17 @@ def test_telemetry_is_off_before_the_import(tmp_path):
     assert list(home.iterdir()) == []
 
 
+def test_telemetry_of_a_program_that_imported_it_first(tmp_path, monkeypatch, caplog):
+    """It is disabled as far as it can be from here, which is logged once, with the variable to set."""
+    ort, called = pytest.importorskip("onnxruntime"), []
+    monkeypatch.setattr(ort, "disable_telemetry_events", lambda: called.append(True))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    for _ in range(2):
+        OnnxModel(tiny.linear(tmp_path / "m.onnx")).load()
+    assert called == [True]
+    assert [record.getMessage().rsplit(" ", 1)[1] for record in caplog.records] == ["ORT_DISABLE_TELEMETRY=1"]
+
+
 def test_a_run_in_progress_is_stopped(tmp_path):
     """Cancelling ends a run that would otherwise never end."""
     model = OnnxModel(tiny.endless(tmp_path / "endless.onnx"))

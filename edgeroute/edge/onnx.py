@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from edgeroute.core.setting_units_and_ranges import Count
 from edgeroute.edge.model_card import Array
 from edgeroute.edge.onnx_execution_providers import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.edge.runtime_base import FileOptions, ModelFile, first_line, last_operator
 from edgeroute.errors import ModelError, PolicyError
+from edgeroute.system.clock_json_and_fork_safety import log
 from edgeroute.system.late_imports_and_plugins import import_needed, no_fork
 from edgeroute.system.untrusted_files import map_file
 from edgeroute.types import StopToken, TensorSpec
@@ -254,6 +256,7 @@ def _downgrade(providers: Sequence[Provider], running: Sequence[str], nodes: Seq
 DTYPES = {"float": "float32", "double": "float64"} | {
     kind: kind for kind in ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
+TELEMETRY: Final = "ORT_DISABLE_TELEMETRY"  # variable of the environment; without it 1.29 and later send facts about models
 _DTYPES = {f"tensor({kind})": dtype for kind, dtype in DTYPES.items()}
 
 
@@ -389,12 +392,17 @@ class OnnxModel(ModelFile):
 def runtime() -> Any:
     """Import and return onnxruntime, with its telemetry disabled by an environment variable.
 
-    A value that is set already stays.
+    A value that is set already stays. If the program has imported onnxruntime before, it is too late for the variable: its events
+    are disabled as far as it can, and a warning is logged.
 
     Raises:
         RuntimeMissing: it is not installed.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
+    late = TELEMETRY not in os.environ and sys.modules.get("onnxruntime")
+    os.environ.setdefault(TELEMETRY, "1")  # read once, at import
+    if late:
+        late.disable_telemetry_events()  # from 1.29 on it still sends facts about the process and writes below ~/.cache
+        log.warning("onnxruntime was imported before edgeroute, and may send telemetry to its maker: set %s=1", TELEMETRY)
     return import_needed("onnxruntime", "onnxruntime is not installed: pip install 'edgeroute[onnx]'")
 
 

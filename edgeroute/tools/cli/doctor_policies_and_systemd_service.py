@@ -87,7 +87,8 @@ def _packages() -> dict[str, set[str]]:
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of this Python. Raises subprocess.TimeoutExpired after `TRY_S` seconds."""
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TRY_S)  # noqa: S603 - a constant
+    quiet = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TRY_S, env=quiet)  # noqa: S603 - a constant
 
 
 def _try(program: str, *arguments: str) -> str:

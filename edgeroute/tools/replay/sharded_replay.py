@@ -290,6 +290,7 @@ def _on_ray(shards: Sequence[Shard], kernel: Any) -> Iterator[Sums]:
     data.DataContext.get_current().enable_progress_bars = False
     began = not ray.is_initialized()
     if began:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it sends statistics of use to its maker
         ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
     try:
         cores = int(ray.cluster_resources().get("CPU", 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class Model(Description):
     """
 
     def __init__(self, folder: str | Path, *, threads: int = 1, gpu: int | None = None, most: int = 1024) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
         import onnxruntime
 
         super().__init__(folder)
