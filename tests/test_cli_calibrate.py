@@ -319,9 +319,9 @@ def test_ties_and_missing_scores_are_told(home, policy):
     [
         ([], "exactly one is needed"),
         (["--max-loss", "1%", "--max-error", "1%"], "exactly one is needed"),
-        (["--max-loss", "2"], "a share must be 0% to 100%"),
+        (["--max-loss", "2"], "'--max-loss': a share must be 0% to 100%, not '2': 2 percent is 2%"),
         (["--max-loss", "1%", "--sure", "average"], "only --max-defer can hold on average"),
-        (["--max-loss", "1%", "--sure", "95"], "a share must be 0% to 100%"),
+        (["--max-loss", "1%", "--sure", "95"], "for --sure: a share must be 0% to 100%, not '95': 95 percent is 95%"),
         (["--max-defer", "1%", "--per-class"], "one threshold for all classes"),
         (["--max-loss", "1%", "--audited"], "one of the two is needed"),
         (["--max-loss", "0%"], "more than 0% and less than 100%"),

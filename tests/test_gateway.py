@@ -136,6 +136,16 @@ def test_models(client):
         client.models.retrieve("gpt-4")
 
 
+@pytest.mark.parametrize(
+    ("path", "way"),
+    [("/v1", "/v1/chat/completions"), ("/v1/embeddings", r"\[gateway\] embeddings"), ("/metrics", "--metrics")],
+)
+def test_a_path_that_is_not_there_tells_the_way(url, path, way):
+    """To one that is, or to the setting that opens it."""
+    with pytest.raises(openai.NotFoundError, match=f"there is nothing at {path}: .*{way}"):
+        openai.OpenAI(base_url=url, api_key="any", max_retries=0).get(path, cast_to=object)
+
+
 def test_the_environment_is_all_that_a_program_needs(url):
     """OPENAI_BASE_URL, and a key that nobody looks at, since the client takes none for an error."""
     program = (
@@ -166,7 +176,7 @@ BAD = {
     "no messages": ({"messages": None}, "BadRequestError", "messages"),
     "a stream that is no truth": ({"extra_body": {"stream": 1}}, "BadRequestError", "stream is true or false"),
     "a mode that there is not": ({"extra_headers": {"x-edgeroute-mode": "only_clud"}}, "BadRequestError", "only_cloud"),
-    "an option that there is not": ({"extra_headers": {"x-edgeroute-dataclass": "medical"}}, "BadRequestError", "data-class"),
+    "an option that there is not": ({"extra_headers": {"x-edgeroute-dataclass": "medical"}}, "BadRequestError", '"x-edgeroute-data-class"'),
     "one of another form": ({"extra_headers": {"edgeroute_data_class": "private"}}, "BadRequestError", "no header edgeroute_data_class"),
     "a class that the policy has not": ({"extra_headers": {"x-edgeroute-data-class": "medical"}}, "BadRequestError", "does not name"),
     "a time without a unit": ({"extra_headers": {"x-edgeroute-deadline": "2"}}, "BadRequestError", "with a unit"),

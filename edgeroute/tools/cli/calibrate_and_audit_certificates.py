@@ -230,7 +230,11 @@ def _sure(text: str, kind: Kind) -> float | None:
     0 % and 100 % are refused too, by `typer.BadParameter`.
     """
     if text != "average":
-        return proper_share(share(text), "--sure")
+        try:
+            return proper_share(share(text), "--sure")
+        except typer.BadParameter as e:
+            e.param_hint = "--sure"
+            raise
     if kind != "max_defer":
         why = "only --max-defer can hold on average: the others hold with a probability"
         raise typer.BadParameter(why, param_hint="--sure")

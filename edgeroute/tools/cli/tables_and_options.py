@@ -160,7 +160,8 @@ def share(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(%?)", str(text).strip())
     value = float(match[1]) / (100 if match[2] else 1) if match else 2.0
     if value > 1:
-        raise typer.BadParameter(f"a share must be 0% to 100%, not {text!r}")
+        hint = f": {match[1]} percent is {match[1]}%" if match and not match[2] else ""
+        raise typer.BadParameter(f"a share must be 0% to 100%, not {text!r}{hint}")
     return value
 
 

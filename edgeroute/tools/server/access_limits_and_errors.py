@@ -226,6 +226,10 @@ class Busy(HTTPException):
         super().__init__(429, f"{most} requests are in progress, and no more are taken at a time: try again later", AGAIN)
 
 
+# Path that a gateway has only if it is opened -> how.
+_OPENED = {"/v1/embeddings": "[gateway] embeddings in the policy names its model", "/metrics": "the option --metrics opens it"}
+
+
 async def _http(request: Request, error: HTTPException) -> Response:
     """Reply to Starlette's HTTP errors in the form of the path's API, with clear messages for wrong methods and unknown paths."""
     path, fault = request.url.path, fault_of(error)
@@ -233,7 +237,8 @@ async def _http(request: Request, error: HTTPException) -> Response:
         allowed = (error.headers or {}).get("Allow", "others")
         fault = fault._replace(message=f"{clean(path, 100)} does not take {request.method}, only {allowed}")
     elif error.detail == "Not Found":  # Starlette's text
-        fault = fault._replace(message=f"there is nothing at {clean(path, 100)}: chats are at /v1, tensors at /v2/models/NAME")
+        where = _OPENED.get(path, "chats are at /v1/chat/completions, tensors at /v2/models/NAME")
+        fault = fault._replace(message=f"there is nothing at {clean(path, 100)}: {where}")
     return fault.reply(path)
 
 
@@ -370,7 +375,8 @@ def parse_options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Optio
             continue
         name, text = raw[len(PREFIX) :].decode("latin-1"), value.decode("latin-1").strip()
         if not raw.startswith(PREFIX) or name not in NAMES:
-            raise BadInput(f"there is no header {clean(raw.decode('latin-1'), 60)}: {nearest(name, NAMES)}")
+            header = clean(raw.decode("latin-1"), 60)
+            raise BadInput(f"there is no header {header}: {nearest(header, [f'{PREFIX.decode()}{name}' for name in NAMES])}")
         if name in texts:
             raise BadInput(f"the header x-edgeroute-{name} is there twice: send it once")
         if not 0 < len(text) <= LONGEST or not text.isprintable():

@@ -85,8 +85,10 @@ def interval(share: Share) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format seconds: two decimals, or below one second milliseconds; None as "-"."""
-    return "-" if seconds is None else f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+    """Format seconds: two decimals, or below one second milliseconds of three digits; None as "-"."""
+    if seconds is None:
+        return "-"
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{f'{seconds * 1000:#.3g}'.removesuffix('.')} ms"
 
 
 def size(count: float) -> str:
