@@ -254,13 +254,6 @@ def test_the_input_of_a_vectorizer(kind):
                 refused(kind, edge, x, f"expected a {wanted}, got a")
 
 
-def test_a_classifier_that_is_not_fitted_has_failed(kind):
-    """The input is not at fault: the cloud answers."""
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    with kind(linear_model.LogisticRegression(), sure, threshold=0) as router:
-        assert router.infer([1, 2, 3]).source == "cloud"
-
-
 @pytest.fixture
 def machine():
     """A forest, fitted on a table with names, and the table."""
@@ -299,6 +292,27 @@ def test_rows_in_every_form_are_read_by_name(kind, machine):
         for rows in (turned.to_dict("records")[:4], list(table.to_numpy()[:4]), tuples, mixed):
             assert [answer.value for answer in router.infer_many(rows)] == expected
             assert [router.infer(x).value for x in rows] == expected
+
+
+def test_an_estimator_that_is_not_fitted(kind):
+    """Is refused as the router is made, and not by each request; one whose fit leaves no classes is taken."""
+    linear_model, pipeline = pytest.importorskip("sklearn.linear_model"), pytest.importorskip("sklearn.pipeline")
+    base = pytest.importorskip("sklearn.base")
+    for model in (linear_model.LogisticRegression(), pipeline.make_pipeline(linear_model.LogisticRegression())):
+        with pytest.raises(PolicyError, match=r"(LogisticRegression|Pipeline) is not fitted: call its fit\(X, y\) first"):
+            kind(model, unsure, threshold=0.5)
+
+    class Outliers(base.BaseEstimator):
+        def fit(self, rows, y=None):
+            self.limit_ = 3.0
+            return self
+
+        def predict_proba(self, rows):
+            return [[0.1, 0.9] for _ in rows]
+
+    for model in (Outliers(), pipeline.make_pipeline(Outliers())):
+        with kind(model.fit([[1.0]]), unsure, threshold=0.5) as router:
+            assert router.infer([9.0]).value == 1
 
 
 def test_columns_that_a_pipeline_drops_may_be_missing(kind):

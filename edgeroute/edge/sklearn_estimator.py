@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 
 from edgeroute.core.error_codes import class_name
-from edgeroute.errors import BadInput, RuntimeMissing, Unfit, nearest
+from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, Unfit, nearest
 from edgeroute.system.late_imports_and_plugins import attribute
 
 
 class Estimator:
-    """Function of one row that returns class -> probability, by the `predict_proba` of a fitted estimator."""
+    """Function of one row that returns class -> probability, by the `predict_proba` of a fitted estimator.
+
+    Raises PolicyError for one that is not fitted.
+    """
 
     def __init__(self, estimator: Any) -> None:
+        if not _is_fitted(estimator):
+            raise PolicyError(f"{class_name(estimator)} is not fitted: call its fit(X, y) first")
         self._estimator = estimator
 
     @property
@@ -138,6 +143,14 @@ def _by_name(x: Any, columns: list[str]) -> Mapping[str, Any]:
     if isinstance(x, Mapping) or (isinstance(x, list | tuple | np.ndarray) and _shape(x) == (len(columns),)):
         return x if isinstance(x, Mapping) else dict(zip(columns, x, strict=True))
     raise BadInput(f"expected {len(columns)} values, {', '.join(columns)}, by name or in this order; got {_form(x)}")
+
+
+def _is_fitted(estimator: Any) -> bool:
+    """Return False for an estimator of scikit-learn's kind that was not fitted."""
+    if hasattr(estimator, "classes_") or not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
+        return True
+    says = getattr(estimator, "__sklearn_is_fitted__", lambda: any(name.endswith("_") for name in vars(estimator)))
+    return bool(says())
 
 
 def _is_finite(value: Any) -> bool:
