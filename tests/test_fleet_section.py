@@ -90,3 +90,17 @@ def test_requests_after_a_reload_are_of_another_policy(policy, tmp_path, monkeyp
     assert len({group[1] for group in told.groups}) == 2
     assert len({group[0] for group in told.groups}) == 1
     assert sum(row[2] for row in told.requests) == 2
+
+
+def test_check_says_where_counts_go(policy, tmp_path):
+    """Beside what inputs may do; a folder that is missing is a problem."""
+    (tmp_path / "out").mkdir()
+    with Router.from_policy(policy('to = "out"')) as router:
+        found = router.check()
+        assert (found.ok, f"go to {tmp_path / 'out'} (fleet)" in str(found)) == (True, True)
+        (tmp_path / "out").rmdir()
+        found = router.check()
+        assert (found.ok, f"! fleet: there is no folder {tmp_path / 'out'} now" in str(found)) == (False, True)
+    with Router.from_policy(policy('to = { env = "FLEET_TO" }')) as router:
+        found = router.check()
+        assert (found.ok, "go to the address in an environment variable (fleet)" in str(found)) == (True, True)

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -113,6 +114,15 @@ class Fleet(ForkSafe, Part):
         self._engine = weakref.ref(engine)
         self._store = KeyValueStore.shared_store(engine.state / "state.db", self)  # open until all is counted
         self.digests = DailyDigests(engine.state / "fleet", self._store, *self._given)
+
+    def check_lines(self) -> list[str]:
+        """Return where digests go, and a problem if that is a folder which is missing."""
+        to = self._given[0]
+        where = "the address in an environment variable" if isinstance(to, Secret) else destination(to).where
+        lines = [f"counts of each day, without inputs and answers, go to {where} (fleet)"]
+        if isinstance(to, str) and "://" not in to and not Path(to).is_dir():
+            lines.append(f"! fleet: there is no folder {where} now")
+        return lines
 
     def opened(self, status: Callable[[], Any]) -> None:  # noqa: ARG002 - as parts are called
         """Start the thread that writes and uploads digests."""

@@ -98,6 +98,10 @@ class Part:
         """Return figures for `Stats.parts`."""
         return {}
 
+    def check_lines(self) -> Sequence[str]:
+        """Return lines for `Router.check`; `! ` begins a problem. For this package's own parts."""
+        return ()
+
     def dump(self) -> Any:
         """Return the state to store in the state folder, as JSON has it; None: there is nothing to store."""
 

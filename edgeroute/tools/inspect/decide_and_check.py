@@ -91,8 +91,9 @@ def check(engine: Engine, timeout: float) -> Check:
     observer, spending, snapshot = engine.observer, engine.spending, engine.snapshot
     lines = [*observer.rule_lines(), *observer.budget_lines(), *observer.lacking_lines(snapshot.backends)]
     lines += impossible_settings.notes(snapshot, spending.limits)
-    never = [*impossible_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
-    return Check(result.ok and not never, (*result.lines, *lines, *(f"! {line}" for line in never)))
+    lines += [line for part in engine.fixed for line in part.check_lines()]
+    lines += [f"! {line}" for line in impossible_settings.problems(snapshot, spending.limits, spending.edge_j, engine.refused)]
+    return Check(result.ok and not any(line.startswith("!") for line in lines), (*result.lines, *lines))
 
 
 def _targets(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str = "") -> Check:
