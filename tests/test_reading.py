@@ -572,6 +572,14 @@ def test_a_yolo_before_suppression(tmp_path, version):
         assert says(path) == "boxes"
 
 
+@pytest.mark.parametrize(("n", "labels"), [(600, [*LABELS, "one more"]), (99, LABELS)])
+def test_a_yolo_that_its_labels_do_not_fit(n, labels):
+    """More labels than it has classes would name them wrongly; of few boxes nothing tells which axis counts them."""
+    xywh, scores = yolo(n, len(LABELS))
+    with pytest.raises(ModelError, match=f"of at least 100 boxes and with {len(labels)} labels"):
+        Reader(kind="boxes", labels=labels).read_one(np.concatenate([xywh, scores], 1).T[None])
+
+
 def test_the_last_step_of_a_detector(tmp_path):
     """[1, 300, 6] as YOLOv10 and RT-DETR give it: read without a kind, as with it."""
     rng = np.random.default_rng(0)

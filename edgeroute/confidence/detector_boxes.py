@@ -175,7 +175,8 @@ def _arrays(row: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Excep
         if parts is None:
             raise wrong(
                 f"gives an output {list(array.shape)}: boxes are [n, {_COLUMNS}] (x1, y1, x2, y2, score, class), or before "
-                "non-maximum suppression [4 + classes, n] or [n, 5 + classes]"
+                f"non-maximum suppression [4 + classes, n] or [n, 5 + classes], of at least {RAW} boxes"
+                + (f" and with {len(labels)} labels" if labels else "")
             )
         boxes, scores, classes, more = parts
     if boxes.size == 0:
@@ -228,8 +229,8 @@ def _columns(array: Array, labels: Sequence[Any] | None, *, suppressed: bool = T
     array = array if first else array.T
     n, columns = array.shape
     begin = _SIDES + (1 if first and columns - _SIDES != len(labels or ()) else 0)
-    end = min(columns, begin + len(labels)) if labels else columns
-    if n < RAW or end <= begin:
+    end = begin + len(labels) if labels else columns
+    if n < RAW or not begin < end <= columns:
         return None
     by_class = array[:, begin:end] * (array[:, _SIDES : _SIDES + 1] if begin > _SIDES else 1)
     scores, classes = by_class.max(1), by_class.argmax(1)

@@ -78,9 +78,9 @@ class Limits(Section):
 
 @configures(egress_settings.Egress)
 class Egress(Section):
-    """Rules for data that may leave the device: a call names its class, as in `infer(x, data_class=...)`.
+    """Rules for what may leave the device: a call names its class, as in `infer(x, data_class=...)`.
 
-    Without this section all data may leave.
+    Without this section all data without a class may leave.
     """
 
 
