@@ -503,11 +503,14 @@ RANGES = {
                [{**function({}), "type": "custom"}], [{"type": "mcp", "server_url": "http://a"}], [{**function({}), "cache_control": {}}],
                [{"type": "function", "function": {"name": "f", "defer_loading": True}}],
                [{"google_search": {}}], [{"type": "custom", "custom": {"format": {"type": "grammar"}}}]]),
-    "tool_choice": (["auto", {"type": "function", "function": {"name": "f"}}], ["x", 1, [], {"a": "x" * 1025}]),
+    "tool_choice": (["auto", {"type": "function", "function": {"name": "f"}}],
+                    ["x", 1, [], {"a": "x"}, {"type": "mcp", "server_label": "a"}, {"type": "function", "function": {"name": {}}},
+                     {"type": "function", "function": {"name": "f"}, "server_url": "http://a"}]),
     "parallel_tool_calls": ([True, False], [1, "true"]),
     "response_format": (
         [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": {"enum": ["a"] * 128, "maxItems": 1000}}}],
         ["json", {}, {"type": "grammar", "grammar": "root ::= a"}, {"type": ["text"]}, {"type": "text", "regex": "a"},
+         {"type": "json_schema", "json_schema": {"name": "a", "schema": {}, "url": "a"}}, {"type": "json_schema", "json_schema": [[]]},
          *({"type": "json_object", "schema": bad} for bad in (
              {"enum": ["a"] * 129}, {"a": {"pattern": "a*"}}, {"a": {"maxLength": 1001}}, {"a": {"minItems": -1}},
              {"$ref": "http://a/b"}, {"a": "x" * (32 << 10)}, json.loads('{"a":' * 17 + "1" + "}" * 17)))],

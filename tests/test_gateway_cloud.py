@@ -58,8 +58,14 @@ def test_what_does_not_leave():
         {**image, "image_url": {**image["image_url"], "file_id": "file-1"}},
         {"type": "file", "file": {"file_id": "file-of-the-policys-account", "filename": "a.txt"}},
         {"type": "text", "text": "there", "image_url": [{"file_id": "file-2"}]},
+        {"type": "file", "file": {"file_data": {"file_id": "file-3"}, "filename": "b.txt"}},
     ]
-    hello = [{"role": "user", "content": parts, "prefix": True}]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    odd_call = {**call, "server_url": "a", "web_search": {}, "function": {**call["function"], "strict": True}}
+    hello = [
+        {"role": "user", "content": parts, "prefix": True, "name": {"file_id": "file-4"}},
+        {"role": "assistant", "content": None, "tool_calls": [odd_call], "refusal": [{"file_id": "file-5"}]},
+    ]
     with CannedServer(sse_reply(PARIS)) as far, serving(router(far, edge=None), allow=["min_tokens"]) as url:
 
         def ask(**more):
@@ -81,8 +87,12 @@ def test_what_does_not_leave():
         image,
         {"type": "file", "file": {"filename": "a.txt"}},
         {"type": "text", "text": "there"},
+        {"type": "file", "file": {"filename": "b.txt"}},
     ]
-    assert sent["messages"] == [{"role": "user", "content": kept}]
+    assert sent["messages"] == [
+        {"role": "user", "content": kept},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
 
 
 def test_what_is_booked():

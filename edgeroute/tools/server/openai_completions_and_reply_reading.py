@@ -74,6 +74,15 @@ def _is_function(x: Any) -> bool:
     )
 
 
+def _is_choice(x: Any) -> bool:
+    """Return True for the name of a choice, or for one function; other objects name services of the cloud."""
+    if not isinstance(x, dict):
+        return x in ("none", "auto", "required")
+    function = x.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    return _is_short(name) and x == {"type": "function", "function": {"name": name}}
+
+
 def _is_format(x: Any) -> bool:
     """Return True for one of OpenAI's formats of an answer, within a schema's limits and 32 KiB.
 
@@ -83,6 +92,8 @@ def _is_format(x: Any) -> bool:
         isinstance(x, dict)
         and x.get("type") in ("text", "json_object", "json_schema")
         and x.keys() <= {"type", "json_schema", "schema"}
+        and isinstance(schema := x.get("json_schema") or {}, dict)
+        and schema.keys() <= {"name", "description", "schema", "strict"}
         and _is_bounded(x, 32 << 10)
     )
 
@@ -134,10 +145,7 @@ KEYS: Final[Mapping[str, Range]] = {
     "tools": Range(
         "functions, 128 KiB", lambda x: isinstance(x, list) and all(map(_is_function, x)) and _is_bounded(x, 128 << 10)
     ),
-    "tool_choice": Range(
-        '"none", "auto", "required", object',
-        lambda x: x in ("none", "auto", "required") or (isinstance(x, dict) and _is_bounded(x, 1024)),
-    ),
+    "tool_choice": Range('"none", "auto", "required", function', _is_choice),
     "parallel_tool_calls": Range("true or false", lambda x: isinstance(x, bool)),
     "response_format": Range("text, json_object or json_schema, 32 KiB", _is_format),
 }
@@ -145,10 +153,14 @@ KEYS: Final[Mapping[str, Range]] = {
 DROPPED: Final = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key")
 # Keys of a message that are passed on.
 MESSAGE: Final = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning_content"})
-# Keys of a part that are passed on, and those of their objects: a `file_id` would name a file of the account at the cloud.
+# Keys of a part and of a call that are passed on, and those of their objects: a `file_id` would name a file of the account at the
+# cloud. Their values are texts, but for `arguments`, which some clients send as an object.
 PART: Final[Mapping[str, Collection[str]]] = {
     "type": (), "text": (), "refusal": (),
     "image_url": ("url", "detail"), "input_audio": ("data", "format"), "file": ("file_data", "filename"),
+}  # fmt: skip
+CALL: Final[Mapping[str, Collection[str]]] = {
+    "id": (), "type": (), "function": ("name", "arguments"), "custom": ("name", "input")
 }  # fmt: skip
 FUNCTION: Final = frozenset({"name", "description", "parameters", "strict"})
 
@@ -185,7 +197,7 @@ def client_keys(
 
 
 def client_messages(messages: Any) -> list[dict[str, Any]]:
-    """Return copies of a chat's messages with the keys in `MESSAGE`, and in their parts those in `PART`, and no others.
+    """Return copies of a chat's messages with the keys in `MESSAGE`, in their parts those in `PART`, in calls those in `CALL`.
 
     Raises:
         BadInput: it is no list of one or more objects, or messages, parts and calls of tools are more than 2,048 together.
@@ -195,20 +207,26 @@ def client_messages(messages: Any) -> list[dict[str, Any]]:
     lists = [part for message in messages for key in ("content", "tool_calls") if isinstance(part := message.get(key), list)]
     if len(messages) + sum(map(len, lists)) > MOST_MESSAGES:
         raise BadInput(f"messages has more than {MOST_MESSAGES} messages, parts and calls: send the last ones, or fewer")
-    kept = [{key: value for key, value in message.items() if key in MESSAGE} for message in messages]
+    lists_of: dict[str, Mapping[str, Collection[str]]] = {"content": PART, "tool_calls": CALL}
+    kept = [
+        {key: value for key, value in message.items() if key in lists_of or (key in MESSAGE and isinstance(value, str))}
+        for message in messages
+    ]
     for message in kept:
-        if isinstance(parts := message.get("content"), list):
-            message["content"] = [_kept_part(part) if isinstance(part, dict) else part for part in parts]
+        for key, keys in lists_of.items():
+            if isinstance(parts := message.get(key), list):
+                message[key] = [_kept(part, keys) if isinstance(part, dict) else part for part in parts]
     return kept
 
 
-def _kept_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a part with the keys in `PART`, of its objects as well; values that are lists are left out."""
-    return {
-        key: {name: within for name, within in value.items() if name in PART[key]} if isinstance(value, dict) else value
-        for key, value in part.items()
-        if key in PART and not isinstance(value, list)
-    }
+def _kept(part: Mapping[str, Any], keys: Mapping[str, Collection[str]]) -> dict[str, Any]:
+    """Return a copy of a part or call with these keys, and of its objects with theirs; other values than texts are left out."""
+    kept = {key: value for key, value in part.items() if key in keys and isinstance(value, dict | str)}
+    for key, value in kept.items():
+        if isinstance(value, dict):
+            names = {name for name in value if name == "arguments" or isinstance(value[name], str)}
+            kept[key] = {name: value[name] for name in keys[key] if name in names}
+    return kept
 
 
 DEEPEST = 100  # most levels of lists and objects within each other
