@@ -426,17 +426,23 @@ def test_busy():
         assert httpx.get(f"{url}/v1/models", timeout=LONG).status_code == 200
 
 
-def test_the_end_does_not_wait_for_ever():
-    """A stream that never ends is cut when the server's time for it is over, and the router is closed."""
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_end_does_not_wait_for_ever(stream, caplog):
+    """When the server's time for it is over, a stream that has begun is cut, and one who still waits is told; the router is closed."""
     far = Waits()
     router = AsyncRouter(cloud=far.cloud)
     with ThreadPoolExecutor(1) as pool:
         with serving(router, grace_s=1) as url:
-            reply = pool.submit(httpx.post, f"{url}/v1/chat/completions", json={**CHAT, "stream": True}, timeout=LONG)
+            reply = pool.submit(httpx.post, f"{url}/v1/chat/completions", json={**CHAT, "stream": stream}, timeout=LONG)
             assert far.begun.wait(LONG)
-        assert isinstance(reply.exception(LONG), httpx.RemoteProtocolError)
+        if stream:
+            assert isinstance(reply.exception(LONG), httpx.RemoteProtocolError)
+        else:
+            told = reply.result(LONG)
+            assert (told.status_code, told.json()["error"]["code"], told.headers["retry-after"]) == (503, "closed", "1")
     assert far.closed.is_set()
     assert router.engine.closed
+    assert "Traceback" not in caplog.text
 
 
 def test_what_is_in_progress_at_the_end_is_finished():

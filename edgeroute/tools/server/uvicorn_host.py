@@ -25,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeroute.errors import PolicyError
 from edgeroute.system.clock_json_and_fork_safety import ForkSafe
-from edgeroute.tools.server.access_limits_and_errors import PEER_SHARE, STRANGER, peer_of
+from edgeroute.tools.server.access_limits_and_errors import CLOSE, PEER_SHARE, STRANGER, Fault, peer_of
 from edgeroute.tools.server.oip_messages import reply
 from edgeroute.tools.server.systemd_notices import BEATS, Notify
 
@@ -44,6 +44,7 @@ STRANGER_S = 5  # keep-alive of a connection without a token, where one is neede
 BACKLOG = 2048  # connections that wait to be accepted, as uvicorn's default
 ANSWERS_S = 0.2  # time for another program to take a connection, seconds
 GRACE_S = 5  # time for requests in progress to finish at shutdown, seconds
+ENDING = Fault(503, "the server is shutting down: try again later", "closed", {"Retry-After": "1", **CLOSE})
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 # Coroutine that notifies the service manager that the application is ready, and from then on that it is alive.
@@ -131,7 +132,7 @@ class Connection(H11Protocol):
         """
         super().connection_made(transport)
         self.conn = _Parser(transport.write)
-        self.app, self.idle_since = _with_short_head(self.app), self.loop.time()
+        self.app, self.idle_since = _checked(self, self.app), self.loop.time()
         address, everyone = peer_of(self.client), cast("set[Any]", self.connections)
         peers = [one for one in everyone if peer_of(one.client) == address] if address else []
         if (len(peers) > MOST_CONNECTIONS * PEER_SHARE and not _close_idle(peers, self)) or (
@@ -206,10 +207,11 @@ def _close_idle(connections: Collection[Any], newest: Connection) -> bool:
     return True
 
 
-def _with_short_head(app: Any) -> Any:
+def _checked(connection: Any, app: Any) -> Any:
     """Return the application behind a check that replies 431, and closes, if path and headers have more than 64 KiB together.
 
-    The parser's limit does not count a head that came at once.
+    The parser's limit does not count a head that came at once. A request that is cancelled, as the server's time to end is over,
+    gets 503; a reply that has begun is cut.
     """
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
@@ -217,7 +219,14 @@ def _with_short_head(app: Any) -> Any:
             app_or_fault: Any = reply({"error": f"the head has more than {HEAD_BYTES} bytes"}, 431, {"Connection": "close"})
         else:
             app_or_fault = app
-        await app_or_fault(scope, receive, send)
+        try:
+            await app_or_fault(scope, receive, send)
+        except asyncio.CancelledError:  # which uvicorn would log, with a traceback, and answer with 500
+            if connection.cycle.response_started:
+                connection.cycle.disconnected = True
+                connection.transport.close()
+            else:
+                await ENDING.reply(scope["path"])(scope, receive, send)
 
     return checked
 
