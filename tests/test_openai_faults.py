@@ -949,6 +949,23 @@ def test_a_usage_beyond_reason(usage, stream):
             assert [router.infer(x).source for x in ("a", "b")] == ["cloud", "cloud"]
 
 
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": 7}, {"prompt_tokens": 7, "completion_tokens": None}, {"prompt_tokens": 0, "completion_tokens": 0}]
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_usage_without_the_answer(usage, stream):
+    """Counts as estimated from the text: a day's limit holds with such a server, too."""
+    body = {"choices": [{"message": {"content": "word " * 100}, "finish_reason": "stop"}], "usage": usage}
+    events = sse_reply([*chat_events(["word "] * 100), {"choices": [], "usage": usage}])
+    with CannedServer(events if stream else http_reply(json.dumps(body).encode(), headers=JSON)) as server:
+        cloud = OpenAIChat(server.url, model="m", stream=stream, retries=0, max_tokens=100, usd_per_million_output_tokens=1e4)
+        with Router(None, cloud, limits=Limits(usd_per_day=1.5)) as router:
+            router.infer("a")
+            assert router.stats().usd_today >= 1.0
+            with pytest.raises(Held, match="usd_per_day"):
+                router.infer("b")
+
+
 @pytest.mark.parametrize("status", [203, 205, 206])
 def test_a_success_that_a_proxy_changed(status):
     """Is none: what it has is not the whole answer of the endpoint."""

@@ -368,6 +368,7 @@ class OpenAIChat(OneByOne):
         over = progress = shown = False
         blank = ""  # white space that the answer begins with: it may be all of it
         prompt, count = 0 if call.tokens is None else call.tokens.prompt, 0
+        seen = Tokens(prompt)
         try:
             while not over:
                 part = begun.pop() if begun else (yield (OVER if gathered.ended else PROGRESS if progress else READ))
@@ -381,7 +382,8 @@ class OpenAIChat(OneByOne):
                     text = self._add_event(gathered, event, call, sure)
                     if gathered.progress:
                         progress, count = True, count + (gathered.size > size)
-                        yield Tokens(prompt, max(count, len(gathered.logprobs), gathered.size // LETTERS))  # in case of a cut
+                        seen = Tokens(prompt, max(count, len(gathered.logprobs), gathered.size // LETTERS))
+                        yield seen  # in case of a cut
                     if text and (shown or text.strip()):
                         yield AnswerPiece(blank + text, sure.value)
                         shown, blank = True, ""
@@ -398,7 +400,7 @@ class OpenAIChat(OneByOne):
                 came = self._answer(gathered.reply())
                 e.partial = None if is_silent(came.value, came.outputs) else came
                 raise
-        if (tokens := _count_usage(gathered.usage, call.tokens)) is not None:
+        if (tokens := _count_usage(gathered.usage, call.tokens, seen)) is not None:
             yield tokens
         while over and (yield DONE) is not None:
             pass
@@ -424,13 +426,13 @@ class OpenAIChat(OneByOne):
             raise of_event(document.get("error") or document, call.body, self.where, self.model, self.address)
         if "data" in document and "choices" not in document:
             count = len(json_loads(call.body)["input"]) if call.body else None
-            yield _count_usage(document.get("usage"), call.tokens) or call.tokens or Tokens()
+            yield _count_usage(document.get("usage"), call.tokens, call.tokens or Tokens()) or call.tokens or Tokens()
             return embeddings(document, count, self.where, BadReply)
         prediction = self._answer(document)
         choice = document["choices"][0]
         size = content_size([choice.get("text"), choice.get("message")])
         guess = Tokens(0 if call.tokens is None else call.tokens.prompt, size // LETTERS + 1)
-        yield _count_usage(document.get("usage"), call.tokens) or guess
+        yield _count_usage(document.get("usage"), call.tokens, guess) or guess
         if is_error(choice.get("finish_reason")):
             e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
             e.partial = None if is_silent(prediction.value, document) else prediction
@@ -520,8 +522,8 @@ class OpenAIChat(OneByOne):
         return f"OpenAIChat({self.address.origin + self._base!r}, model={self.model!r})"
 
 
-def _count_usage(usage: Any, expected: Tokens | None) -> Tokens | None:
-    """Return the tokens in a reply's `usage`; a count that is missing or invalid is 0.
+def _count_usage(usage: Any, expected: Tokens | None, seen: Tokens) -> Tokens | None:
+    """Return the tokens in a reply's `usage`; a count that is missing, invalid or 0 is that of `seen`, an estimate.
 
     None: it has neither count, or one beyond ten times what was expected and `MARGIN`, which is not believed.
     """
@@ -529,7 +531,7 @@ def _count_usage(usage: Any, expected: Tokens | None) -> Tokens | None:
         return None
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     known = [count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None for count in counts]
-    tokens = Tokens(known[0] or 0, known[1] or 0)
+    tokens = Tokens(known[0] or seen.prompt, known[1] or seen.answer)
     beyond = expected is not None and any(count > 10 * guess + MARGIN for count, guess in zip(tokens, expected, strict=True))
     return None if known == [None, None] or beyond else tokens
 
