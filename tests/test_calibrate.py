@@ -382,7 +382,7 @@ def test_a_cloud_that_is_hardly_ever_right(n, edge, cloud):
 def test_neighbouring_floats():
     """Where nothing lies between two scores, the threshold is the higher one."""
     score = np.where(np.arange(400) < 200, 1.0, np.nextafter(1.0, 2.0))
-    with pytest.warns(UserWarning, match="50%"):
+    with pytest.warns(UserWarning, match="50 %"):
         certificate = calibrate(score, score > 1, np.ones(400), max_loss=0.01)
     assert certificate.threshold == np.nextafter(1.0, 2.0)
 
@@ -503,7 +503,7 @@ YES = np.ones(400)
     ("args", "kwargs", "message"),
     [
         ((GOOD, YES, YES), {}, "pass exactly one of max_loss, max_error, max_defer: none given"),
-        ((GOOD, YES, YES), {"max_loss": 0.1, "max_error": 0.1}, "max_defer, not 2"),
+        ((GOOD, YES, YES), {"max_loss": 0.1, "max_error": 0.1}, "max_defer: 2 given"),
         ((GOOD, YES, YES), {"max_loss": 0}, "between 0 and 1, not 0"),
         ((GOOD, YES, YES), {"max_loss": 5}, "between 0 and 1, not 5"),
         ((GOOD, YES, YES), {"max_loss": math.nan}, "between 0 and 1, not nan"),
@@ -576,7 +576,7 @@ def test_tied_scores_are_told():
     p /= p.sum(1, keepdims=True)
     top = p.max(1)
     with pytest.warns(
-        UserWarning, match=r"\d\d% of the examples share the score 1, and are accepted or deferred together.*logits"
+        UserWarning, match=r"\d\d % of the examples share the score 1, and are accepted or deferred together.*logits"
     ):
         calibrate(np.round(top * 255) / 255, YES[0] * np.ones(2000), max_error=0.1)
     assert calibrate(top, np.ones(2000), max_error=0.1).deferral_rate == 0

@@ -120,7 +120,7 @@ class DriftMonitor:
             return False
         self._raise_alarm(
             f"of the last {len(self._wrong)} audited answers {sum(self._wrong)} differ from the cloud's, "
-            f"and at most {self.limit * 100:.2f} % should"
+            f"and at most {(self.limit or 0) * 100:.2f} % should"
         )
         return True
 
@@ -147,9 +147,9 @@ class DriftMonitor:
         of_edge, of_cloud = (sum(side) / len(shown) for side in zip(*shown, strict=True))
         text = f"of the last {len(shown)} audited answers with a label {of_edge * 100:.1f} % are right"
         most = (
-            f"at most {self.limit * 100:.2f} % may be wrong"
+            f"at most {(self.limit or 0) * 100:.2f} % may be wrong"
             if errors
-            else f"{of_cloud * 100:.1f} % of the cloud's, and {self.limit * 100:.2f} % is the most that may be lost"
+            else f"{of_cloud * 100:.1f} % of the cloud's, and {(self.limit or 0) * 100:.2f} % is the most that may be lost"
         )
         self._raise_alarm(f"{text}, {'and ' if errors else ''}{most}")
         return True
