@@ -326,7 +326,7 @@ def test_ties_and_missing_scores_are_told(home, policy):
         (["--max-loss", "1%", "--audited"], "one of the two is needed"),
         (["--max-loss", "0%"], "more than 0% and less than 100%"),
         (["--max-loss", "1%", "--sure", "100%"], "more than 0% and less than 100%"),
-        (["--max-loss", "1%", "--score", "best"], "is not one of"),
+        (["--max-loss", "1%", "--score", "best"], "Invalid value for '--score': 'best' is not one of"),
         (["--max-loss", "1%", "--edge", "1"], "there is no edge model number 1"),
         (["--max-loss", "1%", "--score", "msp", "--ood"], "needs a fitted score"),
     ],
@@ -658,9 +658,9 @@ def test_the_audit_log_as_examples(tmp_path):
     assert found.examples.agree.tolist() == [True, False, False, True]
     assert found.examples.labels is None
     assert sorted(note.split(":")[0] for note in found.notes) == [
-        "1 lines of the audit log are left out",
-        "2 lines of the audit log are left out",
-        "3 lines of the audit log are left out",
+        "lines of the audit log left out, 1",
+        "lines of the audit log left out, 2",
+        "lines of the audit log left out, 3",
     ]
     assert audited_examples(path, "edge", prints, every=2).examples.score.tolist() == [0.5, 0.75]
     journal = Journal(path)

@@ -165,6 +165,8 @@ def _run(app: typer.Typer, *, as_json: bool) -> int:
         if not hasattr(e, "format_message"):  # only the parser's errors have it
             print(json.dumps({"error": str(e), "kind": type(e).__name__}) if as_json else traceback.format_exc(), file=sys.stderr)
             return CRASHED
+        if hasattr(e, "message"):
+            e.message = e.message.removeprefix("Value error, ")  # pydantic's words, by which Typer checks a choice
         if as_json:
             print(json.dumps({"error": e.format_message(), "kind": "Usage"}), file=sys.stderr)
         else:

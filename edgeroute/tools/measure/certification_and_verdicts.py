@@ -91,7 +91,7 @@ def audited_examples(
             audits.append((score, agrees, identity, record.get("audited") == "deferred"))
     if log.skipped:
         left_out["are not whole"] += log.skipped
-    notes = [f"{count:,} lines of the audit log are left out: they {why}" for why, count in left_out.items() if count]
+    notes = [f"lines of the audit log left out, {count:,}: they {why}" for why, count in left_out.items() if count]
     if not audits:
         raise BadInput("; ".join([f"{path}: there is no audit of {target} in it", *notes]))
     sample = _uniform(np.array(probabilities), [identity for _, _, identity, _ in audits])
