@@ -94,6 +94,30 @@ def test_a_sigmoid_has_several_labels(make, tmp_path):
     assert says(path) == "multilabel"
 
 
+@pytest.mark.parametrize(("operator", "kind"), [("Softmax", "probabilities"), ("Identity", "logits"), ("Sigmoid", "multilabel")])
+def test_classes_of_a_picture_along_further_axes(make, tmp_path, operator, kind):
+    """[n, classes, 1, 1], as convolutions at the end give them, is a number for each class, on both sides."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [node(operator, ["x"], ["p"]), node("Unsqueeze", ["p", "axes"], ["y"])]
+    made = value("y", TensorProto.FLOAT, ["n", 4, 1, 1])
+    path = tiny.save(tmp_path / "m.onnx", nodes, [value("x", TensorProto.FLOAT, ["n", 4])], [made], [("axes", np.array([2, 3]))])
+    flat = ending(tmp_path / "flat.onnx", operator)
+    assert says(path) == (kind if operator != "Identity" else "logits?")
+    for labels in (None, LABELS):
+        with (
+            make(OnnxModel(path, labels=labels), threshold=0) as router,
+            make(OnnxModel(flat, labels=labels), threshold=0) as same_,
+        ):
+            assert router.check().ok
+            wanted, given = same_.infer_many(list(MANY)), router.infer_many(list(MANY))
+            assert [a.value for a in given] == [a.value for a in wanted]
+            assert [a.confidence for a in given] == pytest.approx([a.confidence for a in wanted])
+        with running(app([OnnxModel(path, labels=labels)])) as client:
+            router = make(None, OpenInference(f"{client.base_url}/v2/models/m"), mode="only_cloud")
+            with router:
+                assert [a.value for a in router.infer_many(list(MANY))] == [a.value for a in wanted]
+
+
 @pytest.mark.parametrize("operators", [["Sigmoid", "Clip"], ["HardSigmoid"], ["HardSigmoid", "Reshape"]])
 def test_other_ends_of_several_labels(tmp_path, operators):
     """Cut to a range, or by a cheaper sigmoid."""

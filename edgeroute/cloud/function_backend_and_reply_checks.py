@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeroute.confidence.detector_boxes import are_rows_of_boxes, boxes_without_batch
-from edgeroute.confidence.output_forms_and_labels import Labels, as_array, best_label, label_names
+from edgeroute.confidence.output_forms_and_labels import Labels, along_one_axis, as_array, best_label, label_names
 from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes import Failure
@@ -128,8 +128,7 @@ class ReplyReader(Reader):
         array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:
             raise BadReply("the reply has no outputs")
-        if array.ndim == 2 and len(array) == 1:  # noqa: PLR2004 - with its batch axis
-            array = array[0]
+        array = along_one_axis(array)
         numbers = array.ndim == 1 and array.dtype.kind in "fiub"
         labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up
         if self.labels is not None and self._custom is None and not numbers and not labelled and self._needs_numbers(array):

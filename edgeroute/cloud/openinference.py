@@ -201,7 +201,7 @@ class OpenInference(ServedModel):
                 config = loads(reply.body, self.where) if reply.status in SUCCESS else None
             if isinstance(config, dict):
                 self.served_labels = self.served_labels or labels_in(config)
-                self.served_kind = self.served_kind or kind_in(config)
+                self.served_kind = kind_in(config) or self.served_kind
                 most = config.get("max_batch_size")
                 self.most_rows = most if type(most) is int and most > 0 else self.most_rows
         return platform

@@ -132,6 +132,12 @@ def without_batch(value: Any, axes: int) -> Array:
     return array[0] if array.ndim == axes + 1 and len(array) == 1 else array
 
 
+def along_one_axis(array: Array, kind: str | None = None) -> Array:
+    """Return one row, or one picture's classes [n, 1, 1], with one axis; by a given kind, also of other axes of size 1."""
+    known = kind is not None or array.shape[1:] == (1, 1) or (array.ndim == 2 and len(array) == 1)  # noqa: PLR2004 - rows
+    return array.reshape(-1) if known and array.ndim > 1 and array.size == max(array.shape) else array
+
+
 def are_probabilities(outputs: Any) -> bool:
     """Return True if outputs of one input, or the first of several by name, look like probabilities of its classes."""
     array = as_array(next(iter(outputs.values()), None) if isinstance(outputs, Mapping) else outputs)

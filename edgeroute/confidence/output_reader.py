@@ -33,6 +33,7 @@ from edgeroute.confidence.output_forms_and_labels import (
     TINY,
     UNSCALED,
     Labels,
+    along_one_axis,
     as_array,
     binary,
     confidence,
@@ -50,7 +51,6 @@ from edgeroute.confidence.output_forms_and_labels import (
     several,
     sum_to_one,
     tokens_and_logprobs,
-    without_batch,
 )
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
 from edgeroute.core.error_codes import failure_text
@@ -282,8 +282,8 @@ class Reader:
         array = as_array(first)
         if boxes_without_batch(self.kind, first) or (self.kind is None and are_rows_of_boxes(array, self.labels)):
             return self._decoded(first)
-        if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f":  # noqa: PLR2004 - with its batch axis
-            array = array[0]
+        if array.dtype.kind == "f":
+            array = along_one_axis(array, self.kind if self.kind in CLASSES else None)
         if array.dtype.kind in "biuUS" and not (self.kind in CLASSES and array.ndim == 1 and array.dtype.kind in "biu"):
             return self._label(row, first, array)
         if not array.size and self.labels is not None:
@@ -433,7 +433,7 @@ class Reader:
         if self.kind == "ctc":
             value, sure = read_sequence(first, self._names, self.blank, wrong)
         elif self.kind == "multilabel":
-            p = without_batch(first, 1)
+            p = along_one_axis(as_array(first))
             if p.size == 1 and p.dtype.kind == "f":
                 return self._classes(row, p.reshape(-1).tolist(), first)
             if p.ndim != 1 or p.dtype.kind != "f" or not p.size:

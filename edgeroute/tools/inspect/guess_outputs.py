@@ -180,7 +180,7 @@ def _single_output(name: str, values: Sequence[Any]) -> list[Finding]:
             return [_kind_finding(None, "open", "a number for each class, which are no probabilities", _card_line("logits"))]
         why = f"a number for each class, by name, from 0 and with the sum 1, {_row_count(values)}"
         return [_kind_finding("probabilities", "likely", why)]
-    arrays = [forms.as_array(value) for value in values]
+    arrays = [forms.along_one_axis(forms.as_array(value)) for value in values]
     if not arrays or len({(array.ndim, array.dtype.kind) for array in arrays}) > 1:
         return [_kind_finding(None, "open", "its rows differ in form", _card_line("value"))]
     first = arrays[0]
