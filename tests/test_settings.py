@@ -667,6 +667,8 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         (BOTH + "headers = 3", 'cloud.headers: expected a table of header names and values, as in { "X-Tenant" = "shop-7" }'),
         (BOTH + 'headers = { "A B" = "c" }', "cloud.headers: one of them is not an HTTP header: it takes letters, digits and - in the name, ASCII on one line in the value"),
         (BOTH + 'api_key = { environ = "A" }', 'cloud.api_key: expected { env = "NAME" }, with the name of an environment variable'),
+        (BOTH + "api_key = { env = true }", 'cloud.api_key: expected { env = "NAME" }, with the name of an environment variable'),
+        (BOTH + "headers = { X-A = { env = nan } }", 'cloud.headers: expected { env = "NAME" }, with the name of an environment variable'),
         ("", "expected an [edge] section, a [cloud] section or both, found neither"),
         ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
         ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),

@@ -26,7 +26,7 @@ from edgeroute.policy.units_as_text import DURATION, duration, expected_error, t
 
 
 def with_message(words: str) -> WrapValidator:
-    """Return a validator that replaces pydantic's message by "expected `words`"."""
+    """Return a validator that replaces the message of any ValidationError of the type by "expected `words`"."""
 
     def check(value: Any, inner: Any) -> Any:
         try:
@@ -45,8 +45,8 @@ def message_error(text: str) -> PydanticCustomError:
 def checked_by(check: Callable[[Any], object]) -> AfterValidator:
     """Return a validator that calls a function with the value, which stays unchanged.
 
-    A PolicyError or TypeError of the function becomes the message. A missing package is no problem here: it is reported when the
-    value is used.
+    A PolicyError or TypeError of the function becomes the message; other exceptions pass. A missing package is no problem here:
+    it is reported when the value is used.
     """
 
     def validate(value: Any) -> Any:
@@ -119,21 +119,22 @@ _LITERAL = 'a secret does not belong in a file: put it in an environment variabl
 
 
 def _secret(value: Any) -> Secret:
-    """Return the `Secret` of `{ env = "NAME" }`, whose variable is not read.
+    """Return the `Secret` of the mapping `{ env = "NAME" }`, without another key. The variable is not read.
 
-    Raise PydanticCustomError for a text or another form.
+    Raise PydanticCustomError for all else: a text, a name that is none of a variable, and a `Secret` itself.
     """
     if isinstance(value, str):
         raise message_error(_LITERAL)
-    if not isinstance(value, dict) or set(value) != {"env"} or not re.fullmatch(_VARIABLE, str(value["env"])):
+    name = value.get("env") if isinstance(value, dict) and len(value) == 1 else None
+    if not isinstance(name, str) or not re.fullmatch(_VARIABLE, name):
         raise message_error('expected { env = "NAME" }, with the name of an environment variable')
-    return Secret(env=value["env"])
+    return Secret(env=name)
 
 
 def _destination(value: Any) -> str | Secret:
-    """Return a folder or an address as it is, or the `Secret` of `{ env = ... }`.
+    """Return a folder or an address, a text, as it is, or the `Secret` of the mapping `{ env = "NAME" }`.
 
-    Raise PydanticCustomError for an address with a user or a query, which may be a secret.
+    Raise PydanticCustomError for an address with an @ or a query, which may be a secret, and for what is neither.
     """
     if not isinstance(value, str):
         return _secret(value)
@@ -143,7 +144,7 @@ def _destination(value: Any) -> str | Secret:
 
 
 def _score(value: Any) -> str:
-    """Return the name of a score, or the path of a saved one. A saved score's file is not read."""
+    """Return the name of a score, or the path of a saved one, which is not read. Raise PydanticCustomError for all else."""
     if isinstance(value, str) and (value in SCORES or re.fullmatch(_JSON, value)):
         return value
     raise message_error(f"found {quote_value(value)}: {nearest(value, SCORES)}; the path of a saved score ends in .json")
@@ -164,7 +165,7 @@ def _thresholds(value: Any) -> Any:
 
 
 def _verify(value: bool | str) -> bool | Path:
-    """Return a boolean or a path; refuse a word such as "yes"."""
+    """Return a boolean as it is, any other text as a path; raise PydanticCustomError for a word such as "yes"."""
     if isinstance(value, str) and value.lower() in {"yes", "no", "true", "false", "on", "off"}:
         raise expected_error(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
     return value if isinstance(value, bool) else Path(value)
@@ -176,10 +177,10 @@ def _header(name: str) -> str:
 
 
 def _headers(value: Any) -> dict[str, str | Secret]:
-    """Return headers, with each `{ env = ... }` as a `Secret`.
+    """Return headers: texts as they are, each mapping `{ env = "NAME" }` as a `Secret`.
 
-    Raise PydanticCustomError for a literal that looks like a secret, by its header's name or its form, and for invalid names or
-    values.
+    Raise PydanticCustomError for a text that looks like a secret, by its header's name or its form, for invalid names and texts,
+    for other values, a `Secret` among them, and for what is no mapping.
     """
     if not isinstance(value, dict):
         raise message_error('expected a table of header names and values, as in { "X-Tenant" = "shop-7" }')
