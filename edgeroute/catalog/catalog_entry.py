@@ -144,10 +144,10 @@ class Entry(NamedTuple):
 
 
 def read_entry(data: Any) -> Entry:
-    """Return the entry in JSON types as an Entry, after checking every field.
+    """Return the entry in JSON types as an Entry, after checking every field that an Entry has. Other keys are ignored.
 
     Raises:
-        CatalogError: a field is missing or not valid.
+        CatalogError: a field is missing or not valid. The message begins with name and version, once these are checked.
     """
     if not isinstance(data, Mapping):
         raise CatalogError("an entry of the catalog is not a JSON object")
@@ -159,7 +159,11 @@ def read_entry(data: Any) -> Entry:
 
 
 def _read(data: Mapping[str, Any], name: str, version: str) -> Entry:
-    """Return an entry whose name and version are checked, after checking the other fields; raise CatalogError."""
+    """Return an entry whose name and version are checked already, after checking the other fields; other keys are ignored.
+
+    Raise CatalogError unless it has 1 to `MOST_FILES` files with distinct paths, among them the model, as a file or a folder, and
+    the certificate and the canaries, if they are named, and unless `requires` is empty or a version, and `notes` a text.
+    """
     listed = data.get("files")
     if not isinstance(listed, list) or not 0 < len(listed) <= MOST_FILES:
         raise CatalogError(f"files has to be a list of 1 to {MOST_FILES} files")
@@ -179,7 +183,10 @@ def _read(data: Mapping[str, Any], name: str, version: str) -> Entry:
 
 
 def _file(data: Any) -> FileEntry:
-    """Return a file of an entry, after checking its fields. Raise CatalogError for one that is missing or not valid."""
+    """Return a file of an entry, after checking path, size and SHA-256; other keys are ignored.
+
+    Raise CatalogError for one that is missing or not valid: see `checked_path`; 0 to `MOST_BYTES`; 64 small hexadecimal digits.
+    """
     if not isinstance(data, Mapping):
         raise CatalogError("one of its files is not a JSON object")
     path, size, sha256 = checked_path(data.get("path")), data.get("size"), data.get("sha256")
@@ -202,7 +209,8 @@ def entries(text: bytes) -> tuple[Entry, ...]:
     """Parse the text of a catalog, check every entry, and return them in order of publication.
 
     Raises:
-        CatalogError: it is not JSON, has another format or too many entries, or one is not valid or listed twice.
+        CatalogError: it is not JSON, has another format or more than `MOST_ENTRIES`, one is not valid, or two have the same name
+            and version but for capitals.
     """
     try:
         data = parse_json(text)
@@ -240,7 +248,7 @@ def version_order(version: str) -> tuple[list[Any], str]:
 def fits(requires: str, version: str) -> bool:
     """Return True if `version` of edgeroute is the required one or later; development versions count as the release.
 
-    True if no version is required.
+    True if no version is required; else False for a version that does not begin with a number.
     """
     wanted, present = (tuple(map(int, match[0].split("."))) if (match := _NUMBERS.match(v)) else () for v in (requires, version))
     length = max(len(wanted), len(present))

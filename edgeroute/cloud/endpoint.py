@@ -1,7 +1,7 @@
 """Interface of HTTP endpoints: the protocol as a generator without I/O (`Talk`); checks of replies, statuses and Retry-After.
 
 A talk yields calls, is sent the replies, and returns the outputs. It does no I/O and has no retries and no clock, so that one
-talk serves threads and asyncio.
+talk serves threads and asyncio: this is no client, which is in endpoint_client.py, with connections, retries and deadlines.
 """
 
 from __future__ import annotations

@@ -75,6 +75,8 @@ _threads = _WaitingThreads()
 class Turns:
     """Waiting requests of one endpoint. The first gets a free place; the others wait, by threads and tasks, without a lock held.
 
+    Its methods take the lock themselves, and wake requests after they have released it: call them without it.
+
     Args:
         rules: rules that admit a request.
         lock: lock of the rules.
@@ -85,10 +87,11 @@ class Turns:
         self.waiting: dict[Turn, None] = {}  # turns in order of arrival
 
     def advance(self) -> None:
-        """Give free places to the waiting requests, first come first, and wake those that have one.
+        """Give free places to the waiting requests, first come first, and wake those that have one. Call it without the lock.
 
-        A request that the rules now reject for another reason than the places, or after `close`, is woken as well, with that
-        reason. One whose time has passed, or that was told to stop, is removed without a place.
+        It takes the lock, and wakes after its release. A request that the rules now reject for another reason than the places,
+        or after `close`, is woken as well, with that reason. One whose time has passed, or that was told to stop, is removed
+        without a place and not woken.
         """
         if not self.waiting:
             return
@@ -147,7 +150,7 @@ class Turns:
     async def wait_async(self, slot: Hashable, calls: int, until: float, why: Rejection) -> Rejection | None:
         """Wait for a place in this task, in order of arrival; see `wait`. Cancelling the task gives the turn up.
 
-        It does not wait at all if `MOST_TASKS` requests for this endpoint do.
+        It does not wait at all if `MOST_TASKS` requests for this endpoint do, threads' among them.
         """
         if len(self.waiting) >= MOST_TASKS:
             return why
@@ -315,7 +318,8 @@ class _Slot(ref["Exchange"]):
 class Exchange:
     """One request to an endpoint with all its calls and attempts. The HTTP client reports each attempt before and after it.
 
-    Its slot is freed at the end of the `with`, or when it is garbage collected.
+    Its slot is freed at the end of the `with`, or when it is garbage collected. It has no lock of its own: its methods take the
+    guard's where they decide by the rules, and call watcher and receiver after its release.
     """
 
     __slots__ = (
@@ -398,8 +402,8 @@ class Exchange:
         """Book an attempt's cost in the spending limits, and write it to the egress ledger; nothing may be sent before.
 
         The first attempt of a call also counts in the rate limit, unless `enter` has counted it. Starts the attempt's clock.
-        Blocks for the disk where bookings or the ledger are written. A rejection is counted and reported, and returns what was
-        booked.
+        Blocks for the disk where bookings or the ledger are written. A rejection returns what was booked, and is counted if it is
+        of a first attempt and no probe. It is reported, too; one by the ledger only if it is counted.
 
         Args:
             size: bytes of the body.
@@ -531,7 +535,7 @@ class Exchange:
             self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> NoReturn:
-        """Report a rejection to the guard's receiver, if there is one, and raise Held with its code, text and wait."""
+        """Report a rejection to the guard's receiver, if any, and raise Held with its code, text and wait. Counts nothing."""
         guard = self._guard
         if guard.report is not None:
             guard.report.held(guard.name, rejection.code)
@@ -625,9 +629,9 @@ class Exchange:
             self._guard.failed()
 
     def may_retry(self, *, stale: bool = False) -> bool:
-        """Return True if another attempt may be made: the breaker and the retry budget allow it. Takes one from the budget.
+        """Return True if another attempt may be made: the breaker is closed, and the retry budget has one, which is taken.
 
-        False for a late exchange, and for probes.
+        False, and nothing is taken, for a late exchange, and for one that the breaker does not count, such as a probe.
 
         Args:
             stale: True if its kept-alive connection had been closed; then neither the breaker nor the budget is asked.

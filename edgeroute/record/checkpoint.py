@@ -1,7 +1,7 @@
-"""Checkpoint of a router (`Checkpoint`): latencies, spending, endpoints' metadata and parts' state, kept in a file between runs.
+"""Checkpoint of a router (`Checkpoint`): its state, kept in a file between runs.
 
-Restored at the start, and queued for the file now and then. `close` writes the exact figures, and waits for them to be on the
-disk.
+That is the targets' latencies, the spending, the clouds' links and metadata, and the parts' states, but no counts of requests. It
+is restored at the start, and queued for the file now and then. `close` writes the exact spending, and waits for the disk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Checkpoint:
 
     Args:
         store: the file, shared as `counts`.
-        counts: the router's counts, with its latencies.
+        counts: the router's counts, of which the latencies alone are stored.
         spending: the amounts spent, recorded in the same file.
     """
 
@@ -39,10 +39,10 @@ class Checkpoint:
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
-        """Restore the spending, latencies, and endpoints' bandwidths and metadata of earlier runs.
+        """Restore the spending, the latencies by target, and the clouds' links and metadata of earlier runs.
 
-        Damaged values are deleted from the file. Nothing else is restored if the spending cannot be. Parts (`dumps`) restore
-        their state themselves.
+        Nothing else is restored if the file cannot be read for the spending. Damaged metadata, and latencies that are no mapping,
+        are deleted from the file; a damaged latency or link is skipped. Parts (`dumps`) restore their state themselves.
         """
         store = self.store
         if not self.spending.recall():
@@ -73,7 +73,11 @@ class Checkpoint:
             self._note(clouds)
 
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
-        """Queue the state of counts, spending, parts and endpoints for the file. Those without a state are left out."""
+        """Queue for the file the latencies by target, the spending, the states in `dumps`, and the clouds' links and metadata.
+
+        Request counts are not among them. A part whose state is None, and a cloud whose metadata is, are left out: what the file
+        has of them stays.
+        """
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         for name, dump in self.dumps.items():
             if (state := dump()) is not None:
@@ -87,7 +91,7 @@ class Checkpoint:
                 self.store.put(f"endpoint:{backend.where}", known)
 
     def close(self, clouds: Iterable[CloudBackend]) -> None:
-        """Store the exact counts and spending, wait until they are written, and leave the store, which its last user closes."""
+        """Store the state with the exact spending, wait until it is written, and leave the store, which its last user closes."""
         self._note(clouds)
         self.spending.close()
         self.store.leave(self._counts)

@@ -68,9 +68,9 @@ class Tallied(NamedTuple):
 
 
 class Tally(ForkSafe, Instrument):
-    """Instrument that counts a router's events. Takes some microseconds of a call, no lock on its way, and bounded memory.
+    """Instrument that counts a router's events, in bounded memory. Takes some microseconds of a call, which waits for no lock.
 
-    Inputs, values and texts are not read.
+    Events are queued, and a call that finds `TOGETHER` of a sort counts all. Inputs, values and texts are not read.
     """
 
     _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
@@ -111,7 +111,7 @@ class Tally(ForkSafe, Instrument):
             self._count_queued()
 
     def count(self, kind: Kind, latency_s: float, legs: tuple[Took, ...]) -> None:
-        """Queue a recorded request for counting; `legs`: times of its targets that answered, none of a batch."""
+        """Queue a recorded request for counting; `legs`: times of its targets that answered, none of a batch. See `_queue`."""
         self._queue(self._new, (kind, latency_s, legs))
 
     def _count_queued(self) -> None:
@@ -138,7 +138,7 @@ class Tally(ForkSafe, Instrument):
             self._events[what] += 1
 
     def _add_requests(self) -> None:
-        """Count the queued requests, with the durations of answers and targets.
+        """Count the queued requests, with the durations of answers and targets. The caller holds the lock.
 
         Unknown reasons of a new kind count as `error`, too many targets as `other`.
         """
@@ -158,16 +158,17 @@ class Tally(ForkSafe, Instrument):
         return name if len(self._requests) < MOST and len(self._legs) < MOST else OTHER
 
     def _endpoint(self, name: str) -> str:
-        """Return the endpoint's name, which is remembered; or `OTHER` for a new one once `MOST` are."""
+        """Return the endpoint's name, which is remembered, or `OTHER` for a new one once `MOST` are. The caller has the lock."""
         if name not in self._names and len(self._names) >= MOST:
             return OTHER
         self._names.add(name)
         return name
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """Queue the attempt for counting by its result: ok, cancelled, or the error's code.
+        """Queue the attempt, or probe, for counting: its result, duration, and tokens, if the endpoint has counted them.
 
-        Codes that are not known count as `error`.
+        The result is ok, cancelled, or the error's code; a code that is not known is `error`. With `TOGETHER` attempts queued,
+        this thread counts all that is queued, unless another is at it.
         """
         error = ended.error
         code = "cancelled" if ended.cancelled else "ok" if error is None else Failure.of(error).code
@@ -175,25 +176,25 @@ class Tally(ForkSafe, Instrument):
         self._queue(self._tried, (ended.target, code if known else "error", ended.took_s, ended.tokens))
 
     def limit_hit(self, target: str, code: str) -> None:
-        """Queue the call that was not made for counting. Unknown codes count as `other`."""
+        """Queue the call that was not made for counting. Unknown codes count as `other`. See `_queue`."""
         self._queue(self._limits, (target, code if code in CODES else "other"))
 
     def outbox_changed(self, identity: str, what: str) -> None:  # noqa: ARG002 - each is counted alike
-        """Queue the event for counting."""
+        """Queue the event for counting. See `_queue`."""
         self._queue(self._happened, what)
 
     def alarm(self, target: str, what: str) -> None:  # noqa: ARG002 - likewise
-        """Queue the alarm for counting."""
+        """Queue the alarm for counting, among the outbox's events. See `_queue`."""
         self._queue(self._happened, "alarm")
 
     def _queue(self, fresh: deque[K], event: K) -> None:
-        """Queue an event for counting. Counts all once there are `TOGETHER`."""
+        """Queue an event for counting. With `TOGETHER` of a sort, this thread counts all that is queued, unless another does."""
         fresh.append(event)
         if len(fresh) >= TOGETHER:
             self._count_queued()
 
     def read(self) -> Tallied:
-        """Return the counts so far, as copies. Counts the queued events first."""
+        """Return the counts so far, as copies. Takes the lock, waiting for it, and counts the queued events first."""
         with self._lock:
             self._add_up()
             return Tallied(

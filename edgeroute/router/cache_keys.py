@@ -22,8 +22,9 @@ LONGEST = 200  # maximum characters of a data class whose prefix is stored
 class KeyPrefixes:
     """Cache key prefixes of one policy, computed at first use and stored.
 
-    A prefix has the mode, the data class, and of each target that may answer its name, its `identity` and its view of the input;
-    of clouds also the credentials, hashed, and the redaction. It has no threshold: `is_accepted` decides by those in force.
+    A prefix has the mode, the data class, whether the input may leave, and of each target that may answer its name, its
+    `identity`, its score, its view of the input and, of a cloud, the credentials, hashed; the redaction, if the input may leave;
+    and the plan's edges, if a cloud takes their answer along. It has no threshold: `is_accepted` decides by those in force.
 
     Args:
         targets: targets in any state: only their names and sides are read.
@@ -63,8 +64,9 @@ class KeyPrefixes:
     def of(self, plan: Plan) -> bytes:
         """Return the prefix of cache keys for the answers of a plan. Reads the environment variables of credentials.
 
-        Computed once per mode, data class, credentials, and, where clouds take the edge's answer along, names of the plan's
-        edges; then kept.
+        It depends on the plan's mode and data class, on whether it may leave the device, on the values of these variables and,
+        where a cloud takes the edge's answer along, on the names of the plan's edges. Computed once for each combination, then
+        kept (`_make`), without a lock: two threads may compute it.
         """
         key: tuple[Any, ...] = (plan.mode, plan.data_class, not plan.stays)
         # one variant's answer goes along, and for another's the cloud may answer otherwise
@@ -77,8 +79,9 @@ class KeyPrefixes:
     def _make(self, key: tuple[Any, ...], mode: Mode, data_class: str | None, leaves: bool, edges: list[str]) -> bytes:
         """Compute a prefix of cache keys, which may read files; store it under `key`, and return it.
 
-        It has the mode, data class, and targets' identities, scores and views; if the input may leave also credentials and
-        redaction. It is not stored if its data class is too long; a full store is cleared first.
+        It has the parts that the class names, of the edges unless the mode is only_cloud, and of the clouds if the input may
+        leave. Fingerprints are stored in `known`. The prefix is not stored if its data class is too long; a full store is
+        cleared first.
         """
         parts: list[object] = [mode, data_class, leaves, *edges]
         for target, backend, score, view in zip(self._targets, self._backends, self._scores, self._views, strict=True):
@@ -108,7 +111,7 @@ class KeyPrefixes:
 def is_accepted(plan: Plan, entry: Entry) -> bool:
     """Return True if the policy in force accepts a cached answer: the threshold may have risen since the answer was given.
 
-    An entry of an edge that the plan lacks is not; one of a cloud that the plan lacks is.
+    An entry of an edge is, if the plan asks that edge and accepts the answer now; one of a cloud always is.
     """
     for leg in plan.legs:
         if leg.name == entry.leg:

@@ -1,6 +1,7 @@
-"""Base class of a router's parts (`Part`), and `Parts`, which calls the methods that they override.
+"""Base class of a router's parts (`Part`), and `Parts`, which has for each event the methods that they override.
 
-Of parts of other packages it logs exceptions, and goes on without them. `Followed`, `Instrumented`, `State` are edgeroute's own.
+Parts take part in calls by their methods; `Parts` is no container of a router's components, which are attributes of its engine.
+Exceptions of other packages' parts are logged, and calls go on without them. `Followed`, `Instrumented`, `State` are edgeroute's.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class Parts:
     def figures(self) -> dict[str, Any]:
         """Return fields of `Stats`: those of this package's parts, and as `parts` the figures of all others.
 
-        Of one name the last part's counts.
+        Of one name in the fields the last part's counts.
         """
         fields: dict[str, Any] = {"parts": {name: stats() or {} for name, stats in self.named("stats").items()}}
         for part in filter(own, self.all):
@@ -166,7 +167,7 @@ class Parts:
         return fields
 
     def states(self) -> dict[str, Method]:
-        """Return name in the state folder -> each part's `dump`, which returns its state."""
+        """Return name in the state folder -> each part's `dump`, which returns its state; `part:NAME` for other packages'."""
         mine = {name_of(part): part.dump for part in self.all if own(part) and overrides(part, "dump")}
         return mine | {f"part:{name}": dump for name, dump in self.named("dump").items()}
 

@@ -97,7 +97,7 @@ def _without_labels(table: Any, size: int) -> Any:
 
 
 def columns_of(table: Any, names: Sequence[str]) -> Any:
-    """Return these columns of a table, in this order. Raises BadInput if one is missing."""
+    """Return these columns of a table (a data frame), in this order. Raises BadInput if one is missing."""
     if missing := [name for name in names if name not in table]:
         raise BadInput(f"the sample has no column {missing[0]!r}")
     return table[[*names]]
@@ -123,8 +123,9 @@ def rows_of_texts(given: Any, words: list[str]) -> list[str]:
 def values_of_training(part: Any, size: int) -> list[list[float]]:
     """Return values of each number of a row that an estimator has from its training, by its parts.
 
-    Empty lists where nothing tells. Looked for in pipelines up to the first step that changes numbers, in statistics and rows
-    that it has, and in thresholds of trees.
+    Of a pipeline those of its steps, up to the first that changes numbers. Else looked for in this order: in the parts of a
+    column transformer, in statistics and rows that it has, in thresholds of trees, in estimators within. Empty lists where
+    nothing tells, or if it takes another number of features; -1 and 1 for a feature that none of its trees reads.
     """
     values: list[list[float]] = [[] for _ in range(size)]
     if getattr(part, "n_features_in_", size) != size:
@@ -174,9 +175,10 @@ def _fitted_tables(part: Any, size: int) -> Any:
 
 
 def _thresholds(part: Any) -> Iterator[tuple[int, float]]:
-    """Yield the feature and the threshold of each split of a model of trees; of LightGBM the ends of each feature's range.
+    """Yield the feature and a threshold, for each split of a scikit-learn tree or an XGBoost model.
 
-    Nothing for other models.
+    Of LightGBM the ends of each feature's range, of CatBoost and scikit-learn's histograms the borders of its bins. Nothing for
+    other models.
     """
     if (tree := getattr(part, "tree_", None)) is not None and hasattr(tree, "threshold"):
         yield from ((int(f), float(t)) for f, t in zip(tree.feature, tree.threshold, strict=True) if f >= 0)
@@ -200,9 +202,10 @@ def lightgbm_ranges(booster: Any) -> list[str]:
 
 
 def estimators_within(part: Any) -> list[Any]:
-    """Return the fitted estimators directly within one, which are copies of those among its parameters.
+    """Return the fitted estimators directly within an ensemble, a search, a column transformer, a calibrated or a frozen one.
 
-    An empty list for others.
+    Of a column transformer 'drop' and 'passthrough' may be among them. An empty list for others, such as a pipeline, whose steps
+    are its parameters.
     """
     inside = [inner for _, inner, _ in getattr(part, "transformers_", ())]
     inside += [getattr(part, name) for name in ("best_estimator_", "estimator_") if hasattr(part, name)]

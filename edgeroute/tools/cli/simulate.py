@@ -70,7 +70,7 @@ def device_dict(device: DeviceResult) -> dict[str, Any]:
 
 
 def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
-    """Return explanations of what the output says on the devices' battery, heat and rules; [] if `state` is None."""
+    """Return explanations of what the output says on the devices' battery, heat and rules; [] if they have no state or policy."""
     if state is None or scenario.device is None:
         return []
     from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import CHARGE, SIMULATED, SURROUNDINGS_C
@@ -235,7 +235,8 @@ def simulate_clients(
 ) -> list[dict[str, Any]]:
     """Call `row(scenario, client)` for each client in its own process, with a progress bar; wait, and return them in order.
 
-    At most as many processes as cores run at a time. They are terminated at once if this one is interrupted or one fails.
+    At most as many processes as cores run at a time. If this one is interrupted or one fails, all child processes that
+    `multiprocessing` knows of are terminated at once, and the exception is raised.
     """
     from concurrent.futures import ProcessPoolExecutor, wait
     from multiprocessing import active_children, get_context
@@ -377,7 +378,10 @@ def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
 
 
 def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
-    """Print the results of an outage: a table with a row for each client, one of the rules of the devices' policy, and notes."""
+    """Print the results of an outage: a table with a row for each client, a table of the rules of the devices' policy, and notes.
+
+    The rules' use is that of `rows[0]`. Without a policy there is no such table.
+    """
     from edgeroute.tools.replay.fleet.outage_simulation_and_capacity_search import MOST
 
     lines = [
@@ -405,7 +409,11 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
 
 
 def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
-    """Return explanations of the columns, and conclusions from the results that hold for any numbers."""
+    """Return the lines below the tables of a simulated outage.
+
+    They say what the columns mean, what the scenario cannot show, how soon the cloud was back with `rows[0]`, edgeroute as it is,
+    with which of the other clients it took more than twice the outage, and how many requests of all clients had no answer.
+    """
     from edgeroute.core.endpoint_breaker_and_limits import CAP, RETRY
     from edgeroute.tools.replay.fleet.simulated_devices_and_cloud import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
 

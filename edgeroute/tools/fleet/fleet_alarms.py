@@ -121,7 +121,8 @@ class FleetAlarms:
     def again(self, model: str) -> list[str]:
         """Begin anew with a model, by its name, key or both: the next days are its reference. Return the names; stores the state.
 
-        No name if the model is unknown. Certificates of the fleet's audits count those of later days alone.
+        One name for each of its policies; none if the model is unknown. The tests are forgotten, with their alarms; the threshold
+        stays. Certificates of the fleet's audits count those of later days alone.
         """
         names = []
         for stream in self._streams.values():
@@ -132,11 +133,13 @@ class FleetAlarms:
         return names
 
     def models(self) -> dict[str, str]:
-        """Return key -> name of each model with audits."""
+        """Return key -> latest name of each model with audits."""
         return dict(self._db.execute("SELECT key, arg_max(model, day) FROM audited GROUP BY key ORDER BY key").fetchall())
 
     def audits(self, key: str, policy: str = "") -> FleetAudits:
-        """Return the audits of a model since its tests began anew. Their low rate of drawing is stored at the first look.
+        """Return the audits of a model since its tests last began anew. Their low rate of drawing is stored at the first look.
+
+        They are in a table of the database, which the next call replaces.
 
         Args:
             key: digest of the model's fingerprints.
@@ -154,9 +157,10 @@ class FleetAlarms:
         return audits
 
     def look(self) -> dict[str, Any]:
-        """Bet on the days that were closed since the last look, store the state, and return the report in JSON types.
+        """Bet on the days that were closed since the last look, and return the report in JSON types.
 
-        The first look reads up to `LONGEST` days. Without a new closed day it only reports. Raises StoreError.
+        Stores the state, and which devices' days were bet on. The first look reads up to `LONGEST` days. Without a new closed day
+        it only reports. Raises StoreError.
         """
         last = _last_day(self._db)
         closed = self._state["closed"]
@@ -185,9 +189,9 @@ class FleetAlarms:
             self._db.execute(f"INSERT INTO bets SELECT device, mask FROM read_parquet({quoted(str(path.absolute()))})")
 
     def _mark_fresh(self, day: int) -> None:
-        """Write the devices' days up to this one that are complete and were not bet on into the table `fresh`.
+        """Replace the table `fresh` by the devices' days to bet on, and mark them in `bets`, which has the day before's marks.
 
-        Mark them in `bets`. `bets` has the marks of the day before, and then those of this day.
+        These are days of the last `WINDOW` days up to this one that were not bet on, and are complete or `INTERIM` days old.
         """
         self._db.execute(
             """CREATE OR REPLACE TEMP TABLE fresh AS SELECT DISTINCT device, day FROM digests LEFT JOIN bets USING (device)
@@ -228,7 +232,7 @@ class FleetAlarms:
                 self._add_rates(stream, name, np.array(test["rates"]))
 
     def _add_rates(self, stream: dict[str, Any], name: str, rates: Floats) -> None:
-        """Write the usual rates of one test into their table."""
+        """Add the usual rates of one test to their table, with the stream's threshold for tests of audits; replaces none."""
         first = stream["threshold"] if METRICS[name].table == "audited" else 0
         self._db.execute(
             "INSERT INTO rates SELECT ?, ?, ?, unnest(range(168))::INTEGER, ?, unnest(?::DOUBLE[])",
@@ -238,7 +242,8 @@ class FleetAlarms:
     def _close_day(self, day: int) -> None:
         """Bet on a closed day, and on a Sunday on its week; learn the usual rates of streams whose reference ends with the day.
 
-        A new policy's tests may begin with the rates of an earlier one. Changes the state in memory alone.
+        A new policy's tests may begin with the rates of an earlier one. Changes the state in memory, and the database's tables
+        `fresh`, `bets` and `rates`, which are temporary; stores nothing.
         """
         self._mark_fresh(day)
         names = [name for stream in self._streams.values() for name in stream["tests"]]
@@ -279,10 +284,11 @@ class FleetAlarms:
             yield str(identity), {column: np.asarray(values, float)[here] for column, values in rows.items()}
 
     def _inherit(self, stream: dict[str, Any], day: int) -> None:
-        """Begin the tests of a new policy's audits by the usual rates of the same model under an earlier policy, if there is one.
+        """Begin the tests of a new policy's audits by the rates of the same model under the latest earlier policy with tests.
 
-        Takes over that policy's threshold, too. The first devices of a policy are a sample of the fleet, so the level rises by
-        twice the standard error of their mean. A no-op for a model that began anew.
+        Takes over that policy's threshold too, and adds the rates to the database's table; without an audited device, takes the
+        threshold alone. The first devices are a sample of the fleet, so levels rise by twice the standard error of the devices'
+        mean, relative to it. A no-op without such a policy, and for a model that began anew.
         """
         earlier = [other for other in self._streams.values() if other["key"] == stream["key"] and "differ" in other["tests"]]
         donor = max(
@@ -305,10 +311,11 @@ class FleetAlarms:
                 self._add_rates(stream, name, np.array(given["rates"]))
 
     def _learn_rates(self, stream: dict[str, Any], name: str, day: int) -> None:
-        """Begin a daily and a weekly test of a metric, with the days up to this one as reference; set the stream's threshold.
+        """Begin a daily and a weekly test of a metric, with the days up to this one as reference; write the usual rates.
 
-        No test begins with fewer than `EVENTS` events, or of losses without wins and labels. Adds usual rates to the database. Of
-        many devices about `_SAMPLE` are read, and a device's day weighs at most `_LARGEST` times the median one.
+        For a metric of audits first sets the stream's threshold, if it has none. No test begins with fewer than `EVENTS` events,
+        or of losses without wins and labels. Only the weekly test allows for liars. Of many devices about `_SAMPLE` are read, and
+        in the rates a device's day weighs at most `_LARGEST` times the median one.
         """
         metric, first = METRICS[name], stream["first"]
         weekdays = day - first + 1 >= 2 * WEEK
@@ -425,9 +432,10 @@ def _last_day(db: Any) -> int | None:
 
 
 def _bet(test: dict[str, Any], kind: str, units: dict[str, Floats], day: int, stake: float) -> None:
-    """Bet on the device-periods of a stream's test, which is changed in place.
+    """Bet on the device-periods of a stream's daily or weekly test (`kind`), which is changed in place.
 
-    Harms that come with as many more wins are no loss.
+    A daily bet expects as many more events as earlier days had wins beyond the reference's: harms that come with as many more
+    wins are no loss. It then adds its own wins to `seen`.
     """
     extra = 0.0
     if kind == "daily":
@@ -486,7 +494,7 @@ def _suspects(db: Any, stream: dict[str, Any], closed: int) -> tuple[list[dict[s
 
 
 def _left_out(db: Any, closed: int | None) -> dict[str, int]:
-    """Return the number of rows of the last `WINDOW` days that no test counts, by the reason."""
+    """Return the number of rows of the last `WINDOW` days that no test counts, by the reason; damaged files of all days."""
     since = day_of((closed or WINDOW) - WINDOW)
     counts = dict[str, int]()
     for table, possible in (("audits", AUDITS_POSSIBLE), ("requests", _REQUESTS_POSSIBLE)):
@@ -501,7 +509,7 @@ def _left_out(db: Any, closed: int | None) -> dict[str, int]:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """Return the state stored in a file, or that of a new store if there is none; every test in it is checked.
+    """Return the state stored in a file, or that of a new store if there is none; version, day and every test are checked.
 
     Raises:
         StoreError: it is damaged.

@@ -110,13 +110,13 @@ def decide(
 ) -> Decision:
     """Decide about a ring by its devices and the rest of the fleet. Wrong with a probability of at most about `alpha`.
 
-    A ring rolls back if an interval lies wholly beyond its limit, and the ring is worse than the rest in the same hours; it goes
-    on if all lie within. It halts by less evidence, that of a single look, and for an alarm, since both can be taken back. Else
-    it waits, as it does with fewer than `LEAST_DEVICES` devices; the text says for what. For any number of looks: `alpha` is
-    spent over the conditions, and over times that double (of 1, 2, 4, ... blocks), within which looks resemble each other.
+    In this order: rolls back if an interval lies wholly beyond its limit, and the ring is worse than the rest in the same hours;
+    halts by less evidence, that of a single look; halts for an alarm, however few the devices; waits for `LEAST_DEVICES` devices,
+    without which no limit is tested, for blocks, or for evidence, as the text says; goes on, with all intervals within their
+    limits. For any number of looks: `alpha` is spent over the conditions, and over times that double (of 1, 2, 4, ... blocks).
 
     Args:
-        conditions: the limits.
+        conditions: the limits; an alarm counts only if `alarm` is among them.
         sums: requests and amounts so far, since the ring began.
         alarm: True if the audits of the ring's policy have an alarm.
         alpha: risk, for each direction.
@@ -165,7 +165,7 @@ def decide_by_tables(
     """Return the decision about a policy's candidate, by the tables of digests since its ring began. Changes nothing.
 
     Waits if it is for all devices or frozen, or no digest is there. Rows of before a device's switch, by the contents of their
-    policy, count for neither side. The week before is each device's own reference.
+    policy, count for neither side. The week before is each device's own reference. Goes on only after `LEAST_BLOCKS` blocks.
 
     Args:
         connection: tables of digests, as of `digest_tables.open_store`.
@@ -230,7 +230,8 @@ class _Test(NamedTuple):
 def _test(condition: Condition, sums: Sums) -> _Test:
     """Compare a ring with a limit, and with the rest of the fleet in the blocks of hours that both have.
 
-    A device that is far above the others is cut. Without a common block the ring counts as worse than the rest.
+    A device that is far above the others is cut. Without a common block the ring counts as worse than the rest, and a relative
+    limit is undecided.
     """
     share = condition.amount in SHARES
     n, x, ring = *_capped(sums, condition.amount, share=share), sums.ring
@@ -284,7 +285,8 @@ def _chernoff(rate: float, limit: float, devices: float) -> float:
 def _capped(sums: Sums, amount: str, *, share: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return requests and amounts in which no device counts for much more than others: one that lies cannot decide.
 
-    Requests are cut at `HEAVIEST` times the median device's, amounts at three times the rate of the dearest tenth of its side.
+    Requests are cut at `HEAVIEST` times the median device's, and amounts with them. An amount that is a share (`share`) is at
+    most the requests; another is cut at three times the rate of the dearest tenth of its side.
     """
     totals = sums.requests.sum(1)
     factors = np.minimum(1.0, HEAVIEST * np.median(totals[totals > 0]) / np.maximum(totals, 1e-12))[:, None]
@@ -384,8 +386,8 @@ def publish(
 ) -> dict[str, Any]:
     """Sign a new version of a policy for the first ring, or orders alone, into the catalog; return the signed file's data.
 
-    Holds the publisher's lock. A candidate under way is replaced. The sections `[local]`, `[fleet]` and `state` of the policy are
-    not published.
+    Takes the publisher's lock. A candidate under way is replaced. The sections `[local]`, `[fleet]` and `state` of the policy are
+    not published. Orders alone leave the versions, `rings` and `halt` as they are.
 
     Args:
         catalog: folder of the catalog.
@@ -423,7 +425,8 @@ def publish(
 def _with_version(data: Mapping[str, Any], policy: Mapping[str, Any], share: float, requires: str) -> dict[str, Any]:
     """Return a copy of a signed file's data with a new version as candidate, after the last that all devices have.
 
-    A new rollout draws a new salt, and so other devices; one that replaces a candidate keeps its devices.
+    All other versions are dropped. A new rollout draws a new salt, and so other devices; one that replaces a candidate keeps its
+    devices.
     """
     versions, number = data["versions"], max((v["version"] for v in data["versions"]), default=0) + 1
     complete = [v for v in versions if v["share"] == 1][-1:]
@@ -434,7 +437,7 @@ def _with_version(data: Mapping[str, Any], policy: Mapping[str, Any], share: flo
 
 
 def _sign(catalog: Path, data: Mapping[str, Any], keys: Path, days: float) -> dict[str, Any]:
-    """Sign a policy's file, write it into the catalog, and return its data with the format."""
+    """Sign a policy's file, write it into the catalog, and return its data with the format. The caller holds the lock."""
     whole = {"format": FORMAT, **data}
     sign_files(catalog, {target(whole["name"]): json.dumps(whole).encode()}, keys=keys, days=days)
     return whole
@@ -487,8 +490,8 @@ def promote(
     """Carry out a decision about the candidate of a policy, sign it into the catalog, and return the signed file's data.
 
     go_on: the next ring gets it, after a halt too. halt: no further device does. roll_back: all get the contents before, as a new
-    version. A `wait` is not passed here. Holds the publisher's lock. `version` is the one that the decision is about; None: the
-    last.
+    version. A `wait` is not passed here. Takes the publisher's lock. `version` is the one that the decision is about, which must
+    be the last; None: the last, whichever it is.
 
     Raises:
         BadInput: there is no candidate, no version before, or another version was published meanwhile.

@@ -165,7 +165,7 @@ class Rollout:
         self.done = False
 
     def look(self, day: int, online: Bools) -> None:
-        """Draw the requests of a day, and decide. Changes the ring, the steps and the exposed devices."""
+        """Draw the requests of a day, and decide. Changes the ring, the steps, the exposed devices, and `done`."""
         share = self.fleet.rings[self.ring]
         new = (self.place < share) & online
         self.exposed |= new
@@ -231,7 +231,7 @@ def _reference(sample: list[tuple[Counts, Counts]], rates: Floats) -> float:
 
 
 def simulate(fleet: Fleet, progress: Callable[[int], object] = lambda _day: None) -> Days:
-    """Simulate the days of a fleet: its alarms, rollouts of a good and a bad policy, and suspects every `REFERENCE` days.
+    """Simulate the days of a fleet: its alarms, rollouts of a good policy and perhaps a bad one, suspects every `REFERENCE` days.
 
     `progress` is called after each day but the first `REFERENCE`, which give the usual rates. Deterministic by the fleet's seed.
     """
@@ -296,7 +296,8 @@ def _level(rng: np.random.Generator, expected: Floats, rate: Floats, periods: in
 def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, liars: float = 0.0, most: int = 400) -> list[float]:
     """Simulate `runs` fleets, and return the hours from a doubled disagreement of all devices to each one's alarm.
 
-    Infinite if later than `most` periods of `hours`.
+    Infinite if later than `most` periods of `hours`. Of `fleet` the use, the share deferred and the seed count: its own drift and
+    liars are left out, and no device is offline. `liars` is the share for which the test allows; none lies here.
     """
     times = []
     for run in range(runs):
@@ -320,7 +321,8 @@ def times_to_alarm(fleet: Fleet, devices: int, runs: int, *, hours: int = 24, li
 def times_alone(fleet: Fleet, runs: int) -> list[float]:
     """Simulate single devices; return the hours from a doubled disagreement to the alarm of each one's own test of its audits.
 
-    Never ends for a device that has no alarm.
+    Never ends for a device that has no alarm. All devices differ alike, by `DIFFER`. Of `fleet` the use, the share deferred and
+    the seed count.
     """
     rng = np.random.default_rng([fleet.seed, 1])
     times = []
@@ -339,7 +341,8 @@ def times_alone(fleet: Fleet, runs: int) -> list[float]:
 def false_alarms(fleet: Fleet, fleets: int = 200, devices: int = 100) -> int:
     """Simulate the days of so many small fleets in which no device drifts, and return how many have an alarm.
 
-    Liars lie, as in `fleet`.
+    The fleet's outage and liars are simulated, and its share of liars is the one for which the tests allow. The first `REFERENCE`
+    days give the usual rates.
     """
     world = Devices(fleet._replace(devices=fleets * devices, drift=0.0))
     tests: list[PooledDrift] = []

@@ -78,7 +78,10 @@ def fit(
 
 
 def auto(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, **options: Any) -> Learned:
-    """Fit as `fit`, with its options, and blend with msp or the base score: the fewer harms and wins, the closer to that."""
+    """Fit as `fit`, with its options but `blend`: the fewer harms and wins, the closer the score is to msp or the base score.
+
+    Raises PolicyError as `fit`.
+    """
     return fit(features, edge_correct, cloud_correct, blend=True, **options)
 
 
@@ -188,7 +191,7 @@ def _logit_examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: A
 
 
 def _usable(examples: _Examples, table: Array) -> _Examples:
-    """Return the examples without those whose features have NaN or infinity, and their number as `left_out`."""
+    """Return the examples without those whose row of `table` has NaN or infinity, and the number of these as `left_out`."""
     keep = np.isfinite(table).all(1)
     logits = None if examples.logits is None else examples.logits[keep]
     return examples._replace(
@@ -200,8 +203,9 @@ def _usable(examples: _Examples, table: Array) -> _Examples:
 def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, blend: bool) -> Learned:
     """Fit harm and win, or of hashed words the gain, with a ridge chosen by cross-validation; or fall back with a reason.
 
-    It falls back with too few examples, harms or wins, or if all features are alike. With `blend` the file has ranks of both
-    scores.
+    Falls back with few examples, no harm, few harms and wins, or if all features are alike and there are no words. With `blend`
+    the score is a weighted mean of the rank by the fit and that by the score without a fit; the fit's weight is n / (n + `TRUST`)
+    for n harms and wins. For hashed words `RIDGE`, the default, is replaced by their own.
 
     Raises:
         PolicyError: `ridge`, `folds` or `seed` is invalid.
@@ -261,9 +265,10 @@ def _knots(values: Array) -> list[float]:
 
 
 def _crossvalidate(examples: _Examples, ridge: Sequence[float], folds: int, seed: int) -> tuple[Array, Array]:
-    """Return held-out area parts and negative log-likelihoods of each example, [1 + ridges, n] each; msp alone first.
+    """Return held-out area parts and losses of each example, [1 + ridges, n] each; first the score without a fit, of loss 0.
 
-    The folds are drawn at random by the seed, alike in harms and wins.
+    A loss is a negative log-likelihood, or of hashed words a squared error. The folds are drawn at random by the seed, alike in
+    harms and wins.
     """
     n = len(examples.gain)
     fold = np.empty(n, np.int64)
@@ -302,7 +307,8 @@ class _HarmAndWin(NamedTuple):
 def _train(table: Array, examples: _Examples, train: Array, ridge: float) -> Any:
     """Fit harm and win, or of hashed words the gain, to these examples; return the fit, with `better_and_losses` and `data`.
 
-    Of harm and win, one that is rare in all examples gets a constant rate.
+    Of harm and win, one that is rare in all examples gets a constant rate. Intercept and first column are hardly penalised,
+    whatever the ridge.
 
     train: [n], bool.
     """

@@ -51,7 +51,10 @@ MOST_STORED, MOST_STORED_BYTES = 1_000, 32 << 20
 
 
 class StoredResponses:
-    """Messages of the responses that a later request may continue, in the memory of this process alone."""
+    """Messages of the responses that a later request may continue, in the memory of this process alone.
+
+    It has no lock: the event loop alone writes to it; the parser thread, which reads large requests, calls `get`.
+    """
 
     def __init__(self) -> None:
         self._messages: OrderedDict[str, tuple[list[dict[str, Any]], int]] = OrderedDict()
@@ -68,7 +71,10 @@ class StoredResponses:
         return stored[0]
 
     def put(self, identity: str, messages: list[dict[str, Any]]) -> None:
-        """Store messages, and discard the oldest responses beyond 1,000 or 32 MiB, even these if they alone have more."""
+        """Store the messages of a new response, whose identity is not stored yet. Call it on the event loop: it takes no lock.
+
+        Then discards the oldest responses beyond 1,000 or 32 MiB of JSON, even this one if it alone has more.
+        """
         size = len(json_dumps(messages, to_json_types))
         self._messages[identity] = messages, size
         self._bytes += size
@@ -88,7 +94,8 @@ def read_request(
     """Translate the parsed body of `/v1/responses` to a chat for the router: instructions, an earlier response's messages, input.
 
     Items are messages, calls of functions, their outputs and reasoning. Tools are functions of the client. The effort of
-    reasoning is passed on only if `allow` has "reasoning_effort"; keys in `IGNORED` never. Nothing is stored yet.
+    reasoning is passed on only if `allow` has "reasoning_effort"; keys in `IGNORED` never. Nothing is stored yet: the result has
+    the messages to store, without the instructions; None if `store` is false. May run in the parser thread.
 
     Raises:
         BadInput: the request has an unsupported or invalid option or item, or continues a response that is not stored.
@@ -201,7 +208,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
 def _tools(tools: Any) -> Any:
     """Return the functions of a request as a chat has them, without unknown keys; None for none.
 
-    Raises BadInput for a server's tool.
+    Raises BadInput for a server's tool, and for another form than a list.
     """
     if not tools:
         return None
@@ -217,7 +224,7 @@ def _tools(tools: Any) -> Any:
 
 
 def _tool_choice(choice: Any) -> Any:
-    """Return `tool_choice` as a chat has it."""
+    """Return `tool_choice` as a chat has it: a function by its name; anything else as it is."""
     if isinstance(choice, Mapping) and choice.get("type") == "function":
         return {"type": "function", "function": {"name": choice.get("name")}}
     return choice
@@ -258,8 +265,8 @@ class ResponseReply:
     def body(self, answer: Answer[Any]) -> dict[str, Any]:
         """Return the whole response, with the answer's origin as `edgeroute`; store its messages unless the request forbids it.
 
-        Its status is "incomplete" if the model was cut off by a limit of tokens or a filter. Calls and reasoning get new random
-        ids.
+        Stored are those of the request, and the answer's text and calls, without reasoning. The status is "incomplete" if the
+        model was cut off by a limit of tokens or a filter. Calls and reasoning get new random ids. Call it once.
         """
         reply = reply_of(answer)
         choice = choice_of(reply)
