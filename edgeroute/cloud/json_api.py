@@ -33,7 +33,8 @@ class PlainJson(OneByOne):
         encode: input -> JSON-serialisable body, in place of `body`; with `send_edge`, input and the edge's answer.
         send_edge: send the edge's answer along, where the body has `{edge}`; without `body` as `edge` beside `input`
             (docs/payloads.md).
-        value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
+        value: path of the value in the reply, keys and indices separated by dots: `result.0.label`. The default also reads a
+            pipeline's labels with scores.
         confidence: path of the confidence; None: none. A reply without it has no confidence.
         logits: path of an array [classes], used instead of `value` and `confidence`.
         kind: kind of that array, "probabilities" for example; None: logits.
