@@ -519,7 +519,7 @@ def test_plain_logits():
 @pytest.mark.parametrize(
     ("reply", "settings_", "message"),
     [
-        ({"v": 1}, {}, "no 'value' in the reply; .* there is an object of other keys; value or logits is its path"),
+        ({"v": 1}, {}, "no 'value' in the reply: give its path, such as .* as value .* there is an object of other keys"),
         ([], {"value": "0"}, "no '0' in the reply"),
         ("text", {"value": "a.b"}, "where 'a' should be there is str"),
         ({"value": 1, "confidence": "high"}, {}, "'confidence' is str, not a number"),

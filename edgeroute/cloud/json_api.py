@@ -186,8 +186,8 @@ class PlainJson(OneByOne):
                 if optional:
                     return None
                 there = "an object of other keys" if isinstance(level, dict) else type(level).__name__
-                why = f"where {key!r} should be there is {there}; value or logits is its path, as result.0.label"
-                raise BadReply(f"{self.where}: no {path!r} in the reply; {why}")
+                why = f"give its path, such as result.0.label, as value or logits; where {key!r} should be there is {there}"
+                raise BadReply(f"{self.where}: no {path!r} in the reply: {why}")
             level = inner
         return level
 
